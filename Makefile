@@ -1,0 +1,42 @@
+# Everything a person types on a fresh machine: `make quickstart`, then `make test`.
+# Needs Python 3.11 to 3.13 with venv, git and make; all else comes from requirements.lock.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: quickstart install test check format lock clean
+.DELETE_ON_ERROR:
+
+quickstart: install ## install, then search Vision Transformers on the handwritten digits
+	$(BIN)/vit-search run search_spaces/digits.yaml
+
+install: $(INSTALLED)
+
+# uv comes first, by its own hashes out of the one lock; it then makes .venv equal to that lock.
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("make: Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12 …")'
+	test -x $(BIN)/uv || $(PYTHON) -m venv --clear .venv
+	test -x $(BIN)/uv || { awk '/^uv==/ {block = 1} block {print} block && !/\\$$/ {exit}' requirements.lock > .venv/uv.txt \
+	  && $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt; }
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+test: check ## install, check and test
+	$(BIN)/pytest
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: ## after a change of pyproject.toml's dependencies
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --output-file requirements.lock
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,37 @@
+"""What a user can do wrong: each error is one line that says where, what was seen, and the mend."""
+
+
+class VitSearchError(Exception):
+    """A mistake that its reader can mend; the command line prints it and leaves with `exit_code`."""
+
+    exit_code = 2
+
+
+class SpecError(VitSearchError):
+    """The search file asks for something that cannot be run."""
+
+
+class DataError(VitSearchError):
+    """The images are missing, damaged, or not what the search file says they are."""
+
+
+class CheckpointError(VitSearchError):
+    """A checkpoint folder is missing, damaged, or of another configuration."""
+
+
+class SearchError(VitSearchError):
+    """A search folder cannot be made, found, read or resumed."""
+
+
+class TrackingError(VitSearchError):
+    """The MLflow server or database cannot be reached or refuses what it is sent."""
+
+
+class PromotionError(VitSearchError):
+    """A candidate cannot be promoted, or a model cannot be loaded from the registry."""
+
+
+class NoTrialCompletedError(VitSearchError):
+    """The search ended, and not one of its trials reached full length."""
+
+    exit_code = 4

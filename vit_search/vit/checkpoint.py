@@ -1,0 +1,184 @@
+"""A folder that rebuilds a model and its training: safetensors and config.json, written whole or not at all.
+
+    checkpoint/
+      config.json            trial config, normalisation, classes, history, sha256 of the two files below
+      model.safetensors      weights and buffers
+      optimiser.safetensors  AdamW's moments and steps; absent from a model that is only served
+
+Nothing in it is a pickle. Two generations are kept on disk while a trial runs: `save` writes a new folder beside the old
+one, swaps them by renaming, and removes the old one last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vit_search.errors import CheckpointError, SpecError
+from vit_search.spec.config import EpochResult, TrialConfig
+from vit_search.vit.model import ViT
+from vit_search.vit.training import Normalisation, Training, start
+
+MODEL, OPTIMISER, CONFIG = "model.safetensors", "optimiser.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model ready to classify, with all it needs to read an image and to name a class."""
+
+    model: ViT
+    config: TrialConfig
+    normalisation: Normalisation
+    classes: tuple[str, ...]
+    data_hash: str
+
+
+def save(folder: Path, training: Training, *, classes: tuple[str, ...], data_hash: str, optimiser: bool = True) -> None:
+    """Write a checkpoint; at every moment `folder` holds the old one, the new one, or stands beside a complete `.old`.
+
+    Raises: OSError when the disk is full or cannot be written; an older checkpoint is then still there.
+    """
+    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    _recover(folder)
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save_file({name: tensor.contiguous() for name, tensor in training.model.state_dict().items()}, fresh / MODEL)
+    if optimiser:
+        save_file(_optimiser_tensors(training), fresh / OPTIMISER)
+    files = [MODEL, OPTIMISER] if optimiser else [MODEL]
+    document = {
+        "config": training.config.to_dict(),
+        "normalisation": {"mean": training.normalisation.mean.tolist(), "std": training.normalisation.std.tolist()},
+        "classes": list(classes),
+        "data_hash": data_hash,
+        "history": [dataclasses.asdict(result) for result in training.history],
+        "sha256": {name: _sha256(fresh / name) for name in files},
+    }
+    (fresh / CONFIG).write_text(json.dumps(document, indent=1))
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_training(folder: Path, config: TrialConfig, device: torch.device | str = "cpu") -> Training:
+    """Rebuild a training where it was saved.
+
+    Args:
+        folder: a checkpoint written by `save` with its optimiser.
+        config: what the caller is about to train; it must equal what the checkpoint was trained with.
+    Raises: CheckpointError when the folder is missing, damaged, or of another configuration.
+    """
+    document = _read(folder)
+    saved = _trial_config(folder, document)
+    if saved != config:
+        raise CheckpointError(f"{folder}: {_difference(saved, config)}; start this configuration as a new trial.")
+    training = start(config, _normalisation(document, device), device)
+    _load_weights(folder, training.model)
+    _load_optimiser(training, load_file(folder / OPTIMISER, device=str(device)))
+    training.history.extend(EpochResult(**result) for result in document["history"])
+    return training
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> ServedModel:
+    """Rebuild a model to classify with, in eval mode.
+
+    Raises: CheckpointError when the folder is missing or damaged.
+    """
+    document = _read(folder, needs=(MODEL,))
+    config = _trial_config(folder, document)
+    model = ViT(config.model)
+    _load_weights(folder, model)
+    return ServedModel(
+        model=model.to(device).eval(),
+        config=config,
+        normalisation=_normalisation(document, device),
+        classes=tuple(document["classes"]),
+        data_hash=document["data_hash"],
+    )
+
+
+def exists(folder: Path) -> bool:
+    """Whether a checkpoint stands here, or the one before it can be put back."""
+    _recover(folder)
+    return (folder / CONFIG).is_file()
+
+
+def _recover(folder: Path) -> None:
+    """Finish a swap that a crash cut in two."""
+    old = folder.with_name(folder.name + ".old")
+    if not folder.exists() and old.exists():
+        old.rename(folder)
+
+
+def _read(folder: Path, needs: tuple[str, ...] = (MODEL, OPTIMISER)) -> dict[str, Any]:
+    _recover(folder)
+    try:
+        document: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+        for name in needs:
+            if _sha256(folder / name) != document["sha256"][name]:
+                raise CheckpointError(f"{folder / name}: its sha256 is not the recorded one: the file is damaged. Use another checkpoint.")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{error.filename}: missing. Name a checkpoint folder with config.json and {' and '.join(needs)}.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: damaged ({error}). Use another checkpoint.") from None
+    return document
+
+
+def _trial_config(folder: Path, document: dict[str, Any]) -> TrialConfig:
+    try:
+        return TrialConfig.from_dict(document["config"])
+    except SpecError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from None
+
+
+def _normalisation(document: dict[str, Any], device: torch.device | str) -> Normalisation:
+    values = document["normalisation"]
+    return Normalisation.of(tuple(values["mean"]), tuple(values["std"]), device)
+
+
+def _load_weights(folder: Path, model: ViT) -> None:
+    try:
+        model.load_state_dict(load_file(folder / MODEL))
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{folder / MODEL}: does not fit its config.json ({str(error).splitlines()[0]}).") from None
+
+
+def _optimiser_tensors(training: Training) -> dict[str, Tensor]:
+    names = {id(p): name for name, p in training.model.named_parameters()}
+    state = training.optimiser.state
+    return {f"{names[id(p)]}/{key}": value for p, values in state.items() for key, value in values.items()}
+
+
+def _load_optimiser(training: Training, tensors: dict[str, Tensor]) -> None:
+    parameters = dict(training.model.named_parameters())
+    for path, value in tensors.items():
+        name, _, key = path.rpartition("/")
+        training.optimiser.state[parameters[name]][key] = value
+
+
+def _difference(saved: TrialConfig, asked: TrialConfig) -> str:
+    for part in ("data", "model", "training"):
+        before, after = dataclasses.asdict(getattr(saved, part)), dataclasses.asdict(getattr(asked, part))
+        for name, value in before.items():
+            if after[name] != value:
+                return f"{part}.{name} was {value!r} when it was saved and is now {after[name]!r}"
+    return f"seed was {saved.seed} when it was saved and is now {asked.seed}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    return digest

@@ -1,0 +1,218 @@
+"""The Vision Transformer of Dosovitskiy et al. 2021 (https://arxiv.org/abs/2010.11929), with the choices that a search varies."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vit_search.spec.config import ModelConfig
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Cut images into patches, left to right, then top to bottom.
+
+    Args:
+        images: (batch, channels, height, width).
+        patch_size: side of a patch in pixels.
+    Returns: (batch, patches, channels * patch_size**2); a patch lists its pixels as a convolution's weight does.
+    Raises: EinopsError when patch_size does not divide height and width.
+    Source: Dosovitskiy et al. 2021, section 3.1.
+    """
+    pattern = "batch channels (rows ph) (cols pw) -> batch (rows cols) (channels ph pw)"
+    return rearrange(images, pattern, ph=patch_size, pw=patch_size)
+
+
+def sincos2d(rows: int, cols: int, dim: int) -> Tensor:
+    """Fixed position embedding: a quarter of the width each for sin and cos of the column and of the row.
+
+    Returns: (rows * cols, dim); the last dim % 4 columns are 0.
+    Source: Chen, Xie and He 2021, https://arxiv.org/abs/2104.02057
+    """
+    quarter = dim // 4
+    frequencies = 10_000.0 ** -(torch.arange(quarter) / max(quarter - 1, 1))
+    row, col = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
+    row_angles, col_angles = (place.flatten()[:, None] * frequencies for place in (row, col))
+    table = torch.cat([col_angles.sin(), col_angles.cos(), row_angles.sin(), row_angles.cos()], dim=1)
+    return F.pad(table, (0, dim - 4 * quarter))
+
+
+class DropPath(nn.Module):
+    """Skips a whole branch for a sample with chance `rate` while training (stochastic depth, Huang et al. 2016)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(batch, tokens, dim) to the same; kept samples are scaled by 1 / (1 - rate)."""
+        if not self.training or self.rate == 0:
+            return branch
+        keep = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.rate
+        return branch * keep / (1 - self.rate)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: softmax(q kᵀ / √width) v for each head, concatenated and projected."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        inner = config.heads * config.head_width
+        self.qkv = nn.Linear(config.dim, 3 * inner, bias=config.qkv_bias)
+        self.projection = nn.Linear(inner, config.dim)
+        self.attention_dropout = _rate(config.attention_dropout, config)
+        self.projection_dropout = nn.Dropout(_rate(config.projection_dropout, config))
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(batch, tokens, dim) to the same; `mask` as in `ViT.forward`."""
+        # split, view, transpose: no copy between the projection and the attention kernel
+        queries, keys, values = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(tokens).chunk(3, dim=-1))
+        rate = self.attention_dropout if self.training else 0.0
+        heads = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=rate)
+        return self.projection_dropout(self.projection(heads.transpose(1, 2).flatten(2)))
+
+
+class MLP(nn.Module):
+    """Two linear layers with an activation between them, for each token alone."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.dim, config.mlp_width)
+        self.down = nn.Linear(config.mlp_width, config.dim)
+        self.activation = nn.GELU() if config.activation == "gelu" else nn.ReLU()
+        self.dropout = nn.Dropout(_rate(config.mlp_dropout, config))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(batch, tokens, dim) to the same."""
+        return self.dropout(self.down(self.dropout(self.activation(self.up(tokens)))))
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a branch (Touvron et al. 2021, https://arxiv.org/abs/2103.17239)."""
+
+    def __init__(self, dim: int, initial: float) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.full((dim,), initial))
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(batch, tokens, dim) to the same."""
+        return branch * self.factor
+
+
+class Block(nn.Module):
+    """One encoder block: attention and MLP, each a residual branch, with its LayerNorm before or after."""
+
+    def __init__(self, config: ModelConfig, drop_path: float) -> None:
+        super().__init__()
+        self.pre_norm = config.norm == "pre"
+        self.norm1 = nn.LayerNorm(config.dim, eps=1e-6)
+        self.attention = Attention(config)
+        self.norm2 = nn.LayerNorm(config.dim, eps=1e-6)
+        self.mlp = MLP(config)
+        self.scale1, self.scale2 = (
+            nn.Identity() if config.layer_scale is None else LayerScale(config.dim, config.layer_scale) for _ in range(2)
+        )
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(batch, tokens, dim) to the same."""
+        if self.pre_norm:
+            tokens = tokens + self.drop_path(self.scale1(self.attention(self.norm1(tokens), mask)))
+            return tokens + self.drop_path(self.scale2(self.mlp(self.norm2(tokens))))
+        tokens = self.norm1(tokens + self.drop_path(self.scale1(self.attention(tokens, mask))))
+        return self.norm2(tokens + self.drop_path(self.scale2(self.mlp(tokens))))
+
+
+class Encoder(nn.Module):
+    """The blocks one after another, and a last LayerNorm where they are pre-norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        last = max(config.depth - 1, 1)
+        self.blocks = nn.ModuleList(Block(config, config.drop_path * i / last) for i in range(config.depth))
+        self.norm = nn.LayerNorm(config.dim, eps=1e-6) if config.norm == "pre" else nn.Identity()
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(batch, tokens, dim) to the same."""
+        for block in self.blocks:
+            tokens = block(tokens, mask)
+        out: Tensor = self.norm(tokens)
+        return out
+
+
+class ViT(nn.Module):
+    """A Vision Transformer built from a ModelConfig.
+
+    Args:
+        config: its shape and choices.
+        encoder: a module in place of the standard encoder; called as `encoder(tokens, mask)` with
+            (batch, tokens, dim), it returns the same shape.
+    """
+
+    def __init__(self, config: ModelConfig, encoder: nn.Module | None = None) -> None:
+        super().__init__()
+        self.config = config
+        rows, cols = config.grid
+        self.embed = nn.Linear(config.in_channels * config.patch_size**2, config.dim)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.dim)) if config.pool == "cls" else None
+        if config.positions == "learned":
+            self.positions = nn.Parameter(torch.empty(1, config.tokens, config.dim))
+        else:
+            table = sincos2d(rows, cols, config.dim)
+            self.register_buffer("positions", F.pad(table, (0, 0, config.tokens - len(table), 0))[None])
+        self.dropout = nn.Dropout(_rate(config.embedding_dropout, config))
+        self.encoder = Encoder(config) if encoder is None else encoder
+        self.head = nn.Linear(config.dim, config.num_classes) if config.num_classes else None
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                if self.config.init == "xavier":
+                    nn.init.xavier_uniform_(module.weight)
+                else:
+                    nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for table in (self.cls_token, self.positions):
+            if isinstance(table, nn.Parameter):
+                nn.init.normal_(table, std=self.config.pos_init_std)
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Classify images.
+
+        Args:
+            images: (batch, in_channels, height, width), normalised floats.
+            mask: boolean, True where a query (second to last axis) may see a key (last axis); (tokens, tokens),
+                (batch, 1, tokens, tokens) or (batch, heads, tokens, tokens). The class token, if any, is token 0.
+        Returns: logits (batch, num_classes), or token features (batch, tokens, dim) when num_classes is 0.
+        """
+        tokens = self.embed(patchify(images, self.config.patch_size))
+        if self.cls_token is not None:
+            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        tokens = self.encoder(self.dropout(tokens + self.positions), mask)
+        if self.head is None:
+            return tokens
+        logits: Tensor = self.head(tokens.mean(dim=1) if self.cls_token is None else tokens[:, 0])
+        return logits
+
+
+def decayed(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Split a model's parameters into those that weight decay shrinks (matrices) and those it must not touch."""
+    tables = {"cls_token", "positions"}
+    matrices = [p for name, p in model.named_parameters() if p.ndim >= 2 and name not in tables]
+    chosen = {id(p) for p in matrices}
+    return matrices, [p for p in model.parameters() if id(p) not in chosen]
+
+
+def _rate(own: float | None, config: ModelConfig) -> float:
+    return config.dropout if own is None else own
+
+
+def loss_at_chance(num_classes: int) -> float:
+    """Cross-entropy in nats of a guess that gives every class the same chance."""
+    return math.log(num_classes)
