@@ -52,6 +52,16 @@ def check_bounds(config: Any) -> None:
             raise SpecError(f"{f.name} is {value!r}; give {bounds_text(bounds)}.")
 
 
+SHAPES: dict[str, tuple[tuple[int, int], int, int]] = {
+    "digits": ((8, 8), 1, 10),
+    "mnist": ((28, 28), 1, 10),
+    "fashion_mnist": ((28, 28), 1, 10),
+    "cifar10": ((32, 32), 3, 10),
+    "cifar100": ((32, 32), 3, 100),
+}
+"""Image size, channels and classes of the named data sets."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which images, and how they are split."""

@@ -44,7 +44,7 @@ class ServedModel:
     data_hash: str
 
 
-def save(folder: Path, training: Training, *, classes: tuple[str, ...], data_hash: str, optimiser: bool = True) -> None:
+def save(folder: Path, training: Training, *, classes: tuple[str, ...], data_hash: str) -> None:
     """Write a checkpoint; at every moment `folder` holds the old one, the new one, or stands beside a complete `.old`.
 
     Raises: OSError when the disk is full or cannot be written; an older checkpoint is then still there.
@@ -54,16 +54,14 @@ def save(folder: Path, training: Training, *, classes: tuple[str, ...], data_has
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     save_file({name: tensor.contiguous() for name, tensor in training.model.state_dict().items()}, fresh / MODEL)
-    if optimiser:
-        save_file(_optimiser_tensors(training), fresh / OPTIMISER)
-    files = [MODEL, OPTIMISER] if optimiser else [MODEL]
+    save_file(_optimiser_tensors(training), fresh / OPTIMISER)
     document = {
         "config": training.config.to_dict(),
         "normalisation": {"mean": training.normalisation.mean.tolist(), "std": training.normalisation.std.tolist()},
         "classes": list(classes),
         "data_hash": data_hash,
         "history": [dataclasses.asdict(result) for result in training.history],
-        "sha256": {name: _sha256(fresh / name) for name in files},
+        "sha256": {name: _sha256(fresh / name) for name in (MODEL, OPTIMISER)},
     }
     (fresh / CONFIG).write_text(json.dumps(document, indent=1))
     if folder.exists():
@@ -107,6 +105,15 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> ServedModel:
         classes=tuple(document["classes"]),
         data_hash=document["data_hash"],
     )
+
+
+def copy_for_serving(folder: Path, target: Path) -> None:
+    """Copy what classifying needs: the weights and config.json, not the optimiser's state."""
+    document = _read(folder, needs=(MODEL,))
+    document["sha256"].pop(OPTIMISER, None)
+    target.mkdir(parents=True)
+    shutil.copy2(folder / MODEL, target / MODEL)
+    (target / CONFIG).write_text(json.dumps(document, indent=1))
 
 
 def exists(folder: Path) -> bool:

@@ -1,0 +1,402 @@
+"""Start, resume and summarise a search: the ledger in the middle, Ray Tune to its left, MLflow and the screen to its right."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+for _name, _value in {  # read by Ray when it is imported, and inherited by its processes
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_agent_register_timeout_ms": "300000",  # a busy two-core machine needs more than 15 s (ray#65983)
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failure is reported without the metric
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the ledger is our state; Tune's own snapshots are never read
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import ray
+from ray import tune
+from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
+
+from vit_search.errors import NoTrialCompletedError, SearchError, SpecError
+from vit_search.search.stopping import Rungs, RungScheduler
+from vit_search.search.suggest import OptunaSearcher
+from vit_search.search.trial import train_trial
+from vit_search.spec import search_file
+from vit_search.spec.config import EpochResult
+from vit_search.spec.search_file import SearchSpec
+from vit_search.spec.space import Value
+from vit_search.tracking.ledger import Ended, Event, Ledger, Outcome, Proposed, Reported, Trial, best, ranked, trial_folder
+from vit_search.tracking.recorder import Recorder, SearchFacts
+from vit_search.vit.data import DataSet, prepare
+
+MAX_RETRIES = 3
+"""How often a trial whose process dies is taken up from its checkpoint."""
+
+WORKER_ENV = {  # glibc keeps freed pages instead of faulting them in again at each step: 4 to 7 % on CPU
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_TOP_PAD_": "268435456",
+    "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
+}
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A search as it stands when its driver stops."""
+
+    folder: Path
+    spec: SearchSpec
+    trials: list[Trial]
+    """The leaderboard, best first."""
+    interrupted: bool
+    seconds: float
+    """Wall time of this launch."""
+    experiment_id: str
+    parent_run: str
+
+    @property
+    def best(self) -> Trial | None:
+        """The winner, or None."""
+        return best(self.trials, self.spec.metric, self.spec.mode)
+
+
+Watcher = Callable[[Event], None]
+
+
+def run(
+    spec: SearchSpec,
+    *,
+    output: Path = Path("searches"),
+    tracking_uri: str | None = None,
+    download: bool = False,
+    watch: Callable[[Ledger, SearchSpec], Watcher] | None = None,
+) -> SearchResult:
+    """Start a search in a new folder under `output` and see it through.
+
+    Args:
+        spec: a checked search file.
+        output: folder of all searches; a new one is made in it, never an old one used again.
+        tracking_uri: of MLflow; see `recorder.resolve_uri`.
+        download: whether a missing data set may be fetched.
+        watch: called once with the ledger; what it returns is told every event.
+    Raises: DataError, TrackingError, SearchError before the first trial; NoTrialCompletedError at the end.
+    """
+    share = spec.space.feasible_share()
+    if share == 0:
+        raise SpecError("none of 2000 random proposals can be built: see that patch_size divides the image and heads divides dim.")
+    data = prepare(spec.data_config, download=download)
+    recorder = Recorder.connect(tracking_uri, spec.name)
+    folder = _new_folder(output, spec.name)
+    facts = SearchFacts(
+        search=folder.name,
+        spec_name=spec.name,
+        text=spec.text,
+        resolved=spec.model_dump(mode="json", by_alias=True),
+        metric=spec.metric,
+        mode=spec.mode,
+        data_hash=data.data_hash,
+        code_version=_code_version(),
+        environment=_environment(),
+    )
+    _write(folder / "search.yaml", spec.text)
+    _write(folder / "search.json", json.dumps(dataclasses.asdict(facts) | {"tracking_uri": recorder.public_uri}, indent=1))
+    return _drive(spec, folder, data, recorder, facts, watch)
+
+
+def resume(
+    folder: Path, *, tracking_uri: str | None = None, watch: Callable[[Ledger, SearchSpec], Watcher] | None = None
+) -> SearchResult:
+    """Take up a search where its ledger ends: same trials, same rungs, same MLflow runs.
+
+    Raises: SearchError when the folder holds no search, another driver has it, or its data has changed.
+    """
+    spec, facts = read_search(folder)
+    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
+        raise SearchError(f"{folder}: others may write into this folder; make it yours alone: chown and chmod go-w, then resume.")
+    data = prepare(spec.data_config)
+    if data.data_hash != facts.data_hash:
+        raise SearchError(f"{folder}: the data set has changed since this search began; start a new search with `vit-search run`.")
+    saved = json.loads((folder / "search.json").read_text())["tracking_uri"]
+    return _drive(spec, folder, data, Recorder.connect(tracking_uri or saved, spec.name), facts, watch)
+
+
+def read_search(folder: Path) -> tuple[SearchSpec, SearchFacts]:
+    """A search's file and facts.
+
+    Raises: SearchError when the folder does not hold them.
+    """
+    try:
+        values = json.loads((folder / "search.json").read_text())
+        values.pop("tracking_uri")
+        return search_file.load(folder / "search.yaml"), SearchFacts(**values)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SearchError(f"{folder}: not the folder of a search ({error}).") from None
+
+
+def find(output: Path, name: str | None) -> Path:
+    """A search's folder by its name or path; without a name, the newest under `output`.
+
+    Raises: SearchError that names the nearest or says how to make one.
+    """
+    if name is not None and (Path(name) / "search.json").is_file():
+        return Path(name)
+    known = sorted((p.parent for p in output.glob("*/search.json")), key=lambda p: (p / "search.json").stat().st_mtime)
+    if not known:
+        raise SearchError(f"{output}: no search here; start one with `vit-search run FILE`.")
+    if name is None:
+        return known[-1]
+    names = [p.name for p in known]
+    if name in names:
+        return output / name
+    raise SearchError(f"{output}: no search named {name!r}; {search_file.nearest(name, names)}")
+
+
+def _drive(
+    spec: SearchSpec,
+    folder: Path,
+    data: DataSet,
+    recorder: Recorder,
+    facts: SearchFacts,
+    watch: Callable[[Ledger, SearchSpec], Watcher] | None,
+) -> SearchResult:
+    began = time.monotonic()
+    ledger = Ledger(folder / "ledger.jsonl")
+    rungs = Rungs(mode=spec.mode, epochs=spec.epochs, **spec.stopping.model_dump())
+    recorder.open(facts, folder, ledger.events)
+    ledger.listeners.append(recorder.send)
+    _settle(ledger, rungs, spec)
+    searcher = OptunaSearcher(
+        spec.space,
+        metric=spec.metric,
+        mode=spec.mode,
+        epochs=spec.epochs,
+        trials=spec.trials,
+        seed=spec.seed,
+        config=lambda number, params: _told(spec, folder, data, number, params),
+        record=ledger.append,
+        may_go_on=lambda: not _all_fail_alike(ledger.trials),
+    )
+    searcher.replay(ledger.events)
+    left = spec.trials - sum(trial.over for trial in ledger.trials.values())
+    interrupted = False
+    try:
+        if left:
+            if watch:
+                ledger.listeners.append(watch(ledger, spec))
+            interrupted = _tune(spec, folder, ledger, rungs, searcher, left)
+    finally:
+        for trial in list(ledger.trials.values()):
+            if trial.outcome == "running":
+                ledger.append(Ended(trial=trial.number, outcome="interrupted", reason="the driver stopped"))
+                interrupted = True
+        trials = ranked(ledger.trials.values(), spec.metric, spec.mode)
+        winner = best(trials, spec.metric, spec.mode)
+        checkpoint = trial_folder(folder, winner.number) / "checkpoint" if winner and not interrupted else None
+        recorder.close(trials, interrupted=interrupted, winner=winner, checkpoint=checkpoint)
+        ledger.close()
+    if not interrupted and not any(trial.outcome == "completed" for trial in trials):
+        raise NoTrialCompletedError(f"{folder}: none of {len(trials)} trials reached full length; {_why(trials)}")
+    return SearchResult(
+        folder, spec, trials, interrupted, time.monotonic() - began, recorder.experiment_id, recorder.parent_run
+    )
+
+
+def _settle(ledger: Ledger, rungs: Rungs, spec: SearchSpec) -> None:
+    """Rebuild the rungs, and end what a dead driver had decided or seen but not yet written down."""
+    stopped: dict[int, bool] = {}
+    for event in list(ledger.events):
+        if isinstance(event, Reported):
+            stopped[event.trial] = rungs.stops(event.result.epoch, getattr(event.result, spec.metric))
+    for trial in list(ledger.trials.values()):
+        if not trial.over and trial.results:
+            if trial.results[-1].epoch >= spec.epochs:
+                ledger.append(Ended(trial=trial.number, outcome="completed"))
+            elif stopped[trial.number]:
+                ledger.append(Ended(trial=trial.number, outcome="stopped"))
+
+
+def _told(spec: SearchSpec, folder: Path, data: DataSet, number: int, params: dict[str, Value]) -> dict[str, Any]:
+    config = spec.trial_config(params, in_channels=data.channels, num_classes=len(data.classes), trial=number)
+    return {
+        "trial": number,
+        "config": config.to_dict(),
+        "folder": str(trial_folder(folder.resolve(), number)),
+        "data": data,
+        "threads": max(1, int(spec.resources.cpus)),
+    }
+
+
+def _tune(spec: SearchSpec, folder: Path, ledger: Ledger, rungs: Rungs, searcher: OptunaSearcher, left: int) -> bool:
+    """Run the trials; True when a signal ended them early."""
+
+    def record(number: int, result: Mapping[str, Any]) -> bool:
+        known = len(ledger.trials[number].results)
+        ledger.append(Reported(trial=number, result=EpochResult(**{f.name: result[f.name] for f in dataclasses.fields(EpochResult)})))
+        return len(ledger.trials[number].results) > known
+
+    with _local_ray(spec), _signals() as stopped:
+        tuner = Tuner(
+            tune.with_resources(train_trial, {"cpu": spec.resources.cpus, "gpu": spec.resources.gpus}),
+            tune_config=TuneConfig(
+                search_alg=searcher,
+                scheduler=RungScheduler(rungs, spec.metric, record),
+                num_samples=left,
+                max_concurrent_trials=spec.concurrency,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: f"{trial.config['trial']:04d}",
+                trial_name_creator=lambda trial: f"trial_{trial.config['trial']:04d}",
+            ),
+            run_config=RunConfig(
+                name="tune",
+                storage_path=str(folder.resolve()),
+                callbacks=[_EndCallback(ledger, spec.epochs, stopped)],
+                failure_config=FailureConfig(max_failures=MAX_RETRIES),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+    return stopped.is_set()
+
+
+class _EndCallback(Callback):  # type: ignore[misc]
+    """Writes into the ledger how each trial ended."""
+
+    def __init__(self, ledger: Ledger, epochs: int, stopped: threading.Event) -> None:
+        self._ledger, self._epochs, self._stopped = ledger, epochs, stopped
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result = trial.last_result or {}
+        outcome: Outcome = "completed" if result.get("epoch", 0) >= self._epochs else "stopped"
+        outcome = result.get("failure", outcome)
+        if outcome == "stopped" and self._stopped.is_set():
+            return  # cut short by a signal, not by a rung
+        self._ledger.append(Ended(trial=trial.config["trial"], outcome=outcome, reason=result.get("reason", "")))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        lines = str(trial.get_error() or "its worker process died").strip().splitlines()
+        self._ledger.append(Ended(trial=trial.config["trial"], outcome="failed", reason=f"{lines[-1]} (after {MAX_RETRIES} retries)"))
+
+
+def _all_fail_alike(trials: Mapping[int, Trial]) -> bool:
+    """Whether the first three trials to end failed for one reason: then the next would, too."""
+    over = sorted((t for t in trials.values() if t.over), key=lambda t: t.ended or 0.0)[:3]
+    reasons = {t.reason.partition(" (see ")[0] for t in over}
+    return len(over) == 3 and all(t.outcome == "failed" for t in over) and len(reasons) == 1
+
+
+def _why(trials: list[Trial]) -> str:
+    reasons = [trial.reason for trial in trials if trial.reason]
+    return f"the first reason: {reasons[0]}" if reasons else "lower stopping.grace_epochs or see the trials in MLflow."
+
+
+@contextlib.contextmanager
+def _local_ray(spec: SearchSpec) -> Iterator[None]:
+    """A Ray of our own on 127.0.0.1, unless the caller has one running in this process already."""
+    mine = not ray.is_initialized()
+    for attempt in range(3):
+        if ray.is_initialized():
+            break
+        try:
+            ray.init(
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                _node_ip_address="127.0.0.1",
+                runtime_env={"env_vars": WORKER_ENV | {"OMP_NUM_THREADS": str(max(1, int(spec.resources.cpus)))}},
+            )
+        except Exception as error:
+            ray.shutdown()
+            if attempt == 2:
+                raise SearchError(f"Ray did not start on this machine ({error}); free some memory or processor time and try again.") from None
+            time.sleep(5)
+    try:
+        have = ray.cluster_resources()
+        for name, wanted in (("CPU", spec.resources.cpus), ("GPU", spec.resources.gpus)):
+            if wanted > have.get(name, 0):
+                raise SearchError(
+                    f"resources.{name.lower()}s: a trial asks for {wanted:g} {name}s and this machine has {have.get(name, 0):g}; lower it."
+                )
+        yield
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM end the search cleanly the first time; the second Ctrl-C ends it at once.
+
+    Tune listens to SIGUSR1 as it does to SIGINT, but does not say afterwards that it was stopped.
+    """
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _new_folder(output: Path, name: str) -> Path:
+    """The next free `name-N`; two launches at once get two folders."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        taken = (int(p.name.rpartition("-")[2]) for p in output.glob(f"{name}-*") if p.name.rpartition("-")[2].isdigit())
+        number = max(taken, default=0) + 1
+        while True:
+            folder = output / f"{name}-{number}"
+            try:
+                folder.mkdir(mode=0o700)
+                return folder
+            except FileExistsError:
+                number += 1
+    except OSError as error:
+        raise SearchError(f"{output}: cannot be written ({error.strerror}); name another folder with --output.") from None
+
+
+def _write(path: Path, text: str) -> None:
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.rename(path)
+
+
+def _environment() -> dict[str, str]:
+    packages = {name: version(name) for name in ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy")}
+    return {"python": platform.python_version(), "machine": platform.machine(), "cpus": str(os.cpu_count())} | packages
+
+
+def _code_version() -> str:
+    """Package version, and the git commit where the package runs from a checkout."""
+    root = Path(__file__).parents[2]
+    commit = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    own = f"vit_search {version('vit_search')}"
+    return f"{own}, git {commit.stdout.strip()}" if (root / ".git").exists() and commit.returncode == 0 else own

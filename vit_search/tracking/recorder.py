@@ -1,0 +1,299 @@
+"""One parent run per search and one child run per trial in MLflow, written by the driver, off the scheduler's thread.
+
+The ledger is the spool: what MLflow has not got yet can always be sent again from it. Sending twice changes nothing:
+runs are found again by their tags, and a metric point carries the time of its event.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+import urllib.request
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+for _name, _value in {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_MODEL_CATALOG_URI": "",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # our own thread tries again; a short call ends soon when a search does
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "GIT_PYTHON_REFRESH": "quiet",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from vit_search.errors import TrackingError
+from vit_search.spec.config import EpochResult
+from vit_search.tracking.ledger import Ended, Event, Infeasible, Proposed, Reported, Trial
+
+STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "interrupted": "KILLED"}
+"""Run status of each outcome. A stopped trial did what it should; its tag `outcome` tells it from a completed one."""
+
+DEFAULT_DATABASE = "mlruns.db"
+
+
+@dataclass(frozen=True)
+class SearchFacts:
+    """What stays true of a search from its first moment on."""
+
+    search: str
+    """Folder name; unique in its output folder."""
+    spec_name: str
+    text: str
+    """The search file as written."""
+    resolved: dict[str, Any]
+    """The same with every default filled in."""
+    metric: str
+    mode: str
+    data_hash: str
+    code_version: str
+    environment: dict[str, str]
+
+
+def resolve_uri(given: str | None) -> str:
+    """The tracking URI: as given, else MLFLOW_TRACKING_URI, else SQLite in ./mlruns.db."""
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(DEFAULT_DATABASE).resolve()}"
+
+
+def client_for(given: str | None) -> MlflowClient:
+    """A client whose server or database answers.
+
+    Raises: TrackingError, one line, when it does not.
+    """
+    uri = resolve_uri(given)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https"):
+        if parts.password:
+            raise TrackingError("the tracking URI carries a password; drop it and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.")
+        try:
+            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):  # noqa: S310 -- http(s) only, by the test above
+                pass
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise TrackingError(f"{uri}: the tracking server does not answer ({reason}); start it, or drop --tracking-uri for ./{DEFAULT_DATABASE}.") from None
+    elif parts.scheme == "sqlite":
+        place = Path(uri.removeprefix("sqlite:///"))
+        if not os.access(place if place.exists() else place.parent, os.W_OK):
+            raise TrackingError(f"{place}: the tracking database cannot be written; name another with --tracking-uri.")
+    elif parts.scheme not in ("postgresql", "postgresql+psycopg2", "mysql", "mysql+pymysql"):
+        raise TrackingError(f"{uri}: no tracking URI that MLflow writes to; use http://…, sqlite:///FILE or postgresql://….")
+    mlflow.set_tracking_uri(uri)
+    client = MlflowClient(uri)
+    try:
+        client.search_experiments(max_results=1)
+    except Exception as error:
+        raise TrackingError(f"{_public(uri)}: the tracking store does not answer ({str(error).splitlines()[0]}); mend it or name another.") from None
+    return client
+
+
+class Recorder:
+    """Sends a search's events to MLflow from a thread of its own; `send` only puts them into a queue."""
+
+    def __init__(self, client: MlflowClient, experiment_id: str) -> None:
+        self.client, self.experiment_id = client, experiment_id
+        self.parent_run = ""
+        self._facts: SearchFacts
+        self._runs: dict[int, str] = {}
+        self._queue: queue.Queue[Event | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._drain, name="recorder", daemon=True)
+        self._said_away = False
+        self._closing = threading.Event()
+
+    @property
+    def public_uri(self) -> str:
+        """The tracking URI without what a URI may carry in secret."""
+        return _public(mlflow.get_tracking_uri())
+
+    @staticmethod
+    def connect(tracking_uri: str | None, experiment: str) -> Recorder:
+        """Reach MLflow and find or make the experiment that holds the searches of this name.
+
+        Raises: TrackingError when it cannot be reached.
+        """
+        client = client_for(tracking_uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is not None:
+            return Recorder(client, found.experiment_id)
+        place = None
+        if mlflow.get_tracking_uri().startswith("sqlite"):
+            place = (Path("mlartifacts").resolve() / experiment).as_uri()
+        try:
+            return Recorder(client, client.create_experiment(experiment, artifact_location=place))
+        except MlflowException as error:
+            raise TrackingError(f"{experiment}: MLflow refuses an experiment of this name ({error.message}).") from None
+
+    def open(self, facts: SearchFacts, folder: Path, events: Iterable[Event]) -> None:
+        """Find this search's runs or make its parent run, send again what a dead driver may not have sent, and listen."""
+        self._facts = facts
+        for run in self._find(f"tags.search = '{facts.search}'"):
+            if run.data.tags.get("search_folder") == str(folder.resolve()):
+                self.parent_run = run.info.run_id
+        if self.parent_run:
+            for run in self._find(f"tags.`mlflow.parentRunId` = '{self.parent_run}'"):
+                self._runs[int(run.data.tags["trial"])] = run.info.run_id
+            self.client.update_run(self.parent_run, status="RUNNING")
+        else:
+            tags = {
+                "search": facts.search,
+                "search_folder": str(folder.resolve()),
+                "metric": f"{facts.mode} {facts.metric}",
+                "data_hash": facts.data_hash,
+                "code_version": facts.code_version,
+                "mlflow.note.content": f"Search **{facts.search}**: trials are the runs nested below. Stopped early: `tags.outcome = 'stopped'`.",
+            }
+            self.parent_run = self.client.create_run(self.experiment_id, run_name=facts.search, tags=tags).info.run_id
+            self.client.log_text(self.parent_run, facts.text, "search.yaml")
+            self.client.log_dict(self.parent_run, facts.resolved, "resolved.json")
+            self.client.log_dict(self.parent_run, facts.environment, "environment.json")
+        for event in events:
+            self._queue.put(event)
+        self._thread.start()
+
+    def send(self, event: Event) -> None:
+        """Queue an event; never blocks, never fails."""
+        self._queue.put(event)
+
+    def close(self, trials: list[Trial], *, interrupted: bool, winner: Trial | None, checkpoint: Path | None, patience_s: float = 60) -> bool:
+        """Send all that is left, then the leaderboard and the best model, and end the parent run.
+
+        Returns: False when MLflow stayed away for `patience_s`; `vit-search resume` sends the rest later.
+        """
+        self._queue.put(None)
+        self._closing.set()
+        self._thread.join(timeout=patience_s)
+        if self._thread.is_alive():
+            logging.getLogger(__name__).warning("MLflow is away: what it has not got stays in the ledger; `vit-search resume` sends it.")
+            return False
+        metric = self._facts.metric
+        rows = [_row(trial, metric) for trial in trials]
+        if rows:
+            names = sorted({name for row in rows for name in row}, key=list(rows[0]).index if all(set(r) == set(rows[0]) for r in rows) else None)
+            self.client.log_table(self.parent_run, {name: [row.get(name) for row in rows] for name in names}, "leaderboard.json")
+        outcomes = [trial.outcome for trial in trials]
+        metrics = {"trials": len(trials)} | {name: outcomes.count(name) for name in ("completed", "stopped", "failed", "diverged")}
+        metrics["epochs_trained"] = sum(len(trial.results) for trial in trials)
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.parent_run, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()])
+        if winner is not None:
+            self.client.log_metric(self.parent_run, f"best_{metric}", winner.value(metric))
+            self.client.set_tag(self.parent_run, "best_trial", winner.number)
+            self.client.set_tag(self._runs[winner.number], "rank", 1)
+        if winner is not None and checkpoint is not None and not any(self.client.search_logged_models(
+            [self.experiment_id], filter_string=f"source_run_id = '{self._runs[winner.number]}'"
+        )):
+            from vit_search.tracking.model_package import log_model
+
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                log_model(checkpoint, run_id=self._runs[winner.number], end_status=STATUS[winner.outcome])
+        self.client.set_terminated(self.parent_run, "KILLED" if interrupted else "FINISHED")
+        return True
+
+    def _find(self, condition: str) -> list[Any]:
+        found, token = [], None
+        while True:
+            page = self.client.search_runs([self.experiment_id], condition, max_results=1000, page_token=token)
+            found.extend(page)
+            token = page.token
+            if not token:
+                return found
+
+    def _drain(self) -> None:
+        while True:
+            batch = [self._queue.get()]
+            while True:
+                try:
+                    batch.append(self._queue.get_nowait())
+                except queue.Empty:
+                    break
+            ends = None in batch
+            self._send_all([event for event in batch if event is not None])
+            if ends:
+                return
+
+    def _send_all(self, events: list[Event]) -> None:
+        points: dict[int, list[Metric]] = {}
+        for event in events:
+            if isinstance(event, Proposed):
+                self._insist(self._begin, event)
+            elif isinstance(event, Reported):
+                points.setdefault(event.trial, []).extend(_points(event))
+            elif isinstance(event, Ended):
+                self._insist(self._points, event.trial, points.pop(event.trial, []))
+                self._insist(self._end, event)
+            else:
+                assert isinstance(event, Infeasible)  # no run: it was never trained
+        for trial, metrics in points.items():
+            self._insist(self._points, trial, metrics)
+
+    def _insist(self, step: Any, *args: Any) -> None:
+        """Try until MLflow answers; a search goes on meanwhile."""
+        pause = 1.0
+        while True:
+            try:
+                step(*args)
+                return
+            except Exception as error:
+                if not self._said_away:
+                    self._said_away = True
+                    logging.getLogger(__name__).warning("MLflow does not answer (%s); the search goes on and sends it later.", str(error).splitlines()[0])
+                time.sleep(pause)
+                pause = min(pause * 2, 30)
+
+    def _begin(self, event: Proposed) -> None:
+        if event.trial in self._runs:
+            self.client.update_run(self._runs[event.trial], status="RUNNING")
+            return
+        tags = {
+            "mlflow.parentRunId": self.parent_run,
+            "search": self._facts.search,
+            "trial": event.trial,
+            "outcome": "running",
+            "data_hash": self._facts.data_hash,
+        }
+        run = self.client.create_run(self.experiment_id, int(event.at * 1000), run_name=f"trial {event.trial}", tags=tags)
+        self._runs[event.trial] = run.info.run_id
+        fixed = self._facts.resolved["model"] | self._facts.resolved["training"]
+        params = {name: value for name, value in fixed.items() if not isinstance(value, dict)} | event.params
+        self.client.log_batch(run.info.run_id, params=[Param(name, str(value)) for name, value in params.items()])
+
+    def _points(self, trial: int, metrics: list[Metric]) -> None:
+        for start in range(0, len(metrics), 1000):  # MLflow takes 1,000 at a time
+            self.client.log_batch(self._runs[trial], metrics=metrics[start : start + 1000])
+
+    def _end(self, event: Ended) -> None:
+        run = self._runs[event.trial]
+        tags = [RunTag("outcome", event.outcome)] + ([RunTag("reason", event.reason[:5000])] if event.reason else [])
+        self.client.log_batch(run, tags=tags)
+        self.client.set_terminated(run, STATUS[event.outcome], int(event.at * 1000))
+
+
+def _points(event: Reported) -> list[Metric]:
+    at = int(event.at * 1000)
+    values = {f.name: getattr(event.result, f.name) for f in fields(EpochResult) if f.name != "epoch"}
+    return [Metric(name, float(value), at, event.result.epoch) for name, value in values.items() if value is not None]
+
+
+def _row(trial: Trial, metric: str) -> dict[str, Any]:
+    return {"trial": trial.number, "outcome": trial.outcome, "epochs": len(trial.results), metric: trial.value(metric), **trial.params}
+
+
+def _public(uri: str) -> str:
+    parts = urlsplit(uri)
+    if not parts.password:
+        return uri
+    return urlunsplit(parts._replace(netloc=f"{parts.username}@{parts.hostname}" + (f":{parts.port}" if parts.port else "")))
