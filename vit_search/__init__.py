@@ -1,0 +1,29 @@
+"""Distributed hyper-parameter search for Vision Transformers: `load_search`, `run_search`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vit_search.search.launch import SearchResult
+    from vit_search.spec.search_file import SearchSpec
+
+__all__ = ["load_search", "run_search"]
+
+
+def load_search(path: str | Path) -> SearchSpec:
+    """Read and check a search file.
+
+    Raises: SpecError, one line: file, line, key, what was seen, the mend.
+    """
+    from vit_search.spec import search_file
+
+    return search_file.load(Path(path))
+
+
+def run_search(spec: SearchSpec, **options: Any) -> SearchResult:
+    """Run a search to its end; options are those of `vit_search.search.launch.run`."""
+    from vit_search.search import launch
+
+    return launch.run(spec, **options)

@@ -81,7 +81,9 @@ def promote(candidate: Candidate, *, tracking_uri: str | None = None) -> Promoti
     else:
         data = prepare(served.config.data)
         if data.data_hash != served.data_hash:
-            raise PromotionError(f"{candidate.search}: the data set has changed since the search; its test split is another one. Search again.")
+            raise PromotionError(
+                f"{candidate.search}: the data set has changed since the search; its test split is another one. Search again."
+            )
         client.set_registered_model_tag(candidate.name, readings_tag, readings + 1)  # before the reading: a crash counts too
         readings += 1
         pixels, labels = read_split(data, "test")
@@ -139,9 +141,10 @@ def _run_of(client: mlflow.MlflowClient, candidate: Candidate) -> str:
     """The child run of the candidate's trial."""
     experiment = client.get_experiment_by_name(candidate.name)
     place = str(candidate.search_folder.resolve())
-    for parent in client.search_runs([experiment.experiment_id], f"tags.search = '{candidate.search}'") if experiment else []:
+    parents = client.search_runs([experiment.experiment_id], f"tags.search = '{candidate.search}'") if experiment else []
+    for parent in parents:
         if parent.data.tags.get("search_folder") == place:
             condition = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and tags.trial = '{candidate.trial}'"
-            for run in client.search_runs([experiment.experiment_id], condition):
+            for run in client.search_runs([parent.info.experiment_id], condition):
                 return str(run.info.run_id)
     raise PromotionError(f"{candidate.search}: MLflow has no run of trial {candidate.trial}; give the --tracking-uri that the search used.")

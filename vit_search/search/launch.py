@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import logging
 import os
 import platform
 import signal
@@ -39,12 +39,13 @@ from vit_search.errors import NoTrialCompletedError, SearchError, SpecError
 from vit_search.search.stopping import Rungs, RungScheduler
 from vit_search.search.suggest import OptunaSearcher
 from vit_search.search.trial import train_trial
-from vit_search.spec import search_file
 from vit_search.spec.config import EpochResult
 from vit_search.spec.search_file import SearchSpec
 from vit_search.spec.space import Value
-from vit_search.tracking.ledger import Ended, Event, Ledger, Outcome, Proposed, Reported, Trial, best, ranked, trial_folder
-from vit_search.tracking.recorder import Recorder, SearchFacts
+from vit_search.tracking import searches
+from vit_search.tracking.ledger import Ended, Event, Ledger, Outcome, Reported, Trial, best, ranked, trial_folder
+from vit_search.tracking.recorder import Recorder
+from vit_search.tracking.searches import SearchFacts
 from vit_search.vit.data import DataSet, prepare
 
 MAX_RETRIES = 3
@@ -115,58 +116,24 @@ def run(
         data_hash=data.data_hash,
         code_version=_code_version(),
         environment=_environment(),
+        tracking_uri=recorder.public_uri,
     )
-    _write(folder / "search.yaml", spec.text)
-    _write(folder / "search.json", json.dumps(dataclasses.asdict(facts) | {"tracking_uri": recorder.public_uri}, indent=1))
+    searches.write(folder, facts)
     return _drive(spec, folder, data, recorder, facts, watch)
 
 
-def resume(
-    folder: Path, *, tracking_uri: str | None = None, watch: Callable[[Ledger, SearchSpec], Watcher] | None = None
-) -> SearchResult:
+def resume(folder: Path, *, tracking_uri: str | None = None, watch: Callable[[Ledger, SearchSpec], Watcher] | None = None) -> SearchResult:
     """Take up a search where its ledger ends: same trials, same rungs, same MLflow runs.
 
     Raises: SearchError when the folder holds no search, another driver has it, or its data has changed.
     """
-    spec, facts = read_search(folder)
+    spec, facts = searches.read(folder)
     if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
         raise SearchError(f"{folder}: others may write into this folder; make it yours alone: chown and chmod go-w, then resume.")
     data = prepare(spec.data_config)
     if data.data_hash != facts.data_hash:
         raise SearchError(f"{folder}: the data set has changed since this search began; start a new search with `vit-search run`.")
-    saved = json.loads((folder / "search.json").read_text())["tracking_uri"]
-    return _drive(spec, folder, data, Recorder.connect(tracking_uri or saved, spec.name), facts, watch)
-
-
-def read_search(folder: Path) -> tuple[SearchSpec, SearchFacts]:
-    """A search's file and facts.
-
-    Raises: SearchError when the folder does not hold them.
-    """
-    try:
-        values = json.loads((folder / "search.json").read_text())
-        values.pop("tracking_uri")
-        return search_file.load(folder / "search.yaml"), SearchFacts(**values)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise SearchError(f"{folder}: not the folder of a search ({error}).") from None
-
-
-def find(output: Path, name: str | None) -> Path:
-    """A search's folder by its name or path; without a name, the newest under `output`.
-
-    Raises: SearchError that names the nearest or says how to make one.
-    """
-    if name is not None and (Path(name) / "search.json").is_file():
-        return Path(name)
-    known = sorted((p.parent for p in output.glob("*/search.json")), key=lambda p: (p / "search.json").stat().st_mtime)
-    if not known:
-        raise SearchError(f"{output}: no search here; start one with `vit-search run FILE`.")
-    if name is None:
-        return known[-1]
-    names = [p.name for p in known]
-    if name in names:
-        return output / name
-    raise SearchError(f"{output}: no search named {name!r}; {search_file.nearest(name, names)}")
+    return _drive(spec, folder, data, Recorder.connect(tracking_uri or facts.tracking_uri, spec.name), facts, watch)
 
 
 def _drive(
@@ -214,9 +181,7 @@ def _drive(
         ledger.close()
     if not interrupted and not any(trial.outcome == "completed" for trial in trials):
         raise NoTrialCompletedError(f"{folder}: none of {len(trials)} trials reached full length; {_why(trials)}")
-    return SearchResult(
-        folder, spec, trials, interrupted, time.monotonic() - began, recorder.experiment_id, recorder.parent_run
-    )
+    return SearchResult(folder, spec, trials, interrupted, time.monotonic() - began, recorder.experiment_id, recorder.parent_run)
 
 
 def _settle(ledger: Ledger, rungs: Rungs, spec: SearchSpec) -> None:
@@ -276,11 +241,15 @@ def _tune(spec: SearchSpec, folder: Path, ledger: Ledger, rungs: Rungs, searcher
     return stopped.is_set()
 
 
-class _EndCallback(Callback):  # type: ignore[misc]
+class _EndCallback(Callback):
     """Writes into the ledger how each trial ended."""
 
     def __init__(self, ledger: Ledger, epochs: int, stopped: threading.Event) -> None:
         self._ledger, self._epochs, self._stopped = ledger, epochs, stopped
+
+    def __reduce__(self) -> Any:
+        """Nothing of it is in Tune's snapshots: the ledger is what a search is rebuilt from."""
+        return object, ()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
@@ -318,17 +287,19 @@ def _local_ray(spec: SearchSpec) -> Iterator[None]:
             ray.init(
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 _node_ip_address="127.0.0.1",
                 runtime_env={"env_vars": WORKER_ENV | {"OMP_NUM_THREADS": str(max(1, int(spec.resources.cpus)))}},
             )
         except Exception as error:
             ray.shutdown()
             if attempt == 2:
-                raise SearchError(f"Ray did not start on this machine ({error}); free some memory or processor time and try again.") from None
+                raise SearchError(
+                    f"Ray did not start on this machine ({error}); free some memory or processor time and try again."
+                ) from None
             time.sleep(5)
     try:
-        have = ray.cluster_resources()
+        have = ray.cluster_resources()  # type: ignore[no-untyped-call]
         for name, wanted in (("CPU", spec.resources.cpus), ("GPU", spec.resources.gpus)):
             if wanted > have.get(name, 0):
                 raise SearchError(
@@ -381,12 +352,6 @@ def _new_folder(output: Path, name: str) -> Path:
                 number += 1
     except OSError as error:
         raise SearchError(f"{output}: cannot be written ({error.strerror}); name another folder with --output.") from None
-
-
-def _write(path: Path, text: str) -> None:
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.rename(path)
 
 
 def _environment() -> dict[str, str]:

@@ -44,7 +44,7 @@ class Rungs:
         return self._sign * value < sorted(scores, reverse=True)[keep - 1]
 
 
-class RungScheduler(FIFOScheduler):  # type: ignore[misc]
+class RungScheduler(FIFOScheduler):
     """Tune's view of the rungs.
 
     Args:
@@ -54,8 +54,12 @@ class RungScheduler(FIFOScheduler):  # type: ignore[misc]
     """
 
     def __init__(self, rungs: Rungs, metric: str, record: Callable[[int, Mapping[str, Any]], bool] = lambda trial, result: True) -> None:
-        super().__init__()
-        self._rungs, self._metric, self._record = rungs, metric, record
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._rungs, self._name, self._record = rungs, metric, record
+
+    def __reduce__(self) -> Any:
+        """Nothing of it is in Tune's snapshots: the ledger is what a search is rebuilt from."""
+        return object, ()
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """STOP or CONTINUE."""
@@ -63,5 +67,5 @@ class RungScheduler(FIFOScheduler):  # type: ignore[misc]
             return str(TrialScheduler.STOP)
         if not self._record(trial.config["trial"], result):
             return str(TrialScheduler.CONTINUE)
-        stops = self._rungs.stops(result["epoch"], result.get(self._metric))
+        stops = self._rungs.stops(result["epoch"], result.get(self._name))
         return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)

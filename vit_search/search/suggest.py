@@ -16,8 +16,8 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from vit_search.tracking.ledger import Ended, Event, Infeasible, Proposed, Reported
 from vit_search.spec.space import Space, Value
+from vit_search.tracking.ledger import Event, Infeasible, Proposed, Reported
 
 STARTUP = 10
 """Random proposals before TPE takes over; Optuna's own default."""
@@ -82,14 +82,14 @@ class OptunaSearcher(Searcher):
                 self._tell(event.trial, failed=event.outcome in ("failed", "diverged"))
         self._waiting = [(number, params[number]) for number in self._open]
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """A configuration for Tune, or Searcher.FINISHED."""
         if not self._may_go_on():
-            return Searcher.FINISHED  # type: ignore[no-any-return]
+            return Searcher.FINISHED
         if self._waiting:
             number, params = self._waiting.pop(0)
         elif self._proposed >= self._trials or (feasible := self._ask_feasible()) is None:
-            return Searcher.FINISHED  # type: ignore[no-any-return]
+            return Searcher.FINISHED
         else:
             number, (trial, params) = self._proposed, feasible
             self._proposed += 1
@@ -110,11 +110,9 @@ class OptunaSearcher(Searcher):
             self._report(number, result["epoch"], result.get(self.metric))
         self._tell(number, failed=failed)
 
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger is what a search is rebuilt from."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing, likewise."""
+    def __reduce__(self) -> Any:
+        """Nothing of it is in Tune's snapshots: the ledger is what a search is rebuilt from."""
+        return object, ()
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing, likewise."""
@@ -126,7 +124,7 @@ class OptunaSearcher(Searcher):
             seed=int.from_bytes(digest[:4], "big"), multivariate=True, n_startup_trials=STARTUP
         )
         trial = self._study.ask()
-        return trial, self._space.suggest(trial)  # type: ignore[arg-type]
+        return trial, self._space.suggest(trial)
 
     def _ask_feasible(self) -> tuple[optuna.Trial, dict[str, Value]] | None:
         for _ in range(GIVE_UP):

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, Strict, ValidationError
 
 from vit_search.errors import SpecError
 from vit_search.spec import strict_yaml
-from vit_search.spec.config import DATA_SETS, METRICS, SHAPES, DataConfig, ModelConfig, TrainingConfig, TrialConfig, field_types
-from vit_search.spec.space import FORMS, ModelSection, Space, TrainingSection, Value, section
+from vit_search.spec.config import DATA_SETS, FROM_DATA, METRICS, SHAPES, DataConfig, ModelConfig, TrainingConfig, TrialConfig, field_types
+from vit_search.spec.space import FORMS, Space, Value, section
 
-DataSection = section("DataSection", DataConfig, searched=False)
+if TYPE_CHECKING:  # made from the dataclasses' fields when imported, so their keys are not known to a type checker
+    DataSection: TypeAlias = Any
+    ModelSection: TypeAlias = Any
+    TrainingSection: TypeAlias = Any
+else:
+    DataSection = section("DataSection", DataConfig, searched=False)
+    ModelSection = section("ModelSection", ModelConfig, leave_out=FROM_DATA, searched=True)
+    TrainingSection = section("TrainingSection", TrainingConfig, leave_out=("epochs",), searched=True)
 Count = Annotated[int, Strict()]
 
 
@@ -45,7 +52,7 @@ class SearchSpec(_Part):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """Letters, digits, `.`, `_` and `-`; searches, the MLflow experiment and the registered model are named after it."""
-    data: DataSection  # type: ignore[valid-type]
+    data: DataSection
     """Which images, and how they are split."""
     metric: Literal[METRICS] = "val_accuracy"  # type: ignore[valid-type]
     """What trials are ranked by, at their last epoch."""
@@ -55,17 +62,17 @@ class SearchSpec(_Part):
     """Trials in all, stopped ones included."""
     epochs: Count = Field(ge=1, le=100_000)
     """Length of a full training."""
-    stopping: Stopping = Stopping()
+    stopping: Stopping = Field(default_factory=lambda: Stopping.model_validate({}))
     """When weak trials are stopped early."""
     seed: Count = Field(0, ge=0, le=2**31 - 1)
     """Decides the proposals and each trial's initialisation, order, augmentation and dropout."""
     concurrency: Count = Field(1, ge=1, le=10_000)
     """Trials at the same time."""
-    resources: Resources = Resources()
+    resources: Resources = Field(default_factory=lambda: Resources.model_validate({}))
     """What one trial takes."""
-    model: ModelSection = ModelSection()  # type: ignore[valid-type]
+    model: ModelSection = ModelSection()
     """The Vision Transformer: each key a value, or a distribution to search."""
-    training: TrainingSection = TrainingSection()  # type: ignore[valid-type]
+    training: TrainingSection = TrainingSection()
     """How it is trained: each key a value, or a distribution to search."""
 
     _text: str = PrivateAttr("")
@@ -116,8 +123,8 @@ class SearchSpec(_Part):
         if self.data.name not in DATA_SETS:
             raise SpecError(f"data.name: unknown data set {self.data.name!r}; {nearest(self.data.name, DATA_SETS)}")
         if self.data.name == "image_folder" and (self.data.image_size is None or self.data.path is None):
-            missing = "path" if self.data.path is None else "image_size"
-            raise SpecError(f"data.{missing}: image_folder needs it; give {'the folder of class folders' if missing == 'path' else 'the side in pixels'}.")
+            missing, mend = ("path", "the folder of class folders") if self.data.path is None else ("image_size", "the side in pixels")
+            raise SpecError(f"data.{missing}: image_folder needs it; give {mend}.")
         if self.data.name in SHAPES and self.data.image_size is not None:
             raise SpecError(f"data.image_size: {self.data.name} has its own size; drop the key.")
         if self.data.val_fraction + self.data.test_fraction >= 1:
@@ -179,7 +186,7 @@ def _in_words(error: dict[str, Any], document: strict_yaml.Document) -> tuple[tu
     path: tuple[str | int, ...] = ()
     here: Any = document.values
     for step in error["loc"]:  # pydantic puts the tags of our forms between the keys of the file
-        known = isinstance(here, dict) and step in here or isinstance(here, list) and isinstance(step, int) and step < len(here)
+        known = (isinstance(here, dict) and step in here) or (isinstance(here, list) and isinstance(step, int) and step < len(here))
         if known:
             path, here = (*path, step), here[step]
         elif step not in FORMS or step == error["loc"][-1]:
@@ -202,7 +209,10 @@ def _in_words(error: dict[str, Any], document: strict_yaml.Document) -> tuple[tu
     if kind == "too_short":
         return path, f"{key}: the list is empty; give at least one value."
     if kind == "string_pattern_mismatch":
-        return path, f"{key}: {_short(seen)} will not do as a name; use letters, digits, '.', '_' and '-', at most 64, a letter or digit first."
+        return (
+            path,
+            f"{key}: {_short(seen)} will not do as a name; use letters, digits, '.', '_' and '-', at most 64, a letter or digit first.",
+        )
     return path, f"{key}: {_short(seen)} will not do: {error['msg'].removeprefix('Input ')}; {_wanted(path)}"
 
 
@@ -214,7 +224,11 @@ def _short(value: Any) -> str:
 def _section(path: tuple[str | int, ...]) -> type[BaseModel]:
     found: type[BaseModel] = SearchSpec
     sections: dict[str | int, type[BaseModel]] = {
-        "data": DataSection, "model": ModelSection, "training": TrainingSection, "stopping": Stopping, "resources": Resources,
+        "data": DataSection,
+        "model": ModelSection,
+        "training": TrainingSection,
+        "stopping": Stopping,
+        "resources": Resources,
     }
     return sections.get(path[0], found) if path else found
 
@@ -234,6 +248,9 @@ def _wanted(path: tuple[str | int, ...]) -> str:
         return "see `vit-search schema`."
     kind = str(field_types(config)[str(path[1])])
     kind = kind.removeprefix("<class '").removesuffix("'>").replace("typing.", "")
-    examples = {"int": "64, {choice: [32, 64]} or {int: [32, 96], step: 16}", "float": "1e-3, {choice: [1e-3, 2e-3]} or {float: [1e-4, 1e-2], log: true}"}
+    examples = {
+        "int": "64, {choice: [32, 64]} or {int: [32, 96], step: 16}",
+        "float": "1e-3, {choice: [1e-3, 2e-3]} or {float: [1e-4, 1e-2], log: true}",
+    }
     base = kind.removesuffix(" | None")
     return f"write e.g. {examples[base]}." if base in examples else f"write {kind} or {{choice: [...]}}."

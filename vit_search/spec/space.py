@@ -12,7 +12,7 @@ from typing import Annotated, Any, Generic, Protocol, TypeVar, Union, get_args
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, create_model, model_validator
 
 from vit_search.errors import SpecError
-from vit_search.spec.config import FROM_DATA, ModelConfig, TrainingConfig, bounds_text, field_types, model_problem, within
+from vit_search.spec.config import bounds_text, field_types, model_problem, within
 
 T = TypeVar("T")
 Value = int | float | bool | str | None
@@ -160,15 +160,16 @@ def _value_type(annotation: Any, bounds: Mapping[str, float]) -> Any:
     bare = next(a for a in get_args(annotation) if a is not type(None)) if optional else annotation
     strict: Any = bare
     if bare in (int, float, bool, str):
-        strict = Annotated[bare, Strict(), Field(**bounds, **({"allow_inf_nan": False} if bare is float else {}))]
+        limits: dict[str, Any] = {**bounds, "allow_inf_nan": False} if bare is float else dict(bounds)
+        strict = Annotated[bare, Strict(), Field(**limits)]
     return strict | None if optional else strict
 
 
 def _parameter_type(annotation: Any, bounds: Mapping[str, float]) -> Any:
     """A fixed value or whichever distributions make sense for the type."""
-    value = _value_type(annotation, bounds)
+    value: Any = _value_type(annotation, bounds)
     numbers = set(get_args(annotation)) if isinstance(annotation, types.UnionType) else {annotation}
-    forms: list[Any] = [Annotated[value, Tag("value")], Annotated[Choice[value], Tag("choice")]]
+    forms: list[Any] = [Annotated[value, Tag("value")], Annotated[Choice.__class_getitem__(value), Tag("choice")]]
     if int in numbers:
         forms.append(Annotated[IntRange, Tag("int")])
     if float in numbers:
@@ -200,17 +201,18 @@ def section(name: str, config: type[Any], *, leave_out: tuple[str, ...] = (), se
             continue
         make = _parameter_type if searched else _value_type
         required = f.default is ... or f.default is MISSING
-        shown = "" if required else f" Default: {'null' if f.default is None else str(f.default).lower() if isinstance(f.default, bool) else f.default}."
+        shown = (
+            ""
+            if required
+            else f" Default: {'null' if f.default is None else str(f.default).lower() if isinstance(f.default, bool) else f.default}."
+        )
         default = ... if required else f.default
         keys[f.name] = (make(hints[f.name], f.metadata.get("bounds", {})), Field(default, description=f.metadata.get("doc", "") + shown))
-    made: type[BaseModel] = create_model(name, __base__=_Part, __validators__={"ends": model_validator(mode="after")(_check_ends)}, **keys)
+    validators: dict[str, Any] = {"ends": model_validator(mode="after")(_check_ends)}
+    made: type[BaseModel] = create_model(name, __base__=_Part, __validators__=validators, **keys)
     made.__config__ = config  # type: ignore[attr-defined]
     made.__doc__ = config.__doc__
     return made
-
-
-ModelSection = section("ModelSection", ModelConfig, leave_out=FROM_DATA, searched=True)
-TrainingSection = section("TrainingSection", TrainingConfig, leave_out=("epochs",), searched=True)
 
 
 @dataclass(frozen=True)
@@ -258,14 +260,17 @@ class Space:
         if not any(height % patch == 0 and width % patch == 0 for patch in patches):
             common = math.gcd(height, width)
             divisors = ", ".join(str(d) for d in range(1, common + 1) if common % d == 0)
-            raise SpecError(f"model.patch_size: 0 of {len(patches)} values divide the image of {height}x{width} pixels; choose from {divisors}.")
+            raise SpecError(
+                f"model.patch_size: 0 of {len(patches)} values divide the image of {height}x{width} pixels; choose from {divisors}."
+            )
         if None not in _values(self.parameters["dim_head"]):
             return
         heads, dims = list(_values(self.parameters["heads"])), list(_values(self.parameters["dim"]))
         if not any(dim % head == 0 for head in heads for dim in dims):
             divisors = ", ".join(str(d) for d in range(1, min(dims[0], 64) + 1) if dims[0] % d == 0)
             raise SpecError(
-                f"model.heads: 0 of {len(heads) * len(dims)} pairs of heads and dim fit, since heads must divide dim; for dim={dims[0]} choose from {divisors}."
+                f"model.heads: 0 of {len(heads) * len(dims)} pairs of heads and dim fit, since heads must divide dim; "
+                f"for dim={dims[0]} choose from {divisors}."
             )
 
 
@@ -277,4 +282,3 @@ def _values(parameter: Distribution | Value) -> Iterator[Any]:
         yield from range(parameter.range[0], parameter.range[1] + 1, parameter.step)
     else:
         yield parameter
-

@@ -193,7 +193,7 @@ def _events(path: Path) -> Iterator[tuple[Event, int]]:
     end = 0
     for number, line in enumerate(lines, start=1):
         checksum, _, body = line.partition(b" ")
-        if not line.endswith(b"\n") or f"{zlib.crc32(body.rstrip(b'\n')):08x}".encode() != checksum:
+        if not line.endswith(b"\n") or b"%08x" % zlib.crc32(body[:-1]) != checksum:
             if number == len(lines):
                 return
             raise SearchError(f"{path}:{number}: this line is damaged and others follow it; restore the file from a copy.")

@@ -17,13 +17,13 @@ import numpy as np
 import pandas as pd
 import torch
 from mlflow.models import ModelSignature, set_model
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
 from vit_search.vit import augment, checkpoint
 
 
-class PackagedViT(PythonModel):  # type: ignore[misc]
+class PackagedViT(PythonModel):
     """A checkpoint behind MLflow's pyfunc."""
 
     def load_context(self, context: Any) -> None:
@@ -74,7 +74,10 @@ def log_model(folder: Path, *, run_id: str, end_status: str = "FINISHED") -> str
             artifacts={"checkpoint": str(slim)},
             signature=ModelSignature(inputs=inputs, outputs=outputs),
             code_paths=[str(Path(__file__).parents[1])],
-            pip_requirements=[f"{name}=={version(name)}" for name in ("torch", "torchvision", "einops", "safetensors", "numpy", "pandas", "pillow", "pydantic", "pyyaml")],
+            pip_requirements=[
+                f"{name}=={version(name)}"
+                for name in ("torch", "torchvision", "einops", "safetensors", "numpy", "pandas", "pillow", "pydantic", "pyyaml")
+            ],
             metadata=metadata,
         )
     mlflow.MlflowClient().set_terminated(run_id, end_status)

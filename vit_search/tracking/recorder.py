@@ -14,7 +14,7 @@ import time
 import urllib.request
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -25,6 +25,7 @@ for _name, _value in {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # our own thread tries again; a short call ends soon when a search does
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }.items():
     os.environ.setdefault(_name, _value)
@@ -37,29 +38,12 @@ from mlflow.exceptions import MlflowException
 from vit_search.errors import TrackingError
 from vit_search.spec.config import EpochResult
 from vit_search.tracking.ledger import Ended, Event, Infeasible, Proposed, Reported, Trial
+from vit_search.tracking.searches import SearchFacts
 
 STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "interrupted": "KILLED"}
 """Run status of each outcome. A stopped trial did what it should; its tag `outcome` tells it from a completed one."""
 
 DEFAULT_DATABASE = "mlruns.db"
-
-
-@dataclass(frozen=True)
-class SearchFacts:
-    """What stays true of a search from its first moment on."""
-
-    search: str
-    """Folder name; unique in its output folder."""
-    spec_name: str
-    text: str
-    """The search file as written."""
-    resolved: dict[str, Any]
-    """The same with every default filled in."""
-    metric: str
-    mode: str
-    data_hash: str
-    code_version: str
-    environment: dict[str, str]
 
 
 def resolve_uri(given: str | None) -> str:
@@ -78,13 +62,17 @@ def client_for(given: str | None) -> MlflowClient:
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https"):
         if parts.password:
-            raise TrackingError("the tracking URI carries a password; drop it and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.")
+            raise TrackingError(
+                "the tracking URI carries a password; drop it and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+            )
         try:
             with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):  # noqa: S310 -- http(s) only, by the test above
                 pass
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
-            raise TrackingError(f"{uri}: the tracking server does not answer ({reason}); start it, or drop --tracking-uri for ./{DEFAULT_DATABASE}.") from None
+            raise TrackingError(
+                f"{uri}: the tracking server does not answer ({reason}); start it, or drop --tracking-uri for ./{DEFAULT_DATABASE}."
+            ) from None
     elif parts.scheme == "sqlite":
         place = Path(uri.removeprefix("sqlite:///"))
         if not os.access(place if place.exists() else place.parent, os.W_OK):
@@ -96,7 +84,9 @@ def client_for(given: str | None) -> MlflowClient:
     try:
         client.search_experiments(max_results=1)
     except Exception as error:
-        raise TrackingError(f"{_public(uri)}: the tracking store does not answer ({str(error).splitlines()[0]}); mend it or name another.") from None
+        raise TrackingError(
+            f"{_public(uri)}: the tracking store does not answer ({str(error).splitlines()[0]}); mend it or name another."
+        ) from None
     return client
 
 
@@ -153,7 +143,8 @@ class Recorder:
                 "metric": f"{facts.mode} {facts.metric}",
                 "data_hash": facts.data_hash,
                 "code_version": facts.code_version,
-                "mlflow.note.content": f"Search **{facts.search}**: trials are the runs nested below. Stopped early: `tags.outcome = 'stopped'`.",
+                "mlflow.note.content": f"Search **{facts.search}**: its trials are the runs below. "
+                f"Filters: `tags.search = '{facts.search}' and tags.outcome = 'stopped'`, or `'completed'`, `'failed'`.",
             }
             self.parent_run = self.client.create_run(self.experiment_id, run_name=facts.search, tags=tags).info.run_id
             self.client.log_text(self.parent_run, facts.text, "search.yaml")
@@ -167,7 +158,9 @@ class Recorder:
         """Queue an event; never blocks, never fails."""
         self._queue.put(event)
 
-    def close(self, trials: list[Trial], *, interrupted: bool, winner: Trial | None, checkpoint: Path | None, patience_s: float = 60) -> bool:
+    def close(
+        self, trials: list[Trial], *, interrupted: bool, winner: Trial | None, checkpoint: Path | None, patience_s: float = 60
+    ) -> bool:
         """Send all that is left, then the leaderboard and the best model, and end the parent run.
 
         Returns: False when MLflow stayed away for `patience_s`; `vit-search resume` sends the rest later.
@@ -181,7 +174,9 @@ class Recorder:
         metric = self._facts.metric
         rows = [_row(trial, metric) for trial in trials]
         if rows:
-            names = sorted({name for row in rows for name in row}, key=list(rows[0]).index if all(set(r) == set(rows[0]) for r in rows) else None)
+            names = sorted(
+                {name for row in rows for name in row}, key=list(rows[0]).index if all(set(r) == set(rows[0]) for r in rows) else None
+            )
             self.client.log_table(self.parent_run, {name: [row.get(name) for row in rows] for name in names}, "leaderboard.json")
         outcomes = [trial.outcome for trial in trials]
         metrics = {"trials": len(trials)} | {name: outcomes.count(name) for name in ("completed", "stopped", "failed", "diverged")}
@@ -189,12 +184,16 @@ class Recorder:
         now = int(time.time() * 1000)
         self.client.log_batch(self.parent_run, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()])
         if winner is not None:
-            self.client.log_metric(self.parent_run, f"best_{metric}", winner.value(metric))
+            self.client.log_metric(self.parent_run, f"best_{metric}", winner.value(metric) or 0.0)
             self.client.set_tag(self.parent_run, "best_trial", winner.number)
             self.client.set_tag(self._runs[winner.number], "rank", 1)
-        if winner is not None and checkpoint is not None and not any(self.client.search_logged_models(
-            [self.experiment_id], filter_string=f"source_run_id = '{self._runs[winner.number]}'"
-        )):
+        if (
+            winner is not None
+            and checkpoint is not None
+            and not any(
+                self.client.search_logged_models([self.experiment_id], filter_string=f"source_run_id = '{self._runs[winner.number]}'")
+            )
+        ):
             from vit_search.tracking.model_package import log_model
 
             with warnings.catch_warnings():
@@ -204,7 +203,8 @@ class Recorder:
         return True
 
     def _find(self, condition: str) -> list[Any]:
-        found, token = [], None
+        found: list[Any] = []
+        token = None
         while True:
             page = self.client.search_runs([self.experiment_id], condition, max_results=1000, page_token=token)
             found.extend(page)
@@ -250,7 +250,9 @@ class Recorder:
             except Exception as error:
                 if not self._said_away:
                     self._said_away = True
-                    logging.getLogger(__name__).warning("MLflow does not answer (%s); the search goes on and sends it later.", str(error).splitlines()[0])
+                    logging.getLogger(__name__).warning(
+                        "MLflow does not answer (%s); the search goes on and sends it later.", str(error).splitlines()[0]
+                    )
                 time.sleep(pause)
                 pause = min(pause * 2, 30)
 

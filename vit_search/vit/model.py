@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -140,8 +138,7 @@ class Encoder(nn.Module):
         """(batch, tokens, dim) to the same."""
         for block in self.blocks:
             tokens = block(tokens, mask)
-        out: Tensor = self.norm(tokens)
-        return out
+        return self.norm(tokens)
 
 
 class ViT(nn.Module):
@@ -197,8 +194,7 @@ class ViT(nn.Module):
         tokens = self.encoder(self.dropout(tokens + self.positions), mask)
         if self.head is None:
             return tokens
-        logits: Tensor = self.head(tokens.mean(dim=1) if self.cls_token is None else tokens[:, 0])
-        return logits
+        return self.head(tokens.mean(dim=1) if self.cls_token is None else tokens[:, 0])
 
 
 def decayed(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -211,8 +207,3 @@ def decayed(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
 
 def _rate(own: float | None, config: ModelConfig) -> float:
     return config.dropout if own is None else own
-
-
-def loss_at_chance(num_classes: int) -> float:
-    """Cross-entropy in nats of a guess that gives every class the same chance."""
-    return math.log(num_classes)

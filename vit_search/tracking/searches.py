@@ -1,0 +1,70 @@
+"""Search folders: what stays true of a search, how it is written, and how it is found again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vit_search.errors import SearchError
+from vit_search.spec import search_file
+from vit_search.spec.search_file import SearchSpec
+
+
+@dataclass(frozen=True)
+class SearchFacts:
+    """What stays true of a search from its first moment on."""
+
+    search: str
+    """Folder name; unique in its output folder."""
+    spec_name: str
+    text: str
+    """The search file as written."""
+    resolved: dict[str, Any]
+    """The same with every default filled in."""
+    metric: str
+    mode: str
+    data_hash: str
+    code_version: str
+    environment: dict[str, str]
+    tracking_uri: str
+    """Without a password."""
+
+
+def write(folder: Path, facts: SearchFacts) -> None:
+    """Write a new search's file and facts; search.json comes last, and makes the folder a search."""
+    for name, text in (("search.yaml", facts.text), ("search.json", json.dumps(asdict(facts), indent=1))):
+        fresh = folder / f"{name}.new"
+        fresh.write_text(text, encoding="utf-8")
+        fresh.rename(folder / name)
+
+
+def read(folder: Path) -> tuple[SearchSpec, SearchFacts]:
+    """A search's file and facts.
+
+    Raises: SearchError when the folder does not hold them.
+    """
+    try:
+        facts = SearchFacts(**json.loads((folder / "search.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise SearchError(f"{folder}: not the folder of a search ({error}).") from None
+    return search_file.load(folder / "search.yaml"), facts
+
+
+def find(output: Path, name: str | None) -> Path:
+    """A search's folder by its name or path; without a name, the newest under `output`.
+
+    Raises: SearchError that names the nearest or says how to make one.
+    """
+    if name is not None and (Path(name) / "search.json").is_file():
+        return Path(name)
+    known = sorted((p.parent for p in output.glob("*/search.json")), key=lambda p: (p / "search.json").stat().st_mtime)
+    if not known:
+        raise SearchError(f"{output}: no search here; start one with `vit-search run FILE`.")
+    if name is None:
+        return known[-1]
+    names = [p.name for p in known]
+    if name in names:
+        return output / name
+    raise SearchError(f"{output}: no search named {name!r}; {search_file.nearest(name, names)}")

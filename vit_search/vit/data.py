@@ -1,0 +1,358 @@
+"""Named data sets as uint8 memory maps, split by seed, under a content hash.
+
+A set is decoded once per machine into a cache folder of its own; every trial maps the same files. The test split lies in
+files of its own, which a search never opens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from vit_search.errors import DataError
+from vit_search.spec.config import DATA_SETS, DataConfig
+
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+FORMAT = 1
+"""Raised whenever the files of a cache folder, or how a split is drawn, change."""
+
+IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
+MAX_FILE_BYTES = 64 * 2**20
+MAX_PIXELS = 64 * 10**6
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A prepared set on this machine's disk."""
+
+    folder: Path
+    data_hash: str
+    """sha256 of the source's content and of all that decides the split: the same hash, the same images in the same splits."""
+    image_size: tuple[int, int]
+    channels: int
+    classes: tuple[str, ...]
+    counts: Mapping[str, int]
+    """Images in each split."""
+    mean: tuple[float, ...]
+    """Per channel, of the training images alone, on the scale 0 to 1."""
+    std: tuple[float, ...]
+    test_duplicates: int
+    """Test images that stand byte for byte among the training or validation images, too."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A decoded set before it is split; `test` is None where it has no test split of its own."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    test: tuple[np.ndarray, np.ndarray] | None = None
+
+
+def default_cache() -> Path:
+    """`$VIT_SEARCH_CACHE`, else `$XDG_CACHE_HOME/vit_search`, else `~/.cache/vit_search`."""
+    own = os.environ.get("VIT_SEARCH_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit_search"
+
+
+def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = False) -> DataSet:
+    """Find a data set in the cache, or decode and split it into the cache.
+
+    Two processes may do so at once: each writes a folder of its own, and the first to rename it wins.
+
+    Raises: DataError when images are missing, damaged or too few, or the cache cannot be written.
+    """
+    cache = cache or default_cache()
+    root = _root(config, cache, download)
+    key = _key(config, root)
+    folder = cache / key[:32]
+    found = _open(folder, key)
+    if found is not None:
+        return found
+    source = _decode(config, root)
+    splits = _split(config, source)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=cache))
+        try:
+            _write(fresh, key, source, splits)
+            _put(fresh, folder, key)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    except OSError as error:
+        raise DataError(
+            f"{cache}: the data cache cannot be written ({error.strerror}); set VIT_SEARCH_CACHE to a folder that can."
+        ) from None
+    made = _open(folder, key)
+    assert made is not None
+    return made
+
+
+def read_split(data: DataSet, split: SplitName) -> tuple[np.ndarray, np.ndarray]:
+    """The images and labels of one split.
+
+    Returns: uint8 (n, channels, height, width), mapped read-only from disk, and int64 (n,).
+    """
+    images = np.load(data.folder / f"{split}_images.npy", mmap_mode="r", allow_pickle=False)
+    return images, np.load(data.folder / f"{split}_labels.npy", allow_pickle=False)
+
+
+def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int) -> np.ndarray:
+    """Decode one image file, upright, to bytes.
+
+    Args:
+        file: its path, or its content.
+        size: height and width; the image is scaled until it covers them (bilinear, antialiased), and its centre cut out.
+        channels: 1 (grey) or 3 (RGB); transparency is laid on black.
+    Returns: uint8 (channels, height, width).
+    Raises: DataError that names the file and what is wrong with it.
+    """
+    from PIL import Image, ImageOps
+
+    name = "image" if isinstance(file, bytes) else str(file)
+    try:
+        raw = file if isinstance(file, bytes) else _bounded(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(raw), formats=IMAGE_FORMATS) as opened:
+                if opened.width * opened.height > MAX_PIXELS:
+                    raise DataError(f"{name}: {opened.width}x{opened.height} pixels; give an image of at most {MAX_PIXELS:,}.")
+                image: Any = ImageOps.exif_transpose(opened)
+                if image.mode.startswith(("I", "F")):  # 16 bits and more a pixel
+                    image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
+                if image.mode in ("P", "PA", "LA", "RGBA") or "transparency" in image.info:
+                    image = image.convert("RGBA")
+                    image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+                image = image.convert("L" if channels == 1 else "RGB")
+                if size is not None and image.size != (size[1], size[0]):
+                    image = ImageOps.fit(image, (size[1], size[0]), method=Image.Resampling.BILINEAR)
+                pixels = np.asarray(image, dtype=np.uint8)
+    except DataError:
+        raise
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
+            raise DataError(f"{name}: cannot be read ({error.strerror}); name an image file.") from None
+        raise DataError(f"{name}: no image that can be decoded ({str(error).splitlines()[0]}); replace or remove it.") from None
+    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name}: no image that can be decoded ({str(error).splitlines()[0]}); replace or remove it.") from None
+    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _bounded(file: Path) -> bytes:
+    if file.stat().st_size > MAX_FILE_BYTES:
+        raise DataError(f"{file}: {file.stat().st_size:,} bytes; give an image file of at most {MAX_FILE_BYTES:,}.")
+    return file.read_bytes()
+
+
+def _root(config: DataConfig, cache: Path, download: bool) -> Path | None:
+    """Where the source lies; None for the embedded digits."""
+    if config.name not in DATA_SETS:
+        raise DataError(f"data.name: unknown data set {config.name!r}; choose from {', '.join(DATA_SETS)}.")
+    if config.name == "digits":
+        return None
+    if config.path is None and (config.name == "image_folder" or not download):
+        raise DataError(f"data.path: {config.name} needs a folder; name it, or add --download where torchvision can fetch the set.")
+    root = Path(config.path).expanduser() if config.path else cache / "downloads"
+    if config.name != "image_folder":
+        _torchvision(config.name, root, download)  # fetches, or refuses where files are missing
+    elif not root.is_dir():
+        raise DataError(f"{root}: {'a file, no folder' if root.exists() else 'missing'}; data.path names a folder of class folders.")
+    return root
+
+
+def _torchvision(name: str, root: Path, download: bool) -> tuple[Any, Any]:
+    """torchvision's training and test set."""
+    import torchvision.datasets as sets
+
+    kind = {"mnist": sets.MNIST, "fashion_mnist": sets.FashionMNIST, "cifar10": sets.CIFAR10, "cifar100": sets.CIFAR100}[name]
+    try:
+        return kind(str(root), train=True, download=download), kind(str(root), train=False, download=download)
+    except RuntimeError:
+        raise DataError(f"{root}: the files of {name} are not there, or damaged; put them there or add --download.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{root}: {name} cannot be read ({str(error).splitlines()[0]}); put sound files there or add --download.") from None
+
+
+def _key(config: DataConfig, root: Path | None) -> str:
+    """The data hash: every byte of the source, every field of the config but its place, and FORMAT."""
+    digest = hashlib.sha256(f"format {FORMAT}\n".encode())
+    fields = {name: value for name, value in vars(config).items() if name != "path"}
+    digest.update(json.dumps(fields, sort_keys=True).encode())
+    if root is None:
+        from importlib.metadata import version
+
+        digest.update(f"sklearn digits {version('scikit-learn').split('.')[0]}".encode())
+    else:
+        for path in _source_files(config.name, root):
+            with path.open("rb") as file:
+                digest.update(f"{path.relative_to(root)}\n{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _source_files(name: str, root: Path) -> Iterator[Path]:
+    if name == "image_folder":
+        for folder in _class_folders(root):
+            yield from _image_files(folder)
+        return
+    inside = {"mnist": "MNIST/raw", "fashion_mnist": "FashionMNIST/raw", "cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+    folder = root / inside[name]
+    yield from sorted(path for path in folder.iterdir() if path.is_file() and path.suffix not in (".gz", ".html"))
+
+
+def _class_folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink() and not path.name.startswith("."))
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """Image files below a class folder, in an order that no file system decides; links are not followed."""
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS and not p.name.startswith("."))
+    return sorted(path for path in found if path.is_file() and not path.is_symlink())
+
+
+def _decode(config: DataConfig, root: Path | None) -> _Source:
+    if root is None:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        images = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # 17 grey levels, 0 to 16
+        return _Source(images, digits.target.astype(np.int64), tuple("0123456789"))
+    if config.name == "image_folder":
+        return _decode_folder(config, root)
+    train, test = _torchvision(config.name, root, download=False)
+    (images, labels), own_test = (_arrays(train), _arrays(test))
+    return _Source(images, labels, tuple(str(name) for name in train.classes), own_test)
+
+
+def _arrays(source: Any) -> tuple[np.ndarray, np.ndarray]:
+    images = np.asarray(source.data)  # (n, 28, 28) for the MNIST family, (n, 32, 32, 3) for CIFAR
+    images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(images, dtype=np.uint8), np.asarray(source.targets, dtype=np.int64)
+
+
+def _decode_folder(config: DataConfig, root: Path) -> _Source:
+    if config.image_size is None:
+        raise DataError("data.image_size: image_folder needs it; give the side in pixels.")
+    folders = _class_folders(root)
+    if len(folders) < 2:
+        seen = f"one class only, {folders[0].name!r}" if folders else "no class folders"
+        raise DataError(f"{root}: {seen}; put the images into at least two folders, one per class.")
+    files = [(path, label) for label, folder in enumerate(folders) for path in _image_files(folder)]
+    counts = {folder.name: sum(label == number for _, label in files) for number, folder in enumerate(folders)}
+    for name, count in counts.items():
+        if count < 3:
+            raise DataError(f"{root / name}: {count} images; each class needs at least 3, one for each split.")
+    images = np.empty((len(files), config.channels, config.image_size, config.image_size), np.uint8)
+    for i, (path, _) in enumerate(files):
+        images[i] = read_image(path, (config.image_size, config.image_size), config.channels)
+    return _Source(images, np.array([label for _, label in files], np.int64), tuple(counts))
+
+
+def _split(config: DataConfig, source: _Source) -> dict[SplitName, tuple[np.ndarray, np.ndarray]]:
+    """Stratified splits. The test split depends on split_seed and test_fraction alone."""
+    rest = np.arange(len(source.labels))
+    if source.test is None:
+        rest, chosen = _carve(rest, source.labels, config.test_fraction, (config.split_seed, 1))
+        test = source.images[chosen], source.labels[chosen]
+        share = config.val_fraction / (1 - config.test_fraction)
+    else:
+        test, share = source.test, config.val_fraction
+    train, val = _carve(rest, source.labels, share, (config.split_seed, 2))
+    if config.train_limit is not None and config.train_limit < len(train):
+        if config.train_limit < len(source.classes):
+            raise DataError(f"data.train_limit: {config.train_limit} images for {len(source.classes)} classes; give at least one each.")
+        _, train = _carve(train, source.labels, config.train_limit / len(train), (config.split_seed, 3))
+    return {"train": (source.images[train], source.labels[train]), "val": (source.images[val], source.labels[val]), "test": test}
+
+
+def _carve(indices: np.ndarray, labels: np.ndarray, share: float, seed: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Take a share of every class, at least one image and never all of them; both parts come back in their old order."""
+    rng = np.random.default_rng(seed)
+    taken: list[np.ndarray] = []
+    exact_so_far = taken_so_far = 0.0
+    for label in np.unique(labels[indices]):
+        own = rng.permutation(indices[labels[indices] == label])
+        exact_so_far += len(own) * share  # rounding is carried over, so that the whole has its share, too
+        count = int(np.clip(math.floor(exact_so_far - taken_so_far + 0.5), 1, len(own) - 1))
+        taken_so_far += count
+        taken.append(own[:count])
+    chosen = np.sort(np.concatenate(taken))
+    return np.setdiff1d(indices, chosen), chosen
+
+
+def _write(folder: Path, key: str, source: _Source, splits: dict[SplitName, tuple[np.ndarray, np.ndarray]]) -> None:
+    for name, (images, labels) in splits.items():
+        np.save(folder / f"{name}_images.npy", images, allow_pickle=False)
+        np.save(folder / f"{name}_labels.npy", labels, allow_pickle=False)
+    train = splits["train"][0]
+    levels = [np.bincount(train[:, c].ravel(), minlength=256) for c in range(train.shape[1])]  # exact, without a float copy
+    scale = np.arange(256) / 255
+    means = [float((level * scale).sum() / level.sum()) for level in levels]
+    stds = [math.sqrt(float((level * (scale - mean) ** 2).sum() / level.sum())) for level, mean in zip(levels, means, strict=True)]
+    known = {hashlib.sha256(image.tobytes()).digest() for name in ("train", "val") for image in splits[name][0]}
+    document = {
+        "data_hash": key,
+        "image_size": list(train.shape[2:]),
+        "channels": train.shape[1],
+        "classes": list(source.classes),
+        "counts": {name: len(labels) for name, (_, labels) in splits.items()},
+        "mean": means,
+        "std": stds,
+        "test_duplicates": sum(hashlib.sha256(image.tobytes()).digest() in known for image in splits["test"][0]),
+        "bytes": {path.name: path.stat().st_size for path in sorted(folder.glob("*.npy"))},
+    }
+    (folder / "data.json").write_text(json.dumps(document, indent=1))
+
+
+def _put(fresh: Path, folder: Path, key: str) -> None:
+    """Rename a finished folder into place, unless another process was first; a damaged one gives way."""
+    fresh.chmod(0o755)
+    for _ in range(5):
+        try:
+            fresh.rename(folder)
+            return
+        except OSError:
+            if _open(folder, key) is not None:
+                return
+            aside = Path(tempfile.mkdtemp(prefix=".old-", dir=folder.parent))
+            folder.rename(aside / "damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+    fresh.rename(folder)
+
+
+def _open(folder: Path, key: str) -> DataSet | None:
+    """A cache folder, or None where it is missing, damaged or of another key."""
+    try:
+        document = json.loads((folder / "data.json").read_text())
+        sound = document["data_hash"] == key and all((folder / n).stat().st_size == size for n, size in document["bytes"].items())
+        return _described(folder, document) if sound else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _described(folder: Path, document: dict[str, Any]) -> DataSet:
+    return DataSet(
+        folder=folder,
+        data_hash=document["data_hash"],
+        image_size=tuple(document["image_size"]),
+        channels=document["channels"],
+        classes=tuple(document["classes"]),
+        counts=document["counts"],
+        mean=tuple(document["mean"]),
+        std=tuple(document["std"]),
+        test_duplicates=document["test_duplicates"],
+    )
