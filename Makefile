@@ -2,6 +2,9 @@
 # Needs Python 3.11 to 3.13 with venv, git and make; all else comes from requirements.lock.
 
 PYTHON ?= python3
+
+# Imports of torch, ray and mlflow take seconds longer in every process without their bytecode.
+unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 

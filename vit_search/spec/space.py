@@ -27,14 +27,15 @@ class Asks(Protocol):
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True
+    )  # no use_attribute_docstrings: it reads the source once per type, 13 s in all
 
 
 class Choice(_Part, Generic[T]):
     """One of the values listed: `{choice: [2, 4, 8]}`."""
 
-    choice: list[T] = Field(min_length=1, max_length=10_000)
-    """The values, each once."""
+    choice: list[T] = Field(min_length=1, max_length=10_000, description="The values, each once.")
 
     @model_validator(mode="after")
     def _each_once(self) -> Choice[T]:
@@ -59,12 +60,9 @@ class Choice(_Part, Generic[T]):
 class IntRange(_Part):
     """A whole number from low to high, both included: `{int: [32, 96], step: 16}`."""
 
-    range: tuple[Annotated[int, Strict()], Annotated[int, Strict()]] = Field(alias="int")
-    """Low and high."""
-    step: Annotated[int, Strict()] = Field(1, ge=1)
-    """Distance between values, counted from low."""
-    log: bool = False
-    """Draw evenly on a logarithmic scale; step must then be 1."""
+    range: tuple[Annotated[int, Strict()], Annotated[int, Strict()]] = Field(alias="int", description="Low and high.")
+    step: Annotated[int, Strict()] = Field(1, ge=1, description="Distance between values, counted from low.")
+    log: bool = Field(False, description="Draw evenly on a logarithmic scale; step must then be 1.")
 
     @model_validator(mode="after")
     def _sound(self) -> IntRange:
@@ -95,12 +93,11 @@ class IntRange(_Part):
 class FloatRange(_Part):
     """A number from low to high: `{float: [1e-4, 1e-2], log: true}`."""
 
-    range: tuple[Annotated[float, Strict()], Annotated[float, Strict()]] = Field(alias="float")
-    """Low and high."""
-    step: Annotated[float, Strict()] | None = Field(None, gt=0)
-    """Distance between values, counted from low; none for any number between."""
-    log: bool = False
-    """Draw evenly on a logarithmic scale."""
+    range: tuple[Annotated[float, Strict()], Annotated[float, Strict()]] = Field(alias="float", description="Low and high.")
+    step: Annotated[float, Strict()] | None = Field(
+        None, gt=0, description="Distance between values, counted from low; none for any number between."
+    )
+    log: bool = Field(False, description="Draw evenly on a logarithmic scale.")
 
     @model_validator(mode="after")
     def _sound(self) -> FloatRange:

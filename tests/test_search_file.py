@@ -1,0 +1,82 @@
+"""A search file: what is read, what is refused, and the very line a user sees."""
+
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from vit_search import load_search
+from vit_search.errors import SpecError
+from vit_search.spec import search_file, strict_yaml
+
+ROOT = Path(__file__).parents[1]
+HEAD = "name: t\ndata: {name: digits}\ntrials: 2\nepochs: 3\n"
+
+
+def test_every_shipped_search_file_loads_and_fits_the_json_schema():
+    files = sorted((ROOT / "search_spaces").glob("*.yaml"))
+    assert files
+    for file in files:
+        load_search(file)
+        jsonschema.validate(strict_yaml.load(file).values, search_file.json_schema())
+
+
+@pytest.mark.parametrize(
+    ("section", "line"),
+    [
+        ("model: {depht: 3}", "t.yaml:5: model.depht: unknown key; did you mean depth?"),
+        ("model: {depth: fast}", "t.yaml:5: model.depth: 'fast' will not do: should be a valid integer; write e.g. 64,"),
+        ("model: {depth: true}", "t.yaml:5: model.depth: True will not do"),
+        ("model: {depth: {choice: []}}", "t.yaml:5: model.depth.choice: the list is empty; give at least one value."),
+        ("model: {depth: {choice: [1, 1]}}", "t.yaml:5: model.depth.choice: 1 is listed twice; list each value once."),
+        ("model: {depth: {coice: [1]}}", "t.yaml:5: model.depth: {'coice': [1]} is no value and no distribution"),
+        ("model: {dim: {int: [96, 32]}}", "t.yaml:5: model.dim.int: low 96 is above high 32; swap them."),
+        ("model: {dim: {int: [32, 1000000000]}}", "t.yaml:5: model.dim: 1e+09 is out of bounds; give at least 1, at most 16384."),
+        ("training: {lr: {float: [0, 1], log: true}}", "t.yaml:5: training.lr.float: a log range starts above 0, not at 0"),
+        ("training: {lr: .nan}", "t.yaml:5: .nan can be read in more than one way; write a finite number."),
+        ("model: {patch_size: {choice: [3, 5]}}", "t.yaml:5: model.patch_size: 0 of 2 values divide the image of 8x8 pixels"),
+        ("model: {dim: {choice: [32, 64]}, heads: {choice: [3, 7]}}", "t.yaml:5: model.heads: 0 of 4 pairs of heads and dim fit"),
+        ("stopping: {grace_epochs: 9}", "t.yaml:5: stopping.grace_epochs: 9 is more than epochs=3; lower it."),
+        ("metric: val_acuracy", "t.yaml:5: metric: 'val_acuracy' will not do"),
+        ("trials: 3", "t.yaml:5: the key trials stands twice, first in line 3; keep one."),
+    ],
+)
+def test_a_mistake_gets_one_line_with_where_what_and_the_mend(section, line):
+    with pytest.raises(SpecError) as refused:
+        search_file.parse(HEAD + section + "\n", "t.yaml")
+    assert str(refused.value).startswith(line)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_unknown_data_set_is_refused_with_the_nearest_name():
+    with pytest.raises(SpecError, match=r"data\.name: unknown data set 'digit'; did you mean digits\?"):
+        search_file.parse(HEAD.replace("digits", "digit"), "t.yaml")
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 0.001), ("1E3", 1000.0), (".5", 0.5), ("7", 7), ("'010'", "010"), ("null", None)])
+def test_plain_numbers_are_read_as_written(text, value):
+    assert strict_yaml.parse(f"a: {text}", "t.yaml").values == {"a": value}
+
+
+@pytest.mark.parametrize("text", ["010", "0x10", "1:30", "1_000", "on", "No", "True", "2026-11-23", ".inf", "1e999", "&a 1", "!!int 1"])
+def test_what_two_readers_read_differently_is_refused(text):
+    with pytest.raises(SpecError, match=r"^t\.yaml:1: "):
+        strict_yaml.parse(f"a: {text}", "t.yaml")
+
+
+def test_a_yaml_bomb_is_refused_at_its_first_anchor():
+    bomb = "a: &a [x,x]\n" + "".join(f"{c}: &{c} [*{p},*{p}]\n" for p, c in zip("abcdefgh", "bcdefghi", strict=True))
+    with pytest.raises(SpecError, match=r"t\.yaml:1: the anchor &a; write the value out"):
+        strict_yaml.parse(bomb, "t.yaml")
+
+
+def test_deep_nesting_is_refused():
+    with pytest.raises(SpecError, match="nested more than 20 deep"):
+        strict_yaml.parse("a: " + "[" * 3000 + "]" * 3000, "t.yaml")
+
+
+@pytest.mark.parametrize("raw", [b"\xff\xfea\x00", b"\xef\xbb\xbfa: 1", b"a: \xe9", b"a: \x00"])
+def test_a_file_that_is_no_plain_utf8_is_refused(tmp_path, raw):
+    (tmp_path / "t.yaml").write_bytes(raw)
+    with pytest.raises(SpecError, match=r"t\.yaml:1: "):
+        strict_yaml.load(tmp_path / "t.yaml")
