@@ -151,7 +151,7 @@ class OptunaSearcher(Searcher):
         trial = self._open.pop(number, None)
         if trial is None:
             return
-        values = self._values.pop(number)
+        values = self._values.pop(number, {})
         if failed or not values:
             self._study.tell(trial, state=TrialState.FAIL)
         elif max(values) >= self._epochs:

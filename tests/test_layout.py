@@ -1,0 +1,93 @@
+"""The house: which room may import which, and where the heavy libraries live. The picture is here; the code is held against it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "vit_search"
+
+ARROWS = {
+    "cli": {"search", "tracking", "production", "spec", "errors"},
+    "search": {"tracking", "vit", "spec", "errors"},
+    "production": {"tracking", "vit", "spec", "errors"},
+    "tracking": {"vit", "spec", "errors"},  # vit: model_package.py rebuilds a model
+    "vit": {"spec", "errors"},
+    "spec": {"errors"},
+    "errors": set(),
+    "__init__": {"search", "spec"},
+}
+HEAVY = {
+    "torch": {"vit", "search/trial.py", "tracking/model_package.py", "production"},
+    "ray": {"search"},
+    "optuna": {"search"},
+    "mlflow": {"tracking", "production"},
+    "pydantic": {"spec"},
+    "typer": {"cli.py"},
+    "rich": {"cli.py"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write imports in full"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def room(path: Path) -> str:
+    inside = path.relative_to(PACKAGE)
+    return inside.parts[0] if len(inside.parts) > 1 else inside.stem
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_arrows_go_one_way(path):
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "vit_search" and len(parts) > 1 and parts[1] != room(path):
+            assert parts[1] in ARROWS[room(path)], f"{room(path)} must not import {parts[1]}: {path}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_heavy_library_stays_in_its_rooms(path):
+    inside = str(path.relative_to(PACKAGE))
+    for name in imports(path):
+        homes = HEAVY.get(name.split(".")[0])
+        assert homes is None or inside in homes or inside.split("/")[0] in homes, f"{inside} must not import {name}"
+
+
+def test_every_room_says_what_it_is_for():
+    for path in FILES:
+        text = path.read_text()
+        assert not text or (ast.get_docstring(ast.parse(text)) or "").strip(), path
+
+
+def test_nothing_loads_a_pickle_or_runs_text():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in {"eval", "exec", "pickle.load", "pickle.loads", "torch.load", "yaml.load", "cloudpickle.load"}, path
+                assert not any(k.arg == "allow_pickle" and ast.unparse(k.value) == "True" for k in node.keywords), path
+                assert not any(k.arg == "shell" and ast.unparse(k.value) == "True" for k in node.keywords), path
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import vit_search.cli", {"ray", "torch", "optuna", "mlflow", "pydantic"}),
+        ("from vit_search.tracking import ledger, searches", {"ray", "torch", "optuna", "mlflow"}),
+        ("from vit_search.vit import model, training, data", {"ray", "optuna", "mlflow", "pydantic", "safetensors"}),
+    ],
+)
+def test_a_room_does_not_pull_in_what_it_does_not_need(statement, absent):
+    code = f"import sys; {statement}; print(' '.join(sys.modules))"
+    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    assert not loaded & absent
