@@ -103,6 +103,7 @@ def run(
     share = spec.space.feasible_share()
     if share == 0:
         raise SpecError("none of 2000 random proposals can be built: see that patch_size divides the image and heads divides dim.")
+    _check_output(output)
     data = prepare(spec.data_config, download=download)
     recorder = Recorder.connect(tracking_uri, spec.name)
     folder = _new_folder(output, spec.name)
@@ -337,21 +338,28 @@ def _signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _new_folder(output: Path, name: str) -> Path:
-    """The next free `name-N`; two launches at once get two folders."""
+def _check_output(output: Path) -> None:
+    """Refuse a folder that cannot be written before anything else is made."""
     try:
         output.mkdir(parents=True, exist_ok=True)
-        taken = (int(p.name.rpartition("-")[2]) for p in output.glob(f"{name}-*") if p.name.rpartition("-")[2].isdigit())
-        number = max(taken, default=0) + 1
-        while True:
-            folder = output / f"{name}-{number}"
-            try:
-                folder.mkdir(mode=0o700)
-                return folder
-            except FileExistsError:
-                number += 1
+        reason = None if os.access(output, os.W_OK | os.X_OK) else "permission denied"
     except OSError as error:
-        raise SearchError(f"{output}: cannot be written ({error.strerror}); name another folder with --output.") from None
+        reason = error.strerror
+    if reason:
+        raise SearchError(f"{output}: cannot be written ({reason}); name another folder with --output.")
+
+
+def _new_folder(output: Path, name: str) -> Path:
+    """The next free `name-N`; two launches at once get two folders."""
+    taken = (int(p.name.rpartition("-")[2]) for p in output.glob(f"{name}-*") if p.name.rpartition("-")[2].isdigit())
+    number = max(taken, default=0) + 1
+    while True:
+        folder = output / f"{name}-{number}"
+        try:
+            folder.mkdir(mode=0o700)
+            return folder
+        except FileExistsError:
+            number += 1
 
 
 def _environment() -> dict[str, str]:

@@ -1,0 +1,11 @@
+"""Where tests keep what they make: a data cache of their own, shared by the session, and no tracking server by accident."""
+
+import os
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_surroundings(tmp_path_factory):
+    os.environ["VIT_SEARCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ.pop("MLFLOW_TRACKING_URI", None)

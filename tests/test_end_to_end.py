@@ -1,0 +1,231 @@
+"""The whole walk, for real: search file, local Ray, kill -9, resume, MLflow in SQLite, promote, predict; and the refusals before it."""
+
+import csv
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from vit_search.spec import search_file
+from vit_search.vit.data import prepare
+
+COMMAND = str(Path(sys.executable).with_name("vit-search"))
+FILE = """
+name: small
+data: {name: digits, train_limit: 300}
+trials: 5
+epochs: 4
+stopping: {grace_epochs: 1, reduction_factor: 2}
+seed: 3
+concurrency: 1
+model: {patch_size: {choice: [2, 4]}, dim: {int: [16, 32], step: 16}, depth: 1, heads: {choice: [1, 2]}, mlp_ratio: 2}
+training: {lr: {float: [1e-3, 1e-2], log: true}, batch_size: 64}
+"""
+
+
+def vit_search(folder, *arguments, check=True, **kwargs):
+    done = subprocess.run([COMMAND, *arguments], cwd=folder, capture_output=True, text=True, timeout=300, **kwargs)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def rows(folder, search):
+    """The leaderboard by trial number, without what a clock decides."""
+    found = json.loads(vit_search(folder, "show", search, "--json").stdout)
+    return {row["trial"]: {k: v for k, v in row.items() if k != "rank"} for row in found}
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory):
+    """A folder in which `small-1` ran undisturbed and `small-2`, of the same seed, was killed with SIGKILL and resumed."""
+    folder = tmp_path_factory.mktemp("walk")
+    (folder / "small.yaml").write_text(FILE)
+    data = prepare(search_file.parse(FILE).data_config)
+    hidden = {path: path.read_bytes() for path in data.folder.glob("test_*.npy")}
+    for path, raw in hidden.items():
+        path.write_bytes(bytes(len(raw)))  # whoever reads the test split during a search fails
+    first = vit_search(folder, "run", "small.yaml")
+    with subprocess.Popen([COMMAND, "run", "small.yaml"], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        ledger = folder / "searches/small-2/ledger.jsonl"
+        until(lambda: ledger.exists() and ledger.read_text().count('"reported"') >= 3)
+        driver.send_signal(signal.SIGKILL)
+    killed_at = ledger.read_text().count('"event"')
+    resumed = vit_search(folder, "resume", "small-2")
+    for path, raw in hidden.items():
+        path.write_bytes(raw)
+    return folder, first, resumed, killed_at
+
+
+def test_a_search_ends_with_a_leaderboard_and_the_next_commands(walked):
+    _, first, _, _ = walked
+    assert "5 of 5 trials" in first.stdout
+    assert "vit-search ui" in first.stdout
+    assert "vit-search promote small-1" in first.stdout
+
+
+def test_a_killed_search_resumes_to_the_same_trials_and_the_same_numbers(walked):
+    folder, _, _, killed_at = walked
+    assert killed_at < (folder / "searches/small-1/ledger.jsonl").read_text().count('"event"')
+    assert rows(folder, "small-1") == rows(folder, "small-2")
+
+
+def test_mlflow_holds_one_parent_and_one_child_per_trial_with_each_epoch_once(walked):
+    folder, _, _, _ = walked
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlruns.db'}")
+    experiment = client.get_experiment_by_name("small").experiment_id
+    for search in ("small-1", "small-2"):
+        (parent,) = client.search_runs([experiment], f"tags.search = '{search}' and attributes.run_name = '{search}'")
+        assert parent.info.status == "FINISHED"
+        assert {"search.yaml", "resolved.json", "environment.json", "leaderboard.json"} <= {
+            a.path for a in client.list_artifacts(parent.info.run_id)
+        }
+        assert len(parent.data.tags["data_hash"]) == 64
+        assert parent.data.tags["code_version"].startswith("vit_search ")
+        children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+        known = rows(folder, search)
+        assert sorted(int(c.data.tags["trial"]) for c in children) == sorted(known)
+        for child in children:
+            row = known[int(child.data.tags["trial"])]
+            assert child.data.tags["outcome"] == row["outcome"]
+            assert child.info.status == "FINISHED"
+            assert float(child.data.params["lr"]) == row["lr"]
+            points = client.get_metric_history(child.info.run_id, "val_accuracy")
+            assert sorted(p.step for p in points) == list(range(1, row["epochs"] + 1))
+
+
+def test_the_csv_has_a_line_per_trial(walked):
+    folder, _, _, _ = walked
+    table = list(csv.DictReader(io.StringIO(vit_search(folder, "show", "small-1", "--csv").stdout)))
+    assert [row["rank"] for row in table] == ["1", "2", "3", "4", "5"]
+    assert set(table[0]) >= {"trial", "outcome", "val_accuracy", "patch_size", "lr"}
+
+
+def test_promote_tests_once_and_predict_uses_the_champion(walked):
+    folder, _, _, _ = walked
+    first = vit_search(folder, "promote", "small-1")
+    assert "small version 1 is now champion" in first.stdout
+    assert "reading 1 of this test split" in first.stdout
+    again = vit_search(folder, "promote", "small-1")
+    assert "was registered before, so the test split was not read again" in again.stdout
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlruns.db'}")
+    version = client.get_model_version_by_alias("small", "champion")
+    assert (str(version.version), version.tags["search"], version.tags["test_reading"]) == ("1", "small-1", "1")
+    digits = load_digits()
+    for i in range(20):
+        Image.fromarray(np.round(digits.images[i] * 255 / 16).astype(np.uint8)).save(folder / f"{i}.png")
+    said = vit_search(folder, "predict", "--model", "models:/small@champion", "--json", *(f"{i}.png" for i in range(20)))
+    labels = [p["label"] for p in json.loads(said.stdout)]
+    right = sum(label == str(target) for label, target in zip(labels, digits.target, strict=False))
+    assert right >= 10  # 2 of 20 is chance; the best small model is right on about 8 of 10
+    bad = vit_search(folder, "predict", "--model", "models:/small@champion", "small.yaml", check=False)
+    assert bad.returncode == 2
+    assert "small.yaml: no image that can be decoded" in bad.stderr
+
+
+def test_what_is_served_equals_what_was_trained_to_the_bit(walked):
+    folder, _, _, _ = walked
+    code = """
+import sys, mlflow, numpy as np, torch
+from vit_search.spec import search_file
+from vit_search.vit import checkpoint, training, augment
+from vit_search.vit.data import prepare, read_split
+mlflow.set_tracking_uri("sqlite:///mlruns.db")
+client = mlflow.MlflowClient()
+experiment = [client.get_experiment_by_name("small").experiment_id]
+best = int(client.search_runs(experiment, "attributes.run_name = 'small-1'")[0].data.tags["best_trial"])
+child = client.search_runs(experiment, f"tags.search = 'small-1' and tags.trial = '{best}'")[0]
+(model,) = client.search_logged_models([child.info.experiment_id], filter_string=f"source_run_id = '{child.info.run_id}'")
+loaded = mlflow.pyfunc.load_model(model.model_uri)
+assert loaded.metadata.signature is not None
+from pathlib import Path
+served = checkpoint.load_model(Path(f"searches/small-1/trials/{best:04d}/checkpoint"))
+images, _ = read_split(prepare(served.config.data), "val")
+with torch.inference_mode():
+    logits = served.model(augment.normalise(torch.tensor(images), served.normalisation.mean, served.normalisation.std))
+expected = logits.softmax(-1).double().numpy()
+given = loaded.predict(np.ascontiguousarray(np.asarray(images).transpose(0, 2, 3, 1)))
+assert (given[[f"p_{c}" for c in served.classes]].to_numpy() == expected).all()
+print("equal")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=200)
+    assert done.stdout.strip().endswith("equal"), done.stderr
+
+
+def test_ctrl_c_closes_all_and_names_resume(tmp_path):
+    (tmp_path / "small.yaml").write_text(FILE)
+    with subprocess.Popen(
+        [COMMAND, "run", "small.yaml"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as driver:
+        ledger = tmp_path / "searches/small-1/ledger.jsonl"
+        until(lambda: ledger.exists() and ledger.read_text().count('"reported"') >= 2)
+        driver.send_signal(signal.SIGINT)
+        _, said = driver.communicate(timeout=120)
+    assert driver.returncode == 130
+    assert "vit-search resume small-1" in said
+    assert "Traceback" not in said
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlruns.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("small").experiment_id])
+    assert runs
+    assert not [run for run in runs if run.info.status == "RUNNING"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["run", "nosuch.yaml"], "nosuch.yaml: cannot be read (No such file or directory); name a YAML file."),
+        (["run", "small.yaml", "--tracking-uri", "http://127.0.0.1:9"], "http://127.0.0.1:9: the tracking server does not answer"),
+        (["run", "small.yaml", "--tracking-uri", "http://me:secret@127.0.0.1:9"], "the tracking URI carries a password; drop it"),
+        (["run", "small.yaml", "--output", "small.yaml/x"], "small.yaml/x: cannot be written (Not a directory); name another folder"),
+        (["run", "folder.yaml"], "nowhere: missing; data.path names a folder of class folders."),
+        (["run", "mnist.yaml"], ": the files of mnist are not there, or damaged; put them there or add --download."),
+        (["show"], "searches: no search here; start one with `vit-search run FILE`."),
+        (["promote", "nosuch"], "searches: no search here; start one with `vit-search run FILE`."),
+        (["predict", "--model", "models:/nobody@champion", "x.png"], "models:/nobody@champion: cannot be loaded"),
+    ],
+)
+def test_a_refusal_is_one_line_with_exit_code_2_and_leaves_no_search(tmp_path, arguments, line):
+    (tmp_path / "small.yaml").write_text(FILE)
+    folder = FILE.replace("{name: digits, train_limit: 300}", "{name: image_folder, path: nowhere, image_size: 8}")
+    (tmp_path / "folder.yaml").write_text(folder)
+    (tmp_path / "mnist.yaml").write_text(
+        FILE.replace("{name: digits, train_limit: 300}", "{name: mnist, path: .}").replace("[2, 4]", "[4, 7]")
+    )
+    done = vit_search(tmp_path, *arguments, check=False)
+    assert done.returncode == 2
+    assert line in done.stderr
+    assert done.stderr.strip().count("\n") == 0, done.stderr
+    assert "secret" not in done.stderr
+    assert not list(tmp_path.glob("searches/*"))
+
+
+def test_help_answers_before_any_heavy_library_is_loaded(tmp_path):
+    said = vit_search(tmp_path, "--help").stdout
+    for command in ("run", "resume", "show", "ui", "promote", "predict", "schema"):
+        assert f"  {command} " in said
+
+
+def test_the_schema_command_prints_json(tmp_path):
+    assert json.loads(vit_search(tmp_path, "schema").stdout)["title"] == "SearchSpec"
+
+
+def test_more_gpus_than_there_are_is_refused_before_the_first_trial(tmp_path):
+    (tmp_path / "small.yaml").write_text(FILE + "resources: {cpus: 1, gpus: 3}\n")
+    done = vit_search(tmp_path, "run", "small.yaml", check=False)
+    assert done.returncode == 2
+    assert "resources.gpus: a trial asks for 3 GPUs and this machine has" in done.stderr
