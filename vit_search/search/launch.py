@@ -164,23 +164,26 @@ def _drive(
     )
     searcher.replay(ledger.events)
     left = spec.trials - sum(trial.over for trial in ledger.trials.values())
-    interrupted = False
+    interrupted, ended = False, False
     try:
         if left:
             if watch:
                 ledger.listeners.append(watch(ledger, spec))
             interrupted = _tune(spec, folder, ledger, rungs, searcher, left)
-    finally:
+        ended = True
+    finally:  # an error of ours leaves a search that can be resumed, and no run open
         for trial in list(ledger.trials.values()):
             if trial.outcome == "running":
                 ledger.append(Ended(trial=trial.number, outcome="interrupted", reason="the driver stopped"))
                 interrupted = True
         trials = ranked(ledger.trials.values(), spec.metric, spec.mode)
+        completed = any(trial.outcome == "completed" for trial in trials)
         winner = best(trials, spec.metric, spec.mode)
-        checkpoint = trial_folder(folder, winner.number) / "checkpoint" if winner and not interrupted else None
-        recorder.close(trials, interrupted=interrupted, winner=winner, checkpoint=checkpoint)
+        checkpoint = trial_folder(folder, winner.number) / "checkpoint" if winner and ended and not interrupted else None
+        status = "KILLED" if interrupted else "FINISHED" if ended and completed else "FAILED"
+        recorder.close(trials, status=status, winner=winner, checkpoint=checkpoint)
         ledger.close()
-    if not interrupted and not any(trial.outcome == "completed" for trial in trials):
+    if not interrupted and not completed:
         raise NoTrialCompletedError(f"{folder}: none of {len(trials)} trials reached full length; {_why(trials)}")
     return SearchResult(folder, spec, trials, interrupted, time.monotonic() - began, recorder.experiment_id, recorder.parent_run)
 

@@ -6,6 +6,7 @@ runs are found again by their tags, and a metric point carries the time of its e
 
 from __future__ import annotations
 
+import getpass
 import logging
 import os
 import queue
@@ -39,6 +40,8 @@ from vit_search.errors import TrackingError
 from vit_search.spec.config import EpochResult
 from vit_search.tracking.ledger import Ended, Event, Infeasible, Proposed, Reported, Trial
 from vit_search.tracking.searches import SearchFacts
+
+_log = logging.getLogger(__name__)
 
 STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "interrupted": "KILLED"}
 """Run status of each outcome. A stopped trial did what it should; its tag `outcome` tells it from a completed one."""
@@ -101,7 +104,7 @@ class Recorder:
         self._queue: queue.Queue[Event | None] = queue.Queue()
         self._thread = threading.Thread(target=self._drain, name="recorder", daemon=True)
         self._said_away = False
-        self._closing = threading.Event()
+        self._interrupted: set[int] = set()
 
     @property
     def public_uri(self) -> str:
@@ -122,7 +125,8 @@ class Recorder:
         if mlflow.get_tracking_uri().startswith("sqlite"):
             place = (Path("mlartifacts").resolve() / experiment).as_uri()
         try:
-            return Recorder(client, client.create_experiment(experiment, artifact_location=place))
+            kind = {"mlflow.experimentKind": "custom_model_development"}  # the pages for training, not those for chat
+            return Recorder(client, client.create_experiment(experiment, artifact_location=place, tags=kind))
         except MlflowException as error:
             raise TrackingError(f"{experiment}: MLflow refuses an experiment of this name ({error.message}).") from None
 
@@ -141,6 +145,9 @@ class Recorder:
                 "search": facts.search,
                 "search_folder": str(folder.resolve()),
                 "metric": f"{facts.mode} {facts.metric}",
+                "mlflow.user": getpass.getuser(),
+                "mlflow.source.name": "vit-search run",
+                "mlflow.source.type": "LOCAL",
                 "data_hash": facts.data_hash,
                 "code_version": facts.code_version,
                 "mlflow.note.content": f"Search **{facts.search}**: its trials are the runs below. "
@@ -158,49 +165,52 @@ class Recorder:
         """Queue an event; never blocks, never fails."""
         self._queue.put(event)
 
-    def close(
-        self, trials: list[Trial], *, interrupted: bool, winner: Trial | None, checkpoint: Path | None, patience_s: float = 60
-    ) -> bool:
-        """Send all that is left, then the leaderboard and the best model, and end the parent run.
+    def close(self, trials: list[Trial], *, status: str, winner: Trial | None, checkpoint: Path | None, patience_s: float = 60) -> bool:
+        """Send all that is left, then the leaderboard and the best model, and end the parent run with a status.
 
         Returns: False when MLflow stayed away for `patience_s`; `vit-search resume` sends the rest later.
         """
         self._queue.put(None)
-        self._closing.set()
         self._thread.join(timeout=patience_s)
         if self._thread.is_alive():
-            logging.getLogger(__name__).warning("MLflow is away: what it has not got stays in the ledger; `vit-search resume` sends it.")
+            _log.warning("MLflow is away: what it has not got stays in the ledger; `vit-search resume` sends it.")
             return False
+        try:
+            self._summarise(trials, winner)
+            if winner is not None and checkpoint is not None:
+                self._log_winner(self._runs[winner.number], STATUS[winner.outcome], checkpoint)
+            self.client.set_terminated(self.parent_run, status)
+        except (MlflowException, OSError) as error:
+            _log.warning("MLflow refused the summary (%s); `vit-search resume` sends it again.", str(error).splitlines()[0])
+            return False
+        return True
+
+    def _summarise(self, trials: list[Trial], winner: Trial | None) -> None:
+        """The leaderboard as a table, counts of outcomes, and who won."""
         metric = self._facts.metric
         rows = [_row(trial, metric) for trial in trials]
-        if rows:
-            names = sorted(
-                {name for row in rows for name in row}, key=list(rows[0]).index if all(set(r) == set(rows[0]) for r in rows) else None
-            )
-            self.client.log_table(self.parent_run, {name: [row.get(name) for row in rows] for name in names}, "leaderboard.json")
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        table = {"columns": columns, "data": [[row.get(name) for name in columns] for row in rows]}
+        self.client.log_dict(self.parent_run, table, "leaderboard.json")  # log_table would append to an older one
+        self.client.set_tag(self.parent_run, "mlflow.loggedArtifacts", '[{"path": "leaderboard.json", "type": "table"}]')
         outcomes = [trial.outcome for trial in trials]
-        metrics = {"trials": len(trials)} | {name: outcomes.count(name) for name in ("completed", "stopped", "failed", "diverged")}
-        metrics["epochs_trained"] = sum(len(trial.results) for trial in trials)
+        counts = {"trials": len(trials)} | {name: outcomes.count(name) for name in ("completed", "stopped", "failed", "diverged")}
+        counts["epochs_trained"] = sum(len(trial.results) for trial in trials)
         now = int(time.time() * 1000)
-        self.client.log_batch(self.parent_run, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()])
+        self.client.log_batch(self.parent_run, metrics=[Metric(name, value, now, 0) for name, value in counts.items()])
         if winner is not None:
             self.client.log_metric(self.parent_run, f"best_{metric}", winner.value(metric) or 0.0)
             self.client.set_tag(self.parent_run, "best_trial", winner.number)
-            self.client.set_tag(self._runs[winner.number], "rank", 1)
-        if (
-            winner is not None
-            and checkpoint is not None
-            and not any(
-                self.client.search_logged_models([self.experiment_id], filter_string=f"source_run_id = '{self._runs[winner.number]}'")
-            )
-        ):
-            from vit_search.tracking.model_package import log_model
 
+    def _log_winner(self, run: str, status: str, checkpoint: Path) -> None:
+        """The best trial's model, unless an earlier end of this search has logged it."""
+        from vit_search.tracking.model_package import log_model  # torch is imported here, at the end, and not by every command
+
+        self.client.set_tag(run, "rank", 1)
+        if not self.client.search_logged_models([self.experiment_id], filter_string=f"source_run_id = '{run}'"):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                log_model(checkpoint, run_id=self._runs[winner.number], end_status=STATUS[winner.outcome])
-        self.client.set_terminated(self.parent_run, "KILLED" if interrupted else "FINISHED")
-        return True
+                log_model(checkpoint, run_id=run, end_status=status)
 
     def _find(self, condition: str) -> list[Any]:
         found: list[Any] = []
@@ -231,6 +241,8 @@ class Recorder:
             if isinstance(event, Proposed):
                 self._insist(self._begin, event)
             elif isinstance(event, Reported):
+                if event.trial in self._interrupted:
+                    self._insist(self._reopen, event.trial)
                 points.setdefault(event.trial, []).extend(_points(event))
             elif isinstance(event, Ended):
                 self._insist(self._points, event.trial, points.pop(event.trial, []))
@@ -250,9 +262,7 @@ class Recorder:
             except Exception as error:
                 if not self._said_away:
                     self._said_away = True
-                    logging.getLogger(__name__).warning(
-                        "MLflow does not answer (%s); the search goes on and sends it later.", str(error).splitlines()[0]
-                    )
+                    _log.warning("MLflow does not answer (%s); the search goes on and sends it later.", str(error).splitlines()[0])
                 time.sleep(pause)
                 pause = min(pause * 2, 30)
 
@@ -273,6 +283,11 @@ class Recorder:
         params = {name: value for name, value in fixed.items() if not isinstance(value, dict)} | event.params
         self.client.log_batch(run.info.run_id, params=[Param(name, str(value)) for name, value in params.items()])
 
+    def _reopen(self, trial: int) -> None:
+        self.client.update_run(self._runs[trial], status="RUNNING")
+        self.client.set_tag(self._runs[trial], "outcome", "running")
+        self._interrupted.discard(trial)
+
     def _points(self, trial: int, metrics: list[Metric]) -> None:
         for start in range(0, len(metrics), 1000):  # MLflow takes 1,000 at a time
             self.client.log_batch(self._runs[trial], metrics=metrics[start : start + 1000])
@@ -282,6 +297,8 @@ class Recorder:
         tags = [RunTag("outcome", event.outcome)] + ([RunTag("reason", event.reason[:5000])] if event.reason else [])
         self.client.log_batch(run, tags=tags)
         self.client.set_terminated(run, STATUS[event.outcome], int(event.at * 1000))
+        if event.outcome == "interrupted":
+            self._interrupted.add(event.trial)
 
 
 def _points(event: Reported) -> list[Metric]:
