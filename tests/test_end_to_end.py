@@ -11,6 +11,7 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -83,6 +84,23 @@ def test_a_killed_search_resumes_to_the_same_trials_and_the_same_numbers(walked)
     folder, _, _, killed_at = walked
     assert killed_at < (folder / "searches/small-1/ledger.jsonl").read_text().count('"event"')
     assert rows(folder, "small-1") == rows(folder, "small-2")
+
+
+def test_a_worker_that_is_killed_is_retried_from_its_checkpoint(walked, tmp_path):
+    folder, _, _, _ = walked
+    (tmp_path / "small.yaml").write_text(FILE)
+    with subprocess.Popen(
+        [COMMAND, "run", "small.yaml"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as driver:
+        ledger = tmp_path / "searches/small-1/ledger.jsonl"
+        until(lambda: ledger.exists() and '"epoch":2' in ledger.read_text())
+        workers = [p for p in psutil.Process(driver.pid).children(recursive=True) if p.name().startswith("ray::ImplicitF")]
+        assert workers
+        for worker in workers:
+            worker.kill()
+        _, said = driver.communicate(timeout=200)
+    assert driver.returncode == 0, said
+    assert rows(tmp_path, "small-1") == rows(folder, "small-1")
 
 
 def test_mlflow_holds_one_parent_and_one_child_per_trial_with_each_epoch_once(walked):

@@ -228,14 +228,20 @@ def _finish(result: SearchResult) -> None:
 
 
 def _leaderboard(name: str, trials: list[Trial], spec: SearchSpec, top: int) -> Any:
+    """The table with a column per parameter, or all parameters in one where the terminal is too narrow."""
+    wide = _table(name, trials, spec, top, wide=True)
+    whole = out.measure(wide, options=out.options.update(max_width=10_000)).maximum
+    return wide if whole <= out.width else _table(name, trials, spec, top, wide=False)
+
+
+def _table(name: str, trials: list[Trial], spec: SearchSpec, top: int, *, wide: bool) -> Any:
     from rich.table import Table
 
     shown = trials if top <= 0 else trials[:top]
     table = Table(title=f"{name}: {spec.metric}, {spec.mode}", title_justify="left", title_style="bold", box=None, header_style="dim")
     for column in ("#", "trial", spec.metric, "outcome", "epochs"):
-        table.add_column(column, justify="left" if column == "outcome" else "right")
+        table.add_column(column, justify="left" if column == "outcome" else "right", no_wrap=True)
     searched = list(spec.space.searched)
-    wide = out.width >= 70 + 10 * len(searched)
     for column in searched if wide else ["parameters"]:
         table.add_column(column, justify="right" if wide else "left")
     for rank, trial in enumerate(shown, 1):
@@ -319,7 +325,9 @@ class _Screen:
         head.add_row(
             f"[bold]{len(over)}[/] of {spec.trials} trials", f"{stopped} stopped early", f"{_time(spent)} spent", f"about {left} left"
         )
-        parts: list[Any] = [head, ProgressBar(total=spec.trials, completed=len(over), width=60)]
+        bar = Table.grid()
+        bar.add_row(ProgressBar(total=spec.trials, completed=len(over), width=60))  # alone it would not end its line
+        parts: list[Any] = [head, bar]
         winner = best(trials, spec.metric, spec.mode)
         if winner:
             params = ", ".join(f"{k} {_number(v)}" for k, v in winner.params.items())

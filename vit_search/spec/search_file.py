@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, Strict, Validati
 from vit_search.errors import SpecError
 from vit_search.spec import strict_yaml
 from vit_search.spec.config import DATA_SETS, FROM_DATA, METRICS, SHAPES, DataConfig, ModelConfig, TrainingConfig, TrialConfig, field_types
+from vit_search.spec.cost import memory_of_this_machine
 from vit_search.spec.space import FORMS, Space, Value, section
 
 if TYPE_CHECKING:  # made from the dataclasses' fields when imported, so their keys are not known to a type checker
@@ -23,6 +24,9 @@ else:
     ModelSection = section("ModelSection", ModelConfig, leave_out=FROM_DATA, searched=True)
     TrainingSection = section("TrainingSection", TrainingConfig, leave_out=("epochs",), searched=True)
 Count = Annotated[int, Strict()]
+
+LARGEST_GPU = 288 * 2**30
+"""Bytes; what no single GPU of 2026 exceeds. The GPU at hand is known to its worker alone."""
 
 
 class _Part(BaseModel):
@@ -98,7 +102,14 @@ class SearchSpec(_Part):
     def space(self) -> Space:
         """Model and training parameters by their flat names."""
         sections = (self.model, self.training)
-        return Space({name: getattr(s, name) for s in sections for name in type(s).model_fields}, self.image_size)
+        known = SHAPES.get(self.data.name)
+        return Space(
+            parameters={name: getattr(s, name) for s in sections for name in type(s).model_fields},
+            image_size=self.image_size,
+            in_channels=known[1] if known else self.data.channels,
+            num_classes=known[2] if known else 1,  # an image folder's are counted later; a head's weights are few
+            memory_limit=LARGEST_GPU if self.resources.gpus else memory_of_this_machine(),
+        )
 
     def trial_config(self, params: dict[str, Value], *, in_channels: int, num_classes: int, trial: int) -> TrialConfig:
         """What the worker of one trial is told.
@@ -195,6 +206,9 @@ def _in_words(error: dict[str, Any], document: strict_yaml.Document) -> tuple[tu
         path = path[:-1]
     key, seen, kind = ".".join(map(str, path)), error["input"], error["type"]
     if kind == "extra_forbidden":
+        other = {"model": ("training", TrainingSection), "training": ("model", ModelSection)}.get(str(path[0]))
+        if len(path) == 2 and other and path[1] in other[1].model_fields:
+            return path, f"{key}: unknown key; it belongs under {other[0]}."
         return path, f"{key}: unknown key; {nearest(str(path[-1]), _known_keys(path[:-1]))}"
     if kind == "missing":
         return path[:-1], f"{key}: missing; add it."

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Generic, Protocol, TypeVar, Union, get_args
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, create_model, model_validator
 
 from vit_search.errors import SpecError
-from vit_search.spec.config import bounds_text, field_types, model_problem, within
+from vit_search.spec.config import ModelConfig, bounds_text, field_types, model_problem, within
+from vit_search.spec.cost import cost_of, in_units
 
 T = TypeVar("T")
 Value = int | float | bool | str | None
@@ -39,9 +40,11 @@ class Choice(_Part, Generic[T]):
 
     @model_validator(mode="after")
     def _each_once(self) -> Choice[T]:
-        twice = next((v for i, v in enumerate(self.choice) if v in self.choice[:i]), MISSING)
-        if twice is not MISSING:
-            raise ValueError(f"{twice!r} is listed twice; list each value once")
+        seen: set[Any] = set()
+        for value in self.choice:
+            if value in seen:
+                raise ValueError(f"{value!r} is listed twice; list each value once")
+            seen.add(value)
         return self
 
     def ask(self, trial: Asks, name: str) -> Any:
@@ -218,6 +221,10 @@ class Space:
 
     parameters: Mapping[str, Distribution | Value]
     image_size: tuple[int, int]
+    in_channels: int
+    num_classes: int
+    memory_limit: int
+    """Bytes that one trial may take; a proposal that is predicted to need more is never run."""
 
     @property
     def searched(self) -> dict[str, Distribution]:
@@ -238,7 +245,15 @@ class Space:
     def problem(self, params: Mapping[str, Value]) -> str | None:
         """Why a proposal cannot be built, or None. A proposal with a problem is never trained (law 3)."""
         values = self.complete(params)
-        return model_problem(self.image_size, values["patch_size"], values["dim"], values["heads"], values["dim_head"])
+        problem = model_problem(self.image_size, values["patch_size"], values["dim"], values["heads"], values["dim_head"])
+        if problem is not None:
+            return problem
+        model = {f.name: values[f.name] for f in fields(ModelConfig) if f.name in values}
+        shape: dict[str, Any] = {"image_size": self.image_size, "in_channels": self.in_channels, "num_classes": self.num_classes}
+        need = cost_of(ModelConfig(**shape, **model), values["batch_size"]).train_bytes
+        if need > self.memory_limit:
+            return f"training would take about {in_units(need)}, and a trial has {in_units(self.memory_limit)}."
+        return None
 
     def feasible_share(self, draws: int = 2000) -> float:
         """Share of random proposals that can be built, from a fixed seed."""
@@ -248,7 +263,7 @@ class Space:
         return good / draws
 
     def check(self) -> None:
-        """Refuse a space in which no proposal can be built.
+        """Refuse a space in which no proposal can be built or none fits into memory.
 
         Raises: SpecError that names the parameter at fault.
         """
@@ -260,15 +275,33 @@ class Space:
             raise SpecError(
                 f"model.patch_size: 0 of {len(patches)} values divide the image of {height}x{width} pixels; choose from {divisors}."
             )
-        if None not in _values(self.parameters["dim_head"]):
-            return
         heads, dims = list(_values(self.parameters["heads"])), list(_values(self.parameters["dim"]))
-        if not any(dim % head == 0 for head in heads for dim in dims):
+        if None in _values(self.parameters["dim_head"]) and not any(dim % head == 0 for head in heads for dim in dims):
             divisors = ", ".join(str(d) for d in range(1, min(dims[0], 64) + 1) if dims[0] % d == 0)
             raise SpecError(
                 f"model.heads: 0 of {len(heads) * len(dims)} pairs of heads and dim fit, since heads must divide dim; "
                 f"for dim={dims[0]} choose from {divisors}."
             )
+        self._check_memory()
+
+    def _check_memory(self) -> None:
+        """Refuse a space whose smallest model does not fit; a patch as large as the image has the fewest tokens."""
+        smallest = {name: min(p.ends(), key=lambda v: (v is not None, v)) for name, p in self.searched.items() if name in _SIZES}
+        patches = [p for p in _values(self.parameters["patch_size"]) if self.image_size[0] % p == 0 and self.image_size[1] % p == 0]
+        plain = self.complete(dict.fromkeys(self.searched) | smallest | {"patch_size": max(patches)})
+        model = {f.name: plain[f.name] for f in fields(ModelConfig) if f.name in _SIZES}
+        model |= {"heads": 1, "dim_head": None, "pool": "mean"}  # the least that heads can cost
+        shape: dict[str, Any] = {"image_size": self.image_size, "in_channels": self.in_channels, "num_classes": self.num_classes}
+        need = cost_of(ModelConfig(**shape, **model), plain["batch_size"]).train_bytes
+        if need > self.memory_limit:
+            raise SpecError(
+                f"model.dim: even the smallest model of this space takes about {in_units(need)} to train, "
+                f"and a trial has {in_units(self.memory_limit)}; lower dim, depth or batch_size."
+            )
+
+
+_SIZES = ("patch_size", "dim", "depth", "mlp_ratio", "mlp_dim", "batch_size")
+"""What decides how much memory a training takes."""
 
 
 def _values(parameter: Distribution | Value) -> Iterator[Any]:
