@@ -158,7 +158,9 @@ def test_cifar_files_whose_checksum_is_wrong_are_never_unpickled(tmp_path):
 
     for name in ["batches.meta", "test_batch", *(f"data_batch_{i}" for i in range(1, 6))]:
         (folder / name).write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(DataError, match="the files of cifar10 are not there, or damaged; put them there or add --download"):
+    with pytest.raises(
+        DataError, match=r"the files of cifar10 are not there, or damaged; name their folder as data\.path, or add --download"
+    ):
         prepare(DataConfig(name="cifar10", path=str(tmp_path)), cache=tmp_path / "cache")
     assert not marker.exists()
 

@@ -185,6 +185,23 @@ print("equal")
     assert done.stdout.strip().endswith("equal"), done.stderr
 
 
+def test_a_loss_that_becomes_nan_is_told_as_diverged_and_never_wins(tmp_path):
+    wild = FILE.replace("lr: {float: [1e-3, 1e-2], log: true}", "lr: 10, weight_decay: 10, clip_norm: null").replace(
+        "trials: 5", "trials: 2"
+    )
+    (tmp_path / "wild.yaml").write_text(wild)
+    done = vit_search(tmp_path, "run", "wild.yaml", check=False)
+    assert done.returncode == 4
+    assert "none of 2 trials reached full length; the first reason: the validation loss is nan after epoch 1" in done.stderr
+    assert {row["outcome"] for row in rows(tmp_path, "small-1").values()} == {"diverged"}
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlruns.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("small").experiment_id])
+    assert [run.info.status for run in runs] == ["FAILED"] * 3
+    refused = vit_search(tmp_path, "promote", check=False)
+    assert refused.returncode == 2
+    assert "no trial has reached full length yet" in refused.stderr
+
+
 def test_ctrl_c_closes_all_and_names_resume(tmp_path):
     (tmp_path / "small.yaml").write_text(FILE)
     with subprocess.Popen(
@@ -211,7 +228,7 @@ def test_ctrl_c_closes_all_and_names_resume(tmp_path):
         (["run", "small.yaml", "--tracking-uri", "http://me:secret@127.0.0.1:9"], "the tracking URI carries a password; drop it"),
         (["run", "small.yaml", "--output", "small.yaml/x"], "small.yaml/x: cannot be written (Not a directory); name another folder"),
         (["run", "folder.yaml"], "nowhere: missing; data.path names a folder of class folders."),
-        (["run", "mnist.yaml"], ": the files of mnist are not there, or damaged; put them there or add --download."),
+        (["run", "mnist.yaml"], ": the files of mnist are not there, or damaged; name their folder as data.path, or add --download."),
         (["show"], "searches: no search here; start one with `vit-search run FILE`."),
         (["promote", "nosuch"], "searches: no search here; start one with `vit-search run FILE`."),
         (["predict", "--model", "models:/nobody@champion", "x.png"], "models:/nobody@champion: cannot be loaded"),

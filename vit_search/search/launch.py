@@ -289,6 +289,7 @@ def _local_ray(spec: SearchSpec) -> Iterator[None]:
             break
         try:
             ray.init(
+                address="local",  # never a cluster that happens to run here
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,

@@ -165,8 +165,8 @@ def _root(config: DataConfig, cache: Path, download: bool) -> Path | None:
         raise DataError(f"data.name: unknown data set {config.name!r}; choose from {', '.join(DATA_SETS)}.")
     if config.name == "digits":
         return None
-    if config.path is None and (config.name == "image_folder" or not download):
-        raise DataError(f"data.path: {config.name} needs a folder; name it, or add --download where torchvision can fetch the set.")
+    if config.path is None and config.name == "image_folder":
+        raise DataError("data.path: image_folder needs it; name the folder of class folders.")
     root = Path(config.path).expanduser() if config.path else cache / "downloads"
     if config.name != "image_folder":
         _torchvision(config.name, root, download)  # fetches, or refuses where files are missing
@@ -183,7 +183,9 @@ def _torchvision(name: str, root: Path, download: bool) -> tuple[Any, Any]:
     try:
         return kind(str(root), train=True, download=download), kind(str(root), train=False, download=download)
     except RuntimeError:
-        raise DataError(f"{root}: the files of {name} are not there, or damaged; put them there or add --download.") from None
+        raise DataError(
+            f"{root}: the files of {name} are not there, or damaged; name their folder as data.path, or add --download."
+        ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{root}: {name} cannot be read ({str(error).splitlines()[0]}); put sound files there or add --download.") from None
 

@@ -71,7 +71,8 @@ class Attention(nn.Module):
         queries, keys, values = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(tokens).chunk(3, dim=-1))
         rate = self.attention_dropout if self.training else 0.0
         heads = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=rate)
-        return self.projection_dropout(self.projection(heads.transpose(1, 2).flatten(2)))
+        out: Tensor = self.projection_dropout(self.projection(heads.transpose(1, 2).flatten(2)))
+        return out
 
 
 class MLP(nn.Module):
@@ -86,7 +87,9 @@ class MLP(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, tokens, dim) to the same."""
-        return self.dropout(self.down(self.dropout(self.activation(self.up(tokens)))))
+        hidden: Tensor = self.dropout(self.activation(self.up(tokens)))
+        out: Tensor = self.dropout(self.down(hidden))
+        return out
 
 
 class LayerScale(nn.Module):
@@ -120,9 +123,11 @@ class Block(nn.Module):
         """(batch, tokens, dim) to the same."""
         if self.pre_norm:
             tokens = tokens + self.drop_path(self.scale1(self.attention(self.norm1(tokens), mask)))
-            return tokens + self.drop_path(self.scale2(self.mlp(self.norm2(tokens))))
-        tokens = self.norm1(tokens + self.drop_path(self.scale1(self.attention(tokens, mask))))
-        return self.norm2(tokens + self.drop_path(self.scale2(self.mlp(tokens))))
+            tokens = tokens + self.drop_path(self.scale2(self.mlp(self.norm2(tokens))))
+        else:
+            tokens = self.norm1(tokens + self.drop_path(self.scale1(self.attention(tokens, mask))))
+            tokens = self.norm2(tokens + self.drop_path(self.scale2(self.mlp(tokens))))
+        return tokens
 
 
 class Encoder(nn.Module):
@@ -138,7 +143,8 @@ class Encoder(nn.Module):
         """(batch, tokens, dim) to the same."""
         for block in self.blocks:
             tokens = block(tokens, mask)
-        return self.norm(tokens)
+        out: Tensor = self.norm(tokens)
+        return out
 
 
 class ViT(nn.Module):
@@ -191,10 +197,11 @@ class ViT(nn.Module):
         tokens = self.embed(patchify(images, self.config.patch_size))
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        tokens = self.encoder(self.dropout(tokens + self.positions), mask)
+        features: Tensor = self.encoder(self.dropout(tokens + self.positions), mask)
         if self.head is None:
-            return tokens
-        return self.head(tokens.mean(dim=1) if self.cls_token is None else tokens[:, 0])
+            return features
+        logits: Tensor = self.head(features.mean(dim=1) if self.cls_token is None else features[:, 0])
+        return logits
 
 
 def decayed(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
