@@ -3,10 +3,14 @@
 import csv
 import io
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import mlflow
@@ -200,6 +204,94 @@ def test_a_loss_that_becomes_nan_is_told_as_diverged_and_never_wins(tmp_path):
     refused = vit_search(tmp_path, "promote", check=False)
     assert refused.returncode == 2
     assert "no trial has reached full length yet" in refused.stderr
+
+
+def test_a_tracking_server_that_dies_costs_no_point_and_doubles_none(tmp_path):
+    (tmp_path / "small.yaml").write_text(FILE)
+    uri = f"http://127.0.0.1:{free_port()}"
+    first = serve_mlflow(tmp_path, uri)
+    try:
+        with subprocess.Popen(
+            [COMMAND, "run", "small.yaml", "--tracking-uri", uri], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as driver:
+            ledger = tmp_path / "searches/small-1/ledger.jsonl"
+            until(lambda: ledger.exists() and ledger.read_text().count('"reported"') >= 2)
+            os.killpg(first.pid, signal.SIGKILL)
+            first.wait()
+            until(lambda: ledger.read_text().count('"ended"') >= 2)  # the search goes on meanwhile
+            second = serve_mlflow(tmp_path, uri)
+            out, err = driver.communicate(timeout=200)
+        assert driver.returncode == 0, err
+        assert err.count("MLflow does not answer") <= 1
+        assert "🏃" not in out + err
+        client = mlflow.MlflowClient(uri)
+        experiment = client.get_experiment_by_name("small").experiment_id
+        runs = client.search_runs([experiment])
+        assert len(runs) == 6
+        known = rows(tmp_path, "small-1")
+        for run in runs:
+            assert run.info.status == "FINISHED"
+            if "trial" in run.data.tags:
+                points = client.get_metric_history(run.info.run_id, "val_accuracy")
+                assert sorted(p.step for p in points) == list(range(1, known[int(run.data.tags["trial"])]["epochs"] + 1))
+        promoted = vit_search(tmp_path, "promote")  # the search remembers its server
+        assert "small version 1 is now champion" in promoted.stdout
+    finally:
+        for server in (first, locals().get("second")):
+            if server is not None and server.poll() is None:
+                os.killpg(server.pid, signal.SIGKILL)
+                server.wait()
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def serve_mlflow(folder, uri):
+    """A real MLflow server with artifact proxy, in a process group of its own, once it answers."""
+    place = ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--artifacts-destination", str(folder / "served")]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", uri.rpartition(":")[2], "--workers", "1", *place]
+    with (folder / "server.log").open("ab") as log:
+        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+
+    def answers():
+        assert server.poll() is None, (folder / "server.log").read_text()
+        try:
+            with urllib.request.urlopen(f"{uri}/health", timeout=2) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    until(answers)
+    return server
+
+
+def test_ui_answers_on_loopback_alone_and_to_its_own_name_alone(walked):
+    folder, _, _, _ = walked
+    port = free_port()
+    with subprocess.Popen([COMMAND, "ui", "--port", str(port)], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+
+            def asked(host):
+                request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Host": host})
+                try:
+                    with urllib.request.urlopen(request, timeout=5) as answer:
+                        return answer.status
+                except urllib.error.HTTPError as refused:
+                    return refused.code
+                except OSError:
+                    return None
+
+            until(lambda: asked(f"127.0.0.1:{port}") == 200)
+            assert asked("10.evil.example") == 403
+            processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+            listening = {c.laddr.ip for p in processes for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
+            assert listening == {"127.0.0.1"}
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(timeout=60)
 
 
 def test_ctrl_c_closes_all_and_names_resume(tmp_path):

@@ -152,7 +152,7 @@ def promote(search: SearchName = None, output: Output = Path("searches"), tracki
     from vit_search.tracking import ledger, searches
 
     folder = searches.find(output, search)
-    spec, _ = searches.read(folder)
+    spec, facts = searches.read(folder)
     winner = ledger.best(ledger.read_trials(folder / "ledger.jsonl"), spec.metric, spec.mode)
     if winner is None or winner.outcome != "completed":
         raise SearchError(f"{folder}: no trial has reached full length yet; let the search end or `vit-search resume {folder.name}`.")
@@ -161,9 +161,15 @@ def promote(search: SearchName = None, output: Output = Path("searches"), tracki
 
         value = winner.value(spec.metric) or 0.0
         candidate = promotion.Candidate(
-            folder.name, folder, winner.number, ledger.trial_folder(folder, winner.number) / "checkpoint", spec.name, spec.metric, value
+            search=folder.name,
+            search_id=facts.search_id,
+            trial=winner.number,
+            checkpoint=ledger.trial_folder(folder, winner.number) / "checkpoint",
+            name=spec.name,
+            val_metric=spec.metric,
+            val_value=value,
         )
-        done = promotion.promote(candidate, tracking_uri=tracking_uri)
+        done = promotion.promote(candidate, tracking_uri=tracking_uri or facts.tracking_uri)
     said = "was registered before, so the test split was not read again" if done.again else f"reading {done.reading} of this test split"
     out.print(f"[bold]{done.name}[/] version {done.version} is now [bold green]champion[/]: trial {winner.number} of {folder.name}")
     out.print(f"test accuracy [bold]{done.test_accuracy:.4f}[/] on {done.test_images:,} images ({said}); {spec.metric} was {value:.4f}")

@@ -23,7 +23,7 @@ class Candidate:
     """What promotion needs to know of a search's winner."""
 
     search: str
-    search_folder: Path
+    search_id: str
     trial: int
     checkpoint: Path
     name: str
@@ -140,11 +140,9 @@ def predict(model: str, images: list[Path], *, tracking_uri: str | None = None) 
 def _run_of(client: mlflow.MlflowClient, candidate: Candidate) -> str:
     """The child run of the candidate's trial."""
     experiment = client.get_experiment_by_name(candidate.name)
-    place = str(candidate.search_folder.resolve())
-    parents = client.search_runs([experiment.experiment_id], f"tags.search = '{candidate.search}'") if experiment else []
+    parents = client.search_runs([experiment.experiment_id], f"tags.search_id = '{candidate.search_id}'") if experiment else []
     for parent in parents:
-        if parent.data.tags.get("search_folder") == place:
-            condition = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and tags.trial = '{candidate.trial}'"
-            for run in client.search_runs([parent.info.experiment_id], condition):
-                return str(run.info.run_id)
+        condition = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and tags.trial = '{candidate.trial}'"
+        for run in client.search_runs([parent.info.experiment_id], condition):
+            return str(run.info.run_id)
     raise PromotionError(f"{candidate.search}: MLflow has no run of trial {candidate.trial}; give the --tracking-uri that the search used.")

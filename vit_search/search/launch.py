@@ -11,6 +11,7 @@ import signal
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -109,6 +110,7 @@ def run(
     folder = _new_folder(output, spec.name)
     facts = SearchFacts(
         search=folder.name,
+        search_id=uuid.uuid4().hex,
         spec_name=spec.name,
         text=spec.text,
         resolved=spec.model_dump(mode="json", by_alias=True),

@@ -8,6 +8,7 @@ the probability of every class.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,9 @@ def log_model(folder: Path, *, run_id: str, end_status: str = "FINISHED") -> str
         "data_hash": served.data_hash,
         "vit_search": version("vit_search"),
     }
-    with tempfile.TemporaryDirectory() as place, mlflow.start_run(run_id=run_id):
+    example = np.zeros((1, height, width, channels), np.uint8)
+    with tempfile.TemporaryDirectory() as place, mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's, about type hints and the like; ours are errors
         slim = Path(place) / "checkpoint"
         checkpoint.copy_for_serving(folder, slim)
         info = mlflow.pyfunc.log_model(
@@ -73,6 +76,7 @@ def log_model(folder: Path, *, run_id: str, end_status: str = "FINISHED") -> str
             python_model=__file__,
             artifacts={"checkpoint": str(slim)},
             signature=ModelSignature(inputs=inputs, outputs=outputs),
+            input_example=example,
             code_paths=[str(Path(__file__).parents[1])],
             pip_requirements=[
                 f"{name}=={version(name)}"

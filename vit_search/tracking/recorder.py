@@ -13,7 +13,6 @@ import queue
 import threading
 import time
 import urllib.request
-import warnings
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -27,6 +26,7 @@ for _name, _value in {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # our own thread tries again; a short call ends soon when a search does
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }.items():
     os.environ.setdefault(_name, _value)
@@ -133,9 +133,8 @@ class Recorder:
     def open(self, facts: SearchFacts, folder: Path, events: Iterable[Event]) -> None:
         """Find this search's runs or make its parent run, send again what a dead driver may not have sent, and listen."""
         self._facts = facts
-        for run in self._find(f"tags.search = '{facts.search}'"):
-            if run.data.tags.get("search_folder") == str(folder.resolve()):
-                self.parent_run = run.info.run_id
+        for run in self._find(f"tags.search_id = '{facts.search_id}'"):
+            self.parent_run = run.info.run_id
         if self.parent_run:
             for run in self._find(f"tags.`mlflow.parentRunId` = '{self.parent_run}'"):
                 self._runs[int(run.data.tags["trial"])] = run.info.run_id
@@ -143,6 +142,7 @@ class Recorder:
         else:
             tags = {
                 "search": facts.search,
+                "search_id": facts.search_id,
                 "search_folder": str(folder.resolve()),
                 "metric": f"{facts.mode} {facts.metric}",
                 "mlflow.user": getpass.getuser(),
@@ -208,9 +208,7 @@ class Recorder:
 
         self.client.set_tag(run, "rank", 1)
         if not self.client.search_logged_models([self.experiment_id], filter_string=f"source_run_id = '{run}'"):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                log_model(checkpoint, run_id=run, end_status=status)
+            log_model(checkpoint, run_id=run, end_status=status)
 
     def _find(self, condition: str) -> list[Any]:
         found: list[Any] = []
@@ -264,7 +262,7 @@ class Recorder:
                     self._said_away = True
                     _log.warning("MLflow does not answer (%s); the search goes on and sends it later.", str(error).splitlines()[0])
                 time.sleep(pause)
-                pause = min(pause * 2, 30)
+                pause = min(pause * 2, 5)
 
     def _begin(self, event: Proposed) -> None:
         if event.trial in self._runs:
@@ -273,7 +271,7 @@ class Recorder:
         tags = {
             "mlflow.parentRunId": self.parent_run,
             "search": self._facts.search,
-            "trial": event.trial,
+            "trial": str(event.trial),  # the REST client takes text alone
             "outcome": "running",
             "data_hash": self._facts.data_hash,
         }

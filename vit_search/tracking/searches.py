@@ -18,6 +18,8 @@ class SearchFacts:
 
     search: str
     """Folder name; unique in its output folder."""
+    search_id: str
+    """Random; by it MLflow's runs are found again, wherever the folder has moved."""
     spec_name: str
     text: str
     """The search file as written."""
