@@ -341,6 +341,12 @@ def test_a_refusal_is_one_line_with_exit_code_2_and_leaves_no_search(tmp_path, a
     assert not list(tmp_path.glob("searches/*"))
 
 
+def test_a_space_that_is_mostly_impossible_is_said_to_be_so_at_the_start(tmp_path):
+    (tmp_path / "rare.yaml").write_text(FILE.replace("{int: [16, 32], step: 16}", "{int: [32, 96]}").replace("[1, 2]", "[64]"))
+    done = vit_search(tmp_path, "run", "rare.yaml", "--output", "rare.yaml/x", check=False)
+    assert done.stderr.startswith("note: only 1."), done.stderr  # 64 divides one width of 65
+
+
 def test_help_answers_before_any_heavy_library_is_loaded(tmp_path):
     said = vit_search(tmp_path, "--help").stdout
     for command in ("run", "resume", "show", "ui", "promote", "predict", "schema"):

@@ -24,6 +24,10 @@ def test_every_shipped_search_file_loads_and_fits_the_json_schema():
 @pytest.mark.parametrize(
     ("section", "line"),
     [
+        (
+            "model: {activation: tanh}",
+            "t.yaml:5: model.activation: 'tanh' will not do: should be 'gelu' or 'relu'; write gelu or relu, or {choice",
+        ),
         ("model: {depht: 3}", "t.yaml:5: model.depht: unknown key; did you mean depth?"),
         ("model: {depth: fast}", "t.yaml:5: model.depth: 'fast' will not do: should be a valid integer; write e.g. 64,"),
         ("model: {depth: true}", "t.yaml:5: model.depth: True will not do"),

@@ -103,7 +103,10 @@ def run(
     """
     share = spec.space.feasible_share()
     if share == 0:
-        raise SpecError("none of 2000 random proposals can be built: see that patch_size divides the image and heads divides dim.")
+        raise SpecError(
+            "none of 2000 random proposals can be built: see that patch_size divides the image, that heads divides dim, "
+            "and that the model fits into a trial's memory."
+        )
     _check_output(output)
     data = prepare(spec.data_config, download=download)
     recorder = Recorder.connect(tracking_uri, spec.name)

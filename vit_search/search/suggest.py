@@ -75,6 +75,7 @@ class OptunaSearcher(Searcher):
             elif isinstance(event, Proposed):
                 self._study.enqueue_trial(event.params)
                 self._open[event.trial], params[event.trial] = self._ask()
+                self._open[event.trial].set_constraint("buildable", -1.0)
                 self._proposed += 1
             elif isinstance(event, Reported):
                 self._report(event.trial, event.result.epoch, getattr(event.result, self.metric))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, Strict, ValidationError
@@ -260,8 +260,10 @@ def _wanted(path: tuple[str | int, ...]) -> str:
     config = {ModelSection: ModelConfig, TrainingSection: TrainingConfig}.get(home)
     if config is None or len(path) < 2:
         return "see `vit-search schema`."
-    kind = str(field_types(config)[str(path[1])])
-    kind = kind.removeprefix("<class '").removesuffix("'>").replace("typing.", "")
+    annotation = field_types(config)[str(path[1])]
+    if get_origin(annotation) is Literal:
+        return f"write {' or '.join(map(str, get_args(annotation)))}, or {{choice: [...]}} of them."
+    kind = str(annotation).removeprefix("<class '").removesuffix("'>")
     examples = {
         "int": "64, {choice: [32, 64]} or {int: [32, 96], step: 16}",
         "float": "1e-3, {choice: [1e-3, 2e-3]} or {float: [1e-4, 1e-2], log: true}",

@@ -46,6 +46,9 @@ _log = logging.getLogger(__name__)
 STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "interrupted": "KILLED"}
 """Run status of each outcome. A stopped trial did what it should; its tag `outcome` tells it from a completed one."""
 
+REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "BAD_REQUEST"}
+"""Error codes of MLflow that sending again does not mend."""
+
 DEFAULT_DATABASE = "mlruns.db"
 
 
@@ -251,13 +254,16 @@ class Recorder:
             self._insist(self._points, trial, metrics)
 
     def _insist(self, step: Any, *args: Any) -> None:
-        """Try until MLflow answers; a search goes on meanwhile."""
+        """Try until MLflow answers; a search goes on meanwhile. What MLflow refuses for good is said and left out."""
         pause = 1.0
         while True:
             try:
                 step(*args)
                 return
             except Exception as error:
+                if isinstance(error, MlflowException) and error.error_code in REFUSALS:
+                    _log.warning("MLflow refuses a record of trial %s (%s).", getattr(args[0], "trial", args[0]), error.message)
+                    return
                 if not self._said_away:
                     self._said_away = True
                     _log.warning("MLflow does not answer (%s); the search goes on and sends it later.", str(error).splitlines()[0])
@@ -267,19 +273,19 @@ class Recorder:
     def _begin(self, event: Proposed) -> None:
         if event.trial in self._runs:
             self.client.update_run(self._runs[event.trial], status="RUNNING")
-            return
-        tags = {
-            "mlflow.parentRunId": self.parent_run,
-            "search": self._facts.search,
-            "trial": str(event.trial),  # the REST client takes text alone
-            "outcome": "running",
-            "data_hash": self._facts.data_hash,
-        }
-        run = self.client.create_run(self.experiment_id, int(event.at * 1000), run_name=f"trial {event.trial}", tags=tags)
-        self._runs[event.trial] = run.info.run_id
+        else:
+            tags = {
+                "mlflow.parentRunId": self.parent_run,
+                "search": self._facts.search,
+                "trial": str(event.trial),  # the REST client takes text alone
+                "outcome": "running",
+                "data_hash": self._facts.data_hash,
+            }
+            run = self.client.create_run(self.experiment_id, int(event.at * 1000), run_name=f"trial {event.trial}", tags=tags)
+            self._runs[event.trial] = run.info.run_id
         fixed = self._facts.resolved["model"] | self._facts.resolved["training"]
         params = {name: value for name, value in fixed.items() if not isinstance(value, dict)} | event.params
-        self.client.log_batch(run.info.run_id, params=[Param(name, str(value)) for name, value in params.items()])
+        self.client.log_batch(self._runs[event.trial], params=[Param(name, str(value)) for name, value in params.items()])
 
     def _reopen(self, trial: int) -> None:
         self.client.update_run(self._runs[trial], status="RUNNING")
