@@ -1,12 +1,19 @@
-"""What a Vision Transformer costs, in closed form, before anything is built."""
+"""What a Vision Transformer costs, in closed form, before anything is built.
+
+Every figure follows the model in vit/model.py layer by layer and is held against it by tests/test_cost.py: the parameter
+count exactly, the FLOPs against torch.utils.flop_counter, the kept bytes against autograd's saved tensors.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 from vit_search.spec.config import ModelConfig
 
+Device = Literal["cpu", "cuda"]
 FLOAT_BYTES = 4
 
 
@@ -18,23 +25,98 @@ class Cost:
     """Trained parameters, exact."""
     tokens: int
     """Length of the encoder's sequence, class token included."""
+    forward_flops: int
+    """Floating-point operations of matrix products for one image, a multiply and an add being two."""
+    train_flops: int
+    """The same for forward and backward; the fused attention kernel computes its scores again, and pixels need no gradient."""
+    kept_bytes: int
+    """Activations that the backward pass keeps, of a whole batch, with the casts of the weights where a step is in half precision."""
     train_bytes: int
-    """Memory of one training step in float32: weights, gradients, AdamW's two moments, and what the backward pass keeps of
-    a batch. An estimate from the layers' inputs, outputs and dropout masks; it leaves out the allocator's slack."""
+    """Peak of a training step: weights, AdamW's two moments, and the larger of all gradients and of what the batch keeps. The
+    allocator's slack and the libraries' workspaces are left out."""
 
 
-def cost_of(config: ModelConfig, batch_size: int) -> Cost:
-    """Cost of a model trained with batches of `batch_size` images."""
-    dim, inner, width, tokens = config.dim, config.heads * config.head_width, config.mlp_width, config.tokens
+def cost_of(config: ModelConfig, batch_size: int, *, device: Device = "cpu", half: bool = False) -> Cost:
+    """Cost of a model trained with batches of `batch_size` images.
+
+    Args:
+        config: the model.
+        batch_size: images in memory at once: a micro-batch where gradients are accumulated.
+        device: CUDA's dropout keeps a byte per value and drops attention weights without storing them; the CPU's does not.
+        half: forward in autocast to bfloat16 or float16, with float32 weights.
+    """
+    params = _params(config)
+    forward, train = _flops(config)
+    kept = batch_size * _kept(config, device, half)
+    if half:  # autocast keeps a cast of each matrix, but for the first two dimensions of tables
+        kept += (FLOAT_BYTES // 2) * _matrices(config)
+    passing = batch_size * config.tokens * config.mlp_width * (2 if half else FLOAT_BYTES)  # the gradient of the widest layer
+    weights, moments, gradients = FLOAT_BYTES * params, 2 * FLOAT_BYTES * params, FLOAT_BYTES * params
+    return Cost(
+        params=params,
+        tokens=config.tokens,
+        forward_flops=forward,
+        train_flops=train,
+        kept_bytes=kept,
+        train_bytes=weights + moments + max(gradients, kept + passing),
+    )
+
+
+def _matrices(config: ModelConfig) -> int:
+    """Weights of linear layers, without biases."""
+    dim, inner, width = config.dim, config.heads * config.head_width, config.mlp_width
+    return config.in_channels * config.patch_size**2 * dim + config.depth * (4 * dim * inner + 2 * dim * width) + dim * config.num_classes
+
+
+def _params(config: ModelConfig) -> int:
+    dim, inner, width = config.dim, config.heads * config.head_width, config.mlp_width
     block = 4 * dim  # two LayerNorms
-    block += (dim + config.qkv_bias) * 3 * inner + (inner + 1) * dim
-    block += (dim + 1) * width + (width + 1) * dim
+    block += 3 * inner * config.qkv_bias + dim + width + dim  # biases
     block += 2 * dim * (config.layer_scale is not None)
-    params = (config.in_channels * config.patch_size**2 + 1) * dim + config.depth * block
-    params += dim * (config.pool == "cls") + tokens * dim * (config.positions == "learned")
-    params += 2 * dim * (config.norm == "pre") + (dim + 1) * config.num_classes
-    kept = config.depth * tokens * (6 * dim + 4 * inner + 2 * width) * FLOAT_BYTES  # per image
-    return Cost(params=params, tokens=tokens, train_bytes=4 * FLOAT_BYTES * params + batch_size * kept)
+    params = _matrices(config) + dim + config.depth * block
+    params += dim * (config.pool == "cls") + config.tokens * dim * (config.positions == "learned")
+    return params + 2 * dim * (config.norm == "pre") + config.num_classes
+
+
+def _flops(config: ModelConfig) -> tuple[int, int]:
+    """Forward, and forward with backward, for one image."""
+    dim, inner, width, tokens = config.dim, config.heads * config.head_width, config.mlp_width, config.tokens
+    patches = math.prod(config.grid)
+    embed = 2 * patches * config.in_channels * config.patch_size**2 * dim
+    linear = config.depth * 2 * tokens * (4 * dim * inner + 2 * dim * width) + 2 * dim * config.num_classes
+    product = config.depth * 2 * tokens * tokens * inner  # queries with keys, or weights with values
+    return embed + linear + 2 * product, 2 * embed + 3 * linear + (2 + 5) * product
+
+
+def _kept(config: ModelConfig, device: Device, half: bool) -> int:
+    """Bytes of activations that autograd keeps for one image."""
+    size = 2 if half else FLOAT_BYTES
+    noise = 1 if device == "cuda" else FLOAT_BYTES  # of dropout, a value
+    dim, inner, width, tokens = config.dim, config.heads * config.head_width, config.mlp_width, config.tokens
+    patches = math.prod(config.grid)
+
+    def drop(own: float | None, values: int) -> int:
+        return noise * values * bool(config.dropout if own is None else own)
+
+    norm = tokens * (FLOAT_BYTES * dim + 2 * FLOAT_BYTES)  # its input, mean and deviation; the residual stream is float32
+    attention_dropped = bool(config.dropout if config.attention_dropout is None else config.attention_dropout)
+    attention = size * tokens * (3 * inner + inner)  # queries, keys, values; what they give
+    if attention_dropped and device == "cpu":
+        attention += 3 * size * config.heads * tokens * tokens  # weights, their dropout and the product are stored
+    else:
+        attention += FLOAT_BYTES * config.heads * tokens  # the log of each row's sum
+    hidden = 2  # before and after the activation
+    if config.activation == "relu" and not drop(config.mlp_dropout, 1):
+        hidden = 1  # its derivative is read off its own output
+    block = 2 * norm + 2 * size * tokens * dim + attention + hidden * size * tokens * width
+    block += drop(config.projection_dropout, tokens * dim) + drop(config.mlp_dropout, tokens * (dim + width))
+    if config.layer_scale is not None:
+        block += 2 * size * tokens * dim
+    kept = size * patches * config.in_channels * config.patch_size**2 + drop(config.embedding_dropout, tokens * dim)
+    kept += config.depth * block + norm * (config.norm == "pre")
+    if config.num_classes:
+        kept += size * dim + FLOAT_BYTES * config.num_classes
+    return kept
 
 
 def memory_of_this_machine() -> int:
