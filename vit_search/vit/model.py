@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -36,6 +40,24 @@ def sincos2d(rows: int, cols: int, dim: int) -> Tensor:
     row_angles, col_angles = (place.flatten()[:, None] * frequencies for place in (row, col))
     table = torch.cat([col_angles.sin(), col_angles.cos(), row_angles.sin(), row_angles.cos()], dim=1)
     return F.pad(table, (0, dim - 4 * quarter))
+
+
+def interpolate(table: Tensor, before: tuple[int, int], after: tuple[int, int]) -> Tensor:
+    """Learned positions of one grid, resampled for another (bicubic, antialiased where it shrinks).
+
+    Args:
+        table: (1, tokens, dim), row by row; tokens beyond rows * cols stand first (the class token's) and stay as they are.
+        before: rows and cols of `table`; after: those wanted.
+    Returns: (1, tokens, dim) of the new grid.
+    Source: Dosovitskiy et al. 2021, section 3.2.
+    """
+    if before == after:
+        return table
+    rows, cols = before
+    extra, grid = table.split([table.shape[1] - rows * cols, rows * cols], dim=1)
+    image = rearrange(grid, "one (rows cols) dim -> one dim rows cols", rows=rows)
+    image = F.interpolate(image.float(), size=after, mode="bicubic", antialias=True).to(table.dtype)
+    return torch.cat([extra, rearrange(image, "one dim rows cols -> one (rows cols) dim")], dim=1)
 
 
 class DropPath(nn.Module):
@@ -153,7 +175,7 @@ class ViT(nn.Module):
     Args:
         config: its shape and choices.
         encoder: a module in place of the standard encoder; called as `encoder(tokens, mask)` with
-            (batch, tokens, dim), it returns the same shape.
+            (batch, tokens, dim), it returns the same shape. It keeps the weights that it came with.
     """
 
     def __init__(self, config: ModelConfig, encoder: nn.Module | None = None) -> None:
@@ -170,10 +192,10 @@ class ViT(nn.Module):
         self.dropout = nn.Dropout(_rate(config.embedding_dropout, config))
         self.encoder = Encoder(config) if encoder is None else encoder
         self.head = nn.Linear(config.dim, config.num_classes) if config.num_classes else None
-        self._initialise()
+        self._initialise([self.embed, *(self.encoder.modules() if encoder is None else ()), self.head])
 
-    def _initialise(self) -> None:
-        for module in self.modules():
+    def _initialise(self, modules: Iterable[nn.Module | None]) -> None:
+        for module in modules:
             if isinstance(module, nn.Linear):
                 if self.config.init == "xavier":
                     nn.init.xavier_uniform_(module.weight)
@@ -202,6 +224,24 @@ class ViT(nn.Module):
             return features
         logits: Tensor = self.head(features.mean(dim=1) if self.cls_token is None else features[:, 0])
         return logits
+
+
+def resized(model: ViT, image_size: tuple[int, int]) -> ViT:
+    """A copy of a model for images of another size: the same weights, with positions interpolated in two dimensions.
+
+    Args:
+        image_size: height and width in pixels, multiples of the patch size.
+    Raises: SpecError when the patch size does not divide them.
+    """
+    config = replace(model.config, image_size=image_size)
+    other = ViT(config, encoder=copy.deepcopy(model.encoder)).to(next(model.parameters()))
+    state = model.state_dict()
+    if config.positions == "learned":
+        state["positions"] = interpolate(model.positions.detach(), model.config.grid, config.grid)
+    else:
+        state["positions"] = other.positions  # a formula, not learned
+    other.load_state_dict(state)
+    return other.train(model.training)
 
 
 def decayed(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
