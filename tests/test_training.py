@@ -10,7 +10,8 @@ from vit_search.errors import CheckpointError
 from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.vit import augment, checkpoint, training
 from vit_search.vit.data import prepare, read_split
-from vit_search.vit.training import Normalisation, Split, fit, lr_at, start
+from vit_search.vit.splits import Split
+from vit_search.vit.training import Normalisation, fit, lr_at, start
 
 CONFIG = TrialConfig(
     data=DataConfig(name="digits", train_limit=200),

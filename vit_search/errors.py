@@ -19,6 +19,10 @@ class CheckpointError(VitSearchError):
     """A checkpoint folder is missing, damaged, or of another configuration."""
 
 
+class OutOfMemoryError(VitSearchError):
+    """A training step does not fit into the memory of its device."""
+
+
 class SearchError(VitSearchError):
     """A search folder cannot be made, found, read or resumed."""
 

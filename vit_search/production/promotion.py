@@ -8,14 +8,14 @@ from typing import Any
 
 import mlflow
 import numpy as np
-import torch
 from mlflow.exceptions import MlflowException
 
 from vit_search.errors import PromotionError
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.recorder import client_for
 from vit_search.vit import checkpoint, training
-from vit_search.vit.data import prepare, read_image, read_split
+from vit_search.vit.data import prepare, read_image
+from vit_search.vit.splits import load_split
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,9 @@ def promote(candidate: Candidate, *, tracking_uri: str | None = None) -> Promoti
             )
         client.set_registered_model_tag(candidate.name, readings_tag, readings + 1)  # before the reading: a crash counts too
         readings += 1
-        pixels, labels = read_split(data, "test")
-        split = training.Split(torch.tensor(pixels), torch.tensor(labels))
+        split = load_split(data, "test")
         accuracy = training.evaluate(served.model, split, served.normalisation).accuracy
-        images, again = len(labels), False
+        images, again = len(split), False
         models = client.search_logged_models([client.get_run(run_id).info.experiment_id], filter_string=f"source_run_id = '{run_id}'")
         uri = models[0].model_uri if models else log_model(candidate.checkpoint, run_id=run_id)
         tags = {

@@ -14,7 +14,8 @@ from ray import tune
 from vit_search.errors import VitSearchError
 from vit_search.spec.config import TrialConfig
 from vit_search.vit import checkpoint, training
-from vit_search.vit.data import DataSet, read_split
+from vit_search.vit.data import DataSet
+from vit_search.vit.splits import Split, StreamedSplit, load_split
 
 
 def train_trial(told: dict[str, Any]) -> None:
@@ -60,13 +61,12 @@ def _train(told: dict[str, Any]) -> None:
         tune.report({"trial": told["trial"], **dataclasses.asdict(result)})
 
 
-def _split(data: DataSet, split: Literal["train", "val"], device: str) -> training.Split:
+def _split(data: DataSet, split: Literal["train", "val"], device: str) -> Split | StreamedSplit:
     """A split on the device, read once per worker process: reused workers keep it from trial to trial."""
     key = (data.folder, split, device)
     if key not in _splits:
-        images, labels = read_split(data, split)
-        _splits[key] = training.Split(torch.tensor(images, device=device), torch.tensor(labels, device=device))
+        _splits[key] = load_split(data, split, device)
     return _splits[key]
 
 
-_splits: dict[tuple[Path, str, str], training.Split] = {}
+_splits: dict[tuple[Path, str, str], Split | StreamedSplit] = {}

@@ -167,14 +167,37 @@ class TrainingConfig:
 
     epochs: int = knob(25, "Length of a full training.", ge=1, le=100_000)
     batch_size: int = knob(32, "Images per optimiser step.", ge=1, le=1_048_576)
+    accumulation: int = knob(
+        1, "Micro-batches whose gradients make one step, to save memory; batch_size is shared among them.", ge=1, le=4096
+    )
     lr: float = knob(1e-3, "Peak learning rate of AdamW, reached after the warm-up.", gt=0, le=10)
     weight_decay: float = knob(0.05, "AdamW's decay of weight matrices; norms, biases, tokens and positions have none.", ge=0, le=10)
     beta2: float = knob(0.99, "AdamW's second moment decay.", gt=0, lt=1)
     warmup_fraction: float = knob(0.1, "Share of all steps in which the learning rate climbs from 0.", ge=0, lt=1)
     clip_norm: float | None = knob(1.0, "Gradients are scaled down to this norm; null for no clipping.", gt=0)
     label_smoothing: float = knob(0.1, "Share of the target spread evenly over all classes.", ge=0, lt=1)
-    shift: int = knob(0, "Training images are moved by up to this many pixels each way.", ge=0, le=256)
+    shift: int = knob(0, "Training images are moved by up to this many pixels each way: the random crop of padded images.", ge=0, le=256)
+    crop_scale: float = knob(
+        1.0, "Least share of its area that a random crop keeps of an image, resized to the whole; 1 for none.", gt=0, le=1
+    )
     flip: bool = knob(False, "Training images are mirrored left to right with chance 1/2.")
+    auto_augment: Literal["none", "trivial_augment", "rand_augment"] = knob(
+        "none", "Random operations on colours and shapes, image by image."
+    )
+    rand_augment_ops: int = knob(2, "Operations one after another in rand_augment.", ge=1, le=14)
+    rand_augment_magnitude: int = knob(9, "Their strength in rand_augment.", ge=0, le=30)
+    erasing: float = knob(0.0, "Chance that a box of 2 to 33 % of a training image is overwritten with the mean.", ge=0, le=1)
+    mixup: float = knob(0.0, "Parameter of the Beta distribution by which two images are blended; 0 for none.", ge=0, le=100)
+    cutmix: float = knob(0.0, "The same for a box of another image pasted in; with mixup too, each image draws one of them.", ge=0, le=100)
+    ema_decay: float | None = knob(
+        None, "Decay per step of an average of the weights, which is then what is validated and served; null for none.", gt=0, lt=1
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = knob(
+        "auto", "Of matrix products in forward and backward; auto is bfloat16 where the machine has it, else float32. Weights stay float32."
+    )
+    tf32: bool = knob(True, "Whether a GPU may round the inputs of float32 matrix products to TF32.")
+    compile: bool = knob(False, "Compile the model with torch.compile on a GPU; ignored on a CPU, where it does not pay.")
+    cuda_graphs: bool = knob(False, "Replay the model's kernels on a GPU as one CUDA graph; pays where launches take longer than the work.")
 
     def __post_init__(self) -> None:
         check_bounds(self)

@@ -1,14 +1,80 @@
-"""Batched augmentation on the device: every image of a batch gets its own draw, in one gather."""
+"""Batched augmentation on the device: every image of a batch gets its own draw, in a few kernels for the whole batch.
+
+Draws come from a generator on the CPU, so a GPU sees the same augmentation as the CPU does. What moves or colours pixels
+works on bytes; what erases or mixes works on normalised floats.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as vision
+
+from vit_search.spec.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a batch should be recognised as; after mixing, a blend of two labels."""
+
+    labels: Tensor
+    """(batch,), int64."""
+    others: Tensor | None = None
+    """(batch,), int64, of the images mixed in; None where nothing is mixed."""
+    share: Tensor | None = None
+    """(batch,), share of `labels` in each image, in [0, 1]; the rest is `others`."""
+
+    def split(self, count: int) -> list[Targets]:
+        """Micro-batches of at most `count` images."""
+        parts = [self.labels.split(count)] + [part.split(count) for part in (self.others, self.share) if part is not None]
+        return [Targets(*part) for part in zip(*parts, strict=True)]
+
+
+def moved(images: Tensor, config: TrainingConfig, generator: Generator) -> Tensor:
+    """All that a training config asks of bytes: crop, shift, flip, and the automatic policy, in this order.
+
+    Args:
+        images: (batch, channels, height, width), uint8.
+        generator: on the CPU.
+    Returns: the same shape and type.
+    """
+    if config.crop_scale < 1:
+        images = resized_crop(images, config.crop_scale, generator)
+    if config.shift:
+        images = shift(images, config.shift, generator)
+    if config.flip:
+        images = flip(images, generator)
+    if config.auto_augment == "trivial_augment":
+        images = trivial_augment(images, generator)
+    elif config.auto_augment == "rand_augment":
+        images = rand_augment(images, config.rand_augment_ops, config.rand_augment_magnitude, generator)
+    return images
+
+
+def mixed(images: Tensor, labels: Tensor, config: TrainingConfig, generator: Generator) -> tuple[Tensor, Targets]:
+    """All that a training config asks of normalised floats: erasing, then mixup and cutmix.
+
+    Args:
+        images: (batch, channels, height, width), normalised.
+        labels: (batch,).
+    """
+    if config.erasing:
+        images = erase(images, config.erasing, generator)
+    if config.mixup or config.cutmix:
+        return mix(images, labels, config.mixup, config.cutmix, generator)
+    return images, Targets(labels)
 
 
 def shift(images: Tensor, pixels: int, generator: Generator) -> Tensor:
     """Move each image by its own whole number of pixels, up to `pixels` each way; what comes in is black.
+
+    The random crop of padded images, as CIFAR recipes use it.
 
     Args:
         images: (batch, channels, height, width), uint8.
@@ -31,6 +97,75 @@ def flip(images: Tensor, generator: Generator) -> Tensor:
     return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
 
 
+def resized_crop(images: Tensor, least: float, generator: Generator) -> Tensor:
+    """Cut from each image a box of `least` to 1 of its area and 3:4 to 4:3 in shape, resized to the whole (bilinear).
+
+    Source: Szegedy et al. 2015, https://arxiv.org/abs/1409.4842; bounds as in torchvision's RandomResizedCrop.
+    """
+    area, shape, place_x, place_y = torch.rand(4, images.shape[0], generator=generator)
+    area = least + (1 - least) * area
+    ratio = torch.exp(math.log(3 / 4) + 2 * math.log(4 / 3) * shape)
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    zero = torch.zeros_like(area)
+    x, y = (2 * place_x - 1) * (1 - width), (2 * place_y - 1) * (1 - height)  # centres, from -1 to 1
+    theta = torch.stack([torch.stack([width, zero, x], 1), torch.stack([zero, height, y], 1)], 1)
+    return _warp(images, theta.to(images.device), "bilinear")
+
+
+def erase(images: Tensor, chance: float, generator: Generator) -> Tensor:
+    """Overwrite with 0, the mean, a box of 2 to 33 % of the area in each image that the chance picks.
+
+    Source: Zhong et al. 2020, https://arxiv.org/abs/1708.04896
+    """
+    batch, _, height, width = images.shape
+    picked, area, shape, place_y, place_x = torch.rand(5, batch, generator=generator)
+    area = 0.02 + 0.31 * area
+    ratio = torch.exp(math.log(0.3) + math.log(3.3 / 0.3) * shape)
+    inside = _boxes((area * ratio).sqrt() * height, (area / ratio).sqrt() * width, place_y, place_x, height, width)
+    inside &= (picked < chance)[:, None, None]
+    return images.masked_fill(inside[:, None].to(images.device), 0.0)
+
+
+def mix(images: Tensor, labels: Tensor, mixup: float, cutmix: float, generator: Generator) -> tuple[Tensor, Targets]:
+    """Blend each image with its neighbour in the batch, or paste a box of it.
+
+    Args:
+        images: (batch, channels, height, width), normalised; in random order, so a neighbour is a random partner.
+        labels: (batch,).
+        mixup: parameter of the Beta distribution of an image's own share; 0 for none. cutmix likewise; with both, each
+            image draws which of the two it gets.
+    Source: Zhang et al. 2018, https://arxiv.org/abs/1710.09412; Yun et al. 2019, https://arxiv.org/abs/1905.04899
+    """
+    batch, _, height, width = images.shape
+    rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    blend, paste = (torch.from_numpy(rng.beta(a, a, batch) if a else np.ones(batch)).float() for a in (mixup, cutmix))
+    cut, place_y, place_x = torch.rand(3, batch, generator=generator)
+    pasted = cut < 0.5 if mixup and cutmix else torch.full((batch,), bool(cutmix))
+    side = (1 - paste).sqrt()
+    inside = _boxes(side * height, side * width, place_y, place_x, height, width) & pasted[:, None, None]
+    share = torch.where(pasted, 1 - inside.flatten(1).float().mean(1), blend).to(images.device)
+    weight = torch.where(pasted, 1.0, blend).to(images.device)[:, None, None, None]
+    partners = images.roll(1, 0)
+    images = torch.where(inside[:, None].to(images.device), partners, images * weight + partners * (1 - weight))
+    return images, Targets(labels, labels.roll(1, 0), share)
+
+
+def _boxes(tall: Tensor, wide: Tensor, place_y: Tensor, place_x: Tensor, height: int, width: int) -> Tensor:
+    """Masks of boxes that lie inside the image.
+
+    Args:
+        tall, wide: (batch,), sides in pixels; rounded, at least 0 and at most the image.
+        place_y, place_x: (batch,), in [0, 1), where among all places that fit.
+    Returns: (batch, height, width), True inside.
+    """
+    tall, wide = tall.round().clamp(0, height), wide.round().clamp(0, width)
+    top, left = (place_y * (height - tall + 1)).floor(), (place_x * (width - wide + 1)).floor()
+    rows, cols = torch.arange(height), torch.arange(width)
+    in_rows = (rows >= top[:, None]) & (rows < (top + tall)[:, None])
+    in_cols = (cols >= left[:, None]) & (cols < (left + wide)[:, None])
+    return in_rows[:, :, None] & in_cols[:, None, :]
+
+
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Bytes to floats of mean 0 and deviation 1.
 
@@ -40,3 +175,173 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """
     scale = 1 / (255 * std)
     return images.float() * scale[:, None, None] - (mean / std)[:, None, None]
+
+
+# Automatic policies: one operation per image out of fourteen, at a level from 0 to 30.
+
+LEVELS = 30
+
+
+def trivial_augment(images: Tensor, generator: Generator) -> Tensor:
+    """One operation per image at a random level (TrivialAugment Wide; a translation stays within a small image's side).
+
+    Source: Müller and Hutter 2021, https://arxiv.org/abs/2103.10158
+    """
+    side = min(32, *images.shape[-2:])
+    return _policy(
+        images, _Reach(0.99, (side, side), 135.0, 0.99, 6), torch.randint(LEVELS + 1, (len(images),), generator=generator), generator
+    )
+
+
+def rand_augment(images: Tensor, count: int, magnitude: int, generator: Generator) -> Tensor:
+    """`count` operations per image, one after another, all at level `magnitude` of 30.
+
+    Source: Cubuk et al. 2020, https://arxiv.org/abs/1909.13719; reaches as in torchvision's RandAugment.
+    """
+    height, width = images.shape[-2:]
+    reach = _Reach(0.3, (150 / 331 * height, 150 / 331 * width), 30.0, 0.9, 4)
+    for _ in range(count):
+        images = _policy(images, reach, torch.full((len(images),), magnitude), generator)
+    return images
+
+
+@dataclass(frozen=True)
+class _Reach:
+    """How far the operations go at level 30."""
+
+    shear: float
+    translate: tuple[float, float]
+    """Rows and columns, in pixels."""
+    degrees: float
+    factor: float
+    """Of brightness, colour, contrast, sharpness: 1 - factor to 1 + factor."""
+    bits: int
+    """That posterising takes away of 8."""
+
+
+def _policy(images: Tensor, reach: _Reach, levels: Tensor, generator: Generator) -> Tensor:
+    chosen = torch.randint(len(OPERATIONS), (len(images),), generator=generator)
+    signs = torch.randint(2, (len(images),), generator=generator) * 2 - 1
+    out = images.clone()
+    for number, operation in enumerate(OPERATIONS):
+        picked = (chosen == number).nonzero()[:, 0]
+        if len(picked):
+            strength = (levels[picked] / LEVELS).to(images.device)
+            where = picked.to(images.device)
+            out[where] = operation(images[where], strength, signs[picked].to(images.device), reach)
+    return out
+
+
+def _warp(images: Tensor, theta: Tensor, mode: str = "nearest") -> Tensor:
+    """Resample: `theta` (batch, 2, 3) maps places of the result to places of the source, both from -1 to 1; black outside."""
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images.float(), grid, mode=mode, align_corners=False).round().to(torch.uint8)
+
+
+def _affine(images: Tensor, xx: Tensor, xy: Tensor, dx: Tensor, yx: Tensor, yy: Tensor, dy: Tensor) -> Tensor:
+    """Resample with a map in pixels from the image's centre: source x = xx * x + xy * y + dx, y likewise."""
+    height, width = images.shape[-2:]
+    row_x = torch.stack([xx, xy * height / width, 2 * dx / width], 1)
+    row_y = torch.stack([yx * width / height, yy, 2 * dy / height], 1)
+    return _warp(images, torch.stack([row_x, row_y], 1))
+
+
+def _identity(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+    return images
+
+
+def _shear_x(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+    slope, one, zero = reach.shear * strength * sign, torch.ones_like(strength), torch.zeros_like(strength)
+    half = images.shape[-2] / 2  # sheared about the upper edge, as torchvision and PIL do
+    return _affine(images, one, slope, slope * half, zero, one, zero)
+
+
+def _shear_y(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+    slope, one, zero = reach.shear * strength * sign, torch.ones_like(strength), torch.zeros_like(strength)
+    half = images.shape[-1] / 2
+    return _affine(images, one, zero, zero, slope, one, slope * half)
+
+
+def _translate_x(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
+    return _affine(images, one, zero, -(reach.translate[1] * strength).trunc() * sign, zero, one, zero)
+
+
+def _translate_y(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
+    return _affine(images, one, zero, zero, zero, one, -(reach.translate[0] * strength).trunc() * sign)
+
+
+def _rotate(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+    angle, zero = torch.deg2rad(reach.degrees * strength * sign), torch.zeros_like(strength)
+    return _affine(images, angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero)
+
+
+def _blend(images: Tensor, faded: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+    factor = (1 + reach.factor * strength * sign)[:, None, None, None]
+    return (images.float() * factor + faded * (1 - factor)).clamp(0, 255).to(torch.uint8)
+
+
+def _grey(images: Tensor) -> Tensor:
+    return vision.rgb_to_grayscale(images) if images.shape[1] == 3 else images
+
+
+def _brightness(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+    return _blend(images, torch.zeros_like(images, dtype=torch.float32), strength, sign, reach)
+
+
+def _colour(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+    return _blend(images, _grey(images).float(), strength, sign, reach)
+
+
+def _contrast(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+    return _blend(images, _grey(images).float().mean((1, 2, 3), keepdim=True), strength, sign, reach)
+
+
+def _sharpness(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+    if min(images.shape[-2:]) <= 2:
+        return images
+    kernel = torch.ones(images.shape[1], 1, 3, 3, device=images.device)
+    kernel[:, :, 1, 1] = 5
+    soft = images.float()
+    soft[:, :, 1:-1, 1:-1] = F.conv2d(images.float(), kernel / 13, groups=images.shape[1]).round()
+    return _blend(images, soft, strength, sign, reach)
+
+
+def _posterize(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+    gone = (reach.bits * strength).round().to(torch.int64)[:, None, None, None]
+    return ((images.to(torch.int64) >> gone) << gone).to(torch.uint8)
+
+
+def _solarize(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+    threshold = (255 * (1 - strength))[:, None, None, None]
+    return torch.where(images >= threshold, 255 - images, images)
+
+
+def _autocontrast(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+    stretched: Tensor = vision.autocontrast(images)
+    return stretched
+
+
+def _equalize(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+    levelled: Tensor = vision.equalize(images)
+    return levelled
+
+
+OPERATIONS: tuple[Callable[[Tensor, Tensor, Tensor, _Reach], Tensor], ...] = (
+    _identity,
+    _shear_x,
+    _shear_y,
+    _translate_x,
+    _translate_y,
+    _rotate,
+    _brightness,
+    _colour,
+    _contrast,
+    _sharpness,
+    _posterize,
+    _solarize,
+    _autocontrast,
+    _equalize,
+)
+"""(images, strength in [0, 1], sign of 1 or -1, reach) to images; each image has a strength and a sign of its own."""

@@ -2,8 +2,8 @@
 
     checkpoint/
       config.json            trial config, normalisation, classes, history, sha256 of the two files below
-      model.safetensors      weights and buffers
-      optimiser.safetensors  AdamW's moments and steps; absent from a model that is only served
+      model.safetensors      weights and buffers as they are served: the average, where the training keeps one
+      optimiser.safetensors  AdamW's moments and steps, and the weights behind an average; absent from a model that is only served
 
 Nothing in it is a pickle. Two generations are kept on disk while a trial runs: `save` writes a new folder beside the old
 one, swaps them by renaming, and removes the old one last.
@@ -31,6 +31,8 @@ from vit_search.vit.model import ViT
 from vit_search.vit.training import Normalisation, Training, start
 
 MODEL, OPTIMISER, CONFIG = "model.safetensors", "optimiser.safetensors", "config.json"
+WEIGHT = "weight"
+"""Key of a weight among the keys of AdamW's state."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,15 @@ def save(folder: Path, training: Training, *, classes: tuple[str, ...], data_has
     _recover(folder)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in training.model.state_dict().items()}, fresh / MODEL)
+    save_file({name: tensor.contiguous() for name, tensor in training.outcome.state_dict().items()}, fresh / MODEL)
     save_file(_optimiser_tensors(training), fresh / OPTIMISER)
     document = {
         "config": training.config.to_dict(),
         "normalisation": {"mean": training.normalisation.mean.tolist(), "std": training.normalisation.std.tolist()},
         "classes": list(classes),
         "data_hash": data_hash,
+        "accumulation": training.accumulation,
+        "scaler": training.scaler.state_dict(),
         "history": [dataclasses.asdict(result) for result in training.history],
         "sha256": {name: _sha256(fresh / name) for name in (MODEL, OPTIMISER)},
     }
@@ -83,8 +87,11 @@ def load_training(folder: Path, config: TrialConfig, device: torch.device | str 
     if saved != config:
         raise CheckpointError(f"{folder}: {_difference(saved, config)}; start this configuration as a new trial.")
     training = start(config, _normalisation(document, device), device)
-    _load_weights(folder, training.model)
+    _load_weights(folder, training.outcome)
     _load_optimiser(training, load_file(folder / OPTIMISER, device=str(device)))
+    training.accumulation = document["accumulation"]
+    if training.scaler.is_enabled():
+        training.scaler.load_state_dict(document["scaler"])
     training.history.extend(EpochResult(**result) for result in document["history"])
     return training
 
@@ -165,14 +172,20 @@ def _load_weights(folder: Path, model: ViT) -> None:
 def _optimiser_tensors(training: Training) -> dict[str, Tensor]:
     names = {id(p): name for name, p in training.model.named_parameters()}
     state = training.optimiser.state
-    return {f"{names[id(p)]}/{key}": value for p, values in state.items() for key, value in values.items()}
+    tensors = {f"{names[id(p)]}/{key}": value for p, values in state.items() for key, value in values.items()}
+    if training.average is not None:
+        tensors |= {f"{name}/{WEIGHT}": p.detach() for name, p in training.model.named_parameters()}
+    return tensors
 
 
 def _load_optimiser(training: Training, tensors: dict[str, Tensor]) -> None:
     parameters = dict(training.model.named_parameters())
     for path, value in tensors.items():
         name, _, key = path.rpartition("/")
-        training.optimiser.state[parameters[name]][key] = value
+        if key == WEIGHT:
+            parameters[name].data.copy_(value)
+        else:
+            training.optimiser.state[parameters[name]][key] = value
 
 
 def _difference(saved: TrialConfig, asked: TrialConfig) -> str:

@@ -1,7 +1,8 @@
 """Named data sets as uint8 memory maps, split by seed, under a content hash.
 
 A set is decoded once per machine into a cache folder of its own; every trial maps the same files. The test split lies in
-files of its own, which a search never opens.
+files of its own, which a search never opens. An image folder that would fill the machine's memory is not decoded: its cache
+folder holds the names of its files, and vit/splits.py decodes them as they are needed.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from filelock import FileLock
 
 from vit_search.errors import DataError
 from vit_search.spec.config import DATA_SETS, DataConfig
+from vit_search.spec.cost import memory_of_this_machine
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
@@ -52,13 +56,16 @@ class DataSet:
     std: tuple[float, ...]
     test_duplicates: int
     """Test images that stand byte for byte among the training or validation images, too."""
+    root: Path | None = None
+    """Folder of the image files of a set that is streamed; None for a set whose pixels are in the cache."""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A decoded set before it is split; `test` is None where it has no test split of its own."""
+    """A set before it is split; `test` is None where it has no test split of its own."""
 
     images: np.ndarray
+    """uint8 (n, channels, height, width), or for a streamed set (n,) names of files."""
     labels: np.ndarray
     classes: tuple[str, ...]
     test: tuple[np.ndarray, np.ndarray] | None = None
@@ -70,35 +77,49 @@ def default_cache() -> Path:
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit_search"
 
 
-def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = False) -> DataSet:
+def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = False, stream_above: int | None = None) -> DataSet:
     """Find a data set in the cache, or decode and split it into the cache.
 
-    Two processes may do so at once: each writes a folder of its own, and the first to rename it wins.
+    Two processes may do so at once: one decodes, and the other waits for it.
 
+    Args:
+        config: which set, and how it is split.
+        cache: folder of decoded sets; `default_cache()` by default.
+        download: whether torchvision may fetch what is missing.
+        stream_above: bytes of pixels above which an image folder is streamed; a quarter of the machine's memory by default.
     Raises: DataError when images are missing, damaged or too few, or the cache cannot be written.
     """
     cache = cache or default_cache()
     root = _root(config, cache, download)
-    key = _key(config, root)
+    hashes = _hashes(config, root)
+    key = _key(config, hashes)
     folder = cache / key[:32]
-    found = _open(folder, key)
+    found = _open(folder, key, root)
     if found is not None:
         return found
-    source = _decode(config, root)
-    splits = _split(config, source)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=cache))
-        try:
-            _write(fresh, key, source, splits)
-            _put(fresh, folder, key)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+        with FileLock(cache / f".{key[:32]}.lock"):
+            found = _open(folder, key, root)
+            if found is None:
+                found = _make(config, folder, key, root, hashes, stream_above or memory_of_this_machine() // 4)
     except OSError as error:
         raise DataError(
             f"{cache}: the data cache cannot be written ({error.strerror}); set VIT_SEARCH_CACHE to a folder that can."
         ) from None
-    made = _open(folder, key)
+    return found
+
+
+def _make(config: DataConfig, folder: Path, key: str, root: Path | None, hashes: Mapping[str, str], stream_above: int) -> DataSet:
+    source = _decode(config, root, stream_above)
+    splits = _split(config, source)
+    fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+    try:
+        _write(fresh, config, key, root, hashes, source, splits)
+        _put(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    made = _open(folder, key, root)
     assert made is not None
     return made
 
@@ -106,9 +127,10 @@ def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = F
 def read_split(data: DataSet, split: SplitName) -> tuple[np.ndarray, np.ndarray]:
     """The images and labels of one split.
 
-    Returns: uint8 (n, channels, height, width), mapped read-only from disk, and int64 (n,).
+    Returns: uint8 (n, channels, height, width), mapped from disk (writing changes this process's copy alone), or for a
+        streamed set (n,) names of files below `data.root`; and int64 (n,).
     """
-    images = np.load(data.folder / f"{split}_images.npy", mmap_mode="r", allow_pickle=False)
+    images = np.load(data.folder / f"{split}_images.npy", mmap_mode="c", allow_pickle=False)
     return images, np.load(data.folder / f"{split}_labels.npy", allow_pickle=False)
 
 
@@ -190,19 +212,31 @@ def _torchvision(name: str, root: Path, download: bool) -> tuple[Any, Any]:
         raise DataError(f"{root}: {name} cannot be read ({str(error).splitlines()[0]}); put sound files there or add --download.") from None
 
 
-def _key(config: DataConfig, root: Path | None) -> str:
+def _hashes(config: DataConfig, root: Path | None) -> dict[str, str]:
+    """sha256 of every file of the source, by its name below the root."""
+    if root is None:
+        return {}
+    files = list(_source_files(config.name, root))
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return dict(zip((str(path.relative_to(root)) for path in files), threads.map(_sha256, files), strict=True))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _key(config: DataConfig, hashes: Mapping[str, str]) -> str:
     """The data hash: every byte of the source, every field of the config but its place, and FORMAT."""
     digest = hashlib.sha256(f"format {FORMAT}\n".encode())
     fields = {name: value for name, value in vars(config).items() if name != "path"}
     digest.update(json.dumps(fields, sort_keys=True).encode())
-    if root is None:
+    if config.name == "digits":
         from importlib.metadata import version
 
         digest.update(f"sklearn digits {version('scikit-learn').split('.')[0]}".encode())
-    else:
-        for path in _source_files(config.name, root):
-            with path.open("rb") as file:
-                digest.update(f"{path.relative_to(root)}\n{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    for name, content in hashes.items():
+        digest.update(f"{name}\n{content}\n".encode())
     return digest.hexdigest()
 
 
@@ -226,7 +260,7 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.is_file() and not path.is_symlink())
 
 
-def _decode(config: DataConfig, root: Path | None) -> _Source:
+def _decode(config: DataConfig, root: Path | None, stream_above: int) -> _Source:
     if root is None:
         from sklearn.datasets import load_digits
 
@@ -234,7 +268,7 @@ def _decode(config: DataConfig, root: Path | None) -> _Source:
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # 17 grey levels, 0 to 16
         return _Source(images, digits.target.astype(np.int64), tuple("0123456789"))
     if config.name == "image_folder":
-        return _decode_folder(config, root)
+        return _decode_folder(config, root, stream_above)
     train, test = _torchvision(config.name, root, download=False)
     (images, labels), own_test = (_arrays(train), _arrays(test))
     return _Source(images, labels, tuple(str(name) for name in train.classes), own_test)
@@ -246,7 +280,7 @@ def _arrays(source: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(images, dtype=np.uint8), np.asarray(source.targets, dtype=np.int64)
 
 
-def _decode_folder(config: DataConfig, root: Path) -> _Source:
+def _decode_folder(config: DataConfig, root: Path, stream_above: int) -> _Source:
     if config.image_size is None:
         raise DataError("data.image_size: image_folder needs it; give the side in pixels.")
     folders = _class_folders(root)
@@ -258,10 +292,13 @@ def _decode_folder(config: DataConfig, root: Path) -> _Source:
     for name, count in counts.items():
         if count < 3:
             raise DataError(f"{root / name}: {count} images; each class needs at least 3, one for each split.")
+    labels = np.array([label for _, label in files], np.int64)
+    if len(files) * config.channels * config.image_size**2 > stream_above:
+        return _Source(np.array([str(path.relative_to(root)) for path, _ in files]), labels, tuple(counts))
     images = np.empty((len(files), config.channels, config.image_size, config.image_size), np.uint8)
     for i, (path, _) in enumerate(files):
         images[i] = read_image(path, (config.image_size, config.image_size), config.channels)
-    return _Source(images, np.array([label for _, label in files], np.int64), tuple(counts))
+    return _Source(images, labels, tuple(counts))
 
 
 def _split(config: DataConfig, source: _Source) -> dict[SplitName, tuple[np.ndarray, np.ndarray]]:
@@ -296,16 +333,37 @@ def _carve(indices: np.ndarray, labels: np.ndarray, share: float, seed: tuple[in
     return np.setdiff1d(indices, chosen), chosen
 
 
-def _write(folder: Path, key: str, source: _Source, splits: dict[SplitName, tuple[np.ndarray, np.ndarray]]) -> None:
+SAMPLE = 2000
+"""Training images of a streamed set from which mean and deviation are taken."""
+
+
+def _write(
+    folder: Path,
+    config: DataConfig,
+    key: str,
+    root: Path | None,
+    hashes: Mapping[str, str],
+    source: _Source,
+    splits: dict[SplitName, tuple[np.ndarray, np.ndarray]],
+) -> None:
     for name, (images, labels) in splits.items():
         np.save(folder / f"{name}_images.npy", images, allow_pickle=False)
         np.save(folder / f"{name}_labels.npy", labels, allow_pickle=False)
     train = splits["train"][0]
+    streamed = train.dtype.kind == "U"
+    if streamed:
+        assert root is not None and config.image_size is not None
+        chosen = np.random.default_rng(0).permutation(train)[:SAMPLE]
+        train = np.stack([read_image(root / str(name), (config.image_size, config.image_size), config.channels) for name in chosen])
     levels = [np.bincount(train[:, c].ravel(), minlength=256) for c in range(train.shape[1])]  # exact, without a float copy
     scale = np.arange(256) / 255
     means = [float((level * scale).sum() / level.sum()) for level in levels]
     stds = [math.sqrt(float((level * (scale - mean) ** 2).sum() / level.sum())) for level, mean in zip(levels, means, strict=True)]
-    known = {hashlib.sha256(image.tobytes()).digest() for name in ("train", "val") for image in splits[name][0]}
+
+    def content(image: Any) -> str | bytes:
+        return hashes[str(image)] if streamed else hashlib.sha256(image.tobytes()).digest()
+
+    known = {content(image) for name in ("train", "val") for image in splits[name][0]}
     document = {
         "data_hash": key,
         "image_size": list(train.shape[2:]),
@@ -314,39 +372,34 @@ def _write(folder: Path, key: str, source: _Source, splits: dict[SplitName, tupl
         "counts": {name: len(labels) for name, (_, labels) in splits.items()},
         "mean": means,
         "std": stds,
-        "test_duplicates": sum(hashlib.sha256(image.tobytes()).digest() in known for image in splits["test"][0]),
+        "test_duplicates": sum(content(image) in known for image in splits["test"][0]),
+        "streamed": streamed,
         "bytes": {path.name: path.stat().st_size for path in sorted(folder.glob("*.npy"))},
     }
     (folder / "data.json").write_text(json.dumps(document, indent=1))
 
 
-def _put(fresh: Path, folder: Path, key: str) -> None:
-    """Rename a finished folder into place, unless another process was first; a damaged one gives way."""
+def _put(fresh: Path, folder: Path) -> None:
+    """Rename a finished folder into place; what stood there was damaged."""
     fresh.chmod(0o755)
-    for _ in range(5):
-        try:
-            fresh.rename(folder)
-            return
-        except OSError:
-            if _open(folder, key) is not None:
-                return
-            aside = Path(tempfile.mkdtemp(prefix=".old-", dir=folder.parent))
-            folder.rename(aside / "damaged")
-            shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        aside = Path(tempfile.mkdtemp(prefix=".old-", dir=folder.parent))
+        folder.rename(aside / "damaged")
+        shutil.rmtree(aside, ignore_errors=True)
     fresh.rename(folder)
 
 
-def _open(folder: Path, key: str) -> DataSet | None:
+def _open(folder: Path, key: str, root: Path | None) -> DataSet | None:
     """A cache folder, or None where it is missing, damaged or of another key."""
     try:
         document = json.loads((folder / "data.json").read_text())
         sound = document["data_hash"] == key and all((folder / n).stat().st_size == size for n, size in document["bytes"].items())
-        return _described(folder, document) if sound else None
+        return _described(folder, document, root) if sound else None
     except (OSError, ValueError, KeyError):
         return None
 
 
-def _described(folder: Path, document: dict[str, Any]) -> DataSet:
+def _described(folder: Path, document: dict[str, Any], root: Path | None) -> DataSet:
     return DataSet(
         folder=folder,
         data_hash=document["data_hash"],
@@ -357,4 +410,5 @@ def _described(folder: Path, document: dict[str, Any]) -> DataSet:
         mean=tuple(document["mean"]),
         std=tuple(document["std"]),
         test_duplicates=document["test_duplicates"],
+        root=root.resolve() if root is not None and document["streamed"] else None,
     )

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
+import copy
+import functools
+import logging
 import math
-import resource
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vit_search.errors import OutOfMemoryError
 from vit_search.spec.config import EpochResult, TrainingConfig, TrialConfig
-from vit_search.vit import augment
+from vit_search.spec.cost import cost_of, in_units
+from vit_search.vit import augment, machine
+from vit_search.vit.augment import Targets
 from vit_search.vit.model import ViT, decayed
+from vit_search.vit.seeds import derive_seed
+from vit_search.vit.splits import Split, StreamedSplit
+
+_log = logging.getLogger(__name__)
+
+CHECK_EVERY = 16
+"""Steps between looks at the loss on a GPU, where each look waits for all that was launched; on a CPU it costs nothing."""
 
 
 class DivergedError(RuntimeError):
     """The loss or a metric became NaN or infinite; the message says where."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images and labels of one split, on the training device."""
-
-    images: Tensor
-    """(n, channels, height, width), uint8."""
-    labels: Tensor
-    """(n,), int64."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,12 @@ class Training:
     normalisation: Normalisation
     model: ViT
     optimiser: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    """Keeps float16 gradients from vanishing; does nothing in any other precision."""
+    average: ViT | None
+    """Moving average of the model's weights, where the config asks for one."""
+    accumulation: int
+    """Micro-batches of a step; more than the config's once a step did not fit into memory."""
     history: list[EpochResult] = field(default_factory=list)
 
     @property
@@ -60,11 +68,15 @@ class Training:
         """Epochs trained so far."""
         return len(self.history)
 
+    @property
+    def outcome(self) -> ViT:
+        """The model that is validated and served."""
+        return self.model if self.average is None else self.average
 
-def derive_seed(*parts: int | str) -> int:
-    """One 63-bit seed out of several numbers and words: the same parts, the same seed, on every machine."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    @property
+    def device(self) -> torch.device:
+        """Where it trains."""
+        return self.model.embed.weight.device
 
 
 def start(config: TrialConfig, normalisation: Normalisation, device: torch.device | str = "cpu") -> Training:
@@ -75,7 +87,16 @@ def start(config: TrialConfig, normalisation: Normalisation, device: torch.devic
     matrices, others = decayed(model)
     groups = [{"params": matrices, "weight_decay": config.training.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=config.training.lr, betas=(0.9, config.training.beta2), fused=True)
-    return Training(config, normalisation, model, optimiser)
+    half = machine.autocast_type(config.training, torch.device(device))
+    return Training(
+        config=config,
+        normalisation=normalisation,
+        model=model,
+        optimiser=optimiser,
+        scaler=torch.amp.GradScaler(torch.device(device).type, enabled=half == torch.float16),
+        average=None if config.training.ema_decay is None else copy.deepcopy(model).requires_grad_(False),
+        accumulation=config.training.accumulation,
+    )
 
 
 def lr_at(step: int, steps: int, config: TrainingConfig) -> float:
@@ -86,61 +107,61 @@ def lr_at(step: int, steps: int, config: TrainingConfig) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
-def fit(training: Training, train: Split, val: Split) -> Iterator[EpochResult]:
+def fit(training: Training, train: Split | StreamedSplit, val: Split | StreamedSplit) -> Iterator[EpochResult]:
     """Train to the configured length, one epoch per result; picks up where `training` stands.
 
     The order of the images, the augmentation and the dropout of an epoch come from (seed, epoch) alone, so a training
     that was saved and loaded goes on exactly as if it had not been. The global seed of torch is set at each epoch.
 
-    Raises: DivergedError as soon as the loss is not finite.
+    Raises: DivergedError when the loss is not finite: at once on a CPU, within CHECK_EVERY steps on a GPU.
+        OutOfMemoryError when a step does not fit into memory even as twice as many micro-batches.
     """
     config = training.config.training
+    if training.device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     while training.epoch < config.epochs:
         result = _train_epoch(training, train, val)
         training.history.append(result)
         yield result
 
 
-def _train_epoch(training: Training, train: Split, val: Split) -> EpochResult:
-    config, model, optimiser = training.config.training, training.model, training.optimiser
-    epoch, count, device = training.epoch + 1, len(train.labels), train.images.device
+def _train_epoch(training: Training, train: Split | StreamedSplit, val: Split | StreamedSplit) -> EpochResult:
+    config, device = training.config.training, training.device
+    epoch, count = training.epoch + 1, len(train)
     seed = derive_seed(training.config.seed, "epoch", epoch)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(count, generator=generator).to(device)
-    steps_per_epoch = math.ceil(count / config.batch_size)
-    first_step, steps = (epoch - 1) * steps_per_epoch, config.epochs * steps_per_epoch
-    loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
+    parts = torch.randperm(count, generator=generator).split(config.batch_size)
+    first_step, steps = (epoch - 1) * len(parts), config.epochs * len(parts)
+    losses, correct = torch.zeros(len(parts), device=device), torch.zeros((), device=device)
+    look_every = CHECK_EVERY if device.type == "cuda" else 1
+    moves = replace(config, crop_scale=1.0) if train.cropped else config
     lr = 0.0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     began = time.perf_counter()
-    model.train()
-    for i, chosen in enumerate(order.split(config.batch_size)):
-        images, labels = train.images[chosen], train.labels[chosen]
-        if config.shift:
-            images = augment.shift(images, config.shift, generator)
-        if config.flip:
-            images = augment.flip(images, generator)
+    training.model.train()
+    forward = _forward(training)
+    for i, (raw, labels) in enumerate(train.batches(parts, seed, config.crop_scale)):
+        images = augment.moved(raw, moves, generator)
+        images = augment.normalise(images, training.normalisation.mean, training.normalisation.std)
+        images, targets = augment.mixed(images, labels, config, generator)
+        losses[i], hits = _gradients_in_memory(training, forward, images, targets)
+        if (i + 1) % look_every == 0 or i + 1 == len(parts):
+            _check_finite(losses[: i + 1], epoch, len(parts))
         lr = lr_at(first_step + i, steps, config)
-        for group in optimiser.param_groups:
-            group["lr"] = lr
-        logits = model(augment.normalise(images, training.normalisation.mean, training.normalisation.std))
-        loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-        if not math.isfinite(loss.item()):
-            raise DivergedError(f"the loss is {loss.item()} in epoch {epoch}, step {i + 1} of {steps_per_epoch}")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        if config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimiser.step()
-        loss_sum += loss.detach() * len(labels)
-        correct += (logits.detach().argmax(1) == labels).sum()
+        _update(training, lr, first_step + i)
+        losses[i] *= len(labels)
+        correct += hits
+    loss_sum = float(losses.sum())
     trained = time.perf_counter()
-    evaluation = evaluate(model, val, training.normalisation)
+    half = machine.autocast_type(config, device)
+    evaluation = evaluate(training.outcome, val, training.normalisation, half=half)
     if not math.isfinite(evaluation.loss):
         raise DivergedError(f"the validation loss is {evaluation.loss} after epoch {epoch}")
     return EpochResult(
         epoch=epoch,
-        train_loss=float(loss_sum) / count,
+        train_loss=loss_sum / count,
         train_accuracy=float(correct) / count,
         val_loss=evaluation.loss,
         val_accuracy=evaluation.accuracy,
@@ -148,8 +169,139 @@ def _train_epoch(training: Training, train: Split, val: Split) -> EpochResult:
         lr=lr,
         images_per_s=count / (trained - began),
         seconds=time.perf_counter() - began,
-        peak_memory_bytes=_peak_memory(device),
+        peak_memory_bytes=machine.peak_memory(device),
     )
+
+
+def _check_finite(losses: Tensor, epoch: int, steps: int) -> None:
+    finite = losses.isfinite()
+    if not finite.all():
+        step = int(finite.int().argmin())
+        raise DivergedError(f"the loss is {float(losses[step])} in epoch {epoch}, step {step + 1} of {steps}")
+
+
+Forward = Callable[[Tensor], Tensor]
+
+
+def _forward(training: Training) -> Forward:
+    """How a micro-batch goes through the model: compiled or as a CUDA graph where asked for and of use.
+
+    Both are made for one batch size, so the rest of an epoch that fills no batch goes through the plain model.
+    """
+    config, model, device = training.config.training, training.model, training.device
+    size = math.ceil(config.batch_size / training.accumulation)
+    graphs = config.cuda_graphs and device.type == "cuda"
+    fast: Forward
+    if config.compile and machine.compiling_pays(device):
+        fast = functools.partial(compiled("reduce-overhead" if graphs else "default"), model)
+    elif graphs:
+        fast = _graphed(training, size)
+    else:
+        return model
+    return lambda images: fast(images) if len(images) == size else model(images)
+
+
+@functools.cache
+def compiled(mode: str) -> Callable[..., Tensor]:
+    """`ViT.forward` compiled; called with a model and its images.
+
+    It is the function that is compiled, not one model, so that all models of one shape in this process share the code:
+    a worker that trains trial after trial compiles once per shape.
+    """
+    torch._dynamo.config.recompile_limit = 256  # shapes of a search; the default gives up after 8
+    made: Callable[..., Tensor] = torch.compile(ViT.forward, mode=mode, dynamic=False)
+    return made
+
+
+def _graphed(training: Training, size: int) -> Forward:
+    """Forward and backward of one batch size, each replayed as one CUDA graph."""
+    model = training.config.model
+    sample = torch.zeros(size, model.in_channels, *model.image_size, device=training.device)
+    twin = copy.copy(training.model)  # the same weights; graphing a module replaces its forward
+    with _autocast(training, cache=False):
+        return cast(Forward, torch.cuda.make_graphed_callables(twin, (sample,)))
+
+
+def _autocast(training: Training, cache: bool = True) -> torch.autocast:
+    half = machine.autocast_type(training.config.training, training.device)
+    return torch.autocast(training.device.type, dtype=half, enabled=half is not None, cache_enabled=cache)
+
+
+def _gradients_in_memory(training: Training, forward: Forward, images: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """`_gradients`; where memory runs out, once more with micro-batches of half the size."""
+    try:
+        return _gradients(training, forward, images, targets)
+    except RuntimeError as error:
+        if not machine.out_of_memory(error):
+            raise
+        told = _memory_told(training)
+        if training.accumulation > training.config.training.accumulation or training.accumulation >= len(images):
+            raise OutOfMemoryError(f"a training step did not fit into memory: {told}; lower batch_size or dim.") from None
+    training.accumulation *= 2
+    _log.warning("a training step did not fit into memory: %s; going on with %d micro-batches a step.", told, training.accumulation)
+    if images.is_cuda:
+        torch.cuda.empty_cache()
+    try:
+        return _gradients(training, training.model, images, targets)
+    except RuntimeError as error:
+        if not machine.out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"a training step did not fit into memory, nor did it at half the size: {_memory_told(training)}; lower batch_size or dim."
+        ) from None
+
+
+def _memory_told(training: Training) -> str:
+    config, device = training.config, training.device
+    half = machine.autocast_type(config.training, device) is not None
+    size = math.ceil(config.training.batch_size / training.accumulation)
+    need = cost_of(config.model, size, device="cuda" if device.type == "cuda" else "cpu", half=half).train_bytes
+    return f"{in_units(need)} predicted for {size} images, {in_units(machine.free_bytes(device))} free"
+
+
+def _gradients(training: Training, forward: Forward, images: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Gradients of one step.
+
+    Returns: the mean loss of the batch, and how many images were recognised.
+    """
+    config, count = training.config.training, len(images)
+    training.optimiser.zero_grad(set_to_none=True)
+    total, hits = torch.zeros((), device=images.device), torch.zeros((), dtype=torch.int64, device=images.device)
+    size = math.ceil(count / training.accumulation)
+    for part, wanted in zip(images.split(size), targets.split(size), strict=True):
+        with _autocast(training):
+            logits = forward(part)
+        loss = cross_entropy(logits.float(), wanted, config.label_smoothing) * (len(part) / count)
+        training.scaler.scale(loss).backward()
+        total += loss.detach()
+        hits += (logits.detach().argmax(1) == wanted.labels).sum()
+    return total, hits
+
+
+def cross_entropy(logits: Tensor, targets: Targets, label_smoothing: float) -> Tensor:
+    """Mean cross-entropy in nats of a batch, its targets smoothed and perhaps mixed."""
+    if targets.others is None or targets.share is None:
+        return F.cross_entropy(logits, targets.labels, label_smoothing=label_smoothing)
+    own, other = (
+        F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none") for labels in (targets.labels, targets.others)
+    )
+    return (targets.share * own + (1 - targets.share) * other).mean()
+
+
+def _update(training: Training, lr: float, step: int) -> None:
+    """One step of the optimiser, and of the average."""
+    config, optimiser = training.config.training, training.optimiser
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    training.scaler.unscale_(optimiser)
+    if config.clip_norm is not None:
+        nn.utils.clip_grad_norm_(training.model.parameters(), config.clip_norm)
+    training.scaler.step(optimiser)
+    training.scaler.update()
+    if training.average is not None and config.ema_decay is not None:
+        decay = min(config.ema_decay, (1 + step) / (10 + step))  # the first steps are soon forgotten
+        averages, weights = ([p.detach() for p in model.parameters()] for model in (training.average, training.model))
+        torch._foreach_lerp_(averages, weights, 1 - decay)
 
 
 @dataclass(frozen=True)
@@ -166,24 +318,29 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate(model: ViT, split: Split, normalisation: Normalisation, batch_size: int = 512) -> Evaluation:
-    """Loss and accuracy of a model on a whole split, in eval mode."""
+def evaluate(
+    model: ViT, split: Split | StreamedSplit, normalisation: Normalisation, batch_size: int = 512, half: torch.dtype | None = None
+) -> Evaluation:
+    """Loss and accuracy of a model on a whole split, in eval mode.
+
+    Args:
+        half: type of matrix products under autocast; plain float32 by default.
+    """
     model.eval()
-    batches = [model(augment.normalise(images, normalisation.mean, normalisation.std)) for images in split.images.split(batch_size)]
-    logits = torch.cat(batches).float()
+    logits_of: list[Tensor] = []
+    labels_of: list[Tensor] = []
+    with torch.autocast(split.labels.device.type, dtype=half, enabled=half is not None):
+        for images, labels in split.batches(torch.arange(len(split)).split(batch_size)):
+            logits_of.append(model(augment.normalise(images, normalisation.mean, normalisation.std)).float())
+            labels_of.append(labels)
+    logits, labels = torch.cat(logits_of), torch.cat(labels_of)
     predictions = logits.argmax(1)
     top5 = None
     if logits.shape[1] >= 5:
-        top5 = float((logits.topk(5).indices == split.labels[:, None]).any(1).float().mean())
+        top5 = float((logits.topk(5).indices == labels[:, None]).any(1).float().mean())
     return Evaluation(
-        loss=float(F.cross_entropy(logits, split.labels)),
-        accuracy=float((predictions == split.labels).float().mean()),
+        loss=float(F.cross_entropy(logits, labels)),
+        accuracy=float((predictions == labels).float().mean()),
         top5_accuracy=top5,
         predictions=predictions.cpu(),
     )
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
