@@ -82,34 +82,42 @@ def shift(images: Tensor, pixels: int, generator: Generator) -> Tensor:
         generator: on the CPU; draws the shifts.
     """
     batch, channels, height, width = images.shape
-    offsets = torch.randint(0, 2 * pixels + 1, (2, batch, 1), generator=generator).to(images.device)
-    rows = offsets[0] + torch.arange(height, device=images.device)
-    cols = offsets[1] + torch.arange(width, device=images.device)
-    padded = F.pad(images, (pixels, pixels, pixels, pixels))
-    samples = torch.arange(batch, device=images.device)[:, None, None, None]
-    planes = torch.arange(channels, device=images.device)[None, :, None, None]
-    return padded[samples, planes, rows[:, None, :, None], cols[:, None, None, :]]
+    down, right = torch.randint(0, 2 * pixels + 1, (2, batch), generator=generator)
+    padded = F.pad(images, (pixels, pixels, pixels, pixels)).contiguous()
+    image, plane, row, _ = padded.stride()
+    # Every window of the padded batch that is as large as an image, by its first pixel; none is copied but those selected,
+    # which is 7 to 19 times as fast as an index for each pixel (128 images of 28x28 and 3x32x32, one thread).
+    first = torch.arange(batch) * image + down * row + right
+    windows = padded.as_strided(
+        (batch * image - (channels - 1) * plane - (height - 1) * row - width + 1, *images.shape[1:]), (1, plane, row, 1)
+    )
+    return windows.index_select(0, first.to(images.device))
 
 
 def flip(images: Tensor, generator: Generator) -> Tensor:
     """Mirror each image left to right with chance 1/2."""
-    mirrored = torch.rand(images.shape[0], generator=generator).to(images.device) < 0.5
-    return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    batch = len(images)
+    mirrored = torch.rand(batch, generator=generator) < 0.5
+    chosen = torch.arange(batch) + batch * mirrored  # faster than torch.where, which takes bytes one by one
+    return torch.cat([images, images.flip(-1)]).index_select(0, chosen.to(images.device))
 
 
 def resized_crop(images: Tensor, least: float, generator: Generator) -> Tensor:
     """Cut from each image a box of `least` to 1 of its area and 3:4 to 4:3 in shape, resized to the whole (bilinear).
 
+    The shape is told beside the image's own; the larger a box, the less room it has to differ.
+
     Source: Szegedy et al. 2015, https://arxiv.org/abs/1409.4842; bounds as in torchvision's RandomResizedCrop.
     """
     area, shape, place_x, place_y = torch.rand(4, images.shape[0], generator=generator)
     area = least + (1 - least) * area
-    ratio = torch.exp(math.log(3 / 4) + 2 * math.log(4 / 3) * shape)
-    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    widest = (-area.log()).clamp(max=math.log(4 / 3))  # logarithm of the ratio at which a box is as wide as the image
+    ratio = torch.exp((2 * shape - 1) * widest)
+    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
     zero = torch.zeros_like(area)
     x, y = (2 * place_x - 1) * (1 - width), (2 * place_y - 1) * (1 - height)  # centres, from -1 to 1
     theta = torch.stack([torch.stack([width, zero, x], 1), torch.stack([zero, height, y], 1)], 1)
-    return _warp(images, theta.to(images.device), "bilinear")
+    return _warp(images, theta.to(images.device), "bilinear", "border")
 
 
 def erase(images: Tensor, chance: float, generator: Generator) -> Tensor:
@@ -143,10 +151,9 @@ def mix(images: Tensor, labels: Tensor, mixup: float, cutmix: float, generator: 
     pasted = cut < 0.5 if mixup and cutmix else torch.full((batch,), bool(cutmix))
     side = (1 - paste).sqrt()
     inside = _boxes(side * height, side * width, place_y, place_x, height, width) & pasted[:, None, None]
-    share = torch.where(pasted, 1 - inside.flatten(1).float().mean(1), blend).to(images.device)
-    weight = torch.where(pasted, 1.0, blend).to(images.device)[:, None, None, None]
-    partners = images.roll(1, 0)
-    images = torch.where(inside[:, None].to(images.device), partners, images * weight + partners * (1 - weight))
+    weight = torch.where(pasted, 1.0, blend)[:, None, None].masked_fill(inside, 0)  # of its own pixels, (batch, height, width)
+    share = torch.where(pasted, weight.mean((1, 2)), blend).to(images.device)
+    images = torch.lerp(images.roll(1, 0), images, weight[:, None].to(images.device))
     return images, Targets(labels, labels.roll(1, 0), share)
 
 
@@ -174,7 +181,7 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         mean: (channels,), of the training images on the scale 0 to 1; std likewise.
     """
     scale = 1 / (255 * std)
-    return images.float() * scale[:, None, None] - (mean / std)[:, None, None]
+    return (images.float() * scale[:, None, None]).sub_((mean / std)[:, None, None])
 
 
 # Automatic policies: one operation per image out of fourteen, at a level from 0 to 30.
@@ -222,20 +229,20 @@ class _Reach:
 def _policy(images: Tensor, reach: _Reach, levels: Tensor, generator: Generator) -> Tensor:
     chosen = torch.randint(len(OPERATIONS), (len(images),), generator=generator)
     signs = torch.randint(2, (len(images),), generator=generator) * 2 - 1
-    out = images.clone()
-    for number, operation in enumerate(OPERATIONS):
-        picked = (chosen == number).nonzero()[:, 0]
-        if len(picked):
-            strength = (levels[picked] / LEVELS).to(images.device)
-            where = picked.to(images.device)
-            out[where] = operation(images[where], strength, signs[picked].to(images.device), reach)
-    return out
+    order = chosen.argsort(stable=True)  # images of one operation side by side
+    counts = chosen.bincount(minlength=len(OPERATIONS)).tolist()
+    told = images.index_select(0, order.to(images.device)), (levels[order] / LEVELS).to(images.device), signs[order].to(images.device)
+    groups = zip(OPERATIONS, *(part.split(counts) for part in told), strict=True)
+    done = [operation(*group, reach) for operation, *group in groups if len(group[0])]
+    return torch.cat(done).index_select(0, order.argsort().to(images.device))
 
 
-def _warp(images: Tensor, theta: Tensor, mode: str = "nearest") -> Tensor:
-    """Resample: `theta` (batch, 2, 3) maps places of the result to places of the source, both from -1 to 1; black outside."""
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images.float(), grid, mode=mode, align_corners=False).round().to(torch.uint8)
+def _warp(images: Tensor, theta: Tensor, mode: str = "nearest", outside: str = "zeros") -> Tensor:
+    """Resample: `theta` (batch, 2, 3) maps places of the result to places of the source, both from -1 to 1."""
+    x, y = (torch.linspace(1 / side - 1, 1 - 1 / side, side, device=images.device) for side in (images.shape[-1], images.shape[-2]))
+    in_cols, in_rows = theta[:, :, :1] * x, theta[:, :, 1:2] * y + theta[:, :, 2:]
+    grid = (in_cols[:, :, None, :] + in_rows[:, :, :, None]).permute(0, 2, 3, 1)  # F.affine_grid takes 7 times as long
+    return F.grid_sample(images.float(), grid, mode=mode, padding_mode=outside, align_corners=False).round().to(torch.uint8)
 
 
 def _affine(images: Tensor, xx: Tensor, xy: Tensor, dx: Tensor, yx: Tensor, yy: Tensor, dy: Tensor) -> Tensor:
@@ -278,8 +285,9 @@ def _rotate(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Te
 
 
 def _blend(images: Tensor, faded: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
-    factor = (1 + reach.factor * strength * sign)[:, None, None, None]
-    return (images.float() * factor + faded * (1 - factor)).clamp(0, 255).to(torch.uint8)
+    back = (-reach.factor * strength * sign)[:, None, None, None]
+    sharp = images.float()
+    return (sharp + (faded - sharp) * back).clamp_(0, 255).to(torch.uint8)  # in this form, what equals its faded self stays
 
 
 def _grey(images: Tensor) -> Tensor:
@@ -301,10 +309,11 @@ def _contrast(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> 
 def _sharpness(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
     if min(images.shape[-2:]) <= 2:
         return images
-    kernel = torch.ones(images.shape[1], 1, 3, 3, device=images.device)
-    kernel[:, :, 1, 1] = 5
-    soft = images.float()
-    soft[:, :, 1:-1, 1:-1] = F.conv2d(images.float(), kernel / 13, groups=images.shape[1]).round()
+    sharp = images.float()
+    tall = sharp[..., :-2, :] + sharp[..., 1:-1, :] + sharp[..., 2:, :]
+    box = tall[..., :-2] + tall[..., 1:-1] + tall[..., 2:]
+    soft = sharp.clone()  # its border stays sharp
+    soft[..., 1:-1, 1:-1] = ((box + 4 * sharp[..., 1:-1, 1:-1]) / 13).round()
     return _blend(images, soft, strength, sign, reach)
 
 
@@ -314,8 +323,8 @@ def _posterize(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) ->
 
 
 def _solarize(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
-    threshold = (255 * (1 - strength))[:, None, None, None]
-    return torch.where(images >= threshold, 255 - images, images)
+    bright = images >= (255 - 255 * strength)[:, None, None, None]
+    return images ^ (255 * bright.to(torch.uint8))  # 255 - image where it is bright
 
 
 def _autocontrast(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:

@@ -55,8 +55,12 @@ def save(folder: Path, training: Training, *, classes: tuple[str, ...], data_has
     _recover(folder)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in training.outcome.state_dict().items()}, fresh / MODEL)
-    save_file(_optimiser_tensors(training), fresh / OPTIMISER)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in training.outcome.state_dict().items()}, fresh / MODEL)
+        save_file(_optimiser_tensors(training), fresh / OPTIMISER)
+    except SafetensorError as error:  # what it makes of an OSError
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise OSError(f"{fresh}: cannot be written ({error})") from None
     document = {
         "config": training.config.to_dict(),
         "normalisation": {"mean": training.normalisation.mean.tolist(), "std": training.normalisation.std.tolist()},

@@ -97,12 +97,13 @@ def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = F
     found = _open(folder, key, root)
     if found is not None:
         return found
+    limit = memory_of_this_machine() // 4 if stream_above is None else stream_above
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f".{key[:32]}.lock"):
             found = _open(folder, key, root)
             if found is None:
-                found = _make(config, folder, key, root, hashes, stream_above or memory_of_this_machine() // 4)
+                found = _make(config, folder, key, root, hashes, limit)
     except OSError as error:
         raise DataError(
             f"{cache}: the data cache cannot be written ({error.strerror}); set VIT_SEARCH_CACHE to a folder that can."
@@ -113,7 +114,10 @@ def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = F
 def _make(config: DataConfig, folder: Path, key: str, root: Path | None, hashes: Mapping[str, str], stream_above: int) -> DataSet:
     source = _decode(config, root, stream_above)
     splits = _split(config, source)
-    fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+    begun = f".new-{folder.name}-"
+    for left in folder.parent.glob(f"{begun}*"):  # by a process that was killed, since we hold the lock
+        shutil.rmtree(left, ignore_errors=True)
+    fresh = Path(tempfile.mkdtemp(prefix=begun, dir=folder.parent))
     try:
         _write(fresh, config, key, root, hashes, source, splits)
         _put(fresh, folder)
@@ -144,7 +148,7 @@ def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int) 
     Returns: uint8 (channels, height, width).
     Raises: DataError that names the file and what is wrong with it.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     name = "image" if isinstance(file, bytes) else str(file)
     try:
@@ -166,12 +170,13 @@ def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int) 
                 pixels = np.asarray(image, dtype=np.uint8)
     except DataError:
         raise
-    except OSError as error:
-        if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
-            raise DataError(f"{name}: cannot be read ({error.strerror}); name an image file.") from None
-        raise DataError(f"{name}: no image that can be decoded ({str(error).splitlines()[0]}); replace or remove it.") from None
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name}: no image that can be decoded ({str(error).splitlines()[0]}); replace or remove it.") from None
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror}); name an image file.") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{name}: no image that can be decoded (of no known format); replace or remove it.") from None
+    except Exception as error:  # a decoder raises what damaged bytes lead it to: struct.error and TypeError for EXIF, say
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{name}: no image that can be decoded ({why}); replace or remove it.") from None
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 

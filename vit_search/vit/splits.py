@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from vit_search.errors import DataError
 from vit_search.vit.data import DataSet, SplitName, read_image, read_split
 from vit_search.vit.machine import free_bytes
 from vit_search.vit.seeds import derive_seed
@@ -44,9 +46,9 @@ class Split:
         for part in parts:
             if self.images.device == device:
                 part = part.to(device, non_blocking=True)
-                yield self.images[part], self.labels[part]
+                yield self.images.index_select(0, part), self.labels[part]
             else:
-                images = self.images[part].pin_memory().to(device, non_blocking=True)
+                images = self.images.index_select(0, part).pin_memory().to(device, non_blocking=True)
                 yield images, self.labels[part.to(device)]
 
 
@@ -74,6 +76,8 @@ class StreamedSplit:
         self._loader: DataLoader[Tensor] = DataLoader(
             self._files,
             batch_sampler=self._order,
+            collate_fn=_as_it_comes,
+            generator=torch.Generator(),  # an epoch begins with a draw, which must not come from the one that dropout draws from
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             persistent_workers=workers > 0,
@@ -91,11 +95,14 @@ class StreamedSplit:
             parts: indices of each batch, on the CPU.
             seed: of the random crops; None for the centre of each image.
             crop_scale: least share of the area that a random crop keeps; 1 for the centre.
+        Raises: DataError that names the file, where one cannot be decoded.
         """
         chosen = list(parts)
         self._order.batches = [[(int(i), seed, crop_scale) for i in part] for part in chosen]
         device = self.labels.device
         for part, images in zip(chosen, self._loader, strict=True):
+            if isinstance(images, DataError):
+                raise DataError(*images.args)  # raised itself, it would hold this frame, and the frame it: no end for the workers
             yield images.to(device, non_blocking=True), self.labels[part.to(device)]
 
 
@@ -116,11 +123,22 @@ class _Order:
         return len(self.batches)
 
 
+def _as_it_comes(batch: Any) -> Any:
+    return batch
+
+
 class _Files(Dataset[Tensor]):
-    """Decodes one image file to bytes."""
+    """Decodes image files to bytes."""
 
     def __init__(self, root: Path, names: np.ndarray, image_size: tuple[int, int], channels: int) -> None:
         self.root, self.names, self.image_size, self.channels = root, names, image_size, channels
+
+    def __getitems__(self, batch: list[Drawn]) -> Tensor | DataError:
+        """A batch; or what is wrong with it, since what a worker raises arrives with a traceback for a message."""
+        try:
+            return torch.stack([self[drawn] for drawn in batch])
+        except DataError as error:
+            return error
 
     def __getitem__(self, drawn: Drawn) -> Tensor:
         index, seed, crop_scale = drawn
