@@ -28,7 +28,7 @@ class Cost:
     forward_flops: int
     """Floating-point operations of matrix products for one image, a multiply and an add being two."""
     train_flops: int
-    """The same for forward and backward; the fused attention kernel computes its scores again, and pixels need no gradient."""
+    """The same for forward and backward; a fused attention kernel computes its scores again, and pixels need no gradient."""
     kept_bytes: int
     """Activations that the backward pass keeps, of a whole batch, with the casts of the weights where a step is in half precision."""
     train_bytes: int
@@ -46,10 +46,10 @@ def cost_of(config: ModelConfig, batch_size: int, *, device: Device = "cpu", hal
         half: forward in autocast to bfloat16 or float16, with float32 weights.
     """
     params = _params(config)
-    forward, train = _flops(config)
+    forward, train = _flops(config, _stores_weights(config, device, half))
     kept = batch_size * _kept(config, device, half)
-    if half:  # autocast keeps a cast of each matrix, but for the first two dimensions of tables
-        kept += (FLOAT_BYTES // 2) * _matrices(config)
+    if half:  # autocast keeps a cast of each matrix but the first, whose input needs no gradient
+        kept += (FLOAT_BYTES // 2) * (_matrices(config) - config.in_channels * config.patch_size**2 * config.dim)
     passing = batch_size * config.tokens * config.mlp_width * (2 if half else FLOAT_BYTES)  # the gradient of the widest layer
     weights, moments, gradients = FLOAT_BYTES * params, 2 * FLOAT_BYTES * params, FLOAT_BYTES * params
     return Cost(
@@ -78,20 +78,25 @@ def _params(config: ModelConfig) -> int:
     return params + 2 * dim * (config.norm == "pre") + config.num_classes
 
 
-def _flops(config: ModelConfig) -> tuple[int, int]:
+def _stores_weights(config: ModelConfig, device: Device, half: bool) -> bool:
+    """Whether attention weights are stored: on a CPU in half precision or with their dropout; else the backward computes them again."""
+    return device == "cpu" and (half or bool(config.dropout if config.attention_dropout is None else config.attention_dropout))
+
+
+def _flops(config: ModelConfig, stored: bool) -> tuple[int, int]:
     """Forward, and forward with backward, for one image."""
     dim, inner, width, tokens = config.dim, config.heads * config.head_width, config.mlp_width, config.tokens
     patches = math.prod(config.grid)
     embed = 2 * patches * config.in_channels * config.patch_size**2 * dim
     linear = config.depth * 2 * tokens * (4 * dim * inner + 2 * dim * width) + 2 * dim * config.num_classes
     product = config.depth * 2 * tokens * tokens * inner  # queries with keys, or weights with values
-    return embed + linear + 2 * product, 2 * embed + 3 * linear + (2 + 5) * product
+    return embed + linear + 2 * product, 2 * embed + 3 * linear + (2 + (4 if stored else 5)) * product
 
 
 def _kept(config: ModelConfig, device: Device, half: bool) -> int:
     """Bytes of activations that autograd keeps for one image."""
     size = 2 if half else FLOAT_BYTES
-    noise = 1 if device == "cuda" else FLOAT_BYTES  # of dropout, a value
+    noise = 1 if device == "cuda" else size  # of dropout, a value
     dim, inner, width, tokens = config.dim, config.heads * config.head_width, config.mlp_width, config.tokens
     patches = math.prod(config.grid)
 
@@ -101,8 +106,9 @@ def _kept(config: ModelConfig, device: Device, half: bool) -> int:
     norm = tokens * (FLOAT_BYTES * dim + 2 * FLOAT_BYTES)  # its input, mean and deviation; the residual stream is float32
     attention_dropped = bool(config.dropout if config.attention_dropout is None else config.attention_dropout)
     attention = size * tokens * (3 * inner + inner)  # queries, keys, values; what they give
-    if attention_dropped and device == "cpu":
-        attention += 3 * size * config.heads * tokens * tokens  # weights, their dropout and the product are stored
+    if _stores_weights(config, device, half):  # and with dropout, what it draws and what it leaves
+        attention += (3 if attention_dropped else 1) * size * config.heads * tokens * tokens
+        attention += size * tokens * inner * (half and config.heads == 1)  # queries before they are scaled, in one tensor with the others
     else:
         attention += FLOAT_BYTES * config.heads * tokens  # the log of each row's sum
     hidden = 2  # before and after the activation
@@ -112,10 +118,12 @@ def _kept(config: ModelConfig, device: Device, half: bool) -> int:
     block += drop(config.projection_dropout, tokens * dim) + drop(config.mlp_dropout, tokens * (dim + width))
     if config.layer_scale is not None:
         block += 2 * size * tokens * dim
-    kept = size * patches * config.in_channels * config.patch_size**2 + drop(config.embedding_dropout, tokens * dim)
+    kept = size * patches * config.in_channels * config.patch_size**2
+    kept += drop(config.embedding_dropout, tokens * dim) * (1 if device == "cuda" else FLOAT_BYTES // size)  # of float32 values
     kept += config.depth * block + norm * (config.norm == "pre")
     if config.num_classes:
-        kept += size * dim + FLOAT_BYTES * config.num_classes
+        pooled = tokens * dim if config.pool == "cls" and not half else dim  # the class token is a view of all tokens
+        kept += size * pooled + FLOAT_BYTES * config.num_classes
     return kept
 
 

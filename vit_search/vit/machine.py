@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import resource
+from pathlib import Path
 
 import torch
 
-from vit_search.spec.config import TrainingConfig
+from vit_search.spec.config import TrialConfig
 
 
 def native_bfloat16(device: torch.device) -> bool:
@@ -17,14 +17,21 @@ def native_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def autocast_type(config: TrainingConfig, device: torch.device) -> torch.dtype | None:
+def autocast_type(config: TrialConfig, device: torch.device) -> torch.dtype | None:
     """Type of matrix products under autocast, or None for plain float32.
 
-    What a file asks for by name it gets, slow or not; "auto" is bfloat16 where it is native.
+    What a file asks for by name it gets, slow or not; "auto" is bfloat16 where it is native and the step is large enough to
+    pay for the casts. On a CPU with AVX512_BF16 a step took 0.6 to 0.9 times as long at half of HALF_PAYS, 1.0 to 1.2 at it,
+    and up to 1.9 times beyond (tests/benchmarks/half_precision.py).
     """
-    if config.precision == "auto":
-        return torch.bfloat16 if native_bfloat16(device) else None
-    return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.precision]
+    if config.training.precision != "auto":
+        return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.training.precision]
+    work = config.training.batch_size * config.model.tokens * config.model.dim**2
+    return torch.bfloat16 if native_bfloat16(device) and (device.type == "cuda" or work >= HALF_PAYS) else None
+
+
+HALF_PAYS = 2_000_000
+"""Images times tokens times width squared of a step from which bfloat16 is faster on a CPU that has it."""
 
 
 def compiling_pays(device: torch.device) -> bool:
@@ -33,11 +40,21 @@ def compiling_pays(device: torch.device) -> bool:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that nobody has taken yet."""
+    """Memory that this process can still take: of the GPU, or of the machine, its container and the process's own limit."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    known = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    bounds = [1024 * int(known["MemAvailable"].split()[0])]
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        bounds.append(limit - resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0]))
+    try:
+        group = Path("/sys/fs/cgroup") / Path("/proc/self/cgroup").read_text().rpartition("::/")[2].strip()
+        bounds.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no cgroup of version 2, or no limit in it: `max`
+        pass
+    return max(0, min(bounds))
 
 
 def peak_memory(device: torch.device) -> int:
@@ -47,6 +64,10 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
+SHORTAGES = ("can't allocate memory", "could not create a primitive", "could not create a memory", "std::bad_alloc")
+"""Words of torch's own allocator, of oneDNN's and of C++'s."""
+
+
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether an allocation failed, on whichever device."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in SHORTAGES)

@@ -30,6 +30,9 @@ CHECK_EVERY = 16
 """Steps between looks at the loss on a GPU, where each look waits for all that was launched; on a CPU it costs nothing."""
 
 
+Forward = Callable[[Tensor], Tensor]
+
+
 class DivergedError(RuntimeError):
     """The loss or a metric became NaN or infinite; the message says where."""
 
@@ -61,6 +64,8 @@ class Training:
     """Moving average of the model's weights, where the config asks for one."""
     accumulation: int
     """Micro-batches of a step; more than the config's once a step did not fit into memory."""
+    forwards: dict[int, Forward] = field(default_factory=dict)
+    """How a micro-batch of a size goes through the model, where that is compiled or a CUDA graph; made at first use."""
     history: list[EpochResult] = field(default_factory=list)
 
     @property
@@ -87,7 +92,7 @@ def start(config: TrialConfig, normalisation: Normalisation, device: torch.devic
     matrices, others = decayed(model)
     groups = [{"params": matrices, "weight_decay": config.training.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=config.training.lr, betas=(0.9, config.training.beta2), fused=True)
-    half = machine.autocast_type(config.training, torch.device(device))
+    half = machine.autocast_type(config, torch.device(device))
     return Training(
         config=config,
         normalisation=normalisation,
@@ -141,22 +146,20 @@ def _train_epoch(training: Training, train: Split | StreamedSplit, val: Split | 
         torch.cuda.reset_peak_memory_stats(device)
     began = time.perf_counter()
     training.model.train()
-    forward = _forward(training)
     for i, (raw, labels) in enumerate(train.batches(parts, seed, config.crop_scale)):
         images = augment.moved(raw, moves, generator)
         images = augment.normalise(images, training.normalisation.mean, training.normalisation.std)
         images, targets = augment.mixed(images, labels, config, generator)
-        losses[i], hits = _gradients_in_memory(training, forward, images, targets)
-        if (i + 1) % look_every == 0 or i + 1 == len(parts):
-            _check_finite(losses[: i + 1], epoch, len(parts))
         lr = lr_at(first_step + i, steps, config)
-        _update(training, lr, first_step + i)
+        losses[i], hits = train_step(training, images, targets, lr, first_step + i)
+        if (i + 1) % look_every == 0 or i + 1 == len(parts):
+            since = i - i % look_every
+            _check_finite(losses[since : i + 1], since, epoch, len(parts))
         losses[i] *= len(labels)
         correct += hits
     loss_sum = float(losses.sum())
     trained = time.perf_counter()
-    half = machine.autocast_type(config, device)
-    evaluation = evaluate(training.outcome, val, training.normalisation, half=half)
+    evaluation = _evaluate_in_memory(training, val)
     if not math.isfinite(evaluation.loss):
         raise DivergedError(f"the validation loss is {evaluation.loss} after epoch {epoch}")
     return EpochResult(
@@ -173,14 +176,25 @@ def _train_epoch(training: Training, train: Split | StreamedSplit, val: Split | 
     )
 
 
-def _check_finite(losses: Tensor, epoch: int, steps: int) -> None:
+def _check_finite(losses: Tensor, since: int, epoch: int, steps: int) -> None:
     finite = losses.isfinite()
     if not finite.all():
-        step = int(finite.int().argmin())
-        raise DivergedError(f"the loss is {float(losses[step])} in epoch {epoch}, step {step + 1} of {steps}")
+        first = int(finite.int().argmin())
+        raise DivergedError(f"the loss is {float(losses[first])} in epoch {epoch}, step {since + first + 1} of {steps}")
 
 
-Forward = Callable[[Tensor], Tensor]
+def train_step(training: Training, images: Tensor, targets: Targets, lr: float, step: int) -> tuple[Tensor, Tensor]:
+    """Forward, backward and one step of the optimiser on one batch; the model is in training mode.
+
+    Args:
+        images: (batch, channels, height, width), normalised.
+        step: steps taken before it in the whole training, for the average of the weights.
+    Returns: the mean loss of the batch, and how many images were recognised.
+    Raises: OutOfMemoryError when the step does not fit into memory even as twice as many micro-batches.
+    """
+    loss, hits = _gradients_in_memory(training, images, targets)
+    _update(training, lr, step)
+    return loss, hits
 
 
 def _forward(training: Training) -> Forward:
@@ -189,15 +203,15 @@ def _forward(training: Training) -> Forward:
     Both are made for one batch size, so the rest of an epoch that fills no batch goes through the plain model.
     """
     config, model, device = training.config.training, training.model, training.device
-    size = math.ceil(config.batch_size / training.accumulation)
     graphs = config.cuda_graphs and device.type == "cuda"
-    fast: Forward
-    if config.compile and machine.compiling_pays(device):
-        fast = functools.partial(compiled("reduce-overhead" if graphs else "default"), model)
-    elif graphs:
-        fast = _graphed(training, size)
-    else:
+    compiling = config.compile and machine.compiling_pays(device)
+    if not (graphs or compiling):
         return model
+    size = math.ceil(config.batch_size / training.accumulation)
+    if size not in training.forwards:
+        made = functools.partial(compiled("reduce-overhead" if graphs else "default"), model) if compiling else _graphed(training, size)
+        training.forwards[size] = made
+    fast = training.forwards[size]
     return lambda images: fast(images) if len(images) == size else model(images)
 
 
@@ -223,14 +237,14 @@ def _graphed(training: Training, size: int) -> Forward:
 
 
 def _autocast(training: Training, cache: bool = True) -> torch.autocast:
-    half = machine.autocast_type(training.config.training, training.device)
+    half = machine.autocast_type(training.config, training.device)
     return torch.autocast(training.device.type, dtype=half, enabled=half is not None, cache_enabled=cache)
 
 
-def _gradients_in_memory(training: Training, forward: Forward, images: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+def _gradients_in_memory(training: Training, images: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
     """`_gradients`; where memory runs out, once more with micro-batches of half the size."""
     try:
-        return _gradients(training, forward, images, targets)
+        return _gradients(training, _forward(training), images, targets)
     except RuntimeError as error:
         if not machine.out_of_memory(error):
             raise
@@ -253,7 +267,7 @@ def _gradients_in_memory(training: Training, forward: Forward, images: Tensor, t
 
 def _memory_told(training: Training) -> str:
     config, device = training.config, training.device
-    half = machine.autocast_type(config.training, device) is not None
+    half = machine.autocast_type(config, device) is not None
     size = math.ceil(config.training.batch_size / training.accumulation)
     need = cost_of(config.model, size, device="cuda" if device.type == "cuda" else "cpu", half=half).train_bytes
     return f"{in_units(need)} predicted for {size} images, {in_units(machine.free_bytes(device))} free"
@@ -271,7 +285,9 @@ def _gradients(training: Training, forward: Forward, images: Tensor, targets: Ta
     for part, wanted in zip(images.split(size), targets.split(size), strict=True):
         with _autocast(training):
             logits = forward(part)
-        loss = cross_entropy(logits.float(), wanted, config.label_smoothing) * (len(part) / count)
+        loss = cross_entropy(logits.float(), wanted, config.label_smoothing)
+        if len(part) < count:
+            loss = loss * (len(part) / count)
         training.scaler.scale(loss).backward()
         total += loss.detach()
         hits += (logits.detach().argmax(1) == wanted.labels).sum()
@@ -304,6 +320,24 @@ def _update(training: Training, lr: float, step: int) -> None:
         torch._foreach_lerp_(averages, weights, 1 - decay)
 
 
+def _evaluate_in_memory(training: Training, val: Split | StreamedSplit) -> Evaluation:
+    """`evaluate`, in batches that fit."""
+    size = EVALUATED_AT_ONCE
+    while True:
+        try:
+            return evaluate(training.outcome, val, training.normalisation, size)
+        except RuntimeError as error:
+            if not machine.out_of_memory(error):
+                raise
+            if size == 1:
+                raise OutOfMemoryError(f"validation did not fit into memory: {_memory_told(training)}; lower dim.") from None
+        size //= 2
+
+
+EVALUATED_AT_ONCE = 512
+"""Images of a batch in evaluation, where no activation is kept."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """How a model does on one split."""
@@ -318,21 +352,14 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate(
-    model: ViT, split: Split | StreamedSplit, normalisation: Normalisation, batch_size: int = 512, half: torch.dtype | None = None
-) -> Evaluation:
-    """Loss and accuracy of a model on a whole split, in eval mode.
-
-    Args:
-        half: type of matrix products under autocast; plain float32 by default.
-    """
+def evaluate(model: ViT, split: Split | StreamedSplit, normalisation: Normalisation, batch_size: int = EVALUATED_AT_ONCE) -> Evaluation:
+    """Loss and accuracy of a model on a whole split, in eval mode and in float32, as it is served."""
     model.eval()
     logits_of: list[Tensor] = []
     labels_of: list[Tensor] = []
-    with torch.autocast(split.labels.device.type, dtype=half, enabled=half is not None):
-        for images, labels in split.batches(torch.arange(len(split)).split(batch_size)):
-            logits_of.append(model(augment.normalise(images, normalisation.mean, normalisation.std)).float())
-            labels_of.append(labels)
+    for images, labels in split.batches(torch.arange(len(split)).split(batch_size)):
+        logits_of.append(model(augment.normalise(images, normalisation.mean, normalisation.std)))
+        labels_of.append(labels)
     logits, labels = torch.cat(logits_of), torch.cat(labels_of)
     predictions = logits.argmax(1)
     top5 = None
