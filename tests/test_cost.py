@@ -1,33 +1,95 @@
 """The cost model against the model itself."""
 
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from vit_search.spec.config import ModelConfig
 from vit_search.spec.cost import cost_of
+from vit_search.vit.machine import native_bfloat16
 from vit_search.vit.model import ViT
+
+ANY_MODEL = st.fixed_dictionaries(
+    {
+        "patch_size": st.sampled_from([2, 4]),
+        "dim": st.sampled_from([8, 12, 24]),
+        "depth": st.integers(1, 3),
+        "heads": st.sampled_from([1, 2, 4]),
+        "dim_head": st.sampled_from([None, 5]),
+        "mlp_ratio": st.sampled_from([0.5, 2, 4]),
+        "mlp_dim": st.sampled_from([None, 7]),
+        "dropout": st.sampled_from([0.0, 0.1]),
+        "embedding_dropout": st.sampled_from([None, 0.0, 0.2]),
+        "attention_dropout": st.sampled_from([None, 0.0, 0.2]),
+        "projection_dropout": st.sampled_from([None, 0.0, 0.2]),
+        "mlp_dropout": st.sampled_from([None, 0.0, 0.2]),
+        "activation": st.sampled_from(["gelu", "relu"]),
+        "norm": st.sampled_from(["pre", "post"]),
+        "pool": st.sampled_from(["mean", "cls"]),
+        "positions": st.sampled_from(["learned", "sincos2d"]),
+        "qkv_bias": st.booleans(),
+        "layer_scale": st.sampled_from([None, 0.1]),
+        "num_classes": st.sampled_from([0, 10]),
+        "in_channels": st.sampled_from([1, 3]),
+    }
+)
+HALF = [False, pytest.param(True, marks=pytest.mark.skipif(not native_bfloat16(torch.device("cpu")), reason="no bfloat16 in this CPU"))]
+
+
+def model_of(fields):
+    config = ModelConfig(image_size=(8, 12), **fields)
+    return config, ViT(config).train(), torch.randn(4, config.in_channels, 8, 12)
+
+
+def loss_of(output):
+    return F.cross_entropy(output, torch.zeros(len(output), dtype=torch.int64)) if output.ndim == 2 else output.sum()
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    patch_size=st.sampled_from([2, 4]),
-    dim=st.sampled_from([8, 12, 24]),
-    depth=st.integers(1, 3),
-    heads=st.sampled_from([1, 2, 4]),
-    dim_head=st.sampled_from([None, 5]),
-    mlp_ratio=st.sampled_from([0.5, 2, 4]),
-    mlp_dim=st.sampled_from([None, 7]),
-    norm=st.sampled_from(["pre", "post"]),
-    pool=st.sampled_from(["mean", "cls"]),
-    positions=st.sampled_from(["learned", "sincos2d"]),
-    qkv_bias=st.booleans(),
-    layer_scale=st.sampled_from([None, 0.1]),
-    num_classes=st.sampled_from([0, 10]),
-    in_channels=st.sampled_from([1, 3]),
-)
-def test_the_parameter_count_is_exact(**fields):
-    config = ModelConfig(image_size=(8, 12), **fields)
-    assert cost_of(config, 1).params == sum(p.numel() for p in ViT(config).parameters())
+@given(ANY_MODEL)
+def test_the_parameter_count_is_exact(fields):
+    config, model, _ = model_of(fields)
+    assert cost_of(config, 1).params == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("half", HALF)
+@settings(deadline=None, max_examples=40)
+@given(fields=ANY_MODEL)
+def test_the_flops_are_those_that_torch_counts(half, fields):
+    config, model, images = model_of(fields)
+    with FlopCounterMode(display=False) as counted, torch.autocast("cpu", torch.bfloat16, enabled=half):
+        output = model(images)
+    forward = counted.get_total_flops()
+    with counted:
+        output.sum().backward()
+    backward = counted.get_total_flops()
+    cost = cost_of(config, 4, half=half)
+    assert cost.forward_flops * 4 == pytest.approx(forward, rel=0.01)
+    assert cost.train_flops * 4 == pytest.approx(forward + backward, rel=0.01)
+
+
+@pytest.mark.parametrize("half", HALF)
+@settings(deadline=None, max_examples=60)
+@given(fields=ANY_MODEL)
+def test_the_kept_bytes_are_those_of_the_tensors_that_autograd_saves(half, fields):
+    config, model, images = model_of(fields)
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    saved = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        loss_of(model(images))
+    kept = sum(storage.nbytes() for storage in saved.values())
+    few = 100  # of the loss: labels and a count
+    assert cost_of(config, 4, half=half).kept_bytes == pytest.approx(kept, rel=0.002, abs=few)
 
 
 def test_kept_activations_grow_with_the_batch_and_the_square_of_the_patches():

@@ -108,7 +108,8 @@ def _kept(config: ModelConfig, device: Device, half: bool) -> int:
     attention = size * tokens * (3 * inner + inner)  # queries, keys, values; what they give
     if _stores_weights(config, device, half):  # and with dropout, what it draws and what it leaves
         attention += (3 if attention_dropped else 1) * size * config.heads * tokens * tokens
-        attention += size * tokens * inner * (half and config.heads == 1)  # queries before they are scaled, in one tensor with the others
+        # one head's queries, keys and values stay in the tensor they came in, beside those that were scaled
+        attention += size * tokens * inner * (config.heads == 1) * (1 if half else 2)
     else:
         attention += FLOAT_BYTES * config.heads * tokens  # the log of each row's sum
     hidden = 2  # before and after the activation
