@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.vit import augment, checkpoint, machine, training
 from vit_search.vit.data import prepare, read_split
+from vit_search.vit.model import ViT
 from vit_search.vit.splits import Split
 from vit_search.vit.training import DivergedError, Normalisation, evaluate, fit, lr_at, start
 
