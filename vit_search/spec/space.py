@@ -250,7 +250,7 @@ class Space:
             return problem
         model = {f.name: values[f.name] for f in fields(ModelConfig) if f.name in values}
         shape: dict[str, Any] = {"image_size": self.image_size, "in_channels": self.in_channels, "num_classes": self.num_classes}
-        need = cost_of(ModelConfig(**shape, **model), values["batch_size"]).train_bytes
+        need = cost_of(ModelConfig(**shape, **model), math.ceil(values["batch_size"] / values["accumulation"])).train_bytes
         if need > self.memory_limit:
             return f"training would take about {in_units(need)}, and a trial has {in_units(self.memory_limit)}."
         return None
@@ -289,10 +289,11 @@ class Space:
         smallest = {name: min(p.ends(), key=lambda v: (v is not None, v)) for name, p in self.searched.items() if name in _SIZES}
         patches = [p for p in _values(self.parameters["patch_size"]) if self.image_size[0] % p == 0 and self.image_size[1] % p == 0]
         plain = self.complete(dict.fromkeys(self.searched) | smallest | {"patch_size": max(patches)})
+        parts = max(_values(self.parameters["accumulation"]))
         model = {f.name: plain[f.name] for f in fields(ModelConfig) if f.name in _SIZES}
         model |= {"heads": 1, "dim_head": None, "pool": "mean"}  # the least that heads can cost
         shape: dict[str, Any] = {"image_size": self.image_size, "in_channels": self.in_channels, "num_classes": self.num_classes}
-        need = cost_of(ModelConfig(**shape, **model), plain["batch_size"]).train_bytes
+        need = cost_of(ModelConfig(**shape, **model), math.ceil(plain["batch_size"] / parts)).train_bytes
         if need > self.memory_limit:
             raise SpecError(
                 f"model.dim: even the smallest model of this space takes about {in_units(need)} to train, "
