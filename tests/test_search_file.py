@@ -87,7 +87,7 @@ def test_a_file_that_is_no_plain_utf8_is_refused(tmp_path, raw):
 
 
 def test_gradients_of_micro_batches_make_room_for_a_batch_that_would_not_fit_whole():
-    model = "model: {dim: 4096, depth: 8, heads: 8, dropout: {float: [0, 0.1]}}\n"
+    model = "model: {dim: 512, depth: 8, heads: 8, dropout: {float: [0, 0.1]}}\n"
     with pytest.raises(SpecError, match="even the smallest model of this space takes about"):
         search_file.parse(HEAD + model + "training: {batch_size: 1048576}\n")
     spec = search_file.parse(HEAD + model + "training: {batch_size: 1048576, accumulation: 4096}\n")
