@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+os.environ["OMP_NUM_THREADS"] = "1"  # as a trial has it; before anything imports torch. Small tensors gain nothing from two threads
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_surroundings(tmp_path_factory):

@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import torch
 from benchmarks.dispatch import operators, training_step
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from vit_search.spec.config import ModelConfig
 from vit_search.vit.model import ViT
@@ -46,6 +47,19 @@ def test_it_compiles_without_graph_breaks_forward_and_backward(model):
 def test_drop_path_and_dropout_do_not_break_the_graph():
     model = vit(dropout=0.1, drop_path=0.2).train()
     torch.compile(model, fullgraph=True, backend="aot_eager")(torch.randn(3, 3, 8, 12)).sum().backward()
+
+
+def test_models_of_one_shape_share_their_compiled_code():
+    counter = CompileCounterWithBackend("aot_eager")
+    forward = torch.compile(ViT.forward, backend=counter, dynamic=False)
+    images = torch.randn(3, 3, 8, 12)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = vit(dropout=0.1)
+        assert forward(model, images).shape == (3, 5)
+    assert counter.frame_count == 1
+    forward(vit(depth=3), images)
+    assert counter.frame_count == 2
 
 
 def test_torch_export_keeps_the_numbers_at_any_batch_size(model):

@@ -1,11 +1,14 @@
 """The Vision Transformer: values worked by hand."""
 
+import math
+
 import pytest
 import torch
+from torch import nn
 
 from vit_search.errors import SpecError
 from vit_search.spec.config import ModelConfig
-from vit_search.vit.model import ViT, decayed, patchify, sincos2d
+from vit_search.vit.model import DropPath, ViT, decayed, interpolate, patchify, resized, sincos2d
 
 
 def test_a_patch_holds_neighbouring_pixels():
@@ -80,3 +83,110 @@ def test_a_replacement_encoder_is_used():
     config = ModelConfig(image_size=(4, 4), in_channels=1, num_classes=3, patch_size=2, dim=8, heads=2)
     model = ViT(config, encoder=Nothing())
     assert torch.equal(model(torch.randn(2, 1, 4, 4)), model.head.bias.expand(2, -1))
+
+
+@pytest.mark.parametrize("lead", [(), (3, 1), (3, 2)], ids=["for all", "of each image", "of each head"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_mask_is_broadcast_over_what_it_does_not_name(lead, dtype):
+    config = ModelConfig(image_size=(4, 6), in_channels=1, num_classes=0, patch_size=2, dim=8, heads=2)
+    model, images = ViT(config).eval().to(dtype), torch.randn(3, 1, 4, 6).to(dtype)
+    mask = torch.rand(*lead, 6, 6, generator=torch.Generator().manual_seed(0)) < 0.7
+    mask |= torch.eye(6, dtype=torch.bool)  # each sees itself
+    whole = mask.expand(3, 2, 6, 6)
+    assert torch.equal(model(images, mask), model(images, whole.clone()))
+    assert not torch.equal(model(images, mask), model(images))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_half_precision_is_that_of_float32_but_for_rounding(masked):
+    config = ModelConfig(image_size=(8, 8), in_channels=1, num_classes=0, patch_size=2, dim=32, heads=4)
+    attention = ViT(config).eval().encoder.blocks[0].attention
+    tokens = torch.randn(3, 16, 32)
+    mask = torch.ones(16, 16, dtype=torch.bool).tril() if masked else None
+    exact = attention(tokens, mask)
+    rounded = attention.bfloat16()(tokens.bfloat16(), mask).float()
+    assert float((rounded - exact).abs().max()) < 0.03 * float(exact.abs().max())  # bfloat16 keeps 8 bits
+
+
+def test_positions_of_the_same_grid_stay_as_they_are():
+    table = torch.randn(1, 7, 4)
+    assert interpolate(table, (2, 3), (2, 3)) is table
+
+
+def test_positions_are_interpolated_in_two_dimensions_and_the_class_token_is_left_alone():
+    ramp = torch.stack(torch.meshgrid(torch.arange(8.0), torch.arange(6.0), indexing="ij"), -1).reshape(1, 48, 2)  # (row, col)
+    token = torch.full((1, 1, 2), 99.0)
+    finer = interpolate(torch.cat([token, ramp], 1), (8, 6), (16, 12))
+    assert torch.equal(finer[:, :1], token)
+    grid = finer[0, 1:].reshape(16, 12, 2)
+    # a fine pixel's centre lies at (i + 1/2) / 2 - 1/2 of the coarse grid; the border, where the kernel is cut, left out
+    assert torch.allclose(grid[4:12, 4:8, 0], ((torch.arange(4.0, 12) + 0.5) / 2 - 0.5)[:, None].expand(8, 4), atol=1e-4)
+    assert torch.allclose(grid[4:12, 4:8, 1], ((torch.arange(4.0, 8) + 0.5) / 2 - 0.5)[None].expand(8, 4), atol=1e-4)
+
+
+@pytest.mark.parametrize("fields", [{}, {"pool": "cls"}, {"positions": "sincos2d"}, {"positions": "sincos2d", "pool": "cls"}], ids=str)
+def test_a_model_resized_there_and_back_keeps_all_but_its_positions(fields):
+    config = ModelConfig(image_size=(8, 8), in_channels=1, num_classes=3, patch_size=2, dim=16, heads=2, **fields)
+    model = ViT(config).eval()
+    larger = resized(model, (12, 16))
+    assert larger.config.image_size == (12, 16)
+    assert not larger.training
+    assert larger(torch.randn(2, 1, 12, 16)).shape == (2, 3)
+    assert torch.equal(resized(model, (8, 8))(images := torch.randn(2, 1, 8, 8)), model(images))
+    for name, weight in larger.state_dict().items():
+        assert name == "positions" or torch.equal(weight, model.state_dict()[name])
+    if config.positions == "sincos2d":
+        assert torch.equal(resized(larger, (8, 8)).positions, model.positions)
+
+
+def test_an_image_size_that_the_patches_do_not_divide_is_refused():
+    model = ViT(ModelConfig(image_size=(8, 8), in_channels=1, num_classes=3, patch_size=4, dim=8, heads=2))
+    with pytest.raises(SpecError, match="patch_size: 4 does not divide the image of 10x8 pixels"):
+        resized(model, (10, 8))
+
+
+def test_each_dropout_is_set_apart_and_the_common_one_fills_the_gaps():
+    rates = {"embedding_dropout": 0.1, "attention_dropout": 0.2, "projection_dropout": 0.3, "mlp_dropout": 0.4}
+    shape = {"image_size": (8, 8), "in_channels": 1, "num_classes": 3, "patch_size": 4, "dim": 8, "heads": 2, "depth": 1}
+
+    def rates_of(model):
+        block = model.encoder.blocks[0]
+        return [model.dropout.p, block.attention.attention_dropout, block.attention.projection_dropout.p, block.mlp.dropout.p]
+
+    assert rates_of(ViT(ModelConfig(**shape, **rates))) == [0.1, 0.2, 0.3, 0.4]
+    assert rates_of(ViT(ModelConfig(**shape, dropout=0.5, attention_dropout=0.0))) == [0.5, 0.0, 0.5, 0.5]
+
+
+def test_drop_path_skips_whole_samples_keeps_the_mean_and_grows_with_depth():
+    drop = DropPath(0.25).train()
+    torch.manual_seed(0)
+    out = drop(torch.ones(4000, 3, 2))
+    assert sorted(set(out.flatten().tolist())) == pytest.approx([0, 4 / 3])
+    assert torch.equal(out.amin((1, 2)), out.amax((1, 2)))
+    assert float(out.mean()) == pytest.approx(1, abs=0.03)
+    assert torch.equal(drop.eval()(torch.ones(5, 3, 2)), torch.ones(5, 3, 2))
+    config = ModelConfig(image_size=(8, 8), in_channels=1, num_classes=3, patch_size=4, dim=8, heads=2, depth=3, drop_path=0.2)
+    assert [block.drop_path.rate for block in ViT(config).encoder.blocks] == [0.0, 0.1, 0.2]
+
+
+@pytest.mark.parametrize(("init", "std"), [("trunc_normal_02", 0.02), ("xavier", math.sqrt(2 / (128 + 512)))])
+def test_weights_begin_as_the_config_says(init, std):
+    config = ModelConfig(
+        image_size=(32, 32), in_channels=3, num_classes=10, patch_size=2, dim=128, heads=4, pool="cls", init=init, pos_init_std=0.02
+    )
+    model = ViT(config)
+    assert float(model.encoder.blocks[0].mlp.up.weight.std()) == pytest.approx(std, rel=0.05)
+    assert float(model.positions.std()) == pytest.approx(0.02, rel=0.05)
+    assert all(not module.bias.any() for module in model.modules() if isinstance(module, nn.Linear))
+
+
+def test_relu_and_post_norm_are_what_their_names_say():
+    config = ModelConfig(
+        image_size=(4, 4), in_channels=1, num_classes=0, patch_size=2, dim=8, heads=2, depth=1, activation="relu", norm="post"
+    )
+    model = ViT(config).eval()
+    block, tokens = model.encoder.blocks[0], torch.randn(2, 4, 8)
+    after = block.norm1(tokens + block.attention(tokens))
+    expected = block.norm2(after + block.mlp.down(block.mlp.up(after).clamp(min=0)))
+    assert torch.allclose(model.encoder(tokens), expected, atol=1e-6)
+    assert isinstance(model.encoder.norm, nn.Identity)  # a post-norm block ends in its own
