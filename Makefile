@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart install test check format lock clean
+.PHONY: quickstart install test bench check format lock clean
 .DELETE_ON_ERROR:
 
 quickstart: install ## install, then search Vision Transformers on the handwritten digits
@@ -33,6 +33,11 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: install ## the peers, and every table of tests/benchmarks: about an hour on two cores
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[bench]'
+	set -e; for script in dispatch train_step half_precision input_pipeline epoch packed accuracy; do \
+	  echo "== $$script"; $(BIN)/python tests/benchmarks/$$script.py; done
 
 format: install
 	$(BIN)/ruff format .
