@@ -34,13 +34,15 @@ from torchvision import transforms
 from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.vit.data import DataSet, prepare
 from vit_search.vit.splits import load_split
-from vit_search.vit.training import EVALUATED_AT_ONCE, Normalisation, fit, start
+from vit_search.vit.training import Normalisation, fit, start
 
 SHAPES = {
     f"p{patch_size}": ModelConfig(image_size=(28, 28), in_channels=1, num_classes=10, patch_size=patch_size, dim=64, depth=3, heads=4)
     for patch_size in (7, 4)
 }
 TRAINING = TrainingConfig(epochs=1, batch_size=64, lr=1e-3, shift=SHIFT, flip=True)
+USUALLY_EVALUATED = 256
+"""Images of a batch in the usual loop's evaluation; of its own, so that a change of ours leaves the peer as it was."""
 
 
 def usual_epoch(
@@ -52,7 +54,7 @@ def usual_epoch(
     """
     pinned = device.type == "cuda"
     train = DataLoader(train_set, training.batch_size, shuffle=True, num_workers=workers, pin_memory=pinned)
-    val = DataLoader(val_set, EVALUATED_AT_ONCE, num_workers=workers, pin_memory=pinned)
+    val = DataLoader(val_set, USUALLY_EVALUATED, num_workers=workers, pin_memory=pinned)
     model = build().to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=training.lr, weight_decay=training.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=len(train))

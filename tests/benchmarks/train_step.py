@@ -7,13 +7,17 @@ model in the loop of all others; `vit_search` is our model in our own step (vit/
 per shape and precision: speed against the best peer that has a class token, and against the best peer of all (above 1 is
 faster), medians of per-round ratios with quartiles. Mean pooling without a class token is our default.
 
-Learned by profiling on two cores with AVX512 (2026-11-24; torch 2.15):
+Learned by profiling on two cores with AVX512 and AVX512_BF16 (2026-11-24; torch 2.15):
 - Matrix products alone are 77 % of a float32 step at dim 192 and run at the ceiling; all model code can win is the rest.
-  Three projections in place of one fused, a backward of our own without the concatenation of three gradients, explicit
-  softmax(q k) v in float32: 0.96 to 1.00 of what stands, each tried in turns; none was kept.
-- What is left is memory: activations of a whole batch fall out of a core's cache between one layer and the next. Cutting
-  the step into micro-batches whose activations stay in it takes 1/1.12 of the time at dim 192, 64 tokens, batch 64.
-- In bfloat16 torch's fused attention takes 2 to 10 times as long on a CPU as explicit products do.
+  Tried in turns, and none kept: three projections in place of one fused, 0.98 to 0.99 of its speed; a backward of our own
+  that saves the concatenation of three gradients, 0.98 to 1.00; plain softmax(q k) v, 0.97 to 1.00 at 16 to 64 tokens and
+  0.88 at 4; both together, 0.96 to 0.98.
+- Micro-batches whose activations stay in a core's cache gain 1.08 to 1.12 at dim 192, batch 64, but only by saving page
+  faults: with the malloc settings of a search's workers (search/launch.py) they gain nothing, and were not kept.
+- Huge pages for malloc (GLIBC_TUNABLES=glibc.malloc.hugetlb=1) take the page faults to 0 and the time by nothing.
+- In bfloat16 torch's fused attention takes 2 to 10 times as long on a CPU as plain products, which is why ours takes those
+  there: a step 1.3 to 1.45 times as fast. vit-pytorch's SimpleViT is a few percent ahead there: its residual stream is in
+  bfloat16, too, where ours stays in float32.
 """
 
 from __future__ import annotations

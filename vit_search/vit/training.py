@@ -323,7 +323,7 @@ def _update(training: Training, lr: float, step: int) -> None:
 
 def _evaluate_in_memory(training: Training, val: Split | StreamedSplit) -> Evaluation:
     """`evaluate`, in batches that fit."""
-    size = EVALUATED_AT_ONCE
+    size = 512 if training.device.type == "cuda" else EVALUATED_AT_ONCE
     while True:
         try:
             return evaluate(training.outcome, val, training.normalisation, size)
@@ -335,8 +335,8 @@ def _evaluate_in_memory(training: Training, val: Split | StreamedSplit) -> Evalu
         size //= 2
 
 
-EVALUATED_AT_ONCE = 512
-"""Images of a batch in evaluation, where no activation is kept."""
+EVALUATED_AT_ONCE = 128
+"""Images of a batch in evaluation on a CPU: with 512, whose activations leave its caches, it takes 1.1 to 1.2 times as long."""
 
 
 @dataclass(frozen=True)
