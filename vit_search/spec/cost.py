@@ -106,8 +106,9 @@ def _kept(config: ModelConfig, device: Device, half: bool) -> int:
     norm = tokens * (FLOAT_BYTES * dim + 2 * FLOAT_BYTES)  # its input, mean and deviation; the residual stream is float32
     attention_dropped = bool(config.dropout if config.attention_dropout is None else config.attention_dropout)
     attention = size * tokens * (3 * inner + inner)  # queries, keys, values; what they give
-    if _stores_weights(config, device, half):  # and with dropout, what it draws and what it leaves
-        attention += (3 if attention_dropped else 1) * size * config.heads * tokens * tokens
+    if _stores_weights(config, device, half):
+        beside = 2 * size if attention_dropped else size * half  # what dropout draws and what it leaves, or the cast
+        attention += (FLOAT_BYTES + beside) * config.heads * tokens * tokens  # softmax is float32
         # one head's queries, keys and values stay in the tensor they came in, beside those that were scaled
         attention += size * tokens * inner * (config.heads == 1) * (1 if half else 2)
     else:

@@ -105,12 +105,13 @@ def _attention_in_half(queries: Tensor, keys: Tensor, values: Tensor, attn_mask:
     """scaled_dot_product_attention for half precision on a CPU, where torch's fused kernel takes 2 to 10 times as long.
 
     Measured with torch 2.15 on a CPU with AVX512_BF16, forward and backward: 8.4 against 34 ms at 64 tokens of width 64,
-    2.1 against 16 ms at 17 tokens of width 16 (tests/benchmarks/train_step.py prints what it means for a whole step).
+    2.1 against 16 ms at 17 tokens of width 16 (tests/benchmarks/train_step.py prints what it means for a whole step). Softmax
+    in float32 is more exact, and at 16 tokens four times as fast with its backward (tests/benchmarks/epoch.py).
     """
     scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -torch.inf)
-    return F.dropout(scores.softmax(-1), dropout_p) @ values
+    return F.dropout(scores.float().softmax(-1).to(values.dtype), dropout_p) @ values
 
 
 class MLP(nn.Module):

@@ -468,7 +468,8 @@ def _attend(heads: Tensor, mask: Tensor | None) -> Tensor:
         queries, keys, values = heads.unbind(0)
         return F.scaled_dot_product_attention(queries, keys, values)
     queries, keys, values = heads.reshape(3, -1, *heads.shape[3:]).unbind(0)
-    weights = torch.bmm(queries * heads.shape[-1] ** -0.5, keys.transpose(1, 2)).softmax(-1)
+    scores = torch.bmm(queries * heads.shape[-1] ** -0.5, keys.transpose(1, 2))
+    weights = scores.float().softmax(-1).to(scores.dtype)
     if mask is not None:
         weights = weights * mask.reshape(weights.shape)
     return torch.bmm(weights, values).view(heads.shape[1:])
