@@ -13,10 +13,12 @@ epoch and one seed: it shows that all of them learn, no more.
 
 Learned by profiling on two busy cores with AVX512 (2026-11-24; torch 2.15):
 - Processor time is least for the usual loop without workers, so that is the peer to beat.
-- With validation in batches of 512 and softmax in bfloat16 ours was 1.76 (patch 7) and 1.56 (patch 4) times as fast as it.
+- With validation in batches of 512 and softmax in bfloat16 ours was 1.76 (patch 7) and 1.56 (patch 4) times as fast as it,
+  with what follows 2.03 and 1.73.
 - Validation was a quarter of our epoch: in batches of 128 instead of 512 it takes 1/1.24 (patch 7) and 1/1.09 (patch 4).
-- At 16 tokens softmax and its backward take 4.3 times as long in bfloat16 as in float32 with the casts (799 against 185 µs):
-  a step of patch 7 is 1.10 times as fast with softmax in float32, one of patch 4 (49 tokens) the same.
+- At 16 tokens softmax and its backward take 4.3 times as long in bfloat16 as in float32 with the casts (809 against 187 µs),
+  at 49 tokens 1.2 times, at 65 tokens 0.77 times: a step of patch 7 is 1.10 times as fast with softmax in float32, one of
+  patch 4 the same.
 - The allocator's settings of a search's workers (search/launch.py) are not set here; for a whole epoch they were not measured.
 """
 
