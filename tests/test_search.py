@@ -1,14 +1,13 @@
-"""Proposals, rungs and the ledger, without Ray: what is told to Optuna, who is stopped, what survives a crash."""
+"""Proposals and rungs, without Ray: what is told to Optuna, and who is stopped."""
 
 import optuna
 import pytest
 
-from vit_search.errors import SearchError
 from vit_search.search.stopping import Rungs
 from vit_search.search.suggest import OptunaSearcher
 from vit_search.spec import search_file
 from vit_search.spec.config import EpochResult
-from vit_search.tracking.ledger import Ended, Infeasible, Ledger, Proposed, Reported, best, ranked, read_trials
+from vit_search.tracking.ledger import Ended, Infeasible, Proposed, Reported
 
 SPEC = search_file.parse("""
 name: t
@@ -106,58 +105,3 @@ def test_a_searcher_fed_a_ledger_goes_on_as_the_one_that_wrote_it():
     assert unfinished == {"trial": 14, **next(e.params for e in events if isinstance(e, Proposed) and e.trial == 14)}
     for number in range(15, 18):
         assert copy.suggest(f"b{number}") == whole.suggest(str(number))
-
-
-@pytest.fixture
-def path(tmp_path):
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append(Proposed(trial=0, params={"lr": 0.1}))
-    ledger.append(Reported(trial=0, result=result(1, 0.5)))
-    ledger.append(Ended(trial=0, outcome="stopped"))
-    ledger.close()
-    return tmp_path / "ledger.jsonl"
-
-
-def test_a_line_cut_off_by_a_crash_is_dropped_and_written_again(path):
-    whole = path.read_bytes()
-    for cut in range(1, len(whole.splitlines(keepends=True)[-1])):
-        path.write_bytes(whole[:-cut])
-        ledger = Ledger(path)
-        assert ledger.trials[0].outcome == "running"
-        ledger.append(Ended(trial=0, outcome="stopped", at=ledger.events[0].at))
-        ledger.close()
-        assert [t.outcome for t in read_trials(path)] == ["stopped"]
-
-
-def test_damage_before_the_end_is_refused_with_its_line(path):
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(lines[0] + lines[1].replace(b"0.5", b"0.6") + lines[2])
-    with pytest.raises(SearchError, match=r"ledger\.jsonl:2: this line is damaged"):
-        Ledger(path)
-
-
-def test_an_epoch_reported_twice_counts_once(path):
-    ledger = Ledger(path)
-    ledger.append(Reported(trial=0, result=result(1, 0.9)))
-    assert [r.val_accuracy for r in ledger.trials[0].results] == [0.5]
-    ledger.close()
-
-
-def test_a_second_driver_is_refused(path):
-    ledger = Ledger(path)
-    with pytest.raises(SearchError, match="another vit-search is running this search"):
-        Ledger(path)
-    ledger.close()
-
-
-@pytest.mark.parametrize(("mode", "order"), [("max", [1, 0, 2, 3]), ("min", [0, 1, 2, 3])])
-def test_the_leaderboard_puts_full_length_first_then_the_metric(tmp_path, mode, order):
-    ledger = Ledger(tmp_path / "l")
-    for number, (value, outcome) in enumerate([(0.5, "completed"), (0.6, "completed"), (0.99, "stopped"), (None, "failed")]):
-        ledger.append(Proposed(trial=number, params={}))
-        if value is not None:
-            ledger.append(Reported(trial=number, result=result(1, value)))
-        ledger.append(Ended(trial=number, outcome=outcome))
-    assert [t.number for t in ranked(ledger.trials.values(), "val_accuracy", mode)] == order
-    assert best(ledger.trials.values(), "val_accuracy", mode).number == order[0]
-    ledger.close()

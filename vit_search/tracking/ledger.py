@@ -1,18 +1,21 @@
 """What happened in a search, in order: an append-only file from which the search is rebuilt after any death.
 
-One event per line as JSON, each with a checksum. A line that a crash cut off at the end is dropped; a damaged line in
-the middle is refused, never skipped. Proposals, rungs, MLflow's record and the leaderboard all follow from these events.
+One event per line as JSON, each with a checksum, written twice: to `ledger.jsonl` and then to `ledger.copy.jsonl`. A line
+that a crash cut off at the end is dropped; a file damaged before its end is mended from the other, and where both are,
+the search is refused, never begun anew. Proposals, rungs, MLflow's record and the leaderboard all follow from these events.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
 import os
+import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -22,6 +25,15 @@ from vit_search.spec.config import EpochResult
 from vit_search.spec.space import Value
 
 Outcome = Literal["completed", "stopped", "diverged", "failed", "interrupted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launched:
+    """A driver took the search up, for the first time or again."""
+
+    host: str
+    pid: int
+    at: float = field(default_factory=time.time)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +73,26 @@ class Ended:
     at: float = field(default_factory=time.time)
 
 
-Event = Proposed | Infeasible | Reported | Ended
-_KINDS: dict[str, Any] = {"proposed": Proposed, "infeasible": Infeasible, "reported": Reported, "ended": Ended}
+@dataclass(frozen=True, kw_only=True)
+class Commanded:
+    """A person asked for something, and what the driver answered; search/control.py lists them."""
+
+    name: str
+    arguments: dict[str, Any]
+    answer: str
+    by: str
+    at: float = field(default_factory=time.time)
+
+
+Event = Launched | Proposed | Infeasible | Reported | Ended | Commanded
+_KINDS: dict[str, Any] = {
+    "launched": Launched,
+    "proposed": Proposed,
+    "infeasible": Infeasible,
+    "reported": Reported,
+    "ended": Ended,
+    "commanded": Commanded,
+}
 
 
 @dataclass
@@ -88,47 +118,108 @@ class Trial:
         return None if value is None or not math.isfinite(value) else float(value)
 
 
-class Ledger:
-    """The file `ledger.jsonl` of one search, held by one driver at a time.
+@dataclass
+class Spent:
+    """What a search has cost so far, folded from its events."""
 
-    Raises: SearchError when another driver holds it, or it is damaged before its end.
+    epochs: int = 0
+    """Trained, of all trials."""
+    trial_seconds: float = 0.0
+    """Of training and evaluation, all trials together."""
+    stopped_seconds: float = 0.0
+    """The part of it that went into trials stopped early."""
+    saved_seconds: float = 0.0
+    """What these trials would have taken on top, at their own pace."""
+    wall_seconds: float = 0.0
+    """While a driver was at work; the time between a death and a resume does not count."""
+    _last: float | None = None
+
+    def take(self, event: Event, trials: Mapping[int, Trial], full: int) -> None:
+        """Add one more event, after `trials` has taken it; `full` is the number of epochs of a full training."""
+        if self._last is not None and not isinstance(event, Launched):
+            self.wall_seconds += max(0.0, event.at - self._last)  # a clock may be set back
+        self._last = event.at
+        if isinstance(event, Reported):
+            self.epochs += 1
+            self.trial_seconds += event.result.seconds
+        elif isinstance(event, Ended) and event.outcome == "stopped":
+            results = trials[event.trial].results
+            own = sum(result.seconds for result in results)
+            self.stopped_seconds += own
+            self.saved_seconds += own / max(len(results), 1) * (full - len(results))
+
+
+class Ledger:
+    """The file `ledger.jsonl` of one search and its copy, held by one driver at a time; any thread may append.
+
+    Args:
+        path: of the file; made where it is missing.
+        epochs: of a full training, to count what stopping saved.
+    Raises: SearchError when another driver holds it, or both files are damaged before their end.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, epochs: int = 0) -> None:
+        self._path, self._epochs = path, epochs
         self._file: IO[bytes] = path.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
-            raise SearchError(f"{path.parent}: another vit-search is running this search; wait for it or stop it.") from None
+            raise SearchError(f"{path.parent}: {_holder(path)} is running this search; wait for it or stop it.") from None
         self.events: list[Event] = []
         self.trials: dict[int, Trial] = {}
+        self.spent = Spent()
         self.listeners: list[Callable[[Event], None]] = []
-        sound = 0
-        for event, end in _events(path):
-            self._take(event)
-            sound = end
-        self._file.truncate(sound)  # a line cut off by a crash
+        self._lock = threading.RLock()
+        lines = _sound_lines(path)
+        for line in lines:
+            self._take(_decode(line))
+        whole = b"".join(lines)
+        if not _holds(_copy_of(path), whole):
+            fresh = path.with_suffix(".new")
+            fresh.write_bytes(whole)
+            fresh.rename(_copy_of(path))
+        if not _holds(path, whole):  # after the copy is whole: a crash in here loses nothing
+            self._file.truncate(0)
+            self._file.write(whole)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._copy: IO[bytes] = _copy_of(path).open("ab")
 
     def append(self, event: Event) -> None:
-        """Write an event and tell the listeners. An epoch that is already known is dropped: retries report it again."""
-        if isinstance(event, Reported) and event.result.epoch <= len(self.trials[event.trial].results):
-            return
-        self._file.write(_encode(event))
-        self._file.flush()
-        if not isinstance(event, Reported):
-            os.fsync(self._file.fileno())
-        self._take(event)
-        for listener in self.listeners:
-            listener(event)
+        """Write an event and tell the listeners. An epoch that is already known is dropped: retries report it again.
+
+        Raises: SearchError when the disk is full or the file cannot be written.
+        """
+        with self._lock:
+            if isinstance(event, Reported) and event.result.epoch <= len(self.trials[event.trial].results):
+                return
+            line = _encode(event)
+            try:
+                self._file.write(line)
+                self._file.flush()
+                if not isinstance(event, Reported):
+                    os.fsync(self._file.fileno())
+                self._copy.write(line)
+                self._copy.flush()
+            except OSError as error:
+                raise SearchError(
+                    f"{self._path}: cannot be written ({error.strerror}); make room, then `vit-search resume {self._path.parent.name}`."
+                ) from None
+            self._take(event)
+            for listener in self.listeners:
+                listener(event)
 
     def close(self) -> None:
         """Let go of the file, so that another driver may take it."""
-        self._file.close()
+        for file in (self._file, self._copy):
+            with contextlib.suppress(OSError):  # of a full disk: what could not be written was said when it happened
+                file.close()
 
     def _take(self, event: Event) -> None:
         self.events.append(event)
         fold(self.trials, event)
+        self.spent.take(event, self.trials, self._epochs)
 
 
 def fold(trials: dict[int, Trial], event: Event) -> None:
@@ -144,15 +235,32 @@ def fold(trials: dict[int, Trial], event: Event) -> None:
         trial.outcome, trial.reason, trial.ended = event.outcome, event.reason, event.at
 
 
-def read_trials(path: Path) -> list[Trial]:
-    """The trials of a search, running or over, in the order of their numbers. Any process may ask at any time.
+def read_events(path: Path) -> list[Event]:
+    """All that is known of a search. Any process may ask at any time.
 
-    Raises: SearchError when the file is missing or damaged before its end.
+    Raises: SearchError when the file is missing, or damaged before its end like its copy.
     """
+    if not path.exists() and not _copy_of(path).exists():
+        raise SearchError(f"{path}: missing; {path.parent} is not the folder of a search.")
+    return [_decode(line) for line in _sound_lines(path)]
+
+
+def read_trials(path: Path) -> list[Trial]:
+    """The trials of a search, running or over, in the order of their numbers; otherwise as `read_events`."""
     trials: dict[int, Trial] = {}
-    for event, _ in _events(path):
+    for event in read_events(path):
         fold(trials, event)
     return list(trials.values())
+
+
+def held(path: Path) -> bool:
+    """Whether a driver runs this search at this moment."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        return False
 
 
 def trial_folder(search: Path, number: int) -> Path:
@@ -172,6 +280,12 @@ def ranked(trials: Iterable[Trial], metric: str, mode: str) -> list[Trial]:
     return sorted(trials, key=key)
 
 
+def kept(trials: Iterable[Trial], metric: str, mode: str, count: int) -> set[int]:
+    """Of trials that are over, those whose checkpoints are worth their disk: the first `count` of the leaderboard."""
+    sound = [trial for trial in trials if trial.outcome not in ("diverged", "failed")]
+    return {trial.number for trial in ranked(sound, metric, mode)[:count]}
+
+
 def best(trials: Iterable[Trial], metric: str, mode: str) -> Trial | None:
     """The first of the leaderboard, where it has a value at all and did not fail."""
     first = next(iter(ranked(trials, metric, mode)), None)
@@ -184,22 +298,45 @@ def _encode(event: Event) -> bytes:
     return f"{zlib.crc32(body.encode()):08x} {body}\n".encode()
 
 
-def _events(path: Path) -> Iterator[tuple[Event, int]]:
-    """Each sound event with the offset at which its line ends."""
-    try:
-        lines = path.read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
-        raise SearchError(f"{path}: missing; {path.parent} is not the folder of a search.") from None
-    end = 0
-    for number, line in enumerate(lines, start=1):
+def _decode(line: bytes) -> Event:
+    values = json.loads(line.partition(b" ")[2])
+    kind = _KINDS[values.pop("event")]
+    if kind is Reported:
+        values["result"] = EpochResult(**values["result"])
+    event: Event = kind(**values)
+    return event
+
+
+def _copy_of(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.copy{path.suffix}")
+
+
+def _sound_lines(path: Path) -> list[bytes]:
+    """The lines of the ledger, or of its copy where that has more of them."""
+    lines, damaged = _prefix(path)
+    more, other = _prefix(_copy_of(path))
+    if len(more) > len(lines):
+        lines, damaged = more, other and damaged
+    if damaged:
+        raise SearchError(f"{path}:{damaged}: this line is damaged and others follow it; restore the file from a copy.")
+    return lines
+
+
+def _prefix(path: Path) -> tuple[list[bytes], int]:
+    """The sound lines up to the first that is not, and the number of that one where others follow it, else 0."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines):
         checksum, _, body = line.partition(b" ")
         if not line.endswith(b"\n") or b"%08x" % zlib.crc32(body[:-1]) != checksum:
-            if number == len(lines):
-                return
-            raise SearchError(f"{path}:{number}: this line is damaged and others follow it; restore the file from a copy.")
-        values = json.loads(body)
-        kind = _KINDS[values.pop("event")]
-        if kind is Reported:
-            values["result"] = EpochResult(**values["result"])
-        end += len(line)
-        yield kind(**values), end
+            return lines[:number], number + 1 if number + 1 < len(lines) else 0
+    return lines, 0
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.exists() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+
+def _holder(path: Path) -> str:
+    """Who runs this search."""
+    last = [event for event in read_events(path) if isinstance(event, Launched)][-1:]
+    return f"process {last[0].pid} on {last[0].host}" if last else "another vit-search"
