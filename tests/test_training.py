@@ -2,16 +2,17 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
 
-from vit_search.errors import CheckpointError
+from vit_search.errors import CheckpointError, DamagedCheckpointError
 from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.vit import augment, checkpoint, training
 from vit_search.vit.data import prepare, read_split
 from vit_search.vit.splits import Split
-from vit_search.vit.training import Normalisation, fit, lr_at, start
+from vit_search.vit.training import Normalisation, fit, latency_ms, lr_at, start
 
 CONFIG = TrialConfig(
     data=DataConfig(name="digits", train_limit=200),
@@ -139,6 +140,43 @@ def test_a_config_of_another_schema_is_refused(saved):
     folder, _ = saved
     document = json.loads((folder / checkpoint.CONFIG).read_text())
     document["config"]["schema"] = 2
+    del document["sha256"][checkpoint.CONFIG]  # a file whose own digest is right, as another version would write it
     (folder / checkpoint.CONFIG).write_text(json.dumps(document))
     with pytest.raises(CheckpointError, match="config schema is 2; this version reads 1"):
         checkpoint.load_model(folder)
+
+
+def test_a_checkpoint_damaged_anywhere_is_replaced_by_the_one_before_it_or_refused(saved, tmp_path):
+    """Each file cut, changed by one bit and emptied at 10 places: never is damage taken for a training."""
+    folder, state = saved
+    before = tmp_path / "before"
+    shutil.copytree(folder, before)
+    for name in (checkpoint.CONFIG, checkpoint.MODEL, checkpoint.OPTIMISER):
+        whole = (before / name).read_bytes()
+        for place in range(0, len(whole), len(whole) // 10):
+            for damage in (whole[:place], whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]):
+                (folder / name).write_bytes(damage)
+                with pytest.raises(DamagedCheckpointError):
+                    checkpoint.load_training(folder, state.config)
+                shutil.copytree(before, folder.with_name(folder.name + ".old"))
+                again = checkpoint.load_training(folder, state.config)
+                assert again.epoch == state.epoch
+                assert not folder.with_name(folder.name + ".old").exists()  # it stands in the place of the damaged one
+                checkpoint.load_training(folder, state.config)
+
+
+def test_the_generation_before_stays_until_the_trial_is_over(saved):
+    folder, state = saved
+    for _ in range(2):
+        checkpoint.save(folder, state, classes=("a",), data_hash="x")
+    assert sorted(p.name for p in folder.parent.iterdir() if p.name.startswith(folder.name)) == [folder.name, f"{folder.name}.old"]
+    checkpoint.drop_older(folder)
+    assert sorted(p.name for p in folder.parent.iterdir() if p.name.startswith(folder.name)) == [folder.name]
+
+
+def test_latency_is_that_of_one_image(saved):
+    _, state = saved
+    sizes = []
+    state.model.embed.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[0]))
+    assert 0 < latency_ms(state.model, calls=4) < 1000
+    assert sizes == [1] * 9

@@ -19,6 +19,10 @@ class CheckpointError(VitSearchError):
     """A checkpoint folder is missing, damaged, or of another configuration."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint's files are missing, cut, or not the ones that were written."""
+
+
 class OutOfMemoryError(VitSearchError):
     """A training step does not fit into the memory of its device."""
 

@@ -260,9 +260,11 @@ class EpochResult:
     """Wall time of training and evaluation."""
     peak_memory_bytes: int
     """Peak of the device's allocator on CUDA; the process's peak resident size on CPU."""
+    latency_ms: float | None = None
+    """Median time to classify one image, where a search has it as an objective."""
 
 
-METRICS = tuple(f.name for f in dataclasses.fields(EpochResult) if f.name not in ("epoch", "lr"))
+METRICS = tuple(f.name for f in dataclasses.fields(EpochResult) if f.name not in ("epoch", "lr", "latency_ms"))
 """What a search can optimise."""
 
 

@@ -5,8 +5,8 @@
       model.safetensors      weights and buffers as they are served: the average, where the training keeps one
       optimiser.safetensors  AdamW's moments and steps, and the weights behind an average; absent from a model that is only served
 
-Nothing in it is a pickle. Two generations are kept on disk while a trial runs: `save` writes a new folder beside the old
-one, swaps them by renaming, and removes the old one last.
+Nothing in it is a pickle. While a trial runs the generation before stands beside it as `checkpoint.old`: `save` writes a
+new folder, swaps by renaming, and what is found damaged later is replaced by the old one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -25,10 +26,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vit_search.errors import CheckpointError, SpecError
+from vit_search.errors import CheckpointError, DamagedCheckpointError, SpecError
 from vit_search.spec.config import EpochResult, TrialConfig
 from vit_search.vit.model import ViT
 from vit_search.vit.training import Normalisation, Training, start
+
+_log = logging.getLogger(__name__)
 
 MODEL, OPTIMISER, CONFIG = "model.safetensors", "optimiser.safetensors", "config.json"
 WEIGHT = "weight"
@@ -47,7 +50,7 @@ class ServedModel:
 
 
 def save(folder: Path, training: Training, *, classes: tuple[str, ...], data_hash: str) -> None:
-    """Write a checkpoint; at every moment `folder` holds the old one, the new one, or stands beside a complete `.old`.
+    """Write a checkpoint; at every moment `folder` or the `.old` beside it is complete, and the one before the last is kept.
 
     Raises: OSError when the disk is full or cannot be written; an older checkpoint is then still there.
     """
@@ -71,11 +74,17 @@ def save(folder: Path, training: Training, *, classes: tuple[str, ...], data_has
         "history": [dataclasses.asdict(result) for result in training.history],
         "sha256": {name: _sha256(fresh / name) for name in (MODEL, OPTIMISER)},
     }
-    (fresh / CONFIG).write_text(json.dumps(document, indent=1))
+    (fresh / CONFIG).write_text(_signed(document))
     if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def drop_older(folder: Path) -> None:
+    """Remove the generation before a checkpoint, once its trial is over."""
+    for name in (".old", ".new"):
+        shutil.rmtree(folder.with_name(folder.name + name), ignore_errors=True)
 
 
 def load_training(folder: Path, config: TrialConfig, device: torch.device | str = "cpu") -> Training:
@@ -84,15 +93,34 @@ def load_training(folder: Path, config: TrialConfig, device: torch.device | str 
     Args:
         folder: a checkpoint written by `save` with its optimiser.
         config: what the caller is about to train; it must equal what the checkpoint was trained with.
-    Raises: CheckpointError when the folder is missing, damaged, or of another configuration.
+    A damaged checkpoint is replaced by the one before it, which is one epoch behind.
+
+    Raises: CheckpointError when it is of another configuration; DamagedCheckpointError when neither is sound.
     """
+    try:
+        return _load_training(folder, config, device)
+    except DamagedCheckpointError as error:
+        old = folder.with_name(folder.name + ".old")
+        if not old.exists():
+            raise
+        _log.warning("%s The one before it is taken.", error)
+        training = _load_training(old, config, device)
+        shutil.rmtree(folder, ignore_errors=True)
+        old.rename(folder)
+        return training
+
+
+def _load_training(folder: Path, config: TrialConfig, device: torch.device | str) -> Training:
     document = _read(folder)
     saved = _trial_config(folder, document)
     if saved != config:
         raise CheckpointError(f"{folder}: {_difference(saved, config)}; start this configuration as a new trial.")
     training = start(config, _normalisation(document, device), device)
     _load_weights(folder, training.outcome)
-    _load_optimiser(training, load_file(folder / OPTIMISER, device=str(device)))
+    try:
+        _load_optimiser(training, load_file(folder / OPTIMISER, device=str(device)))
+    except (SafetensorError, KeyError) as error:
+        raise DamagedCheckpointError(f"{folder / OPTIMISER}: does not fit its config.json ({error}).") from None
     training.accumulation = document["accumulation"]
     if training.scaler.is_enabled():
         training.scaler.load_state_dict(document["scaler"])
@@ -124,13 +152,13 @@ def copy_for_serving(folder: Path, target: Path) -> None:
     document["sha256"].pop(OPTIMISER, None)
     target.mkdir(parents=True)
     shutil.copy2(folder / MODEL, target / MODEL)
-    (target / CONFIG).write_text(json.dumps(document, indent=1))
+    (target / CONFIG).write_text(_signed(document))
 
 
 def exists(folder: Path) -> bool:
     """Whether a checkpoint stands here, or the one before it can be put back."""
     _recover(folder)
-    return (folder / CONFIG).is_file()
+    return any((place / CONFIG).is_file() for place in (folder, folder.with_name(folder.name + ".old")))
 
 
 def _recover(folder: Path) -> None:
@@ -144,13 +172,20 @@ def _read(folder: Path, needs: tuple[str, ...] = (MODEL, OPTIMISER)) -> dict[str
     _recover(folder)
     try:
         document: dict[str, Any] = json.loads((folder / CONFIG).read_text())
-        for name in needs:
-            if _sha256(folder / name) != document["sha256"][name]:
-                raise CheckpointError(f"{folder / name}: its sha256 is not the recorded one: the file is damaged. Use another checkpoint.")
+        own = document["sha256"].pop(CONFIG, None)
+        found = {name: _sha256(folder / name) for name in needs}
+        found |= {CONFIG: _digest(document)} if own else {}
+        for name, digest in found.items():
+            if digest != (own if name == CONFIG else document["sha256"][name]):
+                raise DamagedCheckpointError(
+                    f"{folder / name}: its sha256 is not the recorded one: the file is damaged. Use another checkpoint."
+                )
     except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename}: missing. Name a checkpoint folder with config.json and {' and '.join(needs)}.") from None
+        raise DamagedCheckpointError(
+            f"{error.filename}: missing. Name a checkpoint folder with config.json and {' and '.join(needs)}."
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: damaged ({error}). Use another checkpoint.") from None
+        raise DamagedCheckpointError(f"{folder / CONFIG}: damaged ({error}). Use another checkpoint.") from None
     return document
 
 
@@ -170,7 +205,7 @@ def _load_weights(folder: Path, model: ViT) -> None:
     try:
         model.load_state_dict(load_file(folder / MODEL))
     except (SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{folder / MODEL}: does not fit its config.json ({str(error).splitlines()[0]}).") from None
+        raise DamagedCheckpointError(f"{folder / MODEL}: does not fit its config.json ({str(error).splitlines()[0]}).") from None
 
 
 def _optimiser_tensors(training: Training) -> dict[str, Tensor]:
@@ -199,6 +234,17 @@ def _difference(saved: TrialConfig, asked: TrialConfig) -> str:
             if after[name] != value:
                 return f"{part}.{name} was {value!r} when it was saved and is now {after[name]!r}"
     return f"seed was {saved.seed} when it was saved and is now {asked.seed}"
+
+
+def _signed(document: dict[str, Any]) -> str:
+    """config.json's text, with a digest of itself."""
+    return json.dumps(document | {"sha256": document["sha256"] | {CONFIG: _digest(document)}}, indent=1)
+
+
+def _digest(document: dict[str, Any]) -> str:
+    """Of all but itself."""
+    rest = document | {"sha256": {name: value for name, value in document["sha256"].items() if name != CONFIG}}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
