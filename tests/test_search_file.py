@@ -92,3 +92,71 @@ def test_gradients_of_micro_batches_make_room_for_a_batch_that_would_not_fit_who
         search_file.parse(HEAD + model + "training: {batch_size: 1048576}\n")
     spec = search_file.parse(HEAD + model + "training: {batch_size: 1048576, accumulation: 4096}\n")
     assert spec.space.feasible_share(20) == 1
+
+
+def test_a_file_of_an_earlier_version_has_the_defaults_of_every_new_key():
+    spec = search_file.parse(HEAD)
+    assert (spec.objectives, spec.sampler, spec.constraints, spec.start_with, spec.learn_from, spec.preset) == ([], "tpe", [], [], [], None)
+    assert spec.stopping.model_dump() == {"kind": "asha", "grace_epochs": 3, "reduction_factor": 3, "audit_share": 0.05, "strata": 1}
+    assert set(spec.limits.model_dump().values()) == {None}
+    assert (spec.keep_checkpoints, spec.stall_minutes) == (3, 30)
+
+
+def test_a_cost_as_an_objective_is_made_small():
+    spec = search_file.parse(HEAD + "objectives: [{metric: latency_ms}, {metric: val_loss, mode: min}, {metric: params, mode: max}]\n")
+    assert [(o.metric, o.mode) for o in spec.objectives] == [("latency_ms", "min"), ("val_loss", "min"), ("params", "max")]
+
+
+def test_grace_counts_only_where_trials_are_stopped():
+    assert search_file.parse(HEAD.replace("epochs: 3", "epochs: 2") + "stopping: {kind: none}\n").epochs == 2
+    with pytest.raises(SpecError, match=r"stopping\.grace_epochs: 3 is more than epochs=2; lower it"):
+        search_file.parse(HEAD.replace("epochs: 3", "epochs: 2"))
+
+
+def test_a_target_of_a_loss_may_be_any_number():
+    assert search_file.parse(HEAD + "metric: val_loss\nmode: min\nlimits: {target: 1.5}\n").limits.target == 1.5
+    assert search_file.parse(HEAD + "limits: {target: 1}\n").limits.target == 1
+
+
+@pytest.mark.parametrize(
+    ("sampler", "model"),
+    [
+        ("grid", "{depth: {int: [1, 3]}, dropout: {float: [0, 0.5], step: 0.1, when: 'depth > 1'}}"),
+        ("cmaes", "{depth: {int: [1, 3]}, dropout: {float: [0, 0.5]}, heads: {choice: [2, 4]}}"),
+        ("gp", "{depth: {choice: [1, 3]}}"),
+        ("random", "{depth: {int: [1, 3]}, dropout: {float: [0, 0.5], when: 'depth > 1'}}"),
+        ("qmc", "{depth: {int: [1, 3]}, dropout: {float: [0, 0.5], when: 'depth > 1'}}"),
+    ],
+)
+def test_a_sampler_that_can_propose_from_the_space_is_taken(sampler, model):
+    assert search_file.parse(HEAD + f"sampler: {sampler}\nmodel: {model}\n").sampler == sampler
+
+
+def test_points_to_start_with_may_be_partial():
+    text = "model: {depth: {int: [1, 3]}, dim: {int: [32, 64], step: 16}, dropout: {float: [0, 0.5], when: 'depth > 1'}}\n"
+    rules = "constraints: ['params < 1e5', 'depth < 3']\n"
+    points = "start_with: [{depth: 1}, {dim: 64, depth: 1}, {dropout: 0.1, depth: 2}, {dropout: 0.2}]\n"
+    spec = search_file.parse(HEAD + text + rules + points)
+    assert spec.start_with[2] == {"dropout": 0.1, "depth": 2}
+    with pytest.raises(SpecError, match=r"start_with\.0: cannot be run: depth < 3 does not hold: depth is 3; change it"):
+        search_file.parse(HEAD + text + rules + points.replace("[{depth: 1}", "[{depth: 3}"))
+
+
+def test_the_new_keys_fit_the_json_schema():
+    text = """preset: tiny
+objectives: [{metric: params}]
+sampler: random
+stopping: {kind: median, audit_share: 0.1, strata: 3}
+limits: {hours: 1.5, target: 0.9, patience: 20}
+keep_checkpoints: 5
+stall_minutes: 10
+model: {pool: {choice: [mean, cls]}, pos_init_std: {float: [0.01, 0.3], when: "pool == 'cls'", else: 0.02}}
+constraints: [params <= 5e6, train_memory <= 8GiB]
+start_with: [{pool: cls, pos_init_std: 0.1}]
+learn_from: [digits-1]
+"""
+    search_file.parse(HEAD + text)
+    schema = search_file.json_schema()
+    jsonschema.validate(strict_yaml.parse(HEAD + text, "t.yaml").values, schema)
+    assert all("description" in key or "$ref" in key for key in schema["properties"].values())
+    assert all("description" in key for part in ("Objective", "Limits", "Stopping") for key in schema["$defs"][part]["properties"].values())

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, Strict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, Strict, ValidationError, model_validator
 
 from vit_search.errors import SpecError
-from vit_search.spec import strict_yaml
+from vit_search.spec import presets, strict_yaml
 from vit_search.spec.config import DATA_SETS, FROM_DATA, METRICS, SHAPES, DataConfig, ModelConfig, TrainingConfig, TrialConfig, field_types
 from vit_search.spec.cost import memory_of_this_machine
-from vit_search.spec.space import FORMS, Space, Value, section
+from vit_search.spec.expressions import nearest as nearest  # others ask for it here
+from vit_search.spec.space import FORMS, FloatRange, IntRange, Space, Value, path_of, section
 
 if TYPE_CHECKING:  # made from the dataclasses' fields when imported, so their keys are not known to a type checker
     DataSection: TypeAlias = Any
@@ -25,6 +26,12 @@ else:
     TrainingSection = section("TrainingSection", TrainingConfig, leave_out=("epochs",), searched=True)
 Count = Annotated[int, Strict()]
 
+COSTS = ("params", "flops", "train_flops", "latency_ms")
+"""What a model costs, as an objective."""
+
+OBJECTIVES = (*METRICS, *COSTS)
+"""What can be an objective beside the metric."""
+
 LARGEST_GPU = 288 * 2**30
 """Bytes; what no single GPU of 2026 exceeds. The GPU at hand is known to its worker alone."""
 
@@ -33,13 +40,34 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Stopping(_Part):
-    """When weak trials are stopped early: asynchronous successive halving (ASHA)."""
+class Objective(_Part):
+    """A further metric that a search weighs against its first: `{metric: params}`."""
 
+    metric: Literal[OBJECTIVES]  # type: ignore[valid-type]
+    """A metric of an epoch, or what the model costs: params, flops (forward, one image), train_flops, latency_ms."""
+    mode: Literal["min", "max"] = "min"
+    """Whether a smaller or a larger one is better. A cost is made small where this is left out; a metric must say it."""
+
+    @model_validator(mode="after")
+    def _says_its_mode(self) -> Objective:
+        if self.metric in METRICS and "mode" not in self.model_fields_set:
+            raise ValueError(f"@mode@missing; write mode: {'max' if 'accuracy' in self.metric else 'min'} beside {self.metric}")
+        return self
+
+
+class Stopping(_Part):
+    """When weak trials are stopped early."""
+
+    kind: Literal["asha", "hyperband", "median", "none"] = "asha"
+    """Asynchronous successive halving, HyperBand, trials below the median of the others, or no trial at all."""
     grace_epochs: Count = Field(3, ge=1, le=100_000)
     """No trial is stopped before this many epochs."""
     reduction_factor: Count = Field(3, ge=2, le=100)
     """At each rung the best 1 / reduction_factor go on; rungs stand at grace_epochs x reduction_factor^k."""
+    audit_share: Annotated[float, Strict()] = Field(0.05, ge=0, lt=1)
+    """Share of the trials that go on whatever the rungs say, to see what stopping costs."""
+    strata: Count = Field(1, ge=1, le=10)
+    """Groups of trials by predicted training FLOPs; a trial is held against its own group alone."""
 
 
 class Resources(_Part):
@@ -49,6 +77,19 @@ class Resources(_Part):
     """CPU cores; a trial's torch threads are as many, at least 1."""
     gpus: Annotated[float, Strict()] = Field(0, ge=0, le=64)
     """GPUs, or a share of one."""
+
+
+class Limits(_Part):
+    """When a search ends before its last trial; the first limit that is met ends it."""
+
+    hours: Annotated[float, Strict()] | None = Field(None, gt=0, allow_inf_nan=False)
+    """Wall time."""
+    device_hours: Annotated[float, Strict()] | None = Field(None, gt=0, allow_inf_nan=False)
+    """Time of all trials, each multiplied by its GPUs, or by its CPU cores where it has none."""
+    target: Annotated[float, Strict()] | None = Field(None, allow_inf_nan=False)
+    """The metric's value at which the search is done."""
+    patience: Count | None = Field(None, ge=1)
+    """Trials that end in a row without a better metric."""
 
 
 class SearchSpec(_Part):
@@ -62,24 +103,49 @@ class SearchSpec(_Part):
     """What trials are ranked by, at their last epoch."""
     mode: Literal["min", "max"] = "max"
     """Whether a smaller or a larger metric is better."""
+    objectives: list[Objective] = Field(default_factory=list, max_length=3)
+    """Further metrics, weighed against the first: the search then looks for the best compromises."""
+    sampler: Literal["tpe", "gp", "cmaes", "random", "grid", "qmc"] = "tpe"
+    """Who proposes: tree-structured Parzen estimators, Gaussian processes, CMA-ES, chance, every combination, or a Sobol sequence."""
     trials: Count = Field(ge=1, le=1_000_000)
     """Trials in all, stopped ones included."""
     epochs: Count = Field(ge=1, le=100_000)
     """Length of a full training."""
     stopping: Stopping = Field(default_factory=lambda: Stopping.model_validate({}))
     """When weak trials are stopped early."""
+    limits: Limits = Field(default_factory=lambda: Limits.model_validate({}))
+    """When the search ends before its last trial."""
     seed: Count = Field(0, ge=0, le=2**31 - 1)
     """Decides the proposals and each trial's initialisation, order, augmentation and dropout."""
     concurrency: Count = Field(1, ge=1, le=10_000)
     """Trials at the same time."""
     resources: Resources = Field(default_factory=lambda: Resources.model_validate({}))
     """What one trial takes."""
+    keep_checkpoints: Count = Field(3, ge=1, le=1_000_000)
+    """Trials whose checkpoints are kept: the best ones."""
+    stall_minutes: Annotated[float, Strict()] = Field(30, gt=0, allow_inf_nan=False)
+    """A trial that reports nothing for so long is taken for hung."""
+    preset: Literal[presets.PRESETS] | None = None  # type: ignore[valid-type]
+    """Distributions around DeiT-Ti, DeiT-S or DeiT-B for what model and training leave out; see spec/presets.py."""
     model: ModelSection = ModelSection()
     """The Vision Transformer: each key a value, or a distribution to search."""
     training: TrainingSection = TrainingSection()
     """How it is trained: each key a value, or a distribution to search."""
+    constraints: list[str] = Field(default_factory=list, max_length=100)
+    """What must hold for a proposal to be run, as `params <= 5e6`: over all parameters by their plain names, and over params,
+    flops (forward, one image), train_flops, train_memory (bytes, of one micro-batch), tokens, epochs, image_height, image_width."""
+    start_with: list[dict[str, Any]] = Field(default_factory=list, max_length=1000)
+    """Points to try first, each a mapping of some or all searched parameters by their plain names, as `{lr: 1e-3, depth: 6}`."""
+    learn_from: list[str] = Field(default_factory=list, max_length=100)
+    """Names or folders of earlier searches whose trials the sampler is told before it begins."""
 
     _text: str = PrivateAttr("")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, values: Any) -> Any:
+        """The preset, written out: what is checked, logged and run is the whole."""
+        return presets.fill(values) if isinstance(values, dict) and isinstance(values.get("preset"), str) else values
 
     @property
     def text(self) -> str:
@@ -109,6 +175,8 @@ class SearchSpec(_Part):
             in_channels=known[1] if known else self.data.channels,
             num_classes=known[2] if known else 1,  # an image folder's are counted later; a head's weights are few
             memory_limit=LARGEST_GPU if self.resources.gpus else memory_of_this_machine(),
+            constraints=tuple(self.constraints),
+            epochs=self.epochs,
         )
 
     def trial_config(self, params: dict[str, Value], *, in_channels: int, num_classes: int, trial: int) -> TrialConfig:
@@ -140,9 +208,56 @@ class SearchSpec(_Part):
             raise SpecError(f"data.image_size: {self.data.name} has its own size; drop the key.")
         if self.data.val_fraction + self.data.test_fraction >= 1:
             raise SpecError("data.val_fraction: with test_fraction nothing is left to train on; make them smaller.")
-        if self.stopping.grace_epochs > self.epochs:
+        self._check_goal()
+        self._check_stopping()
+        space = self.space
+        space.check()
+        self._check_sampler(space)
+        for i, point in enumerate(self.start_with):
+            space.check_point(point, f"start_with.{i}")
+            if any(point == other for other in self.start_with[:i]):
+                raise SpecError(f"start_with.{i}: the same point as one above; list each once.")
+        for i, name in enumerate(self.learn_from):
+            if not name.strip() or not name.isprintable():
+                raise SpecError(f"learn_from.{i}: {name!r} is no search; write its name or its folder.")
+            if name in self.learn_from[:i]:
+                raise SpecError(f"learn_from.{i}: {name} stands twice; list each search once.")
+
+    def _check_goal(self) -> None:
+        seen = [self.metric]
+        for i, objective in enumerate(self.objectives):
+            if objective.metric in seen:
+                raise SpecError(f"objectives.{i}.metric: {objective.metric} is an objective already; list each metric once.")
+            seen.append(objective.metric)
+        target = self.limits.target
+        if target is not None and "accuracy" in self.metric and not 0 <= target <= 1:
+            mend = f"write {target / 100:g}" if 1 < target <= 100 else "give a value in it"
+            raise SpecError(f"limits.target: {target:g} cannot be reached, since {self.metric} is a fraction in [0, 1]; {mend}.")
+
+    def _check_stopping(self) -> None:
+        if self.stopping.kind == "none":
+            if self.stopping.strata > 1:
+                raise SpecError(f"stopping.strata: {self.stopping.strata} groups, but kind: none stops no trial; drop one of the two.")
+        elif self.stopping.grace_epochs > self.epochs:
             raise SpecError(f"stopping.grace_epochs: {self.stopping.grace_epochs} is more than epochs={self.epochs}; lower it.")
-        self.space.check()
+
+    def _check_sampler(self, space: Space) -> None:
+        """Refuse a sampler that cannot propose from the space."""
+        if self.sampler == "grid":
+            for name, parameter in space.searched.items():
+                if isinstance(parameter, FloatRange) and parameter.step is None:
+                    raise SpecError(f"sampler: grid cannot try every number of {path_of(name)}; give it a step or a choice, or write qmc.")
+        if self.sampler in ("gp", "cmaes") and space.conditional:
+            name = next(name for name, parameter in space.searched.items() if parameter.when is not None)
+            raise SpecError(f"sampler: {self.sampler} knows no conditions, and {path_of(name)} has one; drop its when, or write tpe.")
+        if self.sampler == "cmaes":
+            ranges = sum(isinstance(parameter, (IntRange, FloatRange)) for parameter in space.searched.values())
+            if ranges < 2:
+                raise SpecError(
+                    f"sampler: cmaes moves along two ranges or more, and this space has {ranges}; write tpe, or ranges for choices."
+                )
+            if self.objectives:
+                raise SpecError("sampler: cmaes knows one metric, and objectives lists more; drop them, or write tpe.")
 
 
 def load(path: Path) -> SearchSpec:
@@ -167,12 +282,6 @@ def json_schema() -> dict[str, Any]:
     return schema
 
 
-def nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
-    """The mend for a misspelt name."""
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {match[0]}?" if match else f"choose from {', '.join(known)}."
-
-
 def _validated(document: strict_yaml.Document, source: str, text: str) -> SearchSpec:
     def refuse(path: tuple[str | int, ...], message: str) -> SpecError:
         return SpecError(f"{source}:{document.line(path)}: {message}")
@@ -180,7 +289,8 @@ def _validated(document: strict_yaml.Document, source: str, text: str) -> Search
     try:
         spec = SearchSpec.model_validate(document.values)
     except ValidationError as error:
-        problems = [_in_words(dict(e), document) for e in error.errors(include_url=False)]
+        found = sorted(error.errors(include_url=False), key=lambda e: e["type"] == "missing")  # a misspelt key before the one it misses
+        problems = [_in_words(dict(e), document) for e in found]
         path, message = min(problems, key=lambda problem: document.line(problem[0]))
         raise refuse(path, message) from None
     spec._text = text
@@ -188,7 +298,7 @@ def _validated(document: strict_yaml.Document, source: str, text: str) -> Search
         spec.check()
     except SpecError as error:
         key = str(error).partition(":")[0]
-        raise refuse(tuple(key.split(".")), str(error)) from None
+        raise refuse(tuple(int(step) if step.isdecimal() else step for step in key.split(".")), str(error)) from None
     return spec
 
 
@@ -196,7 +306,9 @@ def _in_words(error: dict[str, Any], document: strict_yaml.Document) -> tuple[tu
     """A pydantic error as (path in the file, one line with the mend)."""
     path: tuple[str | int, ...] = ()
     here: Any = document.values
-    for step in error["loc"]:  # pydantic puts the tags of our forms between the keys of the file
+    for i, step in enumerate(error["loc"]):  # pydantic puts the tags of our forms between the keys of the file
+        if i == 2 and error["loc"][0] in ("model", "training") and step in FORMS and len(error["loc"]) > 3:
+            continue
         known = (isinstance(here, dict) and step in here) or (isinstance(here, list) and isinstance(step, int) and step < len(here))
         if known:
             path, here = (*path, step), here[step]
@@ -209,7 +321,10 @@ def _in_words(error: dict[str, Any], document: strict_yaml.Document) -> tuple[tu
         other = {"model": ("training", TrainingSection), "training": ("model", ModelSection)}.get(str(path[0]))
         if len(path) == 2 and other and path[1] in other[1].model_fields:
             return path, f"{key}: unknown key; it belongs under {other[0]}."
-        return path, f"{key}: unknown key; {nearest(str(path[-1]), _known_keys(path[:-1]))}"
+        known_keys = _known_keys(path[:-1], error["loc"])
+        if len(path) == 3 and path[0] in ("model", "training") and path[2] in (*FORMS, "step", "log"):
+            return path, f"{key}: {path[2]} does not go with {error['loc'][2]}; drop it."
+        return path, f"{key}: unknown key; {nearest(str(path[-1]), known_keys)}"
     if kind == "missing":
         return path[:-1], f"{key}: missing; add it."
     if kind == "union_tag_invalid":
@@ -218,8 +333,11 @@ def _in_words(error: dict[str, Any], document: strict_yaml.Document) -> tuple[tu
         text = str(error["ctx"]["error"])
         if text.startswith("@"):
             _, name, text = text.split("@", 2)
-            path, key = (*path, name), f"{key}.{name}"
+            path = (*(path[:-1] if len(path) == 3 and path[-1] in FORMS else path), *name.split("."))
+            key = ".".join(map(str, path))
         return path, f"{key}: {text}."
+    if kind == "too_long":
+        return path, f"{key}: {error['ctx']['actual_length']:,} entries; give at most {error['ctx']['max_length']:,}."
     if kind == "too_short":
         return path, f"{key}: the list is empty; give at least one value."
     if kind == "string_pattern_mismatch":
@@ -227,7 +345,7 @@ def _in_words(error: dict[str, Any], document: strict_yaml.Document) -> tuple[tu
             path,
             f"{key}: {_short(seen)} will not do as a name; use letters, digits, '.', '_' and '-', at most 64, a letter or digit first.",
         )
-    return path, f"{key}: {_short(seen)} will not do: {error['msg'].removeprefix('Input ')}; {_wanted(path)}"
+    return path, f"{key}: {_short(seen)} will not do: {error['msg'].removeprefix('Input ')}; {_wanted(path, seen, error['msg'])}"
 
 
 def _short(value: Any) -> str:
@@ -243,23 +361,39 @@ def _section(path: tuple[str | int, ...]) -> type[BaseModel]:
         "training": TrainingSection,
         "stopping": Stopping,
         "resources": Resources,
+        "objectives": Objective,
+        "limits": Limits,
     }
     return sections.get(path[0], found) if path else found
 
 
-def _known_keys(path: tuple[str | int, ...]) -> list[str]:
-    """The keys that may stand under a path."""
-    if len(path) >= 2:
-        return ["choice", "int", "float", "step", "log"]
+def _known_keys(path: tuple[str | int, ...], loc: tuple[str | int, ...]) -> list[str]:
+    """The keys that may stand under a path; `loc` is pydantic's, which names the form of a distribution."""
+    if len(path) >= 2 and path[0] in ("model", "training"):
+        return [str(loc[2]), *([] if loc[2] == "choice" else ["step", "log"]), "when", "else"]
     return list(_section(path).model_fields)
 
 
-def _wanted(path: tuple[str | int, ...]) -> str:
+_LISTS = {
+    "objectives": "write a list, as [{metric: params}].",
+    "constraints": 'write a list of texts, as ["params <= 5e6"].',
+    "start_with": "write a list of mappings, as [{lr: 1e-3}].",
+    "learn_from": "write a list of names or folders, as [digits-1].",
+}
+
+
+def _wanted(path: tuple[str | int, ...], seen: Any = None, message: str = "") -> str:
     """What may stand at a path."""
     home = _section(path)
+    if len(path) == 3 and path[-1] == "when":
+        return "write a condition in quotes, as \"pool == 'cls'\"."
+    if path and path[0] in _LISTS and (len(path) == 1 or isinstance(path[-1], int)):
+        return _LISTS[str(path[0])]
     config = {ModelSection: ModelConfig, TrainingSection: TrainingConfig}.get(home)
     if config is None or len(path) < 2:
-        return "see `vit-search schema`."
+        options = re.findall(r"'([^']*)'", message)
+        mend = nearest(seen, options) if isinstance(seen, str) and options else ""
+        return mend if mend.startswith("did") else "choose one of these." if options else "see `vit-search schema`."
     annotation = field_types(config)[str(path[1])]
     if get_origin(annotation) is Literal:
         return f"write {' or '.join(map(str, get_args(annotation)))}, or {{choice: [...]}} of them."

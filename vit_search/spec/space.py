@@ -1,19 +1,39 @@
-"""The search space: fixed values, choices and ranges of the model's and the training's fields, and how a trial asks for values."""
+"""The search space: values, choices and ranges of the model's and the training's fields, conditions, constraints, and how a trial asks.
+
+A parameter whose condition does not hold is inactive: no trial asks for it, and it takes its `else`, or the config's own
+default. Conditions and constraints see that value, so every expression is decided whatever is active.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import Annotated, Any, Generic, Protocol, TypeVar, Union, get_args
+from functools import cached_property
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Strict,
+    Tag,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 
 from vit_search.errors import SpecError
-from vit_search.spec.config import ModelConfig, bounds_text, field_types, model_problem, within
-from vit_search.spec.cost import cost_of, in_units
+from vit_search.spec import expressions
+from vit_search.spec.config import FROM_DATA, ModelConfig, TrainingConfig, bounds_text, field_types, model_problem, within
+from vit_search.spec.cost import Cost, cost_of, in_units
+from vit_search.spec.expressions import Expression, nearest
 
 T = TypeVar("T")
 Value = int | float | bool | str | None
@@ -33,7 +53,29 @@ class _Part(BaseModel):
     )  # no use_attribute_docstrings: it reads the source once per type, 13 s in all
 
 
-class Choice(_Part, Generic[T]):
+class _Conditional(_Part):
+    when: str | None = Field(
+        None, description="The parameter is searched only where this holds, as \"pool == 'cls'\"; over other parameters."
+    )
+    otherwise: Any = Field(None, alias="else", description="Its value where `when` does not hold; the parameter's default where left out.")
+
+    @model_validator(mode="after")
+    def _else_needs_when(self) -> Any:
+        if self.when is None and "otherwise" in self.model_fields_set:
+            raise ValueError("@else@stands without when; add a condition or drop it")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        for key, written in (("when", self.when is not None), ("else", "otherwise" in self.model_fields_set)):
+            if not written:
+                values.pop(key, None)
+                values.pop("otherwise" if key == "else" else key, None)
+        return values
+
+
+class Choice(_Conditional, Generic[T]):
     """One of the values listed: `{choice: [2, 4, 8]}`."""
 
     choice: list[T] = Field(min_length=1, max_length=10_000, description="The values, each once.")
@@ -59,8 +101,23 @@ class Choice(_Part, Generic[T]):
         """The values that bounds must hold for."""
         return self.choice
 
+    def size(self) -> int:
+        """How many values there are."""
+        return len(self.choice)
 
-class IntRange(_Part):
+    def values(self) -> Sequence[Any]:
+        """All of them."""
+        return self.choice
+
+    def fault(self, value: Any) -> str | None:
+        """Why this is none of the values, with the mend, or None."""
+        if any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self.choice):
+            return None
+        listed = ", ".join(_spelt(one) for one in self.choice[:20]) + (", ..." if len(self.choice) > 20 else "")
+        return f"{_spelt(value)} is none of its choices; choose from {listed}"
+
+
+class IntRange(_Conditional):
     """A whole number from low to high, both included: `{int: [32, 96], step: 16}`."""
 
     range: tuple[Annotated[int, Strict()], Annotated[int, Strict()]] = Field(alias="int", description="Low and high.")
@@ -92,8 +149,26 @@ class IntRange(_Part):
         """The values that bounds must hold for."""
         return list(self.range)
 
+    def size(self) -> int:
+        """How many values there are."""
+        return len(self.values())
 
-class FloatRange(_Part):
+    def values(self) -> Sequence[int]:
+        """All of them, on a logarithmic scale too."""
+        return range(self.range[0], self.range[1] + 1, self.step)
+
+    def fault(self, value: Any) -> str | None:
+        """Why this is none of the values, with the mend, or None."""
+        low, high = self.range
+        if isinstance(value, bool) or not isinstance(value, int):
+            return f"{_spelt(value)} is no whole number; choose from {low} to {high}"
+        if not low <= value <= high:
+            return f"{value} lies outside {low} to {high}; choose a value inside, or widen the range"
+        below = value - (value - low) % self.step
+        return None if below == value else f"{value} is not on the steps of {self.step} from {low}; choose {below} or {below + self.step}"
+
+
+class FloatRange(_Conditional):
     """A number from low to high: `{float: [1e-4, 1e-2], log: true}`."""
 
     range: tuple[Annotated[float, Strict()], Annotated[float, Strict()]] = Field(alias="float", description="Low and high.")
@@ -122,12 +197,33 @@ class FloatRange(_Part):
         if self.log:
             return min(high, max(low, math.exp(rng.uniform(math.log(low), math.log(high)))))
         if self.step is not None:
-            return low + self.step * rng.randrange(int((high - low) / self.step + 1e-9) + 1)
+            return min(high, low + self.step * rng.randrange(int((high - low) / self.step + 1e-9) + 1))
         return rng.uniform(low, high)
 
     def ends(self) -> list[float]:
         """The values that bounds must hold for."""
         return list(self.range)
+
+    def size(self) -> int | None:
+        """How many values there are; None without steps."""
+        return None if self.step is None else int((self.range[1] - self.range[0]) / self.step + 1e-9) + 1
+
+    def values(self) -> Sequence[float]:
+        """All of them, which takes steps."""
+        assert self.step is not None
+        return [min(self.range[1], self.range[0] + self.step * i) for i in range(self.size() or 0)]
+
+    def fault(self, value: Any) -> str | None:
+        """Why this is none of the values, with the mend, or None."""
+        low, high = self.range
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return f"{_spelt(value)} is no number; choose from {low:g} to {high:g}"
+        if not low <= value <= high:
+            return f"{_spelt(value)} lies outside {low:g} to {high:g}; choose a value inside, or widen the range"
+        if self.step is not None and abs(value - low - self.step * round((value - low) / self.step)) > 1e-9 * max(abs(low), abs(high)):
+            below = low + self.step * math.floor((value - low) / self.step)
+            return f"{value:g} is not on the steps of {self.step:g} from {low:g}; choose {below:g} or {below + self.step:g}"
+        return None
 
 
 Distribution = Choice[Any] | IntRange | FloatRange
@@ -140,6 +236,14 @@ def _check_range(low: float, high: float, log: bool) -> None:
         raise ValueError(f"low and high are both {low:g}; write the plain value {low:g}")
     if log and low <= 0:
         raise ValueError(f"a log range starts above 0, not at {low:g}; raise low or drop log")
+
+
+def _spelt(value: Any) -> str:
+    """A value as a search file spells it, on one line."""
+    if isinstance(value, bool) or value is None:
+        return "null" if value is None else str(value).lower()
+    text = value if isinstance(value, str) and value.isidentifier() else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _kind(value: Any) -> str:
@@ -177,11 +281,30 @@ def _parameter_type(annotation: Any, bounds: Mapping[str, float]) -> Any:
     return Annotated[Union[tuple(forms)], Discriminator(_kind)]  # noqa: UP007
 
 
+def _type_fault(value: Any, annotation: Any, bounds: Mapping[str, float]) -> str | None:
+    """Why a value is none of a config's type, with the mend, or None."""
+    kinds = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    if value is None:
+        return None if type(None) in kinds else "null will not do; give a value"
+    bare = next(kind for kind in kinds if kind is not type(None))
+    if get_origin(bare) is Literal:
+        return None if value in get_args(bare) else f"{_spelt(value)} will not do; choose from {', '.join(map(_spelt, get_args(bare)))}"
+    fits: tuple[Any, ...] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}[bare]
+    if not isinstance(value, fits) or (isinstance(value, bool) and bare is not bool):
+        words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+        return f"{_spelt(value)} will not do; give {words[bare]}"
+    return None if not bounds or within(value, dict(bounds)) else f"{value:g} is out of bounds; give {bounds_text(dict(bounds))}"
+
+
 def _check_ends(section: Any) -> Any:
-    """Ranges obey the same bounds as fixed values, at both ends."""
+    """Ranges obey the same bounds as fixed values, at both ends, and so does what stands under `else`."""
     config = type(section).__config__
     for f in fields(config):
         parameter, bounds = getattr(section, f.name, None), f.metadata.get("bounds", {})
+        if isinstance(parameter, _Conditional) and "otherwise" in parameter.model_fields_set:
+            fault = _type_fault(parameter.otherwise, _TYPES[f.name], bounds)
+            if fault:
+                raise ValueError(f"@{f.name}.else@{fault}")
         if isinstance(parameter, (IntRange, FloatRange)) and bounds:
             for end in parameter.ends():
                 if not within(end, bounds):
@@ -215,6 +338,23 @@ def section(name: str, config: type[Any], *, leave_out: tuple[str, ...] = (), se
     return made
 
 
+CALCULATED = ("params", "flops", "train_flops", "train_memory", "tokens")
+"""What a constraint may ask of the cost model: exact parameters, FLOPs of one image forward and of forward with backward,
+bytes that training with one micro-batch takes, and the length of the encoder's sequence."""
+
+GIVEN = ("epochs", "image_height", "image_width")
+"""What a constraint may ask of the search file."""
+
+_TYPES = {**field_types(ModelConfig), **field_types(TrainingConfig)}
+_DEFAULTS = {f.name: f.default for config in (ModelConfig, TrainingConfig) for f in fields(config)}
+_MODEL = tuple(f.name for f in fields(ModelConfig) if f.name not in FROM_DATA)
+
+
+def path_of(name: str) -> str:
+    """Where a parameter stands in the search file: `model.dim` for dim."""
+    return f"{'model' if name in _MODEL else 'training'}.{name}"
+
+
 @dataclass(frozen=True)
 class Space:
     """All parameters of a search by their flat names, for images of a known size."""
@@ -225,49 +365,110 @@ class Space:
     num_classes: int
     memory_limit: int
     """Bytes that one trial may take; a proposal that is predicted to need more is never run."""
+    constraints: tuple[str, ...] = ()
+    """Expressions that must hold for a proposal to be run."""
+    epochs: int = 1
+    """Length of a full training."""
 
-    @property
+    @cached_property
     def searched(self) -> dict[str, Distribution]:
         """The parameters that vary."""
         return {name: p for name, p in self.parameters.items() if isinstance(p, (Choice, IntRange, FloatRange))}
 
-    def suggest(self, trial: Asks) -> dict[str, Value]:
-        """Ask an Optuna trial for every searched parameter, in the file's order.
+    @property
+    def conditional(self) -> bool:
+        """Whether some parameter is searched only under a condition."""
+        return bool(self._conditions)
 
-        Returns: the searched parameters alone; `complete` adds the fixed ones.
+    def suggest(self, trial: Asks) -> dict[str, Value]:
+        """Ask an Optuna trial for every active parameter: in the file's order, but after those that decide whether it is active.
+
+        Returns: the active parameters alone; `complete` adds the others.
         """
-        return {name: parameter.ask(trial, name) for name, parameter in self.searched.items()}
+        return self._decided(lambda name, parameter: parameter.ask(trial, name))[0]
+
+    def draw(self, rng: random.Random) -> dict[str, Value]:
+        """A proposal at random, of the active parameters alone."""
+        return self._decided(lambda name, parameter: parameter.draw(rng))[0]
 
     def complete(self, params: Mapping[str, Value]) -> dict[str, Any]:
-        """A proposal with the fixed parameters added."""
-        return {**self.parameters, **params}
+        """A proposal with the fixed parameters and the inactive ones added."""
+        values = self._decided(lambda name, parameter: params.get(name, parameter))[1]  # type: ignore[arg-type]
+        return {name: values[name] for name in self.parameters} | {name: v for name, v in params.items() if name not in self.parameters}
 
     def problem(self, params: Mapping[str, Value]) -> str | None:
-        """Why a proposal cannot be built, or None. A proposal with a problem is never trained (law 3)."""
-        values = self.complete(params)
-        problem = model_problem(self.image_size, values["patch_size"], values["dim"], values["heads"], values["dim_head"])
-        if problem is not None:
-            return problem
-        model = {f.name: values[f.name] for f in fields(ModelConfig) if f.name in values}
-        shape: dict[str, Any] = {"image_size": self.image_size, "in_channels": self.in_channels, "num_classes": self.num_classes}
-        need = cost_of(ModelConfig(**shape, **model), math.ceil(values["batch_size"] / values["accumulation"])).train_bytes
-        if need > self.memory_limit:
-            return f"training would take about {in_units(need)}, and a trial has {in_units(self.memory_limit)}."
-        return None
+        """Why a proposal cannot be run, or None. A proposal with a problem is never trained (law 3)."""
+        return self._problem(self.complete(params))
+
+    def cost(self, params: Mapping[str, Value]) -> Cost:
+        """What a proposal costs, trained with micro-batches of its own size.
+
+        Raises: SpecError when it makes no ViT.
+        """
+        return self._cost(self.complete(params))
 
     def feasible_share(self, draws: int = 2000) -> float:
-        """Share of random proposals that can be built, from a fixed seed."""
+        """Share of random proposals that can be run, from a fixed seed."""
         rng = random.Random(0)  # noqa: S311 -- a sample of the space, not a secret
-        searched = self.searched
-        good = sum(self.problem({name: p.draw(rng) for name, p in searched.items()}) is None for _ in range(draws))
-        return good / draws
+        return sum(self.problem(self.draw(rng)) is None for _ in range(draws)) / draws
+
+    def grid(self) -> Iterator[dict[str, Value]]:
+        """Every combination of the active parameters, each once; also those that `problem` refuses.
+
+        Raises: SpecError that names a float range without steps.
+        """
+        for name, parameter in self.searched.items():
+            if parameter.size() is None:
+                raise SpecError(f"{path_of(name)}: a grid cannot try every number of a range; give a step or a choice.")
+        return (dict(active) for active, _ in self._combinations(self._order))
+
+    def grid_size(self, most: int = 100_000) -> int | None:
+        """How many combinations `grid` gives; None where a float range has no steps.
+
+        None as well where conditions ask for parameters of more than `most` combinations, which must be gone through.
+        """
+        sizes = {name: parameter.size() for name, parameter in self.searched.items()}
+        asked = {name for condition in self._conditions.values() for name in condition.names}
+        total = 0
+        for i, (_, values) in enumerate(self._combinations([name for name in self._order if name in asked])):
+            if i >= most:
+                return None
+            count = 1
+            for name, size in sizes.items():
+                if size is None:
+                    return None
+                count *= size if name not in asked and self._is_active(name, values) else 1
+            total += count
+        return total
+
+    @cached_property
+    def space_hash(self) -> str:
+        """SHA-256, in hex, of the parameters, conditions and constraints, image size, channels and classes: equal for equal spaces."""
+        parameters: dict[str, Any] = dict(self.parameters)
+        for name, parameter in self.searched.items():
+            parameters[name] = parameter.model_dump(by_alias=True, exclude={"when", "otherwise"})
+            if name in self._conditions:
+                parameters[name] |= {"when": self._conditions[name].spelling, "else": self._fallback(name)}
+        space = {
+            "parameters": parameters,
+            "constraints": sorted({rule.spelling for rule in self._rules}),
+            "image_size": self.image_size,
+            "in_channels": self.in_channels,
+            "num_classes": self.num_classes,
+        }
+        return hashlib.sha256(json.dumps(space, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
     def check(self) -> None:
-        """Refuse a space in which no proposal can be built or none fits into memory.
+        """Refuse expressions that cannot be read, and a space in which no proposal can be built or none fits into memory.
 
         Raises: SpecError that names the parameter at fault.
         """
-        patches = list(_values(self.parameters["patch_size"]))
+        for name in self._order:
+            if name in self._conditions:
+                self._check_kinds(f"{path_of(name)}.when", self._conditions[name])
+        for i, rule in enumerate(self._rules):
+            self._check_kinds(f"constraints.{i}", rule)
+        patches = self._values("patch_size")
         height, width = self.image_size
         if not any(height % patch == 0 and width % patch == 0 for patch in patches):
             common = math.gcd(height, width)
@@ -275,8 +476,8 @@ class Space:
             raise SpecError(
                 f"model.patch_size: 0 of {len(patches)} values divide the image of {height}x{width} pixels; choose from {divisors}."
             )
-        heads, dims = list(_values(self.parameters["heads"])), list(_values(self.parameters["dim"]))
-        if None in _values(self.parameters["dim_head"]) and not any(dim % head == 0 for head in heads for dim in dims):
+        heads, dims = self._values("heads"), self._values("dim")
+        if None in self._values("dim_head") and not any(dim % head == 0 for head in heads for dim in dims):
             divisors = ", ".join(str(d) for d in range(1, min(dims[0], 64) + 1) if dims[0] % d == 0)
             raise SpecError(
                 f"model.heads: 0 of {len(heads) * len(dims)} pairs of heads and dim fit, since heads must divide dim; "
@@ -284,12 +485,190 @@ class Space:
             )
         self._check_memory()
 
+    def check_point(self, point: Mapping[str, Any], where: str) -> None:
+        """Refuse a point to start with that no trial could propose; `where` is its path in the search file.
+
+        What the point leaves out, the sampler adds later: a constraint is checked as soon as all that it asks for is known.
+
+        Raises: SpecError.
+        """
+        if not point:
+            raise SpecError(f"{where}: names no parameter; give at least one, or leave the point out.")
+        for name, value in point.items():
+            if name not in self.searched:
+                if name in self.parameters:
+                    fixed = _spelt(self.parameters[name])
+                    raise SpecError(f"{where}.{name}: the file fixes it at {fixed}; drop it, or give it a distribution.")
+                at, seen = (f".{name}", "unknown parameter") if name.isidentifier() else ("", f"unknown parameter {_spelt(name)}")
+                raise SpecError(f"{where}{at}: {seen}; {nearest(name, list(self.searched)) if self.searched else 'none is searched.'}")
+            fault = self.searched[name].fault(value)
+            if fault:
+                raise SpecError(f"{where}.{name}: {fault}.")
+        known: dict[str, Any] = {name: p for name, p in self.parameters.items() if name not in self.searched}
+        for name in self._order:
+            condition = self._conditions.get(name)
+            if condition is not None and not all(other in known for other in condition.names):
+                continue
+            why = condition.failure(known) if condition is not None else None
+            if why is not None:
+                if name in point:
+                    raise SpecError(f"{where}.{name}: is not searched here, since {why}; drop it.")
+                known[name] = self._fallback(name)
+            elif name in point:
+                known[name] = point[name]
+        problem = self._problem(known)
+        if problem:
+            raise SpecError(f"{where}: cannot be run: {problem.rstrip('.')}; change it or leave it out.")
+
+    @cached_property
+    def _conditions(self) -> dict[str, Expression]:
+        """Conditions by the name of the parameter that has one."""
+        found: dict[str, Expression] = {}
+        for name, parameter in self.searched.items():
+            if parameter.when is None:
+                continue
+            try:
+                found[name] = expressions.parse_condition(parameter.when, (*self.parameters, *CALCULATED, *GIVEN))
+            except SpecError as error:
+                raise SpecError(f"{path_of(name)}.when: {error}") from None
+            for other in found[name].names:
+                if other == name:
+                    raise SpecError(f"{path_of(name)}.when: it asks for {name} itself; name other parameters.")
+                if other not in self.parameters:
+                    raise SpecError(
+                        f"{path_of(name)}.when: {other} is no parameter, and conditions ask for parameters alone; use it in constraints."
+                    )
+        return found
+
+    @cached_property
+    def _rules(self) -> tuple[Expression, ...]:
+        """The constraints."""
+        found = []
+        for i, text in enumerate(self.constraints):
+            try:
+                found.append(expressions.parse_condition(text, (*self.parameters, *CALCULATED, *GIVEN)))
+            except SpecError as error:
+                raise SpecError(f"constraints.{i}: {error}") from None
+        return tuple(found)
+
+    @cached_property
+    def _order(self) -> tuple[str, ...]:
+        """The searched parameters in the file's order, but each after those that its condition asks for."""
+        order: dict[str, None] = {}
+
+        def visit(name: str, waiting: tuple[str, ...]) -> None:
+            if name in waiting:
+                circle = " waits for ".join((*waiting[waiting.index(name) :], name))
+                raise SpecError(f"{path_of(name)}.when: {circle}; drop one of these conditions.")
+            for other in self._conditions[name].names if name in self._conditions else ():
+                if other in self.searched and other not in order:
+                    visit(other, (*waiting, name))
+            order[name] = None
+
+        for name in self.searched:
+            if name not in order:
+                visit(name, ())
+        return tuple(order)
+
+    def _fallback(self, name: str) -> Any:
+        """The value of a parameter that is inactive."""
+        parameter = self.searched[name]
+        if "otherwise" not in parameter.model_fields_set:
+            return _DEFAULTS.get(name)
+        real = isinstance(parameter, FloatRange) or (isinstance(parameter, Choice) and any(isinstance(v, float) for v in parameter.choice))
+        return float(parameter.otherwise) if real and type(parameter.otherwise) is int else parameter.otherwise
+
+    def _is_active(self, name: str, values: Mapping[str, Any]) -> bool:
+        condition = self._conditions.get(name)
+        return condition is None or condition.holds(values)
+
+    def _decided(self, pick: Callable[[str, Distribution], Value]) -> tuple[dict[str, Value], dict[str, Any]]:
+        """A value for each parameter: (the active ones, all)."""
+        active: dict[str, Value] = {}
+        values: dict[str, Any] = dict(self.parameters)
+        for name in self._order:
+            if self._is_active(name, values):
+                values[name] = active[name] = pick(name, self.searched[name])
+            else:
+                values[name] = self._fallback(name)
+        return active, values
+
+    def _combinations(self, names: Sequence[str]) -> Iterator[tuple[dict[str, Value], dict[str, Any]]]:
+        """Every combination of some parameters, in the order of `names`: (the active ones, those with all that is fixed or inactive).
+
+        Both are changed in place from one combination to the next.
+        """
+        active: dict[str, Value] = {}
+        values: dict[str, Any] = dict(self.parameters)
+
+        def below(i: int) -> Iterator[tuple[dict[str, Value], dict[str, Any]]]:
+            if i == len(names):
+                yield active, values
+            elif self._is_active(names[i], values):
+                for value in self.searched[names[i]].values():
+                    values[names[i]] = active[names[i]] = value
+                    yield from below(i + 1)
+                del active[names[i]]
+            else:
+                values[names[i]] = self._fallback(names[i])
+                yield from below(i + 1)
+
+        return below(0)
+
+    def _problem(self, known: Mapping[str, Any]) -> str | None:
+        """Why values cannot be run, as far as they are known."""
+        shape = [known.get(name, MISSING) for name in ("patch_size", "dim", "heads", "dim_head")]
+        problem = None if MISSING in shape else model_problem(self.image_size, *shape)
+        if problem is not None:
+            return problem
+        scope: dict[str, Any] = {**known, "epochs": self.epochs, "image_height": self.image_size[0], "image_width": self.image_size[1]}
+        shown: dict[str, str] = {}
+        if all(name in known for name in (*_MODEL, "batch_size", "accumulation")):
+            cost = self._cost(known)
+            if cost.train_bytes > self.memory_limit:
+                return f"training would take about {in_units(cost.train_bytes)}, and a trial has {in_units(self.memory_limit)}."
+            figures = (cost.params, cost.forward_flops, cost.train_flops, cost.train_bytes, cost.tokens)
+            scope |= dict(zip(CALCULATED, figures, strict=True))
+            shown["train_memory"] = in_units(cost.train_bytes)
+        for rule in self._rules:
+            if all(name in scope for name in rule.names):
+                why = rule.failure(scope, shown)
+                if why is not None:
+                    return f"{why}."
+        return None
+
+    def _cost(self, values: Mapping[str, Any]) -> Cost:
+        model = {name: values[name] for name in _MODEL if name in values}
+        shape: dict[str, Any] = {"image_size": self.image_size, "in_channels": self.in_channels, "num_classes": self.num_classes}
+        return cost_of(ModelConfig(**shape, **model), math.ceil(values["batch_size"] / values["accumulation"]))
+
+    def _values(self, name: str) -> list[Any]:
+        """Every value that a whole-number parameter can take."""
+        parameter = self.parameters[name]
+        if not isinstance(parameter, (Choice, IntRange, FloatRange)):
+            return [parameter]
+        return [*parameter.values(), *([self._fallback(name)] if parameter.when is not None else [])]
+
+    def _check_kinds(self, where: str, expression: Expression) -> None:
+        """Refuse a comparison with a text that its parameter never has, and a number that is taken for true or false."""
+        for name, text in expression.texts:
+            kind = _TYPES.get(name)
+            allowed = get_args(kind) if get_origin(kind) is Literal else ()
+            if text not in allowed:
+                mend = nearest(text, allowed) if allowed else f"compare it with {'true or false' if kind is bool else 'a number'}."
+                raise SpecError(f"{where}: {name} is never {_spelt(text)}; {mend}")
+        for name in expression.alone:
+            if _TYPES.get(name) is not bool:
+                raise SpecError(f"{where}: {name} stands alone, and is not true or false; compare it with something.")
+
     def _check_memory(self) -> None:
         """Refuse a space whose smallest model does not fit; a patch as large as the image has the fewest tokens."""
-        smallest = {name: min(p.ends(), key=lambda v: (v is not None, v)) for name, p in self.searched.items() if name in _SIZES}
-        patches = [p for p in _values(self.parameters["patch_size"]) if self.image_size[0] % p == 0 and self.image_size[1] % p == 0]
-        plain = self.complete(dict.fromkeys(self.searched) | smallest | {"patch_size": max(patches)})
-        parts = max(_values(self.parameters["accumulation"]))
+        plain: dict[str, Any] = {name: p for name, p in self.parameters.items() if name not in self.searched}
+        for name, parameter in self.searched.items():
+            ends = [*parameter.ends(), *([self._fallback(name)] if parameter.when is not None else [])]
+            plain[name] = min(ends, key=lambda v: (v is not None, v)) if name in _SIZES else None
+        plain["patch_size"] = max(p for p in self._values("patch_size") if self.image_size[0] % p == 0 and self.image_size[1] % p == 0)
+        parts = max(self._values("accumulation"))
         model = {f.name: plain[f.name] for f in fields(ModelConfig) if f.name in _SIZES}
         model |= {"heads": 1, "dim_head": None, "pool": "mean"}  # the least that heads can cost
         shape: dict[str, Any] = {"image_size": self.image_size, "in_channels": self.in_channels, "num_classes": self.num_classes}
@@ -303,13 +682,3 @@ class Space:
 
 _SIZES = ("patch_size", "dim", "depth", "mlp_ratio", "mlp_dim", "batch_size")
 """What decides how much memory a training takes."""
-
-
-def _values(parameter: Distribution | Value) -> Iterator[Any]:
-    """Every value that a whole-number parameter can take."""
-    if isinstance(parameter, Choice):
-        yield from parameter.choice
-    elif isinstance(parameter, IntRange):
-        yield from range(parameter.range[0], parameter.range[1] + 1, parameter.step)
-    else:
-        yield parameter
