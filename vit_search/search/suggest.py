@@ -1,43 +1,304 @@
-"""Optuna behind Tune's Searcher: states told truly, proposals that cannot be built never run, resume exact.
+"""Who proposes: Optuna's samplers and three of our own behind Tune's Searcher; proposals that cannot be built never run.
 
-A proposal depends on the history, the seed and its own index alone: every ask gets a sampler seeded anew. So a searcher
-that was fed the events of a ledger goes on as the one that wrote them would have.
+What is known is plain data, a list of `Past`. Two functions read it: `truth`, each trial in its true state, for reports and for
+whoever wants an Optuna study; and `view`, what the sampler is shown. A proposal follows from the view, the seed and its own
+index alone: every ask gets a sampler seeded anew. So a searcher that was fed the events of a ledger goes on as the one that
+wrote them would have.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import heapq
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+import random
+import statistics
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import optuna
-from optuna.trial import TrialState
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
-from vit_search.spec.space import Space, Value
-from vit_search.tracking.ledger import Event, Infeasible, Proposed, Reported
+from vit_search.errors import SpecError
+from vit_search.spec.config import METRICS
+from vit_search.spec.space import Asks, Space, Value
+from vit_search.tracking.ledger import Commanded, Ended, Event, Infeasible, Proposed, Reported
+
+State = Literal["running", "completed", "stopped", "diverged", "failed", "infeasible"]
 
 STARTUP = 10
-"""Random proposals before TPE takes over; Optuna's own default."""
+"""Observations before a sampler takes over from chance; Optuna's own default."""
+
+ENOUGH = 8
+"""Trials that must have reached a rung before the sampler is shown what they reached there: tests/benchmarks/RESULTS.md."""
+
+SHOWN = 500
+"""Observations that a sampler is shown at most, so that the cost of a proposal stays flat."""
+
+BEST_SHOWN = 100
+"""The best ones among them; the others are the newest. TPE's good ones are at most 25."""
+
+GP_SHOWN = 200
+"""The same for Gaussian processes, whose cost grows with the cube."""
+
+REDRAWS = 3
+"""Further asks after one that repeats an earlier proposal; then chance decides, as often again; then the repeat is run."""
+
+STUBBORN = 20
+"""Proposals in a row that cannot be built before chance takes over until one can."""
+
+DROPPED = 100
+"""The same before a point to start with, or a hand-made one, is dropped whose open parameters cannot be filled in."""
 
 GIVE_UP = 1000
-"""Proposals in a row that cannot be built before the search ends."""
+"""The same before the search ends."""
+
+
+class Goal(Protocol):
+    """A further metric beside the first; spec's Objective."""
+
+    @property
+    def metric(self) -> str: ...  # noqa: D102
+    @property
+    def mode(self) -> str: ...  # noqa: D102
+
+
+@dataclass
+class Past:
+    """One proposal and what became of it."""
+
+    params: Mapping[str, Value]
+    state: State = "running"
+    values: dict[int, float] = field(default_factory=dict)
+    """The first metric by epoch; finite ones."""
+    others: dict[str, float] = field(default_factory=dict)
+    """Further objectives as last reported, and what the model costs."""
+    number: int | None = None
+    """Of its trial; None for one that was not run, or was in an earlier search."""
+    attributes: dict[str, Any] = field(default_factory=dict)
+    """What a sampler (CMA-ES) wants to find again at this trial."""
+
+
+def level(pasts: Iterable[Past], levels: Sequence[int]) -> int:
+    """The epoch whose values are compared: the last of `levels` that at least ENOUGH trials have reached, or else the first."""
+    counts = dict.fromkeys(levels, 0)
+    for past in pasts:
+        if past.state not in ("failed", "diverged"):
+            for epoch in levels:
+                counts[epoch] += epoch in past.values
+    return next((epoch for epoch in reversed(levels) if counts[epoch] >= ENOUGH), levels[0])
+
+
+def truth(pasts: Iterable[Past], space: Space, *, epochs: int, modes: Sequence[str], goals: Sequence[Goal] = ()) -> optuna.Study:
+    """Every proposal in its true state (law 6).
+
+    COMPLETE at full length alone, with its value or values; stopped ones PRUNED with every intermediate value; diverged and
+    crashed ones FAIL; those that cannot be built PRUNED, with the constraint `buildable` violated; RUNNING while open.
+
+    Args:
+        pasts: what is known. space: what was asked for.
+        epochs: length of a full training.
+        modes: "min" or "max" of the first metric and of each of `goals`.
+    """
+    study = optuna.create_study(directions=[_direction(mode) for mode in modes])
+    known = distributions(space)
+    for past in pasts:
+        values = _values(past, epochs, goals) if past.state == "completed" else None
+        told = {"completed": TrialState.COMPLETE if values else TrialState.FAIL, "running": TrialState.RUNNING}
+        state = told.get(past.state, TrialState.PRUNED if past.state in ("stopped", "infeasible") else TrialState.FAIL)
+        study.add_trial(_frozen(past, known, state, values, dict(past.values)))
+    return study
+
+
+def view(
+    pasts: Sequence[Past],
+    levels: Sequence[int],
+    *,
+    modes: Sequence[str],
+    goals: Sequence[Goal] = (),
+    most: int = SHOWN,
+) -> list[tuple[Past, TrialState, list[float] | None]]:
+    """What a sampler is shown, in the order of `pasts`: (trial, state, values).
+
+    Trials that have reached `level` are COMPLETE with their value there, running or not, and those that were stopped before it
+    are left out: a value at few epochs says little about one at many, and the best of eight methods told apart on LCBench
+    (tests/benchmarks/RESULTS.md). Running ones before it are RUNNING, so that the next proposal keeps its distance. Diverged ones
+    have the worst value seen. Those that cannot be built are PRUNED and violate a constraint; they are shown once there are
+    STARTUP observations, which they must not replace, and no more than there are of these. A crash says nothing.
+    """
+    epoch = level(pasts, levels)
+    signs = [-1.0 if mode == "max" else 1.0 for mode in modes]
+    observed = {
+        i: values for i, past in enumerate(pasts) if past.state not in ("failed", "diverged") and (values := _values(past, epoch, goals))
+    }
+    worst = [max((sign * values[k] for values in observed.values()), default=math.nan) * sign for k, sign in enumerate(signs)]
+    if observed:
+        observed |= {i: worst for i, past in enumerate(pasts) if past.state == "diverged"}
+    shown = _bounded(observed, signs[0], most)
+    found: dict[int, tuple[Past, TrialState, list[float] | None]] = {i: (pasts[i], TrialState.COMPLETE, observed[i]) for i in shown}
+    found |= {i: (past, TrialState.RUNNING, None) for i, past in enumerate(pasts) if past.state == "running" and i not in observed}
+    if len(observed) >= STARTUP:
+        infeasible = [i for i, past in enumerate(pasts) if past.state == "infeasible"]
+        found |= {i: (pasts[i], TrialState.PRUNED, None) for i in infeasible[-len(shown) :]}
+    return [found[i] for i in sorted(found)]
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """The searched parameters in Optuna's terms."""
+    noted = _Noted()
+    for name, parameter in space.searched.items():
+        parameter.ask(noted, name)
+    return noted.found
+
+
+def _bounded(observed: Mapping[int, list[float]], sign: float, most: int) -> list[int]:
+    if len(observed) <= most:
+        return list(observed)
+    best = set(heapq.nsmallest(min(BEST_SHOWN, most // 2), observed, key=lambda i: (sign * observed[i][0], i)))
+    newest = [i for i in sorted(observed) if i not in best]
+    return [*best, *newest[len(best) - most :]]
+
+
+def _values(past: Past, epoch: int, goals: Sequence[Goal]) -> list[float] | None:
+    """The first metric at an epoch and the further ones; None where one is not known."""
+    values = [past.values.get(epoch), *(past.others.get(goal.metric) for goal in goals)]
+    return [value for value in values if value is not None] if None not in values else None
+
+
+def _frozen(
+    past: Past,
+    known: Mapping[str, BaseDistribution],
+    state: TrialState,
+    values: list[float] | None,
+    intermediate: dict[int, float] | None = None,
+    constrained: bool = True,
+) -> FrozenTrial:
+    return create_trial(
+        state=state,
+        values=values,
+        params=dict(past.params),
+        distributions={name: known[name] for name in past.params},
+        intermediate_values=intermediate,
+        system_attrs=dict(past.attributes),
+        constraints={"buildable": 1.0 if past.state == "infeasible" else -1.0} if constrained else None,
+    )
+
+
+def _direction(mode: str) -> StudyDirection:
+    return StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
+
+
+def _key(params: Mapping[str, Value]) -> tuple[tuple[str, Value], ...]:
+    return tuple(sorted(params.items()))
+
+
+class _Noted:
+    """Asks for nothing: notes which distributions a space has."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, BaseDistribution] = {}
+
+    def suggest_categorical(self, name: str, choices: list[Any], /) -> Any:
+        self.found[name] = CategoricalDistribution(choices)
+
+    def suggest_int(self, name: str, low: int, high: int, /, *, step: int, log: bool) -> int:
+        self.found[name] = IntDistribution(low, high, log=log, step=step)
+        return low
+
+    def suggest_float(self, name: str, low: float, high: float, /, *, step: float | None, log: bool) -> float:
+        self.found[name] = FloatDistribution(low, high, log=log, step=step)
+        return low
+
+
+class _AtQuantiles:
+    """Gives each parameter the value at a quantile in [0, 1)."""
+
+    def __init__(self, quantiles: Mapping[str, float]) -> None:
+        self._at = quantiles
+
+    def suggest_categorical(self, name: str, choices: list[Any], /) -> Any:
+        return choices[int(self._at[name] * len(choices))]
+
+    def suggest_int(self, name: str, low: int, high: int, /, *, step: int, log: bool) -> int:
+        if log:
+            value = math.exp(math.log(low - 0.5) + self._at[name] * math.log((high + 0.5) / (low - 0.5)))
+            return min(high, max(low, round(value)))
+        return low + step * int(self._at[name] * ((high - low) // step + 1))
+
+    def suggest_float(self, name: str, low: float, high: float, /, *, step: float | None, log: bool) -> float:
+        if log:
+            return min(high, low * math.exp(self._at[name] * math.log(high / low)))
+        if step is not None:
+            return low + step * int(self._at[name] * (int((high - low) / step + 1e-9) + 1))
+        return low + self._at[name] * (high - low)
+
+
+class _Given:
+    """Gives the values of a point, and asks for those that it leaves out."""
+
+    def __init__(self, point: Mapping[str, Value], rest: Asks) -> None:
+        self._point, self._rest = point, rest
+
+    def suggest_categorical(self, name: str, choices: list[Any], /) -> Any:
+        return self._point[name] if name in self._point else self._rest.suggest_categorical(name, choices)
+
+    def suggest_int(self, name: str, low: int, high: int, /, *, step: int, log: bool) -> Any:
+        return self._point[name] if name in self._point else self._rest.suggest_int(name, low, high, step=step, log=log)
+
+    def suggest_float(self, name: str, low: float, high: float, /, *, step: float | None, log: bool) -> Any:
+        return self._point[name] if name in self._point else self._rest.suggest_float(name, low, high, step=step, log=log)
+
+
+class _Drawn:
+    """Asks chance."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    def suggest_categorical(self, name: str, choices: list[Any], /) -> Any:
+        return self._rng.choice(choices)
+
+    def suggest_int(self, name: str, low: int, high: int, /, *, step: int, log: bool) -> int:
+        return _AtQuantiles({name: self._rng.random()}).suggest_int(name, low, high, step=step, log=log)
+
+    def suggest_float(self, name: str, low: float, high: float, /, *, step: float | None, log: bool) -> float:
+        return _AtQuantiles({name: self._rng.random()}).suggest_float(name, low, high, step=step, log=log)
+
+
+class _Light(FrozenTrial):
+    """A trial that Optuna's storage takes without the deep copy, which costs more than all else in an ask."""
+
+    def __deepcopy__(self, memo: Any) -> FrozenTrial:
+        return copy.copy(self)
 
 
 class OptunaSearcher(Searcher):
-    """Proposals by TPE for one metric.
+    """Proposals for one search.
 
     Args:
         space: what to ask for.
         metric: a field of EpochResult. mode: "min" or "max".
-        epochs: length of a full training; a trial that ends before it is told PRUNED.
-        trials: proposals in all.
+        epochs: length of a full training; a trial that ends before it was stopped.
+        trials: how many in all. May be changed while the search runs, as may the attributes below.
         seed: see above.
+        sampler: "tpe", "gp", "cmaes", "random", "grid" (every point once) or "qmc" (scrambled Sobol).
+        levels: the rungs, at which trials are compared; the full length is added.
+        objectives: further metrics, each with its mode.
+        first: points to propose before the sampler is asked; what one leaves out is asked of the sampler.
+        earlier: (params, values by epoch, outcome) of trials of other searches, shown to the sampler where they fit the space.
         config: what Tune hands to the worker of a trial, from its number and its parameters.
         record: receives Proposed and Infeasible events as they happen.
-        may_go_on: asked before each proposal; False ends the search.
+        most: see SHOWN.
+
+    Attributes that the driver may set at any time: `trials`; `concurrency`, trials open at a time, None for any number;
+    `paused`, nothing is proposed for now; `over`, nothing is proposed any more.
     """
 
     def __init__(
@@ -49,67 +310,113 @@ class OptunaSearcher(Searcher):
         epochs: int,
         trials: int,
         seed: int,
+        sampler: str = "tpe",
+        levels: Sequence[int] = (),
+        objectives: Sequence[Goal] = (),
+        first: Sequence[Mapping[str, Value]] = (),
+        earlier: Sequence[tuple[Mapping[str, Value], Mapping[int, float], str]] = (),
         config: Callable[[int, dict[str, Value]], dict[str, Any]] = lambda number, params: {"trial": number, **params},
         record: Callable[[Event], None] = lambda event: None,
-        may_go_on: Callable[[], bool] = lambda: True,
+        most: int | None = None,
     ) -> None:
         super().__init__(metric=metric, mode=mode)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._space, self._epochs, self._trials, self._seed = space, epochs, trials, seed
-        self._config, self._record, self._may_go_on = config, record, may_go_on
-        self._study = optuna.create_study(direction="maximize" if mode == "max" else "minimize")
-        self._asks = 0
-        self._open: dict[int, optuna.Trial] = {}
-        self._values: defaultdict[int, dict[int, float]] = defaultdict(dict)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.concurrency: int | None = None
+        self.trials, self.paused, self.over = trials, False, False
+        self._space, self._epochs, self._seed, self._sampler = space, epochs, seed, sampler
+        self._levels, self._goals, self._modes = [*levels, epochs], list(objectives), [mode, *(goal.mode for goal in objectives)]
+        self._config, self._record = config, record
+        self._most = most or (GP_SHOWN if sampler == "gp" else SHOWN)
+        self._known = distributions(space)
+        self._pasts: list[Past] = []
+        self._by_number: dict[int, Past] = {}
+        self._tried: set[tuple[tuple[str, Value], ...]] = set()
+        self._queue = deque(dict(point) for point in first)
+        self._grid: Iterator[dict[str, Value]] = space.grid() if sampler == "grid" else iter(())
         self._number_of: dict[str, int] = {}
-        self._proposed = 0
-        self._waiting: list[tuple[int, dict[str, Value]]] = []
+        self._waiting: deque[int] = deque()
+        self._exhausted = False
+        self._refused = 0
+        """Proposals in a row that cannot be built, up to now."""
+        self._frozen: dict[tuple[int, TrialState, tuple[float, ...] | None, bool], _Light] = {}
+        self._earlier = [past for one in earlier if (past := self._fitting(*one))]
 
     def replay(self, events: Iterable[Event]) -> None:
         """Take in the events of a ledger; its unfinished trials will be the first that `suggest` gives."""
-        params: dict[int, dict[str, Value]] = {}
         for event in events:
-            if isinstance(event, Infeasible):
-                self._study.enqueue_trial(event.params)
-                self._tell_infeasible(self._ask()[0])
-            elif isinstance(event, Proposed):
-                self._study.enqueue_trial(event.params)
-                self._open[event.trial], params[event.trial] = self._ask()
-                self._open[event.trial].set_constraint("buildable", -1.0)
-                self._proposed += 1
+            if isinstance(event, (Infeasible, Proposed)):
+                attributes = self._attributes_again() if self._sampler == "cmaes" else {}
+                self._take(event.params, event.trial if isinstance(event, Proposed) else None, attributes)
             elif isinstance(event, Reported):
-                self._report(event.trial, event.result.epoch, getattr(event.result, self.metric))
-            elif event.outcome != "interrupted":
-                self._tell(event.trial, failed=event.outcome in ("failed", "diverged"))
-        self._waiting = [(number, params[number]) for number in self._open]
+                self._report(event.trial, event.result.epoch, vars(event.result))
+            elif isinstance(event, Ended) and event.outcome != "interrupted":
+                self._end(event.trial, event.outcome)
+            elif isinstance(event, Commanded) and event.name == "add":
+                self._queue.appendleft(dict(event.arguments))
+        self._waiting = deque(number for number, past in self._by_number.items() if past.state == "running")
+
+    def add(self, params: Mapping[str, Value]) -> None:
+        """Propose this point next; what it leaves out is asked of the sampler.
+
+        Raises: SpecError for a point that cannot be run.
+        """
+        self._space.check_point(params, "add")
+        self._queue.appendleft(dict(params))
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """A configuration for Tune, or Searcher.FINISHED."""
-        if not self._may_go_on():
-            return Searcher.FINISHED
+        """A configuration for Tune; None for not now; Searcher.FINISHED, which Tune does not take back, once nothing is open either."""
+        done = None if self._number_of else Searcher.FINISHED
+        if self.over:
+            return done
+        if self.paused or (self.concurrency is not None and len(self._number_of) >= self.concurrency):
+            return None
         if self._waiting:
-            number, params = self._waiting.pop(0)
-        elif self._proposed >= self._trials or (feasible := self._ask_feasible()) is None:
-            return Searcher.FINISHED
+            number = self._waiting.popleft()
+        elif len(self._by_number) >= self.trials or (self._exhausted and not self._queue):
+            return done
         else:
-            number, (trial, params) = self._proposed, feasible
-            self._proposed += 1
-            self._open[number] = trial
-            self._record(Proposed(trial=number, params=params))
+            number = len(self._by_number)
+            if not self._propose(number):
+                self._exhausted = True
+                return done
         self._number_of[trial_id] = number
-        return self._config(number, params)
+        return self._config(number, dict(self._by_number[number].params))
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """An epoch's value, for the sampler's view of running trials."""
-        self._report(self._number_of[trial_id], result["epoch"], result.get(self.metric))
+        if "epoch" in result:
+            self._report(self._number_of[trial_id], result["epoch"], result)
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        """The trial's state as it truly is: COMPLETE at full length, PRUNED before it, FAIL for errors and NaN."""
+        """How a trial ended: at full length, before it, by NaN or by an error."""
         number = self._number_of.pop(trial_id)
-        failed = error or not result or bool(result.get("failure"))
-        if result and not failed:
-            self._report(number, result["epoch"], result.get(self.metric))
-        self._tell(number, failed=failed)
+        failure = "failed" if error else (result or {}).get("failure")
+        if result and "epoch" in result and not failure:
+            self._report(number, result["epoch"], result)
+        self._end(number, failure or ("completed" if self._epochs in self._by_number[number].values else "stopped"))
+
+    def truth(self) -> optuna.Study:
+        """All proposals of this search in their true states."""
+        return truth(self._pasts, self._space, epochs=self._epochs, modes=self._modes, goals=self._goals)
+
+    def view(self) -> optuna.Study:
+        """What the sampler would be shown now."""
+        study = optuna.create_study(directions=[_direction(mode) for mode in self._modes])
+        pasts = [*self._earlier, *self._pasts]
+        shown = view(pasts, self._levels, modes=self._modes, goals=self._goals, most=self._most)
+        if self._sampler == "gp":  # it learns what can be built from trials that have values, so they get one that says nothing
+            observed = [values for _, _, values in shown if values]
+            neutral = [statistics.fmean(column) for column in zip(*observed, strict=True)]
+            shown = [
+                (past, TrialState.COMPLETE, neutral) if state == TrialState.PRUNED else (past, state, values)
+                for past, state, values in shown
+            ]
+        elif self._sampler == "cmaes":
+            shown = [one for one in shown if one[1] != TrialState.PRUNED]
+        constrained = any(past.state == "infeasible" for past, _, _ in shown)
+        for past, state, values in shown:
+            study.add_trial(self._light(past, state, values, constrained))
+        return study
 
     def __reduce__(self) -> Any:
         """Nothing of it is in Tune's snapshots: the ledger is what a search is rebuilt from."""
@@ -118,44 +425,135 @@ class OptunaSearcher(Searcher):
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing, likewise."""
 
-    def _ask(self) -> tuple[optuna.Trial, dict[str, Value]]:
-        digest = hashlib.sha256(f"{self._seed}/{self._asks}".encode()).digest()
-        self._asks += 1
-        self._study.sampler = optuna.samplers.TPESampler(
-            seed=int.from_bytes(digest[:4], "big"), multivariate=True, n_startup_trials=STARTUP
-        )
-        trial = self._study.ask()
-        return trial, self._space.suggest(trial)
-
-    def _ask_feasible(self) -> tuple[optuna.Trial, dict[str, Value]] | None:
-        for _ in range(GIVE_UP):
-            trial, params = self._ask()
+    def _propose(self, number: int) -> bool:
+        """Find and record what trial `number` is to be; False when there is nothing left that can be built."""
+        while self._refused < GIVE_UP:
+            found = self._next()
+            if found is None:
+                return False
+            params, attributes = found
             problem = self._space.problem(params)
+            self._take(params, None if problem else number, attributes)
+            self._record(Proposed(trial=number, params=params) if problem is None else Infeasible(params=params, reason=problem))
             if problem is None:
-                trial.set_constraint("buildable", -1.0)
-                return trial, params
-            self._record(Infeasible(params=params, reason=problem))
-            self._tell_infeasible(trial)
-        return None
+                return True
+        return False
 
-    def _tell_infeasible(self, trial: optuna.Trial) -> None:
-        trial.set_constraint("buildable", 1.0)
-        self._study.tell(trial, state=TrialState.PRUNED)
+    def _next(self) -> tuple[dict[str, Value], dict[str, Any]] | None:
+        """The next point: one of the queue, or a sampler's that is new where that can be had."""
+        by_chance = self._refused >= STUBBORN
+        if self._queue:
+            return self._ask(0, self._queue[0], by_chance)
+        if self._sampler == "grid":
+            params = next((point for point in self._grid if _key(point) not in self._tried), None)
+            return None if params is None else (params, {})
+        redraws = 0 if self._sampler == "gp" else REDRAWS  # its choice follows from the view, hardly from the seed
+        first: tuple[dict[str, Value], dict[str, Any]] | None = None
+        for draw in range(1 + redraws + REDRAWS):
+            found = self._ask(draw, by_chance=by_chance or draw > redraws)
+            if _key(found[0]) not in self._tried:
+                return found
+            first = first or found
+        return first
 
-    def _report(self, number: int, epoch: int, value: float | None) -> None:
-        trial = self._open.get(number)
-        if trial is not None and value is not None and math.isfinite(value) and epoch not in self._values[number]:
-            trial.report(float(value), epoch)
-            self._values[number][epoch] = float(value)
-
-    def _tell(self, number: int, *, failed: bool) -> None:
-        trial = self._open.pop(number, None)
-        if trial is None:
-            return
-        values = self._values.pop(number, {})
-        if failed or not values:
-            self._study.tell(trial, state=TrialState.FAIL)
-        elif max(values) >= self._epochs:
-            self._study.tell(trial, values[max(values)])
+    def _ask(self, draw: int, point: Mapping[str, Value] | None = None, by_chance: bool = False) -> tuple[dict[str, Value], dict[str, Any]]:
+        """Parameters, and what the sampler wants to find again at this trial; `draw` counts asks for the same place in the history."""
+        index = len(self._pasts)
+        digest = hashlib.sha256((f"{self._seed}/{index}" + (f"/{draw}" if draw else "")).encode()).digest()
+        seed, rng = int.from_bytes(digest[:4], "big"), random.Random(digest)  # noqa: S311 -- proposals are no secrets
+        asks: Asks
+        study: optuna.Study | None = None
+        if by_chance or self._sampler in ("random", "grid"):
+            asks = _Drawn(rng)
+        elif self._sampler == "qmc":
+            asks = _AtQuantiles(self._sobol(index)) if not draw else _Drawn(rng)
         else:
-            self._study.tell(trial, state=TrialState.PRUNED)
+            study = self.view()
+            observed = sum(shown.state == TrialState.COMPLETE for shown in study.get_trials(deepcopy=False))
+            study.sampler = self._optuna_sampler(seed, good=math.ceil(0.1 * observed))
+            asks = study.ask()
+        params = self._space.suggest(_Given(point, asks) if point else asks)
+        return params, dict(study.get_trials(deepcopy=False)[-1].system_attrs) if study and self._sampler == "cmaes" else {}
+
+    def _attributes_again(self) -> dict[str, Any]:
+        """What the sampler noted at the proposal that the ledger names next: its state is nowhere else."""
+        found = self._next()
+        return found[1] if found else {}
+
+    def _optuna_sampler(self, seed: int, good: int) -> optuna.samplers.BaseSampler:
+        """`good`: how many of the observations TPE takes for good; Optuna's default would count those that cannot be built, too."""
+        if self._sampler == "gp":
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP, warn_independent_sampling=False)
+        if self._sampler == "cmaes":
+            return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=STARTUP, warn_independent_sampling=False)
+        assert self._sampler == "tpe", self._sampler
+        group = self._space.conditional or any(len(past.params) < len(self._known) for past in self._earlier)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of `group`
+            return optuna.samplers.TPESampler(
+                seed=seed,
+                multivariate=True,
+                group=group,
+                n_startup_trials=STARTUP,
+                gamma=lambda n: good if self._goals else min(good, 25),
+                constant_liar=True,
+                warn_independent_sampling=False,
+            )
+
+    def _sobol(self, index: int) -> dict[str, float]:
+        from scipy.stats import qmc  # type: ignore[import-untyped]  # slow to import, and seldom asked for
+
+        engine = qmc.Sobol(max(1, len(self._known)), scramble=True, rng=self._seed)
+        if index:
+            engine.fast_forward(index)
+        return dict(zip(self._known, map(float, engine.random(1)[0]), strict=False))
+
+    def _take(self, params: Mapping[str, Value], number: int | None, attributes: dict[str, Any]) -> None:
+        past = Past(dict(params), "infeasible" if number is None else "running", number=number, attributes=attributes)
+        if number is not None:
+            self._by_number[number] = past
+            if any(goal.metric not in METRICS for goal in self._goals):
+                cost = self._space.cost(params)
+                past.others = {"params": float(cost.params), "flops": float(cost.forward_flops), "train_flops": float(cost.train_flops)}
+        self._pasts.append(past)
+        self._tried.add(_key(params))
+        self._refused = 0 if number is not None else self._refused + 1
+        point = next((point for point in self._queue if all(params.get(name, value) == value for name, value in point.items())), None)
+        if point is not None and (number is not None or params.keys() <= point.keys() or self._refused % DROPPED == 0):
+            self._queue.remove(point)
+
+    def _report(self, number: int, epoch: int, result: Mapping[str, Any]) -> None:
+        past = self._by_number[number]
+        value = result.get(str(self.metric))
+        if past.state == "running" and epoch not in past.values and value is not None and math.isfinite(value):
+            past.values[epoch] = float(value)
+            further = {goal.metric: result.get(goal.metric) for goal in self._goals}
+            past.others |= {name: float(v) for name, v in further.items() if v is not None and math.isfinite(v)}
+
+    def _end(self, number: int, outcome: str) -> None:
+        past = self._by_number[number]
+        if past.state == "running":
+            lost = outcome in ("completed", "stopped") and not past.values
+            past.state = "failed" if lost else outcome  # type: ignore[assignment]
+
+    def _light(self, past: Past, state: TrialState, values: list[float] | None, constrained: bool) -> _Light:
+        key = (id(past), state, tuple(values) if values else None, constrained)
+        if key not in self._frozen:
+            made = _frozen(past, self._known, state, values, constrained=constrained)
+            made.__class__ = _Light
+            self._frozen[key] = made  # type: ignore[assignment]
+        return self._frozen[key]
+
+    def _fitting(self, params: Mapping[str, Value], values: Mapping[int, float], outcome: str) -> Past | None:
+        """An earlier search's trial as far as it fits: the parameters that both have, where all its values lie in our ranges."""
+        ours = {name: value for name, value in params.items() if name in self._space.searched}
+        if not ours or any(self._space.searched[name].fault(value) for name, value in ours.items()):
+            return None
+        past = Past(ours, outcome, dict(values))  # type: ignore[arg-type]
+        if self._goals:
+            try:
+                cost = self._space.cost(ours)
+            except SpecError:
+                return None
+            past.others = {"params": float(cost.params), "flops": float(cost.forward_flops), "train_flops": float(cost.train_flops)}
+        return past

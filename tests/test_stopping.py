@@ -1,0 +1,169 @@
+"""Who is stopped, without Ray: rungs, brackets, the median, audits, and what they say about stopping."""
+
+import random
+from collections import Counter
+
+import pytest
+from ray.tune.experiment import Trial
+
+from vit_search.search.stopping import Rungs, RungScheduler, boundaries, false_kills, levels
+from vit_search.spec import search_file
+
+KINDS = ("asha", "hyperband", "median", "none")
+
+
+def asha(mode="max", factor=3, epochs=9, **more):
+    return Rungs(mode=mode, grace_epochs=1, reduction_factor=factor, epochs=epochs, **more)
+
+
+def test_there_is_no_rung_at_full_length():
+    assert levels(grace_epochs=1, reduction_factor=3, epochs=9) == [1, 3]
+    assert levels(grace_epochs=1, reduction_factor=3, epochs=10) == [1, 3, 9]
+    assert levels(grace_epochs=5, reduction_factor=3, epochs=5) == []
+
+
+@pytest.mark.parametrize(("mode", "values"), [("max", [0.5, 0.9, 0.4, 0.8]), ("min", [0.5, 0.1, 0.6, 0.2])])
+def test_a_trial_outside_the_best_third_of_its_rung_is_stopped(mode, values):
+    rungs = asha(mode)
+    # the first goes on; the best goes on; with fewer than six results only the best of all does
+    assert [rungs.stops(trial, 1, value) for trial, value in enumerate(values)] == [False, False, True, True]
+    assert not rungs.stops(2, 2, values[2])  # there is no rung at epoch 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_stops_every_trial_and_leaves_no_trace(kind):
+    rungs = asha(kind=kind, audit_share=0.999)
+    assert rungs.stops(0, 1, float("nan"))
+    assert rungs.stops(1, 1, None)
+    assert not rungs.stops(2, 1, -100.0)  # the first that counts
+
+
+def test_a_tie_with_the_cutoff_goes_on():
+    rungs = asha(factor=2, epochs=4)
+    assert [rungs.stops(trial, 1, 0.5) for trial in range(4)] == [False] * 4
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_the_median_stops_whoever_never_was_better_than_half_of_the_others(mode):
+    sign = 1 if mode == "max" else -1
+    rungs = Rungs(mode=mode, grace_epochs=2, reduction_factor=3, epochs=4, kind="median")
+    for trial in range(5):  # 1, 2, 3, 4, 5 at every epoch: the median is 3
+        for epoch in (1, 2, 3, 4):
+            assert not rungs.stops(trial, epoch, sign * (trial + 1.0))  # too few others
+    assert not rungs.stops(5, 1, sign * 2.0)  # within the grace
+    assert rungs.stops(5, 2, sign * 2.5)
+    assert [rungs.stops(6, epoch, sign * value) for epoch, value in ((1, 3.5), (2, 0.0), (3, 0.0))] == [False] * 3  # it was good once
+
+
+def test_a_hyperband_trial_is_first_looked_at_on_its_brackets_rung():
+    rungs = asha(kind="hyperband", epochs=27)  # rungs at 1, 3, 9
+    counts = Counter(rungs.bracket(trial) for trial in range(4000))
+    # 27/4, 9/3, 3/2 and 1/1 of 12.25: the same number of epochs for each bracket
+    assert [counts[b] / 4000 for b in range(4)] == pytest.approx([0.551, 0.245, 0.122, 0.082], abs=0.02)
+    good, weak = (trial for trial in range(4000) if rungs.bracket(trial) == 1) and [t for t in range(100) if rungs.bracket(t) == 1][:2]
+    rungs.stops(good, 1, 0.9), rungs.stops(good, 3, 0.9)
+    assert [rungs.stops(weak, epoch, 0.1) for epoch in (1, 2, 3)] == [False, False, True]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_results_in_the_same_order_rebuild_the_same_rungs(kind):
+    rng = random.Random(1)
+    events = [(trial, epoch, rng.random(), rng.random()) for epoch in range(1, 9) for trial in rng.sample(range(40), 40)]
+    once, again = (asha(factor=2, kind=kind, audit_share=0.2, strata=2, boundaries=[0.5], seed=3) for _ in range(2))
+    first = [once.stops(*event) for event in events]
+    assert [again.stops(*event) for event in events] == first
+    assert once.audits() == again.audits()
+    assert any(first) == (kind != "none")
+
+
+def test_strata_are_held_against_themselves_alone_and_share_the_last_rung():
+    rungs = asha(strata=2, boundaries=[10.0])
+    assert not rungs.stops(0, 1, 0.9, 5.0)
+    assert rungs.stops(1, 1, 0.1, 5.0)
+    assert not rungs.stops(2, 1, 0.2, 50.0)  # the first of the large ones
+    rungs.stops(0, 3, 0.9, 5.0)
+    assert rungs.stops(2, 3, 0.2, 50.0)
+
+
+def test_strata_part_the_proposals_that_can_be_run_into_equal_groups():
+    space = search_file.parse("""
+name: t
+data: {name: digits}
+trials: 20
+epochs: 3
+model: {dim: {choice: [16, 24, 32, 64]}, heads: {choice: [2, 3, 4]}, depth: {int: [1, 8]}}
+""").space
+    parts = boundaries(space, 3)
+    rng = random.Random(7)
+    flops = [space.cost(p).train_flops for p in (space.draw(rng) for _ in range(1000)) if space.problem(p) is None]
+    shares = [sum(f < parts[0] for f in flops), sum(parts[0] <= f < parts[1] for f in flops), sum(f >= parts[1] for f in flops)]
+    assert [share / len(flops) for share in shares] == pytest.approx([1 / 3] * 3, abs=0.06)
+    assert boundaries(space, 3) == parts
+    assert boundaries(space, 1) == []
+
+
+def test_an_audit_goes_on_and_remembers_when_it_would_have_been_stopped():
+    rungs = asha(audit_share=0.5, seed=1)
+    audits = [trial for trial in range(1000) if rungs._audits(trial)]
+    assert len(audits) == pytest.approx(500, abs=50)
+    good = next(trial for trial in range(1000) if trial not in audits)
+    assert not rungs.stops(good, 1, 0.9)
+    assert not rungs.stops(audits[0], 1, 0.1)
+    assert not rungs.stops(audits[1], 1, 0.95)
+    assert not rungs.stops(good, 3, 0.9)
+    assert not rungs.stops(audits[0], 3, 0.05)
+    assert rungs.audits() == [(audits[0], 1), (audits[1], None)]
+    assert asha().audits() == []
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_false_kill_ends_better_than_half_of_those_let_through(sign):
+    finals = {0: 0.9, 1: 0.1, 2: 0.5, 3: 0.6, 4: 0.7}  # let through: 2, 3, 4, whose median is 0.6
+    audits = [(0, 1), (1, 3), (2, None), (9, 1)]  # 9 has not completed
+    stopped, wrong, low, high = false_kills(audits, {t: sign * v for t, v in finals.items()}, "max" if sign == 1 else "min")
+    assert (stopped, wrong) == (2, 1)
+    assert (low, high) == pytest.approx((0.0945, 0.9055), abs=1e-4)  # Wilson for 1 of 2
+    assert false_kills([(2, None)], finals, "max") == (0, 0, 0.0, 1.0)
+
+
+class Controller:
+    """As much of Tune's as the scheduler asks for."""
+
+    def __init__(self, trials):
+        self.trials, self.held, self.stopped = trials, [], []
+
+    def get_live_trials(self):
+        return set(self.trials)
+
+    def pause_trial(self, trial, should_checkpoint):
+        self.held.append((trial, should_checkpoint))
+
+    def stop_trial(self, trial):
+        self.stopped.append(trial)
+
+
+class OneTrial:
+    def __init__(self, number, status=Trial.RUNNING):
+        self.config, self.status = {"trial": number}, status
+
+
+def test_tune_is_told_what_the_rungs_and_the_person_say():
+    asked, flags = {"stop": set(), "paused": False}, []
+    scheduler = RungScheduler(
+        asha(), "val_accuracy", lambda trial, result: (flags.append(trial), True)[1],
+        paused=lambda: asked["paused"], asked_to_stop=lambda trial: trial in asked["stop"],
+    )  # fmt: skip
+    one, two, waiting = OneTrial(0), OneTrial(1), OneTrial(2, Trial.PAUSED)
+    tune = Controller([waiting, one, two])
+    assert scheduler.on_trial_result(tune, one, {"epoch": 1, "val_accuracy": 0.9}) == "CONTINUE"
+    assert scheduler.on_trial_result(tune, two, {"epoch": 1, "val_accuracy": 0.1}) == "STOP"
+    assert scheduler.on_trial_result(tune, two, {"failure": "diverged"}) == "STOP"
+    assert flags == [0, 1]  # a failure is no result
+    assert scheduler.choose_trial_to_run(tune) is waiting
+    asked["paused"] = True
+    assert scheduler.on_trial_result(tune, one, {"epoch": 2, "val_accuracy": 0.9}) == "NOOP"
+    assert tune.held == [(one, False)]
+    assert scheduler.choose_trial_to_run(tune) is None
+    assert scheduler.on_trial_result(tune, one, {"epoch": 9, "val_accuracy": 0.9}) == "CONTINUE"  # the last one: it ends by itself
+    asked["stop"].add(0)
+    assert scheduler.on_trial_result(tune, one, {"epoch": 2, "val_accuracy": 0.9}) == "STOP"
