@@ -17,9 +17,10 @@ from rich.console import Console
 from vit_search.errors import SearchError, VitSearchError
 
 if TYPE_CHECKING:
+    from vit_search.search.control import Control
     from vit_search.search.launch import SearchResult
     from vit_search.spec.search_file import SearchSpec
-    from vit_search.tracking.ledger import Event, Ledger, Trial
+    from vit_search.tracking.ledger import Event, Ledger, Spent, Trial
 
 os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # here and in all that we start: no pickle from a file
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
@@ -86,6 +87,131 @@ def resume(search: SearchName = None, output: Output = Path("searches"), trackin
     with err.status("preparing MLflow and Ray …"):
         from vit_search.search import launch
     _finish(_watched(lambda watch: launch.resume(folder, tracking_uri=tracking_uri, watch=watch)))
+
+
+@app.command()
+def extend(
+    search: SearchName = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all, those that ran included.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Limit of wall time in all.")] = None,
+    device_hours: Annotated[float | None, typer.Option(help="Limit of device time in all.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Trials at the same time.")] = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+) -> None:
+    """Go on with a finished search beyond its limits: the same sampler, rungs and MLflow run."""
+    from vit_search.tracking import searches
+
+    folder = searches.find(output, search)
+    more = _given(trials=trials, hours=hours, device_hours=device_hours, concurrency=concurrency)
+    if not more:
+        raise SearchError("extend by what? Give --trials, --hours, --device-hours or --concurrency.")
+    with err.status("preparing MLflow and Ray …"):
+        from vit_search.search import launch
+    _finish(_watched(lambda watch: launch.resume(folder, tracking_uri=tracking_uri, extend=more, watch=watch)))
+
+
+@app.command()
+def pause(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None) -> None:
+    """Hold a running search: its trials stop after their epoch and free their devices."""
+    _command(search, output, tracking_uri, "pause")
+
+
+@app.command(name="continue")
+def continue_(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None) -> None:
+    """Go on with a search that was paused."""
+    _command(search, output, tracking_uri, "continue")
+
+
+@app.command()
+def stop(
+    search: Annotated[str | None, typer.Argument(help="A search, or one trial of it as SEARCH/TRIAL.", metavar="[SEARCH[/TRIAL]]")] = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+) -> None:
+    """Start no more trials and let the running ones end; or stop one trial after its epoch."""
+    name, slash, trial = (search or "").rpartition("/")
+    if slash and trial.isdigit():
+        _command(name or None, output, tracking_uri, "stop", trial=int(trial))
+    else:
+        _command(search, output, tracking_uri, "stop")
+
+
+@app.command()
+def cancel(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None) -> None:
+    """End a running search now; `resume` goes on from the last checkpoints."""
+    _command(search, output, tracking_uri, "cancel")
+
+
+@app.command(name="set")
+def set_(
+    search: SearchName = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Trials at the same time.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Limit of wall time in all.")] = None,
+    device_hours: Annotated[float | None, typer.Option(help="Limit of device time in all.")] = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+) -> None:
+    """Change the size of a running search."""
+    _command(search, output, tracking_uri, "set", **_given(trials=trials, concurrency=concurrency, hours=hours, device_hours=device_hours))
+
+
+@app.command()
+def add(
+    file: Annotated[Path, typer.Argument(help="A YAML file of parameters, e.g. `{dim: 64, lr: 1e-3}`; the sampler chooses the others.")],
+    search: SearchName = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+) -> None:
+    """Have a running search try these parameters next."""
+    from vit_search.spec import strict_yaml
+
+    _command(search, output, tracking_uri, "add", **strict_yaml.load(file).values)
+
+
+@app.command()
+def status(
+    search: SearchName = None,
+    output: Output = Path("searches"),
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Say how far a search is, what it has spent and what stopping has saved."""
+    from vit_search.search.control import Settings
+    from vit_search.tracking import ledger, searches
+
+    folder = searches.find(output, search)
+    spec, _ = searches.read(folder)
+    events = ledger.read_events(folder / "ledger.jsonl")
+    trials, spent = ledger.told(events, spec.epochs)
+    settings, running = Settings.of(spec, events), ledger.held(folder / "ledger.jsonl")
+    outcomes = [trial.outcome for trial in trials.values()]
+    counts = {name: outcomes.count(name) for name in OUTCOME_STYLE if name in outcomes}
+    winner = ledger.best(trials.values(), spec.metric, spec.mode)
+    commands = [event for event in events if isinstance(event, ledger.Commanded)]
+    if as_json:
+        facts = {
+            "search": folder.name,
+            "running": running,
+            "trials": settings.trials,
+            "outcomes": counts,
+            "best": _row(winner, spec.metric, 1) if winner else None,
+            "spent": {key: value for key, value in vars(spent).items() if not key.startswith("_")},
+            "commands": [vars(event) for event in commands],
+        }
+        sys.stdout.write(json.dumps(facts, indent=1) + "\n")
+        return
+    over = sum(trial.over for trial in trials.values())
+    state = "running" if running else "finished" if over >= settings.trials else "not running"
+    out.print(f"[bold]{folder.name}[/] is {state}: {over} of {settings.trials} trials over, {settings.concurrency} at a time")
+    out.print("  " + ", ".join(f"[{OUTCOME_STYLE[name]}]{count} {name}[/]" for name, count in counts.items()))
+    if winner:
+        params = ", ".join(f"{key} {_number(value)}" for key, value in winner.params.items())
+        out.print(f"  best {spec.metric} {winner.value(spec.metric):.4f}: trial {winner.number} ({params})")
+    out.print(f"  {_spent(spent)}")
+    for event in commands[-5:]:
+        arguments = " ".join(f"{key}={value}" for key, value in event.arguments.items())
+        out.print(_escaped(f"  {time.strftime('%H:%M', time.localtime(event.at))} {event.by}: {event.name} {arguments}: {event.answer}"))
 
 
 @app.command()
@@ -206,6 +332,38 @@ def schema() -> None:
     sys.stdout.write(json.dumps(search_file.json_schema(), indent=2) + "\n")
 
 
+def _given(**options: float | None) -> dict[str, float]:
+    """Those options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _command(search: str | None, output: Path, tracking_uri: str | None, name: str, **arguments: Any) -> None:
+    """Have a running search do something: through its folder, or through MLflow where the folder is not here."""
+    from vit_search.search import control
+    from vit_search.tracking import searches
+
+    try:
+        folder = searches.find(output, search)
+    except SearchError:
+        if search is None or tracking_uri is None:
+            raise
+        from vit_search.tracking import recorder
+
+        answer = recorder.command(tracking_uri, search, control.in_words(name, arguments), control.ANSWER_WITHIN_S + recorder.LOOK_EVERY_S)
+    else:
+        answer = control.ask(folder, name, arguments)
+    out.print(_escaped(answer))
+
+
+def _spent(spent: Spent) -> str:
+    """What a search has cost, in words."""
+    share = spent.stopped_seconds / spent.trial_seconds if spent.trial_seconds else 0.0
+    return (
+        f"{_time(spent.wall_seconds)} of wall time, {_time(spent.trial_seconds)} of training in {spent.epochs:,} epochs, "
+        f"{share:.0%} of it in stopped trials; stopping saved {_time(spent.saved_seconds)}"
+    )
+
+
 def _watched(work: Callable[[Any], SearchResult]) -> SearchResult:
     """Run a search with its live picture on a terminal, or a line per ended trial elsewhere."""
     screen = _Screen()
@@ -223,8 +381,11 @@ def _finish(result: SearchResult) -> None:
     stopped = sum(t.outcome == "stopped" for t in ended)
     trained, full = sum(len(t.results) for t in trials), spec.epochs * max(len(trials), 1)
     share = stopped / max(len(ended), 1)
-    out.print(f"{len(ended)} of {spec.trials} trials in {_time(result.seconds)}, {stopped} stopped early ({share:.0%})")
+    out.print(f"{len(ended)} of {result.settings.trials} trials in {_time(result.seconds)}, {stopped} stopped early ({share:.0%})")
+    if result.ended_by:
+        out.print(f"ended by {_escaped(result.ended_by)}; go on with:  vit-search extend {name}", soft_wrap=True)
     out.print(f"{trained} epochs trained, {full - trained} saved against no stopping ({1 - trained / full:.0%})")
+    out.print(_spent(result.spent))
     if result.interrupted:
         err.print(f"\n[yellow]Interrupted.[/] Nothing is lost; go on with:  [bold]vit-search resume {name}[/]", soft_wrap=True)
         sys.exit(INTERRUPTED)
@@ -278,11 +439,11 @@ class _Screen:
     def __init__(self) -> None:
         self._live: Any = None
 
-    def watch(self, ledger: Ledger, spec: SearchSpec) -> Callable[[Event], None]:
+    def watch(self, ledger: Ledger, spec: SearchSpec, control: Control) -> Callable[[Event], None]:
         """Begin; what comes back is told every event."""
-        from vit_search.tracking.ledger import Ended
+        from vit_search.tracking.ledger import Commanded, Ended
 
-        self._ledger, self._spec, self._began = ledger, spec, time.monotonic()
+        self._ledger, self._spec, self._control, self._began = ledger, spec, control, time.monotonic()
         self._epochs_before = self._epochs()
         if err.is_terminal:
             from rich.live import Live
@@ -292,7 +453,9 @@ class _Screen:
             return lambda event: None
 
         def line(event: Event) -> None:
-            if isinstance(event, Ended):
+            if isinstance(event, Commanded):
+                err.print(_escaped(f"{event.by}: {event.name}: {event.answer}"), soft_wrap=True)
+            elif isinstance(event, Ended):
                 trial = ledger.trials[event.trial]
                 value = trial.value(spec.metric)
                 said = f"trial {trial.number:3d} {trial.outcome:<11} after {len(trial.results):3d} epochs"
@@ -317,7 +480,7 @@ class _Screen:
 
         from vit_search.tracking.ledger import best
 
-        spec, trials = self._spec, list(self._ledger.trials.values())
+        spec, trials, wanted = self._spec, list(self._ledger.trials.values()), self._control.settings.trials
         over = [t for t in trials if t.over]
         stopped = sum(t.outcome == "stopped" for t in over)
         spent = time.monotonic() - self._began
@@ -326,14 +489,15 @@ class _Screen:
         trained = self._epochs() - self._epochs_before
         if over and trained:
             per_trial = sum(len(t.results) for t in over) / len(over)
-            missing = per_trial * spec.trials - self._epochs()
+            missing = per_trial * wanted - self._epochs()
             left = _time(max(0.0, missing) * spent / trained)
-        head.add_row(
-            f"[bold]{len(over)}[/] of {spec.trials} trials", f"{stopped} stopped early", f"{_time(spent)} spent", f"about {left} left"
-        )
+        head.add_row(f"[bold]{len(over)}[/] of {wanted} trials", f"{stopped} stopped early", f"{_time(spent)} spent", f"about {left} left")
         bar = Table.grid()
-        bar.add_row(ProgressBar(total=spec.trials, completed=len(over), width=60))  # alone it would not end its line
+        bar.add_row(ProgressBar(total=wanted, completed=len(over), width=60))  # alone it would not end its line
         parts: list[Any] = [head, bar]
+        state = "paused" if self._control.paused else "starting no more trials" if self._control.draining else self._control.ending
+        if state:
+            parts.append(f"[yellow]{_escaped(state)}[/]")
         winner = best(trials, spec.metric, spec.mode)
         if winner:
             params = ", ".join(f"{k} {_number(v)}" for k, v in winner.params.items())

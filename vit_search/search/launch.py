@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import getpass
+import json
 import logging
+import math
 import os
 import platform
+import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -37,17 +42,39 @@ from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
 
 from vit_search.errors import NoTrialCompletedError, SearchError, SpecError
-from vit_search.search.stopping import Rungs, RungScheduler
+from vit_search.search.control import Control, Settings, check_settings
+from vit_search.search.limits import Limits
+from vit_search.search.stopping import Rungs, RungScheduler, boundaries
 from vit_search.search.suggest import OptunaSearcher
 from vit_search.search.trial import train_trial
 from vit_search.spec.config import EpochResult
 from vit_search.spec.search_file import SearchSpec
 from vit_search.spec.space import Value
 from vit_search.tracking import searches
-from vit_search.tracking.ledger import Ended, Event, Ledger, Outcome, Reported, Trial, best, ranked, trial_folder
+from vit_search.tracking.ledger import (
+    Commanded,
+    Ended,
+    Event,
+    Launched,
+    Ledger,
+    Outcome,
+    Reported,
+    Spent,
+    Trial,
+    best,
+    kept,
+    ranked,
+    read_trials,
+    trial_folder,
+)
 from vit_search.tracking.recorder import Recorder
 from vit_search.tracking.searches import SearchFacts
+from vit_search.vit import checkpoint
 from vit_search.vit.data import DataSet, prepare
+
+_log = logging.getLogger(__name__)
+
+EARLIER = "earlier.json"
 
 MAX_RETRIES = 3
 """How often a trial whose process dies is taken up from its checkpoint."""
@@ -69,6 +96,12 @@ class SearchResult:
     trials: list[Trial]
     """The leaderboard, best first."""
     interrupted: bool
+    ended_by: str
+    """The limit that ended it before all trials were run; empty where none did."""
+    settings: Settings
+    """As they stood at the end, after what was changed while it ran."""
+    spent: Spent
+    """In all its launches."""
     seconds: float
     """Wall time of this launch."""
     experiment_id: str
@@ -89,7 +122,7 @@ def run(
     output: Path = Path("searches"),
     tracking_uri: str | None = None,
     download: bool = False,
-    watch: Callable[[Ledger, SearchSpec], Watcher] | None = None,
+    watch: Callable[[Ledger, SearchSpec, Control], Watcher] | None = None,
 ) -> SearchResult:
     """Start a search in a new folder under `output` and see it through.
 
@@ -98,7 +131,7 @@ def run(
         output: folder of all searches; a new one is made in it, never an old one used again.
         tracking_uri: of MLflow; see `recorder.resolve_uri`.
         download: whether a missing data set may be fetched.
-        watch: called once with the ledger; what it returns is told every event.
+        watch: called once with the ledger and the control; what it returns is told every event.
     Raises: DataError, TrackingError, SearchError before the first trial; NoTrialCompletedError at the end.
     """
     share = spec.space.feasible_share()
@@ -108,9 +141,12 @@ def run(
             "and that the model fits into a trial's memory."
         )
     _check_output(output)
+    lessons = _lessons(spec, output)
     data = prepare(spec.data_config, download=download)
     recorder = Recorder.connect(tracking_uri, spec.name)
     folder = _new_folder(output, spec.name)
+    if lessons:
+        (folder / EARLIER).write_text(json.dumps(lessons))
     facts = SearchFacts(
         search=folder.name,
         search_id=uuid.uuid4().hex,
@@ -128,10 +164,20 @@ def run(
     return _drive(spec, folder, data, recorder, facts, watch)
 
 
-def resume(folder: Path, *, tracking_uri: str | None = None, watch: Callable[[Ledger, SearchSpec], Watcher] | None = None) -> SearchResult:
+def resume(
+    folder: Path,
+    *,
+    tracking_uri: str | None = None,
+    extend: Mapping[str, float] | None = None,
+    watch: Callable[[Ledger, SearchSpec, Control], Watcher] | None = None,
+) -> SearchResult:
     """Take up a search where its ledger ends: same trials, same rungs, same MLflow runs.
 
-    Raises: SearchError when the folder holds no search, another driver has it, or its data has changed.
+    Args:
+        extend: settings to change first, such as trials, hours; see `control.Settings`.
+
+    Raises: SearchError when the folder holds no search, another driver has it, or its data has changed; SpecError for
+        settings that mean nothing.
     """
     spec, facts = searches.read(folder)
     if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
@@ -139,7 +185,8 @@ def resume(folder: Path, *, tracking_uri: str | None = None, watch: Callable[[Le
     data = prepare(spec.data_config)
     if data.data_hash != facts.data_hash:
         raise SearchError(f"{folder}: the data set has changed since this search began; start a new search with `vit-search run`.")
-    return _drive(spec, folder, data, Recorder.connect(tracking_uri or facts.tracking_uri, spec.name), facts, watch)
+    recorder = Recorder.connect(tracking_uri or facts.tracking_uri, spec.name)
+    return _drive(spec, folder, data, recorder, facts, watch, extend or {})
 
 
 def _drive(
@@ -148,35 +195,79 @@ def _drive(
     data: DataSet,
     recorder: Recorder,
     facts: SearchFacts,
-    watch: Callable[[Ledger, SearchSpec], Watcher] | None,
+    watch: Callable[[Ledger, SearchSpec, Control], Watcher] | None,
+    extend: Mapping[str, float] | None = None,
 ) -> SearchResult:
     began = time.monotonic()
-    ledger = Ledger(folder / "ledger.jsonl")
-    rungs = Rungs(mode=spec.mode, epochs=spec.epochs, **spec.stopping.model_dump())
+    ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
+    if extend:
+        try:
+            check_settings(extend, known=len(ledger.trials))
+        except SpecError:
+            ledger.close()
+            raise
+    rungs = _rungs(spec)
+    limits = Limits(spec.limits, metric=spec.metric, mode=spec.mode, devices=spec.resources.gpus or spec.resources.cpus)
     recorder.open(facts, folder, ledger.events)
     ledger.listeners.append(recorder.send)
+    ledger.append(Launched(host=socket.gethostname(), pid=os.getpid()))
+    if extend:
+        ledger.append(Commanded(name="set", arguments=dict(extend), answer="extended.", by=getpass.getuser()))
     _settle(ledger, rungs, spec)
+    alike = _FailuresAlike()
+    for event in ledger.events:
+        limits.take(event, ledger.trials)
+        alike.take(event)
+    settings = Settings.of(spec, ledger.events)
     searcher = OptunaSearcher(
         spec.space,
         metric=spec.metric,
         mode=spec.mode,
         epochs=spec.epochs,
-        trials=spec.trials,
+        trials=settings.trials,
         seed=spec.seed,
+        sampler=spec.sampler,
+        levels=rungs.levels,
+        objectives=spec.objectives,
+        first=spec.start_with,
+        earlier=_earlier(folder),
         config=lambda number, params: _told(spec, folder, data, number, params),
         record=ledger.append,
-        may_go_on=lambda: not _all_fail_alike(ledger.trials),
     )
     searcher.replay(ledger.events)
-    left = spec.trials - sum(trial.over for trial in ledger.trials.values())
-    interrupted, ended = False, False
+
+    def obey() -> None:
+        """Hand on what is asked of the search."""
+        searcher.trials, searcher.concurrency = control.settings.trials, control.settings.concurrency
+        limits.hours, limits.device_hours = control.settings.hours, control.settings.device_hours
+        control.ending = control.ending or limits.reached(ledger.spent) or ""
+        searcher.over = bool(control.ending or alike.reason or control.draining or control.cancelled.is_set())
+        searcher.paused = control.paused
+
+    def look(event: Event) -> None:
+        """What an event means for what is to happen next."""
+        limits.take(event, ledger.trials)
+        alike.take(event)
+        if isinstance(event, Ended):
+            _collect(folder, ledger.trials, spec)
+        obey()
+
+    control = Control(folder, ledger, settings, obey, searcher.add)
+    recorder.obey = lambda text: control.obey_text(text, by="MLflow")
+    obey()
+    _collect(folder, ledger.trials, spec)
+    ledger.listeners.append(look)
+    left = settings.trials - sum(trial.over for trial in ledger.trials.values())
+    ended = False
     try:
-        if left:
+        if left and not searcher.over:
             if watch:
-                ledger.listeners.append(watch(ledger, spec))
-            interrupted = _tune(spec, folder, ledger, rungs, searcher, left)
+                ledger.listeners.append(watch(ledger, spec, control))
+            with control:
+                _tune(spec, folder, ledger, rungs, searcher, control)
         ended = True
     finally:  # an error of ours leaves a search that can be resumed, and no run open
+        interrupted = control.cancelled.is_set()
         for trial in list(ledger.trials.values()):
             if trial.outcome == "running":
                 ledger.append(Ended(trial=trial.number, outcome="interrupted", reason="the driver stopped"))
@@ -184,13 +275,55 @@ def _drive(
         trials = ranked(ledger.trials.values(), spec.metric, spec.mode)
         completed = any(trial.outcome == "completed" for trial in trials)
         winner = best(trials, spec.metric, spec.mode)
-        checkpoint = trial_folder(folder, winner.number) / "checkpoint" if winner and ended and not interrupted else None
+        model = trial_folder(folder, winner.number) / "checkpoint" if winner and ended and not interrupted else None
         status = "KILLED" if interrupted else "FINISHED" if ended and completed else "FAILED"
-        recorder.close(trials, status=status, winner=winner, checkpoint=checkpoint)
+        recorder.close(trials, status=status, winner=winner, checkpoint=model)
         ledger.close()
     if not interrupted and not completed:
-        raise NoTrialCompletedError(f"{folder}: none of {len(trials)} trials reached full length; {_why(trials)}")
-    return SearchResult(folder, spec, trials, interrupted, time.monotonic() - began, recorder.experiment_id, recorder.parent_run)
+        raise NoTrialCompletedError(f"{folder}: none of {len(trials)} trials reached full length; {control.ending or _why(trials)}")
+    return SearchResult(
+        folder=folder,
+        spec=spec,
+        trials=trials,
+        interrupted=interrupted,
+        ended_by=control.ending,
+        settings=control.settings,
+        spent=ledger.spent,
+        seconds=time.monotonic() - began,
+        experiment_id=recorder.experiment_id,
+        parent_run=recorder.parent_run,
+    )
+
+
+def _lessons(spec: SearchSpec, output: Path) -> list[tuple[dict[str, Value], dict[int, float], str]]:
+    """Parameters, values by epoch and outcome of the trials of earlier searches that the search file names."""
+    lessons: list[tuple[dict[str, Value], dict[int, float], str]] = []
+    for name in spec.learn_from:
+        trials = read_trials(searches.find(output, name) / "ledger.jsonl")
+        for trial in trials:
+            values = {result.epoch: getattr(result, spec.metric) for result in trial.results}
+            known = {epoch: value for epoch, value in values.items() if value is not None and math.isfinite(value)}
+            if trial.over and known:
+                lessons.append((trial.params, known, trial.outcome))
+    return lessons
+
+
+def _earlier(folder: Path) -> list[tuple[dict[str, Value], dict[int, float], str]]:
+    """The same as it stood when this search began: what a resume proposes must not change with the other searches."""
+    if not (folder / EARLIER).exists():
+        return []
+    lessons = json.loads((folder / EARLIER).read_text())
+    return [(params, {int(epoch): value for epoch, value in values.items()}, outcome) for params, values, outcome in lessons]
+
+
+def _rungs(spec: SearchSpec) -> Rungs:
+    parts = boundaries(spec.space, spec.stopping.strata)
+    return Rungs(mode=spec.mode, epochs=spec.epochs, boundaries=parts, seed=spec.seed, **spec.stopping.model_dump())
+
+
+def _flops(spec: SearchSpec, trial: Trial) -> float | None:
+    """Predicted training FLOPs, where strata ask for them."""
+    return float(spec.space.cost(trial.params).train_flops) if spec.stopping.strata > 1 else None
 
 
 def _settle(ledger: Ledger, rungs: Rungs, spec: SearchSpec) -> None:
@@ -198,13 +331,28 @@ def _settle(ledger: Ledger, rungs: Rungs, spec: SearchSpec) -> None:
     stopped: dict[int, bool] = {}
     for event in list(ledger.events):
         if isinstance(event, Reported):
-            stopped[event.trial] = rungs.stops(event.result.epoch, getattr(event.result, spec.metric))
+            flops = _flops(spec, ledger.trials[event.trial])
+            stopped[event.trial] = rungs.stops(event.trial, event.result.epoch, getattr(event.result, spec.metric), flops)
     for trial in list(ledger.trials.values()):
         if not trial.over and trial.results:
             if trial.results[-1].epoch >= spec.epochs:
                 ledger.append(Ended(trial=trial.number, outcome="completed"))
             elif stopped[trial.number]:
                 ledger.append(Ended(trial=trial.number, outcome="stopped"))
+
+
+def _collect(folder: Path, trials: Mapping[int, Trial], spec: SearchSpec) -> None:
+    """Remove the checkpoints that nobody will ask for: of the trials that are over, all but the best few are.
+
+    So the disk holds at most `keep_checkpoints` of them and two generations for each trial that is not over.
+    """
+    places = {int(place.parent.name): place for place in (folder / "trials").glob("*/checkpoint")}
+    over = [trials[number] for number in places if number in trials and trials[number].over]
+    keep = kept(over, spec.metric, spec.mode, spec.keep_checkpoints)
+    for trial in over:
+        checkpoint.drop_older(places[trial.number])
+        if trial.number not in keep:
+            shutil.rmtree(places[trial.number], ignore_errors=True)
 
 
 def _told(spec: SearchSpec, folder: Path, data: DataSet, number: int, params: dict[str, Value]) -> dict[str, Any]:
@@ -215,25 +363,34 @@ def _told(spec: SearchSpec, folder: Path, data: DataSet, number: int, params: di
         "folder": str(trial_folder(folder.resolve(), number)),
         "data": data,
         "threads": max(1, int(spec.resources.cpus)),
+        "halvings": 0,
+        "latency": any(objective.metric == "latency_ms" for objective in spec.objectives),
     }
 
 
-def _tune(spec: SearchSpec, folder: Path, ledger: Ledger, rungs: Rungs, searcher: OptunaSearcher, left: int) -> bool:
-    """Run the trials; True when a signal ended them early."""
+def _tune(spec: SearchSpec, folder: Path, ledger: Ledger, rungs: Rungs, searcher: OptunaSearcher, control: Control) -> None:
+    """Run the trials until all are over, a limit is reached, or a person ends the search."""
 
     def record(number: int, result: Mapping[str, Any]) -> bool:
         known = len(ledger.trials[number].results)
         ledger.append(Reported(trial=number, result=EpochResult(**{f.name: result[f.name] for f in dataclasses.fields(EpochResult)})))
         return len(ledger.trials[number].results) > known
 
-    with _local_ray(spec), _signals() as stopped:
+    with _local_ray(spec), _signals(control):
         tuner = Tuner(
             tune.with_resources(train_trial, {"cpu": spec.resources.cpus, "gpu": spec.resources.gpus}),
             tune_config=TuneConfig(
                 search_alg=searcher,
-                scheduler=RungScheduler(rungs, spec.metric, record),
-                num_samples=left,
-                max_concurrent_trials=spec.concurrency,
+                scheduler=RungScheduler(
+                    rungs,
+                    spec.metric,
+                    record,
+                    flops=lambda number: _flops(spec, ledger.trials[number]),
+                    paused=lambda: control.paused,
+                    asked_to_stop=lambda number: bool(control.stop_reason(number)),
+                    cancelled=control.cancelled.is_set,
+                ),
+                num_samples=-1,  # the searcher says when it is enough, and how many at a time
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: f"{trial.config['trial']:04d}",
                 trial_name_creator=lambda trial: f"trial_{trial.config['trial']:04d}",
@@ -241,43 +398,84 @@ def _tune(spec: SearchSpec, folder: Path, ledger: Ledger, rungs: Rungs, searcher
             run_config=RunConfig(
                 name="tune",
                 storage_path=str(folder.resolve()),
-                callbacks=[_EndCallback(ledger, spec.epochs, stopped)],
+                callbacks=[_EndCallback(ledger, spec, control)],
                 failure_config=FailureConfig(max_failures=MAX_RETRIES),
                 verbose=0,
             ),
         )
         tuner.fit()
-    return stopped.is_set()
 
 
 class _EndCallback(Callback):
-    """Writes into the ledger how each trial ended."""
+    """Writes into the ledger how each trial ended, and ends those that hang."""
 
-    def __init__(self, ledger: Ledger, epochs: int, stopped: threading.Event) -> None:
-        self._ledger, self._epochs, self._stopped = ledger, epochs, stopped
+    def __init__(self, ledger: Ledger, spec: SearchSpec, control: Control) -> None:
+        self._ledger, self._epochs, self._stall_s, self._control = ledger, spec.epochs, 60 * spec.stall_minutes, control
+        self._heard: dict[str, float] = {}
+        self._memory_deaths: dict[int, int] = {}
 
     def __reduce__(self) -> Any:
         """Nothing of it is in Tune's snapshots: the ledger is what a search is rebuilt from."""
         return object, ()
 
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Kill the process of a trial that has not been heard of for too long; Tune then takes it for dead and tries again."""
+        now = time.monotonic()
+        silent = [name for name, heard in self._heard.items() if now - heard > self._stall_s]
+        for trial in trials if silent else ():
+            actor = trial.temporary_state.ray_actor
+            if trial.trial_id in silent and actor is not None:
+                _log.warning("trial %d has not reported for %g minutes; its process is ended.", trial.config["trial"], self._stall_s / 60)
+                ray.kill(actor)
+                self._heard[trial.trial_id] = now
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._heard[trial.trial_id] = time.monotonic()
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        self._heard[trial.trial_id] = time.monotonic()
+        if self._control.paused:  # it is about to be held
+            self._heard.pop(trial.trial_id)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A process that the lack of memory has killed gets smaller micro-batches, once."""
+        self._heard.pop(trial.trial_id, None)
+        if isinstance(trial.get_error(), ray.exceptions.OutOfMemoryError):
+            trial.config["halvings"] += 1
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        result = trial.last_result or {}
+        self._heard.pop(trial.trial_id, None)
+        result, number = trial.last_result or {}, trial.config["trial"]
         outcome: Outcome = "completed" if result.get("epoch", 0) >= self._epochs else "stopped"
         outcome = result.get("failure", outcome)
-        if outcome == "stopped" and self._stopped.is_set():
-            return  # cut short by a signal, not by a rung
-        self._ledger.append(Ended(trial=trial.config["trial"], outcome=outcome, reason=result.get("reason", "")))
+        if outcome == "stopped" and self._control.cancelled.is_set():
+            return  # cut short by a person, not by a rung
+        reason = self._control.stop_reason(number) if outcome == "stopped" else result.get("reason", "")
+        self._ledger.append(Ended(trial=number, outcome=outcome, reason=reason))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._heard.pop(trial.trial_id, None)
         lines = str(trial.get_error() or "its worker process died").strip().splitlines()
         self._ledger.append(Ended(trial=trial.config["trial"], outcome="failed", reason=f"{lines[-1]} (after {MAX_RETRIES} retries)"))
 
 
-def _all_fail_alike(trials: Mapping[int, Trial]) -> bool:
+class _FailuresAlike:
     """Whether the first three trials to end failed for one reason: then the next would, too."""
-    over = sorted((t for t in trials.values() if t.over), key=lambda t: t.ended or 0.0)[:3]
-    reasons = {t.reason.partition(" (see ")[0] for t in over}
-    return len(over) == 3 and all(t.outcome == "failed" for t in over) and len(reasons) == 1
+
+    def __init__(self) -> None:
+        self._first: list[Ended] = []
+
+    def take(self, event: Event) -> None:
+        """One more event."""
+        if len(self._first) < 3 and isinstance(event, Ended) and event.outcome != "interrupted":
+            self._first.append(event)
+
+    @property
+    def reason(self) -> str:
+        """Their common reason; empty where they have none."""
+        reasons = {event.reason.partition(" (see ")[0] for event in self._first if event.outcome == "failed"}
+        failed = sum(event.outcome == "failed" for event in self._first)
+        return reasons.pop() if failed == 3 and len(reasons) == 1 else ""
 
 
 def _why(trials: list[Trial]) -> str:
@@ -322,26 +520,21 @@ def _local_ray(spec: SearchSpec) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM end the search cleanly the first time; the second Ctrl-C ends it at once.
-
-    Tune listens to SIGUSR1 as it does to SIGINT, but does not say afterwards that it was stopped.
-    """
-    stopped = threading.Event()
+def _signals(control: Control) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the search cleanly the first time; the second Ctrl-C ends it at once."""
     if threading.current_thread() is not threading.main_thread():
-        yield stopped
+        yield
         return
 
     def stop(number: int, frame: Any) -> None:
-        if stopped.is_set():
+        if control.cancelled.is_set():
             raise KeyboardInterrupt
-        stopped.set()
-        os.kill(os.getpid(), signal.SIGUSR1)
+        control.cancel()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     try:
-        yield stopped
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

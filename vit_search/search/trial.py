@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
+import shutil
 import traceback
+import uuid
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from ray import tune
 
-from vit_search.errors import VitSearchError
+from vit_search.errors import CheckpointError, DamagedCheckpointError, VitSearchError
 from vit_search.spec.config import TrialConfig
+from vit_search.spec.cost import in_units
 from vit_search.vit import checkpoint, training
 from vit_search.vit.data import DataSet
 from vit_search.vit.splits import Split, StreamedSplit, load_split
+
+_log = logging.getLogger(__name__)
+
+
+class OvertakenError(RuntimeError):
+    """Another process has taken this trial up; this one must not write any more."""
 
 
 def train_trial(told: dict[str, Any]) -> None:
@@ -23,7 +33,8 @@ def train_trial(told: dict[str, Any]) -> None:
 
     Args:
         told: `trial` (number), `config` (TrialConfig as a dict), `folder` (of this trial, on storage that every node
-            sees), `data` (a prepared DataSet), `threads`.
+            sees), `data` (a prepared DataSet), `threads`, `halvings` (how often a lack of memory has killed it: each
+            halves the micro-batch), `latency` (whether to measure the time to classify an image).
 
     An epoch is saved before it is reported, and a trial that starts again reports what its checkpoint holds once more:
     the driver drops what it knows. An error of ours or of the user is reported, not raised: Tune's retries are for
@@ -31,6 +42,8 @@ def train_trial(told: dict[str, Any]) -> None:
     """
     try:
         _train(told)
+    except OvertakenError:
+        return  # whoever replaced it reports
     except training.DivergedError as error:
         tune.report({"trial": told["trial"], "failure": "diverged", "reason": str(error)})
     except VitSearchError as error:
@@ -48,17 +61,54 @@ def _train(told: dict[str, Any]) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config, folder, data = TrialConfig.from_dict(told["config"]), Path(told["folder"]) / "checkpoint", told["data"]
     train, val = _split(data, "train", device), _split(data, "val", device)
-    if checkpoint.exists(folder):
-        state = checkpoint.load_training(folder, config, device)
-        for result in state.history:
-            tune.report({"trial": told["trial"], **dataclasses.asdict(result)})
-    else:
+    owner = _own(folder.parent)
+    state = _where_it_stood(folder, config, device)
+    if state is None:
         state = training.start(config, training.Normalisation.of(data.mean, data.std, device), device)
+    state.accumulation = max(state.accumulation, config.training.accumulation * 2 ** told["halvings"])
+    for result in state.history:
+        tune.report({"trial": told["trial"], **dataclasses.asdict(result)})
+    latency = state.history[-1].latency_ms if state.history else None
     for result in training.fit(state, train, val):
         if not math.isfinite(result.train_loss):
             raise training.DivergedError(f"the training loss is {result.train_loss} in epoch {result.epoch}")
-        checkpoint.save(folder, state, classes=data.classes, data_hash=data.data_hash)
+        if told["latency"]:
+            latency = latency or training.latency_ms(state.outcome)
+            result = dataclasses.replace(result, latency_ms=latency)
+            state.history[-1] = result
+        if (folder.parent / "owner").read_text() != owner:
+            raise OvertakenError(f"{folder.parent}: another process has taken this trial up")
+        _save(folder, state, data)
         tune.report({"trial": told["trial"], **dataclasses.asdict(result)})
+
+
+def _own(folder: Path) -> str:
+    """Leave a mark by which a forgotten earlier process of this trial sees that it has been replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex
+    fresh = folder / f"owner.{mark}"
+    fresh.write_text(mark)
+    fresh.rename(folder / "owner")
+    return mark
+
+
+def _where_it_stood(folder: Path, config: TrialConfig, device: str) -> training.Training | None:
+    """The training as its checkpoint has it; None where it must begin anew, which gives the same numbers again."""
+    if not checkpoint.exists(folder):
+        return None
+    try:
+        return checkpoint.load_training(folder, config, device)
+    except DamagedCheckpointError as error:
+        _log.warning("%s The trial begins anew.", error)
+        return None
+
+
+def _save(folder: Path, state: training.Training, data: DataSet) -> None:
+    try:
+        checkpoint.save(folder, state, classes=data.classes, data_hash=data.data_hash)
+    except OSError as error:
+        free = shutil.disk_usage(folder.parent).free
+        raise CheckpointError(f"{folder}: cannot be written ({error}); {in_units(free)} are free; make room, then resume.") from None
 
 
 def _split(data: DataSet, split: Literal["train", "val"], device: str) -> Split | StreamedSplit:

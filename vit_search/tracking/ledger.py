@@ -245,12 +245,19 @@ def read_events(path: Path) -> list[Event]:
     return [_decode(line) for line in _sound_lines(path)]
 
 
+def told(events: Iterable[Event], epochs: int) -> tuple[dict[int, Trial], Spent]:
+    """The trials by their numbers and what they cost, from all events."""
+    trials: dict[int, Trial] = {}
+    spent = Spent()
+    for event in events:
+        fold(trials, event)
+        spent.take(event, trials, epochs)
+    return trials, spent
+
+
 def read_trials(path: Path) -> list[Trial]:
     """The trials of a search, running or over, in the order of their numbers; otherwise as `read_events`."""
-    trials: dict[int, Trial] = {}
-    for event in read_events(path):
-        fold(trials, event)
-    return list(trials.values())
+    return list(told(read_events(path), epochs=0)[0].values())
 
 
 def held(path: Path) -> bool:

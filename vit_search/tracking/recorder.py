@@ -6,14 +6,16 @@ runs are found again by their tags, and a metric point carries the time of its e
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import logging
 import os
 import queue
+import re
 import threading
 import time
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -36,9 +38,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from vit_search.errors import TrackingError
+from vit_search.errors import SearchError, TrackingError
 from vit_search.spec.config import EpochResult
-from vit_search.tracking.ledger import Ended, Event, Infeasible, Proposed, Reported, Trial
+from vit_search.tracking.ledger import Commanded, Ended, Event, Infeasible, Launched, Proposed, Reported, Trial
 from vit_search.tracking.searches import SearchFacts
 
 _log = logging.getLogger(__name__)
@@ -50,6 +52,9 @@ REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DE
 """Error codes of MLflow that sending again does not mend."""
 
 DEFAULT_DATABASE = "mlruns.db"
+
+LOOK_EVERY_S = 4.0
+"""How often the parent run's tag `command` is looked at."""
 
 
 def resolve_uri(given: str | None) -> str:
@@ -96,6 +101,35 @@ def client_for(given: str | None) -> MlflowClient:
     return client
 
 
+def command(tracking_uri: str, search: str, text: str, wait_s: float) -> str:
+    """Give a running search a command through MLflow, from wherever its folder is not.
+
+    Raises: SearchError when no running search has this name, or it does not answer in time; the command is then withdrawn.
+    """
+    client = client_for(tracking_uri)
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", search):
+        raise SearchError(f"{search!r} is no search's name; give it as MLflow's run is named, e.g. digits-1.")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = client.search_runs(
+        experiments, f"attributes.run_name = '{search}' and tags.search = '{search}' and attributes.status = 'RUNNING'"
+    )
+    if not found:
+        raise SearchError(f"{search}: no running search of this name in {_public(tracking_uri)}; see its page for its state.")
+    run = found[0].info.run_id
+    if "command_answer" in found[0].data.tags:
+        client.delete_tag(run, "command_answer")
+    client.set_tag(run, "command", text)
+    end = time.monotonic() + wait_s
+    while time.monotonic() < end:
+        tags = client.get_run(run).data.tags
+        if "command_answer" in tags:
+            return tags["command_answer"].removeprefix(f"{text}: ")
+        time.sleep(0.5)
+    if "command" in client.get_run(run).data.tags:
+        client.delete_tag(run, "command")
+    raise SearchError(f"{search}: the search did not answer within {wait_s:g} s; see whether its driver still runs, then ask again.")
+
+
 class Recorder:
     """Sends a search's events to MLflow from a thread of its own; `send` only puts them into a queue."""
 
@@ -106,6 +140,9 @@ class Recorder:
         self._runs: dict[int, str] = {}
         self._queue: queue.Queue[Event | None] = queue.Queue()
         self._thread = threading.Thread(target=self._drain, name="recorder", daemon=True)
+        self.obey: Callable[[str], str] | None = None
+        """Does what a tag `command` of the parent run says, and gives the answer."""
+        self._looked = time.monotonic()
         self._said_away = False
         self._interrupted: set[int] = set()
 
@@ -225,16 +262,28 @@ class Recorder:
 
     def _drain(self) -> None:
         while True:
-            batch = [self._queue.get()]
-            while True:
-                try:
+            batch: list[Event | None] = []
+            try:
+                batch.append(self._queue.get(timeout=LOOK_EVERY_S))
+                while True:
                     batch.append(self._queue.get_nowait())
-                except queue.Empty:
-                    break
+            except queue.Empty:
+                pass
             ends = None in batch
             self._send_all([event for event in batch if event is not None])
             if ends:
                 return
+            if time.monotonic() - self._looked >= LOOK_EVERY_S:
+                self._looked = time.monotonic()
+                with contextlib.suppress(Exception):  # MLflow is away: `_insist` says so; the next look may find it
+                    self._look()
+
+    def _look(self) -> None:
+        """Obey a command that somebody has written as a tag on the parent run, here or in MLflow's pages."""
+        text = self.client.get_run(self.parent_run).data.tags.get("command")
+        if text and self.obey is not None:
+            self.client.delete_tag(self.parent_run, "command")
+            self.client.set_tag(self.parent_run, "command_answer", f"{text}: {self.obey(text)}")
 
     def _send_all(self, events: list[Event]) -> None:
         points: dict[int, list[Metric]] = {}
@@ -249,7 +298,7 @@ class Recorder:
                 self._insist(self._points, event.trial, points.pop(event.trial, []))
                 self._insist(self._end, event)
             else:
-                assert isinstance(event, Infeasible)  # no run: it was never trained
+                assert isinstance(event, (Infeasible, Launched, Commanded))  # of no trial: they have no run
         for trial, metrics in points.items():
             self._insist(self._points, trial, metrics)
 

@@ -1,0 +1,234 @@
+"""Commands to a search that runs, for real: its folder, MLflow's tags, and what becomes of its trials."""
+
+import json
+import subprocess
+import time
+
+import mlflow
+import pytest
+from test_end_to_end import COMMAND, until, vit_search
+
+from vit_search.errors import SpecError
+from vit_search.search import control
+from vit_search.search.control import Control, Settings
+from vit_search.search.limits import Limits
+from vit_search.spec import search_file
+from vit_search.spec.search_file import Limits as Asked
+from vit_search.tracking import ledger as books
+from vit_search.tracking.ledger import Commanded, Ended, Ledger, Proposed, Reported, Spent
+
+FILE = """
+name: told
+data: {name: digits}
+trials: 3
+epochs: 500
+stopping: {kind: none}
+seed: 3
+concurrency: 2
+model: {patch_size: 2, dim: 32, depth: {int: [1, 2]}, heads: 2}
+training: {lr: {float: [1e-3, 1e-2], log: true}, batch_size: 64}
+"""
+
+
+def say(folder, *words, check=True):
+    began = time.monotonic()
+    done = vit_search(folder, *words, check=check)
+    assert time.monotonic() - began < 20  # 10 s to answer; this machine may be busy
+    return done
+
+
+def state(folder, search="told-1"):
+    return json.loads(vit_search(folder, "status", search, "--json").stdout)
+
+
+def test_a_running_search_obeys(tmp_path):
+    (tmp_path / "told.yaml").write_text(FILE)
+    refused = vit_search(tmp_path, "pause", check=False)
+    assert refused.returncode == 2
+    driver = subprocess.Popen([COMMAND, "run", "told.yaml"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        path = tmp_path / "searches/told-1/ledger.jsonl"
+
+        def events(kind=None):
+            return [e for e in books.read_events(path) if kind is None or isinstance(e, kind)]
+
+        def reports_of(trial):
+            return sum(e.trial == trial for e in events(Reported))
+
+        until(lambda: path.exists() and reports_of(0) >= 2 and reports_of(1) >= 2)
+
+        assert "2 running trials will be held" in say(tmp_path, "pause").stdout
+        until(lambda: _still(lambda: len(events(Reported)), 3))
+        held = len(events(Reported))
+        assert "going on." in say(tmp_path, "continue", "told-1").stdout
+        until(lambda: len(events(Reported)) > held + 4)
+        for trial in (0, 1):  # no epoch was trained again, none left out
+            assert [e.result.epoch for e in events(Reported) if e.trial == trial] == list(range(1, reports_of(trial) + 1))
+
+        assert "trials is now 6, concurrency is now 1" in say(tmp_path, "set", "--trials", "6", "--concurrency", "1").stdout
+        bad = say(tmp_path, "set", "--trials", "1", check=False)
+        assert bad.returncode == 2
+        assert "trials=1 is less than the 2 that have started" in bad.stderr
+        assert say(tmp_path, "stop", "told-1/9", check=False).stderr.strip().endswith("trial 9 is not running; running: 0, 1.")
+
+        assert "trial 0 will be stopped" in say(tmp_path, "stop", "told-1/0").stdout
+        until(lambda: any(e.trial == 0 for e in events(Ended)))
+        assert [(e.outcome, e.reason) for e in events(Ended)] == [("stopped", "stopped by hand")]
+        assert _still(lambda: len(events(Proposed)), 3)  # one at a time is now enough, and trial 1 is running
+
+        (tmp_path / "mine.yaml").write_text("{depth: 2, lr: 0.002}")
+        assert "next trial" in say(tmp_path, "add", "mine.yaml", "told-1").stdout
+        (tmp_path / "bad.yaml").write_text("{depht: 2}")
+        bad = say(tmp_path, "add", "bad.yaml", "told-1", check=False)
+        assert (bad.returncode, "depth" in bad.stderr) == (2, True), bad.stderr
+
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        uri = f"sqlite:///{tmp_path / 'mlruns.db'}"
+        assert "trial 1 will be stopped" in say(elsewhere, "stop", "told-1/1", "--tracking-uri", uri).stdout
+        until(lambda: any(e.trial == 1 for e in events(Ended)))
+        until(lambda: len(events(Proposed)) == 3)
+        assert events(Proposed)[2].params == {"depth": 2, "lr": 0.002}
+
+        client = mlflow.MlflowClient(uri)  # as somebody types it in MLflow's pages
+        (parent,) = client.search_runs([client.get_experiment_by_name("told").experiment_id], "attributes.run_name = 'told-1'")
+        client.set_tag(parent.info.run_id, "command", "set hours=0.5")
+        until(lambda: "command" not in client.get_run(parent.info.run_id).data.tags, seconds=10)
+        assert client.get_run(parent.info.run_id).data.tags["command_answer"] == "set hours=0.5: hours is now 0.5."
+        until(lambda: reports_of(2) >= 1)
+
+        assert "ending now" in say(tmp_path, "cancel").stdout
+        _, said = driver.communicate(timeout=60)
+        assert driver.returncode == 130, said
+        assert "Traceback" not in said
+    finally:
+        driver.kill()
+        driver.wait()
+    now = state(tmp_path)
+    assert (now["running"], now["trials"], now["outcomes"]) == (False, 6, {"stopped": 2, "interrupted": 1})
+    assert [c["name"] for c in now["commands"]] == ["pause", "continue", "set", "stop", "add", "stop", "set", "cancel"]
+    assert "not running" in say(tmp_path, "status").stdout
+    refused = say(tmp_path, "pause", check=False)
+    assert "no driver runs this search now" in refused.stderr
+
+
+def _still(count, seconds):
+    before = count()
+    time.sleep(seconds)
+    return count() == before
+
+
+SMALL = FILE.replace("epochs: 500", "epochs: 1").replace("trials: 3", "trials: 2")
+
+
+def test_a_finished_search_is_extended_in_the_same_study_and_the_same_parent_run(tmp_path):
+    (tmp_path / "told.yaml").write_text(SMALL)
+    vit_search(tmp_path, "run", "told.yaml")
+    (tmp_path / "four.yaml").write_text(SMALL.replace("trials: 2", "trials: 4"))
+    vit_search(tmp_path, "run", "four.yaml")
+    done = vit_search(tmp_path, "extend", "told-1", "--trials", "4")
+    assert "4 of 4 trials" in done.stdout
+    assert vit_search(tmp_path, "extend", "told-1", "--trials", "2", check=False).returncode == 2
+
+    def proposals(search):
+        return {e.trial: e.params for e in books.read_events(tmp_path / f"searches/{search}/ledger.jsonl") if isinstance(e, Proposed)}
+
+    assert proposals("told-1") == proposals("told-2")
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlruns.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("told").experiment_id], "tags.search = 'told-1'")
+    assert len(runs) == 5
+    (parent,) = [run for run in runs if run.info.run_name == "told-1"]
+    assert (parent.info.status, parent.data.metrics["trials"]) == ("FINISHED", 4)
+
+
+# Without Ray
+
+
+@pytest.mark.parametrize("text", ["pause", "set trials=40 hours=2.5", "stop trial=3", "add pool=cls dim=64 lr=0.001 qkv_bias=true"])
+def test_words_and_commands_are_inverses(text):
+    name, arguments = control.parse(text)
+    assert control.parse(control.in_words(name, arguments)) == (name, arguments)
+    assert control.parse("set trials=40 hours=2.5") == ("set", {"trials": 40, "hours": 2.5})
+
+
+@pytest.fixture
+def told(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append(Proposed(trial=0, params={}))
+    made = []
+
+    def add(params):
+        if "dim" not in params:
+            raise SpecError("no dim")
+        made.append(params)
+
+    yield Control(tmp_path, ledger, Settings(8, 2, None, None), lambda: None, add), ledger, made
+    ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("puase", "unknown command 'puase'; did you mean pause?"),
+        ("pause now", "'pause now': 'now' is no argument; write NAME=VALUE."),
+        ("set", "set what? give trials, concurrency, hours or device_hours."),
+        ("set trails=9", "set: unknown argument 'trails'; did you mean trials?"),
+        ("set trials=nine", "trials is 'nine'; give a whole number above 0."),
+        ("set trials=2.5", "trials is 2.5; give a whole number above 0."),
+        ("set hours=-1", "hours is -1; give a number above 0."),
+        ("set hours=nan", "hours is nan; give a number above 0."),
+        ("stop trial=7", "trial 7 is not running; running: 0."),
+        ("add lr=1", "no dim"),
+        ("", "'' is no command (not enough values to unpack (expected at least 1, got 0)); write e.g. `set trials=40`."),
+    ],
+)
+def test_a_command_that_makes_no_sense_is_refused_and_changes_nothing(told, text, answer):
+    commands, ledger, made = told
+    assert commands.obey_text(text, by="me") == answer
+    assert commands.settings == Settings(8, 2, None, None)
+    assert not made
+    assert not [e for e in ledger.events if isinstance(e, Commanded)]
+
+
+def test_settings_are_rebuilt_from_the_ledger(told):
+    commands, ledger, _ = told
+    commands.obey_text("set trials=40", by="me")
+    commands.obey_text("set hours=2 concurrency=3", by="me")
+    spec = search_file.parse(FILE)
+    assert Settings.of(spec, ledger.events) == Settings(40, 3, 2, None)
+
+
+def _fed(asked, outcomes, mode="max", seconds=0.0):
+    limits, trials, spent = Limits(asked, metric="val_accuracy", mode=mode, devices=2), {}, Spent()
+    for number, (value, outcome) in enumerate(outcomes):
+        from test_ledger import result
+
+        for event in (
+            Proposed(trial=number, params={}, at=10.0 * number),
+            Reported(trial=number, result=result(1, value, seconds), at=10.0 * number + 9),
+            Ended(trial=number, outcome=outcome, at=10.0 * number + 10),
+        ):
+            books.fold(trials, event)
+            spent.take(event, trials, 4)
+            limits.take(event, trials)
+    return limits.reached(spent)
+
+
+@pytest.mark.parametrize(
+    ("asked", "mode", "outcomes", "reached"),
+    [
+        ({}, "max", [(0.9, "completed")] * 50, None),
+        ({"target": 0.8}, "max", [(0.9, "stopped"), (0.7, "completed")], None),
+        ({"target": 0.8}, "max", [(0.8, "completed")], "limits.target: trial 0 reached 0.8"),
+        ({"target": 0.2}, "min", [(0.8, "completed")], None),
+        ({"target": 0.2}, "min", [(0.8, "completed"), (0.1, "completed")], "limits.target: trial 1 reached 0.2"),
+        ({"patience": 2}, "max", [(0.5, "completed"), (0.4, "stopped"), (0.6, "stopped"), (0.1, "failed")], None),
+        ({"patience": 2}, "max", [(0.5, "completed"), (0.4, "stopped"), (0.1, "failed")], "limits.patience: no improvement in 2 trials"),
+        ({"hours": 29 / 3600}, "max", [(0.5, "stopped")] * 2, None),
+        ({"hours": 19.5 / 3600}, "max", [(0.5, "stopped")] * 2, "limits.hours: 0.00541667 h are over"),
+        ({"device_hours": 20 / 3600}, "max", [(0.5, "stopped")] * 2, "limits.device_hours: 0.00555556 h are spent"),
+        ({"device_hours": 21 / 3600}, "max", [(0.5, "stopped")] * 2, None),
+    ],
+)
+def test_limits(asked, mode, outcomes, reached):
+    assert _fed(Asked(**asked), outcomes, mode, seconds=5.0) == reached
