@@ -123,6 +123,7 @@ def run(
     tracking_uri: str | None = None,
     download: bool = False,
     watch: Callable[[Ledger, SearchSpec, Control], Watcher] | None = None,
+    work: Callable[[dict[str, Any]], None] = train_trial,
 ) -> SearchResult:
     """Start a search in a new folder under `output` and see it through.
 
@@ -132,6 +133,7 @@ def run(
         tracking_uri: of MLflow; see `recorder.resolve_uri`.
         download: whether a missing data set may be fetched.
         watch: called once with the ledger and the control; what it returns is told every event.
+        work: what a worker does with a trial; a benchmark of the driver puts something light here.
     Raises: DataError, TrackingError, SearchError before the first trial; NoTrialCompletedError at the end.
     """
     share = spec.space.feasible_share()
@@ -161,7 +163,7 @@ def run(
         tracking_uri=recorder.public_uri,
     )
     searches.write(folder, facts)
-    return _drive(spec, folder, data, recorder, facts, watch)
+    return _drive(spec, folder, data, recorder, facts, watch, work=work)
 
 
 def resume(
@@ -197,6 +199,7 @@ def _drive(
     facts: SearchFacts,
     watch: Callable[[Ledger, SearchSpec, Control], Watcher] | None,
     extend: Mapping[str, float] | None = None,
+    work: Callable[[dict[str, Any]], None] = train_trial,
 ) -> SearchResult:
     began = time.monotonic()
     ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
@@ -264,7 +267,7 @@ def _drive(
             if watch:
                 ledger.listeners.append(watch(ledger, spec, control))
             with control:
-                _tune(spec, folder, ledger, rungs, searcher, control)
+                _tune(spec, folder, ledger, rungs, searcher, control, work)
         ended = True
     finally:  # an error of ours leaves a search that can be resumed, and no run open
         interrupted = control.cancelled.is_set()
@@ -275,7 +278,8 @@ def _drive(
         trials = ranked(ledger.trials.values(), spec.metric, spec.mode)
         completed = any(trial.outcome == "completed" for trial in trials)
         winner = best(trials, spec.metric, spec.mode)
-        model = trial_folder(folder, winner.number) / "checkpoint" if winner and ended and not interrupted else None
+        place = trial_folder(folder, winner.number) / "checkpoint" if winner and ended and not interrupted else None
+        model = place if place and checkpoint.exists(place) else None
         status = "KILLED" if interrupted else "FINISHED" if ended and completed else "FAILED"
         recorder.close(trials, status=status, winner=winner, checkpoint=model)
         ledger.close()
@@ -368,7 +372,15 @@ def _told(spec: SearchSpec, folder: Path, data: DataSet, number: int, params: di
     }
 
 
-def _tune(spec: SearchSpec, folder: Path, ledger: Ledger, rungs: Rungs, searcher: OptunaSearcher, control: Control) -> None:
+def _tune(
+    spec: SearchSpec,
+    folder: Path,
+    ledger: Ledger,
+    rungs: Rungs,
+    searcher: OptunaSearcher,
+    control: Control,
+    work: Callable[[dict[str, Any]], None],
+) -> None:
     """Run the trials until all are over, a limit is reached, or a person ends the search."""
 
     def record(number: int, result: Mapping[str, Any]) -> bool:
@@ -378,7 +390,7 @@ def _tune(spec: SearchSpec, folder: Path, ledger: Ledger, rungs: Rungs, searcher
 
     with _local_ray(spec), _signals(control):
         tuner = Tuner(
-            tune.with_resources(train_trial, {"cpu": spec.resources.cpus, "gpu": spec.resources.gpus}),
+            tune.with_resources(work, {"cpu": spec.resources.cpus, "gpu": spec.resources.gpus}),
             tune_config=TuneConfig(
                 search_alg=searcher,
                 scheduler=RungScheduler(

@@ -1,16 +1,17 @@
 """Who proposes: Optuna's samplers and three of our own behind Tune's Searcher; proposals that cannot be built never run.
 
-What is known is plain data, a list of `Past`. Two functions read it: `truth`, each trial in its true state, for reports and for
-whoever wants an Optuna study; and `view`, what the sampler is shown. A proposal follows from the view, the seed and its own
-index alone: every ask gets a sampler seeded anew. So a searcher that was fed the events of a ledger goes on as the one that
-wrote them would have.
+What is known is plain data, a list of `Past`. Two things are made of it: `truth`, each trial in its true state, for reports and
+for whoever wants an Optuna study; and `History.view`, what the sampler is shown. A proposal follows from the view, the seed and
+its own index alone: every ask gets a sampler seeded anew. So a searcher that was fed the events of a ledger goes on as the one
+that wrote them would have.
 """
 
 from __future__ import annotations
 
+import bisect
 import copy
 import hashlib
-import heapq
+import itertools
 import math
 import random
 import statistics
@@ -80,20 +81,8 @@ class Past:
     """The first metric by epoch; finite ones."""
     others: dict[str, float] = field(default_factory=dict)
     """Further objectives as last reported, and what the model costs."""
-    number: int | None = None
-    """Of its trial; None for one that was not run, or was in an earlier search."""
     attributes: dict[str, Any] = field(default_factory=dict)
     """What a sampler (CMA-ES) wants to find again at this trial."""
-
-
-def level(pasts: Iterable[Past], levels: Sequence[int]) -> int:
-    """The epoch whose values are compared: the last of `levels` that at least ENOUGH trials have reached, or else the first."""
-    counts = dict.fromkeys(levels, 0)
-    for past in pasts:
-        if past.state not in ("failed", "diverged"):
-            for epoch in levels:
-                counts[epoch] += epoch in past.values
-    return next((epoch for epoch in reversed(levels) if counts[epoch] >= ENOUGH), levels[0])
 
 
 def truth(pasts: Iterable[Past], space: Space, *, epochs: int, modes: Sequence[str], goals: Sequence[Goal] = ()) -> optuna.Study:
@@ -117,53 +106,12 @@ def truth(pasts: Iterable[Past], space: Space, *, epochs: int, modes: Sequence[s
     return study
 
 
-def view(
-    pasts: Sequence[Past],
-    levels: Sequence[int],
-    *,
-    modes: Sequence[str],
-    goals: Sequence[Goal] = (),
-    most: int = SHOWN,
-) -> list[tuple[Past, TrialState, list[float] | None]]:
-    """What a sampler is shown, in the order of `pasts`: (trial, state, values).
-
-    Trials that have reached `level` are COMPLETE with their value there, running or not, and those that were stopped before it
-    are left out: a value at few epochs says little about one at many, and the best of eight methods told apart on LCBench
-    (tests/benchmarks/RESULTS.md). Running ones before it are RUNNING, so that the next proposal keeps its distance. Diverged ones
-    have the worst value seen. Those that cannot be built are PRUNED and violate a constraint; they are shown once there are
-    STARTUP observations, which they must not replace, and no more than there are of these. A crash says nothing.
-    """
-    epoch = level(pasts, levels)
-    signs = [-1.0 if mode == "max" else 1.0 for mode in modes]
-    observed = {
-        i: values for i, past in enumerate(pasts) if past.state not in ("failed", "diverged") and (values := _values(past, epoch, goals))
-    }
-    worst = [max((sign * values[k] for values in observed.values()), default=math.nan) * sign for k, sign in enumerate(signs)]
-    if observed:
-        observed |= {i: worst for i, past in enumerate(pasts) if past.state == "diverged"}
-    shown = _bounded(observed, signs[0], most)
-    found: dict[int, tuple[Past, TrialState, list[float] | None]] = {i: (pasts[i], TrialState.COMPLETE, observed[i]) for i in shown}
-    found |= {i: (past, TrialState.RUNNING, None) for i, past in enumerate(pasts) if past.state == "running" and i not in observed}
-    if len(observed) >= STARTUP:
-        infeasible = [i for i, past in enumerate(pasts) if past.state == "infeasible"]
-        found |= {i: (pasts[i], TrialState.PRUNED, None) for i in infeasible[-len(shown) :]}
-    return [found[i] for i in sorted(found)]
-
-
 def distributions(space: Space) -> dict[str, BaseDistribution]:
     """The searched parameters in Optuna's terms."""
     noted = _Noted()
     for name, parameter in space.searched.items():
         parameter.ask(noted, name)
     return noted.found
-
-
-def _bounded(observed: Mapping[int, list[float]], sign: float, most: int) -> list[int]:
-    if len(observed) <= most:
-        return list(observed)
-    best = set(heapq.nsmallest(min(BEST_SHOWN, most // 2), observed, key=lambda i: (sign * observed[i][0], i)))
-    newest = [i for i in sorted(observed) if i not in best]
-    return [*best, *newest[len(best) - most :]]
 
 
 def _values(past: Past, epoch: int, goals: Sequence[Goal]) -> list[float] | None:
@@ -197,6 +145,100 @@ def _direction(mode: str) -> StudyDirection:
 
 def _key(params: Mapping[str, Value]) -> tuple[tuple[str, Value], ...]:
     return tuple(sorted(params.items()))
+
+
+class History:
+    """All proposals, in the order of the asks, kept so that a view of 10,000 costs what one of 1,000 does.
+
+    Args:
+        levels: epochs at which trials are compared, ascending, the full length last.
+        modes: "min" or "max" of the first metric and of each of `goals`.
+    """
+
+    def __init__(self, levels: Sequence[int], modes: Sequence[str], goals: Sequence[Goal] = ()) -> None:
+        self.pasts: list[Past] = []
+        self._levels, self._goals = levels, goals
+        self._signs = [-1.0 if mode == "max" else 1.0 for mode in modes]
+        self._reached: dict[int, list[int]] = {epoch: [] for epoch in levels}
+        """Who has a value at a level and has not failed, ascending."""
+        self._by_score: dict[int, list[tuple[float, int]]] = {epoch: [] for epoch in levels}
+        """The same with signed values, best first."""
+        self._of_state: dict[State, list[int]] = {"running": [], "diverged": [], "infeasible": []}
+
+    def add(self, past: Past) -> int:
+        """Take in a proposal. Returns: its place, by which it is known from here on."""
+        place = len(self.pasts)
+        self.pasts.append(Past(past.params, "running", {}, past.others, past.attributes))
+        self._of_state["running"].append(place)
+        for epoch, value in past.values.items():
+            self.report(place, epoch, value)
+        if past.state != "running":
+            self.end(place, past.state)
+        return place
+
+    def report(self, place: int, epoch: int, value: float) -> None:
+        """Take in a running trial's value; one for an epoch that has one already is dropped."""
+        past = self.pasts[place]
+        if past.state == "running" and epoch not in past.values:
+            past.values[epoch] = value
+            if epoch in self._reached:
+                bisect.insort(self._reached[epoch], place)
+                bisect.insort(self._by_score[epoch], (self._signs[0] * value, place))
+
+    def end(self, place: int, state: State) -> None:
+        """Take in how a running trial ended."""
+        past = self.pasts[place]
+        if past.state != "running":
+            return
+        past.state = state
+        self._of_state["running"].remove(place)
+        if state in self._of_state:
+            bisect.insort(self._of_state[state], place)
+        if state in ("diverged", "failed"):
+            for epoch in past.values.keys() & self._reached.keys():
+                self._reached[epoch].remove(place)
+                self._by_score[epoch].remove((self._signs[0] * past.values[epoch], place))
+
+    @property
+    def level(self) -> int:
+        """The epoch whose values are compared: the last level that at least ENOUGH trials have reached, or else the first."""
+        return next((epoch for epoch in reversed(self._levels) if len(self._reached[epoch]) >= ENOUGH), self._levels[0])
+
+    def view(self, most: int = SHOWN) -> list[tuple[Past, TrialState, list[float] | None]]:
+        """What a sampler is shown, in the order of the asks: (trial, state, values).
+
+        Trials that have reached the level are COMPLETE with their value there, running or not, and those that were stopped before
+        it are left out: a value at few epochs says little about one at many, and this did best of seven ways to tell a sampler
+        of stopped trials (tests/benchmarks/RESULTS.md, "Search quality"). Running ones before it are RUNNING, so that the next
+        proposal keeps its distance. Diverged ones have the worst value of those shown. What cannot be built is PRUNED and
+        violates a constraint; it is shown once there are STARTUP observations, which it must not replace. Of these two, the
+        newest are shown, each at most half as many as the observations. A crash says nothing and is left out.
+        """
+        epoch = self.level
+        observed = {place: values for place in self._bounded(epoch, most) if (values := _values(self.pasts[place], epoch, self._goals))}
+        found: dict[int, tuple[TrialState, list[float] | None]] = {
+            place: (TrialState.COMPLETE, values) for place, values in observed.items()
+        }
+        half = math.ceil(len(observed) / 2)
+        if observed:
+            columns = zip(self._signs, zip(*observed.values(), strict=True), strict=True)
+            worst = [sign * max(sign * value for value in column) for sign, column in columns]
+            found |= dict.fromkeys(self._of_state["diverged"][-half:], (TrialState.COMPLETE, worst))
+        if len(observed) >= STARTUP:
+            found |= dict.fromkeys(self._of_state["infeasible"][-half:], (TrialState.PRUNED, None))
+        for place in self._of_state["running"]:
+            if epoch not in self.pasts[place].values:
+                found[place] = (TrialState.RUNNING, None)
+        return [(self.pasts[place], *found[place]) for place in sorted(found)]
+
+    def _bounded(self, epoch: int, most: int) -> Iterable[int]:
+        """The best ones and the newest of the others."""
+        reached = self._reached[epoch]
+        if len(reached) <= most:
+            return reached
+        best = {place for _, place in self._by_score[epoch][: min(BEST_SHOWN, most // 2)]}
+        newest = itertools.islice((place for place in reversed(reached) if place not in best), most - len(best))
+        return [*best, *newest]
 
 
 class _Noted:
@@ -328,8 +370,9 @@ class OptunaSearcher(Searcher):
         self._config, self._record = config, record
         self._most = most or (GP_SHOWN if sampler == "gp" else SHOWN)
         self._known = distributions(space)
-        self._pasts: list[Past] = []
-        self._by_number: dict[int, Past] = {}
+        self._history = History(self._levels, self._modes, self._goals)
+        self._places: list[int] = []
+        """In the history, by the trial's number."""
         self._tried: set[tuple[tuple[str, Value], ...]] = set()
         self._queue = deque(dict(point) for point in first)
         self._grid: Iterator[dict[str, Value]] = space.grid() if sampler == "grid" else iter(())
@@ -339,7 +382,11 @@ class OptunaSearcher(Searcher):
         self._refused = 0
         """Proposals in a row that cannot be built, up to now."""
         self._frozen: dict[tuple[int, TrialState, tuple[float, ...] | None, bool], _Light] = {}
-        self._earlier = [past for one in earlier if (past := self._fitting(*one))]
+        for one in earlier:
+            past = self._fitting(*one)
+            if past is not None:
+                self._history.add(past)
+        self._earlier = len(self._history.pasts)
 
     def replay(self, events: Iterable[Event]) -> None:
         """Take in the events of a ledger; its unfinished trials will be the first that `suggest` gives."""
@@ -353,7 +400,7 @@ class OptunaSearcher(Searcher):
                 self._end(event.trial, event.outcome)
             elif isinstance(event, Commanded) and event.name == "add":
                 self._queue.appendleft(dict(event.arguments))
-        self._waiting = deque(number for number, past in self._by_number.items() if past.state == "running")
+        self._waiting = deque(number for number in range(len(self._places)) if self._past(number).state == "running")
 
     def add(self, params: Mapping[str, Value]) -> None:
         """Propose this point next; what it leaves out is asked of the sampler.
@@ -372,15 +419,15 @@ class OptunaSearcher(Searcher):
             return None
         if self._waiting:
             number = self._waiting.popleft()
-        elif len(self._by_number) >= self.trials or (self._exhausted and not self._queue):
+        elif len(self._places) >= self.trials or (self._exhausted and not self._queue):
             return done
         else:
-            number = len(self._by_number)
+            number = len(self._places)
             if not self._propose(number):
                 self._exhausted = True
                 return done
         self._number_of[trial_id] = number
-        return self._config(number, dict(self._by_number[number].params))
+        return self._config(number, dict(self._past(number).params))
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """An epoch's value, for the sampler's view of running trials."""
@@ -393,17 +440,16 @@ class OptunaSearcher(Searcher):
         failure = "failed" if error else (result or {}).get("failure")
         if result and "epoch" in result and not failure:
             self._report(number, result["epoch"], result)
-        self._end(number, failure or ("completed" if self._epochs in self._by_number[number].values else "stopped"))
+        self._end(number, failure or ("completed" if self._epochs in self._past(number).values else "stopped"))
 
     def truth(self) -> optuna.Study:
         """All proposals of this search in their true states."""
-        return truth(self._pasts, self._space, epochs=self._epochs, modes=self._modes, goals=self._goals)
+        return truth(self._history.pasts[self._earlier :], self._space, epochs=self._epochs, modes=self._modes, goals=self._goals)
 
     def view(self) -> optuna.Study:
         """What the sampler would be shown now."""
         study = optuna.create_study(directions=[_direction(mode) for mode in self._modes])
-        pasts = [*self._earlier, *self._pasts]
-        shown = view(pasts, self._levels, modes=self._modes, goals=self._goals, most=self._most)
+        shown = self._history.view(self._most)
         if self._sampler == "gp":  # it learns what can be built from trials that have values, so they get one that says nothing
             observed = [values for _, _, values in shown if values]
             neutral = [statistics.fmean(column) for column in zip(*observed, strict=True)]
@@ -458,7 +504,7 @@ class OptunaSearcher(Searcher):
 
     def _ask(self, draw: int, point: Mapping[str, Value] | None = None, by_chance: bool = False) -> tuple[dict[str, Value], dict[str, Any]]:
         """Parameters, and what the sampler wants to find again at this trial; `draw` counts asks for the same place in the history."""
-        index = len(self._pasts)
+        index = len(self._history.pasts) - self._earlier
         digest = hashlib.sha256((f"{self._seed}/{index}" + (f"/{draw}" if draw else "")).encode()).digest()
         seed, rng = int.from_bytes(digest[:4], "big"), random.Random(digest)  # noqa: S311 -- proposals are no secrets
         asks: Asks
@@ -469,8 +515,7 @@ class OptunaSearcher(Searcher):
             asks = _AtQuantiles(self._sobol(index)) if not draw else _Drawn(rng)
         else:
             study = self.view()
-            observed = sum(shown.state == TrialState.COMPLETE for shown in study.get_trials(deepcopy=False))
-            study.sampler = self._optuna_sampler(seed, good=math.ceil(0.1 * observed))
+            study.sampler = self._optuna_sampler(seed)
             asks = study.ask()
         params = self._space.suggest(_Given(point, asks) if point else asks)
         return params, dict(study.get_trials(deepcopy=False)[-1].system_attrs) if study and self._sampler == "cmaes" else {}
@@ -480,24 +525,17 @@ class OptunaSearcher(Searcher):
         found = self._next()
         return found[1] if found else {}
 
-    def _optuna_sampler(self, seed: int, good: int) -> optuna.samplers.BaseSampler:
-        """`good`: how many of the observations TPE takes for good; Optuna's default would count those that cannot be built, too."""
+    def _optuna_sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         if self._sampler == "gp":
-            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP, warn_independent_sampling=False)
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP)
         if self._sampler == "cmaes":
-            return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=STARTUP, warn_independent_sampling=False)
+            return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=STARTUP)
         assert self._sampler == "tpe", self._sampler
-        group = self._space.conditional or any(len(past.params) < len(self._known) for past in self._earlier)
+        partial = any(len(past.params) < len(self._known) for past in self._history.pasts[: self._earlier])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of `group`
             return optuna.samplers.TPESampler(
-                seed=seed,
-                multivariate=True,
-                group=group,
-                n_startup_trials=STARTUP,
-                gamma=lambda n: good if self._goals else min(good, 25),
-                constant_liar=True,
-                warn_independent_sampling=False,
+                seed=seed, multivariate=True, group=self._space.conditional or partial, n_startup_trials=STARTUP, constant_liar=True
             )
 
     def _sobol(self, index: int) -> dict[str, float]:
@@ -509,32 +547,41 @@ class OptunaSearcher(Searcher):
         return dict(zip(self._known, map(float, engine.random(1)[0]), strict=False))
 
     def _take(self, params: Mapping[str, Value], number: int | None, attributes: dict[str, Any]) -> None:
-        past = Past(dict(params), "infeasible" if number is None else "running", number=number, attributes=attributes)
-        if number is not None:
-            self._by_number[number] = past
-            if any(goal.metric not in METRICS for goal in self._goals):
-                cost = self._space.cost(params)
-                past.others = {"params": float(cost.params), "flops": float(cost.forward_flops), "train_flops": float(cost.train_flops)}
-        self._pasts.append(past)
+        past = Past(dict(params), attributes=attributes)
+        place = self._history.add(past)
+        if number is None:
+            self._history.end(place, "infeasible")
+        else:
+            assert number == len(self._places), "trials are numbered in the order of their proposals"
+            self._places.append(place)
+            self._history.pasts[place].others = self._costs(params)
         self._tried.add(_key(params))
         self._refused = 0 if number is not None else self._refused + 1
         point = next((point for point in self._queue if all(params.get(name, value) == value for name, value in point.items())), None)
         if point is not None and (number is not None or params.keys() <= point.keys() or self._refused % DROPPED == 0):
             self._queue.remove(point)
 
+    def _costs(self, params: Mapping[str, Value]) -> dict[str, float]:
+        """What a model costs, as far as that is an objective."""
+        if all(goal.metric in METRICS for goal in self._goals):
+            return {}
+        cost = self._space.cost(params)
+        return {"params": float(cost.params), "flops": float(cost.forward_flops), "train_flops": float(cost.train_flops)}
+
+    def _past(self, number: int) -> Past:
+        return self._history.pasts[self._places[number]]
+
     def _report(self, number: int, epoch: int, result: Mapping[str, Any]) -> None:
-        past = self._by_number[number]
-        value = result.get(str(self.metric))
-        if past.state == "running" and epoch not in past.values and value is not None and math.isfinite(value):
-            past.values[epoch] = float(value)
+        value, past = result.get(str(self.metric)), self._past(number)
+        if value is not None and math.isfinite(value):
             further = {goal.metric: result.get(goal.metric) for goal in self._goals}
-            past.others |= {name: float(v) for name, v in further.items() if v is not None and math.isfinite(v)}
+            if epoch not in past.values:
+                past.others |= {name: float(v) for name, v in further.items() if v is not None and math.isfinite(v)}
+            self._history.report(self._places[number], epoch, float(value))
 
     def _end(self, number: int, outcome: str) -> None:
-        past = self._by_number[number]
-        if past.state == "running":
-            lost = outcome in ("completed", "stopped") and not past.values
-            past.state = "failed" if lost else outcome  # type: ignore[assignment]
+        lost = outcome in ("completed", "stopped") and not self._past(number).values
+        self._history.end(self._places[number], "failed" if lost else outcome)  # type: ignore[arg-type]
 
     def _light(self, past: Past, state: TrialState, values: list[float] | None, constrained: bool) -> _Light:
         key = (id(past), state, tuple(values) if values else None, constrained)
@@ -549,11 +596,7 @@ class OptunaSearcher(Searcher):
         ours = {name: value for name, value in params.items() if name in self._space.searched}
         if not ours or any(self._space.searched[name].fault(value) for name, value in ours.items()):
             return None
-        past = Past(ours, outcome, dict(values))  # type: ignore[arg-type]
-        if self._goals:
-            try:
-                cost = self._space.cost(ours)
-            except SpecError:
-                return None
-            past.others = {"params": float(cost.params), "flops": float(cost.forward_flops), "train_flops": float(cost.train_flops)}
-        return past
+        try:
+            return Past(ours, outcome, dict(values), self._costs(ours))  # type: ignore[arg-type]
+        except SpecError:
+            return None

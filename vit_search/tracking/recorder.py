@@ -38,7 +38,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from vit_search.errors import SearchError, TrackingError
+from vit_search.errors import CheckpointError, SearchError, TrackingError
 from vit_search.spec.config import EpochResult
 from vit_search.tracking.ledger import Commanded, Ended, Event, Infeasible, Launched, Proposed, Reported, Trial
 from vit_search.tracking.searches import SearchFacts
@@ -220,8 +220,8 @@ class Recorder:
             if winner is not None and checkpoint is not None:
                 self._log_winner(self._runs[winner.number], STATUS[winner.outcome], checkpoint)
             self.client.set_terminated(self.parent_run, status)
-        except (MlflowException, OSError) as error:
-            _log.warning("MLflow refused the summary (%s); `vit-search resume` sends it again.", str(error).splitlines()[0])
+        except (MlflowException, OSError, CheckpointError) as error:
+            _log.warning("MLflow did not get the summary (%s); `vit-search resume` sends it again.", str(error).splitlines()[0])
             return False
         return True
 
