@@ -79,6 +79,9 @@ EARLIER = "earlier.json"
 MAX_RETRIES = 3
 """How often a trial whose process dies is taken up from its checkpoint."""
 
+MEMORY_SIGNS = ("OutOfMemoryError", "low on memory")
+"""By which Ray's message tells that its memory monitor has ended a worker."""
+
 WORKER_ENV = {  # glibc keeps freed pages instead of faulting them in again at each step: 4 to 7 % on CPU
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
@@ -424,7 +427,6 @@ class _EndCallback(Callback):
     def __init__(self, ledger: Ledger, spec: SearchSpec, control: Control) -> None:
         self._ledger, self._epochs, self._stall_s, self._control = ledger, spec.epochs, 60 * spec.stall_minutes, control
         self._heard: dict[str, float] = {}
-        self._memory_deaths: dict[int, int] = {}
 
     def __reduce__(self) -> Any:
         """Nothing of it is in Tune's snapshots: the ledger is what a search is rebuilt from."""
@@ -452,8 +454,8 @@ class _EndCallback(Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A process that the lack of memory has killed gets smaller micro-batches, once."""
         self._heard.pop(trial.trial_id, None)
-        if isinstance(trial.get_error(), ray.exceptions.OutOfMemoryError):
-            trial.config["halvings"] += 1
+        if trial.config["halvings"] == 0 and any(sign in _last_error(trial) for sign in MEMORY_SIGNS):
+            trial.config["halvings"] = 1
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._heard.pop(trial.trial_id, None)
@@ -467,8 +469,19 @@ class _EndCallback(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._heard.pop(trial.trial_id, None)
-        lines = str(trial.get_error() or "its worker process died").strip().splitlines()
-        self._ledger.append(Ended(trial=trial.config["trial"], outcome="failed", reason=f"{lines[-1]} (after {MAX_RETRIES} retries)"))
+        error = _last_error(trial)
+        reason = "its worker process died"
+        if any(sign in error for sign in MEMORY_SIGNS):
+            reason = "its worker process was ended for lack of memory"
+        elif error and "actor died" not in error:
+            reason = error.splitlines()[-1]
+        self._ledger.append(Ended(trial=trial.config["trial"], outcome="failed", reason=f"{reason} (after {MAX_RETRIES} retries)"))
+
+
+def _last_error(trial: Any) -> str:
+    """What Tune wrote down when a trial's process failed; its own `get_error` looks where the file is put later."""
+    path = Path(trial.error_file or "")
+    return path.read_text().rpartition("Failure #")[2].strip() if path.is_file() else ""
 
 
 class _FailuresAlike:
