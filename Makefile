@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart install test bench check format lock clean
+.PHONY: quickstart install test test-slow bench check format lock clean
 .DELETE_ON_ERROR:
 
 quickstart: install ## install, then search Vision Transformers on the handwritten digits
@@ -28,6 +28,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 test: check ## install, check and test
 	$(BIN)/pytest
+
+test-slow: install ## what takes minutes: 25 kills at random moments
+	$(BIN)/pytest -m slow
 
 check: install
 	$(BIN)/ruff format --check .

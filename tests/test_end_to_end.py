@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import os
+import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,18 +23,19 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from vit_search.spec import search_file
+from vit_search.tracking.ledger import Ended, Infeasible, Proposed, Reported, read_events
 from vit_search.vit.data import prepare
 
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
 FILE = """
 name: small
-data: {name: digits, train_limit: 300}
+data: {name: digits, train_limit: 1000}
 trials: 5
 epochs: 4
 stopping: {grace_epochs: 1, reduction_factor: 2}
 seed: 3
 concurrency: 1
-model: {patch_size: {choice: [2, 4]}, dim: {int: [16, 32], step: 16}, depth: 1, heads: {choice: [1, 2]}, mlp_ratio: 2}
+model: {patch_size: {choice: [2, 4]}, dim: {int: [32, 64], step: 32}, depth: 2, heads: {choice: [1, 2]}, mlp_ratio: 2}
 training: {lr: {float: [1e-3, 1e-2], log: true}, batch_size: 64}
 """
 
@@ -56,9 +59,32 @@ def rows(folder, search):
     return {row["trial"]: {k: v for k, v in row.items() if k != "rank"} for row in found}
 
 
+def killed_and_resumed(folder, search, kills, seed):
+    """Run a search whose driver gets SIGKILL at random moments, and resume it each time; the number of lines at each death."""
+    rng = random.Random(seed)
+    ledger = folder / "searches" / search / "ledger.jsonl"
+    lines = []
+    for kill in range(kills):
+        command = ["run", "small.yaml"] if kill == 0 else ["resume", search]
+        began = len(ledger.read_bytes().splitlines()) if ledger.exists() else 0
+        more = rng.randint(0, 3)
+        with subprocess.Popen([COMMAND, *command], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as driver:
+
+            def far_enough(driver=driver, least=began + 1 + more):
+                return driver.poll() is not None or (ledger.exists() and len(ledger.read_bytes().splitlines()) >= least)
+
+            until(far_enough)
+            time.sleep(rng.choice([0, 0, 0.3 * rng.random(), rng.random()]))
+            if driver.poll() is not None:
+                break  # it came to its end first
+            driver.send_signal(signal.SIGKILL)
+        lines.append(len(ledger.read_bytes().splitlines()))
+    return lines
+
+
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory):
-    """A folder in which `small-1` ran undisturbed and `small-2`, of the same seed, was killed with SIGKILL and resumed."""
+    """A folder in which `small-1` ran undisturbed and `small-2`, of the same seed, was killed with SIGKILL three times."""
     folder = tmp_path_factory.mktemp("walk")
     (folder / "small.yaml").write_text(FILE)
     data = prepare(search_file.parse(FILE).data_config)
@@ -66,11 +92,7 @@ def walked(tmp_path_factory):
     for path, raw in hidden.items():
         path.write_bytes(bytes(len(raw)))  # whoever reads the test split during a search fails
     first = vit_search(folder, "run", "small.yaml")
-    with subprocess.Popen([COMMAND, "run", "small.yaml"], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
-        ledger = folder / "searches/small-2/ledger.jsonl"
-        until(lambda: ledger.exists() and ledger.read_text().count('"reported"') >= 3)
-        driver.send_signal(signal.SIGKILL)
-    killed_at = ledger.read_text().count('"event"')
+    killed_at = killed_and_resumed(folder, "small-2", kills=3, seed=0)
     resumed = vit_search(folder, "resume", "small-2")
     for path, raw in hidden.items():
         path.write_bytes(raw)
@@ -86,8 +108,46 @@ def test_a_search_ends_with_a_leaderboard_and_the_next_commands(walked):
 
 def test_a_killed_search_resumes_to_the_same_trials_and_the_same_numbers(walked):
     folder, _, _, killed_at = walked
-    assert killed_at < (folder / "searches/small-1/ledger.jsonl").read_text().count('"event"')
-    assert rows(folder, "small-1") == rows(folder, "small-2")
+    assert len(killed_at) == 3
+    assert_equal(folder, "small-1", "small-2")
+
+
+def assert_equal(folder, whole, killed):
+    """Two searches of one seed went the same way, and the killed one trained no epoch again that a checkpoint held."""
+    assert rows(folder, whole) == rows(folder, killed)
+
+    def facts(search):
+        kinds = (Proposed, Infeasible, Reported, Ended)
+        told = [e for e in read_events(folder / "searches" / search / "ledger.jsonl") if isinstance(e, kinds)]
+        fields = [
+            {k: v for k, v in vars(e).items() if k not in ("at", "reason")} for e in told if getattr(e, "outcome", "") != "interrupted"
+        ]
+        clocks = ("seconds", "images_per_s", "peak_memory_bytes")
+        return [f | {"result": {k: v for k, v in vars(f["result"]).items() if k not in clocks}} if "result" in f else f for f in fields]
+
+    assert facts(whole) == facts(killed)
+    reported = {
+        (e.trial, e.result.epoch): e.result.seconds
+        for e in read_events(folder / "searches" / killed / "ledger.jsonl")
+        if isinstance(e, Reported)
+    }
+    kept = list((folder / "searches" / killed / "trials").glob("*/checkpoint/config.json"))
+    assert 1 <= len(kept) <= 3  # keep_checkpoints
+    for path in kept:
+        for result in json.loads(path.read_text())["history"]:  # an epoch trained twice would have another time
+            assert reported[int(path.parts[-3]), result["epoch"]] == result["seconds"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_five_kills_at_random_moments_change_nothing(walked, seed, tmp_path):
+    """25 kills in all, of the driver; `make test-slow` runs them."""
+    folder, _, _, _ = walked
+    (tmp_path / "small.yaml").write_text(FILE)
+    shutil.copytree(folder / "searches/small-1", tmp_path / "searches/whole")
+    killed_and_resumed(tmp_path, "small-1", kills=5, seed=seed)
+    vit_search(tmp_path, "resume", "small-1")
+    assert_equal(tmp_path, "whole", "small-1")
 
 
 def test_a_worker_that_is_killed_is_retried_from_its_checkpoint(walked, tmp_path):
@@ -165,6 +225,7 @@ def test_what_is_served_equals_what_was_trained_to_the_bit(walked):
     code = """
 import sys, mlflow, numpy as np, torch
 from vit_search.spec import search_file
+from vit_search.tracking.ledger import Ended, Infeasible, Proposed, Reported, read_events
 from vit_search.vit import checkpoint, training, augment
 from vit_search.vit.data import prepare, read_split
 mlflow.set_tracking_uri("sqlite:///mlruns.db")
@@ -328,10 +389,10 @@ def test_ctrl_c_closes_all_and_names_resume(tmp_path):
 )
 def test_a_refusal_is_one_line_with_exit_code_2_and_leaves_no_search(tmp_path, arguments, line):
     (tmp_path / "small.yaml").write_text(FILE)
-    folder = FILE.replace("{name: digits, train_limit: 300}", "{name: image_folder, path: nowhere, image_size: 8}")
+    folder = FILE.replace("{name: digits, train_limit: 1000}", "{name: image_folder, path: nowhere, image_size: 8}")
     (tmp_path / "folder.yaml").write_text(folder)
     (tmp_path / "mnist.yaml").write_text(
-        FILE.replace("{name: digits, train_limit: 300}", "{name: mnist, path: .}").replace("[2, 4]", "[4, 7]")
+        FILE.replace("{name: digits, train_limit: 1000}", "{name: mnist, path: .}").replace("[2, 4]", "[4, 7]")
     )
     done = vit_search(tmp_path, *arguments, check=False)
     assert done.returncode == 2
@@ -342,7 +403,7 @@ def test_a_refusal_is_one_line_with_exit_code_2_and_leaves_no_search(tmp_path, a
 
 
 def test_a_space_that_is_mostly_impossible_is_said_to_be_so_at_the_start(tmp_path):
-    (tmp_path / "rare.yaml").write_text(FILE.replace("{int: [16, 32], step: 16}", "{int: [32, 96]}").replace("[1, 2]", "[64]"))
+    (tmp_path / "rare.yaml").write_text(FILE.replace("{int: [32, 64], step: 32}", "{int: [32, 96]}").replace("[1, 2]", "[64]"))
     done = vit_search(tmp_path, "run", "rare.yaml", "--output", "rare.yaml/x", check=False)
     assert done.stderr.startswith("note: only 1."), done.stderr  # 64 divides one width of 65
 
