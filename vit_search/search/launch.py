@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import platform
+import random
 import shutil
 import signal
 import socket
@@ -139,12 +140,10 @@ def run(
         work: what a worker does with a trial; a benchmark of the driver puts something light here.
     Raises: DataError, TrackingError, SearchError before the first trial; NoTrialCompletedError at the end.
     """
-    share = spec.space.feasible_share()
-    if share == 0:
-        raise SpecError(
-            "none of 2000 random proposals can be built: see that patch_size divides the image, that heads divides dim, "
-            "and that the model fits into a trial's memory."
-        )
+    if spec.space.feasible_share() == 0:
+        rng = random.Random(0)  # noqa: S311 -- a sample of the space, not a secret
+        problem = spec.space.problem(spec.space.draw(rng))
+        raise SpecError(f"none of 2000 random proposals can be run, the first because: {problem} See `vit-search lint`.")
     _check_output(output)
     lessons = _lessons(spec, output)
     data = prepare(spec.data_config, download=download)

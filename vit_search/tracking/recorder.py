@@ -130,6 +130,9 @@ def command(tracking_uri: str, search: str, text: str, wait_s: float) -> str:
     raise SearchError(f"{search}: the search did not answer within {wait_s:g} s; see whether its driver still runs, then ask again.")
 
 
+_OfTrial = Proposed | Reported | Ended
+
+
 class Recorder:
     """Sends a search's events to MLflow from a thread of its own; `send` only puts them into a queue."""
 
@@ -143,6 +146,8 @@ class Recorder:
         self.obey: Callable[[str], str] | None = None
         """Does what a tag `command` of the parent run says, and gives the answer."""
         self._looked = time.monotonic()
+        self._sent = 0
+        """Steps that MLflow has taken, to see that it is at work."""
         self._said_away = False
         self._interrupted: set[int] = set()
 
@@ -211,7 +216,11 @@ class Recorder:
         Returns: False when MLflow stayed away for `patience_s`; `vit-search resume` sends the rest later.
         """
         self._queue.put(None)
+        left = self._sent
         self._thread.join(timeout=patience_s)
+        while self._thread.is_alive() and self._sent > left:  # it is behind, but at work
+            left = self._sent
+            self._thread.join(timeout=patience_s)
         if self._thread.is_alive():
             _log.warning("MLflow is away: what it has not got stays in the ledger; `vit-search resume` sends it.")
             return False
@@ -286,21 +295,15 @@ class Recorder:
             self.client.set_tag(self.parent_run, "command_answer", f"{text}: {self.obey(text)}")
 
     def _send_all(self, events: list[Event]) -> None:
-        points: dict[int, list[Metric]] = {}
+        """All that is new of a trial goes in as few calls as MLflow allows: a search may outrun it by thousands."""
+        of_trial: dict[int, list[_OfTrial]] = {}
         for event in events:
-            if isinstance(event, Proposed):
-                self._insist(self._begin, event)
-            elif isinstance(event, Reported):
-                if event.trial in self._interrupted:
-                    self._insist(self._reopen, event.trial)
-                points.setdefault(event.trial, []).extend(_points(event))
-            elif isinstance(event, Ended):
-                self._insist(self._points, event.trial, points.pop(event.trial, []))
-                self._insist(self._end, event)
+            if isinstance(event, (Proposed, Reported, Ended)):
+                of_trial.setdefault(event.trial, []).append(event)
             else:
                 assert isinstance(event, (Infeasible, Launched, Commanded))  # of no trial: they have no run
-        for trial, metrics in points.items():
-            self._insist(self._points, trial, metrics)
+        for trial, news in of_trial.items():
+            self._insist(self._send, trial, news)
 
     def _insist(self, step: Any, *args: Any) -> None:
         """Try until MLflow answers; a search goes on meanwhile. What MLflow refuses for good is said and left out."""
@@ -308,6 +311,7 @@ class Recorder:
         while True:
             try:
                 step(*args)
+                self._sent += 1
                 return
             except Exception as error:
                 if isinstance(error, MlflowException) and error.error_code in REFUSALS:
@@ -319,39 +323,52 @@ class Recorder:
                 time.sleep(pause)
                 pause = min(pause * 2, 5)
 
-    def _begin(self, event: Proposed) -> None:
-        if event.trial in self._runs:
-            self.client.update_run(self._runs[event.trial], status="RUNNING")
-        else:
+    def _send(self, trial: int, news: list[_OfTrial]) -> None:
+        """Bring a trial's run up to date. Doing it again changes nothing."""
+        proposed = next((event for event in news if isinstance(event, Proposed)), None)
+        if proposed is not None and trial not in self._runs:
             tags = {
                 "mlflow.parentRunId": self.parent_run,
                 "search": self._facts.search,
-                "trial": str(event.trial),  # the REST client takes text alone
+                "trial": str(trial),  # the REST client takes text alone
                 "outcome": "running",
                 "data_hash": self._facts.data_hash,
             }
-            run = self.client.create_run(self.experiment_id, int(event.at * 1000), run_name=f"trial {event.trial}", tags=tags)
-            self._runs[event.trial] = run.info.run_id
+            run = self.client.create_run(self.experiment_id, int(proposed.at * 1000), run_name=f"trial {trial}", tags=tags)
+            self._runs[trial] = run.info.run_id
+        elif proposed is not None or (trial in self._interrupted and isinstance(news[0], Reported)):
+            self.client.update_run(self._runs[trial], status="RUNNING")
+            self.client.set_tag(self._runs[trial], "outcome", "running")
+            self._interrupted.discard(trial)
+        run_id, last = self._runs[trial], news[-1]
+        metrics = [point for event in news if isinstance(event, Reported) for point in _points(event)]
+        tags_now = [RunTag("outcome", last.outcome)] if isinstance(last, Ended) else []
+        if isinstance(last, Ended) and last.reason:
+            tags_now.append(RunTag("reason", last.reason[:5000]))
+        params = self._params(proposed) if proposed is not None else []
+        try:
+            self._log(run_id, metrics, params, tags_now)
+        except MlflowException as error:
+            if error.error_code not in REFUSALS:
+                raise
+            _log.warning("MLflow refuses a record of trial %s (%s); the rest of it is sent.", trial, error.message)
+            for some_metrics, some_params, some_tags in ((metrics, [], []), ([], params, []), ([], [], tags_now)):
+                with contextlib.suppress(MlflowException):
+                    self._log(run_id, some_metrics, some_params, some_tags)
+        if isinstance(last, Ended):
+            self.client.set_terminated(run_id, STATUS[last.outcome], int(last.at * 1000))
+            if last.outcome == "interrupted":
+                self._interrupted.add(trial)
+
+    def _log(self, run_id: str, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> None:
+        for start in range(0, max(len(metrics), 1), 800):  # MLflow takes 1,000 things at a time
+            first = start == 0
+            self.client.log_batch(run_id, metrics[start : start + 800], params if first else [], tags if first else [])
+
+    def _params(self, event: Proposed) -> list[Param]:
         fixed = self._facts.resolved["model"] | self._facts.resolved["training"]
         params = {name: value for name, value in fixed.items() if not isinstance(value, dict)} | event.params
-        self.client.log_batch(self._runs[event.trial], params=[Param(name, str(value)) for name, value in params.items()])
-
-    def _reopen(self, trial: int) -> None:
-        self.client.update_run(self._runs[trial], status="RUNNING")
-        self.client.set_tag(self._runs[trial], "outcome", "running")
-        self._interrupted.discard(trial)
-
-    def _points(self, trial: int, metrics: list[Metric]) -> None:
-        for start in range(0, len(metrics), 1000):  # MLflow takes 1,000 at a time
-            self.client.log_batch(self._runs[trial], metrics=metrics[start : start + 1000])
-
-    def _end(self, event: Ended) -> None:
-        run = self._runs[event.trial]
-        tags = [RunTag("outcome", event.outcome)] + ([RunTag("reason", event.reason[:5000])] if event.reason else [])
-        self.client.log_batch(run, tags=tags)
-        self.client.set_terminated(run, STATUS[event.outcome], int(event.at * 1000))
-        if event.outcome == "interrupted":
-            self._interrupted.add(event.trial)
+        return [Param(name, str(value)) for name, value in params.items()]
 
 
 def _points(event: Reported) -> list[Metric]:
