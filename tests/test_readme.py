@@ -20,7 +20,7 @@ def block(language):
 
 
 def test_the_search_file_is_read_and_its_error_is_the_one_shown(tmp_path):
-    (shown,) = block("yaml")
+    shown, _ = block("yaml")
     spec = search_file.parse(shown)
     assert spec.space.feasible_share() > 0.5
     assert set(spec.space.searched) == {"patch_size", "depth", "dim", "heads", "dropout", "lr", "weight_decay"}
@@ -29,6 +29,16 @@ def test_the_search_file_is_read_and_its_error_is_the_one_shown(tmp_path):
         search_file.parse(typo, "my.yaml")
     message = str(refused.value)
     assert re.sub(r":\d+:", ":N:", message) in re.sub(r":\d+:", ":N:", README)
+
+
+def test_the_further_keys_are_read():
+    shown, further = block("yaml")
+    of_model, _, beside = further.partition("# beside them\n")
+    whole = shown.replace("stopping:", "#").replace("training:", of_model.partition("\n")[2] + "training:") + beside
+    spec = search_file.parse(whole)
+    assert spec.space.conditional
+    assert spec.limits.patience == 30
+    assert [goal.metric for goal in spec.objectives] == ["params", "latency_ms"]
 
 
 def test_the_python_example_runs(tmp_path):
