@@ -17,6 +17,7 @@ from vit_search.tracking.ledger import (
     Proposed,
     Reported,
     best,
+    front,
     held,
     kept,
     ranked,
@@ -164,6 +165,13 @@ def test_what_was_spent_is_counted_by_hand(tmp_path):
     again = Ledger(tmp_path / "ledger.jsonl", epochs=9)
     assert again.spent == spent
     again.close()
+
+
+def test_the_pareto_front_worked_by_hand():
+    points = {0: (0.9, 100), 1: (0.8, 50), 2: (0.8, 60), 3: (0.9, 100), 4: (0.5, 10), 5: (0.4, 10)}
+    assert front(points, ["max", "min"]) == {0, 1, 3, 4}  # 2 is larger than 1 and no better; 5 is worse than 4; 0 and 3 are equal
+    assert front({n: (1 - a, b) for n, (a, b) in points.items()}, ["min", "min"]) == {0, 1, 3, 4}
+    assert front({}, ["max"]) == set()
 
 
 def test_a_command_survives(path):

@@ -45,7 +45,7 @@ from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
 from vit_search.errors import NoTrialCompletedError, SearchError, SpecError
 from vit_search.search.control import Control, Settings, check_settings
 from vit_search.search.limits import Limits
-from vit_search.search.stopping import Rungs, RungScheduler, boundaries
+from vit_search.search.stopping import Rungs, RungScheduler, boundaries, false_kills
 from vit_search.search.suggest import OptunaSearcher
 from vit_search.search.trial import train_trial
 from vit_search.spec.config import EpochResult
@@ -102,6 +102,8 @@ class SearchResult:
     interrupted: bool
     ended_by: str
     """The limit that ended it before all trials were run; empty where none did."""
+    false_kills: tuple[int, int, float, float]
+    """What the trials that nothing stops tell of stopping; see `stopping.false_kills`."""
     settings: Settings
     """As they stood at the end, after what was changed while it ran."""
     spent: Spent
@@ -283,7 +285,19 @@ def _drive(
         place = trial_folder(folder, winner.number) / "checkpoint" if winner and ended and not interrupted else None
         model = place if place and checkpoint.exists(place) else None
         status = "KILLED" if interrupted else "FINISHED" if ended and completed else "FAILED"
-        recorder.close(trials, status=status, winner=winner, checkpoint=model)
+        finals = {
+            trial.number: value for trial in trials if trial.outcome == "completed" and (value := trial.value(spec.metric)) is not None
+        }
+        wrong = false_kills(rungs.audits(), finals, spec.mode)
+        figures = {
+            "trial_hours": ledger.spent.trial_seconds / 3600,
+            "trial_hours_stopped": ledger.spent.stopped_seconds / 3600,
+            "trial_hours_saved": ledger.spent.saved_seconds / 3600,
+            "wall_hours": ledger.spent.wall_seconds / 3600,
+            "audits_to_be_stopped": wrong[0],
+            "audits_wrongly": wrong[1],
+        }
+        recorder.close(trials, status=status, winner=winner, checkpoint=model, figures=figures)
         ledger.close()
     if not interrupted and not completed:
         raise NoTrialCompletedError(f"{folder}: none of {len(trials)} trials reached full length; {control.ending or _why(trials)}")
@@ -293,6 +307,7 @@ def _drive(
         trials=trials,
         interrupted=interrupted,
         ended_by=control.ending,
+        false_kills=wrong,
         settings=control.settings,
         spent=ledger.spent,
         seconds=time.monotonic() - began,
@@ -350,15 +365,19 @@ def _settle(ledger: Ledger, rungs: Rungs, spec: SearchSpec) -> None:
 def _collect(folder: Path, trials: Mapping[int, Trial], spec: SearchSpec) -> None:
     """Remove the checkpoints that nobody will ask for: of the trials that are over, all but the best few are.
 
-    So the disk holds at most `keep_checkpoints` of them and two generations for each trial that is not over.
+    So the disk holds at most `keep_checkpoints` of them, with several objectives those on the Pareto front besides, and two
+    generations for each trial that is not over.
     """
     places = {int(place.parent.name): place for place in (folder / "trials").glob("*/checkpoint")}
     over = [trials[number] for number in places if number in trials and trials[number].over]
-    keep = kept(over, spec.metric, spec.mode, spec.keep_checkpoints)
+    keep = kept(over, spec.metric, spec.mode, spec.keep_checkpoints) | searches.pareto(spec, over)
     for trial in over:
         checkpoint.drop_older(places[trial.number])
         if trial.number not in keep:
             shutil.rmtree(places[trial.number], ignore_errors=True)
+            with contextlib.suppress(OSError):
+                (places[trial.number].parent / "owner").unlink()
+                places[trial.number].parent.rmdir()  # unless there is an error.txt to read
 
 
 def _told(spec: SearchSpec, folder: Path, data: DataSet, number: int, params: dict[str, Value]) -> dict[str, Any]:

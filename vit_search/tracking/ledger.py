@@ -15,7 +15,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -291,6 +291,17 @@ def kept(trials: Iterable[Trial], metric: str, mode: str, count: int) -> set[int
     """Of trials that are over, those whose checkpoints are worth their disk: the first `count` of the leaderboard."""
     sound = [trial for trial in trials if trial.outcome not in ("diverged", "failed")]
     return {trial.number for trial in ranked(sound, metric, mode)[:count]}
+
+
+def front(points: Mapping[int, Sequence[float]], modes: Sequence[str]) -> set[int]:
+    """The Pareto front: those points that no other beats in one respect without losing in another."""
+    signs = [1.0 if mode == "max" else -1.0 for mode in modes]
+    scores = {number: [sign * value for sign, value in zip(signs, point, strict=True)] for number, point in points.items()}
+
+    def beaten(own: Sequence[float]) -> bool:
+        return any(other != own and all(a >= b for a, b in zip(other, own, strict=True)) for other in scores.values())
+
+    return {number for number, own in scores.items() if not beaten(own)}
 
 
 def best(trials: Iterable[Trial], metric: str, mode: str) -> Trial | None:

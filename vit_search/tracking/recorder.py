@@ -15,9 +15,10 @@ import re
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -210,8 +211,17 @@ class Recorder:
         """Queue an event; never blocks, never fails."""
         self._queue.put(event)
 
-    def close(self, trials: list[Trial], *, status: str, winner: Trial | None, checkpoint: Path | None, patience_s: float = 60) -> bool:
-        """Send all that is left, then the leaderboard and the best model, and end the parent run with a status.
+    def close(
+        self,
+        trials: list[Trial],
+        *,
+        status: str,
+        winner: Trial | None,
+        checkpoint: Path | None,
+        figures: Mapping[str, float] = MappingProxyType({}),
+        patience_s: float = 60,
+    ) -> bool:
+        """Send all that is left, then the leaderboard, the best model and further figures, and end the parent run with a status.
 
         Returns: False when MLflow stayed away for `patience_s`; `vit-search resume` sends the rest later.
         """
@@ -225,7 +235,7 @@ class Recorder:
             _log.warning("MLflow is away: what it has not got stays in the ledger; `vit-search resume` sends it.")
             return False
         try:
-            self._summarise(trials, winner)
+            self._summarise(trials, winner, figures)
             if winner is not None and checkpoint is not None:
                 self._log_winner(self._runs[winner.number], STATUS[winner.outcome], checkpoint)
             self.client.set_terminated(self.parent_run, status)
@@ -234,7 +244,7 @@ class Recorder:
             return False
         return True
 
-    def _summarise(self, trials: list[Trial], winner: Trial | None) -> None:
+    def _summarise(self, trials: list[Trial], winner: Trial | None, figures: Mapping[str, float]) -> None:
         """The leaderboard as a table, counts of outcomes, and who won."""
         metric = self._facts.metric
         rows = [_row(trial, metric) for trial in trials]
@@ -246,7 +256,8 @@ class Recorder:
         counts = {"trials": len(trials)} | {name: outcomes.count(name) for name in ("completed", "stopped", "failed", "diverged")}
         counts["epochs_trained"] = sum(len(trial.results) for trial in trials)
         now = int(time.time() * 1000)
-        self.client.log_batch(self.parent_run, metrics=[Metric(name, value, now, 0) for name, value in counts.items()])
+        points = [Metric(name, float(value), now, 0) for name, value in {**counts, **figures}.items()]
+        self.client.log_batch(self.parent_run, metrics=points)
         if winner is not None:
             self.client.log_metric(self.parent_run, f"best_{metric}", winner.value(metric) or 0.0)
             self.client.set_tag(self.parent_run, "best_trial", winner.number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ from typing import Any
 from vit_search.errors import SearchError
 from vit_search.spec import search_file
 from vit_search.spec.search_file import SearchSpec
+from vit_search.tracking.ledger import Trial, front
+
+COST_FIELDS = {"params": "params", "flops": "forward_flops", "train_flops": "train_flops"}
+"""Objectives that follow from the configuration alone, and the fields of Cost that hold them."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,26 @@ def read(folder: Path) -> tuple[SearchSpec, SearchFacts]:
     except (OSError, ValueError, TypeError) as error:
         raise SearchError(f"{folder}: not the folder of a search ({error}).") from None
     return search_file.load(folder / "search.yaml"), facts
+
+
+def objective_values(spec: SearchSpec, trial: Trial) -> list[float] | None:
+    """A trial's first metric and its further objectives; None where one is missing."""
+    values = [trial.value(spec.metric)]
+    for goal in spec.objectives:
+        if goal.metric in COST_FIELDS:
+            values.append(float(getattr(spec.space.cost(trial.params), COST_FIELDS[goal.metric])))
+        else:
+            values.append(trial.value(goal.metric))
+    known = [value for value in values if value is not None]
+    return known if len(known) == len(values) else None
+
+
+def pareto(spec: SearchSpec, trials: Iterable[Trial]) -> set[int]:
+    """Numbers of the full-length trials on the Pareto front; empty where a search has one metric alone."""
+    if not spec.objectives:
+        return set()
+    points = {t.number: values for t in trials if t.outcome == "completed" and (values := objective_values(spec, t)) is not None}
+    return front(points, [spec.mode, *(goal.mode for goal in spec.objectives)])
 
 
 def find(output: Path, name: str | None) -> Path:
