@@ -130,6 +130,12 @@ def test_a_finished_search_is_extended_in_the_same_study_and_the_same_parent_run
     assert "4 of 4 trials" in done.stdout
     assert vit_search(tmp_path, "extend", "told-1", "--trials", "2", check=False).returncode == 2
 
+    changed = tmp_path / "searches/told-2/search.yaml"
+    changed.write_text(changed.read_text().replace("heads: 2", "heads: 4"))
+    refused = vit_search(tmp_path, "resume", "told-2", check=False)
+    assert refused.returncode == 2
+    assert "search.yaml:9: 'model: {patch_size: 2, dim: 32, depth: {int: [1, 2]}, heads: 2}' has become" in refused.stderr
+
     def proposals(search):
         return {e.trial: e.params for e in books.read_events(tmp_path / f"searches/{search}/ledger.jsonl") if isinstance(e, Proposed)}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import getpass
+import itertools
 import json
 import logging
 import math
@@ -188,6 +189,7 @@ def resume(
     spec, facts = searches.read(folder)
     if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
         raise SearchError(f"{folder}: others may write into this folder; make it yours alone: chown and chmod go-w, then resume.")
+    _check_unchanged(folder / "search.yaml", facts.text)
     data = prepare(spec.data_config)
     if data.data_hash != facts.data_hash:
         raise SearchError(f"{folder}: the data set has changed since this search began; start a new search with `vit-search run`.")
@@ -592,6 +594,18 @@ def _check_output(output: Path) -> None:
         reason = error.strerror
     if reason:
         raise SearchError(f"{output}: cannot be written ({reason}); name another folder with --output.")
+
+
+def _check_unchanged(path: Path, began: str) -> None:
+    """Refuse a search file that was edited after its search began: the trials so far answer another question."""
+    now = path.read_text(encoding="utf-8")
+    if now != began:
+        pairs = itertools.zip_longest(began.splitlines(), now.splitlines(), fillvalue="")
+        line, (old, new) = next((n, pair) for n, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+        raise SearchError(
+            f"{path}:{line}: {old.strip()!r} has become {new.strip()!r} since this search began; put it back, "
+            "or start a new search that has this one under learn_from."
+        )
 
 
 def _new_folder(output: Path, name: str) -> Path:
