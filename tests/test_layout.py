@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "vit_search"
 
 ARROWS = {
-    "cli": {"search", "tracking", "production", "spec", "errors"},
+    "cli": {"search", "tracking", "production", "vit", "spec", "errors"},  # vit: plan --calibrate measures this machine
     "search": {"tracking", "vit", "spec", "errors"},
     "production": {"tracking", "vit", "spec", "errors"},
     "tracking": {"vit", "spec", "errors"},  # vit: model_package.py rebuilds a model

@@ -19,6 +19,8 @@ from vit_search.errors import SearchError, VitSearchError
 if TYPE_CHECKING:
     from vit_search.search.control import Control
     from vit_search.search.launch import SearchResult
+    from vit_search.spec.lint import Report
+    from vit_search.spec.plan import Plan, Speed
     from vit_search.spec.search_file import SearchSpec
     from vit_search.tracking.ledger import Event, Ledger, Spent, Trial
 
@@ -76,6 +78,153 @@ def run(
     with err.status("preparing the data, MLflow and Ray …"):
         from vit_search.search import launch
     _finish(_watched(lambda watch: launch.run(spec, output=output, tracking_uri=tracking_uri, download=download, watch=watch)))
+
+
+@app.command()
+def lint(
+    file: Annotated[Path, typer.Argument(help="A search file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Look a search file over: what can never run, repeats, or makes no difference. Trains nothing."""
+    from vit_search.spec import lint as linting
+    from vit_search.spec import search_file
+
+    report = linting.lint(search_file.load(file))
+    if as_json:
+        sys.stdout.write(json.dumps(report.to_dict(), indent=1) + "\n")
+    else:
+        _print_report(report)
+    if report.failed:
+        sys.exit(2)
+
+
+@app.command()
+def plan(
+    file: Annotated[Path, typer.Argument(help="A search file.")],
+    concurrency: Annotated[int | None, typer.Option(help="Trials at once; the file's by default.")] = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure this machine first, some 15 seconds, and remember it.")] = False,
+    flops_per_s: Annotated[float | None, typer.Option(help="State what a training step sustains instead, e.g. 5e10.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Tell what a search will cost: epochs, memory, disk, and time on this machine. Trains nothing."""
+    from vit_search.spec import plan as planning
+    from vit_search.spec import search_file
+    from vit_search.vit.data import default_cache
+
+    spec = search_file.load(file)
+    if concurrency is not None and not 1 <= concurrency <= 10_000:
+        raise SearchError(f"--concurrency is {concurrency}; give 1 to 10,000 trials at once.")
+    if calibrate and flops_per_s is not None:
+        raise SearchError("--calibrate and --flops-per-s: a speed is measured or stated; drop one of the two.")
+    kept = default_cache() / f"speed-{'cuda' if spec.resources.gpus else 'cpu'}.json"
+    if calibrate:
+        with err.status("measuring this machine …"):
+            from vit_search.vit import calibrate as calibration
+
+            planning.save_speed(calibration.calibrate(spec, concurrency=concurrency), kept)
+    speed = planning.load_speed(kept) if flops_per_s is None else planning.stated_speed(flops_per_s)
+    made = planning.plan(spec, speed, concurrency=concurrency)
+    if as_json:
+        sys.stdout.write(json.dumps(made.to_dict(), indent=1) + "\n")
+    else:
+        _print_plan(made)
+
+
+SEVERITY_STYLE = {"error": "bold red", "warning": "yellow", "hint": "cyan"}
+
+
+def _print_report(report: Report) -> None:
+    from rich.table import Table
+
+    from vit_search.spec.cost import in_units
+
+    out.print(f"[bold]{report.name}[/]: {report.valid_share:.1%} of {report.draws:,} random proposals can be run")
+    for reason, count in report.invalid.items():
+        out.print(f"  {count / report.draws:6.1%}  {_escaped(reason)}")
+    if report.combinations is not None:
+        out.print(
+            f"{report.combinations:,} combinations, {report.valid_combinations or 0:,} of them can be run, for {report.trials:,} trials"
+        )
+    if report.spreads:
+        table = Table(box=None, header_style="dim")
+        for column in ("", "least", "10 %", "median", "90 %", "most"):
+            table.add_column(column, justify="right" if column else "left")
+        for name, label, shown in (
+            ("params", "parameters", _count),
+            ("flops", "FLOPs an image", _count),
+            ("train_bytes", "memory", in_units),
+        ):
+            spread = report.spreads[name]
+            values = (spread.least, spread.tenth, spread.median, spread.ninetieth, spread.most)
+            table.add_row(label, *(shown(int(value)) for value in values))
+        out.print(table)
+    for limit in report.limits:
+        out.print(f"[dim]limit[/]  {_escaped(limit.limit)}: excludes {limit.excluded:.0%}, alone {limit.alone:.0%}")
+    findings = Table.grid(padding=(0, 2, 0, 0))
+    for finding in report.findings:
+        findings.add_row(f"[{SEVERITY_STYLE[finding.severity]}]{finding.severity}[/]", _escaped(f"{finding.where}: {finding.text}"))
+    out.print(findings if report.findings else "[green]nothing odd[/]")
+
+
+def _print_plan(plan: Plan) -> None:
+    from rich.table import Table
+
+    from vit_search.spec.cost import in_units
+
+    low, high = plan.trained_epochs_range
+    rows = [
+        ("images", f"{plan.images.train:,} to train on, {plan.images.val:,} to validate on"),
+        (
+            "epochs",
+            f"about [bold]{plan.trained_epochs:,.0f}[/] ({low:,.0f} to {high:,.0f}), {plan.saved_share:.0%} less than without stopping",
+        ),
+        ("trials", ", ".join(f"{rung.trials:,.{rung.trials < 20:d}f} reach epoch {rung.epoch}" for rung in plan.rungs)),
+        ("models", f"{_count(plan.params[0])} parameters in the middle, at most {_count(plan.params[1])}"),
+        ("work", f"{_count(plan.flops)} floating-point operations"),
+        ("memory", f"{in_units(plan.train_bytes[0])} a trial, at most {in_units(plan.train_bytes[1])}, beside what torch itself takes"),
+        ("disk", f"checkpoints take at most {in_units(plan.disk_bytes)}"),
+    ]
+    if plan.speed and plan.wall_seconds_range and plan.epoch_seconds:
+        soonest, latest = map(_time, plan.wall_seconds_range)
+        rows += [
+            ("time", f"about [bold]{_time(plan.wall_seconds or 0)}[/] ({soonest} to {latest}), Ray's and MLflow's own not counted"),
+            ("", f"{_time(plan.trial_seconds or 0)} of all trials together, {_time(plan.device_seconds or 0)} of GPUs or cores"),
+            ("", f"an epoch {_seconds(plan.epoch_seconds[0])} in the middle, at most {_seconds(plan.epoch_seconds[1])}"),
+            ("speed", _speed(plan.speed, plan)),
+        ]
+    else:
+        rows.append(("time", "unknown: add --calibrate to measure this machine, or --flops-per-s to state its speed"))
+    if plan.limit:
+        rows.append(("limit", f"[yellow]{plan.limit}[/]"))
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for label, text in rows:
+        table.add_row(f"[dim]{label}[/]", text)
+    head = f"{plan.trials:,} trials of up to {plan.epochs:,} epochs, stopping {plan.stopping}, {plan.concurrency} at once"
+    out.print(f"[bold]{plan.name}[/]: {head}")
+    out.print(table)
+
+
+def _speed(speed: Speed, plan: Plan) -> str:
+    """Where a plan's seconds come from, and what may be wrong with them."""
+    if not speed.measured:
+        return f"{_count(speed.flops_per_s)} floating-point operations a second, as stated"
+    said = f"{_escaped(speed.device)}, measured {speed.measured} with {speed.processes} at once"
+    odd = [f"for {speed.name}"] * (speed.name != plan.name)
+    odd += [f"not {plan.concurrency}"] * (speed.processes != min(plan.concurrency, speed.room))
+    said += f" [yellow]{', '.join(odd)}; --calibrate measures anew[/]" if odd else ""
+    return said + (f"; [yellow]it has room for {speed.room} at once[/]" if plan.concurrency > speed.room else "")
+
+
+def _count(value: float) -> str:
+    """A large number in three digits: 37.4 k, 1.2 M, 3.4 T."""
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= 0.9995 * size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2g} s" if value < 10 else _time(value)
 
 
 @app.command()
@@ -386,6 +535,10 @@ def _finish(result: SearchResult) -> None:
         out.print(f"ended by {_escaped(result.ended_by)}; go on with:  vit-search extend {name}", soft_wrap=True)
     out.print(f"{trained} epochs trained, {full - trained} saved against no stopping ({1 - trained / full:.0%})")
     out.print(_spent(result.spent))
+    doomed, wrong, low, high = result.false_kills
+    if doomed:
+        told = f"{doomed} audited {'trials' if doomed > 1 else 'trial'} would have been stopped, {wrong} of them wrongly"
+        out.print(f"{told} (95 % interval of the share: {low:.0%} to {high:.0%})")
     if result.interrupted:
         err.print(f"\n[yellow]Interrupted.[/] Nothing is lost; go on with:  [bold]vit-search resume {name}[/]", soft_wrap=True)
         sys.exit(INTERRUPTED)
@@ -404,10 +557,14 @@ def _leaderboard(name: str, trials: list[Trial], spec: SearchSpec, top: int) -> 
 def _table(name: str, trials: list[Trial], spec: SearchSpec, top: int, *, wide: bool) -> Any:
     from rich.table import Table
 
+    from vit_search.tracking import searches
+
     shown = trials if top <= 0 else trials[:top]
     table = Table(title=f"{name}: {spec.metric}, {spec.mode}", title_justify="left", title_style="bold", box=None, header_style="dim")
-    for column in ("#", "trial", spec.metric, "outcome", "epochs"):
-        table.add_column(column, justify="left" if column == "outcome" else "right", no_wrap=True)
+    goals = [goal.metric for goal in spec.objectives]
+    for column in ("#", "trial", spec.metric, *goals, *(["front"] if goals else []), "outcome", "epochs"):
+        table.add_column(column, justify="left" if column in ("outcome", "front") else "right", no_wrap=True)
+    ahead = searches.pareto(spec, trials)
     searched = list(spec.space.searched)
     for column in searched if wide else ["parameters"]:
         table.add_column(column, justify="right" if wide else "left")
@@ -418,6 +575,7 @@ def _table(name: str, trials: list[Trial], spec: SearchSpec, top: int, *, wide: 
             str(rank),
             str(trial.number),
             "–" if value is None else f"{value:.4f}",
+            *_goals(spec, trial, ahead),
             f"[{OUTCOME_STYLE[trial.outcome]}]{trial.outcome}[/]",
             str(len(trial.results)),
             *(params.values() if wide else [", ".join(f"{name} {text}" for name, text in params.items())]),
@@ -426,6 +584,19 @@ def _table(name: str, trials: list[Trial], spec: SearchSpec, top: int, *, wide: 
         table.caption = f"{len(trials) - len(shown)} more: vit-search show {name} --top 0"
         table.caption_justify = "left"
     return table
+
+
+def _goals(spec: SearchSpec, trial: Trial, ahead: set[int]) -> list[str]:
+    """Cells of a trial's further objectives, and a mark where no other full-length trial beats it in all respects."""
+    from vit_search.tracking import searches
+
+    if not spec.objectives:
+        return []
+    values = searches.objective_values(spec, trial)
+    cells = (
+        ["–" for _ in spec.objectives] if values is None else [f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" for value in values[1:]]
+    )
+    return [*cells, "[bold green]*[/]" if trial.number in ahead else ""]
 
 
 def _row(trial: Trial, metric: str, rank: int) -> dict[str, Any]:

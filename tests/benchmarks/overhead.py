@@ -33,6 +33,9 @@ from simulated import SEARCH, our_trial, stock_trial
 
 from vit_search.spec import search_file
 
+FEW = (2, 1)
+"""Trials and epochs of the smallest search."""
+
 
 def ours(trials: int, epochs: int, folder: Path) -> float:
     """Seconds of a whole search of ours."""
@@ -92,25 +95,29 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _node_ip_address="127.0.0.1")
     print(surroundings(torch.device("cpu"), "ray", "optuna", "mlflow"))
-    seconds: dict[tuple[str, int], list[float]] = {}
+    seconds: dict[tuple[str, tuple[int, int]], list[float]] = {}
     with tempfile.TemporaryDirectory() as place:
         os.chdir(place)
         for run in (ours, stock):  # MLflow makes its tables, workers import what they need
             (Path(place) / run.__name__).mkdir()
             run(2, 2, Path(place) / run.__name__)
         for _ in range(told.rounds):
-            for epochs in (1, told.epochs):
+            for size in (FEW, (told.trials, 1), (told.trials, told.epochs)):
                 for run in (ours, stock):
                     mlflow.set_tracking_uri(f"sqlite:///{Path(place) / run.__name__ / 'mlruns.db'}")
-                    seconds.setdefault((run.__name__, epochs), []).append(run(told.trials, epochs, Path(place) / run.__name__))
+                    seconds.setdefault((run.__name__, size), []).append(run(*size, Path(place) / run.__name__))
         os.chdir("/")
     rows = []
     parts = {}
     for name in ("ours", "stock"):
-        short, long = seconds[name, 1], seconds[name, told.epochs]
+        few, short, long = (seconds[name, size] for size in (FEW, (told.trials, 1), (told.trials, told.epochs)))
         reports = told.trials * (told.epochs - 1)
-        parts[name] = ([s / told.trials for s in short], [(b - a) / reports for a, b in zip(short, long, strict=True)])
-    for k, what in enumerate(("a trial of one report", "each further report")):
+        parts[name] = (
+            few,
+            [(b - a) / (told.trials - FEW[0]) for a, b in zip(few, short, strict=True)],
+            [(b - a) / reports for a, b in zip(short, long, strict=True)],
+        )
+    for k, what in enumerate(("a search of 2 trials", "each further trial, of one report", "each further report")):
         own, peer = parts["ours"][k], parts["stock"][k]
         rows.append([what, f"{1000 * statistics.median(own):.1f}", f"{1000 * statistics.median(peer):.1f}", spread(ratios(own, peer))])
     print(f"\n{told.trials} trials, two at a time; milliseconds of wall time\n")

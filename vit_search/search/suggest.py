@@ -9,7 +9,6 @@ that wrote them would have.
 from __future__ import annotations
 
 import bisect
-import copy
 import hashlib
 import itertools
 import math
@@ -40,14 +39,11 @@ STARTUP = 10
 ENOUGH = 8
 """Trials that must have reached a rung before the sampler is shown what they reached there: tests/benchmarks/RESULTS.md."""
 
-SHOWN = 500
+SHOWN = 150
 """Observations that a sampler is shown at most, so that the cost of a proposal stays flat."""
 
-BEST_SHOWN = 100
-"""The best ones among them; the others are the newest. TPE's good ones are at most 25."""
-
-GP_SHOWN = 200
-"""The same for Gaussian processes, whose cost grows with the cube."""
+BEST_SHOWN = 75
+"""The best ones among them; the others are the newest. TPE takes at most 25 for good."""
 
 REDRAWS = 3
 """Further asks after one that repeats an earlier proposal; then chance decides, as often again; then the repeat is run."""
@@ -208,24 +204,24 @@ class History:
         """What a sampler is shown, in the order of the asks: (trial, state, values).
 
         Trials that have reached the level are COMPLETE with their value there, running or not, and those that were stopped before
-        it are left out: a value at few epochs says little about one at many, and this did best of seven ways to tell a sampler
+        it are left out: a value at few epochs says little about one at many, and this did best of six ways to tell a sampler
         of stopped trials (tests/benchmarks/RESULTS.md, "Search quality"). Running ones before it are RUNNING, so that the next
         proposal keeps its distance. Diverged ones have the worst value of those shown. What cannot be built is PRUNED and
         violates a constraint; it is shown once there are STARTUP observations, which it must not replace. Of these two, the
-        newest are shown, each at most half as many as the observations. A crash says nothing and is left out.
+        newest are shown, each at most a third as many as the observations. A crash says nothing and is left out.
         """
         epoch = self.level
         observed = {place: values for place in self._bounded(epoch, most) if (values := _values(self.pasts[place], epoch, self._goals))}
         found: dict[int, tuple[TrialState, list[float] | None]] = {
             place: (TrialState.COMPLETE, values) for place, values in observed.items()
         }
-        half = math.ceil(len(observed) / 2)
+        third = math.ceil(len(observed) / 3)
         if observed:
             columns = zip(self._signs, zip(*observed.values(), strict=True), strict=True)
             worst = [sign * max(sign * value for value in column) for sign, column in columns]
-            found |= dict.fromkeys(self._of_state["diverged"][-half:], (TrialState.COMPLETE, worst))
+            found |= dict.fromkeys(self._of_state["diverged"][-third:], (TrialState.COMPLETE, worst))
         if len(observed) >= STARTUP:
-            found |= dict.fromkeys(self._of_state["infeasible"][-half:], (TrialState.PRUNED, None))
+            found |= dict.fromkeys(self._of_state["infeasible"][-third:], (TrialState.PRUNED, None))
         for place in self._of_state["running"]:
             if epoch not in self.pasts[place].values:
                 found[place] = (TrialState.RUNNING, None)
@@ -318,7 +314,9 @@ class _Light(FrozenTrial):
     """A trial that Optuna's storage takes without the deep copy, which costs more than all else in an ask."""
 
     def __deepcopy__(self, memo: Any) -> FrozenTrial:
-        return copy.copy(self)
+        made = _Light.__new__(_Light)
+        made.__dict__.update(self.__dict__)
+        return made
 
 
 class OptunaSearcher(Searcher):
@@ -359,7 +357,7 @@ class OptunaSearcher(Searcher):
         earlier: Sequence[tuple[Mapping[str, Value], Mapping[int, float], str]] = (),
         config: Callable[[int, dict[str, Value]], dict[str, Any]] = lambda number, params: {"trial": number, **params},
         record: Callable[[Event], None] = lambda event: None,
-        most: int | None = None,
+        most: int = SHOWN,
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -368,7 +366,7 @@ class OptunaSearcher(Searcher):
         self._space, self._epochs, self._seed, self._sampler = space, epochs, seed, sampler
         self._levels, self._goals, self._modes = [*levels, epochs], list(objectives), [mode, *(goal.mode for goal in objectives)]
         self._config, self._record = config, record
-        self._most = most or (GP_SHOWN if sampler == "gp" else SHOWN)
+        self._most = most
         self._known = distributions(space)
         self._history = History(self._levels, self._modes, self._goals)
         self._places: list[int] = []
@@ -381,7 +379,7 @@ class OptunaSearcher(Searcher):
         self._exhausted = False
         self._refused = 0
         """Proposals in a row that cannot be built, up to now."""
-        self._frozen: dict[tuple[int, TrialState, tuple[float, ...] | None, bool], _Light] = {}
+        self._frozen: dict[int, tuple[tuple[TrialState, list[float] | None, bool], FrozenTrial]] = {}
         for one in earlier:
             past = self._fitting(*one)
             if past is not None:
@@ -473,7 +471,7 @@ class OptunaSearcher(Searcher):
 
     def _propose(self, number: int) -> bool:
         """Find and record what trial `number` is to be; False when there is nothing left that can be built."""
-        while self._refused < GIVE_UP:
+        while self._refused < GIVE_UP or self._queue:
             found = self._next()
             if found is None:
                 return False
@@ -557,7 +555,7 @@ class OptunaSearcher(Searcher):
             self._history.pasts[place].others = self._costs(params)
         self._tried.add(_key(params))
         self._refused = 0 if number is not None else self._refused + 1
-        point = next((point for point in self._queue if all(params.get(name, value) == value for name, value in point.items())), None)
+        point = next((point for point in list(self._queue) if all(params.get(name, value) == value for name, value in point.items())), None)
         if point is not None and (number is not None or params.keys() <= point.keys() or self._refused % DROPPED == 0):
             self._queue.remove(point)
 
@@ -583,20 +581,22 @@ class OptunaSearcher(Searcher):
         lost = outcome in ("completed", "stopped") and not self._past(number).values
         self._history.end(self._places[number], "failed" if lost else outcome)  # type: ignore[arg-type]
 
-    def _light(self, past: Past, state: TrialState, values: list[float] | None, constrained: bool) -> _Light:
-        key = (id(past), state, tuple(values) if values else None, constrained)
-        if key not in self._frozen:
+    def _light(self, past: Past, state: TrialState, values: list[float] | None, constrained: bool) -> FrozenTrial:
+        key = (state, values, constrained)
+        kept = self._frozen.get(id(past))
+        if kept is None or kept[0] != key:
             made = _frozen(past, self._known, state, values, constrained=constrained)
             made.__class__ = _Light
-            self._frozen[key] = made  # type: ignore[assignment]
-        return self._frozen[key]
+            kept = self._frozen[id(past)] = (key, made)
+        return kept[1]
 
     def _fitting(self, params: Mapping[str, Value], values: Mapping[int, float], outcome: str) -> Past | None:
         """An earlier search's trial as far as it fits: the parameters that both have, where all its values lie in our ranges."""
         ours = {name: value for name, value in params.items() if name in self._space.searched}
         if not ours or any(self._space.searched[name].fault(value) for name, value in ours.items()):
             return None
+        state: State = "diverged" if outcome == "diverged" else "failed" if outcome == "failed" else "stopped"
         try:
-            return Past(ours, outcome, dict(values), self._costs(ours))  # type: ignore[arg-type]
+            return Past(ours, state, dict(values), self._costs(ours))
         except SpecError:
             return None

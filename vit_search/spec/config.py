@@ -61,6 +61,15 @@ SHAPES: dict[str, tuple[tuple[int, int], int, int]] = {
 }
 """Image size, channels and classes of the named data sets."""
 
+COUNTS: dict[str, tuple[int, int]] = {
+    "digits": (1_797, 0),
+    "mnist": (60_000, 10_000),
+    "fashion_mnist": (60_000, 10_000),
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+}
+"""Labelled images of the named data sets, and images of a test split of their own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:

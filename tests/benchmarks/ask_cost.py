@@ -1,0 +1,106 @@
+"""What a proposal costs after many trials: at 10,000 it must be at most twice of what it is at 1,000.
+
+OMP_NUM_THREADS=1 python tests/benchmarks/ask_cost.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+
+from rounds import cpu_seconds, table
+
+from vit_search.search.suggest import OptunaSearcher
+from vit_search.spec import search_file
+from vit_search.spec.config import EpochResult
+from vit_search.spec.space import Space
+from vit_search.tracking.ledger import Ended, Event, Infeasible, Proposed, Reported
+
+TEXT = """
+name: t
+data: {{name: digits}}
+trials: 1000000
+epochs: 30
+model: {{dim: {{int: [16, 512], step: 16}}, heads: {heads}, depth: {{int: [1, 12]}}, dropout: {{float: [0, 0.5]}}}}
+training: {{lr: {{float: [1e-5, 1e-2], log: true}}, weight_decay: {{float: [1e-3, 0.5], log: true}}, mixup: {{float: [0, 1]}}}}
+"""
+ALL_FEASIBLE = search_file.parse(TEXT.format(heads="{choice: [1, 2, 4, 8, 16]}")).space
+HALF_FEASIBLE = search_file.parse(TEXT.format(heads="{choice: [2, 4, 6, 7, 8, 9, 12]}")).space
+LEVELS = [3, 9, 27]
+
+
+def history(space: Space, trials: int, running: int) -> list[Event]:
+    """Events of a search by chance: a third of the trials reaches each next rung; the last `running` are open."""
+    rng = random.Random(0)
+    events: list[Event] = []
+    number = 0
+    while number < trials + running:
+        params = space.draw(rng)
+        if space.problem(params):
+            events.append(Infeasible(params=params, reason="it cannot be built"))
+            continue
+        events.append(Proposed(trial=number, params=params))
+        if number < trials:
+            draw = rng.random()
+            length = 3 if draw > 1 / 3 else 9 if draw > 1 / 9 else 27 if draw > 1 / 27 else 30
+            events += [Reported(trial=number, result=_result(epoch, rng.random())) for epoch in sorted({*LEVELS, 30}) if epoch <= length]
+            events.append(Ended(trial=number, outcome="completed" if length == 30 else "stopped"))
+        number += 1
+    return events
+
+
+def seconds(space: Space, sampler: str, trials: int, running: int, asks: int) -> float:
+    """Processor time of a proposal, those that cannot be built on its way included: the median."""
+    searcher = OptunaSearcher(
+        space, metric="val_accuracy", mode="max", epochs=30, trials=10**6, seed=0, sampler=sampler, levels=LEVELS
+    )  # fmt: skip
+    searcher.replay(history(space, trials, running))
+    for i in range(running):
+        searcher.suggest(f"open{i}")
+    spent = []
+    for i in range(asks + 1):
+        began = cpu_seconds()
+        searcher.suggest(str(i))
+        spent.append(cpu_seconds() - began)
+        searcher.on_trial_result(str(i), {"epoch": 3, "val_accuracy": random.Random(i).random()})
+        searcher.on_trial_complete(str(i))
+    return statistics.median(spent[1:])  # the first makes what is kept
+
+
+def _result(epoch: int, value: float) -> EpochResult:
+    return EpochResult(
+        epoch=epoch, train_loss=1.0, train_accuracy=0.5, val_loss=1.0, val_accuracy=value, val_top5_accuracy=None,
+        lr=1e-3, images_per_s=1.0, seconds=1.0, peak_memory_bytes=1,
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--trials", default="100,1000,10000")
+    parser.add_argument("--asks", type=int, default=15)
+    args = parser.parse_args()
+    counts = [int(word) for word in args.trials.split(",")]
+    rows = []
+    for name, space, sampler, running in (
+        ("tpe", ALL_FEASIBLE, "tpe", 0),
+        ("tpe, 16 running", ALL_FEASIBLE, "tpe", 16),
+        ("tpe, half infeasible, 16 running", HALF_FEASIBLE, "tpe", 16),
+        ("gp", ALL_FEASIBLE, "gp", 0),
+        ("cmaes", ALL_FEASIBLE, "cmaes", 0),
+        ("random", ALL_FEASIBLE, "random", 0),
+    ):
+        if sampler == "cmaes" and max(counts) > 1000:
+            known = [n for n in counts if n <= 1000]  # its history is asked for anew when it is replayed
+        else:
+            known = counts
+        spent = [1000 * seconds(space, sampler, n, running, 5 if sampler == "gp" else args.asks) for n in known]
+        shown = [f"{value:.1f}" for value in spent] + ["not run"] * (len(counts) - len(spent))
+        rows.append([name, *shown, f"{spent[-1] / spent[-2]:.2f}" if len(spent) == len(counts) > 1 else ""])
+    print(f"{time.strftime('%Y-%m-%d')}, milliseconds of processor time for one proposal after so many trials\n")
+    print(table(["history", *(f"{n:,}" for n in counts), "last to the one before"], rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""Does the search find good models for its budget? The shipped searcher and scheduler on real learning curves, nothing trained.
+
+A cluster is simulated by bench.py, which is handed to the project's people beside the repository: asynchronous workers on LCBench
+(Zimmer et al. 2021, https://arxiv.org/abs/2006.13799; multi-layer perceptrons, 7 parameters, 50 epochs) through the surrogate of
+YAHPO Gym. Regret: best possible minus the true value of the configuration that looked best, in per cent of the distance from
+the best to the median configuration. Run it from the repository:
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/search_quality.py --workers 4,16 --seeds 6
+    OMP_NUM_THREADS=1 python tests/benchmarks/search_quality.py --only stock,tpe --variants tpe:audit_share=0,tpe:strata=2
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rounds import table
+from scipy.stats import rankdata, wilcoxon
+
+from vit_search.search.stopping import Rungs, RungScheduler, boundaries
+from vit_search.search.suggest import SHOWN, OptunaSearcher
+from vit_search.spec.space import Asks, Choice, FloatRange, IntRange
+
+BENCH = Path(__file__).parents[3] / "shared" / "bench"
+SYNE_TUNE = ("asha", "mobster")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a perceptron, as far as a search asks for it."""
+
+    params: int
+    train_flops: int
+    forward_flops: int = 0
+
+
+class Space:
+    """A task's space with what the searcher asks of ours."""
+
+    conditional = False
+
+    def __init__(self, task: Any) -> None:
+        self.searched = {p.name: _parameter(p) for p in task.space}
+
+    def suggest(self, trial: Asks) -> dict[str, Any]:
+        return {name: parameter.ask(trial, name) for name, parameter in self.searched.items()}
+
+    def draw(self, rng: random.Random) -> dict[str, Any]:
+        return {name: parameter.draw(rng) for name, parameter in self.searched.items()}
+
+    def problem(self, params: Mapping[str, Any]) -> str | None:
+        return None
+
+    def cost(self, params: Mapping[str, Any]) -> Cost:
+        """LCBench's shaped perceptrons narrow from max_units; the FLOPs of a sample grow with the weights."""
+        widths = [params["max_units"] * (1 - k / (params["num_layers"] + 1)) for k in range(params["num_layers"] + 1)]
+        weights = round(sum(a * b for a, b in zip([50, *widths], [*widths, 2], strict=True)))  # 50 features, 2 classes
+        return Cost(weights, 6 * weights)
+
+
+class Ours:
+    """The shipped searcher and scheduler, driven as Tune drives them."""
+
+    def __init__(self, task: Any, seed: int, *, sampler: str = "tpe", most: int = SHOWN, **stopping: Any) -> None:
+        space = Space(task)
+        asked = {"kind": "asha", "grace_epochs": 3, "reduction_factor": 3, "audit_share": 0.05, "strata": 1} | stopping
+        rungs = Rungs(mode="max", epochs=task.R, seed=seed, boundaries=boundaries(space, asked["strata"]), **asked)
+        params: dict[int, Mapping[str, Any]] = {}
+        self.searcher = OptunaSearcher(
+            space, metric="acc", mode="max", epochs=task.R, trials=10**6, seed=seed, sampler=sampler, levels=rungs.levels, most=most,
+            record=lambda event: params.__setitem__(event.trial, event.params),
+        )  # fmt: skip
+        flops = (lambda trial: float(space.cost(params[trial]).train_flops)) if asked["strata"] > 1 else (lambda trial: None)
+        self.scheduler, self.trials, self.last, self.epochs = RungScheduler(rungs, "acc", flops=flops), {}, {}, task.R
+
+    def ask(self) -> tuple[str, int, dict[str, Any]]:
+        said = self.searcher.suggest(str(len(self.trials)))
+        assert isinstance(said, dict)
+        number = said.pop("trial")
+        self.trials[number] = _Trial({"trial": number})
+        return "new", number, said
+
+    def report(self, number: int, epoch: int, value: float) -> str:
+        self.last[number] = {"epoch": epoch, "acc": value}
+        decision = self.scheduler.on_trial_result(None, self.trials[number], self.last[number])
+        if decision == "STOP" or epoch >= self.epochs:
+            return "stop"
+        self.searcher.on_trial_result(str(number), self.last[number])
+        return "continue"
+
+    def ended(self, number: int, epoch: int, value: float, action: str, full: bool) -> None:
+        self.searcher.on_trial_complete(str(number), self.last[number])
+
+
+@dataclass
+class _Trial:
+    config: dict[str, int]
+
+
+def _parameter(p: Any) -> Choice[Any] | IntRange | FloatRange:
+    if p.kind == "cat":
+        return Choice[Any](choice=p.choices)
+    return IntRange(int=(p.lo, p.hi), log=p.log) if p.kind == "int" else FloatRange(float=(p.lo, p.hi), log=p.log)
+
+
+def load(bench: Path) -> Any:
+    """bench.py as a module; it is no part of the package."""
+    spec = importlib.util.spec_from_file_location("bench", bench / "bench.py")
+    assert spec and spec.loader
+    module = sys.modules["bench"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def contenders(bench: Any) -> dict[str, Callable[[Any, int, int], Any]]:
+    """Name to what makes the method for (task, workers, seed)."""
+    return {
+        "stock": bench.get_method("REAL:ray_default"),
+        "random": lambda task, workers, seed: Ours(task, seed, sampler="random", kind="none"),
+        "Optuna TPE": bench.get_method("REAL:tpe"),
+        "tpe, no stopping": lambda task, workers, seed: Ours(task, seed, kind="none"),
+        "asha + random": lambda task, workers, seed: Ours(task, seed, sampler="random"),
+        "tpe": lambda task, workers, seed: Ours(task, seed),
+        "gp": lambda task, workers, seed: Ours(task, seed, sampler="gp"),
+        "cmaes": lambda task, workers, seed: Ours(task, seed, sampler="cmaes"),
+    }
+
+
+def variant(text: str) -> Callable[[Any, int, int], Any]:
+    """`tpe:strata=3:most=100`: a sampler and what differs from the default."""
+    sampler, *words = text.split(":")
+    more = {key: json.loads(value) if value[0].isdigit() else value for key, value in (word.split("=") for word in words)}
+    return lambda task, workers, seed: Ours(task, seed, sampler=sampler, **more)
+
+
+def runs(bench: Any, args: argparse.Namespace, methods: Mapping[str, Callable[[Any, int, int], Any]]) -> Iterator[dict[str, Any]]:
+    """Every run that `--out` does not hold yet, seed by seed, so that a run cut short is fair."""
+    done = {(r["method"], r["task"], r["seed"], r["W"]) for r in known(args.out)}
+    began = time.monotonic()
+    for seed in range(args.seed0, args.seed0 + args.seeds):
+        for task in bench.load_tasks("public", args.tasks, str(args.bench)):
+            for workers in map(int, args.workers.split(",")):
+                for name, make in methods.items():
+                    if time.monotonic() - began > 60 * args.minutes:
+                        return
+                    if (name, task.name, seed, workers) not in done:
+                        yield bench.simulate(task, make, workers, args.budget, seed) | {"method": name}
+
+
+def known(out: Path) -> list[dict[str, Any]]:
+    """Runs of a file."""
+    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+
+
+def syne_tune(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Syne Tune's ASHA and MOBSTER, run by an interpreter that has it."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in SYNE_TUNE:
+            out = Path(folder) / name
+            plugin = args.bench / "peers_synetune.py"
+            command = [args.syne_tune, args.bench / "bench.py", "run", "--plugin", f"{plugin}:{name}", "--name", f"Syne Tune {name}"]
+            command += ["--workers", args.workers, "--budget", args.budget, "--seeds", args.seeds, "--seed0", args.seed0]
+            command += ["--tasks", args.tasks, "--out", out, "--limit", 60 * args.minutes]
+            subprocess.run(list(map(str, command)), check=True)
+            found += known(out)
+    return found
+
+
+def report(found: list[dict[str, Any]], base: str) -> str:
+    """A table per number of workers: regret, rank, and the difference to `base`, over what all methods have run."""
+    lines = []
+    for workers in sorted({r["W"] for r in found}):
+        by: dict[str, dict[tuple[str, int], float]] = {}
+        for r in found:
+            if r["W"] == workers:
+                regret = 1.5 if r["regret"][-1] is None else r["regret"][-1] / r["span"]
+                by.setdefault(r["method"], {})[r["task"], r["seed"]] = 100 * regret
+        pairs = sorted(set.intersection(*(set(one) for one in by.values())))
+        tasks = sorted({task for task, _ in pairs})
+        regrets = np.array([[by[name][pair] for pair in pairs] for name in by])  # method, run
+        ranks = rankdata(regrets, axis=0)
+        means = {task: [i for i, pair in enumerate(pairs) if pair[0] == task] for task in tasks}
+        per_task = np.array([[row[means[task]].mean() for task in tasks] for row in regrets])
+        rows = []
+        for k in np.argsort(ranks.mean(1)):
+            name, row = list(by)[k], [f"{values[k].mean():.1f} ({_error(values[k]):.1f})" for values in (regrets, ranks)]
+            if name == base or base not in by:
+                rows.append([name, *row, "", "", ""])
+                continue
+            gain = per_task[k] - per_task[list(by).index(base)]
+            rows.append(
+                [name, *row, f"{gain.mean():+.1f} ({_error(gain):.1f})", f"{(gain < 0).sum()}/{len(tasks)}", f"{wilcoxon(gain).pvalue:.4f}"]
+            )
+        head = ["method", "regret", "rank", f"to {base}", "tasks better", "p"]
+        lines.append(f"{workers} workers, {len(pairs)} runs on {len(tasks)} tasks\n\n{table(head, rows)}\n")
+    return "\n".join(lines)
+
+
+def _error(values: Any) -> float:
+    """Standard error of a mean."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--bench", type=Path, default=BENCH, help="folder of bench.py")
+    parser.add_argument("--only", default="", help="contenders, comma-separated; all by default")
+    parser.add_argument("--variants", default="", help="more of them, as tpe:strata=3,gp:most=100")
+    parser.add_argument("--syne-tune", help="a Python that has syne-tune 0.13")
+    parser.add_argument("--base", default="stock", help="who the others are held against")
+    parser.add_argument("--workers", default="4,16")
+    parser.add_argument("--budget", type=float, default=32, help="in full trainings")
+    parser.add_argument("--tasks", default="all")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seed0", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after so long")
+    parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "search_quality.jsonl", help="runs, kept and added to")
+    args = parser.parse_args()
+    if not (args.bench / "bench.py").exists():
+        sys.exit(f"{args.bench}: no bench.py here; name its folder with --bench.")
+    bench = load(args.bench)
+    methods = contenders(bench)
+    if args.only:
+        methods = {name: methods[name] for name in args.only.split(",")}
+    methods |= {text: variant(text) for text in args.variants.split(",") if text}
+    with args.out.open("a") as file:
+        for run in runs(bench, args, methods):
+            file.write(json.dumps(run, default=float) + "\n")
+            file.flush()
+        for run in syne_tune(args) if args.syne_tune else []:
+            file.write(json.dumps(run, default=float) + "\n")
+    print(f"{time.strftime('%Y-%m-%d')}, budget {args.budget:g} full trainings; standard errors in brackets\n")
+    print(report(known(args.out), args.base))
+
+
+if __name__ == "__main__":
+    main()

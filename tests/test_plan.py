@@ -1,0 +1,400 @@
+"""What is told before anything is trained: oddities of a search file (lint), and what a search will cost (plan)."""
+
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import torch
+
+from vit_search import cli
+from vit_search.errors import DataError, SpecError
+from vit_search.spec import lint as linting
+from vit_search.spec import plan as planning
+from vit_search.spec import search_file
+from vit_search.spec.config import COUNTS, SHAPES, DataConfig
+from vit_search.spec.cost import cost_of
+from vit_search.spec.plan import Images, Rule, Speed, compare, epoch_seconds, images_of, stated_speed, train_seconds
+
+HEAD = "name: t\ndata: {name: digits}\ntrials: 9\nepochs: 27\n"
+SEARCHED = "model: {patch_size: 4, depth: {int: [1, 4]}}\ntraining: {warmup_fraction: 0, lr: {float: [1e-4, 1e-2], log: true}}\n"
+
+
+def spec(text, head=HEAD):
+    return search_file.parse(head + text)
+
+
+def findings(text, head=HEAD):
+    return [(f.severity, f.where, f.text) for f in linting.lint(spec(text, head)).findings]
+
+
+def test_a_sound_file_has_no_findings():
+    report = linting.lint(spec(SEARCHED))
+    assert (report.findings, report.valid_share, report.invalid) == ((), 1.0, {})
+    assert report.combinations is None  # lr is any number of a range
+    params = report.spreads["params"]
+    assert params.least < params.median < params.most
+
+
+@pytest.mark.parametrize(
+    ("text", "severity", "where", "said"),
+    [
+        ("model: {patch_size: {choice: [2, 3]}}", "warning", "model.patch_size", "3 is in no proposal that can be run"),
+        ("model: {dim: {choice: [64, 63]}, heads: 4}", "warning", "model.dim", "63 is in no proposal that can be run"),
+        ("model: {depth: {choice: [3]}}", "hint", "model.depth", "one value only; write the plain value 3."),
+        ("model: {mlp_dim: 64, mlp_ratio: {choice: [1, 2]}}", "warning", "model.mlp_ratio", "mlp_dim stands in its place"),
+        (
+            "model: {dropout: {float: [0, 0.5]}, embedding_dropout: 0, attention_dropout: 0, projection_dropout: 0, mlp_dropout: 0}",
+            "warning",
+            "model.dropout",
+            "the four parts each say otherwise",
+        ),
+        ("model: {depth: 1, drop_path: {float: [0, 0.2]}}", "warning", "model.drop_path", "it is 0 in the first block"),
+        ("model: {positions: sincos2d, pos_init_std: {float: [0.1, 0.3]}}", "warning", "model.pos_init_std", "neither positions nor"),
+        (
+            "training: {auto_augment: {choice: [none, rand_augment]}, rand_augment_ops: {int: [1, 3]}}",
+            "hint",
+            "training.rand_augment_ops",
+            "add when: \"auto_augment == 'rand_augment'\".",
+        ),
+        ("training: {compile: {choice: [true, false]}}", "warning", "training.compile", "without a GPU"),
+        ("model: {dim: {choice: [32, 64], when: depth > 9}}", "warning", "model.dim.when", "depth > 9 never holds"),
+        ("model: {dim: {choice: [32, 64], when: depth > 1}}", "hint", "model.dim.when", "depth > 1 always holds; drop it."),
+        ("model: {depth: {int: [1, 3]}}\nconstraints: [depth < 9]", "hint", "constraints.0", "depth < 9 never binds"),
+        (
+            "model: {depth: {int: [1, 3]}}\nconstraints: [depth < 3, depth < 2]",
+            "hint",
+            "constraints.0",
+            "depth < 3 excludes nothing that something else does not exclude, too; drop it.",
+        ),
+        ("model: {depth: {int: [1, 4]}}\nconstraints: [depth > 9]", "error", "constraints", "none of 2,000 random proposals can be run"),
+        ("model: {depth: {int: [1, 200]}}\nconstraints: [depth < 3]", "warning", "constraints", "random proposals can be run; 99% cannot"),
+        ("model: {depth: {int: [1, 4]}}", "warning", "trials", "9 trials, but only 4 different proposals can be run: the rest repeat"),
+        ("sampler: grid\nmodel: {depth: {int: [1, 4]}}", "warning", "trials", "the grid ends there"),
+        ("sampler: grid\nmodel: {depth: {int: [1, 18]}}", "hint", "trials", "9 trials try 50% of the grid's 18 combinations"),
+        ("stopping: {grace_epochs: 27}", "warning", "stopping.grace_epochs", "the first look is at epoch 27 of 27, so no trial is ever"),
+        ("stopping: {grace_epochs: 9}", "hint", "stopping.grace_epochs", "one rung only, at epoch 9 of 27"),
+        ("stopping: {kind: median}\ntrials: 5", "warning", "stopping.kind", "median needs 5 trials"),
+        ("stopping: {strata: 3}", "hint", "stopping.strata", "about 3 trials in each of 3 groups"),
+        ("training: {warmup_fraction: 0.5}", "warning", "stopping.grace_epochs", "the learning rate climbs up to epoch 13.5"),
+        ("training: {lr: {float: [1e-4, 1e-2]}}", "hint", "training.lr", "0.0001 to 0.01 spans 2.0 decades, and 9% of it lies below 0.001"),
+        ("training: {weight_decay: {float: [1e-3, 1]}}", "hint", "training.weight_decay", "add log: true."),
+        ("training: {batch_size: 2000}", "warning", "training.batch_size", "an epoch of 1,258 images is less than one batch"),
+        ("concurrency: 12", "hint", "concurrency", "12 at once, but only 9 trials"),
+    ],
+)
+def test_each_planted_fault_is_found(text, severity, where, said):
+    head = HEAD.replace("trials: 9\n", "") if "trials:" in text else HEAD
+    found = findings(text, head)
+    assert any(s == severity and w == where and said in t for s, w, t in found), found
+
+
+def test_what_makes_proposals_invalid_is_counted_as_the_search_would_say_it():
+    made = spec("model: {patch_size: {choice: [2, 3]}, dim: {choice: [64, 60]}, heads: 8, depth: {int: [1, 4]}}\nconstraints: [depth < 4]")
+    report = linting.lint(made)
+    assert report.valid_share == made.space.feasible_share()  # the same draws
+    shares = {kind: count / report.draws for kind, count in report.invalid.items()}
+    expected = {linting.PATCH: 1 / 2, linting.HEADS: 1 / 4, "depth < 4": 1 / 16}  # each of what the ones before leave
+    assert shares == {kind: pytest.approx(share, abs=0.03) for kind, share in expected.items()}
+    (bound,) = report.limits
+    assert (bound.limit, bound.alone) == ("depth < 4", pytest.approx(1 / 4, abs=0.04))
+    assert (report.combinations, report.valid_combinations) == (16, 3)
+
+
+def test_memory_that_binds_is_told(monkeypatch):
+    made = spec("model: {dim: {choice: [64, 4096]}, heads: 4, depth: 4, patch_size: 1}")
+    big = made.space.cost({"dim": 4096}).train_bytes
+    monkeypatch.setattr(search_file, "memory_of_this_machine", lambda: big - 1)
+    report = linting.lint(made)
+    assert report.invalid == {linting.MEMORY: pytest.approx(1000, abs=100)}
+    assert report.limits[0].limit == linting.MEMORY
+    assert ("warning", "model.dim", f"4096 is in no proposal that can be run ({linting.MEMORY}); leave it out.") in [
+        (f.severity, f.where, f.text) for f in report.findings
+    ]
+
+
+def test_repeats_of_a_small_space_are_expected_by_the_birthday_rule():
+    report = linting.lint(spec("model: {depth: {int: [1, 10]}}"))
+    assert report.duplicates == pytest.approx(9 - 10 * (1 - 0.9**9))
+
+
+def test_without_stopping_the_plan_is_worked_by_hand():
+    text = "stopping: {kind: none}\nconcurrency: 2\nresources: {cpus: 3}\nmodel: {depth: 2, patch_size: 4}\n"
+    made = spec(text, "name: t\ndata: {name: digits}\ntrials: 5\nepochs: 4\n")
+    plan = planning.plan(made, stated_speed(1e9))
+    cost = made.space.cost({})
+    images = 1258 + 269 / 3  # an evaluated image is a third of a trained one
+    epoch = images * cost.train_flops / 1e9
+    assert plan.images == Images(train=1258, val=269)
+    assert [(r.epoch, r.trials) for r in plan.rungs] == [(4, 5)]
+    assert (plan.trained_epochs, plan.saved_share) == (20, 0)
+    assert plan.flops == pytest.approx(20 * (1258 * cost.train_flops + 269 * cost.forward_flops))
+    assert plan.trial_seconds == pytest.approx(20 * epoch)
+    assert plan.device_seconds == pytest.approx(60 * epoch)  # three cores a trial
+    assert plan.wall_seconds == pytest.approx(12 * epoch)  # two, two and one
+    assert planning.plan(made, stated_speed(1e9), concurrency=5).wall_seconds == pytest.approx(4 * epoch)
+    assert plan.train_bytes == (cost.train_bytes, cost.train_bytes)
+    assert plan.disk_bytes == (3 + 2) * cost.params * 4 * 3 * 2
+
+
+def test_without_a_speed_there_are_no_seconds():
+    plan = planning.plan(spec(SEARCHED))
+    assert (plan.trial_seconds, plan.device_seconds, plan.wall_seconds, plan.epoch_seconds) == (None,) * 4
+    assert plan.flops > 0 and plan.trained_epochs > 0
+    assert json.loads(json.dumps(plan.to_dict()))["speed"] is None
+
+
+def test_a_grid_ends_when_it_is_through():
+    assert planning.plan(spec("sampler: grid\nmodel: {depth: {int: [1, 4]}}")).trials == 4
+
+
+def test_a_limit_of_time_that_comes_first_is_named():
+    made = spec(SEARCHED + "limits: {hours: 0.5}\n")
+    hours = (planning.plan(made, stated_speed(1e6)).wall_seconds or 0) / 3600
+    assert planning.plan(made, stated_speed(1e6)).limit == f"limits.hours: 0.5 h are over after about {0.5 / hours:.0%} of the search"
+    assert planning.plan(made, stated_speed(1e15)).limit is None
+
+
+@pytest.mark.parametrize("kind", ["asha", "hyperband", "median"])
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("strata", [1, 2])
+def test_the_rule_decides_as_the_searchs_own(kind, mode, strata):
+    from vit_search.search.stopping import Rungs
+
+    made = spec(f"stopping: {{kind: {kind}, strata: {strata}, audit_share: 0}}\n" + SEARCHED)
+    boundaries = [10.0] if strata == 2 else []
+    rule = Rule(made, boundaries)
+    real = Rungs(mode=mode, epochs=27, grace_epochs=3, reduction_factor=3, kind=kind, strata=strata, boundaries=boundaries, seed=7)
+    rng, sign, alike = random.Random(1), 1 if mode == "max" else -1, Counter()
+    for trial in range(200):
+        worth, flops = rng.random(), rng.choice([5.0, 15.0])
+        for epoch in planning._looks(made):
+            worth += 0.001  # a trial's best is its last
+            stops = real.stops(trial, epoch, sign * worth, flops)
+            assert rule.falls_short(epoch, worth, flops, real.bracket(trial)) == stops
+            alike[stops] += 1
+            if stops:
+                break
+    assert min(alike.values()) > 20
+
+
+def test_hyperbands_brackets_have_the_searchs_shares():
+    from vit_search.search.stopping import Rungs
+
+    made = spec("stopping: {kind: hyperband}")
+    rule, rng = Rule(made), random.Random(0)
+    real = Rungs(mode="max", epochs=27, grace_epochs=3, reduction_factor=3, kind="hyperband")
+    ours, theirs = (Counter(b) for b in ([rule.bracket(rng.random()) for _ in range(5000)], [real.bracket(i) for i in range(5000)]))
+    assert {b: n / 5000 for b, n in ours.items()} == {b: pytest.approx(n / 5000, abs=0.03) for b, n in theirs.items()}
+
+
+@pytest.mark.parametrize("audit_share", [0, 0.2])
+def test_as_many_trials_reach_each_rung_as_by_the_searchs_own_rungs(audit_share):
+    from vit_search.search.stopping import Rungs
+
+    trials, epochs = 40, 27
+    made = spec(f"sampler: random\nstopping: {{audit_share: {audit_share}}}\n" + SEARCHED, HEAD.replace("trials: 9", f"trials: {trials}"))
+    rng, reached = random.Random(3), Counter()
+    for search in range(600):  # one trial at a time, of exchangeable worth
+        rungs = Rungs(mode="max", epochs=epochs, grace_epochs=3, reduction_factor=3, audit_share=audit_share, seed=search)
+        for trial in range(trials):
+            worth = rng.gauss(0, 1)
+            for epoch in (3, 9, 27):
+                reached[epoch] += 1
+                if epoch < epochs and rungs.stops(trial, epoch, worth + rng.gauss(0, planning.NOISE)):
+                    break
+    plan = planning.plan(made)
+    assert {rung.epoch: rung.trials for rung in plan.rungs} == {epoch: pytest.approx(n / 600, rel=0.08) for epoch, n in reached.items()}
+    assert plan.trained_epochs == pytest.approx(sum((e - b) * reached[e] / 600 for b, e in ((0, 3), (3, 9), (9, 27))), rel=0.05)
+
+
+def test_a_very_long_search_is_foretold_by_a_part_of_it():
+    long = planning.plan(spec(SEARCHED + "sampler: random\n", HEAD.replace("trials: 9", "trials: 200000")), stated_speed(1e9))
+    short = planning.plan(spec(SEARCHED + "sampler: random\n", HEAD.replace("trials: 9", "trials: 2000")), stated_speed(1e9))
+    assert long.rungs[0].trials == 200_000
+    for name in ("trained_epochs", "flops", "trial_seconds", "wall_seconds"):
+        assert getattr(long, name) == pytest.approx(100 * getattr(short, name), rel=0.1)
+
+
+def test_what_came_is_set_beside_what_was_foretold():
+    plan = planning.plan(spec("stopping: {kind: none}\nmodel: {depth: 2}\n"), stated_speed(1e9))
+    beside = compare(plan, {27: 6, 10: 3}, device_seconds=2 * plan.device_seconds, wall_seconds=plan.wall_seconds)
+    assert beside["trials_at"] == {"27": {"predicted": 9, "actual": 6, "ratio": pytest.approx(2 / 3)}}
+    assert beside["epochs"] == {"predicted": 9 * 27, "actual": 6 * 27 + 30, "ratio": pytest.approx(192 / 243)}
+    assert beside["device_seconds"]["ratio"] == pytest.approx(2)
+    assert beside["wall_seconds"]["ratio"] == 1
+    untimed = compare(planning.plan(spec("model: {depth: 2}\n")), {27: 9}, device_seconds=1.0, wall_seconds=1.0)
+    assert json.loads(json.dumps(untimed))["wall_seconds"] == {"predicted": None, "actual": 1.0, "ratio": None}
+
+
+def test_images_are_counted_before_they_are_read():
+    assert set(COUNTS) == set(SHAPES)
+    assert images_of(DataConfig(name="mnist", val_fraction=0.1)) == Images(train=54_000, val=6_000)  # it has a test split of its own
+    assert images_of(DataConfig(name="cifar10", train_limit=500)) == Images(train=500, val=7_500)
+    assert images_of(DataConfig(name="digits", val_fraction=0.2, test_fraction=0.5)) == Images(train=1797 - 359 - 899, val=359)
+
+
+def test_images_of_digits_are_those_of_the_prepared_set():
+    from vit_search.vit.data import prepare
+
+    for config in (DataConfig(name="digits"), DataConfig(name="digits", val_fraction=0.3, test_fraction=0.11, split_seed=3)):
+        counts = prepare(config).counts
+        assert images_of(config) == Images(train=counts["train"], val=counts["val"])
+
+
+def test_images_of_a_folder_are_counted_by_their_endings(tmp_path):
+    from vit_search.vit import data
+
+    assert planning.IMAGE_ENDINGS == data.IMAGE_ENDINGS
+    for name in ("cat/1.png", "cat/deep/2.JPG", "dog/3.webp", "dog/4.png", "dog/notes.txt", "5.png", "dog/.6.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"no image")
+    config = DataConfig(name="image_folder", path=str(tmp_path), image_size=8, val_fraction=0.25, test_fraction=0.25)
+    assert images_of(config) == Images(train=2, val=1)
+    with pytest.raises(DataError, match=r"missing; data\.path names a folder of class folders"):
+        images_of(DataConfig(name="image_folder", path=str(tmp_path / "none"), image_size=8))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no images in class folders"):
+        images_of(DataConfig(name="image_folder", path=str(tmp_path / "empty"), image_size=8))
+
+
+def test_seconds_are_the_sum_of_what_the_parts_cost():
+    config = spec("model: {patch_size: 4, depth: 3, dim: 32, heads: 2}\ntraining: {batch_size: 50}").trial_config(
+        {}, in_channels=1, num_classes=10, trial=0
+    )
+    cost = cost_of(config.model, 50)
+    assert train_seconds(Speed(gflop_s=1.0), config, 1000) == pytest.approx(1000 * cost.train_flops / 1e9)
+    assert train_seconds(Speed(gflop_s=0, step_s=1), config, 1001) == 21  # the last step is not full
+    assert train_seconds(Speed(gflop_s=0, block_s=1), config, 1000) == 60
+    assert train_seconds(Speed(gflop_s=0, image_s=1), config, 1000) == pytest.approx(1000)
+    assert train_seconds(Speed(gflop_s=0, policy_s=1), config, 1000) == 0
+    assert train_seconds(Speed(gflop_s=0, mscore_s=1), config, 1000) == pytest.approx(1000 * 3 * 2 * 4**2 / 1e6)
+    saved = Speed(gflop_s=0, save_s=1, mparam_save_s=1)
+    assert epoch_seconds(saved, config, Images(10, 10)) == pytest.approx(1 + cost.params / 1e6)
+
+
+def test_a_speed_is_kept_and_damage_is_told(tmp_path):
+    path = tmp_path / "cache" / "speed.json"
+    assert planning.load_speed(path) is None
+    speed = Speed(gflop_s=0.02, step_s=1e-3, device="box", measured="2026-11-24", name="t", processes=2, room=2)
+    planning.save_speed(speed, path)
+    assert planning.load_speed(path) == speed
+    for damaged in ("", "{}", "[1]", json.dumps({"gflop_s": "x"}), json.dumps({"gflop_s": -1}), json.dumps({"gflop_s": 1, "new": 1})):
+        path.write_text(damaged)
+        with pytest.raises(SpecError, match="measure anew: vit-search plan --calibrate") as refused:
+            planning.load_speed(path)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_fit_finds_the_prices_that_times_were_made_of():
+    from vit_search.vit import calibrate
+
+    rows = [{"a": float(i), "b": 1.0, "c": float(i * i % 7)} for i in range(1, 9)]
+    assert calibrate.least(rows, [2 * r["a"] + 3 for r in rows]) == {"a": pytest.approx(2), "b": pytest.approx(3), "c": pytest.approx(0)}
+    assert calibrate.least(rows, [2 * r["a"] + 3 for r in rows], {"a": 2.5})["a"] >= 2.5
+    assert min(calibrate.least(rows, [5 - 0.1 * r["a"] for r in rows]).values()) >= 0
+
+
+def test_a_calibration_foretells_what_it_measured():
+    from vit_search.vit import calibrate
+
+    made = spec("model: {patch_size: {choice: [2, 4]}, depth: {int: [1, 4]}, dim: {choice: [32, 64]}, heads: 4}")
+    before = torch.get_num_threads()
+    try:
+        configs = [calibrate._bounded(config, 1e9) for config in calibrate.proposals(made)]
+        times = calibrate.measure(configs, "cpu", 1, 0.5)
+    finally:
+        torch.set_num_threads(before)
+    assert len(configs) == calibrate.MODELS
+    speed = calibrate.fitted(configs, times)
+    foretold = sum(train_seconds(speed, config, config.training.batch_size) for config in configs)
+    assert foretold == pytest.approx(sum(m.step for m in times), rel=0.5)
+    assert speed.gflop_s > 0 and speed.evaluation > 0 and speed.start_s > 0
+
+
+def test_calibration_has_the_environment_of_a_trial():
+    from vit_search.search.launch import WORKER_ENV
+    from vit_search.vit.calibrate import ENVIRONMENT
+
+    assert ENVIRONMENT == WORKER_ENV
+
+
+def typed(capsys, monkeypatch, *words):
+    """What the command line prints: (exit code, stdout, stderr)."""
+    monkeypatch.setattr(sys, "argv", ["vit-search", *map(str, words)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    printed = capsys.readouterr()
+    return left.value.code or 0, printed.out, printed.err
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIT_SEARCH_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "t.yaml"
+    path.write_text(HEAD + SEARCHED)
+    return path
+
+
+def test_lint_prints_what_it_found(file, capsys, monkeypatch):
+    code, out, _ = typed(capsys, monkeypatch, "lint", file)
+    assert (code, "nothing odd" in out) == (0, True)
+    file.write_text(HEAD + "model: {depth: {choice: [3]}}\n")
+    code, out, _ = typed(capsys, monkeypatch, "lint", file)
+    assert code == 0 and "hint     model.depth: one value only; write the plain value 3." in out
+    assert max(map(len, out.splitlines())) <= 160
+    code, out, _ = typed(capsys, monkeypatch, "lint", file, "--json")
+    assert json.loads(out)["findings"][-1]["where"] == "model.depth"
+    file.write_text(HEAD + "model: {depth: {int: [1, 4]}}\nconstraints: [depth > 9]\n")
+    code, out, _ = typed(capsys, monkeypatch, "lint", file)
+    assert code == 2 and "error" in out and "constraints: none of 2,000 random proposals can be run" in out
+
+
+def test_plan_prints_what_it_costs(file, capsys, monkeypatch):
+    code, out, _ = typed(capsys, monkeypatch, "plan", file)
+    assert code == 0 and "time    unknown: add --calibrate" in out and "less than without stopping" in out
+    code, out, _ = typed(capsys, monkeypatch, "plan", file, "--flops-per-s", "5e10", "--concurrency", "3")
+    assert code == 0 and "3 at once" in out and "50 G floating-point operations a second, as stated" in out
+    code, out, _ = typed(capsys, monkeypatch, "plan", file, "--json", "--flops-per-s", "5e10")
+    assert json.loads(out)["wall_seconds"] > 0
+
+
+def test_a_measured_speed_is_used_until_the_next_one(file, tmp_path, capsys, monkeypatch):
+    kept = tmp_path / "cache" / "speed-cpu.json"
+    planning.save_speed(Speed(gflop_s=0.02, device="box", measured="2026-11-24", name="other", processes=1, room=2), kept)
+    code, out, _ = typed(capsys, monkeypatch, "plan", file)
+    assert code == 0 and "box, measured 2026-11-24 with 1 at once for other; --calibrate measures anew" in out
+    code, out, _ = typed(capsys, monkeypatch, "plan", file, "--concurrency", "4")
+    assert "not 4" in out and "it has room for 2 at once" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["plan", "none.yaml"], "none.yaml: cannot be read"),
+        (["lint", "none.yaml"], "none.yaml: cannot be read"),
+        (["plan", "FILE", "--concurrency", "0"], "--concurrency is 0; give 1 to 10,000 trials at once."),
+        (["plan", "FILE", "--flops-per-s", "-1"], "--flops-per-s is -1; give what a training step sustains, e.g. 5e10."),
+        (["plan", "FILE", "--flops-per-s", "nan"], "--flops-per-s is nan;"),
+        (["plan", "FILE", "--flops-per-s", "1e9", "--calibrate"], "a speed is measured or stated; drop one of the two."),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(words, said, file, capsys, monkeypatch):
+    code, out, err = typed(capsys, monkeypatch, *(file if word == "FILE" else word for word in words))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+
+
+@pytest.mark.parametrize("words", [["lint"], ["plan", "--flops-per-s", "1e10"], ["plan"]])
+def test_neither_torch_nor_ray_is_needed(words, file):
+    code = f"import sys; from vit_search import cli; sys.argv = ['vit-search', {words[0]!r}, {str(file)!r}, *{words[1:]!r}]\n"
+    code += "try:\n    cli.main()\nfinally:\n    print(' '.join(sys.modules))\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.splitlines()[-1].split()) & {"torch", "ray", "optuna", "mlflow"}
+
+
+def test_nothing_that_can_be_run_is_told_by_plan_too():
+    with pytest.raises(SpecError, match=r"none of 50,000 random proposals can be run; see why: vit-search lint\."):
+        planning.plan(spec("model: {depth: {int: [1, 4]}}\nconstraints: [depth > 9]\n"))

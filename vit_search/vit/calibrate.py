@@ -1,0 +1,248 @@
+"""How fast this machine trains the models of one search: short trainings, side by side, resolved into spec/plan.py's Speed.
+
+What it foretells of epochs of other proposals of search_spaces/digits.yaml, one at a time on two cores of an AMD EPYC: 1.00,
+1.04 and 1.03 of what 12 epochs took in each of three rounds, single epochs 0.77 to 1.27 (tests/benchmarks/foretold.py,
+2026-11-24, load 1 to 1.7; at load 4.8 an earlier form gave 1.08, 0.95 and 1.00). It takes 13 to 21 s there; a busy machine takes longer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import multiprocessing
+import os
+import random
+import statistics
+import tempfile
+import time
+import types
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+
+from vit_search.errors import SpecError
+from vit_search.spec.config import TrialConfig
+from vit_search.spec.cost import cost_of
+from vit_search.spec.plan import EVALUATED_AT_ONCE, Speed, evaluation_seconds, work
+from vit_search.spec.search_file import SearchSpec
+from vit_search.vit import checkpoint, machine, training
+from vit_search.vit.splits import Split
+
+MODELS = 9
+"""Proposals that are measured."""
+
+STEP_FLOPS = {"cpu": 1e10, "cuda": 1e13}
+"""Most that a measured step may take; a larger one is measured with fewer images."""
+
+ENVIRONMENT = {  # as search/launch.py has it for its workers; tests/test_plan.py holds them to be equal
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_TOP_PAD_": "268435456",
+    "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one proposal took; medians, in seconds."""
+
+    step: float
+    evaluation: float
+    """Of `evaluated` images."""
+    save: float
+    start: float
+    gflop: float
+    """1e9 operations of one large matrix product: what no step can pass."""
+
+
+def calibrate(spec: SearchSpec, *, concurrency: int | None = None, seconds: float = 4.0) -> Speed:
+    """Measure this machine for a search.
+
+    Args:
+        spec: a checked search file.
+        concurrency: trials at once, the file's by default; no more are started than the machine has room for.
+        seconds: time of measuring; starting the processes comes on top.
+    Raises: SpecError when no proposal can be run, or the file asks for a GPU where there is none.
+    """
+    device = "cuda" if spec.resources.gpus else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SpecError("resources.gpus: this machine has no GPU to measure; run plan --calibrate where the search will run.")
+    room = len(os.sched_getaffinity(0)) / spec.resources.cpus
+    if spec.resources.gpus:
+        room = min(room, torch.cuda.device_count() / spec.resources.gpus)
+    processes = min(concurrency or spec.concurrency, max(1, int(room)))
+    threads = max(1, int(spec.resources.cpus))
+    configs = [_bounded(config, STEP_FLOPS[device]) for config in proposals(spec)]
+    workers = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+    with mock.patch.dict(os.environ, ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}), workers as pool:  # read as a process starts
+        told = [pool.submit(measure, configs, device, threads, seconds) for _ in range(processes)]
+        each = [future.result() for future in told]
+    return dataclasses.replace(
+        fitted(configs, [_mean(parts) for parts in zip(*each, strict=True)]),
+        device=f"{torch.cuda.get_device_name() if device == 'cuda' else _processor()}, {threads} thread{'s' * (threads > 1)}",
+        measured=date.today().isoformat(),
+        name=spec.name,
+        processes=processes,
+        room=max(1, int(room)),
+    )
+
+
+def proposals(spec: SearchSpec) -> list[TrialConfig]:
+    """MODELS proposals from the least to the most work a step, the ends of each kind of work among them.
+
+    Raises: SpecError when none of 2,000 can be run.
+    """
+    rng, space = random.Random(1), spec.space  # noqa: S311 -- a sample of the space, not a secret
+    drawn = (space.draw(rng) for _ in range(2_000))
+    valid = list(itertools.islice((params for params in drawn if space.problem(params) is None), 200))
+    if not valid:
+        raise SpecError("none of 2,000 random proposals can be run; see why: vit-search lint.")
+    configs = [spec.trial_config(params, in_channels=space.in_channels, num_classes=space.num_classes, trial=0) for params in valid]
+    configs.sort(key=lambda config: work(config)["gflop_s"])
+    amounts = [work(config) for config in configs]
+    last = len(configs) - 1
+    chosen = {0: None, last: None}  # in this order, each once
+    for kind in ("mscore_s", "block_s", "mvalue_s"):
+        chosen[max(range(len(configs)), key=lambda i: amounts[i][kind] / amounts[i]["gflop_s"])] = None
+    for i in range(1, MODELS):
+        chosen[round(i * last / MODELS)] = None
+    return [configs[i] for i in list(chosen)[:MODELS]]
+
+
+def measure(configs: Sequence[TrialConfig], device: str, threads: int, seconds: float) -> list[Measured]:
+    """Train each proposal in turns, epochs of a few steps on made-up images, until the time is over; at least one turn after a first."""
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(0)
+    runs, starts, saves, ceiling = [], [], [], product_seconds(device)
+    for config in configs:
+        began = time.perf_counter()
+        state = training.start(config, _plain(config, device), device)
+        starts.append(time.perf_counter() - began)
+        train, val = (
+            _made_up(config, count, generator, device) for count in (turn(config) * config.training.batch_size, evaluated(config))
+        )
+        runs.append(training.fit(state, train, val))
+        next(runs[-1])  # buffers, kernels, the optimiser's state
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            checkpoint.save(Path(folder) / "checkpoint", state, classes=(), data_hash="")
+            saves.append(time.perf_counter() - began)
+    steps: list[list[float]] = [[] for _ in configs]
+    evaluations: list[list[float]] = [[] for _ in configs]
+    end = time.perf_counter() + seconds
+    for turns in itertools.count():
+        for i, (config, run) in enumerate(zip(configs, runs, strict=True)):
+            if turns and time.perf_counter() > end:
+                break
+            result = next(run)
+            trained = turn(config) * config.training.batch_size / result.images_per_s
+            steps[i].append(trained / turn(config))
+            evaluations[i].append(result.seconds - trained)
+        if time.perf_counter() > end:
+            break
+    return [
+        Measured(statistics.median(step), statistics.median(evaluation), save, start, ceiling)
+        for step, evaluation, save, start in zip(steps, evaluations, saves, starts, strict=True)
+    ]
+
+
+def fitted(configs: Sequence[TrialConfig], times: Sequence[Measured]) -> Speed:
+    """The Speed that explains what was measured best: no part below 0, and relative errors weigh alike for small and large models."""
+    ceiling = min(m.gflop for m in times)  # without it, what small models take would be laid to anything but their products
+    prices = least([work(config) for config in configs], [m.step for m in times], {"gflop_s": ceiling})
+    speed = dataclasses.replace(Speed(gflop_s=ceiling), **prices)  # type: ignore[arg-type]
+    foretold = [evaluation_seconds(dataclasses.replace(speed, evaluation=1.0), config, evaluated(config)) for config in configs]
+    params = [cost_of(config.model, 1).params / 1e6 for config in configs]
+    saving = least([{"save_s": 1.0, "mparam_save_s": amount} for amount in params], [m.save for m in times])
+    return dataclasses.replace(
+        speed,
+        evaluation=statistics.median(m.evaluation / one for m, one in zip(times, foretold, strict=True)),
+        start_s=statistics.median(m.start for m in times),
+        save_s=saving["save_s"],
+        mparam_save_s=saving["mparam_save_s"],
+    )
+
+
+def least(
+    rows: Sequence[Mapping[str, float]], seconds: Sequence[float], floor: Mapping[str, float] = types.MappingProxyType({})
+) -> dict[str, float]:
+    """Prices of each kind of work with the least sum of squared relative errors, none below its floor or 0.
+
+    Every subset of kinds is tried, so the answer is exact.
+    """
+    names = list(rows[0])
+    low = np.array([floor.get(name, 0.0) for name in names])
+    shares = np.array([[row[name] for name in names] for row in rows]) / np.array(seconds)[:, None]
+    wanted = 1 - shares @ low
+    best, more = float((wanted**2).sum()), np.zeros(len(names))
+    for size in range(1, min(len(names), len(rows)) + 1):
+        for chosen in itertools.combinations(range(len(names)), size):
+            prices = np.linalg.lstsq(shares[:, chosen], wanted, rcond=None)[0]
+            error = float(((shares[:, chosen] @ prices - wanted) ** 2).sum())
+            if (prices >= 0).all() and error < best * (1 - 1e-9):
+                best, more = error, np.zeros(len(names))
+                more[list(chosen)] = prices
+    return {name: float(price) for name, price in zip(names, low + more, strict=True)}
+
+
+def product_seconds(device: str, size: int = 1024) -> float:
+    """Time of 1e9 operations of a matrix product in the fastest type that trainings take on a device; best of 8."""
+    half = machine.native_bfloat16(torch.device(device))
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16 if half else torch.float32) for _ in range(2))
+    times = []
+    for _ in range(8):
+        began = time.perf_counter()
+        float(torch.mm(a, b)[0, 0])  # waits for a GPU, too
+        times.append(time.perf_counter() - began)
+    return min(times) / (2 * size**3 / 1e9)
+
+
+def turn(config: TrialConfig) -> int:
+    """Steps of one turn: fewer of a large model."""
+    return max(1, min(6, int(2 / work(config)["gflop_s"])))
+
+
+def evaluated(config: TrialConfig) -> int:
+    """Images of one turn's evaluation."""
+    return max(1, min(EVALUATED_AT_ONCE, int(5e9 / cost_of(config.model, 1).forward_flops)))
+
+
+def _bounded(config: TrialConfig, flops: float) -> TrialConfig:
+    """The same with a batch that takes no longer than bearable, no compilation, and no end."""
+    most = max(1, int(flops / cost_of(config.model, 1).train_flops))
+    told = dataclasses.replace(
+        config.training,
+        batch_size=min(config.training.batch_size, most),
+        accumulation=1 if most < config.training.batch_size else config.training.accumulation,
+        compile=False,
+        cuda_graphs=False,
+        epochs=100_000,
+    )
+    return dataclasses.replace(config, training=told)
+
+
+def _plain(config: TrialConfig, device: str) -> training.Normalisation:
+    channels = config.model.in_channels
+    return training.Normalisation.of((0.5,) * channels, (0.25,) * channels, device)
+
+
+def _made_up(config: TrialConfig, count: int, generator: torch.Generator, device: str) -> Split:
+    model = config.model
+    images = torch.randint(256, (count, model.in_channels, *model.image_size), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(max(1, model.num_classes), (count,), generator=generator)
+    return Split(images.to(device), labels.to(device))
+
+
+def _mean(parts: Sequence[Measured]) -> Measured:
+    return Measured(*(statistics.fmean(values) for values in zip(*map(dataclasses.astuple, parts), strict=True)))
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
