@@ -204,8 +204,8 @@ class History:
         """What a sampler is shown, in the order of the asks: (trial, state, values).
 
         Trials that have reached the level are COMPLETE with their value there, running or not, and those that were stopped before
-        it are left out: a value at few epochs says little about one at many, and this did best of six ways to tell a sampler
-        of stopped trials (tests/benchmarks/RESULTS.md, "Search quality"). Running ones before it are RUNNING, so that the next
+        it are left out: a value at few epochs says little about one at many. How firmly that is shown stands in
+        tests/benchmarks/RESULTS.md, "Search quality". Running ones before it are RUNNING, so that the next
         proposal keeps its distance. Diverged ones have the worst value of those shown. What cannot be built is PRUNED and
         violates a constraint; it is shown once there are STARTUP observations, which it must not replace. Of these two, the
         newest are shown, each at most a third as many as the observations. A crash says nothing and is left out.
