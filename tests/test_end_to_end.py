@@ -254,6 +254,7 @@ def test_a_loss_that_becomes_nan_is_told_as_diverged_and_never_wins(tmp_path):
     wild = FILE.replace("lr: {float: [1e-3, 1e-2], log: true}", "lr: 10, weight_decay: 10, clip_norm: null").replace(
         "trials: 5", "trials: 2"
     )
+    wild = wild.replace("train_limit: 1000", "train_limit: 300").replace("[32, 64], step: 32}, depth: 2", "[16, 32], step: 16}, depth: 1")
     (tmp_path / "wild.yaml").write_text(wild)
     done = vit_search(tmp_path, "run", "wild.yaml", check=False)
     assert done.returncode == 4
