@@ -7,6 +7,7 @@ import time
 import mlflow
 import pytest
 from test_end_to_end import COMMAND, until, vit_search
+from test_ledger import result
 
 from vit_search.errors import SpecError
 from vit_search.search import control
@@ -207,8 +208,6 @@ def test_settings_are_rebuilt_from_the_ledger(told):
 def _fed(asked, outcomes, mode="max", seconds=0.0):
     limits, trials, spent = Limits(asked, metric="val_accuracy", mode=mode, devices=2), {}, Spent()
     for number, (value, outcome) in enumerate(outcomes):
-        from test_ledger import result
-
         for event in (
             Proposed(trial=number, params={}, at=10.0 * number),
             Reported(trial=number, result=result(1, value, seconds), at=10.0 * number + 9),

@@ -316,9 +316,9 @@ def test_a_calibration_foretells_what_it_measured():
 
 def test_calibration_has_the_environment_of_a_trial():
     from vit_search.search.launch import WORKER_ENV
-    from vit_search.vit.calibrate import ENVIRONMENT
+    from vit_search.vit import calibrate
 
-    assert ENVIRONMENT == WORKER_ENV
+    assert calibrate.machine.WORKER_ENV == WORKER_ENV
 
 
 def typed(capsys, monkeypatch, *words):

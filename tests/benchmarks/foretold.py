@@ -24,6 +24,7 @@ from vit_search.spec.plan import epoch_seconds, images_of
 from vit_search.spec.search_file import SearchSpec
 from vit_search.vit import calibrate, checkpoint, training
 from vit_search.vit.data import DataSet, prepare
+from vit_search.vit.machine import WORKER_ENV
 from vit_search.vit.splits import load_split
 
 
@@ -59,8 +60,8 @@ def main() -> None:
     ask.add_argument("--trials", default=12, type=int)
     ask.add_argument("--concurrency", default=1, type=int)
     told = ask.parse_args()
-    if not os.environ.keys() >= calibrate.ENVIRONMENT.keys():  # a process reads it as it starts, and a trial has it
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | calibrate.ENVIRONMENT)
+    if not os.environ.keys() >= WORKER_ENV.keys():  # a process reads it as it starts, and a trial has it
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | WORKER_ENV)
     torch.set_num_threads(1)
     spec = search_file.load(told.file)
     data = prepare(spec.data_config)

@@ -11,7 +11,6 @@ of a report: all trials with one report each, and the same number with `--epochs
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import statistics
 import tempfile
@@ -29,7 +28,7 @@ from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from rounds import ratios, spread, surroundings, table
-from simulated import SEARCH, our_trial, stock_trial
+from simulated import SEARCH, our_trial, start_ray, stock_trial
 
 from vit_search.spec import search_file
 
@@ -91,9 +90,7 @@ def main() -> None:
     ask.add_argument("--epochs", default=16, type=int)
     ask.add_argument("--rounds", default=3, type=int)
     told = ask.parse_args()
-    logging.disable(logging.WARNING)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _node_ip_address="127.0.0.1")
+    start_ray()
     print(surroundings(torch.device("cpu"), "ray", "optuna", "mlflow"))
     seconds: dict[tuple[str, tuple[int, int]], list[float]] = {}
     with tempfile.TemporaryDirectory() as place:

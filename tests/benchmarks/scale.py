@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import logging
 import os
 import resource
 import statistics
@@ -25,7 +24,7 @@ from vit_search.search import launch  # before ray: it sets what ray reads when 
 import ray
 import torch
 from rounds import surroundings, table
-from simulated import SEARCH, our_trial
+from simulated import SEARCH, our_trial, start_ray
 
 from vit_search.spec import search_file
 from vit_search.tracking.ledger import Proposed, read_events
@@ -58,9 +57,7 @@ def main() -> None:
     ask.add_argument("--trials", default=[100, 1000, 10000], type=int, nargs="+")
     ask.add_argument("--epochs", default=4, type=int)
     told = ask.parse_args()
-    logging.disable(logging.WARNING)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _node_ip_address="127.0.0.1")
+    start_ray()
     print(surroundings(torch.device("cpu"), "ray", "optuna", "mlflow"))
     with tempfile.TemporaryDirectory() as place:
         os.chdir(place)

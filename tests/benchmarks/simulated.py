@@ -2,8 +2,12 @@
 
 import dataclasses
 import hashlib
+import logging
 import math
+import os
+from pathlib import Path
 
+import ray
 from ray import tune
 
 from vit_search.spec.config import EpochResult
@@ -18,6 +22,13 @@ concurrency: 2
 model: {{patch_size: {{choice: [1, 2, 4]}}, depth: {{int: [1, 4]}}, dim: {{int: [32, 96], step: 16}}, heads: {{choice: [1, 2, 4]}}}}
 training: {{lr: {{float: [3e-4, 5e-3], log: true}}, weight_decay: {{float: [1e-3, 0.3], log: true}}}}
 """
+
+
+def start_ray() -> None:
+    """A quiet Ray on loopback whose workers find this module."""
+    logging.disable(logging.WARNING)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _node_ip_address="127.0.0.1")
 
 
 def curve(patch_size: int, depth: int, dim: int, lr: float, weight_decay: float, epoch: int) -> float:

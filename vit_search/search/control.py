@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_search.errors import SearchError, SpecError, VitSearchError
+from vit_search.spec.files import write_whole
 from vit_search.spec.search_file import SearchSpec, nearest
 from vit_search.spec.space import Value
 from vit_search.tracking.ledger import Commanded, Event, Ledger, held
@@ -70,7 +71,7 @@ def ask(folder: Path, name: str, arguments: Mapping[str, Any], wait_s: float = A
     place.mkdir(mode=0o700, exist_ok=True)
     key = f"{time.time_ns()}-{uuid.uuid4().hex[:8]}"
     asked, answered = place / f"{key}.json", place / f"{key}.answer.json"
-    _write(asked, {"name": name, "arguments": dict(arguments), "by": getpass.getuser()})
+    write_whole(asked, json.dumps({"name": name, "arguments": dict(arguments), "by": getpass.getuser()}))
     end = time.monotonic() + wait_s
     while not answered.exists():
         if time.monotonic() > end:
@@ -243,7 +244,7 @@ class Control:
         except (ValueError, KeyError, TypeError) as error:
             done, answer = False, f"{path.name}: no command ({error})."
         path.unlink(missing_ok=True)
-        _write(path.with_suffix(".answer.json"), {"done": done, "answer": answer})
+        write_whole(path.with_suffix(".answer.json"), json.dumps({"done": done, "answer": answer}))
 
 
 def check_settings(arguments: Mapping[str, Any], known: int) -> None:
@@ -278,9 +279,3 @@ def _number(text: str) -> Value:
         except ValueError:
             pass
     return {"true": True, "false": False, "null": None}.get(text, text)
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(document))
-    fresh.rename(path)

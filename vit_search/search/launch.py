@@ -50,6 +50,7 @@ from vit_search.search.stopping import Rungs, RungScheduler, boundaries, false_k
 from vit_search.search.suggest import OptunaSearcher
 from vit_search.search.trial import train_trial
 from vit_search.spec.config import EpochResult
+from vit_search.spec.files import write_whole
 from vit_search.spec.search_file import SearchSpec
 from vit_search.spec.space import Value
 from vit_search.tracking import searches
@@ -73,6 +74,7 @@ from vit_search.tracking.recorder import Recorder
 from vit_search.tracking.searches import SearchFacts
 from vit_search.vit import checkpoint
 from vit_search.vit.data import DataSet, prepare
+from vit_search.vit.machine import WORKER_ENV
 
 _log = logging.getLogger(__name__)
 
@@ -83,13 +85,6 @@ MAX_RETRIES = 3
 
 MEMORY_SIGNS = ("OutOfMemoryError", "low on memory")
 """By which Ray's message tells that its memory monitor has ended a worker."""
-
-WORKER_ENV = {  # glibc keeps freed pages instead of faulting them in again at each step: 4 to 7 % on CPU
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "MALLOC_TOP_PAD_": "268435456",
-    "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
-}
 
 
 @dataclass(frozen=True)
@@ -153,7 +148,7 @@ def run(
     recorder = Recorder.connect(tracking_uri, spec.name)
     folder = _new_folder(output, spec.name)
     if lessons:
-        (folder / EARLIER).write_text(json.dumps(lessons))
+        write_whole(folder / EARLIER, json.dumps(lessons))
     facts = SearchFacts(
         search=folder.name,
         search_id=uuid.uuid4().hex,

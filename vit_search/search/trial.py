@@ -17,6 +17,7 @@ from ray import tune
 from vit_search.errors import CheckpointError, DamagedCheckpointError, VitSearchError
 from vit_search.spec.config import TrialConfig
 from vit_search.spec.cost import in_units
+from vit_search.spec.files import write_whole
 from vit_search.vit import checkpoint, training
 from vit_search.vit.data import DataSet
 from vit_search.vit.splits import Split, StreamedSplit, load_split
@@ -86,9 +87,7 @@ def _own(folder: Path) -> str:
     """Leave a mark by which a forgotten earlier process of this trial sees that it has been replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex
-    fresh = folder / f"owner.{mark}"
-    fresh.write_text(mark)
-    fresh.rename(folder / "owner")
+    write_whole(folder / "owner", mark)
     return mark
 
 

@@ -15,6 +15,9 @@ from vit_search.errors import SpecError
 
 DATA_SETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "image_folder")
 
+IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+"""What counts as an image in a folder."""
+
 
 def knob(
     default: Any, doc: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None, lt: float | None = None

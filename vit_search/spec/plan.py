@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from vit_search.errors import DataError, SpecError
-from vit_search.spec.config import COUNTS, DataConfig, TrialConfig
+from vit_search.spec.config import COUNTS, IMAGE_ENDINGS, DataConfig, TrialConfig
 from vit_search.spec.cost import Cost, cost_of
+from vit_search.spec.files import write_whole
 from vit_search.spec.search_file import SearchSpec
 
 DRAWS = 1_000
@@ -42,9 +43,6 @@ LEARNERS = ("tpe", "gp", "cmaes")
 
 EVALUATED_AT_ONCE = 128
 """Images of a batch in evaluation; vit/training.py has the number for a CPU."""
-
-IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
-"""What counts as an image in a folder, as vit/data.py has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +102,9 @@ def save_speed(speed: Speed, path: Path) -> None:
 
     Raises: DataError when the folder cannot be written.
     """
-    fresh = path.with_name(path.name + ".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(json.dumps(dataclasses.asdict(speed), indent=1) + "\n")
-        fresh.replace(path)
+        write_whole(path, json.dumps(dataclasses.asdict(speed), indent=1) + "\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); set VIT_SEARCH_CACHE to a folder that can.") from None
 

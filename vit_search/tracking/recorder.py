@@ -326,7 +326,7 @@ class Recorder:
                 return
             except Exception as error:
                 if isinstance(error, MlflowException) and error.error_code in REFUSALS:
-                    _log.warning("MLflow refuses a record of trial %s (%s).", getattr(args[0], "trial", args[0]), error.message)
+                    _log.warning("MLflow refuses a record of trial %s (%s).", args[0], error.message)
                     return
                 if not self._said_away:
                     self._said_away = True

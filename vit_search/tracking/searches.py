@@ -10,6 +10,7 @@ from typing import Any
 
 from vit_search.errors import SearchError
 from vit_search.spec import search_file
+from vit_search.spec.files import write_whole
 from vit_search.spec.search_file import SearchSpec
 from vit_search.tracking.ledger import Trial, front
 
@@ -42,9 +43,7 @@ class SearchFacts:
 def write(folder: Path, facts: SearchFacts) -> None:
     """Write a new search's file and facts; search.json comes last, and makes the folder a search."""
     for name, text in (("search.yaml", facts.text), ("search.json", json.dumps(asdict(facts), indent=1))):
-        fresh = folder / f"{name}.new"
-        fresh.write_text(text, encoding="utf-8")
-        fresh.rename(folder / name)
+        write_whole(folder / name, text)
 
 
 def read(folder: Path) -> tuple[SearchSpec, SearchFacts]:

@@ -40,13 +40,6 @@ MODELS = 9
 STEP_FLOPS = {"cpu": 1e10, "cuda": 1e13}
 """Most that a measured step may take; a larger one is measured with fewer images."""
 
-ENVIRONMENT = {  # as search/launch.py has it for its workers; tests/test_plan.py holds them to be equal
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "MALLOC_TOP_PAD_": "268435456",
-    "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
-}
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -80,7 +73,7 @@ def calibrate(spec: SearchSpec, *, concurrency: int | None = None, seconds: floa
     threads = max(1, int(spec.resources.cpus))
     configs = [_bounded(config, STEP_FLOPS[device]) for config in proposals(spec)]
     workers = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
-    with mock.patch.dict(os.environ, ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}), workers as pool:  # read as a process starts
+    with mock.patch.dict(os.environ, machine.WORKER_ENV | {"OMP_NUM_THREADS": str(threads)}), workers as pool:  # read as a process starts
         told = [pool.submit(measure, configs, device, threads, seconds) for _ in range(processes)]
         each = [future.result() for future in told]
     return dataclasses.replace(

@@ -25,7 +25,7 @@ import numpy as np
 from filelock import FileLock
 
 from vit_search.errors import DataError
-from vit_search.spec.config import DATA_SETS, DataConfig
+from vit_search.spec.config import DATA_SETS, IMAGE_ENDINGS, DataConfig
 from vit_search.spec.cost import memory_of_this_machine
 
 SplitName = Literal["train", "val", "test"]
@@ -33,7 +33,6 @@ SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 FORMAT = 1
 """Raised whenever the files of a cache folder, or how a split is drawn, change."""
 
-IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 MAX_FILE_BYTES = 64 * 2**20
 MAX_PIXELS = 64 * 10**6
