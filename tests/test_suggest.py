@@ -39,7 +39,7 @@ training: {lr: {float: [1e-4, 1e-2], log: true}}
 """
 )
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
-SAMPLERS = ("tpe", "gp", "cmaes", "random", "grid", "qmc")
+SAMPLERS = ("auto", "tpe", "gp", "cmaes", "random", "grid", "qmc")
 
 
 @dataclass(frozen=True)
@@ -325,6 +325,18 @@ def test_a_sampler_learns(sampler):
         values.append(1 - abs(said["depth"] - 3) / 10 - abs(said["lr"] - 2e-3) * 50)
         ran(asked, str(i), [values[-1]])
     assert sum(value > max(values[:10]) for value in values[10:]) >= 3  # the first 10 are drawn at random
+
+
+def test_whoever_suits_the_history_proposes():
+    asked = searcher(trials=60)
+    assert asked._current() == "gp"
+    for k in range(suggest.SHOWN + 1):
+        place = asked._history.add(Past({"dim": 16, "heads": 2, "depth": 1, "lr": 1e-3 + k * 1e-6}))
+        asked._history.report(place, 1, 0.5)
+    assert asked._current() == "tpe"
+    assert searcher(space=CONDITIONAL.space)._current() == "tpe"
+    assert searcher(objectives=[Goal("params", "min")])._current() == "tpe"
+    assert searcher(sampler="random")._current() == "random"
 
 
 def test_proposals_do_not_depend_on_the_process():

@@ -200,6 +200,11 @@ class History:
         """The epoch whose values are compared: the last level that at least ENOUGH trials have reached, or else the first."""
         return next((epoch for epoch in reversed(self._levels) if len(self._reached[epoch]) >= ENOUGH), self._levels[0])
 
+    @property
+    def observations(self) -> int:
+        """Trials that have reached the level."""
+        return len(self._reached[self.level])
+
     def view(self, most: int = SHOWN) -> list[tuple[Past, TrialState, list[float] | None]]:
         """What a sampler is shown, in the order of the asks: (trial, state, values).
 
@@ -328,7 +333,7 @@ class OptunaSearcher(Searcher):
         epochs: length of a full training; a trial that ends before it was stopped.
         trials: how many in all. May be changed while the search runs, as may the attributes below.
         seed: see above.
-        sampler: "tpe", "gp", "cmaes", "random", "grid" (every point once) or "qmc" (scrambled Sobol).
+        sampler: "gp", "tpe", "cmaes", "random", "grid" (every point once), "qmc" (scrambled Sobol) or "auto", see `_current`.
         levels: the rungs, at which trials are compared; the full length is added.
         objectives: further metrics, each with its mode.
         first: points to propose before the sampler is asked; what one leaves out is asked of the sampler.
@@ -350,7 +355,7 @@ class OptunaSearcher(Searcher):
         epochs: int,
         trials: int,
         seed: int,
-        sampler: str = "tpe",
+        sampler: str = "auto",
         levels: Sequence[int] = (),
         objectives: Sequence[Goal] = (),
         first: Sequence[Mapping[str, Value]] = (),
@@ -448,14 +453,15 @@ class OptunaSearcher(Searcher):
         """What the sampler would be shown now."""
         study = optuna.create_study(directions=[_direction(mode) for mode in self._modes])
         shown = self._history.view(self._most)
-        if self._sampler == "gp":  # it learns what can be built from trials that have values, so they get one that says nothing
+        sampler = self._current()
+        if sampler == "gp":  # it learns what can be built from trials that have values, so they get one that says nothing
             observed = [values for _, _, values in shown if values]
             neutral = [statistics.fmean(column) for column in zip(*observed, strict=True)]
             shown = [
                 (past, TrialState.COMPLETE, neutral) if state == TrialState.PRUNED else (past, state, values)
                 for past, state, values in shown
             ]
-        elif self._sampler == "cmaes":
+        elif sampler == "cmaes":
             shown = [one for one in shown if one[1] != TrialState.PRUNED]
         constrained = any(past.state == "infeasible" for past, _, _ in shown)
         for past, state, values in shown:
@@ -491,7 +497,7 @@ class OptunaSearcher(Searcher):
         if self._sampler == "grid":
             params = next((point for point in self._grid if _key(point) not in self._tried), None)
             return None if params is None else (params, {})
-        redraws = 0 if self._sampler == "gp" else REDRAWS  # its choice follows from the view, hardly from the seed
+        redraws = 0 if self._current() == "gp" else REDRAWS  # its choice follows from the view, hardly from the seed
         first: tuple[dict[str, Value], dict[str, Any]] | None = None
         for draw in range(1 + redraws + REDRAWS):
             found = self._ask(draw, by_chance=by_chance or draw > redraws)
@@ -523,17 +529,32 @@ class OptunaSearcher(Searcher):
         found = self._next()
         return found[1] if found else {}
 
+    def _current(self) -> str:
+        """Who proposes next, where the file leaves that to us: the sampler with the least regret that suits the history so far.
+
+        A Gaussian process while all observations can be shown to it; TPE beyond, and where it knows nothing of what is asked:
+        conditions, trials of other searches with less parameters, several objectives. Measured in tests/benchmarks/RESULTS.md.
+        """
+        if self._sampler != "auto":
+            return self._sampler
+        suits = not (self._space.conditional or self._goals or self._partial())
+        return "gp" if suits and self._history.observations <= self._most else "tpe"
+
+    def _partial(self) -> bool:
+        """Whether trials of earlier searches lack some of our parameters."""
+        return any(len(past.params) < len(self._known) for past in self._history.pasts[: self._earlier])
+
     def _optuna_sampler(self, seed: int) -> optuna.samplers.BaseSampler:
-        if self._sampler == "gp":
+        sampler = self._current()
+        if sampler == "gp":
             return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP)
-        if self._sampler == "cmaes":
+        if sampler == "cmaes":
             return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=STARTUP)
-        assert self._sampler == "tpe", self._sampler
-        partial = any(len(past.params) < len(self._known) for past in self._history.pasts[: self._earlier])
+        assert sampler == "tpe", sampler
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of `group`
             return optuna.samplers.TPESampler(
-                seed=seed, multivariate=True, group=self._space.conditional or partial, n_startup_trials=STARTUP, constant_liar=True
+                seed=seed, multivariate=True, group=self._space.conditional or self._partial(), n_startup_trials=STARTUP, constant_liar=True
             )
 
     def _sobol(self, index: int) -> dict[str, float]:

@@ -105,8 +105,9 @@ class SearchSpec(_Part):
     """Whether a smaller or a larger metric is better."""
     objectives: list[Objective] = Field(default_factory=list, max_length=3)
     """Further metrics, weighed against the first: the search then looks for the best compromises."""
-    sampler: Literal["tpe", "gp", "cmaes", "random", "grid", "qmc"] = "tpe"
-    """Who proposes: tree-structured Parzen estimators, Gaussian processes, CMA-ES, chance, every combination, or a Sobol sequence."""
+    sampler: Literal["auto", "gp", "tpe", "cmaes", "random", "grid", "qmc"] = "auto"
+    """Who proposes: Gaussian processes, tree-structured Parzen estimators, CMA-ES, chance, every combination, or a Sobol sequence;
+    auto takes the first while trials are few, and the second for the rest and where there are conditions or several objectives."""
     trials: Count = Field(ge=1, le=1_000_000)
     """Trials in all, stopped ones included."""
     epochs: Count = Field(ge=1, le=100_000)
