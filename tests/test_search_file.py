@@ -96,7 +96,8 @@ def test_gradients_of_micro_batches_make_room_for_a_batch_that_would_not_fit_who
 
 def test_a_file_of_an_earlier_version_has_the_defaults_of_every_new_key():
     spec = search_file.parse(HEAD)
-    assert (spec.objectives, spec.sampler, spec.constraints, spec.start_with, spec.learn_from, spec.preset) == ([], "auto", [], [], [], None)
+    assert (spec.objectives, spec.constraints, spec.start_with, spec.learn_from) == ([], [], [], [])
+    assert (spec.sampler, spec.preset) == ("auto", None)
     assert spec.stopping.model_dump() == {"kind": "asha", "grace_epochs": 3, "reduction_factor": 3, "audit_share": 0.05, "strata": 1}
     assert set(spec.limits.model_dump().values()) == {None}
     assert (spec.keep_checkpoints, spec.stall_minutes) == (3, 30)
