@@ -178,12 +178,15 @@ def told(tmp_path):
     [
         ("puase", "unknown command 'puase'; did you mean pause?"),
         ("pause now", "'pause now': 'now' is no argument; write NAME=VALUE."),
-        ("set", "set what? give trials, concurrency, hours or device_hours."),
+        ("set", "set what? give trials, concurrency, hours, device_hours, target or patience."),
         ("set trails=9", "set: unknown argument 'trails'; did you mean trials?"),
         ("set trials=nine", "trials is 'nine'; give a whole number above 0."),
         ("set trials=2.5", "trials is 2.5; give a whole number above 0."),
         ("set hours=-1", "hours is -1; give a number above 0."),
         ("set hours=nan", "hours is nan; give a number above 0."),
+        ("set hours=inf", "hours is inf; give a number above 0."),
+        ("set target=high", "target is 'high'; give a number."),
+        ("set patience=2.5", "patience is 2.5; give a whole number above 0."),
         ("stop trial=7", "trial 7 is not running; running: 0."),
         ("add lr=1", "no dim"),
         ("", "'' is no command (not enough values to unpack (expected at least 1, got 0)); write e.g. `set trials=40`."),
@@ -202,7 +205,7 @@ def test_settings_are_rebuilt_from_the_ledger(told):
     commands.obey_text("set trials=40", by="me")
     commands.obey_text("set hours=2 concurrency=3", by="me")
     spec = search_file.parse(FILE)
-    assert Settings.of(spec, ledger.events) == Settings(40, 3, 2, None)
+    assert Settings.of(spec, ledger.events) == Settings(40, 3, 2, None, None, None)
 
 
 def _fed(asked, outcomes, mode="max", seconds=0.0):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vit_search.spec.plan import Plan, Speed
     from vit_search.spec.search_file import SearchSpec
     from vit_search.tracking.ledger import Event, Ledger, Spent, Trial
+    from vit_search.tracking.searches import Hindsight
 
 os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # here and in all that we start: no pickle from a file
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
@@ -109,18 +110,16 @@ def plan(
     """Tell what a search will cost: epochs, memory, disk, and time on this machine. Trains nothing."""
     from vit_search.spec import plan as planning
     from vit_search.spec import search_file
-    from vit_search.vit.data import default_cache
+    from vit_search.vit import calibrate as calibration
 
     spec = search_file.load(file)
     if concurrency is not None and not 1 <= concurrency <= 10_000:
         raise SearchError(f"--concurrency is {concurrency}; give 1 to 10,000 trials at once.")
     if calibrate and flops_per_s is not None:
         raise SearchError("--calibrate and --flops-per-s: a speed is measured or stated; drop one of the two.")
-    kept = default_cache() / f"speed-{'cuda' if spec.resources.gpus else 'cpu'}.json"
+    kept = calibration.kept_speed(spec)
     if calibrate:
         with err.status("measuring this machine …"):
-            from vit_search.vit import calibrate as calibration
-
             planning.save_speed(calibration.calibrate(spec, concurrency=concurrency), kept)
     speed = planning.load_speed(kept) if flops_per_s is None else planning.stated_speed(flops_per_s)
     made = planning.plan(spec, speed, concurrency=concurrency)
@@ -245,6 +244,8 @@ def extend(
     hours: Annotated[float | None, typer.Option(help="Limit of wall time in all.")] = None,
     device_hours: Annotated[float | None, typer.Option(help="Limit of device time in all.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Trials at the same time.")] = None,
+    target: Annotated[float | None, typer.Option(help="The metric's value at which the search is done.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Trials in a row without a better metric.")] = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
 ) -> None:
@@ -252,9 +253,9 @@ def extend(
     from vit_search.tracking import searches
 
     folder = searches.find(output, search)
-    more = _given(trials=trials, hours=hours, device_hours=device_hours, concurrency=concurrency)
+    more = _given(trials=trials, hours=hours, device_hours=device_hours, concurrency=concurrency, target=target, patience=patience)
     if not more:
-        raise SearchError("extend by what? Give --trials, --hours, --device-hours or --concurrency.")
+        raise SearchError("extend by what? Give --trials, --hours, --device-hours, --concurrency, --target or --patience.")
     with err.status("preparing MLflow and Ray …"):
         from vit_search.search import launch
     _finish(_watched(lambda watch: launch.resume(folder, tracking_uri=tracking_uri, extend=more, watch=watch)))
@@ -299,11 +300,14 @@ def set_(
     concurrency: Annotated[int | None, typer.Option(help="Trials at the same time.")] = None,
     hours: Annotated[float | None, typer.Option(help="Limit of wall time in all.")] = None,
     device_hours: Annotated[float | None, typer.Option(help="Limit of device time in all.")] = None,
+    target: Annotated[float | None, typer.Option(help="The metric's value at which the search is done.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Trials in a row without a better metric.")] = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
 ) -> None:
     """Change the size of a running search."""
-    _command(search, output, tracking_uri, "set", **_given(trials=trials, concurrency=concurrency, hours=hours, device_hours=device_hours))
+    given = _given(trials=trials, concurrency=concurrency, hours=hours, device_hours=device_hours, target=target, patience=patience)
+    _command(search, output, tracking_uri, "set", **given)
 
 
 @app.command()
@@ -337,6 +341,7 @@ def status(
     outcomes = [trial.outcome for trial in trials.values()]
     counts = {name: outcomes.count(name) for name in OUTCOME_STYLE if name in outcomes}
     winner = ledger.best(trials.values(), spec.metric, spec.mode)
+    hindsight = searches.read_hindsight(folder)
     commands = [event for event in events if isinstance(event, ledger.Commanded)]
     if as_json:
         facts = {
@@ -346,6 +351,7 @@ def status(
             "outcomes": counts,
             "best": _row(winner, spec.metric, 1) if winner else None,
             "spent": {key: value for key, value in vars(spent).items() if not key.startswith("_")},
+            "hindsight": vars(hindsight) if hindsight else None,
             "commands": [vars(event) for event in commands],
         }
         sys.stdout.write(json.dumps(facts, indent=1) + "\n")
@@ -358,6 +364,8 @@ def status(
         params = ", ".join(f"{key} {_number(value)}" for key, value in winner.params.items())
         out.print(f"  best {spec.metric} {winner.value(spec.metric):.4f}: trial {winner.number} ({params})")
     out.print(f"  {_spent(spent)}")
+    for line in _hindsight(hindsight) if hindsight and not running else []:
+        out.print(f"  {line}")
     for event in commands[-5:]:
         arguments = " ".join(f"{key}={value}" for key, value in event.arguments.items())
         out.print(_escaped(f"  {time.strftime('%H:%M', time.localtime(event.at))} {event.by}: {event.name} {arguments}: {event.answer}"))
@@ -513,6 +521,22 @@ def _spent(spent: Spent) -> str:
     )
 
 
+def _hindsight(hindsight: Hindsight) -> list[str]:
+    """What a search showed of its stopping and its plan, in words."""
+    lines = []
+    if hindsight.doomed:
+        told = f"{hindsight.doomed} audited {'trials' if hindsight.doomed > 1 else 'trial'} would have been stopped"
+        low, high = hindsight.interval
+        lines.append(f"{told}, {hindsight.wrongly} of them wrongly (95 % interval of the share: {low:.0%} to {high:.0%})")
+    if hindsight.plan:
+        epochs, wall = hindsight.plan["epochs"], hindsight.plan["wall_seconds"]
+        line = f"planned {epochs['predicted']:,.0f} epochs, trained {epochs['actual']:,}"
+        if wall["predicted"]:
+            line += f"; planned {_time(wall['predicted'])}, took {_time(wall['actual'])} with Ray's and MLflow's own time"
+        lines.append(line)
+    return lines
+
+
 def _watched(work: Callable[[Any], SearchResult]) -> SearchResult:
     """Run a search with its live picture on a terminal, or a line per ended trial elsewhere."""
     screen = _Screen()
@@ -531,14 +555,15 @@ def _finish(result: SearchResult) -> None:
     trained, full = sum(len(t.results) for t in trials), spec.epochs * max(len(trials), 1)
     share = stopped / max(len(ended), 1)
     out.print(f"{len(ended)} of {result.settings.trials} trials in {_time(result.seconds)}, {stopped} stopped early ({share:.0%})")
-    if result.ended_by:
-        out.print(f"ended by {_escaped(result.ended_by)}; go on with:  vit-search extend {name}", soft_wrap=True)
+    if result.ended_by.startswith("limits."):
+        from vit_search.search.limits import option
+
+        more = f"vit-search extend {name} {option(result.ended_by)} …"
+        out.print(f"ended by {_escaped(result.ended_by)}; go on with:  {more}", soft_wrap=True)
     out.print(f"{trained} epochs trained, {full - trained} saved against no stopping ({1 - trained / full:.0%})")
     out.print(_spent(result.spent))
-    doomed, wrong, low, high = result.false_kills
-    if doomed:
-        told = f"{doomed} audited {'trials' if doomed > 1 else 'trial'} would have been stopped, {wrong} of them wrongly"
-        out.print(f"{told} (95 % interval of the share: {low:.0%} to {high:.0%})")
+    for line in _hindsight(result.hindsight):
+        out.print(line)
     if result.interrupted:
         err.print(f"\n[yellow]Interrupted.[/] Nothing is lost; go on with:  [bold]vit-search resume {name}[/]", soft_wrap=True)
         sys.exit(INTERRUPTED)

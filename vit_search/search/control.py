@@ -10,12 +10,13 @@ from __future__ import annotations
 import getpass
 import json
 import logging
+import math
 import shlex
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ COMMANDS = {
     "continue": "go on after a pause",
     "stop": "start no more trials and let the running ones end; with trial=N, stop that trial after its epoch",
     "cancel": "end now; `vit-search resume` goes on",
-    "set": "trials=N, concurrency=N, hours=H or device_hours=H",
+    "set": "trials=N, concurrency=N, hours=H, device_hours=H, target=VALUE or patience=N",
     "add": "propose a trial with these parameters next",
 }
 """Every command, and what it does."""
@@ -49,15 +50,20 @@ class Settings:
     concurrency: int
     hours: float | None
     device_hours: float | None
+    target: float | None
+    patience: int | None
 
     @staticmethod
     def of(spec: SearchSpec, events: Iterable[Event] = ()) -> Settings:
         """Those of a search file, and what the commands of a ledger have made of them."""
-        settings = Settings(spec.trials, spec.concurrency, spec.limits.hours, spec.limits.device_hours)
+        settings = Settings(spec.trials, spec.concurrency, **spec.limits.model_dump())
         for event in events:
             if isinstance(event, Commanded) and event.name == "set":
                 settings = replace(settings, **event.arguments)
         return settings
+
+
+SETTINGS = tuple(f.name for f in fields(Settings))
 
 
 def ask(folder: Path, name: str, arguments: Mapping[str, Any], wait_s: float = ANSWER_WITHIN_S) -> str:
@@ -222,7 +228,7 @@ class Control:
         return f"trial {trial} will be stopped after the epoch at hand."
 
     def _set(self, arguments: dict[str, Any]) -> str:
-        _no_more("set", arguments, ("trials", "concurrency", "hours", "device_hours"))
+        _no_more("set", arguments, SETTINGS)
         check_settings(arguments, known=len(self._ledger.trials))
         self.settings = replace(self.settings, **arguments)
         return ", ".join(f"{key} is now {value:g}" for key, value in arguments.items()) + "."
@@ -253,11 +259,12 @@ def check_settings(arguments: Mapping[str, Any], known: int) -> None:
     Raises: SpecError.
     """
     if not arguments:
-        raise SpecError("set what? give trials, concurrency, hours or device_hours.")
+        raise SpecError(f"set what? give {', '.join(SETTINGS[:-1])} or {SETTINGS[-1]}.")
     for key, value in arguments.items():
-        whole = key in ("trials", "concurrency")
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value > 0:
-            raise SpecError(f"{key} is {value!r}; give {'a whole number' if whole else 'a number'} above 0.")
+        whole = key in ("trials", "concurrency", "patience")
+        least = -math.inf if key == "target" else 0
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not least < value < math.inf:
+            raise SpecError(f"{key} is {value!r}; give {'a whole number' if whole else 'a number'}{'' if least else ' above 0'}.")
     if arguments.get("trials", known) < known:
         raise SpecError(f"trials={arguments['trials']} is less than the {known} that have started; use `stop` to start no more.")
 

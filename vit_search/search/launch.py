@@ -19,6 +19,7 @@ import subprocess
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -45,10 +46,11 @@ from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
 
 from vit_search.errors import NoTrialCompletedError, SearchError, SpecError
 from vit_search.search.control import Control, Settings, check_settings
-from vit_search.search.limits import Limits
+from vit_search.search.limits import Limits, option
 from vit_search.search.stopping import Rungs, RungScheduler, boundaries, false_kills
 from vit_search.search.suggest import OptunaSearcher
 from vit_search.search.trial import train_trial
+from vit_search.spec import plan as planning
 from vit_search.spec.config import EpochResult
 from vit_search.spec.files import write_whole
 from vit_search.spec.search_file import SearchSpec
@@ -71,14 +73,16 @@ from vit_search.tracking.ledger import (
     trial_folder,
 )
 from vit_search.tracking.recorder import Recorder
-from vit_search.tracking.searches import SearchFacts
+from vit_search.tracking.searches import Hindsight, SearchFacts
 from vit_search.vit import checkpoint
+from vit_search.vit.calibrate import kept_speed
 from vit_search.vit.data import DataSet, prepare
 from vit_search.vit.machine import WORKER_ENV
 
 _log = logging.getLogger(__name__)
 
 EARLIER = "earlier.json"
+PLAN = "plan.json"
 
 MAX_RETRIES = 3
 """How often a trial whose process dies is taken up from its checkpoint."""
@@ -98,8 +102,8 @@ class SearchResult:
     interrupted: bool
     ended_by: str
     """The limit that ended it before all trials were run; empty where none did."""
-    false_kills: tuple[int, int, float, float]
-    """What the trials that nothing stops tell of stopping; see `stopping.false_kills`."""
+    hindsight: Hindsight
+    """What its end tells of its stopping and of its plan."""
     settings: Settings
     """As they stood at the end, after what was changed while it ran."""
     spent: Spent
@@ -149,6 +153,7 @@ def run(
     folder = _new_folder(output, spec.name)
     if lessons:
         write_whole(folder / EARLIER, json.dumps(lessons))
+    write_whole(folder / PLAN, json.dumps(planning.plan(spec, _known_speed(spec)).to_dict(), indent=1))
     facts = SearchFacts(
         search=folder.name,
         search_id=uuid.uuid4().hex,
@@ -206,23 +211,21 @@ def _drive(
     ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
     if extend:
         try:
-            check_settings(extend, known=len(ledger.trials))
-        except SpecError:
+            _check_extension(spec, folder, ledger, extend)
+        except (SpecError, SearchError):
             ledger.close()
             raise
     rungs = _rungs(spec)
-    limits = Limits(spec.limits, metric=spec.metric, mode=spec.mode, devices=spec.resources.gpus or spec.resources.cpus)
     recorder.open(facts, folder, ledger.events)
     ledger.listeners.append(recorder.send)
     ledger.append(Launched(host=socket.gethostname(), pid=os.getpid()))
     if extend:
         ledger.append(Commanded(name="set", arguments=dict(extend), answer="extended.", by=getpass.getuser()))
     _settle(ledger, rungs, spec)
-    alike = _FailuresAlike()
-    for event in ledger.events:
-        limits.take(event, ledger.trials)
-        alike.take(event)
     settings = Settings.of(spec, ledger.events)
+    limits, alike = _limits(spec, ledger, settings), _FailuresAlike()
+    for event in ledger.events:
+        alike.take(event)
     searcher = OptunaSearcher(
         spec.space,
         metric=spec.metric,
@@ -243,7 +246,7 @@ def _drive(
     def obey() -> None:
         """Hand on what is asked of the search."""
         searcher.trials, searcher.concurrency = control.settings.trials, control.settings.concurrency
-        limits.hours, limits.device_hours = control.settings.hours, control.settings.device_hours
+        limits.change(control.settings)
         control.ending = control.ending or limits.reached(ledger.spent) or ""
         searcher.over = bool(control.ending or alike.reason or control.draining or control.cancelled.is_set())
         searcher.paused = control.paused
@@ -274,7 +277,8 @@ def _drive(
         interrupted = control.cancelled.is_set()
         for trial in list(ledger.trials.values()):
             if trial.outcome == "running":
-                ledger.append(Ended(trial=trial.number, outcome="interrupted", reason="the driver stopped"))
+                with contextlib.suppress(SearchError):  # of a full disk: what brought us here says so; a resume takes it up all the same
+                    ledger.append(Ended(trial=trial.number, outcome="interrupted", reason="the driver stopped"))
                 interrupted = True
         trials = ranked(ledger.trials.values(), spec.metric, spec.mode)
         completed = any(trial.outcome == "completed" for trial in trials)
@@ -285,16 +289,20 @@ def _drive(
         finals = {
             trial.number: value for trial in trials if trial.outcome == "completed" and (value := trial.value(spec.metric)) is not None
         }
-        wrong = false_kills(rungs.audits(), finals, spec.mode)
+        doomed, wrongly, *interval = false_kills(rungs.audits(), finals, spec.mode)
+        hindsight = Hindsight(doomed, wrongly, (interval[0], interval[1]), _beside_plan(folder, spec, trials, ledger.spent))
         figures = {
             "trial_hours": ledger.spent.trial_seconds / 3600,
             "trial_hours_stopped": ledger.spent.stopped_seconds / 3600,
             "trial_hours_saved": ledger.spent.saved_seconds / 3600,
             "wall_hours": ledger.spent.wall_seconds / 3600,
-            "audits_to_be_stopped": wrong[0],
-            "audits_wrongly": wrong[1],
+            "audits_to_be_stopped": doomed,
+            "audits_wrongly": wrongly,
         }
-        recorder.close(trials, status=status, winner=winner, checkpoint=model, figures=figures)
+        if not interrupted:
+            with contextlib.suppress(OSError):  # of a full disk, which has been said
+                searches.write_hindsight(folder, hindsight)
+        recorder.close(trials, status=status, winner=winner, checkpoint=model, figures=figures, plan=hindsight.plan)
         ledger.close()
     if not interrupted and not completed:
         raise NoTrialCompletedError(f"{folder}: none of {len(trials)} trials reached full length; {control.ending or _why(trials)}")
@@ -304,13 +312,52 @@ def _drive(
         trials=trials,
         interrupted=interrupted,
         ended_by=control.ending,
-        false_kills=wrong,
+        hindsight=hindsight,
         settings=control.settings,
         spent=ledger.spent,
         seconds=time.monotonic() - began,
         experiment_id=recorder.experiment_id,
         parent_run=recorder.parent_run,
     )
+
+
+def _limits(spec: SearchSpec, ledger: Ledger, settings: Settings) -> Limits:
+    """The limits as a ledger has brought them nearer."""
+    limits = Limits(settings, metric=spec.metric, mode=spec.mode, devices=_devices(spec))
+    for event in ledger.events:
+        limits.take(event, ledger.trials)
+    return limits
+
+
+def _devices(spec: SearchSpec) -> float:
+    """GPUs of one trial, or its CPU cores where it has none."""
+    return spec.resources.gpus or spec.resources.cpus
+
+
+def _check_extension(spec: SearchSpec, folder: Path, ledger: Ledger, extend: Mapping[str, float]) -> None:
+    """Refuse settings that mean nothing, or that leave a limit which ends the search at once."""
+    check_settings(extend, known=len(ledger.trials))
+    settings = dataclasses.replace(Settings.of(spec, ledger.events), **extend)  # type: ignore[arg-type]
+    reached = _limits(spec, ledger, settings).reached(ledger.spent)
+    if reached:
+        raise SearchError(f"{folder.name} would end at once by {reached}; add {option(reached)} with a new limit.")
+
+
+def _known_speed(spec: SearchSpec) -> planning.Speed | None:
+    """What `vit-search plan --calibrate` last measured of this machine, where that can be read."""
+    with contextlib.suppress(SpecError):
+        return planning.load_speed(kept_speed(spec))
+    return None
+
+
+def _beside_plan(folder: Path, spec: SearchSpec, trials: list[Trial], spent: Spent) -> dict[str, Any] | None:
+    """What was foretold at the start beside what came; None where the plan is missing or damaged: it decides nothing."""
+    try:
+        plan = planning.Plan.from_dict(json.loads((folder / PLAN).read_text()))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    lengths = Counter(len(trial.results) for trial in trials)
+    return planning.compare(plan, lengths, device_seconds=spent.trial_seconds * _devices(spec), wall_seconds=spent.wall_seconds)
 
 
 def _lessons(spec: SearchSpec, output: Path) -> list[tuple[dict[str, Value], dict[int, float], str]]:

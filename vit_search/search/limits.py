@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
-from vit_search.spec.search_file import Limits as Asked
 from vit_search.tracking.ledger import Ended, Event, Spent, Trial
 
 
+class Asked(Protocol):
+    """The limits that somebody set: a search file's section, or the settings as they stand."""
+
+    @property
+    def hours(self) -> float | None: ...  # noqa: D102
+    @property
+    def device_hours(self) -> float | None: ...  # noqa: D102
+    @property
+    def target(self) -> float | None: ...  # noqa: D102
+    @property
+    def patience(self) -> int | None: ...  # noqa: D102
+
+
 class Limits:
-    """What a search file's `limits` come to, event by event; a ledger's events fed again rebuild it.
+    """What the limits of a search come to, event by event; a ledger's events fed again rebuild it.
 
     Args:
-        asked: the section of the search file; `hours` and `device_hours` may be changed while the search runs.
+        asked: the limits.
         metric: what trials are ranked by. mode: "min" or "max".
         devices: GPUs, or CPU cores where it uses none, that one trial holds.
     """
 
     def __init__(self, asked: Asked, *, metric: str, mode: str, devices: float) -> None:
-        self.hours, self.device_hours = asked.hours, asked.device_hours
-        self._asked, self._metric, self._sign, self._devices = asked, metric, 1.0 if mode == "max" else -1.0, devices
+        self._asked = asked
+        self._metric, self._sign, self._devices = metric, 1.0 if mode == "max" else -1.0, devices
         self._best: float | None = None
         self._since_best = 0
-        self._reached_by: int | None = None
+        self._completed: dict[int, float] = {}
+        """Scores of full-length trials, the first to end first."""
+
+    def change(self, asked: Asked) -> None:
+        """Other limits from here on, for what has happened, too."""
+        self._asked = asked
 
     def take(self, event: Event, trials: Mapping[int, Trial]) -> None:
         """One more event, after `trials` has taken it."""
@@ -36,18 +54,25 @@ class Limits:
             self._best, self._since_best = score, 0
         else:
             self._since_best += 1
-        target = self._asked.target
-        if trial.outcome == "completed" and score is not None and target is not None and score >= self._sign * target:
-            self._reached_by = trial.number
+        if trial.outcome == "completed" and score is not None:
+            self._completed[trial.number] = score
 
     def reached(self, spent: Spent) -> str | None:
         """The limit that ends the search, in words; None while none does."""
-        if self._reached_by is not None:
-            return f"limits.target: trial {self._reached_by} reached {self._asked.target:g}"
-        if self._asked.patience is not None and self._since_best >= self._asked.patience:
+        asked = self._asked
+        if asked.target is not None:
+            there = next((number for number, score in self._completed.items() if score >= self._sign * asked.target), None)
+            if there is not None:
+                return f"limits.target: trial {there} reached {asked.target:g}"
+        if asked.patience is not None and self._since_best >= asked.patience:
             return f"limits.patience: no improvement in {self._since_best} trials"
-        if self.hours is not None and spent.wall_seconds >= 3600 * self.hours:
-            return f"limits.hours: {self.hours:g} h are over"
-        if self.device_hours is not None and self._devices * spent.trial_seconds >= 3600 * self.device_hours:
-            return f"limits.device_hours: {self.device_hours:g} h are spent"
+        if asked.hours is not None and spent.wall_seconds >= 3600 * asked.hours:
+            return f"limits.hours: {asked.hours:g} h are over"
+        if asked.device_hours is not None and self._devices * spent.trial_seconds >= 3600 * asked.device_hours:
+            return f"limits.device_hours: {asked.device_hours:g} h are spent"
         return None
+
+
+def option(reached: str) -> str:
+    """The command line's option that changes a limit, from what `Limits.reached` says of it."""
+    return "--" + reached.partition(":")[0].removeprefix("limits.").replace("_", "-")

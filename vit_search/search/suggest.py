@@ -1,4 +1,4 @@
-"""Who proposes: Optuna's samplers and three of our own behind Tune's Searcher; proposals that cannot be built never run.
+"""Who proposes: Optuna's samplers and our own behind Tune's Searcher; proposals that cannot be built never run.
 
 What is known is plain data, a list of `Past`. Two things are made of it: `truth`, each trial in its true state, for reports and
 for whoever wants an Optuna study; and `History.view`, what the sampler is shown. A proposal follows from the view, the seed and
@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import math
 import random
-import statistics
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +26,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
 from vit_search.errors import SpecError
+from vit_search.search import gaussian
+from vit_search.search.asks import AtQuantiles, Drawn, Given
 from vit_search.spec.config import METRICS
 from vit_search.spec.space import Asks, Space, Value
 from vit_search.tracking.ledger import Commanded, Ended, Event, Infeasible, Proposed, Reported
@@ -141,6 +142,27 @@ def _direction(mode: str) -> StudyDirection:
 
 def _key(params: Mapping[str, Value]) -> tuple[tuple[str, Value], ...]:
     return tuple(sorted(params.items()))
+
+
+def scalar(values: Sequence[Sequence[float]], modes: Sequence[str], rng: random.Random) -> list[float]:
+    """One score for each list of objective values, more is better: the first, or several weighed anew at each ask.
+
+    Several: the augmented Chebyshev norm of the losses with random weights, each loss in shares of its range (ParEGO: Knowles
+    2006, https://doi.org/10.1109/TEVC.2005.851274), so that asks in a row look for different compromises.
+    """
+    signs = [1.0 if mode == "max" else -1.0 for mode in modes]
+    scores = [[sign * value for sign, value in zip(signs, one, strict=True)] for one in values]
+    if len(modes) == 1:
+        return [one[0] for one in scores]
+    drawn = [rng.expovariate(1) for _ in modes]
+    weights = [weight / sum(drawn) for weight in drawn]
+    best, worst = [max(column) for column in zip(*scores, strict=True)], [min(column) for column in zip(*scores, strict=True)]
+
+    def loss(one: Sequence[float]) -> float:
+        parts = [w * (b - own) / ((b - least) or 1.0) for w, own, b, least in zip(weights, one, best, worst, strict=True)]
+        return float(max(parts) + 0.05 * sum(parts))
+
+    return [-loss(one) for one in scores]
 
 
 class History:
@@ -258,61 +280,6 @@ class _Noted:
     def suggest_float(self, name: str, low: float, high: float, /, *, step: float | None, log: bool) -> float:
         self.found[name] = FloatDistribution(low, high, log=log, step=step)
         return low
-
-
-class _AtQuantiles:
-    """Gives each parameter the value at a quantile in [0, 1)."""
-
-    def __init__(self, quantiles: Mapping[str, float]) -> None:
-        self._at = quantiles
-
-    def suggest_categorical(self, name: str, choices: list[Any], /) -> Any:
-        return choices[int(self._at[name] * len(choices))]
-
-    def suggest_int(self, name: str, low: int, high: int, /, *, step: int, log: bool) -> int:
-        if log:
-            value = math.exp(math.log(low - 0.5) + self._at[name] * math.log((high + 0.5) / (low - 0.5)))
-            return min(high, max(low, round(value)))
-        return low + step * int(self._at[name] * ((high - low) // step + 1))
-
-    def suggest_float(self, name: str, low: float, high: float, /, *, step: float | None, log: bool) -> float:
-        if log:
-            return min(high, low * math.exp(self._at[name] * math.log(high / low)))
-        if step is not None:
-            return low + step * int(self._at[name] * (int((high - low) / step + 1e-9) + 1))
-        return low + self._at[name] * (high - low)
-
-
-class _Given:
-    """Gives the values of a point, and asks for those that it leaves out."""
-
-    def __init__(self, point: Mapping[str, Value], rest: Asks) -> None:
-        self._point, self._rest = point, rest
-
-    def suggest_categorical(self, name: str, choices: list[Any], /) -> Any:
-        return self._point[name] if name in self._point else self._rest.suggest_categorical(name, choices)
-
-    def suggest_int(self, name: str, low: int, high: int, /, *, step: int, log: bool) -> Any:
-        return self._point[name] if name in self._point else self._rest.suggest_int(name, low, high, step=step, log=log)
-
-    def suggest_float(self, name: str, low: float, high: float, /, *, step: float | None, log: bool) -> Any:
-        return self._point[name] if name in self._point else self._rest.suggest_float(name, low, high, step=step, log=log)
-
-
-class _Drawn:
-    """Asks chance."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-
-    def suggest_categorical(self, name: str, choices: list[Any], /) -> Any:
-        return self._rng.choice(choices)
-
-    def suggest_int(self, name: str, low: int, high: int, /, *, step: int, log: bool) -> int:
-        return _AtQuantiles({name: self._rng.random()}).suggest_int(name, low, high, step=step, log=log)
-
-    def suggest_float(self, name: str, low: float, high: float, /, *, step: float | None, log: bool) -> float:
-        return _AtQuantiles({name: self._rng.random()}).suggest_float(name, low, high, step=step, log=log)
 
 
 class _Light(FrozenTrial):
@@ -453,15 +420,7 @@ class OptunaSearcher(Searcher):
         """What the sampler would be shown now."""
         study = optuna.create_study(directions=[_direction(mode) for mode in self._modes])
         shown = self._history.view(self._most)
-        sampler = self._current()
-        if sampler == "gp":  # it learns what can be built from trials that have values, so they get one that says nothing
-            observed = [values for _, _, values in shown if values]
-            neutral = [statistics.fmean(column) for column in zip(*observed, strict=True)]
-            shown = [
-                (past, TrialState.COMPLETE, neutral) if state == TrialState.PRUNED else (past, state, values)
-                for past, state, values in shown
-            ]
-        elif sampler == "cmaes":
+        if self._sampler == "cmaes":
             shown = [one for one in shown if one[1] != TrialState.PRUNED]
         constrained = any(past.state == "infeasible" for past, _, _ in shown)
         for past, state, values in shown:
@@ -514,15 +473,34 @@ class OptunaSearcher(Searcher):
         asks: Asks
         study: optuna.Study | None = None
         if by_chance or self._sampler in ("random", "grid"):
-            asks = _Drawn(rng)
+            asks = Drawn(rng)
         elif self._sampler == "qmc":
-            asks = _AtQuantiles(self._sobol(index)) if not draw else _Drawn(rng)
+            asks = AtQuantiles(self._sobol(index)) if not draw else Drawn(rng)
+        elif self._current() == "gp":
+            found = self._most_promising(rng, point or {})
+            if found is not None:
+                return found, {}
+            asks = Drawn(rng)
         else:
             study = self.view()
             study.sampler = self._optuna_sampler(seed)
             asks = study.ask()
-        params = self._space.suggest(_Given(point, asks) if point else asks)
+        params = self._space.suggest(Given(point, asks) if point else asks)
         return params, dict(study.get_trials(deepcopy=False)[-1].system_attrs) if study and self._sampler == "cmaes" else {}
+
+    def _most_promising(self, rng: random.Random, given: Mapping[str, Value]) -> dict[str, Value] | None:
+        """What our Gaussian process proposes: new, and such that it can be built. None while it has too little to go by."""
+        shown = self._history.view(self._most)
+        seen = [(past.params, values) for past, state, values in shown if state == TrialState.COMPLETE and values]
+        if len(seen) < ENOUGH:
+            return None
+        running = [past.params for past, state, _ in shown if state == TrialState.RUNNING]
+        scores = scalar([values for _, values in seen], self._modes, rng)
+
+        def suits(params: Mapping[str, Value]) -> bool:
+            return _key(params) not in self._tried and self._space.problem(params) is None
+
+        return gaussian.propose(self._space, [params for params, _ in seen], scores, running, rng, suits, given)
 
     def _attributes_again(self) -> dict[str, Any]:
         """What the sampler noted at the proposal that the ledger names next: its state is nowhere else."""
@@ -530,10 +508,10 @@ class OptunaSearcher(Searcher):
         return found[1] if found else {}
 
     def _current(self) -> str:
-        """Who proposes next, where the file leaves that to us: the sampler with the least regret that suits the history so far.
+        """Who proposes next, where the file leaves that to us: the sampler with the least regret in tests/benchmarks/RESULTS.md.
 
-        A Gaussian process while all observations can be shown to it; TPE beyond, and where it knows nothing of what is asked:
-        conditions, trials of other searches with less parameters, several objectives. Measured in tests/benchmarks/RESULTS.md.
+        That is our Gaussian process while all observations can be shown to it; TPE beyond, and where that was not measured:
+        with conditions, several objectives, or trials of other searches that lack some parameters.
         """
         if self._sampler != "auto":
             return self._sampler
@@ -545,12 +523,9 @@ class OptunaSearcher(Searcher):
         return any(len(past.params) < len(self._known) for past in self._history.pasts[: self._earlier])
 
     def _optuna_sampler(self, seed: int) -> optuna.samplers.BaseSampler:
-        sampler = self._current()
-        if sampler == "gp":
-            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP)
-        if sampler == "cmaes":
+        if self._sampler == "cmaes":
             return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=STARTUP)
-        assert sampler == "tpe", sampler
+        assert self._current() == "tpe", self._sampler
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of `group`
             return optuna.samplers.TPESampler(

@@ -251,6 +251,17 @@ class Plan:
         """Plain JSON values."""
         return dataclasses.asdict(self)
 
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Plan:
+        """The inverse, also after a way through JSON."""
+        parts = {
+            "images": Images(**values["images"]),
+            "rungs": tuple(Rung(**rung) for rung in values["rungs"]),
+            "speed": Speed(**values["speed"]) if values["speed"] else None,
+        }
+        pairs = {name: tuple(value) for name, value in values.items() if isinstance(value, list) and name not in parts}
+        return Plan(**{**values, **parts, **pairs})
+
 
 @dataclass(frozen=True)
 class _Draw:
@@ -319,11 +330,12 @@ def compare(plan: Plan, trials_by_epochs: Mapping[int, int], *, device_seconds: 
     Args:
         trials_by_epochs: how many trials trained so many epochs.
         device_seconds: of training and evaluation, each trial's times its GPUs or cores. wall_seconds: of the whole search.
-    Returns: `trials_at` (each rung's epoch), `epochs`, `device_seconds`, `wall_seconds`: {predicted, actual, ratio}, where
-        ratio is actual to predicted, and None where one of them is unknown or 0.
+    Returns: `trials`, `trials_at` (each rung's epoch), `epochs`, `device_seconds`, `wall_seconds`: {predicted, actual, ratio},
+        where ratio is actual to predicted, and None where one of them is unknown or 0; `speed`: where the seconds came from.
     """
     trained = sum(epochs * trials for epochs, trials in trials_by_epochs.items())
     return {
+        "trials": _beside(plan.trials, sum(trials_by_epochs.values())),
         "trials_at": {
             str(rung.epoch): _beside(rung.trials, sum(n for epochs, n in trials_by_epochs.items() if epochs >= rung.epoch))
             for rung in plan.rungs

@@ -248,9 +248,9 @@ class SearchSpec(_Part):
             for name, parameter in space.searched.items():
                 if isinstance(parameter, FloatRange) and parameter.step is None:
                     raise SpecError(f"sampler: grid cannot try every number of {path_of(name)}; give it a step or a choice, or write qmc.")
-        if self.sampler in ("gp", "cmaes") and space.conditional:
+        if self.sampler == "cmaes" and space.conditional:
             name = next(name for name, parameter in space.searched.items() if parameter.when is not None)
-            raise SpecError(f"sampler: {self.sampler} knows no conditions, and {path_of(name)} has one; drop its when, or write tpe.")
+            raise SpecError(f"sampler: cmaes knows no conditions, and {path_of(name)} has one; drop its when, or write tpe.")
         if self.sampler == "cmaes":
             ranges = sum(isinstance(parameter, (IntRange, FloatRange)) for parameter in space.searched.values())
             if ranges < 2:

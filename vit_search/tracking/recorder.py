@@ -219,9 +219,12 @@ class Recorder:
         winner: Trial | None,
         checkpoint: Path | None,
         figures: Mapping[str, float] = MappingProxyType({}),
+        plan: Mapping[str, Any] | None = None,
         patience_s: float = 60,
     ) -> bool:
         """Send all that is left, then the leaderboard, the best model and further figures, and end the parent run with a status.
+
+        `plan`, what was foretold beside what came, becomes an artifact.
 
         Returns: False when MLflow stayed away for `patience_s`; `vit-search resume` sends the rest later.
         """
@@ -236,6 +239,8 @@ class Recorder:
             return False
         try:
             self._summarise(trials, winner, figures)
+            if plan is not None:
+                self.client.log_dict(self.parent_run, dict(plan), "plan.json")
             if winner is not None and checkpoint is not None:
                 self._log_winner(self._runs[winner.number], STATUS[winner.outcome], checkpoint)
             self.client.set_terminated(self.parent_run, status)

@@ -40,6 +40,34 @@ class SearchFacts:
     """Without a password."""
 
 
+@dataclass(frozen=True)
+class Hindsight:
+    """What only the end of a search tells; written to hindsight.json there, and anew when it is extended."""
+
+    doomed: int
+    """Audited trials that completed and would have been stopped."""
+    wrongly: int
+    """Those of them that were better than the median of what was let through."""
+    interval: tuple[float, float]
+    """Of wrongly / doomed, 95 %; 0 to 1 where there are none."""
+    plan: dict[str, Any] | None
+    """What the plan of the start foretold beside what came, as spec/plan.py's `compare` gives it."""
+
+
+def write_hindsight(folder: Path, hindsight: Hindsight) -> None:
+    """Keep it with the search."""
+    write_whole(folder / "hindsight.json", json.dumps(asdict(hindsight), indent=1))
+
+
+def read_hindsight(folder: Path) -> Hindsight | None:
+    """What `write_hindsight` kept; None where the search has not come to an end, or the file is damaged: it decides nothing."""
+    try:
+        values = json.loads((folder / "hindsight.json").read_text(encoding="utf-8"))
+        return Hindsight(**{**values, "interval": tuple(values["interval"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
 def write(folder: Path, facts: SearchFacts) -> None:
     """Write a new search's file and facts; search.json comes last, and makes the folder a search."""
     for name, text in (("search.yaml", facts.text), ("search.json", json.dumps(asdict(facts), indent=1))):
