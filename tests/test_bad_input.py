@@ -295,7 +295,6 @@ BAD = [  # (what stands from line 5 on, the line, where and what was seen, the m
         f"sampler: cmaes\nmodel: {{{COND}}}}}",
         5, "sampler: cmaes knows no conditions, and model.dropout has one", "drop its when, or write tpe.",
     ),
-    (f"sampler: gp\nmodel: {{{COND}}}}}", 5, "sampler: gp knows no conditions, and model.dropout has one", "drop its when, or write tpe."),
     # stopping, limits, and the rest
     ("stopping: {kind: ahsa}", 5, "stopping.kind: 'ahsa' will not do", "did you mean asha?"),
     ("stopping: {audit_share: 1}", 5, "stopping.audit_share: 1 will not do", "should be less than 1"),

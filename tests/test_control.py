@@ -169,7 +169,7 @@ def told(tmp_path):
             raise SpecError("no dim")
         made.append(params)
 
-    yield Control(tmp_path, ledger, Settings(8, 2, None, None), lambda: None, add), ledger, made
+    yield Control(tmp_path, ledger, Settings(8, 2, None, None, None, None), lambda: None, add), ledger, made
     ledger.close()
 
 
@@ -195,7 +195,7 @@ def told(tmp_path):
 def test_a_command_that_makes_no_sense_is_refused_and_changes_nothing(told, text, answer):
     commands, ledger, made = told
     assert commands.obey_text(text, by="me") == answer
-    assert commands.settings == Settings(8, 2, None, None)
+    assert commands.settings == Settings(8, 2, None, None, None, None)
     assert not made
     assert not [e for e in ledger.events if isinstance(e, Commanded)]
 

@@ -155,18 +155,19 @@ def history(pasts, modes=("max",)):
 def test_trials_are_compared_at_the_last_rung_that_enough_of_them_reached():
     one, three = [past("stopped", 0.5)], [past("completed", 0.5, 0.6, 0.7)]
     assert history([]).level == 1
-    assert history(three * 7 + one * 20).level == 1
-    assert history(three * 8 + one * 20).level == 3
-    assert history([past("diverged", 0.5, 0.6, 0.7)] * 8).level == 1
+    assert history(three * 9 + one * 20).level == 1
+    assert history(three * 10 + one * 20).level == 3
+    assert history([past("diverged", 0.5, 0.6, 0.7)] * 10).level == 1
 
 
 @pytest.mark.parametrize(("mode", "worst"), [("max", 0.6), ("min", 0.9)])
 def test_the_sampler_is_shown_what_was_reached_there_and_nothing_else(mode, worst):
-    pasts = [past("completed", 0, 0, v) for v in (0.6, 0.7, 0.8, 0.9, 0.65, 0.75, 0.85)]
+    finals = (0.6, 0.7, 0.8, 0.9, 0.65, 0.75, 0.85, 0.62, 0.64)
+    pasts = [past("completed", 0, 0, v) for v in finals]
     pasts += [past("running", 0, 0, 0.7), past("running", 0.1), past("stopped", 0.2), past("failed", 0, 0, 0.8), past("diverged", 0.3)]
     shown = history(pasts, [mode]).view()
     assert [(state, values) for _, state, values in shown] == [
-        *((COMPLETE, [v]) for v in (0.6, 0.7, 0.8, 0.9, 0.65, 0.75, 0.85, 0.7)), (RUNNING, None), (COMPLETE, [worst]),
+        *((COMPLETE, [v]) for v in (*finals, 0.7)), (RUNNING, None), (COMPLETE, [worst]),
     ]  # fmt: skip
 
 

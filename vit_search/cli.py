@@ -110,16 +110,18 @@ def plan(
     """Tell what a search will cost: epochs, memory, disk, and time on this machine. Trains nothing."""
     from vit_search.spec import plan as planning
     from vit_search.spec import search_file
-    from vit_search.vit import calibrate as calibration
+    from vit_search.vit.data import kept_speed
 
     spec = search_file.load(file)
     if concurrency is not None and not 1 <= concurrency <= 10_000:
         raise SearchError(f"--concurrency is {concurrency}; give 1 to 10,000 trials at once.")
     if calibrate and flops_per_s is not None:
         raise SearchError("--calibrate and --flops-per-s: a speed is measured or stated; drop one of the two.")
-    kept = calibration.kept_speed(spec)
+    kept = kept_speed(gpus=spec.resources.gpus > 0)
     if calibrate:
         with err.status("measuring this machine …"):
+            from vit_search.vit import calibrate as calibration
+
             planning.save_speed(calibration.calibrate(spec, concurrency=concurrency), kept)
     speed = planning.load_speed(kept) if flops_per_s is None else planning.stated_speed(flops_per_s)
     made = planning.plan(spec, speed, concurrency=concurrency)

@@ -166,7 +166,8 @@ class _Axis:
     @staticmethod
     def of(name: str, parameter: Distribution) -> _Axis:
         """That of a parameter of a space."""
-        ordered = not isinstance(parameter, Choice) or all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in parameter.choice)
+        choices = parameter.choice if isinstance(parameter, Choice) else []
+        ordered = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in choices)
         cells = parameter.size()
         if cells is None or (cells >= MANY and ordered):
             return _Axis(name, parameter, None, ordered, 0.0)

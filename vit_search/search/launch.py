@@ -75,8 +75,7 @@ from vit_search.tracking.ledger import (
 from vit_search.tracking.recorder import Recorder
 from vit_search.tracking.searches import Hindsight, SearchFacts
 from vit_search.vit import checkpoint
-from vit_search.vit.calibrate import kept_speed
-from vit_search.vit.data import DataSet, prepare
+from vit_search.vit.data import DataSet, kept_speed, prepare
 from vit_search.vit.machine import WORKER_ENV
 
 _log = logging.getLogger(__name__)
@@ -346,7 +345,7 @@ def _check_extension(spec: SearchSpec, folder: Path, ledger: Ledger, extend: Map
 def _known_speed(spec: SearchSpec) -> planning.Speed | None:
     """What `vit-search plan --calibrate` last measured of this machine, where that can be read."""
     with contextlib.suppress(SpecError):
-        return planning.load_speed(kept_speed(spec))
+        return planning.load_speed(kept_speed(gpus=spec.resources.gpus > 0))
     return None
 
 

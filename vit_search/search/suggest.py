@@ -34,11 +34,9 @@ from vit_search.tracking.ledger import Commanded, Ended, Event, Infeasible, Prop
 
 State = Literal["running", "completed", "stopped", "diverged", "failed", "infeasible"]
 
-STARTUP = 10
-"""Observations before a sampler takes over from chance; Optuna's own default."""
-
-ENOUGH = 8
-"""Trials that must have reached a rung before the sampler is shown what they reached there: tests/benchmarks/RESULTS.md."""
+ENOUGH = 10
+"""Observations before a sampler takes over from chance (Optuna's own default), and trials that must have reached a rung before
+it is shown what they reached there: tests/benchmarks/RESULTS.md."""
 
 SHOWN = 150
 """Observations that a sampler is shown at most, so that the cost of a proposal stays flat."""
@@ -234,7 +232,7 @@ class History:
         it are left out: a value at few epochs says little about one at many. How firmly that is shown stands in
         tests/benchmarks/RESULTS.md, "Search quality". Running ones before it are RUNNING, so that the next
         proposal keeps its distance. Diverged ones have the worst value of those shown. What cannot be built is PRUNED and
-        violates a constraint; it is shown once there are STARTUP observations, which it must not replace. Of these two, the
+        violates a constraint; it is shown once there are ENOUGH observations, which it must not replace. Of these two, the
         newest are shown, each at most a third as many as the observations. A crash says nothing and is left out.
         """
         epoch = self.level
@@ -247,7 +245,7 @@ class History:
             columns = zip(self._signs, zip(*observed.values(), strict=True), strict=True)
             worst = [sign * max(sign * value for value in column) for sign, column in columns]
             found |= dict.fromkeys(self._of_state["diverged"][-third:], (TrialState.COMPLETE, worst))
-        if len(observed) >= STARTUP:
+        if len(observed) >= ENOUGH:
             found |= dict.fromkeys(self._of_state["infeasible"][-third:], (TrialState.PRUNED, None))
         for place in self._of_state["running"]:
             if epoch not in self.pasts[place].values:
@@ -524,12 +522,12 @@ class OptunaSearcher(Searcher):
 
     def _optuna_sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         if self._sampler == "cmaes":
-            return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=STARTUP)
+            return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=ENOUGH)
         assert self._current() == "tpe", self._sampler
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of `group`
             return optuna.samplers.TPESampler(
-                seed=seed, multivariate=True, group=self._space.conditional or self._partial(), n_startup_trials=STARTUP, constant_liar=True
+                seed=seed, multivariate=True, group=self._space.conditional or self._partial(), n_startup_trials=ENOUGH, constant_liar=True
             )
 
     def _sobol(self, index: int) -> dict[str, float]:

@@ -32,7 +32,6 @@ from vit_search.spec.cost import cost_of
 from vit_search.spec.plan import EVALUATED_AT_ONCE, Speed, evaluation_seconds, work
 from vit_search.spec.search_file import SearchSpec
 from vit_search.vit import checkpoint, machine, training
-from vit_search.vit.data import default_cache
 from vit_search.vit.splits import Split
 
 MODELS = 9
@@ -40,11 +39,6 @@ MODELS = 9
 
 STEP_FLOPS = {"cpu": 1e10, "cuda": 1e13}
 """Most that a measured step may take; a larger one is measured with fewer images."""
-
-
-def kept_speed(spec: SearchSpec) -> Path:
-    """Where this machine's speed is kept between a calibration and the plans and searches after it."""
-    return default_cache() / f"speed-{'cuda' if spec.resources.gpus else 'cpu'}.json"
 
 
 @dataclass(frozen=True)

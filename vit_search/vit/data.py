@@ -76,6 +76,11 @@ def default_cache() -> Path:
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit_search"
 
 
+def kept_speed(*, gpus: bool) -> Path:
+    """Where the cache keeps this machine's speed, between a calibration and the plans and searches after it."""
+    return default_cache() / f"speed-{'cuda' if gpus else 'cpu'}.json"
+
+
 def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = False, stream_above: int | None = None) -> DataSet:
     """Find a data set in the cache, or decode and split it into the cache.
 
