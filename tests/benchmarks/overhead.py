@@ -3,9 +3,10 @@
     python tests/benchmarks/overhead.py [--trials 40] [--epochs 16] [--rounds 3]
 
 The stock wiring is what Ray's documentation shows: OptunaSearch, ASHAScheduler and MLflowLoggerCallback on SQLite, two trials
-at a time, actors reused. Ours writes its ledger and MLflow's record besides. Both run in one Ray that is up before the clock
-starts, in turns; ours is timed to the end of `launch.run`, when all is in MLflow. Two sizes part the cost of a trial from that
-of a report: all trials with one report each, and the same number with `--epochs` reports, where nobody is stopped.
+at a time, actors reused. Both propose by Optuna's TPE; what our own sampler takes is in ask_cost.py. Ours writes its ledger and
+MLflow's record besides. Both run in one Ray that is up before the clock starts, in turns; ours is timed to the end of
+`launch.run`, when all is in MLflow. Two sizes part the cost of a trial from that of a report: all trials with one report each,
+and the same number with `--epochs` reports, where nobody is stopped.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python tests/benchmarks/scale.py [--trials 100 1000 10000] [--epochs 4]
 
-Everything is real but the training: `launch.run` with its ledger, TPE, rungs, Tune's loop with two reused workers, and MLflow's
-record in SQLite. The time of a trial is that between its proposal and the next one, read off the ledger; the start of Ray and
-the last summary are printed apart. Each size is a search of its own; `last tenth` is what a trial costs at its end.
+Everything is real but the training: `launch.run` with its ledger, TPE (which `auto` comes to after 150 observations), rungs,
+Tune's loop with two reused workers, and MLflow's record in SQLite. The time of a trial is that between its proposal and the
+next one, read off the ledger; the start of Ray and the last summary are printed apart. Each size is a search of its own;
+`last tenth` is what a trial costs at its end.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ trials: {trials}
 epochs: {epochs}
 stopping: {{grace_epochs: 1, reduction_factor: 4, audit_share: 0}}
 concurrency: 2
+sampler: tpe
 model: {{patch_size: {{choice: [1, 2, 4]}}, depth: {{int: [1, 4]}}, dim: {{int: [32, 96], step: 16}}, heads: {{choice: [1, 2, 4]}}}}
 training: {{lr: {{float: [3e-4, 5e-3], log: true}}, weight_decay: {{float: [1e-3, 0.3], log: true}}}}
 """
