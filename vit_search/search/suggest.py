@@ -289,6 +289,18 @@ class _Light(FrozenTrial):
         return made
 
 
+class _Joint(optuna.samplers.TPESampler):
+    """TPE over a space that is the same in all trials, which Optuna would find out anew from all of them at each ask."""
+
+    def __init__(self, known: Mapping[str, BaseDistribution], **told: Any) -> None:
+        super().__init__(**told)
+        self._joint = {name: one for name, one in sorted(known.items()) if not one.single()}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All parameters, where any trial is known."""
+        return dict(self._joint) if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)) else {}
+
+
 class OptunaSearcher(Searcher):
     """Proposals for one search.
 
@@ -526,9 +538,9 @@ class OptunaSearcher(Searcher):
         assert self._current() == "tpe", self._sampler
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of `group`
-            return optuna.samplers.TPESampler(
-                seed=seed, multivariate=True, group=self._space.conditional or self._partial(), n_startup_trials=ENOUGH, constant_liar=True
-            )
+            if self._space.conditional or self._partial():
+                return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=ENOUGH, constant_liar=True)
+            return _Joint(self._known, seed=seed, multivariate=True, n_startup_trials=ENOUGH, constant_liar=True)
 
     def _sobol(self, index: int) -> dict[str, float]:
         from scipy.stats import qmc  # type: ignore[import-untyped]  # slow to import, and seldom asked for

@@ -54,6 +54,9 @@ REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DE
 
 DEFAULT_DATABASE = "mlruns.db"
 
+GATHER_S = 1.0
+"""For so long after an event others are waited for, to be sent in one call; until then MLflow's pages are behind."""
+
 LOOK_EVERY_S = 4.0
 """How often the parent run's tag `command` is looked at."""
 
@@ -288,12 +291,11 @@ class Recorder:
     def _drain(self) -> None:
         while True:
             batch: list[Event | None] = []
-            try:
+            with contextlib.suppress(queue.Empty):
                 batch.append(self._queue.get(timeout=LOOK_EVERY_S))
-                while True:
-                    batch.append(self._queue.get_nowait())
-            except queue.Empty:
-                pass
+                end = time.monotonic() + GATHER_S
+                while batch[-1] is not None:
+                    batch.append(self._queue.get(timeout=max(0.0, end - time.monotonic())))
             ends = None in batch
             self._send_all([event for event in batch if event is not None])
             if ends:
