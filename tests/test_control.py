@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -123,11 +124,20 @@ SMALL = FILE.replace("epochs: 500", "epochs: 1").replace("trials: 3", "trials: 2
 
 
 def test_a_finished_search_is_extended_in_the_same_study_and_the_same_parent_run(tmp_path):
-    (tmp_path / "told.yaml").write_text(SMALL)
-    vit_search(tmp_path, "run", "told.yaml")
+    (tmp_path / "told.yaml").write_text(SMALL + "limits: {target: 0.01}\n")
+    ended = vit_search(tmp_path, "run", "told.yaml")
+    assert "reached 0.01; go on with:  vit-search extend told-1 --target …" in ended.stdout
+    plan = json.loads((tmp_path / "searches/told-1/plan.json").read_text())
+    assert (plan["trials"], plan["trained_epochs"]) == (2, 2)
+    assert "planned 2 epochs, trained" in ended.stdout
+    assert "planned 2 epochs, trained" in vit_search(tmp_path, "status", "told-1").stdout
+    refused = vit_search(tmp_path, "extend", "told-1", "--trials", "4", check=False)
+    assert refused.returncode == 2
+    assert "told-1 would end at once by limits.target: trial" in refused.stderr
+    assert "reached 0.01; add --target with a new limit." in refused.stderr
     (tmp_path / "four.yaml").write_text(SMALL.replace("trials: 2", "trials: 4"))
     vit_search(tmp_path, "run", "four.yaml")
-    done = vit_search(tmp_path, "extend", "told-1", "--trials", "4")
+    done = vit_search(tmp_path, "extend", "told-1", "--trials", "4", "--target", "0.9999")
     assert "4 of 4 trials" in done.stdout
     assert vit_search(tmp_path, "extend", "told-1", "--trials", "2", check=False).returncode == 2
 
@@ -146,6 +156,8 @@ def test_a_finished_search_is_extended_in_the_same_study_and_the_same_parent_run
     assert len(runs) == 5
     (parent,) = [run for run in runs if run.info.run_name == "told-1"]
     assert (parent.info.status, parent.data.metrics["trials"]) == ("FINISHED", 4)
+    path = client.download_artifacts(parent.info.run_id, "plan.json", str(tmp_path))
+    assert json.loads(Path(path).read_text())["trials"] == {"predicted": 2, "actual": 4, "ratio": 2}
 
 
 # Without Ray

@@ -356,14 +356,17 @@ def test_ui_answers_on_loopback_alone_and_to_its_own_name_alone(walked):
             server.wait(timeout=60)
 
 
-def test_ctrl_c_closes_all_and_names_resume(tmp_path):
+@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT, signal.SIGINT]], ids=["ctrl-c", "sigterm", "twice"])
+def test_ctrl_c_closes_all_and_names_resume(tmp_path, signals):
     (tmp_path / "small.yaml").write_text(FILE)
     with subprocess.Popen(
         [COMMAND, "run", "small.yaml"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as driver:
         ledger = tmp_path / "searches/small-1/ledger.jsonl"
         until(lambda: ledger.exists() and ledger.read_text().count('"reported"') >= 2)
-        driver.send_signal(signal.SIGINT)
+        for one in signals:
+            driver.send_signal(one)
+            time.sleep(0.1)
         _, said = driver.communicate(timeout=120)
     assert driver.returncode == 130
     assert "vit-search resume small-1" in said

@@ -124,6 +124,13 @@ def test_proposals_can_be_built_are_new_and_are_better_than_chance():
     assert gaussian.propose(SPACE, trials, [worth(params) for params in trials], [], random.Random(1), lambda params: False) is None
 
 
+def test_a_score_that_never_changes_still_lets_it_propose():
+    trials = seen(30)
+    for scores in ([0.5] * 30, [math.nextafter(0.5, 1)] + [0.5] * 29, [-1e12] + [0.5] * 29):
+        made = gaussian.propose(SPACE, trials, scores, trials[:2], random.Random(0), lambda params: params not in trials)
+        assert made not in trials
+
+
 def test_given_values_stay():
     trials = seen(10)
     given = {"norm": "post", "dim": 24}
