@@ -37,9 +37,10 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: install ## the peers, and every table of tests/benchmarks: about an hour on two cores
+bench: install ## the peers, and the tables of tests/benchmarks but search_quality's: about three hours on two cores
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[bench]'
-	set -e; for script in dispatch train_step half_precision input_pipeline epoch packed accuracy; do \
+	set -e; for script in dispatch train_step half_precision input_pipeline epoch packed accuracy \
+    ask_cost overhead scale whole_search; do \
 	  echo "== $$script"; $(BIN)/python tests/benchmarks/$$script.py; done
 
 format: install
