@@ -523,6 +523,10 @@ def _spent(spent: Spent) -> str:
     )
 
 
+def _interrupted(name: str) -> str:
+    return f"\n[yellow]Interrupted.[/] Nothing is lost; go on with:  [bold]vit-search resume {name}[/]"
+
+
 def _hindsight(hindsight: Hindsight) -> list[str]:
     """What a search showed of its stopping and its plan, in words."""
     lines = []
@@ -544,6 +548,9 @@ def _watched(work: Callable[[Any], SearchResult]) -> SearchResult:
     screen = _Screen()
     try:
         return work(screen.watch)
+    except KeyboardInterrupt:  # a second Ctrl-C; the first one ends a search by itself
+        err.print(_interrupted(screen.search) if screen.search else "interrupted", soft_wrap=True)
+        sys.exit(INTERRUPTED)
     finally:
         screen.close()
 
@@ -567,7 +574,7 @@ def _finish(result: SearchResult) -> None:
     for line in _hindsight(result.hindsight):
         out.print(line)
     if result.interrupted:
-        err.print(f"\n[yellow]Interrupted.[/] Nothing is lost; go on with:  [bold]vit-search resume {name}[/]", soft_wrap=True)
+        err.print(_interrupted(name), soft_wrap=True)
         sys.exit(INTERRUPTED)
     out.print("\nNext:  vit-search ui               browse the trials in MLflow")
     out.print(f"       vit-search show {name}", soft_wrap=True)
@@ -636,12 +643,15 @@ class _Screen:
 
     def __init__(self) -> None:
         self._live: Any = None
+        self.search = ""
+        """Its name, once it runs."""
 
     def watch(self, ledger: Ledger, spec: SearchSpec, control: Control) -> Callable[[Event], None]:
         """Begin; what comes back is told every event."""
         from vit_search.tracking.ledger import Commanded, Ended
 
         self._ledger, self._spec, self._control, self._began = ledger, spec, control, time.monotonic()
+        self.search = ledger.folder.name
         self._epochs_before = self._epochs()
         if err.is_terminal:
             from rich.live import Live

@@ -159,7 +159,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path, epochs: int = 0) -> None:
-        self._path, self._epochs = path, epochs
+        self.folder, self._path, self._epochs = path.parent, path, epochs
         self._file: IO[bytes] = path.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
