@@ -131,6 +131,14 @@ def test_a_score_that_never_changes_still_lets_it_propose():
         assert made not in trials
 
 
+def test_a_value_that_a_person_wrote_is_known_among_the_steps():
+    trials = seen(12)
+    deep = next(params for params in trials if params["depth"] >= 3)
+    written = [{**deep, "dropout": value} for value in (0.2, 0.3, 0.4)]  # 0.1 + 2 * 0.1 is not 0.3
+    made = gaussian.propose(SPACE, trials + written, list(range(15)), written, random.Random(0), lambda params: True)
+    assert SPACE.problem(made) is None
+
+
 def test_given_values_stay():
     trials = seen(10)
     given = {"norm": "post", "dim": 24}

@@ -328,6 +328,14 @@ def test_a_sampler_learns(sampler):
     assert sum(value > max(values[:10]) for value in values[10:]) >= 3  # the first 10 are drawn at random
 
 
+@pytest.mark.parametrize("sampler", ["auto", "gp", "tpe"])
+def test_a_search_of_nothing_repeats_its_one_point(sampler):
+    fixed = search_file.parse(HEAD + "model: {dim: 16, heads: 2, depth: 1}")
+    driver = Driver(space=fixed.space, sampler=sampler)
+    driver.run(13)
+    assert [e.params for e in driver.events if isinstance(e, Proposed)] == [{}] * 13
+
+
 def test_whoever_suits_the_history_proposes():
     asked = searcher(trials=60)
     assert asked._current() == "gp"

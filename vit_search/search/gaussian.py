@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vit_search.search.asks import AtQuantiles, Given, quantile
-from vit_search.spec.space import Choice, Distribution, Space, Value
+from vit_search.spec.space import Choice, Distribution, FloatRange, Space, Value
 
 Matrix = npt.NDArray[np.float64]
 
@@ -171,7 +171,9 @@ class _Axis:
         cells = parameter.size()
         if cells is None or (cells >= MANY and ordered):
             return _Axis(name, parameter, None, ordered, 0.0)
-        return _Axis(name, parameter, {value: quantile(parameter, value) for value in parameter.values()}, ordered, 1 / cells)
+        exact = not isinstance(parameter, FloatRange)  # 0.3 and 0.1 + 0.2 are one value of a range with steps, and two keys
+        places = {value: quantile(parameter, value) for value in parameter.values()} if exact else None
+        return _Axis(name, parameter, places, ordered, 1 / cells)
 
     def place(self, point: Mapping[str, Value]) -> float:
         """Of a point's value; not a number where a condition has left it out."""

@@ -367,6 +367,8 @@ class OptunaSearcher(Searcher):
             if past is not None:
                 self._history.add(past)
         self._earlier = len(self._history.pasts)
+        self._partial = any(len(past.params) < len(self._known) for past in self._history.pasts)
+        """Whether trials of earlier searches lack some of our parameters."""
 
     def replay(self, events: Iterable[Event]) -> None:
         """Take in the events of a ledger; its unfinished trials will be the first that `suggest` gives."""
@@ -502,7 +504,7 @@ class OptunaSearcher(Searcher):
         """What our Gaussian process proposes: new, and such that it can be built. None while it has too little to go by."""
         shown = self._history.view(self._most)
         seen = [(past.params, values) for past, state, values in shown if state == TrialState.COMPLETE and values]
-        if len(seen) < ENOUGH:
+        if len(seen) < ENOUGH or not self._space.searched:
             return None
         running = [past.params for past, state, _ in shown if state == TrialState.RUNNING]
         scores = scalar([values for _, values in seen], self._modes, rng)
@@ -525,12 +527,8 @@ class OptunaSearcher(Searcher):
         """
         if self._sampler != "auto":
             return self._sampler
-        suits = not (self._space.conditional or self._goals or self._partial())
+        suits = not (self._space.conditional or self._goals or self._partial)
         return "gp" if suits and self._history.observations <= self._most else "tpe"
-
-    def _partial(self) -> bool:
-        """Whether trials of earlier searches lack some of our parameters."""
-        return any(len(past.params) < len(self._known) for past in self._history.pasts[: self._earlier])
 
     def _optuna_sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         if self._sampler == "cmaes":
@@ -538,7 +536,7 @@ class OptunaSearcher(Searcher):
         assert self._current() == "tpe", self._sampler
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of `group`
-            if self._space.conditional or self._partial():
+            if self._space.conditional or self._partial:
                 return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=ENOUGH, constant_liar=True)
             return _Joint(self._known, seed=seed, multivariate=True, n_startup_trials=ENOUGH, constant_liar=True)
 
