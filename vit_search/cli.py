@@ -404,13 +404,13 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
     """Open MLflow's pages on 127.0.0.1."""
-    from vit_search.tracking import recorder
+    from vit_search.tracking import store
 
-    uri = recorder.resolve_uri(tracking_uri)
+    uri = store.resolve_uri(tracking_uri)
     if uri.startswith("http"):
         out.print(f"MLflow already runs at {uri}")
         return
-    recorder.client_for(uri)  # one clear line where it cannot be opened
+    store.client_for(uri)  # one clear line where it cannot be opened
     hosts = f"127.0.0.1:{port},localhost:{port}"
     command = [
         sys.executable,

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from vit_search.errors import PromotionError
 from vit_search.tracking.model_package import log_model
-from vit_search.tracking.recorder import client_for
+from vit_search.tracking.store import client_for
 from vit_search.vit import checkpoint, training
 from vit_search.vit.data import prepare, read_image
 from vit_search.vit.splits import load_split

@@ -22,7 +22,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ from vit_search.tracking.ledger import (
 )
 from vit_search.tracking.recorder import Recorder
 from vit_search.tracking.searches import Hindsight, SearchFacts
+from vit_search.tracking.store import with_password
 from vit_search.vit import checkpoint
 from vit_search.vit.data import DataSet, kept_speed, prepare
 from vit_search.vit.machine import WORKER_ENV
@@ -111,6 +112,8 @@ class SearchResult:
     """Wall time of this launch."""
     experiment_id: str
     parent_run: str
+    recorded: bool
+    """Whether MLflow has all of it; else `vit-search sync` sends the rest."""
 
     @property
     def best(self) -> Trial | None:
@@ -135,7 +138,7 @@ def run(
     Args:
         spec: a checked search file.
         output: folder of all searches; a new one is made in it, never an old one used again.
-        tracking_uri: of MLflow; see `recorder.resolve_uri`.
+        tracking_uri: of MLflow; see `store.resolve_uri`.
         download: whether a missing data set may be fetched.
         watch: called once with the ledger and the control; what it returns is told every event.
         work: what a worker does with a trial; a benchmark of the driver puts something light here.
@@ -165,6 +168,9 @@ def run(
         code_version=_code_version(),
         environment=_environment(),
         tracking_uri=recorder.public_uri,
+        space_hash=spec.space.space_hash,
+        git_commit=_git(Path.cwd(), "rev-parse", "HEAD"),
+        packages=_packages(),
     )
     searches.write(folder, facts)
     return _drive(spec, folder, data, recorder, facts, watch, work=work)
@@ -192,7 +198,7 @@ def resume(
     data = prepare(spec.data_config)
     if data.data_hash != facts.data_hash:
         raise SearchError(f"{folder}: the data set has changed since this search began; start a new search with `vit-search run`.")
-    recorder = Recorder.connect(tracking_uri or facts.tracking_uri, spec.name)
+    recorder = Recorder.connect(tracking_uri or with_password(facts.tracking_uri), spec.name)
     return _drive(spec, folder, data, recorder, facts, watch, extend or {})
 
 
@@ -215,8 +221,8 @@ def _drive(
             ledger.close()
             raise
     rungs = _rungs(spec)
-    recorder.open(facts, folder, ledger.events)
-    ledger.listeners.append(recorder.send)
+    recorder.open(spec, facts, folder, ledger.events, ledger.sync)
+    ledger.listeners.append(recorder.wake)
     ledger.append(Launched(host=socket.gethostname(), pid=os.getpid()))
     if extend:
         ledger.append(Commanded(name="set", arguments=dict(extend), answer="extended.", by=getpass.getuser()))
@@ -248,7 +254,7 @@ def _drive(
         limits.change(control.settings)
         control.ending = control.ending or limits.reached(ledger.spent) or ""
         searcher.over = bool(control.ending or alike.reason or control.draining or control.cancelled.is_set())
-        searcher.paused = control.paused
+        searcher.paused, recorder.wanted = control.paused, control.settings.trials
 
     def look(event: Event) -> None:
         """What an event means for what is to happen next."""
@@ -260,6 +266,7 @@ def _drive(
 
     control = Control(folder, ledger, settings, obey, searcher.add)
     recorder.obey = lambda text: control.obey_text(text, by="MLflow")
+    recorder.state = lambda: "paused" if control.paused else "starting no more trials" if control.draining else "running"
     obey()
     _collect(folder, ledger.trials, spec)
     ledger.listeners.append(look)
@@ -281,27 +288,16 @@ def _drive(
                 interrupted = True
         trials = ranked(ledger.trials.values(), spec.metric, spec.mode)
         completed = any(trial.outcome == "completed" for trial in trials)
-        winner = best(trials, spec.metric, spec.mode)
-        place = trial_folder(folder, winner.number) / "checkpoint" if winner and ended and not interrupted else None
-        model = place if place and checkpoint.exists(place) else None
         status = "KILLED" if interrupted else "FINISHED" if ended and completed else "FAILED"
         finals = {
             trial.number: value for trial in trials if trial.outcome == "completed" and (value := trial.value(spec.metric)) is not None
         }
         doomed, wrongly, *interval = false_kills(rungs.audits(), finals, spec.mode)
         hindsight = Hindsight(doomed, wrongly, (interval[0], interval[1]), _beside_plan(folder, spec, trials, ledger.spent))
-        figures = {
-            "trial_hours": ledger.spent.trial_seconds / 3600,
-            "trial_hours_stopped": ledger.spent.stopped_seconds / 3600,
-            "trial_hours_saved": ledger.spent.saved_seconds / 3600,
-            "wall_hours": ledger.spent.wall_seconds / 3600,
-            "audits_to_be_stopped": doomed,
-            "audits_wrongly": wrongly,
-        }
         if not interrupted:
             with contextlib.suppress(OSError):  # of a full disk, which has been said
                 searches.write_hindsight(folder, hindsight)
-        recorder.close(trials, status=status, winner=winner, checkpoint=model, figures=figures, plan=hindsight.plan)
+        recorded = recorder.close(status, None if interrupted else hindsight)
         ledger.close()
     if not interrupted and not completed:
         raise NoTrialCompletedError(f"{folder}: none of {len(trials)} trials reached full length; {control.ending or _why(trials)}")
@@ -317,6 +313,7 @@ def _drive(
         seconds=time.monotonic() - began,
         experiment_id=recorder.experiment_id,
         parent_run=recorder.parent_run,
+        recorded=recorded,
     )
 
 
@@ -667,9 +664,24 @@ def _environment() -> dict[str, str]:
     return {"python": platform.python_version(), "machine": platform.machine(), "cpus": str(os.cpu_count())} | packages
 
 
+def _packages() -> str:
+    """All installed distributions and their versions, a line each."""
+    found = {(dist.name.lower().replace("_", "-"), dist.version) for dist in distributions() if dist.name}
+    return "".join(f"{name}=={number}\n" for name, number in sorted(found))
+
+
 def _code_version() -> str:
     """Package version, and the git commit where the package runs from a checkout."""
     root = Path(__file__).parents[2]
-    commit = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     own = f"vit_search {version('vit_search')}"
-    return f"{own}, git {commit.stdout.strip()}" if (root / ".git").exists() and commit.returncode == 0 else own
+    commit = _git(root, "describe", "--always", "--dirty") if (root / ".git").exists() else ""
+    return f"{own}, git {commit}" if commit else own
+
+
+def _git(folder: Path, *words: str) -> str:
+    """What git says of a folder; empty where it is no checkout, or git is not there."""
+    try:
+        said = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return said.stdout.strip() if said.returncode == 0 else ""

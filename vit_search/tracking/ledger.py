@@ -60,6 +60,8 @@ class Reported:
 
     trial: int
     result: EpochResult
+    system: dict[str, float] = field(default_factory=dict)
+    """What it took of the machine, by MLflow's names, where the search file asks for it; see search/usage.py."""
     at: float = field(default_factory=time.time)
 
 
@@ -111,6 +113,11 @@ class Trial:
     def over(self) -> bool:
         """Whether no resume will go on with it."""
         return self.outcome not in ("running", "interrupted")
+
+    def best_value(self, metric: str, mode: str) -> float | None:
+        """The metric at its best epoch; None where it never was a number."""
+        values = [value for result in self.results if (value := getattr(result, metric)) is not None and math.isfinite(value)]
+        return (max(values) if mode == "max" else min(values)) if values else None
 
     def value(self, metric: str) -> float | None:
         """The metric at the last epoch; None before the first, or where it is not a number."""
@@ -209,6 +216,12 @@ class Ledger:
             self._take(event)
             for listener in self.listeners:
                 listener(event)
+
+    def sync(self) -> None:
+        """Have the disk hold all that was appended: what others are told next, a loss of power must not take back."""
+        for file in (self._file, self._copy):
+            with contextlib.suppress(OSError, ValueError):  # of a full disk, which `append` says; of a ledger just closed
+                os.fsync(file.fileno())
 
     def close(self) -> None:
         """Let go of the file, so that another driver may take it."""

@@ -1,58 +1,48 @@
 """One parent run per search and one child run per trial in MLflow, written by the driver, off the scheduler's thread.
 
-The ledger is the spool: what MLflow has not got yet can always be sent again from it. Sending twice changes nothing:
-runs are found again by their tags, and a metric point carries the time of its event.
+The ledger is the spool: it is on the disk before anything of it is sent, and `recorded.jsonl` beside it says how far MLflow has
+it, and in which runs. Sending again changes nothing: a run is looked for before it is made anew, and a metric point carries
+the time of its event. So MLflow may be away for as long as it likes; a later driver, or `vit-search sync`, sends the rest.
 """
 
 from __future__ import annotations
 
 import contextlib
 import getpass
+import json
 import logging
-import os
-import queue
 import re
+import socket
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
-
-for _name, _value in {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_MODEL_CATALOG_URI": "",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # our own thread tries again; a short call ends soon when a search does
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "GIT_PYTHON_REFRESH": "quiet",
-}.items():
-    os.environ.setdefault(_name, _value)
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import LoggedModelStatus, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from vit_search.errors import CheckpointError, SearchError, TrackingError
 from vit_search.spec.config import EpochResult
-from vit_search.tracking.ledger import Commanded, Ended, Event, Infeasible, Launched, Proposed, Reported, Trial
-from vit_search.tracking.searches import SearchFacts
+from vit_search.spec.search_file import SearchSpec
+from vit_search.tracking import overview
+from vit_search.tracking.ledger import Ended, Event, Outcome, Proposed, Reported, Spent, Trial, best, fold, ranked, trial_folder
+from vit_search.tracking.searches import COST_FIELDS, Hindsight, SearchFacts
+from vit_search.tracking.store import client_for, in_short, public
 
 _log = logging.getLogger(__name__)
 
-STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "interrupted": "KILLED"}
+STATUS: dict[Outcome, str] = {"completed": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "interrupted": "KILLED"}
 """Run status of each outcome. A stopped trial did what it should; its tag `outcome` tells it from a completed one."""
 
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "BAD_REQUEST"}
 """Error codes of MLflow that sending again does not mend."""
 
-DEFAULT_DATABASE = "mlruns.db"
+RECORDED = "recorded.jsonl"
 
 GATHER_S = 1.0
 """For so long after an event others are waited for, to be sent in one call; until then MLflow's pages are behind."""
@@ -60,49 +50,14 @@ GATHER_S = 1.0
 LOOK_EVERY_S = 4.0
 """How often the parent run's tag `command` is looked at."""
 
+DESCRIBE_EVERY_S = 10.0
+"""How often the parent run's description and the ranks of its best trials are brought up to date."""
 
-def resolve_uri(given: str | None) -> str:
-    """The tracking URI: as given, else MLFLOW_TRACKING_URI, else SQLite in ./mlruns.db."""
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(DEFAULT_DATABASE).resolve()}"
+ALIVE_EVERY_S = 60.0
+"""How often the parent run's tag `alive_at` says that a driver is at work; by it tracking/doctor.py tells a dead one."""
 
-
-def client_for(given: str | None) -> MlflowClient:
-    """A client whose server or database answers.
-
-    Raises: TrackingError, one line, when it does not.
-    """
-    uri = resolve_uri(given)
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    parts = urlsplit(uri)
-    if parts.scheme in ("http", "https"):
-        if parts.password:
-            raise TrackingError(
-                "the tracking URI carries a password; drop it and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
-            )
-        try:
-            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):  # noqa: S310 -- http(s) only, by the test above
-                pass
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
-            raise TrackingError(
-                f"{uri}: the tracking server does not answer ({reason}); start it, or drop --tracking-uri for ./{DEFAULT_DATABASE}."
-            ) from None
-    elif parts.scheme == "sqlite":
-        place = Path(uri.removeprefix("sqlite:///"))
-        if not os.access(place if place.exists() else place.parent, os.W_OK):
-            raise TrackingError(f"{place}: the tracking database cannot be written; name another with --tracking-uri.")
-    elif parts.scheme not in ("postgresql", "postgresql+psycopg2", "mysql", "mysql+pymysql"):
-        raise TrackingError(f"{uri}: no tracking URI that MLflow writes to; use http://…, sqlite:///FILE or postgresql://….")
-    mlflow.set_tracking_uri(uri)
-    client = MlflowClient(uri)
-    try:
-        client.search_experiments(max_results=1)
-    except Exception as error:
-        raise TrackingError(
-            f"{_public(uri)}: the tracking store does not answer ({str(error).splitlines()[0]}); mend it or name another."
-        ) from None
-    return client
+RANKED_LIVE, RANKED = 10, 100
+"""So many trials of the leaderboard carry their rank as a tag, while a search runs and after its end."""
 
 
 def command(tracking_uri: str, search: str, text: str, wait_s: float) -> str:
@@ -118,7 +73,7 @@ def command(tracking_uri: str, search: str, text: str, wait_s: float) -> str:
         experiments, f"attributes.run_name = '{search}' and tags.search = '{search}' and attributes.status = 'RUNNING'"
     )
     if not found:
-        raise SearchError(f"{search}: no running search of this name in {_public(tracking_uri)}; see its page for its state.")
+        raise SearchError(f"{search}: no running search of this name in {public(tracking_uri)}; see its page for its state.")
     run = found[0].info.run_id
     if "command_answer" in found[0].data.tags:
         client.delete_tag(run, "command_answer")
@@ -138,27 +93,46 @@ _OfTrial = Proposed | Reported | Ended
 
 
 class Recorder:
-    """Sends a search's events to MLflow from a thread of its own; `send` only puts them into a queue."""
+    """Sends a search's events to MLflow from a thread of its own; `wake` only says that there are new ones."""
 
     def __init__(self, client: MlflowClient, experiment_id: str) -> None:
         self.client, self.experiment_id = client, experiment_id
         self.parent_run = ""
-        self._facts: SearchFacts
-        self._runs: dict[int, str] = {}
-        self._queue: queue.Queue[Event | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._drain, name="recorder", daemon=True)
+        self.wanted = 0
+        """Trials that the search is to run in all; the driver changes it with its settings."""
+        self.state: Callable[[], str] = lambda: "running"
+        """The search's state in a word or two."""
         self.obey: Callable[[str], str] | None = None
         """Does what a tag `command` of the parent run says, and gives the answer."""
-        self._looked = time.monotonic()
-        self._sent = 0
-        """Steps that MLflow has taken, to see that it is at work."""
+        self._spec: SearchSpec
+        self._facts: SearchFacts
+        self._folder: Path
+        self._events: list[Event] = []
+        self._sync: Callable[[], None] = lambda: None
+        self._taken = 0
+        """Events that MLflow has."""
+        self._steps = 0
+        """Calls that it has taken, to see that it is at work."""
+        self._trials: dict[int, Trial] = {}
+        """As of the events taken."""
+        self._spent = Spent()
+        self._runs: dict[int, str] = {}
+        self._unsure: set[int] = set()
+        """Trials whose run was asked for without an answer: it may be there all the same."""
+        self._to_reopen: set[int] = set()
+        """Trials whose run was ended, or may have been, and that go on."""
+        self._ranks: dict[int, int] = {}
+        self._best: float | None = None
+        self._notes: Any = None
+        self._news, self._closing = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._drain, name="recorder", daemon=True)
+        self._looked = self._described = self._alive = 0.0
         self._said_away = False
-        self._interrupted: set[int] = set()
 
     @property
     def public_uri(self) -> str:
         """The tracking URI without what a URI may carry in secret."""
-        return _public(mlflow.get_tracking_uri())
+        return public(mlflow.get_tracking_uri())
 
     @staticmethod
     def connect(tracking_uri: str | None, experiment: str) -> Recorder:
@@ -168,6 +142,8 @@ class Recorder:
         """
         client = client_for(tracking_uri)
         found = client.get_experiment_by_name(experiment)
+        if found is not None and found.lifecycle_stage == "deleted":
+            raise TrackingError(f"{experiment}: MLflow's experiment of this name is deleted; restore it there, or rename the search.")
         if found is not None:
             return Recorder(client, found.experiment_id)
         place = None
@@ -179,228 +155,417 @@ class Recorder:
         except MlflowException as error:
             raise TrackingError(f"{experiment}: MLflow refuses an experiment of this name ({error.message}).") from None
 
-    def open(self, facts: SearchFacts, folder: Path, events: Iterable[Event]) -> None:
-        """Find this search's runs or make its parent run, send again what a dead driver may not have sent, and listen."""
-        self._facts = facts
-        for run in self._find(f"tags.search_id = '{facts.search_id}'"):
-            self.parent_run = run.info.run_id
-        if self.parent_run:
-            for run in self._find(f"tags.`mlflow.parentRunId` = '{self.parent_run}'"):
-                self._runs[int(run.data.tags["trial"])] = run.info.run_id
-            self.client.update_run(self.parent_run, status="RUNNING")
-        else:
-            tags = {
-                "search": facts.search,
-                "search_id": facts.search_id,
-                "search_folder": str(folder.resolve()),
-                "metric": f"{facts.mode} {facts.metric}",
-                "mlflow.user": getpass.getuser(),
-                "mlflow.source.name": "vit-search run",
-                "mlflow.source.type": "LOCAL",
-                "data_hash": facts.data_hash,
-                "code_version": facts.code_version,
-                "mlflow.note.content": f"Search **{facts.search}**: its trials are the runs below. "
-                f"Filters: `tags.search = '{facts.search}' and tags.outcome = 'stopped'`, or `'completed'`, `'failed'`.",
-            }
-            self.parent_run = self.client.create_run(self.experiment_id, run_name=facts.search, tags=tags).info.run_id
-            self.client.log_text(self.parent_run, facts.text, "search.yaml")
-            self.client.log_dict(self.parent_run, facts.resolved, "resolved.json")
-            self.client.log_dict(self.parent_run, facts.environment, "environment.json")
-        for event in events:
-            self._queue.put(event)
+    def open(
+        self, spec: SearchSpec, facts: SearchFacts, folder: Path, events: list[Event], sync: Callable[[], None] = lambda: None
+    ) -> None:
+        """Find this search's runs or make its parent run, and begin to send what MLflow has not got.
+
+        Args:
+            events: of the ledger, which the list grows with.
+            sync: has the disk hold them all; called before they are sent, so that a loss of power takes nothing back.
+        """
+        self._spec, self._facts, self._folder, self._events, self._sync = spec, facts, folder, events, sync
+        self.wanted = self.wanted or spec.trials
+        self._news.set()
         self._thread.start()
 
-    def send(self, event: Event) -> None:
-        """Queue an event; never blocks, never fails."""
-        self._queue.put(event)
+    def wake(self, event: Event | None = None) -> None:
+        """There are new events; never blocks, never fails."""
+        self._news.set()
 
-    def close(
-        self,
-        trials: list[Trial],
-        *,
-        status: str,
-        winner: Trial | None,
-        checkpoint: Path | None,
-        figures: Mapping[str, float] = MappingProxyType({}),
-        plan: Mapping[str, Any] | None = None,
-        patience_s: float = 60,
-    ) -> bool:
-        """Send all that is left, then the leaderboard, the best model and further figures, and end the parent run with a status.
+    def close(self, status: str, hindsight: Hindsight | None, *, patience_s: float = 60) -> bool:
+        """Send all that is left, then the leaderboard, the report and the best models, and end the parent run with a status.
 
-        `plan`, what was foretold beside what came, becomes an artifact.
-
-        Returns: False when MLflow stayed away for `patience_s`; `vit-search resume` sends the rest later.
+        Returns: False when MLflow stayed away for `patience_s`; `vit-search sync` sends the rest later.
         """
-        self._queue.put(None)
-        left = self._sent
-        self._thread.join(timeout=patience_s)
-        while self._thread.is_alive() and self._sent > left:  # it is behind, but at work
-            left = self._sent
+        self._closing.set()
+        self._news.set()
+        before = -1
+        while self._thread.is_alive() and self._steps > before:  # it may be behind, but at work
+            before = self._steps
             self._thread.join(timeout=patience_s)
+        name = self._facts.search
         if self._thread.is_alive():
-            _log.warning("MLflow is away: what it has not got stays in the ledger; `vit-search resume` sends it.")
+            _log.warning("MLflow is away: what it has not got stays in the ledger; `vit-search sync %s` sends it.", name)
             return False
+        end = time.monotonic() + patience_s
+        while True:
+            try:
+                self._drop_doubles()
+                self._summarise(status, hindsight)
+                self.client.set_terminated(self.parent_run, status)
+                return True
+            except (MlflowException, OSError, CheckpointError) as error:
+                refused = isinstance(error, CheckpointError) or (isinstance(error, MlflowException) and error.error_code in REFUSALS)
+                if refused or time.monotonic() > end:
+                    _log.warning("MLflow did not get the summary (%s); `vit-search sync %s` sends it again.", in_short(error), name)
+                    return False
+                time.sleep(2)
+
+    # What this search has in MLflow already
+
+    def _take_up(self) -> None:
+        """Find the search's runs or make its parent run, and remember what MLflow has."""
+        self._read_notes()
+        if not self.parent_run:
+            self._find_runs()
+        if self.parent_run:
+            self.client.update_run(self.parent_run, status="RUNNING")
+        else:
+            self._make_parent()
+        had = self._events[: self._taken]
+        if any(isinstance(event, Proposed) and event.trial not in self._runs for event in had):
+            self._find_runs()
+        for event in had:
+            self._fold(event)
+            if isinstance(event, Ended):
+                self._improved(event)
+        self._to_reopen = {number for number, trial in self._trials.items() if not trial.over}
+        with contextlib.suppress(OSError):  # of a full disk: what is not noted is sent again
+            self._notes = (self._folder / RECORDED).open("a", encoding="utf-8")
+        self._note(store=self.public_uri, experiment=self.experiment_id, parent=self.parent_run)
+
+    def _read_notes(self) -> None:
+        """What earlier drivers have noted, where it is of this store, and MLflow still has the parent run."""
+        notes: list[dict[str, Any]] = []
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            for line in (self._folder / RECORDED).read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError):  # a line that a crash has cut
+                    notes.append(json.loads(line))
+        parent, taken = "", 0
+        runs: dict[int, str] = {}
+        for note in notes:
+            if "parent" in note:
+                here = (note.get("store"), note.get("experiment")) == (self.public_uri, self.experiment_id)
+                if not here or note["parent"] != parent:
+                    parent, taken, runs = note["parent"] if here else "", 0, {}
+            elif "run" in note:
+                runs[int(note["trial"])] = str(note["run"])
+            else:
+                taken = int(note["taken"])
+        if parent and self._is_there(parent):
+            self.parent_run, self._runs = parent, runs
+            self._taken = taken if taken <= len(self._events) else 0
+
+    def _is_there(self, run: str) -> bool:
         try:
-            self._summarise(trials, winner, figures)
-            if plan is not None:
-                self.client.log_dict(self.parent_run, dict(plan), "plan.json")
-            if winner is not None and checkpoint is not None:
-                self._log_winner(self._runs[winner.number], STATUS[winner.outcome], checkpoint)
-            self.client.set_terminated(self.parent_run, status)
-        except (MlflowException, OSError, CheckpointError) as error:
-            _log.warning("MLflow did not get the summary (%s); `vit-search resume` sends it again.", str(error).splitlines()[0])
-            return False
-        return True
+            return bool(self.client.get_run(run).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
 
-    def _summarise(self, trials: list[Trial], winner: Trial | None, figures: Mapping[str, float]) -> None:
-        """The leaderboard as a table, counts of outcomes, and who won."""
-        metric = self._facts.metric
-        rows = [_row(trial, metric) for trial in trials]
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        table = {"columns": columns, "data": [[row.get(name) for name in columns] for row in rows]}
-        self.client.log_dict(self.parent_run, table, "leaderboard.json")  # log_table would append to an older one
-        self.client.set_tag(self.parent_run, "mlflow.loggedArtifacts", '[{"path": "leaderboard.json", "type": "table"}]')
-        outcomes = [trial.outcome for trial in trials]
-        counts = {"trials": len(trials)} | {name: outcomes.count(name) for name in ("completed", "stopped", "failed", "diverged")}
-        counts["epochs_trained"] = sum(len(trial.results) for trial in trials)
-        now = int(time.time() * 1000)
-        points = [Metric(name, float(value), now, 0) for name, value in {**counts, **figures}.items()]
-        self.client.log_batch(self.parent_run, metrics=points)
-        if winner is not None:
-            self.client.log_metric(self.parent_run, f"best_{metric}", winner.value(metric) or 0.0)
-            self.client.set_tag(self.parent_run, "best_trial", winner.number)
+    def _find_runs(self) -> None:
+        """This search's runs by their tags, where the notes do not know them."""
+        if not self.parent_run:
+            for run in self._find(f"tags.search_id = '{self._facts.search_id}'"):
+                self.parent_run = run.info.run_id
+        if self.parent_run:
+            for run in self._find(f"tags.`mlflow.parentRunId` = '{self.parent_run}'"):
+                self._runs.setdefault(int(run.data.tags["trial"]), run.info.run_id)
 
-    def _log_winner(self, run: str, status: str, checkpoint: Path) -> None:
-        """The best trial's model, unless an earlier end of this search has logged it."""
-        from vit_search.tracking.model_package import log_model  # torch is imported here, at the end, and not by every command
+    def _make_parent(self) -> None:
+        facts = self._facts
+        tags = {
+            "search": facts.search,
+            "search_id": facts.search_id,
+            "search_folder": str(self._folder.resolve()),
+            "metric": f"{facts.mode} {facts.metric}",
+            **self._common_tags(),
+        }
+        self.parent_run = self.client.create_run(self.experiment_id, run_name=facts.search, tags=tags).info.run_id
+        self.client.log_text(self.parent_run, facts.text, "search.yaml")
+        self.client.log_dict(self.parent_run, facts.resolved, "resolved.json")
+        self.client.log_dict(self.parent_run, facts.environment, "environment.json")
+        self.client.log_text(self.parent_run, facts.packages, "requirements.txt")
 
-        self.client.set_tag(run, "rank", 1)
-        if not self.client.search_logged_models([self.experiment_id], filter_string=f"source_run_id = '{run}'"):
-            log_model(checkpoint, run_id=run, end_status=status)
+    def _common_tags(self) -> dict[str, str]:
+        """Those that the parent run and its children share, MLflow's own among them."""
+        facts = self._facts
+        tags = {
+            "data_hash": facts.data_hash,
+            "space_hash": facts.space_hash,
+            "code_version": facts.code_version,
+            "mlflow.user": getpass.getuser(),
+            "mlflow.source.name": "vit-search run",
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.git.commit": facts.git_commit,
+        }
+        return {name: value for name, value in tags.items() if value}
 
     def _find(self, condition: str) -> list[Any]:
         found: list[Any] = []
         token = None
         while True:
-            page = self.client.search_runs([self.experiment_id], condition, max_results=1000, page_token=token)
+            page = self.client.search_runs(
+                [self.experiment_id], condition, max_results=1000, order_by=["attributes.start_time"], page_token=token
+            )
             found.extend(page)
             token = page.token
             if not token:
                 return found
 
+    def _note(self, **note: Any) -> None:
+        if self._notes is not None:
+            with contextlib.suppress(OSError):
+                self._notes.write(json.dumps(note) + "\n")
+                self._notes.flush()
+
+    # Sending
+
     def _drain(self) -> None:
+        self._insist(self._take_up)
         while True:
-            batch: list[Event | None] = []
-            with contextlib.suppress(queue.Empty):
-                batch.append(self._queue.get(timeout=LOOK_EVERY_S))
-                end = time.monotonic() + GATHER_S
-                while batch[-1] is not None:
-                    batch.append(self._queue.get(timeout=max(0.0, end - time.monotonic())))
-            ends = None in batch
-            self._send_all([event for event in batch if event is not None])
-            if ends:
+            self._news.wait(LOOK_EVERY_S)
+            if self._news.is_set():
+                self._closing.wait(GATHER_S)
+            self._news.clear()
+            closing, ahead = self._closing.is_set(), len(self._events)
+            if ahead > self._taken:
+                self._sync()
+                self._send_all(self._events[self._taken : ahead])
+                self._taken = ahead
+                self._note(taken=ahead)
+            if closing and self._taken == len(self._events):
                 return
-            if time.monotonic() - self._looked >= LOOK_EVERY_S:
-                self._looked = time.monotonic()
-                with contextlib.suppress(Exception):  # MLflow is away: `_insist` says so; the next look may find it
-                    self._look()
+            with contextlib.suppress(Exception):  # MLflow is away: `_insist` says so; the next look may find it
+                self._look()
 
     def _look(self) -> None:
-        """Obey a command that somebody has written as a tag on the parent run, here or in MLflow's pages."""
-        text = self.client.get_run(self.parent_run).data.tags.get("command")
-        if text and self.obey is not None:
-            self.client.delete_tag(self.parent_run, "command")
-            self.client.set_tag(self.parent_run, "command_answer", f"{text}: {self.obey(text)}")
+        """Between events: obey a command that somebody has written as a tag on the parent run, and show how the search stands."""
+        now = time.monotonic()
+        if now - self._looked >= LOOK_EVERY_S:
+            self._looked = now
+            text = self.client.get_run(self.parent_run).data.tags.get("command")
+            if text and self.obey is not None:
+                self.client.delete_tag(self.parent_run, "command")
+                self.client.set_tag(self.parent_run, "command_answer", f"{text}: {self.obey(text)}")
+        if now - self._described >= DESCRIBE_EVERY_S:
+            self._described = now
+            self._describe(self.state(), RANKED_LIVE)
+        if now - self._alive >= ALIVE_EVERY_S:
+            self._alive = now
+            alive = [RunTag("alive_at", str(int(time.time()))), RunTag("driver_host", socket.gethostname())]
+            self.client.log_batch(self.parent_run, tags=alive)
+
+    def _fold(self, event: Event) -> None:
+        fold(self._trials, event)
+        self._spent.take(event, self._trials, self._spec.epochs)
 
     def _send_all(self, events: list[Event]) -> None:
         """All that is new of a trial goes in as few calls as MLflow allows: a search may outrun it by thousands."""
         of_trial: dict[int, list[_OfTrial]] = {}
+        improved: list[Metric] = []
         for event in events:
-            if isinstance(event, (Proposed, Reported, Ended)):
+            self._fold(event)
+            if isinstance(event, (Proposed, Reported, Ended)):  # the others are of no trial, and have no run
                 of_trial.setdefault(event.trial, []).append(event)
-            else:
-                assert isinstance(event, (Infeasible, Launched, Commanded))  # of no trial: they have no run
+            if isinstance(event, Ended):
+                improved += self._improved(event)
         for trial, news in of_trial.items():
             self._insist(self._send, trial, news)
+        if improved:
+            self._insist(self._log, self.parent_run, improved, [], [])
 
-    def _insist(self, step: Any, *args: Any) -> None:
+    def _improved(self, event: Ended) -> list[Metric]:
+        """A point of the parent's curve of the best full-length trial so far, over the number of trials that are over."""
+        metric, sign = self._spec.metric, 1 if self._spec.mode == "max" else -1
+        value = self._trials[event.trial].value(metric) if event.outcome == "completed" else None
+        if value is None or (self._best is not None and sign * value <= sign * self._best):
+            return []
+        self._best = value
+        return [Metric(f"best/{metric}", value, int(event.at * 1000), sum(trial.over for trial in self._trials.values()))]
+
+    def _insist(self, step: Callable[..., None], *args: Any) -> None:
         """Try until MLflow answers; a search goes on meanwhile. What MLflow refuses for good is said and left out."""
         pause = 1.0
         while True:
             try:
                 step(*args)
-                self._sent += 1
+                self._steps += 1
                 return
             except Exception as error:
                 if isinstance(error, MlflowException) and error.error_code in REFUSALS:
-                    _log.warning("MLflow refuses a record of trial %s (%s).", args[0], error.message)
+                    _log.warning("MLflow refuses a record%s (%s).", f" of trial {args[0]}" if args else "", in_short(error))
                     return
                 if not self._said_away:
                     self._said_away = True
-                    _log.warning("MLflow does not answer (%s); the search goes on and sends it later.", str(error).splitlines()[0])
+                    _log.warning("MLflow does not answer (%s); the search goes on and sends it later.", in_short(error))
                 time.sleep(pause)
                 pause = min(pause * 2, 5)
 
-    def _send(self, trial: int, news: list[_OfTrial]) -> None:
+    def _send(self, number: int, news: list[_OfTrial]) -> None:
         """Bring a trial's run up to date. Doing it again changes nothing."""
-        proposed = next((event for event in news if isinstance(event, Proposed)), None)
-        if proposed is not None and trial not in self._runs:
-            tags = {
-                "mlflow.parentRunId": self.parent_run,
-                "search": self._facts.search,
-                "trial": str(trial),  # the REST client takes text alone
-                "outcome": "running",
-                "data_hash": self._facts.data_hash,
-            }
-            run = self.client.create_run(self.experiment_id, int(proposed.at * 1000), run_name=f"trial {trial}", tags=tags)
-            self._runs[trial] = run.info.run_id
-        elif proposed is not None or (trial in self._interrupted and isinstance(news[0], Reported)):
-            self.client.update_run(self._runs[trial], status="RUNNING")
-            self.client.set_tag(self._runs[trial], "outcome", "running")
-            self._interrupted.discard(trial)
-        run_id, last = self._runs[trial], news[-1]
+        trial, last = self._trials[number], news[-1]
+        fresh = self._make_run(trial)
+        run_id = self._runs[number]
+        sent_again = isinstance(news[0], Proposed) and not fresh
+        if (number in self._to_reopen or sent_again) and not isinstance(last, Ended):
+            self.client.update_run(run_id, status="RUNNING")
+            self._to_reopen.discard(number)
         metrics = [point for event in news if isinstance(event, Reported) for point in _points(event)]
-        tags_now = [RunTag("outcome", last.outcome)] if isinstance(last, Ended) else []
-        if isinstance(last, Ended) and last.reason:
-            tags_now.append(RunTag("reason", last.reason[:5000]))
-        params = self._params(proposed) if proposed is not None else []
+        tags = [RunTag("outcome", trial.outcome)]
+        if isinstance(last, Ended):
+            metrics += self._end_points(trial, last)
+            tags.append(RunTag("rung", str(self._rung(trial))))
+            if last.reason:
+                tags.append(RunTag("reason", last.reason[:5000]))
+        params = self._params(trial) if isinstance(news[0], Proposed) else []
         try:
-            self._log(run_id, metrics, params, tags_now)
+            self._log(run_id, metrics, params, tags)
         except MlflowException as error:
             if error.error_code not in REFUSALS:
                 raise
-            _log.warning("MLflow refuses a record of trial %s (%s); the rest of it is sent.", trial, error.message)
-            for some_metrics, some_params, some_tags in ((metrics, [], []), ([], params, []), ([], [], tags_now)):
+            _log.warning("MLflow refuses a record of trial %d (%s); the rest of it is sent.", number, in_short(error))
+            for some_metrics, some_params, some_tags in ((metrics, [], []), ([], params, []), ([], [], tags)):
                 with contextlib.suppress(MlflowException):
                     self._log(run_id, some_metrics, some_params, some_tags)
         if isinstance(last, Ended):
             self.client.set_terminated(run_id, STATUS[last.outcome], int(last.at * 1000))
             if last.outcome == "interrupted":
-                self._interrupted.add(trial)
+                self._to_reopen.add(number)
+
+    def _make_run(self, trial: Trial) -> bool:
+        """Whether the trial's run had to be made. One that was asked for without an answer is looked for first."""
+        number = trial.number
+        if number in self._runs:
+            return False
+        if number in self._unsure:
+            condition = f"tags.`mlflow.parentRunId` = '{self.parent_run}' and tags.trial = '{number}'"
+            for run in self._find(condition)[:1]:
+                self._runs[number] = run.info.run_id
+        fresh = number not in self._runs
+        if fresh:
+            self._unsure.add(number)
+            tags = {
+                "mlflow.parentRunId": self.parent_run,
+                "search": self._facts.search,
+                "trial": str(number),  # the REST client takes text alone
+                "outcome": "running",
+                **self._common_tags(),
+            }
+            run = self.client.create_run(self.experiment_id, int(trial.began * 1000), run_name=f"trial {number}", tags=tags)
+            self._runs[number] = run.info.run_id
+        self._note(trial=number, run=self._runs[number])
+        return fresh
 
     def _log(self, run_id: str, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> None:
         for start in range(0, max(len(metrics), 1), 800):  # MLflow takes 1,000 things at a time
             first = start == 0
             self.client.log_batch(run_id, metrics[start : start + 800], params if first else [], tags if first else [])
 
-    def _params(self, event: Proposed) -> list[Param]:
+    def _params(self, trial: Trial) -> list[Param]:
         fixed = self._facts.resolved["model"] | self._facts.resolved["training"]
-        params = {name: value for name, value in fixed.items() if not isinstance(value, dict)} | event.params
+        params = {name: value for name, value in fixed.items() if not isinstance(value, dict)} | trial.params
         return [Param(name, str(value)) for name, value in params.items()]
+
+    def _rung(self, trial: Trial) -> int:
+        """The last rung that a trial has passed, in epochs; 0 before the first."""
+        rung, passed = self._spec.stopping.grace_epochs, 0
+        while rung <= min(len(trial.results), self._spec.epochs - 1):
+            rung, passed = rung * self._spec.stopping.reduction_factor, rung
+        return passed
+
+    def _end_points(self, trial: Trial, event: Ended) -> list[Metric]:
+        """What is to be known of a whole trial, to sort by in MLflow's pages."""
+        spec, at = self._spec, int(event.at * 1000)
+        cost = spec.space.cost(trial.params)
+        devices = spec.resources.gpus or spec.resources.cpus
+        values: dict[str, float | None] = {f"best/{spec.metric}": trial.best_value(spec.metric, spec.mode)}
+        values |= {
+            "rung": self._rung(trial),
+            "epochs": len(trial.results),
+            "device_seconds": devices * sum(result.seconds for result in trial.results),
+            **{name: float(getattr(cost, COST_FIELDS[name])) for name in ("params", "train_flops")},
+        }
+        return [Metric(name, float(value), at, len(trial.results)) for name, value in values.items() if value is not None]
+
+    # How the search stands, and its end
+
+    def _describe(self, state: str, places: int) -> None:
+        """The parent's description, and the first trials' ranks as tags."""
+        ranking = ranked(self._trials.values(), self._spec.metric, self._spec.mode)
+        text = overview.described(
+            self._spec,
+            self._facts,
+            ranking,
+            self._spent,
+            wanted=self.wanted,
+            state=state,
+            experiment_id=self.experiment_id,
+            runs=self._runs,
+        )
+        self.client.log_batch(self.parent_run, tags=[RunTag("mlflow.note.content", text), RunTag("state", state)])
+        ranks = {trial.number: rank for rank, trial in enumerate(ranking[:places], 1) if trial.value(self._spec.metric) is not None}
+        for number in self._ranks.keys() - ranks.keys():
+            self.client.delete_tag(self._runs[number], "rank")
+        for number, rank in ranks.items():
+            if self._ranks.get(number) != rank:
+                self.client.set_tag(self._runs[number], "rank", str(rank))
+        self._ranks = ranks
+
+    def _drop_doubles(self) -> None:
+        """Delete the runs that MLflow made without our hearing of it; each has a twin."""
+        if not self._unsure - self._runs.keys() and not self._said_away:
+            return
+        for run in self._find(f"tags.`mlflow.parentRunId` = '{self.parent_run}'"):
+            if self._runs.get(int(run.data.tags["trial"])) != run.info.run_id:
+                self.client.delete_run(run.info.run_id)
+
+    def _summarise(self, status: str, hindsight: Hindsight | None) -> None:
+        """What the end of a search adds: ranks, the leaderboard, counts, the ledger and the report, and the best trials' models."""
+        from vit_search.tracking import report  # plotly is imported here, at the end, and not by every command
+
+        client, parent, spec = self.client, self.parent_run, self._spec
+        ranking = ranked(self._trials.values(), spec.metric, spec.mode)
+        self._describe({"FINISHED": "finished", "KILLED": "interrupted"}.get(status, "failed"), RANKED)
+        client.log_dict(parent, overview.leaderboard(spec, ranking, self._runs), "leaderboard.json")  # log_table would append
+        client.set_tag(parent, "mlflow.loggedArtifacts", '[{"path": "leaderboard.json", "type": "table"}]')
+        outcomes = Counter(trial.outcome for trial in ranking)
+        figures: dict[str, float] = {"trials": len(ranking), "epochs_trained": self._spent.epochs}
+        figures |= {name: outcomes[name] for name in STATUS if name != "interrupted"}
+        figures |= {
+            "trial_hours": self._spent.trial_seconds / 3600,
+            "trial_hours_stopped": self._spent.stopped_seconds / 3600,
+            "trial_hours_saved": self._spent.saved_seconds / 3600,
+            "wall_hours": self._spent.wall_seconds / 3600,
+        }
+        if hindsight is not None:
+            figures |= {"audits_to_be_stopped": hindsight.doomed, "audits_wrongly": hindsight.wrongly}
+            if hindsight.plan is not None:
+                client.log_dict(parent, hindsight.plan, "plan.json")
+        now = int(time.time() * 1000)
+        client.log_batch(parent, metrics=[Metric(name, float(value), now, 0) for name, value in figures.items()])
+        winner = best(ranking, spec.metric, spec.mode)
+        if winner is not None:
+            client.set_tag(parent, "best_trial", str(winner.number))
+        client.log_artifact(parent, str(self._folder / "ledger.jsonl"))
+        try:
+            pages = report.write(self._folder)
+        except Exception as error:  # a picture that cannot be drawn must not cost the rest of the record
+            _log.warning("the report could not be made (%s: %s).", type(error).__name__, in_short(error))
+            pages = ()
+        for page in pages:
+            client.log_artifact(parent, str(page))
+        if status == "FINISHED":
+            for trial in [trial for trial in ranking if trial.outcome == "completed"][: spec.keep_checkpoints]:
+                self._log_model(trial)
+
+    def _log_model(self, trial: Trial) -> None:
+        """A trial's model, unless an earlier end of this search has logged it, or its checkpoint is gone."""
+        from vit_search.tracking.model_package import log_model  # torch is imported here
+        from vit_search.vit import checkpoint
+
+        run, place = self._runs[trial.number], trial_folder(self._folder, trial.number) / "checkpoint"
+        if not checkpoint.exists(place):
+            return
+        known = self.client.search_logged_models([self.experiment_id], filter_string=f"source_run_id = '{run}'")
+        if any(model.status == LoggedModelStatus.READY for model in known):
+            return
+        log_model(place, run_id=run, end_status=STATUS["completed"], pt2=self._spec.log_pt2)
 
 
 def _points(event: Reported) -> list[Metric]:
     at = int(event.at * 1000)
-    values = {f.name: getattr(event.result, f.name) for f in fields(EpochResult) if f.name != "epoch"}
+    values = {f.name: getattr(event.result, f.name) for f in fields(EpochResult) if f.name != "epoch"} | event.system
     return [Metric(name, float(value), at, event.result.epoch) for name, value in values.items() if value is not None]
-
-
-def _row(trial: Trial, metric: str) -> dict[str, Any]:
-    return {"trial": trial.number, "outcome": trial.outcome, "epochs": len(trial.results), metric: trial.value(metric), **trial.params}
-
-
-def _public(uri: str) -> str:
-    parts = urlsplit(uri)
-    if not parts.password:
-        return uri
-    return urlunsplit(parts._replace(netloc=f"{parts.username}@{parts.hostname}" + (f":{parts.port}" if parts.port else "")))

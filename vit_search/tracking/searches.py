@@ -38,6 +38,12 @@ class SearchFacts:
     environment: dict[str, str]
     tracking_uri: str
     """Without a password."""
+    space_hash: str = ""
+    """As Space.space_hash; empty in searches of versions before 0.2."""
+    git_commit: str = ""
+    """Of the checkout that the search was launched in; empty outside of one."""
+    packages: str = ""
+    """All installed distributions, in the form of requirements.txt."""
 
 
 @dataclass(frozen=True)

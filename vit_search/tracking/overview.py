@@ -1,0 +1,100 @@
+"""A search at a glance, as its run in MLflow shows it: a description in Markdown and the leaderboard as a table."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+from vit_search.spec.search_file import SearchSpec
+from vit_search.tracking import searches
+from vit_search.tracking.ledger import Spent, Trial, best
+from vit_search.tracking.searches import SearchFacts
+
+FILTERS = {
+    "completed": "tags.outcome = 'completed'",
+    "stopped early": "tags.outcome = 'stopped'",
+    "diverged or failed": "attributes.status = 'FAILED'",
+    "the ten best": "tags.rank IN ('1','2','3','4','5','6','7','8','9','10')",
+}
+"""Ready-made filters of a search's trials; README.md lists the same ones."""
+
+
+def described(
+    spec: SearchSpec,
+    facts: SearchFacts,
+    ranking: Sequence[Trial],
+    spent: Spent,
+    *,
+    wanted: int,
+    state: str,
+    experiment_id: str,
+    runs: dict[int, str],
+) -> str:
+    """The parent run's description.
+
+    Args:
+        ranking: trials, best first. wanted: how many are to be run in all. state: in a word or two.
+        runs: MLflow run of each trial, for links.
+    """
+    counts = Counter(trial.outcome for trial in ranking)
+    over = sum(trial.over for trial in ranking)
+    said = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())) or "none yet"
+    lines = [
+        f"**{state}**: {over} of {wanted} trials over ({said}); seen at {time.strftime('%Y-%m-%d %H:%M:%S %Z')}",
+        "",
+        f"{_hours(spent.wall_seconds)} of wall time, {_hours(spent.trial_seconds)} of training in {spent.epochs:,} epochs, "
+        f"{_hours(spent.stopped_seconds)} of it in stopped trials; stopping saved {_hours(spent.saved_seconds)}.",
+        "",
+    ]
+    winner = best(ranking, spec.metric, spec.mode)
+    if winner is not None:
+        names = list(spec.space.searched)
+        lines += [
+            f"| # | trial | {spec.metric} | outcome | epochs | {' | '.join(names)} |",
+            f"| --- | --- | --- | --- | --- |{' --- |' * len(names)}",
+        ]
+        for rank, trial in enumerate(ranking[:10], 1):
+            value = trial.value(spec.metric)
+            link = (
+                f"[{trial.number}](#/experiments/{experiment_id}/runs/{runs[trial.number]})" if trial.number in runs else str(trial.number)
+            )
+            cells = [str(rank), link, "–" if value is None else f"{value:.4f}", trial.outcome, str(len(trial.results))]
+            lines.append(f"| {' | '.join(cells + [_short(trial.params.get(name)) for name in names])} |")
+        lines.append("")
+    lines.append("Trials: " + " · ".join(f"[{name}]({_link(experiment_id, facts.search, rule)})" for name, rule in FILTERS.items()))
+    return "\n".join(lines)
+
+
+def leaderboard(spec: SearchSpec, ranking: Sequence[Trial], runs: dict[int, str]) -> dict[str, Any]:
+    """All trials, best first, in the form of MLflow's tables."""
+    ahead = searches.pareto(spec, ranking)
+    rows = []
+    for rank, trial in enumerate(ranking, 1):
+        row: dict[str, Any] = {"rank": rank, "trial": trial.number, spec.metric: trial.value(spec.metric)}
+        if spec.objectives:
+            values = searches.objective_values(spec, trial) or []
+            row |= {goal.metric: value for goal, value in zip(spec.objectives, values[1:], strict=False)}
+            row["pareto_front"] = trial.number in ahead
+        row |= {"outcome": trial.outcome, "epochs": len(trial.results), **trial.params}
+        rows.append(row | {"reason": trial.reason, "run_id": runs.get(trial.number)})
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return {"columns": columns, "data": [[row.get(name) for name in columns] for row in rows]}
+
+
+def _link(experiment_id: str, search: str, rule: str) -> str:
+    """To MLflow's list of runs with a filter in its search box."""
+    return f"#/experiments/{experiment_id}/runs?searchFilter={quote(f'tags.search = {search!r} and {rule}', safe='')}"
+
+
+def _hours(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _short(value: Any) -> str:
+    text = f"{value:.3g}" if isinstance(value, float) else "–" if value is None else str(value)
+    return text.replace("|", "\\|")

@@ -1,0 +1,105 @@
+"""The MLflow that a search writes to: found, reached, and named without what must stay secret."""
+
+from __future__ import annotations
+
+import logging
+import os
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+for _name, _value in {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_MODEL_CATALOG_URI": "",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow repeats a call whose reply was lost, and a run is made twice; we look first
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from vit_search.errors import TrackingError
+
+DEFAULT_DATABASE = "mlruns.db"
+DATABASES = ("postgresql", "postgresql+psycopg2", "mysql", "mysql+pymysql")
+
+
+def resolve_uri(given: str | None) -> str:
+    """The tracking URI: as given, else MLFLOW_TRACKING_URI, else SQLite in ./mlruns.db."""
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(DEFAULT_DATABASE).resolve()}"
+
+
+def public(uri: str) -> str:
+    """A tracking URI without its password."""
+    parts = urlsplit(uri)
+    if not parts.password:
+        return uri
+    return urlunsplit(parts._replace(netloc=f"{parts.username}@{parts.hostname}" + (f":{parts.port}" if parts.port else "")))
+
+
+def with_password(uri: str) -> str:
+    """The public URI that a search has kept, with the password where MLFLOW_TRACKING_URI names the same place and has it."""
+    known = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return known if known and public(known) == uri else uri
+
+
+def in_short(error: Exception) -> str:
+    """The first line of what MLflow or a database said, without a password."""
+    said = next(iter(str(error).splitlines()), type(error).__name__)
+    for uri in (mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI", "")):
+        secret = urlsplit(uri).password
+        said = said.replace(secret, "…") if secret else said
+    return said
+
+
+def client_for(given: str | None) -> MlflowClient:
+    """A client whose server or database answers.
+
+    Raises: TrackingError, one line, when it does not.
+    """
+    uri = resolve_uri(given)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https"):
+        _check_server(uri)
+    elif parts.scheme == "sqlite":
+        place = Path(uri.removeprefix("sqlite:///"))
+        if not os.access(place if place.exists() else place.parent, os.W_OK):
+            raise TrackingError(f"{place}: the tracking database cannot be written; name another with --tracking-uri.")
+    elif parts.scheme not in DATABASES:
+        raise TrackingError(f"{public(uri)}: no tracking URI that MLflow writes to; use http://…, sqlite:///FILE or postgresql://….")
+    mlflow.set_tracking_uri(uri)
+    try:
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:
+        said = in_short(error)
+        mend = "mend it or name another."
+        if "401" in said or (isinstance(error, MlflowException) and error.error_code == "UNAUTHENTICATED"):
+            mend = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account of it."
+        elif "psycopg2" in said or "pymysql" in said.lower():
+            mend = (
+                "pip install 'vit_search[postgres]'." if isinstance(error, ModuleNotFoundError) else "see that it runs, then its account."
+            )
+        raise TrackingError(f"{public(uri)}: the tracking store does not answer ({said}); {mend}") from None
+    return client
+
+
+def _check_server(uri: str) -> None:
+    if urlsplit(uri).password:
+        raise TrackingError("the tracking URI carries a password; drop it and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.")
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):  # noqa: S310 -- http(s) only, by the caller's test
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise TrackingError(
+            f"{uri}: the tracking server does not answer ({reason}); start it, or drop --tracking-uri for ./{DEFAULT_DATABASE}."
+        ) from None
