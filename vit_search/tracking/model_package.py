@@ -167,6 +167,8 @@ def _rows(model_input: Any) -> np.ndarray:
 
 def _image(value: Any, row: int, size: tuple[int, int], channels: int) -> np.ndarray:
     """One image of a request: uint8 (channels, height, width) of the trained size."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:  # what MLflow makes of {"instances": [{"image": "iVBOR…"}]}
+        value = value.item()
     try:
         if isinstance(value, (str, bytes)):
             return read_image(_decoded(value) if isinstance(value, str) else value, size, channels)
