@@ -264,7 +264,7 @@ images = np.load("val.npy", allow_pickle=False)
 rows = model.predict(images)
 np.save("given.npy", rows.filter(like="p_").to_numpy())
 program = torch.export.load(sys.argv[3]).module()
-np.save("logits.npy", np.concatenate([program(torch.tensor(part)).numpy() for part in np.split(images[:10], [1, 3])]))
+np.save("logits.npy", np.concatenate([program(torch.tensor(part)).detach() for part in np.split(images[:10], [1, 3])]))
 import vit_search
 print(json.dumps([vit_search.__file__, sorted({"ray", "optuna"} & set(sys.modules))]))
 """
