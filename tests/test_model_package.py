@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -24,6 +25,7 @@ import torch
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
+from vit_search.production import promotion
 from vit_search.spec import search_file
 from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.tracking.model_package import log_model
@@ -32,7 +34,8 @@ from vit_search.vit import augment, checkpoint, training
 from vit_search.vit.data import prepare, read_image, read_split
 from vit_search.vit.splits import load_split
 
-PACKAGE = Path(__file__).parents[1] / "vit_search"
+README = (Path(__file__).parents[1] / "README.md").read_text()
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 RNG = np.random.default_rng(0)
 PHOTO = np.asarray(Image.fromarray(RNG.integers(0, 256, (6, 9, 3), np.uint8)).resize((41, 30), Image.Resampling.BICUBIC))
 """RGB, 30 high and 41 wide: neither the size nor the channels that the model was trained on."""
@@ -139,6 +142,15 @@ def test_a_file_its_base64_and_its_pixels_give_the_numbers_that_predict_gives(mo
         PHOTO[None].astype(int),
     ):
         assert (given(model.predict(form)) == expected).all(), form
+
+
+def test_vit_search_predict_gives_the_same(model, logged, registered, tmp_path):
+    (tmp_path / "photo.png").write_bytes(file(PHOTO))
+    (tmp_path / "grey.jpeg").write_bytes(file(PHOTO[..., 0], "JPEG"))
+    paths = [tmp_path / "photo.png", tmp_path / "grey.jpeg"]
+    rows = model.predict(pd.DataFrame({"image": [path.read_bytes() for path in paths]}))
+    told = promotion.predict(registered, paths, tracking_uri=logged[1])
+    assert [(p.label, p.probability) for p in told] == list(zip(rows["label"], rows["probability"], strict=True))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -336,12 +348,12 @@ def server(logged, registered):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", registered, "--env-manager", "local", "--host", "127.0.0.1"]
+    (command,) = re.findall("^mlflow models serve .* --port 5001(?= &$)", README, re.MULTILINE)
     with (folder / "serve.log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, "--port", str(port)],
+            command.replace("5001", str(port)).split(),
             cwd=folder,
-            env=os.environ | {"MLFLOW_TRACKING_URI": tracking_uri, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            env=os.environ | {"MLFLOW_TRACKING_URI": tracking_uri, "PATH": PATH},
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -392,6 +404,15 @@ def test_the_server_gives_one_answer_to_pixels_and_to_base64(server, model):
         assert answer == [expected | {"version": "digits/2"}], body
     status, answer = asked(server, {"inputs": [PHOTO.tolist(), PHOTO[:9].tolist()]})  # of two sizes
     assert (status, len(answer)) == (200, 2)
+
+
+def test_the_readme_s_curl_line_classifies_an_image(server, tmp_path):
+    (tmp_path / "IMAGE.png").write_bytes(file(PHOTO))
+    (command,) = re.findall("^curl .*/invocations$", README, re.MULTILINE)
+    command = command.replace("http://127.0.0.1:5001/invocations", server)
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    (row,) = json.loads(done.stdout)["predictions"]
+    assert row["version"] == "digits/2"
 
 
 BAD_BODIES = {
