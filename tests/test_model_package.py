@@ -163,6 +163,44 @@ def test_files_of_each_kind_and_their_decoded_pixels_are_one(model, kind, pixels
     assert (given(by_pixels) == given(model.predict(pd.DataFrame({"image": [text(raw)]})))).all()
 
 
+@pytest.fixture(scope="module")
+def wide(logged):
+    """An RGB model of images that are wider than high, with a class token: the checkpoint and the logged model's URI."""
+    folder, tracking_uri, _ = logged
+    config = TrialConfig(
+        data=DataConfig(name="digits"),
+        model=ModelConfig(image_size=(8, 12), in_channels=3, num_classes=2, patch_size=4, dim=16, heads=2, depth=2, pool="cls"),
+        training=TrainingConfig(epochs=1),
+        seed=2,
+    )
+    state = training.start(config, training.Normalisation.of((0.4, 0.5, 0.6), (0.2, 0.3, 0.0)))
+    checkpoint.save(folder / "wide", state, classes=("cat", "dog"), data_hash="h")
+    client = client_for(tracking_uri)
+    run = client.create_run(client.get_experiment_by_name("digits").experiment_id).info.run_id
+    return checkpoint.load_model(folder / "wide"), log_model(folder / "wide", run_id=run, pt2=True)
+
+
+def test_an_rgb_model_that_is_wider_than_high_takes_all_of_it_too(wide):
+    trained, uri = wide
+    model = mlflow.pyfunc.load_model(uri)
+    pixels = RNG.integers(0, 256, (5, 8, 12, 3), np.uint8)
+    expected = chances(trained, np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+    files = pd.DataFrame({"image": [text(file(image)) for image in pixels]})
+    assert (model.predict(pixels)[["p_cat", "p_dog"]].to_numpy() == expected).all()
+    assert (model.predict(files)[["p_cat", "p_dog"]].to_numpy() == expected).all()
+    grey = model.predict(PHOTO[None, ..., :1])
+    assert (grey["p_cat"] == chances(trained, read_image(file(PHOTO[..., 0]), (8, 12), 3)[None])[:, 0]).all()
+
+
+def test_the_archive_gives_the_eager_logits_for_any_batch(wide):
+    trained, uri = wide
+    program = torch.export.load(folder_of(uri) / "artifacts/model.pt2").module()
+    for batch in (1, 2, 7):
+        pixels = torch.tensor(RNG.integers(0, 256, (batch, 8, 12, 3), np.uint8))
+        normalised = augment.normalise(pixels.permute(0, 3, 1, 2), trained.normalisation.mean, trained.normalisation.std)
+        assert torch.allclose(program(pixels), trained.model(normalised), atol=1e-5)
+
+
 def test_images_of_one_call_may_differ_in_size(model):
     one, other = PHOTO, PHOTO[5:20, 3:10, :1]
     both = np.empty(2, object)
@@ -213,6 +251,22 @@ def test_bad_input_is_refused_as_the_caller_s_mistake(model, form, said):
         model.predict(form)
     assert refused.value.error_code == "INVALID_PARAMETER_VALUE"
     assert refused.value.get_http_status_code() == 400
+
+
+def test_any_damage_to_a_file_is_refused_or_read_and_nothing_else_happens(model):
+    refusals = 0
+    for raw in (file(PHOTO), file(PHOTO, "JPEG"), file(PHOTO, "TIFF"), file(PHOTO, "GIF"), file(PHOTO, "WEBP")):
+        for _ in range(40):
+            damaged = bytearray(raw[: RNG.integers(1, len(raw) + 1)])
+            for place in RNG.integers(0, len(damaged), 4):
+                damaged[place] = RNG.integers(256)
+            try:
+                assert len(model.predict(pd.DataFrame({"image": [bytes(damaged)]}))) == 1
+            except MlflowException as error:
+                assert error.error_code == "INVALID_PARAMETER_VALUE"
+                assert "\n" not in error.message
+                refusals += 1
+    assert refusals > 100
 
 
 def test_the_version_is_the_registered_one_else_the_model_s_id_else_the_weights_sha256(logged, registered, tmp_path):

@@ -4,9 +4,10 @@ MLflow runs this very file as the model's code ("models from code"); the weights
 prediction takes pixels or image files of any size, which are resized as the training images were, and gives a row per image.
 
 The input's signature is `image: Tensor('object', (-1,))`. A uint8 tensor (-1, -1, -1, -1) would say more of the pixels, but
-MLflow 3.17 then casts every JSON body to bytes and refuses text in a DataFrame; a column of strings refuses arrays of four
+MLflow 3.17 then casts every JSON body to uint8 and refuses text in a DataFrame; a column of strings refuses arrays of four
 axes; a type hint refuses `dataframe_split`. One axis of objects is what lets all of them through to `predict`, which checks
-them itself. What it does not let through is a plain Python list: give an array, a Series or a DataFrame.
+them itself. What it does not let through is a plain Python list: give an array, or a Series or DataFrame whose column is
+named `image` and whose index holds 0, since MLflow looks at the row of that label.
 """
 
 from __future__ import annotations
