@@ -124,6 +124,8 @@ class SearchSpec(_Part):
     """What one trial takes."""
     keep_checkpoints: Count = Field(3, ge=1, le=1_000_000)
     """Trials whose checkpoints are kept: the best ones."""
+    log_pt2: Annotated[bool, Strict()] = False
+    """Whether the models that are logged hold a torch.export archive besides: for programs without this package's code."""
     stall_minutes: Annotated[float, Strict()] = Field(30, gt=0, allow_inf_nan=False)
     """A trial that reports nothing for so long is taken for hung."""
     preset: Literal[presets.PRESETS] | None = None  # type: ignore[valid-type]

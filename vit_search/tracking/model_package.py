@@ -1,12 +1,22 @@
-"""The model as MLflow serves it: pixels in, labels out, no pickle.
+"""The model as MLflow serves it: images in, labels out, no pickle.
 
-MLflow runs this very file as the model's code ("models from code"); the weights lie beside it as a checkpoint folder.
-A prediction takes raw uint8 images (batch, height, width, channels) and gives a row per image: label, probability, and
-the probability of every class.
+MLflow runs this very file as the model's code ("models from code"); the weights lie beside it as a checkpoint folder. A
+prediction takes pixels or image files of any size, which are resized as the training images were, and gives a row per image.
+
+The input's signature is `image: Tensor('object', (-1,))`. A uint8 tensor (-1, -1, -1, -1) would say more of the pixels, but
+MLflow 3.17 then casts every JSON body to uint8 and refuses text in a DataFrame; a column of strings refuses arrays of four
+axes; a type hint refuses `dataframe_split`. One axis of objects is what lets all of them through to `predict`, which checks
+them itself. What it does not let through is a plain Python list: give an array, or a Series or DataFrame whose column is
+named `image` and whose index holds 0, since MLflow looks at the row of that label.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import io
+import json
+import shutil
 import tempfile
 import warnings
 from importlib.metadata import version
@@ -17,11 +27,26 @@ import mlflow
 import numpy as np
 import pandas as pd
 import torch
-from mlflow.models import ModelSignature, set_model
+import yaml
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature, set_model
 from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from PIL import Image
+from torch import Tensor, nn
 
+from vit_search.errors import DataError
 from vit_search.vit import augment, checkpoint
+from vit_search.vit.data import MAX_FILE_BYTES, fit_pixels, read_image
+from vit_search.vit.training import EVALUATED_AT_ONCE
+
+IMAGE = "image"
+"""The input's name: the column of a DataFrame."""
+
+CODE = ("__init__.py", "errors.py", "spec", "vit", "tracking/__init__.py", "tracking/model_package.py")
+"""What of this package a served model runs; nothing in it imports ray or optuna."""
+
+REQUIREMENTS = ("torch", "torchvision", "einops", "safetensors", "numpy", "pandas", "pillow", "pyyaml", "filelock")
 
 
 class PackagedViT(PythonModel):
@@ -29,63 +54,196 @@ class PackagedViT(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Read the checkpoint once, verified against its sha256."""
-        self.served = checkpoint.load_model(Path(context.artifacts["checkpoint"]))
+        folder = Path(context.artifacts["checkpoint"])
+        self.served = checkpoint.load_model(folder)
+        self.version = _version(folder)
 
     @torch.inference_mode()
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """(batch, height, width, channels) uint8 to one row per image: `label`, `probability`, `p_CLASS` for each class."""
-        images = torch.from_numpy(np.ascontiguousarray(model_input)).permute(0, 3, 1, 2)
+        """Classify images.
+
+        Args:
+            model_input: an image per row. Either pixels, uint8 (batch, height, width, channels) with 1 channel (grey) or 3
+                (RGB); or PNG, JPEG and other image files, as base64 text or as bytes, in an array, a Series or a DataFrame's
+                column `image`. Images of an object array may differ in size. All sizes are resized to the trained one.
+        Returns: `label`, `probability`, `version` (`NAME/3` from the registry, else `m-…`, else the weights' sha256), and
+            `p_CLASS` for each class.
+        Raises: MlflowException INVALID_PARAMETER_VALUE that names the row, counted from 0, and what is wrong with it.
+        """
+        rows = _rows(model_input)
+        height_width, channels = self.served.config.model.image_size, self.served.config.model.in_channels
         normalisation = self.served.normalisation
-        logits = self.served.model(augment.normalise(images, normalisation.mean, normalisation.std))
-        chances = logits.softmax(-1).double().numpy()
+        parts = []
+        for start in range(0, len(rows), EVALUATED_AT_ONCE):  # as many as validation takes at once, decoded as they are needed
+            chosen = enumerate(rows[start : start + EVALUATED_AT_ONCE], start)
+            images = torch.from_numpy(np.stack([_image(value, i, height_width, channels) for i, value in chosen]))
+            parts.append(self.served.model(augment.normalise(images, normalisation.mean, normalisation.std)).softmax(-1))
+        chances = torch.cat(parts).double().numpy()
         winners = chances.argmax(1)
         columns: dict[str, Any] = {
             "label": [self.served.classes[i] for i in winners],
             "probability": chances[np.arange(len(winners)), winners],
+            "version": self.version,
         }
         return pd.DataFrame(columns | {f"p_{name}": chances[:, i] for i, name in enumerate(self.served.classes)})
 
 
-def log_model(folder: Path, *, run_id: str, end_status: str = "FINISHED") -> str:
-    """Log a checkpoint as the model of a run, with signature and class names, without the optimiser's state.
+class RawPixels(nn.Module):
+    """A served model that takes bytes: what `pt2` holds."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, served: checkpoint.ServedModel) -> None:
+        super().__init__()
+        self.model = served.model
+        self.register_buffer("mean", served.normalisation.mean)
+        self.register_buffer("std", served.normalisation.std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (batch, height, width, channels) of the trained size to float32 logits (batch, classes)."""
+        logits: Tensor = self.model(augment.normalise(images.permute(0, 3, 1, 2), self.mean, self.std))
+        return logits
+
+
+def log_model(folder: Path, *, run_id: str, end_status: str = "FINISHED", pt2: bool = False) -> str:
+    """Log a checkpoint as the model of a run, with signature, example and class names, without the optimiser's state.
 
     Args:
         folder: a checkpoint. run_id: of an ended run; it has `end_status` again afterwards.
+        pt2: whether the model holds `artifacts/model.pt2` besides, for `torch.export.load`: uint8 pixels of the trained size,
+            (batch, height, width, channels) for any batch, to logits in float32. It resizes nothing and needs none of our code.
     Returns: the model's URI, `models:/m-…`.
     """
     served = checkpoint.load_model(folder)
     height, width = served.config.model.image_size
     channels = served.config.model.in_channels
-    inputs = Schema([TensorSpec(np.dtype(np.uint8), (-1, height, width, channels))])
     chances = [ColSpec(DataType.double, f"p_{name}") for name in served.classes]
-    outputs = Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability"), *chances])
+    told = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "version")]
     metadata = {
         "classes": list(served.classes),
         "image_size": [height, width],
         "channels": channels,
+        "mean": served.normalisation.mean.tolist(),
+        "std": served.normalisation.std.tolist(),
         "data_hash": served.data_hash,
         "vit_search": version("vit_search"),
     }
-    example = np.zeros((1, height, width, channels), np.uint8)
     with tempfile.TemporaryDirectory() as place, mlflow.start_run(run_id=run_id), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's, about type hints and the like; ours are errors
         slim = Path(place) / "checkpoint"
         checkpoint.copy_for_serving(folder, slim)
+        artifacts = {"checkpoint": str(slim)}
+        if pt2:
+            artifacts["pt2"] = str(_export(served, Path(place) / "model.pt2"))
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=__file__,
-            artifacts={"checkpoint": str(slim)},
-            signature=ModelSignature(inputs=inputs, outputs=outputs),
-            input_example=example,
-            code_paths=[str(Path(__file__).parents[1])],
-            pip_requirements=[
-                f"{name}=={version(name)}"
-                for name in ("torch", "torchvision", "einops", "safetensors", "numpy", "pandas", "pillow", "pydantic", "pyyaml")
-            ],
+            artifacts=artifacts,
+            signature=ModelSignature(
+                inputs=Schema([TensorSpec(np.dtype(object), (-1,), IMAGE)]),
+                outputs=Schema([*told, *chances]),
+            ),
+            input_example=pd.DataFrame({IMAGE: [_black(height, width)]}),
+            code_paths=[str(_copy_code(Path(place) / "code"))],
+            pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
             metadata=metadata,
         )
     mlflow.MlflowClient().set_terminated(run_id, end_status)
     return str(info.model_uri)
+
+
+def _rows(model_input: Any) -> np.ndarray:
+    """The images of a request, one along the first axis."""
+    given = model_input[IMAGE] if isinstance(model_input, (dict, pd.DataFrame)) else model_input
+    rows = np.atleast_1d(np.asarray(given))
+    if len(rows) == 0:
+        raise MlflowException.invalid_parameter_value("no image: the batch is empty; give at least one.")
+    if rows.dtype.kind not in "OSU" and rows.ndim != 4:
+        raise MlflowException.invalid_parameter_value(
+            f"an array of {rows.ndim} axes; give pixels as (batch, height, width, channels), one image as a batch of 1."
+        )
+    return rows
+
+
+def _image(value: Any, row: int, size: tuple[int, int], channels: int) -> np.ndarray:
+    """One image of a request: uint8 (channels, height, width) of the trained size."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:  # what MLflow makes of {"instances": [{"image": "iVBOR…"}]}
+        value = value.item()
+    try:
+        if isinstance(value, (str, bytes)):
+            return read_image(_decoded(value) if isinstance(value, str) else value, size, channels)
+        return fit_pixels(_pixels(value), size, channels)
+    except DataError as error:
+        raise MlflowException.invalid_parameter_value(f"row {row}: {str(error).removeprefix('image: ')}") from None
+
+
+def _decoded(text: str) -> bytes:
+    """An image file from base64; line breaks, as the command base64 makes them, are allowed."""
+    if len(text) > MAX_FILE_BYTES * 4 // 3 + 4:
+        raise DataError(f"{len(text):,} characters; give an image file of at most {MAX_FILE_BYTES:,} bytes.")
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"text that is not base64 ({error}); give the base64 of a PNG or JPEG file.") from None
+
+
+def _pixels(value: Any) -> np.ndarray:
+    """Decoded pixels: bytes, or whole numbers from JSON."""
+    try:
+        pixels = value if isinstance(value, np.ndarray) and value.dtype != object else np.array(np.asarray(value, object).tolist())
+    except ValueError:
+        raise DataError("rows of different lengths; give (height, width, channels).") from None
+    if pixels.dtype.kind not in "iu":
+        seen = "nothing" if pixels.size == 0 or value is None else f"values of type {pixels.dtype}"
+        raise DataError(f"{seen}; give uint8 pixels, 0 to 255, or an image file as base64 or bytes.")
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
+        raise DataError(f"shape {pixels.shape}; give (height, width, channels) with 1 channel (grey) or 3 (RGB).")
+    if pixels.dtype != np.uint8 and (pixels.min() < 0 or pixels.max() > 255):
+        raise DataError(f"pixels from {pixels.min()} to {pixels.max()}; give 0 to 255.")
+    return pixels.astype(np.uint8, copy=False)
+
+
+def _version(folder: Path) -> str:
+    """What a prediction is by, from the files that MLflow keeps around a model's checkpoint folder."""
+    root = folder.parents[1]
+    registered = root / "registered_model_meta"  # written by MLflow where a model is loaded through the registry
+    if registered.is_file():
+        told = yaml.safe_load(registered.read_text())
+        return f"{told['model_name']}/{told['model_version']}"
+    model_id = Model.load(str(root)).model_id if (root / "MLmodel").is_file() else None
+    return str(model_id or json.loads((folder / checkpoint.CONFIG).read_text())["sha256"][checkpoint.MODEL])
+
+
+def _export(served: checkpoint.ServedModel, path: Path) -> Path:
+    """Write a torch.export archive in eval mode, for any batch."""
+    height, width = served.config.model.image_size
+    example = torch.zeros(2, height, width, served.config.model.in_channels, dtype=torch.uint8)
+    with torch.no_grad():
+        program = torch.export.export(
+            RawPixels(served).eval(), (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}}
+        )
+    torch.export.save(program, path)
+    return path
+
+
+def _copy_code(target: Path) -> Path:
+    """The part of this package that a served model runs, as `target`/vit_search."""
+    source, inside = Path(__file__).parents[1], target / "vit_search"
+    for name in CODE:
+        (inside / name).parent.mkdir(parents=True, exist_ok=True)
+        if (source / name).is_dir():
+            shutil.copytree(source / name, inside / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source / name, inside / name)
+    return inside
+
+
+def _black(height: int, width: int) -> str:
+    """A black image as base64 of a PNG file."""
+    file = io.BytesIO()
+    Image.new("L", (width, height)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
 
 
 if __name__ != "vit_search.tracking.model_package":  # MLflow runs the file under a name of its own

@@ -168,10 +168,7 @@ def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int) 
                 if image.mode in ("P", "PA", "LA", "RGBA") or "transparency" in image.info:
                     image = image.convert("RGBA")
                     image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-                image = image.convert("L" if channels == 1 else "RGB")
-                if size is not None and image.size != (size[1], size[0]):
-                    image = ImageOps.fit(image, (size[1], size[0]), method=Image.Resampling.BILINEAR)
-                pixels = np.asarray(image, dtype=np.uint8)
+                return _fitted(image, size, channels)
     except DataError:
         raise
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
@@ -181,6 +178,28 @@ def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int) 
     except Exception as error:  # a decoder raises what damaged bytes lead it to: struct.error and TypeError for EXIF, say
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{name}: no image that can be decoded ({why}); replace or remove it.") from None
+
+
+def fit_pixels(pixels: np.ndarray, size: tuple[int, int] | None, channels: int) -> np.ndarray:
+    """What `read_image` makes of an image that is decoded already: the same numbers as of its file.
+
+    Args:
+        pixels: uint8 (height, width, 1) or (height, width, 3).
+    Returns: uint8 (channels, height, width).
+    """
+    from PIL import Image
+
+    return _fitted(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), size, channels)
+
+
+def _fitted(image: Any, size: tuple[int, int] | None, channels: int) -> np.ndarray:
+    """A PIL image, in grey or RGB, to bytes."""
+    from PIL import Image, ImageOps
+
+    image = image.convert("L" if channels == 1 else "RGB")
+    if size is not None and image.size != (size[1], size[0]):
+        image = ImageOps.fit(image, (size[1], size[0]), method=Image.Resampling.BILINEAR)
+    pixels = np.asarray(image, dtype=np.uint8)
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
