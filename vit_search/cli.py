@@ -41,6 +41,9 @@ err = Console(stderr=True, highlight=False)
 INTERRUPTED = 130
 """Exit code of a search ended by Ctrl-C, as a shell gives it."""
 
+NOT_RECORDED = 5
+"""Exit code of a search that came to its end while MLflow was away."""
+
 OUTCOME_STYLE = {"completed": "green", "stopped": "yellow", "running": "cyan", "interrupted": "magenta", "failed": "red", "diverged": "red"}
 
 Output = Annotated[Path, typer.Option(help="Folder of all searches.")]
@@ -432,6 +435,52 @@ def ui(
 
 
 @app.command()
+def sync(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None) -> None:
+    """Send MLflow what it has not got of a search whose driver is gone."""
+    from vit_search.tracking import searches
+
+    folder = searches.find(output, search)
+    with err.status("sending …"):
+        from vit_search.tracking import recorder
+
+        done = recorder.sync(folder, tracking_uri)
+    if not done:
+        sys.exit(NOT_RECORDED)
+    out.print(f"MLflow has all of {folder.name}.")
+
+
+@app.command()
+def doctor(
+    tracking_uri: Tracking = None,
+    close: Annotated[bool, typer.Option("--close", help="End the runs that are found, as KILLED.")] = False,
+    stranger_hours: Annotated[
+        float, typer.Option(help="Silence after which a run that vit_search has not made counts as dead.", min=0)
+    ] = 24.0,
+) -> None:
+    """Find the runs that MLflow shows as running although nobody works on them any more."""
+    from rich.table import Table
+
+    from vit_search.tracking import doctor as practice
+    from vit_search.tracking import store
+
+    client = store.client_for(tracking_uri)
+    found = practice.zombies(client, stranger_hours=stranger_hours)
+    if not found:
+        out.print("No run is open without somebody at work on it.")
+        return
+    table = Table("experiment", "run", "id", "why it is dead", box=None, header_style="dim")
+    for zombie in found:
+        table.add_row(*map(_escaped, (zombie.experiment, zombie.name, zombie.run_id, zombie.reason)))
+    out.print(table)
+    if close:
+        practice.close(client, found)
+        out.print(f"closed {len(found)}")
+    else:
+        out.print("end them with:  vit-search doctor --close")
+        sys.exit(1)
+
+
+@app.command()
 def promote(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None) -> None:
     """Test the best trial once, register it, and make it the champion."""
     from vit_search.tracking import ledger, searches
@@ -576,6 +625,9 @@ def _finish(result: SearchResult) -> None:
     if result.interrupted:
         err.print(_interrupted(name), soft_wrap=True)
         sys.exit(INTERRUPTED)
+    if not result.recorded:
+        err.print(f"\n[yellow]MLflow has not got all of it.[/] Send the rest later:  [bold]vit-search sync {name}[/]", soft_wrap=True)
+        sys.exit(NOT_RECORDED)
     out.print("\nNext:  vit-search ui               browse the trials in MLflow")
     out.print(f"       vit-search show {name}", soft_wrap=True)
     out.print(f"       vit-search promote {name}", soft_wrap=True)

@@ -429,6 +429,7 @@ def _told(spec: SearchSpec, folder: Path, data: DataSet, number: int, params: di
         "data": data,
         "threads": max(1, int(spec.resources.cpus)),
         "halvings": 0,
+        "usage": spec.system_metrics,
         "latency": any(objective.metric == "latency_ms" for objective in spec.objectives),
     }
 
@@ -446,7 +447,8 @@ def _tune(
 
     def record(number: int, result: Mapping[str, Any]) -> bool:
         known = len(ledger.trials[number].results)
-        ledger.append(Reported(trial=number, result=EpochResult(**{f.name: result[f.name] for f in dataclasses.fields(EpochResult)})))
+        epoch = EpochResult(**{f.name: result[f.name] for f in dataclasses.fields(EpochResult)})
+        ledger.append(Reported(trial=number, result=epoch, system=result.get("system", {})))
         return len(ledger.trials[number].results) > known
 
     with _local_ray(spec), _signals(control):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -15,6 +16,7 @@ import torch
 from ray import tune
 
 from vit_search.errors import CheckpointError, DamagedCheckpointError, VitSearchError
+from vit_search.search.usage import Meter
 from vit_search.spec.config import TrialConfig
 from vit_search.spec.cost import in_units
 from vit_search.spec.files import write_whole
@@ -35,7 +37,8 @@ def train_trial(told: dict[str, Any]) -> None:
     Args:
         told: `trial` (number), `config` (TrialConfig as a dict), `folder` (of this trial, on storage that every node
             sees), `data` (a prepared DataSet), `threads`, `halvings` (how often a lack of memory has killed it: each
-            halves the micro-batch), `latency` (whether to measure the time to classify an image).
+            halves the micro-batch), `latency` (whether to measure the time to classify an image), `usage` (whether to tell
+            what each epoch took of the machine).
 
     An epoch is saved before it is reported, and a trial that starts again reports what its checkpoint holds once more:
     the driver drops what it knows. An error of ours or of the user is reported, not raised: Tune's retries are for
@@ -70,17 +73,18 @@ def _train(told: dict[str, Any]) -> None:
     for result in state.history:
         tune.report({"trial": told["trial"], **dataclasses.asdict(result)})
     latency = state.history[-1].latency_ms if state.history else None
-    for result in training.fit(state, train, val):
-        if not math.isfinite(result.train_loss):
-            raise training.DivergedError(f"the training loss is {result.train_loss} in epoch {result.epoch}")
-        if told["latency"]:
-            latency = latency or training.latency_ms(state.outcome)
-            result = dataclasses.replace(result, latency_ms=latency)
-            state.history[-1] = result
-        if (folder.parent / "owner").read_text() != owner:
-            raise OvertakenError(f"{folder.parent}: another process has taken this trial up")
-        _save(folder, state, data)
-        tune.report({"trial": told["trial"], **dataclasses.asdict(result)})
+    with Meter() if told["usage"] else contextlib.nullcontext() as meter:
+        for result in training.fit(state, train, val):
+            if not math.isfinite(result.train_loss):
+                raise training.DivergedError(f"the training loss is {result.train_loss} in epoch {result.epoch}")
+            if told["latency"]:
+                latency = latency or training.latency_ms(state.outcome)
+                result = dataclasses.replace(result, latency_ms=latency)
+                state.history[-1] = result
+            if (folder.parent / "owner").read_text() != owner:
+                raise OvertakenError(f"{folder.parent}: another process has taken this trial up")
+            _save(folder, state, data)
+            tune.report({"trial": told["trial"], **dataclasses.asdict(result), "system": meter.read() if meter else {}})
 
 
 def _own(folder: Path) -> str:

@@ -126,6 +126,8 @@ class SearchSpec(_Part):
     """Trials whose checkpoints are kept: the best ones."""
     log_pt2: Annotated[bool, Strict()] = False
     """Whether the models that are logged hold a torch.export archive besides: for programs without this package's code."""
+    system_metrics: bool = False
+    """Whether each epoch records what its trial took of processor, memory and GPU, under MLflow's own names."""
     stall_minutes: Annotated[float, Strict()] = Field(30, gt=0, allow_inf_nan=False)
     """A trial that reports nothing for so long is taken for hung."""
     preset: Literal[presets.PRESETS] | None = None  # type: ignore[valid-type]

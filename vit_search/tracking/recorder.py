@@ -29,14 +29,20 @@ from mlflow.exceptions import MlflowException
 from vit_search.errors import CheckpointError, SearchError, TrackingError
 from vit_search.spec.config import EpochResult
 from vit_search.spec.search_file import SearchSpec
-from vit_search.tracking import overview
-from vit_search.tracking.ledger import Ended, Event, Outcome, Proposed, Reported, Spent, Trial, best, fold, ranked, trial_folder
+from vit_search.tracking import overview, searches
+from vit_search.tracking.ledger import Ended, Event, Ledger, Outcome, Proposed, Reported, Spent, Trial, best, fold, ranked, trial_folder
 from vit_search.tracking.searches import COST_FIELDS, Hindsight, SearchFacts
-from vit_search.tracking.store import client_for, in_short, public
+from vit_search.tracking.store import client_for, in_short, public, with_password
 
 _log = logging.getLogger(__name__)
 
-STATUS: dict[Outcome, str] = {"completed": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "interrupted": "KILLED"}
+STATUS: dict[Outcome, str] = {
+    "completed": "FINISHED",
+    "stopped": "FINISHED",
+    "diverged": "FAILED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+}
 """Run status of each outcome. A stopped trial did what it should; its tag `outcome` tells it from a completed one."""
 
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "BAD_REQUEST"}
@@ -87,6 +93,27 @@ def command(tracking_uri: str, search: str, text: str, wait_s: float) -> str:
     if "command" in client.get_run(run).data.tags:
         client.delete_tag(run, "command")
     raise SearchError(f"{search}: the search did not answer within {wait_s:g} s; see whether its driver still runs, then ask again.")
+
+
+def sync(folder: Path, tracking_uri: str | None = None) -> bool:
+    """Send MLflow all that it has not got of a search that no driver runs. Doing it again changes nothing.
+
+    Args:
+        tracking_uri: in place of the one that the search was launched with; MLflow there gets the whole search.
+    Returns: False where MLflow went away meanwhile.
+    Raises: SearchError when the folder holds no search or a driver runs it; TrackingError when MLflow does not answer.
+    """
+    spec, facts = searches.read(folder)
+    recorder = Recorder.connect(tracking_uri or with_password(facts.tracking_uri), spec.name)
+    ledger = Ledger(folder / "ledger.jsonl", spec.epochs)  # held meanwhile, so that no driver takes the search up
+    try:
+        hindsight, trials = searches.read_hindsight(folder), ledger.trials.values()
+        open_yet = hindsight is None or not all(trial.over for trial in trials)
+        status = "KILLED" if open_yet else "FINISHED" if any(trial.outcome == "completed" for trial in trials) else "FAILED"
+        recorder.open(spec, facts, folder, ledger.events, ledger.sync)
+        return recorder.close(status, None if open_yet else hindsight)
+    finally:
+        ledger.close()
 
 
 _OfTrial = Proposed | Reported | Ended
@@ -514,8 +541,6 @@ class Recorder:
 
     def _summarise(self, status: str, hindsight: Hindsight | None) -> None:
         """What the end of a search adds: ranks, the leaderboard, counts, the ledger and the report, and the best trials' models."""
-        from vit_search.tracking import report  # plotly is imported here, at the end, and not by every command
-
         client, parent, spec = self.client, self.parent_run, self._spec
         ranking = ranked(self._trials.values(), spec.metric, spec.mode)
         self._describe({"FINISHED": "finished", "KILLED": "interrupted"}.get(status, "failed"), RANKED)
@@ -540,11 +565,13 @@ class Recorder:
         if winner is not None:
             client.set_tag(parent, "best_trial", str(winner.number))
         client.log_artifact(parent, str(self._folder / "ledger.jsonl"))
+        pages: tuple[Path, ...] = ()
         try:
+            from vit_search.tracking import report  # plotly is imported here, at the end, and not by every command
+
             pages = report.write(self._folder)
         except Exception as error:  # a picture that cannot be drawn must not cost the rest of the record
             _log.warning("the report could not be made (%s: %s).", type(error).__name__, in_short(error))
-            pages = ()
         for page in pages:
             client.log_artifact(parent, str(page))
         if status == "FINISHED":

@@ -1,0 +1,91 @@
+"""Runs that MLflow shows as running although nobody works on them any more: found, and closed on request."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import RunTag, ViewType
+
+from vit_search.tracking.ledger import held
+
+SILENT_S = 600.0
+"""A driver that has not said for so long that it is alive is dead; it says so each minute."""
+
+
+@dataclass(frozen=True)
+class Zombie:
+    """A run without anybody who will end it."""
+
+    run_id: str
+    name: str
+    experiment: str
+    reason: str
+    """How it is known."""
+
+
+def zombies(client: MlflowClient, *, stranger_hours: float = 24.0, now: float | None = None) -> list[Zombie]:
+    """Runs of dead searches, and those of other programs that have been silent for too long.
+
+    Args:
+        stranger_hours: how long a run that no search of ours has made may go without a new metric.
+        now: seconds since 1970.
+    """
+    now = time.time() if now is None else now
+    names = {e.experiment_id: e.name for e in _all(client.search_experiments, view_type=ViewType.ACTIVE_ONLY)}
+    running = _all(client.search_runs, list(names), "attributes.status = 'RUNNING'") if names else []
+    parents = {run.info.run_id: run for run in running if "search_id" in run.data.tags}
+    dead = {run_id: reason for run_id, run in parents.items() if (reason := _dead(run.data.tags, run.info.start_time, now))}
+    found = []
+    for run in running:
+        tags, parent = run.data.tags, run.data.tags.get("mlflow.parentRunId", "")
+        if run.info.run_id in parents:
+            reason = dead.get(run.info.run_id, "")
+        elif "search" in tags and "trial" in tags:
+            reason = dead.get(parent, "" if parent in parents else "its search has ended")
+        else:
+            silent = (now - _last_sign(client, run)) / 3600
+            reason = f"not of vit_search, and silent for {silent:.0f} h" if silent > stranger_hours else ""
+        if reason:
+            found.append(Zombie(run.info.run_id, run.info.run_name or "", names[run.info.experiment_id], reason))
+    return found
+
+
+def close(client: MlflowClient, found: list[Zombie]) -> None:
+    """End them as KILLED. A search of ours that is resumed later opens its runs again."""
+    for zombie in found:
+        client.log_batch(zombie.run_id, tags=[RunTag("closed_by", "vit-search doctor"), RunTag("closed_because", zombie.reason)])
+        client.set_terminated(zombie.run_id, "KILLED")
+
+
+def _dead(tags: dict[str, str], started_ms: int, now: float) -> str:
+    """Why a search has no driver any more; empty where it has one."""
+    ledger = Path(tags.get("search_folder", "")) / "ledger.jsonl"
+    if ledger.is_file():
+        return "" if held(ledger) else f"nobody runs {tags.get('search_folder')}"
+    silent = now - float(tags.get("alive_at", started_ms / 1000))
+    return (
+        f"its driver on {tags.get('driver_host', 'another machine')} has been silent for {silent / 60:.0f} min" if silent > SILENT_S else ""
+    )
+
+
+def _last_sign(client: MlflowClient, run: Any) -> float:
+    """When a run began or last got a metric; seconds since 1970."""
+    times = [run.info.start_time]
+    for name in run.data.metrics:
+        times += [point.timestamp for point in client.get_metric_history(run.info.run_id, name)[-1:]]
+    return float(max(times) / 1000)
+
+
+def _all(search: Any, *args: Any, **options: Any) -> list[Any]:
+    found: list[Any] = []
+    token = None
+    while True:
+        page = search(*args, page_token=token, **options)
+        found.extend(page)
+        token = page.token
+        if not token:
+            return found
