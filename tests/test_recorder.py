@@ -1,0 +1,545 @@
+"""What MLflow gets of a search: all of it, once, whatever dies in between; on SQLite, PostgreSQL and servers that fail."""
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import random
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import mlflow
+import pytest
+from synthetic import begin, events, made, result
+
+from vit_search.errors import SearchError, TrackingError
+from vit_search.tracking import doctor, store
+from vit_search.tracking.ledger import Ended, Ledger, Proposed, Reported, read_trials
+from vit_search.tracking.recorder import RECORDED, STATUS, Recorder, sync
+
+COMMAND = str(Path(sys.executable).with_name("vit-search"))
+
+
+@pytest.fixture(autouse=True)
+def gathered_at_once(monkeypatch):
+    monkeypatch.setattr("vit_search.tracking.recorder.GATHER_S", 0.0)
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory):
+    """An empty database of MLflow's; to make one takes seconds."""
+    path = tmp_path_factory.mktemp("empty") / "mlruns.db"
+    store.client_for(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def uri(migrated, tmp_path, monkeypatch):
+    shutil.copy(migrated, tmp_path / "mlruns.db")
+    monkeypatch.chdir(tmp_path)
+    return f"sqlite:///{tmp_path / 'mlruns.db'}"
+
+
+def content(uri, search="made-1"):
+    """All that MLflow has of a search, without the ids that it gives, and the clock's tags."""
+    client = store.client_for(uri)
+    experiment = client.get_experiment_by_name("made").experiment_id
+    runs = client.search_runs([experiment], f"tags.search = '{search}'")
+    found = []
+    for run in runs:
+        tags = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.") and k not in ("alive_at", "driver_host")}
+        points = {}
+        if "trial" in tags:
+            names = run.data.metrics
+            points = {n: sorted((p.step, p.timestamp, p.value) for p in client.get_metric_history(run.info.run_id, n)) for n in names}
+        found.append((run.info.run_name, run.info.status, tags, run.data.params, points))
+    return sorted(found, key=lambda run: run[0])
+
+
+def assert_whole(uri, folder, search="made-1"):
+    """One run per trial and one parent, each with its status, each epoch once."""
+    trials = {trial.number: trial for trial in read_trials(folder / "ledger.jsonl")}
+    found = content(uri, search)
+    assert [run[0] for run in found] == sorted([search, *(f"trial {number}" for number in trials)])
+    for name, status, tags, params, points in found:
+        if name == search:
+            assert status == "FINISHED"
+            continue
+        trial = trials[int(tags["trial"])]
+        assert (status, tags["outcome"]) == (STATUS[trial.outcome], trial.outcome)
+        assert {key: params[key] for key in trial.params} == {key: str(value) for key, value in trial.params.items()}
+        assert [step for step, _, _ in points["val_accuracy"]] == list(range(1, len(trial.results) + 1))
+        assert [value for _, _, value in points["val_accuracy"]] == [r.val_accuracy for r in trial.results]
+        assert points["epochs"][-1][2] == len(trial.results)
+    return found
+
+
+def test_a_whole_search_is_there_once_and_sending_it_again_changes_nothing(uri, tmp_path):
+    folder, _, _ = made(tmp_path)
+    assert sync(folder, uri)
+    before = assert_whole(uri, folder)
+    assert sync(folder, uri)  # from its notes
+    assert content(uri) == before
+    (folder / RECORDED).unlink()
+    assert sync(folder, uri)  # all of it again, into the same runs
+    assert content(uri) == before
+
+
+def test_a_trial_has_about_ten_metrics_and_the_tags_to_filter_by(uri, tmp_path):
+    folder, spec, facts = made(tmp_path)
+    sync(folder, uri)
+    client = store.client_for(uri)
+    experiment = client.get_experiment_by_name("made").experiment_id
+    first = client.search_runs([experiment], "tags.trial = '0'")[0]
+    trial = read_trials(folder / "ledger.jsonl")[0]
+    assert len(first.data.metrics) <= 15
+    assert first.data.metrics["best/val_accuracy"] == max(r.val_accuracy for r in trial.results)
+    assert first.data.metrics["device_seconds"] == 4 * 2.0 * spec.resources.cpus
+    assert first.data.metrics["rung"] == 2  # of the rungs 1 and 2; the fourth epoch is full length
+    assert first.data.metrics["params"] == spec.space.cost(trial.params).params
+    wanted = {
+        "search": "made-1",
+        "outcome": "completed",
+        "rung": "2",
+        "data_hash": "d" * 64,
+        "space_hash": facts.space_hash,
+        "mlflow.source.git.commit": "c" * 40,
+    }
+    assert wanted.items() <= first.data.tags.items()
+    ranking = sorted((t for t in read_trials(folder / "ledger.jsonl") if t.outcome == "completed"), key=lambda t: -t.value("val_accuracy"))
+    found = client.search_runs([experiment], "tags.rank = '1'")
+    assert [run.data.tags["trial"] for run in found] == [str(ranking[0].number)]
+
+
+def test_the_parent_tells_how_the_search_stands_and_links_to_its_trials(uri, tmp_path):
+    folder, _, _ = made(tmp_path)
+    sync(folder, uri)
+    client = store.client_for(uri)
+    experiment = client.get_experiment_by_name("made").experiment_id
+    (parent,) = client.search_runs([experiment], "attributes.run_name = 'made-1'")
+    text = parent.data.tags["mlflow.note.content"]
+    assert "**finished**: 6 of 6 trials over (3 completed, 1 diverged, 2 stopped)" in text
+    assert (
+        f"#/experiments/{experiment}/runs?searchFilter=tags.search%20%3D%20%27made-1%27%20and%20tags.outcome%20%3D%20%27stopped%27" in text
+    )
+    points = client.get_metric_history(parent.info.run_id, "best/val_accuracy")
+    values = [point.value for point in sorted(points, key=lambda p: p.step)]
+    assert values == sorted(values)
+    assert values[-1] == max(t.value("val_accuracy") for t in read_trials(folder / "ledger.jsonl") if t.outcome == "completed")
+    names = {a.path for a in client.list_artifacts(parent.info.run_id)}
+    assert {"search.yaml", "resolved.json", "environment.json", "requirements.txt", "leaderboard.json", "ledger.jsonl"} <= names
+    assert {"report.html", "report.md"} <= names
+    table = mlflow.load_table("leaderboard.json", run_ids=[parent.info.run_id])
+    assert (
+        table["trial"].tolist()[0]
+        == max((t for t in read_trials(folder / "ledger.jsonl") if t.outcome == "completed"), key=lambda t: t.value("val_accuracy")).number
+    )
+
+
+def test_a_sender_that_is_killed_at_any_moment_is_finished_by_the_next(migrated, tmp_path, monkeypatch):
+    """Six kills at random moments, each of a process that sends; then one that is let be."""
+    monkeypatch.chdir(tmp_path)
+    folder, _, _ = made(tmp_path, trials=30)
+    for name in ("killed", "whole"):
+        shutil.copy(migrated, tmp_path / f"{name}.db")
+    uri, rng = f"sqlite:///{tmp_path / 'killed.db'}", random.Random(5)
+    code = (
+        "import sys, pathlib, vit_search.tracking.recorder as r; r.GATHER_S = 0; print('at it', flush=True);"
+        "print(r.sync(pathlib.Path(sys.argv[1]), sys.argv[2]))"
+    )
+    for _ in range(6):
+        with subprocess.Popen([sys.executable, "-c", code, folder, uri], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as sender:
+            sender.stdout.readline()
+            time.sleep(rng.uniform(0.0, 1.2))
+            sender.kill()
+    assert sync(folder, uri)
+    found = assert_whole(uri, folder)
+    shutil.rmtree(tmp_path / "mlartifacts")
+    (folder / RECORDED).unlink()
+    assert sync(folder, f"sqlite:///{tmp_path / 'whole.db'}")
+    assert content(f"sqlite:///{tmp_path / 'whole.db'}") == found
+
+
+def test_a_search_goes_to_another_store_as_a_whole(uri, migrated, tmp_path):
+    folder, _, _ = made(tmp_path)
+    sync(folder, uri)
+    shutil.copy(migrated, tmp_path / "other.db")
+    assert sync(folder, f"sqlite:///{tmp_path / 'other.db'}")
+    assert_whole(f"sqlite:///{tmp_path / 'other.db'}", folder)
+
+
+def test_runs_that_somebody_has_deleted_are_made_anew(uri, migrated, tmp_path):
+    folder, _, _ = made(tmp_path)
+    sync(folder, uri)
+    shutil.copy(migrated, tmp_path / "mlruns.db")  # an empty database in its place
+    assert sync(folder, uri)
+    assert_whole(uri, folder)
+
+
+def test_a_trial_that_goes_on_after_an_interruption_is_shown_as_running_and_then_as_over(uri, tmp_path):
+    folder, spec, facts = begin(tmp_path, trials=1)
+    ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
+    for event in (
+        Proposed(trial=0, params={"dim": 32, "depth": 1, "lr": 2e-3}),
+        Reported(trial=0, result=result(1, 0.5)),
+        Ended(trial=0, outcome="interrupted", reason="the driver stopped"),
+    ):
+        ledger.append(event)
+    ledger.close()
+    assert sync(folder, uri)
+    assert [run[1] for run in content(uri)] == ["KILLED", "KILLED"]
+
+    ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
+    recorder = Recorder.connect(uri, spec.name)
+    recorder.open(spec, facts, folder, ledger.events, ledger.sync)
+    ledger.listeners.append(recorder.wake)
+    ledger.append(Reported(trial=0, result=result(2, 0.6)))
+    until(lambda: [run[1] for run in content(uri)] == ["RUNNING", "RUNNING"])
+    for event in (*(Reported(trial=0, result=result(e, 0.6)) for e in (3, 4)), Ended(trial=0, outcome="completed")):
+        ledger.append(event)
+    assert recorder.close("FINISHED", None)
+    ledger.close()
+    assert_whole(uri, folder)
+
+
+def test_a_driver_at_work_keeps_its_search_to_itself(uri, tmp_path):
+    folder, spec, _ = made(tmp_path)
+    ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
+    with pytest.raises(SearchError, match="is running this search; wait for it or stop it"):
+        sync(folder, uri)
+    ledger.close()
+
+
+def test_nothing_is_sent_before_the_disk_has_it(uri, tmp_path):
+    folder, spec, facts = begin(tmp_path, trials=2)
+    ledger, synced, recorder = Ledger(folder / "ledger.jsonl", spec.epochs), [], Recorder.connect(uri, spec.name)
+
+    def sync_ledger():
+        ledger.sync()
+        synced.append(len(ledger.events))
+
+    recorder.open(spec, facts, folder, ledger.events, sync_ledger)
+    ledger.listeners.append(recorder.wake)
+    for event in events(spec):
+        ledger.append(event)
+    assert recorder.close("FINISHED", None)
+    ledger.close()
+    taken = [json.loads(line)["taken"] for line in (folder / RECORDED).read_text().splitlines() if "taken" in line]
+    assert taken[-1] == len(ledger.events)
+    assert all(any(sent <= had for had in synced) for sent in taken)
+    assert synced[: len(taken)] == sorted(synced[: len(taken)])
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1e308, -1e308, 5e-324, 0.1 + 0.2, math.inf, -math.inf, math.nan])
+def test_odd_numbers_come_back_as_they_were(uri, tmp_path, value):
+    folder, spec, _ = begin(tmp_path, trials=1)
+    ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
+    ledger.append(Proposed(trial=0, params={"dim": 32, "depth": 1, "lr": 2e-3}))
+    ledger.append(Reported(trial=0, result=result(1, 0.5, val_loss=value)))
+    ledger.append(Ended(trial=0, outcome="stopped"))
+    ledger.close()
+    assert sync(folder, uri)
+    (trial,) = [run for run in content(uri) if run[0] == "trial 0"]
+    ((_, _, stored),) = trial[4]["val_loss"]
+    if math.isinf(value):  # SQL stores have the largest double in its place
+        assert stored == math.copysign(sys.float_info.max, value)
+    else:
+        assert stored == value or (math.isnan(value) and math.isnan(stored))
+
+
+def test_a_database_that_is_locked_for_a_while_costs_nothing(uri, tmp_path):
+    folder, spec, facts = begin(tmp_path)
+    ledger, recorder = Ledger(folder / "ledger.jsonl", spec.epochs), Recorder.connect(uri, spec.name)
+    with sqlite3.connect(tmp_path / "mlruns.db", isolation_level=None, check_same_thread=False) as lock:
+        lock.execute("BEGIN EXCLUSIVE")
+        recorder.open(spec, facts, folder, ledger.events, ledger.sync)
+        ledger.listeners.append(recorder.wake)
+        began = time.monotonic()
+        for event in events(spec):
+            ledger.append(event)
+        assert time.monotonic() - began < 3  # the search does not wait for it
+        threading.Timer(4, lambda: lock.execute("ROLLBACK")).start()
+        assert recorder.close("FINISHED", None)
+    ledger.close()
+    assert_whole(uri, folder)
+
+
+# Zombies
+
+
+def test_doctor_finds_runs_of_dead_drivers_and_of_strangers_and_leaves_the_living(uri, tmp_path):
+    client = store.client_for(uri)
+    dead, dead_spec, dead_facts = begin(tmp_path / "a", "made-1")
+    alive, alive_spec, alive_facts = begin(tmp_path / "b", "made-2")
+    ledgers = {}
+    for folder, spec, facts in ((dead, dead_spec, dead_facts), (alive, alive_spec, alive_facts)):
+        ledger = ledgers[folder] = Ledger(folder / "ledger.jsonl", spec.epochs)
+        ledger.append(Proposed(trial=0, params={"dim": 32, "depth": 1, "lr": 2e-3}))
+        recorder = Recorder.connect(uri, spec.name)
+        recorder.open(spec, facts, folder, ledger.events, ledger.sync)
+        until(lambda name=folder.name: len(content(uri, name)) == 2)  # and is left as it is, as by a kill
+    ledgers[dead].close()
+    stranger = client.create_run("0", start_time=int((time.time() - 30 * 3600) * 1000), run_name="stranger").info.run_id
+    client.create_run("0", run_name="young stranger")
+    found = doctor.zombies(client)
+    assert sorted(zombie.name for zombie in found) == ["made-1", "stranger", "trial 0"]
+    assert next(z.reason for z in found if z.name == "stranger") == "not of vit_search, and silent for 30 h"
+    assert next(z.reason for z in found if z.name == "made-1") == f"nobody runs {dead}"
+    listed = subprocess.run([COMMAND, "doctor"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert listed.returncode == 1
+    assert stranger in listed.stdout
+    assert client.get_run(stranger).info.status == "RUNNING"
+    closed = subprocess.run([COMMAND, "doctor", "--close"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (closed.returncode, "closed 3" in closed.stdout) == (0, True), closed.stderr
+    assert doctor.zombies(client) == []
+    assert [run[1] for run in content(uri)] == ["KILLED", "KILLED"]
+    assert [run[1] for run in content(uri, "made-2")] == ["RUNNING", "RUNNING"]
+    ledgers[alive].close()
+
+
+def test_a_driver_on_another_machine_is_dead_once_it_has_been_silent_for_long(uri, tmp_path):
+    client = store.client_for(uri)
+    now = time.time()
+    tags = {"search": "x-1", "search_id": "x", "search_folder": "/nowhere", "alive_at": str(int(now)), "driver_host": "far"}
+    client.create_run("0", run_name="x-1", tags=tags)
+    assert doctor.zombies(client, now=now + 300) == []
+    assert [zombie.reason for zombie in doctor.zombies(client, now=now + 1200)] == ["its driver on far has been silent for 20 min"]
+
+
+# Servers, for real
+
+
+def until(condition, seconds=90):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))), None) or shutil.which("postgres")
+SECRET = "s3cret-Of-The-Test"
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory):
+    """The URI of a PostgreSQL of our own on 127.0.0.1, its password included; it refuses to run as root, so another account does."""
+    if POSTGRES is None:
+        pytest.skip("PostgreSQL: no server binary here (apt-get install postgresql)")
+    home, port = tmp_path_factory.mktemp("postgres"), free_port()
+    binaries, account = Path(POSTGRES).resolve().parent, []
+    if os.getuid() == 0:
+        account = ["runuser", "-u", "postgres", "--"]
+        home = Path(subprocess.run([*account, "mktemp", "-d"], capture_output=True, text=True, check=True).stdout.strip())
+    (password := tmp_path_factory.mktemp("given") / "password").write_text(SECRET)
+    password.chmod(0o644)
+    for parent in password.parents[:3]:
+        parent.chmod(parent.stat().st_mode | 0o011)
+    initdb = [binaries / "initdb", "-D", home / "data", "-U", "keeper", "--auth=scram-sha-256", f"--pwfile={password}", "-E", "UTF8"]
+    subprocess.run([*account, *initdb], check=True, capture_output=True, cwd="/")
+    options = ["-D", home / "data", "-p", str(port), "-h", "127.0.0.1", "-k", home, "-c", "fsync=off"]
+    server = subprocess.Popen([*account, binaries / "postgres", *options], stderr=subprocess.DEVNULL, cwd="/", start_new_session=True)
+
+    def answers():
+        assert server.poll() is None
+        with socket.socket() as tried:
+            return tried.connect_ex(("127.0.0.1", port)) == 0
+
+    try:
+        until(answers)
+        yield f"postgresql://keeper:{SECRET}@127.0.0.1:{port}/postgres"
+    finally:
+        os.killpg(server.pid, signal.SIGINT)
+        server.wait()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def account():
+    """Of the server with basic-auth, where MLflow itself looks for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+        patch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
+        yield
+
+
+@pytest.fixture(scope="module")
+def server(postgres, account, tmp_path_factory):
+    """MLflow's server with basic-auth and artifact proxy, over PostgreSQL."""
+    home, port = tmp_path_factory.mktemp("server"), free_port()
+    (home / "auth.ini").write_text(
+        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{home / 'auth.db'}\nadmin_username = admin\n"
+        f"admin_password = {SECRET}\nauthorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    environment = os.environ | {
+        "MLFLOW_AUTH_CONFIG_PATH": str(home / "auth.ini"),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "of the test",
+        "MLFLOW_BACKEND_STORE_URI": postgres,
+    }
+    command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--workers", "1", "--artifacts-destination", str(home / "served")]
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def answers():
+        assert process.poll() is None, (home / "log").read_text()
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    try:
+        until(answers)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_postgresql_gets_all_of_a_search_and_its_password_stays_secret(postgres, tmp_path, monkeypatch, caplog, capfd):
+    monkeypatch.chdir(tmp_path)
+    folder, _, facts = made(tmp_path)
+    assert sync(folder, postgres)
+    assert_whole(postgres, folder)
+    assert SECRET not in (folder / RECORDED).read_text() + caplog.text + "".join(capfd.readouterr())
+    (folder / RECORDED).unlink()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", postgres)
+    (folder / "search.json").write_text(json.dumps(dataclasses.asdict(facts) | {"tracking_uri": store.public(postgres)}))
+    assert sync(folder)  # the search keeps no password; the environment has it
+    assert_whole(postgres, folder)
+    with pytest.raises(TrackingError) as refused:
+        store.client_for(postgres.replace(SECRET, "wrong-" + SECRET))
+    assert SECRET not in str(refused.value)
+    client = store.client_for(postgres)
+    runs = client.search_runs([client.get_experiment_by_name("made").experiment_id])
+    assert not any(SECRET in str(run.to_dictionary()) for run in runs)
+
+
+def test_a_server_with_accounts_and_artifact_proxy_gets_all_of_a_search(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, _, _ = made(tmp_path, "made-3")
+    assert sync(folder, server)
+    assert_whole(server, folder, "made-3")
+    assert not any(SECRET.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_a_wrong_account_gets_one_line_with_the_mend(server, tmp_path, monkeypatch):
+    folder, _, _ = made(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+    with pytest.raises(TrackingError, match="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account of it"):
+        sync(folder, server)
+
+
+class Mischief:
+    """A proxy that hands all on to a server, and then cuts some of its answers off, or answers with garbage itself."""
+
+    def __init__(self, server, cut=lambda head: False, garbage=lambda head: False):
+        self.to, self.cut, self.garbage, self.cuts = int(server.rpartition(":")[2]), cut, garbage, 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.uri = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                caller, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self.carry, args=(caller,), daemon=True).start()
+
+    def carry(self, caller):
+        """One request and its answer; the connection is closed after it."""
+        with caller, socket.create_connection(("127.0.0.1", self.to)) as server:
+            asked = b""
+            while b"\r\n\r\n" not in asked:
+                if not (more := caller.recv(65536)):
+                    return
+                asked += more
+            head, _, body = asked.partition(b"\r\n\r\n")
+            length = next((int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0)
+            while len(body) < length:
+                body += caller.recv(65536)
+            if self.garbage(head):
+                self.cuts += 1
+                caller.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n<html>proxy</html>")
+                return
+            lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"connection:")]
+            server.sendall(b"\r\n".join([*lines, b"Connection: close", b"", body]))
+            answer = b""
+            while more := server.recv(65536):
+                answer += more
+            if self.cut(head):  # the server has done it, and nobody hears of it
+                self.cuts += 1
+                return
+            caller.sendall(answer)
+
+
+def test_a_run_whose_reply_was_lost_is_not_made_twice(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = random.Random(2)
+    proxy = Mischief(server, cut=lambda head: b"/runs/create" in head and rng.random() < 0.6)
+    folder, _, _ = made(tmp_path, "made-4")
+    assert sync(folder, proxy.uri)
+    assert proxy.cuts >= 3
+    assert_whole(server, folder, "made-4")
+
+
+def test_answers_that_are_lost_or_garbage_cost_no_point_and_double_none(server, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    rng = random.Random(3)
+    lost = (b"/runs/log-batch", b"/runs/update", b"/runs/create", b"/runs/search")
+    proxy = Mischief(
+        server,
+        cut=lambda head: any(part in head for part in lost) and rng.random() < 0.1,
+        garbage=lambda head: any(part in head for part in lost) and rng.random() < 0.1,
+    )
+    folder, _, _ = made(tmp_path, "made-5")
+    with caplog.at_level(logging.WARNING):
+        assert sync(folder, proxy.uri)
+    assert proxy.cuts >= 3
+    assert caplog.text.count("MLflow does not answer") == 1  # said once, not each time
+    assert_whole(server, folder, "made-5")
+
+
+def test_a_server_that_never_comes_back_leaves_a_search_that_sync_completes(server, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    away = threading.Event()
+    proxy = Mischief(server, garbage=lambda head: away.is_set())
+    folder, spec, facts = begin(tmp_path, "made-6")
+    ledger, recorder = Ledger(folder / "ledger.jsonl", spec.epochs), Recorder.connect(proxy.uri, spec.name)
+    recorder.open(spec, facts, folder, ledger.events, ledger.sync)
+    ledger.listeners.append(recorder.wake)
+    for number, event in enumerate(events(spec)):
+        ledger.append(event)
+        if number == 6:
+            until(lambda: len(content(server, "made-6")) >= 2)
+            away.set()
+    with caplog.at_level(logging.WARNING):
+        assert not recorder.close("FINISHED", None, patience_s=2)
+    assert "`vit-search sync made-6` sends it" in caplog.text
+    ledger.close()
+    assert len(content(server, "made-6")) < 7
+    away.clear()
+    from vit_search.tracking import searches
+
+    searches.write_hindsight(folder, searches.Hindsight(0, 0, (0.0, 1.0), None))
+    done = subprocess.run(
+        [COMMAND, "sync", folder.name, "--output", str(tmp_path), "--tracking-uri", server], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "MLflow has all of made-6.\n"), done.stderr
+    assert_whole(server, folder, "made-6")
