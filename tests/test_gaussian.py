@@ -14,7 +14,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
 from vit_search.search import gaussian
-from vit_search.search.asks import AtQuantiles, quantile
+from vit_search.spec.asks import AtQuantiles, quantile
 from vit_search.search.suggest import scalar
 from vit_search.spec import search_file
 
