@@ -28,7 +28,7 @@ OUTER = 0.1
 """Share of a range, on its own scale, that counts as its border."""
 
 STUCK_BELOW = 0.01
-"""A parameter is stuck where chance would put as many good trials to its border this seldom."""
+"""A parameter is stuck where chance would put as many good trials to its border this seldom, and half as many at most."""
 
 MARGIN = 0.1
 """Share of a range that is kept on either side of what the good trials cover."""
@@ -132,7 +132,7 @@ def stuck(space: Space, standing: Sequence[Seen]) -> list[Stuck]:
         for side, end in (("low", 0), ("high", 1)):
             crowd, share = (sum(abs(place - end) <= OUTER + 1e-9 for place in places) for places in (at, by_chance))
             chance = (share + 1) / (len(by_chance) + 2)
-            if len(at) >= FEWEST and _at_least(crowd, len(at), chance) < STUCK_BELOW:
+            if len(at) >= FEWEST and crowd >= 2 * chance * len(at) and _at_least(crowd, len(at), chance) < STUCK_BELOW:
                 legal = _extended(name, parameter, side) is None  # type: ignore[arg-type]
                 found.append(Stuck(name, side, float(parameter.range[end]), crowd, len(at), chance * len(at), legal))  # type: ignore[arg-type]
     return found
