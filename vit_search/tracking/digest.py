@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import json
 import math
 from collections import Counter
@@ -411,7 +412,7 @@ def _survival(
         strata[bisect.bisect_right(parts, costs[trial.number].train_flops)].append(trial)
     labels = ["all"]
     if parts:
-        labels = [f"up to {parts[0]:.3g} FLOPs"] + [f"{a:.3g} to {b:.3g}" for a, b in zip(parts, parts[1:], strict=False)]
+        labels = [f"up to {parts[0]:.3g} FLOPs"] + [f"{a:.3g} to {b:.3g}" for a, b in itertools.pairwise(parts)]
         labels += [f"from {parts[-1]:.3g}"]
     looks = [0, *rungs, spec.epochs]
     return tuple(
