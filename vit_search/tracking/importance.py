@@ -80,7 +80,7 @@ def importances(space: Space, standing: Sequence[Mapping[str, Value]], seed: int
 def _shares(parts: Sequence[tuple[list[FrozenTrial], list[str]]]) -> dict[str, float]:
     """Shares that make 1, of parameters with the trials that have them; empty where nothing parts the trials."""
     evaluator = PedAnovaImportanceEvaluator(target_quantile=GOOD_SHARE)
-    raw = {}
+    raw: dict[str, float] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # says that it is experimental
         before = optuna.logging.get_verbosity()
