@@ -85,7 +85,7 @@ def progress(digests: Sequence[Digest]) -> list[Picture]:
                         "full-length trials",
                     )
                 )
-            better = _better(d.steps)
+            better = better_ones(d.steps)
             end = {"ended": len([t for t in d.standing if t.over]), "hours": d.spent.wall_seconds / 3600}
             last = end.get(what, d.spent.trial_seconds * d.devices / 3600)
             x, y = [getattr(s, what) for s in better], [s.best for s in better]
@@ -389,7 +389,7 @@ def timeline(d: Digest) -> Picture:
     )
 
 
-def _better(steps: Iterable[Step]) -> list[Step]:
+def better_ones(steps: Iterable[Step]) -> list[Step]:
     """Those steps at which the best so far changed."""
     found: list[Step] = []
     for step in steps:
