@@ -139,7 +139,7 @@ def _block(block: Block, drawn: list[Picture]) -> str:
     parts = []
     for picture in block.pictures:
         parts.append(
-            f'<figure><figcaption>{_escaped(picture.title)}</figcaption><div class="picture" role="img" aria-label="{_escaped(picture.alt)}" '
+            f'<figure><figcaption>{_escaped(picture.title)}</figcaption><div class="picture{" broad" * picture.broad}" role="img" aria-label="{_escaped(picture.alt)}" '
             f'data-picture="{len(drawn)}" style="height:{picture.height}px"></div>'
             + (f'<p class="note">{_escaped(picture.note)}</p>' if picture.note else "")
             + "</figure>"
@@ -204,6 +204,7 @@ section > p { max-width: 85ch; }
 figure { margin: .6rem 0; padding: .6rem; border: 1px solid var(--rule); border-radius: 6px; min-width: 0; break-inside: avoid; }
 figcaption { font-weight: 600; font-size: .9rem; } .note { margin: .2rem 0 0; color: var(--muted); font-size: .85rem; }
 .row { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: .8rem; } .row figure { margin: 0; }
+figure:has(.broad) { overflow-x: auto; } .broad { min-width: 42rem; }
 .scroll { overflow-x: auto; margin: .8rem 0; } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--muted); padding: .2rem 0; }
 th, td { padding: .25rem .8rem .25rem 0; text-align: left; border-bottom: 1px solid var(--rule); vertical-align: top; }

@@ -63,6 +63,8 @@ class Picture:
     height: int = 380
     wide: bool = True
     """Whether it takes the whole width of the page, or stands beside others."""
+    broad: bool = False
+    """Whether it is moved sideways on a narrow screen rather than squeezed."""
 
 
 def progress(digests: Sequence[Digest]) -> list[Picture]:
@@ -215,7 +217,7 @@ def parallel(d: Digest, names: Sequence[str]) -> Picture:
         "xaxis": {"tickvals": list(range(len(shown) + 1)), "ticktext": [*shown, d.metric], "showgrid": True, "gridcolor": "$muted", "range": [-0.3, len(shown) + 0.4], "zeroline": False, "tickangle": -30},
         "yaxis": {"visible": False, "range": [-0.08, 1.08]},
         "annotations": marks,
-        "margin": {"b": 90},
+        "margin": {"b": 90, "l": 60, "r": 40},
     }  # fmt: skip
     notes = [f"{n} {what} drawn." for n, what in ((note, "of the best fifth"), (other, "of the others")) if n]
     notes += [f"{len(names) - SLICES} less important parameters are left out."] if len(names) > SLICES else []
@@ -226,6 +228,7 @@ def parallel(d: Digest, names: Sequence[str]) -> Picture:
         layout,
         " ".join(notes),
         460,
+        broad=True,
     )
 
 
@@ -244,7 +247,7 @@ def slices(d: Digest, names: Sequence[str]) -> list[Picture]:
         if isinstance(parameter, Choice):
             kind: dict[str, Any] = {"type": "category", "categoryorder": "array", "categoryarray": [_spelt(c) for c in parameter.choice]}
         else:
-            kind = {"type": "log", "nticks": 5} if parameter.log else {"type": "linear", "nticks": 6}
+            kind = {"type": "log", **_log_ticks(*map(float, parameter.range))} if parameter.log else {"type": "linear", "nticks": 6}
         layout = {"xaxis": {"title": {"text": name}, **kind}, "yaxis": {"title": {"text": d.metric}}}
         pictures.append(Picture(name, f"{d.metric} over {name}.", data, layout, " ".join(notes), 320, wide=False))
     return pictures
@@ -287,9 +290,13 @@ def costs(digests: Sequence[Digest]) -> list[Picture]:
                     "name": f"{mark}front",
                 }
             )
-        if any(trace["x"] for trace in data):
+        spent = [cost for trace in data for cost in trace["x"]]
+        if spent:
             metric = digests[0].metric
-            layout = {"xaxis": {"title": {"text": label}, "type": "log", "nticks": 5}, "yaxis": {"title": {"text": metric}}}
+            layout = {
+                "xaxis": {"title": {"text": label}, "type": "log", **_log_ticks(min(spent), max(spent))},
+                "yaxis": {"title": {"text": metric}},
+            }
             pictures.append(
                 Picture(
                     f"against {label}", f"{metric} against {label}, with the Pareto front.", data, layout, " ".join(notes), 360, wide=False
@@ -373,7 +380,13 @@ def timeline(d: Digest) -> Picture:
             data.append(
                 {"type": "bar", "orientation": "h", "base": [bar.start for bar in bars], "x": [bar.end - bar.start for bar in bars]}
                 | {"y": [bar.lane + 1 for bar in bars], "customdata": [bar.trial for bar in bars], "name": outcome}
-                | {"marker": {"color": f"${outcome}", "line": {"color": "$page", "width": 1}, "pattern": {"shape": pattern, "size": 6}}}
+                | {
+                    "marker": {
+                        "color": f"${outcome}",
+                        "line": {"color": "$page", "width": 1},
+                        "pattern": {"shape": pattern, "size": 6, "fillmode": "overlay", "fgopacity": 0.4, "fgcolor": "$page"},
+                    }
+                }
                 | {"hovertemplate": "trial %{customdata}: %{x:.3f} h<extra>" + outcome + "</extra>"}
             )
     lanes = 1 + max((bar.lane for bar in shown), default=0)
@@ -456,6 +469,21 @@ def _cost(d: Digest, trial: Trial, what: str) -> float | None:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+def _log_ticks(low: float, high: float) -> dict[str, Any]:
+    """Where a logarithmic axis has its marks, spelt out: Plotly shortens them to their first digit."""
+    digits = (1,) if high / low > 1000 else (1, 3) if high / low > 30 else (1, 2, 5)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    values = [float(f"{digit}e{power}") for power in powers for digit in digits if low / 1.3 <= float(f"{digit}e{power}") <= high * 1.3]
+    return {"tickvals": values, "ticktext": [_in_units(value) for value in values]}
+
+
+def _in_units(value: float) -> str:
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}"
 
 
 def _spelt(value: Any) -> str:

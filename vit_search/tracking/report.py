@@ -180,23 +180,23 @@ def _winner(d: Digest) -> list[page.Block]:
         names = list(d.space.searched)[:8]
         told = any(rival.p is not None for rival in w.rivals)
         head = ("trial", f"{d.metric}>", *(["p>", "told apart"] if told else []), "params>", *(f"{name}>" for name in names))
-        rows = [_rival(d, w.trial, w.value, [], "", names) if not told else _rival(d, w.trial, w.value, ["–", "the winner"], "", names)]
+        rows = [_rival(d, w.trial, w.value, ["–", "the winner"] if told else [], names)]
         for rival in w.rivals[: ROWS - 1]:
             extra = [f"{rival.p or 0:.3f}", "no" if rival.alike else "yes"] if told else []
-            rows.append(_rival(d, rival.trial, rival.value, extra, "", names))
+            rows.append(_rival(d, rival.trial, rival.value, extra, names))
         blocks.append(
             Table(head, rows, f"Runners-up of full length{'' if len(w.rivals) < ROWS else f', the first {ROWS - 1} of {len(w.rivals):,}'}.")
         )
         if told:
             alike = f"{_count(w.alike, 'runner-up', 'runners-up')} cannot be told from the winner on {w.images:,} images"
             blocks.append(Text(
-                f"{alike if w.alike else 'Every runner-up can be told from the winner'} (two-proportion test, p below {SURE:g}); it is "
+                f"{alike if w.alike else 'Every runner-up can be told from the winner'} (two-proportion test, which tells them apart where p is below {SURE:g}); it is "
                 "conservative, since all trials see the same images and so differ less by chance than it takes them to."
             ))  # fmt: skip
     return blocks
 
 
-def _rival(d: Digest, trial: Trial, value: float, extra: Sequence[str], _: str, names: Sequence[str]) -> list[str]:
+def _rival(d: Digest, trial: Trial, value: float, extra: Sequence[str], names: Sequence[str]) -> list[str]:
     return [
         str(trial.number),
         _value(value),
