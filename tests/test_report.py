@@ -132,7 +132,7 @@ def test_best_so_far_by_hand(tmp_path, mode, metric, values):
     assert [(s.trial, s.ended) for s in d.steps] == [(0, 2), (2, 3)]
     assert [s.best for s in d.steps] == pytest.approx(values)
     assert [s.hours * 3600 for s in d.steps] == pytest.approx([4.0, 7.0])
-    assert [s.device_hours * 3600 for s in d.steps] == pytest.approx([6.0, 9.0])  # trial 1's epoch, and trial 2's first, are in it
+    assert [s.device_hours * 3600 for s in d.steps] == pytest.approx([5.0, 9.0])  # trial 1's epoch is in it
 
 
 def test_the_time_between_a_death_and_a_resume_does_not_count(tmp_path):
@@ -162,7 +162,7 @@ def test_survival_waste_and_utilisation_by_hand(tmp_path):
     assert d.waste.saved == 3.0  # the 3 epochs that trial 1 did not train, at 1 s
     assert d.utilisation == pytest.approx(10 / 16)  # 10 s of training in 8 s with 2 places
     assert sum(busy * 8 / 100 for _, busy in d.busy) == pytest.approx(10)
-    assert [bar.lane for bar in d.bars] == [0, 1, 1, 0]
+    assert [(bar.trial, bar.lane) for bar in d.bars] == [(1, 0), (0, 1), (2, 0), (3, 0)]
 
 
 def test_concurrency_that_was_changed_counts_from_then_on(tmp_path):
@@ -235,15 +235,15 @@ def test_strata_part_the_survivors(tmp_path):
 
 
 def test_what_decides_is_found_and_chance_has_its_error(tmp_path):
-    d = digest(wide(tmp_path))
+    d = digest(wide(tmp_path, trials=120))
     found = importance.importances(d.space, [t.params for t in d.standing])
     assert found[0].parameter == "lr"
     assert sum(one.share for one in found) == pytest.approx(1)
     assert found == importance.importances(d.space, [t.params for t in d.standing])
     assert all(0 <= one.interval[0] <= one.share <= one.interval[1] <= 1 for one in found)
     trials = {one.parameter: one.trials for one in found}
-    assert trials["layer_scale"] == sum("layer_scale" in t.params for t in d.standing) < 60  # judged where it was asked for
-    assert importance.importances(d.space, [t.params for t in d.standing[:14]]) == []
+    assert trials["layer_scale"] == sum("layer_scale" in t.params for t in d.standing) < 120  # judged where it was asked for
+    assert importance.importances(d.space, [t.params for t in d.standing[:24]]) == []
 
 
 # Borders and the next file
@@ -272,7 +272,7 @@ ONE = "name: t\ndata: {name: digits}\ntrials: 9\nepochs: 3\n"
 )
 def test_a_range_whose_good_trials_crowd_at_an_end_is_widened_there(line, name, score, side, extended):
     spec = search_file.parse(ONE + line)
-    trials = seen(spec.space, 100, lambda params: score(params[name]))
+    trials = seen(spec.space, 200, lambda params: score(params[name]))
     (stuck,) = next_file.stuck(spec.space, trials)
     assert (stuck.parameter, stuck.side, stuck.legal_end) == (name, side, False)
     made = next_file.next_file(spec, "t-1", trials)
@@ -284,7 +284,7 @@ def test_a_range_whose_good_trials_crowd_at_an_end_is_widened_there(line, name, 
 
 def test_a_range_is_not_widened_beyond_what_makes_sense():
     spec = search_file.parse(ONE + "model: {dropout: {float: [0, 0.4]}}")
-    trials = seen(spec.space, 100, lambda params: params["dropout"])
+    trials = seen(spec.space, 200, lambda params: params["dropout"])
     (stuck,) = next_file.stuck(spec.space, trials)
     assert stuck.legal_end
     low, high = search_file.parse(next_file.next_file(spec, "t-1", trials).text).space.searched["dropout"].range

@@ -286,8 +286,8 @@ def _importance(weighed: dict[str, list[Importance]]) -> list[page.Block]:
     ]
     return [
         Text(
-            "How much each parameter parts the best fifth of the trials from all (PED-ANOVA), as a share of all parameters. Stopped trials count "
-            "below those that came further. The error is what "
+            "How much each parameter parts the best fifth of the trials from all (PED-ANOVA), as a share of all parameters, what chance "
+            "would do taken off. Stopped trials count below those that came further. The error is what "
             f"{importance.RESAMPLES} resamples of the trials make of it: 90 % of them lie within. At most {importance.MOST} trials are weighed, a sample of more; "
             "a parameter with a condition is judged among the trials that have it. What parameters do only together is not seen."
         ),
