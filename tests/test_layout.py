@@ -22,7 +22,8 @@ ARROWS = {
 HEAVY = {
     "torch": {"vit", "search/trial.py", "tracking/model_package.py", "production"},
     "ray": {"search"},
-    "optuna": {"search"},
+    "optuna": {"search", "tracking/importance.py"},
+    "plotly": {"tracking/report.py"},
     "mlflow": {"tracking", "production"},
     "pydantic": {"spec"},
     "typer": {"cli.py"},
@@ -82,8 +83,9 @@ def test_nothing_loads_a_pickle_or_runs_text():
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
-        ("import vit_search.cli", {"ray", "torch", "optuna", "mlflow", "pydantic"}),
-        ("from vit_search.tracking import ledger, searches", {"ray", "torch", "optuna", "mlflow"}),
+        ("import vit_search.cli", {"ray", "torch", "optuna", "mlflow", "pydantic", "plotly"}),
+        ("from vit_search.tracking import ledger, searches, digest", {"ray", "torch", "optuna", "mlflow", "plotly"}),
+        ("from vit_search.tracking import report", {"ray", "torch", "mlflow"}),
         ("from vit_search.vit import model, training, data", {"ray", "optuna", "mlflow", "pydantic", "safetensors"}),
     ],
 )

@@ -6,8 +6,9 @@ from collections import Counter
 import pytest
 from ray.tune.experiment import Trial
 
-from vit_search.search.stopping import Rungs, RungScheduler, boundaries, false_kills, levels
+from vit_search.search.stopping import Rungs, RungScheduler, false_kills
 from vit_search.spec import search_file
+from vit_search.spec.rungs import boundaries, levels
 
 KINDS = ("asha", "hyperband", "median", "none")
 

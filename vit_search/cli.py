@@ -402,6 +402,76 @@ def show(
 
 
 @app.command()
+def report(
+    search: SearchName = None,
+    output: Output = Path("searches"),
+    next_to: Annotated[Path | None, typer.Option("--next", help="Write the next search file here, and no report.", metavar="FILE")] = None,
+) -> None:
+    """Write what a search has found to report.html and report.md in its folder, running or over; print the latter."""
+    from vit_search.tracking import searches
+
+    folder = searches.find(output, search)
+    if next_to is not None:
+        _write_next(folder, next_to)
+        return
+    with err.status("reading the ledger …"):
+        from vit_search.tracking import report as reporting
+
+        page, twin = reporting.write(folder)
+    _print_markdown(twin)
+    out.print(f"\nPage:  [bold]{_escaped(str(page))}[/]", soft_wrap=True)
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="A search by name or folder.", metavar="A")],
+    second: Annotated[str, typer.Argument(help="Another over the same data.", metavar="B")],
+    output: Output = Path("searches"),
+) -> None:
+    """Set two searches over the same data side by side, in compare-A-B.html and .md beside them; print the latter."""
+    from vit_search.tracking import searches
+
+    folders = searches.find(output, first), searches.find(output, second)
+    with err.status("reading the ledgers …"):
+        from vit_search.tracking import report as reporting
+
+        page, twin = reporting.compare(*folders)
+    _print_markdown(twin)
+    out.print(f"\nPage:  [bold]{_escaped(str(page))}[/]", soft_wrap=True)
+
+
+def _write_next(folder: Path, path: Path) -> None:
+    """The next search file, and what is new in it; never over a file that is there."""
+    from vit_search.tracking import digest
+
+    made = digest.digest(folder).next
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(made.text)
+    except FileExistsError:
+        raise SearchError(f"{path}: a file is there already; name another one after --next.") from None
+    except OSError as error:
+        raise SearchError(f"{path}: cannot be written ({error.strerror}); name another file after --next.") from None
+    for change in made.changes:
+        out.print(_escaped(f"{change.parameter}: {change.before} is now {change.after}: {change.why}"), soft_wrap=True)
+    if made.note:
+        out.print(_escaped(f"no range is changed: {made.note}"), soft_wrap=True)
+    out.print(f"\nNext:  vit-search lint {_escaped(str(path))}", soft_wrap=True)
+    out.print(f"       vit-search run {_escaped(str(path))}", soft_wrap=True)
+
+
+def _print_markdown(path: Path) -> None:
+    """Rendered on a terminal, as it stands in a pipe."""
+    text = path.read_text(encoding="utf-8")
+    if not sys.stdout.isatty():
+        sys.stdout.write(text)
+        return
+    from rich.markdown import Markdown
+
+    out.print(Markdown(text))
+
+
+@app.command()
 def ui(
     tracking_uri: Tracking = None,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,

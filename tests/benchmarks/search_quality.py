@@ -30,8 +30,9 @@ import numpy as np
 from rounds import table
 from scipy.stats import rankdata, wilcoxon
 
-from vit_search.search.stopping import Rungs, RungScheduler, boundaries
+from vit_search.search.stopping import Rungs, RungScheduler
 from vit_search.search.suggest import SHOWN, OptunaSearcher
+from vit_search.spec.rungs import boundaries
 from vit_search.spec.space import Asks, Choice, FloatRange, IntRange
 
 BENCH = Path(__file__).parents[3] / "shared" / "bench"

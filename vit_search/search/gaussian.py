@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vit_search.search.asks import AtQuantiles, Given, quantile
+from vit_search.spec.asks import AtQuantiles, Given, quantile
 from vit_search.spec.space import Choice, Distribution, FloatRange, Space, Value
 
 Matrix = npt.NDArray[np.float64]

@@ -47,12 +47,13 @@ from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
 from vit_search.errors import NoTrialCompletedError, SearchError, SpecError
 from vit_search.search.control import Control, Settings, check_settings
 from vit_search.search.limits import Limits, option
-from vit_search.search.stopping import Rungs, RungScheduler, boundaries, false_kills
+from vit_search.search.stopping import Rungs, RungScheduler, false_kills
 from vit_search.search.suggest import OptunaSearcher
 from vit_search.search.trial import train_trial
 from vit_search.spec import plan as planning
 from vit_search.spec.config import EpochResult
 from vit_search.spec.files import write_whole
+from vit_search.spec.rungs import boundaries
 from vit_search.spec.search_file import SearchSpec
 from vit_search.spec.space import Value
 from vit_search.tracking import searches

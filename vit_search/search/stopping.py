@@ -9,7 +9,6 @@ from __future__ import annotations
 import bisect
 import hashlib
 import math
-import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,32 +17,10 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from vit_search.spec.space import Space
+from vit_search.spec.rungs import levels, wilson
 
 MEDIAN_STARTUP = 5
 """Other results at an epoch before their median stops anybody; Optuna's own default."""
-
-
-def levels(*, grace_epochs: int, reduction_factor: int, epochs: int) -> list[int]:
-    """The rungs, grace_epochs * reduction_factor**k, below a full training's length: a finished trial is not stopped."""
-    found, rung = [], grace_epochs
-    while rung < epochs:
-        found.append(rung)
-        rung *= reduction_factor
-    return found
-
-
-def boundaries(space: Space, strata: int, draws: int = 2000) -> list[float]:
-    """Training FLOPs that part the proposals that can be run into `strata` groups of equal share: strata - 1 of them, ascending.
-
-    From a sample with a fixed seed, so a resumed search has the same ones.
-    """
-    if strata == 1:
-        return []
-    rng = random.Random(0)  # noqa: S311 -- a sample of the space, not a secret
-    drawn = (space.draw(rng) for _ in range(draws))
-    flops = [float(space.cost(params).train_flops) for params in drawn if space.problem(params) is None]
-    return statistics.quantiles(flops, n=strata, method="inclusive") if len(flops) > 1 else []
 
 
 def false_kills(audits: Iterable[tuple[int, int | None]], finals: Mapping[int, float], mode: str) -> tuple[int, int, float, float]:
@@ -63,16 +40,7 @@ def false_kills(audits: Iterable[tuple[int, int | None]], finals: Mapping[int, f
     stopped = {trial for trial, epoch in audits if epoch is not None and trial in finals}
     through = [sign * value for trial, value in finals.items() if trial not in stopped]
     wrong = sum(sign * finals[trial] > statistics.median(through) for trial in stopped) if through else 0
-    return len(stopped), wrong, *_wilson(wrong, len(stopped))
-
-
-def _wilson(hits: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    if not count:
-        return 0.0, 1.0
-    share, wide = hits / count, z * z / count
-    middle = (share + wide / 2) / (1 + wide)
-    half = math.sqrt(share * (1 - share) * wide + wide * wide / 4) / (1 + wide)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return len(stopped), wrong, *wilson(wrong, len(stopped))
 
 
 def chance(*words: object) -> float:

@@ -27,7 +27,7 @@ from ray.tune.search import Searcher
 
 from vit_search.errors import SpecError
 from vit_search.search import gaussian
-from vit_search.search.asks import AtQuantiles, Drawn, Given
+from vit_search.spec.asks import AtQuantiles, Drawn, Given
 from vit_search.spec.config import METRICS
 from vit_search.spec.space import Asks, Space, Value
 from vit_search.tracking.ledger import Commanded, Ended, Event, Infeasible, Proposed, Reported

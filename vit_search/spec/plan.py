@@ -22,6 +22,7 @@ from vit_search.errors import DataError, SpecError
 from vit_search.spec.config import COUNTS, IMAGE_ENDINGS, DataConfig, TrialConfig
 from vit_search.spec.cost import Cost, cost_of
 from vit_search.spec.files import write_whole
+from vit_search.spec.rungs import levels
 from vit_search.spec.search_file import SearchSpec
 
 DRAWS = 1_000
@@ -448,11 +449,7 @@ def _play(spec: SearchSpec, draws: Sequence[_Draw], trials: int, concurrency: in
 
 def _levels(spec: SearchSpec) -> list[int]:
     """Rungs below a full training's length."""
-    found, rung = [], spec.stopping.grace_epochs
-    while rung < spec.epochs:
-        found.append(rung)
-        rung *= spec.stopping.reduction_factor
-    return found
+    return levels(grace_epochs=spec.stopping.grace_epochs, reduction_factor=spec.stopping.reduction_factor, epochs=spec.epochs)
 
 
 def _looks(spec: SearchSpec) -> list[int]:

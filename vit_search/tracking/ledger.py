@@ -310,11 +310,11 @@ def front(points: Mapping[int, Sequence[float]], modes: Sequence[str]) -> set[in
     """The Pareto front: those points that no other beats in one respect without losing in another."""
     signs = [1.0 if mode == "max" else -1.0 for mode in modes]
     scores = {number: [sign * value for sign, value in zip(signs, point, strict=True)] for number, point in points.items()}
-
-    def beaten(own: Sequence[float]) -> bool:
-        return any(other != own and all(a >= b for a, b in zip(other, own, strict=True)) for other in scores.values())
-
-    return {number for number, own in scores.items() if not beaten(own)}
+    found: dict[int, list[float]] = {}
+    for number, own in sorted(scores.items(), key=lambda item: item[1], reverse=True):  # whoever beats a point comes before it
+        if not any(other != own and all(a >= b for a, b in zip(other, own, strict=True)) for other in found.values()):
+            found[number] = own
+    return set(found)
 
 
 def best(trials: Iterable[Trial], metric: str, mode: str) -> Trial | None:
