@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+import zlib
 from pathlib import Path
 
 import pytest
@@ -294,7 +295,7 @@ def test_a_range_is_not_widened_beyond_what_makes_sense():
 def test_chance_alone_is_no_border():
     spec = search_file.parse(WIDE)
     alarms = sum(
-        bool(next_file.stuck(spec.space, seen(spec.space, 100, lambda p, rng=random.Random(i): rng.random(), seed=i))) for i in range(20)
+        bool(next_file.stuck(spec.space, seen(spec.space, 100, lambda p: zlib.crc32(repr(p).encode()), seed=i))) for i in range(20)
     )
     assert alarms <= 3  # 6 ends at less than 1 % each
 

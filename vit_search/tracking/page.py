@@ -96,7 +96,8 @@ def render(page: Page, plotly_js: str) -> str:
     for section in page.sections:
         inside = "\n".join(_block(block, drawn) for block in section.blocks)
         body.append(
-            f'<section id="{section.key}" aria-labelledby="{section.key}-h"><h2 id="{section.key}-h">{_escaped(section.title)}</h2>\n{inside}</section>'
+            f'<section id="{section.key}" aria-labelledby="{section.key}-h">'
+            f'<h2 id="{section.key}-h">{_escaped(section.title)}</h2>\n{inside}</section>'
         )
     contents = "".join(f'<li><a href="#{section.key}">{_escaped(section.title)}</a></li>' for section in page.sections)
     figures = "".join(f"<div><dt>{_escaped(name)}</dt><dd>{_escaped(value)}</dd></div>" for name, value in page.figures)
@@ -139,8 +140,8 @@ def _block(block: Block, drawn: list[Picture]) -> str:
     parts = []
     for picture in block.pictures:
         parts.append(
-            f'<figure><figcaption>{_escaped(picture.title)}</figcaption><div class="picture{" broad" * picture.broad}" role="img" aria-label="{_escaped(picture.alt)}" '
-            f'data-picture="{len(drawn)}" style="height:{picture.height}px"></div>'
+            f'<figure><figcaption>{_escaped(picture.title)}</figcaption><div class="picture{" broad" * picture.broad}" '
+            f'role="img" aria-label="{_escaped(picture.alt)}" data-picture="{len(drawn)}" style="height:{picture.height}px"></div>'
             + (f'<p class="note">{_escaped(picture.note)}</p>' if picture.note else "")
             + "</figure>"
         )
@@ -181,12 +182,13 @@ POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inli
 """What the page may do: nothing that leaves it."""
 
 STYLE = """
-:root { --page: #ffffff; --panel: #f5f6f8; --text: #1b1f24; --muted: #5b6570; --rule: #d8dde3; --link: #0058a3; --veil: rgba(255,255,255,.75);
+:root { --page: #ffffff; --panel: #f5f6f8; --text: #1b1f24; --muted: #5b6570; --rule: #d8dde3;
+ --link: #0058a3; --veil: rgba(255,255,255,.75);
  --completed: #0072b2; --stopped: #7d7365; --diverged: #d55e00; --failed: #b5518f; --interrupted: #8a6d00; --running: #00805d;
  --best: #c25500; --a: #0072b2; --b: #c25500; }
 @media (prefers-color-scheme: dark) { :root:not(.light) { --page: #14171b; --panel: #1d2228; --text: #e6e9ec; --muted: #a3adb8;
- --rule: #38404a; --link: #7cc0f5; --veil: rgba(20,23,27,.75); --completed: #56b4e9; --stopped: #b3a999; --diverged: #ff8a3d; --failed: #e39ac6;
- --interrupted: #e6c84f; --running: #2fc795; --best: #f0a030; --a: #56b4e9; --b: #f0a030; } }
+ --rule: #38404a; --link: #7cc0f5; --veil: rgba(20,23,27,.75); --completed: #56b4e9; --stopped: #b3a999;
+ --diverged: #ff8a3d; --failed: #e39ac6; --interrupted: #e6c84f; --running: #2fc795; --best: #f0a030; --a: #56b4e9; --b: #f0a030; } }
 * { box-sizing: border-box; }
 html { scroll-padding-top: 1rem; }
 body { margin: 0; background: var(--page); color: var(--text); font: 15px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
@@ -196,10 +198,13 @@ header { padding: 1.5rem max(1rem, calc((100vw - 1320px) / 2)) 1rem; background:
 h1 { margin: 0; font-size: 1.6rem; overflow-wrap: anywhere; } h2 { margin: 2.2rem 0 .6rem; font-size: 1.2rem; }
 header p { margin: .3rem 0 1rem; max-width: 80ch; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem 1.2rem; margin: 0; }
-.figures dt { color: var(--muted); font-size: .8rem; } .figures dd { margin: 0; font-size: 1.1rem; font-weight: 600; font-variant-numeric: tabular-nums; }
-.columns { display: grid; grid-template-columns: 12.5rem minmax(0, 1fr); gap: 2rem; max-width: 1320px; margin: 0 auto; padding: 0 1rem 4rem; }
+.figures dt { color: var(--muted); font-size: .8rem; }
+.figures dd { margin: 0; font-size: 1.1rem; font-weight: 600; font-variant-numeric: tabular-nums; }
+.columns { display: grid; grid-template-columns: 12.5rem minmax(0, 1fr); gap: 2rem; max-width: 1320px;
+ margin: 0 auto; padding: 0 1rem 4rem; }
 nav { position: sticky; top: 0; align-self: start; max-height: 100vh; overflow: auto; padding-top: 2.2rem; font-size: .9rem; }
-nav ol { list-style: none; margin: 0; padding: 0; } nav li { margin: .3rem 0; } nav a { text-decoration: none; } nav a:hover { text-decoration: underline; }
+nav ol { list-style: none; margin: 0; padding: 0; } nav li { margin: .3rem 0; }
+nav a { text-decoration: none; } nav a:hover { text-decoration: underline; }
 section > p { max-width: 85ch; }
 figure { margin: .6rem 0; padding: .6rem; border: 1px solid var(--rule); border-radius: 6px; min-width: 0; break-inside: avoid; }
 figcaption { font-weight: 600; font-size: .9rem; } .note { margin: .2rem 0 0; color: var(--muted); font-size: .85rem; }
@@ -208,8 +213,10 @@ figure:has(.broad) { overflow-x: auto; } .broad { min-width: 42rem; }
 .scroll { overflow-x: auto; margin: .8rem 0; } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--muted); padding: .2rem 0; }
 th, td { padding: .25rem .8rem .25rem 0; text-align: left; border-bottom: 1px solid var(--rule); vertical-align: top; }
-thead th { color: var(--muted); font-weight: 600; white-space: nowrap; } tbody th { font-weight: 500; } .r { text-align: right; white-space: nowrap; }
-pre { background: var(--panel); border: 1px solid var(--rule); border-radius: 6px; padding: .8rem; overflow-x: auto; font: 13px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; }
+thead th { color: var(--muted); font-weight: 600; white-space: nowrap; }
+tbody th { font-weight: 500; } .r { text-align: right; white-space: nowrap; }
+pre { background: var(--panel); border: 1px solid var(--rule); border-radius: 6px; padding: .8rem; overflow-x: auto;
+ font: 13px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; }
 @media (max-width: 800px) { .columns { display: block; } .figures { grid-template-columns: repeat(2, minmax(0, 1fr)); }
  nav { background: var(--page); border-bottom: 1px solid var(--rule); padding: .5rem 0; z-index: 5; overflow-x: auto; }
  nav ol { display: flex; gap: 1rem; white-space: nowrap; } html { scroll-padding-top: 3.5rem; } figure { padding: .3rem; } }

@@ -214,7 +214,10 @@ def parallel(d: Digest, names: Sequence[str]) -> Picture:
     marks = [_mark(i, at, text) for i, name in enumerate(shown) for at, text in _marks(d.space, name)]
     marks += [_mark(len(shown), 0.0, f"{low:.3g}"), _mark(len(shown), 1.0, f"{high:.3g}")]
     layout = {
-        "xaxis": {"tickvals": list(range(len(shown) + 1)), "ticktext": [*shown, d.metric], "showgrid": True, "gridcolor": "$muted", "range": [-0.3, len(shown) + 0.4], "zeroline": False, "tickangle": -30},
+        "xaxis": {
+            "tickvals": list(range(len(shown) + 1)), "ticktext": [*shown, d.metric], "tickangle": -30,
+            "showgrid": True, "gridcolor": "$muted", "range": [-0.3, len(shown) + 0.4],
+        },
         "yaxis": {"visible": False, "range": [-0.08, 1.08]},
         "annotations": marks,
         "margin": {"b": 90, "l": 60, "r": 40},
@@ -356,7 +359,9 @@ def busy(digests: Sequence[Digest]) -> Picture:
     data: list[dict[str, Any]] = []
     for i, d in enumerate(digests):
         colour = "$completed" if len(digests) == 1 else f"${'ab'[i]}"
-        data.append({"type": "scatter", "mode": "lines", "x": [x for x, _ in d.busy], "y": [y for _, y in d.busy], "line": {"color": colour, "width": 2, "shape": "hvh", "dash": ("solid", "dash")[i]}, "name": d.name, "showlegend": len(digests) > 1})  # fmt: skip
+        line = {"color": colour, "width": 2, "shape": "hvh", "dash": ("solid", "dash")[i]}
+        trace = {"type": "scatter", "mode": "lines", "x": [x for x, _ in d.busy], "y": [y for _, y in d.busy], "line": line}
+        data.append(trace | {"name": d.name, "showlegend": len(digests) > 1})
     layout = {
         "xaxis": {"title": {"text": "hours at work"}, "rangemode": "tozero"},
         "yaxis": {"title": {"text": "trials training"}, "rangemode": "tozero"},

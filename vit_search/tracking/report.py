@@ -85,7 +85,8 @@ def of_search(d: Digest) -> Page:
         Section("next", "The next search file", _next(d)),
     ]
     state = "still running" if d.running else "over" if sum(t.over for t in d.standing) >= d.wanted else "not running"
-    lead = f"{_count(len(d.standing), 'trial')} of {d.wanted:,} begun, {d.metric} to be made {'large' if d.spec.mode == 'max' else 'small'}; the search is {state}."
+    goal = f"{d.metric} to be made {'large' if d.spec.mode == 'max' else 'small'}"
+    lead = f"{_count(len(d.standing), 'trial')} of {d.wanted:,} begun, {goal}; the search is {state}."
     return Page(f"{d.name}: report", lead, _figures(d), sections)
 
 
@@ -190,7 +191,8 @@ def _winner(d: Digest) -> list[page.Block]:
         if told:
             alike = f"{_count(w.alike, 'runner-up', 'runners-up')} cannot be told from the winner on {w.images:,} images"
             blocks.append(Text(
-                f"{alike if w.alike else 'Every runner-up can be told from the winner'} (two-proportion test, which tells them apart where p is below {SURE:g}); it is "
+                f"{alike if w.alike else 'Every runner-up can be told from the winner'} (two-proportion test, "
+                f"which tells them apart where p is below {SURE:g}); it is "
                 "conservative, since all trials see the same images and so differ less by chance than it takes them to."
             ))  # fmt: skip
     return blocks
@@ -217,8 +219,8 @@ def _too_good(d: Digest, w: Winner) -> str:
     if not w.optimism:
         return text + "; promote tests it on images that nothing was chosen by."
     return (
-        f"{text}: by up to {w.optimism:.4f}, the expected largest of {w.alike + 1} draws of binomial noise, one for the winner and each trial that "
-        "cannot be told from it, as if all were equally good and each had its own images; they share them, so it is less. "
+        f"{text}: by up to {w.optimism:.4f}, the expected largest of {w.alike + 1} draws of binomial noise, one for the winner and each "
+        "trial that cannot be told from it, as if all were equally good and each had its own images; they share them, so it is less. "
         "promote tests it on images that nothing was chosen by."
     )
 
@@ -235,7 +237,8 @@ def _winners(a: Digest, b: Digest) -> list[page.Block]:
             sure = "which chance explains" if p >= SURE else "more than chance explains"
             blocks.append(
                 Text(
-                    f"{ahead}, {sure} on {images:,} images (two-proportion test, p = {p:.3f}; conservative, since both see the same images)."
+                    f"{ahead}, {sure} on {images:,} images (two-proportion test, p = {p:.3f}; "
+                    "conservative, since both see the same images)."
                 )
             )
         else:
@@ -288,8 +291,10 @@ def _importance(weighed: dict[str, list[Importance]]) -> list[page.Block]:
         Text(
             "How much each parameter parts the best fifth of the trials from all (PED-ANOVA), as a share of all parameters, what chance "
             "would do taken off. Stopped trials count below those that came further. The error is what "
-            f"{importance.RESAMPLES} resamples of the trials make of it: 90 % of them lie within. At most {importance.MOST} trials are weighed, a sample of more; "
-            "a parameter with a condition is judged among the trials that have it. What parameters do only together is not seen."
+            f"{importance.RESAMPLES} resamples of the trials make of it: 90 % of them lie within. At most {importance.MOST} trials are weighed, "
+            "a sample of more; "
+            "a parameter with a condition is judged among the trials that have it. "
+            "What parameters do only together is not seen."
         ),
         Row([pictures.importance(found)]),
         Table((*(["search"] if searches else []), "parameter", "share>", "90 % of resamples>", "trials>"), rows),
@@ -371,8 +376,8 @@ def _stopping(d: Digest) -> list[page.Block]:
         ]
     low, high = h.interval
     return [Text(
-        f"False kills of {d.name}: of {_count(h.doomed, 'audited trial')} that would have been stopped, {h.wrongly} ended better than the median of those let "
-        f"through: {h.wrongly / h.doomed:.0%}, 95 % interval {low:.0%} to {high:.0%}."
+        f"False kills of {d.name}: of {_count(h.doomed, 'audited trial')} that would have been stopped, {h.wrongly} ended better than "
+        f"the median of those let through: {h.wrongly / h.doomed:.0%}, 95 % interval {low:.0%} to {high:.0%}."
     )]  # fmt: skip
 
 
@@ -380,8 +385,8 @@ def _utilisation(d: Digest) -> list[page.Block]:
     if not d.spent.epochs:
         return [Text("Nothing has been trained yet.")]
     said = "" if d.utilisation is None else (
-        f"{d.utilisation:.0%} of the time at work, times the trials allowed at once, was training and evaluation; the rest went into starting "
-        "workers, waiting, and epochs lost in a crash. The time between a death and a resume does not count."
+        f"{d.utilisation:.0%} of the time at work, times the trials allowed at once, was training and evaluation; the rest went into "
+        "starting workers, waiting, and epochs lost in a crash. The time between a death and a resume does not count."
     )  # fmt: skip
     return [Text(said), Row([pictures.busy([d])]), Row([pictures.timeline(d)]), _waste_table([d])]
 
@@ -453,7 +458,8 @@ def _borders(d: Digest) -> list[page.Block]:
     ]
     return [
         Text(
-            "Of the best fifth of the trials, more lie in the outer tenth of the range than chance would put there (binomial test, p below 0.01, and twice as many)."
+            "Of the best fifth of the trials, more lie in the outer tenth of the range than chance would put there "
+            "(binomial test, p below 0.01, and twice as many)."
         ),
         Table(("parameter", "end", "good trials there>", "by chance>", "mend"), rows),
     ]
@@ -462,7 +468,8 @@ def _borders(d: Digest) -> list[page.Block]:
 def _next(d: Digest) -> list[page.Block]:
     blocks: list[page.Block] = [
         Text(
-            f"Write it with: vit-search report {d.name} --next FILE; look it over with: vit-search lint FILE; launch it with: vit-search run FILE."
+            f"Write it with: vit-search report {d.name} --next FILE; look it over with: vit-search lint FILE; "
+            "launch it with: vit-search run FILE."
         )
     ]
     if d.next.changes:
