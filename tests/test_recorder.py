@@ -17,7 +17,6 @@ import time
 import urllib.request
 from pathlib import Path
 
-import mlflow
 import pytest
 from synthetic import begin, events, made, result
 
@@ -138,7 +137,7 @@ def test_the_parent_tells_how_the_search_stands_and_links_to_its_trials(uri, tmp
     names = {a.path for a in client.list_artifacts(parent.info.run_id)}
     assert {"search.yaml", "resolved.json", "environment.json", "requirements.txt", "leaderboard.json", "ledger.jsonl"} <= names
     assert {"report.html", "report.md"} <= names
-    table = mlflow.load_table("leaderboard.json", run_ids=[parent.info.run_id])
+    table = client.load_table(experiment, "leaderboard.json", [parent.info.run_id])
     assert (
         table["trial"].tolist()[0]
         == max((t for t in read_trials(folder / "ledger.jsonl") if t.outcome == "completed"), key=lambda t: t.value("val_accuracy")).number
@@ -407,8 +406,9 @@ def server(postgres, account, tmp_path_factory):
         until(answers)
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def test_postgresql_gets_all_of_a_search_and_its_password_stays_secret(postgres, tmp_path, monkeypatch, caplog, capfd):

@@ -27,7 +27,7 @@ from mlflow.exceptions import MlflowException
 from vit_search.errors import TrackingError
 
 DEFAULT_DATABASE = "mlruns.db"
-DATABASES = ("postgresql", "postgresql+psycopg2", "mysql", "mysql+pymysql")
+DATABASES = ("postgresql", "postgresql+psycopg", "postgresql+psycopg2", "mysql", "mysql+pymysql")
 
 
 def resolve_uri(given: str | None) -> str:
