@@ -124,7 +124,7 @@ def curves(digests: Sequence[Digest]) -> Picture:
         notes += [f"{mark}{what}: {n} drawn." for n, what in ((note, "full length"), (other, "stopped and others")) if n]
         colours = ("$stopped", "$completed", "$best") if len(digests) == 1 else (f"${'ab'[i]}",) * 3
         groups = (
-            (faded, "stopped and others", 0.3, 1, "dot"),
+            (faded, "stopped and others", 0.45, 1.2, "dot"),
             (some, "full length", 0.55, 1, "solid"),
             (full[:1], "best", 1, 3.5, ("solid", "dash")[i]),
         )
@@ -199,7 +199,7 @@ def parallel(d: Digest, names: Sequence[str]) -> Picture:
 
     data: list[dict[str, Any]] = []
     groups = (
-        (rest, "others", "$stopped", 0.3, 1, "dot"),
+        (rest, "others", "$stopped", 0.4, 1, "dot"),
         (best, "best fifth", "$completed", 0.6, 1.5, "solid"),
         (trials[:1], "best", "$best", 1, 3, "solid"),
     )
@@ -429,7 +429,7 @@ def _dots(x: Sequence[Any], y: Sequence[Any], trials: Sequence[int], outcome: st
     marker = {"color": f"${outcome}", "symbol": SYMBOLS[outcome], "size": 7 if outcome == "completed" else 6}
     trace = {"type": "scatter", "mode": "markers", "x": list(x), "y": list(y), "customdata": list(trials), "marker": marker, "name": name}
     return trace | {
-        "opacity": 0.8 if outcome == "completed" else 0.5,
+        "opacity": 0.8 if outcome == "completed" else 0.65,
         "hovertemplate": "trial %{customdata}: %{y:.4f} at %{x}<extra></extra>",
     }
 
