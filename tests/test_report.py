@@ -451,7 +451,9 @@ def test_what_is_thinned_is_told(tmp_path, monkeypatch):
     full = d.outcomes["completed"]
     others = sum(t.outcome != "completed" and bool(t.results) for t in d.standing)
     assert full > 9
-    assert pictures.curves([d]).note == f"8 of {full - 1} full-length trials drawn. 12 of {others} trials of other ends drawn."
+    told = f"full length: 8 of {full - 1} (the best 2 and a sample) drawn. stopped and others: 12 of {others} (a sample) drawn."
+    assert pictures.curves([d]).note == told
+    assert pictures.curves([d]).data[1]["x"].count(None) == 8
 
 
 # Two searches

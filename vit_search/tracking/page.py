@@ -64,9 +64,10 @@ class Page:
 
 
 def markdown(page: Page) -> str:
-    """For a terminal; pictures are left to the page, tables hold their numbers."""
+    """For a terminal; pictures are named and left to the page, tables hold their numbers."""
     parts = [f"# {_plain(page.title)}", _plain(page.lead)]
-    parts.append("\n".join(f"- {_plain(name)}: **{_plain(value)}**" for name, value in page.figures))
+    if page.figures:
+        parts.append("\n".join(f"- {_plain(name)}: **{_plain(value)}**" for name, value in page.figures))
     for section in page.sections:
         parts.append(f"## {_plain(section.title)}")
         for block in section.blocks:
@@ -82,6 +83,8 @@ def markdown(page: Page) -> str:
                 parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
             elif isinstance(block, Code):
                 parts.append(f"```yaml\n{block.text}```")
+            else:
+                parts.append("On the page: " + " ".join(_plain(picture.alt) for picture in block.pictures))
     return "\n\n".join(parts) + "\n"
 
 

@@ -77,7 +77,7 @@ def progress(digests: Sequence[Digest]) -> list[Picture]:
             colour, name = ("$best", "best so far") if len(digests) == 1 else (f"${'ab'[i]}", d.name)
             if len(digests) == 1:
                 dots, note = _thinned(d.steps, DOTS)
-                notes.append(note and f"{note} full-length trials drawn as dots; the line is of all.")
+                notes.append(note and f"dots: {note} drawn; the line is of all.")
                 data.append(
                     _dots(
                         [getattr(s, what) for s in dots],
@@ -119,12 +119,12 @@ def curves(digests: Sequence[Digest]) -> Picture:
         full = [t for t in d.standing if t.outcome == "completed"]
         short = [t for t in d.standing if t.outcome != "completed" and t.results]
         share = CURVES // len(digests)
-        some, note = _thinned(full[1:], share)
+        some, note = _thinned(full[1:], share, share // 4)
         faded, other = _thinned(short, share + share // 2)
-        notes += [f"{mark}{n} {what} drawn." for n, what in ((note, "full-length trials"), (other, "trials of other ends")) if n]
+        notes += [f"{mark}{what}: {n} drawn." for n, what in ((note, "full length"), (other, "stopped and others")) if n]
         colours = ("$stopped", "$completed", "$best") if len(digests) == 1 else (f"${'ab'[i]}",) * 3
         groups = (
-            (faded, "stopped and others", 0.3, 1, "dot"),
+            (faded, "stopped and others", 0.45, 1.2, "dot"),
             (some, "full length", 0.55, 1, "solid"),
             (full[:1], "best", 1, 3.5, ("solid", "dash")[i]),
         )
@@ -175,7 +175,7 @@ def importance(found: Mapping[str, Sequence[Importance]]) -> Picture:
         )
     layout = {
         "xaxis": {"title": {"text": "share"}, "tickformat": ".0%", "rangemode": "tozero"},
-        "yaxis": {"autorange": "reversed", "type": "category", "categoryorder": "array", "categoryarray": names, "automargin": True},
+        "yaxis": {"autorange": "reversed", "type": "category", "categoryorder": "array", "categoryarray": names, "ticksuffix": "  "},
         "barmode": "group",
     }
     return Picture("importance", "Importance of each parameter with its error.", data, layout, height=130 + 34 * len(names) * len(found))
@@ -186,7 +186,7 @@ def parallel(d: Digest, names: Sequence[str]) -> Picture:
     shown = list(names)[:SLICES]
     trials = [t for t in d.standing if t.over and sound(t, d.metric)]
     count = max(1, math.ceil(GOOD_SHARE * len(trials))) if trials else 0
-    best, note = _thinned(trials[1:count], LINES)
+    best, note = _thinned(trials[1:count], LINES, LINES // 4)
     rest, other = _thinned(trials[count:], 2 * LINES)
     values = [v for t in trials if (v := t.value(d.metric)) is not None]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
@@ -199,7 +199,7 @@ def parallel(d: Digest, names: Sequence[str]) -> Picture:
 
     data: list[dict[str, Any]] = []
     groups = (
-        (rest, "others", "$stopped", 0.3, 1, "dot"),
+        (rest, "others", "$stopped", 0.4, 1, "dot"),
         (best, "best fifth", "$completed", 0.6, 1.5, "solid"),
         (trials[:1], "best", "$best", 1, 3, "solid"),
     )
@@ -222,7 +222,7 @@ def parallel(d: Digest, names: Sequence[str]) -> Picture:
         "annotations": marks,
         "margin": {"b": 90, "l": 60, "r": 40},
     }  # fmt: skip
-    notes = [f"{n} {what} drawn." for n, what in ((note, "of the best fifth"), (other, "of the others")) if n]
+    notes = [f"{what}: {n} drawn." for n, what in ((note, "best fifth"), (other, "others")) if n]
     notes += [f"{len(names) - SLICES} less important parameters are left out."] if len(names) > SLICES else []
     return Picture(
         "parallel coordinates",
@@ -243,8 +243,8 @@ def slices(d: Digest, names: Sequence[str]) -> list[Picture]:
         parameter, data, notes = d.space.searched[name], [], []
         for outcome, label in (("stopped", "stopped and others"), ("completed", "full length")):
             ones = [t for t in trials if (t.outcome == "completed") == (outcome == "completed") and name in t.params]
-            some, note = _thinned(ones, DOTS // 2)
-            notes += [f"{note} {label} drawn."] if note else []
+            some, note = _thinned(ones, DOTS // 2, 20)
+            notes += [f"{label}: {note} drawn."] if note else []
             x: list[Any] = [_spelt(t.params[name]) if isinstance(parameter, Choice) else t.params[name] for t in some]
             data.append(_dots(x, [t.value(d.metric) for t in some], [t.number for t in some], outcome, label))
         if isinstance(parameter, Choice):
@@ -273,8 +273,8 @@ def costs(digests: Sequence[Digest]) -> list[Picture]:
                 ones = [one for one in priced if (one[0].outcome == "completed") == (outcome == "completed")]
                 if len(digests) > 1 and outcome == "stopped":
                     continue
-                some, note = _thinned(ones, DOTS // 2)
-                notes += [f"{mark}{note} {name} drawn."] if note else []
+                some, note = _thinned(ones, DOTS // 2, 20)
+                notes += [f"{mark}{name}: {note} drawn."] if note else []
                 dots = _dots([c for _, c, _ in some], [v for _, _, v in some], [t.number for t, _, _ in some], outcome, mark + name)
                 if len(digests) > 1:
                     dots["marker"] |= {"color": f"${'ab'[i]}", "symbol": ("circle", "diamond-open")[i]}
@@ -416,20 +416,20 @@ def better_ones(steps: Iterable[Step]) -> list[Step]:
     return found
 
 
-def _thinned(items: Sequence[T], most: int) -> tuple[list[T], str]:
-    """At most so many, in their order: a quarter are the first ones, the others a sample from a fixed seed; and what to say of it."""
+def _thinned(items: Sequence[T], most: int, best: int = 0) -> tuple[list[T], str]:
+    """At most so many, in their order: the first `best`, and of the others a sample from a fixed seed; and what to say of it."""
     if len(items) <= most:
         return list(items), ""
-    first = most // 4
-    chosen = random.Random(0).sample(range(first, len(items)), most - first)  # noqa: S311 -- which dots are drawn, no secret
-    return [items[i] for i in (*range(first), *sorted(chosen))], f"{most:,} of {len(items):,}"
+    chosen = random.Random(0).sample(range(best, len(items)), most - best)  # noqa: S311 -- which dots are drawn, no secret
+    how = f"the best {best} and a sample" if best else "a sample"
+    return [items[i] for i in (*range(best), *sorted(chosen))], f"{most:,} of {len(items):,} ({how})"
 
 
 def _dots(x: Sequence[Any], y: Sequence[Any], trials: Sequence[int], outcome: str, name: str) -> dict[str, Any]:
     marker = {"color": f"${outcome}", "symbol": SYMBOLS[outcome], "size": 7 if outcome == "completed" else 6}
     trace = {"type": "scatter", "mode": "markers", "x": list(x), "y": list(y), "customdata": list(trials), "marker": marker, "name": name}
     return trace | {
-        "opacity": 0.8 if outcome == "completed" else 0.5,
+        "opacity": 0.8 if outcome == "completed" else 0.65,
         "hovertemplate": "trial %{customdata}: %{y:.4f} at %{x}<extra></extra>",
     }
 

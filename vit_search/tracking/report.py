@@ -183,7 +183,7 @@ def _winner(d: Digest) -> list[page.Block]:
         head = ("trial", f"{d.metric}>", *(["p>", "told apart"] if told else []), "params>", *(f"{name}>" for name in names))
         rows = [_rival(d, w.trial, w.value, ["–", "the winner"] if told else [], names)]
         for rival in w.rivals[: ROWS - 1]:
-            extra = [f"{rival.p or 0:.3f}", "no" if rival.alike else "yes"] if told else []
+            extra = [f"{rival.p:.3f}" if rival.p and rival.p >= 0.0005 else "< 0.001", "no" if rival.alike else "yes"] if told else []
             rows.append(_rival(d, rival.trial, rival.value, extra, names))
         blocks.append(
             Table(head, rows, f"Runners-up of full length{'' if len(w.rivals) < ROWS else f', the first {ROWS - 1} of {len(w.rivals):,}'}.")
@@ -291,10 +291,9 @@ def _importance(weighed: dict[str, list[Importance]]) -> list[page.Block]:
         Text(
             "How much each parameter parts the best fifth of the trials from all (PED-ANOVA), as a share of all parameters, what chance "
             "would do taken off. Stopped trials count below those that came further. The error is what "
-            f"{importance.RESAMPLES} resamples of the trials make of it: 90 % of them lie within. At most {importance.MOST} trials are weighed, "
-            "a sample of more; "
-            "a parameter with a condition is judged among the trials that have it. "
-            "What parameters do only together is not seen."
+            f"{importance.RESAMPLES} resamples of the trials make of it: 90 % of them lie within. At most {importance.MOST} trials are "
+            "weighed, a sample of more; a parameter with a condition is judged among the trials that have it. What parameters do only "
+            "together is not seen."
         ),
         Row([pictures.importance(found)]),
         Table((*(["search"] if searches else []), "parameter", "share>", "90 % of resamples>", "trials>"), rows),
