@@ -49,7 +49,8 @@ def uri(migrated, tmp_path, monkeypatch):
 
 
 def content(uri, search="made-1"):
-    """All that MLflow has of a search, without the ids that it gives, and the clock's tags."""
+    """All that MLflow has of a search, without the ids that it gives, and the clock's tags; from a server, which hashes the password
+    at each call, two metrics alone."""
     client = store.client_for(uri)
     experiment = client.get_experiment_by_name("made").experiment_id
     runs = client.search_runs([experiment], f"tags.search = '{search}'")
@@ -58,7 +59,7 @@ def content(uri, search="made-1"):
         tags = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.") and k not in ("alive_at", "driver_host")}
         points = {}
         if "trial" in tags:
-            names = run.data.metrics
+            names = ("epochs", "val_accuracy") if uri.startswith("http") else run.data.metrics
             points = {n: sorted((p.step, p.timestamp, p.value) for p in client.get_metric_history(run.info.run_id, n)) for n in names}
         found.append((run.info.run_name, run.info.status, tags, run.data.params, points))
     return sorted(found, key=lambda run: run[0])
@@ -491,8 +492,8 @@ class Mischief:
 
 def test_a_run_whose_reply_was_lost_is_not_made_twice(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rng = random.Random(2)
-    proxy = Mischief(server, cut=lambda head: b"/runs/create" in head and rng.random() < 0.6)
+    calls = iter(range(100))
+    proxy = Mischief(server, cut=lambda head: b"/runs/create" in head and next(calls) % 2 == 0)
     folder, _, _ = made(tmp_path, "made-4")
     assert sync(folder, proxy.uri)
     assert proxy.cuts >= 3
@@ -501,12 +502,11 @@ def test_a_run_whose_reply_was_lost_is_not_made_twice(server, tmp_path, monkeypa
 
 def test_answers_that_are_lost_or_garbage_cost_no_point_and_double_none(server, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
-    rng = random.Random(3)
-    lost = (b"/runs/log-batch", b"/runs/update", b"/runs/create", b"/runs/search")
+    calls, mean = iter(range(1000)), (b"/runs/log-batch", b"/runs/update", b"/runs/create", b"/runs/search")
     proxy = Mischief(
         server,
-        cut=lambda head: any(part in head for part in lost) and rng.random() < 0.1,
-        garbage=lambda head: any(part in head for part in lost) and rng.random() < 0.1,
+        cut=lambda head: any(part in head for part in mean) and next(calls) % 7 == 3,
+        garbage=lambda head: any(part in head for part in mean) and next(calls) % 7 == 5,
     )
     folder, _, _ = made(tmp_path, "made-5")
     with caplog.at_level(logging.WARNING):

@@ -16,8 +16,9 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from mlflow.exceptions import MlflowException
 
 from vit_search.errors import CheckpointError, SearchError, TrackingError
 from vit_search.spec.config import EpochResult
+from vit_search.spec.rungs import levels
 from vit_search.spec.search_file import SearchSpec
 from vit_search.tracking import overview, searches
 from vit_search.tracking.ledger import Ended, Event, Ledger, Outcome, Proposed, Reported, Spent, Trial, best, fold, ranked, trial_folder
@@ -116,6 +118,10 @@ def sync(folder: Path, tracking_uri: str | None = None) -> bool:
         ledger.close()
 
 
+class _GivenUpError(Exception):
+    """MLflow stayed away to the end."""
+
+
 _OfTrial = Proposed | Reported | Ended
 
 
@@ -151,8 +157,8 @@ class Recorder:
         self._ranks: dict[int, int] = {}
         self._best: float | None = None
         self._notes: Any = None
-        self._news, self._closing = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._drain, name="recorder", daemon=True)
+        self._news, self._closing, self._given_up = threading.Event(), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
         self._looked = self._described = self._alive = 0.0
         self._said_away = False
 
@@ -213,21 +219,31 @@ class Recorder:
             self._thread.join(timeout=patience_s)
         name = self._facts.search
         if self._thread.is_alive():
+            self._given_up.set()
             _log.warning("MLflow is away: what it has not got stays in the ledger; `vit-search sync %s` sends it.", name)
             return False
+        try:
+            for step in self._last_steps(status, hindsight):
+                self._persist(step, patience_s)
+        except (MlflowException, OSError, CheckpointError) as error:
+            _log.warning("MLflow did not get the summary (%s); `vit-search sync %s` sends it again.", in_short(error), name)
+            return False
+        return True
+
+    def _persist(self, step: Callable[[], object], patience_s: float) -> None:
+        """Take a step that may be taken again, until MLflow answers.
+
+        Raises: the last error when patience ends, or at once where trying again does not mend it.
+        """
         end = time.monotonic() + patience_s
         while True:
             try:
-                self._drop_doubles()
-                self._summarise(status, hindsight)
-                self.client.set_terminated(self.parent_run, status)
-                return True
-            except (MlflowException, OSError, CheckpointError) as error:
-                refused = isinstance(error, CheckpointError) or (isinstance(error, MlflowException) and error.error_code in REFUSALS)
-                if refused or time.monotonic() > end:
-                    _log.warning("MLflow did not get the summary (%s); `vit-search sync %s` sends it again.", in_short(error), name)
-                    return False
-                time.sleep(2)
+                step()
+                return
+            except (MlflowException, OSError) as error:
+                if time.monotonic() > end or (isinstance(error, MlflowException) and error.error_code in REFUSALS):
+                    raise
+                time.sleep(1)
 
     # What this search has in MLflow already
 
@@ -238,6 +254,8 @@ class Recorder:
             self._find_runs()
         if self.parent_run:
             self.client.update_run(self.parent_run, status="RUNNING")
+            for run in self._find(f"tags.`mlflow.parentRunId` = '{self.parent_run}' and tags.rank LIKE '%'"):
+                self._ranks[int(run.data.tags["trial"])] = int(run.data.tags["rank"])
         else:
             self._make_parent()
         had = self._events[: self._taken]
@@ -340,8 +358,12 @@ class Recorder:
 
     # Sending
 
+    def _work(self) -> None:
+        with contextlib.suppress(_GivenUpError):
+            self._insist(self._take_up)
+            self._drain()
+
     def _drain(self) -> None:
-        self._insist(self._take_up)
         while True:
             self._news.wait(LOOK_EVERY_S)
             if self._news.is_set():
@@ -365,7 +387,8 @@ class Recorder:
             self._looked = now
             text = self.client.get_run(self.parent_run).data.tags.get("command")
             if text and self.obey is not None:
-                self.client.delete_tag(self.parent_run, "command")
+                with _not_there():
+                    self.client.delete_tag(self.parent_run, "command")
                 self.client.set_tag(self.parent_run, "command_answer", f"{text}: {self.obey(text)}")
         if now - self._described >= DESCRIBE_EVERY_S:
             self._described = now
@@ -418,7 +441,8 @@ class Recorder:
                 if not self._said_away:
                     self._said_away = True
                     _log.warning("MLflow does not answer (%s); the search goes on and sends it later.", in_short(error))
-                time.sleep(pause)
+                if self._given_up.wait(pause):
+                    raise _GivenUpError from None
                 pause = min(pause * 2, 5)
 
     def _send(self, number: int, news: list[_OfTrial]) -> None:
@@ -487,11 +511,10 @@ class Recorder:
         return [Param(name, str(value)) for name, value in params.items()]
 
     def _rung(self, trial: Trial) -> int:
-        """The last rung that a trial has passed, in epochs; 0 before the first."""
-        rung, passed = self._spec.stopping.grace_epochs, 0
-        while rung <= min(len(trial.results), self._spec.epochs - 1):
-            rung, passed = rung * self._spec.stopping.reduction_factor, rung
-        return passed
+        """The last rung that a trial has come to, in epochs; 0 before the first."""
+        how = self._spec.stopping
+        rungs = levels(grace_epochs=how.grace_epochs, reduction_factor=how.reduction_factor, epochs=self._spec.epochs)
+        return max((rung for rung in rungs if rung <= len(trial.results)), default=0)
 
     def _end_points(self, trial: Trial, event: Ended) -> list[Metric]:
         """What is to be known of a whole trial, to sort by in MLflow's pages."""
@@ -525,11 +548,13 @@ class Recorder:
         self.client.log_batch(self.parent_run, tags=[RunTag("mlflow.note.content", text), RunTag("state", state)])
         ranks = {trial.number: rank for rank, trial in enumerate(ranking[:places], 1) if trial.value(self._spec.metric) is not None}
         for number in self._ranks.keys() - ranks.keys():
-            self.client.delete_tag(self._runs[number], "rank")
+            with _not_there():
+                self.client.delete_tag(self._runs[number], "rank")
+            del self._ranks[number]
         for number, rank in ranks.items():
             if self._ranks.get(number) != rank:
                 self.client.set_tag(self._runs[number], "rank", str(rank))
-        self._ranks = ranks
+                self._ranks[number] = rank
 
     def _drop_doubles(self) -> None:
         """Delete the runs that MLflow made without our hearing of it; each has a twin."""
@@ -539,44 +564,53 @@ class Recorder:
             if self._runs.get(int(run.data.tags["trial"])) != run.info.run_id:
                 self.client.delete_run(run.info.run_id)
 
-    def _summarise(self, status: str, hindsight: Hindsight | None) -> None:
-        """What the end of a search adds: ranks, the leaderboard, counts, the ledger and the report, and the best trials' models."""
+    def _last_steps(self, status: str, hindsight: Hindsight | None) -> Iterator[Callable[[], object]]:
+        """What the end of a search adds, piece by piece: ranks, leaderboard, counts, ledger, report, the best models, its status."""
         client, parent, spec = self.client, self.parent_run, self._spec
         ranking = ranked(self._trials.values(), spec.metric, spec.mode)
-        self._describe({"FINISHED": "finished", "KILLED": "interrupted"}.get(status, "failed"), RANKED)
-        client.log_dict(parent, overview.leaderboard(spec, ranking, self._runs), "leaderboard.json")  # log_table would append
-        client.set_tag(parent, "mlflow.loggedArtifacts", '[{"path": "leaderboard.json", "type": "table"}]')
-        outcomes = Counter(trial.outcome for trial in ranking)
-        figures: dict[str, float] = {"trials": len(ranking), "epochs_trained": self._spent.epochs}
-        figures |= {name: outcomes[name] for name in STATUS if name != "interrupted"}
-        figures |= {
-            "trial_hours": self._spent.trial_seconds / 3600,
-            "trial_hours_stopped": self._spent.stopped_seconds / 3600,
-            "trial_hours_saved": self._spent.saved_seconds / 3600,
-            "wall_hours": self._spent.wall_seconds / 3600,
-        }
-        if hindsight is not None:
-            figures |= {"audits_to_be_stopped": hindsight.doomed, "audits_wrongly": hindsight.wrongly}
-            if hindsight.plan is not None:
-                client.log_dict(parent, hindsight.plan, "plan.json")
-        now = int(time.time() * 1000)
-        client.log_batch(parent, metrics=[Metric(name, float(value), now, 0) for name, value in figures.items()])
+        yield self._drop_doubles
+        yield partial(self._describe, {"FINISHED": "finished", "KILLED": "interrupted"}.get(status, "failed"), RANKED)
+        # not MLflow's log_table, which appends to an older one
+        yield partial(client.log_dict, parent, overview.leaderboard(spec, ranking, self._runs), "leaderboard.json")
+        tags = {"mlflow.loggedArtifacts": '[{"path": "leaderboard.json", "type": "table"}]'}
         winner = best(ranking, spec.metric, spec.mode)
         if winner is not None:
-            client.set_tag(parent, "best_trial", str(winner.number))
-        client.log_artifact(parent, str(self._folder / "ledger.jsonl"))
-        pages: tuple[Path, ...] = ()
-        try:
-            from vit_search.tracking import report  # plotly is imported here, at the end, and not by every command
-
-            pages = report.write(self._folder)
-        except Exception as error:  # a picture that cannot be drawn must not cost the rest of the record
-            _log.warning("the report could not be made (%s: %s).", type(error).__name__, in_short(error))
-        for page in pages:
-            client.log_artifact(parent, str(page))
+            tags["best_trial"] = str(winner.number)
+        now = int(time.time() * 1000)
+        figures = [Metric(name, float(value), now, 0) for name, value in self._figures(ranking, hindsight).items()]
+        yield partial(client.log_batch, parent, metrics=figures, tags=[RunTag(name, value) for name, value in tags.items()])
+        if hindsight is not None and hindsight.plan is not None:
+            yield partial(client.log_dict, parent, hindsight.plan, "plan.json")
+        for path in (self._folder / "ledger.jsonl", *self._pages()):
+            yield partial(client.log_artifact, parent, str(path))
         if status == "FINISHED":
             for trial in [trial for trial in ranking if trial.outcome == "completed"][: spec.keep_checkpoints]:
-                self._log_model(trial)
+                yield partial(self._log_model, trial)
+        yield partial(client.set_terminated, parent, status)
+
+    def _figures(self, ranking: list[Trial], hindsight: Hindsight | None) -> dict[str, float]:
+        outcomes, spent = Counter(trial.outcome for trial in ranking), self._spent
+        audits = {"audits_to_be_stopped": hindsight.doomed, "audits_wrongly": hindsight.wrongly} if hindsight else {}
+        return {
+            "trials": len(ranking),
+            **{name: outcomes[name] for name in STATUS if name != "interrupted"},
+            "epochs_trained": spent.epochs,
+            "trial_hours": spent.trial_seconds / 3600,
+            "trial_hours_stopped": spent.stopped_seconds / 3600,
+            "trial_hours_saved": spent.saved_seconds / 3600,
+            "wall_hours": spent.wall_seconds / 3600,
+            **audits,
+        }
+
+    def _pages(self) -> tuple[Path, ...]:
+        """The report, written into the search's folder; a picture that cannot be drawn must not cost the rest of the record."""
+        try:
+            from vit_search.tracking import report  # plotly and optuna are imported here, at the end, and not by every command
+
+            return report.write(self._folder)
+        except Exception as error:
+            _log.warning("the report could not be made (%s: %s).", type(error).__name__, in_short(error))
+            return ()
 
     def _log_model(self, trial: Trial) -> None:
         """A trial's model, unless an earlier end of this search has logged it, or its checkpoint is gone."""
@@ -590,6 +624,16 @@ class Recorder:
         if any(model.status == LoggedModelStatus.READY for model in known):
             return
         log_model(place, run_id=run, end_status=STATUS["completed"], pt2=self._spec.log_pt2)
+
+
+@contextlib.contextmanager
+def _not_there() -> Iterator[None]:
+    """What is to be removed may be gone: an earlier call did it whose answer was lost."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
 
 
 def _points(event: Reported) -> list[Metric]:

@@ -21,6 +21,7 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 import mlflow
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -77,6 +78,8 @@ def client_for(given: str | None) -> MlflowClient:
         raise TrackingError(f"{public(uri)}: no tracking URI that MLflow writes to; use http://…, sqlite:///FILE or postgresql://….")
     mlflow.set_tracking_uri(uri)
     try:
+        if parts.scheme in DATABASES:  # MLflow itself would try ten times, for 102 s
+            sqlalchemy.create_engine(uri).connect().close()
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     except Exception as error:
@@ -84,10 +87,10 @@ def client_for(given: str | None) -> MlflowClient:
         mend = "mend it or name another."
         if "401" in said or (isinstance(error, MlflowException) and error.error_code == "UNAUTHENTICATED"):
             mend = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account of it."
-        elif "psycopg2" in said or "pymysql" in said.lower():
-            mend = (
-                "pip install 'vit_search[postgres]'." if isinstance(error, ModuleNotFoundError) else "see that it runs, then its account."
-            )
+        elif isinstance(error, ModuleNotFoundError):
+            mend = "pip install 'vit_search[postgres]', or MySQL's driver."
+        elif parts.scheme in DATABASES:
+            mend = "see that it runs, and the account in the URI."
         raise TrackingError(f"{public(uri)}: the tracking store does not answer ({said}); {mend}") from None
     return client
 
