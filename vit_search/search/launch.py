@@ -449,7 +449,8 @@ def _tune(
     def record(number: int, result: Mapping[str, Any]) -> bool:
         known = len(ledger.trials[number].results)
         epoch = EpochResult(**{f.name: result[f.name] for f in dataclasses.fields(EpochResult)})
-        ledger.append(Reported(trial=number, result=epoch, system=result.get("system", {})))
+        system = {name: value for name, value in result.items() if name.startswith("system/")}
+        ledger.append(Reported(trial=number, result=epoch, system=system))
         return len(ledger.trials[number].results) > known
 
     with _local_ray(spec), _signals(control):

@@ -84,7 +84,7 @@ def _train(told: dict[str, Any]) -> None:
             if (folder.parent / "owner").read_text() != owner:
                 raise OvertakenError(f"{folder.parent}: another process has taken this trial up")
             _save(folder, state, data)
-            tune.report({"trial": told["trial"], **dataclasses.asdict(result), "system": meter.read() if meter else {}})
+            tune.report({"trial": told["trial"], **dataclasses.asdict(result), **(meter.read() if meter else {})})
 
 
 def _own(folder: Path) -> str:

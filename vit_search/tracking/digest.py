@@ -163,9 +163,11 @@ class Digest:
         return 1.0 if self.spec.mode == "max" else -1.0
 
 
-def digest(folder: Path) -> Digest:
+def digest(folder: Path, *, running: bool | None = None) -> Digest:
     """Everything that a report tells, of a search that runs or is over.
 
+    Args:
+        running: whether it runs; by default, whether a driver holds its ledger, as one still does that writes the last report.
     Raises: SearchError where the folder holds no search, or its ledger is damaged.
     """
     spec, facts = searches.read(folder)
@@ -180,7 +182,8 @@ def digest(folder: Path) -> Digest:
     rungs = levels(grace_epochs=spec.stopping.grace_epochs, reduction_factor=spec.stopping.reduction_factor, epochs=spec.epochs)
     rungs = rungs if spec.stopping.kind != "none" else []
     seen = [Seen(t.params, t.outcome == "completed") for t in order if t.over and sound(t, spec.metric)]
-    running = ledger.held(folder / "ledger.jsonl") if (folder / "ledger.jsonl").exists() else False
+    if running is None:
+        running = (folder / "ledger.jsonl").exists() and ledger.held(folder / "ledger.jsonl")
     capacity = _capacity(events, spec.concurrency)
     return Digest(
         name=facts.search,

@@ -106,11 +106,11 @@ class RawPixels(nn.Module):
         return logits
 
 
-def log_model(folder: Path, *, run_id: str, end_status: str = "FINISHED", pt2: bool = False) -> str:
+def log_model(folder: Path, *, run_id: str, name: str = "model", end_status: str = "FINISHED", pt2: bool = False) -> str:
     """Log a checkpoint as the model of a run, with signature, example and class names, without the optimiser's state.
 
     Args:
-        folder: a checkpoint. run_id: of an ended run; it has `end_status` again afterwards.
+        folder: a checkpoint. run_id: of an ended run; it has `end_status` again afterwards. name: of the logged model.
         pt2: whether the model holds `artifacts/model.pt2` besides, for `torch.export.load`: uint8 pixels of the trained size,
             (batch, height, width, channels) for any batch, to logits in float32. It resizes nothing and needs none of our code.
     Returns: the model's URI, `models:/m-…`.
@@ -137,7 +137,7 @@ def log_model(folder: Path, *, run_id: str, end_status: str = "FINISHED", pt2: b
         if pt2:
             artifacts["pt2"] = str(_export(served, Path(place) / "model.pt2"))
         info = mlflow.pyfunc.log_model(
-            name="model",
+            name=name,
             python_model=__file__,
             artifacts=artifacts,
             signature=ModelSignature(

@@ -45,6 +45,9 @@ def described(
     lines = [
         f"**{state}**: {over} of {wanted} trials over ({said}); seen at {time.strftime('%Y-%m-%d %H:%M:%S %Z')}",
         "",
+        "Trials: "
+        + " · ".join(f"[{name}]({_link(experiment_id, facts.search, rule, spec.metric, spec.mode)})" for name, rule in FILTERS.items()),
+        "",
         f"{_hours(spent.wall_seconds)} of wall time, {_hours(spent.trial_seconds)} of training in {spent.epochs:,} epochs, "
         f"{_hours(spent.stopped_seconds)} of it in stopped trials; stopping saved {_hours(spent.saved_seconds)}.",
         "",
@@ -63,8 +66,6 @@ def described(
             )
             cells = [str(rank), link, "–" if value is None else f"{value:.4f}", trial.outcome, str(len(trial.results))]
             lines.append(f"| {' | '.join(cells + [_short(trial.params.get(name)) for name in names])} |")
-        lines.append("")
-    lines.append("Trials: " + " · ".join(f"[{name}]({_link(experiment_id, facts.search, rule)})" for name, rule in FILTERS.items()))
     return "\n".join(lines)
 
 
@@ -84,9 +85,10 @@ def leaderboard(spec: SearchSpec, ranking: Sequence[Trial], runs: dict[int, str]
     return {"columns": columns, "data": [[row.get(name) for name in columns] for row in rows]}
 
 
-def _link(experiment_id: str, search: str, rule: str) -> str:
-    """To MLflow's list of runs with a filter in its search box."""
-    return f"#/experiments/{experiment_id}/runs?searchFilter={quote(f'tags.search = {search!r} and {rule}', safe='')}"
+def _link(experiment_id: str, search: str, rule: str, metric: str, mode: str) -> str:
+    """To MLflow's list of runs with a filter in its search box; sorted, since it would fold the trials into the search's run otherwise."""
+    condition, key = quote(f"tags.search = '{search}' and {rule}", safe=""), quote(f"metrics.`{metric}`", safe="")
+    return f"#/experiments/{experiment_id}/runs?searchFilter={condition}&orderByKey={key}&orderByAsc={str(mode == 'min').lower()}"
 
 
 def _hours(seconds: float) -> str:

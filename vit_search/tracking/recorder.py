@@ -607,7 +607,7 @@ class Recorder:
         try:
             from vit_search.tracking import report  # plotly and optuna are imported here, at the end, and not by every command
 
-            return report.write(self._folder)
+            return report.write(self._folder, running=False)
         except Exception as error:
             _log.warning("the report could not be made (%s: %s).", type(error).__name__, in_short(error))
             return ()
@@ -623,7 +623,10 @@ class Recorder:
         known = self.client.search_logged_models([self.experiment_id], filter_string=f"source_run_id = '{run}'")
         if any(model.status == LoggedModelStatus.READY for model in known):
             return
-        log_model(place, run_id=run, end_status=STATUS["completed"], pt2=self._spec.log_pt2)
+        name = f"{self._facts.search}-trial-{trial.number}".replace(".", "-")
+        uri = log_model(place, run_id=run, name=name, end_status=STATUS["completed"], pt2=self._spec.log_pt2)
+        tags = {"search": self._facts.search, "trial": str(trial.number), self._spec.metric: str(trial.value(self._spec.metric))}
+        self.client.set_logged_model_tags(uri.rpartition("/")[2], tags)
 
 
 @contextlib.contextmanager

@@ -27,12 +27,12 @@ ROWS = 10
 """Of a table, where more would not be read."""
 
 
-def write(folder: Path) -> tuple[Path, Path]:
+def write(folder: Path, *, running: bool | None = None) -> tuple[Path, Path]:
     """Write a search's report into its folder: the page, and its twin in Markdown.
 
     Raises: SearchError where the folder holds no search, or cannot be written.
     """
-    return _kept(folder / HTML, folder / MARKDOWN, of_search(digest(folder)))
+    return _kept(folder / HTML, folder / MARKDOWN, of_search(digest(folder, running=running)))
 
 
 def compare(first: Path, second: Path) -> tuple[Path, Path]:

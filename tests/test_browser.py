@@ -1,0 +1,173 @@
+"""MLflow's pages and the report as a person sees them, in headless Chromium; the pictures lie under $SCREENSHOTS, or screenshots."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+from synthetic import made
+
+from vit_search.tracking import report, store
+from vit_search.tracking.recorder import sync
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+COMMAND = str(Path(sys.executable).with_name("vit-search"))
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium: no browser here (apt-get install chromium)")
+
+OF_MLFLOW = ("Failed to load resource: the server responded with a status of 404", "ResizeObserver loop")
+"""What MLflow's own pages say in the console, of an assistant that is not there and of their layout."""
+
+
+@pytest.fixture(scope="module")
+def screenshots():
+    folder = Path(os.environ.get("SCREENSHOTS", "screenshots")).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory):
+    """A search of 100 trials, and MLflow with it."""
+    home = tmp_path_factory.mktemp("browsed")
+    folder, _, _ = made(home, trials=100, epochs=8)
+    uri = f"sqlite:///{home / 'mlruns.db'}"
+    before = Path.cwd()
+    os.chdir(home)
+    try:
+        assert sync(folder, uri)
+    finally:
+        os.chdir(before)
+    return folder, uri
+
+
+@pytest.fixture(scope="module")
+def pages(search):
+    """`vit-search ui`, once it answers."""
+    folder, uri = search
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    command = [COMMAND, "ui", "--tracking-uri", uri, "--port", str(port)]
+    with (folder.parent / "ui.log").open("wb") as log:
+        server = subprocess.Popen(command, cwd=folder.parent, stdout=log, stderr=log, start_new_session=True)
+    try:
+        end = time.monotonic() + 90
+        while True:
+            assert server.poll() is None and time.monotonic() < end, (folder.parent / "ui.log").read_text()
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+expect.set_options(timeout=60_000)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that keeps what its console says and what it asks for."""
+    context = browser.new_context(viewport={"width": 1400, "height": 1100})
+    context.set_default_timeout(60_000)
+    page = context.new_page()
+    page.said, page.asked = [], []
+    page.on("console", lambda message: page.said.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: page.said.append(str(error)))
+    page.on("request", lambda request: page.asked.append(request.url))
+    yield page
+    context.close()
+
+
+def errors(page):
+    return [said for said in page.said if not any(known in said for known in OF_MLFLOW)]
+
+
+def runs(uri):
+    client = store.client_for(uri)
+    experiment = client.get_experiment_by_name("made").experiment_id
+    (parent,) = client.search_runs([experiment], "attributes.run_name = 'made-1'")
+    return client, experiment, parent.info.run_id
+
+
+def test_a_parent_with_a_hundred_children_opens_and_its_links_lead_to_the_stopped_ones(search, pages, page, screenshots):
+    _, uri = search
+    client, experiment, parent = runs(uri)
+    page.goto(f"{pages}/#/experiments/{experiment}/runs/{parent}")
+    expect(page.get_by_text("100 of 100 trials over")).to_be_visible()
+    page.screenshot(path=screenshots / "parent.png")
+    link = page.get_by_role("link", name="stopped early")
+    expect(link).to_be_visible()
+    target = link.get_attribute("href")
+    page.goto(pages + "/" + target[target.index("#") :])
+    stopped = len(client.search_runs([experiment], "tags.search = 'made-1' and tags.outcome = 'stopped'"))
+    assert stopped == 33
+    expect(page.get_by_text("matching runs")).to_contain_text(str(stopped))
+    expect(page.get_by_role("link", name=re.compile(r"^trial \d+$")).first).to_be_visible()
+    page.screenshot(path=screenshots / "stopped.png")
+    assert errors(page) == []
+
+
+def test_the_charts_of_a_trial_draw(search, pages, page, screenshots):
+    _, uri = search
+    client, experiment, _ = runs(uri)
+    best = client.search_runs([experiment], "tags.search = 'made-1' and tags.rank = '1'")[0].info.run_id
+    page.goto(f"{pages}/#/experiments/{experiment}/runs/{best}/model-metrics")
+    expect(page.locator(".js-plotly-plot .scatterlayer .trace").first).to_be_attached()
+    page.screenshot(path=screenshots / "charts.png")
+    assert errors(page) == []
+
+
+def test_the_report_shows_in_mlflow_and_draws_its_figures(search, pages, page, screenshots):
+    _, uri = search
+    _, experiment, parent = runs(uri)
+    page.goto(f"{pages}/#/experiments/{experiment}/runs/{parent}/artifacts/report.html")
+    inside = page.frame_locator("iframe").first
+    expect(inside.locator("h1")).to_have_text("made-1: report")
+    inside.locator("figure").first.scroll_into_view_if_needed()  # each is drawn as it comes near
+    expect(inside.locator("figure .main-svg").first).to_be_visible()
+    page.screenshot(path=screenshots / "report-in-mlflow.png")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1300, 400])
+def test_the_report_draws_every_figure_and_asks_for_nothing(search, browser, screenshots, scheme, width):
+    folder, _ = search
+    html, _ = report.write(folder)
+    context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
+    page = context.new_page()
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(html.as_uri())
+    count = page.evaluate("document.querySelectorAll('figure').length")
+    assert count >= 8
+    for index in range(count):
+        page.locator("figure").nth(index).scroll_into_view_if_needed()
+        expect(page.locator("figure").nth(index).locator(".main-svg").first).to_be_attached()
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth + 1")
+    page.evaluate("window.scrollTo(0, 0)")
+    page.screenshot(path=screenshots / f"report-{scheme}-{width}.png", full_page=True)
+    assert said == []
+    assert asked == [html.as_uri()]
+    context.close()
