@@ -4,23 +4,23 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import random
 import shutil
-import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
-from synthetic import begin, events, made, result
+import servers
+from servers import SECRET, until
+from synthetic import FILE, begin, events, made, result
 
 from vit_search.errors import SearchError, TrackingError
+from vit_search.spec import search_file
 from vit_search.tracking import doctor, store
 from vit_search.tracking.ledger import Ended, Ledger, Proposed, Reported, read_trials
 from vit_search.tracking.recorder import RECORDED, STATUS, Recorder, sync
@@ -143,6 +143,23 @@ def test_the_parent_tells_how_the_search_stands_and_links_to_its_trials(uri, tmp
         table["trial"].tolist()[0]
         == max((t for t in read_trials(folder / "ledger.jsonl") if t.outcome == "completed"), key=lambda t: t.value("val_accuracy")).number
     )
+
+
+def test_the_filters_of_the_readme_find_what_they_say(uri, tmp_path):
+    folder, _, _ = made(tmp_path)
+    sync(folder, uri)
+    client = store.client_for(uri)
+    experiment = client.get_experiment_by_name("made").experiment_id
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    filters = [line.split("`")[1] for line in readme.partition("| filter |")[2].partition("\n\n")[0].splitlines() if line.startswith("| `")]
+    filters = [f.replace("digits-1", "made-1").replace("'9'", "'2'").replace("0120947f…", "d" * 64) for f in filters]
+    counts = [len(client.search_runs([experiment], text)) for text in filters]
+    small = [t for t in read_trials(folder / "ledger.jsonl") if len(t.results) >= 2 and begin_cost(t) < 1e5]
+    assert counts == [2, 3, len(small), 7]
+
+
+def begin_cost(trial):
+    return search_file.parse(FILE % (6, 4)).space.cost(trial.params).params
 
 
 def test_a_sender_that_is_killed_at_any_moment_is_finished_by_the_next(migrated, tmp_path, monkeypatch):
@@ -318,54 +335,13 @@ def test_a_driver_on_another_machine_is_dead_once_it_has_been_silent_for_long(ur
 # Servers, for real
 
 
-def until(condition, seconds=90):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))), None) or shutil.which("postgres")
-SECRET = "s3cret-Of-The-Test"
-
-
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
-    """The URI of a PostgreSQL of our own on 127.0.0.1, its password included; it refuses to run as root, so another account does."""
-    if POSTGRES is None:
+def postgres():
+    """The URI of a PostgreSQL of our own, its password included."""
+    if servers.POSTGRES is None:
         pytest.skip("PostgreSQL: no server binary here (apt-get install postgresql)")
-    home, port = tmp_path_factory.mktemp("postgres"), free_port()
-    binaries, account = Path(POSTGRES).resolve().parent, []
-    if os.getuid() == 0:
-        account = ["runuser", "-u", "postgres", "--"]
-        home = Path(subprocess.run([*account, "mktemp", "-d"], capture_output=True, text=True, check=True).stdout.strip())
-    (password := tmp_path_factory.mktemp("given") / "password").write_text(SECRET)
-    password.chmod(0o644)
-    for parent in password.parents[:3]:
-        parent.chmod(parent.stat().st_mode | 0o011)
-    initdb = [binaries / "initdb", "-D", home / "data", "-U", "keeper", "--auth=scram-sha-256", f"--pwfile={password}", "-E", "UTF8"]
-    subprocess.run([*account, *initdb], check=True, capture_output=True, cwd="/")
-    options = ["-D", home / "data", "-p", str(port), "-h", "127.0.0.1", "-k", home, "-c", "fsync=off"]
-    server = subprocess.Popen([*account, binaries / "postgres", *options], stderr=subprocess.DEVNULL, cwd="/", start_new_session=True)
-
-    def answers():
-        assert server.poll() is None
-        with socket.socket() as tried:
-            return tried.connect_ex(("127.0.0.1", port)) == 0
-
-    try:
-        until(answers)
-        yield f"postgresql://keeper:{SECRET}@127.0.0.1:{port}/postgres"
-    finally:
-        os.killpg(server.pid, signal.SIGINT)
-        server.wait()
-        shutil.rmtree(home, ignore_errors=True)
+    with servers.postgres() as uri:
+        yield uri
 
 
 @pytest.fixture(scope="module")
@@ -380,36 +356,14 @@ def account():
 @pytest.fixture(scope="module")
 def server(postgres, account, tmp_path_factory):
     """MLflow's server with basic-auth and artifact proxy, over PostgreSQL."""
-    home, port = tmp_path_factory.mktemp("server"), free_port()
+    home = tmp_path_factory.mktemp("server")
     (home / "auth.ini").write_text(
         f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{home / 'auth.db'}\nadmin_username = admin\n"
         f"admin_password = {SECRET}\nauthorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
-    environment = os.environ | {
-        "MLFLOW_AUTH_CONFIG_PATH": str(home / "auth.ini"),
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "of the test",
-        "MLFLOW_BACKEND_STORE_URI": postgres,
-    }
-    command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--workers", "1", "--artifacts-destination", str(home / "served")]
-    with (home / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True)
-
-    def answers():
-        assert process.poll() is None, (home / "log").read_text()
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
-                return answer.status == 200
-        except OSError:
-            return False
-
-    try:
-        until(answers)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    secrets = {"MLFLOW_AUTH_CONFIG_PATH": str(home / "auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "of the test"}
+    with servers.mlflow_server(home, postgres, "--app-name", "basic-auth", **secrets) as uri:
+        yield uri
 
 
 def test_postgresql_gets_all_of_a_search_and_its_password_stays_secret(postgres, tmp_path, monkeypatch, caplog, capfd):

@@ -167,6 +167,11 @@ class Recorder:
         """The tracking URI without what a URI may carry in secret."""
         return public(mlflow.get_tracking_uri())
 
+    @property
+    def behind(self) -> int:
+        """Events that MLflow has not got yet."""
+        return len(self._events) - self._taken
+
     @staticmethod
     def connect(tracking_uri: str | None, experiment: str) -> Recorder:
         """Reach MLflow and find or make the experiment that holds the searches of this name.

@@ -1,0 +1,95 @@
+"""PostgreSQL and MLflow's server as the tests and the benchmark of the record start them: real, on 127.0.0.1, ended at the end."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))), None) or shutil.which("postgres")
+SECRET = "s3cret-Of-The-Test"
+
+
+def until(condition, seconds=90):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@contextlib.contextmanager
+def postgres():
+    """The URI of a PostgreSQL of our own, its password included; it refuses to run as root, so another account does."""
+    account = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+    home = Path(subprocess.run([*account, "mktemp", "-d"], capture_output=True, text=True, check=True, cwd="/").stdout.strip())
+    binaries, port = Path(POSTGRES).resolve().parent, free_port()
+    with tempfile.NamedTemporaryFile("w") as password:
+        password.write(SECRET)
+        password.flush()
+        Path(password.name).chmod(0o644)
+        initdb = [
+            binaries / "initdb",
+            "-D",
+            home / "data",
+            "-U",
+            "keeper",
+            "--auth=scram-sha-256",
+            f"--pwfile={password.name}",
+            "-E",
+            "UTF8",
+        ]
+        subprocess.run([*account, *initdb], check=True, capture_output=True, cwd="/")
+    options = ["-D", home / "data", "-p", str(port), "-h", "127.0.0.1", "-k", home]
+    server = subprocess.Popen([*account, binaries / "postgres", *options], stderr=subprocess.DEVNULL, cwd="/", start_new_session=True)
+
+    def answers():
+        assert server.poll() is None
+        with socket.socket() as tried:
+            return tried.connect_ex(("127.0.0.1", port)) == 0
+
+    try:
+        until(answers)
+        yield f"postgresql://keeper:{SECRET}@127.0.0.1:{port}/postgres"
+    finally:
+        os.killpg(server.pid, signal.SIGINT)
+        server.wait()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def mlflow_server(home, store, *options, **environment):
+    """The URI of an MLflow server with artifact proxy over a store, once it answers; what it says is in `log` under home."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *options]
+    command += ["--artifacts-destination", str(home / "served")]
+    around = os.environ | {"MLFLOW_BACKEND_STORE_URI": store, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | environment
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=home, env=around, stdout=log, stderr=log, start_new_session=True)
+
+    def answers():
+        assert process.poll() is None, (home / "log").read_text()
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    try:
+        until(answers)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
