@@ -314,6 +314,33 @@ def test_a_tracking_server_that_dies_costs_no_point_and_doubles_none(tmp_path):
                 server.wait()
 
 
+@pytest.mark.slow
+def test_a_server_that_never_comes_back_is_told_by_exit_code_5_and_sync_sends_the_rest(tmp_path):
+    (tmp_path / "small.yaml").write_text(FILE)
+    uri = f"http://127.0.0.1:{free_port()}"
+    server = serve_mlflow(tmp_path, uri)
+    command = [COMMAND, "run", "small.yaml", "--tracking-uri", uri]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
+        ledger = tmp_path / "searches/small-1/ledger.jsonl"
+        until(lambda: ledger.exists() and ledger.read_text().count('"reported"') >= 2)
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        out, err = driver.communicate(timeout=400)
+    assert driver.returncode == 5, err
+    assert "5 of 5 trials" in out
+    assert "vit-search sync small-1" in err
+    server = serve_mlflow(tmp_path, uri)
+    try:
+        assert vit_search(tmp_path, "sync").stdout == "MLflow has all of small-1.\n"
+        client = mlflow.MlflowClient(uri)
+        runs = client.search_runs([client.get_experiment_by_name("small").experiment_id])
+        assert len(runs) == 6
+        assert {run.info.status for run in runs} == {"FINISHED"}
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
 def free_port():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

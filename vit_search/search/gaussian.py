@@ -5,8 +5,8 @@ posterior; expected improvement (Jones et al. 1998, https://doi.org/10.1023/A:10
 trials still open are taken to reach their mean (kriging believer: Ginsbourger et al. 2010, https://hal.science/hal-00732512).
 
 The improvement is looked for among points drawn from the space and around its best trials, so that conditions hold by
-themselves and a point that cannot be built is passed over first. An ask takes tens of milliseconds with up to 150 trials
-on a core (tests/benchmarks/ask_cost.py), where Optuna's process takes 150 to 400; it follows from its arguments alone.
+themselves and a point that cannot be built is passed over first. An ask takes 11 to 57 ms with up to 150 trials shown
+on a core (tests/benchmarks/ask_cost.py), where Optuna's process takes 125 to 263; it follows from its arguments alone.
 """
 
 from __future__ import annotations
