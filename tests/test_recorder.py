@@ -221,6 +221,9 @@ def test_a_trial_that_goes_on_after_an_interruption_is_shown_as_running_and_then
     ledger.listeners.append(recorder.wake)
     ledger.append(Reported(trial=0, result=result(2, 0.6)))
     until(lambda: [run[1] for run in content(uri)] == ["RUNNING", "RUNNING"])
+    until(lambda: content(uri)[0][2].get("state") == "running")
+    description = recorder.client.get_run(recorder.parent_run).data.tags["mlflow.note.content"]
+    assert description.startswith("**running**: 0 of 1 trials over (1 running)")
     for event in (*(Reported(trial=0, result=result(e, 0.6)) for e in (3, 4)), Ended(trial=0, outcome="completed")):
         ledger.append(event)
     assert recorder.close("FINISHED", None)

@@ -203,7 +203,7 @@ class Recorder:
             sync: has the disk hold them all; called before they are sent, so that a loss of power takes nothing back.
         """
         self._spec, self._facts, self._folder, self._events, self._sync = spec, facts, folder, events, sync
-        self.wanted = self.wanted or spec.trials
+        self._space, self.wanted = spec.space, self.wanted or spec.trials
         self._news.set()
         self._thread.start()
 
@@ -223,9 +223,9 @@ class Recorder:
             before = self._steps
             self._thread.join(timeout=patience_s)
         name = self._facts.search
-        if self._thread.is_alive():
+        if self._thread.is_alive() or self.behind:
             self._given_up.set()
-            _log.warning("MLflow is away: what it has not got stays in the ledger; `vit-search sync %s` sends it.", name)
+            _log.warning("MLflow has not got all of it: the rest stays in the ledger; `vit-search sync %s` sends it.", name)
             return False
         try:
             for step in self._last_steps(status, hindsight):
@@ -364,9 +364,13 @@ class Recorder:
     # Sending
 
     def _work(self) -> None:
-        with contextlib.suppress(_GivenUpError):
+        try:
             self._insist(self._take_up)
             self._drain()
+        except _GivenUpError:
+            pass
+        except Exception:  # ours alone; the search goes on, and what is missing in MLflow is said at its end
+            _log.exception("MLflow gets no more of this search.")
 
     def _drain(self) -> None:
         while True:
@@ -524,7 +528,7 @@ class Recorder:
     def _end_points(self, trial: Trial, event: Ended) -> list[Metric]:
         """What is to be known of a whole trial, to sort by in MLflow's pages."""
         spec, at = self._spec, int(event.at * 1000)
-        cost = spec.space.cost(trial.params)
+        cost = self._space.cost(trial.params)
         devices = spec.resources.gpus or spec.resources.cpus
         values: dict[str, float | None] = {f"best/{spec.metric}": trial.best_value(spec.metric, spec.mode)}
         values |= {
