@@ -213,10 +213,24 @@ def test_promote_tests_once_and_predict_uses_the_champion(walked):
     assert "small version 1 is now champion" in first.stdout
     assert "reading 1 of this test split" in first.stdout
     again = vit_search(folder, "promote", "small-1")
-    assert "was registered before, so the test split was not read again" in again.stdout
+    assert "it is the champion already, so the test split was not read again" in again.stdout
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlruns.db'}")
     version = client.get_model_version_by_alias("small", "champion")
     assert (str(version.version), version.tags["search"], version.tags["test_reading"]) == ("1", "small-1", "1")
+    equal = vit_search(folder, "promote", "small-2", check=False)  # the same numbers from another search: a tie
+    assert equal.returncode == 3
+    assert "not promoted, it is no better than the champion: +0.0000 on 270 test images" in equal.stderr
+    assert "at reading 2" in equal.stderr
+    assert client.get_model_version_by_alias("small", "champion").version == version.version
+    twice = vit_search(folder, "promote", "small-2", check=False)
+    assert twice.returncode == 3
+    assert "refused before, and the test split was not read again" in twice.stderr
+    assert vit_search(folder, "promote", "small-2", "--force", check=False).returncode == 2
+    forced = vit_search(folder, "promote", "small-2", "--force", "--reason", "a tie will do")
+    assert "small version 2 is now champion" in forced.stdout
+    assert client.get_model_version_by_alias("small", "champion").tags["forced"] == "a tie will do"
+    assert client.get_model_version_by_alias("small", "previous").version == version.version
+    assert client.get_registered_model("small").tags[f"test_readings.{version.tags['data_hash'][:16]}"] == "3"
     digits = load_digits()
     for i in range(20):
         Image.fromarray(np.round(digits.images[i] * 255 / 16).astype(np.uint8)).save(folder / f"{i}.png")

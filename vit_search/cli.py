@@ -551,8 +551,16 @@ def doctor(
 
 
 @app.command()
-def promote(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None) -> None:
-    """Test the best trial once, register it, and make it the champion."""
+def promote(
+    search: SearchName = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+    force: Annotated[bool, typer.Option("--force", help="Make it the champion though it is not shown to be better.")] = False,
+    reason: Annotated[str, typer.Option(help="Why; recorded with the version.")] = "",
+) -> None:
+    """Test the best trial once, and make it the champion if it is better than the present one."""
+    if force != bool(reason.strip()):
+        raise SearchError("--force and --reason go together: say why the champion is to be replaced, e.g. --force --reason 'other data'.")
     from vit_search.tracking import ledger, searches
 
     folder = searches.find(output, search)
@@ -562,6 +570,7 @@ def promote(search: SearchName = None, output: Output = Path("searches"), tracki
         raise SearchError(f"{folder}: no trial has reached full length yet; let the search end or `vit-search resume {folder.name}`.")
     with err.status("evaluating once on the test split …"):
         from vit_search.production import promotion
+        from vit_search.tracking import store
 
         value = winner.value(spec.metric) or 0.0
         candidate = promotion.Candidate(
@@ -573,10 +582,14 @@ def promote(search: SearchName = None, output: Output = Path("searches"), tracki
             val_metric=spec.metric,
             val_value=value,
         )
-        done = promotion.promote(candidate, tracking_uri=tracking_uri or facts.tracking_uri)
-    said = "was registered before, so the test split was not read again" if done.again else f"reading {done.reading} of this test split"
+        done = promotion.promote(candidate, tracking_uri=tracking_uri or store.with_password(facts.tracking_uri), force=reason.strip())
+    said = (
+        "it is the champion already, so the test split was not read again" if done.again else f"reading {done.reading} of this test split"
+    )
     out.print(f"[bold]{done.name}[/] version {done.version} is now [bold green]champion[/]: trial {winner.number} of {folder.name}")
     out.print(f"test accuracy [bold]{done.test_accuracy:.4f}[/] on {done.test_images:,} images ({said}); {spec.metric} was {value:.4f}")
+    if done.comparison is not None:
+        out.print(f"against the champion before it: {done.comparison.in_words()}")
     out.print(f"\nNext:  vit-search predict --model models:/{done.name}@champion IMAGE…")
 
 

@@ -43,6 +43,12 @@ class PromotionError(VitSearchError):
     """A candidate cannot be promoted, or a model cannot be loaded from the registry."""
 
 
+class PromotionRefusedError(PromotionError):
+    """A candidate that is not shown to be better than the champion."""
+
+    exit_code = 3
+
+
 class NoTrialCompletedError(VitSearchError):
     """The search ended, and not one of its trials reached full length."""
 
