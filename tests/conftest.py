@@ -11,3 +11,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # as a trial has it; before anything import
 def own_surroundings(tmp_path_factory):
     os.environ["VIT_SEARCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.fixture(autouse=True)
+def no_tracking_server_left_behind():
+    """MLflow's set_tracking_uri writes to the environment, which the commands that later tests start would inherit."""
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)

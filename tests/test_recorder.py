@@ -155,7 +155,7 @@ def test_the_filters_of_the_readme_find_what_they_say(uri, tmp_path):
     filters = [f.replace("digits-1", "made-1").replace("'9'", "'2'").replace("0120947f…", "d" * 64) for f in filters]
     counts = [len(client.search_runs([experiment], text)) for text in filters]
     small = [t for t in read_trials(folder / "ledger.jsonl") if len(t.results) >= 2 and begin_cost(t) < 1e5]
-    assert counts == [2, 3, len(small), 7]
+    assert counts == [2, 5, len(small), 7]  # one of six diverged and has no rank; the search's own run has the data hash, too
 
 
 def begin_cost(trial):

@@ -555,7 +555,8 @@ class Recorder:
             runs=self._runs,
         )
         self.client.log_batch(self.parent_run, tags=[RunTag("mlflow.note.content", text), RunTag("state", state)])
-        ranks = {trial.number: rank for rank, trial in enumerate(ranking[:places], 1) if trial.value(self._spec.metric) is not None}
+        sound = [t for t in ranking if t.value(self._spec.metric) is not None and t.outcome not in ("diverged", "failed")]
+        ranks = {trial.number: rank for rank, trial in enumerate(sound[:places], 1)}
         for number in self._ranks.keys() - ranks.keys():
             with _not_there():
                 self.client.delete_tag(self._runs[number], "rank")
