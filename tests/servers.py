@@ -68,15 +68,10 @@ def postgres():
         shutil.rmtree(home, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def mlflow_server(home, store, *options, **environment):
-    """The URI of an MLflow server with artifact proxy over a store, once it answers; what it says is in `log` under home."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *options]
-    command += ["--artifacts-destination", str(home / "served")]
-    around = os.environ | {"MLFLOW_BACKEND_STORE_URI": store, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | environment
-    with (home / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=home, env=around, stdout=log, stderr=log, start_new_session=True)
+def start(command, home, port, **environment):
+    """A server in a process group of its own, once it answers on its port; what it says is in `log` under home."""
+    with (home / "log").open("ab") as log:
+        process = subprocess.Popen(command, cwd=home, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True)
 
     def answers():
         assert process.poll() is None, (home / "log").read_text()
@@ -86,10 +81,31 @@ def mlflow_server(home, store, *options, **environment):
         except OSError:
             return False
 
+    until(answers, 120)
+    return process
+
+
+def end(process):
+    """Kill a server with all of its processes, if it still runs."""
+    if process is not None and process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def start_mlflow(home, store, port, *options, **environment):
+    """MLflow's server with artifact proxy over a store, once it answers."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *options]
+    command += ["--artifacts-destination", str(home / "served")]
+    secret = {"MLFLOW_BACKEND_STORE_URI": store, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # a password is no argument
+    return start(command, home, port, **secret, **environment)
+
+
+@contextlib.contextmanager
+def mlflow_server(home, store, *options, **environment):
+    """Its URI, for as long as the context lasts."""
+    port = free_port()
+    process = start_mlflow(home, store, port, *options, **environment)
     try:
-        until(answers)
         yield f"http://127.0.0.1:{port}"
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        end(process)

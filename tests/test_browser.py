@@ -3,15 +3,11 @@
 import os
 import re
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
+import servers
 from playwright.sync_api import expect, sync_playwright
 from synthetic import made
 
@@ -52,25 +48,10 @@ def search(tmp_path_factory):
 def pages(search):
     """`vit-search ui`, once it answers."""
     folder, uri = search
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    command = [COMMAND, "ui", "--tracking-uri", uri, "--port", str(port)]
-    with (folder.parent / "ui.log").open("wb") as log:
-        server = subprocess.Popen(command, cwd=folder.parent, stdout=log, stderr=log, start_new_session=True)
-    try:
-        end = time.monotonic() + 90
-        while True:
-            assert server.poll() is None and time.monotonic() < end, (folder.parent / "ui.log").read_text()
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+    port = servers.free_port()
+    server = servers.start([COMMAND, "ui", "--tracking-uri", uri, "--port", str(port)], folder.parent, port)
+    yield f"http://127.0.0.1:{port}"
+    servers.end(server)
 
 
 expect.set_options(timeout=60_000)

@@ -3,11 +3,9 @@
 import csv
 import io
 import json
-import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +17,9 @@ import mlflow
 import numpy as np
 import psutil
 import pytest
+import servers
 from PIL import Image
+from servers import free_port, until
 from sklearn.datasets import load_digits
 
 from vit_search.spec import search_file
@@ -46,13 +46,6 @@ def vit_search(folder, *arguments, check=True, **kwargs):
     done = subprocess.run([COMMAND, *arguments], cwd=folder, capture_output=True, text=True, timeout=300, **kwargs)
     assert not check or done.returncode == 0, done.stderr
     return done
-
-
-def until(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
 
 
 def rows(folder, search):
@@ -301,8 +294,7 @@ def test_a_tracking_server_that_dies_costs_no_point_and_doubles_none(tmp_path):
         ) as driver:
             ledger = tmp_path / "searches/small-1/ledger.jsonl"
             until(lambda: ledger.exists() and ledger.read_text().count('"reported"') >= 2)
-            os.killpg(first.pid, signal.SIGKILL)
-            first.wait()
+            servers.end(first)
             until(lambda: ledger.read_text().count('"ended"') >= 2)  # the search goes on meanwhile
             second = serve_mlflow(tmp_path, uri)
             out, err = driver.communicate(timeout=200)
@@ -323,9 +315,7 @@ def test_a_tracking_server_that_dies_costs_no_point_and_doubles_none(tmp_path):
         assert "small version 1 is now champion" in promoted.stdout
     finally:
         for server in (first, locals().get("second")):
-            if server is not None and server.poll() is None:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait()
+            servers.end(server)
 
 
 @pytest.mark.slow
@@ -337,8 +327,7 @@ def test_a_server_that_never_comes_back_is_told_by_exit_code_5_and_sync_sends_th
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
         ledger = tmp_path / "searches/small-1/ledger.jsonl"
         until(lambda: ledger.exists() and ledger.read_text().count('"reported"') >= 2)
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        servers.end(server)
         out, err = driver.communicate(timeout=400)
     assert driver.returncode == 5, err
     assert "5 of 5 trials" in out
@@ -351,33 +340,12 @@ def test_a_server_that_never_comes_back_is_told_by_exit_code_5_and_sync_sends_th
         assert len(runs) == 6
         assert {run.info.status for run in runs} == {"FINISHED"}
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+        servers.end(server)
 
 
 def serve_mlflow(folder, uri):
-    """A real MLflow server with artifact proxy, in a process group of its own, once it answers."""
-    place = ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--artifacts-destination", str(folder / "served")]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", uri.rpartition(":")[2], "--workers", "1", *place]
-    with (folder / "server.log").open("ab") as log:
-        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-
-    def answers():
-        assert server.poll() is None, (folder / "server.log").read_text()
-        try:
-            with urllib.request.urlopen(f"{uri}/health", timeout=2) as answer:
-                return answer.status == 200
-        except OSError:
-            return False
-
-    until(answers)
-    return server
+    """A real MLflow server with artifact proxy over SQLite, once it answers."""
+    return servers.start_mlflow(folder, f"sqlite:///{folder / 'server.db'}", uri.rpartition(":")[2])
 
 
 def test_ui_answers_on_loopback_alone_and_to_its_own_name_alone(walked):

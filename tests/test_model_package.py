@@ -7,11 +7,8 @@ import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 import zlib
@@ -21,6 +18,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import servers
 import torch
 from mlflow.exceptions import MlflowException
 from PIL import Image
@@ -399,33 +397,11 @@ def test_log_pt2_is_off_unless_the_search_file_asks_for_it():
 def server(logged, registered):
     """`mlflow models serve` of the champion, for real."""
     folder, tracking_uri, _ = logged
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = servers.free_port()
     (command,) = re.findall("^mlflow models serve .* --port 5001(?= &$)", README, re.MULTILINE)
-    with (folder / "serve.log").open("wb") as log:
-        process = subprocess.Popen(
-            command.replace("5001", str(port)).split(),
-            cwd=folder,
-            env=os.environ | {"MLFLOW_TRACKING_URI": tracking_uri, "PATH": PATH},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        end = time.monotonic() + 120
-        while True:
-            assert process.poll() is None and time.monotonic() < end, (folder / "serve.log").read_text()
-            try:
-                with urllib.request.urlopen(f"{url}/ping", timeout=2):
-                    break
-            except OSError:
-                time.sleep(0.2)
-        yield f"{url}/invocations"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=30)
+    process = servers.start(command.replace("5001", str(port)).split(), folder, port, MLFLOW_TRACKING_URI=tracking_uri, PATH=PATH)
+    yield f"http://127.0.0.1:{port}/invocations"
+    servers.end(process)
 
 
 def asked(url, body):

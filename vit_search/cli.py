@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from vit_search.errors import SearchError, VitSearchError
+from vit_search.spec.cost import in_time
 
 if TYPE_CHECKING:
     from vit_search.search.control import Control
@@ -189,10 +190,10 @@ def _print_plan(plan: Plan) -> None:
         ("disk", f"checkpoints take at most {in_units(plan.disk_bytes)}"),
     ]
     if plan.speed and plan.wall_seconds_range and plan.epoch_seconds:
-        soonest, latest = map(_time, plan.wall_seconds_range)
+        soonest, latest = map(in_time, plan.wall_seconds_range)
         rows += [
-            ("time", f"about [bold]{_time(plan.wall_seconds or 0)}[/] ({soonest} to {latest}), Ray's and MLflow's own not counted"),
-            ("", f"{_time(plan.trial_seconds or 0)} of all trials together, {_time(plan.device_seconds or 0)} of GPUs or cores"),
+            ("time", f"about [bold]{in_time(plan.wall_seconds or 0)}[/] ({soonest} to {latest}), Ray's and MLflow's own not counted"),
+            ("", f"{in_time(plan.trial_seconds or 0)} of all trials together, {in_time(plan.device_seconds or 0)} of GPUs or cores"),
             ("", f"an epoch {_seconds(plan.epoch_seconds[0])} in the middle, at most {_seconds(plan.epoch_seconds[1])}"),
             ("speed", _speed(plan.speed, plan)),
         ]
@@ -228,7 +229,7 @@ def _count(value: float) -> str:
 
 
 def _seconds(value: float) -> str:
-    return f"{value:.2g} s" if value < 10 else _time(value)
+    return f"{value:.2g} s" if value < 10 else in_time(value)
 
 
 @app.command()
@@ -650,8 +651,8 @@ def _spent(spent: Spent) -> str:
     """What a search has cost, in words."""
     share = spent.stopped_seconds / spent.trial_seconds if spent.trial_seconds else 0.0
     return (
-        f"{_time(spent.wall_seconds)} of wall time, {_time(spent.trial_seconds)} of training in {spent.epochs:,} epochs, "
-        f"{share:.0%} of it in stopped trials; stopping saved {_time(spent.saved_seconds)}"
+        f"{in_time(spent.wall_seconds)} of wall time, {in_time(spent.trial_seconds)} of training in {spent.epochs:,} epochs, "
+        f"{share:.0%} of it in stopped trials; stopping saved {in_time(spent.saved_seconds)}"
     )
 
 
@@ -670,7 +671,7 @@ def _hindsight(hindsight: Hindsight) -> list[str]:
         epochs, wall = hindsight.plan["epochs"], hindsight.plan["wall_seconds"]
         line = f"planned {epochs['predicted']:,.0f} epochs, trained {epochs['actual']:,}"
         if wall["predicted"]:
-            line += f"; planned {_time(wall['predicted'])}, took {_time(wall['actual'])} with Ray's and MLflow's own time"
+            line += f"; planned {in_time(wall['predicted'])}, took {in_time(wall['actual'])} with Ray's and MLflow's own time"
         lines.append(line)
     return lines
 
@@ -695,7 +696,7 @@ def _finish(result: SearchResult) -> None:
     stopped = sum(t.outcome == "stopped" for t in ended)
     trained, full = sum(len(t.results) for t in trials), spec.epochs * max(len(trials), 1)
     share = stopped / max(len(ended), 1)
-    out.print(f"{len(ended)} of {result.settings.trials} trials in {_time(result.seconds)}, {stopped} stopped early ({share:.0%})")
+    out.print(f"{len(ended)} of {result.settings.trials} trials in {in_time(result.seconds)}, {stopped} stopped early ({share:.0%})")
     if result.ended_by.startswith("limits."):
         from vit_search.search.limits import option
 
@@ -833,8 +834,10 @@ class _Screen:
         if over and trained:
             per_trial = sum(len(t.results) for t in over) / len(over)
             missing = per_trial * wanted - self._epochs()
-            left = _time(max(0.0, missing) * spent / trained)
-        head.add_row(f"[bold]{len(over)}[/] of {wanted} trials", f"{stopped} stopped early", f"{_time(spent)} spent", f"about {left} left")
+            left = in_time(max(0.0, missing) * spent / trained)
+        head.add_row(
+            f"[bold]{len(over)}[/] of {wanted} trials", f"{stopped} stopped early", f"{in_time(spent)} spent", f"about {left} left"
+        )
         bar = Table.grid()
         bar.add_row(ProgressBar(total=wanted, completed=len(over), width=60))  # alone it would not end its line
         parts: list[Any] = [head, bar]
@@ -862,12 +865,6 @@ class _Screen:
 
 def _number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _time(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _escaped(text: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
+from vit_search.spec.cost import in_time
 from vit_search.spec.search_file import SearchSpec
 from vit_search.tracking import searches
 from vit_search.tracking.ledger import Spent, Trial, best
@@ -48,8 +49,8 @@ def described(
         "Trials: "
         + " · ".join(f"[{name}]({_link(experiment_id, facts.search, rule, spec.metric, spec.mode)})" for name, rule in FILTERS.items()),
         "",
-        f"{_hours(spent.wall_seconds)} of wall time, {_hours(spent.trial_seconds)} of training in {spent.epochs:,} epochs, "
-        f"{_hours(spent.stopped_seconds)} of it in stopped trials; stopping saved {_hours(spent.saved_seconds)}.",
+        f"{in_time(spent.wall_seconds)} of wall time, {in_time(spent.trial_seconds)} of training in {spent.epochs:,} epochs, "
+        f"{in_time(spent.stopped_seconds)} of it in stopped trials; stopping saved {in_time(spent.saved_seconds)}.",
         "",
     ]
     winner = best(ranking, spec.metric, spec.mode)
@@ -89,12 +90,6 @@ def _link(experiment_id: str, search: str, rule: str, metric: str, mode: str) ->
     """To MLflow's list of runs with a filter in its search box; sorted, since it would fold the trials into the search's run otherwise."""
     condition, key = quote(f"tags.search = '{search}' and {rule}", safe=""), quote(f"metrics.`{metric}`", safe="")
     return f"#/experiments/{experiment_id}/runs?searchFilter={condition}&orderByKey={key}&orderByAsc={str(mode == 'min').lower()}"
-
-
-def _hours(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _short(value: Any) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from vit_search.errors import SearchError
+from vit_search.spec.cost import in_time
 from vit_search.spec.files import write_whole
 from vit_search.tracking import importance, page, pictures
 from vit_search.tracking.digest import SURE, VALIDATED, Digest, Winner, apart, digest
@@ -150,8 +151,8 @@ def _figures(d: Digest) -> list[tuple[str, str]]:
         ("failed or diverged", f"{d.outcomes.get('failed', 0) + d.outcomes.get('diverged', 0):,}"),
         ("epochs trained", f"{d.spent.epochs:,}"),
         ("epochs saved", f"{1 - trained / full:.0%}" if full else "–"),
-        ("time at work", _time(d.spent.wall_seconds)),
-        ("device time", _time(d.spent.trial_seconds * d.devices)),
+        ("time at work", in_time(d.spent.wall_seconds)),
+        ("device time", in_time(d.spent.trial_seconds * d.devices)),
         ("utilisation", "–" if d.utilisation is None else f"{d.utilisation:.0%}"),
     ]
     return found
@@ -261,7 +262,7 @@ def _improvements(d: Digest) -> list[page.Block]:
     better = pictures.better_ones(d.steps)
     if not better:
         return [Text("No trial has reached full length yet.")]
-    rows = [[str(s.trial), f"{s.ended:,}", _time(s.hours * 3600), _time(s.device_hours * 3600), _value(s.best)] for s in better[-ROWS:]]
+    rows = [[str(s.trial), f"{s.ended:,}", in_time(s.hours * 3600), in_time(s.device_hours * 3600), _value(s.best)] for s in better[-ROWS:]]
     return [
         Table(
             ("trial", "trials over>", "after>", "device time>", f"{d.metric}>"),
@@ -392,14 +393,14 @@ def _utilisation(d: Digest) -> list[page.Block]:
 
 def _waste_table(digests: Sequence[Digest]) -> Table:
     def share(d: Digest, seconds: float) -> str:
-        return f"{_time(seconds)} ({seconds / d.spent.trial_seconds:.0%})" if d.spent.trial_seconds else "–"
+        return f"{in_time(seconds)} ({seconds / d.spent.trial_seconds:.0%})" if d.spent.trial_seconds else "–"
 
     outcomes = list(dict.fromkeys(name for d in digests for name in d.waste.by_outcome))
     rows = [[f"in {name} trials", *(share(d, d.waste.by_outcome.get(name, 0.0)) for d in digests)] for name in outcomes]
     rows.append(
         ["in repeats of parameters tried before", *(f"{share(d, d.waste.repeated)}, {_count(d.waste.repeats, 'trial')}" for d in digests)]
     )
-    rows.append(["saved by stopping", *(_time(d.waste.saved) for d in digests)])
+    rows.append(["saved by stopping", *(in_time(d.waste.saved) for d in digests)])
     rows.append(["refused proposals, never trained", *(f"{d.infeasible:,}" for d in digests)])
     return Table(("training time", *(f"{d.name}>" for d in digests)), rows, "Where the training time of all trials went.")
 
@@ -418,8 +419,8 @@ def _plan(d: Digest) -> list[page.Block]:
     for epoch, pair in told["trials_at"].items():
         beside(f"trials that reach epoch {epoch}", pair, lambda v: f"{v:,.1f}".removesuffix(".0"))
     beside("epochs", told["epochs"], lambda v: f"{v:,.0f}")
-    beside("device time", told["device_seconds"], _time)
-    beside("time at work", told["wall_seconds"], _time)
+    beside("device time", told["device_seconds"], in_time)
+    beside("time at work", told["wall_seconds"], in_time)
     speed = told.get("speed")
     by = (
         f"Seconds were planned by the speed of {speed['device']}{', measured ' + speed['measured'] if speed['measured'] else ''}."
@@ -508,9 +509,3 @@ def _cell(value: Any) -> str:
         if isinstance(value, bool)
         else str(value)
     )
-
-
-def _time(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
