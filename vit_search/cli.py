@@ -556,7 +556,7 @@ def promote(
     search: SearchName = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
-    force: Annotated[bool, typer.Option("--force", help="Make it the champion though it is not shown to be better.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Make it the champion without a comparison.")] = False,
     reason: Annotated[str, typer.Option(help="Why; recorded with the version.")] = "",
 ) -> None:
     """Test the best trial once, and make it the champion if it is better than the present one."""

@@ -18,8 +18,7 @@ from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
 from vit_search.vit import checkpoint, training
 from vit_search.vit.data import prepare, read_image
-from vit_search.vit.model import ViT
-from vit_search.vit.splits import Split, StreamedSplit, load_split
+from vit_search.vit.splits import load_split
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Promotion:
     again: bool
     """The candidate is the champion already; its recorded accuracy is given and nothing was read."""
     comparison: Comparison | None
-    """With the champion that it replaces; None where there was none, or none over the same data."""
+    """With the champion that it replaces; None where there was none, or it was replaced by force."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def promote(candidate: Candidate, *, tracking_uri: str | None = None, force: str
     whole; the old champion becomes `previous`.
 
     Args:
-        force: a reason to put it there whatever the comparison says; recorded with the version.
+        force: a reason to put it there without a comparison; recorded with the version.
     Raises: PromotionRefusedError; PromotionError when the data has changed or the candidate's run cannot be found;
         TrackingError; CheckpointError.
     """
@@ -100,13 +99,14 @@ def promote(candidate: Candidate, *, tracking_uri: str | None = None, force: str
     data = prepare(served.config.data)
     if data.data_hash != served.data_hash:
         raise PromotionError(f"{candidate.search}: the data set has changed since the search; its test split is another one. Search again.")
+    rival = _model_of(champion) if champion is not None and not force else None
     client.set_registered_model_tag(candidate.name, readings_tag, readings + 1)  # before the reading: a crash counts too
     readings += 1
     split = load_split(data, "test")
     seen = training.evaluate(served.model, split, served.normalisation)
     comparison = None
-    if champion is not None and not other_data:
-        theirs = training.evaluate(*_model_of(champion, split))
+    if rival is not None:
+        theirs = training.evaluate(rival.model, split, rival.normalisation)
         comparison = gate.compare(seen.predictions.numpy(), theirs.predictions.numpy(), split.labels.cpu().numpy(), reading=readings)
     problem = comparison.problem if comparison is not None else ""
     tags = {
@@ -117,7 +117,7 @@ def promote(candidate: Candidate, *, tracking_uri: str | None = None, force: str
         "test_accuracy": str(seen.accuracy),
         "test_images": str(len(split)),
         "test_reading": str(readings),
-        "gate": comparison.in_words() if comparison else "there was no champion to compare with",
+        "gate": comparison.in_words() if comparison else "not compared" if force else "there was no champion to compare with",
         **({"refused_against": str(champion.version)} if problem and champion is not None else {}),
         **({"forced": force} if force else {}),
     }
@@ -140,21 +140,20 @@ def _champion(client: mlflow.MlflowClient, name: str) -> Any:
     return client.get_model_version(name, version) if version is not None else None
 
 
-def _model_of(version: Any, split: Split | StreamedSplit) -> tuple[ViT, Split | StreamedSplit, training.Normalisation]:
-    """A registered version's model with the split that it is to classify, as `training.evaluate` takes them.
+def _model_of(version: Any) -> checkpoint.ServedModel:
+    """The model of a registered version.
 
     Raises: PromotionError when its files are gone or damaged.
     """
     try:
         with tempfile.TemporaryDirectory() as place:
             home = Path(mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}", dst_path=place))
-            served = checkpoint.load_model(home / "artifacts" / "checkpoint")
+            return checkpoint.load_model(home / "artifacts" / "checkpoint")
     except (MlflowException, OSError, CheckpointError) as error:
         raise PromotionError(
             f"{version.name}: the champion, version {version.version}, cannot be loaded to compare with ({str(error).splitlines()[0]}); "
             "mend it, or promote with --force --reason."
         ) from None
-    return served.model, split, served.normalisation
 
 
 def _registered(client: mlflow.MlflowClient, candidate: Candidate, run_id: str, tags: dict[str, str], known: Any) -> str:
