@@ -29,7 +29,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 test: check ## install, check and test
 	$(BIN)/pytest
 
-test-slow: install ## what takes minutes: 25 kills at random moments
+test-slow: install ## what takes minutes: 25 kills at random moments, and an MLflow that never comes back
 	$(BIN)/pytest -m slow
 
 check: install
