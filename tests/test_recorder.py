@@ -457,6 +457,24 @@ def test_a_run_whose_reply_was_lost_is_not_made_twice(server, tmp_path, monkeypa
     assert_whole(server, folder, "made-4")
 
 
+def test_a_search_whose_own_run_was_made_unheard_gets_its_files_all_the_same(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    creations, uploads = iter(range(100)), iter(range(100))
+    proxy = Mischief(
+        server,
+        cut=lambda head: b"/runs/create" in head and next(creations) == 0,
+        garbage=lambda head: b"search.yaml" in head and next(uploads) == 0,
+    )
+    folder, _, _ = made(tmp_path, "made-7", trials=1)
+    assert sync(folder, proxy.uri)
+    assert proxy.cuts == 2
+    assert_whole(server, folder, "made-7")
+    client = store.client_for(server)
+    (parent,) = client.search_runs([client.get_experiment_by_name("made").experiment_id], "attributes.run_name = 'made-7'")
+    names = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+    assert {"search.yaml", "resolved.json", "environment.json", "requirements.txt"} <= names
+
+
 def test_answers_that_are_lost_or_garbage_cost_no_point_and_double_none(server, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     calls, mean = iter(range(1000)), (b"/runs/log-batch", b"/runs/update", b"/runs/create", b"/runs/search")

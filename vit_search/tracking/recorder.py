@@ -254,7 +254,7 @@ class Recorder:
 
     def _take_up(self) -> None:
         """Find the search's runs or make its parent run, and remember what MLflow has."""
-        self._read_notes()
+        noted = self._read_notes()
         if not self.parent_run:
             self._find_runs()
         if self.parent_run:
@@ -263,6 +263,11 @@ class Recorder:
                 self._ranks[int(run.data.tags["trial"])] = int(run.data.tags["rank"])
         else:
             self._make_parent()
+        if not noted:  # a driver that got no further than its run, or MLflow's lost answer, may have left it without them
+            self.client.log_text(self.parent_run, self._facts.text, "search.yaml")
+            self.client.log_dict(self.parent_run, self._facts.resolved, "resolved.json")
+            self.client.log_dict(self.parent_run, self._facts.environment, "environment.json")
+            self.client.log_text(self.parent_run, self._facts.packages, "requirements.txt")
         had = self._events[: self._taken]
         if any(isinstance(event, Proposed) and event.trial not in self._runs for event in had):
             self._find_runs()
@@ -275,8 +280,8 @@ class Recorder:
             self._notes = (self._folder / RECORDED).open("a", encoding="utf-8")
         self._note(store=self.public_uri, experiment=self.experiment_id, parent=self.parent_run)
 
-    def _read_notes(self) -> None:
-        """What earlier drivers have noted, where it is of this store, and MLflow still has the parent run."""
+    def _read_notes(self) -> bool:
+        """Whether earlier drivers have noted anything of this store, where MLflow still has the parent run."""
         notes: list[dict[str, Any]] = []
         with contextlib.suppress(OSError, UnicodeDecodeError):
             for line in (self._folder / RECORDED).read_text(encoding="utf-8").splitlines():
@@ -293,9 +298,11 @@ class Recorder:
                 runs[int(note["trial"])] = str(note["run"])
             else:
                 taken = int(note["taken"])
-        if parent and self._is_there(parent):
-            self.parent_run, self._runs = parent, runs
-            self._taken = taken if taken <= len(self._events) else 0
+        if not parent or not self._is_there(parent):
+            return False
+        self.parent_run, self._runs = parent, runs
+        self._taken = taken if taken <= len(self._events) else 0
+        return True
 
     def _is_there(self, run: str) -> bool:
         try:
@@ -324,10 +331,6 @@ class Recorder:
             **self._common_tags(),
         }
         self.parent_run = self.client.create_run(self.experiment_id, run_name=facts.search, tags=tags).info.run_id
-        self.client.log_text(self.parent_run, facts.text, "search.yaml")
-        self.client.log_dict(self.parent_run, facts.resolved, "resolved.json")
-        self.client.log_dict(self.parent_run, facts.environment, "environment.json")
-        self.client.log_text(self.parent_run, facts.packages, "requirements.txt")
 
     def _common_tags(self) -> dict[str, str]:
         """Those that the parent run and its children share, MLflow's own among them."""
@@ -366,7 +369,8 @@ class Recorder:
     def _work(self) -> None:
         try:
             self._insist(self._take_up)
-            self._drain()
+            if self.parent_run:  # else MLflow refuses it for good, which has been said
+                self._drain()
         except _GivenUpError:
             pass
         except Exception:  # ours alone; the search goes on, and what is missing in MLflow is said at its end
