@@ -24,7 +24,7 @@ from vit_search.errors import SearchError, SpecError, VitSearchError
 from vit_search.spec.files import write_whole
 from vit_search.spec.search_file import SearchSpec, nearest
 from vit_search.spec.space import Value
-from vit_search.tracking.ledger import Commanded, Event, Ledger, held
+from vit_search.tracking.ledger import Commanded, Event, Ledger, changed, held
 
 _log = logging.getLogger(__name__)
 
@@ -56,11 +56,7 @@ class Settings:
     @staticmethod
     def of(spec: SearchSpec, events: Iterable[Event] = ()) -> Settings:
         """Those of a search file, and what the commands of a ledger have made of them."""
-        settings = Settings(spec.trials, spec.concurrency, **spec.limits.model_dump())
-        for event in events:
-            if isinstance(event, Commanded) and event.name == "set":
-                settings = replace(settings, **event.arguments)
-        return settings
+        return replace(Settings(spec.trials, spec.concurrency, **spec.limits.model_dump()), **changed(events))
 
 
 SETTINGS = tuple(f.name for f in fields(Settings))

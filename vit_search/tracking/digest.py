@@ -177,7 +177,6 @@ def digest(folder: Path, *, running: bool | None = None) -> Digest:
     order = standing(trials, spec.metric, spec.mode)
     costs = {trial.number: space.cost(trial.params) for trial in trials}
     devices = spec.resources.gpus or spec.resources.cpus
-    settings = _settings(spec, events)
     clock = _Clock(events, by_number)
     rungs = levels(grace_epochs=spec.stopping.grace_epochs, reduction_factor=spec.stopping.reduction_factor, epochs=spec.epochs)
     rungs = rungs if spec.stopping.kind != "none" else []
@@ -191,7 +190,7 @@ def digest(folder: Path, *, running: bool | None = None) -> Digest:
         space=space,
         data_hash=facts.data_hash,
         running=running,
-        wanted=settings["trials"],
+        wanted=ledger.changed(events).get("trials", spec.trials),
         standing=tuple(order),
         outcomes={name: count for name in OUTCOMES if (count := sum(t.outcome == name for t in trials))},
         infeasible=sum(isinstance(event, ledger.Infeasible) for event in events),
@@ -288,15 +287,6 @@ def _val_images(folder: Path, spec: SearchSpec) -> int | None:
         return plan.images_of(spec.data_config).val
     except VitSearchError:
         return None
-
-
-def _settings(spec: SearchSpec, events: Iterable[Event]) -> dict[str, Any]:
-    """Trials and concurrency after what was changed while the search ran."""
-    settings: dict[str, Any] = {"trials": spec.trials, "concurrency": spec.concurrency}
-    for event in events:
-        if isinstance(event, Commanded) and event.name == "set":
-            settings |= event.arguments
-    return settings
 
 
 def _capacity(events: Iterable[Event], concurrency: int) -> float:

@@ -268,6 +268,15 @@ def told(events: Iterable[Event], epochs: int) -> tuple[dict[int, Trial], Spent]
     return trials, spent
 
 
+def changed(events: Iterable[Event]) -> dict[str, Any]:
+    """What commands have set since a search began, by the names of search/control.py's Settings."""
+    found: dict[str, Any] = {}
+    for event in events:
+        if isinstance(event, Commanded) and event.name == "set":
+            found |= event.arguments
+    return found
+
+
 def read_trials(path: Path) -> list[Trial]:
     """The trials of a search, running or over, in the order of their numbers; otherwise as `read_events`."""
     return list(told(read_events(path), epochs=0)[0].values())

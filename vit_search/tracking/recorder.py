@@ -32,7 +32,21 @@ from vit_search.spec.config import EpochResult
 from vit_search.spec.rungs import levels
 from vit_search.spec.search_file import SearchSpec
 from vit_search.tracking import overview, searches
-from vit_search.tracking.ledger import Ended, Event, Ledger, Outcome, Proposed, Reported, Spent, Trial, best, fold, ranked, trial_folder
+from vit_search.tracking.ledger import (
+    Ended,
+    Event,
+    Ledger,
+    Outcome,
+    Proposed,
+    Reported,
+    Spent,
+    Trial,
+    best,
+    changed,
+    fold,
+    ranked,
+    trial_folder,
+)
 from vit_search.tracking.searches import COST_FIELDS, Hindsight, SearchFacts
 from vit_search.tracking.store import client_for, in_short, public, with_password
 
@@ -203,7 +217,7 @@ class Recorder:
             sync: has the disk hold them all; called before they are sent, so that a loss of power takes nothing back.
         """
         self._spec, self._facts, self._folder, self._events, self._sync = spec, facts, folder, events, sync
-        self._space, self.wanted = spec.space, self.wanted or spec.trials
+        self._space, self.wanted = spec.space, changed(events).get("trials", spec.trials)
         self._news.set()
         self._thread.start()
 
