@@ -14,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+import psycopg
 import pytest
 import servers
 from servers import SECRET, until
@@ -360,12 +361,15 @@ def account():
 def server(postgres, account, tmp_path_factory):
     """MLflow's server with basic-auth and artifact proxy, over PostgreSQL."""
     home = tmp_path_factory.mktemp("server")
+    with psycopg.connect(postgres, autocommit=True) as database:
+        database.execute("CREATE DATABASE served")  # its own: where an experiment's artifacts go stands in the database
+    own = postgres.removesuffix("/postgres") + "/served"
     (home / "auth.ini").write_text(
         f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{home / 'auth.db'}\nadmin_username = admin\n"
         f"admin_password = {SECRET}\nauthorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
     secrets = {"MLFLOW_AUTH_CONFIG_PATH": str(home / "auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "of the test"}
-    with servers.mlflow_server(home, postgres, "--app-name", "basic-auth", **secrets) as uri:
+    with servers.mlflow_server(home, own, "--app-name", "basic-auth", **secrets) as uri:
         yield uri
 
 

@@ -269,12 +269,9 @@ class Recorder:
     def _take_up(self) -> None:
         """Find the search's runs or make its parent run, and remember what MLflow has."""
         noted = self._read_notes()
-        if not self.parent_run:
-            self._find_runs()
+        self._find_runs()
         if self.parent_run:
             self.client.update_run(self.parent_run, status="RUNNING")
-            for run in self._find(f"tags.`mlflow.parentRunId` = '{self.parent_run}' and tags.rank LIKE '%'"):
-                self._ranks[int(run.data.tags["trial"])] = int(run.data.tags["rank"])
         else:
             self._make_parent()
         if not noted:  # a driver that got no further than its run, or MLflow's lost answer, may have left it without them
@@ -283,8 +280,6 @@ class Recorder:
             self.client.log_dict(self.parent_run, self._facts.environment, "environment.json")
             self.client.log_text(self.parent_run, self._facts.packages, "requirements.txt")
         had = self._events[: self._taken]
-        if any(isinstance(event, Proposed) and event.trial not in self._runs for event in had):
-            self._find_runs()
         for event in had:
             self._fold(event)
             if isinstance(event, Ended):
@@ -327,13 +322,16 @@ class Recorder:
             raise
 
     def _find_runs(self) -> None:
-        """This search's runs by their tags, where the notes do not know them."""
+        """This search's runs by their tags: a driver may have died before it noted the last ones. And the ranks that they carry."""
         if not self.parent_run:
             for run in self._find(f"tags.search_id = '{self._facts.search_id}'"):
                 self.parent_run = run.info.run_id
         if self.parent_run:
             for run in self._find(f"tags.`mlflow.parentRunId` = '{self.parent_run}'"):
-                self._runs.setdefault(int(run.data.tags["trial"]), run.info.run_id)
+                number = int(run.data.tags["trial"])
+                self._runs.setdefault(number, run.info.run_id)
+                if "rank" in run.data.tags:
+                    self._ranks[number] = int(run.data.tags["rank"])
 
     def _make_parent(self) -> None:
         facts = self._facts
