@@ -428,6 +428,7 @@ def _told(spec: SearchSpec, folder: Path, data: DataSet, number: int, params: di
         "config": config.to_dict(),
         "folder": str(trial_folder(folder.resolve(), number)),
         "data": data,
+        "train_on": spec.train_on,
         "threads": max(1, int(spec.resources.cpus)),
         "halvings": 0,
         "usage": spec.system_metrics,
