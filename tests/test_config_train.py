@@ -21,7 +21,7 @@ from vit_search.vit import checkpoint, single, training
 from vit_search.vit.data import prepare
 from vit_search.vit.splits import load_split
 
-FIXED = "name: t\ndata: {name: digits, train_limit: 100}\ntrials: 1\nepochs: 1\nmodel: {dim: 16, depth: 1}\n"
+FIXED = "name: t\ndata: {name: digits, train_limit: 100}\ntrials: 1\nepochs: 1\nstopping: {kind: none}\nmodel: {dim: 16, depth: 1}\n"
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
 DATA = DataConfig(name="digits", train_limit=300, split_seed=4)
 CONFIG = TrialConfig(

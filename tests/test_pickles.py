@@ -2,8 +2,8 @@
 
 import json
 import os
+import pickle
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,6 +17,7 @@ import pytest
 import servers
 import torch
 from PIL import Image
+from ray import cloudpickle
 
 from vit_search.search import launch
 from vit_search.spec import search_file
@@ -78,8 +79,7 @@ def home(tmp_path_factory):
     poisoned_archive(home / "evil.pt2", home / "marks/pt2")
     with mlflow.start_run():
         place = registered("pyfunc", mlflow.pyfunc.log_model(name="m", python_model=mlflow.pyfunc.PythonModel()).model_uri)
-        torch.save(Evil(home / "marks/pyfunc"), place / "python_model.pkl", _use_new_zipfile_serialization=False)
-        (place / "python_model.pkl").write_bytes(__import__("pickle").dumps(Evil(home / "marks/pyfunc")))
+        (place / "python_model.pkl").write_bytes(pickle.dumps(Evil(home / "marks/pyfunc")))
     with mlflow.start_run():
         linear = torch.nn.Linear(2, 2)
         place = registered("pytorch", mlflow.pytorch.log_model(linear, name="m", serialization_format="pickle").model_uri)
@@ -246,6 +246,7 @@ model: {dim: 16, depth: 1, heads: {choice: [1, 2]}}
 
 def test_a_worker_of_a_search_runs_none(home, monkeypatch):
     monkeypatch.chdir(home)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a worker does not find the tests
     launch.run(search_file.parse(SEARCH), output=home / "searches", tracking_uri=f"sqlite:///{home / 'tiny.db'}", work=probe)
     worker = json.loads((home / "worker.json").read_text())
     assert worker["its pid"] != os.getpid()
@@ -266,7 +267,7 @@ def test_every_process_of_a_search_is_started_without_pickles(tmp_path):
                 if "PATH" in environment:  # Ray's two agents write their titles over it; they are children of the raylet
                     found[process.cmdline()[0].rpartition("/")[2]] = refuses(environment)
             assert {"raylet", "gcs_server"} <= found.keys()
-            assert any(name.startswith("ray::") and "train_trial" in name for name in found), found
+            assert any(name.startswith("ray::") and "ImplicitFunc" in name for name in found), found
             assert all(found.values()), found
         finally:
             driver.terminate()
@@ -322,4 +323,3 @@ def test_the_readme_s_server_does_not_run_a_pickled_model(defended, home):
     finally:
         servers.end(process)
     assert marks(home) == (set() if defended else {"pyfunc"})
-    assert shutil.which("mlflow", path=str(Path(sys.executable).parent))

@@ -38,7 +38,7 @@ def fixed_file(config: TrialConfig, *, name: str, about: Sequence[str], rest: Ma
         data.pop("channels")  # of an image folder alone
     shape = {key: value for key, value in shape.items() if key not in FROM_DATA}
     values: dict[str, Any] = {"name": name, "data": data, "trials": 1, "epochs": training.pop("epochs")}
-    values |= {"seed": config.seed // TRIALS_APART % 2**31, **rest}
+    values |= {"stopping": {"kind": "none"}, "seed": config.seed // TRIALS_APART % 2**31, **rest}
     lines = [f"# {line}" for line in about] + [f"{key}: {flow(value)}" for key, value in values.items()]
     for key, part in (("model", shape), ("training", training)):
         lines += [f"{key}:", *(f"  {field}: {flow(value)}" for field, value in part.items())]
