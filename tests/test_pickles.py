@@ -315,11 +315,13 @@ def test_the_readme_s_server_is_started_without_pickles(home):
 @pytest.mark.parametrize("defended", [False, True], ids=["without its variables", "as README shows it"])
 def test_the_readme_s_server_does_not_run_a_pickled_model(defended, home):
     command = served_by_readme(home, "models:/pyfunc/1", servers.free_port(), defended=defended)
-    with (home / "log").open("ab") as log:
-        process = subprocess.Popen(command, cwd=home, stdout=log, stderr=log, start_new_session=True)
+    said = home / f"served-{defended}"
+    with said.open("wb") as log:
+        process = subprocess.Popen(command, cwd=home, env=os.environ | HOSTILE, stdout=log, stderr=log, start_new_session=True)
     try:
-        marker, said = home / "marks/pyfunc", "Deserializing model using pickle is disallowed"
-        servers.until(lambda: marker.exists() or process.poll() is not None or said in (home / "log").read_text())
+        marker, refused = home / "marks/pyfunc", "Deserializing model using pickle is disallowed"
+        servers.until(lambda: marker.exists() or process.poll() is not None or refused in said.read_text())
+        assert (refused in said.read_text()) == defended, said.read_text()
     finally:
         servers.end(process)
     assert marks(home) == (set() if defended else {"pyfunc"})
