@@ -44,7 +44,7 @@ class PromotionError(VitSearchError):
 
 
 class PromotionRefusedError(PromotionError):
-    """A candidate that is not shown to be better than the champion."""
+    """A version that may not become the champion, or not now."""
 
     exit_code = 3
 
