@@ -176,7 +176,8 @@ def _attempt(client: MlflowClient, name: str, lease_s: float, watched: dict[str,
             return holder
         dead.append(holder)
     raise PromotionError(
-        f"{name}: {MOST_DEAD} promotions died one upon the other; delete the registered models `{_places(name)[0]}…` when none runs any more."
+        f"{name}: {MOST_DEAD} promotions died one upon the other; when none runs any more, delete the registered models "
+        f"`{_places(name)[0]}` and so on."
     )
 
 

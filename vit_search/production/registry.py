@@ -120,7 +120,7 @@ class _State:
     @property
     def next_number(self) -> int:
         """One that no record has or had."""
-        return max([0, *self.texts, *_head(self.head)[:1]]) + 1
+        return max([_head(self.head)[0], *self.texts]) + 1
 
     @property
     def before(self) -> str:
@@ -165,8 +165,9 @@ def move(
             return last
         if state.champion != expected:
             seen = f"moved to version {state.champion}" if state.champion is not None else "was taken away"
+            again = "roll back" if action == "rollback" else action
             raise PromotionRefusedError(
-                f"{name}: the champion {seen} while this {_noun(action)} ran (expected {expected or 'none'}); look at it and {action} again."
+                f"{name}: the champion {seen} while this {_noun(action)} ran (expected {expected or 'none'}); look at it and {again} again."
             )
         if version == expected:
             raise PromotionError(f"{name}: version {version} is the champion already.")
@@ -370,19 +371,21 @@ def _complete(client: MlflowClient, lock: Lock, record: Record, *, moved: bool =
     Args:
         moved: False where the record stands already and somebody has moved the alias since; the aliases are then left.
     """
-    name, text = lock.name, record.text()
+    name, text, previous = lock.name, record.text(), None
     if moved and record.came_from is not None:
         try:
             _write(lock, client.set_registered_model_alias, name, PREVIOUS, record.came_from)
+            previous = record.came_from
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # the old version was deleted; there is nothing to go back to
                 raise
     state = _read(client, name)
-    if moved and (state.champion != record.version or state.previous not in (record.came_from, None)) and record.came_from is not None:
-        raise PromotionError(
-            f"{name}: `{CHAMPION}` was set to version {record.version} and names {state.champion or 'nothing'}, `{PREVIOUS}` names "
-            f"{state.previous or 'nothing'}: somebody moves the aliases by hand. Then: vit-search repair {name}"
-        )
+    for alias, wanted, named in ((CHAMPION, record.version, state.champion), (PREVIOUS, previous, state.previous)):
+        if moved and wanted is not None and named != wanted:
+            raise PromotionError(
+                f"{name}: `{alias}` was set to version {wanted} and names {named or 'nothing'}: somebody moves the aliases by hand. "
+                f"When that has ended: vit-search repair {name}"
+            )
     if record.n not in state.texts:
         _write(lock, client.set_registered_model_tag, name, f"history.{record.n:06d}", text)
     _write(lock, client.set_registered_model_tag, name, HEAD, f"{record.n} {_sha256(text)}")
@@ -444,7 +447,7 @@ def _target(name: str, state: _State) -> str:
 
 def _chain_problems(state: _State) -> list[str]:
     problems = []
-    end, digest = _head(state.head) or (0, "")
+    end, digest = _head(state.head)
     before: Record | None = None
     for n in range(1, max([end, *state.texts], default=0) + 1):
         text = state.texts.get(n)
@@ -497,9 +500,10 @@ def _parsed(text: str) -> Record | None:
         return None
 
 
-def _head(text: str) -> tuple[int, str] | tuple[()]:
+def _head(text: str) -> tuple[int, str]:
+    """Number and sha256 of the last record; 0 where there is none."""
     number, _, digest = text.partition(" ")
-    return (int(number), digest) if number.isdecimal() else ()
+    return (int(number), digest) if number.isdecimal() else (0, "")
 
 
 def _sha256(text: str) -> str:
