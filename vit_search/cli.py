@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import getpass
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from vit_search.errors import SearchError, VitSearchError
+from vit_search.errors import PromotionError, SearchError, VitSearchError
 from vit_search.spec.cost import in_time
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ Output = Annotated[Path, typer.Option(help="Folder of all searches.")]
 Tracking = Annotated[
     str | None, typer.Option(help="MLflow server or database; by default MLFLOW_TRACKING_URI, else SQLite in ./mlruns.db.")
 ]
+ModelName = Annotated[str, typer.Argument(help="A registered model, named after its search file's `name`.", metavar="NAME")]
 SearchName = Annotated[str | None, typer.Argument(help="A search by name or folder; the newest by default.", metavar="[SEARCH]")]
 
 
@@ -617,6 +619,73 @@ def predict(
 
 
 @app.command()
+def rollback(
+    name: ModelName,
+    reason: Annotated[str, typer.Option(help="Why; kept in the history.")],
+    to: Annotated[str | None, typer.Option(help="A version that was champion before; the previous champion by default.")] = None,
+    tracking_uri: Tracking = None,
+) -> None:
+    """Make an earlier version the champion again, once it is seen to load."""
+    if not reason.strip():
+        raise PromotionError("--reason is empty; say why, e.g. --reason 'wrong on night photos'.")
+    from vit_search.production import registry
+    from vit_search.tracking import store
+
+    with err.status("loading the version …"):
+        client = store.client_for(tracking_uri)
+        done = registry.rollback(
+            client, name, to=to, reason=reason.strip(), by=getpass.getuser(), check=lambda version: registry.load_problem(client, version)
+        )
+    out.print(f"[bold]{name}[/] version {done.version} is [bold green]champion[/] again, in place of version {done.came_from}")
+
+
+@app.command()
+def history(
+    name: ModelName,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="See whether it is whole and the aliases agree with it; exit code 1 if not.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    tracking_uri: Tracking = None,
+) -> None:
+    """Show who made which version the champion, when and why."""
+    from rich.table import Table
+
+    from vit_search.production import registry
+    from vit_search.tracking import store
+
+    client = store.client_for(tracking_uri)
+    records = registry.history(client, name)
+    problems = registry.verify(client, name) if verify else []
+    if as_json:
+        shown: Any = [json.loads(record.text()) for record in records]
+        sys.stdout.write(json.dumps({"records": shown, "problems": problems} if verify else shown, indent=1) + "\n")
+    else:
+        table = Table("when (UTC)", "who", "action", "version", "test accuracy", "reason", box=None, header_style="dim")
+        for record in records:
+            accuracy = _decimals(record.facts.get("test_accuracy", ""))
+            versions = f"{record.came_from or '–'} → {record.version}"
+            when = record.at[:19].replace("T", " ")
+            table.add_row(*map(_escaped, (when, f"{record.by} on {record.host}", record.action, versions, accuracy, record.reason)))
+        out.print(table if records else f"{name}: no version has been made the champion yet.")
+        for problem in problems:
+            err.print(f"[bold red]error:[/] {_escaped(f'{name}: {problem}')}", soft_wrap=True)
+        if verify and not problems:
+            out.print(f"The history is whole, and the aliases of {name} agree with it.")
+    if problems:
+        sys.exit(1)
+
+
+@app.command()
+def repair(name: ModelName, tracking_uri: Tracking = None) -> None:
+    """Finish or undo a promotion that was killed, and take its lock away."""
+    from vit_search.production import registry
+    from vit_search.tracking import store
+
+    out.print(_escaped(registry.repair(store.client_for(tracking_uri), name)), soft_wrap=True)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of a search file, for editors."""
     from vit_search.spec import search_file
@@ -865,6 +934,14 @@ class _Screen:
 
 def _number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _decimals(text: str) -> str:
+    """A number that was kept as text, to four places; what is no number as it is, and nothing as a dash."""
+    try:
+        return f"{float(text):.4f}"
+    except ValueError:
+        return text or "–"
 
 
 def _escaped(text: str) -> str:
