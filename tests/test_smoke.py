@@ -156,7 +156,7 @@ def test_a_model_that_swallows_a_bad_image_is_refused(logged, tmp_path):
 
 
 def test_a_model_whose_code_fails_on_some_input_is_refused(logged, tmp_path):
-    broken = changed(logged, tmp_path / "broken", "base64.b64decode(", "base64.b64decoded(")
+    broken = changed(logged, tmp_path / "broken", "np.atleast_1d(", "np.atleast_one(")
     assert "AttributeError" in smoke.in_fresh_process(broken, logged[1])
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vit_search.tracking.store import resolve_uri
 from vit_search.vit import augment
 from vit_search.vit.checkpoint import ServedModel
 
@@ -74,6 +73,8 @@ def in_fresh_process(model_uri: str, tracking_uri: str | None = None, *, timeout
         model_uri: `models:/NAME/3`, `models:/m-…` or any that MLflow loads.
     Returns: what went wrong, in one line; empty where nothing did.
     """
+    from vit_search.tracking.store import resolve_uri  # MLflow's import, which a replica that serves does without
+
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": resolve_uri(tracking_uri),  # a password in it is no argument
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
