@@ -619,6 +619,27 @@ def predict(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="NAME@champion or NAME/VERSION.", metavar="MODEL")],
+    format: Annotated[str, typer.Option("--format", help="safetensors, pt2 or onnx.")],
+    output: Annotated[Path | None, typer.Option(help="File, or folder of safetensors; by default NAME-VERSION here.")] = None,
+    tracking_uri: Tracking = None,
+) -> None:
+    """Write a registered model as a file for other programs, once it agrees with the model itself."""
+    with err.status("exporting …"):
+        from vit_search.production import export as exporting
+
+        done = exporting.export(model, format, output, tracking_uri=tracking_uri)
+    out.print(f"[bold]{_escaped(str(done.path))}[/]: {_escaped(done.name)} version {done.version}", soft_wrap=True)
+    batches = " and ".join(map(str, exporting.BATCHES))
+    out.print(
+        f"its logits differ from the model's own by at most {done.difference:.1e}, in batches of {batches} "
+        f"({exporting.TOLERANCE:.0e} is allowed)",
+        soft_wrap=True,
+    )
+
+
+@app.command()
 def rollback(
     name: ModelName,
     reason: Annotated[str, typer.Option(help="Why; kept in the history.")],

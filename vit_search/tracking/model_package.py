@@ -116,25 +116,16 @@ def log_model(folder: Path, *, run_id: str, name: str = "model", end_status: str
     """
     served = checkpoint.load_model(folder)
     height, width = served.config.model.image_size
-    channels = served.config.model.in_channels
     chances = [ColSpec(DataType.double, f"p_{name}") for name in served.classes]
     told = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "version")]
-    metadata = {
-        "classes": list(served.classes),
-        "image_size": [height, width],
-        "channels": channels,
-        "mean": served.normalisation.mean.tolist(),
-        "std": served.normalisation.std.tolist(),
-        "data_hash": served.data_hash,
-        "vit_search": version("vit_search"),
-    }
     with tempfile.TemporaryDirectory() as place, mlflow.start_run(run_id=run_id), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's, about type hints and the like; ours are errors
         slim = Path(place) / "checkpoint"
         checkpoint.copy_for_serving(folder, slim)
         artifacts = {"checkpoint": str(slim)}
         if pt2:
-            artifacts["pt2"] = str(_export(served, Path(place) / "model.pt2"))
+            torch.export.save(exported(served), Path(place) / "model.pt2")
+            artifacts["pt2"] = str(Path(place) / "model.pt2")
         info = mlflow.pyfunc.log_model(
             name=name,
             python_model=__file__,
@@ -146,10 +137,31 @@ def log_model(folder: Path, *, run_id: str, name: str = "model", end_status: str
             input_example=pd.DataFrame({IMAGE: [_black(height, width)]}),
             code_paths=[str(_copy_code(Path(place) / "code"))],
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
-            metadata=metadata,
+            metadata=facts(served),
         )
     mlflow.MlflowClient().set_terminated(run_id, end_status)
     return str(info.model_uri)
+
+
+def facts(served: checkpoint.ServedModel) -> dict[str, Any]:
+    """What a program must know to use a model's logits, as plain JSON values; mean and std are on the scale 0 to 1."""
+    return {
+        "classes": list(served.classes),
+        "image_size": list(served.config.model.image_size),
+        "channels": served.config.model.in_channels,
+        "mean": served.normalisation.mean.tolist(),
+        "std": served.normalisation.std.tolist(),
+        "data_hash": served.data_hash,
+        "vit_search": version("vit_search"),
+    }
+
+
+def exported(served: checkpoint.ServedModel) -> torch.export.ExportedProgram:
+    """The model as a graph in eval mode, for any batch: uint8 `images` as `RawPixels` takes them, to its logits."""
+    height, width = served.config.model.image_size
+    example = torch.zeros(2, height, width, served.config.model.in_channels, dtype=torch.uint8)
+    with torch.no_grad():
+        return torch.export.export(RawPixels(served).eval(), (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}})
 
 
 def _rows(model_input: Any) -> np.ndarray:
@@ -184,18 +196,6 @@ def _version(folder: Path) -> str:
         return f"{told['model_name']}/{told['model_version']}"
     model_id = Model.load(str(root)).model_id if (root / "MLmodel").is_file() else None
     return str(model_id or json.loads((folder / checkpoint.CONFIG).read_text())["sha256"][checkpoint.MODEL])
-
-
-def _export(served: checkpoint.ServedModel, path: Path) -> Path:
-    """Write a torch.export archive in eval mode, for any batch."""
-    height, width = served.config.model.image_size
-    example = torch.zeros(2, height, width, served.config.model.in_channels, dtype=torch.uint8)
-    with torch.no_grad():
-        program = torch.export.export(
-            RawPixels(served).eval(), (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}}
-        )
-    torch.export.save(program, path)
-    return path
 
 
 def _copy_code(target: Path) -> Path:
