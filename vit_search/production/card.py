@@ -41,8 +41,8 @@ def written(
         f"# {name}: a Vision Transformer for {len(served.classes)} classes",
         f"This version {verdict}. It is trial {finalist.trial} of search {retrained.search}, trained anew as {retrained.run_name}.",
         "## Intended use",
-        f"Images of the kind of data set `{config.data.name}`, {kind}, of any size (resized to {height}x{width} as in training), are given one of "
-        f"{_some(served.classes)}. Every image gets one of these classes, whatever it shows: an image of none of them is not recognised as such.",
+        f"Images of the kind of data set `{config.data.name}`, {kind}, of any size (resized to {height}x{width} as in training), are given "
+        f"one of {_some(served.classes)}. Every image gets one of these classes, whatever it shows: nothing tells that it is none of them.",
         "## Model and training",
         _pairs(
             {
@@ -89,7 +89,9 @@ def _limits(seen: OnImages | None, tags: Mapping[str, str]) -> list[str]:
         worst = min(seen.corrupted_accuracies.items(), key=lambda one: one[1])
         said.append(f"Of the corruptions that were tried, {worst[0]} harms it most: {seen.accuracy:.4f} falls to {worst[1]:.4f}.")
     if int(tags.get("test_reading", 0)) > 1:
-        said.append(f"This test split had been read {int(tags['test_reading']) - 1} times before, so its figures are less fresh than they look.")
+        said.append(
+            f"This test split had been read {int(tags['test_reading']) - 1} times before, so its figures are less fresh than they look."
+        )
     return said
 
 

@@ -24,6 +24,7 @@ from vit_search.errors import CheckpointError, PromotionError, PromotionRefusedE
 from vit_search.production import card, evidence, export, gates, registry, smoke
 from vit_search.production.evidence import Costs, OnImages, SideBySide
 from vit_search.production.gates import Gate
+from vit_search.production.lock import locked
 from vit_search.spec.cost import cost_of
 from vit_search.spec.files import write_whole
 from vit_search.spec.policy import Policy
@@ -127,7 +128,8 @@ def promote(
     Args:
         say: told what is done next, in a few words.
     Returns: what was seen and decided; a refused candidate is a version, too, with the evidence, and the champion stays.
-    Raises: PromotionRefusedError when the champion was trained on other data or moved meanwhile; PromotionError when the data has changed, a run or a model cannot be found, or another promotion is at it; TrackingError.
+    Raises: PromotionRefusedError when the champion was trained on other data or moved meanwhile; PromotionError when the data has
+        changed, a run or a model cannot be found, or another promotion is at it; TrackingError.
     """
     client = client_for(tracking_uri)
     say("choosing among the finalists")
@@ -135,10 +137,10 @@ def promote(
     model = _registered_model(client, asked.name)
     known = next((v for v in client.search_model_versions(f"name = '{asked.name}'") if _is(v, candidate)), None)
     champion = _champion(client, asked.name)
-    if asked.expect and asked.expect != (champion.version if champion else "none"):
+    if asked.expect and asked.expect != (str(champion.version) if champion else "none"):
         raise PromotionRefusedError(
-            f"{asked.name}: the champion is version {champion.version if champion else 'none'}, not {asked.expect} as --expect-current says; "
-            "look at it and promote again."
+            f"{asked.name}: the champion is {f'version {champion.version}' if champion else 'not there yet'}, and --expect-current says "
+            f"{asked.expect}; look at it and promote again."
         )
     if known is not None and champion is not None and str(known.version) == str(champion.version):
         return Promotion(asked.name, str(known.version), "again", candidate.finalist, [], champion=str(known.version), tags=known.tags)
@@ -162,7 +164,9 @@ def promote(
         say("answering in a fresh process")
         uri = _logged(client, candidate, retrained)
         judged = [
-            gates.integrity(_parities(candidate, policy), policy, expected_sha256=candidate.weights_sha256, found_sha256=evidence.weights_sha256(served)),
+            gates.integrity(
+                _parities(candidate, policy), policy, expected_sha256=candidate.weights_sha256, found_sha256=evidence.weights_sha256(served)
+            ),
             gates.lineage(lineage_of(retrained.folder, candidate), policy),
             gates.readings(reading, policy),
             gates.cost(costs, policy, beside),
@@ -409,7 +413,7 @@ def _read(
 ) -> _Reading:
     """Count a reading of the test split, then make it, and keep what was seen."""
     tag = _readings_tag(data.data_hash)
-    with registry.locked(client, name):  # two promotions at once count two; and before the reading: a crash counts, too
+    with locked(client, name):  # two promotions at once count two; and before the reading: a crash counts, too
         number = int(client.get_registered_model(name).tags.get(tag, 0)) + 1
         client.set_registered_model_tag(name, tag, str(number))
     split = load_split(data, "test")
@@ -479,7 +483,9 @@ def _is(version: Any, candidate: Candidate) -> bool:
 def _registered_model(client: mlflow.MlflowClient, name: str) -> Any:
     """The registered model, made where it is not there."""
     try:
-        return client.create_registered_model(name, description=f"Vision Transformers that `vit-search promote` let into production as {name}.")
+        return client.create_registered_model(
+            name, description=f"Vision Transformers that `vit-search promote` let into production as {name}."
+        )
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise PromotionError(f"{name}: MLflow refuses this model name ({error.message}).") from None
@@ -582,7 +588,7 @@ def _keep_evidence(
 
 def _registered(client: mlflow.MlflowClient, name: str, candidate: Candidate, uri: str, tags: Mapping[str, str], text: str) -> str:
     """The candidate's version with its evidence; made once, whatever is repeated."""
-    with registry.locked(client, name):
+    with locked(client, name):
         known = next((v for v in client.search_model_versions(f"name = '{name}'") if _is(v, candidate)), None)
         if known is None:
             made = client.create_model_version(
