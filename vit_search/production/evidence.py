@@ -153,7 +153,7 @@ def _measured(models: Sequence[tuple[ServedModel, Path]], limit_s: float) -> tup
     cut: dict[str, bool] = {}
     memory: list[dict[str, int]] = [{} for _ in models]
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        raws = [RawPixels(served if device == "cpu" else _moved(served, device)).eval().to(device) for served, _ in models]
+        raws = [RawPixels(_own(served)).eval().to(device) for served, _ in models]
         for i, raw in enumerate(raws):
             memory[i][device] = _peak_memory(raw)
         for batch, (warm_up, timed) in BATCHES.items():
@@ -175,8 +175,9 @@ def _percentile_ms(seconds: npt.NDArray[np.float64], share: float) -> float:
     return 1000 * float(np.percentile(seconds, share))
 
 
-def _moved(served: ServedModel, device: str) -> ServedModel:
-    return ServedModel(copy.deepcopy(served.model).to(device), served.config, served.normalisation, served.classes, served.data_hash)
+def _own(served: ServedModel) -> ServedModel:
+    """A copy that may be moved."""
+    return ServedModel(copy.deepcopy(served.model), served.config, served.normalisation, served.classes, served.data_hash)
 
 
 def _pixels(config: ModelConfig, batch: int) -> Pixels:
