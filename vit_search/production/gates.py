@@ -190,21 +190,26 @@ def cost(costs: Costs, policy: Policy, side_by_side: SideBySide | None = None) -
     return _judged("G8", "cost", problems, "; ".join(seen))
 
 
-def seeds(accuracies: Sequence[float], policy: Policy, *, registered: float | None = None) -> Gate:
+def seeds(accuracies: Sequence[float], policy: Policy, *, images: int, registered: float | None = None) -> Gate:
     """G9: the configuration does not owe its accuracy to a lucky seed.
 
-    Among n values none lies further from their mean than (n - 1) / √n of their deviations: two of them bind from 6 seeds on.
+    Equally good trainings differ on few images by chance, by at most what independent draws would: p (1 - p) / images in variance. The
+    deviation may be as large as what the policy allows and chance together. Among n values none lies further from their mean than
+    (n - 1) / √n of their deviations: two of them bind from 6 seeds on.
 
     Args:
-        accuracies: one for each seed, on the same images. registered: that of the model that would be registered.
+        accuracies: one for each seed, on the same images. images: how many. registered: that of the model that would be registered.
     """
     if len(accuracies) < 2:
         return Gate("G9", "seeds", None, "one seed shows no spread; train with more seeds")
     spread, middle = stdev(accuracies), mean(accuracies)
-    told = f"accuracy {middle:.4f}, deviation {spread:.4f} over {len(accuracies)} seeds"
+    chance = max(middle * (1 - middle), 0.0) / max(images, 1)
+    told = (
+        f"accuracy {middle:.4f}, deviation {spread:.4f} over {len(accuracies)} seeds on {images:,} images, chance alone {chance**0.5:.4f}"
+    )
     problems = []
-    if policy.seed_sd is not None and spread > policy.seed_sd + 1e-12:
-        problems.append(f"{told}, {policy.seed_sd:g} is allowed")
+    if policy.seed_sd is not None and spread > (policy.seed_sd**2 + chance) ** 0.5 + 1e-12:
+        problems.append(f"{told}, {policy.seed_sd:g} is allowed beyond that")
     if registered is not None and abs(registered - middle) > 2 * spread + 1e-12:
         problems.append(f"the registered model's {registered:.4f} lies more than 2 deviations from the mean ({told})")
     return _judged("G9", "seeds", problems, told)

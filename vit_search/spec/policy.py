@@ -170,7 +170,7 @@ class Policy(_Part):
     export: Export = Export.model_validate({})
     """The files that a promoted model is handed out as."""
     seed_sd: Number | None = Field(0.01, ge=0, le=1)
-    """Largest standard deviation of the accuracy over seeds; null for no limit."""
+    """Largest standard deviation of the accuracy over seeds, beyond what few images explain; null for no limit."""
     leaked: Count = Field(0, ge=0)
     """How many test images may stand, byte for byte, among the images that training or selection sees."""
     allow_dirty: Switch = False
