@@ -495,16 +495,21 @@ def _ece(confidence: npt.NDArray[np.float64], correct: npt.NDArray[np.bool_]) ->
 
 
 def ece_gap(candidate: OnImages, champion: OnImages, draws: int = 2000) -> tuple[float, float, float]:
-    """The candidate's calibration error less the champion's, and its 90 % interval by a bootstrap over the images they share."""
+    """The candidate's calibration error less the champion's, and its 90 % interval by a bootstrap over the images they share.
+
+    Drawing images anew adds to an error, and most where it is small, so what is drawn is mirrored about what was seen (the basic
+    bootstrap). Of models that differ by 0.01 in truth the lower end lay above 0.01 in 1 to 9 of 100 simulations with 270 images.
+    """
     assert candidate.images == champion.images
     rng = np.random.default_rng(0)
-    gaps: list[float] = []
+    gap = candidate.ece - champion.ece
+    drawn: list[float] = []
     for _ in range(math.ceil(draws / 100)):
         chosen = rng.integers(0, candidate.images, (100, candidate.images))
         ours, theirs = (_ece(seen.confidence[chosen], seen.correct[chosen]) for seen in (candidate, champion))
-        gaps += (ours - theirs).tolist()
-    low, high = np.quantile(gaps, [0.05, 0.95])
-    return candidate.ece - champion.ece, float(low), float(high)
+        drawn += (ours - theirs).tolist()
+    low, high = np.quantile(drawn, [0.05, 0.95])
+    return gap, 2 * gap - float(high), 2 * gap - float(low)
 
 
 def corruption_drop(candidate: OnImages, champion: OnImages) -> tuple[float, float, float]:
