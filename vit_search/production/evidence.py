@@ -153,7 +153,7 @@ def _measured(models: Sequence[tuple[ServedModel, Path]], limit_s: float) -> tup
     cut: dict[str, bool] = {}
     memory: list[dict[str, int]] = [{} for _ in models]
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        raws = [RawPixels(served if device == "cpu" else _moved(served, device)).eval().to(device) for served, _ in models]
+        raws = [RawPixels(_own(served)).eval().to(device) for served, _ in models]
         for i, raw in enumerate(raws):
             memory[i][device] = _peak_memory(raw)
         for batch, (warm_up, timed) in BATCHES.items():
@@ -175,8 +175,9 @@ def _percentile_ms(seconds: npt.NDArray[np.float64], share: float) -> float:
     return 1000 * float(np.percentile(seconds, share))
 
 
-def _moved(served: ServedModel, device: str) -> ServedModel:
-    return ServedModel(copy.deepcopy(served.model).to(device), served.config, served.normalisation, served.classes, served.data_hash)
+def _own(served: ServedModel) -> ServedModel:
+    """A copy that may be moved."""
+    return ServedModel(copy.deepcopy(served.model), served.config, served.normalisation, served.classes, served.data_hash)
 
 
 def _pixels(config: ModelConfig, batch: int) -> Pixels:
@@ -494,16 +495,21 @@ def _ece(confidence: npt.NDArray[np.float64], correct: npt.NDArray[np.bool_]) ->
 
 
 def ece_gap(candidate: OnImages, champion: OnImages, draws: int = 2000) -> tuple[float, float, float]:
-    """The candidate's calibration error less the champion's, and its 90 % interval by a bootstrap over the images they share."""
+    """The candidate's calibration error less the champion's, and its 90 % interval by a bootstrap over the images they share.
+
+    Drawing images anew adds to an error, and most where it is small, so what is drawn is mirrored about what was seen (the basic
+    bootstrap). Of models that differ by 0.01 in truth the lower end lay above 0.01 in 1 to 9 of 100 simulations with 270 images.
+    """
     assert candidate.images == champion.images
     rng = np.random.default_rng(0)
-    gaps: list[float] = []
+    gap = candidate.ece - champion.ece
+    drawn: list[float] = []
     for _ in range(math.ceil(draws / 100)):
         chosen = rng.integers(0, candidate.images, (100, candidate.images))
         ours, theirs = (_ece(seen.confidence[chosen], seen.correct[chosen]) for seen in (candidate, champion))
-        gaps += (ours - theirs).tolist()
-    low, high = np.quantile(gaps, [0.05, 0.95])
-    return candidate.ece - champion.ece, float(low), float(high)
+        drawn += (ours - theirs).tolist()
+    low, high = np.quantile(drawn, [0.05, 0.95])
+    return gap, 2 * gap - float(high), 2 * gap - float(low)
 
 
 def corruption_drop(candidate: OnImages, champion: OnImages) -> tuple[float, float, float]:

@@ -222,6 +222,8 @@ def _in_words(error: dict[str, Any]) -> tuple[strict_yaml.NodePath, str]:
     seen = seen if len(seen) <= 60 else seen[:57] + "..."
     if error["type"] == "value_error":
         return path, f"{key}: {error['ctx']['error']}."
+    if error["type"] == "tuple_type":
+        return path, f"{key}: {seen} will not do; give a list."
     wanted = error["msg"].removeprefix("Input should be ")
     wanted = f"a number {wanted}" if wanted.startswith(("greater", "less")) else wanted
     if error["type"] == "literal_error":
