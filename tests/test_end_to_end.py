@@ -203,11 +203,11 @@ def test_the_csv_has_a_line_per_trial(walked):
 POLICY = """
 top: 2
 seeds: 2
-floors: {above_linear_probe: false}
+floors: {linear_probe: false}
 cost_above_champion: null
 allow_dirty: true
 """
-"""The small models are no better than a linear probe, a busy machine's clock decides nothing, and whoever tests has not committed yet."""
+"""The small models are worse than a linear probe, a busy machine's clock decides nothing, and whoever tests has not committed yet."""
 
 
 @pytest.fixture(scope="module")

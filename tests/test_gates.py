@@ -111,11 +111,7 @@ def slower(low):
 
 
 def ninety(right, **floors):
-    asked = (
-        "floors: {"
-        + ", ".join(f"{name}: {value}" for name, value in floors.items())
-        + ", above_majority: false, above_linear_probe: false}"
-    )
+    asked = "floors: {" + ", ".join(f"{name}: {value}" for name, value in floors.items()) + ", above_majority: false, linear_probe: false}"
     return gates.floors(answers(first(right, 100)), asking(asked))
 
 
@@ -186,7 +182,7 @@ def under_corruption(right, asked="robustness: {kinds: [blur], accuracy: 0.8}", 
         (lambda count: gates.leak(count, asking("leaked: 4")), 4, 5),
         (lambda right: ninety(right, accuracy=0.9), 90, 89),
         (lambda share: against(90, majority=share), 0.89, 0.9),
-        (lambda share: against(90, linear_probe=share), 0.89, 0.9),
+        (lambda share: against(90, linear_probe=share), 0.94, 0.95),  # 90 of 100: 0.826 to 0.945
         (lambda share: against(90, linear_probe=share), 0.1, None),  # not measured: refused
         (lambda share: against(90, majority=share), 0.1, None),
         (worst_class, 16, 15),

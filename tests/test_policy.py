@@ -13,7 +13,7 @@ top: 5
 seeds: 2
 retrain_on: train
 better: {mode: non_inferior, alpha: 0.01, least_gain: 0, most_readings: 3, margin: 0.01, cheaper: 0.5}
-floors: {accuracy: 0.9, worst_class: 0.8, above_majority: false, above_linear_probe: false}
+floors: {accuracy: 0.9, worst_class: 0.8, above_majority: false, linear_probe: false}
 class_drop: null
 calibration: {ece_above_champion: null, ece: 0.05}
 limits:
@@ -42,7 +42,7 @@ def test_with_no_file_the_defaults_of_the_protocol_hold():
         "margin": 0.005,
         "cheaper": 0.2,
     }
-    assert found.floors.model_dump() == {"accuracy": None, "worst_class": None, "above_majority": True, "above_linear_probe": True}
+    assert found.floors.model_dump() == {"accuracy": None, "worst_class": None, "above_majority": True, "linear_probe": True}
     assert (found.class_drop, found.calibration.ece_above_champion, found.calibration.ece) == (0.03, 0.01, None)
     assert (found.cost_above_champion, found.seed_sd, found.leaked, found.allow_dirty, found.approval) == (1.1, 0.01, 0, False, "protected")
     assert found.robustness.kinds == policy.CORRUPTIONS

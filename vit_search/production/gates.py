@@ -253,14 +253,14 @@ def floors(seen: OnImages, policy: Policy, *, majority: float | None = None, lin
     wanted, problems = policy.floors, []
     if wanted.accuracy is not None and seen.accuracy < wanted.accuracy:
         problems.append(f"{told}, at least {wanted.accuracy:g} is asked for")
-    for asked, value, words in (
-        (wanted.above_majority, majority, "always naming the commonest class"),
-        (wanted.above_linear_probe, linear_probe, "logistic regression on the pixels"),
+    for asked, value, words, enough in (
+        (wanted.above_majority, majority, "always naming the commonest class", seen.accuracy > (majority or 0.0)),
+        (wanted.linear_probe, linear_probe, "logistic regression on the pixels", high >= (linear_probe or 0.0)),
     ):
         if asked and value is None:
             problems.append(f"{words} was not measured")
-        elif asked and value is not None and not seen.accuracy > value:
-            problems.append(f"{told}, no better than {words} ({value:.4f})")
+        elif asked and value is not None and not enough:
+            problems.append(f"{told}, {'no better' if words.startswith('always') else 'worse'} than {words} ({value:.4f})")
         elif value is not None:
             told += f"; {words} has {value:.4f}"
     return _judged("G3", "floors", problems, told)

@@ -58,8 +58,8 @@ class Floors(_Part):
     """Least share of the images of any class that are recognised."""
     above_majority: Switch = True
     """Whether the accuracy must exceed that of always naming the commonest class."""
-    above_linear_probe: Switch = True
-    """Whether the accuracy must exceed that of logistic regression on the pixels."""
+    linear_probe: Switch = True
+    """Whether logistic regression on the pixels must not be better, beyond chance."""
 
 
 class Calibration(_Part):
