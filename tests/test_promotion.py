@@ -82,9 +82,7 @@ def fresh(made, tmp_path):
 
 
 def champion(store):
-    version = client_for(store).get_model_version_by_alias("tiny", "champion")
-    version.version = str(version.version)
-    return version
+    return client_for(store).get_model_version_by_alias("tiny", "champion")
 
 
 def test_the_first_candidate_becomes_champion_with_its_lineage_card_and_history(made):
@@ -127,7 +125,7 @@ def test_the_seed_in_the_middle_is_the_one_that_is_registered(made, copied, fres
     index = sorted(range(3), key=lambda i: (values[i], i))[1]
     version = champion(copied)
     assert version.tags["seed"] == str(strong.finalists[0].seeds[index])
-    assert (done.verdict, done.champion, version.version) == ("passed", "1", done.version)
+    assert (done.verdict, done.champion, str(version.version)) == ("passed", "1", done.version)
     assert str(client_for(copied).get_model_version_by_alias("tiny", "previous").version) == "1"
     assert done.reading == 2
     served = registry.load_version(client_for(copied), version)
@@ -140,13 +138,13 @@ def test_a_worse_one_is_refused_kept_with_its_evidence_and_not_tested_twice(made
     worse = fresh(promotion.replace(weak, search="worse"))
     worse = promotion.replace(worse, finalists=(promotion.replace(worse.finalists[0], trial=8),))
     retold = promotion.replace(worse, run_name="worse-promotion-1")
-    before = champion(copied).version
+    before = str(champion(copied).version)
     client = client_for(copied)
     client.delete_model_version("tiny", "1")  # the weak one comes as a new candidate
     done = promote(retold, copied)
     assert done.verdict == "refused"
     assert "G4" in refused(done)
-    assert champion(copied).version == before
+    assert str(champion(copied).version) == before
     version = client.get_model_version("tiny", done.version)
     assert version.tags["verdict"] == "refused"
     assert "no better than the champion" in version.tags["gate"]
@@ -158,7 +156,7 @@ def test_a_worse_one_is_refused_kept_with_its_evidence_and_not_tested_twice(made
     with pytest.raises(PromotionRefusedError, match="has not passed the gates"):
         registry.move(client, "tiny", done.version, action="promote", expected=before, by="somebody")
     forced = promote(retold, copied, force="a drill")
-    assert (forced.verdict, forced.version, champion(copied).version) == ("forced", done.version, done.version)
+    assert (forced.verdict, forced.version, str(champion(copied).version)) == ("forced", done.version, done.version)
     assert champion(copied).tags["forced"] == "a drill"
     assert registry.history(client, "tiny")[-1].reason == "a drill"
 
@@ -171,7 +169,7 @@ def test_a_tie_is_refused_unless_the_policy_takes_a_smaller_one(made, copied, fr
     assert refused(tie) == ["G4"]
     shutil.rmtree(waiting.folder / "readings")  # the policy is another from the first look on
     smaller = promote(waiting, copied, SMALLER)
-    assert (smaller.verdict, champion(copied).version) == ("passed", smaller.version)
+    assert (smaller.verdict, str(champion(copied).version)) == ("passed", smaller.version)
     assert "its file is" in next(one for one in smaller.gates if one.id == "G4").said
 
 
@@ -198,7 +196,7 @@ def test_a_gate_before_the_test_split_leaves_it_unread(made, copied, fresh):
     assert refused(done) == ["G8", "G11"]
     assert (done.verdict, done.seen, done.reading) == ("refused", None, 0)
     assert promotion.readings_of(client_for(copied), "tiny", data.data_hash) == 1
-    assert champion(copied).version == "1"
+    assert str(champion(copied).version) == "1"
     assert "1,000 are allowed" in client_for(copied).get_model_version("tiny", done.version).tags["gate"]
 
 
@@ -207,7 +205,7 @@ def test_a_champion_of_other_data_is_not_compared_with(made, copied, fresh):
     client_for(copied).set_model_version_tag("tiny", "1", "data_hash", "0" * 64)
     with pytest.raises(PromotionRefusedError, match="trained on other data, and may have seen these test images"):
         promote(fresh(strong), copied)
-    assert champion(copied).version == "1"
+    assert str(champion(copied).version) == "1"
 
 
 def test_a_champion_that_moved_is_told_before_anything_is_done(made, copied):
@@ -251,21 +249,21 @@ def assert_nothing_half(store, versions):
     """The champion is the old one or a version that has passed, and its files are whole."""
     client = client_for(store)
     now = champion(store)
-    assert now.version in versions
+    assert str(now.version) in versions
     assert now.tags["verdict"] == "passed"
     assert registry.load_problem(client, now) == ""
-    return now.version
+    return str(now.version)
 
 
-@pytest.mark.parametrize("place", [3, 14, 33, 36])
+@pytest.mark.parametrize("place", [3, 16, 20, 22])
 def test_a_promotion_that_is_killed_leaves_the_champion_and_goes_on(place, made, copied, fresh):
-    """Killed at a write to MLflow: the count of the reading, the version, the intent, the alias, the history are among them."""
+    """Killed before a write to MLflow: the count of the reading, the version, the alias, the history."""
     killed_and_gone_on(place, True, made, copied, fresh)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("place", range(1, 41))
+@pytest.mark.parametrize("place", range(1, 26))
 def test_a_promotion_killed_at_any_write_leaves_the_champion_and_goes_on(place, before, made, copied, fresh):
     killed_and_gone_on(place, before, made, copied, fresh)
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from vit_search.production import gates
 from vit_search.production.evidence import Costs, OnImages
 from vit_search.production.gates import Gate
-from vit_search.spec.cost import in_units
 from vit_search.tracking.finalists import Finalist, Retrained
 from vit_search.vit.checkpoint import ServedModel
 
@@ -48,7 +47,7 @@ def written(
             {
                 "patch, depth, dim, heads": f"{config.model.patch_size}, {config.model.depth}, {config.model.dim}, {config.model.heads}",
                 "parameters": f"{costs.params:,}",
-                "file": in_units(costs.file_bytes),
+                "file": f"{costs.file_bytes:,} bytes",
                 "latency": "; ".join(f"{key}: {one.p50_ms:.3g} ms (95 %: {one.p95_ms:.3g})" for key, one in costs.latency.items()),
                 "trained on": f"{' and '.join(served.trained_on)}, {config.training.epochs} epochs, seed {tags['seed']}",
                 "data": f"`{config.data.name}`, data hash `{served.data_hash[:16]}…`",
@@ -58,7 +57,7 @@ def written(
         "## How it was chosen",
         _finalists(retrained, finalist),
         f"The search saw {spec.metric} {finalist.searched_value:.4f} of this configuration; {len(finalist.values)} fresh trainings have "
-        f"{finalist.mean:.4f} in the mean. The difference, {float(tags['optimism']):+.4f}, is what the search overstates its winner by.",
+        f"{finalist.mean:.4f} in the mean: the search {_overstated(float(tags['optimism']))}.",
     ]
     parts += ["## Test", *_test(seen)] if seen is not None else ["## Test", "The test split was not read: a gate before it refused."]
     parts += ["## Gates", gates.table(judged), "## Limits", *_limits(seen, tags)]
@@ -77,10 +76,14 @@ def _test(seen: OnImages) -> list[str]:
     parts = [_pairs(figures), "Worst classes: " + ", ".join(f"{_cell(name)} {recall:.3f}" for recall, name in recalls[:5]) + "."]
     if len(seen.classes) <= MOST_CLASSES:
         names = [_cell(name) for name in seen.classes]
-        rows = [f"| **{name}** | {' | '.join(map(str, row))} |" for name, row in zip(names, seen.confusion.tolist(), strict=True)]
+        rows = [f"| **{name}** |{''.join(map(_count, row))}" for name, row in zip(names, seen.confusion.tolist(), strict=True)]
         head = [f"| is \\ taken for | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
         parts.append("\n".join([*head, *rows]))
     return parts
+
+
+def _overstated(optimism: float) -> str:
+    return f"overstated it by {optimism:.4f}" if optimism > 0 else f"did not overstate it ({optimism:+.4f})"
 
 
 def _limits(seen: OnImages | None, tags: Mapping[str, str]) -> list[str]:
@@ -102,6 +105,11 @@ def _finalists(retrained: Retrained, chosen: Finalist) -> str:
         mark = "chosen" if one.trial == chosen.trial else ""
         rows.append(f"| {one.trial} | {one.searched_value:.4f} | {one.mean:.4f} | {one.deviation:.4f} | {len(one.values)} | {mark} |")
     return "\n".join([*rows, *(f"| {trial} | | | | | {_cell(reason)} |" for trial, reason in retrained.lost.items())])
+
+
+def _count(images: int) -> str:
+    """A cell of the confusion matrix; MLflow's pages set the columns close together, so that it brings its own space."""
+    return f"\u2002{images or '·'}\u2002|"
 
 
 def _pairs(values: Mapping[str, str]) -> str:
