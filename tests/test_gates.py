@@ -350,6 +350,13 @@ def test_the_chance_of_a_class_s_drop_by_hand():
     assert gates.class_drops(ours, theirs, 0.0)[0].p == pytest.approx(1 / 256)
 
 
+def test_four_lost_images_of_five_are_what_two_equal_models_show_once_in_16_times():
+    """The estimated share of images that part the models makes chance look smaller than that in so small a class; the exact one counts."""
+    ours, theirs = pair(4, 0, 5)
+    assert gates.gate.chance(4, 0, 5, 0.03) < 0.05
+    assert gates.class_drops(ours, theirs, 0.03)[0].p == pytest.approx(1 / 16)
+
+
 def many_classes(drawn):
     """Both models on images of several classes; of each class (losses, wins, neither)."""
     ours, theirs, labels = [], [], []

@@ -47,7 +47,7 @@ Exporter = Callable[[ServedModel, Path], Call]
 
 BATCHES = {1: (50, 300), 32: (5, 40)}
 """Batch sizes at which latency is measured, each with its warm-up and its timed calls."""
-LEAST_CALLS = 5
+LEAST_CALLS = 3
 """Timed calls that are made however slow they are."""
 BLOCK = 10
 """Neighbouring calls that the bootstrap draws together, since a busy machine is busy for some calls in a row."""
