@@ -47,7 +47,7 @@ class Cut:
         def one(*arguments, **named):
             self.calls.append(name)
             k = len(self.calls)
-            if self._how == "lost, then away" and k > self._at or self._how == "away" and k >= self._at:
+            if (self._how == "lost, then away" and k > self._at) or (self._how == "away" and k >= self._at):
                 raise MlflowException("API request failed: nobody answers")
             if k != self._at:
                 return call(*arguments, **named)
@@ -146,24 +146,26 @@ def test_an_uncontended_move_takes_eleven_calls(client):
 def test_a_champion_that_is_another_one_by_now_is_told_and_nothing_moves(client):
     promote(client, "3", "2")
     with pytest.raises(
-        PromotionRefusedError, match="^digits: the champion moved to version 3 while this promotion ran .expected 2.; "
+        PromotionRefusedError, match=r"^digits: the champion moved to version 3 while this promotion ran .expected 2.; "
     ) as told:
         promote(client, "4", "2")
     assert told.value.exit_code == 3
     assert str(told.value).endswith("look at it and promote again.")
-    with pytest.raises(PromotionRefusedError, match="moved to version 3 while this promotion ran .expected none."):
+    with pytest.raises(PromotionRefusedError, match=r"moved to version 3 while this promotion ran .expected none."):
         promote(client, "4", None)
     client.delete_registered_model_alias("digits", "champion")
-    with pytest.raises(PromotionRefusedError, match="the champion was taken away while this promotion ran .expected 3."):
+    with pytest.raises(PromotionRefusedError, match=r"the champion was taken away while this promotion ran .expected 3."):
         promote(client, "4", "3")
     assert len(registry.history(client, "digits")) == 3
     assert locks(client) == []
 
 
-@pytest.mark.parametrize(("verdict", "seen"), [(None, "it has no verdict"), ("refused", "its verdict is refused"), ("", "no verdict")])
+@pytest.mark.parametrize(
+    ("verdict", "seen"), [(None, "it has no verdict"), ("refused", "its verdict is refused"), ("", "it has no verdict")]
+)
 def test_a_version_that_has_not_passed_is_refused(client, verdict, seen):
     client.create_model_version("digits", SOURCE, tags={} if verdict is None else {"verdict": verdict})
-    with pytest.raises(PromotionRefusedError, match=f"version 5 has not passed the gates .{seen}.; promote it through the gates"):
+    with pytest.raises(PromotionRefusedError, match=rf"version 5 has not passed the gates .{seen}.; promote it through the gates"):
         promote(client, "5", "2")
     assert aliases(client) == BEFORE
     assert_sound(client)
@@ -175,12 +177,12 @@ def test_a_forced_version_passes(client):
 
 
 def test_unknown_names_and_versions_are_told_with_what_there_is(client):
-    with pytest.raises(PromotionError, match="^digts: no registered model of this name; did you mean digits[?]$"):
+    with pytest.raises(PromotionError, match=r"^digts: no registered model of this name; did you mean digits[?]$"):
         registry.move(client, "digts", "1", action="promote", expected=None, by="ann")
     for wrong in ("9", "two"):
-        with pytest.raises(PromotionError, match=f"^digits: there is no version {wrong}; there are 1, 2, 3, 4[.]$"):
+        with pytest.raises(PromotionError, match=rf"^digits: there is no version {wrong}; there are 1, 2, 3, 4[.]$"):
             promote(client, wrong, "2")
-    with pytest.raises(PromotionError, match="^digits: version 2 is the champion already[.]$"):
+    with pytest.raises(PromotionError, match=r"^digits: version 2 is the champion already[.]$"):
         promote(client, "2", "2")
     assert_sound(client)
 
@@ -190,7 +192,7 @@ def test_a_long_fact_is_cut_and_a_long_reason_is_refused(client):
     assert record.facts["test_accuracy"] == "0.97"
     assert 3000 < len(record.facts["gate"]) < 5000
     assert len(tags(client)["history.000003"]) <= 5000
-    with pytest.raises(PromotionError, match="the reason has 1,001 characters; give at most 1,000"):
+    with pytest.raises(PromotionError, match=r"the reason has 1,001 characters; give at most 1,000"):
         promote(client, "4", "3", reason="x" * 1001)
     assert_sound(client)
 
@@ -273,24 +275,14 @@ def test_repair_says_what_it_did(template, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["move", "rollback"])
-def test_one_lost_answer_is_made_good_by_the_same_call(template, tmp_path, what):
-    for k, name in enumerate(calls_of(template, tmp_path, what), 1):
+def test_one_lost_answer_is_made_good_within_the_call_and_nothing_is_doubled(template, tmp_path, what):
+    for k in range(1, len(calls_of(template, tmp_path, what)) + 1):
         client = copy_of(template, tmp_path / f"{k}.db")
         cut = Cut(client, k, "lost")
-        reading = name.startswith("get")
-        with (
-            pytest.raises(TrackingError, match="^digits: MLflow did not do it .API request failed.*repair digits$") if reading else NOTHING
-        ):
-            promote(cut, "3", "2") if what == "move" else back(cut)
-        if reading:
-            promote(client, "3", "2") if what == "move" else back(client, to="1") if aliases(client) == BEFORE else None
-            registry.repair(client, "digits")
+        promote(cut, "3", "2") if what == "move" else back(cut)
         assert aliases(client) == (AFTER if what == "move" else {"champion": "1", "previous": "2"})
         assert len(registry.history(client, "digits")) == 3
         assert_sound(client)
-
-
-NOTHING = contextlib.nullcontext()
 
 
 @pytest.mark.parametrize("how", ["lost, then away", "away"])
@@ -306,7 +298,7 @@ def test_where_mlflow_goes_away_at_any_call_the_same_move_again_mends_and_double
 
 def test_a_rollback_done_again_after_a_lost_answer_does_not_go_back_to_the_bad_version(client):
     back(client)
-    with pytest.raises(PromotionError, match="^digits: rolled back already, from version 2 to 1 at .*; name the version with --to[.]$"):
+    with pytest.raises(PromotionError, match=r"^digits: rolled back already, from version 2 to 1 at .*; name the version with --to[.]$"):
         back(client)
     assert aliases(client) == {"champion": "1", "previous": "2"}
 
@@ -344,7 +336,8 @@ def contest(uri, workers, rounds):
         of_round = [answer for answer in answers if answer[0] == number]
         assert {expected for _, _, expected, _ in of_round} == {champion}
         ((_, winner, _, _),) = [answer for answer in of_round if not answer[3]]
-        told = f"digits: the champion moved to version {winner} while this promotion ran (expected {champion or 'none'}); look at it and promote again."
+        moved = f"digits: the champion moved to version {winner} while this promotion ran"
+        told = f"{moved} (expected {champion or 'none'}); look at it and promote again."
         assert [answer[3] for answer in of_round if answer[3]] == [told] * (workers - 1)
         winners.append(winner)
         champion = winner
@@ -364,7 +357,7 @@ def test_the_same_holds_through_a_server_of_two_processes_and_with_a_kill(tmp_pa
         contest(uri, 4, 3)
         client = client_for(uri)
         champion = aliases(client)["champion"]
-        with pytest.raises(PromotionRefusedError, match=f"moved to version {champion} while"):
+        with pytest.raises(PromotionRefusedError, match=rf"moved to version {champion} while"):
             promote(client, "3", "99")
         promote(client, "2", champion) if champion != "2" else None
         assert ran(uri, "move", 6, "killed after") == -signal.SIGKILL  # the call that sets `previous`
@@ -448,7 +441,7 @@ def test_the_lock_of_another_machine_is_passed_after_its_lease_and_not_before(cl
     client.set_registered_model_tag(FIRST, "host", "elsewhere")
     client.set_registered_model_tag(FIRST, "lease_s", "1.5")
     with pytest.raises(
-        PromotionError, match="^digits: .* on elsewhere .process [0-9]+. has held its lock since 20.*: vit-search repair digits$"
+        PromotionError, match=r"^digits: .* on elsewhere .process [0-9]+. has held its lock since 20.*: vit-search repair digits$"
     ):
         promote(client, "3", "2", wait_s=0.3)
     began = time.monotonic()
@@ -459,7 +452,7 @@ def test_the_lock_of_another_machine_is_passed_after_its_lease_and_not_before(cl
 
 def test_a_live_holder_is_not_robbed_within_its_lease(client):
     with locking.locked(client, "digits"):
-        with pytest.raises(PromotionError, match="2 s of waiting were not enough"):
+        with pytest.raises(PromotionError, match=r"2 s of waiting were not enough"):
             promote(client, "3", "2", wait_s=2, lease_s=0.5)  # the lease is the holder's, not the waiter's
         assert locks(client) == [FIRST]
     assert promote(client, "3", "2").version == "3"
@@ -473,7 +466,7 @@ def test_an_owner_past_half_of_its_lease_neither_writes_nor_lets_go(client, call
         else 4
     )
     slow = Cut(client, at, lambda: time.sleep(1.6))  # the call before it
-    with pytest.raises(PromotionError, match="half of the 3 s of the lock went by; nothing more is written"):
+    with pytest.raises(PromotionError, match=r"half of the 3 s of the lock went by; nothing more is written"):
         promote(slow, "3", "2", lease_s=3)
     assert call not in slow.calls[at:]
     assert aliases(client) == BEFORE
@@ -510,7 +503,7 @@ def test_a_waiter_that_is_late_does_not_hold_the_lock_beside_the_next_holder(cli
         next_one.enter_context(locking.locked(client, "digits"))
 
     late = Cut(client, 3, is_quicker)  # create 1, read 1, then create 2
-    with pytest.raises(PromotionError, match="has held its lock since"):
+    with pytest.raises(PromotionError, match=r"has held its lock since"):
         promote(late, "3", "2", wait_s=0.5)
     assert late.calls[:3] == ["create_registered_model", "get_registered_model", "create_registered_model"]
     assert locks(client) == [FIRST]
@@ -623,12 +616,14 @@ def test_a_champion_that_an_outsider_has_made_is_told_left_alone_and_stays_in_th
     said = "digits: `champion` names version 5, but the last record says version 2: somebody else moved the alias, and it is left so."
     assert registry.repair(client, "digits") == said
     assert aliases(client) == {"champion": "5", "previous": "1"}
-    with pytest.raises(PromotionRefusedError, match="moved to version 5"):
+    with pytest.raises(PromotionRefusedError, match=r"moved to version 5"):
         promote(client, "3", "2")
     promote(client, "3", "5")
     (problem,) = registry.verify(client, "digits")
     assert problem == "between records 2 and 3 somebody else moved the champion from version 2 to version 5"
-    with pytest.raises(PromotionRefusedError, match="version 5 has not passed the gates .it has no verdict.; it was never champion either"):
+    with pytest.raises(
+        PromotionRefusedError, match=r"version 5 has not passed the gates .it has no verdict.; it was never champion either"
+    ):
         back(client)  # `previous` names the outsider's
 
 
@@ -673,7 +668,7 @@ def test_a_rollback_goes_to_a_named_version_that_was_champion_though_it_has_no_v
     client.delete_model_version_tag("digits", "1", "verdict")
     assert back(client, to="1").version == "1"
     assert aliases(client) == {"champion": "1", "previous": "3"}
-    with pytest.raises(PromotionError, match="rolled back already, from version 3 to 1 at .*; name the version with --to, e.g. 2[.]"):
+    with pytest.raises(PromotionError, match=r"rolled back already, from version 3 to 1 at .*; name the version with --to, e.g. 2[.]"):
         back(client)
     assert back(client, to="3").version == "3"
     assert_sound(client)
@@ -682,18 +677,20 @@ def test_a_rollback_goes_to_a_named_version_that_was_champion_though_it_has_no_v
 def test_a_rollback_to_what_cannot_be_is_refused_and_nothing_moves(client):
     client.create_model_version("digits", SOURCE)
     made(client, 1, "fresh")
-    with pytest.raises(PromotionError, match="version 2 is the champion already; name another one with --to"):
+    with pytest.raises(PromotionError, match=r"version 2 is the champion already; name another one with --to"):
         back(client, to="2")
-    with pytest.raises(PromotionError, match="there is no version 7; there are 1, 2, 3, 4, 5"):
+    with pytest.raises(PromotionError, match=r"there is no version 7; there are 1, 2, 3, 4, 5"):
         back(client, to="7")
-    with pytest.raises(PromotionRefusedError, match="version 5 has not passed the gates .it has no verdict.; it was never champion either"):
+    with pytest.raises(
+        PromotionRefusedError, match=r"version 5 has not passed the gates .it has no verdict.; it was never champion either"
+    ):
         back(client, to="5")
-    with pytest.raises(PromotionRefusedError, match="version 1 cannot take over; the champion stays version 2 .it has no weights."):
+    with pytest.raises(PromotionRefusedError, match=r"version 1 cannot take over; the champion stays version 2 .it has no weights."):
         back(client, check=lambda version: "it has no weights" if version.version in ("1", 1) else "")
     client.delete_registered_model_alias("digits", "previous")
-    with pytest.raises(PromotionError, match="there is no `previous` to roll back to; name a version with --to"):
+    with pytest.raises(PromotionError, match=r"there is no `previous` to roll back to; name a version with --to"):
         back(client)
-    with pytest.raises(PromotionError, match="fresh: there is no champion to roll back from"):
+    with pytest.raises(PromotionError, match=r"fresh: there is no champion to roll back from"):
         registry.rollback(client, "fresh", to="1", reason="r", by="ann")
     assert aliases(client) == {"champion": "2"}
     assert len(registry.history(client, "digits")) == 2
@@ -755,11 +752,13 @@ def test_a_version_is_loaded_with_its_own_weights_or_not_at_all(loadable, tmp_pa
     assert served.classes == ("even", "odd")
     assert all((a == b).all() for a, b in zip(served.model.state_dict().values(), trained.model.state_dict().values(), strict=True))
     flip(places[0] / "model.safetensors")
-    with pytest.raises(PromotionError, match="^digits: version 1 cannot be loaded .*model.safetensors: its sha256 is not the recorded one"):
+    with pytest.raises(
+        PromotionError, match=r"^digits: version 1 cannot be loaded .*model.safetensors: its sha256 is not the recorded one"
+    ):
         registry.load_version(client, client.get_model_version("digits", "1"))
     for file in ("model.safetensors", "config.json"):  # whole, but another model
         shutil.copy2(places[1] / file, places[0] / file)
-    with pytest.raises(PromotionError, match="^digits: version 1 holds other weights than were registered"):
+    with pytest.raises(PromotionError, match=r"^digits: version 1 holds other weights than were registered"):
         registry.load_version(client, client.get_model_version("digits", "1"))
     shutil.rmtree(places[0])
     assert registry.load_problem(client, client.get_model_version("digits", "1")).startswith("digits: version 1 cannot be loaded (")
