@@ -16,9 +16,9 @@ import mlflow
 import pytest
 import servers
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
+from promoters import Cut, aliases, back, child, contestant, dies_with_the_lock, promote
 
-from vit_search.errors import PromotionError, PromotionRefusedError, TrackingError
+from vit_search.errors import PromotionError, PromotionRefusedError
 from vit_search.production import lock as locking
 from vit_search.production import registry
 from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
@@ -30,39 +30,8 @@ SOURCE = "s3://nowhere/model"
 """Of versions whose files nobody reads."""
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["vit_search.production.registry", "mlflow.store.model_registry.sqlalchemy_store"])
-"""Each child starts in milliseconds, and from a process that has no database open."""
-
-
-class Cut:
-    """A client of MLflow to which something happens at its k-th call, from 1; it counts them in `calls`."""
-
-    def __init__(self, client, at=0, how=""):
-        self._client, self._at, self._how = client, at, how
-        self.tracking_uri, self.calls = client.tracking_uri, []
-
-    def __getattr__(self, name):
-        call = getattr(self._client, name)
-
-        def one(*arguments, **named):
-            self.calls.append(name)
-            k = len(self.calls)
-            if (self._how == "lost, then away" and k > self._at) or (self._how == "away" and k >= self._at):
-                raise MlflowException("API request failed: nobody answers")
-            if k != self._at:
-                return call(*arguments, **named)
-            if self._how == "killed before":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if callable(self._how):
-                self._how()
-            result = call(*arguments, **named)
-            if self._how == "killed after":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if self._how in ("lost", "lost, then away"):
-                raise MlflowException("API request failed: the answer was lost")
-            return result
-
-        return one
+FORK.set_forkserver_preload(["pytest", "vit_search.production.registry", "mlflow.store.model_registry.sqlalchemy_store"])
+"""Each child starts in milliseconds, and from a process that has no database open; so what it does is in a file that imports little."""
 
 
 def made(client, versions, name="digits"):
@@ -90,18 +59,6 @@ def client(template, tmp_path):
 def copy_of(path, target):
     shutil.copy2(path, target)
     return MlflowClient(f"sqlite:///{target}")
-
-
-def promote(client, version, expected, **options):
-    return registry.move(client, "digits", version, action="promote", expected=expected, by="ann", **options)
-
-
-def back(client, **options):
-    return registry.rollback(client, "digits", reason="worse at night", by="ben", **options)
-
-
-def aliases(client):
-    return {alias: str(version) for alias, version in client.get_registered_model("digits").aliases.items()}
 
 
 def tags(client):
@@ -206,13 +163,6 @@ def test_the_same_move_again_changes_nothing_and_gives_the_record_that_is_there(
 # Killed at every call
 
 
-def child(uri, what, at, how):
-    """What a process does to which something happens."""
-    cut = Cut(MlflowClient(uri), at, how)
-    with contextlib.suppress(TrackingError):
-        promote(cut, "3", "2") if what == "move" else back(cut)
-
-
 def ran(*arguments):
     """The exit code of a child process."""
     process = FORK.Process(target=child, args=arguments)
@@ -306,20 +256,6 @@ def test_a_rollback_done_again_after_a_lost_answer_does_not_go_back_to_the_bad_v
 # Many at once
 
 
-def contestant(uri, worker, rounds, barrier, results):
-    client = MlflowClient(uri)
-    for number in range(rounds):
-        barrier.wait(300)
-        expected = aliases(client).get("champion")
-        barrier.wait(300)
-        version = str(1 + worker + (number % 2) * barrier.parties)  # nobody else's, and not the champion's
-        try:
-            promote(client, version, expected, wait_s=200)
-            results.put((number, version, expected, ""))
-        except PromotionError as error:
-            results.put((number, version, expected, str(error)))
-
-
 def contest(uri, workers, rounds):
     """All promote at once, again and again; asserts that one wins each round and the others are told so."""
     client = MlflowClient(uri)
@@ -380,11 +316,6 @@ def test_the_same_holds_in_postgresql_where_a_tag_has_5000_characters(monkeypatc
 
 
 # The lock
-
-
-def dies_with_the_lock(uri, name="digits"):
-    with locking.locked(MlflowClient(uri), name):
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def killed_holder(client):
