@@ -38,7 +38,7 @@ def cache(tmp_path_factory):
 def test_digits_are_17_grey_levels_spread_over_a_byte(cache):
     data = digits(cache)
     assert (data.image_size, data.channels, data.classes) == ((8, 8), 1, tuple("0123456789"))
-    every = np.concatenate([both(data, split)[0] for split in ("train", "val", "test")])
+    every = np.concatenate([both(data, split)[0] for split in ("train", "val", "holdout", "test")])
     assert sorted(set(every.ravel())) == [round(level * 255 / 16) for level in range(17)]
     first = np.round(load_digits().images[0] * 255 / 16).astype(np.uint8)
     assert sum((image[0] == first).all() for image in every) == 1
@@ -48,15 +48,35 @@ def test_splits_are_disjoint_whole_and_stratified(cache):
     data = digits(cache)
     assert sum(data.counts.values()) == 1797
     assert data.counts["test"] == pytest.approx(0.15 * 1797, abs=2)
-    assert data.counts["val"] == pytest.approx(0.15 * 1797, abs=2)
+    assert data.counts["val"] == pytest.approx(0.1 * 1797, abs=2)
+    assert data.counts["holdout"] == pytest.approx(0.05 * 1797, abs=2)
     labels = load_digits().target
-    for split in ("train", "val", "test"):
+    whole = set()
+    for split in ("train", "val", "holdout", "test"):
         images, own = both(data, split)
         assert len(images) == len(own) == data.counts[split]
         share = len(own) / 1797
         for label in range(10):
             assert (own == label).sum() == pytest.approx((labels == label).sum() * share, abs=2)
+        assert not whole & {image.tobytes() for image in images}
+        whole |= {image.tobytes() for image in images}
     assert data.test_duplicates == 0
+
+
+def test_the_holdout_takes_nothing_from_the_training_images(cache):
+    """They follow from what validation and holdout take together, so figures of trainings do not move with it."""
+    with_one, without = digits(cache), digits(cache, val_fraction=0.15, holdout_fraction=0)
+    assert without.counts["holdout"] == 0
+    assert np.array_equal(both(with_one, "train")[0], both(without, "train")[0])
+    together = np.concatenate([both(with_one, "val")[0], both(with_one, "holdout")[0]])
+    assert {image.tobytes() for image in together} == {image.tobytes() for image in both(without, "val")[0]}
+
+
+def test_several_splits_are_read_as_one(cache):
+    data = digits(cache)
+    images, labels = read_split(data, "train", "val")
+    assert np.array_equal(images, np.concatenate([both(data, "train")[0], both(data, "val")[0]]))
+    assert np.array_equal(labels, np.concatenate([both(data, "train")[1], both(data, "val")[1]]))
 
 
 def test_the_test_split_depends_on_its_seed_and_share_alone(cache):
@@ -123,7 +143,7 @@ def test_fashion_mnist_equals_what_torchvision_reads(tmp_path):
         with gzip.open(packed) as source, (raw / packed.stem).open("wb") as target:
             shutil.copyfileobj(source, target)
     data = prepare(DataConfig(name="fashion_mnist", path=str(tmp_path), val_fraction=0.1), cache=tmp_path / "cache")
-    assert data.counts == {"train": 54_000, "val": 6_000, "test": 10_000}
+    assert data.counts == {"train": 51_000, "val": 6_000, "holdout": 3_000, "test": 10_000}
     assert data.classes[0] == "T-shirt/top"
     theirs = torchvision.datasets.FashionMNIST(str(tmp_path), train=False)
     images, labels = read_split(data, "test")
@@ -142,8 +162,8 @@ def test_mnist_is_read_from_files_in_its_own_format(tmp_path):
         pixels[name] = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
         (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, count, 28, 28) + pixels[name].tobytes())
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + bytes(i % 10 for i in range(count)))
-    data = prepare(DataConfig(name="mnist", path=str(tmp_path), val_fraction=0.25), cache=tmp_path / "cache")
-    assert data.counts == {"train": 30, "val": 10, "test": 20}
+    data = prepare(DataConfig(name="mnist", path=str(tmp_path), val_fraction=0.25, holdout_fraction=0), cache=tmp_path / "cache")
+    assert data.counts == {"train": 30, "val": 10, "holdout": 0, "test": 20}
     assert np.array_equal(read_split(data, "test")[0][:, 0], pixels["t10k"])
 
 
@@ -185,7 +205,7 @@ def prepare_folder(folder, **fields):
 def test_an_image_folder_has_a_class_for_each_sub_folder(folder):
     data = prepare_folder(folder)
     assert (data.classes, data.image_size, data.channels) == (("cat", "dog"), (8, 8), 3)
-    assert data.counts == {"train": 8, "val": 2, "test": 2}
+    assert data.counts == {"train": 8, "val": 2, "holdout": 0, "test": 2}
     images, labels = both(data, "train")
     assert all(abs(int(image[0, 4, 4]) - (40, 200)[label]) <= 3 for image, label in zip(images, labels, strict=True))
 

@@ -125,12 +125,12 @@ def test_without_stopping_the_plan_is_worked_by_hand():
     made = spec(text, "name: t\ndata: {name: digits}\ntrials: 5\nepochs: 4\n")
     plan = planning.plan(made, stated_speed(1e9))
     cost = made.space.cost({})
-    images = 1258 + 269 / 3  # an evaluated image is a third of a trained one
+    images = 1258 + 179 / 3  # an evaluated image is a third of a trained one
     epoch = images * cost.train_flops / 1e9
-    assert plan.images == Images(train=1258, val=269)
+    assert plan.images == Images(train=1258, val=179, holdout=90)
     assert [(r.epoch, r.trials) for r in plan.rungs] == [(4, 5)]
     assert (plan.trained_epochs, plan.saved_share) == (20, 0)
-    assert plan.flops == pytest.approx(20 * (1258 * cost.train_flops + 269 * cost.forward_flops))
+    assert plan.flops == pytest.approx(20 * (1258 * cost.train_flops + 179 * cost.forward_flops))
     assert plan.trial_seconds == pytest.approx(20 * epoch)
     assert plan.device_seconds == pytest.approx(60 * epoch)  # three cores a trial
     assert plan.wall_seconds == pytest.approx(12 * epoch)  # two, two and one
@@ -233,17 +233,22 @@ def test_what_came_is_set_beside_what_was_foretold():
 
 def test_images_are_counted_before_they_are_read():
     assert set(COUNTS) == set(SHAPES)
-    assert images_of(DataConfig(name="mnist", val_fraction=0.1)) == Images(train=54_000, val=6_000)  # it has a test split of its own
-    assert images_of(DataConfig(name="cifar10", train_limit=500)) == Images(train=500, val=7_500)
-    assert images_of(DataConfig(name="digits", val_fraction=0.2, test_fraction=0.5)) == Images(train=1797 - 359 - 899, val=359)
+    assert images_of(DataConfig(name="mnist", val_fraction=0.1)) == Images(
+        train=51_000, val=6_000, holdout=3_000
+    )  # it has a test split of its own
+    assert images_of(DataConfig(name="cifar10", train_limit=500)) == Images(train=500, val=5_000, holdout=2_500)
+    assert images_of(DataConfig(name="digits", val_fraction=0.2, test_fraction=0.5)) == Images(train=1797 - 449 - 899, val=359, holdout=90)
 
 
 def test_images_of_digits_are_those_of_the_prepared_set():
     from vit_search.vit.data import prepare
 
-    for config in (DataConfig(name="digits"), DataConfig(name="digits", val_fraction=0.3, test_fraction=0.11, split_seed=3)):
+    for config in (
+        DataConfig(name="digits"),
+        DataConfig(name="digits", val_fraction=0.3, holdout_fraction=0.12, test_fraction=0.11, split_seed=3),
+    ):
         counts = prepare(config).counts
-        assert images_of(config) == Images(train=counts["train"], val=counts["val"])
+        assert images_of(config) == Images(train=counts["train"], val=counts["val"], holdout=counts["holdout"])
 
 
 def test_images_of_a_folder_are_counted_by_their_endings(tmp_path):
@@ -253,8 +258,8 @@ def test_images_of_a_folder_are_counted_by_their_endings(tmp_path):
     for name in ("cat/1.png", "cat/deep/2.JPG", "dog/3.webp", "dog/4.png", "dog/notes.txt", "5.png", "dog/.6.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"no image")
-    config = DataConfig(name="image_folder", path=str(tmp_path), image_size=8, val_fraction=0.25, test_fraction=0.25)
-    assert images_of(config) == Images(train=2, val=1)
+    config = DataConfig(name="image_folder", path=str(tmp_path), image_size=8, val_fraction=0.25, holdout_fraction=0, test_fraction=0.25)
+    assert images_of(config) == Images(train=2, val=1, holdout=0)
     with pytest.raises(DataError, match=r"missing; data\.path names a folder of class folders"):
         images_of(DataConfig(name="image_folder", path=str(tmp_path / "none"), image_size=8))
     (tmp_path / "empty").mkdir()

@@ -187,10 +187,10 @@ def test_wilsons_interval_by_hand():
 
 def test_the_winners_interval_is_of_the_validation_images(tmp_path):
     w = digest(tiny(tmp_path)).winner
-    assert w.images == 269  # 15 % of 1,797 go to the test, as many to validation
-    assert w.interval == pytest.approx(wilson(0.95 * 269, 269))
-    # 0.95 and 0.90 of 269: z = 0.05 / sqrt(2 * 0.925 * 0.075 / 269) = 2.20
-    assert [(r.trial.number, r.p, r.alike) for r in w.rivals] == [(0, pytest.approx(0.0278, abs=2e-4), False)]
+    assert w.images == 179  # 10 % of 1,797
+    assert w.interval == pytest.approx(wilson(0.95 * 179, 179))
+    # 0.95 and 0.90 of 179: z = 0.05 / sqrt(2 * 0.925 * 0.075 / 179) = 1.80
+    assert [(r.trial.number, r.p, r.alike) for r in w.rivals] == [(0, pytest.approx(0.0725, abs=2e-4), True)]
     assert digest(tiny(tmp_path / "loss", "min", "val_loss")).winner.interval is None  # a loss is no share of images
 
 

@@ -48,13 +48,13 @@ RECIPES = {
         0.975,
     ),
     "fashion_20k": Recipe(
-        DataConfig(name="fashion_mnist", train_limit=20_000, val_fraction=0.1),
+        DataConfig(name="fashion_mnist", train_limit=20_000, val_fraction=0.1, holdout_fraction=0),
         ModelConfig(image_size=(28, 28), patch_size=7, dim=64, depth=3, **SHAPE),
         TrainingConfig(epochs=5, batch_size=64, lr=2e-3, flip=True, shift=1),
         0.845,
     ),
     "fashion_60k": Recipe(
-        DataConfig(name="fashion_mnist", val_fraction=0.001),
+        DataConfig(name="fashion_mnist", val_fraction=0.001, holdout_fraction=0),
         ModelConfig(image_size=(28, 28), patch_size=4, dim=64, depth=4, **SHAPE),
         TrainingConfig(epochs=12, batch_size=128, lr=2e-3, flip=True, shift=1),
         0.90,
@@ -109,7 +109,7 @@ def main() -> None:
             recipe = RECIPES[name]
             where = recipe.data if recipe.data.name == "digits" else replace(recipe.data, path=str(fashion_mnist(told.data)))
             data = prepare(where, cache=Path(cache))
-            train, val, test = (load_split(data, split, told.device) for split in ("train", "val", "test"))
+            train, val, test = (load_split(data, split, device=told.device) for split in ("train", "val", "test"))
             plain = Normalisation.of(data.mean, data.std, told.device)
             for contender in told.models:
                 reached, processor, wall = [], [], []

@@ -94,7 +94,7 @@ def contenders(
     data: DataSet, root: Path, shape: ModelConfig, device: torch.device, accuracy: dict[str, float]
 ) -> dict[str, Callable[[], None]]:
     """Name to a turn of one epoch, which leaves the accuracy that it reached in `accuracy`."""
-    train, val = load_split(data, "train", device), load_split(data, "val", device)
+    train, val = load_split(data, "train", device=device), load_split(data, "val", device=device)
     plain = Normalisation.of(data.mean, data.std, device)
     order = torch.randperm(60_000, generator=torch.Generator().manual_seed(0)).tolist()
     only_scaled = transforms.Compose([transforms.ToTensor(), transforms.Normalize(data.mean, data.std)])

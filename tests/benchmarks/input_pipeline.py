@@ -197,7 +197,7 @@ def main() -> None:
     print(surroundings(told.device, "torchvision"), flush=True)
     with tempfile.TemporaryDirectory() as cache:
         data = prepare(DataConfig(name="fashion_mnist", path=str(root)), cache=Path(cache))
-        fashion = load_split(data, "train", told.device)
+        fashion = load_split(data, "train", device=told.device)
         plain = Normalisation.of(data.mean, data.std, told.device)
         if "input" in told.tables:
             usual = {

@@ -298,28 +298,42 @@ def verify(client: MlflowClient, name: str) -> list[str]:
     return problems
 
 
-def load_version(client: MlflowClient, version: Any) -> ServedModel:
-    """The model of a registered version; only its weights and config.json are fetched, and their sha256 is compared.
+def fetch_version(client: MlflowClient, version: Any, place: Path) -> Path:
+    """The checkpoint of a registered version, fetched into a folder; only weights and config.json are, and their sha256 is compared.
 
     Args:
         version: as MLflow gives it; where it has a tag `weights_sha256`, the weights must be those.
-    Raises: PromotionError when the files are gone, damaged, or others than were registered.
+    Raises: PromotionError when the files are gone, or others than were registered.
     """
     from vit_search.vit import checkpoint
 
     uri = f"models:/{version.name}/{version.version}/artifacts/checkpoint"
     try:
-        with tempfile.TemporaryDirectory() as place:
-            home = mlflow.artifacts.download_artifacts(uri, dst_path=place, tracking_uri=client.tracking_uri)
-            served = checkpoint.load_model(Path(home))
-            with (Path(home) / checkpoint.MODEL).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-    except (MlflowException, OSError, CheckpointError) as error:
+        home = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(place), tracking_uri=client.tracking_uri))
+        with (home / checkpoint.MODEL).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except (MlflowException, OSError) as error:
         said = in_short(error).replace(f"{place}/", "")
         raise PromotionError(f"{version.name}: version {version.version} cannot be loaded ({said})") from None
     if found != version.tags.get("weights_sha256", found):
         raise PromotionError(f"{version.name}: version {version.version} holds other weights than were registered (their sha256 differs).")
-    return served
+    return home
+
+
+def load_version(client: MlflowClient, version: Any) -> ServedModel:
+    """The model of a registered version.
+
+    Raises: PromotionError when the files are gone, damaged, or others than were registered.
+    """
+    from vit_search.vit import checkpoint
+
+    with tempfile.TemporaryDirectory() as place:
+        home = fetch_version(client, version, Path(place))
+        try:
+            return checkpoint.load_model(home)
+        except CheckpointError as error:
+            said = in_short(error).replace(f"{place}/", "")
+            raise PromotionError(f"{version.name}: version {version.version} cannot be loaded ({said})") from None
 
 
 def load_problem(client: MlflowClient, version: Any) -> str:

@@ -20,7 +20,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -157,8 +157,15 @@ def run(
     if lessons:
         write_whole(folder / EARLIER, json.dumps(lessons))
     write_whole(folder / PLAN, json.dumps(planning.plan(spec, _known_speed(spec)).to_dict(), indent=1))
-    facts = SearchFacts(
-        search=folder.name,
+    facts = facts_of(spec, folder.name, data, recorder)
+    searches.write(folder, facts)
+    return drive(spec, folder, data, recorder, facts, watch, work=work)
+
+
+def facts_of(spec: SearchSpec, name: str, data: DataSet, recorder: Recorder, *, promotes: str = "") -> SearchFacts:
+    """What is true of a search that begins now, in this process."""
+    return SearchFacts(
+        search=name,
         search_id=uuid.uuid4().hex,
         spec_name=spec.name,
         text=spec.text,
@@ -172,9 +179,8 @@ def run(
         space_hash=spec.space.space_hash,
         git_commit=_git(Path.cwd(), "rev-parse", "HEAD"),
         packages=_packages(),
+        promotes=promotes,
     )
-    searches.write(folder, facts)
-    return _drive(spec, folder, data, recorder, facts, watch, work=work)
 
 
 def resume(
@@ -193,17 +199,28 @@ def resume(
         settings that mean nothing.
     """
     spec, facts = searches.read(folder)
+    if facts.promotes:
+        raise SearchError(f"{folder}: trainings of a promotion; go on with `vit-search promote {facts.promotes}`.")
+    data = check_untouched(folder, spec, facts)
+    recorder = Recorder.connect(tracking_uri or with_password(facts.tracking_uri), spec.name)
+    return drive(spec, folder, data, recorder, facts, watch, extend or {})
+
+
+def check_untouched(folder: Path, spec: SearchSpec, facts: SearchFacts) -> DataSet:
+    """The data of a search, as it began with them.
+
+    Raises: SearchError when others may write into its folder, or its file or its data have changed.
+    """
     if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
         raise SearchError(f"{folder}: others may write into this folder; make it yours alone: chown and chmod go-w, then resume.")
     _check_unchanged(folder / "search.yaml", facts.text)
     data = prepare(spec.data_config)
     if data.data_hash != facts.data_hash:
         raise SearchError(f"{folder}: the data set has changed since this search began; start a new search with `vit-search run`.")
-    recorder = Recorder.connect(tracking_uri or with_password(facts.tracking_uri), spec.name)
-    return _drive(spec, folder, data, recorder, facts, watch, extend or {})
+    return data
 
 
-def _drive(
+def drive(
     spec: SearchSpec,
     folder: Path,
     data: DataSet,
@@ -212,8 +229,16 @@ def _drive(
     watch: Callable[[Ledger, SearchSpec, Control], Watcher] | None,
     extend: Mapping[str, float] | None = None,
     work: Callable[[dict[str, Any]], None] = train_trial,
+    planned: Sequence[tuple[dict[str, Value], int]] = (),
 ) -> SearchResult:
+    """Run the trials of a search whose folder has its facts, from where its ledger ends.
+
+    Args:
+        planned: parameters and `seed` (as a search file's) of every trial, in the place of proposals.
+    """
     began = time.monotonic()
+    if spec.train_on != "train" and not data.counts["holdout"]:
+        raise SpecError("train_on: no image is left for the holdout to validate on; raise data.holdout_fraction, or train on train.")
     ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
     if extend:
         try:
@@ -242,9 +267,9 @@ def _drive(
         sampler=spec.sampler,
         levels=rungs.levels,
         objectives=spec.objectives,
-        first=spec.start_with,
+        first=[params for params, _ in planned] or spec.start_with,
         earlier=_earlier(folder),
-        config=lambda number, params: _told(spec, folder, data, number, params),
+        config=lambda number, params: _told(spec, folder, data, number, params, planned[number][1] if planned else None),
         record=ledger.append,
     )
     searcher.replay(ledger.events)
@@ -421,13 +446,16 @@ def _collect(folder: Path, trials: Mapping[int, Trial], spec: SearchSpec) -> Non
                 places[trial.number].parent.rmdir()  # unless there is an error.txt to read
 
 
-def _told(spec: SearchSpec, folder: Path, data: DataSet, number: int, params: dict[str, Value]) -> dict[str, Any]:
-    config = spec.trial_config(params, in_channels=data.channels, num_classes=len(data.classes), trial=number)
+def _told(spec: SearchSpec, folder: Path, data: DataSet, number: int, params: dict[str, Value], seed: int | None) -> dict[str, Any]:
+    """What a worker is told of a trial; with a seed, as the first trial of a search with that seed would be."""
+    own, trial = (spec, number) if seed is None else (spec.model_copy(update={"seed": seed}), 0)
+    config = own.trial_config(params, in_channels=data.channels, num_classes=len(data.classes), trial=trial)
     return {
         "trial": number,
         "config": config.to_dict(),
         "folder": str(trial_folder(folder.resolve(), number)),
         "data": data,
+        "train_on": spec.train_on,
         "threads": max(1, int(spec.resources.cpus)),
         "halvings": 0,
         "usage": spec.system_metrics,

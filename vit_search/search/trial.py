@@ -10,7 +10,7 @@ import shutil
 import traceback
 import uuid
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from ray import tune
@@ -21,8 +21,8 @@ from vit_search.spec.config import TrialConfig
 from vit_search.spec.cost import in_units
 from vit_search.spec.files import write_whole
 from vit_search.vit import checkpoint, training
-from vit_search.vit.data import DataSet
-from vit_search.vit.splits import Split, StreamedSplit, load_split
+from vit_search.vit.data import DataSet, SplitName
+from vit_search.vit.splits import TRAINED_AND_VALIDATED_ON, Split, StreamedSplit, load_split
 
 _log = logging.getLogger(__name__)
 
@@ -36,9 +36,9 @@ def train_trial(told: dict[str, Any]) -> None:
 
     Args:
         told: `trial` (number), `config` (TrialConfig as a dict), `folder` (of this trial, on storage that every node
-            sees), `data` (a prepared DataSet), `threads`, `halvings` (how often a lack of memory has killed it: each
-            halves the micro-batch), `latency` (whether to measure the time to classify an image), `usage` (whether to tell
-            what each epoch took of the machine).
+            sees), `data` (a prepared DataSet), `train_on` (as in a search file), `threads`, `halvings` (how often a lack of
+            memory has killed it: each halves the micro-batch), `latency` (whether to measure the time to classify an image),
+            `usage` (whether to tell what each epoch took of the machine).
 
     An epoch is saved before it is reported, and a trial that starts again reports what its checkpoint holds once more:
     the driver drops what it knows. An error of ours or of the user is reported, not raised: Tune's retries are for
@@ -64,7 +64,8 @@ def _train(told: dict[str, Any]) -> None:
     torch.set_num_threads(told["threads"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config, folder, data = TrialConfig.from_dict(told["config"]), Path(told["folder"]) / "checkpoint", told["data"]
-    train, val = _split(data, "train", device), _split(data, "val", device)
+    trained_on, validated_on = TRAINED_AND_VALIDATED_ON[told["train_on"]]
+    train, val = _split(data, trained_on, device), _split(data, validated_on, device)
     owner = _own(folder.parent)
     state = _where_it_stood(folder, config, device)
     if state is None:
@@ -83,7 +84,7 @@ def _train(told: dict[str, Any]) -> None:
                 state.history[-1] = result
             if (folder.parent / "owner").read_text() != owner:
                 raise OvertakenError(f"{folder.parent}: another process has taken this trial up")
-            _save(folder, state, data)
+            _save(folder, state, data, trained_on)
             tune.report({"trial": told["trial"], **dataclasses.asdict(result), **(meter.read() if meter else {})})
 
 
@@ -106,20 +107,20 @@ def _where_it_stood(folder: Path, config: TrialConfig, device: str) -> training.
         return None
 
 
-def _save(folder: Path, state: training.Training, data: DataSet) -> None:
+def _save(folder: Path, state: training.Training, data: DataSet, trained_on: tuple[SplitName, ...]) -> None:
     try:
-        checkpoint.save(folder, state, classes=data.classes, data_hash=data.data_hash)
+        checkpoint.save(folder, state, classes=data.classes, data_hash=data.data_hash, trained_on=trained_on)
     except OSError as error:
         free = shutil.disk_usage(folder.parent).free
         raise CheckpointError(f"{folder}: cannot be written ({error}); {in_units(free)} are free; make room, then resume.") from None
 
 
-def _split(data: DataSet, split: Literal["train", "val"], device: str) -> Split | StreamedSplit:
-    """A split on the device, read once per worker process: reused workers keep it from trial to trial."""
-    key = (data.folder, split, device)
+def _split(data: DataSet, names: tuple[SplitName, ...], device: str) -> Split | StreamedSplit:
+    """Splits as one on the device, read once per worker process: reused workers keep them from trial to trial."""
+    key = (data.folder, names, device)
     if key not in _splits:
-        _splits[key] = load_split(data, split, device)
+        _splits[key] = load_split(data, *names, device=device)
     return _splits[key]
 
 
-_splits: dict[tuple[Path, str, str], Split | StreamedSplit] = {}
+_splits: dict[tuple[Path, tuple[SplitName, ...], str], Split | StreamedSplit] = {}

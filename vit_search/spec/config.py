@@ -87,7 +87,13 @@ class DataConfig:
         None, "Side in pixels to which image_folder resizes its images; the other sets have their own.", ge=1, le=1024
     )
     channels: Literal[1, 3] = knob(3, "Channels that image_folder decodes to: 1 (grey) or 3 (RGB).")
-    val_fraction: float = knob(0.15, "Share of the labelled images that the search validates on.", gt=0, lt=0.9)
+    val_fraction: float = knob(0.1, "Share of the labelled images that the search validates on.", gt=0, lt=0.9)
+    holdout_fraction: float = knob(
+        0.05,
+        "Share that only promotion looks at, to choose among the best trials; 0 for none: it then looks at the search's own.",
+        ge=0,
+        lt=0.9,
+    )
     test_fraction: float = knob(
         0.15, "Share kept for promotion alone, where the set has no test split of its own (digits, image_folder).", gt=0, lt=0.9
     )

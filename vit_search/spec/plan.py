@@ -129,14 +129,15 @@ def load_speed(path: Path) -> Speed | None:
 
 @dataclass(frozen=True)
 class Images:
-    """How many images an epoch sees."""
+    """How many images there are, without those of the test split."""
 
     train: int
     val: int
+    holdout: int = 0
 
 
 def images_of(config: DataConfig) -> Images:
-    """Images of the training and the validation split, before any is read; those of a folder are counted by their endings.
+    """Images of all splits but the test split, before any is read; those of a folder are counted by their endings.
 
     Raises: DataError when the folder is missing or holds no images.
     """
@@ -152,10 +153,11 @@ def images_of(config: DataConfig) -> Images:
         if not labelled:
             raise DataError(f"{root}: no images in class folders; data.path names a folder of class folders.")
     test = 0 if own_test else math.floor(labelled * config.test_fraction + 0.5)
-    share = config.val_fraction if own_test else config.val_fraction / (1 - config.test_fraction)
-    val = math.floor((labelled - test) * share + 0.5)  # as vit/data.py carves
-    train = max(1, labelled - test - val)
-    return Images(train=min(train, config.train_limit or train), val=val)
+    looked_at = config.val_fraction + config.holdout_fraction
+    both = math.floor((labelled - test) * looked_at / (1 if own_test else 1 - config.test_fraction) + 0.5)  # as vit/data.py carves
+    train, holdout = max(1, labelled - test - both), math.floor(both * config.holdout_fraction / looked_at + 0.5)
+    val = both - holdout
+    return Images(train=min(train, config.train_limit or train), val=val, holdout=holdout)
 
 
 def work(config: TrialConfig) -> dict[str, float]:

@@ -112,6 +112,8 @@ class SearchSpec(_Part):
     """Trials in all, stopped ones included."""
     epochs: Count = Field(ge=1, le=100_000)
     """Length of a full training."""
+    train_on: Literal["train", "train+val"] = "train"
+    """Which splits trials train on: with train+val they are validated on the holdout, as `vit-search promote` does at the end."""
     stopping: Stopping = Field(default_factory=lambda: Stopping.model_validate({}))
     """When weak trials are stopped early."""
     limits: Limits = Field(default_factory=lambda: Limits.model_validate({}))
@@ -211,8 +213,10 @@ class SearchSpec(_Part):
             raise SpecError(f"data.{missing}: image_folder needs it; give {mend}.")
         if self.data.name in SHAPES and self.data.image_size is not None:
             raise SpecError(f"data.image_size: {self.data.name} has its own size; drop the key.")
-        if self.data.val_fraction + self.data.test_fraction >= 1:
-            raise SpecError("data.val_fraction: with test_fraction nothing is left to train on; make them smaller.")
+        if self.data.val_fraction + self.data.holdout_fraction + self.data.test_fraction >= 1:
+            raise SpecError("data.val_fraction: with holdout_fraction and test_fraction nothing is left to train on; make them smaller.")
+        if self.train_on == "train+val" and not self.data.holdout_fraction:
+            raise SpecError("train_on: train+val leaves no image to validate on; give data.holdout_fraction a value, or train on train.")
         self._check_goal()
         self._check_stopping()
         space = self.space

@@ -278,13 +278,14 @@ def _winner(order: Sequence[Trial], spec: SearchSpec, images: int | None) -> Win
 
 
 def _val_images(folder: Path, spec: SearchSpec) -> int | None:
-    """Images of the validation split: as counted when the search began, or by the data set's name; None where neither tells."""
+    """Images that trials are validated on: as counted when the search began, or by the data set's name; None where neither tells."""
+    split = "val" if spec.train_on == "train" else "holdout"
     try:
-        return int(json.loads((folder / "plan.json").read_text(encoding="utf-8"))["images"]["val"])
+        return int(json.loads((folder / "plan.json").read_text(encoding="utf-8"))["images"][split])
     except (OSError, ValueError, TypeError, KeyError):
         pass
     try:
-        return plan.images_of(spec.data_config).val
+        return int(getattr(plan.images_of(spec.data_config), split))
     except VitSearchError:
         return None
 

@@ -13,7 +13,6 @@ named `image` and whose index holds 0, since MLflow looks at the row of that lab
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
 import shutil
@@ -37,7 +36,7 @@ from torch import Tensor, nn
 
 from vit_search.errors import DataError
 from vit_search.vit import augment, checkpoint
-from vit_search.vit.data import MAX_FILE_BYTES, fit_pixels, read_image
+from vit_search.vit.requests import pixels_of
 from vit_search.vit.training import EVALUATED_AT_ONCE
 
 IMAGE = "image"
@@ -117,25 +116,16 @@ def log_model(folder: Path, *, run_id: str, name: str = "model", end_status: str
     """
     served = checkpoint.load_model(folder)
     height, width = served.config.model.image_size
-    channels = served.config.model.in_channels
     chances = [ColSpec(DataType.double, f"p_{name}") for name in served.classes]
     told = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "version")]
-    metadata = {
-        "classes": list(served.classes),
-        "image_size": [height, width],
-        "channels": channels,
-        "mean": served.normalisation.mean.tolist(),
-        "std": served.normalisation.std.tolist(),
-        "data_hash": served.data_hash,
-        "vit_search": version("vit_search"),
-    }
     with tempfile.TemporaryDirectory() as place, mlflow.start_run(run_id=run_id), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's, about type hints and the like; ours are errors
         slim = Path(place) / "checkpoint"
         checkpoint.copy_for_serving(folder, slim)
         artifacts = {"checkpoint": str(slim)}
         if pt2:
-            artifacts["pt2"] = str(_export(served, Path(place) / "model.pt2"))
+            torch.export.save(exported(served), Path(place) / "model.pt2")
+            artifacts["pt2"] = str(Path(place) / "model.pt2")
         info = mlflow.pyfunc.log_model(
             name=name,
             python_model=__file__,
@@ -147,10 +137,31 @@ def log_model(folder: Path, *, run_id: str, name: str = "model", end_status: str
             input_example=pd.DataFrame({IMAGE: [_black(height, width)]}),
             code_paths=[str(_copy_code(Path(place) / "code"))],
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
-            metadata=metadata,
+            metadata=facts(served),
         )
     mlflow.MlflowClient().set_terminated(run_id, end_status)
     return str(info.model_uri)
+
+
+def facts(served: checkpoint.ServedModel) -> dict[str, Any]:
+    """What a program must know to use a model's logits, as plain JSON values; mean and std are on the scale 0 to 1."""
+    return {
+        "classes": list(served.classes),
+        "image_size": list(served.config.model.image_size),
+        "channels": served.config.model.in_channels,
+        "mean": served.normalisation.mean.tolist(),
+        "std": served.normalisation.std.tolist(),
+        "data_hash": served.data_hash,
+        "vit_search": version("vit_search"),
+    }
+
+
+def exported(served: checkpoint.ServedModel) -> torch.export.ExportedProgram:
+    """The model as a graph in eval mode, for any batch: uint8 `images` as `RawPixels` takes them, to its logits."""
+    height, width = served.config.model.image_size
+    example = torch.zeros(2, height, width, served.config.model.in_channels, dtype=torch.uint8)
+    with torch.no_grad():
+        return torch.export.export(RawPixels(served).eval(), (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}})
 
 
 def _rows(model_input: Any) -> np.ndarray:
@@ -171,37 +182,9 @@ def _image(value: Any, row: int, size: tuple[int, int], channels: int) -> np.nda
     if isinstance(value, np.ndarray) and value.ndim == 0:  # what MLflow makes of {"instances": [{"image": "iVBOR…"}]}
         value = value.item()
     try:
-        if isinstance(value, (str, bytes)):
-            return read_image(_decoded(value) if isinstance(value, str) else value, size, channels)
-        return fit_pixels(_pixels(value), size, channels)
+        return pixels_of(value, size, channels)
     except DataError as error:
         raise MlflowException.invalid_parameter_value(f"row {row}: {str(error).removeprefix('image: ')}") from None
-
-
-def _decoded(text: str) -> bytes:
-    """An image file from base64; line breaks, as the command base64 makes them, are allowed."""
-    if len(text) > MAX_FILE_BYTES * 4 // 3 + 4:
-        raise DataError(f"{len(text):,} characters; give an image file of at most {MAX_FILE_BYTES:,} bytes.")
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise DataError(f"text that is not base64 ({error}); give the base64 of a PNG or JPEG file.") from None
-
-
-def _pixels(value: Any) -> np.ndarray:
-    """Decoded pixels: bytes, or whole numbers from JSON."""
-    try:
-        pixels = value if isinstance(value, np.ndarray) and value.dtype != object else np.array(np.asarray(value, object).tolist())
-    except ValueError:
-        raise DataError("rows of different lengths; give (height, width, channels).") from None
-    if pixels.dtype.kind not in "iu":
-        seen = "nothing" if pixels.size == 0 or value is None else f"values of type {pixels.dtype}"
-        raise DataError(f"{seen}; give uint8 pixels, 0 to 255, or an image file as base64 or bytes.")
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
-        raise DataError(f"shape {pixels.shape}; give (height, width, channels) with 1 channel (grey) or 3 (RGB).")
-    if pixels.dtype != np.uint8 and (pixels.min() < 0 or pixels.max() > 255):
-        raise DataError(f"pixels from {pixels.min()} to {pixels.max()}; give 0 to 255.")
-    return pixels.astype(np.uint8, copy=False)
 
 
 def _version(folder: Path) -> str:
@@ -213,18 +196,6 @@ def _version(folder: Path) -> str:
         return f"{told['model_name']}/{told['model_version']}"
     model_id = Model.load(str(root)).model_id if (root / "MLmodel").is_file() else None
     return str(model_id or json.loads((folder / checkpoint.CONFIG).read_text())["sha256"][checkpoint.MODEL])
-
-
-def _export(served: checkpoint.ServedModel, path: Path) -> Path:
-    """Write a torch.export archive in eval mode, for any batch."""
-    height, width = served.config.model.image_size
-    example = torch.zeros(2, height, width, served.config.model.in_channels, dtype=torch.uint8)
-    with torch.no_grad():
-        program = torch.export.export(
-            RawPixels(served).eval(), (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}}
-        )
-    torch.export.save(program, path)
-    return path
 
 
 def _copy_code(target: Path) -> Path:

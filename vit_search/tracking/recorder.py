@@ -340,6 +340,7 @@ class Recorder:
             "search_id": facts.search_id,
             "search_folder": str(self._folder.resolve()),
             "metric": f"{facts.mode} {facts.metric}",
+            **({"promotes": facts.promotes} if facts.promotes else {}),
             **self._common_tags(),
         }
         self.parent_run = self.client.create_run(self.experiment_id, run_name=facts.search, tags=tags).info.run_id
@@ -352,7 +353,7 @@ class Recorder:
             "space_hash": facts.space_hash,
             "code_version": facts.code_version,
             "mlflow.user": getpass.getuser(),
-            "mlflow.source.name": "vit-search run",
+            "mlflow.source.name": "vit-search promote" if facts.promotes else "vit-search run",
             "mlflow.source.type": "LOCAL",
             "mlflow.source.git.commit": facts.git_commit,
         }
@@ -607,9 +608,9 @@ class Recorder:
         yield partial(client.log_batch, parent, metrics=figures, tags=[RunTag(name, value) for name, value in tags.items()])
         if hindsight is not None and hindsight.plan is not None:
             yield partial(client.log_dict, parent, hindsight.plan, "plan.json")
-        for path in (self._folder / "ledger.jsonl", *self._pages()):
+        for path in (self._folder / "ledger.jsonl", *(() if self._facts.promotes else self._pages())):
             yield partial(client.log_artifact, parent, str(path))
-        if status == "FINISHED":
+        if status == "FINISHED" and not self._facts.promotes:  # promotion logs the one that it has chosen
             for trial in [trial for trial in ranking if trial.outcome == "completed"][: spec.keep_checkpoints]:
                 yield partial(self._log_model, trial)
         yield partial(client.set_terminated, parent, status)

@@ -47,9 +47,11 @@ class ServedModel:
     normalisation: Normalisation
     classes: tuple[str, ...]
     data_hash: str
+    trained_on: tuple[str, ...] = ("train",)
+    """Splits of the data."""
 
 
-def save(folder: Path, training: Training, *, classes: tuple[str, ...], data_hash: str) -> None:
+def save(folder: Path, training: Training, *, classes: tuple[str, ...], data_hash: str, trained_on: tuple[str, ...] = ("train",)) -> None:
     """Write a checkpoint; at every moment `folder` or the `.old` beside it is complete, and the one before the last is kept.
 
     Raises: OSError when the disk is full or cannot be written; an older checkpoint is then still there.
@@ -69,6 +71,7 @@ def save(folder: Path, training: Training, *, classes: tuple[str, ...], data_has
         "normalisation": {"mean": training.normalisation.mean.tolist(), "std": training.normalisation.std.tolist()},
         "classes": list(classes),
         "data_hash": data_hash,
+        "trained_on": list(trained_on),
         "accumulation": training.accumulation,
         "scaler": training.scaler.state_dict(),
         "history": [dataclasses.asdict(result) for result in training.history],
@@ -143,6 +146,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> ServedModel:
         normalisation=_normalisation(document, device),
         classes=tuple(document["classes"]),
         data_hash=document["data_hash"],
+        trained_on=tuple(document["trained_on"]),
     )
 
 

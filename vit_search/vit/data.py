@@ -24,13 +24,13 @@ from typing import Any, Literal
 import numpy as np
 from filelock import FileLock
 
-from vit_search.errors import DataError
+from vit_search.errors import DataError, TooLargeError
 from vit_search.spec.config import DATA_SETS, IMAGE_ENDINGS, DataConfig
 from vit_search.spec.cost import memory_of_this_machine
 
-SplitName = Literal["train", "val", "test"]
-SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
-FORMAT = 1
+SplitName = Literal["train", "val", "holdout", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "holdout", "test")
+FORMAT = 2
 """Raised whenever the files of a cache folder, or how a split is drawn, change."""
 
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
@@ -54,7 +54,7 @@ class DataSet:
     """Per channel, of the training images alone, on the scale 0 to 1."""
     std: tuple[float, ...]
     test_duplicates: int
-    """Test images that stand byte for byte among the training or validation images, too."""
+    """Test images that stand byte for byte in another split, too."""
     root: Path | None = None
     """Folder of the image files of a set that is streamed; None for a set whose pixels are in the cache."""
 
@@ -132,14 +132,15 @@ def _make(config: DataConfig, folder: Path, key: str, root: Path | None, hashes:
     return made
 
 
-def read_split(data: DataSet, split: SplitName) -> tuple[np.ndarray, np.ndarray]:
-    """The images and labels of one split.
+def read_split(data: DataSet, *splits: SplitName) -> tuple[np.ndarray, np.ndarray]:
+    """The images and labels of one split, or of several one after another.
 
-    Returns: uint8 (n, channels, height, width), mapped from disk (writing changes this process's copy alone), or for a
+    Returns: uint8 (n, channels, height, width), one split mapped from disk (writing changes this process's copy alone), or for a
         streamed set (n,) names of files below `data.root`; and int64 (n,).
     """
-    images = np.load(data.folder / f"{split}_images.npy", mmap_mode="c", allow_pickle=False)
-    return images, np.load(data.folder / f"{split}_labels.npy", allow_pickle=False)
+    images = [np.load(data.folder / f"{split}_images.npy", mmap_mode="c", allow_pickle=False) for split in splits]
+    labels = [np.load(data.folder / f"{split}_labels.npy", allow_pickle=False) for split in splits]
+    return (images[0], labels[0]) if len(splits) == 1 else (np.concatenate(images), np.concatenate(labels))
 
 
 def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int) -> np.ndarray:
@@ -161,7 +162,7 @@ def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int) 
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(raw), formats=IMAGE_FORMATS) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
-                    raise DataError(f"{name}: {opened.width}x{opened.height} pixels; give an image of at most {MAX_PIXELS:,}.")
+                    raise TooLargeError(f"{name}: {opened.width}x{opened.height} pixels; give an image of at most {MAX_PIXELS:,}.")
                 image: Any = ImageOps.exif_transpose(opened)
                 if image.mode.startswith(("I", "F")):  # 16 bits and more a pixel
                     image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
@@ -205,7 +206,7 @@ def _fitted(image: Any, size: tuple[int, int] | None, channels: int) -> np.ndarr
 
 def _bounded(file: Path) -> bytes:
     if file.stat().st_size > MAX_FILE_BYTES:
-        raise DataError(f"{file}: {file.stat().st_size:,} bytes; give an image file of at most {MAX_FILE_BYTES:,}.")
+        raise TooLargeError(f"{file}: {file.stat().st_size:,} bytes; give an image file of at most {MAX_FILE_BYTES:,}.")
     return file.read_bytes()
 
 
@@ -319,7 +320,7 @@ def _decode_folder(config: DataConfig, root: Path, stream_above: int) -> _Source
     counts = {folder.name: sum(label == number for _, label in files) for number, folder in enumerate(folders)}
     for name, count in counts.items():
         if count < 3:
-            raise DataError(f"{root / name}: {count} images; each class needs at least 3, one for each split.")
+            raise DataError(f"{root / name}: {count} images; each class needs at least 3, for training, validation and test.")
     labels = np.array([label for _, label in files], np.int64)
     if len(files) * config.channels * config.image_size**2 > stream_above:
         return _Source(np.array([str(path.relative_to(root)) for path, _ in files]), labels, tuple(counts))
@@ -330,20 +331,24 @@ def _decode_folder(config: DataConfig, root: Path, stream_above: int) -> _Source
 
 
 def _split(config: DataConfig, source: _Source) -> dict[SplitName, tuple[np.ndarray, np.ndarray]]:
-    """Stratified splits. The test split depends on split_seed and test_fraction alone."""
-    rest = np.arange(len(source.labels))
+    """Stratified splits. The test split depends on split_seed and test_fraction alone, the training images on what is left for them."""
+    rest, left = np.arange(len(source.labels)), 1.0
     if source.test is None:
         rest, chosen = _carve(rest, source.labels, config.test_fraction, (config.split_seed, 1))
-        test = source.images[chosen], source.labels[chosen]
-        share = config.val_fraction / (1 - config.test_fraction)
+        test, left = (source.images[chosen], source.labels[chosen]), 1 - config.test_fraction
     else:
-        test, share = source.test, config.val_fraction
-    train, val = _carve(rest, source.labels, share, (config.split_seed, 2))
+        test = source.test
+    looked_at = config.val_fraction + config.holdout_fraction
+    train, val = _carve(rest, source.labels, looked_at / left, (config.split_seed, 2))
+    holdout = val[:0]
+    if config.holdout_fraction:
+        val, holdout = _carve(val, source.labels, config.holdout_fraction / looked_at, (config.split_seed, 4))
     if config.train_limit is not None and config.train_limit < len(train):
         if config.train_limit < len(source.classes):
             raise DataError(f"data.train_limit: {config.train_limit} images for {len(source.classes)} classes; give at least one each.")
         _, train = _carve(train, source.labels, config.train_limit / len(train), (config.split_seed, 3))
-    return {"train": (source.images[train], source.labels[train]), "val": (source.images[val], source.labels[val]), "test": test}
+    chosen_for: dict[SplitName, np.ndarray] = {"train": train, "val": val, "holdout": holdout}
+    return {name: (source.images[indices], source.labels[indices]) for name, indices in chosen_for.items()} | {"test": test}
 
 
 def _carve(indices: np.ndarray, labels: np.ndarray, share: float, seed: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -391,7 +396,7 @@ def _write(
     def content(image: Any) -> str | bytes:
         return hashes[str(image)] if streamed else hashlib.sha256(image.tobytes()).digest()
 
-    known = {content(image) for name in ("train", "val") for image in splits[name][0]}
+    known = {content(image) for name in ("train", "val", "holdout") for image in splits[name][0]}
     document = {
         "data_hash": key,
         "image_size": list(train.shape[2:]),

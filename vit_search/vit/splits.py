@@ -19,6 +19,12 @@ from vit_search.vit.data import DataSet, SplitName, read_image, read_split
 from vit_search.vit.machine import free_bytes
 from vit_search.vit.seeds import derive_seed
 
+TRAINED_AND_VALIDATED_ON: dict[str, tuple[tuple[SplitName, ...], tuple[SplitName, ...]]] = {
+    "train": (("train",), ("val",)),
+    "train+val": (("train", "val"), ("holdout",)),
+}
+"""What a search file's `train_on` means."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -152,13 +158,13 @@ class _Files(Dataset[Tensor]):
         return cropped
 
 
-def load_split(data: DataSet, name: SplitName, device: torch.device | str = "cpu") -> Split | StreamedSplit:
-    """A split on its way to a device: moved there whole where it takes less than half of what is free.
+def load_split(data: DataSet, *names: SplitName, device: torch.device | str = "cpu") -> Split | StreamedSplit:
+    """A split, or several as one, on its way to a device: moved there whole where it takes less than half of what is free.
 
-    On the CPU all processes of a machine share the pages of the cache's files.
+    On the CPU all processes of a machine share the pages of the cache's files, but for several as one.
     """
     device = torch.device(device)
-    images, labels = read_split(data, name)
+    images, labels = read_split(data, *names)
     if data.root is not None:
         return StreamedSplit(data.root, images, torch.from_numpy(labels).to(device), data.image_size, data.channels)
     fits = images.nbytes < free_bytes(device) / 2

@@ -1,0 +1,48 @@
+"""The best trials of a search once more, from scratch and with fresh seeds, as trials of a search of their own on Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vit_search.search import launch
+from vit_search.search.launch import SearchResult
+from vit_search.spec.files import write_whole
+from vit_search.tracking import finalists, ledger, searches
+from vit_search.tracking.finalists import Plan
+from vit_search.tracking.recorder import Recorder
+from vit_search.tracking.store import with_password
+
+
+def retrain(plan: Plan, *, tracking_uri: str | None = None, watch: Callable[..., Any] | None = None) -> SearchResult | None:
+    """Train what a plan asks for, or go on with it after a death; None where it is done already.
+
+    Raises: SearchError when another process is at it, or the search's folder has been changed; DataError; TrackingError;
+        NoTrialCompletedError.
+    """
+    _, facts = searches.read(plan.search)
+    data = launch.check_untouched(plan.search, *searches.read(plan.search))
+    place = plan.place
+    if place is not None and not plan.left and not ledger.held(place / "ledger.jsonl"):
+        return None
+    recorder = Recorder.connect(tracking_uri or with_password(facts.tracking_uri), plan.spec.name)
+    if place is None:
+        place = _new_place(plan.search)
+        write_whole(place / finalists.PLANNED, plan.text)
+        name = f"{plan.search.name}-promotion-{place.name}"
+        searches.write(place, launch.facts_of(plan.spec, name, data, recorder, promotes=plan.search.name))
+    spec, own = searches.read(place)
+    return launch.drive(spec, place, data, recorder, own, watch, planned=plan.trainings)
+
+
+def _new_place(folder: Path) -> Path:
+    """The next free number below the search's folder."""
+    (folder / "promotions").mkdir(mode=0o700, exist_ok=True)
+    number = 1
+    while True:
+        try:
+            (folder / "promotions" / str(number)).mkdir(mode=0o700)
+            return folder / "promotions" / str(number)
+        except FileExistsError:
+            number += 1
