@@ -65,7 +65,7 @@ class Record:
     n: int
     """Its number, from 1."""
     action: str
-    """`promote`, `rollback`, or what the caller calls it."""
+    """`promote`, `force` or `rollback`."""
     version: str
     """The champion from then on."""
     came_from: str | None
@@ -165,7 +165,7 @@ def move(
             return last
         if state.champion != expected:
             seen = f"moved to version {state.champion}" if state.champion is not None else "was taken away"
-            again = "roll back" if action == "rollback" else action
+            again = "roll back" if action == "rollback" else "promote"
             raise PromotionRefusedError(
                 f"{name}: the champion {seen} while this {_noun(action)} ran (expected {expected or 'none'}); look at it and {again} again."
             )
@@ -516,7 +516,7 @@ def _sha256(text: str) -> str:
 
 
 def _noun(action: str) -> str:
-    return "promotion" if action == "promote" else action
+    return "promotion" if action in ("promote", "force") else action
 
 
 def _whose(record: Record) -> str:
