@@ -499,6 +499,8 @@ TAMPERED = {
     "edited in the middle": (lambda c: edited(c, 2, reason="other"), "record 2 is not the one that record 3 was written after"),
     "edited at the end": (lambda c: edited(c, 3, by="eve"), "record 3 was changed: its sha256 is not the one in the tag history_head"),
     "made unreadable": (lambda c: c.set_registered_model_tag("digits", "history.000002", "{}"), "record 2 was changed: it cannot be read"),
+    "of other types": (lambda c: edited(c, 2, facts=[1]), "record 2 was changed: it cannot be read"),
+    "of no version": (lambda c: edited(c, 2, version="two"), "record 2 was changed: it cannot be read"),
     "deleted in the middle": (lambda c: c.delete_registered_model_tag("digits", "history.000002"), "record 2 is missing"),
     "deleted at the end": (lambda c: c.delete_registered_model_tag("digits", "history.000003"), "record 3 is missing"),
     "deleted at the beginning": (lambda c: c.delete_registered_model_tag("digits", "history.000001"), "record 1 is missing"),

@@ -87,12 +87,14 @@ class Record:
 
     @classmethod
     def parse(cls, text: str) -> Record:
-        """Raises: ValueError for what is not a record's text, to the letter."""
+        """Raises: ValueError for what is not a record's text."""
         try:
             values = json.loads(text)
             record = cls(came_from=values.pop("from"), **values)
-            if record.text() != text:
-                raise ValueError("it is not written as it would be")
+            texts = [record.action, record.by, record.host, record.at, record.reason, record.before, *record.facts, *record.facts.values()]
+            versions = [record.version, *([] if record.came_from is None else [record.came_from])]
+            if not (type(record.n) is int and all(isinstance(t, str) for t in texts) and all(v.isdecimal() for v in versions)):
+                raise ValueError("a value of another type")
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise ValueError(f"no record ({error})") from None
         return record
