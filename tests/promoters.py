@@ -25,7 +25,7 @@ class Cut:
         def one(*arguments, **named):
             self.calls.append(name)
             k = len(self.calls)
-            if (self._how == "lost, then away" and k > self._at) or (self._how == "away" and k >= self._at):
+            if self._how == "lost, then away" and k > self._at:
                 raise MlflowException("API request failed: nobody answers")
             if k != self._at:
                 return call(*arguments, **named)

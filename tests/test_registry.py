@@ -184,32 +184,37 @@ def calls_of(template, tmp_path, what):
     return counting.calls
 
 
-@pytest.mark.parametrize("how", ["killed before", "killed after"])
 @pytest.mark.parametrize("what", ["move", "rollback"])
-def test_killed_at_any_call_the_next_one_leaves_it_as_before_or_as_after(template, tmp_path, what, how):
+def test_killed_before_any_call_repair_leaves_it_as_before_or_as_after(template, tmp_path, what):
     calls = calls_of(template, tmp_path, what)
     new = AFTER if what == "move" else {"champion": "1", "previous": "2"}
     ends = []
     for k in range(1, len(calls) + 1):
-        killed = copy_of(template, tmp_path / f"{k}.db")
-        assert ran(killed.tracking_uri, what, k, how) == -signal.SIGKILL
-        assert aliases(killed)["champion"] in (BEFORE["champion"], new["champion"])
-        other = copy_of(tmp_path / f"{k}.db", tmp_path / f"{k}b.db")
+        client = copy_of(template, tmp_path / f"{k}.db")
+        assert ran(client.tracking_uri, what, k, "killed before") == -signal.SIGKILL
+        assert aliases(client)["champion"] in (BEFORE["champion"], new["champion"])
+        said = registry.repair(client, "digits")
+        assert_sound(client)
+        assert aliases(client) in (BEFORE, new), (k, said)
+        assert len(registry.history(client, "digits")) == (2 if aliases(client) == BEFORE else 3)
+        assert registry.repair(client, "digits") == "digits: nothing to repair."
+        ends.append(aliases(client) == new)
+    assert ends == [k > calls.index("set_registered_model_alias") for k in range(len(calls))]  # the call that moves `champion` decides
 
-        said = registry.repair(killed, "digits")
-        assert_sound(killed)
-        assert aliases(killed) in (BEFORE, new), (k, said)
-        assert len(registry.history(killed, "digits")) == (2 if aliases(killed) == BEFORE else 3)
-        assert registry.repair(killed, "digits") == "digits: nothing to repair."
-        ends.append(aliases(killed) == new)
 
-        now = aliases(other)["champion"]  # the next move mends as much
-        promote(other, "4", now)
-        assert aliases(other) == {"champion": "4", "previous": now}
-        assert_sound(other)
-        assert [r.version for r in registry.history(other, "digits")] == ["1", "2", *([now] if now != "2" else []), "4"]
-    first = calls.index("set_registered_model_alias") + (1 if how == "killed before" else 0)
-    assert ends == [k >= first for k in range(len(calls))]  # from the call that moves `champion` on
+@pytest.mark.parametrize("what", ["move", "rollback"])
+def test_killed_after_any_call_the_next_move_mends_it_as_well(template, tmp_path, what):
+    calls = calls_of(template, tmp_path, what)
+    new = "3" if what == "move" else "1"
+    for k in range(1, len(calls) + 1):
+        client = copy_of(template, tmp_path / f"{k}.db")
+        assert ran(client.tracking_uri, what, k, "killed after") == -signal.SIGKILL
+        now = aliases(client)["champion"]
+        assert now == (new if k > calls.index("set_registered_model_alias") else "2")
+        promote(client, "4", now)
+        assert aliases(client) == {"champion": "4", "previous": now}
+        assert [r.version for r in registry.history(client, "digits")] == ["1", "2", *([now] if now == new else []), "4"]
+        assert_sound(client)
 
 
 def test_repair_says_what_it_did(template, tmp_path):
@@ -242,11 +247,10 @@ def test_one_lost_answer_is_made_good_within_the_call_and_nothing_is_doubled(tem
         assert_sound(client)
 
 
-@pytest.mark.parametrize("how", ["lost, then away", "away"])
-def test_where_mlflow_goes_away_at_any_call_the_same_move_again_mends_and_doubles_nothing(template, tmp_path, how):
-    for k in range(1, 12):
+def test_where_mlflow_goes_away_after_any_call_the_same_move_again_mends_and_doubles_nothing(template, tmp_path):
+    for k in range(12):
         client = copy_of(template, tmp_path / f"{k}.db")
-        assert ran(client.tracking_uri, "move", k, how) == 0
+        assert ran(client.tracking_uri, "move", k, "lost, then away") == 0
         assert promote(client, "3", "2").n == 3
         assert aliases(client) == AFTER
         assert len(registry.history(client, "digits")) == 3
