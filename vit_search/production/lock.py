@@ -20,7 +20,7 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,6 +99,23 @@ class Lock:
             )
 
 
+def insist(call: Callable[..., Any], *arguments: Any, first: Callable[[], None] = lambda: None, **named: Any) -> Any:
+    """A call that may be done twice without harm, sent again where nobody knows whether it was carried out.
+
+    Args:
+        first: done before each try; it may raise.
+    """
+    for pause in (0.1, 0.5, None):
+        first()
+        try:
+            return call(*arguments, **named)
+        except MlflowException as error:
+            if pause is None or error.error_code not in UNANSWERED:
+                raise
+            time.sleep(pause)
+    raise AssertionError
+
+
 @contextlib.contextmanager
 def locked(client: MlflowClient, name: str, *, lease_s: float = LEASE_S, wait_s: float | None = None) -> Iterator[Lock]:
     """Hold the lock of a registered model's name.
@@ -126,8 +143,7 @@ def sweep(client: MlflowClient, lock: Lock) -> int:
     for place in places[places.index(lock.place) + 1 :]:
         holder = _holder(client, place)
         if holder is not None and holder.dead:
-            lock.check()
-            client.delete_registered_model(place)
+            insist(client.delete_registered_model, place, first=lock.check)
             found += 1
     return found
 
@@ -234,7 +250,7 @@ def _places(name: str) -> list[str]:
 
 def _holder(client: MlflowClient, place: str) -> Holder | None:
     try:
-        tags: dict[str, Any] = client.get_registered_model(place).tags
+        tags: dict[str, Any] = insist(client.get_registered_model, place).tags
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None

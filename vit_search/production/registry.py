@@ -37,7 +37,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from vit_search.errors import CheckpointError, PromotionError, PromotionRefusedError, TrackingError
-from vit_search.production.lock import LEASE_S, UNANSWERED, Lock, is_lock, locked, sweep
+from vit_search.production.lock import LEASE_S, Lock, insist, is_lock, locked, sweep
 from vit_search.spec.expressions import nearest
 from vit_search.tracking.store import in_short
 
@@ -65,7 +65,7 @@ class Record:
     n: int
     """Its number, from 1."""
     action: str
-    """`promote`, `rollback`, or what the caller calls it."""
+    """`promote`, `force` or `rollback`."""
     version: str
     """The champion from then on."""
     came_from: str | None
@@ -87,12 +87,14 @@ class Record:
 
     @classmethod
     def parse(cls, text: str) -> Record:
-        """Raises: ValueError for what is not a record's text, to the letter."""
+        """Raises: ValueError for what is not a record's text."""
         try:
             values = json.loads(text)
             record = cls(came_from=values.pop("from"), **values)
-            if record.text() != text:
-                raise ValueError("it is not written as it would be")
+            texts = [record.action, record.by, record.host, record.at, record.reason, record.before, *record.facts, *record.facts.values()]
+            versions = [record.version, *([] if record.came_from is None else [record.came_from])]
+            if not (type(record.n) is int and all(isinstance(t, str) for t in texts) and all(v.isdecimal() for v in versions)):
+                raise ValueError("a value of another type")
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise ValueError(f"no record ({error})") from None
         return record
@@ -165,7 +167,7 @@ def move(
             return last
         if state.champion != expected:
             seen = f"moved to version {state.champion}" if state.champion is not None else "was taken away"
-            again = "roll back" if action == "rollback" else action
+            again = "roll back" if action == "rollback" else "promote"
             raise PromotionRefusedError(
                 f"{name}: the champion {seen} while this {_noun(action)} ran (expected {expected or 'none'}); look at it and {again} again."
             )
@@ -275,7 +277,7 @@ def verify(client: MlflowClient, name: str) -> list[str]:
                 break
             time.sleep(0.05)
             state = _read(client, name)
-        versions = {str(v.version) for v in client.search_model_versions(f"name = '{name}'")}
+        versions = {str(v.version) for v in insist(client.search_model_versions, f"name = '{name}'")}
     problems = _chain_problems(state)
     last = state.last
     if state.intent is not None:
@@ -347,7 +349,7 @@ def load_problem(client: MlflowClient, version: Any) -> str:
 
 def _read(client: MlflowClient, name: str) -> _State:
     try:
-        model = client.get_registered_model(name)
+        model = insist(client.get_registered_model, name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
@@ -407,26 +409,17 @@ def _complete(client: MlflowClient, lock: Lock, record: Record, *, moved: bool =
 
 
 def _write(lock: Lock, call: Callable[..., object], *arguments: str) -> None:
-    """A write that may be done twice without harm, sent again where nobody knows whether it was done."""
-    for pause in (0.1, 0.5, None):
-        lock.check()
-        try:
-            call(*arguments)
-            return
-        except MlflowException as error:
-            if pause is None or error.error_code not in UNANSWERED:
-                raise
-            time.sleep(pause)
+    insist(call, *arguments, first=lock.check)
 
 
 def _check_eligible(client: MlflowClient, name: str, version: str, state: _State, once_champion: bool) -> Any:
     """The version, as MLflow gives it, if it may become the champion."""
     try:
-        found = client.get_model_version(name, version)
+        found = insist(client.get_model_version, name, version)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        known = sorted((str(v.version) for v in client.search_model_versions(f"name = '{name}'")), key=int)
+        known = sorted((str(v.version) for v in insist(client.search_model_versions, f"name = '{name}'")), key=int)
         raise PromotionError(f"{name}: there is no version {version}; there are {', '.join(known) or 'none'}.") from None
     if found.status != "READY":
         raise PromotionRefusedError(f"{name}: version {version} is not ready ({found.status}); see that its upload ends.")
@@ -525,7 +518,7 @@ def _sha256(text: str) -> str:
 
 
 def _noun(action: str) -> str:
-    return "promotion" if action == "promote" else action
+    return "promotion" if action in ("promote", "force") else action
 
 
 def _whose(record: Record) -> str:
