@@ -216,7 +216,7 @@ MISTAKES = {
     "no such alias": ("pets@chief", "pt2", "out", "pets@chief: not in the registry"),
     "no such version": ("pets/9", "pt2", "out", "pets/9: not in the registry"),
     "no such format": ("pets@champion", "onyx", "out", "--format onyx: unknown; did you mean onnx?"),
-    "a file for a folder": ("pets/1", "pt2", "mlruns.db/x", "mlruns.db/x: cannot be written (Not a directory); name another place"),
+    "a file for a folder": ("pets/1", "pt2", "mlruns.db/x", "mlruns.db/x: cannot be written (File exists); name another place"),
 }
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vit_search.spec.pickles import refuse_pickles
+
 if TYPE_CHECKING:
     from vit_search.search.launch import SearchResult
     from vit_search.spec.search_file import SearchSpec
 
 __all__ = ["load_search", "run_search"]
+
+refuse_pickles()
 
 
 def load_search(path: str | Path) -> SearchSpec:

@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from vit_search.tracking.ledger import Event, Ledger, Spent, Trial
     from vit_search.tracking.searches import Hindsight
 
-os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # here and in all that we start: no pickle from a file
-os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-
 app = typer.Typer(
     help="Search for the best Vision Transformer for your images, browse the trials in MLflow, promote the best one.",
     no_args_is_help=True,
@@ -459,19 +456,24 @@ def _write_next(folder: Path, path: Path) -> None:
     from vit_search.tracking import digest
 
     made = digest.digest(folder).next
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(made.text)
-    except FileExistsError:
-        raise SearchError(f"{path}: a file is there already; name another one after --next.") from None
-    except OSError as error:
-        raise SearchError(f"{path}: cannot be written ({error.strerror}); name another file after --next.") from None
+    _write_new(path, made.text, "--next")
     for change in made.changes:
         out.print(_escaped(f"{change.parameter}: {change.before} is now {change.after}: {change.why}"), soft_wrap=True)
     if made.note:
         out.print(_escaped(f"no range is changed: {made.note}"), soft_wrap=True)
     out.print(f"\nNext:  vit-search lint {_escaped(str(path))}", soft_wrap=True)
     out.print(f"       vit-search run {_escaped(str(path))}", soft_wrap=True)
+
+
+def _write_new(path: Path, text: str, option: str) -> None:
+    """Write a file that the user has named after an option; never over one that is there."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise SearchError(f"{path}: a file is there already; name another one after {option}.") from None
+    except OSError as error:
+        raise SearchError(f"{path}: cannot be written ({error.strerror}); name another file after {option}.") from None
 
 
 def _print_markdown(path: Path) -> None:
@@ -773,6 +775,53 @@ def export(
         f"({exporting.TOLERANCE:.0e} is allowed)",
         soft_wrap=True,
     )
+
+
+@app.command()
+def config(
+    model: Annotated[str, typer.Argument(help="NAME@champion or NAME/VERSION.", metavar="MODEL")],
+    output: Annotated[Path | None, typer.Option(help="Write the file here; printed by default.", metavar="FILE")] = None,
+    tracking_uri: Tracking = None,
+) -> None:
+    """Print the configuration of a registered model as a search file with fixed values."""
+    from vit_search.production import configuration
+
+    made = configuration.configuration(model, tracking_uri=tracking_uri)
+    if output is None:
+        sys.stdout.write(made.text)
+    else:
+        _write_new(output, made.text, "--output")
+        out.print(f"Next:  vit-search train {_escaped(str(output))}", soft_wrap=True)
+    if not made.same:
+        err.print(
+            f"[yellow]note:[/] {_escaped(model)} was not made by `promote`: no file can tell its seed, and train gives another model.",
+            soft_wrap=True,
+        )
+
+
+@app.command()
+def train(
+    file: Annotated[Path, typer.Argument(help="A search file with a value for each parameter, as `vit-search config` prints it.")],
+    output: Annotated[Path | None, typer.Option(help="Folder of the checkpoint; trained/NAME by default.", metavar="FOLDER")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")] = False,
+) -> None:
+    """Train one fixed configuration here, without Ray and MLflow; or go on with it where it was interrupted."""
+    from vit_search.spec import fixed_file, search_file
+    from vit_search.vit import checkpoint, single
+    from vit_search.vit.data import prepare
+
+    spec = search_file.load(file)
+    fixed_file.check_fixed(spec, str(file))
+    folder = output or Path("trained") / spec.name
+    with err.status("preparing the data …"):
+        data = prepare(spec.data_config, download=download)
+    config = spec.trial_config({}, in_channels=data.channels, num_classes=len(data.classes), trial=0)
+    for result in single.train(spec, config, data, folder):
+        value = getattr(result, spec.metric)
+        shown = f"{spec.metric} {value:.4f}" if value is not None else ""
+        took = _seconds(result.seconds)
+        out.print(f"epoch {result.epoch:3d} of {spec.epochs}  {shown}  train_loss {result.train_loss:.4f}  {took}", soft_wrap=True)
+    out.print(f"[bold]{_escaped(str(folder))}[/] holds the model; weights: sha256 {checkpoint.weights_sha256(folder)}", soft_wrap=True)
 
 
 @app.command()

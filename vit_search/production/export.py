@@ -83,7 +83,7 @@ def export(model: str, format: str, path: Path | None = None, *, tracking_uri: s
     _check_free(path)
     with tempfile.TemporaryDirectory() as place:
         folder = checkpoint_of(version, Path(place))
-        told = {"version": f"{version.name}/{version.version}", "weights_sha256": sha256(folder / checkpoint.MODEL)}
+        told = {"version": f"{version.name}/{version.version}", "weights_sha256": checkpoint.weights_sha256(folder)}
         difference = write(checkpoint.load_model(folder), path, format, told, folder=folder)
     return Exported(path, version.name, str(version.version), difference)
 
@@ -138,7 +138,7 @@ def reader(path: Path, format: str) -> Reader:
     if format == "safetensors":
         return eager(checkpoint.load_model(path))
     if format == "pt2":
-        if sha256(path) not in _written:
+        if _sha256(path) not in _written:
             raise PromotionError(f"{path}: not written by this process, and an archive may hold code; export it anew from the registry.")
         program = torch.export.load(path).module()
         return lambda images: _numbers(program, images)
@@ -201,7 +201,7 @@ def checkpoint_of(version: ModelVersion, place: Path) -> Path:
     named = f"{version.name}/{version.version}"
     try:
         folder = Path(mlflow.artifacts.download_artifacts(f"models:/{named}/artifacts/checkpoint", dst_path=str(place)))
-        found, recorded = sha256(folder / checkpoint.MODEL), version.tags.get("weights_sha256")
+        found, recorded = checkpoint.weights_sha256(folder), version.tags.get("weights_sha256")
         checkpoint.load_model(folder)
     except (MlflowException, OSError, CheckpointError) as error:
         raise PromotionError(f"{named}: no model of vit_search that can be loaded ({in_short(error)}); name another version.") from None
@@ -210,7 +210,7 @@ def checkpoint_of(version: ModelVersion, place: Path) -> Path:
     return folder
 
 
-def sha256(path: Path) -> str:
+def _sha256(path: Path) -> str:
     """Of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -225,7 +225,7 @@ def _write_safetensors(folder: Path | None, path: Path, told: dict[str, Any]) ->
 
 def _write_pt2(served: ServedModel, path: Path, told: dict[str, Any]) -> None:
     torch.export.save(model_package.exported(served), path, extra_files={FACTS: json.dumps(told)})
-    _written.add(sha256(path))
+    _written.add(_sha256(path))
 
 
 def _write_onnx(served: ServedModel, path: Path, told: dict[str, Any]) -> None:

@@ -213,8 +213,8 @@ def _fewer(parameter: Choice[Any], good: Sequence[Any], tried: Sequence[Any]) ->
     left = [c for c in parameter.choice if c not in out]
     if not out or len(left) < 2:
         return None
-    said = ", ".join(f"{_flow(c)} ({times[c]} tried)" for c in out)
-    return _Edit(left, _flow(parameter.choice), _flow(left), f"none of the best {len(good)} has {said}")
+    said = ", ".join(f"{flow(c)} ({times[c]} tried)" for c in out)
+    return _Edit(left, flow(parameter.choice), flow(left), f"none of the best {len(good)} has {said}")
 
 
 def _drawn_anew(name: str, parameter: IntRange | FloatRange, good: Sequence[float], ends: Mapping[Side, Stuck]) -> _Edit | None:
@@ -238,7 +238,7 @@ def _drawn_anew(name: str, parameter: IntRange | FloatRange, good: Sequence[floa
     why = [f"{one.crowd} of the best {one.good} lie at the {'lower' if one.side == 'low' else 'upper'} end" for one in ends.values()]
     if after[0] > before[0] or after[1] < before[1]:
         why.append(f"the best {len(good)} lie between {_short(min(good))} and {_short(max(good))}")
-    return _Edit(after, _flow(list(before)), _flow(after), "; ".join(why), bool(ends))
+    return _Edit(after, flow(list(before)), flow(after), "; ".join(why), bool(ends))
 
 
 def _extended(name: str, parameter: IntRange | FloatRange, side: Side) -> float | None:
@@ -334,16 +334,16 @@ def _lines(values: Mapping[str, Any], why: Mapping[str, str]) -> str:
         if key in ("model", "training") and value:
             say(f"{key}:", key)
             for name, one in value.items():
-                say(f"  {name}: {_flow(one)}", f"{key}.{name}")
+                say(f"  {name}: {flow(one)}", f"{key}.{name}")
         elif key in ("start_with", "constraints", "objectives") and value:
             say(f"{key}:", key)
-            lines.extend(f"  - {_flow(one)}" for one in value)
+            lines.extend(f"  - {flow(one)}" for one in value)
         else:
-            say(f"{key}: {_flow(value)}", key)
+            say(f"{key}: {flow(value)}", key)
     return "\n".join(lines) + "\n"
 
 
-def _flow(value: Any) -> str:
+def flow(value: Any) -> str:
     """A value on one line of YAML."""
     text = yaml.safe_dump(value, default_flow_style=True, width=10**9, sort_keys=False, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")

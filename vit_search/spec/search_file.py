@@ -32,6 +32,9 @@ COSTS = ("params", "flops", "train_flops", "latency_ms")
 OBJECTIVES = (*METRICS, *COSTS)
 """What can be an objective beside the metric."""
 
+TRIALS_APART = 1_000_003
+"""How far the seeds of trial 0 of two searches lie apart whose own seeds are neighbours."""
+
 LARGEST_GPU = 288 * 2**30
 """Bytes; what no single GPU of 2026 exceeds. The GPU at hand is known to its worker alone."""
 
@@ -198,7 +201,7 @@ class SearchSpec(_Part):
             data=self.data_config,
             model=ModelConfig(image_size=self.image_size, in_channels=in_channels, num_classes=num_classes, **model),
             training=TrainingConfig(epochs=self.epochs, **training),
-            seed=self.seed * 1_000_003 + trial,  # trials of one search differ, and so do searches of other seeds
+            seed=self.seed * TRIALS_APART + trial,  # trials of one search differ, and so do searches of other seeds
         )
 
     def check(self) -> None:

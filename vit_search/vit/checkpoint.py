@@ -159,6 +159,11 @@ def copy_for_serving(folder: Path, target: Path) -> None:
     (target / CONFIG).write_text(_signed(document))
 
 
+def weights_sha256(folder: Path) -> str:
+    """Of a checkpoint's model.safetensors, by which two models are known to be one to the bit."""
+    return _sha256(folder / MODEL)
+
+
 def exists(folder: Path) -> bool:
     """Whether a checkpoint stands here, or the one before it can be put back."""
     _recover(folder)
