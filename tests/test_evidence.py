@@ -268,7 +268,7 @@ def test_a_flipped_byte_in_the_checkpoint_is_found_out(trained, tmp_path):
     found = evidence.parity(served, tmp_path / "checkpoint", {})[0]
     assert found.difference == math.inf
     assert "its sha256 is not the recorded one" in found.problem
-    assert evidence.file_sha256(tmp_path / "checkpoint") != evidence.weights_sha256(served)
+    assert checkpoint.weights_sha256(tmp_path / "checkpoint") != evidence.weights_sha256(served)
 
 
 def test_an_exporter_that_fails_or_gives_other_classes_is_told_and_not_raised(trained):
@@ -291,9 +291,9 @@ def test_an_exporter_that_fails_or_gives_other_classes_is_told_and_not_raised(tr
 
 def test_the_weights_in_memory_have_the_sha256_of_their_file(trained):
     served, folder, _ = trained
-    assert evidence.weights_sha256(served) == evidence.file_sha256(folder)
+    assert evidence.weights_sha256(served) == checkpoint.weights_sha256(folder)
     state = served.model.state_dict()
-    assert json.loads((folder / "config.json").read_text())["sha256"]["model.safetensors"] == evidence.file_sha256(folder)
+    assert json.loads((folder / "config.json").read_text())["sha256"]["model.safetensors"] == checkpoint.weights_sha256(folder)
     assert sum(t.nbytes for t in state.values()) < (folder / "model.safetensors").stat().st_size
 
 

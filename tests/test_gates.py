@@ -15,6 +15,7 @@ from vit_search.production.gate import Comparison
 from vit_search.production.gates import Gate
 from vit_search.spec import policy
 from vit_search.spec.policy import CORRUPTIONS, Policy
+from vit_search.vit import checkpoint
 
 DEFAULT = policy.load(None)
 CLASSES = tuple("0123456789")
@@ -235,7 +236,7 @@ def test_an_archive_with_a_static_batch_and_a_weight_that_was_altered_are_refuse
     from test_evidence import static, untrained
 
     served, folder = untrained(tmp_path / "checkpoint")
-    sha = evidence.file_sha256(folder)
+    sha = checkpoint.weights_sha256(folder)
 
     def judged(exporter, model=served):
         found = evidence.parity(model, folder, {"pt2": exporter})

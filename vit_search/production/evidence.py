@@ -23,7 +23,6 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vit_search.errors import CheckpointError
 from vit_search.production.corruptions import corrupted
 from vit_search.spec.config import ModelConfig
 from vit_search.spec.cost import cost_of
@@ -348,18 +347,6 @@ def pt2(served: ServedModel, place: Path) -> Call:
 def weights_sha256(served: ServedModel) -> str:
     """Of the weights in memory as model.safetensors holds them: equal to the file's, where they are the file's."""
     return hashlib.sha256(to_bytes({name: tensor.contiguous() for name, tensor in served.model.state_dict().items()})).hexdigest()
-
-
-def file_sha256(folder: Path) -> str:
-    """Of a checkpoint's model.safetensors.
-
-    Raises: CheckpointError where it is missing.
-    """
-    try:
-        with (folder / checkpoint.MODEL).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{folder / checkpoint.MODEL}: cannot be read ({error.strerror}); name a checkpoint folder.") from None
 
 
 # --- answers on images ---------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import numpy as np
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 
-from vit_search.errors import CheckpointError, PromotionError, PromotionRefusedError
+from vit_search.errors import PromotionError, PromotionRefusedError
 from vit_search.production import card, evidence, export, gates, registry, smoke
 from vit_search.production.evidence import Costs, OnImages, SideBySide
 from vit_search.production.gates import Gate
@@ -230,7 +230,7 @@ def examine(folder: Path, number: int, policy: Policy, name: str, *, tracking_ur
     if not checkpoint.exists(place):
         raise PromotionError(f"{folder}: the checkpoint of trial {number} is not kept; raise keep_checkpoints, or name one of the best.")
     served = checkpoint.load_model(place)
-    digest = evidence.file_sha256(place)
+    digest = checkpoint.weights_sha256(place)
     finalist = Finalist(number, {}, 0.0, (served.config.seed,), (0.0,), (place,), (number,))
     candidate = Candidate(finalist, 0, served, place, digest, "", "", "")
     data = prepare(spec.data_config)
@@ -304,7 +304,7 @@ def _chosen(client: mlflow.MlflowClient, retrained: Retrained) -> Candidate:
     finalist = finalists.choose(retrained.finalists, retrained.spec.mode, params)
     index = finalist.middle
     folder = finalist.checkpoints[index]
-    served, digest = checkpoint.load_model(folder), evidence.file_sha256(folder)
+    served, digest = checkpoint.load_model(folder), checkpoint.weights_sha256(folder)
     parent, run = _runs_of(client, retrained, finalist.numbers[index])
     told = json.dumps([served.config.to_dict(), served.data_hash, list(served.trained_on), digest], sort_keys=True)
     return Candidate(finalist, index, served, folder, digest, run, parent, hashlib.sha256(told.encode()).hexdigest())
@@ -371,9 +371,8 @@ def _fetched(client: mlflow.MlflowClient, version: Any, *, lenient: bool = False
         found: tuple[ServedModel, Path] | None = None
         if version is not None:
             try:
-                folder = registry.fetch_version(client, version, Path(place))
-                found = checkpoint.load_model(folder), folder
-            except (PromotionError, CheckpointError) as error:
+                found = registry.fetch_version(client, version, Path(place))
+            except PromotionError as error:
                 if not lenient:
                     raise PromotionError(
                         f"{version.name}: the champion, version {version.version}, cannot be loaded to compare with ({error}); "

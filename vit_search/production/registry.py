@@ -300,42 +300,33 @@ def verify(client: MlflowClient, name: str) -> list[str]:
     return problems
 
 
-def fetch_version(client: MlflowClient, version: Any, place: Path) -> Path:
-    """The checkpoint of a registered version, fetched into a folder; only weights and config.json are, and their sha256 is compared.
+def fetch_version(client: MlflowClient, version: Any, place: Path) -> tuple[ServedModel, Path]:
+    """The model of a registered version and its checkpoint, fetched into a folder; only weights and config.json are.
 
     Args:
         version: as MLflow gives it; where it has a tag `weights_sha256`, the weights must be those.
-    Raises: PromotionError when the files are gone, or others than were registered.
+    Raises: PromotionError when the files are gone, damaged, or others than were registered.
     """
     from vit_search.vit import checkpoint
 
     uri = f"models:/{version.name}/{version.version}/artifacts/checkpoint"
     try:
         home = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(place), tracking_uri=client.tracking_uri))
-        with (home / checkpoint.MODEL).open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except (MlflowException, OSError) as error:
+        found = checkpoint.weights_sha256(home)
+        if found != version.tags.get("weights_sha256", found):
+            raise PromotionError(
+                f"{version.name}: version {version.version} holds other weights than were registered (sha256 {found[:12]}…); take another."
+            )
+        return checkpoint.load_model(home), home
+    except (MlflowException, OSError, CheckpointError) as error:
         said = in_short(error).replace(f"{place}/", "")
         raise PromotionError(f"{version.name}: version {version.version} cannot be loaded ({said})") from None
-    if found != version.tags.get("weights_sha256", found):
-        raise PromotionError(f"{version.name}: version {version.version} holds other weights than were registered (their sha256 differs).")
-    return home
 
 
 def load_version(client: MlflowClient, version: Any) -> ServedModel:
-    """The model of a registered version.
-
-    Raises: PromotionError when the files are gone, damaged, or others than were registered.
-    """
-    from vit_search.vit import checkpoint
-
+    """The model of a registered version; otherwise as `fetch_version`."""
     with tempfile.TemporaryDirectory() as place:
-        home = fetch_version(client, version, Path(place))
-        try:
-            return checkpoint.load_model(home)
-        except CheckpointError as error:
-            said = in_short(error).replace(f"{place}/", "")
-            raise PromotionError(f"{version.name}: version {version.version} cannot be loaded ({said})") from None
+        return fetch_version(client, version, Path(place))[0]
 
 
 def load_problem(client: MlflowClient, version: Any) -> str:
