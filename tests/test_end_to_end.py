@@ -200,30 +200,87 @@ def test_the_csv_has_a_line_per_trial(walked):
     assert set(table[0]) >= {"trial", "outcome", "val_accuracy", "patch_size", "lr"}
 
 
-def test_promote_tests_once_and_predict_uses_the_champion(walked):
+POLICY = """
+top: 2
+seeds: 2
+floors: {linear_probe: false}
+cost_above_champion: null
+allow_dirty: true
+"""
+"""The small models are worse than a linear probe, a busy machine's clock decides nothing, and whoever tests has not committed yet."""
+
+
+@pytest.fixture(scope="module")
+def promoted(walked):
+    """`small-1`, promoted: killed with SIGKILL while it trained the finalists, and asked for again."""
     folder, _, _, _ = walked
-    first = vit_search(folder, "promote", "small-1")
-    assert "small version 1 is now champion" in first.stdout
-    assert "reading 1 of this test split" in first.stdout
-    again = vit_search(folder, "promote", "small-1")
-    assert "it is the champion already, so the test split was not read again" in again.stdout
+    (folder / "policy.yaml").write_text(POLICY)
+    dry = vit_search(folder, "promote", "small-1", "--policy", "policy.yaml", "--dry-run")
+    assert not (folder / "searches/small-1/promotions").exists()
+    ledger = folder / "searches/small-1/promotions/1/ledger.jsonl"
+    command = [COMMAND, "promote", "small-1", "--policy", "policy.yaml"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as driver:
+        until(lambda: driver.poll() is not None or (ledger.exists() and ledger.read_text().count('"reported"') >= 6))
+        driver.send_signal(signal.SIGKILL)
+    assert ledger.read_text().count('"ended"') < 4
+    return folder, dry, vit_search(folder, "promote", "small-1", "--policy", "policy.yaml")
+
+
+def test_a_promotion_says_first_what_it_would_do(promoted):
+    _, dry, _ = promoted
+    assert "4 trainings: trials" in dry.stdout
+    assert "with 2 fresh seeds each, 4 epochs on training and validation images, seen on the holdout" in dry.stdout
+    assert "there is none yet" in dry.stdout
+    assert "reading 1 of at most 20" in dry.stdout
+
+
+def test_a_killed_promotion_goes_on_and_trains_each_finalist_once(promoted):
+    folder, _, done = promoted
+    assert "small version 1 is now champion" in done.stdout
+    assert "reading 1 of this test split" in done.stdout
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlruns.db'}")
+    (parent,) = client.search_runs([client.get_experiment_by_name("small").experiment_id], "tags.promotes = 'small-1'")
+    children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert sorted(child.data.tags["trial"] for child in children) == ["0", "1", "2", "3"]
+    for child in children:
+        assert sorted(p.step for p in client.get_metric_history(child.info.run_id, "val_accuracy")) == [1, 2, 3, 4]
+    assert (parent.info.run_name, parent.data.tags["verdict"]) == ("small-1-promotion-1", "passed")
+    assert "## Intended use" in parent.data.tags["mlflow.note.content"]
     version = client.get_model_version_by_alias("small", "champion")
     assert (str(version.version), version.tags["search"], version.tags["test_reading"]) == ("1", "small-1", "1")
-    equal = vit_search(folder, "promote", "small-2", check=False)  # the same numbers from another search: a tie
-    assert equal.returncode == 3
-    assert "not promoted, it is no better than the champion: +0.0000 on 270 test images" in equal.stderr
-    assert "at reading 2" in equal.stderr
-    assert client.get_model_version_by_alias("small", "champion").version == version.version
-    twice = vit_search(folder, "promote", "small-2", check=False)
-    assert twice.returncode == 3
-    assert "refused before, and the test split was not read again" in twice.stderr
-    assert vit_search(folder, "promote", "small-2", "--force", check=False).returncode == 2
-    forced = vit_search(folder, "promote", "small-2", "--force", "--reason", "a tie will do")
-    assert "small version 2 is now champion" in forced.stdout
-    assert client.get_model_version_by_alias("small", "champion").tags["forced"] == "a tie will do"
-    assert client.get_model_version_by_alias("small", "previous").version == version.version
-    assert client.get_registered_model("small").tags[f"test_readings.{version.tags['data_hash'][:16]}"] == "3"
+    refused = vit_search(folder, "resume", "searches/small-1/promotions/1", check=False)
+    assert refused.returncode == 2
+    assert "trainings of a promotion; go on with `vit-search promote small-1`" in refused.stderr
+    again = vit_search(folder, "promote", "small-1", "--policy", "policy.yaml")
+    assert "version 1 is the champion already; the test split was not read again" in again.stdout
+
+
+def test_the_gates_can_be_asked_alone_and_the_history_be_read(promoted):
+    folder, _, _ = promoted
+    kept = sorted(int(path.parent.parent.name) for path in (folder / "searches/small-1/trials").glob("*/checkpoint/config.json"))
+    seen = vit_search(folder, "gate", "small-1", str(kept[0]), "--policy", "policy.yaml", "--json")
+    assert {one["id"]: one["passed"] for one in json.loads(seen.stdout)}["G1"] is True
+    small = (folder / "policy.yaml").read_text() + "limits: {params: 10}\n"
+    (folder / "tight.yaml").write_text(small)
+    refused = vit_search(folder, "gate", "small-1", str(kept[0]), "--policy", "tight.yaml", check=False)
+    assert refused.returncode == 3
+    assert "10 are allowed" in refused.stdout
+    told = vit_search(folder, "history", "small", "--verify")
+    assert "promote" in told.stdout
+    assert "The history is whole" in told.stdout
+    nothing = vit_search(folder, "rollback", "small", "--reason", "a drill", check=False)
+    assert nothing.returncode == 2
+    assert "there is no `previous` to roll back to" in nothing.stderr
+    unsaid = vit_search(folder, "promote", "small-2", "--force", check=False)
+    assert unsaid.returncode == 2
+    assert "--force and --reason go together" in unsaid.stderr
+    odd = vit_search(folder, "promote", "small-2", "--policy", "small.yaml", check=False)
+    assert odd.returncode == 2
+    assert "small.yaml:" in odd.stderr
+
+
+def test_predict_uses_the_champion(promoted):
+    folder, _, _ = promoted
     digits = load_digits()
     for i in range(20):
         Image.fromarray(np.round(digits.images[i] * 255 / 16).astype(np.uint8)).save(folder / f"{i}.png")
@@ -311,7 +368,10 @@ def test_a_tracking_server_that_dies_costs_no_point_and_doubles_none(tmp_path):
             if "trial" in run.data.tags:
                 points = client.get_metric_history(run.info.run_id, "val_accuracy")
                 assert sorted(p.step for p in points) == list(range(1, known[int(run.data.tags["trial"])]["epochs"] + 1))
-        promoted = vit_search(tmp_path, "promote")  # the search remembers its server
+        (tmp_path / "policy.yaml").write_text(POLICY)
+        promoted = vit_search(
+            tmp_path, "promote", "--policy", "policy.yaml", "--top", "1", "--seeds", "1"
+        )  # the search remembers its server
         assert "small version 1 is now champion" in promoted.stdout
     finally:
         for server in (first, locals().get("second")):

@@ -34,7 +34,7 @@ def test_what_is_allowed_shrinks_with_each_reading_and_makes_alpha_in_all():
         (Comparison(100, 3, 3, 1), "it is no better than the champion: +0.0000"),
         (Comparison(100, 2, 9, 1), "it is no better than the champion: -0.0700"),
         (Comparison(100_000, 150, 0, 1), "it is hardly better than the champion: +0.0015"),  # sure, and not worth it
-        (Comparison(100, 60, 0, MOST_READINGS + 1), "has been read 21 times, and after 20 it decides nothing; give new test images"),
+        (Comparison(100, 60, 0, MOST_READINGS + 1), "has been read 21 times; after 20 it decides nothing; give new test images"),
     ],
 )
 def test_a_candidate_passes_where_it_is_better_beyond_chance_and_by_enough(comparison, said):

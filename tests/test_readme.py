@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vit_search.errors import SpecError
-from vit_search.spec import search_file
+from vit_search.spec import policy, search_file
 from vit_search.tracking.ledger import read_trials
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +20,7 @@ def block(language):
 
 
 def test_the_search_file_is_read_and_its_error_is_the_one_shown(tmp_path):
-    shown, _ = block("yaml")
+    shown, _, _ = block("yaml")
     spec = search_file.parse(shown)
     assert spec.space.feasible_share() > 0.5
     assert set(spec.space.searched) == {"patch_size", "depth", "dim", "heads", "dropout", "lr", "weight_decay"}
@@ -32,13 +32,23 @@ def test_the_search_file_is_read_and_its_error_is_the_one_shown(tmp_path):
 
 
 def test_the_further_keys_are_read():
-    shown, further = block("yaml")
+    shown, further, _ = block("yaml")
     of_model, _, beside = further.partition("# beside them\n")
     whole = shown.replace("stopping:", "#").replace("training:", of_model.partition("\n")[2] + "training:") + beside
     spec = search_file.parse(whole)
     assert spec.space.conditional
     assert spec.limits.patience == 30
     assert [goal.metric for goal in spec.objectives] == ["params", "latency_ms"]
+
+
+def test_the_policy_file_is_read_and_its_limits_are_the_ones_shown():
+    _, _, shown = block("yaml")
+    rules = policy.parse(shown)
+    assert (rules.top, rules.approval, rules.limits.latency_ms.cpu_batch_1_p95) == (3, "always", 20)
+    assert rules.export.formats == ("safetensors", "pt2", "onnx")
+    defaults = policy.load(None)
+    for name, value in {"alpha": 0.05, "least_gain": 0.002, "margin": 0.005, "cheaper": 0.2, "most_readings": 20}.items():
+        assert getattr(defaults.better, name) == value  # as the text says
 
 
 def test_the_python_example_runs(tmp_path):

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import csv
+import getpass
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 
-from vit_search.errors import SearchError, VitSearchError
+from vit_search.errors import PromotionError, SearchError, VitSearchError
 from vit_search.spec.cost import in_time
 
 if TYPE_CHECKING:
+    from vit_search.production.gates import Gate
+    from vit_search.production.promotion import Promotion
     from vit_search.search.control import Control
     from vit_search.search.launch import SearchResult
     from vit_search.spec.lint import Report
     from vit_search.spec.plan import Plan, Speed
+    from vit_search.spec.policy import Policy
     from vit_search.spec.search_file import SearchSpec
+    from vit_search.tracking.finalists import Plan as FinalistPlan
+    from vit_search.tracking.finalists import Retrained
     from vit_search.tracking.ledger import Event, Ledger, Spent, Trial
     from vit_search.tracking.searches import Hindsight
 
@@ -39,8 +45,13 @@ err = Console(stderr=True, highlight=False)
 INTERRUPTED = 130
 """Exit code of a search ended by Ctrl-C, as a shell gives it."""
 
+NOT_PROMOTED = 3
+"""Exit code of a promotion that a gate has refused."""
+
 NOT_RECORDED = 5
 """Exit code of a search that came to its end while MLflow was away."""
+
+Result = TypeVar("Result")
 
 OUTCOME_STYLE = {"completed": "green", "stopped": "yellow", "running": "cyan", "interrupted": "magenta", "failed": "red", "diverged": "red"}
 
@@ -48,6 +59,8 @@ Output = Annotated[Path, typer.Option(help="Folder of all searches.")]
 Tracking = Annotated[
     str | None, typer.Option(help="MLflow server or database; by default MLFLOW_TRACKING_URI, else SQLite in ./mlruns.db.")
 ]
+PolicyFile = Annotated[Path | None, typer.Option(help="What a candidate must show; the defaults stand in README.md.", metavar="FILE")]
+ModelName = Annotated[str, typer.Argument(help="A registered model, named after its search file's `name`.", metavar="NAME")]
 SearchName = Annotated[str | None, typer.Argument(help="A search by name or folder; the newest by default.", metavar="[SEARCH]")]
 
 
@@ -558,42 +571,167 @@ def promote(
     search: SearchName = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
-    force: Annotated[bool, typer.Option("--force", help="Make it the champion without a comparison.")] = False,
-    reason: Annotated[str, typer.Option(help="Why; recorded with the version.")] = "",
+    top: Annotated[int | None, typer.Option(help="Trials to train anew; the policy's by default.", min=1, max=100)] = None,
+    seeds: Annotated[int | None, typer.Option(help="Fresh seeds for each; the policy's by default.", min=1, max=100)] = None,
+    name: Annotated[str | None, typer.Option(help="Registered model; the search file's name by default.")] = None,
+    policy: PolicyFile = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen; train, read and register nothing.")] = False,
+    expect_current: Annotated[str, typer.Option(help="Refuse unless this version is the champion, or `none`.")] = "",
+    allow_dirty: Annotated[bool, typer.Option("--allow-dirty", help="Also from code with changes that are not committed.")] = False,
+    approve_by: Annotated[str, typer.Option(help="Who approves, where the policy asks for that.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Make it the champion whatever the gates say.")] = False,
+    reason: Annotated[str, typer.Option(help="Why; kept in the history.")] = "",
 ) -> None:
-    """Test the best trial once, and make it the champion if it is better than the present one."""
+    """Train the best trials anew, judge the one that is chosen, test it once, and make it the champion if every gate lets it through."""
     if force != bool(reason.strip()):
-        raise SearchError("--force and --reason go together: say why the champion is to be replaced, e.g. --force --reason 'other data'.")
-    from vit_search.tracking import ledger, searches
+        raise SearchError("--force and --reason go together: say why the gates are to be passed over, e.g. --force --reason 'a fix'.")
+    from vit_search.spec.policy import load
+    from vit_search.tracking import finalists, searches
 
+    given = _given(top=top, seeds=seeds) | ({"allow_dirty": True} if allow_dirty else {})
+    rules = load(policy).model_copy(update=given)
     folder = searches.find(output, search)
     spec, facts = searches.read(folder)
-    winner = ledger.best(ledger.read_trials(folder / "ledger.jsonl"), spec.metric, spec.mode)
-    if winner is None or winner.outcome != "completed":
-        raise SearchError(f"{folder}: no trial has reached full length yet; let the search end or `vit-search resume {folder.name}`.")
-    with err.status("evaluating once on the test split …"):
+    planned = finalists.plan(folder, top=rules.top, seeds=rules.seeds, train_on=rules.retrain_on)
+    from vit_search.tracking import store
+
+    uri = tracking_uri or store.with_password(facts.tracking_uri)
+    if dry_run:
+        _print_promotion_plan(planned, rules, name or spec.name, uri)
+        return
+    if planned.left:
+        err.print(_trainings(planned), soft_wrap=True)
+        with err.status("preparing the data, MLflow and Ray …"):
+            from vit_search.search.retrain import retrain
+        result = _watched(lambda watch: retrain(planned, tracking_uri=uri, watch=watch))
+        if result is not None and result.interrupted:
+            err.print(f"\n[yellow]Interrupted.[/] Nothing is lost; go on with:  [bold]vit-search promote {folder.name}[/]", soft_wrap=True)
+            sys.exit(INTERRUPTED)
+    retrained = finalists.read(planned)
+    with err.status("loading torch and MLflow …") as status:
         from vit_search.production import promotion
+
+        asked = promotion.Asked(name or spec.name, getpass.getuser(), reason.strip(), approve_by.strip(), expect_current.strip())
+        done = promotion.promote(retrained, rules, asked, tracking_uri=uri, say=lambda text: status.update(f"{text} …"))
+    _print_promotion(done, retrained)
+    if done.verdict == "refused":
+        sys.exit(NOT_PROMOTED)
+
+
+@app.command()
+def gate(
+    search: Annotated[str, typer.Argument(help="A search by name or folder.")],
+    trial: Annotated[int, typer.Argument(help="Number of a trial whose checkpoint is kept.")],
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+    name: Annotated[str | None, typer.Option(help="Registered model; the search file's name by default.")] = None,
+    policy: PolicyFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Hold one trial against the gates that need no test image; exit code 3 where one refuses. Trains and registers nothing."""
+    from vit_search.spec.policy import load
+    from vit_search.tracking import searches
+
+    rules, folder = load(policy), searches.find(output, search)
+    spec, facts = searches.read(folder)
+    with err.status("measuring …"):
+        from vit_search.production import gates, promotion
         from vit_search.tracking import store
 
-        value = winner.value(spec.metric) or 0.0
-        candidate = promotion.Candidate(
-            search=folder.name,
-            search_id=facts.search_id,
-            trial=winner.number,
-            checkpoint=ledger.trial_folder(folder, winner.number) / "checkpoint",
-            name=spec.name,
-            val_metric=spec.metric,
-            val_value=value,
+        uri = tracking_uri or store.with_password(facts.tracking_uri)
+        judged = promotion.examine(folder, trial, rules, name or spec.name, tracking_uri=uri)
+    if as_json:
+        sys.stdout.write(json.dumps([one.to_dict() for one in judged], indent=1) + "\n")
+    else:
+        _print_gates(judged)
+    if not gates.verdict(judged):
+        sys.exit(NOT_PROMOTED)
+
+
+def _trainings(planned: FinalistPlan) -> str:
+    """What is to be trained, in words."""
+    spec, which = planned.spec, ", ".join(str(trial.number) for trial in planned.finalists)
+    on = "training and validation images" if spec.train_on == "train+val" else "training images"
+    seen = "holdout" if spec.train_on == "train+val" else "validation images"
+    some = f"{planned.left} of {spec.trials} trainings are left" if planned.left < spec.trials else f"{spec.trials} trainings"
+    seeds = f"{len(planned.seeds)} fresh seed{'s' if len(planned.seeds) > 1 else ''}"
+    return f"{some}: trials {which} with {seeds} each, {spec.epochs} epochs on {on}, seen on the {seen}"
+
+
+def _print_promotion_plan(planned: FinalistPlan, rules: Policy, name: str, uri: str) -> None:
+    """What a promotion would do."""
+    from rich.table import Table
+
+    from vit_search.production import gates, promotion
+    from vit_search.tracking import store
+
+    client = store.client_for(uri)
+    champion = promotion.champion_of(client, name)
+    readings = promotion.readings_of(client, name, json.loads(planned.text)["data"])
+    trained = [result for trial in planned.finalists for result in trial.results]
+    epoch_s = sum(result.seconds for result in trained) / max(len(trained), 1)
+    now = "there is none yet" if champion is None else f"version {champion.version}, {champion.tags.get('search', 'made elsewhere')}"
+    rows = [
+        ("trainings", _trainings(planned) if planned.left else "done already"),
+        ("time", f"about {in_time(planned.left * planned.spec.epochs * epoch_s / planned.spec.concurrency)} of training"),
+        ("champion", now),
+        ("test split", _escaped(gates.readings(readings + 1, rules).said)),
+        ("policy", f"{rules.digest[:12]}…, mode {rules.better.mode}"),
+    ]
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for label, text in rows:
+        table.add_row(f"[dim]{label}[/]", text)
+    out.print(f"[bold]{name}[/] from {planned.search.name}: nothing is trained, read or registered by --dry-run")
+    out.print(table)
+
+
+def _print_promotion(done: Promotion, retrained: Retrained) -> None:
+    from rich.table import Table
+
+    finalist, metric = done.finalist, retrained.spec.metric
+    table = Table("trial", f"{metric} in the search", "anew", "deviation", "", box=None, header_style="dim")
+    for one in retrained.finalists:
+        chosen = "[bold green]chosen[/]" if one.trial == finalist.trial else ""
+        table.add_row(str(one.trial), f"{one.searched_value:.4f}", f"{one.mean:.4f}", f"{one.deviation:.4f}", chosen)
+    for trial, reason in retrained.lost.items():
+        table.add_row(str(trial), "", "", "", f"[red]{_escaped(reason)}[/]")
+    out.print(table)
+    if done.verdict == "again":
+        out.print(
+            f"\n[bold]{done.name}[/] version {done.version} is the [bold green]champion[/] already; the test split was not read again"
         )
-        done = promotion.promote(candidate, tracking_uri=tracking_uri or store.with_password(facts.tracking_uri), force=reason.strip())
-    said = (
-        "it is the champion already, so the test split was not read again" if done.again else f"reading {done.reading} of this test split"
-    )
-    out.print(f"[bold]{done.name}[/] version {done.version} is now [bold green]champion[/]: trial {winner.number} of {folder.name}")
-    out.print(f"test accuracy [bold]{done.test_accuracy:.4f}[/] on {done.test_images:,} images ({said}); {spec.metric} was {value:.4f}")
-    if done.comparison is not None:
-        out.print(f"against the champion before it: {done.comparison.in_words()}")
+        return
+    out.print()
+    _print_gates(done.gates)
+    if done.seen is not None:
+        low, high = done.seen.interval
+        when = f"seen at reading {done.reading}, and not read again" if done.read_before else f"reading {done.reading} of this test split"
+        out.print(
+            f"\ntest accuracy [bold]{done.seen.accuracy:.4f}[/] on {done.seen.images:,} images "
+            f"(95 % interval {low:.4f} to {high:.4f}; {when})"
+        )
+    else:
+        out.print("\nthe test split was not read")
+    if done.verdict == "refused":
+        stays = f"version {done.champion} stays champion" if done.champion else "there is no champion"
+        out.print(f"[bold red]not promoted[/]: version {done.version} of {done.name} is refused, and {stays}")
+        return
+    if done.verdict == "forced":
+        out.print(f"[bold red]forced[/]: {_escaped(done.tags['forced'])}", soft_wrap=True)
+    before = f", in place of version {done.champion}" if done.champion else ""
+    out.print(f"[bold]{done.name}[/] version {done.version} is now [bold green]champion[/]{before}: trial {finalist.trial} trained anew")
     out.print(f"\nNext:  vit-search predict --model models:/{done.name}@champion IMAGE…")
+    out.print(f"       vit-search serve {done.name}@champion")
+
+
+def _print_gates(judged: list[Gate]) -> None:
+    from rich.table import Table
+
+    words = {True: "[green]passed[/]", False: "[bold red]refused[/]", None: "[dim]–[/]"}
+    table = Table("gate", "", "seen", box=None, header_style="dim")
+    for one in sorted(judged, key=lambda one: int(one.id[1:])):
+        table.add_row(f"{one.id} {one.name}", words[one.passed], _escaped(one.said))
+    out.print(table)
 
 
 @app.command()
@@ -687,6 +825,73 @@ def train(
 
 
 @app.command()
+def rollback(
+    name: ModelName,
+    reason: Annotated[str, typer.Option(help="Why; kept in the history.")],
+    to: Annotated[str | None, typer.Option(help="A version that was champion before; the previous champion by default.")] = None,
+    tracking_uri: Tracking = None,
+) -> None:
+    """Make an earlier version the champion again, once it is seen to load."""
+    if not reason.strip():
+        raise PromotionError("--reason is empty; say why, e.g. --reason 'wrong on night photos'.")
+    from vit_search.production import registry
+    from vit_search.tracking import store
+
+    with err.status("loading the version …"):
+        client = store.client_for(tracking_uri)
+        done = registry.rollback(
+            client, name, to=to, reason=reason.strip(), by=getpass.getuser(), check=lambda version: registry.load_problem(client, version)
+        )
+    out.print(f"[bold]{name}[/] version {done.version} is [bold green]champion[/] again, in place of version {done.came_from}")
+
+
+@app.command()
+def history(
+    name: ModelName,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="See whether it is whole and the aliases agree with it; exit code 1 if not.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    tracking_uri: Tracking = None,
+) -> None:
+    """Show who made which version the champion, when and why."""
+    from rich.table import Table
+
+    from vit_search.production import registry
+    from vit_search.tracking import store
+
+    client = store.client_for(tracking_uri)
+    records = registry.history(client, name)
+    problems = registry.verify(client, name) if verify else []
+    if as_json:
+        shown: Any = [json.loads(record.text()) for record in records]
+        sys.stdout.write(json.dumps({"records": shown, "problems": problems} if verify else shown, indent=1) + "\n")
+    else:
+        table = Table("when (UTC)", "who", "action", "version", "test accuracy", "reason", box=None, header_style="dim")
+        for record in records:
+            accuracy = _decimals(record.facts.get("test_accuracy", ""))
+            versions = f"{record.came_from or '–'} → {record.version}"
+            when = record.at[:19].replace("T", " ")
+            table.add_row(*map(_escaped, (when, f"{record.by} on {record.host}", record.action, versions, accuracy, record.reason)))
+        out.print(table if records else f"{name}: no version has been made the champion yet.")
+        for problem in problems:
+            err.print(f"[bold red]error:[/] {_escaped(f'{name}: {problem}')}", soft_wrap=True)
+        if verify and not problems:
+            out.print(f"The history is whole, and the aliases of {name} agree with it.")
+    if problems:
+        sys.exit(1)
+
+
+@app.command()
+def repair(name: ModelName, tracking_uri: Tracking = None) -> None:
+    """Finish or undo a promotion that was killed, and take its lock away."""
+    from vit_search.production import registry
+    from vit_search.tracking import store
+
+    out.print(_escaped(registry.repair(store.client_for(tracking_uri), name)), soft_wrap=True)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of a search file, for editors."""
     from vit_search.spec import search_file
@@ -746,7 +951,7 @@ def _hindsight(hindsight: Hindsight) -> list[str]:
     return lines
 
 
-def _watched(work: Callable[[Any], SearchResult]) -> SearchResult:
+def _watched(work: Callable[[Any], Result]) -> Result:
     """Run a search with its live picture on a terminal, or a line per ended trial elsewhere."""
     screen = _Screen()
     try:
@@ -935,6 +1140,14 @@ class _Screen:
 
 def _number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _decimals(text: str) -> str:
+    """A number that was kept as text, to four places; what is no number as it is, and nothing as a dash."""
+    try:
+        return f"{float(text):.4f}"
+    except ValueError:
+        return text or "–"
 
 
 def _escaped(text: str) -> str:

@@ -15,6 +15,10 @@ class DataError(VitSearchError):
     """The images are missing, damaged, or not what the search file says they are."""
 
 
+class TooLargeError(DataError):
+    """An image file, or what it would decode to, is larger than is taken."""
+
+
 class CheckpointError(VitSearchError):
     """A checkpoint folder is missing, damaged, or of another configuration."""
 
@@ -43,8 +47,12 @@ class PromotionError(VitSearchError):
     """A candidate cannot be promoted, or a model cannot be loaded from the registry."""
 
 
+class ServingError(VitSearchError):
+    """A model cannot be served as it was asked for."""
+
+
 class PromotionRefusedError(PromotionError):
-    """A candidate that is not shown to be better than the champion."""
+    """A version that may not become the champion, or not now."""
 
     exit_code = 3
 

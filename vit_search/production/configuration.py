@@ -11,7 +11,8 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from vit_search.production.export import checkpoint_of, find_version
+from vit_search.production import registry
+from vit_search.production.export import find_version
 from vit_search.spec.fixed_file import FixedFile, fixed_file
 from vit_search.tracking.store import client_for
 from vit_search.vit import checkpoint
@@ -31,8 +32,8 @@ def configuration(model: str, *, tracking_uri: str | None = None) -> FixedFile:
     client = client_for(tracking_uri)
     version = find_version(client, model)
     with tempfile.TemporaryDirectory() as place:
-        folder = checkpoint_of(version, Path(place))
-        served, digest = checkpoint.load_model(folder), checkpoint.weights_sha256(folder)
+        served, folder = registry.fetch_version(client, version, Path(place))
+        digest = checkpoint.weights_sha256(folder)
     searched = _of_its_search(client, version)
     train_on = next((name for name, (splits, _) in TRAINED_AND_VALIDATED_ON.items() if splits == served.trained_on), "train")
     about = [f"{version.name} version {version.version}{_origin(version)}", f"weights: sha256 {digest}"]

@@ -28,7 +28,8 @@ import torch
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from vit_search.errors import CheckpointError, PromotionError
+from vit_search.errors import PromotionError
+from vit_search.production import registry
 from vit_search.spec.search_file import nearest
 from vit_search.tracking import model_package
 from vit_search.tracking.store import client_for, in_short
@@ -78,13 +79,14 @@ def export(model: str, format: str, path: Path | None = None, *, tracking_uri: s
     Raises: PromotionError when the model cannot be had, a file is there already, or the export disagrees with the model.
     """
     _check_format(format)
-    version = find_version(client_for(tracking_uri), model)
+    client = client_for(tracking_uri)
+    version = find_version(client, model)
     path = path or Path(f"{version.name}-{version.version}{FORMATS[format]}")
     _check_free(path)
     with tempfile.TemporaryDirectory() as place:
-        folder = checkpoint_of(version, Path(place))
+        served, folder = registry.fetch_version(client, version, Path(place))
         told = {"version": f"{version.name}/{version.version}", "weights_sha256": checkpoint.weights_sha256(folder)}
-        difference = write(checkpoint.load_model(folder), path, format, told, folder=folder)
+        difference = write(served, path, format, told, folder=folder)
     return Exported(path, version.name, str(version.version), difference)
 
 
@@ -191,23 +193,6 @@ def find_version(client: mlflow.MlflowClient, model: str) -> ModelVersion:
     except MlflowException as error:
         raise PromotionError(f"{model}: not in the registry ({in_short(error)}); promote one with `vit-search promote`.") from None
     raise PromotionError(f"{model}: names no registered version; write it like digits@champion or digits/3.")
-
-
-def checkpoint_of(version: ModelVersion, place: Path) -> Path:
-    """A registered version's checkpoint, fetched below `place`; nothing else of the version is fetched or run.
-
-    Raises: PromotionError when its files are gone, damaged, or not those that were registered.
-    """
-    named = f"{version.name}/{version.version}"
-    try:
-        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{named}/artifacts/checkpoint", dst_path=str(place)))
-        found, recorded = checkpoint.weights_sha256(folder), version.tags.get("weights_sha256")
-        checkpoint.load_model(folder)
-    except (MlflowException, OSError, CheckpointError) as error:
-        raise PromotionError(f"{named}: no model of vit_search that can be loaded ({in_short(error)}); name another version.") from None
-    if recorded not in (None, found):
-        raise PromotionError(f"{named}: its weights are not those that were registered (sha256 {found[:12]}…); name another version.")
-    return folder
 
 
 def _sha256(path: Path) -> str:

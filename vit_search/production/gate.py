@@ -38,6 +38,10 @@ class Comparison:
     """Images that the champion alone gets right."""
     reading: int
     """Which reading of the test split this is, from 1."""
+    budget: float = ALPHA
+    """Chance that is allowed over all readings of this test split."""
+    least_gain: float = LEAST_GAIN
+    most_readings: int = MOST_READINGS
 
     @property
     def gain(self) -> float:
@@ -47,7 +51,7 @@ class Comparison:
     @property
     def alpha(self) -> float:
         """Chance that is allowed at this reading."""
-        return ALPHA / (self.reading * (self.reading + 1))
+        return self.budget / (self.reading * (self.reading + 1))
 
     @property
     def p(self) -> float:
@@ -56,6 +60,22 @@ class Comparison:
 
         parted = self.wins + self.losses
         return float(binomtest(self.wins, parted, 0.5, alternative="greater").pvalue) if parted else 1.0
+
+    def no_worse_than(self, margin: float) -> bool:
+        """Whether the lower bound of the gain, at this reading's alpha, lies above -margin."""
+        return self.reading <= self.most_readings and chance(self.wins, self.losses, self.images, -margin) < self.alpha
+
+    @property
+    def least(self) -> float:
+        """Lower bound of the gain at this reading's alpha: the largest that `chance` rules out.
+
+        A bootstrap would not do: of images on which the models never differ, however few, it makes an interval from 0 to 0.
+        """
+        low, high = -1.0, self.gain
+        for _ in range(30):
+            middle = (low + high) / 2
+            low, high = (middle, high) if chance(self.wins, self.losses, self.images, middle) < self.alpha else (low, middle)
+        return low
 
     def interval(self, draws: int = 10_000) -> tuple[float, float]:
         """Of the gain, by a bootstrap over the images, two-sided at twice this reading's alpha; the same each time."""
@@ -76,16 +96,18 @@ class Comparison:
     @property
     def passes(self) -> bool:
         """Whether the candidate may take the place."""
-        return self.reading <= MOST_READINGS and self.gain >= LEAST_GAIN and self.p < self.alpha
+        return self.reading <= self.most_readings and self.gain >= self.least_gain and self.p < self.alpha
 
     @property
     def problem(self) -> str:
         """Why the candidate may not take the place; empty where it may."""
         if self.passes:
             return ""
-        if self.reading > MOST_READINGS:
-            return f"this test split has been read {self.reading} times, and after {MOST_READINGS} it decides nothing; give new test images"
-        if self.gain < LEAST_GAIN:
+        if self.reading > self.most_readings:
+            return (
+                f"this test split has been read {self.reading} times; after {self.most_readings} it decides nothing; give new test images"
+            )
+        if self.gain < self.least_gain:
             return f"it is {'no better' if self.gain <= 0 else 'hardly better'} than the champion: {self.in_words()}"
         return f"chance explains its gain: {self.in_words()}"
 
@@ -100,13 +122,59 @@ class Comparison:
 
 
 def compare(
-    candidate: npt.NDArray[np.int64], champion: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], *, reading: int
+    candidate: npt.NDArray[np.int64],
+    champion: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    *,
+    reading: int,
+    budget: float = ALPHA,
+    least_gain: float = LEAST_GAIN,
+    most_readings: int = MOST_READINGS,
 ) -> Comparison:
     """Two models' predictions of the same images.
 
     Args:
         candidate, champion, labels: (images,) classes. reading: of this test split, this one included.
+        budget, least_gain, most_readings: as a policy has them.
     """
     assert candidate.shape == champion.shape == labels.shape
     ours, theirs = candidate == labels, champion == labels
-    return Comparison(len(labels), int((ours & ~theirs).sum()), int((~ours & theirs).sum()), reading)
+    wins, losses = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
+    return Comparison(len(labels), wins, losses, reading, budget, least_gain, most_readings)
+
+
+def chance(more: int, less: int, images: int, true: float) -> float:
+    """How often `more - less` or a larger difference is seen in paired images where the true one is `true`, a share of the images.
+
+    McNemar's test asks it of 0. With another difference it depends on how often the two models differ at all, which nobody
+    knows; the likeliest such share under `true` is taken (Tango 1998, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8%3C891::AID-SIM780%3E3.0.CO;2-B),
+    and the tail is summed exactly instead of by his normal approximation (Lloyd 2008 calls it the E p-value).
+
+    Args:
+        more, less: images that speak for and against the difference. images: all of them, at least 1.
+        true: -1 to 1.
+    """
+    from scipy.stats import binom
+
+    if more - less <= -images:  # nothing is smaller
+        return 1.0
+    for_it, against = _likeliest(more, less, images, true)
+    parted = min(for_it + against, 1.0)
+    if parted == 0:
+        return float(more <= less)
+    low, high = binom.ppf([1e-13, 1 - 1e-13], images, parted)
+    counts = np.arange(int(max(low, 0)), int(high) + 1)
+    needed = np.ceil((counts + more - less) / 2)
+    tails = binom.sf(needed - 1, counts, min(for_it / parted, 1.0))
+    return float(min(1.0, (binom.pmf(counts, images, parted) * tails).sum()))
+
+
+def _likeliest(more: int, less: int, images: int, true: float) -> tuple[float, float]:
+    """Shares of images for and against a difference that make what was seen likeliest, `true` apart."""
+    if true < 0:
+        against, for_it = _likeliest(less, more, images, -true)
+        return for_it, against
+    b = (more + less) * (1 - true) - 2 * true * (images - more)
+    against = (b + math.sqrt(b * b + 8 * images * less * true * (1 - true))) / (4 * images)
+    against = min(max(against, 0.0), (1 - true) / 2)
+    return against + true, against

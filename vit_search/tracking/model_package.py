@@ -13,7 +13,6 @@ named `image` and whose index holds 0, since MLflow looks at the row of that lab
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
 import shutil
@@ -37,7 +36,7 @@ from torch import Tensor, nn
 
 from vit_search.errors import DataError
 from vit_search.vit import augment, checkpoint
-from vit_search.vit.data import MAX_FILE_BYTES, fit_pixels, read_image
+from vit_search.vit.requests import pixels_of
 from vit_search.vit.training import EVALUATED_AT_ONCE
 
 IMAGE = "image"
@@ -183,37 +182,9 @@ def _image(value: Any, row: int, size: tuple[int, int], channels: int) -> np.nda
     if isinstance(value, np.ndarray) and value.ndim == 0:  # what MLflow makes of {"instances": [{"image": "iVBOR…"}]}
         value = value.item()
     try:
-        if isinstance(value, (str, bytes)):
-            return read_image(_decoded(value) if isinstance(value, str) else value, size, channels)
-        return fit_pixels(_pixels(value), size, channels)
+        return pixels_of(value, size, channels)
     except DataError as error:
         raise MlflowException.invalid_parameter_value(f"row {row}: {str(error).removeprefix('image: ')}") from None
-
-
-def _decoded(text: str) -> bytes:
-    """An image file from base64; line breaks, as the command base64 makes them, are allowed."""
-    if len(text) > MAX_FILE_BYTES * 4 // 3 + 4:
-        raise DataError(f"{len(text):,} characters; give an image file of at most {MAX_FILE_BYTES:,} bytes.")
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise DataError(f"text that is not base64 ({error}); give the base64 of a PNG or JPEG file.") from None
-
-
-def _pixels(value: Any) -> np.ndarray:
-    """Decoded pixels: bytes, or whole numbers from JSON."""
-    try:
-        pixels = value if isinstance(value, np.ndarray) and value.dtype != object else np.array(np.asarray(value, object).tolist())
-    except ValueError:
-        raise DataError("rows of different lengths; give (height, width, channels).") from None
-    if pixels.dtype.kind not in "iu":
-        seen = "nothing" if pixels.size == 0 or value is None else f"values of type {pixels.dtype}"
-        raise DataError(f"{seen}; give uint8 pixels, 0 to 255, or an image file as base64 or bytes.")
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
-        raise DataError(f"shape {pixels.shape}; give (height, width, channels) with 1 channel (grey) or 3 (RGB).")
-    if pixels.dtype != np.uint8 and (pixels.min() < 0 or pixels.max() > 255):
-        raise DataError(f"pixels from {pixels.min()} to {pixels.max()}; give 0 to 255.")
-    return pixels.astype(np.uint8, copy=False)
 
 
 def _version(folder: Path) -> str:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from filelock import FileLock
 
-from vit_search.errors import DataError
+from vit_search.errors import DataError, TooLargeError
 from vit_search.spec.config import DATA_SETS, IMAGE_ENDINGS, DataConfig
 from vit_search.spec.cost import memory_of_this_machine
 
@@ -162,7 +162,7 @@ def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int) 
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(raw), formats=IMAGE_FORMATS) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
-                    raise DataError(f"{name}: {opened.width}x{opened.height} pixels; give an image of at most {MAX_PIXELS:,}.")
+                    raise TooLargeError(f"{name}: {opened.width}x{opened.height} pixels; give an image of at most {MAX_PIXELS:,}.")
                 image: Any = ImageOps.exif_transpose(opened)
                 if image.mode.startswith(("I", "F")):  # 16 bits and more a pixel
                     image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
@@ -206,7 +206,7 @@ def _fitted(image: Any, size: tuple[int, int] | None, channels: int) -> np.ndarr
 
 def _bounded(file: Path) -> bytes:
     if file.stat().st_size > MAX_FILE_BYTES:
-        raise DataError(f"{file}: {file.stat().st_size:,} bytes; give an image file of at most {MAX_FILE_BYTES:,}.")
+        raise TooLargeError(f"{file}: {file.stat().st_size:,} bytes; give an image file of at most {MAX_FILE_BYTES:,}.")
     return file.read_bytes()
 
 

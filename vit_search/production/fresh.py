@@ -1,0 +1,128 @@
+"""The script of smoke.in_fresh_process: load a model by mlflow.pyfunc and hold its answers to 200 requests against what they should be.
+
+It imports nothing of this package, so that the model runs from the code that was logged with it. Exit code 0, or 1 with one line.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+import sys
+import warnings
+import zlib
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+REQUESTS, MALFORMED = 200, 20
+
+
+def check(model_uri: str) -> str:
+    """What is wrong with a model's answers; empty where nothing is."""
+    model = mlflow.pyfunc.load_model(model_uri)
+    facts = model.metadata.metadata or {}
+    classes = facts.get("classes")
+    if not classes:
+        return f"{model_uri}: not a model of vit_search: its metadata names no classes"
+    rng = np.random.default_rng(0)
+    bad = list(_malformed(rng).items())
+    spacing = REQUESTS // MALFORMED
+    for number in range(REQUESTS):
+        if number % spacing == spacing - 1:
+            what, value = bad[number // spacing % len(bad)]
+            said = _refusal(model, _batch([_file(_pixels(rng)), value]), row=1)
+            if said:
+                return f"request {number}, malformed ({what}): {said}"
+        else:
+            form, count = _good(rng, number)
+            said = _wrong(model.predict(form), count, classes)
+            if said:
+                return f"request {number}: {said}"
+    return ""
+
+
+def _wrong(rows: pd.DataFrame, count: int, classes: list[str]) -> str:
+    """What is wrong with the answer to a good request."""
+    columns = ["label", "probability", "version", *(f"p_{name}" for name in classes)]
+    if list(rows.columns) != columns:
+        return f"the columns are {list(rows.columns)}, not {columns}"
+    if len(rows) != count:
+        return f"{len(rows)} rows for {count} images"
+    chances = rows.to_numpy()[:, 3:].astype(float)
+    if not np.isfinite(chances).all() or np.abs(chances.sum(1) - 1).max() > 1e-4:
+        return "the probabilities of a row do not add to 1"
+    if list(rows["label"]) != [classes[i] for i in chances.argmax(1)] or (rows["probability"] != chances.max(1)).any():
+        return "the label is not the most probable class"
+    return ""
+
+
+def _refusal(model: Any, form: Any, row: int) -> str:
+    """What is wrong with how a malformed request was refused."""
+    try:
+        model.predict(form)
+    except MlflowException as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            return f"refused as {error.error_code}, not as INVALID_PARAMETER_VALUE"
+        return "" if f"row {row}:" in error.message else f"the refusal does not name row {row}: {error.message.splitlines()[0]}"
+    except Exception as error:
+        return f"{type(error).__name__}, not a refusal ({(str(error).splitlines() or [''])[0]})"
+    return "answered, not refused"
+
+
+def _good(rng: np.random.Generator, number: int) -> tuple[Any, int]:
+    """A request in one of the forms that a model takes, and how many images it holds."""
+    count = 1 + number % 3
+    images = [_pixels(rng) for _ in range(count)]
+    if number % 4 == 0:
+        return np.stack([images[0]] * count), count
+    if number % 4 == 1:
+        return pd.DataFrame({"image": [_file(image, "JPEG" if number % 8 == 1 else "PNG") for image in images]}), count
+    if number % 4 == 2:
+        return pd.DataFrame({"image": [base64.b64encode(_file(image)).decode() for image in images]}), count
+    return _batch(images), count
+
+
+def _malformed(rng: np.random.Generator) -> dict[str, Any]:
+    """Values of which each must be refused."""
+    good = _file(_pixels(rng, 40, 30, 3))
+    header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + good[24:29]
+    return {
+        "no base64": "Grüße?",
+        "a text file": b"hello, I am no image\n" * 9,
+        "empty bytes": b"",
+        "empty text": "",
+        "a truncated PNG": good[: len(good) // 2],
+        "two axes": np.zeros((8, 8), np.uint8),
+        "four channels": np.zeros((8, 8, 4), np.uint8),
+        "floats": np.full((8, 8, 1), 0.5),
+        "too bright": np.full((8, 8, 1), 300),
+        "a header of 900 million pixels": good[:12] + header + struct.pack(">I", zlib.crc32(header)) + good[33:],
+    }
+
+
+def _pixels(rng: np.random.Generator, height: int = 0, width: int = 0, channels: int = 0) -> np.ndarray:
+    height, width = height or int(rng.integers(1, 80)), width or int(rng.integers(1, 80))
+    return rng.integers(0, 256, (height, width, channels or int(rng.choice([1, 3]))), np.uint8)
+
+
+def _file(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    raw = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(raw, kind)
+    return raw.getvalue()
+
+
+def _batch(values: list[Any]) -> np.ndarray:
+    """One axis of objects, whatever the values are."""
+    rows = np.empty(len(values), object)
+    rows[:] = values
+    return rows
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    sys.exit(check(sys.argv[1]) or 0)
