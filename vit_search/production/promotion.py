@@ -136,6 +136,8 @@ def promote(
     say("choosing among the finalists")
     candidate = _chosen(client, retrained)
     model = _registered_model(client, asked.name)
+    if registry.INTENT in model.tags:  # of one that died in mid-move
+        registry.repair(client, asked.name)
     known = next((v for v in client.search_model_versions(f"name = '{asked.name}'") if _is(v, candidate)), None)
     champion = _champion(client, asked.name)
     if asked.expect and asked.expect != (str(champion.version) if champion else "none"):
