@@ -104,6 +104,7 @@ def serve(model: str, settings: Settings, *, tracking_uri: str | None = None, sa
         torch.set_num_threads(1)  # this process tries models while the replicas answer
         state = follower.start()
         stack.enter_context(_local_ray(settings))
+        stack.enter_context(_signals(stop))  # again: Ray has put a handler of its own in their place
         threads = max(1, (os.cpu_count() or 1) // settings.replicas)
         replica = ray_serve.deployment(
             num_replicas=settings.replicas,
