@@ -54,11 +54,11 @@ class Limits:
     images: int = 128
     """Images in one JSON request."""
     queue: int = 256
-    """Requests that are being read, waiting, or classified; one more is told to come again."""
+    """Requests that wait or are classified; one more is told to come again. One that is still arriving takes no place."""
     body_bytes: int = 16 * 2**20
     """Of a request."""
     held_bytes: int = 256 * 2**20
-    """Of all requests that are being read or waiting."""
+    """Of all requests, as far as they have arrived."""
     timeout_s: float = 10.0
     """From a request's headers to its answer."""
 
@@ -254,7 +254,7 @@ HELP = {
     "requests_total": ("counter", "Requests answered, by path and status code."),
     "request_seconds": ("histogram", "From a prediction request's headers to its answer."),
     "batch_images": ("histogram", "Images classified at once."),
-    "queue_length": ("gauge", "Requests being read, waiting, or classified."),
+    "queue_length": ("gauge", "Requests that wait or are classified."),
     "reloads_total": ("counter", "Models taken after the first."),
     "reload_failures_total": ("counter", "Models that were not taken; the one before stays. The follower is the driver's process."),
     "model_info": ("gauge", "The model that answers."),
@@ -393,24 +393,33 @@ class Endpoint:
         length = int(headers.get(b"content-length", b"0"))  # the parser lets digits through alone
         if length > self._limits.body_bytes:
             raise self._too_long(length)
-        if self._metrics.queue_length >= self._limits.queue or self._held + length > self._limits.held_bytes:
-            raise RefusedError(503, "the queue is full; come again.", retry_after=str(RETRY_AFTER_S))
-        self._metrics.queue_length += 1
-        read = False
-        held = length
-        self._held += held
+        self._check_queue()
+        read, held = False, 0
         try:
             async with asyncio.timeout(self._limits.timeout_s):
-                body = await self._body(receive)
-                read = True
-                self._held += len(body) - held  # a chunked request tells no length
-                held = len(body)
-                if kind == "application/json":
-                    model, chances = await self._batcher.submit(self._inputs(body), named=True)
-                elif body:
-                    model, chances = await self._batcher.submit([body], named=False)
-                else:
+                parts: list[bytes] = []
+                while not read:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ConnectionResetError
+                    parts.append(message.get("body", b""))
+                    held += len(parts[-1])
+                    self._held += len(parts[-1])
+                    if held > self._limits.body_bytes:
+                        raise self._too_long(held)
+                    if self._held > self._limits.held_bytes:
+                        raise _full()
+                    read = not message.get("more_body")
+                body = parts[0] if len(parts) == 1 else b"".join(parts)
+                if not body:
                     raise RefusedError(400, "an empty body; send an image file.")
+                values = self._inputs(body) if kind == "application/json" else [body]
+                self._check_queue()
+                self._metrics.queue_length += 1
+                try:
+                    model, chances = await self._batcher.submit(values, named=kind == "application/json")
+                finally:
+                    self._metrics.queue_length -= 1
         except TimeoutError:
             if not read:
                 raise RefusedError(408, f"the request did not arrive within {self._limits.timeout_s:g} s.", connection="close") from None
@@ -420,23 +429,12 @@ class Endpoint:
         except DataError as error:
             raise RefusedError(422, str(error)) from None
         finally:
-            self._metrics.queue_length -= 1
             self._held -= held
         return 200, model.answer(chances)
 
-    async def _body(self, receive: Receive) -> bytes:
-        parts, length = [], 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ConnectionResetError
-            part = message.get("body", b"")
-            length += len(part)
-            if length > self._limits.body_bytes:
-                raise self._too_long(length)
-            parts.append(part)
-            if not message.get("more_body"):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
+    def _check_queue(self) -> None:
+        if self._metrics.queue_length >= self._limits.queue:
+            raise _full()
 
     def _too_long(self, length: int) -> RefusedError:
         return RefusedError(413, f"a body of {length:,} bytes or more; send at most {self._limits.body_bytes:,}.")
@@ -456,6 +454,10 @@ class Endpoint:
         if len(inputs) > self._limits.images:
             raise RefusedError(413, f"{len(inputs):,} images; give at most {self._limits.images} in one request.")
         return inputs
+
+
+def _full() -> RefusedError:
+    return RefusedError(503, "the queue is full; come again.", retry_after=str(RETRY_AFTER_S))
 
 
 def _check_method(scope: Scope) -> None:

@@ -79,7 +79,7 @@ def serve(model: str, settings: Settings, *, tracking_uri: str | None = None, sa
         say: given a line whenever something is to be told.
     Raises: ServingError; TrackingError when the registry is away and the cache holds no version to start with.
     """
-    token = os.environ.get(TOKEN, "")
+    token = os.environ.get(TOKEN, "").strip()
     if not token and not _loopback(settings.host):
         raise ServingError(f"--host {settings.host}: others can reach it; set {TOKEN} to a secret that they must know, or drop --host.")
     if settings.gpus and not torch.cuda.is_available():
@@ -126,7 +126,11 @@ def serve(model: str, settings: Settings, *, tracking_uri: str | None = None, sa
 
         def follow() -> None:
             while not stop.wait(settings.poll_s):
-                follower.poll()
+                try:
+                    follower.poll()
+                except OSError as error:  # a full disk, say; at the end, the folder is gone
+                    if not stop.is_set():
+                        say(f"the registry cannot be followed ({error}); tried again")
 
         threading.Thread(target=follow, daemon=True).start()
         stop.wait()
@@ -184,7 +188,7 @@ class Replica:
 
         limits = self._settings.limits
         self._batcher = Batcher(model, asyncio.get_running_loop(), limits.batch, self._metrics.batches.add)
-        endpoint = Endpoint(self._batcher, self._metrics, limits, os.environ.get(TOKEN, ""), self._tell)
+        endpoint = Endpoint(self._batcher, self._metrics, limits, os.environ.get(TOKEN, "").strip(), self._tell)
         server = listener.server(endpoint, timeout_s=limits.timeout_s)
         serving = asyncio.create_task(server.serve(sockets=[listener.bind(self._settings.host, self._port)]))
         while not (server.started or serving.done()):
