@@ -31,6 +31,7 @@ from PIL import Image
 from vit_search.errors import ServingError
 from vit_search.production import following, serving, smoke
 from vit_search.production.endpoint import Batcher, Endpoint, Limits, Metrics, Told, exposition, load
+from vit_search.production.state import read_state
 from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
@@ -173,7 +174,8 @@ def started(home, model, uri, *options, ready=True, **environment):
         try:
             servers.until(answers, 120)
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             raise
     return Server(process, f"http://127.0.0.1:{port}", log)
 
@@ -817,26 +819,26 @@ def test_what_is_no_target_is_refused(text):
         following.parse(text)
 
 
-def test_a_version_that_failed_is_tried_again_after_longer_and_longer(registry, tmp_path, monkeypatch):
+def test_a_version_that_failed_is_tried_again_after_longer_and_longer(registry, tmp_path):
     said, now = [], [1000.0]
-    monkeypatch.setattr(following.time, "monotonic", lambda: now[0])
     registry.point("1", "trial")
-    follower = following.Follower(following.Target("digits", "trial"), registry.uri, tmp_path / "state.json", tmp_path, said.append)
+    target, place = following.Target("digits", "trial"), tmp_path / "state.json"
+    follower = following.Follower(target, registry.uri, place, tmp_path, said.append, clock=lambda: now[0])
     follower.start()
     bad = registry.add(40, verdict="refused")
     registry.point(bad, "trial")
     tries = []
-    for _ in range(1500):
+    for _ in range(150):
         follower.poll()
-        if not tries or following.read_state(tmp_path / "state.json").failures > len(tries):
+        if not tries or read_state(place).failures > len(tries):
             tries.append(now[0] - 1000)
-        now[0] += 1
+        now[0] += 10
     assert tries == [0, 10, 30, 70, 150, 310, 630, 1230]
     assert len([line for line in said if "not taken" in line]) == 1
     registry.client.set_model_version_tag("digits", bad, "verdict", "forced")  # mended
     now[0] += 600
     follower.poll()
-    state = following.read_state(tmp_path / "state.json")
+    state = read_state(place)
     assert (state.version.name, state.failed) == (f"digits/{bad}", "")
 
 

@@ -637,6 +637,9 @@ def serve(
     limits = Limits(batch=batch, queue=queue, body_bytes=int(max_mib * 2**20), timeout_s=timeout)
     settings = serving.Settings(host=host, port=port, replicas=replicas, gpus=gpus, limits=limits, poll_s=poll)
     serving.serve(model, settings, tracking_uri=tracking_uri, say=lambda line: err.print(_escaped(line), soft_wrap=True))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # all is ended by now; Python would take seconds to take torch, Ray and MLflow apart, object by object
 
 
 @app.command()

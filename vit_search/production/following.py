@@ -70,7 +70,16 @@ def parse(text: str) -> Target:
 class Follower:
     """Keeps the state file true. `start` once, then `poll` now and then, from one thread."""
 
-    def __init__(self, target: Target, tracking_uri: str | None, state: Path, cache: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        target: Target,
+        tracking_uri: str | None,
+        state: Path,
+        cache: Path,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._target, self._uri, self._file, self._say = target, store.resolve_uri(tracking_uri), state, say
         key = hashlib.sha256(f"{store.public(self._uri)}\n{target.name}".encode()).hexdigest()[:24]
         self._home = cache / "serving" / key
@@ -136,7 +145,7 @@ class Follower:
                 self._say(f"{self._target.name}: the alias {self._target.alias} is gone; {state.version.name} stays")
         elif _name(named) == state.version.name:
             state = dataclasses.replace(state, failed="")
-        elif _name(named) != self._tried or time.monotonic() >= self._again:
+        elif _name(named) != self._tried or self._clock() >= self._again:
             try:
                 state = dataclasses.replace(state, version=self._take(named), failed="")
                 self._say(f"{state.version.name} takes the place of {before.version.name}")
@@ -182,7 +191,7 @@ class Follower:
         self._wait = min(2 * self._wait, AGAIN_AT_MOST_S) if self._tried == name else AGAIN_S
         if self._tried != name or said != state.failed:
             self._say(f"{name} is not taken: {said}; {state.version.name} stays")
-        self._tried, self._again = name, time.monotonic() + self._wait
+        self._tried, self._again = name, self._clock() + self._wait
         return dataclasses.replace(state, failed=said, failures=state.failures + 1)
 
     def _take(self, named: Any) -> Version:
