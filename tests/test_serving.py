@@ -17,7 +17,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 
 from vit_search.errors import ServingError
-from vit_search.production import following, serving, smoke
+from vit_search.production import following, listener, serving, smoke
 from vit_search.production.endpoint import Batcher, Endpoint, Limits, Metrics, Told, exposition, load
 from vit_search.production.state import read_state
 from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
@@ -72,6 +72,8 @@ class Registry:
     uri: str
     home: Path
     name: str = "digits"
+    seeds: dict[str, int] = field(default_factory=dict)
+    """Of the versions added."""
 
     @property
     def client(self):
@@ -98,6 +100,7 @@ class Registry:
         uri = log_model(folder, run_id=run)
         given = {"golden": smoke.golden(checkpoint.load_model(folder)), "weights_sha256": self.sha256(seed), "verdict": "passed"}
         made = client.create_model_version(self.name, uri, tags=given | tags, model_id=uri.rpartition("/")[2])
+        self.seeds[str(made.version)] = seed
         return str(made.version)
 
     @property
@@ -553,12 +556,12 @@ def check_moves(registry, statuses, answers, took, moves):
     assert all(len(of_one) == 1 for of_one in seen)  # none mixes two
     assert {name for of_one in seen for name in of_one} == {"digits/1", *(f"digits/{version}" for version in moves)}
     assert max(took) < 10, took
-    truth = {seed: {image: chances(registry, [image], seed)[0] for image in IMAGES} for seed in {1, *map(int, moves)}}
+    truth = {version: {image: chances(registry, [image], registry.seeds[version])[0] for image in IMAGES} for version in {"1", *moves}}
     for _, _, _, raw, body in answers[:: max(1, len(answers) // 500)]:
-        if body in truth[1]:  # each answer is that of the version it names
+        if body in truth["1"]:  # each answer is that of the version it names
             answer = json.loads(raw)
-            seed = int(answer["predictions"][0]["version"].rpartition("/")[2])
-            assert np.abs(given(answer)[0] - truth[seed][body]).max() < 1e-5
+            version = answer["predictions"][0]["version"].rpartition("/")[2]
+            assert np.abs(given(answer)[0] - truth[version][body]).max() < 1e-5
 
 
 def test_a_promotion_and_a_rollback_are_live_within_10_seconds_with_no_failed_request(first, registry):
@@ -572,11 +575,8 @@ def test_a_promotion_and_a_rollback_are_live_within_10_seconds_with_no_failed_re
 
 @pytest.mark.slow
 def test_ten_thousand_requests_across_three_promotions_and_a_rollback_all_succeed(first, registry):
-    while len(list(registry.home.glob("seed-*"))) < 4:
-        registry.add(len(list(registry.home.glob("seed-*"))) + 1)
-    moves = ["2", "3", "4", "3"]
-    seeds = {v.version: v for v in registry.client.search_model_versions("name = 'digits'")}
-    assert set(moves) <= {str(version) for version in seeds}
+    third, fourth = registry.add(3), registry.add(4)
+    moves = ["2", third, fourth, third]
     statuses, answers, took = moved_under_load(first, registry, moves, least=first.metric("vit_search_requests_total") + 10_000, workers=32)
     assert statuses[200] >= 10_000
     check_moves(registry, statuses, answers, took, moves)
@@ -865,6 +865,60 @@ def test_the_samples_of_several_replicas_stand_together(registry):
     assert 'vit_search_request_seconds_bucket{replica="a",le="0.0025"} 1' in exposed
     assert 'vit_search_batch_images_bucket{replica="b",le="16"} 0' in exposed
     assert 'vit_search_batch_images_bucket{replica="b",le="32"} 1' in exposed
+
+
+def test_headers_that_come_a_letter_at_a_time_and_connections_that_idle_are_closed(monkeypatch):
+    """Real connections; the limit is shorter than in production."""
+    monkeypatch.setattr(listener, "IDLE_S", 1)
+
+    async def hello(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"hi"})
+
+    async def call():
+        sock = listener.bind("127.0.0.1", 0)
+        server = listener.server(hello, timeout_s=1)
+        running = asyncio.create_task(server.serve(sockets=[sock]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection(*sock.getsockname())
+        began, closed = time.monotonic(), asyncio.create_task(reader.read())
+        for letter in b"GET / HTTP/1.1\r\nHost: " + b"x" * 60:
+            if closed.done():
+                break
+            writer.write(bytes([letter]))
+            await asyncio.sleep(0.1)
+        with contextlib.suppress(ConnectionError):
+            assert await closed == b""
+        dripped = time.monotonic() - began
+        reader, writer = await asyncio.open_connection(*sock.getsockname())
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        idled = await asyncio.wait_for(reader.read(), 5)
+        server.should_exit = True
+        await running
+        return dripped, idled
+
+    dripped, idled = asyncio.run(call())
+    assert 0.9 < dripped < 5  # the letters would take 8 s
+    assert idled.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.slow
+def test_a_replica_that_dies_is_replaced_while_the_other_answers(registry, tmp_path):
+    found = started(tmp_path, "digits/1", registry.uri, "--replicas", "2")
+    try:
+        servers.until(lambda: len(found.get("/readyz")[2]["replicas"]) == 2, 20)
+        replicas = [process for process in found.children() if "ServeReplica" in " ".join(process.cmdline())]
+        replicas[0].kill()
+        replicas[0].wait(10)
+        time.sleep(0.5)
+        for _ in range(50):
+            assert found.post(IMAGES[0])[0] == 200
+        servers.until(lambda: len([p for p in found.children() if "ServeReplica" in " ".join(p.cmdline())]) == 2, 60)
+        time.sleep(12)  # what the dead one told last is no longer counted
+        servers.until(lambda: len(found.get("/readyz")[2]["replicas"]) == 2, 60)
+    finally:
+        killed(found)
 
 
 def test_a_fault_of_the_server_is_500_without_its_reason(registry):

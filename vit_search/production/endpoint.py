@@ -165,15 +165,17 @@ class Batcher:
     def _decode(self) -> None:
         while True:
             job = self._encoded.get()
-            if job.done.cancelled():  # its request has timed out
-                continue
             job.model = self.model
             shape = job.model.served.config.model
             row = 0
             try:
                 images = []
                 for row, value in enumerate(job.values):  # noqa: B007 -- read below
+                    if job.done.cancelled():
+                        break
                     images.append(pixels_of(value, shape.image_size, shape.in_channels))
+                if job.done.cancelled():  # its request has timed out
+                    continue
                 job.pixels = np.stack(images)
             except DataError as error:
                 said = str(error).removeprefix("image: ")

@@ -73,6 +73,7 @@ def server(application: Any, *, timeout_s: float) -> uvicorn.Server:
             application,
             http=_Protocol,
             ws="none",
+            proxy_headers=False,
             lifespan="off",
             access_log=False,
             log_config=None,

@@ -43,6 +43,8 @@ APPLICATION = "vit_search"
 STATE = "state.json"
 LOOK_S = 0.2
 """Between a replica's looks at the state file."""
+AGAIN_S = 60.0
+"""Until a replica tries once more what the follower took and it could not: a GPU that was full, say."""
 RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_agent_register_timeout_ms": "300000",  # as in search/launch.py, which says why
@@ -153,6 +155,7 @@ class Replica:
         self._tried = self._state.version
         self._failure = ""
         """Why the version that the follower chose was not taken here."""
+        self._again = 0.0
         self._broken: BaseException | None = None
         model, began = self._load(self._state), threading.Event()
         self._thread = threading.Thread(target=self._listen, args=(model, began), daemon=True, name="listen")
@@ -213,13 +216,13 @@ class Replica:
             self._state = state = read_state(self._run / STATE)
         except (OSError, ValueError, TypeError):  # the driver is gone; its end is ours
             return
-        if state.version == self._tried:
+        if state.version == self._tried and not (self._failure and time.monotonic() >= self._again):
             return
         self._tried = state.version
         try:
             self._batcher.model = await asyncio.to_thread(self._load, state)
         except Exception as error:
-            self._failure = f"{state.version.name}: {_last_line(error)}"
+            self._failure, self._again = f"{state.version.name}: {_last_line(error)}", time.monotonic() + AGAIN_S
             self._metrics.reload_failures += 1
             _log.error("not taken: %s", self._failure)
         else:
