@@ -1,6 +1,6 @@
 """How fast the server answers, ours against `mlflow models serve` of the same registered model, and what a promotion costs its clients.
 
-    python tests/benchmarks/serving.py [--seconds 5] [--rounds 3] [--replicas 1]
+    python tests/benchmarks/serving.py [--seconds 5] [--rounds 3] [--replicas 1] [--shapes digits 28x28]
     python tests/benchmarks/serving.py --promotions [--requests 10000]
 
 Both servers run at once and are asked in turns, by a load generator in a process of its own (asyncio, aiohttp, uvloop) on the same
@@ -170,7 +170,7 @@ def generate(url: str, concurrency: int, seconds: float, kind: str, answers: str
 
 def compare(home: Path, uri: str, options: argparse.Namespace) -> None:
     """The table of both servers."""
-    for name in SHAPES:
+    for name in options.shapes:
         image = make(home, uri, name, 1)
         text = json.dumps({"inputs": [base64.b64encode(image).decode()]}).encode()
         with mlflow_serving(home, uri, name) as theirs, our_serving(home, uri, name, options.replicas) as ours:
@@ -202,7 +202,7 @@ def compare(home: Path, uri: str, options: argparse.Namespace) -> None:
                         ]
                     )
         print(f"\n{name}, a PNG of {len(image)} bytes, {options.replicas} replica(s), {options.rounds} rounds of {options.seconds:g} s\n")
-        print(table(["connections", "server", "requests/s", "p50 ms", "p95 ms", "p99 ms", "failed", "speed to MLflow's"], rows))
+        print(table(["connections", "server", "requests/s", "p50 ms", "p95 ms", "p99 ms", "failed", "speed to MLflow's"], rows), flush=True)
 
 
 def promotions(home: Path, uri: str, options: argparse.Namespace) -> None:
@@ -221,7 +221,7 @@ def promotions(home: Path, uri: str, options: argparse.Namespace) -> None:
         generator.stdin.close()
         moved = []
         for version in moves:
-            time.sleep(seconds / (len(moves) + 1))
+            time.sleep(seconds / (len(moves) + 1) + 0.3 * int(version))  # at no fixed phase of the polls
             client.set_registered_model_alias(name, "champion", version)
             moved.append(time.time())
         generator.wait()
@@ -253,6 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--promotions", action="store_true")
     parser.add_argument("--requests", type=int, default=10_000)
