@@ -21,7 +21,8 @@ ARROWS = {
 }
 HEAVY = {
     "torch": {"vit", "search/trial.py", "tracking/model_package.py", "production"},
-    "ray": {"search"},
+    "ray": {"search", "production/serving.py"},
+    "uvicorn": {"production/serving.py", "production/listener.py"},
     "optuna": {"search", "tracking/importance.py"},
     "plotly": {"tracking/report.py"},
     "mlflow": {"tracking", "production"},
@@ -89,6 +90,7 @@ def test_nothing_loads_a_pickle_or_runs_text():
         ("import vit_search.cli", {"ray", "torch", "optuna", "mlflow", "pydantic", "plotly"}),
         ("from vit_search.tracking import ledger, searches, digest", {"ray", "torch", "optuna", "mlflow", "plotly"}),
         ("from vit_search.tracking import report", {"ray", "torch", "mlflow"}),
+        ("from vit_search.production import serving, endpoint, state", {"ray", "mlflow", "optuna", "pydantic"}),
         ("from vit_search.vit import model, training, data", {"ray", "optuna", "mlflow", "pydantic", "safetensors"}),
     ],
 )

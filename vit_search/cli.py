@@ -757,6 +757,32 @@ def predict(
 
 
 @app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="NAME@champion, which is followed, or NAME/VERSION.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; one that others reach needs VIT_SEARCH_SERVE_TOKEN.")] = "127.0.0.1",
+    replicas: Annotated[int, typer.Option(min=1, max=256, help="Processes that classify; they share the port.")] = 1,
+    gpus: Annotated[bool, typer.Option("--gpus", help="Classify on GPUs.")] = False,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Images classified at once.")] = 32,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that a replica holds; one more is answered 503.")] = 256,
+    max_mib: Annotated[float, typer.Option(min=0.001, max=1024, help="Largest request, MiB.")] = 16,
+    timeout: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds from a request's headers to its answer.")] = 10,
+    poll: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between looks at the registry.")] = 2,
+    tracking_uri: Tracking = None,
+) -> None:
+    """Serve a registered model over HTTP, and follow its alias."""
+    from vit_search.production import serving
+    from vit_search.production.endpoint import Limits
+
+    limits = Limits(batch=batch, queue=queue, body_bytes=int(max_mib * 2**20), timeout_s=timeout)
+    settings = serving.Settings(host=host, port=port, replicas=replicas, gpus=gpus, limits=limits, poll_s=poll)
+    serving.serve(model, settings, tracking_uri=tracking_uri, say=lambda line: err.print(_escaped(line), soft_wrap=True))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # all is ended by now; Python would take seconds to take torch, Ray and MLflow apart, object by object
+
+
+@app.command()
 def export(
     model: Annotated[str, typer.Argument(help="NAME@champion or NAME/VERSION.", metavar="MODEL")],
     format: Annotated[str, typer.Option("--format", help="safetensors, pt2 or onnx.")],

@@ -1,0 +1,52 @@
+"""What the process that follows the registry tells the replicas that serve: a file, written whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version that has passed, as the cache holds it."""
+
+    name: str
+    """`NAME/3`."""
+    weights_sha256: str
+    golden: str
+    folder: str
+    """Of its checkpoint."""
+    created: int
+    """When it was registered: a registry that was made anew may use a number again."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What those who serve are told; they read it from a file."""
+
+    version: Version
+    alias: str
+    alias_names: str | None
+    """`NAME/4` where the alias names another version than the one served; None where it names none."""
+    seen: float
+    """Unix time at which the registry last told what the alias names."""
+    stale_since: float | None = None
+    """Unix time since when the registry has been away; None while it answers."""
+    failed: str = ""
+    """Why the version that the alias names was not taken."""
+    failures: int = 0
+    """How often a version was not taken."""
+    draining: bool = False
+
+
+def read_state(path: Path) -> State:
+    """What following.Follower wrote."""
+    told = json.loads(path.read_text())
+    return State(**told | {"version": Version(**told["version"])})
+
+
+def moment(seconds: float | None) -> str | None:
+    """A Unix time as ISO 8601, UTC."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
