@@ -33,6 +33,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -271,6 +272,7 @@ def main() -> None:
     parser.add_argument("--promotions", action="store_true")
     parser.add_argument("--requests", type=int, default=10_000)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # ends the servers, too
     print(surroundings(torch.device("cpu"), "ray", "mlflow", "uvicorn"))
     home = Path(tempfile.mkdtemp())
     try:
