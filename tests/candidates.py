@@ -72,7 +72,7 @@ def trained(home, store, search, *, data="{name: digits}", epochs=12, seeds=1, *
         client.set_terminated(client.create_run(experiment, run_name=f"trial {number}", tags=tags).info.run_id)
     client.set_terminated(parent)
     numbers = tuple(range(seeds))
-    one = Finalist(7, params, 0.99, tuple(100 + n for n in numbers), tuple(values), tuple(places), numbers)
+    one = Finalist(7, params, 0.99, tuple(100 + n for n in numbers), tuple(values), tuple(places), numbers, tuple(values))
     return Retrained(folder, search, facts.search, facts.search_id, spec, (one,), {})
 
 
@@ -89,7 +89,7 @@ def main():
         die(told["die_at"], told["before"])
     spec = search_file.parse(told["file"])
     one = told["finalist"]
-    finalist = Finalist(one[0], one[1], one[2], tuple(one[3]), tuple(one[4]), tuple(map(Path, one[5])), tuple(one[6]))
+    finalist = Finalist(one[0], one[1], one[2], tuple(one[3]), tuple(one[4]), tuple(map(Path, one[5])), tuple(one[6]), tuple(one[4]))
     retrained = Retrained(Path(told["folder"]), told["search"], told["run_name"], told["search_id"], spec, (finalist,), {})
     asked = promotion.Asked("tiny", "somebody")
     done = promotion.promote(retrained, policy.parse(told["policy"]), asked, tracking_uri=told["store"])

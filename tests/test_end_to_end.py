@@ -274,6 +274,9 @@ def test_the_gates_can_be_asked_alone_and_the_history_be_read(promoted):
     unsaid = vit_search(folder, "promote", "small-2", "--force", check=False)
     assert unsaid.returncode == 2
     assert "--force and --reason go together" in unsaid.stderr
+    named = vit_search(folder, "promote", "small-2", "--name", "it's", check=False)
+    assert named.returncode == 2
+    assert """--name: "it's" is no name; give letters, digits""" in named.stderr
     odd = vit_search(folder, "promote", "small-2", "--policy", "small.yaml", check=False)
     assert odd.returncode == 2
     assert "small.yaml:" in odd.stderr

@@ -15,7 +15,7 @@ from vit_search.tracking.ledger import Ended, Ledger, Proposed, Reported
 
 
 def finalist(number, *values, seeds=()):
-    return Finalist(number, {}, 0.9, tuple(seeds or range(len(values))), values, (), tuple(range(len(values))))
+    return Finalist(number, {}, 0.9, tuple(seeds or range(len(values))), values, (), tuple(range(len(values))), values)
 
 
 def test_the_seed_in_the_middle_is_taken_not_the_best():
@@ -102,6 +102,7 @@ def test_a_finalist_counts_with_all_its_seeds_or_not_at_all(tmp_path):
     found = finalists.read(plan)
     (first,) = found.finalists
     assert (first.trial, first.values, first.seeds, first.numbers) == (plan.finalists[0].number, (0.8, 0.9), plan.seeds, (0, 1))
+    assert first.accuracies == (0.8, 0.9)
     assert first.checkpoints[1] == folder / "promotions/1/trials/0001/checkpoint"
     assert found.lost == {plan.finalists[1].number: "the loss is nan"}
     assert (found.search, found.run_name) == ("made-1", "made-1-promotion-1")

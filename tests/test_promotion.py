@@ -255,9 +255,9 @@ def assert_nothing_half(store, versions):
     return str(now.version)
 
 
-@pytest.mark.parametrize("place", [3, 16, 20, 22])
+@pytest.mark.parametrize("place", [16, 22])
 def test_a_promotion_that_is_killed_leaves_the_champion_and_goes_on(place, made, copied, fresh):
-    """Killed before a write to MLflow: the count of the reading, the version, the alias, the history."""
+    """Killed before a write to MLflow: of the version, and of the history once the alias has moved."""
     killed_and_gone_on(place, True, made, copied, fresh)
 
 

@@ -585,9 +585,12 @@ def promote(
     """Train the best trials anew, judge the one that is chosen, test it once, and make it the champion if every gate lets it through."""
     if force != bool(reason.strip()):
         raise SearchError("--force and --reason go together: say why the gates are to be passed over, e.g. --force --reason 'a fix'.")
+    from vit_search.spec import search_file
     from vit_search.spec.policy import load
     from vit_search.tracking import finalists, searches
 
+    if name is not None:
+        search_file.check_name(name, "--name")
     given = _given(top=top, seeds=seeds) | ({"allow_dirty": True} if allow_dirty else {})
     rules = load(policy).model_copy(update=given)
     folder = searches.find(output, search)
@@ -629,9 +632,12 @@ def gate(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Hold one trial against the gates that need no test image; exit code 3 where one refuses. Trains and registers nothing."""
+    from vit_search.spec import search_file
     from vit_search.spec.policy import load
     from vit_search.tracking import searches
 
+    if name is not None:
+        search_file.check_name(name, "--name")
     rules, folder = load(policy), searches.find(output, search)
     spec, facts = searches.read(folder)
     with err.status("measuring …"):

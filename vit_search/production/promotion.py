@@ -173,7 +173,12 @@ def promote(
             gates.lineage(lineage_of(retrained.folder, candidate), policy),
             gates.readings(reading, policy),
             gates.cost(costs, policy, beside),
-            gates.seeds(candidate.finalist.values, policy, images=_validated_on(data, retrained), registered=_own_value(candidate)),
+            gates.seeds(
+                candidate.finalist.accuracies,
+                policy,
+                images=_validated_on(data, retrained),
+                registered=candidate.finalist.accuracies[candidate.index],
+            ),
             gates.smoke(_smoke_problem(client, uri)),
             gates.approval("protected" in model.tags, asked.approve_by, policy),
             gates.leak(evidence.leaks(data), policy),
@@ -233,7 +238,7 @@ def examine(folder: Path, number: int, policy: Policy, name: str, *, tracking_ur
         raise PromotionError(f"{folder}: the checkpoint of trial {number} is not kept; raise keep_checkpoints, or name one of the best.")
     served = checkpoint.load_model(place)
     digest = checkpoint.weights_sha256(place)
-    finalist = Finalist(number, {}, 0.0, (served.config.seed,), (0.0,), (place,), (number,))
+    finalist = Finalist(number, {}, 0.0, (served.config.seed,), (0.0,), (place,), (number,), (0.0,))
     candidate = Candidate(finalist, 0, served, place, digest, "", "", "")
     data = prepare(spec.data_config)
     with _fetched(client, champion_of(client, name)) as rival:
@@ -324,10 +329,6 @@ def _runs_of(client: mlflow.MlflowClient, retrained: Retrained, number: int) -> 
         f"{retrained.run_name}: MLflow has no run of its training {number}; send it with `vit-search sync {retrained.folder}`, "
         "or give the --tracking-uri that it was trained with."
     )
-
-
-def _own_value(candidate: Candidate) -> float:
-    return candidate.finalist.values[candidate.index]
 
 
 def _validated_on(data: DataSet, retrained: Retrained) -> int:

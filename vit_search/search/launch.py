@@ -31,6 +31,7 @@ for _name, _value in {  # read by Ray when it is imported, and inherited by its 
     "RAY_agent_register_timeout_ms": "300000",  # a busy two-core machine needs more than 15 s (ray#65983)
     "RAY_raylet_start_wait_time_s": "300",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray 2.60 listens on all interfaces whatever node address it is given
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

@@ -26,6 +26,8 @@ else:
     TrainingSection = section("TrainingSection", TrainingConfig, leave_out=("epochs",), searched=True)
 Count = Annotated[int, Strict()]
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
 COSTS = ("params", "flops", "train_flops", "latency_ms")
 """What a model costs, as an objective."""
 
@@ -98,7 +100,7 @@ class Limits(_Part):
 class SearchSpec(_Part):
     """A search file: which images, which Vision Transformers, how many trials."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(pattern=NAME)
     """Letters, digits, `.`, `_` and `-`; searches, the MLflow experiment and the registered model are named after it."""
     data: DataSection
     """Which images, and how they are split."""
@@ -270,6 +272,16 @@ class SearchSpec(_Part):
                 )
             if self.objectives:
                 raise SpecError("sampler: cmaes knows one metric, and objectives lists more; drop them, or write tpe.")
+
+
+def check_name(name: str, what: str) -> None:
+    """Refuse a name that no search file could have.
+
+    Args:
+        what: where it was given, for the message.
+    """
+    if not re.fullmatch(NAME, name):
+        raise SpecError(f"{what}: {name!r} is no name; give letters, digits, `.`, `_` and `-`, at most 64, a letter or digit first.")
 
 
 def load(path: Path) -> SearchSpec:

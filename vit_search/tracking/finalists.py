@@ -79,6 +79,8 @@ class Finalist:
     """By seed."""
     numbers: tuple[int, ...]
     """By seed: the trial's number among the promotion's."""
+    accuracies: tuple[float, ...]
+    """By seed, on the same images, whatever the metric is."""
 
     @property
     def mean(self) -> float:
@@ -157,8 +159,8 @@ def read(plan: Plan) -> Retrained:
             lost[finalist.number] = next((trial.reason for trial in own if trial.reason), "a training did not come to full length")
             continue
         checkpoints = tuple(ledger.trial_folder(place, number) / "checkpoint" for number in numbers)
-        searched = finalist.value(spec.metric) or 0.0
-        sound.append(Finalist(finalist.number, finalist.params, searched, plan.seeds, values, checkpoints, numbers))
+        searched, accuracies = finalist.value(spec.metric) or 0.0, tuple(trial.results[-1].val_accuracy for trial in own)
+        sound.append(Finalist(finalist.number, finalist.params, searched, plan.seeds, values, checkpoints, numbers, accuracies))
     if not sound:
         raise SearchError(f"{place}: no finalist came to full length with every seed; the first reason: {next(iter(lost.values()))}")
     return Retrained(place, plan.search.name, facts.search, facts.search_id, spec, tuple(sound), lost)
