@@ -29,7 +29,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 test: check ## install, check and test
 	$(BIN)/pytest
 
-test-slow: install ## what takes minutes: 25 kills at random moments, and an MLflow that never comes back
+test-slow: install ## what takes minutes: kills at random moments and at every write of a promotion, an MLflow that never comes back, 10,000 requests
 	$(BIN)/pytest -m slow
 
 check: install

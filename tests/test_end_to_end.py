@@ -282,6 +282,14 @@ def test_the_gates_can_be_asked_alone_and_the_history_be_read(promoted):
     assert "small.yaml:" in odd.stderr
 
 
+def test_train_makes_the_champion_again_of_what_config_prints(promoted):
+    folder, _, _ = promoted
+    vit_search(folder, "config", "small@champion", "--output", "fixed.yaml")
+    made = vit_search(folder, "train", "fixed.yaml")
+    version = mlflow.MlflowClient(f"sqlite:///{folder / 'mlruns.db'}").get_model_version_by_alias("small", "champion")
+    assert version.tags["weights_sha256"] in made.stdout.replace("\n", "")
+
+
 def test_predict_uses_the_champion(promoted):
     folder, _, _ = promoted
     digits = load_digits()

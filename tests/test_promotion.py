@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import candidates
@@ -243,6 +244,23 @@ def test_test_images_that_were_trained_on_refuse(home, tmp_path):
 def run(*arguments):
     command = [sys.executable, candidates.__file__, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(made, copied, fresh):
+    """Both are better than the champion that both were compared with."""
+    _, _, _, strong, small = made
+    told = [candidates.as_arguments(fresh(one), POLICY, copied) for one in (strong, small)]
+    with ThreadPoolExecutor(2) as both:
+        ends = list(both.map(run, told))
+    (won,) = [end for end in ends if end.returncode == 0]
+    (lost,) = [end for end in ends if end.returncode != 0]
+    version = json.loads(won.stdout.splitlines()[-1])["version"]
+    assert str(champion(copied).version) == version
+    assert f"the champion moved to version {version} while this promotion ran (expected 1); look at it and promote again" in lost.stderr
+    client = client_for(copied)
+    assert [record.version for record in registry.history(client, "tiny")] == ["1", version]
+    assert registry.verify(client, "tiny") == []
+    assert promotion.readings_of(client, "tiny", champion(copied).tags["data_hash"]) == 3  # each has read the test split
 
 
 def assert_nothing_half(store, versions):

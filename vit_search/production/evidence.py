@@ -28,7 +28,7 @@ from vit_search.spec.config import ModelConfig
 from vit_search.spec.cost import cost_of
 from vit_search.spec.policy import Corruption
 from vit_search.spec.rungs import wilson
-from vit_search.tracking.model_package import RawPixels
+from vit_search.tracking.model_package import RawPixels, exported
 from vit_search.vit import augment, checkpoint
 from vit_search.vit.checkpoint import ServedModel
 from vit_search.vit.data import DataSet
@@ -335,12 +335,7 @@ def _copied(folder: Path, place: Path) -> Call:
 
 def pt2(served: ServedModel, place: Path) -> Call:
     """A torch.export archive for any batch, written and read again."""
-    example = torch.from_numpy(_pixels(served.config.model, 2))
-    with torch.no_grad():
-        program = torch.export.export(
-            RawPixels(served).eval(), (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}}
-        )
-    torch.export.save(program, place / "model.pt2")
+    torch.export.save(exported(served), place / "model.pt2")
     return _call(torch.export.load(place / "model.pt2").module())
 
 

@@ -33,6 +33,7 @@ from vit_search.errors import ServingError
 from vit_search.production.endpoint import Batcher, Endpoint, Limits, Loaded, Metrics, Told, load
 from vit_search.production.state import State, moment, read_state
 from vit_search.spec.files import write_whole
+from vit_search.spec.pickles import REFUSED
 from vit_search.vit.data import default_cache
 from vit_search.vit.machine import WORKER_ENV
 
@@ -56,7 +57,6 @@ RAY_SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
 """Read by Ray when it is imported, and inherited by its processes."""
-SAFE = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def serve(model: str, settings: Settings, *, tracking_uri: str | None = None, sa
             ray_actor_options={
                 "num_cpus": 1,
                 "num_gpus": min(1.0, torch.cuda.device_count() / settings.replicas) if settings.gpus else 0,
-                "runtime_env": {"env_vars": WORKER_ENV | SAFE | {"OMP_NUM_THREADS": str(threads)}},
+                "runtime_env": {"env_vars": WORKER_ENV | REFUSED | {"OMP_NUM_THREADS": str(threads)}},
             },
             health_check_period_s=2,
         )(Replica)

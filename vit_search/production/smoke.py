@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vit_search.spec.pickles import REFUSED
 from vit_search.vit import augment
 from vit_search.vit.checkpoint import ServedModel
 
@@ -75,12 +76,8 @@ def in_fresh_process(model_uri: str, tracking_uri: str | None = None, *, timeout
     """
     from vit_search.tracking.store import resolve_uri  # MLflow's import, which a replica that serves does without
 
-    environment = os.environ | {
-        "MLFLOW_TRACKING_URI": resolve_uri(tracking_uri),  # a password in it is no argument
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
+    told = {"MLFLOW_TRACKING_URI": resolve_uri(tracking_uri), "MLFLOW_DISABLE_TELEMETRY": "true"}  # a password in a URI is no argument
+    environment = os.environ | REFUSED | told
     script = Path(__file__).with_name("fresh.py")
     with tempfile.TemporaryDirectory() as place:
         try:
