@@ -123,6 +123,7 @@ def _still(count, seconds):
 SMALL = FILE.replace("epochs: 500", "epochs: 1").replace("trials: 3", "trials: 2")
 
 
+@pytest.mark.slow
 def test_a_finished_search_is_extended_in_the_same_study_and_the_same_parent_run(tmp_path):
     (tmp_path / "told.yaml").write_text(SMALL + "limits: {target: 0.01}\n")
     ended = vit_search(tmp_path, "run", "told.yaml")

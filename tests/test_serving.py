@@ -658,6 +658,7 @@ def test_a_champion_that_is_deleted_goes_on_answering(first, registry):
 # The registry is away; tokens; the queue; the end
 
 
+@pytest.mark.slow
 def test_a_registry_that_is_away_changes_nothing_and_a_new_start_comes_from_the_cache(tmp_path):
     """MLflow's server is killed while the model is served, and stays dead when it is started again."""
     store, environment = f"sqlite:///{tmp_path / 'mlruns.db'}", {"VIT_SEARCH_CACHE": str(tmp_path / "cache")}
