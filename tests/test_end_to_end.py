@@ -205,9 +205,10 @@ top: 2
 seeds: 2
 floors: {linear_probe: false}
 cost_above_champion: null
+seed_sd: null
 allow_dirty: true
 """
-"""The small models are worse than a linear probe, a busy machine's clock decides nothing, and whoever tests has not committed yet."""
+"""The small models are worse than a linear probe, a busy machine's clock and two seeds on 90 images decide nothing, and whoever tests has not committed yet."""
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,10 @@ from vit_search.vit.data import prepare
 POLICY = """
 floors: {linear_probe: false}
 cost_above_champion: null
+seed_sd: 0.2
 allow_dirty: true
 """
-"""The tiny models are worse than a linear probe, and a busy machine's clock decides nothing here."""
+"""The tiny models are worse than a linear probe, and a busy machine's clock and three seeds decide nothing here."""
 
 SMALLER = POLICY + "better: {mode: non_inferior, margin: 0.2, cheaper: 0.2}\n"
 
@@ -152,7 +153,7 @@ def test_a_worse_one_is_refused_kept_with_its_evidence_and_not_tested_twice(made
     again = promote(retold, copied)
     assert (again.verdict, again.version, again.read_before, again.reading) == ("refused", done.version, True, done.reading)
     assert promotion.readings_of(client, "tiny", prepare(worse.spec.data_config).data_hash) == done.reading
-    changed = promote(retold, copied, POLICY + "seed_sd: 0.5\n")
+    changed = promote(retold, copied, POLICY + "top: 4\n")
     assert "G14" in refused(changed)
     with pytest.raises(PromotionRefusedError, match="has not passed the gates"):
         registry.move(client, "tiny", done.version, action="promote", expected=before, by="somebody")

@@ -133,7 +133,7 @@ def plan(folder: Path, *, top: int, seeds: int, train_on: str = "train+val") -> 
     values |= {"trials": trials, "keep_checkpoints": trials, "stopping": {"kind": "none"}, "sampler": "random"}
     values |= {"train_on": train_on if prepare(spec.data_config).counts["holdout"] else "train"}
     own = search_file.parse(yaml.safe_dump(values, sort_keys=False))
-    fresh = tuple(derive_seed(facts.search_id, "promotion", i) % 2**31 for i in range(seeds))
+    fresh = tuple(derive_seed(spec.seed, "promotion", i) % 2**31 for i in range(seeds))
     told = {"trials": [t.number for t in finalists], "params": [t.params for t in finalists], "seeds": fresh}
     text = json.dumps(told | {"file": own.text, "data": facts.data_hash}, sort_keys=True)
     return Plan(folder, own, finalists, fresh, text)
