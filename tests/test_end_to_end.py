@@ -208,7 +208,7 @@ cost_above_champion: null
 seed_sd: null
 allow_dirty: true
 """
-"""The small models are worse than a linear probe, a busy machine's clock and two seeds on 90 images decide nothing, and whoever tests has not committed yet."""
+"""The small models are worse than a linear probe; a busy clock and two seeds on 90 images decide nothing; the tree may be dirty."""
 
 
 @pytest.fixture(scope="module")
