@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
+from vit_search import cli_cluster
 from vit_search.errors import PromotionError, SearchError, VitSearchError
 from vit_search.spec.cost import in_time
 
@@ -39,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: rich's costs 0.25 s of imports
 )
+cli_cluster.join(app)
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a pipe has no width of its own
 err = Console(stderr=True, highlight=False)
 
@@ -58,6 +60,10 @@ OUTCOME_STYLE = {"completed": "green", "stopped": "yellow", "running": "cyan", "
 Output = Annotated[Path, typer.Option(help="Folder of all searches.")]
 Tracking = Annotated[
     str | None, typer.Option(help="MLflow server or database; by default MLFLOW_TRACKING_URI, else SQLite in ./mlruns.db.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Of the Ray cluster that trains, from one of its nodes: `auto`, or HOST:6379; by default this machine alone."),
 ]
 PolicyFile = Annotated[Path | None, typer.Option(help="What a candidate must show; the defaults stand in README.md.", metavar="FILE")]
 ModelName = Annotated[str, typer.Argument(help="A registered model, named after its search file's `name`.", metavar="NAME")]
@@ -82,6 +88,8 @@ def run(
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")] = False,
+    address: Address = None,
+    name: Annotated[str | None, typer.Option("--as", help="Name of the search's folder; by default the next free NAME-N.")] = None,
 ) -> None:
     """Start a search and see it through."""
     from vit_search.spec import search_file
@@ -92,7 +100,8 @@ def run(
         err.print(f"[yellow]note:[/] only {share:.1%} of random proposals can be built; tighten the choices of patch_size, dim and heads.")
     with err.status("preparing the data, MLflow and Ray …"):
         from vit_search.search import launch
-    _finish(_watched(lambda watch: launch.run(spec, output=output, tracking_uri=tracking_uri, download=download, watch=watch)))
+    options: dict[str, Any] = {"output": output, "tracking_uri": tracking_uri, "download": download, "address": address, "name": name}
+    _finish(_watched(lambda watch: launch.run(spec, watch=watch, **options)))
 
 
 @app.command()
@@ -243,14 +252,14 @@ def _seconds(value: float) -> str:
 
 
 @app.command()
-def resume(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None) -> None:
+def resume(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None, address: Address = None) -> None:
     """Take up a search that was interrupted."""
     from vit_search.tracking import searches
 
     folder = searches.find(output, search)
     with err.status("preparing MLflow and Ray …"):
         from vit_search.search import launch
-    _finish(_watched(lambda watch: launch.resume(folder, tracking_uri=tracking_uri, watch=watch)))
+    _finish(_watched(lambda watch: launch.resume(folder, tracking_uri=tracking_uri, watch=watch, address=address)))
 
 
 @app.command()
@@ -264,6 +273,7 @@ def extend(
     patience: Annotated[int | None, typer.Option(help="Trials in a row without a better metric.")] = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
+    address: Address = None,
 ) -> None:
     """Go on with a finished search beyond its limits: the same sampler, rungs and MLflow run."""
     from vit_search.tracking import searches
@@ -274,7 +284,7 @@ def extend(
         raise SearchError("extend by what? Give --trials, --hours, --device-hours, --concurrency, --target or --patience.")
     with err.status("preparing MLflow and Ray …"):
         from vit_search.search import launch
-    _finish(_watched(lambda watch: launch.resume(folder, tracking_uri=tracking_uri, extend=more, watch=watch)))
+    _finish(_watched(lambda watch: launch.resume(folder, tracking_uri=tracking_uri, extend=more, watch=watch, address=address)))
 
 
 @app.command()

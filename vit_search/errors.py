@@ -39,6 +39,10 @@ class SearchError(VitSearchError):
     """A search folder cannot be made, found, read or resumed."""
 
 
+class ClusterError(VitSearchError):
+    """A Ray cluster cannot be started, reached, or is not fit for what is asked of it."""
+
+
 class TrackingError(VitSearchError):
     """The MLflow server or database cannot be reached or refuses what it is sent."""
 

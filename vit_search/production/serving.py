@@ -46,17 +46,6 @@ LOOK_S = 0.2
 """Between a replica's looks at the state file."""
 AGAIN_S = 60.0
 """Until a replica tries once more what the follower took and it could not: a GPU that was full, say."""
-RAY_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_agent_register_timeout_ms": "300000",  # as in search/launch.py, which says why
-    "RAY_raylet_start_wait_time_s": "300",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_SERVE_LOG_TO_STDERR": "0",
-    # Ray 2.60 replaces the node address 127.0.0.1 by one that others reach, and its daemons then listen on all interfaces; this
-    # switch turns both off.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-}
-"""Read by Ray when it is imported, and inherited by its processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +75,8 @@ def serve(model: str, settings: Settings, *, tracking_uri: str | None = None, sa
         raise ServingError(f"--host {settings.host}: others can reach it; set {TOKEN} to a secret that they must know, or drop --host.")
     if settings.gpus and not torch.cuda.is_available():
         raise ServingError("--gpus: torch finds no GPU on this machine; drop it.")
-    for name, value in RAY_SETTINGS.items():
-        os.environ.setdefault(name, value)
+    from vit_search.ray_session import session  # before Ray Serve: it makes Ray's settings
+
     try:
         import uvicorn  # noqa: F401 -- what the extra brings
         from ray import serve as ray_serve
@@ -105,7 +94,7 @@ def serve(model: str, settings: Settings, *, tracking_uri: str | None = None, sa
         follower = following.Follower(target, tracking_uri, run / STATE, default_cache(), say)
         torch.set_num_threads(1)  # this process tries models while the replicas answer
         state = follower.start()
-        stack.enter_context(_local_ray(settings))
+        stack.enter_context(session(cpus=settings.replicas))
         stack.enter_context(_signals(stop))  # again: Ray has put a handler of its own in their place
         threads = max(1, (os.cpu_count() or 1) // settings.replicas)
         replica = ray_serve.deployment(
@@ -283,35 +272,6 @@ def _keep_serve_on_loopback() -> None:
         return int(opened(server, address.replace("[::]", "127.0.0.1")))
 
     replica.add_port_to_grpc_server = on_loopback
-
-
-@contextlib.contextmanager
-def _local_ray(settings: Settings) -> Iterator[None]:
-    """A Ray of our own on 127.0.0.1."""
-    import ray
-
-    for attempt in range(3):
-        try:
-            ray.init(
-                address="local",
-                num_cpus=settings.replicas,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _node_ip_address="127.0.0.1",
-            )
-            break
-        except Exception as error:
-            ray.shutdown()
-            if attempt == 2:
-                raise ServingError(
-                    f"Ray did not start on this machine ({_last_line(error)}); free some memory or processor time and try again."
-                ) from None
-            time.sleep(5)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextlib.contextmanager

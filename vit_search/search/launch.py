@@ -26,21 +26,7 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
-for _name, _value in {  # read by Ray when it is imported, and inherited by its processes
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_agent_register_timeout_ms": "300000",  # a busy two-core machine needs more than 15 s (ray#65983)
-    "RAY_raylet_start_wait_time_s": "300",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray 2.60 listens on all interfaces whatever node address it is given
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failure is reported without the metric
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the ledger is our state; Tune's own snapshots are never read
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}.items():
-    os.environ.setdefault(_name, _value)
-
+from vit_search.ray_session import session  # isort: skip  (before ray, whose settings it makes)
 import ray
 from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
@@ -134,16 +120,20 @@ def run(
     download: bool = False,
     watch: Callable[[Ledger, SearchSpec, Control], Watcher] | None = None,
     work: Callable[[dict[str, Any]], None] = train_trial,
+    address: str | None = None,
+    name: str | None = None,
 ) -> SearchResult:
     """Start a search in a new folder under `output` and see it through.
 
     Args:
         spec: a checked search file.
-        output: folder of all searches; a new one is made in it, never an old one used again.
+        output: folder of all searches, on storage that every node sees; a new one is made in it, never an old one used again.
         tracking_uri: of MLflow; see `store.resolve_uri`.
         download: whether a missing data set may be fetched.
         watch: called once with the ledger and the control; what it returns is told every event.
         work: what a worker does with a trial; a benchmark of the driver puts something light here.
+        address: of the Ray cluster, see `ray_session.session`; None for a Ray of our own.
+        name: of the new folder; by default the next free `NAME-N`.
     Raises: DataError, TrackingError, SearchError before the first trial; NoTrialCompletedError at the end.
     """
     if spec.space.feasible_share() == 0:
@@ -154,13 +144,13 @@ def run(
     lessons = _lessons(spec, output)
     data = prepare(spec.data_config, download=download)
     recorder = Recorder.connect(tracking_uri, spec.name)
-    folder = _new_folder(output, spec.name)
+    folder = _new_folder(output, spec.name) if name is None else _named_folder(output, name)
     if lessons:
         write_whole(folder / EARLIER, json.dumps(lessons))
     write_whole(folder / PLAN, json.dumps(planning.plan(spec, _known_speed(spec)).to_dict(), indent=1))
     facts = facts_of(spec, folder.name, data, recorder)
     searches.write(folder, facts)
-    return drive(spec, folder, data, recorder, facts, watch, work=work)
+    return drive(spec, folder, data, recorder, facts, watch, work=work, address=address)
 
 
 def facts_of(spec: SearchSpec, name: str, data: DataSet, recorder: Recorder, *, promotes: str = "") -> SearchFacts:
@@ -190,11 +180,13 @@ def resume(
     tracking_uri: str | None = None,
     extend: Mapping[str, float] | None = None,
     watch: Callable[[Ledger, SearchSpec, Control], Watcher] | None = None,
+    address: str | None = None,
 ) -> SearchResult:
     """Take up a search where its ledger ends: same trials, same rungs, same MLflow runs.
 
     Args:
         extend: settings to change first, such as trials, hours; see `control.Settings`.
+        address: as in `run`; it need not be the cluster on which the search began.
 
     Raises: SearchError when the folder holds no search, another driver has it, or its data has changed; SpecError for
         settings that mean nothing.
@@ -204,7 +196,7 @@ def resume(
         raise SearchError(f"{folder}: trainings of a promotion; go on with `vit-search promote {facts.promotes}`.")
     data = check_untouched(folder, spec, facts)
     recorder = Recorder.connect(tracking_uri or with_password(facts.tracking_uri), spec.name)
-    return drive(spec, folder, data, recorder, facts, watch, extend or {})
+    return drive(spec, folder, data, recorder, facts, watch, extend or {}, address=address)
 
 
 def check_untouched(folder: Path, spec: SearchSpec, facts: SearchFacts) -> DataSet:
@@ -231,6 +223,7 @@ def drive(
     extend: Mapping[str, float] | None = None,
     work: Callable[[dict[str, Any]], None] = train_trial,
     planned: Sequence[tuple[dict[str, Value], int]] = (),
+    address: str | None = None,
 ) -> SearchResult:
     """Run the trials of a search whose folder has its facts, from where its ledger ends.
 
@@ -304,7 +297,7 @@ def drive(
             if watch:
                 ledger.listeners.append(watch(ledger, spec, control))
             with control:
-                _tune(spec, folder, ledger, rungs, searcher, control, work)
+                _tune(spec, folder, ledger, rungs, searcher, control, work, address)
         ended = True
     finally:  # an error of ours leaves a search that can be resumed, and no run open
         interrupted = control.cancelled.is_set()
@@ -472,6 +465,7 @@ def _tune(
     searcher: OptunaSearcher,
     control: Control,
     work: Callable[[dict[str, Any]], None],
+    address: str | None,
 ) -> None:
     """Run the trials until all are over, a limit is reached, or a person ends the search."""
 
@@ -482,7 +476,7 @@ def _tune(
         ledger.append(Reported(trial=number, result=epoch, system=system))
         return len(ledger.trials[number].results) > known
 
-    with _local_ray(spec), _signals(control):
+    with _ray(spec, address), _signals(control):
         tuner = Tuner(
             tune.with_resources(work, {"cpu": spec.resources.cpus, "gpu": spec.resources.gpus}),
             tune_config=TuneConfig(
@@ -600,39 +594,17 @@ def _why(trials: list[Trial]) -> str:
 
 
 @contextlib.contextmanager
-def _local_ray(spec: SearchSpec) -> Iterator[None]:
-    """A Ray of our own on 127.0.0.1, unless the caller has one running in this process already."""
-    mine = not ray.is_initialized()
-    for attempt in range(3):
-        if ray.is_initialized():
-            break
-        try:
-            ray.init(
-                address="local",  # never a cluster that happens to run here
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _node_ip_address="127.0.0.1",
-                runtime_env={"env_vars": WORKER_ENV | {"OMP_NUM_THREADS": str(max(1, int(spec.resources.cpus)))}},
-            )
-        except Exception as error:
-            ray.shutdown()
-            if attempt == 2:
-                raise SearchError(
-                    f"Ray did not start on this machine ({error}); free some memory or processor time and try again."
-                ) from None
-            time.sleep(5)
-    try:
+def _ray(spec: SearchSpec, address: str | None) -> Iterator[None]:
+    """A Ray that has what a trial asks for."""
+    with session(address, env=WORKER_ENV | {"OMP_NUM_THREADS": str(max(1, int(spec.resources.cpus)))}):
         have = ray.cluster_resources()  # type: ignore[no-untyped-call]
         for name, wanted in (("CPU", spec.resources.cpus), ("GPU", spec.resources.gpus)):
             if wanted > have.get(name, 0):
+                where = "this machine" if address is None else "the cluster"
                 raise SearchError(
-                    f"resources.{name.lower()}s: a trial asks for {wanted:g} {name}s and this machine has {have.get(name, 0):g}; lower it."
+                    f"resources.{name.lower()}s: a trial asks for {wanted:g} {name}s and {where} has {have.get(name, 0):g}; lower it."
                 )
         yield
-    finally:
-        if mine:
-            ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -690,6 +662,15 @@ def _new_folder(output: Path, name: str) -> Path:
             return folder
         except FileExistsError:
             number += 1
+
+
+def _named_folder(output: Path, name: str) -> Path:
+    """The folder of a search whose name was chosen for it; one that a death left without a search in it is used again."""
+    folder = output / name
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if (folder / "search.json").exists():
+        raise SearchError(f"{folder}: a search is here already; `vit-search resume {name}` goes on with it.")
+    return folder
 
 
 def _environment() -> dict[str, str]:

@@ -15,7 +15,9 @@ from vit_search.tracking.recorder import Recorder
 from vit_search.tracking.store import with_password
 
 
-def retrain(plan: Plan, *, tracking_uri: str | None = None, watch: Callable[..., Any] | None = None) -> SearchResult | None:
+def retrain(
+    plan: Plan, *, tracking_uri: str | None = None, watch: Callable[..., Any] | None = None, address: str | None = None
+) -> SearchResult | None:
     """Train what a plan asks for, or go on with it after a death; None where it is done already.
 
     Raises: SearchError when another process is at it, or the search's folder has been changed; DataError; TrackingError;
@@ -33,7 +35,7 @@ def retrain(plan: Plan, *, tracking_uri: str | None = None, watch: Callable[...,
         name = f"{plan.search.name}-promotion-{place.name}"
         searches.write(place, launch.facts_of(plan.spec, name, data, recorder, promotes=plan.search.name))
     spec, own = searches.read(place)
-    return launch.drive(spec, place, data, recorder, own, watch, planned=plan.trainings)
+    return launch.drive(spec, place, data, recorder, own, watch, planned=plan.trainings, address=address)
 
 
 def _new_place(folder: Path) -> Path:

@@ -1,0 +1,105 @@
+"""A Ray to work on: one of our own on this machine alone, or the cluster that an address names.
+
+Ray reads its settings when it is imported and hands them to the processes it starts, so they are made here, before that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+
+for _name, _value in {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_agent_register_timeout_ms": "300000",  # a busy two-core machine needs more than 15 s (ray#65983)
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failure is reported without the metric
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the ledger is our state; Tune's own snapshots are never read
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import ray
+from ray._private import ray_constants
+
+from vit_search.errors import ClusterError
+
+LOOPBACK_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""At 0 Ray 2.60 keeps the node address 127.0.0.1; else it takes one that others reach, and its daemons listen everywhere.
+
+For a Ray of our own alone: in a process that joins a cluster it would name the node wrongly.
+"""
+
+TRIES = 3
+
+
+@contextlib.contextmanager
+def session(address: str | None = None, *, env: Mapping[str, str] | None = None, cpus: int | None = None) -> Iterator[None]:
+    """Be connected to a Ray, which is left as it was at the end; where this process is connected already, that one serves.
+
+    Args:
+        address: `auto` for the cluster that this machine is a node of, or its head as `HOST:6379`; None for a Ray of our own on
+            127.0.0.1, never a cluster that happens to run here.
+        env: variables of its workers. Never a secret: Ray shows them.
+        cpus: cores of a Ray of our own; all by default.
+    Raises: ClusterError, one line.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    workers = {"env_vars": dict(env)} if env else None
+    if address is None:
+        _start(workers, cpus)
+    else:
+        _join(address, workers)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(workers: dict[str, dict[str, str]] | None, cpus: int | None) -> None:
+    os.environ[LOOPBACK_ALONE] = "0"  # for the processes that Ray starts; it has read it for this one when it was imported
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    for attempt in range(TRIES):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=workers,
+                _node_ip_address="127.0.0.1",
+            )
+            return
+        except Exception as error:
+            ray.shutdown()
+            if attempt == TRIES - 1:
+                raise ClusterError(
+                    f"Ray did not start on this machine ({_short(error)}); free some memory or processor time and try again."
+                ) from None
+            time.sleep(5)
+
+
+def _join(address: str, workers: dict[str, dict[str, str]] | None) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=workers)
+    except Exception as error:
+        ray.shutdown()
+        mend = "run this on a node of the cluster, or hand the search over with `vit-search submit FILE --address URL`"
+        if "auth" in str(error).lower() or "token" in str(error).lower():
+            mend = "this node's token is not the cluster's: copy the head's ~/.ray/auth_token, mode 0600"
+        raise ClusterError(f"--address {address}: no Ray cluster to join ({_short(error)}); {mend}.") from None
+
+
+def _short(error: Exception) -> str:
+    """The first line of what Ray said."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
