@@ -26,7 +26,7 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
-from vit_search.ray_session import session  # isort: skip  (before ray, whose settings it makes)
+from vit_search.ray_session import Shape, session, shapes  # isort: skip  (before ray, whose settings it makes)
 import ray
 from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
@@ -74,6 +74,9 @@ PLAN = "plan.json"
 
 MAX_RETRIES = 3
 """How often a trial whose process dies is taken up from its checkpoint."""
+
+NODES_JOIN_WITHIN_S = 60.0
+"""How long a search waits for a node that has room for a trial: after a restart the head is there before the others."""
 
 MEMORY_SIGNS = ("OutOfMemoryError", "low on memory")
 """By which Ray's message tells that its memory monitor has ended a worker."""
@@ -595,16 +598,28 @@ def _why(trials: list[Trial]) -> str:
 
 @contextlib.contextmanager
 def _ray(spec: SearchSpec, address: str | None) -> Iterator[None]:
-    """A Ray that has what a trial asks for."""
+    """A Ray with a node that has what a trial asks for, or an autoscaler that may add one: Tune then waits for it."""
     with session(address, env=WORKER_ENV | {"OMP_NUM_THREADS": str(max(1, int(spec.resources.cpus)))}):
-        have = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        for name, wanted in (("CPU", spec.resources.cpus), ("GPU", spec.resources.gpus)):
-            if wanted > have.get(name, 0):
-                where = "this machine" if address is None else "the cluster"
-                raise SearchError(
-                    f"resources.{name.lower()}s: a trial asks for {wanted:g} {name}s and {where} has {have.get(name, 0):g}; lower it."
-                )
+        end = time.monotonic() + (0 if address is None else NODES_JOIN_WITHIN_S)
+        while problem := _too_large(spec, shapes(), address):
+            if time.monotonic() > end:
+                raise SearchError(problem)
+            time.sleep(1)
         yield
+
+
+def _too_large(spec: SearchSpec, places: list[Shape], address: str | None) -> str:
+    """Why a trial fits on no node; empty where it does."""
+    if address is None:
+        places = [place for place in places if place.count is None]
+    cpus, gpus = spec.resources.cpus, spec.resources.gpus
+    if any(place.cpus >= cpus and place.gpus >= gpus for place in places):
+        return ""
+    where = "this machine" if address is None else "the largest node of the cluster"
+    for name, asked, most in (("cpu", cpus, max(place.cpus for place in places)), ("gpu", gpus, max(place.gpus for place in places))):
+        if asked > most:
+            return f"resources.{name}s: a trial asks for {asked:g} {name.upper()}s and {where} has {most:g}; lower it."
+    return f"resources: a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, and no node of the cluster has both; lower one."
 
 
 @contextlib.contextmanager
@@ -615,9 +630,9 @@ def _signals(control: Control) -> Iterator[None]:
         return
 
     def stop(number: int, frame: Any) -> None:
-        if control.cancelled.is_set():
+        if control.cancelled.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        control.cancel()
+        control.cancel()  # a job's stop reaches a search twice, from Ray and from its driver
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
