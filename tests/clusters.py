@@ -88,9 +88,15 @@ class Cluster:
         except OSError:
             return False
 
-    def join(self, cpus=1, gpus=0, **environment):
-        """One more node, once the head knows it; its process."""
-        return self._node(f"--address={ADDRESS}:{self.gcs}", f"--num-cpus={cpus}", f"--num-gpus={gpus}", **environment)
+    def join(self, cpus=1, gpus=0, own_storage=False, **environment):
+        """One more node, once the head knows it; its process.
+
+        Args:
+            own_storage: whether what it sees in the place of the storage is an empty folder of its own; needs root.
+        """
+        options = [f"--address={ADDRESS}:{self.gcs}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"]
+        alone = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$VIT_SEARCH_STORAGE" && exec "$@"', "sh"]
+        return self._node(*options, before=alone if own_storage else (), **environment)
 
     def keep(self):
         """The keeper, which a supervisor keeps alive on a head of ours."""
@@ -98,10 +104,11 @@ class Cluster:
         with (self.home / "keeper.log").open("ab") as log:
             return subprocess.Popen(command, env=self.environment(), stdout=log, stderr=log, cwd=self.home)
 
-    def _node(self, *options, **environment):
+    def _node(self, *options, before=(), **environment):
         path = self.home / f"node-{len(self.nodes)}.log"
         agent = f"--dashboard-agent-listen-port={free_port()}"  # Ray's own choice may be another cluster's on this machine
         command = [
+            *before,
             BIN / "ray",
             "start",
             "--block",
@@ -121,6 +128,12 @@ class Cluster:
 
         until(started, 120)
         return node
+
+    def leave(self, node):
+        """End one node in peace."""
+        node.terminate()
+        node.wait()
+        self.nodes.remove(node)
 
     def processes(self, *words):
         """Those of this cluster, with all these words in their command line."""

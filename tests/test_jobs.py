@@ -210,9 +210,21 @@ def test_a_node_without_the_shared_storage_is_found_and_named(cluster, laptop):
         assert f"VIT_SEARCH_STORAGE is {laptop} there and {cluster.storage} on the head" in " ".join(errors)
         assert "data.path /nowhere is not there" in " ".join(errors)
     finally:
-        node.terminate()
-        node.wait()
-        cluster.nodes.remove(node)
+        cluster.leave(node)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.getuid() != 0, reason="a mount of its own needs root")
+def test_a_node_that_has_mounted_something_else_is_found_and_nothing_is_submitted(cluster, laptop):
+    node = cluster.join(own_storage=True)
+    try:
+        done = vit_search(laptop, cluster, "submit", "tiny.yaml", "--key", "unshared", check=False)
+        assert done.returncode == 2
+        assert f"{cluster.storage} is not shared: what " in done.stderr
+        assert "wrote there is not seen; mount the same storage on every node. (1 more: `vit-search check" in done.stderr
+        assert not list(cluster.storage.glob(".check-*"))
+    finally:
+        cluster.leave(node)
 
 
 @pytest.mark.slow
@@ -447,6 +459,11 @@ def test_a_cluster_that_would_run_something_else_refuses_and_leaves_nothing(stor
     with pytest.raises(ClusterError, match=r"submitted with vit_search 9\.9"):
         driver.drive("tiny-1", print)
     assert record.read(folder).ended == 2  # and no keeper takes it up
+    record.change(folder, version=good["pinned"], ended=None)
+    (folder / record.FILE).write_text(FILE.replace("[1, 2]", "[1, 3]"))
+    with pytest.raises(ClusterError, match="its search space is"):
+        driver.drive("tiny-1", print)
+    assert record.read(folder).ended == 2
 
 
 def test_a_search_that_is_over_or_stopped_is_not_driven_again(storage, tmp_path):
@@ -463,9 +480,10 @@ def test_a_search_that_is_over_or_stopped_is_not_driven_again(storage, tmp_path)
 @pytest.mark.slow
 def test_a_refusal_of_the_first_launch_ends_a_search_and_one_of_a_resume_is_left_to_the_keeper(storage, tmp_path, monkeypatch):
     monkeypatch.setattr(driver, "PAUSES_S", (0,))
-    driver.begin("tiny-1", tmp_path / "tiny.yaml", **pins(search_file.load(tmp_path / "tiny.yaml")))
+    file = tmp_path / "there.yaml"
+    file.write_text(FILE.replace("{name: digits, train_limit: 500}", "{name: image_folder, path: /nowhere, image_size: 8}"))
+    driver.begin("tiny-1", file, **pins(search_file.load(file)))
     folder, said = storage / "searches" / "tiny-1", []
-    (folder / record.FILE).write_text("name: 1")
     assert driver.drive("tiny-1", said.append) == 2
     assert (record.read(folder).ended, said) == (2, [])
     (folder / "search.json").write_text("damaged")

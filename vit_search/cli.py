@@ -394,6 +394,11 @@ def status(
         return
     from vit_search.tracking import searches
 
+    while search is not None and _starting(output / search):
+        out.print(f"{search} is starting: its data, MLflow and Ray are being prepared.")
+        if not watch:
+            return
+        time.sleep(5)
     folder = searches.find(output, search)
     _print_status(folder, as_json)
     if watch:
@@ -418,6 +423,11 @@ def _watch_status(folder: Path) -> None:
             out.print(_escaped(f"{time.strftime('%H:%M:%S')}  {said}"), soft_wrap=True)
         before = said
         time.sleep(2)
+
+
+def _starting(folder: Path) -> bool:
+    """Whether a search was submitted to a cluster and has not begun, but will."""
+    return not (folder / "ledger.jsonl").exists() and _awaited(folder)
 
 
 def _awaited(folder: Path) -> bool:

@@ -55,13 +55,19 @@ def submit(
     jobs, there = _connect(address, insecure)
     with err.status("measuring the cluster …"):
         handed = jobs.submit(there, file, key=key, again=again, download=download)
+    for warning in handed.warnings:
+        err.print(f"[yellow]warning:[/] {_escaped(warning)}", soft_wrap=True)
     if handed.new:
         out.print(f"[bold]{handed.search}[/] is submitted.", soft_wrap=True)
     else:
         out.print(f"[bold]{handed.search}[/] was submitted before: {handed.state}. --again starts another search.", soft_wrap=True)
-    if wait:
-        sys.exit(jobs.wait(there, handed.search, write=_write))
     where = f"{handed.search} --address {there.address}"
+    if wait:
+        try:
+            sys.exit(jobs.wait(there, handed.search, write=_write))
+        except KeyboardInterrupt:
+            err.print(f"It goes on without you; to end it:  vit-search cancel {where}", soft_wrap=True)
+            raise
     out.print(f"\nNext:  vit-search status {where} --watch", soft_wrap=True)
     out.print(f"       vit-search logs {where} -f", soft_wrap=True)
 

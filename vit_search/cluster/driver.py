@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vit_search.cluster import record
-from vit_search.errors import ClusterError
+from vit_search.errors import ClusterError, VitSearchError
 from vit_search.spec import search_file
 
 INTERRUPTED = 130
@@ -44,17 +44,11 @@ def begin(search: str, file: Path, *, user: str, key: str, pinned: str, space_ha
     Raises: ClusterError when this cluster would run something else than was submitted; nothing is then made.
     """
     folder = record.folder_of(search)
-    _check_version(search, pinned)
+    text = _checked(search, file, pinned, space_hash)
     if record.submitted(folder):
         return
-    spec = search_file.load(file)
-    if spec.space.space_hash != space_hash:
-        raise ClusterError(
-            f"{search}: its search space is {spec.space.space_hash} here and {space_hash} where it was submitted: "
-            "two builds of one version; install the same build of vit_search on both."
-        )
     made = record.Submission(search=search, user=user, key=key, version=pinned, space_hash=space_hash, download=download, at=time.time())
-    record.begin(folder, made, spec.text)
+    record.begin(folder, made, text)
 
 
 def drive(search: str, say: Callable[[str], None], *, again: bool = False, pinned: str | None = None) -> int:
@@ -69,8 +63,8 @@ def drive(search: str, say: Callable[[str], None], *, again: bool = False, pinne
     folder = record.folder_of(search)
     known = record.read(folder)
     try:
-        _check_version(search, pinned or known.version)
-    except ClusterError:
+        _checked(search, folder / record.FILE, pinned or known.version, known.space_hash)
+    except VitSearchError:
         if not record.driven(folder):
             record.change(folder, ended=2)
         raise
@@ -136,13 +130,24 @@ def _command(folder: Path) -> list[str]:
     return ["vit-search", "run", str(folder / record.FILE), "--as", folder.name, "--output", str(folder.parent), *address, *download]
 
 
-def _check_version(search: str, pinned: str) -> None:
+def _checked(search: str, file: Path, pinned: str, space_hash: str) -> str:
+    """The search file's text, where this cluster would make of it what was submitted.
+
+    Raises: ClusterError where it would not, SpecError where the file is damaged.
+    """
     own = version("vit_search")
     if pinned != own:
         raise ClusterError(
             f"{search}: submitted with vit_search {pinned}, and this cluster has {own}; "
             "install the same version on both, then `vit-search resume` from there goes on with it."
         )
+    spec = search_file.load(file)
+    if spec.space.space_hash != space_hash:
+        raise ClusterError(
+            f"{search}: its search space is {spec.space.space_hash} here and {space_hash} where it was submitted: "
+            "two builds of one version; install the same build of vit_search on both."
+        )
+    return spec.text
 
 
 class _Child:

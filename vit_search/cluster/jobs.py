@@ -22,7 +22,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,8 @@ class Handed:
     new: bool
     """Whether it started a search; else the same one was there already."""
     state: str
+    warnings: tuple[str, ...] = ()
+    """What is odd about the cluster."""
 
 
 def connect(address: str, *, insecure: bool = False) -> Cluster:
@@ -210,12 +212,14 @@ def submit(cluster: Cluster, file: Path, *, key: str = "", again: bool = False, 
     if known:
         return Handed(search, False, known[-1].state)
     facts = measure(cluster, spec, search=search, download=download)
-    if error := preflight.refusal(preflight.findings(facts, spec)):
+    found = preflight.findings(facts, spec)
+    if error := preflight.refusal(found):
         raise error
     if facts.search and (facts.search["driven"] or facts.search["ended"] is not None or facts.search["wanted"] == "stopped"):
         state = "running" if facts.search["driven"] else "stopped" if facts.search["ended"] is None else "over"
         return Handed(search, False, state)
-    return hand_over(cluster, spec, search, key=key, download=download)
+    handed = hand_over(cluster, spec, search, key=key, download=download)
+    return replace(handed, warnings=tuple(finding.text for finding in found))
 
 
 def hand_over(cluster: Cluster, spec: SearchSpec, search: str, *, key: str = "", download: bool = False) -> Handed:

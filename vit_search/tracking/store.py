@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import os
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -79,8 +82,9 @@ def client_for(given: str | None) -> MlflowClient:
     try:
         if parts.scheme in DATABASES:  # MLflow itself would try ten times, for 102 s
             sqlalchemy.create_engine(uri).connect().close()
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
+        with _one_at_a_time(uri):
+            client = MlflowClient(uri)
+            client.search_experiments(max_results=1)
     except Exception as error:
         said = in_short(error)
         mend = "mend it or name another."
@@ -92,6 +96,18 @@ def client_for(given: str | None) -> MlflowClient:
             mend = "see that it runs, and the account in the URI."
         raise TrackingError(f"{public(uri)}: the tracking store does not answer ({said}); {mend}") from None
     return client
+
+
+@contextlib.contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """MLflow makes the tables of a new SQLite file one by one, and two processes that do so at once stop each other."""
+    place = Path(uri.removeprefix("sqlite:///"))
+    with contextlib.ExitStack() as stack:
+        if uri.startswith("sqlite:///"):
+            with contextlib.suppress(OSError):  # a folder that takes no new file, or a storage without locks
+                lock = stack.enter_context(place.with_name(f".{place.name}.lock").open("w"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _check_server(uri: str) -> None:
