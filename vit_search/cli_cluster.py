@@ -242,26 +242,13 @@ def _print_facts(facts: Facts, found: list[Finding]) -> None:
     from rich.table import Table
 
     table = Table(box=None, header_style="dim")
-    for column in (
-        "node",
-        "address",
-        "CPUs",
-        "GPUs",
-        "memory",
-        "free",
-        "python",
-        "vit_search",
-        "ray",
-        "torch",
-        "storage",
-        "cache",
-        "clock",
-    ):
-        table.add_column(column, justify="right" if column in ("CPUs", "GPUs", "memory", "free", "clock") else "left", no_wrap=True)
+    for column in ("node", "address", "CPUs", "GPUs", "memory", "free", "versions", "storage", "cache", "clock"):
+        table.add_column(column, justify="right" if column in ("CPUs", "GPUs", "memory", "free", "clock") else "left")
     for node in facts.nodes:
-        table.add_row(*_cells(node))
+        table.add_row(*_cells(node, facts.head.versions))
     out.print(table)
-    lines = [("storage", facts.storage), ("cache", facts.cache), ("MLflow", facts.mlflow)]
+    versions = ", ".join(f"{name} {number}" for name, number in facts.head.versions.items())
+    lines = [("versions", versions), ("storage", facts.storage), ("cache", facts.cache), ("MLflow", facts.mlflow)]
     for shape in facts.types:
         size = f"{shape.cpus:g} CPUs and {shape.gpus:g} GPUs" if shape.cpus < float("inf") else "of unknown size"
         lines.append(("may come", f"up to {shape.count} of {shape.name}, {size} each"))
@@ -275,17 +262,16 @@ def _print_facts(facts: Facts, found: list[Finding]) -> None:
     out.print("[bold green]ready[/]" if not wrong else f"[bold red]not ready[/]: {wrong} to mend")
 
 
-def _cells(node: Node) -> list[str]:
+def _cells(node: Node, versions: dict[str, str]) -> list[str]:
     """A node's row; what is unknown is a dash."""
     name = f"{node.name}{' (head)' if node.head else ''}"
     gpus = f"{node.gpus:g}{f' {node.accelerator}' if node.accelerator else ''}"
     start = [_escaped(name), node.address, f"{node.cpus:g}", gpus, in_units(node.memory)]
     if node.trouble:
-        return [*start, *["–"] * 8]
-    versions = [node.versions.get(package, "missing") for package in ("python", "vit_search", "ray", "torch")]
-    places = ["[red]no[/]" if wrong else "ok" for wrong in (node.storage, node.cache)]
+        return [*start, *["–"] * 5]
+    fine = [node.versions == versions, not node.storage, not node.cache]
     clock = f"{node.skew_s:+.3f} s" if abs(node.skew_s) < 100 else f"{node.skew_s:+.0f} s"
-    return [*start, in_units(node.free_memory), *versions, *places, clock]
+    return [*start, in_units(node.free_memory), *("ok" if good else "[red]no[/]" for good in fine), clock]
 
 
 def _escaped(text: str) -> str:
