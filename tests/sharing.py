@@ -24,11 +24,11 @@ epochs: 2
 stopping: {kind: none}
 concurrency: 3
 sampler: grid
-resources: {cpus: auto, gpus: auto, gpu_memory: 8GiB}
+resources: {cpus: auto, gpus: auto, gpu_memory: 16GiB}
 model: {patch_size: 1, dim: 64, depth: 4, heads: 4}
-training: {batch_size: {choice: [2048, 2047, 2046, 20000]}}
+training: {batch_size: {choice: [8192, 8191, 8190, 40000]}}
 """
-"""Predicted: half of 8 GiB for each of three, and more than there is."""
+"""Predicted: half of 16 GiB for each of three, and more than there is."""
 
 
 def note(told, what, value):

@@ -24,12 +24,12 @@ name: packed
 data: {name: digits}
 trials: 100
 epochs: 4
-resources: {cpus: auto, gpus: auto, gpu_memory: 8GiB}
+resources: {cpus: auto, gpus: auto, gpu_memory: 16GiB}
 model: {patch_size: 1, dim: 64, depth: 4, heads: 4}
-training: {batch_size: {choice: [256, 1024, 2048, 8192, 20000]}}
+training: {batch_size: {choice: [256, 2048, 8192, 16384, 40000]}}
 """
 SPEC = search_file.parse(FILE)
-NODES = Nodes(gpu_memory=8 * GIB, cores_per_gpu=6, cores=12, count=2)
+NODES = Nodes(gpu_memory=16 * GIB, cores_per_gpu=6, cores=12, count=2)
 
 
 def packing(spec=SPEC, nodes=NODES):
@@ -65,17 +65,17 @@ def reported(trial, peak, gpus, epoch=1):
 
 
 @pytest.mark.parametrize(
-    ("training", "share"),  # of 8 GiB: a step has 384, 1408, 3456 or 7552 MiB beside the context, and 1.25 times the need must fit
-    [(0.3 * GIB, 1 / 8), (0.31 * GIB, 1 / 4), (1.1 * GIB, 1 / 4), (1.2 * GIB, 1 / 2), (2.8 * GIB, 1), (7.3 * GIB, 1), (7.4 * GIB, None)],
+    ("training", "share"),  # of 16 GiB: a step has 1248, 3296, 7392 or 15584 MiB beside the context, and 1.25 times the need must fit
+    [(0.97, 1 / 8), (0.98, 1 / 4), (2.57, 1 / 4), (2.58, 1 / 2), (5.78, 1), (15.2, 1), (15.3, None)],
 )
 def test_a_trial_gets_the_smallest_step_that_its_predicted_peak_fits_into(training, share):
-    assert shares.share_of(shares.Need(int(training), 0), 8 * GIB) == share
+    assert shares.share_of(shares.Need(int(training * GIB), 0), 16 * GIB) == share
 
 
 def test_images_count_where_they_will_lie_on_the_gpu_and_not_where_they_stay_in_main_memory():
-    small, large = (shares.Need(int(0.25 * GIB), int(images * GIB)) for images in (0.15, 0.3))
-    assert shares.share_of(small, 8 * GIB) == 1 / 4  # with 1/8 they would lie there, and would not fit
-    assert shares.share_of(large, 8 * GIB) == 1 / 8  # with 1/8 they take more than half of what there is, and stay away
+    small, large = (shares.Need(int(0.9 * GIB), int(images * GIB)) for images in (0.15, 0.65))
+    assert shares.share_of(small, 16 * GIB) == 1 / 4  # with 1/8 they would lie there, and would not fit
+    assert shares.share_of(large, 16 * GIB) == 1 / 8  # with 1/8 they take more than half of what there is, and stay away
 
 
 def test_shares_of_any_mix_fill_a_gpu_and_never_exceed_it():
@@ -94,14 +94,14 @@ def test_shares_of_any_mix_fill_a_gpu_and_never_exceed_it():
 
 
 def test_what_no_gpu_holds_is_never_proposed_and_the_reason_says_so():
-    problem = SPEC.space.problem({"batch_size": 20000})
-    assert problem == "training would take about 12.1 GiB of a GPU, and a whole one has 7.4 GiB beside its context."
-    assert SPEC.space.problem({"batch_size": 8192}) is None
-    unknown = search_file.parse(FILE.replace(", gpu_memory: 8GiB", ""))
-    assert unknown.space.problem({"batch_size": 20000}) is None
+    problem = SPEC.space.problem({"batch_size": 40000})
+    assert problem == "training would take about 24.3 GiB of a GPU, and a whole one has 15.2 GiB beside its context."
+    assert SPEC.space.problem({"batch_size": 16384}) is None
+    unknown = search_file.parse(FILE.replace(", gpu_memory: 16GiB", ""))
+    assert unknown.space.problem({"batch_size": 40000}) is None
     searcher = OptunaSearcher(unknown.space, metric="val_accuracy", mode="max", epochs=4, trials=5, seed=0, sampler="grid", levels=[])
-    searcher.fit_into(8 * GIB)  # as the cluster tells
-    assert [searcher.suggest(str(i))["batch_size"] for i in range(4)] == [256, 1024, 2048, 8192]
+    searcher.fit_into(16 * GIB)  # as the cluster tells
+    assert [searcher.suggest(str(i))["batch_size"] for i in range(4)] == [256, 2048, 8192, 16384]
     with pytest.raises(SpecError, match=r"none of 2000 random proposals can be run, the first because: training would take"):
         searcher.fit_into(GIB // 2)
 
@@ -112,7 +112,7 @@ def test_what_no_gpu_holds_is_never_proposed_and_the_reason_says_so():
 @pytest.mark.parametrize(("gpus", "cores", "threads"), [(1 / 8, 0.75, 1), (1 / 4, 1.5, 1), (1 / 2, 3, 3), (1, 6, 6)])
 def test_a_trial_has_as_many_cores_as_its_share_of_a_gpu_and_as_many_threads(gpus, cores, threads):
     packed = packing()
-    packed.take(proposed(0, {1 / 8: 256, 1 / 4: 1024, 1 / 2: 2048, 1: 8192}[gpus]))
+    packed.take(proposed(0, {1 / 8: 256, 1 / 4: 2048, 1 / 2: 8192, 1: 16384}[gpus]))
     held = packed.ask(0)
     assert (held, held.threads) == (Held(cores, gpus), threads)
     assert request(packed.told(0)).bundles == [{"CPU": cores, "GPU": gpus}]
@@ -120,12 +120,12 @@ def test_a_trial_has_as_many_cores_as_its_share_of_a_gpu_and_as_many_threads(gpu
 
 @pytest.mark.parametrize(("concurrency", "cores"), [(1, 12), (2, 12), (3, 6), (8, 3), (24, 1), (100, 1)])
 def test_without_gpus_a_node_s_cores_are_shared_among_the_trials_that_run_at_once(concurrency, cores):
-    text = FILE.replace(", gpus: auto, gpu_memory: 8GiB", "") + f"concurrency: {concurrency}\n"
+    text = FILE.replace(", gpus: auto, gpu_memory: 16GiB", "") + f"concurrency: {concurrency}\n"
     assert packing(search_file.parse(text)).ask(0) == Held(cores, 0)  # of two nodes with 12 cores
 
 
 def test_numbers_in_the_file_mean_what_they_say():
-    packed = packing(search_file.parse(FILE.replace("{cpus: auto, gpus: auto, gpu_memory: 8GiB}", "{cpus: 2.5, gpus: 0.3}")), None)
+    packed = packing(search_file.parse(FILE.replace("{cpus: auto, gpus: auto, gpu_memory: 16GiB}", "{cpus: 2.5, gpus: 0.3}")), None)
     packed.take(proposed(0, 8192))
     assert packed.ask(0) == Held(2.5, 0.3)
     assert packed.told(0) == {"resources": {"CPU": 2.5, "GPU": 0.3}, "threads": 2, "decoders": None, "halves": True}
@@ -143,7 +143,7 @@ def test_numbers_in_the_file_mean_what_they_say():
 )
 def test_a_file_is_refused_with_the_mend(told, said):
     with pytest.raises(SpecError) as error:
-        search_file.parse(FILE.replace("{cpus: auto, gpus: auto, gpu_memory: 8GiB}", told))
+        search_file.parse(FILE.replace("{cpus: auto, gpus: auto, gpu_memory: 16GiB}", told))
     assert said in str(error.value)
 
 
@@ -152,10 +152,10 @@ def test_a_file_is_refused_with_the_mend(told, said):
 
 def test_one_trial_that_takes_more_than_predicted_raises_the_shares_of_those_after_it():
     packed = packing()
-    packed.take(proposed(0, 1024))
+    packed.take(proposed(0, 2048))
     assert packed.ask(0).gpus == 1 / 4
-    packed.take(reported(0, 2 * need(1024), 1 / 4))
-    packed.take(proposed(1, 1024))
+    packed.take(reported(0, 2 * need(2048), 1 / 4))
+    packed.take(proposed(1, 2048))
     assert packed.factor == pytest.approx(2, rel=1e-6)
     assert packed.ask(1).gpus == 1 / 2
 
@@ -164,12 +164,12 @@ def test_that_trials_take_less_is_believed_of_enough_of_them_and_never_below_a_f
     packed = packing()
     for trial in range(ENOUGH):
         assert packed.factor == 1
-        packed.take(proposed(trial, 1024))
-        packed.take(reported(trial, need(1024) * (0.8 if trial == 3 else 0.4), 1 / 4))
+        packed.take(proposed(trial, 2048))
+        packed.take(reported(trial, need(2048) * (0.8 if trial == 3 else 0.4), 1 / 4))
     assert packed.factor == pytest.approx(0.8, rel=1e-6)  # of ten, the largest
     for trial in range(ENOUGH, 40):
-        packed.take(proposed(trial, 1024))
-        packed.take(reported(trial, need(1024) * 0.1, 1 / 4))
+        packed.take(proposed(trial, 2048))
+        packed.take(reported(trial, need(2048) * 0.1, 1 / 4))
     assert packed.factor == LEAST
 
 
@@ -180,7 +180,7 @@ def test_a_trial_that_outgrows_its_share_gets_the_next_one_each_time_and_keeps_i
         assert packed.ask(0).gpus == share
         assert not packed.told(0)["halves"]
         event = packed.outgrown(0, "no room")
-        assert event == Outgrown(trial=0, gpus=share, memory=int(share * 8 * GIB) - shares.CONTEXT, reason="no room", at=event.at)
+        assert event == Outgrown(trial=0, gpus=share, memory=int(share * 16 * GIB) - shares.CONTEXT, reason="no room", at=event.at)
         packed.take(event)
         assert packed.ask(0).gpus == more
     assert packed.told(0)["halves"]  # the micro-batch, at last
@@ -193,13 +193,13 @@ def test_a_resume_knows_all_that_was_learnt(tmp_path):
     ledger.listeners.append(packed.take)
     rng, asked = random.Random(0), {}
     for trial in range(30):
-        ledger.append(proposed(trial, rng.choice([256, 1024, 2048])))
+        ledger.append(proposed(trial, rng.choice([256, 2048, 8192])))
         packed.ask(trial)
         while rng.random() < 0.2 and (event := packed.outgrown(trial, "")):
             ledger.append(event)
             packed.ask(trial)
         for epoch in range(1, rng.randrange(4) + 1):
-            ledger.append(reported(trial, rng.uniform(0.3, 0.9) * need(256), packed.devices(trial), epoch))
+            ledger.append(reported(trial, rng.uniform(0.3, 0.9) * need(2048), packed.devices(trial), epoch))
     ledger.close()
     again = packing()
     for event in read_events(tmp_path / "ledger.jsonl"):
@@ -279,14 +279,14 @@ def test_a_plan_tells_how_many_trials_share_a_gpu():
     found = plan.plan(SPEC, plan.stated_speed(1e12))
     assert [share.gpus for share in found.shares] == [1 / 8, 1 / 4, 1 / 2, 1]
     assert sum(share.trials for share in found.shares) == pytest.approx(1)
-    assert found.gpu_bytes == 8 * GIB
+    assert found.gpu_bytes == 16 * GIB
     assert found.device_seconds < found.trial_seconds
     assert plan.Plan.from_dict(json.loads(json.dumps(found.to_dict()))) == found
-    assert not plan.plan(search_file.parse(FILE.replace("gpus: auto, gpu_memory: 8GiB", "gpus: 1"))).shares
+    assert not plan.plan(search_file.parse(FILE.replace("gpus: auto, gpu_memory: 16GiB", "gpus: 1"))).shares
 
 
 def test_lint_says_that_whole_gpus_are_wasted_on_small_trials():
-    whole = search_file.parse(FILE.replace("gpus: auto, gpu_memory: 8GiB", "gpus: 1"))
+    whole = search_file.parse(FILE.replace("gpus: auto, gpu_memory: 16GiB", "gpus: 1"))
     found = [finding for finding in lint.lint(whole, 200).findings if finding.where == "resources.gpus"]
     assert [finding.severity for finding in found] == ["hint"]
     assert "1/8 of a GPU's memory, where it has 80.0 GiB, and hold a whole one; write auto" in found[0].text
@@ -323,4 +323,4 @@ def test_a_trial_that_runs_out_of_memory_goes_on_with_the_next_larger_share_from
     assert [trial.outcome for trial in trials.values()] == ["completed"] * 3
     assert spent.device_seconds(None) == pytest.approx(0.1 * (5 * 0.5 + 1))
     (refused,) = [event for event in events if isinstance(event, ledgers.Infeasible)]
-    assert "of a GPU, and a whole one has 7.4 GiB" in refused.reason
+    assert "of a GPU, and a whole one has 15.2 GiB" in refused.reason
