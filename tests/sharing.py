@@ -12,6 +12,7 @@ import ray
 import torch
 from faulty import report
 
+from vit_search.errors import SearchError
 from vit_search.search.trial import guarded
 from vit_search.spec import search_file, shares
 from vit_search.spec.config import TrialConfig
@@ -19,7 +20,7 @@ from vit_search.spec.config import TrialConfig
 FILE = """
 name: shared
 data: {name: digits}
-trials: 4
+trials: 12
 epochs: 2
 stopping: {kind: none}
 concurrency: 3
@@ -82,9 +83,15 @@ def work(told):
 
 
 def main():
+    unsaid = search_file.parse(FILE.replace(", gpu_memory: 16GiB", ""))
+    try:
+        launch.run(unsaid, output=Path("refused"), tracking_uri="sqlite:///mlruns.db", work=work)
+        said = ""
+    except SearchError as error:
+        said = str(error)
     launch.run(search_file.parse(FILE), output=Path(), tracking_uri="sqlite:///mlruns.db", work=work)
     starts = [noted(Path("shared-1") / "trials" / f"{number:04d}", "start") for number in range(3)]
-    Path("found.json").write_text(json.dumps(starts))
+    Path("found.json").write_text(json.dumps({"said": said, "starts": starts}))
 
 
 if __name__ == "__main__":

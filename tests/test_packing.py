@@ -119,11 +119,14 @@ def test_a_trial_has_as_many_cores_as_its_share_of_a_gpu_and_as_many_threads(gpu
     assert request(packed.told(0)).bundles == [{"CPU": cores, "GPU": gpus}]
 
 
-@pytest.mark.parametrize(("concurrency", "share"), [(1, 1), (4, 1), (5, 1 / 2), (8, 1 / 2), (9, 1 / 4), (17, 1 / 8), (100, 1 / 8)])
-def test_a_trial_has_more_than_it_needs_where_fewer_run_at_once_than_find_a_place(concurrency, share):
-    packed = packing()  # Ray fills one of the four GPUs before it begins another
+@pytest.mark.parametrize(
+    ("concurrency", "trials", "share"),  # on four GPUs
+    [(1, 100, 1), (4, 100, 1), (5, 100, 1 / 2), (9, 100, 1 / 4), (100, 100, 1 / 8), (100, 96, 1 / 4), (100, 48, 1 / 2), (100, 24, 1)],
+)
+def test_a_trial_has_more_than_it_needs_where_places_would_stay_empty(concurrency, trials, share):
+    packed = packing()  # Ray fills one of the GPUs before it begins another
     packed.take(proposed(0))
-    packed.concurrency = concurrency
+    packed.concurrency, packed.trials = concurrency, trials
     assert packed.ask(0).gpus == share
 
 
@@ -180,6 +183,14 @@ def test_that_trials_take_less_is_believed_of_enough_of_them_and_never_below_a_f
         packed.take(proposed(trial, 2048))
         packed.take(reported(trial, need(2048) * 0.1, 1 / 4))
     assert packed.factor == LEAST
+
+
+def test_nothing_is_learnt_from_the_peaks_of_cuda_graphs_which_leave_out_the_graphs_own_memory():
+    packed = packing(search_file.parse(FILE.replace("training: {", "training: {cuda_graphs: {choice: [true, false]}, ")))
+    for trial in range(2 * ENOUGH):
+        packed.take(Proposed(trial=trial, params={"batch_size": 2048, "cuda_graphs": trial % 2 == 0}))
+        packed.take(reported(trial, need(2048) * (0.1 if trial % 2 == 0 else 0.7), 1 / 4))
+    assert packed.factor == pytest.approx(0.7, rel=1e-6)
 
 
 def test_a_trial_that_outgrows_its_share_gets_the_next_one_each_time_and_keeps_it():
@@ -315,20 +326,28 @@ def searched(tmp_path_factory):
         [sys.executable, str(Path(__file__).with_name("sharing.py"))], cwd=folder, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr
-    return folder / "shared-1", json.loads((folder / "found.json").read_text())
+    found = json.loads((folder / "found.json").read_text())
+    return folder, found["said"], found["starts"]
+
+
+def test_gpus_that_do_not_tell_their_memory_end_the_search_before_its_first_trial_with_the_mend(searched):
+    folder, said, _ = searched
+    mend = "write it, e.g. gpu_memory: 80GiB."
+    assert said == f"resources.gpu_memory: a node does not tell what its GPUs have; {mend}"
+    assert not [event for event in read_events(folder / "refused" / "shared-1" / "ledger.jsonl") if isinstance(event, Proposed)]
 
 
 def test_two_trials_with_half_a_gpu_run_at_the_same_time_and_one_with_a_whole_has_it_alone(searched):
-    _, (first, second, third) = searched
+    _, _, (first, second, third) = searched
     assert [(start["gpus"], start["which"], start["others"]) for start in first + second] == [(0.5, ["0"], [1]), (0.5, ["0"], [0])]
     assert (third[-1]["gpus"], third[-1]["others"]) == (1.0, [])
     assert [(start["cores"], start["threads"]) for start in (first[0], third[-1])] == [(2.0, 2), (4.0, 4)]
 
 
 def test_a_trial_that_runs_out_of_memory_goes_on_with_the_next_larger_share_from_where_it_stood(searched):
-    folder, (_, _, third) = searched
+    folder, _, (_, _, third) = searched
     assert [(start["gpus"], start["halves"]) for start in third] == [(0.5, False), (1.0, True)]
-    events = read_events(folder / "ledger.jsonl")
+    events = read_events(folder / "shared-1" / "ledger.jsonl")
     assert [(e.trial, e.gpus) for e in events if isinstance(e, Outgrown)] == [(2, 0.5)]
     assert [(e.trial, e.result.epoch, e.devices) for e in events if isinstance(e, Reported) and e.trial == 2] == [(2, 1, 0.5), (2, 2, 1.0)]
     trials, spent = ledgers.told(events, epochs=2)

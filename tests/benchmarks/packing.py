@@ -1,16 +1,17 @@
 """Trials an hour where they share GPUs by predicted memory, against one trial for each GPU: whole searches, simulated.
 
-    python tests/benchmarks/packing.py [--space search_spaces/cifar10.yaml] [--memory 80] [--gpus 1 8] [--trials 400] [--measured FILE]
+    python tests/benchmarks/packing.py [--space FILE] [--memory 80] [--gpus 1 8] [--trials 400] [--concurrency N] [--measured FILE]
 
 Proposals are drawn at random from the space and stopped by its rungs (spec/plan.py's Rule) by a worth that is drawn, too. Shares are
-those of spec/shares.py; a trial waits in line until its share is free, and whoever comes after it waits behind it, as in Tune.
+those of search/packing.py before it has learnt anything; a trial waits in line until its share is free, and whoever comes after it
+waits behind it, as in Tune. One for each GPU: the same with whole ones.
 
 How fast a trial is on its GPU:
 - Alone, a step takes `host` (Python, launches, waits; by the block) and a part, `apart`, of what its kernels take, `device`: some
   of both happens at once. `busy` is device over that sum.
 - Together, all of a GPU run at min(1, efficiency / sum of their busy) of their speed alone: without MPS, kernels of different
   processes take turns. A process has a core of its own at least.
-The prices are an H100's: fitted to what gpu_sharing.py measured there (RESULTS.md, "A GPU shared"), or to a file of its `--json`.
+The prices are an H100's: fitted to what gpu_sharing.py measured there (RESULTS.md), or to a file of its `--json`.
 TrivialAugment and RandAugment are taken to cost nothing, start of trials, checkpoints and validation likewise.
 """
 
@@ -57,7 +58,13 @@ class Prices:
         return alone, min(1.0, device / alone)
 
 
-H100 = Prices(host={}, apart=0.8, device={}, efficiency=0.8)
+H100 = Prices(
+    host={"step_s": 0.01, "block_s": 9.7e-4},
+    apart=0.79,
+    device={"step_s": 1.36e-3, "block_s": 1.43e-4, "mvalue_s": 3.98e-5},
+    efficiency=0.82,
+)
+"""From `--measured`, 2026-11-26: three shapes, three prices of a whole step and three of the device, so each is met exactly."""
 
 
 def fitted(measured: Mapping[str, Any]) -> Prices:
@@ -159,7 +166,7 @@ def share_of(config: TrialConfig, images: Images, memory: int) -> float:
     return shares.share_of(need, memory) or 1.0
 
 
-def play(spec: SearchSpec, trials: Sequence[Trial], gpus: int, efficiency: float, seed: int) -> Outcome:
+def play(spec: SearchSpec, trials: Sequence[Trial], gpus: int, concurrency: int, efficiency: float, seed: int) -> Outcome:
     """A whole search."""
     rng, rule = random.Random(seed), Rule(spec)
     stopping = spec.stopping
@@ -168,7 +175,7 @@ def play(spec: SearchSpec, trials: Sequence[Trial], gpus: int, efficiency: float
     cards, waiting = [Gpu(efficiency=efficiency) for _ in range(gpus)], list(reversed(trials))
     clock = working = held = running = 0.0
     while waiting or any(card.trials for card in cards):
-        while waiting:
+        while waiting and sum(len(card.trials) for card in cards) < concurrency:
             fits = [card for card in cards if card.free >= waiting[-1].share]
             if not fits:
                 break
@@ -209,6 +216,7 @@ def main() -> None:
     ask.add_argument("--memory", type=float, nargs="+", default=[80.0, 24.0], help="GiB of a GPU")
     ask.add_argument("--gpus", type=int, nargs="+", default=[1, 8])
     ask.add_argument("--trials", type=int, nargs="+", help="of a search; the file's own and 400 by default")
+    ask.add_argument("--concurrency", type=int, default=10_000, help="trials at once; as many as find a place by default")
     ask.add_argument("--searches", type=int, default=5, help="simulated, of which the mean is printed")
     ask.add_argument("--measured", type=Path, help="what gpu_sharing.py --json kept")
     told = ask.parse_args()
@@ -221,8 +229,8 @@ def main() -> None:
         for seed, packed in itertools.product(range(told.searches), found):
             made = drawn(spec, prices, trials, int(memory * 2**30), seed)
             for trial in made:
-                trial.share = trial.share if packed else 1.0
-            found[packed].append(play(spec, made, gpus, prices.efficiency, seed))
+                trial.share = max(trial.share, shares.spread(gpus, told.concurrency, trials)) if packed else 1.0
+            found[packed].append(play(spec, made, gpus, told.concurrency, prices.efficiency, seed))
         rates = {packed: statistics.fmean(o.trials / o.hours for o in outcomes) for packed, outcomes in found.items()}
         for packed, outcomes in found.items():
             means = [statistics.fmean(getattr(o, name) for o in outcomes) for name in ("working", "held", "at_once")]

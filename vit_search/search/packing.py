@@ -19,7 +19,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from vit_search.errors import SearchError
 from vit_search.spec import shares
 from vit_search.spec.search_file import Resources, SearchSpec
-from vit_search.spec.space import Value
 from vit_search.tracking.ledger import Event, Outgrown, Proposed, Reported
 
 ENOUGH = 10
@@ -72,11 +71,12 @@ class Packing:
     Args:
         spec: of the search. channels, classes: of its images.
         images: bytes of the splits that a trial has on its GPU.
-        nodes: of the cluster; must be known before `ask` where the file says auto. It may be changed, as may `concurrency`.
+        nodes: of the cluster; must be known before `ask` where the file says auto. It may be changed, as may
+            `concurrency` and `trials`.
     """
 
     def __init__(self, spec: SearchSpec, *, channels: int, classes: int, images: int, nodes: Nodes | None = None) -> None:
-        self.nodes, self.concurrency = nodes, spec.concurrency
+        self.nodes, self.concurrency, self.trials = nodes, spec.concurrency, spec.trials
         self._spec, self._channels, self._classes, self._images = spec, channels, classes, images
         self._needs: dict[int, shares.Need] = {}
         self._peaks: dict[int, tuple[int, float]] = {}
@@ -84,14 +84,19 @@ class Packing:
         self._least: dict[int, float] = {}
         """Shares that trials were given for having outgrown smaller ones."""
         self._held: dict[int, Held] = {}
+        self._graphs: set[int] = set()
+        """Trials with CUDA graphs, whose memory is in no peak that torch reports."""
 
     def take(self, event: Event) -> None:
         """One more event of the ledger."""
         if self._spec.resources.gpus != "auto":
             return
         if isinstance(event, Proposed):
-            self._needs[event.trial] = self._need(event.params)
-        elif isinstance(event, Reported):
+            config = self._spec.trial_config(event.params, in_channels=self._channels, num_classes=self._classes, trial=0)
+            self._needs[event.trial] = shares.Need(shares.training_bytes(config.model, config.training), self._images)
+            if config.training.cuda_graphs:
+                self._graphs.add(event.trial)
+        elif isinstance(event, Reported) and event.trial not in self._graphs:
             self._saw(event.trial, event.result.peak_memory_bytes, event.devices)
         elif isinstance(event, Outgrown):
             self._saw(event.trial, event.memory, event.gpus)
@@ -111,7 +116,8 @@ class Packing:
             gpus = told.gpus
         else:
             share = shares.share_of(self._needs[trial], self._known.gpu_memory, self.factor) or 1.0
-            gpus = max(share, self._least.get(trial, 0.0), shares.spread(self._known.gpus, self.concurrency))
+            least = shares.spread(self._known.gpus, self.concurrency, self.trials)
+            gpus = max(share, self._least.get(trial, 0.0), least)
         self._held[trial] = held = Held(told.cpus if told.cpus != "auto" else self._cores(gpus), gpus)
         return held
 
@@ -139,10 +145,6 @@ class Packing:
     def _known(self) -> Nodes:
         assert self.nodes is not None, "the cluster is known before the first trial"
         return self.nodes
-
-    def _need(self, params: dict[str, Value]) -> shares.Need:
-        config = self._spec.trial_config(params, in_channels=self._channels, num_classes=self._classes, trial=0)
-        return shares.Need(shares.training_bytes(config.model, config.training), self._images)
 
     def _saw(self, trial: int, peak: int, share: float) -> None:
         if peak > self._peaks.get(trial, (0, 0.0))[0]:

@@ -382,9 +382,9 @@ def _whole_gpus(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
         steps.append(shares.share_of(shares.Need(shares.training_bytes(config.model, config.training), 0), memory) or 1.0)
     places = int(1 / sorted(steps)[len(steps) // 2])
     seen = f"half of the proposals need at most 1/{places} of the memory of a GPU that has {in_units(memory)}"
-    if places > 1 and not auto:
+    if places >= 4 and not auto:  # what fills half of the memory keeps a GPU busy, too
         yield Finding("hint", "resources.gpus", f"{seen}, and hold a whole one; write auto, and small ones train beside each other.")
-    elif spec.concurrency < places:
+    elif auto and spec.concurrency < places:
         yield Finding("hint", "concurrency", f"{spec.concurrency} at once, but {seen}; up to {places} for each GPU find a place.")
 
 

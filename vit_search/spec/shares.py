@@ -23,6 +23,10 @@ MARGIN = 1.25
 """What the allocator may hold, as a multiple of the predicted peak of what it gives out. Peaks were 1.02 to 1.06 of the predicted,
 and a training that peaked at 1.06 went through under a limit of 1.2; without one it would hold 1.15 to 2.5."""
 
+TURNS = 6
+"""Trials for each place on a GPU, one after another, below which sharing stops to pay: the last ones, beside which others still run,
+set the time. Of 1, 2, 4 or 8 to a GPU the best or near it for 12 to 400 trials on 1 to 8 GPUs (tests/benchmarks/packing.py)."""
+
 EVALUATED_AT_ONCE = 512
 """Images of a batch in evaluation on a GPU, unless memory is short."""
 
@@ -84,9 +88,14 @@ def share_of(need: Need, gpu_memory: int, factor: float = 1.0) -> float | None:
     return STEPS[-1] if need.training <= allowed(1.0, gpu_memory) else None
 
 
-def spread(gpus: float, at_once: int) -> float:
-    """The largest share with which so many trials at once find a place: Ray fills one GPU before it begins another."""
-    return max((step for step in STEPS if step * at_once <= gpus), default=STEPS[0])
+def spread(gpus: float, concurrency: int, trials: int) -> float:
+    """The least that a trial should hold, whatever it needs: with more places than will be filled, and filled again, Ray crowds few GPUs.
+
+    Args:
+        gpus: in all. concurrency: trials at once, at most. trials: of the whole search.
+    """
+    places = min(concurrency, math.ceil(trials / TURNS))
+    return max((step for step in STEPS if step * places <= gpus), default=STEPS[0])
 
 
 def next_step(share: float) -> float | None:
