@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import socket
@@ -30,6 +31,7 @@ from vit_search.ray_session import session  # isort: skip  (before ray, whose se
 import ray
 from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.execution import class_cache
 
 from vit_search.errors import NoTrialCompletedError, SearchError, SpecError
 from vit_search.search.control import Control, Settings, check_settings
@@ -41,7 +43,7 @@ from vit_search.spec import plan as planning
 from vit_search.spec.config import EpochResult
 from vit_search.spec.files import write_whole
 from vit_search.spec.rungs import boundaries
-from vit_search.spec.search_file import SearchSpec
+from vit_search.spec.search_file import NAME, SearchSpec
 from vit_search.spec.space import Value
 from vit_search.tracking import searches
 from vit_search.tracking.ledger import (
@@ -74,6 +76,11 @@ PLAN = "plan.json"
 
 MAX_RETRIES = 3
 """How often a trial whose process dies is taken up from its checkpoint."""
+
+# Tune hands these to its workers through their runtime environment, which Ray writes into its logs and shows to whoever asks.
+class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+    {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+)
 
 MEMORY_SIGNS = ("OutOfMemoryError", "low on memory")
 """By which Ray's message tells that its memory monitor has ended a worker."""
@@ -666,6 +673,10 @@ def _new_folder(output: Path, name: str) -> Path:
 
 def _named_folder(output: Path, name: str) -> Path:
     """The folder of a search whose name was chosen for it; one that a death left without a search in it is used again."""
+    if not re.fullmatch(NAME, name):
+        raise SearchError(
+            f"--as {name!r}: no name of a folder; use letters, digits, '.', '_' and '-', at most 64, a letter or digit first."
+        )
     folder = output / name
     folder.mkdir(mode=0o700, exist_ok=True)
     if (folder / "search.json").exists():
