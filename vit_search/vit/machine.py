@@ -48,10 +48,11 @@ def compiling_pays(device: torch.device) -> bool:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that this process can still take: of the GPU, or of the machine, its container and the process's own limit."""
+    """Memory that this process can still take: of the GPU and its own share of it, or of the machine, its container and the own limit."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free, total = torch.cuda.mem_get_info(device)
+        share = int(total * torch.cuda.get_per_process_memory_fraction(device.index))  # it refuses a device without an index
+        return max(0, min(free + torch.cuda.memory_reserved(device), share) - torch.cuda.memory_allocated(device))
     known = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     bounds = [1024 * int(known["MemAvailable"].split()[0])]
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -72,8 +73,15 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
-SHORTAGES = ("can't allocate memory", "could not create a primitive", "could not create a memory", "std::bad_alloc")
-"""Words of torch's own allocator, of oneDNN's and of C++'s."""
+SHORTAGES = (
+    "can't allocate memory",
+    "could not create a primitive",
+    "could not create a memory",
+    "std::bad_alloc",
+    "CUDA error: out of memory",
+    "STATUS_ALLOC_FAILED",
+)
+"""Words of torch's own allocator, of oneDNN's, of C++'s, and of the CUDA driver's and its libraries' beside that allocator."""
 
 
 def out_of_memory(error: RuntimeError) -> bool:
