@@ -36,10 +36,12 @@ from ray.tune.execution import class_cache
 from vit_search.errors import NoTrialCompletedError, SearchError, SpecError
 from vit_search.search.control import Control, Settings, check_settings
 from vit_search.search.limits import Limits, option
+from vit_search.search.packing import Packing, nodes_of, request
 from vit_search.search.stopping import Rungs, RungScheduler, false_kills
 from vit_search.search.suggest import OptunaSearcher
 from vit_search.search.trial import train_trial
 from vit_search.spec import plan as planning
+from vit_search.spec import shares
 from vit_search.spec.config import EpochResult
 from vit_search.spec.files import write_whole
 from vit_search.spec.rungs import boundaries
@@ -68,6 +70,7 @@ from vit_search.tracking.store import with_password
 from vit_search.vit import checkpoint
 from vit_search.vit.data import DataSet, kept_speed, prepare
 from vit_search.vit.machine import WORKER_ENV
+from vit_search.vit.splits import TRAINED_AND_VALIDATED_ON
 
 _log = logging.getLogger(__name__)
 
@@ -256,8 +259,11 @@ def drive(
     _settle(ledger, rungs, spec)
     settings = Settings.of(spec, ledger.events)
     limits, alike = _limits(spec, ledger, settings), _FailuresAlike()
+    packing = Packing(spec, channels=data.channels, classes=len(data.classes), images=_images_bytes(spec, data))
     for event in ledger.events:
         alike.take(event)
+        packing.take(event)
+    ledger.listeners.append(packing.take)
     searcher = OptunaSearcher(
         spec.space,
         metric=spec.metric,
@@ -270,7 +276,7 @@ def drive(
         objectives=spec.objectives,
         first=[params for params, _ in planned] or spec.start_with,
         earlier=_earlier(folder),
-        config=lambda number, params: _told(spec, folder, data, number, params, planned[number][1] if planned else None),
+        config=lambda number, params: _told(spec, folder, data, packing, number, params, planned[number][1] if planned else None),
         record=ledger.append,
     )
     searcher.replay(ledger.events)
@@ -304,7 +310,7 @@ def drive(
             if watch:
                 ledger.listeners.append(watch(ledger, spec, control))
             with control:
-                _tune(spec, folder, ledger, rungs, searcher, control, work, address)
+                _tune(spec, folder, ledger, rungs, searcher, control, packing, work, address)
         ended = True
     finally:  # an error of ours leaves a search that can be resumed, and no run open
         interrupted = control.cancelled.is_set()
@@ -346,15 +352,18 @@ def drive(
 
 def _limits(spec: SearchSpec, ledger: Ledger, settings: Settings) -> Limits:
     """The limits as a ledger has brought them nearer."""
-    limits = Limits(settings, metric=spec.metric, mode=spec.mode, devices=_devices(spec))
+    limits = Limits(settings, metric=spec.metric, mode=spec.mode, devices=spec.resources.devices)
     for event in ledger.events:
         limits.take(event, ledger.trials)
     return limits
 
 
-def _devices(spec: SearchSpec) -> float:
-    """GPUs of one trial, or its CPU cores where it has none."""
-    return spec.resources.gpus or spec.resources.cpus
+def _images_bytes(spec: SearchSpec, data: DataSet) -> int:
+    """Of the images that each trial has on its device; streamed ones never lie there."""
+    if data.root is not None:
+        return 0
+    parts = TRAINED_AND_VALIDATED_ON[spec.train_on]
+    return sum(data.counts[name] for names in parts for name in names) * data.channels * math.prod(data.image_size)
 
 
 def _check_extension(spec: SearchSpec, folder: Path, ledger: Ledger, extend: Mapping[str, float]) -> None:
@@ -369,7 +378,7 @@ def _check_extension(spec: SearchSpec, folder: Path, ledger: Ledger, extend: Map
 def _known_speed(spec: SearchSpec) -> planning.Speed | None:
     """What `vit-search plan --calibrate` last measured of this machine, where that can be read."""
     with contextlib.suppress(SpecError):
-        return planning.load_speed(kept_speed(gpus=spec.resources.gpus > 0))
+        return planning.load_speed(kept_speed(gpus=spec.resources.on_gpu))
     return None
 
 
@@ -380,7 +389,8 @@ def _beside_plan(folder: Path, spec: SearchSpec, trials: list[Trial], spent: Spe
     except (OSError, ValueError, TypeError, KeyError):
         return None
     lengths = Counter(len(trial.results) for trial in trials)
-    return planning.compare(plan, lengths, device_seconds=spent.trial_seconds * _devices(spec), wall_seconds=spent.wall_seconds)
+    device_seconds = spent.device_seconds(spec.resources.devices)
+    return planning.compare(plan, lengths, device_seconds=device_seconds, wall_seconds=spent.wall_seconds)
 
 
 def _lessons(spec: SearchSpec, output: Path) -> list[tuple[dict[str, Value], dict[int, float], str]]:
@@ -447,17 +457,20 @@ def _collect(folder: Path, trials: Mapping[int, Trial], spec: SearchSpec) -> Non
                 places[trial.number].parent.rmdir()  # unless there is an error.txt to read
 
 
-def _told(spec: SearchSpec, folder: Path, data: DataSet, number: int, params: dict[str, Value], seed: int | None) -> dict[str, Any]:
+def _told(
+    spec: SearchSpec, folder: Path, data: DataSet, packing: Packing, number: int, params: dict[str, Value], seed: int | None
+) -> dict[str, Any]:
     """What a worker is told of a trial; with a seed, as the first trial of a search with that seed would be."""
     own, trial = (spec, number) if seed is None else (spec.model_copy(update={"seed": seed}), 0)
     config = own.trial_config(params, in_channels=data.channels, num_classes=len(data.classes), trial=trial)
+    packing.ask(number)
     return {
         "trial": number,
         "config": config.to_dict(),
         "folder": str(trial_folder(folder.resolve(), number)),
         "data": data,
         "train_on": spec.train_on,
-        "threads": max(1, int(spec.resources.cpus)),
+        **packing.told(number),
         "halvings": 0,
         "usage": spec.system_metrics,
         "latency": any(objective.metric == "latency_ms" for objective in spec.objectives),
@@ -471,6 +484,7 @@ def _tune(
     rungs: Rungs,
     searcher: OptunaSearcher,
     control: Control,
+    packing: Packing,
     work: Callable[[dict[str, Any]], None],
     address: str | None,
 ) -> None:
@@ -480,12 +494,24 @@ def _tune(
         known = len(ledger.trials[number].results)
         epoch = EpochResult(**{f.name: result[f.name] for f in dataclasses.fields(EpochResult)})
         system = {name: value for name, value in result.items() if name.startswith("system/")}
-        ledger.append(Reported(trial=number, result=epoch, system=system))
+        ledger.append(Reported(trial=number, result=epoch, system=system, devices=packing.devices(number)))
         return len(ledger.trials[number].results) > known
 
+    def outgrown(number: int, reason: str) -> dict[str, Any]:
+        event = packing.outgrown(number, reason)
+        assert event is not None, "a trial with a whole GPU makes its micro-batches smaller"
+        _log.warning("trial %d outgrew %g of a GPU: %s", number, event.gpus, reason)
+        ledger.append(event)
+        packing.ask(number)
+        return packing.told(number)
+
     with _ray(spec, address), _signals(control):
+        if "auto" in (spec.resources.cpus, spec.resources.gpus):
+            packing.nodes = nodes_of(spec.resources)
+        if packing.nodes is not None and packing.nodes.gpu_memory:
+            searcher.fit_into(packing.nodes.gpu_memory)
         tuner = Tuner(
-            tune.with_resources(work, {"cpu": spec.resources.cpus, "gpu": spec.resources.gpus}),
+            tune.with_resources(work, request),
             tune_config=TuneConfig(
                 search_alg=searcher,
                 scheduler=RungScheduler(
@@ -496,6 +522,7 @@ def _tune(
                     paused=lambda: control.paused,
                     asked_to_stop=lambda number: bool(control.stop_reason(number)),
                     cancelled=control.cancelled.is_set,
+                    outgrown=outgrown,
                 ),
                 num_samples=-1,  # the searcher says when it is enough, and how many at a time
                 reuse_actors=True,
@@ -540,7 +567,7 @@ class _EndCallback(Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         self._heard[trial.trial_id] = time.monotonic()
-        if self._control.paused:  # it is about to be held
+        if self._control.paused or result.get("outgrown"):  # it is about to be held
             self._heard.pop(trial.trial_id)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -603,13 +630,18 @@ def _why(trials: list[Trial]) -> str:
 @contextlib.contextmanager
 def _ray(spec: SearchSpec, address: str | None) -> Iterator[None]:
     """A Ray that has what a trial asks for."""
-    with session(address, env=WORKER_ENV | {"OMP_NUM_THREADS": str(max(1, int(spec.resources.cpus)))}):
+    told = spec.resources
+    threads = {} if told.cpus == "auto" else {"OMP_NUM_THREADS": str(max(1, int(told.cpus)))}  # else Ray makes it the trial's cores
+    with session(address, env=WORKER_ENV | threads):
         have = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        for name, wanted in (("CPU", spec.resources.cpus), ("GPU", spec.resources.gpus)):
-            if wanted > have.get(name, 0):
-                where = "this machine" if address is None else "the cluster"
+        where = "this machine" if address is None else "the cluster"
+        for name, asked in (("CPU", told.cpus), ("GPU", told.gpus)):
+            wanted = shares.STEPS[0] if asked == "auto" else asked
+            starts = address is not None and told.gpu_bytes > 0  # a cluster that grows when it is asked
+            if wanted > have.get(name, 0) and not starts:
+                mend = "lower it" if asked != "auto" else "write 0, or, where a cluster starts nodes by itself, add gpu_memory"
                 raise SearchError(
-                    f"resources.{name.lower()}s: a trial asks for {wanted:g} {name}s and {where} has {have.get(name, 0):g}; lower it."
+                    f"resources.{name.lower()}s: a trial asks for {wanted:g} {name}s and {where} has {have.get(name, 0):g}; {mend}."
                 )
         yield
 

@@ -17,6 +17,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from vit_search.search.packing import request
 from vit_search.spec.rungs import levels, wilson
 
 MEDIAN_STARTUP = 5
@@ -160,6 +161,7 @@ class RungScheduler(FIFOScheduler):
             those of one idle worker, which Tune keeps for reuse.
         asked_to_stop: whether a trial is to end after its epoch.
         cancelled: whether all trials are to end at once.
+        outgrown: told of a trial, and why, that did not fit into its share of a GPU; what its worker is to be told instead.
     """
 
     def __init__(
@@ -172,10 +174,11 @@ class RungScheduler(FIFOScheduler):
         paused: Callable[[], bool] = lambda: False,
         asked_to_stop: Callable[[int], bool] = lambda trial: False,
         cancelled: Callable[[], bool] = lambda: False,
+        outgrown: Callable[[int, str], dict[str, Any]] = lambda trial, reason: {},
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._rungs, self._name, self._record, self._flops = rungs, metric, record, flops
-        self._paused, self._asked_to_stop, self._cancelled = paused, asked_to_stop, cancelled
+        self._paused, self._asked_to_stop, self._cancelled, self._outgrown = paused, asked_to_stop, cancelled, outgrown
 
     def __reduce__(self) -> Any:
         """Nothing of it is in Tune's snapshots: the ledger is what a search is rebuilt from."""
@@ -185,6 +188,12 @@ class RungScheduler(FIFOScheduler):
         """STOP, CONTINUE, or NOOP for a trial that is held."""
         if result.get("failure"):
             return str(TrialScheduler.STOP)
+        if result.get("outgrown"):
+            self._hold(tune_controller, trial)
+            # Only now: while a trial runs or waits, Tune keeps it in places that it finds by its resources.
+            trial.set_config(trial.config | self._outgrown(trial.config["trial"], result["reason"]))
+            trial.update_resources(request(trial.config))
+            return str(TrialScheduler.NOOP)
         number, epoch = trial.config["trial"], result["epoch"]
         new = self._record(number, result)
         if new and self._rungs.stops(number, epoch, result.get(self._name), self._flops(number)):
@@ -192,10 +201,13 @@ class RungScheduler(FIFOScheduler):
         if self._asked_to_stop(number):
             return str(TrialScheduler.STOP)
         if self._paused() and epoch < self._rungs.epochs:
-            # Not PAUSE: Tune would then have its worker save, and ours rebuilds itself from its own checkpoint.
-            tune_controller.pause_trial(trial, should_checkpoint=False)
+            self._hold(tune_controller, trial)
             return str(TrialScheduler.NOOP)
         return str(TrialScheduler.CONTINUE)
+
+    def _hold(self, tune_controller: Any, trial: Any) -> None:
+        """Not PAUSE: Tune would then have its worker save, and ours rebuilds itself from its own checkpoint."""
+        tune_controller.pause_trial(trial, should_checkpoint=False)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """The oldest that waits, among live trials alone: Tune's own way looks through all trials at each of its steps.
@@ -210,5 +222,4 @@ class RungScheduler(FIFOScheduler):
             time.sleep(0.1)  # Tune waits for nothing where nothing runs, and would keep a core busy
         if self._cancelled() or self._paused():
             return None
-        waiting = [trial for status in (Trial.PENDING, Trial.PAUSED) for trial in live if trial.status == status]
-        return next(iter(waiting), None)
+        return next((trial for trial in live if trial.status in (Trial.PENDING, Trial.PAUSED)), None)

@@ -9,6 +9,7 @@ that wrote them would have.
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import hashlib
 import itertools
 import math
@@ -391,6 +392,16 @@ class OptunaSearcher(Searcher):
         """
         self._space.check_point(params, "add")
         self._queue.appendleft(dict(params))
+
+    def fit_into(self, gpu_memory: int) -> None:
+        """From here on, what is predicted to need more than one GPU of so many bytes is not run.
+
+        Raises: SpecError where hardly anything is left.
+        """
+        self._space = dataclasses.replace(self._space, gpu_memory=gpu_memory)
+        if self._space.feasible_share() == 0:
+            problem = self._space.problem(self._space.draw(random.Random(0)))  # noqa: S311 -- a sample of the space, not a secret
+            raise SpecError(f"none of 2000 random proposals can be run, the first because: {problem} Lower model.dim or batch_size.")
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """A configuration for Tune; None for not now; Searcher.FINISHED, which Tune does not take back, once nothing is open either."""

@@ -6,21 +6,23 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 import shutil
 import traceback
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
 
-from vit_search.errors import CheckpointError, DamagedCheckpointError, VitSearchError
+from vit_search.errors import CheckpointError, DamagedCheckpointError, OutOfMemoryError, VitSearchError
 from vit_search.search.usage import Meter
 from vit_search.spec.config import TrialConfig
 from vit_search.spec.cost import in_units
 from vit_search.spec.files import write_whole
-from vit_search.vit import checkpoint, training
+from vit_search.vit import checkpoint, machine, training
 from vit_search.vit.data import DataSet, SplitName
 from vit_search.vit.splits import TRAINED_AND_VALIDATED_ON, Split, StreamedSplit, load_split
 
@@ -36,40 +38,61 @@ def train_trial(told: dict[str, Any]) -> None:
 
     Args:
         told: `trial` (number), `config` (TrialConfig as a dict), `folder` (of this trial, on storage that every node
-            sees), `data` (a prepared DataSet), `train_on` (as in a search file), `threads`, `halvings` (how often a lack of
+            sees), `data` (a prepared DataSet), `train_on` (as in a search file), `halvings` (how often a lack of
             memory has killed it: each halves the micro-batch), `latency` (whether to measure the time to classify an image),
-            `usage` (whether to tell what each epoch took of the machine).
+            `usage` (whether to tell what each epoch took of the machine), and what `Packing.told` adds: `resources` (that it
+            holds), `threads`, `decoders` (processes that decode images), `halves` (whether a lack of memory halves the
+            micro-batch; else it asks for a larger share of a GPU).
 
     An epoch is saved before it is reported, and a trial that starts again reports what its checkpoint holds once more:
     the driver drops what it knows. An error of ours or of the user is reported, not raised: Tune's retries are for
     processes that die.
     """
+    guarded(_train, told)
+
+
+def guarded(train: Callable[[dict[str, Any]], None], told: dict[str, Any]) -> None:
+    """Have a trial trained, and report what came in between."""
+    failure = _failure(train, told)
+    if failure is not None:  # what was raised is gone by now, and with it the memory that its frames held
+        tune.report({"trial": told["trial"], **failure})
+
+
+def _failure(train: Callable[[dict[str, Any]], None], told: dict[str, Any]) -> dict[str, Any] | None:
     try:
-        _train(told)
+        train(told)
     except OvertakenError:
-        return  # whoever replaced it reports
+        pass  # whoever replaced it reports
     except training.DivergedError as error:
-        tune.report({"trial": told["trial"], "failure": "diverged", "reason": str(error)})
+        return {"failure": "diverged", "reason": str(error)}
     except VitSearchError as error:
-        tune.report({"trial": told["trial"], "failure": "failed", "reason": str(error)})
+        if isinstance(error, OutOfMemoryError) and not told["halves"]:
+            return {"outgrown": True, "reason": str(error)}
+        return {"failure": "failed", "reason": str(error)}
     except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        if isinstance(error, RuntimeError) and machine.out_of_memory(error) and not told["halves"]:
+            return {"outgrown": True, "reason": reason}
         folder = Path(told["folder"])
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").write_text(traceback.format_exc())
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        tune.report({"trial": told["trial"], "failure": "failed", "reason": f"{reason} (see {folder / 'error.txt'})"})
+        return {"failure": "failed", "reason": f"{reason} (see {folder / 'error.txt'})"}
+    return None
 
 
 def _train(told: dict[str, Any]) -> None:
     torch.set_num_threads(told["threads"])
+    os.environ["OMP_NUM_THREADS"] = str(told["threads"])  # of the processes that it starts
+    machine.limit_memory(told["resources"]["GPU"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config, folder, data = TrialConfig.from_dict(told["config"]), Path(told["folder"]) / "checkpoint", told["data"]
     trained_on, validated_on = TRAINED_AND_VALIDATED_ON[told["train_on"]]
-    train, val = _split(data, trained_on, device), _split(data, validated_on, device)
+    train, val = (_split(data, names, device, told["decoders"]) for names in (trained_on, validated_on))
     owner = _own(folder.parent)
     state = _where_it_stood(folder, config, device)
     if state is None:
         state = training.start(config, training.Normalisation.of(data.mean, data.std, device), device)
+    state.halves = told["halves"]
     state.accumulation = max(state.accumulation, config.training.accumulation * 2 ** told["halvings"])
     for result in state.history:
         tune.report({"trial": told["trial"], **dataclasses.asdict(result)})
@@ -115,11 +138,11 @@ def _save(folder: Path, state: training.Training, data: DataSet, trained_on: tup
         raise CheckpointError(f"{folder}: cannot be written ({error}); {in_units(free)} are free; make room, then resume.") from None
 
 
-def _split(data: DataSet, names: tuple[SplitName, ...], device: str) -> Split | StreamedSplit:
+def _split(data: DataSet, names: tuple[SplitName, ...], device: str, decoders: int | None) -> Split | StreamedSplit:
     """Splits as one on the device, read once per worker process: reused workers keep them from trial to trial."""
     key = (data.folder, names, device)
     if key not in _splits:
-        _splits[key] = load_split(data, *names, device=device)
+        _splits[key] = load_split(data, *names, device=device, decoders=decoders)
     return _splits[key]
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vit_search.spec.config import TrialConfig
 from vit_search.spec.pickles import no_pickles
+from vit_search.spec.shares import fraction
 
 WORKER_ENV = {  # glibc keeps freed pages instead of faulting them in again at each step: 4 to 7 % on CPU
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
@@ -45,6 +48,21 @@ HALF_PAYS = 2_000_000
 def compiling_pays(device: torch.device) -> bool:
     """Whether torch.compile is worth its time: not on a CPU, 0.94 to 1.03 times the speed for 39 to 62 s a shape (shared/VIT.md)."""
     return device.type == "cuda"
+
+
+def limit_memory(share: float, cuda: Any = torch.cuda) -> None:
+    """Have this process's allocator hold no more of its GPU than a share of one allows, so that no neighbour is pushed out.
+
+    It undoes what an earlier trial of the process was allowed, and gives back what that left behind. Nothing without a GPU.
+
+    Args:
+        share: of the GPU; 1 or more for no limit.
+        cuda: torch.cuda, or what a test puts in its place.
+    """
+    if share and cuda.is_available():
+        gc.collect()
+        cuda.empty_cache()
+        cuda.set_per_process_memory_fraction(fraction(share, cuda.get_device_properties(0).total_memory))
 
 
 def free_bytes(device: torch.device) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vit_search.errors import OutOfMemoryError
+from vit_search.spec import shares
 from vit_search.spec.config import EpochResult, TrainingConfig, TrialConfig
 from vit_search.spec.cost import cost_of, in_units
 from vit_search.vit import augment, machine
@@ -64,6 +65,8 @@ class Training:
     """Moving average of the model's weights, where the config asks for one."""
     accumulation: int
     """Micro-batches of a step; more than the config's once a step did not fit into memory."""
+    halves: bool = True
+    """Whether a lack of memory halves the micro-batch; else it ends the training at once."""
     forwards: dict[int, Forward] = field(default_factory=dict)
     """How a micro-batch of a size goes through the model, where that is compiled or a CUDA graph; made at first use."""
     history: list[EpochResult] = field(default_factory=list)
@@ -119,7 +122,7 @@ def fit(training: Training, train: Split | StreamedSplit, val: Split | StreamedS
     that was saved and loaded goes on exactly as if it had not been. The global seed of torch is set at each epoch.
 
     Raises: DivergedError when the loss is not finite: at once on a CPU, within CHECK_EVERY steps on a GPU.
-        OutOfMemoryError when a step does not fit into memory even as twice as many micro-batches.
+        OutOfMemoryError when a step does not fit into memory, even as twice as many micro-batches where it may halve them.
     """
     config = training.config.training
     if training.device.type == "cuda":
@@ -262,6 +265,8 @@ def _gradients_in_memory(training: Training, images: Tensor, targets: Targets) -
         if not machine.out_of_memory(error):
             raise
         told = _memory_told(training)
+        if not training.halves:
+            raise OutOfMemoryError(f"a training step did not fit into memory: {told}.") from None
         if training.accumulation > training.config.training.accumulation or training.accumulation >= len(images):
             raise OutOfMemoryError(f"a training step did not fit into memory: {told}; lower batch_size or dim.") from None
     training.accumulation *= 2
@@ -340,7 +345,7 @@ def _update(training: Training, lr: float, step: int) -> None:
 
 def _evaluate_in_memory(training: Training, val: Split | StreamedSplit) -> Evaluation:
     """`evaluate`, in batches that fit."""
-    size = 512 if training.device.type == "cuda" else EVALUATED_AT_ONCE
+    size = shares.EVALUATED_AT_ONCE if training.device.type == "cuda" else EVALUATED_AT_ONCE
     while True:
         try:
             return evaluate(training.outcome, val, training.normalisation, size)
