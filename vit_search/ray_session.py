@@ -6,10 +6,15 @@ Ray reads its settings when it is imported and hands them to the processes it st
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -37,7 +42,21 @@ LOOPBACK_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 For a Ray of our own alone: in a process that joins a cluster it would name the node wrongly.
 """
 
+AUTOSCALER_FILE = "~/ray_bootstrap_config.yaml"
+"""What `ray up` leaves on the head of a cluster that grows by itself; JSON, in spite of its name."""
+
 TRIES = 3
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A node as large as it is, or a kind of node that may be added."""
+
+    name: str
+    cpus: float
+    gpus: float
+    count: int | None = None
+    """How many of its kind there may be; None for a node that is there."""
 
 
 @contextlib.contextmanager
@@ -63,6 +82,35 @@ def session(address: str | None = None, *, env: Mapping[str, str] | None = None,
         yield
     finally:
         ray.shutdown()
+
+
+def nodes_alive() -> list[dict[str, Any]]:
+    """What Ray tells of the nodes that are there."""
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def shapes() -> list[Shape]:
+    """The nodes of the Ray that this process is connected to, and the kinds that its autoscaler may add; called on its head."""
+    there = [
+        Shape(node["NodeManagerHostname"], node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in nodes_alive()
+    ]
+    return there + _to_come(Path(AUTOSCALER_FILE).expanduser())
+
+
+def _to_come(path: Path) -> list[Shape]:
+    """What an autoscaler may add; a kind whose size is nowhere told may be of any."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kinds, head = config["available_node_types"].items(), config.get("head_node_type")
+        found = []
+        for name, kind in kinds:
+            count = int(kind.get("max_workers", config.get("max_workers", 0)))
+            has = kind.get("resources") or {"CPU": math.inf, "GPU": math.inf}
+            if name != head and count:
+                found.append(Shape(name, float(has.get("CPU", 0)), float(has.get("GPU", 0)), count))
+        return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def _start(workers: dict[str, dict[str, str]] | None, cpus: int | None) -> None:

@@ -27,7 +27,7 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
-from vit_search.ray_session import session  # isort: skip  (before ray, whose settings it makes)
+from vit_search.ray_session import Shape, session, shapes  # isort: skip  (before ray, whose settings it makes)
 import ray
 from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
@@ -41,7 +41,6 @@ from vit_search.search.stopping import Rungs, RungScheduler, false_kills
 from vit_search.search.suggest import OptunaSearcher
 from vit_search.search.trial import train_trial
 from vit_search.spec import plan as planning
-from vit_search.spec import shares
 from vit_search.spec.config import EpochResult
 from vit_search.spec.files import write_whole
 from vit_search.spec.rungs import boundaries
@@ -84,6 +83,9 @@ MAX_RETRIES = 3
 class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
     {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 )
+
+NODES_JOIN_WITHIN_S = 60.0
+"""How long a search waits for a node that has room for a trial: after a restart the head is there before the others."""
 
 MEMORY_SIGNS = ("OutOfMemoryError", "low on memory")
 """By which Ray's message tells that its memory monitor has ended a worker."""
@@ -629,21 +631,36 @@ def _why(trials: list[Trial]) -> str:
 
 @contextlib.contextmanager
 def _ray(spec: SearchSpec, address: str | None) -> Iterator[None]:
-    """A Ray that has what a trial asks for."""
+    """A Ray with a node that has what a trial asks for, or an autoscaler that may add one: Tune then waits for it."""
     told = spec.resources
     threads = {} if told.cpus == "auto" else {"OMP_NUM_THREADS": str(max(1, int(told.cpus)))}  # else Ray makes it the trial's cores
     with session(address, env=WORKER_ENV | threads):
-        have = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        where = "this machine" if address is None else "the cluster"
-        for name, asked in (("CPU", told.cpus), ("GPU", told.gpus)):
-            wanted = shares.STEPS[0] if asked == "auto" else asked
-            starts = address is not None and told.gpu_bytes > 0  # a cluster that grows when it is asked
-            if wanted > have.get(name, 0) and not starts:
-                mend = "lower it" if asked != "auto" else "write 0, or, where a cluster starts nodes by itself, add gpu_memory"
-                raise SearchError(
-                    f"resources.{name.lower()}s: a trial asks for {wanted:g} {name}s and {where} has {have.get(name, 0):g}; {mend}."
-                )
+        end = time.monotonic() + (0 if address is None else NODES_JOIN_WITHIN_S)
+        while problem := _too_large(spec, shapes(), address):
+            if time.monotonic() > end:
+                raise SearchError(problem)
+            time.sleep(1)
         yield
+
+
+def _too_large(spec: SearchSpec, places: list[Shape], address: str | None) -> str:
+    """Why a trial fits on no node; empty where it does, or where the file tells the memory of GPUs that start when they are asked for."""
+    told = spec.resources
+    if address is None:
+        places = [place for place in places if place.count is None]
+    elif told.gpu_bytes:
+        return ""
+    cpus, gpus = told.least
+    if any(place.cpus >= cpus and place.gpus >= gpus for place in places):
+        return ""
+    where = "this machine" if address is None else "the largest node of the cluster"
+    for name, asked, most in (("cpu", cpus, max(place.cpus for place in places)), ("gpu", gpus, max(place.gpus for place in places))):
+        if asked > most:
+            mend = "lower it"
+            if getattr(told, f"{name}s") == "auto":
+                mend = "write 0, or, where a cluster starts nodes by itself, add gpu_memory"
+            return f"resources.{name}s: a trial asks for {asked:g} {name.upper()}s and {where} has {most:g}; {mend}."
+    return f"resources: a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, and no node of the cluster has both; lower one."
 
 
 @contextlib.contextmanager
@@ -654,9 +671,9 @@ def _signals(control: Control) -> Iterator[None]:
         return
 
     def stop(number: int, frame: Any) -> None:
-        if control.cancelled.is_set():
+        if control.cancelled.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        control.cancel()
+        control.cancel()  # a job's stop reaches a search twice, from Ray and from its driver
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"

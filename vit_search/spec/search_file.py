@@ -14,6 +14,7 @@ from vit_search.spec import presets, strict_yaml
 from vit_search.spec.config import DATA_SETS, FROM_DATA, METRICS, SHAPES, DataConfig, ModelConfig, TrainingConfig, TrialConfig, field_types
 from vit_search.spec.cost import memory_of_this_machine
 from vit_search.spec.expressions import nearest as nearest  # others ask for it here
+from vit_search.spec.shares import SMALLEST
 from vit_search.spec.space import FORMS, FloatRange, IntRange, Space, Value, path_of, section
 
 if TYPE_CHECKING:  # made from the dataclasses' fields when imported, so their keys are not known to a type checker
@@ -116,6 +117,12 @@ class Resources(_Part):
     def gpu_bytes(self) -> int:
         """gpu_memory as a number; 0 where it is left out."""
         return int(float(self.gpu_memory.removesuffix("GiB")) * 2**30) if self.gpu_memory else 0
+
+    @property
+    def least(self) -> tuple[float, float]:
+        """CPU cores and GPUs that a trial asks for, at the least where the file leaves them to us."""
+        cpus, gpus = (SMALLEST if asked == "auto" else asked for asked in (self.cpus, self.gpus))
+        return cpus, gpus
 
     @property
     def devices(self) -> float | None:
