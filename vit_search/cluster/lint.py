@@ -261,7 +261,7 @@ def _listening(file: File) -> Found:
         if re.search(r"(?<![\d.])0\.0\.0\.0(?![\d./])|--(?:dashboard-host|host)[= ]['\"]?(?:::|\*)", text):
             yield file.line(*path), "a server for all the world; bind 127.0.0.1 and come through ssh, e.g. `ray dashboard cluster.yaml`."
     line, command = file.starts("head_start_ray_commands")
-    if command and not re.search(r"--dashboard-host[= ]['\"]?(127\.0\.0\.1|localhost)\b", command):
+    if command and not re.search(r"--dashboard-host[= ]['\"]?(127\.0\.0\.1|localhost|0\.0\.0\.0|::)", command):
         yield line, "the dashboard, which runs jobs, is not bound to 127.0.0.1; add --dashboard-host=127.0.0.1."
 
 
