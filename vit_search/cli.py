@@ -636,12 +636,16 @@ def doctor(
         float, typer.Option(help="Silence after which a run that vit_search has not made counts as dead.", min=0)
     ] = 24.0,
 ) -> None:
-    """Find the runs that MLflow shows as running although nobody works on them any more."""
+    """Find the runs that MLflow shows as running although nobody works on them any more, and a Ray token that others can read."""
     from rich.table import Table
 
+    from vit_search.cluster import token
+    from vit_search.errors import ClusterError
     from vit_search.tracking import doctor as practice
     from vit_search.tracking import store
 
+    if problem := token.problem():
+        raise ClusterError(problem)
     client = store.client_for(tracking_uri)
     found = practice.zombies(client, stranger_hours=stranger_hours)
     if not found:
