@@ -24,12 +24,13 @@ name: packed
 data: {name: digits}
 trials: 100
 epochs: 4
+concurrency: 100
 resources: {cpus: auto, gpus: auto, gpu_memory: 16GiB}
 model: {patch_size: 1, dim: 64, depth: 4, heads: 4}
 training: {batch_size: {choice: [256, 2048, 8192, 16384, 40000]}}
 """
 SPEC = search_file.parse(FILE)
-NODES = Nodes(gpu_memory=16 * GIB, cores_per_gpu=6, cores=12, count=2)
+NODES = Nodes(gpu_memory=16 * GIB, gpus=4, cores_per_gpu=6, cores=12, count=2)
 
 
 def packing(spec=SPEC, nodes=NODES):
@@ -118,9 +119,17 @@ def test_a_trial_has_as_many_cores_as_its_share_of_a_gpu_and_as_many_threads(gpu
     assert request(packed.told(0)).bundles == [{"CPU": cores, "GPU": gpus}]
 
 
+@pytest.mark.parametrize(("concurrency", "share"), [(1, 1), (4, 1), (5, 1 / 2), (8, 1 / 2), (9, 1 / 4), (17, 1 / 8), (100, 1 / 8)])
+def test_a_trial_has_more_than_it_needs_where_fewer_run_at_once_than_find_a_place(concurrency, share):
+    packed = packing()  # Ray fills one of the four GPUs before it begins another
+    packed.take(proposed(0))
+    packed.concurrency = concurrency
+    assert packed.ask(0).gpus == share
+
+
 @pytest.mark.parametrize(("concurrency", "cores"), [(1, 12), (2, 12), (3, 6), (8, 3), (24, 1), (100, 1)])
 def test_without_gpus_a_node_s_cores_are_shared_among_the_trials_that_run_at_once(concurrency, cores):
-    text = FILE.replace(", gpus: auto, gpu_memory: 16GiB", "") + f"concurrency: {concurrency}\n"
+    text = FILE.replace(", gpus: auto, gpu_memory: 16GiB", "").replace("concurrency: 100", f"concurrency: {concurrency}")
     assert packing(search_file.parse(text)).ask(0) == Held(cores, 0)  # of two nodes with 12 cores
 
 
@@ -289,8 +298,11 @@ def test_lint_says_that_whole_gpus_are_wasted_on_small_trials():
     whole = search_file.parse(FILE.replace("gpus: auto, gpu_memory: 16GiB", "gpus: 1"))
     found = [finding for finding in lint.lint(whole, 200).findings if finding.where == "resources.gpus"]
     assert [finding.severity for finding in found] == ["hint"]
-    assert "1/8 of a GPU's memory, where it has 80.0 GiB, and hold a whole one; write auto" in found[0].text
-    assert not [f for f in lint.lint(SPEC, 200).findings if f.where == "resources.gpus"]
+    assert "at most 1/8 of the memory of a GPU that has 80.0 GiB, and hold a whole one; write auto" in found[0].text
+    few = search_file.parse(FILE.replace("concurrency: 100", "concurrency: 2").replace("16GiB", "80GiB"))
+    (found,) = [finding for finding in lint.lint(few, 200).findings if finding.where == "concurrency"]
+    assert found.text.startswith("2 at once, but half of the proposals") and "up to 8 for each GPU" in found.text
+    assert not [f for f in lint.lint(SPEC, 200).findings if f.where in ("resources.gpus", "concurrency") and "GPU" in f.text]
 
 
 # With Ray

@@ -286,6 +286,7 @@ def drive(
     def obey() -> None:
         """Hand on what is asked of the search."""
         searcher.trials, searcher.concurrency = control.settings.trials, control.settings.concurrency
+        packing.concurrency = control.settings.concurrency
         limits.change(control.settings)
         control.ending = control.ending or limits.reached(ledger.spent) or ""
         searcher.over = bool(control.ending or alike.reason or control.draining or control.cancelled.is_set())

@@ -43,6 +43,8 @@ class Nodes:
 
     gpu_memory: int
     """Bytes of its smallest GPU; 0 where none is asked for."""
+    gpus: float
+    """In all."""
     cores_per_gpu: float
     """Least of the nodes with GPUs; 0 where none is up."""
     cores: float
@@ -70,11 +72,11 @@ class Packing:
     Args:
         spec: of the search. channels, classes: of its images.
         images: bytes of the splits that a trial has on its GPU.
-        nodes: of the cluster; must be known before `ask` where the file says auto.
+        nodes: of the cluster; must be known before `ask` where the file says auto. It may be changed, as may `concurrency`.
     """
 
     def __init__(self, spec: SearchSpec, *, channels: int, classes: int, images: int, nodes: Nodes | None = None) -> None:
-        self.nodes = nodes
+        self.nodes, self.concurrency = nodes, spec.concurrency
         self._spec, self._channels, self._classes, self._images = spec, channels, classes, images
         self._needs: dict[int, shares.Need] = {}
         self._peaks: dict[int, tuple[int, float]] = {}
@@ -109,7 +111,7 @@ class Packing:
             gpus = told.gpus
         else:
             share = shares.share_of(self._needs[trial], self._known.gpu_memory, self.factor) or 1.0
-            gpus = max(share, self._least.get(trial, 0.0))
+            gpus = max(share, self._least.get(trial, 0.0), shares.spread(self._known.gpus, self.concurrency))
         self._held[trial] = held = Held(told.cpus if told.cpus != "auto" else self._cores(gpus), gpus)
         return held
 
@@ -152,11 +154,11 @@ class Packing:
         return max(0, peak - shares.resident(need.images, shares.allowed(share, self._known.gpu_memory))) / need.training
 
     def _cores(self, gpus: float) -> float:
-        """Cores of a trial beside whom as many others run as its GPUs or the file's concurrency allow."""
-        nodes, told = self._known, self._spec
+        """Cores of a trial beside whom as many others run as its GPUs or the concurrency allow."""
+        nodes = self._known
         if gpus:
             return math.floor(1e4 * nodes.cores_per_gpu * gpus) / 1e4 or 1.0  # Ray's smallest step
-        return max(1.0, nodes.cores // math.ceil(told.concurrency / nodes.count))
+        return max(1.0, nodes.cores // math.ceil(self.concurrency / nodes.count))
 
 
 def request(told: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -179,6 +181,7 @@ def nodes_of(resources: Resources) -> Nodes:
             raise SearchError(f"resources.gpu_memory: {who}; write it, e.g. gpu_memory: 80GiB.")
     return Nodes(
         gpu_memory=memory,
+        gpus=sum(node["Resources"]["GPU"] for node in with_gpus),
         cores_per_gpu=min((node["Resources"]["CPU"] / node["Resources"]["GPU"] for node in with_gpus), default=0.0),
         cores=min((node["Resources"]["CPU"] for node in alive), default=1.0),
         count=max(1, len(alive)),

@@ -371,20 +371,21 @@ def _together(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
 
 
 def _whole_gpus(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
-    """A GPU for each trial, where most need a small part of it."""
-    if spec.resources.devices is None or not spec.resources.on_gpu or spec.resources.devices < 1:
+    """GPUs that have room for more trials than they are given."""
+    auto = spec.resources.gpus == "auto"
+    if not spec.resources.on_gpu or (not auto and (spec.resources.devices or 0) < 1):
         return
-    space = spec.space
+    space, memory = spec.space, spec.resources.gpu_bytes or shares.USUAL_MEMORY
     steps = []
     for draw in valid:
         config = spec.trial_config(dict(draw.params), in_channels=space.in_channels, num_classes=space.num_classes, trial=0)
-        need = shares.Need(shares.training_bytes(config.model, config.training), 0)
-        steps.append(shares.share_of(need, shares.USUAL_MEMORY) or 1.0)
-    usual = sorted(steps)[len(steps) // 2]
-    if usual <= 1 / 2:
-        memory = in_units(shares.USUAL_MEMORY)
-        seen = f"half of the proposals need at most 1/{1 / usual:.0f} of a GPU's memory, where it has {memory}, and hold a whole one"
-        yield Finding("hint", "resources.gpus", f"{seen}; write auto, and small ones train beside each other.")
+        steps.append(shares.share_of(shares.Need(shares.training_bytes(config.model, config.training), 0), memory) or 1.0)
+    places = int(1 / sorted(steps)[len(steps) // 2])
+    seen = f"half of the proposals need at most 1/{places} of the memory of a GPU that has {in_units(memory)}"
+    if places > 1 and not auto:
+        yield Finding("hint", "resources.gpus", f"{seen}, and hold a whole one; write auto, and small ones train beside each other.")
+    elif spec.concurrency < places:
+        yield Finding("hint", "concurrency", f"{spec.concurrency} at once, but {seen}; up to {places} for each GPU find a place.")
 
 
 def _scales(space: Space) -> Iterator[Finding]:

@@ -86,6 +86,11 @@ def share_of(need: Need, gpu_memory: int, factor: float = 1.0) -> float | None:
     return STEPS[-1] if need.training <= allowed(1.0, gpu_memory) else None
 
 
+def spread(gpus: float, at_once: int) -> float:
+    """The largest share with which so many trials at once find a place: Ray fills one GPU before it begins another."""
+    return max((step for step in STEPS if step * at_once <= gpus), default=STEPS[0])
+
+
 def next_step(share: float) -> float | None:
     """The next larger share; None after a whole GPU."""
     return next((step for step in STEPS if step > share), None)
