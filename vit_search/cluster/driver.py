@@ -1,12 +1,15 @@
 """What a submitted job runs on the head: one search, seen through by a child process that is started again when something kills it.
 
 The child is `vit-search run` or `vit-search resume`, as a person would type them on the head. What the cluster does to this
-process, such as a job's stop, is handed on; what kills this process kills the child too, and the keeper then submits anew.
+process, such as a job's stop, is handed on. What kills this process ends the child cleanly, and the keeper then submits anew: a
+search that runs has a job that runs, by which it can be listed, followed and stopped.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import signal
 import subprocess
 import threading
@@ -21,6 +24,9 @@ from vit_search.errors import ClusterError
 from vit_search.spec import search_file
 
 INTERRUPTED = 130
+PR_SET_PDEATHSIG = 1
+"""Linux's prctl(2): a signal for a process whose parent has died."""
+
 PAUSES_S = (1, 5, 25)
 """Before each further start of a search that has got nowhere since the last one; then it is left to the keeper."""
 
@@ -158,7 +164,8 @@ class _Child:
 
     def run(self, command: list[str], environment: dict[str, str], lock: IO[str]) -> int:
         """Start it and wait for its end; below 0 where a signal killed it. It keeps the lock, should this process die before it."""
-        with subprocess.Popen(command, env=environment, pass_fds=[lock.fileno()]) as self._process:
+        end_with_parent = functools.partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
+        with subprocess.Popen(command, env=environment, pass_fds=[lock.fileno()], preexec_fn=end_with_parent) as self._process:
             if self.told_to_stop.is_set():
                 self._stop()
             return self._process.wait()

@@ -53,6 +53,8 @@ INTERRUPTED = 130
 ANSWERS_WITHIN_S = 300.0
 """What a short job on the head gets."""
 
+FORGOTTEN_AFTER_S = 30.0
+
 STORAGE = '"${VIT_SEARCH_STORAGE:?is not set on the head}/searches"'
 
 TUNNEL = "see that the head runs and its tunnel is up: `ray dashboard cluster.yaml`, or `ssh -N -L 8265:127.0.0.1:8265 HEAD`"
@@ -356,7 +358,7 @@ def wait(cluster: Cluster, search: str, *, write: Callable[[str], None]) -> int:
 
 
 def on_head(cluster: Cluster, words: Sequence[str], *, storage: bool = True, write: Callable[[str], None] | None = None) -> tuple[int, str]:
-    """Run one of our commands on the head, as a short job that leaves nothing behind.
+    """Run one of our commands on the head, as a short job that the next one removes.
 
     Args:
         words: `vit-search` and what follows it.
@@ -369,6 +371,7 @@ def on_head(cluster: Cluster, words: Sequence[str], *, storage: bool = True, wri
     entry = f"exec {shlex.join(words)}" + (f" --output {STORAGE}" if storage else "")
     client = cluster.client
     with _talking(cluster.address):
+        _remove_old(client)
         client.submit_job(entrypoint=entry, submission_id=job, metadata={"vit_search": "command", "user": getpass.getuser()})
         try:
             if write is not None:
@@ -383,8 +386,6 @@ def on_head(cluster: Cluster, words: Sequence[str], *, storage: bool = True, wri
         except KeyboardInterrupt:
             client.stop_job(job)
             raise
-        with contextlib.suppress(RuntimeError):
-            client.delete_job(job)
     if info.driver_exit_code == 127:
         raise ClusterError(
             f"{cluster.address}: the head's Ray does not find vit-search; install it there, and start Ray with its bin folder on PATH."
@@ -392,6 +393,15 @@ def on_head(cluster: Cluster, words: Sequence[str], *, storage: bool = True, wri
     if info.driver_exit_code is None:
         raise ClusterError(f"{cluster.address}: a job on the head failed ({' '.join((info.message or '').split())[:300]}).")
     return info.driver_exit_code, said
+
+
+def _remove_old(client: JobSubmissionClient) -> None:
+    """Have Ray forget the short jobs that are over; at once it would not: its monitor writes one down again that is gone too soon."""
+    for job in client.list_jobs():
+        short = (job.metadata or {}).get("vit_search") == "command"
+        if short and job.submission_id and job.end_time and time.time() - job.end_time / 1000 > FORGOTTEN_AFTER_S:
+            with contextlib.suppress(RuntimeError):  # somebody else was faster
+                client.delete_job(job.submission_id)
 
 
 def measure(cluster: Cluster, spec: SearchSpec | None = None, *, search: str = "", download: bool = False) -> Facts:
