@@ -27,16 +27,17 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
-from vit_search.ray_session import Shape, session, shapes  # isort: skip  (before ray, whose settings it makes)
+from vit_search.ray_session import Shape, session, shapes, watched  # isort: skip  (before ray, whose settings it makes)
 import ray
 from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.execution import class_cache
 
-from vit_search.errors import NoTrialCompletedError, SearchError, SpecError
+from vit_search.errors import NoTrialCompletedError, SearchError, SpecError, VitSearchError
 from vit_search.search.control import Control, Settings, check_settings
 from vit_search.search.limits import Limits, option
 from vit_search.search.packing import Packing, nodes_of, request
+from vit_search.search.recovery import Patience, Recovery
 from vit_search.search.stopping import Rungs, RungScheduler, false_kills
 from vit_search.search.suggest import OptunaSearcher
 from vit_search.search.trial import train_trial
@@ -76,9 +77,6 @@ _log = logging.getLogger(__name__)
 EARLIER = "earlier.json"
 PLAN = "plan.json"
 
-MAX_RETRIES = 3
-"""How often a trial whose process dies is taken up from its checkpoint."""
-
 # Tune hands these to its workers through their runtime environment, which Ray writes into its logs and shows to whoever asks.
 class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
     {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
@@ -86,9 +84,6 @@ class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
 
 NODES_JOIN_WITHIN_S = 60.0
 """How long a search waits for a node that has room for a trial: after a restart the head is there before the others."""
-
-MEMORY_SIGNS = ("OutOfMemoryError", "low on memory")
-"""By which Ray's message tells that its memory monitor has ended a worker."""
 
 
 @dataclass(frozen=True)
@@ -508,7 +503,14 @@ def _tune(
         packing.ask(number)
         return packing.told(number)
 
-    with _ray(spec, address), _signals(control):
+    given_up: dict[int, str] = {}
+
+    def give_up(number: int, reason: str) -> None:
+        given_up[number] = reason
+        searcher.give_up(number)
+
+    recovery = Recovery(give_up, control.fail)
+    with _ray(spec, address), watched(folder.name, control.fail) as head, _signals(control):
         if "auto" in (spec.resources.cpus, spec.resources.gpus):
             packing.nodes = nodes_of(spec.resources)
         if packing.nodes is not None and packing.nodes.gpu_memory:
@@ -526,6 +528,9 @@ def _tune(
                     asked_to_stop=lambda number: bool(control.stop_reason(number)),
                     cancelled=control.cancelled.is_set,
                     outgrown=outgrown,
+                    broke=recovery.broke,
+                    given_up=given_up.__contains__,
+                    moves=lambda trial: recovery.moves(trial, head.leaving),
                 ),
                 num_samples=-1,  # the searcher says when it is enough, and how many at a time
                 reuse_actors=True,
@@ -535,20 +540,39 @@ def _tune(
             run_config=RunConfig(
                 name="tune",
                 storage_path=str(folder.resolve()),
-                callbacks=[_EndCallback(ledger, spec, control)],
-                failure_config=FailureConfig(max_failures=MAX_RETRIES),
+                callbacks=[_EndCallback(ledger, spec, control, recovery, given_up)],
+                failure_config=FailureConfig(max_failures=-1),  # recovery.py says when it is enough
                 verbose=0,
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        except Exception as error:
+            raise control.trouble or _storage_trouble(folder, error) or error from None
+        if control.trouble:
+            raise control.trouble
+
+
+def _storage_trouble(folder: Path, error: BaseException) -> VitSearchError | None:
+    """What Tune has wrapped up: an error of ours, or of the driver's own storage; None for any other."""
+    causes, known = [error], {id(error)}
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and id(cause) not in known:
+        causes.append(cause)
+        known.add(id(cause))
+    ours = next((cause for cause in causes if isinstance(cause, VitSearchError)), None)
+    storage = next((cause for cause in causes if isinstance(cause, OSError) and cause.errno), None)
+    if ours is None and storage is not None:
+        return SearchError(f"{folder}: cannot be written ({storage}); make room or mend it, then `vit-search resume {folder.name}`.")
+    return ours
 
 
 class _EndCallback(Callback):
     """Writes into the ledger how each trial ended, and ends those that hang."""
 
-    def __init__(self, ledger: Ledger, spec: SearchSpec, control: Control) -> None:
-        self._ledger, self._epochs, self._stall_s, self._control = ledger, spec.epochs, 60 * spec.stall_minutes, control
-        self._heard: dict[str, float] = {}
+    def __init__(self, ledger: Ledger, spec: SearchSpec, control: Control, recovery: Recovery, given_up: Mapping[int, str]) -> None:
+        self._ledger, self._epochs, self._control = ledger, spec.epochs, control
+        self._recovery, self._given_up = recovery, given_up
+        self._space, self._patience = spec.space, Patience(60 * spec.stall_minutes, spec.stall_epochs)
 
     def __reduce__(self) -> Any:
         """Nothing of it is in Tune's snapshots: the ledger is what a search is rebuilt from."""
@@ -556,54 +580,39 @@ class _EndCallback(Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Kill the process of a trial that has not been heard of for too long; Tune then takes it for dead and tries again."""
-        now = time.monotonic()
-        silent = [name for name, heard in self._heard.items() if now - heard > self._stall_s]
+        silent = self._patience.silent(time.monotonic())
         for trial in trials if silent else ():
-            actor = trial.temporary_state.ray_actor
-            if trial.trial_id in silent and actor is not None:
-                _log.warning("trial %d has not reported for %g minutes; its process is ended.", trial.config["trial"], self._stall_s / 60)
+            number, actor = trial.config["trial"], trial.temporary_state.ray_actor
+            if number in silent and actor is not None:
+                _log.warning("trial %d has not reported for %.0f seconds; its process is ended.", number, silent[number])
+                self._recovery.hung(number, silent[number])
                 ray.kill(actor)
-                self._heard[trial.trial_id] = now
+                self._patience.forget(number)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._heard[trial.trial_id] = time.monotonic()
+        number = trial.config["trial"]
+        self._patience.start(number, self._space.cost(self._ledger.trials[number].params).train_flops, time.monotonic())
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-        self._heard[trial.trial_id] = time.monotonic()
+        if result.get("waiting"):
+            _log.warning("trial %d waits for its storage: %s", trial.config["trial"], result["waiting"])
         if self._control.paused or result.get("outgrown"):  # it is about to be held
-            self._heard.pop(trial.trial_id)
+            self._patience.forget(trial.config["trial"])
+        else:
+            self._patience.hear(trial.config["trial"], time.monotonic(), result.get("seconds"))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A process that the lack of memory has killed gets smaller micro-batches, once."""
-        self._heard.pop(trial.trial_id, None)
-        if trial.config["halvings"] == 0 and any(sign in _last_error(trial) for sign in MEMORY_SIGNS):
-            trial.config["halvings"] = 1
+        self._patience.forget(trial.config["trial"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._heard.pop(trial.trial_id, None)
         result, number = trial.last_result or {}, trial.config["trial"]
+        self._patience.forget(number)
         outcome: Outcome = "completed" if result.get("epoch", 0) >= self._epochs else "stopped"
-        outcome = result.get("failure", outcome)
+        outcome = "failed" if number in self._given_up else result.get("failure", outcome)
         if outcome == "stopped" and self._control.cancelled.is_set():
             return  # cut short by a person, not by a rung
         reason = self._control.stop_reason(number) if outcome == "stopped" else result.get("reason", "")
-        self._ledger.append(Ended(trial=number, outcome=outcome, reason=reason))
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._heard.pop(trial.trial_id, None)
-        error = _last_error(trial)
-        reason = "its worker process died"
-        if any(sign in error for sign in MEMORY_SIGNS):
-            reason = "its worker process was ended for lack of memory"
-        elif error and "actor died" not in error:
-            reason = error.splitlines()[-1]
-        self._ledger.append(Ended(trial=trial.config["trial"], outcome="failed", reason=f"{reason} (after {MAX_RETRIES} retries)"))
-
-
-def _last_error(trial: Any) -> str:
-    """What Tune wrote down when a trial's process failed; its own `get_error` looks where the file is put later."""
-    path = Path(trial.error_file or "")
-    return path.read_text().rpartition("Failure #")[2].strip() if path.is_file() else ""
+        self._ledger.append(Ended(trial=number, outcome=outcome, reason=self._given_up.get(number, reason)))
 
 
 class _FailuresAlike:

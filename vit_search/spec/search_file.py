@@ -183,7 +183,9 @@ class SearchSpec(_Part):
     system_metrics: bool = False
     """Whether each epoch records what its trial took of processor, memory and GPU, under MLflow's own names."""
     stall_minutes: Annotated[float, Strict()] = Field(30, gt=0, allow_inf_nan=False)
-    """A trial that reports nothing for so long is taken for hung."""
+    """A trial that reports nothing for so long is taken for hung, ended, and tried again, on another node where there is one."""
+    stall_epochs: Count = Field(20, ge=2, le=1_000_000)
+    """The same after this many times the longest of its epochs, if that comes sooner, but not before a minute."""
     preset: Literal[presets.PRESETS] | None = None  # type: ignore[valid-type]
     """Distributions around DeiT-Ti, DeiT-S or DeiT-B for what model and training leave out; see spec/presets.py."""
     model: ModelSection = ModelSection()
