@@ -262,8 +262,23 @@ def _seconds(value: float) -> str:
 
 
 @app.command()
-def resume(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None, address: Address = None) -> None:
+def resume(
+    search: SearchName = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a Ray cluster: `auto` or HOST:6379 from one of its nodes; or http://…, its Jobs API, from anywhere, "
+            "to have it go on with a search that was submitted there. By default this machine alone."
+        ),
+    ] = None,
+    insecure: cli_cluster.Insecure = False,
+) -> None:
     """Take up a search that was interrupted."""
+    if address is not None and address.startswith(("http://", "https://")):
+        cli_cluster.resume_there(address, search, insecure)
+        return
     from vit_search.tracking import searches
 
     folder = searches.find(output, search)
@@ -314,8 +329,13 @@ def stop(
     search: Annotated[str | None, typer.Argument(help="A search, or one trial of it as SEARCH/TRIAL.", metavar="[SEARCH[/TRIAL]]")] = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
+    address: cli_cluster.There = None,
+    insecure: cli_cluster.Insecure = False,
 ) -> None:
     """Start no more trials and let the running ones end; or stop one trial after its epoch."""
+    if address is not None:
+        cli_cluster.remotely(address, ["stop", *([search] if search else [])], insecure=insecure)
+        return
     name, slash, trial = (search or "").rpartition("/")
     if slash and trial.isdigit():
         _command(name or None, output, tracking_uri, "stop", trial=int(trial))
@@ -324,8 +344,17 @@ def stop(
 
 
 @app.command()
-def cancel(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None) -> None:
+def cancel(
+    search: SearchName = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+    address: cli_cluster.There = None,
+    insecure: cli_cluster.Insecure = False,
+) -> None:
     """End a running search now; `resume` goes on from the last checkpoints."""
+    if address is not None:
+        cli_cluster.cancel_there(address, search, insecure)
+        return
     _command(search, output, tracking_uri, "cancel")
 
 
@@ -364,12 +393,54 @@ def status(
     search: SearchName = None,
     output: Output = Path("searches"),
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on with a line for each change, until it ends.")] = False,
+    address: cli_cluster.There = None,
+    insecure: cli_cluster.Insecure = False,
 ) -> None:
     """Say how far a search is, what it has spent and what stopping has saved."""
+    if address is not None:
+        words = ["status", *([search] if search else []), *(["--json"] if as_json else []), *(["--watch"] if watch else [])]
+        cli_cluster.remotely(address, words, insecure=insecure, follow=watch)
+        return
+    from vit_search.tracking import searches
+
+    folder = searches.find(output, search)
+    _print_status(folder, as_json)
+    if watch:
+        _watch_status(folder)
+        _print_status(folder, as_json)
+
+
+def _watch_status(folder: Path) -> None:
+    """A line for each change, until no driver runs the search and none is to come."""
+    from vit_search.tracking import ledger, searches
+
+    spec, _ = searches.read(folder)
+    before = ""
+    while ledger.held(folder / "ledger.jsonl") or _awaited(folder):
+        trials = ledger.read_trials(folder / "ledger.jsonl")
+        running = sum(trial.outcome == "running" for trial in trials)
+        said = f"{sum(trial.over for trial in trials)} trials over, {running} running"
+        winner = ledger.best(trials, spec.metric, spec.mode)
+        if winner:
+            said += f", best {spec.metric} {winner.value(spec.metric):.4f} (trial {winner.number})"
+        if said != before:
+            out.print(_escaped(f"{time.strftime('%H:%M:%S')}  {said}"), soft_wrap=True)
+        before = said
+        time.sleep(2)
+
+
+def _awaited(folder: Path) -> bool:
+    """Whether a cluster's keeper is to find a driver for this search."""
+    from vit_search.cluster import record
+
+    return record.submitted(folder) and not record.read(folder).asleep
+
+
+def _print_status(folder: Path, as_json: bool) -> None:
     from vit_search.search.control import Settings
     from vit_search.tracking import ledger, searches
 
-    folder = searches.find(output, search)
     spec, _ = searches.read(folder)
     events = ledger.read_events(folder / "ledger.jsonl")
     trials, spent = ledger.told(events, spec.epochs)
@@ -393,7 +464,9 @@ def status(
         sys.stdout.write(json.dumps(facts, indent=1) + "\n")
         return
     over = sum(trial.over for trial in trials.values())
-    state = "running" if running else "finished" if over >= settings.trials else "not running"
+    state = (
+        "running" if running else "finished" if over >= settings.trials else "waiting for a driver" if _awaited(folder) else "not running"
+    )
     out.print(f"[bold]{folder.name}[/] is {state}: {over} of {settings.trials} trials over, {settings.concurrency} at a time")
     out.print("  " + ", ".join(f"[{OUTCOME_STYLE[name]}]{count} {name}[/]" for name, count in counts.items()))
     if winner:
@@ -563,12 +636,16 @@ def doctor(
         float, typer.Option(help="Silence after which a run that vit_search has not made counts as dead.", min=0)
     ] = 24.0,
 ) -> None:
-    """Find the runs that MLflow shows as running although nobody works on them any more."""
+    """Find the runs that MLflow shows as running although nobody works on them any more, and a Ray token that others can read."""
     from rich.table import Table
 
+    from vit_search.cluster import token
+    from vit_search.errors import ClusterError
     from vit_search.tracking import doctor as practice
     from vit_search.tracking import store
 
+    if problem := token.problem():
+        raise ClusterError(problem)
     client = store.client_for(tracking_uri)
     found = practice.zombies(client, stranger_hours=stranger_hours)
     if not found:
@@ -970,7 +1047,15 @@ def _command(search: str | None, output: Path, tracking_uri: str | None, name: s
 
         answer = recorder.command(tracking_uri, search, control.in_words(name, arguments), control.ANSWER_WITHIN_S + recorder.LOOK_EVERY_S)
     else:
-        answer = control.ask(folder, name, arguments)
+        ending = name in ("stop", "cancel") and not arguments and _awaited(folder)
+        if ending:
+            from vit_search.cluster import record
+
+            record.change(folder, wanted="stopped")
+        if ending and not record.driven(folder):
+            answer = f"no driver runs it now, and none will be started; `vit-search resume {folder.name}` goes on with it."
+        else:
+            answer = control.ask(folder, name, arguments)
     out.print(_escaped(answer))
 
 

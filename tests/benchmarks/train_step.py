@@ -102,7 +102,9 @@ def main() -> None:
     ask.add_argument("--precision", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     ask.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     ask.add_argument("--compile", action="store_true", help="compile every contender")
-    ask.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="contenders whose names begin so; a peer must be among them")
+    ask.add_argument(
+        "--only", nargs="+", default=[""], metavar="NAME", help="contenders whose names begin so; a peer with a class token is one"
+    )
     told = ask.parse_args()
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")

@@ -358,6 +358,7 @@ class OptunaSearcher(Searcher):
         self._queue = deque(dict(point) for point in first)
         self._grid: Iterator[dict[str, Value]] = space.grid() if sampler == "grid" else iter(())
         self._number_of: dict[str, int] = {}
+        self._given_up: set[int] = set()
         self._waiting: deque[int] = deque()
         self._exhausted = False
         self._refused = 0
@@ -430,10 +431,14 @@ class OptunaSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """How a trial ended: at full length, before it, by NaN or by an error."""
         number = self._number_of.pop(trial_id)
-        failure = "failed" if error else (result or {}).get("failure")
+        failure = "failed" if error or number in self._given_up else (result or {}).get("failure")
         if result and "epoch" in result and not failure:
             self._report(number, result["epoch"], result)
         self._end(number, failure or ("completed" if self._epochs in self._past(number).values else "stopped"))
+
+    def give_up(self, number: int) -> None:
+        """A trial is not tried again after its process died; it counts as failed when it ends, whatever it had reported."""
+        self._given_up.add(number)
 
     def truth(self) -> optuna.Study:
         """All proposals of this search in their true states."""

@@ -14,6 +14,7 @@ from vit_search.spec import presets, strict_yaml
 from vit_search.spec.config import DATA_SETS, FROM_DATA, METRICS, SHAPES, DataConfig, ModelConfig, TrainingConfig, TrialConfig, field_types
 from vit_search.spec.cost import memory_of_this_machine
 from vit_search.spec.expressions import nearest as nearest  # others ask for it here
+from vit_search.spec.shares import SMALLEST
 from vit_search.spec.space import FORMS, FloatRange, IntRange, Space, Value, path_of, section
 
 if TYPE_CHECKING:  # made from the dataclasses' fields when imported, so their keys are not known to a type checker
@@ -118,6 +119,12 @@ class Resources(_Part):
         return int(float(self.gpu_memory.removesuffix("GiB")) * 2**30) if self.gpu_memory else 0
 
     @property
+    def least(self) -> tuple[float, float]:
+        """CPU cores and GPUs that a trial asks for, at the least where the file leaves them to us."""
+        cpus, gpus = (SMALLEST if asked == "auto" else asked for asked in (self.cpus, self.gpus))
+        return cpus, gpus
+
+    @property
     def devices(self) -> float | None:
         """GPUs of every trial, or its cores where it has none; None where each trial has its own."""
         held = self.gpus or self.cpus
@@ -176,7 +183,9 @@ class SearchSpec(_Part):
     system_metrics: bool = False
     """Whether each epoch records what its trial took of processor, memory and GPU, under MLflow's own names."""
     stall_minutes: Annotated[float, Strict()] = Field(30, gt=0, allow_inf_nan=False)
-    """A trial that reports nothing for so long is taken for hung."""
+    """A trial that reports nothing for so long is taken for hung, ended, and tried again, on another node where there is one."""
+    stall_epochs: Count = Field(20, ge=2, le=1_000_000)
+    """The same after this many times the longest of its epochs, if that comes sooner, but not before a minute."""
     preset: Literal[presets.PRESETS] | None = None  # type: ignore[valid-type]
     """Distributions around DeiT-Ti, DeiT-S or DeiT-B for what model and training leave out; see spec/presets.py."""
     model: ModelSection = ModelSection()

@@ -15,6 +15,8 @@ STEPS = (1 / 8, 1 / 4, 1 / 2, 1.0)
 """The shares. Each is half of the next, so whatever fits leaves no piece that nothing fits into; below the first, what is gained by
 one more process is little (tests/benchmarks/packing.py), and each takes a CPU core."""
 
+SMALLEST = STEPS[0]
+
 CONTEXT = 800 * 2**20
 """Bytes of a GPU that a process takes beside its tensors: CUDA's context and the kernels that it has loaded; 621 MiB at the first
 tensor, 770 MiB once it has trained."""
