@@ -93,9 +93,9 @@ else:
 class Resources(_Part):
     """What one trial takes."""
 
-    cpus: Cores = 1
+    cpus: Cores = 1.0
     """CPU cores; a trial's torch threads are as many, at least 1. auto: a node's cores, shared among the trials that fit on it."""
-    gpus: Gpus = 0
+    gpus: Gpus = 0.0
     """GPUs, or a share of one; auto: the share that the trial's predicted memory needs, so that small ones run beside each other."""
     gpu_memory: str | None = None
     """Memory of a GPU, as 80GiB; it is asked of the cluster where it is left out, which takes a GPU node that is up."""
