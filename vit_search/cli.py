@@ -140,7 +140,7 @@ def plan(
         raise SearchError(f"--concurrency is {concurrency}; give 1 to 10,000 trials at once.")
     if calibrate and flops_per_s is not None:
         raise SearchError("--calibrate and --flops-per-s: a speed is measured or stated; drop one of the two.")
-    kept = kept_speed(gpus=spec.resources.gpus > 0)
+    kept = kept_speed(gpus=spec.resources.on_gpu)
     if calibrate:
         with err.status("measuring this machine …"):
             from vit_search.vit import calibrate as calibration
@@ -206,6 +206,7 @@ def _print_plan(plan: Plan) -> None:
         ("models", f"{_count(plan.params[0])} parameters in the middle, at most {_count(plan.params[1])}"),
         ("work", f"{_count(plan.flops)} floating-point operations"),
         ("memory", f"{in_units(plan.train_bytes[0])} a trial, at most {in_units(plan.train_bytes[1])}, beside what torch itself takes"),
+        *([("GPUs", _gpu_shares(plan))] if plan.shares else []),
         ("disk", f"checkpoints take at most {in_units(plan.disk_bytes)}"),
     ]
     if plan.speed and plan.wall_seconds_range and plan.epoch_seconds:
@@ -226,6 +227,15 @@ def _print_plan(plan: Plan) -> None:
     head = f"{plan.trials:,} trials of up to {plan.epochs:,} epochs, stopping {plan.stopping}, {plan.concurrency} at once"
     out.print(f"[bold]{plan.name}[/]: {head}")
     out.print(table)
+
+
+def _gpu_shares(plan: Plan) -> str:
+    """How many trials share a GPU."""
+    from vit_search.spec.cost import in_units
+
+    parts = [f"{share.trials:.0%} of the trials {1 / share.gpus:.0f} to a GPU" for share in plan.shares if share.gpus < 1]
+    parts += [f"{share.trials:.0%} have one alone" for share in plan.shares if share.gpus >= 1]
+    return f"{', '.join(parts)}, where it has {in_units(plan.gpu_bytes)}"
 
 
 def _speed(speed: Speed, plan: Plan) -> str:
@@ -636,12 +646,16 @@ def doctor(
         float, typer.Option(help="Silence after which a run that vit_search has not made counts as dead.", min=0)
     ] = 24.0,
 ) -> None:
-    """Find the runs that MLflow shows as running although nobody works on them any more."""
+    """Find the runs that MLflow shows as running although nobody works on them any more, and a Ray token that others can read."""
     from rich.table import Table
 
+    from vit_search.cluster import token
+    from vit_search.errors import ClusterError
     from vit_search.tracking import doctor as practice
     from vit_search.tracking import store
 
+    if problem := token.problem():
+        raise ClusterError(problem)
     client = store.client_for(tracking_uri)
     found = practice.zombies(client, stranger_hours=stranger_hours)
     if not found:

@@ -196,7 +196,7 @@ def _findings(facts: Facts, spec: SearchSpec | None, own: Mapping[str, str]) -> 
 
 def lacks(spec: SearchSpec, places: list[Shape]) -> str:
     """Why no node will ever be large enough for one trial; empty where one is, or may be added."""
-    cpus, gpus = spec.resources.cpus, spec.resources.gpus
+    cpus, gpus = spec.resources.least
     if any(shape.cpus >= cpus and shape.gpus >= gpus for shape in places):
         return ""
     largest = ", ".join(f"{shape.name} {shape.cpus:g} CPUs and {shape.gpus:g} GPUs" for shape in _largest(places))

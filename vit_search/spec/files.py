@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from pathlib import Path
 
@@ -17,3 +18,23 @@ def write_whole(path: Path, text: str) -> None:
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def write_private(path: Path, text: str) -> bool:
+    """Write a file that its owner alone can read, from its first byte on; one that is there already stays as it is.
+
+    Returns: whether it was written, so that of two processes that make a secret both go on with the same one.
+    Raises: OSError where the folder cannot be written.
+    """
+    fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
+    try:
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:  # noqa: PTH123 -- a descriptor
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(fresh, path)
+    except FileExistsError:
+        return False
+    finally:
+        fresh.unlink(missing_ok=True)
+    return True

@@ -1,0 +1,124 @@
+"""A spot instance that AWS will take away: its notice, two minutes ahead, turned into a drain of this node.
+
+Ray then starts nothing more here, and Tune takes the trials up elsewhere without counting that as a failure of theirs. The
+instance's metadata service is asked in its second version alone (IMDSv2): a token first, then the question.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from vit_search.errors import ClusterError
+
+METADATA = "http://169.254.169.254"
+LOOK_EVERY_S = 5.0
+"""As AWS advises: the notice comes two minutes ahead."""
+
+TOKEN_S = 21600
+REASON = "DRAIN_NODE_REASON_PREEMPTION"
+
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy: the token would go with it
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What AWS has announced."""
+
+    action: str
+    """terminate, stop or hibernate."""
+    at: float
+    """Seconds since 1970."""
+
+
+class Metadata:
+    """The metadata service of the machine that this runs on."""
+
+    def __init__(self, base: str = METADATA) -> None:
+        self._base = base
+        self._token = ""
+
+    def notice(self) -> Notice | None:
+        """What is announced; None while nothing is.
+
+        Raises: OSError where the service does not answer, as on a machine that is none of AWS's.
+        """
+        try:
+            return self._ask()
+        except urllib.error.HTTPError as error:
+            if error.code != 401:
+                raise
+        self._token = ""  # it has expired
+        return self._ask()
+
+    def _ask(self) -> Notice | None:
+        self._token = self._token or self._call("PUT", "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_S)})
+        try:
+            said = self._call("GET", "/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": self._token})
+        except urllib.error.HTTPError as error:
+            if error.code == 404:  # nothing is announced
+                return None
+            raise
+        try:
+            found = json.loads(said)
+            return Notice(str(found["action"]), datetime.fromisoformat(found["time"]).timestamp())
+        except (ValueError, KeyError, TypeError):
+            raise OSError(f"the metadata service said {said[:80]!r}") from None
+
+    def _call(self, method: str, path: str, headers: dict[str, str]) -> str:
+        request = urllib.request.Request(self._base + path, method=method, headers=headers)  # noqa: S310 -- http of the caller's
+        with _opener.open(request, timeout=2) as answer:
+            return str(answer.read(65536).decode("utf-8", "replace"))
+
+
+def watch(metadata: Metadata, *, node_id: str | None = None, sleep: Callable[[float], None] = time.sleep) -> Iterator[str]:
+    """Look until a notice comes, drain this node, and go on looking; what happens is yielded, a line each.
+
+    Args:
+        node_id: of the node to drain; this machine's by default.
+    """
+    told, away = None, False
+    while True:
+        try:
+            notice = metadata.notice()
+            away = False
+        except OSError as error:
+            notice = None
+            if not away:
+                yield f"the metadata service does not answer ({error}); looking on."
+            away = True
+        if notice is not None and notice != told:
+            left = max(0, round(notice.at - time.time()))
+            yield f"AWS will {notice.action} this instance in {left} s; draining the node."
+            try:
+                drain(left, notice.action, node_id)
+                told = notice
+                yield "drained."
+            except ClusterError as error:
+                yield str(error)
+        sleep(LOOK_EVERY_S)
+
+
+def drain(left_s: int, action: str, node_id: str | None = None) -> None:
+    """Have Ray start nothing more on this node, and tell it when the node will be gone.
+
+    Raises: ClusterError where Ray refuses or is not there.
+    """
+    command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--reason", REASON]
+    command += ["--reason-message", f"AWS spot notice: {action}", "--deadline-remaining-seconds", str(left_s)]
+    command += ["--node-id", node_id] if node_id else []
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    except subprocess.TimeoutExpired:
+        raise ClusterError("this node could not be drained: Ray did not answer within 90 s; trying again.") from None
+    if done.returncode:
+        said = next(iter(reversed(done.stderr.strip().splitlines())), "no reason given")
+        raise ClusterError(f"this node could not be drained ({said}); trying again.")
