@@ -27,12 +27,13 @@ training: {lr: {float: [1e-3, 1e-2], log: true}}
 """
 
 
-def report(told, epoch):
+def report(told, epoch, **other):
     tune.report(
         {
             "trial": told["trial"], "epoch": epoch, "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.5,
             "val_top5_accuracy": 0.5, "lr": 0.1, "images_per_s": 1.0, "seconds": 0.1, "peak_memory_bytes": 1, "latency_ms": None,
         }
+        | other
     )  # fmt: skip
 
 

@@ -188,7 +188,8 @@ def test_a_row_of_masks_drawn_at_once_keeps_its_share_at_each_site_and_depends_o
     rates = torch.tensor([[0.0, 0.5], [0.25, 0.0]])
 
     def masks(*seeds):
-        return packed.masks_at_once(rates, [3000, 6000], [torch.Generator().manual_seed(seed) for seed in seeds])
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return packed.masks_at_once(rates, [3000, 6000], generators, [[False, True], [True, False]])
 
     first, second = masks(1, 2).split([3000, 6000], dim=1)
     assert [{round(value, 6) for value in part.unique().tolist()} for part in (first[0], first[1], second[0], second[1])] == [
@@ -200,6 +201,8 @@ def test_a_row_of_masks_drawn_at_once_keeps_its_share_at_each_site_and_depends_o
     assert first[1].mean() == pytest.approx(1, abs=0.05)
     assert second[0].mean() == pytest.approx(1, abs=0.05)
     assert torch.equal(masks(1, 2)[1], masks(3, 2)[1])
+    alone = packed.masks_at_once(rates[1:, :1], [3000], [torch.Generator().manual_seed(2)], [[True]])
+    assert torch.equal(masks(1, 2)[1, :3000], alone[0])  # without the site at which only its neighbour drops
 
 
 @pytest.mark.parametrize(

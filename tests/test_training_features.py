@@ -577,7 +577,19 @@ def test_another_error_is_not_taken_for_a_shortage(digits, monkeypatch):
     assert state.accumulation == 1
 
 
-@pytest.mark.parametrize("said", ["could not create a primitive", "std::bad_alloc"])
+def test_a_shortage_beside_the_steps_is_told_in_one_line_too(digits, monkeypatch):
+    def scarce(*_):
+        raise RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in …")
+
+    monkeypatch.setattr(augment, "normalise", scarce)
+    told = r"^an epoch did not fit into memory: .* predicted for 32 images, .* free; lower batch_size or dim\.$"
+    with pytest.raises(training.OutOfMemoryError, match=told):
+        next(fit(start(PLAIN, digits[2]), *digits[:2]))
+
+
+@pytest.mark.parametrize(
+    "said", ["could not create a primitive", "std::bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"]
+)
 def test_other_libraries_word_a_shortage_of_memory_in_their_own_way(said):
     assert machine.out_of_memory(RuntimeError(said))
 

@@ -140,7 +140,7 @@ def plan(
         raise SearchError(f"--concurrency is {concurrency}; give 1 to 10,000 trials at once.")
     if calibrate and flops_per_s is not None:
         raise SearchError("--calibrate and --flops-per-s: a speed is measured or stated; drop one of the two.")
-    kept = kept_speed(gpus=spec.resources.gpus > 0)
+    kept = kept_speed(gpus=spec.resources.on_gpu)
     if calibrate:
         with err.status("measuring this machine …"):
             from vit_search.vit import calibrate as calibration
@@ -206,6 +206,7 @@ def _print_plan(plan: Plan) -> None:
         ("models", f"{_count(plan.params[0])} parameters in the middle, at most {_count(plan.params[1])}"),
         ("work", f"{_count(plan.flops)} floating-point operations"),
         ("memory", f"{in_units(plan.train_bytes[0])} a trial, at most {in_units(plan.train_bytes[1])}, beside what torch itself takes"),
+        *([("GPUs", _gpu_shares(plan))] if plan.shares else []),
         ("disk", f"checkpoints take at most {in_units(plan.disk_bytes)}"),
     ]
     if plan.speed and plan.wall_seconds_range and plan.epoch_seconds:
@@ -226,6 +227,15 @@ def _print_plan(plan: Plan) -> None:
     head = f"{plan.trials:,} trials of up to {plan.epochs:,} epochs, stopping {plan.stopping}, {plan.concurrency} at once"
     out.print(f"[bold]{plan.name}[/]: {head}")
     out.print(table)
+
+
+def _gpu_shares(plan: Plan) -> str:
+    """How many trials share a GPU."""
+    from vit_search.spec.cost import in_units
+
+    parts = [f"{share.trials:.0%} of the trials {1 / share.gpus:.0f} to a GPU" for share in plan.shares if share.gpus < 1]
+    parts += [f"{share.trials:.0%} have one alone" for share in plan.shares if share.gpus >= 1]
+    return f"{', '.join(parts)}, where it has {in_units(plan.gpu_bytes)}"
 
 
 def _speed(speed: Speed, plan: Plan) -> str:
@@ -252,8 +262,23 @@ def _seconds(value: float) -> str:
 
 
 @app.command()
-def resume(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None, address: Address = None) -> None:
+def resume(
+    search: SearchName = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a Ray cluster: `auto` or HOST:6379 from one of its nodes; or http://…, its Jobs API, from anywhere, "
+            "to have it go on with a search that was submitted there. By default this machine alone."
+        ),
+    ] = None,
+    insecure: cli_cluster.Insecure = False,
+) -> None:
     """Take up a search that was interrupted."""
+    if address is not None and address.startswith(("http://", "https://")):
+        cli_cluster.resume_there(address, search, insecure)
+        return
     from vit_search.tracking import searches
 
     folder = searches.find(output, search)
@@ -304,8 +329,13 @@ def stop(
     search: Annotated[str | None, typer.Argument(help="A search, or one trial of it as SEARCH/TRIAL.", metavar="[SEARCH[/TRIAL]]")] = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
+    address: cli_cluster.There = None,
+    insecure: cli_cluster.Insecure = False,
 ) -> None:
     """Start no more trials and let the running ones end; or stop one trial after its epoch."""
+    if address is not None:
+        cli_cluster.remotely(address, ["stop", *([search] if search else [])], insecure=insecure)
+        return
     name, slash, trial = (search or "").rpartition("/")
     if slash and trial.isdigit():
         _command(name or None, output, tracking_uri, "stop", trial=int(trial))
@@ -314,8 +344,17 @@ def stop(
 
 
 @app.command()
-def cancel(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None) -> None:
+def cancel(
+    search: SearchName = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+    address: cli_cluster.There = None,
+    insecure: cli_cluster.Insecure = False,
+) -> None:
     """End a running search now; `resume` goes on from the last checkpoints."""
+    if address is not None:
+        cli_cluster.cancel_there(address, search, insecure)
+        return
     _command(search, output, tracking_uri, "cancel")
 
 
@@ -354,12 +393,54 @@ def status(
     search: SearchName = None,
     output: Output = Path("searches"),
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on with a line for each change, until it ends.")] = False,
+    address: cli_cluster.There = None,
+    insecure: cli_cluster.Insecure = False,
 ) -> None:
     """Say how far a search is, what it has spent and what stopping has saved."""
+    if address is not None:
+        words = ["status", *([search] if search else []), *(["--json"] if as_json else []), *(["--watch"] if watch else [])]
+        cli_cluster.remotely(address, words, insecure=insecure, follow=watch)
+        return
+    from vit_search.tracking import searches
+
+    folder = searches.find(output, search)
+    _print_status(folder, as_json)
+    if watch:
+        _watch_status(folder)
+        _print_status(folder, as_json)
+
+
+def _watch_status(folder: Path) -> None:
+    """A line for each change, until no driver runs the search and none is to come."""
+    from vit_search.tracking import ledger, searches
+
+    spec, _ = searches.read(folder)
+    before = ""
+    while ledger.held(folder / "ledger.jsonl") or _awaited(folder):
+        trials = ledger.read_trials(folder / "ledger.jsonl")
+        running = sum(trial.outcome == "running" for trial in trials)
+        said = f"{sum(trial.over for trial in trials)} trials over, {running} running"
+        winner = ledger.best(trials, spec.metric, spec.mode)
+        if winner:
+            said += f", best {spec.metric} {winner.value(spec.metric):.4f} (trial {winner.number})"
+        if said != before:
+            out.print(_escaped(f"{time.strftime('%H:%M:%S')}  {said}"), soft_wrap=True)
+        before = said
+        time.sleep(2)
+
+
+def _awaited(folder: Path) -> bool:
+    """Whether a cluster's keeper is to find a driver for this search."""
+    from vit_search.cluster import record
+
+    return record.submitted(folder) and not record.read(folder).asleep
+
+
+def _print_status(folder: Path, as_json: bool) -> None:
     from vit_search.search.control import Settings
     from vit_search.tracking import ledger, searches
 
-    folder = searches.find(output, search)
     spec, _ = searches.read(folder)
     events = ledger.read_events(folder / "ledger.jsonl")
     trials, spent = ledger.told(events, spec.epochs)
@@ -383,7 +464,9 @@ def status(
         sys.stdout.write(json.dumps(facts, indent=1) + "\n")
         return
     over = sum(trial.over for trial in trials.values())
-    state = "running" if running else "finished" if over >= settings.trials else "not running"
+    state = (
+        "running" if running else "finished" if over >= settings.trials else "waiting for a driver" if _awaited(folder) else "not running"
+    )
     out.print(f"[bold]{folder.name}[/] is {state}: {over} of {settings.trials} trials over, {settings.concurrency} at a time")
     out.print("  " + ", ".join(f"[{OUTCOME_STYLE[name]}]{count} {name}[/]" for name, count in counts.items()))
     if winner:
@@ -964,7 +1047,15 @@ def _command(search: str | None, output: Path, tracking_uri: str | None, name: s
 
         answer = recorder.command(tracking_uri, search, control.in_words(name, arguments), control.ANSWER_WITHIN_S + recorder.LOOK_EVERY_S)
     else:
-        answer = control.ask(folder, name, arguments)
+        ending = name in ("stop", "cancel") and not arguments and _awaited(folder)
+        if ending:
+            from vit_search.cluster import record
+
+            record.change(folder, wanted="stopped")
+        if ending and not record.driven(folder):
+            answer = f"no driver runs it now, and none will be started; `vit-search resume {folder.name}` goes on with it."
+        else:
+            answer = control.ask(folder, name, arguments)
     out.print(_escaped(answer))
 
 

@@ -2,25 +2,340 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+
+from vit_search.errors import SearchError
+from vit_search.spec.cost import in_time, in_units
 
 if TYPE_CHECKING:
+    from vit_search.cluster.jobs import Cluster
+    from vit_search.cluster.preflight import Facts, Finding, Node
     from vit_search.cluster.services import Service
+    from vit_search.tracking.ledger import Event
 
 cluster = typer.Typer(help="Make a Ray cluster, and look one over.", no_args_is_help=True, rich_markup_mode=None)
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a pipe has no width of its own
+err = Console(stderr=True, highlight=False)
 
 
 def join(app: typer.Typer) -> None:
     """Add them to the command line."""
+    app.command()(submit)
+    app.command(name="list")(list_)
+    app.command()(logs)
+    app.command(name="check")(check_there)
     app.add_typer(cluster, name="cluster")
 
 
 # --- searches on a cluster: submit, list, logs, check -------------------------------------------------------------------
+
+Url = Annotated[str, typer.Option(help="Of the cluster's Jobs API, e.g. http://127.0.0.1:8265 at the end of a tunnel.", metavar="URL")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Also where the cluster asks for no token.")]
+There = Annotated[str | None, typer.Option(help="URL of a cluster's Jobs API: of the search NAME that was submitted there.", metavar="URL")]
+
+
+def submit(
+    file: Annotated[Path, typer.Argument(help="A search file; paths in it are the cluster's.")],
+    address: Url,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow it to its end, and leave with its exit code.")] = False,
+    key: Annotated[str, typer.Option(help="Makes another search of the same file, e.g. a date.")] = "",
+    again: Annotated[bool, typer.Option("--again", help="Start another search, although this file was submitted before.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="Have the cluster fetch the data set if it is missing.")] = False,
+    insecure: Insecure = False,
+) -> None:
+    """Hand a search over to a Ray cluster, which sees it through; the same file twice is one search."""
+    jobs, there = _connect(address, insecure)
+    with err.status("measuring the cluster …"):
+        handed = jobs.submit(there, file, key=key, again=again, download=download)
+    if handed.new:
+        out.print(f"[bold]{handed.search}[/] is submitted.", soft_wrap=True)
+    else:
+        out.print(f"[bold]{handed.search}[/] was submitted before: {handed.state}. --again starts another search.", soft_wrap=True)
+    if wait:
+        sys.exit(jobs.wait(there, handed.search, write=_write))
+    where = f"{handed.search} --address {there.address}"
+    out.print(f"\nNext:  vit-search status {where} --watch", soft_wrap=True)
+    out.print(f"       vit-search logs {where} -f", soft_wrap=True)
+
+
+def list_(address: Url, as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False, insecure: Insecure = False) -> None:
+    """List the searches that were submitted to a cluster since its Ray was started."""
+    from rich.table import Table
+
+    jobs, there = _connect(address, insecure)
+    known = jobs.launches(there.client)
+    if as_json:
+        shown = [{"search": search, "state": all_of[-1].state, "jobs": [asdict(job) for job in all_of]} for search, all_of in known.items()]
+        sys.stdout.write(json.dumps(shown, indent=1) + "\n")
+        return
+    table = Table("search", "state", "jobs", "submitted", "took", "by", "vit_search", box=None, header_style="dim")
+    for search, all_of in known.items():
+        first, last = all_of[0], all_of[-1]
+        took = in_time((last.ended or time.time()) - first.began)
+        began = time.strftime("%Y-%m-%d %H:%M", time.localtime(first.began))
+        table.add_row(*map(_escaped, (search, last.state, str(len(all_of)), began, took, first.user, last.version)))
+    out.print(table if known else f"{there.address}: no search was submitted since its Ray was started.")
+
+
+def logs(
+    search: Annotated[str, typer.Argument(help="A search, or one trial of it as SEARCH/TRIAL.", metavar="SEARCH[/TRIAL]")],
+    address: There = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until it ends.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder of all searches, without --address.")] = Path("searches"),
+    insecure: Insecure = False,
+) -> None:
+    """Print what a search's driver on a cluster has said; or what happened in a trial, or in a search of this machine."""
+    name, trial = _trial(search)
+    if address is None:
+        _events(output, name, trial, follow)
+    elif trial is None:
+        jobs, there = _connect(address, insecure)
+        jobs.logs(there, name, write=_write, follow=follow)
+    else:
+        remotely(address, ["logs", search, *(["--follow"] if follow else [])], insecure=insecure, follow=follow)
+
+
+def check_there(
+    address: Url,
+    file: Annotated[Path | None, typer.Argument(help="A search file that is to run there.", metavar="[FILE]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All that was measured, as JSON.")] = False,
+    insecure: Insecure = False,
+) -> None:
+    """Measure a cluster: nodes, versions, shared storage, MLflow, clocks; exit code 2 where something is wrong."""
+    from vit_search.spec import search_file
+
+    spec = search_file.load(file) if file else None
+    jobs, there = _connect(address, insecure)
+    if spec is not None:
+        jobs.check_paths(spec, str(file))
+    with err.status("measuring the cluster …"):
+        facts = jobs.measure(there, spec)
+    from vit_search.cluster import preflight
+
+    found = preflight.findings(facts, spec)
+    wrong = any(finding.severity == "error" for finding in found)
+    if as_json:
+        sys.stdout.write(json.dumps(asdict(facts) | {"findings": [asdict(one) for one in found], "ready": not wrong}, indent=1) + "\n")
+    else:
+        _print_facts(facts, found)
+    if wrong:
+        sys.exit(2)
+
+
+def remotely(address: str, words: Sequence[str], *, insecure: bool = False, follow: bool = False) -> None:
+    """Run one of our commands on a cluster's head, over the searches in its storage; print what it says, leave with its exit code."""
+    jobs, there = _connect(address, insecure)
+    code, said = jobs.on_head(there, ["vit-search", *words], write=_write if follow else None)
+    if not follow:
+        (sys.stdout if code == 0 else sys.stderr).write(said)
+    if code:
+        sys.exit(code)
+
+
+def resume_there(address: str, search: str | None, insecure: bool) -> None:
+    """Have a cluster take up a search that was submitted to it."""
+    jobs, there = _connect(address, insecure)
+    job = jobs.resume(there, _named(search))
+    out.print(f"[bold]{search}[/] is taken up again, as job {job}.", soft_wrap=True)
+
+
+def cancel_there(address: str, search: str | None, insecure: bool) -> None:
+    """End a search on a cluster now."""
+    jobs, there = _connect(address, insecure)
+    if not jobs.cancel(there, _named(search)):
+        raise SearchError(f"{search}: no job runs it now.")
+    out.print(
+        f"{search}: ending now; `vit-search resume {search} --address {there.address}` goes on from the last checkpoints.", soft_wrap=True
+    )
+
+
+def _named(search: str | None) -> str:
+    if search is None:
+        raise SearchError("which search? `vit-search list --address URL` shows those of a cluster.")
+    return search
+
+
+def _connect(address: str, insecure: bool) -> tuple[Any, Cluster]:
+    """The room `jobs`, whose imports take a second, and the cluster."""
+    from vit_search.cluster import jobs
+
+    there = jobs.connect(address, insecure=insecure)
+    if there.warning:
+        err.print(f"[yellow]warning:[/] {_escaped(there.warning)}", soft_wrap=True)
+    return jobs, there
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _trial(search: str) -> tuple[str, int | None]:
+    name, slash, trial = search.rpartition("/")
+    return (name, int(trial)) if slash and trial.isdigit() else (search, None)
+
+
+def _events(output: Path, search: str, trial: int | None, follow: bool) -> None:
+    """What happened in a search, or in one of its trials, a line each, with the error that it left."""
+    from vit_search.tracking import ledger, searches
+
+    folder = searches.find(output, search)
+    path, metric = folder / "ledger.jsonl", searches.read(folder)[0].metric
+    said = 0
+    while True:
+        running = ledger.held(path)
+        events = [event for event in ledger.read_events(path) if trial is None or getattr(event, "trial", None) == trial]
+        if trial is not None and not events:
+            raise SearchError(f"{folder.name}: there is no trial {trial} yet; `vit-search show {folder.name}` lists its trials.")
+        for event in events[said:]:
+            _write(f"{time.strftime('%m-%d %H:%M:%S', time.localtime(event.at))}  {_told(event, metric, trial is None)}\n")
+        said = len(events)
+        ended = trial is not None and isinstance(events[-1], ledger.Ended) and events[-1].outcome != "interrupted"
+        if not follow or ended or not running:
+            break
+        time.sleep(1)
+    error = ledger.trial_folder(folder, trial) / "error.txt" if trial is not None else None
+    if error is not None and error.is_file():
+        _write(f"\n{error}:\n{error.read_text(encoding='utf-8', errors='replace')}")
+
+
+def _told(event: Event, metric: str, named: bool) -> str:
+    """An event in words."""
+    from vit_search.tracking import ledger
+
+    trial = f"trial {event.trial}: " if named and not isinstance(event, ledger.Launched | ledger.Commanded | ledger.Infeasible) else ""
+    if isinstance(event, ledger.Launched):
+        return f"a driver took it up: process {event.pid} on {event.host}"
+    if isinstance(event, ledger.Proposed):
+        return trial + "proposed: " + ", ".join(f"{name} {_number(value)}" for name, value in event.params.items())
+    if isinstance(event, ledger.Infeasible):
+        return f"not run: {event.reason}"
+    if isinstance(event, ledger.Reported):
+        result = event.result
+        value = getattr(result, metric)
+        shown = "" if value is None or metric == "train_loss" else f", {metric} {value:.4f}"
+        return f"{trial}epoch {result.epoch}: train_loss {result.train_loss:.4f}{shown}, {result.seconds:.2f} s"
+    if isinstance(event, ledger.Ended):
+        return trial + event.outcome + (f": {event.reason}" if event.reason else "")
+    if isinstance(event, ledger.Outgrown):
+        return f"{trial}outgrew its {event.gpus:g} of a GPU, goes on with more: {event.reason}"
+    return f"{event.by}: {event.name}: {event.answer}"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _print_facts(facts: Facts, found: list[Finding]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="dim")
+    for column in (
+        "node",
+        "address",
+        "CPUs",
+        "GPUs",
+        "memory",
+        "free",
+        "python",
+        "vit_search",
+        "ray",
+        "torch",
+        "storage",
+        "cache",
+        "clock",
+    ):
+        table.add_column(column, justify="right" if column in ("CPUs", "GPUs", "memory", "free", "clock") else "left", no_wrap=True)
+    for node in facts.nodes:
+        table.add_row(*_cells(node))
+    out.print(table)
+    lines = [("storage", facts.storage), ("cache", facts.cache), ("MLflow", facts.mlflow)]
+    for shape in facts.types:
+        size = f"{shape.cpus:g} CPUs and {shape.gpus:g} GPUs" if shape.cpus < float("inf") else "of unknown size"
+        lines.append(("may come", f"up to {shape.count} of {shape.name}, {size} each"))
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for label, text in lines:
+        grid.add_row(f"[dim]{label}[/]", _escaped(text))
+    for finding in found:
+        grid.add_row(f"[{'bold red' if finding.severity == 'error' else 'yellow'}]{finding.severity}[/]", _escaped(finding.text))
+    out.print(grid)
+    wrong = sum(finding.severity == "error" for finding in found)
+    out.print("[bold green]ready[/]" if not wrong else f"[bold red]not ready[/]: {wrong} to mend")
+
+
+def _cells(node: Node) -> list[str]:
+    """A node's row; what is unknown is a dash."""
+    name = f"{node.name}{' (head)' if node.head else ''}"
+    gpus = f"{node.gpus:g}{f' {node.accelerator}' if node.accelerator else ''}"
+    start = [_escaped(name), node.address, f"{node.cpus:g}", gpus, in_units(node.memory)]
+    if node.trouble:
+        return [*start, *["–"] * 8]
+    versions = [node.versions.get(package, "missing") for package in ("python", "vit_search", "ray", "torch")]
+    places = ["[red]no[/]" if wrong else "ok" for wrong in (node.storage, node.cache)]
+    clock = f"{node.skew_s:+.3f} s" if abs(node.skew_s) < 100 else f"{node.skew_s:+.0f} s"
+    return [*start, in_units(node.free_memory), *versions, *places, clock]
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+@cluster.command(hidden=True)
+def drive(
+    search: Annotated[str, typer.Argument(help="Name of a search in this cluster's storage.")],
+    file: Annotated[Path | None, typer.Option(help="Its search file, where it is new.")] = None,
+    user: Annotated[str, typer.Option(help="Who submitted it.")] = "",
+    key: Annotated[str, typer.Option(help="By which the same file is another search.")] = "",
+    pin: Annotated[str | None, typer.Option(help="Version of vit_search where it was submitted.")] = None,
+    space: Annotated[str, typer.Option(help="Hash of its search space there.")] = "",
+    download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Although it was stopped or has ended.")] = False,
+) -> None:
+    """What a submitted job runs on the head."""
+    from vit_search.cluster import driver
+
+    if file is not None:
+        driver.begin(search, file, user=user, key=key, pinned=pin or "", space_hash=space, download=download)
+    sys.exit(driver.drive(search, _say(err), again=again, pinned=pin if again else None))
+
+
+@cluster.command(hidden=True)
+def preflight(
+    data: Annotated[Path | None, typer.Option(help="Images that a search file names.")] = None,
+    search: Annotated[str | None, typer.Option(help="A search to tell of.")] = None,
+) -> None:
+    """Measure the cluster that this node is the head of, and print it as JSON."""
+    from vit_search.cluster import preflight as measuring
+
+    facts = measuring.measure(data=data, search=search)
+    sys.stdout.write(json.dumps(asdict(facts)) + "\n")
+
+
+@cluster.command()
+def keep(
+    address: Annotated[str, typer.Option(help="Of the Jobs API, on this machine.", metavar="URL")] = "http://127.0.0.1:8265",
+    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 10.0,
+) -> None:
+    """On the head: take up each submitted search whose driver was killed, until this is ended."""
+    from vit_search.cluster import keeper
+
+    keeper.keep(address, _say(out), every_s=every)
+
+
+def _say(console: Console) -> Callable[[str], None]:
+    return lambda text: console.print(_escaped(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"), soft_wrap=True)
 
 
 # --- the cluster itself: cluster check, render, kuberay, token, head, keep ----------------------------------------------
@@ -149,7 +464,6 @@ def serve(service: Annotated[str, typer.Argument()], state: State = Path("/mnt/v
 
 
 def _print_services(found: list[Service]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("service", "state", "since", "answers", "where", "log", box=None, header_style="dim")
@@ -157,4 +471,4 @@ def _print_services(found: list[Service]) -> None:
         answers = "" if service.answers is None else "yes" if service.answers else "[red]no[/]"
         style = "green" if service.well else "red"
         table.add_row(service.name, f"[{style}]{service.state}[/]", service.detail, answers, service.where, str(service.log))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+    out.print(table)

@@ -39,6 +39,10 @@ class SearchError(VitSearchError):
     """A search folder cannot be made, found, read or resumed."""
 
 
+class StorageError(VitSearchError):
+    """The folder of a search cannot be written, or is not seen, from where a trial runs."""
+
+
 class ClusterError(VitSearchError):
     """A Ray cluster cannot be started, reached, or is not fit for what is asked of it."""
 

@@ -6,10 +6,17 @@ Ray reads its settings when it is imported and hands them to the processes it st
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import math
 import os
+import socket
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -28,6 +35,7 @@ for _name, _value in {
 
 import ray
 from ray._private import ray_constants
+from ray._private.state import state
 
 from vit_search.errors import ClusterError
 
@@ -37,7 +45,25 @@ LOOPBACK_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 For a Ray of our own alone: in a process that joins a cluster it would name the node wrongly.
 """
 
+AUTOSCALER_FILE = "~/ray_bootstrap_config.yaml"
+"""What `ray up` leaves on the head of a cluster that grows by itself; JSON, in spite of its name."""
+
 TRIES = 3
+
+LOOK_EVERY_S = 2.0
+LOST_AFTER_S = 20.0
+"""Seconds without an answer after which a cluster's head is taken for lost."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A node as large as it is, or a kind of node that may be added."""
+
+    name: str
+    cpus: float
+    gpus: float
+    count: int | None = None
+    """How many of its kind there may be; None for a node that is there."""
 
 
 @contextlib.contextmanager
@@ -63,6 +89,84 @@ def session(address: str | None = None, *, env: Mapping[str, str] | None = None,
         yield
     finally:
         ray.shutdown()
+
+
+def nodes_alive() -> list[dict[str, Any]]:
+    """What Ray tells of the nodes that are there."""
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def shapes() -> list[Shape]:
+    """The nodes of the Ray that this process is connected to, and the kinds that its autoscaler may add; called on its head."""
+    there = [
+        Shape(node["NodeManagerHostname"], node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in nodes_alive()
+    ]
+    return there + _to_come(Path(AUTOSCALER_FILE).expanduser())
+
+
+def _to_come(path: Path) -> list[Shape]:
+    """What an autoscaler may add; a kind whose size is nowhere told may be of any."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kinds, head = config["available_node_types"].items(), config.get("head_node_type")
+        found = []
+        for name, kind in kinds:
+            count = int(kind.get("max_workers", config.get("max_workers", 0)))
+            has = kind.get("resources") or {"CPU": math.inf, "GPU": math.inf}
+            if name != head and count:
+                found.append(Shape(name, float(has.get("CPU", 0)), float(has.get("GPU", 0)), count))
+        return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+@dataclass
+class Head:
+    """What the head of a cluster tells from time to time."""
+
+    leaving: Collection[str] = ()
+    """Ids of nodes that get no more work, since they are about to be taken away."""
+
+
+@contextlib.contextmanager
+def watched(search: str, lost: Callable[[ClusterError], None]) -> Iterator[Head]:
+    """The cluster's head, looked after by threads of its own.
+
+    Args:
+        search: its name, for the message.
+        lost: called from a thread where the head does not answer any more.
+    """
+    address, over, head = ray.get_runtime_context().gcs_address, threading.Event(), Head()
+    listening = threading.Thread(target=_listen, args=(address, over, search, lost), name="head", daemon=True)
+    looking = threading.Thread(target=_look, args=(head, over), name="leaving", daemon=True)  # its own: the call waits for a dead head
+    listening.start()
+    looking.start()
+    try:
+        yield head
+    finally:
+        over.set()
+        for thread in (listening, looking):
+            thread.join(LOOK_EVERY_S + 1)
+
+
+def _listen(address: str, over: threading.Event, search: str, lost: Callable[[ClusterError], None]) -> None:
+    host, _, port = address.rpartition(":")
+    heard = time.monotonic()
+    while not over.wait(LOOK_EVERY_S):
+        try:
+            with socket.create_connection((host, int(port)), timeout=LOOK_EVERY_S):
+                heard = time.monotonic()
+        except OSError as error:
+            if time.monotonic() - heard > LOST_AFTER_S:
+                mend = f"start the cluster again, then `vit-search resume {search}` with its --address"
+                lost(ClusterError(f"{address}: the head of the Ray cluster has not answered for {LOST_AFTER_S:g} s ({error}); {mend}."))
+                return
+
+
+def _look(head: Head, over: threading.Event) -> None:
+    while not over.wait(LOOK_EVERY_S):
+        with contextlib.suppress(Exception):  # of a dead head, which `_listen` tells
+            head.leaving = tuple(state.get_draining_nodes())
 
 
 def _start(workers: dict[str, dict[str, str]] | None, cpus: int | None) -> None:

@@ -17,6 +17,10 @@ from train_step import as_trained
 from vit_search.spec.config import ModelConfig
 from vit_search.vit.machine import HALF_PAYS, native_bfloat16
 
+CPU_SIZES = ((8, 4, 32), (8, 2, 32), (8, 2, 64), (28, 4, 32), (32, 4, 32))
+GPU_SIZES = ((8, 2, 32), (8, 2, 256), (32, 4, 32), (32, 4, 128), (32, 2, 128))
+"""Side, patch and batch."""
+
 
 def main() -> None:
     """Print the table."""
@@ -25,20 +29,23 @@ def main() -> None:
     ask.add_argument("--rounds", default=9, type=int)
     told = ask.parse_args()
     torch.set_num_threads(1)
+    if told.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as `training.fit` has it
     print(surroundings(told.device))
     print(f"bfloat16 native: {native_bfloat16(told.device)}\n")
     rows = []
-    for side, patch_size, batch in ((8, 4, 32), (8, 2, 32), (8, 2, 64), (28, 4, 32), (32, 4, 32)):
-        for dim in (32, 64, 96, 128, 192, 384):
+    cuda = told.device.type == "cuda"
+    for side, patch_size, batch in GPU_SIZES if cuda else CPU_SIZES:
+        for dim in (64, 128, 192, 384) if cuda else (32, 64, 96, 128, 192, 384):
             heads = dim // 32 if dim >= 128 else 4
             config = ModelConfig(
                 image_size=(side, side), in_channels=1, num_classes=10, patch_size=patch_size, dim=dim, depth=3, heads=heads
             )
             work = batch * config.tokens * dim**2
-            steps = max(1, 10_000_000 // work)
+            steps = 10 if cuda else max(1, 10_000_000 // work)
             turns = {name: as_trained(config, batch, steps, told.device, name, False) for name in ("float32", "bfloat16")}
             seconds = in_turns(turns, told.rounds, clock_of(told.device))
-            pays = "bfloat16" if work >= HALF_PAYS else "float32"
+            pays = "bfloat16" if cuda or work >= HALF_PAYS else "float32"
             rows.append(
                 [
                     f"{side}/{patch_size}",

@@ -1,6 +1,6 @@
 """K trainings as one pack against the same K one after another: `fit_packed` against `fit`.
 
-    python tests/benchmarks/packed.py [--device cuda] [--rounds 9] [--precision float32 bfloat16] [--shapes NAME …]
+    python tests/benchmarks/packed.py [--device cuda] [--rounds 9] [--precision float32 bfloat16] [--steps N] [--shapes NAME …]
 
 The images are random bytes; all members have one shape and a seed of their own, and validate on one batch, so that what is
 timed are steps of `fit_packed` and of `fit`, input and optimiser included. A ratio above 1 is how many times as fast the
@@ -111,6 +111,7 @@ def main() -> None:
     ask.add_argument("--device", default="cpu", type=torch.device)
     ask.add_argument("--rounds", default=9, type=int)
     ask.add_argument("--precision", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
+    ask.add_argument("--steps", type=int, help="length of an epoch, which each member's evaluation ends")
     ask.add_argument("--shapes", nargs="+", choices=list(CUDA), metavar="NAME", help="some of: " + ", ".join(CUDA))
     told = ask.parse_args()
     torch.set_num_threads(1)
@@ -120,7 +121,7 @@ def main() -> None:
     rows = []
     for name in told.shapes or shapes:
         for precision in told.precision:
-            shape = CUDA[name] if shapes is CUDA else CPU[name]
+            shape = shapes[name] if told.steps is None else replace(shapes[name], steps=told.steps)
             seconds = in_turns(contenders(shape, precision, told.device), told.rounds, clock_of(told.device))
             per_step = [f"{statistics.median(seconds[who]) / shape.members / shape.steps * 1e3:.3f}" for who in ("one by one", "packed")]
             against = [spread(ratios(seconds["packed"], seconds[who])) for who in seconds if who != "packed"]

@@ -1,6 +1,7 @@
 """Images per second of one training step: forward, cross-entropy, backward and fused AdamW, ours against five peers.
 
-    python tests/benchmarks/train_step.py [--device cuda] [--rounds 15] [--precision float32 bfloat16] [--compile] [--shapes digits …]
+    python tests/benchmarks/train_step.py [--device cuda] [--rounds 15] [--precision float32 bfloat16] [--compile]
+                                          [--shapes digits …] [--only NAME …]
 
 Every contender sees the same normalised images in memory and the same optimiser without clipping. `vit_search model` is our
 model in the loop of all others; `vit_search` is our model in our own step (vit/training.py), as a search runs it. One table
@@ -101,6 +102,9 @@ def main() -> None:
     ask.add_argument("--precision", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     ask.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     ask.add_argument("--compile", action="store_true", help="compile every contender")
+    ask.add_argument(
+        "--only", nargs="+", default=[""], metavar="NAME", help="contenders whose names begin so; a peer with a class token is one"
+    )
     told = ask.parse_args()
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")
@@ -121,6 +125,7 @@ def main() -> None:
                     name = name.replace("vit_search", "vit_search model")
                     turns[f"{name}, {pool}"] = stepper(build(), own, batch, steps, told.device, half, told.compile)
                 flops |= {name: cost_of(own, batch).train_flops for name in turns if name.endswith(pool)}
+            turns = {name: turn for name, turn in turns.items() if name.startswith(tuple(told.only))}
             seconds = in_turns(turns, told.rounds, clock_of(told.device))
             compiled = ", compiled" if told.compile else ""
             print(f"\n{shape}, batch {batch}, {precision}{compiled}; matrix products reach {ceiling / 1e9:,.0f} GFLOP/s")

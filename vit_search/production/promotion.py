@@ -170,7 +170,7 @@ def promote(
             gates.integrity(
                 _parities(candidate, policy), policy, expected_sha256=candidate.weights_sha256, found_sha256=evidence.weights_sha256(served)
             ),
-            gates.lineage(lineage_of(retrained.folder, candidate), policy),
+            gates.lineage(_lineage(searches.read(retrained.folder)[1], candidate), policy),
             gates.readings(reading, policy),
             gates.cost(costs, policy, beside),
             gates.seeds(
@@ -335,12 +335,8 @@ def _validated_on(data: DataSet, retrained: Retrained) -> int:
     return data.counts["val" if retrained.spec.train_on == "train" else "holdout"]
 
 
-def lineage_of(folder: Path, candidate: Candidate) -> dict[str, str]:
-    """Where a candidate comes from, by the names that gates.LINEAGE asks for."""
-    return _lineage(searches.read(folder)[1], candidate)
-
-
 def _lineage(facts: SearchFacts, candidate: Candidate) -> dict[str, str]:
+    """Where a candidate comes from, by the names that gates.LINEAGE asks for."""
     served, environment = candidate.served, facts.environment
     config = json.dumps(served.config.to_dict(), sort_keys=True).encode()
     dirty = facts.code_version.endswith("-dirty")
@@ -548,7 +544,7 @@ def _tags(
             "ece": f"{read.seen.ece:.4f}",
         }
     return {
-        **lineage_of(retrained.folder, candidate),
+        **_lineage(searches.read(retrained.folder)[1], candidate),
         "search": retrained.search,
         "promotion": retrained.run_name,
         "promotion_id": candidate.promotion_id,

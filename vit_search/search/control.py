@@ -138,6 +138,8 @@ class Control:
         self.draining = False
         """Start no more trials."""
         self.cancelled = threading.Event()
+        self.trouble: VitSearchError | None = None
+        """What ended the search against everybody's will."""
         self.ending = ""
         """Why every running trial is to be stopped after its epoch; empty while none is."""
         self._stopping: dict[int, str] = {}
@@ -162,6 +164,11 @@ class Control:
         """End the search now, in a way that `resume` can go on from."""
         self.cancelled.set()
         self._changed()
+
+    def fail(self, error: VitSearchError) -> None:
+        """The same because of an error, which `drive` raises when the trials are ended."""
+        self.trouble = self.trouble or error
+        self.cancel()
 
     def stop_reason(self, trial: int) -> str:
         """Why a trial is to be stopped after its epoch, by a person or a limit; empty while it is not."""

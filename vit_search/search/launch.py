@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import socket
@@ -26,14 +27,17 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
-from vit_search.ray_session import session  # isort: skip  (before ray, whose settings it makes)
+from vit_search.ray_session import Shape, session, shapes, watched  # isort: skip  (before ray, whose settings it makes)
 import ray
 from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.execution import class_cache
 
-from vit_search.errors import NoTrialCompletedError, SearchError, SpecError
+from vit_search.errors import NoTrialCompletedError, SearchError, SpecError, VitSearchError
 from vit_search.search.control import Control, Settings, check_settings
 from vit_search.search.limits import Limits, option
+from vit_search.search.packing import Packing, nodes_of, request
+from vit_search.search.recovery import Patience, Recovery
 from vit_search.search.stopping import Rungs, RungScheduler, false_kills
 from vit_search.search.suggest import OptunaSearcher
 from vit_search.search.trial import train_trial
@@ -41,7 +45,7 @@ from vit_search.spec import plan as planning
 from vit_search.spec.config import EpochResult
 from vit_search.spec.files import write_whole
 from vit_search.spec.rungs import boundaries
-from vit_search.spec.search_file import SearchSpec
+from vit_search.spec.search_file import NAME, SearchSpec
 from vit_search.spec.space import Value
 from vit_search.tracking import searches
 from vit_search.tracking.ledger import (
@@ -66,17 +70,20 @@ from vit_search.tracking.store import with_password
 from vit_search.vit import checkpoint
 from vit_search.vit.data import DataSet, kept_speed, prepare
 from vit_search.vit.machine import WORKER_ENV
+from vit_search.vit.splits import TRAINED_AND_VALIDATED_ON
 
 _log = logging.getLogger(__name__)
 
 EARLIER = "earlier.json"
 PLAN = "plan.json"
 
-MAX_RETRIES = 3
-"""How often a trial whose process dies is taken up from its checkpoint."""
+# Tune hands these to its workers through their runtime environment, which Ray writes into its logs and shows to whoever asks.
+class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+    {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+)
 
-MEMORY_SIGNS = ("OutOfMemoryError", "low on memory")
-"""By which Ray's message tells that its memory monitor has ended a worker."""
+NODES_JOIN_WITHIN_S = 60.0
+"""How long a search waits for a node that has room for a trial: after a restart the head is there before the others."""
 
 
 @dataclass(frozen=True)
@@ -249,8 +256,11 @@ def drive(
     _settle(ledger, rungs, spec)
     settings = Settings.of(spec, ledger.events)
     limits, alike = _limits(spec, ledger, settings), _FailuresAlike()
+    packing = Packing(spec, channels=data.channels, classes=len(data.classes), images=_images_bytes(spec, data))
     for event in ledger.events:
         alike.take(event)
+        packing.take(event)
+    ledger.listeners.append(packing.take)
     searcher = OptunaSearcher(
         spec.space,
         metric=spec.metric,
@@ -263,7 +273,7 @@ def drive(
         objectives=spec.objectives,
         first=[params for params, _ in planned] or spec.start_with,
         earlier=_earlier(folder),
-        config=lambda number, params: _told(spec, folder, data, number, params, planned[number][1] if planned else None),
+        config=lambda number, params: _told(spec, folder, data, packing, number, params, planned[number][1] if planned else None),
         record=ledger.append,
     )
     searcher.replay(ledger.events)
@@ -271,6 +281,7 @@ def drive(
     def obey() -> None:
         """Hand on what is asked of the search."""
         searcher.trials, searcher.concurrency = control.settings.trials, control.settings.concurrency
+        packing.concurrency = control.settings.concurrency
         limits.change(control.settings)
         control.ending = control.ending or limits.reached(ledger.spent) or ""
         searcher.over = bool(control.ending or alike.reason or control.draining or control.cancelled.is_set())
@@ -297,7 +308,7 @@ def drive(
             if watch:
                 ledger.listeners.append(watch(ledger, spec, control))
             with control:
-                _tune(spec, folder, ledger, rungs, searcher, control, work, address)
+                _tune(spec, folder, ledger, rungs, searcher, control, packing, work, address)
         ended = True
     finally:  # an error of ours leaves a search that can be resumed, and no run open
         interrupted = control.cancelled.is_set()
@@ -339,15 +350,18 @@ def drive(
 
 def _limits(spec: SearchSpec, ledger: Ledger, settings: Settings) -> Limits:
     """The limits as a ledger has brought them nearer."""
-    limits = Limits(settings, metric=spec.metric, mode=spec.mode, devices=_devices(spec))
+    limits = Limits(settings, metric=spec.metric, mode=spec.mode, devices=spec.resources.devices)
     for event in ledger.events:
         limits.take(event, ledger.trials)
     return limits
 
 
-def _devices(spec: SearchSpec) -> float:
-    """GPUs of one trial, or its CPU cores where it has none."""
-    return spec.resources.gpus or spec.resources.cpus
+def _images_bytes(spec: SearchSpec, data: DataSet) -> int:
+    """Of the images that each trial has on its device; streamed ones never lie there."""
+    if data.root is not None:
+        return 0
+    parts = TRAINED_AND_VALIDATED_ON[spec.train_on]
+    return sum(data.counts[name] for names in parts for name in names) * data.channels * math.prod(data.image_size)
 
 
 def _check_extension(spec: SearchSpec, folder: Path, ledger: Ledger, extend: Mapping[str, float]) -> None:
@@ -362,7 +376,7 @@ def _check_extension(spec: SearchSpec, folder: Path, ledger: Ledger, extend: Map
 def _known_speed(spec: SearchSpec) -> planning.Speed | None:
     """What `vit-search plan --calibrate` last measured of this machine, where that can be read."""
     with contextlib.suppress(SpecError):
-        return planning.load_speed(kept_speed(gpus=spec.resources.gpus > 0))
+        return planning.load_speed(kept_speed(gpus=spec.resources.on_gpu))
     return None
 
 
@@ -373,7 +387,8 @@ def _beside_plan(folder: Path, spec: SearchSpec, trials: list[Trial], spent: Spe
     except (OSError, ValueError, TypeError, KeyError):
         return None
     lengths = Counter(len(trial.results) for trial in trials)
-    return planning.compare(plan, lengths, device_seconds=spent.trial_seconds * _devices(spec), wall_seconds=spent.wall_seconds)
+    device_seconds = spent.device_seconds(spec.resources.devices)
+    return planning.compare(plan, lengths, device_seconds=device_seconds, wall_seconds=spent.wall_seconds)
 
 
 def _lessons(spec: SearchSpec, output: Path) -> list[tuple[dict[str, Value], dict[int, float], str]]:
@@ -440,17 +455,20 @@ def _collect(folder: Path, trials: Mapping[int, Trial], spec: SearchSpec) -> Non
                 places[trial.number].parent.rmdir()  # unless there is an error.txt to read
 
 
-def _told(spec: SearchSpec, folder: Path, data: DataSet, number: int, params: dict[str, Value], seed: int | None) -> dict[str, Any]:
+def _told(
+    spec: SearchSpec, folder: Path, data: DataSet, packing: Packing, number: int, params: dict[str, Value], seed: int | None
+) -> dict[str, Any]:
     """What a worker is told of a trial; with a seed, as the first trial of a search with that seed would be."""
     own, trial = (spec, number) if seed is None else (spec.model_copy(update={"seed": seed}), 0)
     config = own.trial_config(params, in_channels=data.channels, num_classes=len(data.classes), trial=trial)
+    packing.ask(number)
     return {
         "trial": number,
         "config": config.to_dict(),
         "folder": str(trial_folder(folder.resolve(), number)),
         "data": data,
         "train_on": spec.train_on,
-        "threads": max(1, int(spec.resources.cpus)),
+        **packing.told(number),
         "halvings": 0,
         "usage": spec.system_metrics,
         "latency": any(objective.metric == "latency_ms" for objective in spec.objectives),
@@ -464,6 +482,7 @@ def _tune(
     rungs: Rungs,
     searcher: OptunaSearcher,
     control: Control,
+    packing: Packing,
     work: Callable[[dict[str, Any]], None],
     address: str | None,
 ) -> None:
@@ -473,12 +492,31 @@ def _tune(
         known = len(ledger.trials[number].results)
         epoch = EpochResult(**{f.name: result[f.name] for f in dataclasses.fields(EpochResult)})
         system = {name: value for name, value in result.items() if name.startswith("system/")}
-        ledger.append(Reported(trial=number, result=epoch, system=system))
+        ledger.append(Reported(trial=number, result=epoch, system=system, devices=packing.devices(number)))
         return len(ledger.trials[number].results) > known
 
-    with _ray(spec, address), _signals(control):
+    def outgrown(number: int, reason: str) -> dict[str, Any]:
+        event = packing.outgrown(number, reason)
+        assert event is not None, "a trial with a whole GPU makes its micro-batches smaller"
+        _log.warning("trial %d outgrew %g of a GPU: %s", number, event.gpus, reason)
+        ledger.append(event)
+        packing.ask(number)
+        return packing.told(number)
+
+    given_up: dict[int, str] = {}
+
+    def give_up(number: int, reason: str) -> None:
+        given_up[number] = reason
+        searcher.give_up(number)
+
+    recovery = Recovery(give_up, control.fail)
+    with _ray(spec, address), watched(folder.name, control.fail) as head, _signals(control):
+        if "auto" in (spec.resources.cpus, spec.resources.gpus):
+            packing.nodes = nodes_of(spec.resources)
+        if packing.nodes is not None and packing.nodes.gpu_memory:
+            searcher.fit_into(packing.nodes.gpu_memory)
         tuner = Tuner(
-            tune.with_resources(work, {"cpu": spec.resources.cpus, "gpu": spec.resources.gpus}),
+            tune.with_resources(work, request),
             tune_config=TuneConfig(
                 search_alg=searcher,
                 scheduler=RungScheduler(
@@ -489,6 +527,10 @@ def _tune(
                     paused=lambda: control.paused,
                     asked_to_stop=lambda number: bool(control.stop_reason(number)),
                     cancelled=control.cancelled.is_set,
+                    outgrown=outgrown,
+                    broke=recovery.broke,
+                    given_up=given_up.__contains__,
+                    moves=lambda trial: recovery.moves(trial, head.leaving),
                 ),
                 num_samples=-1,  # the searcher says when it is enough, and how many at a time
                 reuse_actors=True,
@@ -498,20 +540,39 @@ def _tune(
             run_config=RunConfig(
                 name="tune",
                 storage_path=str(folder.resolve()),
-                callbacks=[_EndCallback(ledger, spec, control)],
-                failure_config=FailureConfig(max_failures=MAX_RETRIES),
+                callbacks=[_EndCallback(ledger, spec, control, recovery, given_up)],
+                failure_config=FailureConfig(max_failures=-1),  # recovery.py says when it is enough
                 verbose=0,
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        except Exception as error:
+            raise control.trouble or _storage_trouble(folder, error) or error from None
+        if control.trouble:
+            raise control.trouble
+
+
+def _storage_trouble(folder: Path, error: BaseException) -> VitSearchError | None:
+    """What Tune has wrapped up: an error of ours, or of the driver's own storage; None for any other."""
+    causes, known = [error], {id(error)}
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and id(cause) not in known:
+        causes.append(cause)
+        known.add(id(cause))
+    ours = next((cause for cause in causes if isinstance(cause, VitSearchError)), None)
+    storage = next((cause for cause in causes if isinstance(cause, OSError) and cause.errno), None)
+    if ours is None and storage is not None:
+        return SearchError(f"{folder}: cannot be written ({storage}); make room or mend it, then `vit-search resume {folder.name}`.")
+    return ours
 
 
 class _EndCallback(Callback):
     """Writes into the ledger how each trial ended, and ends those that hang."""
 
-    def __init__(self, ledger: Ledger, spec: SearchSpec, control: Control) -> None:
-        self._ledger, self._epochs, self._stall_s, self._control = ledger, spec.epochs, 60 * spec.stall_minutes, control
-        self._heard: dict[str, float] = {}
+    def __init__(self, ledger: Ledger, spec: SearchSpec, control: Control, recovery: Recovery, given_up: Mapping[int, str]) -> None:
+        self._ledger, self._epochs, self._control = ledger, spec.epochs, control
+        self._recovery, self._given_up = recovery, given_up
+        self._space, self._patience = spec.space, Patience(60 * spec.stall_minutes, spec.stall_epochs)
 
     def __reduce__(self) -> Any:
         """Nothing of it is in Tune's snapshots: the ledger is what a search is rebuilt from."""
@@ -519,54 +580,39 @@ class _EndCallback(Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Kill the process of a trial that has not been heard of for too long; Tune then takes it for dead and tries again."""
-        now = time.monotonic()
-        silent = [name for name, heard in self._heard.items() if now - heard > self._stall_s]
+        silent = self._patience.silent(time.monotonic())
         for trial in trials if silent else ():
-            actor = trial.temporary_state.ray_actor
-            if trial.trial_id in silent and actor is not None:
-                _log.warning("trial %d has not reported for %g minutes; its process is ended.", trial.config["trial"], self._stall_s / 60)
+            number, actor = trial.config["trial"], trial.temporary_state.ray_actor
+            if number in silent and actor is not None:
+                _log.warning("trial %d has not reported for %.0f seconds; its process is ended.", number, silent[number])
+                self._recovery.hung(number, silent[number])
                 ray.kill(actor)
-                self._heard[trial.trial_id] = now
+                self._patience.forget(number)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._heard[trial.trial_id] = time.monotonic()
+        number = trial.config["trial"]
+        self._patience.start(number, self._space.cost(self._ledger.trials[number].params).train_flops, time.monotonic())
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-        self._heard[trial.trial_id] = time.monotonic()
-        if self._control.paused:  # it is about to be held
-            self._heard.pop(trial.trial_id)
+        if result.get("waiting"):
+            _log.warning("trial %d waits for its storage: %s", trial.config["trial"], result["waiting"])
+        if self._control.paused or result.get("outgrown"):  # it is about to be held
+            self._patience.forget(trial.config["trial"])
+        else:
+            self._patience.hear(trial.config["trial"], time.monotonic(), result.get("seconds"))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A process that the lack of memory has killed gets smaller micro-batches, once."""
-        self._heard.pop(trial.trial_id, None)
-        if trial.config["halvings"] == 0 and any(sign in _last_error(trial) for sign in MEMORY_SIGNS):
-            trial.config["halvings"] = 1
+        self._patience.forget(trial.config["trial"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._heard.pop(trial.trial_id, None)
         result, number = trial.last_result or {}, trial.config["trial"]
+        self._patience.forget(number)
         outcome: Outcome = "completed" if result.get("epoch", 0) >= self._epochs else "stopped"
-        outcome = result.get("failure", outcome)
+        outcome = "failed" if number in self._given_up else result.get("failure", outcome)
         if outcome == "stopped" and self._control.cancelled.is_set():
             return  # cut short by a person, not by a rung
         reason = self._control.stop_reason(number) if outcome == "stopped" else result.get("reason", "")
-        self._ledger.append(Ended(trial=number, outcome=outcome, reason=reason))
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._heard.pop(trial.trial_id, None)
-        error = _last_error(trial)
-        reason = "its worker process died"
-        if any(sign in error for sign in MEMORY_SIGNS):
-            reason = "its worker process was ended for lack of memory"
-        elif error and "actor died" not in error:
-            reason = error.splitlines()[-1]
-        self._ledger.append(Ended(trial=trial.config["trial"], outcome="failed", reason=f"{reason} (after {MAX_RETRIES} retries)"))
-
-
-def _last_error(trial: Any) -> str:
-    """What Tune wrote down when a trial's process failed; its own `get_error` looks where the file is put later."""
-    path = Path(trial.error_file or "")
-    return path.read_text().rpartition("Failure #")[2].strip() if path.is_file() else ""
+        self._ledger.append(Ended(trial=number, outcome=outcome, reason=self._given_up.get(number, reason)))
 
 
 class _FailuresAlike:
@@ -595,16 +641,36 @@ def _why(trials: list[Trial]) -> str:
 
 @contextlib.contextmanager
 def _ray(spec: SearchSpec, address: str | None) -> Iterator[None]:
-    """A Ray that has what a trial asks for."""
-    with session(address, env=WORKER_ENV | {"OMP_NUM_THREADS": str(max(1, int(spec.resources.cpus)))}):
-        have = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        for name, wanted in (("CPU", spec.resources.cpus), ("GPU", spec.resources.gpus)):
-            if wanted > have.get(name, 0):
-                where = "this machine" if address is None else "the cluster"
-                raise SearchError(
-                    f"resources.{name.lower()}s: a trial asks for {wanted:g} {name}s and {where} has {have.get(name, 0):g}; lower it."
-                )
+    """A Ray with a node that has what a trial asks for, or an autoscaler that may add one: Tune then waits for it."""
+    told = spec.resources
+    threads = {} if told.cpus == "auto" else {"OMP_NUM_THREADS": str(max(1, int(told.cpus)))}  # else Ray makes it the trial's cores
+    with session(address, env=WORKER_ENV | threads):
+        end = time.monotonic() + (0 if address is None else NODES_JOIN_WITHIN_S)
+        while problem := _too_large(spec, shapes(), address):
+            if time.monotonic() > end:
+                raise SearchError(problem)
+            time.sleep(1)
         yield
+
+
+def _too_large(spec: SearchSpec, places: list[Shape], address: str | None) -> str:
+    """Why a trial fits on no node; empty where it does, or where the file tells the memory of GPUs that start when they are asked for."""
+    told = spec.resources
+    if address is None:
+        places = [place for place in places if place.count is None]
+    elif told.gpu_bytes:
+        return ""
+    cpus, gpus = told.least
+    if any(place.cpus >= cpus and place.gpus >= gpus for place in places):
+        return ""
+    where = "this machine" if address is None else "the largest node of the cluster"
+    for name, asked, most in (("cpu", cpus, max(place.cpus for place in places)), ("gpu", gpus, max(place.gpus for place in places))):
+        if asked > most:
+            mend = "lower it"
+            if getattr(told, f"{name}s") == "auto":
+                mend = "write 0, or, where a cluster starts nodes by itself, add gpu_memory"
+            return f"resources.{name}s: a trial asks for {asked:g} {name.upper()}s and {where} has {most:g}; {mend}."
+    return f"resources: a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, and no node of the cluster has both; lower one."
 
 
 @contextlib.contextmanager
@@ -615,9 +681,9 @@ def _signals(control: Control) -> Iterator[None]:
         return
 
     def stop(number: int, frame: Any) -> None:
-        if control.cancelled.is_set():
+        if control.cancelled.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        control.cancel()
+        control.cancel()  # a job's stop reaches a search twice, from Ray and from its driver
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
@@ -666,6 +732,10 @@ def _new_folder(output: Path, name: str) -> Path:
 
 def _named_folder(output: Path, name: str) -> Path:
     """The folder of a search whose name was chosen for it; one that a death left without a search in it is used again."""
+    if not re.fullmatch(NAME, name):
+        raise SearchError(
+            f"--as {name!r}: no name of a folder; use letters, digits, '.', '_' and '-', at most 64, a letter or digit first."
+        )
     folder = output / name
     folder.mkdir(mode=0o700, exist_ok=True)
     if (folder / "search.json").exists():

@@ -27,10 +27,10 @@ class Limits:
     Args:
         asked: the limits.
         metric: what trials are ranked by. mode: "min" or "max".
-        devices: GPUs, or CPU cores where it uses none, that one trial holds.
+        devices: GPUs, or CPU cores where it uses none, that every trial holds; None where each has its own.
     """
 
-    def __init__(self, asked: Asked, *, metric: str, mode: str, devices: float) -> None:
+    def __init__(self, asked: Asked, *, metric: str, mode: str, devices: float | None) -> None:
         self._asked = asked
         self._metric, self._sign, self._devices = metric, 1.0 if mode == "max" else -1.0, devices
         self._best: float | None = None
@@ -68,7 +68,7 @@ class Limits:
             return f"limits.patience: no improvement in {self._since_best} trials"
         if asked.hours is not None and spent.wall_seconds >= 3600 * asked.hours:
             return f"limits.hours: {asked.hours:g} h are over"
-        if asked.device_hours is not None and self._devices * spent.trial_seconds >= 3600 * asked.device_hours:
+        if asked.device_hours is not None and spent.device_seconds(self._devices) >= 3600 * asked.device_hours:
             return f"limits.device_hours: {asked.device_hours:g} h are spent"
         return None
 

@@ -17,6 +17,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from vit_search.search.packing import request
 from vit_search.spec.rungs import levels, wilson
 
 MEDIAN_STARTUP = 5
@@ -160,6 +161,10 @@ class RungScheduler(FIFOScheduler):
             those of one idle worker, which Tune keeps for reuse.
         asked_to_stop: whether a trial is to end after its epoch.
         cancelled: whether all trials are to end at once.
+        outgrown: told of a trial, and why, that did not fit into its share of a GPU; what its worker is to be told instead.
+        broke: told each trial of Tune's whose process died, before it is queued again.
+        given_up: whether a trial that broke down is not to be tried again.
+        moves: what a trial of Tune's, held after its epoch, is to ask for instead so that it goes on elsewhere; None to stay.
     """
 
     def __init__(
@@ -172,10 +177,15 @@ class RungScheduler(FIFOScheduler):
         paused: Callable[[], bool] = lambda: False,
         asked_to_stop: Callable[[int], bool] = lambda trial: False,
         cancelled: Callable[[], bool] = lambda: False,
+        outgrown: Callable[[int, str], dict[str, Any]] = lambda trial, reason: {},
+        broke: Callable[[Any], None] = lambda trial: None,
+        given_up: Callable[[int], bool] = lambda trial: False,
+        moves: Callable[[Any], Any] = lambda trial: None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._rungs, self._name, self._record, self._flops = rungs, metric, record, flops
-        self._paused, self._asked_to_stop, self._cancelled = paused, asked_to_stop, cancelled
+        self._paused, self._asked_to_stop, self._cancelled, self._outgrown = paused, asked_to_stop, cancelled, outgrown
+        self._broke, self._given_up, self._moves = broke, given_up, moves
 
     def __reduce__(self) -> Any:
         """Nothing of it is in Tune's snapshots: the ledger is what a search is rebuilt from."""
@@ -185,6 +195,14 @@ class RungScheduler(FIFOScheduler):
         """STOP, CONTINUE, or NOOP for a trial that is held."""
         if result.get("failure"):
             return str(TrialScheduler.STOP)
+        if result.get("waiting"):
+            return str(TrialScheduler.CONTINUE)
+        if result.get("outgrown"):
+            self._hold(tune_controller, trial)
+            # Only now: while a trial runs or waits, Tune keeps it in places that it finds by its resources.
+            trial.set_config(trial.config | self._outgrown(trial.config["trial"], result["reason"]))
+            trial.update_resources(request(trial.config))
+            return str(TrialScheduler.NOOP)
         number, epoch = trial.config["trial"], result["epoch"]
         new = self._record(number, result)
         if new and self._rungs.stops(number, epoch, result.get(self._name), self._flops(number)):
@@ -192,23 +210,34 @@ class RungScheduler(FIFOScheduler):
         if self._asked_to_stop(number):
             return str(TrialScheduler.STOP)
         if self._paused() and epoch < self._rungs.epochs:
-            # Not PAUSE: Tune would then have its worker save, and ours rebuilds itself from its own checkpoint.
-            tune_controller.pause_trial(trial, should_checkpoint=False)
+            self._hold(tune_controller, trial)
+            return str(TrialScheduler.NOOP)
+        elsewhere = self._moves(trial) if epoch < self._rungs.epochs else None
+        if elsewhere is not None:
+            self._hold(tune_controller, trial)
+            trial.placement_group_factory = elsewhere  # after that, so that the worker kept for reuse is not the one it leaves
             return str(TrialScheduler.NOOP)
         return str(TrialScheduler.CONTINUE)
+
+    def _hold(self, tune_controller: Any, trial: Any) -> None:
+        """Not PAUSE: Tune would then have its worker save, and ours rebuilds itself from its own checkpoint."""
+        tune_controller.pause_trial(trial, should_checkpoint=False)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Its process died; Tune is about to queue it again."""
+        self._broke(trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """The oldest that waits, among live trials alone: Tune's own way looks through all trials at each of its steps.
 
-        None while the search is paused; where it is cancelled, all trials end here.
+        None while the search is paused; where it is cancelled, all trials end here, as does one that is given up.
         """
         live = sorted(tune_controller.get_live_trials(), key=lambda trial: trial.config["trial"])
-        if self._cancelled():
-            for trial in live:
+        for trial in live:
+            if self._cancelled() or self._given_up(trial.config["trial"]):
                 tune_controller.stop_trial(trial)
         if self._paused() and not any(trial.status == Trial.RUNNING for trial in live):
             time.sleep(0.1)  # Tune waits for nothing where nothing runs, and would keep a core busy
         if self._cancelled() or self._paused():
             return None
-        waiting = [trial for status in (Trial.PENDING, Trial.PAUSED) for trial in live if trial.status == status]
-        return next(iter(waiting), None)
+        return next((trial for trial in live if trial.status in (Trial.PENDING, Trial.PAUSED)), None)

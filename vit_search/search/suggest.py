@@ -9,6 +9,7 @@ that wrote them would have.
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import hashlib
 import itertools
 import math
@@ -357,6 +358,7 @@ class OptunaSearcher(Searcher):
         self._queue = deque(dict(point) for point in first)
         self._grid: Iterator[dict[str, Value]] = space.grid() if sampler == "grid" else iter(())
         self._number_of: dict[str, int] = {}
+        self._given_up: set[int] = set()
         self._waiting: deque[int] = deque()
         self._exhausted = False
         self._refused = 0
@@ -392,6 +394,16 @@ class OptunaSearcher(Searcher):
         self._space.check_point(params, "add")
         self._queue.appendleft(dict(params))
 
+    def fit_into(self, gpu_memory: int) -> None:
+        """From here on, what is predicted to need more than one GPU of so many bytes is not run.
+
+        Raises: SpecError where hardly anything is left.
+        """
+        self._space = dataclasses.replace(self._space, gpu_memory=gpu_memory)
+        if self._space.feasible_share() == 0:
+            problem = self._space.problem(self._space.draw(random.Random(0)))  # noqa: S311 -- a sample of the space, not a secret
+            raise SpecError(f"none of 2000 random proposals can be run, the first because: {problem} Lower model.dim or batch_size.")
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """A configuration for Tune; None for not now; Searcher.FINISHED, which Tune does not take back, once nothing is open either."""
         done = None if self._number_of else Searcher.FINISHED
@@ -419,10 +431,14 @@ class OptunaSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """How a trial ended: at full length, before it, by NaN or by an error."""
         number = self._number_of.pop(trial_id)
-        failure = "failed" if error else (result or {}).get("failure")
+        failure = "failed" if error or number in self._given_up else (result or {}).get("failure")
         if result and "epoch" in result and not failure:
             self._report(number, result["epoch"], result)
         self._end(number, failure or ("completed" if self._epochs in self._past(number).values else "stopped"))
+
+    def give_up(self, number: int) -> None:
+        """A trial is not tried again after its process died; it counts as failed when it ends, whatever it had reported."""
+        self._given_up.add(number)
 
     def truth(self) -> optuna.Study:
         """All proposals of this search in their true states."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vit_search.spec import expressions
+from vit_search.spec import expressions, shares
 from vit_search.spec.config import COUNTS, model_problem
 from vit_search.spec.cost import Cost, in_units, memory_of_this_machine
 from vit_search.spec.plan import images_of
@@ -130,6 +130,7 @@ def lint(spec: SearchSpec, draws: int = 2_000) -> Report:
         findings += _idle(spec, valid)
         findings += _warm_up(spec, valid)
         findings += _together(spec, valid)
+        findings += _whole_gpus(spec, valid)
     findings += _conditions(space, drawn)
     findings += _loose(limits, len(valid))
     findings += _repeats(spec, usable, duplicates)
@@ -163,7 +164,7 @@ def _looked_at(space: Space, params: dict[str, Any]) -> _Draw:
     if cost is not None:
         figures = (cost.params, cost.forward_flops, cost.train_flops, cost.train_bytes, cost.tokens)
         scope |= dict(zip(CALCULATED, figures, strict=True))
-        if cost.train_bytes > space.memory_limit:
+        if space.too_large(values, cost) is not None:
             reasons.append(MEMORY)
     for text, rule in _rules(space):
         if all(name in scope for name in rule.names) and not rule.holds(scope):
@@ -274,7 +275,7 @@ _GPU_ONLY = ("tf32", "compile", "cuda_graphs")
 def _idle(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
     """Parameters that are searched and make no difference."""
     for name in spec.space.searched:
-        if name in _GPU_ONLY and not spec.resources.gpus:
+        if name in _GPU_ONLY and not spec.resources.on_gpu:
             yield Finding("warning", path_of(name), "it makes no difference without a GPU; write a plain value.")
         if name not in _WITHOUT_EFFECT:
             continue
@@ -358,7 +359,7 @@ def _together(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
     if spec.concurrency > spec.trials:
         yield Finding("hint", "concurrency", f"{spec.concurrency:,} at once, but only {spec.trials:,} trials; lower it.")
     most, have = max(draw.cost.train_bytes for draw in valid if draw.cost is not None), memory_of_this_machine()
-    if not spec.resources.gpus and most * spec.concurrency > have >= most:
+    if not spec.resources.on_gpu and most * spec.concurrency > have >= most:
         seen = f"{spec.concurrency:,} of the largest trials take {in_units(most * spec.concurrency)}, and this machine has {in_units(have)}"
         yield Finding("hint", "concurrency", f"{seen}; lower it, or run it where there is more.")
     if spec.data.name in COUNTS:
@@ -367,6 +368,24 @@ def _together(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
         if share:
             seen = f"in {share:.0%} of the proposals an epoch of {train:,} images is less than one batch"
             yield Finding("warning", "training.batch_size", f"{seen}; lower it.")
+
+
+def _whole_gpus(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
+    """GPUs that have room for more trials than they are given."""
+    auto = spec.resources.gpus == "auto"
+    if not spec.resources.on_gpu or (not auto and (spec.resources.devices or 0) < 1):
+        return
+    space, memory = spec.space, spec.resources.gpu_bytes or shares.USUAL_MEMORY
+    steps = []
+    for draw in valid:
+        config = spec.trial_config(dict(draw.params), in_channels=space.in_channels, num_classes=space.num_classes, trial=0)
+        steps.append(shares.share_of(shares.Need(shares.training_bytes(config.model, config.training), 0), memory) or 1.0)
+    places = int(1 / sorted(steps)[len(steps) // 2])
+    seen = f"half of the proposals need at most 1/{places} of the memory of a GPU that has {in_units(memory)}"
+    if places > 1 and not auto:
+        yield Finding("hint", "resources.gpus", f"{seen}, and hold a whole one; write auto, and small ones train beside each other.")
+    elif spec.concurrency < places:
+        yield Finding("hint", "concurrency", f"{spec.concurrency} at once, but {seen}; up to {places} for each GPU find a place.")
 
 
 def _scales(space: Space) -> Iterator[Finding]:

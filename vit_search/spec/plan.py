@@ -13,12 +13,14 @@ import json
 import math
 import random
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vit_search.errors import DataError, SpecError
+from vit_search.spec import shares
 from vit_search.spec.config import COUNTS, IMAGE_ENDINGS, DataConfig, TrialConfig
 from vit_search.spec.cost import Cost, cost_of
 from vit_search.spec.files import write_whole
@@ -207,6 +209,15 @@ class Rung:
     """How many are expected to train so long."""
 
 
+@dataclass(frozen=True)
+class Share:
+    """How much of a GPU some trials take."""
+
+    gpus: float
+    trials: float
+    """Share of the trials."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a search is expected to cost."""
@@ -234,7 +245,7 @@ class Plan:
     params: tuple[int, int]
     """Median and largest."""
     train_bytes: tuple[int, int]
-    """Memory of a trial, median and largest, as spec/cost.py has it."""
+    """Memory of a trial, median and largest, as spec/cost.py has it, or spec/shares.py where a GPU is shared."""
     disk_bytes: int
     """The most that checkpoints take."""
     speed: Speed | None
@@ -249,6 +260,10 @@ class Plan:
     """An epoch of one trial: median and longest."""
     limit: str | None
     """The limit of time that is expected to end the search before its last trial."""
+    shares: tuple[Share, ...] = ()
+    """What trials take of a GPU, the smallest first, where each takes what it needs."""
+    gpu_bytes: int = 0
+    """Memory of the GPU that they are shares of."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -260,6 +275,7 @@ class Plan:
         parts = {
             "images": Images(**values["images"]),
             "rungs": tuple(Rung(**rung) for rung in values["rungs"]),
+            "shares": tuple(Share(**share) for share in values.get("shares", ())),
             "speed": Speed(**values["speed"]) if values["speed"] else None,
         }
         pairs = {name: tuple(value) for name, value in values.items() if isinstance(value, list) and name not in parts}
@@ -274,6 +290,10 @@ class _Draw:
     epoch_flops: float
     seconds: float
     """Of an epoch; FLOPs where no speed is known, which is enough for the order of events."""
+    devices: float
+    """GPUs, or cores where it has none, that a trial holds."""
+    bytes: int
+    """Memory of a training."""
 
 
 def plan(spec: SearchSpec, speed: Speed | None = None, *, concurrency: int | None = None) -> Plan:
@@ -297,9 +317,10 @@ def plan(spec: SearchSpec, speed: Speed | None = None, *, concurrency: int | Non
     epochs = [sum(search.epochs) for search in searches]
     seconds = statistics.fmean(search.seconds for search in searches)
     wall = statistics.fmean(search.wall for search in searches)
-    devices = spec.resources.gpus or spec.resources.cpus
+    device_seconds = statistics.fmean(search.device_seconds for search in searches)
     params = sorted(draw.cost.params for draw in draws)
-    memory = sorted(draw.cost.train_bytes for draw in draws)
+    memory = sorted(draw.bytes for draw in draws)
+    held = Counter(draw.devices for draw in draws) if spec.resources.gpus == "auto" else Counter()
     lasting = sorted(draw.seconds for draw in draws)
     return Plan(
         name=spec.name,
@@ -319,11 +340,13 @@ def plan(spec: SearchSpec, speed: Speed | None = None, *, concurrency: int | Non
         disk_bytes=(spec.keep_checkpoints + concurrency) * params[-1] * 4 * 3 * 2,  # weights and two moments, and the generation before
         speed=speed,
         trial_seconds=seconds if speed else None,
-        device_seconds=seconds * devices if speed else None,
+        device_seconds=device_seconds if speed else None,
         wall_seconds=wall if speed else None,
         wall_seconds_range=_most([search.wall for search in searches]) if speed else None,
         epoch_seconds=(lasting[len(lasting) // 2], lasting[-1]) if speed else None,
-        limit=_limit(spec, wall, seconds * devices) if speed else None,
+        limit=_limit(spec, wall, device_seconds) if speed else None,
+        shares=tuple(Share(gpus, count / len(draws)) for gpus, count in sorted(held.items())),
+        gpu_bytes=_gpu_bytes(spec) if held else 0,
     )
 
 
@@ -381,10 +404,30 @@ def _drawn(spec: SearchSpec, speed: Speed | None, images: Images) -> tuple[list[
         config = spec.trial_config(params, in_channels=space.in_channels, num_classes=space.num_classes, trial=0)
         cost = space.cost(params)
         flops = images.train * cost.train_flops + images.val * cost.forward_flops
-        draws.append(_Draw(cost, flops, epoch_seconds(speed, config, images) if speed else float(flops)))
+        share = share_of_gpu(spec, config, images)
+        devices = share or spec.resources.devices or 1.0  # cores that depend on the cluster count as one
+        memory = shares.training_bytes(config.model, config.training) if share else cost.train_bytes
+        draws.append(_Draw(cost, flops, epoch_seconds(speed, config, images) if speed else float(flops), devices, memory))
     if not draws:
         raise SpecError(f"none of {tried:,} random proposals can be run; see why: vit-search lint.")
     return draws, len(draws) / tried
+
+
+def share_of_gpu(spec: SearchSpec, config: TrialConfig, images: Images) -> float | None:
+    """What a trial takes of a GPU where the file says auto, before anything is learnt; None where it says a number."""
+    if spec.resources.gpus != "auto":
+        return None
+    need = shares.Need(shares.training_bytes(config.model, config.training), images_bytes(config, images))
+    return shares.share_of(need, _gpu_bytes(spec)) or 1.0
+
+
+def images_bytes(config: TrialConfig, images: Images) -> int:
+    """The images that a search trains and validates on, a byte for each value of a pixel."""
+    return (images.train + images.val) * config.model.in_channels * math.prod(config.model.image_size)
+
+
+def _gpu_bytes(spec: SearchSpec) -> int:
+    return spec.resources.gpu_bytes or shares.USUAL_MEMORY
 
 
 @dataclass(frozen=True)
@@ -395,6 +438,7 @@ class _Search:
     """Of each trial."""
     flops: float
     seconds: float
+    device_seconds: float
     wall: float
 
 
@@ -409,7 +453,13 @@ def _played(spec: SearchSpec, draws: Sequence[_Draw], trials: int, concurrency: 
         return searches
     more = trials / part
     return [
-        _Search([n for n in s.epochs for _ in range(math.ceil(more))][:trials], s.flops * more, s.seconds * more, s.wall * more)
+        _Search(
+            [n for n in s.epochs for _ in range(math.ceil(more))][:trials],
+            s.flops * more,
+            s.seconds * more,
+            s.device_seconds * more,
+            s.wall * more,
+        )
         for s in searches
     ]
 
@@ -445,6 +495,7 @@ def _play(spec: SearchSpec, draws: Sequence[_Draw], trials: int, concurrency: in
         epochs,
         sum(n * draw.epoch_flops for n, draw in zip(epochs, chosen, strict=True)),
         sum(n * draw.seconds for n, draw in zip(epochs, chosen, strict=True)),
+        sum(n * draw.seconds * draw.devices for n, draw in zip(epochs, chosen, strict=True)),
         clock,
     )
 

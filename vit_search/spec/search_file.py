@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, Strict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Strict, Tag, ValidationError, model_validator
 
 from vit_search.errors import SpecError
 from vit_search.spec import presets, strict_yaml
 from vit_search.spec.config import DATA_SETS, FROM_DATA, METRICS, SHAPES, DataConfig, ModelConfig, TrainingConfig, TrialConfig, field_types
 from vit_search.spec.cost import memory_of_this_machine
 from vit_search.spec.expressions import nearest as nearest  # others ask for it here
+from vit_search.spec.shares import SMALLEST
 from vit_search.spec.space import FORMS, FloatRange, IntRange, Space, Value, path_of, section
 
 if TYPE_CHECKING:  # made from the dataclasses' fields when imported, so their keys are not known to a type checker
@@ -75,13 +76,59 @@ class Stopping(_Part):
     """Groups of trials by predicted training FLOPs; a trial is held against its own group alone."""
 
 
+def _amount(**bounds: float) -> Any:
+    """A number within bounds, or auto; the tags are forms of a parameter, so that errors read alike."""
+    number = Annotated[float, Strict(), Field(**bounds), Tag("float")]
+    forms: Any = number | Annotated[Literal["auto"], Tag("value")]
+    return Annotated[forms, Discriminator(lambda value: "value" if isinstance(value, str) else "float")]
+
+
+if TYPE_CHECKING:
+    Cores: TypeAlias = float | Literal["auto"]
+    Gpus: TypeAlias = float | Literal["auto"]
+else:
+    Cores, Gpus = _amount(gt=0, le=1024), _amount(ge=0, le=64)
+
+
 class Resources(_Part):
     """What one trial takes."""
 
-    cpus: Annotated[float, Strict()] = Field(1, gt=0, le=1024)
-    """CPU cores; a trial's torch threads are as many, at least 1."""
-    gpus: Annotated[float, Strict()] = Field(0, ge=0, le=64)
-    """GPUs, or a share of one."""
+    cpus: Cores = 1
+    """CPU cores; a trial's torch threads are as many, at least 1. auto: a node's cores, shared among the trials that fit on it."""
+    gpus: Gpus = 0
+    """GPUs, or a share of one; auto: the share that the trial's predicted memory needs, so that small ones run beside each other."""
+    gpu_memory: str | None = None
+    """Memory of a GPU, as 80GiB; it is asked of the cluster where it is left out, which takes a GPU node that is up."""
+
+    @model_validator(mode="after")
+    def _memory_is_readable(self) -> Resources:
+        if self.gpu_memory is not None and not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3})? ?GiB", self.gpu_memory):
+            raise ValueError(f"@gpu_memory@{self.gpu_memory!r} is no size; write e.g. 80GiB")
+        if self.gpu_memory is not None and self.gpus != "auto":
+            raise ValueError("@gpu_memory@it decides nothing unless gpus is auto; drop it, or write gpus: auto")
+        return self
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether trials train on a GPU."""
+        return self.gpus != 0
+
+    @property
+    def gpu_bytes(self) -> int:
+        """gpu_memory as a number; 0 where it is left out."""
+        return int(float(self.gpu_memory.removesuffix("GiB")) * 2**30) if self.gpu_memory else 0
+
+    @property
+    def least(self) -> tuple[float, float]:
+        """CPU cores and GPUs that a trial asks for, at the least where the file leaves them to us."""
+        cpus, gpus = (SMALLEST if asked == "auto" else asked for asked in (self.cpus, self.gpus))
+        return cpus, gpus
+
+    @property
+    def devices(self) -> float | None:
+        """GPUs of every trial, or its cores where it has none; None where each trial has its own."""
+        held = self.gpus or self.cpus
+        return None if held == "auto" else held
 
 
 class Limits(_Part):
@@ -90,7 +137,7 @@ class Limits(_Part):
     hours: Annotated[float, Strict()] | None = Field(None, gt=0, allow_inf_nan=False)
     """Wall time."""
     device_hours: Annotated[float, Strict()] | None = Field(None, gt=0, allow_inf_nan=False)
-    """Time of all trials, each multiplied by its GPUs, or by its CPU cores where it has none."""
+    """Time of all trials, each multiplied by its GPUs or its share of one, or by its CPU cores where it has none."""
     target: Annotated[float, Strict()] | None = Field(None, allow_inf_nan=False)
     """The metric's value at which the search is done."""
     patience: Count | None = Field(None, ge=1)
@@ -136,7 +183,9 @@ class SearchSpec(_Part):
     system_metrics: bool = False
     """Whether each epoch records what its trial took of processor, memory and GPU, under MLflow's own names."""
     stall_minutes: Annotated[float, Strict()] = Field(30, gt=0, allow_inf_nan=False)
-    """A trial that reports nothing for so long is taken for hung."""
+    """A trial that reports nothing for so long is taken for hung, ended, and tried again, on another node where there is one."""
+    stall_epochs: Count = Field(20, ge=2, le=1_000_000)
+    """The same after this many times the longest of its epochs, if that comes sooner, but not before a minute."""
     preset: Literal[presets.PRESETS] | None = None  # type: ignore[valid-type]
     """Distributions around DeiT-Ti, DeiT-S or DeiT-B for what model and training leave out; see spec/presets.py."""
     model: ModelSection = ModelSection()
@@ -186,7 +235,8 @@ class SearchSpec(_Part):
             image_size=self.image_size,
             in_channels=known[1] if known else self.data.channels,
             num_classes=known[2] if known else 1,  # an image folder's are counted later; a head's weights are few
-            memory_limit=LARGEST_GPU if self.resources.gpus else memory_of_this_machine(),
+            memory_limit=LARGEST_GPU if self.resources.on_gpu else memory_of_this_machine(),
+            gpu_memory=self.resources.gpu_bytes,
             constraints=tuple(self.constraints),
             epochs=self.epochs,
         )

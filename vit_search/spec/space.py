@@ -30,7 +30,7 @@ from pydantic import (
 )
 
 from vit_search.errors import SpecError
-from vit_search.spec import expressions
+from vit_search.spec import expressions, shares
 from vit_search.spec.config import FROM_DATA, ModelConfig, TrainingConfig, bounds_text, field_types, model_problem, within
 from vit_search.spec.cost import Cost, cost_of, in_units
 from vit_search.spec.expressions import Expression, nearest
@@ -348,6 +348,8 @@ GIVEN = ("epochs", "image_height", "image_width")
 _TYPES = {**field_types(ModelConfig), **field_types(TrainingConfig)}
 _DEFAULTS = {f.name: f.default for config in (ModelConfig, TrainingConfig) for f in fields(config)}
 _MODEL = tuple(f.name for f in fields(ModelConfig) if f.name not in FROM_DATA)
+_MEMORY = ("batch_size", "accumulation", "precision", "ema_decay", "cuda_graphs")
+"""What of the training decides how much memory it takes of a GPU."""
 
 
 def path_of(name: str) -> str:
@@ -369,6 +371,8 @@ class Space:
     """Expressions that must hold for a proposal to be run."""
     epochs: int = 1
     """Length of a full training."""
+    gpu_memory: int = 0
+    """Bytes of the one GPU that a trial must fit into, in the place of memory_limit; 0 where that is not known."""
 
     @cached_property
     def searched(self) -> dict[str, Distribution]:
@@ -406,6 +410,22 @@ class Space:
         Raises: SpecError when it makes no ViT.
         """
         return self._cost(self.complete(params))
+
+    def too_large(self, values: Mapping[str, Any], cost: Cost) -> str | None:
+        """Why a proposal's training is predicted not to fit into memory, or None.
+
+        Args:
+            values: those of `complete`. cost: of them.
+        """
+        if not self.gpu_memory:
+            if cost.train_bytes <= self.memory_limit:
+                return None
+            return f"training would take about {in_units(cost.train_bytes)}, and a trial has {in_units(self.memory_limit)}."
+        told = {name: values[name] for name in _MEMORY if name in values}
+        need, room = shares.training_bytes(self._model(values), TrainingConfig(epochs=1, **told)), shares.allowed(1.0, self.gpu_memory)
+        if need <= room:
+            return None
+        return f"training would take about {in_units(need)} of a GPU, and a whole one has {in_units(room)} beside its context."
 
     def feasible_share(self, draws: int = 2000) -> float:
         """Share of random proposals that can be run, from a fixed seed."""
@@ -625,8 +645,9 @@ class Space:
         shown: dict[str, str] = {}
         if all(name in known for name in (*_MODEL, "batch_size", "accumulation")):
             cost = self._cost(known)
-            if cost.train_bytes > self.memory_limit:
-                return f"training would take about {in_units(cost.train_bytes)}, and a trial has {in_units(self.memory_limit)}."
+            problem = self.too_large(known, cost)
+            if problem is not None:
+                return problem
             figures = (cost.params, cost.forward_flops, cost.train_flops, cost.train_bytes, cost.tokens)
             scope |= dict(zip(CALCULATED, figures, strict=True))
             shown["train_memory"] = in_units(cost.train_bytes)
@@ -638,9 +659,12 @@ class Space:
         return None
 
     def _cost(self, values: Mapping[str, Any]) -> Cost:
+        return cost_of(self._model(values), math.ceil(values["batch_size"] / values["accumulation"]))
+
+    def _model(self, values: Mapping[str, Any]) -> ModelConfig:
         model = {name: values[name] for name in _MODEL if name in values}
         shape: dict[str, Any] = {"image_size": self.image_size, "in_channels": self.in_channels, "num_classes": self.num_classes}
-        return cost_of(ModelConfig(**shape, **model), math.ceil(values["batch_size"] / values["accumulation"]))
+        return ModelConfig(**shape, **model)
 
     def _values(self, name: str) -> list[Any]:
         """Every value that a whole-number parameter can take."""

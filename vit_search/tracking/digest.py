@@ -133,8 +133,8 @@ class Digest:
     infeasible: int
     """Proposals that could not be run, which cost nothing."""
     spent: Spent
-    devices: float
-    """GPUs of a trial, or its CPU cores where it has none."""
+    devices: float | None
+    """GPUs of every trial, or its CPU cores where it has none; None where each trial has its own."""
     winner: Winner | None
     steps: tuple[Step, ...]
     costs: dict[int, Cost]
@@ -176,7 +176,7 @@ def digest(folder: Path, *, running: bool | None = None) -> Digest:
     space, trials = spec.space, list(by_number.values())
     order = standing(trials, spec.metric, spec.mode)
     costs = {trial.number: space.cost(trial.params) for trial in trials}
-    devices = spec.resources.gpus or spec.resources.cpus
+    devices = spec.resources.devices
     clock = _Clock(events, by_number)
     rungs = levels(grace_epochs=spec.stopping.grace_epochs, reduction_factor=spec.stopping.reduction_factor, epochs=spec.epochs)
     rungs = rungs if spec.stopping.kind != "none" else []
@@ -361,20 +361,22 @@ class _Clock:
         return tuple(((i + 0.5) * width, busy) for i, busy in enumerate(trained))
 
 
-def _steps(events: Iterable[Event], trials: Mapping[int, Trial], spec: SearchSpec, devices: float, clock: _Clock) -> tuple[Step, ...]:
+def _steps(
+    events: Iterable[Event], trials: Mapping[int, Trial], spec: SearchSpec, devices: float | None, clock: _Clock
+) -> tuple[Step, ...]:
     found: list[Step] = []
     ended: set[int] = set()
     trained, better = 0.0, max if spec.mode == "max" else min
     for event in events:
         if isinstance(event, Reported):
-            trained += event.result.seconds
+            trained += event.result.seconds * (event.devices if devices is None else devices)
         elif isinstance(event, Ended) and event.outcome != "interrupted":
             ended.add(event.trial)
             value = trials[event.trial].value(spec.metric)
             if event.outcome == "completed" and value is not None:
                 best = better(value, found[-1].best) if found else value
                 hours = clock.ended[event.trial]
-                found.append(Step(event.trial, value, len(ended), hours, trained * devices / 3600, best))
+                found.append(Step(event.trial, value, len(ended), hours, trained / 3600, best))
     return tuple(found)
 
 

@@ -62,6 +62,21 @@ class Reported:
     result: EpochResult
     system: dict[str, float] = field(default_factory=dict)
     """What it took of the machine, by MLflow's names, where the search file asks for it; see search/usage.py."""
+    devices: float = 0.0
+    """GPUs, or cores where it had none, that it held, where the file leaves that to us; else 0."""
+    at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outgrown:
+    """A trial did not fit into its share of a GPU; it goes on from its checkpoint with the next larger one."""
+
+    trial: int
+    gpus: float
+    """The share."""
+    memory: int
+    """Bytes that it was allowed."""
+    reason: str = ""
     at: float = field(default_factory=time.time)
 
 
@@ -86,12 +101,13 @@ class Commanded:
     at: float = field(default_factory=time.time)
 
 
-Event = Launched | Proposed | Infeasible | Reported | Ended | Commanded
+Event = Launched | Proposed | Infeasible | Reported | Outgrown | Ended | Commanded
 _KINDS: dict[str, Any] = {
     "launched": Launched,
     "proposed": Proposed,
     "infeasible": Infeasible,
     "reported": Reported,
+    "outgrown": Outgrown,
     "ended": Ended,
     "commanded": Commanded,
 }
@@ -108,6 +124,12 @@ class Trial:
     reason: str = ""
     began: float = 0.0
     ended: float | None = None
+    weighed_seconds: float = 0.0
+    """Of training and evaluation, each epoch's times the devices that it held, as far as its events say so."""
+
+    def device_seconds(self, devices: float | None) -> float:
+        """Of training and evaluation, times the devices: as many as every trial holds, or None where each has its own."""
+        return self.weighed_seconds if devices is None else devices * sum(result.seconds for result in self.results)
 
     @property
     def over(self) -> bool:
@@ -139,7 +161,13 @@ class Spent:
     """What these trials would have taken on top, at their own pace."""
     wall_seconds: float = 0.0
     """While a driver was at work; the time between a death and a resume does not count."""
+    weighed_seconds: float = 0.0
+    """As a trial's, of all trials together."""
     _last: float | None = None
+
+    def device_seconds(self, devices: float | None) -> float:
+        """As a trial's, of all trials together."""
+        return self.weighed_seconds if devices is None else devices * self.trial_seconds
 
     def take(self, event: Event, trials: Mapping[int, Trial], full: int) -> None:
         """Add one more event, after `trials` has taken it; `full` is the number of epochs of a full training."""
@@ -149,6 +177,7 @@ class Spent:
         if isinstance(event, Reported):
             self.epochs += 1
             self.trial_seconds += event.result.seconds
+            self.weighed_seconds += event.result.seconds * event.devices
         elif isinstance(event, Ended) and event.outcome == "stopped":
             results = trials[event.trial].results
             own = sum(result.seconds for result in results)
@@ -242,6 +271,7 @@ def fold(trials: dict[int, Trial], event: Event) -> None:
     elif isinstance(event, Reported):
         trial = trials[event.trial]
         trial.results.append(event.result)
+        trial.weighed_seconds += event.result.seconds * event.devices
         trial.outcome = "running"
     elif isinstance(event, Ended):
         trial = trials[event.trial]

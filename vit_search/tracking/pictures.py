@@ -89,7 +89,7 @@ def progress(digests: Sequence[Digest]) -> list[Picture]:
                 )
             better = better_ones(d.steps)
             end = {"ended": len([t for t in d.standing if t.over]), "hours": d.spent.wall_seconds / 3600}
-            last = end.get(what, d.spent.trial_seconds * d.devices / 3600)
+            last = end.get(what, d.spent.device_seconds(d.devices) / 3600)
             x, y = [getattr(s, what) for s in better], [s.best for s in better]
             if better:
                 x, y = [*x, max(last, x[-1])], [*y, y[-1]]

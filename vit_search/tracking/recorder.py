@@ -546,12 +546,11 @@ class Recorder:
         """What is to be known of a whole trial, to sort by in MLflow's pages."""
         spec, at = self._spec, int(event.at * 1000)
         cost = self._space.cost(trial.params)
-        devices = spec.resources.gpus or spec.resources.cpus
         values: dict[str, float | None] = {f"best/{spec.metric}": trial.best_value(spec.metric, spec.mode)}
         values |= {
             "rung": self._rung(trial),
             "epochs": len(trial.results),
-            "device_seconds": devices * sum(result.seconds for result in trial.results),
+            "device_seconds": trial.device_seconds(spec.resources.devices),
             **{name: float(getattr(cost, COST_FIELDS[name])) for name in ("params", "train_flops")},
         }
         return [Metric(name, float(value), at, len(trial.results)) for name, value in values.items() if value is not None]

@@ -152,7 +152,7 @@ def _figures(d: Digest) -> list[tuple[str, str]]:
         ("epochs trained", f"{d.spent.epochs:,}"),
         ("epochs saved", f"{1 - trained / full:.0%}" if full else "–"),
         ("time at work", in_time(d.spent.wall_seconds)),
-        ("device time", in_time(d.spent.trial_seconds * d.devices)),
+        ("device time", in_time(d.spent.device_seconds(d.devices))),
         ("utilisation", "–" if d.utilisation is None else f"{d.utilisation:.0%}"),
     ]
     return found

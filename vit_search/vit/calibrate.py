@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 import types
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ import torch
 from vit_search.errors import SpecError
 from vit_search.spec.config import TrialConfig
 from vit_search.spec.cost import cost_of
-from vit_search.spec.plan import EVALUATED_AT_ONCE, Speed, evaluation_seconds, work
+from vit_search.spec.plan import EVALUATED_AT_ONCE, Speed, evaluation_seconds, images_of, share_of_gpu, work
 from vit_search.spec.search_file import SearchSpec
 from vit_search.vit import checkpoint, machine, training
 from vit_search.vit.splits import Split
@@ -63,14 +64,15 @@ def calibrate(spec: SearchSpec, *, concurrency: int | None = None, seconds: floa
         seconds: time of measuring; starting the processes comes on top.
     Raises: SpecError when no proposal can be run, or the file asks for a GPU where there is none.
     """
-    device = "cuda" if spec.resources.gpus else "cpu"
+    device = "cuda" if spec.resources.on_gpu else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise SpecError("resources.gpus: this machine has no GPU to measure; run plan --calibrate where the search will run.")
-    room = len(os.sched_getaffinity(0)) / spec.resources.cpus
-    if spec.resources.gpus:
-        room = min(room, torch.cuda.device_count() / spec.resources.gpus)
+    cores, cpus, gpus = len(os.sched_getaffinity(0)), spec.resources.cpus, _gpus(spec)
+    room = cores / (1 if cpus == "auto" else cpus)
+    if gpus:
+        room = min(room, torch.cuda.device_count() / gpus)
     processes = min(concurrency or spec.concurrency, max(1, int(room)))
-    threads = max(1, int(spec.resources.cpus))
+    threads = max(1, int(cores / processes if cpus == "auto" else cpus))
     configs = [_bounded(config, STEP_FLOPS[device]) for config in proposals(spec)]
     workers = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
     with mock.patch.dict(os.environ, machine.WORKER_ENV | {"OMP_NUM_THREADS": str(threads)}), workers as pool:  # read as a process starts
@@ -84,6 +86,15 @@ def calibrate(spec: SearchSpec, *, concurrency: int | None = None, seconds: floa
         processes=processes,
         room=max(1, int(room)),
     )
+
+
+def _gpus(spec: SearchSpec) -> float:
+    """What most trials hold of a GPU."""
+    if spec.resources.gpus != "auto":
+        return spec.resources.gpus
+    images = images_of(spec.data_config)
+    found = Counter(share_of_gpu(spec, config, images) or 1.0 for config in proposals(spec))
+    return found.most_common(1)[0][0]
 
 
 def proposals(spec: SearchSpec) -> list[TrialConfig]:

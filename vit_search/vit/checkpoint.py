@@ -17,6 +17,8 @@ import json
 import logging
 import os
 import shutil
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,20 +53,41 @@ class ServedModel:
     """Splits of the data."""
 
 
-def save(folder: Path, training: Training, *, classes: tuple[str, ...], data_hash: str, trained_on: tuple[str, ...] = ("train",)) -> None:
+def save(
+    folder: Path,
+    training: Training,
+    *,
+    classes: tuple[str, ...],
+    data_hash: str,
+    trained_on: tuple[str, ...] = ("train",),
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Write a checkpoint; at every moment `folder` or the `.old` beside it is complete, and the one before the last is kept.
+
+    Args:
+        check: called when all is written and nothing is in place yet; what it raises leaves the older checkpoint where it was.
 
     Raises: OSError when the disk is full or cannot be written; an older checkpoint is then still there.
     """
-    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    fresh, old = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.new"), folder.with_name(folder.name + ".old")
     _recover(folder)
-    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        _write(fresh, training, classes, data_hash, trained_on)
+        check()
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _write(fresh: Path, training: Training, classes: tuple[str, ...], data_hash: str, trained_on: tuple[str, ...]) -> None:
     fresh.mkdir(parents=True)
     try:
         save_file({name: tensor.contiguous() for name, tensor in training.outcome.state_dict().items()}, fresh / MODEL)
         save_file(_optimiser_tensors(training), fresh / OPTIMISER)
     except SafetensorError as error:  # what it makes of an OSError
-        shutil.rmtree(fresh, ignore_errors=True)
         raise OSError(f"{fresh}: cannot be written ({error})") from None
     document = {
         "config": training.config.to_dict(),
@@ -78,16 +101,18 @@ def save(folder: Path, training: Training, *, classes: tuple[str, ...], data_has
         "sha256": {name: _sha256(fresh / name) for name in (MODEL, OPTIMISER)},
     }
     (fresh / CONFIG).write_text(_signed(document))
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    fresh.rename(folder)
 
 
 def drop_older(folder: Path) -> None:
     """Remove the generation before a checkpoint, once its trial is over."""
-    for name in (".old", ".new"):
-        shutil.rmtree(folder.with_name(folder.name + name), ignore_errors=True)
+    shutil.rmtree(folder.with_name(folder.name + ".old"), ignore_errors=True)
+    drop_unfinished(folder)
+
+
+def drop_unfinished(folder: Path) -> None:
+    """Remove what deaths in mid-write have left beside a checkpoint; a process that is still at it fails."""
+    for left in folder.parent.glob(f"{folder.name}.*.new"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def load_training(folder: Path, config: TrialConfig, device: torch.device | str = "cpu") -> Training:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vit_search.spec.config import TrialConfig
 from vit_search.spec.pickles import no_pickles
+from vit_search.spec.shares import fraction
 
 WORKER_ENV = {  # glibc keeps freed pages instead of faulting them in again at each step: 4 to 7 % on CPU
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
@@ -47,11 +50,27 @@ def compiling_pays(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def limit_memory(share: float, cuda: Any = torch.cuda) -> None:
+    """Have this process's allocator hold no more of its GPU than a share of one allows, so that no neighbour is pushed out.
+
+    It undoes what an earlier trial of the process was allowed, and gives back what that left behind. Nothing without a GPU.
+
+    Args:
+        share: of the GPU; 1 or more for no limit.
+        cuda: torch.cuda, or what a test puts in its place.
+    """
+    if share and cuda.is_available():
+        gc.collect()
+        cuda.empty_cache()
+        cuda.set_per_process_memory_fraction(fraction(share, cuda.get_device_properties(0).total_memory))
+
+
 def free_bytes(device: torch.device) -> int:
-    """Memory that this process can still take: of the GPU, or of the machine, its container and the process's own limit."""
+    """Memory that this process can still take: of the GPU and its own share of it, or of the machine, its container and the own limit."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free, total = torch.cuda.mem_get_info(device)
+        share = int(total * torch.cuda.get_per_process_memory_fraction(device.index))  # it refuses a device without an index
+        return max(0, min(free + torch.cuda.memory_reserved(device), share) - torch.cuda.memory_allocated(device))
     known = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     bounds = [1024 * int(known["MemAvailable"].split()[0])]
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -72,8 +91,15 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
-SHORTAGES = ("can't allocate memory", "could not create a primitive", "could not create a memory", "std::bad_alloc")
-"""Words of torch's own allocator, of oneDNN's and of C++'s."""
+SHORTAGES = (
+    "can't allocate memory",
+    "could not create a primitive",
+    "could not create a memory",
+    "std::bad_alloc",
+    "CUDA error: out of memory",
+    "STATUS_ALLOC_FAILED",
+)
+"""Words of torch's own allocator, of oneDNN's, of C++'s, and of the CUDA driver's and its libraries' beside that allocator."""
 
 
 def out_of_memory(error: RuntimeError) -> bool:

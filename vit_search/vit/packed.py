@@ -349,7 +349,8 @@ def _masks(pack: _Pack, batch: int, generators: Sequence[Generator]) -> Tensor:
     """(K, M), drawn anew, each row by its member's generator alone: on a CPU draw by draw as ViT.forward does."""
     sizes = [batch * math.prod(site.shape) for site in pack.sites.values()]
     if pack.weights.is_cuda and sizes:
-        return masks_at_once(pack.rates, sizes, generators)
+        drops = [[rate > 0 for rate in own] for own in zip(*(site.rates for site in pack.sites.values()), strict=True)]
+        return masks_at_once(pack.rates, sizes, generators, drops)
     masks = torch.ones(len(generators), sum(sizes), device=pack.weights.device)
     for part, (name, site) in zip(masks.split(sizes, dim=1), pack.sites.items(), strict=True):
         for own, rate, generator in zip(part, site.rates, generators, strict=True):
@@ -360,16 +361,23 @@ def _masks(pack: _Pack, batch: int, generators: Sequence[Generator]) -> Tensor:
     return masks
 
 
-def masks_at_once(rates: Tensor, sizes: Sequence[int], generators: Sequence[Generator]) -> Tensor:
-    """Masks drawn by one kernel a member, as a GPU wants it.
+def masks_at_once(rates: Tensor, sizes: Sequence[int], generators: Sequence[Generator], drops: Sequence[Sequence[bool]]) -> Tensor:
+    """Masks drawn by one kernel a member, as a GPU wants it, whatever its neighbours drop.
 
     Args:
         rates: (K, sites), chances to drop. sizes: numbers of each site. generators: of each member.
+        drops: (K, sites), whether the rate is above 0; on the host, which must not wait for the device.
     Returns: (K, sum of sizes), 0 or 1 / (1 - rate).
     """
-    draws = torch.empty(len(generators), sum(sizes), device=rates.device)
-    for row, generator in zip(draws, generators, strict=True):
-        row.uniform_(generator=generator)
+    draws = torch.zeros(len(generators), sum(sizes), device=rates.device)
+    for row, generator, own in zip(draws, generators, drops, strict=True):
+        if all(own):
+            row.uniform_(generator=generator)
+        elif any(own):
+            parts = [part for part, drop in zip(row.split(list(sizes)), own, strict=True) if drop]
+            lengths = [len(part) for part in parts]
+            fresh = torch.empty(sum(lengths), device=row.device).uniform_(generator=generator)
+            torch._foreach_copy_(parts, list(fresh.split(lengths)))
     keep = torch.cat([1 - part.expand(-1, size) for part, size in zip(rates.split(1, dim=1), sizes, strict=True)], dim=1)
     return (draws < keep) / keep
 

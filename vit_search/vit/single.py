@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,10 +33,11 @@ def train(spec: SearchSpec, config: TrialConfig, data: DataSet, folder: Path) ->
     trained_on, validated_on = TRAINED_AND_VALIDATED_ON[spec.train_on]
     if not all(data.counts[name] for name in validated_on):
         raise SpecError("train_on: no image is left for the holdout to validate on; raise data.holdout_fraction, or train on train.")
-    if spec.resources.gpus and not torch.cuda.is_available():
-        raise SpecError(f"resources.gpus: {spec.resources.gpus:g} asked for, and this machine has none; write 0.")
-    device = "cuda" if spec.resources.gpus else "cpu"
-    torch.set_num_threads(max(1, int(spec.resources.cpus)))
+    gpus, cpus = spec.resources.gpus, spec.resources.cpus
+    if spec.resources.on_gpu and not torch.cuda.is_available():
+        raise SpecError(f"resources.gpus: {gpus if gpus == 'auto' else f'{gpus:g}'} asked for, and this machine has none; write 0.")
+    device = "cuda" if spec.resources.on_gpu else "cpu"
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if cpus == "auto" else max(1, int(cpus)))
     state = _where_it_stood(folder, config, data, trained_on, device)
     yield from list(state.history)
     parts = [load_split(data, *names, device=device) for names in (trained_on, validated_on)]

@@ -158,14 +158,15 @@ class _Files(Dataset[Tensor]):
         return cropped
 
 
-def load_split(data: DataSet, *names: SplitName, device: torch.device | str = "cpu") -> Split | StreamedSplit:
+def load_split(data: DataSet, *names: SplitName, device: torch.device | str = "cpu", decoders: int | None = None) -> Split | StreamedSplit:
     """A split, or several as one, on its way to a device: moved there whole where it takes less than half of what is free.
 
-    On the CPU all processes of a machine share the pages of the cache's files, but for several as one.
+    On the CPU all processes of a machine share the pages of the cache's files, but for several as one. `decoders` is the number of
+    processes that decode files; see StreamedSplit.
     """
     device = torch.device(device)
     images, labels = read_split(data, *names)
     if data.root is not None:
-        return StreamedSplit(data.root, images, torch.from_numpy(labels).to(device), data.image_size, data.channels)
+        return StreamedSplit(data.root, images, torch.from_numpy(labels).to(device), data.image_size, data.channels, decoders)
     fits = images.nbytes < free_bytes(device) / 2
     return Split(torch.from_numpy(images).to(device if fits else "cpu"), torch.from_numpy(labels).to(device))

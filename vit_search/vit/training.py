@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vit_search.errors import OutOfMemoryError
+from vit_search.spec import shares
 from vit_search.spec.config import EpochResult, TrainingConfig, TrialConfig
 from vit_search.spec.cost import cost_of, in_units
 from vit_search.vit import augment, machine
@@ -64,6 +65,8 @@ class Training:
     """Moving average of the model's weights, where the config asks for one."""
     accumulation: int
     """Micro-batches of a step; more than the config's once a step did not fit into memory."""
+    halves: bool = True
+    """Whether a lack of memory halves the micro-batch; else it ends the training at once."""
     forwards: dict[int, Forward] = field(default_factory=dict)
     """How a micro-batch of a size goes through the model, where that is compiled or a CUDA graph; made at first use."""
     history: list[EpochResult] = field(default_factory=list)
@@ -119,13 +122,18 @@ def fit(training: Training, train: Split | StreamedSplit, val: Split | StreamedS
     that was saved and loaded goes on exactly as if it had not been. The global seed of torch is set at each epoch.
 
     Raises: DivergedError when the loss is not finite: at once on a CPU, within CHECK_EVERY steps on a GPU.
-        OutOfMemoryError when a step does not fit into memory even as twice as many micro-batches.
+        OutOfMemoryError when a step does not fit into memory, even as twice as many micro-batches where it may halve them.
     """
     config = training.config.training
     if training.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     while training.epoch < config.epochs:
-        result = _train_epoch(training, train, val)
+        try:
+            result = _train_epoch(training, train, val)
+        except RuntimeError as error:
+            if not machine.out_of_memory(error):
+                raise
+            raise OutOfMemoryError(f"an epoch did not fit into memory: {_memory_told(training)}; lower batch_size or dim.") from None
         training.history.append(result)
         yield result
 
@@ -228,7 +236,15 @@ def compiled(mode: str) -> Callable[..., Tensor]:
 
 
 def _graphed(training: Training, size: int) -> Forward:
-    """Forward and backward of one batch size, each replayed as one CUDA graph."""
+    """Forward and backward of one batch size, each replayed as one CUDA graph.
+
+    A graph keeps the memory of its activations for itself, so AdamW's moments are made before it.
+    """
+    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # gradients come from the stream of the capture
+    for weight in training.model.parameters():
+        if weight not in training.optimiser.state:
+            moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+            training.optimiser.state[weight] = {"step": torch.zeros((), device=weight.device), **moments}
     model = training.config.model
     sample = torch.zeros(size, model.in_channels, *model.image_size, device=training.device)
     twin = copy.copy(training.model)  # the same weights; graphing a module replaces its forward
@@ -249,9 +265,12 @@ def _gradients_in_memory(training: Training, images: Tensor, targets: Targets) -
         if not machine.out_of_memory(error):
             raise
         told = _memory_told(training)
+        if not training.halves:
+            raise OutOfMemoryError(f"a training step did not fit into memory: {told}.") from None
         if training.accumulation > training.config.training.accumulation or training.accumulation >= len(images):
             raise OutOfMemoryError(f"a training step did not fit into memory: {told}; lower batch_size or dim.") from None
     training.accumulation *= 2
+    training.forwards.clear()  # graphs of the larger size, with all the memory that they keep
     _log.warning("a training step did not fit into memory: %s; going on with %d micro-batches a step.", told, training.accumulation)
     if images.is_cuda:
         torch.cuda.empty_cache()
@@ -282,7 +301,10 @@ def _gradients(training: Training, forward: Forward, images: Tensor, targets: Ta
     training.optimiser.zero_grad(set_to_none=True)
     total, hits = torch.zeros((), device=images.device), torch.zeros((), dtype=torch.int64, device=images.device)
     size = math.ceil(count / training.accumulation)
-    for part, wanted in zip(images.split(size), targets.split(size), strict=True):
+    for i, (part, wanted) in enumerate(zip(images.split(size), targets.split(size), strict=True)):
+        if i == 1 and forward is not training.model:  # a graph's next run writes over the gradients that it has given
+            for weight in training.model.parameters():
+                weight.grad = None if weight.grad is None else weight.grad.clone()
         with _autocast(training):
             logits = forward(part)
         loss = cross_entropy(logits.float(), wanted, config.label_smoothing)
@@ -323,7 +345,7 @@ def _update(training: Training, lr: float, step: int) -> None:
 
 def _evaluate_in_memory(training: Training, val: Split | StreamedSplit) -> Evaluation:
     """`evaluate`, in batches that fit."""
-    size = 512 if training.device.type == "cuda" else EVALUATED_AT_ONCE
+    size = shares.EVALUATED_AT_ONCE if training.device.type == "cuda" else EVALUATED_AT_ONCE
     while True:
         try:
             return evaluate(training.outcome, val, training.normalisation, size)

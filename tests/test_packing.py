@@ -1,0 +1,338 @@
+"""Trials that share a GPU: what each asks for, what is learnt from what they took, and a real Ray that places them."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vit_search.errors import OutOfMemoryError, SpecError
+from vit_search.search.limits import Limits
+from vit_search.search.packing import ENOUGH, LEAST, MOST, Held, Nodes, Packing, request
+from vit_search.search.suggest import OptunaSearcher
+from vit_search.spec import lint, plan, search_file, shares
+from vit_search.spec.config import EpochResult
+from vit_search.tracking import ledger as ledgers
+from vit_search.tracking.ledger import Ledger, Outgrown, Proposed, Reported, read_events
+from vit_search.vit import machine, training
+
+GIB = 2**30
+FILE = """
+name: packed
+data: {name: digits}
+trials: 100
+epochs: 4
+concurrency: 100
+resources: {cpus: auto, gpus: auto, gpu_memory: 16GiB}
+model: {patch_size: 1, dim: 64, depth: 4, heads: 4}
+training: {batch_size: {choice: [256, 2048, 8192, 16384, 40000]}}
+"""
+SPEC = search_file.parse(FILE)
+NODES = Nodes(gpu_memory=16 * GIB, gpus=4, cores_per_gpu=6, cores=12, count=2)
+
+
+def packing(spec=SPEC, nodes=NODES):
+    return Packing(spec, channels=1, classes=10, images=0, nodes=nodes)
+
+
+def need(batch_size):
+    config = SPEC.trial_config({"batch_size": batch_size}, in_channels=1, num_classes=10, trial=0)
+    return shares.training_bytes(config.model, config.training)
+
+
+def proposed(trial, batch_size=256):
+    return Proposed(trial=trial, params={"batch_size": batch_size}, at=0)
+
+
+def reported(trial, peak, gpus, epoch=1):
+    result = EpochResult(
+        epoch=epoch,
+        train_loss=1.0,
+        train_accuracy=0.5,
+        val_loss=1.0,
+        val_accuracy=0.5,
+        val_top5_accuracy=0.9,
+        lr=1e-3,
+        images_per_s=100.0,
+        seconds=2.0,
+        peak_memory_bytes=int(peak),
+    )
+    return Reported(trial=trial, result=result, devices=gpus, at=0)
+
+
+# Shares of predictions
+
+
+@pytest.mark.parametrize(
+    ("training", "share"),  # of 16 GiB: a step has 1248, 3296, 7392 or 15584 MiB beside the context, and 1.25 times the need must fit
+    [(0.97, 1 / 8), (0.98, 1 / 4), (2.57, 1 / 4), (2.58, 1 / 2), (5.78, 1), (15.2, 1), (15.3, None)],
+)
+def test_a_trial_gets_the_smallest_step_that_its_predicted_peak_fits_into(training, share):
+    assert shares.share_of(shares.Need(int(training * GIB), 0), 16 * GIB) == share
+
+
+def test_images_count_where_they_will_lie_on_the_gpu_and_not_where_they_stay_in_main_memory():
+    small, large = (shares.Need(int(0.9 * GIB), int(images * GIB)) for images in (0.15, 0.65))
+    assert shares.share_of(small, 16 * GIB) == 1 / 4  # with 1/8 they would lie there, and would not fit
+    assert shares.share_of(large, 16 * GIB) == 1 / 8  # with 1/8 they take more than half of what there is, and stay away
+
+
+def test_shares_of_any_mix_fill_a_gpu_and_never_exceed_it():
+    rng = random.Random(0)
+    for _ in range(200):
+        free = 1.0
+        while free:
+            fits = [step for step in shares.STEPS if step <= free]
+            assert fits, f"{free} is a piece that nothing fits into"
+            free -= rng.choice(fits)
+        assert free == 0
+    for gpu in (8, 16, 24, 40, 80, 141):
+        for step in shares.STEPS:
+            held = shares.allowed(step, gpu * GIB) + shares.CONTEXT
+            assert round(1 / step) * held <= gpu * GIB  # what the allocators may hold, and all contexts
+
+
+def test_what_no_gpu_holds_is_never_proposed_and_the_reason_says_so():
+    problem = SPEC.space.problem({"batch_size": 40000})
+    assert problem == "training would take about 24.3 GiB of a GPU, and a whole one has 15.2 GiB beside its context."
+    assert SPEC.space.problem({"batch_size": 16384}) is None
+    unknown = search_file.parse(FILE.replace(", gpu_memory: 16GiB", ""))
+    assert unknown.space.problem({"batch_size": 40000}) is None
+    searcher = OptunaSearcher(unknown.space, metric="val_accuracy", mode="max", epochs=4, trials=5, seed=0, sampler="grid", levels=[])
+    searcher.fit_into(16 * GIB)  # as the cluster tells
+    assert [searcher.suggest(str(i))["batch_size"] for i in range(4)] == [256, 2048, 8192, 16384]
+    with pytest.raises(SpecError, match=r"none of 2000 random proposals can be run, the first because: training would take"):
+        searcher.fit_into(GIB // 2)
+
+
+# Cores and threads
+
+
+@pytest.mark.parametrize(("gpus", "cores", "threads"), [(1 / 8, 0.75, 1), (1 / 4, 1.5, 1), (1 / 2, 3, 3), (1, 6, 6)])
+def test_a_trial_has_as_many_cores_as_its_share_of_a_gpu_and_as_many_threads(gpus, cores, threads):
+    packed = packing()
+    packed.take(proposed(0, {1 / 8: 256, 1 / 4: 2048, 1 / 2: 8192, 1: 16384}[gpus]))
+    held = packed.ask(0)
+    assert (held, held.threads) == (Held(cores, gpus), threads)
+    assert request(packed.told(0)).bundles == [{"CPU": cores, "GPU": gpus}]
+
+
+@pytest.mark.parametrize(("concurrency", "share"), [(1, 1), (4, 1), (5, 1 / 2), (8, 1 / 2), (9, 1 / 4), (17, 1 / 8), (100, 1 / 8)])
+def test_a_trial_has_more_than_it_needs_where_fewer_run_at_once_than_find_a_place(concurrency, share):
+    packed = packing()  # Ray fills one of the four GPUs before it begins another
+    packed.take(proposed(0))
+    packed.concurrency = concurrency
+    assert packed.ask(0).gpus == share
+
+
+@pytest.mark.parametrize(("concurrency", "cores"), [(1, 12), (2, 12), (3, 6), (8, 3), (24, 1), (100, 1)])
+def test_without_gpus_a_node_s_cores_are_shared_among_the_trials_that_run_at_once(concurrency, cores):
+    text = FILE.replace(", gpus: auto, gpu_memory: 16GiB", "").replace("concurrency: 100", f"concurrency: {concurrency}")
+    assert packing(search_file.parse(text)).ask(0) == Held(cores, 0)  # of two nodes with 12 cores
+
+
+def test_numbers_in_the_file_mean_what_they_say():
+    packed = packing(search_file.parse(FILE.replace("{cpus: auto, gpus: auto, gpu_memory: 16GiB}", "{cpus: 2.5, gpus: 0.3}")), None)
+    packed.take(proposed(0, 8192))
+    assert packed.ask(0) == Held(2.5, 0.3)
+    assert packed.told(0) == {"resources": {"CPU": 2.5, "GPU": 0.3}, "threads": 2, "decoders": None, "halves": True}
+    assert packed.devices(0) == 0.0  # the file says it
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("{gpus: autp}", "resources.gpus: 'autp' will not do: should be 'auto'; did you mean auto?"),
+        ("{gpus: auto, gpu_memory: 80 GB}", "resources.gpu_memory: '80 GB' is no size; write e.g. 80GiB."),
+        ("{gpus: 1, gpu_memory: 80GiB}", "resources.gpu_memory: it decides nothing unless gpus is auto; drop it, or write gpus: auto."),
+        ("{cpus: 0}", "resources.cpus: 0 will not do: should be greater than 0"),
+    ],
+)
+def test_a_file_is_refused_with_the_mend(told, said):
+    with pytest.raises(SpecError) as error:
+        search_file.parse(FILE.replace("{cpus: auto, gpus: auto, gpu_memory: 16GiB}", told))
+    assert said in str(error.value)
+
+
+# What is learnt
+
+
+def test_one_trial_that_takes_more_than_predicted_raises_the_shares_of_those_after_it():
+    packed = packing()
+    packed.take(proposed(0, 2048))
+    assert packed.ask(0).gpus == 1 / 4
+    packed.take(reported(0, 2 * need(2048), 1 / 4))
+    packed.take(proposed(1, 2048))
+    assert packed.factor == pytest.approx(2, rel=1e-6)
+    assert packed.ask(1).gpus == 1 / 2
+
+
+def test_that_trials_take_less_is_believed_of_enough_of_them_and_never_below_a_floor():
+    packed = packing()
+    for trial in range(ENOUGH):
+        assert packed.factor == 1
+        packed.take(proposed(trial, 2048))
+        packed.take(reported(trial, need(2048) * (0.8 if trial == 3 else 0.4), 1 / 4))
+    assert packed.factor == pytest.approx(0.8, rel=1e-6)  # of ten, the largest
+    for trial in range(ENOUGH, 40):
+        packed.take(proposed(trial, 2048))
+        packed.take(reported(trial, need(2048) * 0.1, 1 / 4))
+    assert packed.factor == LEAST
+
+
+def test_a_trial_that_outgrows_its_share_gets_the_next_one_each_time_and_keeps_it():
+    packed = packing()
+    packed.take(proposed(0))
+    for share, more in ((1 / 8, 1 / 4), (1 / 4, 1 / 2), (1 / 2, 1)):
+        assert packed.ask(0).gpus == share
+        assert not packed.told(0)["halves"]
+        event = packed.outgrown(0, "no room")
+        assert event == Outgrown(trial=0, gpus=share, memory=int(share * 16 * GIB) - shares.CONTEXT, reason="no room", at=event.at)
+        packed.take(event)
+        assert packed.ask(0).gpus == more
+    assert packed.told(0)["halves"]  # the micro-batch, at last
+    assert packed.outgrown(0, "no room") is None
+    assert packed.factor == MOST
+
+
+def test_a_resume_knows_all_that_was_learnt(tmp_path):
+    ledger, packed = Ledger(tmp_path / "ledger.jsonl", 4), packing()
+    ledger.listeners.append(packed.take)
+    rng, asked = random.Random(0), {}
+    for trial in range(30):
+        ledger.append(proposed(trial, rng.choice([256, 2048, 8192])))
+        packed.ask(trial)
+        while rng.random() < 0.2 and (event := packed.outgrown(trial, "")):
+            ledger.append(event)
+            packed.ask(trial)
+        for epoch in range(1, rng.randrange(4) + 1):
+            ledger.append(reported(trial, rng.uniform(0.3, 0.9) * need(2048), packed.devices(trial), epoch))
+    ledger.close()
+    again = packing()
+    for event in read_events(tmp_path / "ledger.jsonl"):
+        again.take(event)
+    for trial in range(30):
+        asked[trial] = packed.ask(trial)
+    assert again.factor == packed.factor
+    assert {trial: again.ask(trial) for trial in range(30)} == asked
+    assert len({held.gpus for held in asked.values()}) > 2
+
+
+def test_device_hours_count_each_trial_s_own_share():
+    events = [proposed(0), proposed(1), reported(0, 1, 1 / 8), reported(1, 1, 1), reported(0, 1, 1 / 4, epoch=2)]
+    trials, spent = ledgers.told(events, epochs=4)
+    assert spent.device_seconds(None) == 2 * (1 / 8 + 1 + 1 / 4)
+    assert trials[0].device_seconds(None) == 2 * (1 / 8 + 1 / 4)
+    assert spent.device_seconds(3) == 3 * 6  # where the file says how many each has
+    asked = SPEC.limits.model_copy(update={"device_hours": 2.75 / 3600})
+    assert Limits(asked, metric="val_accuracy", mode="max", devices=None).reached(spent) == "limits.device_hours: 0.000763889 h are spent"
+    assert Limits(asked, metric="val_accuracy", mode="max", devices=0.4).reached(spent) is None
+
+
+# In the worker
+
+
+class Card:
+    """What a worker asks of torch.cuda."""
+
+    def __init__(self, memory):
+        self.memory, self.fraction, self.emptied, self.total_memory = memory, 1.0, 0, memory
+
+    def is_available(self):
+        return self.memory > 0
+
+    def empty_cache(self):
+        self.emptied += 1
+
+    def get_device_properties(self, device):
+        return self
+
+    def set_per_process_memory_fraction(self, fraction):
+        self.fraction = fraction
+
+
+def test_a_worker_holds_its_allocator_to_its_share_and_lets_go_for_the_next_trial():
+    card = Card(80 * GIB)
+    machine.limit_memory(1 / 8, card)
+    assert card.fraction == (10 * GIB - shares.CONTEXT) / (80 * GIB)
+    machine.limit_memory(1.0, card)
+    assert (card.fraction, card.emptied) == (1.0, 2)
+    none = Card(0)
+    machine.limit_memory(1 / 8, none)
+    machine.limit_memory(0.0, card)  # a trial that asks for no GPU
+    assert (none.emptied, card.emptied) == (0, 2)
+
+
+def test_a_training_that_may_not_halve_its_micro_batch_says_so_at_once(monkeypatch):
+    config = SPEC.trial_config({"batch_size": 256}, in_channels=1, num_classes=10, trial=0)
+    state = training.start(config, training.Normalisation.of((0.5,), (0.5,)))
+    state.halves = False
+    images = training.torch.zeros(256, 1, 8, 8)
+    targets = training.augment.Targets(training.torch.zeros(256, dtype=training.torch.int64))
+
+    def full(*_):
+        raise training.torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training, "_gradients", full)
+    with pytest.raises(OutOfMemoryError, match=r"a training step did not fit into memory: .* predicted for 256 images"):
+        training.train_step(state, images, targets, 1e-3, 0)
+    assert state.accumulation == 1
+
+
+# Plan and lint
+
+
+def test_a_plan_tells_how_many_trials_share_a_gpu():
+    found = plan.plan(SPEC, plan.stated_speed(1e12))
+    assert [share.gpus for share in found.shares] == [1 / 8, 1 / 4, 1 / 2, 1]
+    assert sum(share.trials for share in found.shares) == pytest.approx(1)
+    assert found.gpu_bytes == 16 * GIB
+    assert found.device_seconds < found.trial_seconds
+    assert plan.Plan.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert not plan.plan(search_file.parse(FILE.replace("gpus: auto, gpu_memory: 16GiB", "gpus: 1"))).shares
+
+
+def test_lint_says_that_whole_gpus_are_wasted_on_small_trials():
+    whole = search_file.parse(FILE.replace("gpus: auto, gpu_memory: 16GiB", "gpus: 1"))
+    found = [finding for finding in lint.lint(whole, 200).findings if finding.where == "resources.gpus"]
+    assert [finding.severity for finding in found] == ["hint"]
+    assert "at most 1/8 of the memory of a GPU that has 80.0 GiB, and hold a whole one; write auto" in found[0].text
+    few = search_file.parse(FILE.replace("concurrency: 100", "concurrency: 2").replace("16GiB", "80GiB"))
+    (found,) = [finding for finding in lint.lint(few, 200).findings if finding.where == "concurrency"]
+    assert found.text.startswith("2 at once, but half of the proposals") and "up to 8 for each GPU" in found.text
+    assert not [f for f in lint.lint(SPEC, 200).findings if f.where in ("resources.gpus", "concurrency") and "GPU" in f.text]
+
+
+# With Ray
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharing")
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("sharing.py"))], cwd=folder, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "shared-1", json.loads((folder / "found.json").read_text())
+
+
+def test_two_trials_with_half_a_gpu_run_at_the_same_time_and_one_with_a_whole_has_it_alone(searched):
+    _, (first, second, third) = searched
+    assert [(start["gpus"], start["which"], start["others"]) for start in first + second] == [(0.5, ["0"], [1]), (0.5, ["0"], [0])]
+    assert (third[-1]["gpus"], third[-1]["others"]) == (1.0, [])
+    assert [(start["cores"], start["threads"]) for start in (first[0], third[-1])] == [(2.0, 2), (4.0, 4)]
+
+
+def test_a_trial_that_runs_out_of_memory_goes_on_with_the_next_larger_share_from_where_it_stood(searched):
+    folder, (_, _, third) = searched
+    assert [(start["gpus"], start["halves"]) for start in third] == [(0.5, False), (1.0, True)]
+    events = read_events(folder / "ledger.jsonl")
+    assert [(e.trial, e.gpus) for e in events if isinstance(e, Outgrown)] == [(2, 0.5)]
+    assert [(e.trial, e.result.epoch, e.devices) for e in events if isinstance(e, Reported) and e.trial == 2] == [(2, 1, 0.5), (2, 2, 1.0)]
+    trials, spent = ledgers.told(events, epochs=2)
+    assert [trial.outcome for trial in trials.values()] == ["completed"] * 3
+    assert spent.device_seconds(None) == pytest.approx(0.1 * (5 * 0.5 + 1))
+    (refused,) = [event for event in events if isinstance(event, ledgers.Infeasible)]
+    assert "of a GPU, and a whole one has 15.2 GiB" in refused.reason

@@ -1,0 +1,145 @@
+"""What a search on a cluster survives: each fault is done to a real cluster of several nodes while a real search runs on it.
+
+No trial may be lost and none doubled; the epochs begun a second time are counted. `pytest -m "slow or not slow" -s
+tests/test_survival.py` prints the figures, which stand in tests/RELIABILITY_RESULTS.md.
+"""
+
+import time
+
+import psutil
+import pytest
+from multinode import ROOT, Cluster, Search, figure, timed
+from servers import until
+
+pytestmark = pytest.mark.skipif(not ROOT, reason="network namespaces: root and `ip` are needed")
+
+FILE = """
+name: small
+data: {name: digits, train_limit: 200}
+trials: 4
+epochs: 5
+stopping: {kind: none}
+seed: 3
+concurrency: 2
+keep_checkpoints: 1
+model: {patch_size: 4, dim: 16, depth: {int: [1, 4]}, heads: 2, mlp_ratio: 2}
+training: {lr: {float: [1e-3, 1e-2], log: true}, batch_size: 64}
+"""
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A cluster of two workers, which each test leaves as it was; a node is taken for lost after 5 s without a sign."""
+    with Cluster(2, RAY_health_check_period_ms="1000") as made:
+        yield made
+
+
+@pytest.fixture
+def cluster(network):
+    yield network
+    for number in (1, 2):
+        if not network.processes(number):
+            network.start(number)
+    for number in (1, 2):
+        network.wait(number)
+    if network.processes(3):
+        network.kill(3)
+
+
+def sound(told, repeated):
+    assert (told["lost"], told["doubled"]) == (0, 0)
+    assert told["repeated"] <= repeated
+
+
+def test_a_search_goes_on_when_a_process_and_then_a_node_is_lost_and_uses_one_that_joins_late(cluster, tmp_path):
+    text = FILE.replace("concurrency: 2", "concurrency: 3")
+    with Search(cluster, tmp_path, text, slow_s=1).run() as search:
+        cluster.start(3)
+        search.until(lambda: search.reported() >= 2)
+        psutil.Process(search.notes()[-1]["pid"]).kill()
+        cluster.wait(3)
+        late = cluster.node_id(3)
+        search.until(lambda: search.notes_of(late) and cluster.workers(2))
+        cluster.kill(2)
+        code, said = search.end()
+        assert code == 0, said
+        told = search.told(trials=4)
+        figure("F1, F8, F9, F19 process killed, node killed, node joins late", **told, epochs_on_the_late_node=len(search.notes_of(late)))
+        sound(told, repeated=2)
+
+
+@pytest.mark.slow
+def test_a_spot_notice_moves_a_trial_after_its_epoch(cluster, tmp_path):
+    text = FILE.replace("trials: 4", "trials: 1").replace("epochs: 5", "epochs: 15")
+    with Search(cluster, tmp_path, text, slow_s=2).run() as search:
+        search.until(lambda: search.reported() >= 2)
+        leaving = search.notes()[-1]["node"]
+        number = next(number for number in (1, 2) if cluster.node_id(number) == leaving)
+        began = time.time()
+        cluster.ray(
+            "drain-node", "--node-id", leaving, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
+            "--deadline-remaining-seconds", "60",
+        )  # fmt: skip
+        moved = timed(lambda: search.notes()[-1]["node"] != leaving, 200)
+        cluster.kill(number)
+        code, said = search.end()
+        assert code == 0, said
+        told = search.told(trials=1)
+        last = max(note["at"] for note in search.notes_of(leaving)) - began
+        figure("F18 spot notice", **told, last_epoch_begun_there_after_s=last, goes_on_elsewhere_after_s=moved)
+        sound(told, repeated=0)
+
+
+@pytest.mark.slow
+def test_thirty_seconds_without_a_cable_lose_nothing_and_move_nothing(tmp_path):
+    with Cluster(1) as own, Search(own, tmp_path, FILE.replace("trials: 4", "trials: 2"), slow_s=2).run() as search:
+        search.until(lambda: search.reported() >= 2)
+        own.network.cable(1, "down")
+        time.sleep(30)
+        own.network.cable(1, "up")
+        code, said = search.end()
+        assert code == 0, said
+        told = search.told(trials=2)
+        figure("F63 partition of 30 s", **told, processes=len({note["pid"] for note in search.notes()}))
+        sound(told, repeated=0)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_cut_off_for_long_gives_its_trial_up_and_writes_no_more(cluster, tmp_path):
+    text = FILE.replace("trials: 4", "trials: 1").replace("epochs: 5", "epochs: 12")
+    with Search(cluster, tmp_path, text, slow_s=2).run() as search:
+        search.until(lambda: search.reported() >= 2)
+        here = next(number for number in (1, 2) if cluster.workers(number))
+        (old,) = {note["pid"] for note in search.notes()}
+        cluster.network.cable(here, "down")
+        moved = timed(lambda: len({note["pid"] for note in search.notes()}) == 2, 200)
+        search.until(lambda: search.notes()[-1]["epoch"] >= 8)
+        cluster.network.cable(here, "up")
+        code, said = search.end()
+        assert code == 0, said
+        told, notes = search.told(trials=1), search.notes()
+        taken = min(note["at"] for note in notes if note["pid"] != old)
+        accepted = search.kept_by(old, after=taken)
+        figure("F63 partition until the trial is moved", **told, moved_after_s=moved, epochs_of_the_old_copy_kept_after_that=accepted)
+        sound(told, repeated=2)
+        assert accepted == 0
+        until(lambda: not cluster.workers(here), 120)
+        cluster.kill(here)
+
+
+@pytest.mark.slow
+def test_a_hung_trial_is_ended_and_tried_on_another_node(cluster, tmp_path):
+    text = FILE.replace("trials: 4", "trials: 1").replace("epochs: 5", "epochs: 8")
+    with Search(cluster, tmp_path, text, slow_s=1).run() as search:
+        search.until(lambda: search.reported() >= 3)
+        hung = search.notes()[-1]
+        process = psutil.Process(hung["pid"])
+        process.suspend()
+        noticed = timed(lambda: search.notes()[-1]["pid"] != hung["pid"], 300)
+        code, said = search.end()
+        assert code == 0, said
+        told, again = search.told(trials=1), search.notes()[-1]
+        figure("F11 hung trial", **told, begins_again_after_s=noticed, elsewhere=again["node"] != hung["node"])
+        sound(told, repeated=1)
+        assert again["node"] != hung["node"]
+        until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, 60)

@@ -1,0 +1,177 @@
+"""What a submitted job runs on the head: one search, seen through by a child process that is started again when something kills it.
+
+The child is `vit-search run` or `vit-search resume`, as a person would type them on the head. What the cluster does to this
+process, such as a job's stop, is handed on. What kills this process ends the child cleanly, and the keeper then submits anew: a
+search that runs has a job that runs, by which it can be listed, followed and stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+from vit_search.cluster import record
+from vit_search.errors import ClusterError
+from vit_search.spec import search_file
+
+INTERRUPTED = 130
+PR_SET_PDEATHSIG = 1
+"""Linux's prctl(2): a signal for a process whose parent has died."""
+
+PAUSES_S = (1, 5, 25)
+"""Before each further start of a search that has got nowhere since the last one; then it is left to the keeper."""
+
+FINAL = {0, 3, 4, 5, INTERRUPTED}
+"""Exit codes by which a search has come to its own end; 2 as well, where it had not begun before."""
+
+
+def begin(search: str, file: Path, *, user: str, key: str, pinned: str, space_hash: str, download: bool) -> None:
+    """Take a new search in, unless it is here already.
+
+    Args:
+        file: as submitted.
+        pinned: vit_search's version where it was submitted.
+        space_hash: of the search space, as read there.
+    Raises: ClusterError when this cluster would run something else than was submitted; nothing is then made.
+    """
+    folder = record.folder_of(search)
+    _check_version(search, pinned)
+    if record.submitted(folder):
+        return
+    spec = search_file.load(file)
+    if spec.space.space_hash != space_hash:
+        raise ClusterError(
+            f"{search}: its search space is {spec.space.space_hash} here and {space_hash} where it was submitted: "
+            "two builds of one version; install the same build of vit_search on both."
+        )
+    made = record.Submission(search=search, user=user, key=key, version=pinned, space_hash=space_hash, download=download, at=time.time())
+    record.begin(folder, made, spec.text)
+
+
+def drive(search: str, say: Callable[[str], None], *, again: bool = False, pinned: str | None = None) -> int:
+    """See a search through that is in the storage; at most one driver does, a second one waits.
+
+    Args:
+        say: told what happens, a line at a time.
+        again: whether somebody asks for it anew, although it was stopped or has ended.
+        pinned: vit_search's version from now on; by default the one it was submitted with.
+    Returns: the exit code of the search.
+    """
+    folder = record.folder_of(search)
+    known = record.read(folder)
+    try:
+        _check_version(search, pinned or known.version)
+    except ClusterError:
+        if not record.driven(folder):
+            record.change(folder, ended=2)
+        raise
+    asked = {"wanted": "running", "ended": None} if again else {}
+    record.change(folder, launches=known.launches + 1, **asked, **({"version": pinned} if pinned else {}))
+    with _Child() as child, (folder / record.LOCK).open("w") as lock:
+        while True:
+            if not _alone(folder, lock, child, say):
+                return INTERRUPTED
+            now = record.read(folder)
+            if now.asleep:
+                say(f"{search} is over." if now.ended is not None else f"{search} was stopped.")
+                return INTERRUPTED if now.ended is None else now.ended
+            code, final = _see_through(folder, lock, child, say)
+            if code != 2 or not record.running(folder):
+                break
+    if final and code != INTERRUPTED:
+        record.change(folder, ended=code)
+    elif final and not child.told_to_stop.is_set():  # by `cancel`, not by the end of the job
+        record.change(folder, wanted="stopped")
+    return code
+
+
+def _alone(folder: Path, lock: IO[str], child: _Child, say: Callable[[str], None]) -> bool:
+    """Wait until no other driver has the search; False where this one is to stop before that."""
+    waiting = False
+    while not record.taken(lock) or record.running(folder):
+        if not waiting:
+            say(f"{folder.name}: another driver runs it; waiting for it.")
+        waiting = True
+        if child.told_to_stop.wait(1):
+            return False
+    return True
+
+
+def _see_through(folder: Path, lock: IO[str], child: _Child, say: Callable[[str], None]) -> tuple[int, bool]:
+    """The search's exit code, and whether it has come to its own end."""
+    tries = 0
+    while True:
+        began, before = (folder / "search.json").exists(), record.progress(folder)
+        code = child.run(_command(folder), record.surroundings(folder.parents[1]), lock)
+        if code in FINAL or (code == 2 and not began):  # a refusal to resume may be the cluster's, which is about to go down
+            return code, True
+        if code == 2 and record.running(folder):
+            return code, False
+        if child.told_to_stop.is_set() or record.read(folder).wanted == "stopped":
+            return INTERRUPTED, True
+        tries = 0 if record.progress(folder) > before else tries
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        if tries == len(PAUSES_S):
+            say(f"{folder.name}: its driver {how}, {tries + 1} times in a row without progress; given up for now.")
+            return code if code > 0 else 1, False
+        say(f"{folder.name}: its driver {how}; it is started again in {PAUSES_S[tries]} s.")
+        child.told_to_stop.wait(PAUSES_S[tries])
+        tries += 1
+
+
+def _command(folder: Path) -> list[str]:
+    address = ["--address", "auto"]
+    if (folder / "search.json").exists():
+        return ["vit-search", "resume", str(folder), *address]
+    download = ["--download"] if record.read(folder).download else []
+    return ["vit-search", "run", str(folder / record.FILE), "--as", folder.name, "--output", str(folder.parent), *address, *download]
+
+
+def _check_version(search: str, pinned: str) -> None:
+    own = version("vit_search")
+    if pinned != own:
+        raise ClusterError(
+            f"{search}: submitted with vit_search {pinned}, and this cluster has {own}; "
+            "install the same version on both, then `vit-search resume` from there goes on with it."
+        )
+
+
+class _Child:
+    """The child process, and the signals that are handed on to it."""
+
+    def __init__(self) -> None:
+        self.told_to_stop = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> _Child:
+        """Take this process's signals."""
+        self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give them back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def run(self, command: list[str], environment: dict[str, str], lock: IO[str]) -> int:
+        """Start it and wait for its end; below 0 where a signal killed it. It keeps the lock, should this process die before it."""
+        end_with_parent = functools.partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
+        with subprocess.Popen(command, env=environment, pass_fds=[lock.fileno()], preexec_fn=end_with_parent) as self._process:
+            if self.told_to_stop.is_set():
+                self._stop()
+            return self._process.wait()
+
+    def _stop(self, *_: Any) -> None:
+        self.told_to_stop.set()
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGTERM)

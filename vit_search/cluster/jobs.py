@@ -1,0 +1,457 @@
+"""Searches on a Ray cluster, from a laptop outside of it: handed over, listed, followed and stopped through Ray's Jobs API.
+
+A search is one or more jobs there: the first has the search's name as its id, and `NAME-2`, `NAME-3` … take it up again. That
+the Jobs API gives an id out once makes a submission idempotent. What a folder in the cluster's storage must be asked for is
+asked by a short job that runs the same command on the head.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import hashlib
+import json
+import logging
+import os
+import re
+import shlex
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from vit_search import ray_session  # noqa: F401  # isort: skip  (before ray, whose settings it makes)
+from ray.exceptions import RayError
+from ray.job_submission import JobSubmissionClient
+
+from vit_search.cluster import preflight
+from vit_search.cluster.preflight import Facts
+from vit_search.errors import ClusterError, SpecError
+from vit_search.spec import search_file
+from vit_search.spec.search_file import SearchSpec
+
+for _chatty in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+    logging.getLogger(f"ray.{_chatty}").setLevel(logging.WARNING)
+
+OVER = ("STOPPED", "SUCCEEDED", "FAILED")
+STOPS_WITHIN_S = 120
+"""What a driver gets to end cleanly when its job is stopped; Ray's own default of 3 s cuts it off."""
+
+KEPT_WITHIN_S = 120.0
+"""How long a killed job is given to be taken up by the keeper, by who waits for its end."""
+
+INTERRUPTED = 130
+
+ANSWERS_WITHIN_S = 300.0
+"""What a short job on the head gets."""
+
+FORGOTTEN_AFTER_S = 30.0
+
+STORAGE = '"${VIT_SEARCH_STORAGE:?is not set on the head}/searches"'
+
+TUNNEL = "see that the head runs and its tunnel is up: `ray dashboard cluster.yaml`, or `ssh -N -L 8265:127.0.0.1:8265 HEAD`"
+
+OPEN = (
+    "its Jobs API answers without a token, so that whoever reaches it runs code there (ShadowRay, CVE-2023-48022); "
+    "start Ray with RAY_AUTH_MODE=token"
+)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Jobs API that answers us."""
+
+    address: str
+    client: JobSubmissionClient
+    warning: str = ""
+    """What is unsafe about it, although it was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One job of a search."""
+
+    job: str
+    search: str
+    status: str
+    """Ray's: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+    code: int | None
+    """Exit code of its driver; None before its end, and where it was killed."""
+    began: float
+    ended: float | None
+    user: str
+    version: str
+
+    @property
+    def over(self) -> bool:
+        """Whether it has come to an end of whatever kind."""
+        return self.status in OVER
+
+    @property
+    def state(self) -> str:
+        """How it stands, in a word or two."""
+        if self.status == "FAILED":
+            codes = {130: "stopped", 4: "no trial completed", 5: "finished, MLflow was away", 2: "refused"}
+            return "killed" if self.code is None or self.code in (137, -9) else codes.get(self.code, f"failed ({self.code})")
+        return {"PENDING": "starting", "RUNNING": "running", "STOPPED": "stopped", "SUCCEEDED": "finished"}[self.status]
+
+
+@dataclass(frozen=True)
+class Handed:
+    """What became of a submission."""
+
+    search: str
+    new: bool
+    """Whether it started a search; else the same one was there already."""
+    state: str
+
+
+def connect(address: str, *, insecure: bool = False) -> Cluster:
+    """Reach the Jobs API of a cluster, with the token of this machine where it asks for one.
+
+    Args:
+        address: its URL.
+        insecure: whether one will do that asks for no token; it is then sent none.
+    Raises: ClusterError, one line.
+    """
+    if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
+        raise ClusterError(f"--address {address}: no URL of a Jobs API; give one such as http://127.0.0.1:8265.")
+    address = address.rstrip("/")
+    if _is_open(address):
+        if not insecure:
+            raise ClusterError(f"{address}: {OPEN} (`vit-search cluster token`), or add --insecure.")
+        return Cluster(address, _client(address, None), f"{address}: {OPEN}.")
+    token = _token()
+    if token is None:
+        raise ClusterError(
+            f"{address}: it asks for a token and this machine has none; copy the head's ~/.ray/auth_token to the same place here, "
+            "mode 0600, or name another file in RAY_AUTH_TOKEN_PATH."
+        )
+    return Cluster(address, _client(address, token))
+
+
+def _is_open(address: str) -> bool:
+    """Whether the Jobs API answers without a token."""
+    request = urllib.request.Request(f"{address}/api/jobs/", headers={"User-Agent": "vit-search"})  # noqa: S310 -- http(s), by `connect`
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+            answer.read()
+            return True
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            return False
+        raise ClusterError(f"{address}: no Jobs API of Ray answers there (HTTP {error.code}); {TUNNEL}.") from None
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"{address}: cannot be reached ({getattr(error, 'reason', error)}); {TUNNEL}.") from None
+
+
+def _token() -> str | None:
+    """The token where Ray looks for it, never from an argument.
+
+    Raises: ClusterError where other accounts of this machine can read it.
+    """
+    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return token
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    try:
+        if path.stat().st_mode & 0o077:
+            raise ClusterError(f"{path}: others on this machine can read the cluster's token; chmod 600 it.")
+        return path.read_text(encoding="utf-8").strip() or None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"{path}: the cluster's token cannot be read ({getattr(error, 'strerror', None) or error}); mend it.") from None
+
+
+def _client(address: str, token: str | None) -> JobSubmissionClient:
+    hidden = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if name in os.environ}
+    try:  # Ray would let these two overrule the address that was given
+        with _talking(address):
+            return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
+    finally:
+        os.environ.update(hidden)
+
+
+@contextlib.contextmanager
+def _talking(address: str) -> Iterator[None]:
+    """Say in one line what went wrong between us and the Jobs API."""
+    try:
+        yield
+    except (RuntimeError, OSError, RayError) as error:  # requests' errors are OSErrors
+        said = " ".join(str(error).split())
+        if "401" in said or "403" in said or "uthentication" in said:
+            raise ClusterError(f"{address}: it refuses this machine's token; copy the head's ~/.ray/auth_token anew, mode 0600.") from None
+        if "ray[default]" in said:
+            raise ClusterError("Ray's Jobs API is not installed here; pip install 'vit_search[cluster]'.") from None
+        raise ClusterError(f"{address}: the Jobs API failed ({said[:300]}); {TUNNEL}.") from None
+
+
+def submit(cluster: Cluster, file: Path, *, key: str = "", again: bool = False, download: bool = False) -> Handed:
+    """Hand a search file over; the same file with the same key, at the same version, is one search however often it comes.
+
+    Args:
+        key: makes another search of the same file.
+        again: start another search of it in any case.
+        download: whether a data set that is missing may be fetched there.
+    Raises: SpecError for the file; ClusterError when the cluster is not fit for it. Nothing is then left there.
+    """
+    spec = search_file.load(file)
+    check_paths(spec, str(file))
+    search = search_name(spec, uuid.uuid4().hex if again else key)
+    known = launches(cluster.client).get(search)
+    if known:
+        return Handed(search, False, known[-1].state)
+    facts = measure(cluster, spec, search=search, download=download)
+    if error := preflight.refusal(preflight.findings(facts, spec)):
+        raise error
+    if facts.search and (facts.search["driven"] or facts.search["ended"] is not None or facts.search["wanted"] == "stopped"):
+        state = "running" if facts.search["driven"] else "stopped" if facts.search["ended"] is None else "over"
+        return Handed(search, False, state)
+    return hand_over(cluster, spec, search, key=key, download=download)
+
+
+def hand_over(cluster: Cluster, spec: SearchSpec, search: str, *, key: str = "", download: bool = False) -> Handed:
+    """The last step of `submit`, whose checks have been passed."""
+    pins = {"--user": getpass.getuser(), "--key": key, "--pin": version("vit_search"), "--space": spec.space.space_hash}
+    words = ["vit-search", "cluster", "drive", search, "--file", "search.yaml"]
+    words += [word for name, value in pins.items() if value for word in (name, value)] + ["--download"] * download
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "search.yaml").write_text(spec.text, encoding="utf-8")
+        new = _start(cluster.client, search, search, words, {"key": key, "space": spec.space.space_hash}, folder)
+    return Handed(search, new, "starting")
+
+
+def search_name(spec: SearchSpec, key: str) -> str:
+    """The name of the search that a file makes: the same for the same text, version and key."""
+    told = json.dumps([spec.text, version("vit_search"), key]).encode()
+    return f"{spec.name}-{hashlib.sha256(told).hexdigest()[:10]}"
+
+
+def check_paths(spec: SearchSpec, file: str) -> None:
+    """Refuse a path that means something on this machine alone.
+
+    Raises: SpecError.
+    """
+    path = spec.data_config.path
+    if path is not None and not Path(path).is_absolute():
+        raise SpecError(f"{file}: data.path: {str(path)!r} is a path of this machine; name the folder on the cluster in full.")
+
+
+def resume(cluster: Cluster, search: str) -> str:
+    """Have a search taken up that was stopped, has failed, or has ended before its last trial.
+
+    Returns: the job's id.
+    Raises: ClusterError where it runs.
+    """
+    known = launches(cluster.client).get(search, [])
+    if known and not known[-1].over:
+        raise ClusterError(f"{search}: it is {known[-1].state}; `vit-search status {search} --address {cluster.address}`.")
+    words = ["vit-search", "cluster", "drive", search, "--again", "--pin", version("vit_search")]
+    return submit_again(cluster.client, search, 2, words)
+
+
+def submit_again(client: JobSubmissionClient, search: str, number: int, words: Sequence[str]) -> str:
+    """Submit a further job of a search, under the first number from `number` on that no job has had.
+
+    Returns: its id; whoever else asks at this moment gets the same.
+    """
+    taken = [int(launch.job.removeprefix(f"{search}-")) for launch in launches(client).get(search, []) if launch.job != search]
+    job = f"{search}-{max([number, *(n + 1 for n in taken)])}"
+    _start(client, job, search, words, {}, None)
+    return job
+
+
+def cancel(cluster: Cluster, search: str) -> bool:
+    """Stop a search's job: the driver ends cleanly, and `resume` goes on. Whether there was one to stop."""
+    known = _known(cluster, search)
+    with _talking(cluster.address):
+        return not known[-1].over and bool(cluster.client.stop_job(known[-1].job))
+
+
+def _start(client: JobSubmissionClient, job: str, search: str, words: Sequence[str], told: dict[str, str], folder: str | None) -> bool:
+    """Submit a driver; False where a job of this id exists already."""
+    runtime: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOPS_WITHIN_S)}}  # shown by Ray to all: never a secret
+    if folder is not None:
+        runtime["working_dir"] = folder
+    facts = {"vit_search": "driver", "search": search, "user": getpass.getuser(), "version": version("vit_search")}
+    try:
+        client.submit_job(entrypoint=f"exec {shlex.join(words)}", submission_id=job, metadata=facts | told, runtime_env=runtime)
+    except RuntimeError as error:
+        if "already exists" in str(error):
+            return False
+        with _talking(client.get_address()):
+            raise
+    return True
+
+
+def launches(client: JobSubmissionClient) -> dict[str, list[Launch]]:
+    """The jobs of all searches that this Ray knows of, each search's in their order, the newest search last."""
+    with _talking(client.get_address()):
+        jobs = client.list_jobs()
+    found: dict[str, list[Launch]] = {}
+    for job in sorted(jobs, key=lambda job: job.start_time or 0):
+        facts = job.metadata or {}
+        if facts.get("vit_search") == "driver" and job.submission_id:
+            launch = Launch(
+                job=job.submission_id,
+                search=facts.get("search", job.submission_id),
+                status=str(job.status.value),
+                code=job.driver_exit_code,
+                began=(job.start_time or 0) / 1000,
+                ended=job.end_time / 1000 if job.end_time else None,
+                user=facts.get("user", ""),
+                version=facts.get("version", ""),
+            )
+            found.setdefault(launch.search, []).append(launch)
+    return found
+
+
+def _known(cluster: Cluster, search: str) -> list[Launch]:
+    """A search's jobs.
+
+    Raises: ClusterError where there is none.
+    """
+    known = launches(cluster.client)
+    if search not in known:
+        hint = f"; {search_file.nearest(search, list(known))}" if known else "; submit one with `vit-search submit FILE`."
+        raise ClusterError(f"{cluster.address}: no search named {search!r} since this Ray was started{hint}")
+    return known[search]
+
+
+def logs(cluster: Cluster, search: str, *, write: Callable[[str], None], follow: bool = False) -> None:
+    """What a search's drivers have said, job by job; to the end of the last one if followed."""
+    known = _known(cluster, search)
+    for launch in known:
+        if len(known) > 1:
+            write(f"--- {launch.job}, {launch.state}\n")
+        if follow and launch is known[-1]:
+            _follow(cluster, launch.job, write)
+        else:
+            write(_said(cluster.client, launch.job))
+
+
+def wait(cluster: Cluster, search: str, *, write: Callable[[str], None]) -> int:
+    """Follow a search to its end, across its jobs.
+
+    Returns: its exit code; 1 where its job was killed and the keeper has not taken it up.
+    """
+    killed = 0.0
+    while True:
+        last = _known(cluster, search)[-1]
+        if not last.over:
+            _follow(cluster, last.job, write)
+        elif last.state != "killed":
+            return INTERRUPTED if last.status == "STOPPED" else last.code or 0
+        else:
+            killed = killed or time.monotonic()
+            if time.monotonic() - killed > KEPT_WITHIN_S:
+                return 1
+            time.sleep(2)
+
+
+def on_head(cluster: Cluster, words: Sequence[str], *, storage: bool = True, write: Callable[[str], None] | None = None) -> tuple[int, str]:
+    """Run one of our commands on the head, as a short job that the next one removes.
+
+    Args:
+        words: `vit-search` and what follows it.
+        storage: whether it takes `--output`, which is then the folder of searches there.
+        write: told what it says while it runs, if given.
+    Returns: its exit code, and what it said.
+    Raises: ClusterError when it does not come to an end.
+    """
+    job = f"vit-search-{uuid.uuid4().hex[:12]}"
+    entry = f"exec {shlex.join(words)}" + (f" --output {STORAGE}" if storage else "")
+    client = cluster.client
+    with _talking(cluster.address):
+        _remove_old(client)
+        client.submit_job(entrypoint=entry, submission_id=job, metadata={"vit_search": "command", "user": getpass.getuser()})
+        try:
+            if write is not None:
+                _follow(cluster, job, write)
+            end = time.monotonic() + ANSWERS_WITHIN_S
+            while (info := client.get_job_info(job)).status.value not in OVER:
+                if time.monotonic() > end:
+                    client.stop_job(job)
+                    raise ClusterError(f"{cluster.address}: the head did not answer within {ANSWERS_WITHIN_S:g} s; see its Ray's logs.")
+                time.sleep(0.2)
+            said = _said(client, job)
+        except KeyboardInterrupt:
+            client.stop_job(job)
+            raise
+    if info.driver_exit_code == 127:
+        raise ClusterError(
+            f"{cluster.address}: the head's Ray does not find vit-search; install it there, and start Ray with its bin folder on PATH."
+        )
+    if info.driver_exit_code is None:
+        raise ClusterError(f"{cluster.address}: a job on the head failed ({' '.join((info.message or '').split())[:300]}).")
+    return info.driver_exit_code, said
+
+
+def _remove_old(client: JobSubmissionClient) -> None:
+    """Have Ray forget the short jobs that are over; at once it would not: its monitor writes one down again that is gone too soon."""
+    for job in client.list_jobs():
+        short = (job.metadata or {}).get("vit_search") == "command"
+        if short and job.submission_id and job.end_time and time.time() - job.end_time / 1000 > FORGOTTEN_AFTER_S:
+            with contextlib.suppress(RuntimeError):  # somebody else was faster
+                client.delete_job(job.submission_id)
+
+
+def measure(cluster: Cluster, spec: SearchSpec | None = None, *, search: str = "", download: bool = False) -> Facts:
+    """Measure the cluster; with a search, also whether its images are there and how it stands.
+
+    Raises: ClusterError.
+    """
+    words = ["vit-search", "cluster", "preflight"]
+    if spec is not None and spec.data_config.path is not None and not download:
+        words += ["--data", str(spec.data_config.path)]
+    if search:
+        words += ["--search", search]
+    code, said = on_head(cluster, words, storage=False)
+    last = (said.strip().splitlines() or [""])[-1]
+    if code != 0 or not last.startswith("{"):
+        raise ClusterError(f"{cluster.address}: {last.removeprefix('error: ') or 'the head said nothing'}")
+    try:
+        return Facts.from_dict(json.loads(last))
+    except (ValueError, TypeError, KeyError):
+        raise ClusterError(f"{cluster.address}: its vit_search is of another version than this one; install the same on both.") from None
+
+
+def _said(client: JobSubmissionClient, job: str) -> str:
+    """What a job has said, without Ray's own lines before it."""
+    with _talking(client.get_address()):
+        return _own(client.get_job_logs(job), job)
+
+
+def _own(text: str, job: str) -> str:
+    found = re.search(rf"^Running entrypoint for job {re.escape(job)}: .*\n", text, re.MULTILINE)
+    return text[found.end() :] if found else ""
+
+
+def _follow(cluster: Cluster, job: str, write: Callable[[str], None]) -> None:
+    """Hand on what a job says until it ends."""
+    from aiohttp import ClientError  # there, since the Jobs API has answered
+
+    async def read() -> None:
+        held, begun = "", False
+        async for text in cluster.client.tail_job_logs(job):
+            if begun:
+                write(text)
+                continue
+            held += text
+            if own := _own(held, job):
+                write(own)
+            begun = "Running entrypoint for job" in held
+
+    with _talking(cluster.address):
+        try:
+            asyncio.run(read())
+        except ClientError as error:
+            raise RuntimeError(str(error)) from None

@@ -1,0 +1,168 @@
+"""What a search's folder on a cluster says of its submission: who wanted it, at which version, and whether it is to run."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from vit_search.errors import ClusterError
+from vit_search.spec.files import write_whole
+from vit_search.tracking import ledger
+
+STORAGE = "VIT_SEARCH_STORAGE"
+"""Names, on every node, the folder that all nodes see; set where Ray is started."""
+
+RECORD = "submitted.json"
+FILE = "submitted.yaml"
+"""The search file as it was submitted, until and after the search has begun."""
+
+LOCK = "driver.lock"
+"""Held by the job that has the search, and by the driver that it has started."""
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """Why a search is in the storage of a cluster, and how it stands with its drivers."""
+
+    search: str
+    """The folder's name, and the id of its first job."""
+    user: str
+    key: str
+    """By which the same file is another search; empty by default."""
+    version: str
+    """Of vit_search, where it was submitted."""
+    space_hash: str
+    download: bool
+    """Whether a data set that is missing may be fetched."""
+    at: float
+    launches: int = 0
+    """Jobs that took it up."""
+    wanted: Literal["running", "stopped"] = "running"
+    """As people want it; a search that is to run and that nobody runs is submitted again by the keeper."""
+    ended: int | None = None
+    """Exit code of a driver that came to its own end; None while there is none, or where it was killed."""
+
+    @property
+    def asleep(self) -> bool:
+        """Whether nobody is to take it up until somebody asks for it."""
+        return self.wanted == "stopped" or self.ended is not None
+
+
+def storage() -> Path:
+    """The folder that every node sees.
+
+    Raises: ClusterError where this node does not know it.
+    """
+    named = os.environ.get(STORAGE, "")
+    if not Path(named).is_absolute():
+        seen = f"is {named!r}, no full path" if named else "is not set"
+        raise ClusterError(
+            f"{STORAGE} {seen} on this node; set it to the folder that all nodes see, e.g. /mnt/vit_search, and start Ray anew."
+        )
+    return Path(named)
+
+
+def folder_of(search: str) -> Path:
+    """The folder of a search on the cluster.
+
+    Raises: ClusterError for what is no name of one.
+    """
+    if not re.fullmatch(NAME, search):
+        raise ClusterError(f"{search!r} is no name of a search; `vit-search list` shows them.")
+    return storage() / "searches" / search
+
+
+def surroundings(place: Path) -> dict[str, str]:
+    """Where a driver keeps decoded images and its records, for what the head's environment does not say."""
+    return {"VIT_SEARCH_CACHE": str(place / "cache"), "MLFLOW_TRACKING_URI": f"sqlite:///{place / 'mlruns.db'}"} | os.environ
+
+
+def submitted(folder: Path) -> bool:
+    """Whether the search was submitted to a cluster."""
+    return (folder / RECORD).is_file()
+
+
+def read(folder: Path) -> Submission:
+    """A folder's submission.
+
+    Raises: ClusterError where it has none, or one that is damaged.
+    """
+    try:
+        return Submission(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ClusterError(f"{folder}: no search was submitted here; see `vit-search list`.") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise ClusterError(f"{folder / RECORD}: cannot be read ({error}); submit the search file again with --again.") from None
+
+
+def begin(folder: Path, submission: Submission, text: str) -> None:
+    """Make the folder of a new search, with its file and its submission."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    write_whole(folder / FILE, text)
+    _write(folder, submission)
+
+
+def change(folder: Path, **values: Any) -> Submission:
+    """Write down what has changed; several processes may do so at once."""
+    with (folder / f"{RECORD}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        changed = replace(read(folder), **values)
+        _write(folder, changed)
+    return changed
+
+
+def all_of(place: Path) -> Iterator[tuple[Path, Submission]]:
+    """The submissions in a storage that can be read, by name."""
+    for path in sorted(place.glob(f"searches/*/{RECORD}")):
+        try:
+            yield path.parent, read(path.parent)
+        except ClusterError:
+            continue
+
+
+def running(folder: Path) -> bool:
+    """Whether a driver holds the search's ledger at this moment."""
+    path = folder / "ledger.jsonl"
+    return path.exists() and ledger.held(path)
+
+
+def taken(lock: IO[str]) -> bool:
+    """Take a lock that is free; whoever has it keeps it while the file is open, in this process or one that inherits it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def driven(folder: Path) -> bool:
+    """Whether a job has the search at this moment, or a driver that was started by hand."""
+    if running(folder):
+        return True
+    path = folder / LOCK
+    if not path.exists():
+        return False
+    with path.open("a") as lock:
+        return not taken(lock)
+
+
+def progress(folder: Path) -> int:
+    """Epochs and ends of trials so far: what a driver that gets somewhere adds to."""
+    path = folder / "ledger.jsonl"
+    if not path.exists():
+        return 0
+    steps = (event for event in ledger.read_events(path) if isinstance(event, ledger.Reported | ledger.Ended))
+    return sum(not (isinstance(event, ledger.Ended) and event.outcome == "interrupted") for event in steps)
+
+
+def _write(folder: Path, submission: Submission) -> None:
+    write_whole(folder / RECORD, json.dumps(asdict(submission), indent=1))
