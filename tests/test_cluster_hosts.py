@@ -191,6 +191,35 @@ def test_the_driver_of_a_job_has_the_account_of_searches_and_without_the_token_t
     assert re.search(r"(?m)^PATH=/home/ray/env/bin:", job)
 
 
+SEARCH = """
+name: little
+data: {name: digits}
+trials: 2
+epochs: 2
+stopping: {kind: none}
+model: {depth: 1, dim: 16, heads: 2, patch_size: 4}
+training: {lr: {float: [1e-3, 1e-2]}}
+"""
+
+
+def test_a_search_that_is_handed_over_trains_on_the_worker_and_is_recorded_in_mlflow(hosts):
+    head, worker, _ = hosts
+    head.run(f"cat > /tmp/little.yaml <<'END'\n{SEARCH}\nEND")
+    told = head.run("~/env/bin/vit-search check --address http://127.0.0.1:8265", check=False, **environment(head=True))
+    assert told.returncode == 0, told.stdout + told.stderr
+    command = "~/env/bin/vit-search submit /tmp/little.yaml --address http://127.0.0.1:8265 --wait"
+    said = head.run(command, timeout=500, **environment(head=True)).stdout
+    assert "2 of 2 trials" in said, said
+    ask = "http://127.0.0.1:5000/api/2.0/mlflow/experiments/search?max_results=10"
+    recorded = head.run(f". /mnt/vit_search-head/secrets/mlflow.env; /usr/bin/curl -s -u searches:$MLFLOW_TRACKING_PASSWORD {ask}").stdout
+    assert "little" in recorded, recorded
+    (ledger,) = worker.run("ls /mnt/vit_search/searches/*/ledger.jsonl").stdout.split()
+    secret = head.run("cat /mnt/vit_search-head/secrets/mlflow_search_password").stdout
+    grep = f"grep -rlF -e {'a1' * 32} -e {secret} /tmp/ray/session_latest/ /mnt/vit_search/searches /mnt/vit_search-head/logs"
+    assert head.run(grep, check=False).stdout == "", ledger
+    assert worker.run(grep.replace("/mnt/vit_search-head/logs", "/tmp/vit_search-worker"), check=False).stdout == ""
+
+
 def test_a_stranger_reaches_neither_dashboard_nor_mlflow_and_joins_nothing(hosts):
     head, _, stranger = hosts
     for port in (8265, 5000):

@@ -132,7 +132,7 @@ class Service:
         return self.state == "RUNNING" and self.answers is not False
 
 
-def start(head: Head, *, storage: Path | None = None) -> list[Service]:
+def start(head: Head, *, storage: Path) -> list[Service]:
     """Have all services run, whatever of them runs already, and wait until they answer.
 
     Args:
@@ -301,7 +301,7 @@ def mlflow_answers(head: Head) -> bool:
 
 
 @contextlib.contextmanager
-def _folders(head: Head, storage: Path | None) -> Iterator[None]:
+def _folders(head: Head, storage: Path) -> Iterator[None]:
     """The folders, closed to others; for as long as the context lasts no other process starts services in them."""
     root = os.getuid() == 0
     try:
@@ -313,7 +313,7 @@ def _folders(head: Head, storage: Path | None) -> Iterator[None]:
         if root:
             for part in (head.sockets.parent, head.sockets):
                 shutil.chown(part, _account().pw_uid, _account().pw_gid)
-        for part in (storage / "searches", storage / "cache") if storage else ():
+        for part in (storage / "searches", storage / "cache"):
             part.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (head.state / "lock").open("w")
     except OSError as error:
