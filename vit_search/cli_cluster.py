@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -407,14 +406,13 @@ def head(
     stop: Annotated[bool, typer.Option("--stop", help="End them.")] = False,
 ) -> None:
     """On the head, have PostgreSQL, MLflow and the keeper of searches run, and stay running."""
-    from vit_search.cluster import services
+    from vit_search.cluster import record, services
 
     this = services.Head(state, port)
     if stop:
         services.stop(state)
         return
-    storage = os.environ.get("VIT_SEARCH_STORAGE")
-    found = services.status(this) if look else services.start(this, storage=Path(storage) if storage else None)
+    found = services.status(this) if look else services.start(this, storage=record.storage())
     _print_services(found)
     if not look:
         typer.echo(f"MLflow: {this.uri}   accounts: {services.ADMIN} and {services.SEARCHES}, passwords in {this.secrets}")
@@ -462,5 +460,6 @@ def _print_services(found: list[Service]) -> None:
     for service in found:
         answers = "" if service.answers is None else "yes" if service.answers else "[red]no[/]"
         style = "green" if service.well else "red"
-        table.add_row(service.name, f"[{style}]{service.state}[/]", service.detail, answers, service.where, str(service.log))
-    out.print(table)
+        cells = (service.detail, service.where, str(service.log))
+        table.add_row(service.name, f"[{style}]{service.state}[/]", _escaped(cells[0]), answers, *map(_escaped, cells[1:]))
+    out.print(table, soft_wrap=True)

@@ -21,11 +21,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vit_search.cluster.record import STORAGE
 from vit_search.errors import ClusterError
 from vit_search.spec import strict_yaml
 from vit_search.spec.strict_yaml import Document, NodePath
 
-STORAGE = "VIT_SEARCH_STORAGE"
 TOKEN_FILE = "~/.ray/auth_token"  # noqa: S105 -- a path
 PORT = 6379
 LEAST_DISK_GB = 100

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from vit_search.cluster.lint import STORAGE, File, gpus_of
+from vit_search.cluster.lint import File, gpus_of
+from vit_search.cluster.record import STORAGE
 from vit_search.cluster.services import ADMIN, SEARCHES, mlflow_command
 from vit_search.errors import ClusterError
 from vit_search.spec import search_file, strict_yaml

@@ -132,7 +132,7 @@ class Service:
         return self.state == "RUNNING" and self.answers is not False
 
 
-def start(head: Head, *, storage: Path | None = None) -> list[Service]:
+def start(head: Head, *, storage: Path) -> list[Service]:
     """Have all services run, whatever of them runs already, and wait until they answer.
 
     Args:
@@ -141,6 +141,9 @@ def start(head: Head, *, storage: Path | None = None) -> list[Service]:
     """
     with _folders(head, storage):
         _make_secrets(head)
+        if not _runs(head.state):  # what an earlier supervisor has left answers, and nobody would start it anew
+            _end_orphan(head)
+            _end_group(_group_file(head))
         supervise(head.state, _programs(head))
         _wait(head)
         _open_account(head)
@@ -229,7 +232,8 @@ def run_mlflow(head: Head) -> None:
     Raises: ClusterError where it does not.
     """
     os.umask(0o077)
-    _end_group(head.state / "mlflow.group")
+    _end_group(_group_file(head))
+    write_whole(_group_file(head), str(os.getpgid(0)))
     end = time.monotonic() + 120
     while not postgres_answers(head):
         if time.monotonic() > end:
@@ -297,7 +301,7 @@ def mlflow_answers(head: Head) -> bool:
 
 
 @contextlib.contextmanager
-def _folders(head: Head, storage: Path | None) -> Iterator[None]:
+def _folders(head: Head, storage: Path) -> Iterator[None]:
     """The folders, closed to others; for as long as the context lasts no other process starts services in them."""
     root = os.getuid() == 0
     try:
@@ -309,7 +313,7 @@ def _folders(head: Head, storage: Path | None) -> Iterator[None]:
         if root:
             for part in (head.sockets.parent, head.sockets):
                 shutil.chown(part, _account().pw_uid, _account().pw_gid)
-        for part in (storage / "searches", storage / "cache") if storage else ():
+        for part in (storage / "searches", storage / "cache"):
             part.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (head.state / "lock").open("w")
     except OSError as error:
@@ -541,7 +545,11 @@ def _end_group(kept: Path) -> None:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
             psutil.wait_procs(members, 10)
-    write_whole(kept, str(os.getpgid(0)))
+
+
+def _group_file(head: Head) -> Path:
+    """Where the process group of the last MLflow is written down."""
+    return head.state / "mlflow.group"
 
 
 def _of_group(process: psutil.Process, group: int) -> bool:
