@@ -79,6 +79,11 @@ def in_words(error: str) -> str:
     return "its worker process died" if not error or "actor died" in error or "actor is dead" in error else error.splitlines()[-1]
 
 
+def nodes() -> dict[str, Mapping[str, float]]:
+    """What each living node has, by its id."""
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+
+
 @dataclass
 class _Past:
     """How often a trial broke down, and which nodes it is kept off."""
@@ -94,10 +99,16 @@ class Recovery:
     Args:
         give_up: told the number of a trial that is not tried again, and why.
         end: ends the search with an error, so that it can be resumed.
+        living: the cluster's nodes.
     """
 
-    def __init__(self, give_up: Callable[[int, str], None], end: Callable[[VitSearchError], None]) -> None:
-        self._give_up, self._end = give_up, end
+    def __init__(
+        self,
+        give_up: Callable[[int, str], None],
+        end: Callable[[VitSearchError], None],
+        living: Callable[[], Mapping[str, Mapping[str, float]]] = nodes,
+    ) -> None:
+        self._give_up, self._end, self._living = give_up, end, living
         self._pasts: dict[int, _Past] = {}
 
     def hung(self, number: int, silent_s: float) -> None:
@@ -123,7 +134,9 @@ class Recovery:
         elif past.counts["storage"] > MAX_RETRIES:
             self._end(SearchError(f"trial {number}: {reason}"))
         asked = trial.placement_group_factory
-        trial.placement_group_factory = elsewhere(asked, past.avoided, nodes()) or PlacementGroupFactory(asked.bundles, asked.strategy)
+        trial.placement_group_factory = elsewhere(asked, past.avoided, self._living()) or PlacementGroupFactory(
+            asked.bundles, asked.strategy
+        )
 
     def moves(self, trial: Any, leaving: Collection[str]) -> PlacementGroupFactory | None:
         """Where a trial that has just saved an epoch goes, if its node is one of those that are leaving; None to stay.
@@ -132,15 +145,10 @@ class Recovery:
         """
         if not leaving or node_of(Path(trial.config["folder"])) not in leaving:
             return None
-        return elsewhere(trial.placement_group_factory, self._past(trial.config["trial"]).avoided | set(leaving), nodes())
+        return elsewhere(trial.placement_group_factory, self._past(trial.config["trial"]).avoided | set(leaving), self._living())
 
     def _past(self, number: int) -> _Past:
         return self._pasts.setdefault(number, _Past())
-
-
-def nodes() -> dict[str, Mapping[str, float]]:
-    """What each living node has, by its id."""
-    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
 
 
 def elsewhere(
