@@ -47,6 +47,12 @@ class Namespaces:
         """Pull a worker's cable (`down`) or put it back (`up`)."""
         ip("-n", self._space(0), "link", "set", f"v{number}", state)
 
+    def narrow(self, number, rate):
+        """Let no more through a worker's cable than this, e.g. `1mbit`, either way."""
+        for space, device in ((self._space(0), f"v{number}"), (self._space(number), "hub")):
+            limit = ["rate", rate, "burst", "16kb", "latency", "400ms"]
+            ip("netns", "exec", space, "tc", "qdisc", "add", "dev", device, "root", "tbf", *limit)
+
     def close(self):
         for number in reversed(self._made):
             ip("netns", "del", self._space(number))

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,23 @@ def test_who_hung_or_could_not_write_goes_elsewhere_and_who_lost_its_node_anywhe
     recovery.hung(0, 60)
     broken.breaks(recovery, PROCESS)
     assert broken.placement_group_factory == elsewhere(PlacementGroupFactory([{"CPU": 1}]), {"a"}, NODES)
+
+
+def test_who_waits_for_another_node_in_vain_ends_the_search(told):
+    broken, recovery, _, ended = told
+    recovery.hung(0, 60)
+    broken.breaks(recovery, PROCESS)
+    recovery.look(time.monotonic() + 1000)
+    assert not ended  # there is `b`, though it is busy
+    recovery._living = lambda: {"a": {"CPU": 1}}
+    recovery.look(time.monotonic() + 800)
+    assert not ended
+    recovery.look(time.monotonic() + 1000)
+    assert "trial 0: no node has come for 15 minutes" in str(ended[0])
+    ended.clear()
+    recovery.started(0)
+    recovery.look(time.monotonic() + 1000)
+    assert not ended
 
 
 def test_storage_that_fails_everywhere_ends_the_search_and_no_trial(told):
