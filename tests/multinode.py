@@ -25,6 +25,7 @@ from vit_search.tracking.ledger import Reported, read_events, read_trials
 TESTS = Path(__file__).parent
 BINARIES = Path(sys.executable).parent
 PORT = 6379
+SHARED_BYTES = 64 * 2**20
 ROOT = os.getuid() == 0 and shutil.which("ip") is not None
 
 
@@ -45,6 +46,12 @@ class Namespaces:
     def cable(self, number, state):
         """Pull a worker's cable (`down`) or put it back (`up`)."""
         ip("-n", self._space(0), "link", "set", f"v{number}", state)
+
+    def narrow(self, number, rate):
+        """Let no more through a worker's cable than this, e.g. `1mbit`, either way."""
+        for space, device in ((self._space(0), f"v{number}"), (self._space(number), "hub")):
+            limit = ["rate", rate, "burst", "16kb", "latency", "400ms"]
+            ip("netns", "exec", space, "tc", "qdisc", "add", "dev", device, "root", "tbf", *limit)
 
     def close(self):
         for number in reversed(self._made):
@@ -72,7 +79,7 @@ def ip(*words):
 
 
 class Cluster:
-    """A head without CPUs and some workers of one CPU each; all are ended with the context.
+    """A head without CPUs, some workers of one CPU each, and `shared`, a disk that all of them see; all are ended with the context.
 
     Args:
         workers: nodes beside the head.
@@ -84,6 +91,13 @@ class Cluster:
         self.home = Path(tempfile.mkdtemp(prefix="vs-", dir="/tmp"))  # Ray's sockets have short paths
         self._nodes = {}
         (self.home / "ray").mkdir()
+        self.shared = self.home / "shared"
+        self.shared.mkdir()
+        image = self.home / "shared.ext4"
+        with image.open("wb") as file:
+            file.truncate(SHARED_BYTES)
+        subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", str(image)], check=True)
+        subprocess.run(["mount", "-o", "loop", str(image), str(self.shared)], check=True)
         token = self.home / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
@@ -122,6 +136,7 @@ class Cluster:
         for number in list(self._nodes):
             self.kill(number)
         self.network.close()
+        subprocess.run(["umount", "-l", str(self.shared)], check=True)
         shutil.rmtree(self.home, ignore_errors=True)
 
     def start(self, number, cpus=1):
@@ -211,25 +226,24 @@ def _name(process):
 
 
 class Search:
-    """A search on a cluster, its driver a process on the head; `folder` is its shared storage.
+    """A search on a cluster, its driver a process on the head, its folder on the shared disk.
 
     Args:
+        place: for what the test itself keeps, and for MLflow's database.
         slow_s: seconds that each epoch takes longer.
     """
 
-    def __init__(self, cluster, folder, text, *, slow_s=0.0, name="small-1", **environment):
-        self.cluster, self.output, self.folder = cluster, folder, folder / name
-        self._file, self.counted = folder / "small.yaml", folder / "counted.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, cluster, place, text, *, slow_s=0.0):
+        self.cluster, self.output, self._place, self._name = cluster, cluster.shared / place.name, place, "small-1"
+        self.folder, self._file, self.counted = self.output / self._name, place / "small.yaml", place / "counted.jsonl"
         self._file.write_text(text)
         self._environment = {
             **cluster.environment,
             "COUNTED": str(self.counted),
             "SLOW_S": str(slow_s),
-            "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlruns.db'}",
-            **environment,
+            "MLFLOW_TRACKING_URI": f"sqlite:///{place / 'mlruns.db'}",
         }
-        self._name, self.driver = name, None
+        self.driver = None
 
     def run(self):
         return self._start("run", str(self._file), "--output", str(self.output), "--as", self._name)
@@ -237,12 +251,12 @@ class Search:
     def resume(self):
         return self._start("resume", str(self.folder))
 
-    def _start(self, *words, address=None):
+    def _start(self, *words):
         command = [*self.cluster.network.inside(0), sys.executable, "-c", "import counted; counted.main()"]
-        command += [*words, "--address", address or self.cluster.address]
-        with (self.output / "driver.log").open("ab") as log:
+        command += [*words, "--address", self.cluster.address]
+        with (self._place / "driver.log").open("ab") as log:
             self.driver = subprocess.Popen(
-                command, env=self._environment, cwd=self.output, stdout=log, stderr=subprocess.PIPE, text=True, start_new_session=True
+                command, env=self._environment, cwd=self._place, stdout=log, stderr=subprocess.PIPE, text=True, start_new_session=True
             )
         return self
 
@@ -253,6 +267,7 @@ class Search:
         if self.driver is not None and self.driver.poll() is None:
             os.killpg(self.driver.pid, signal.SIGKILL)
             self.driver.communicate()
+        shutil.rmtree(self.output, ignore_errors=True)  # the shared disk is small
 
     def until(self, condition, seconds=200):
         """Wait for something that becomes true while the driver runs."""

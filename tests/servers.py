@@ -29,43 +29,54 @@ def free_port():
         return found.getsockname()[1]
 
 
+class Postgres:
+    """PostgreSQL over a folder of its own; `uri` has its password."""
+
+    def __init__(self, account, home):
+        self._port = free_port()
+        self._command = [*account, Path(POSTGRES).resolve(), "-D", home / "data", "-p", str(self._port), "-h", "127.0.0.1", "-k", home]
+        self.uri = f"postgresql://keeper:{SECRET}@127.0.0.1:{self._port}/postgres"
+
+    def start(self):
+        self._process = subprocess.Popen(self._command, stderr=subprocess.DEVNULL, cwd="/", start_new_session=True)
+        until(self._answers)
+
+    def end(self, how=signal.SIGINT):
+        """SIGINT: as its administrator does; SIGQUIT: at once, as a crash does."""
+        os.killpg(self._process.pid, how)
+        self._process.wait()
+
+    def _answers(self):
+        assert self._process.poll() is None
+        with socket.socket() as tried:
+            return tried.connect_ex(("127.0.0.1", self._port)) == 0
+
+
 @contextlib.contextmanager
-def postgres():
-    """The URI of a PostgreSQL of our own, its password included; it refuses to run as root, so another account does."""
+def postgres_server():
+    """A PostgreSQL of our own that runs; it refuses to run as root, so another account does."""
     account = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
     home = Path(subprocess.run([*account, "mktemp", "-d"], capture_output=True, text=True, check=True, cwd="/").stdout.strip())
-    binaries, port = Path(POSTGRES).resolve().parent, free_port()
     with tempfile.NamedTemporaryFile("w") as password:
         password.write(SECRET)
         password.flush()
         Path(password.name).chmod(0o644)
-        initdb = [
-            binaries / "initdb",
-            "-D",
-            home / "data",
-            "-U",
-            "keeper",
-            "--auth=scram-sha-256",
-            f"--pwfile={password.name}",
-            "-E",
-            "UTF8",
-        ]
-        subprocess.run([*account, *initdb], check=True, capture_output=True, cwd="/")
-    options = ["-D", home / "data", "-p", str(port), "-h", "127.0.0.1", "-k", home]
-    server = subprocess.Popen([*account, binaries / "postgres", *options], stderr=subprocess.DEVNULL, cwd="/", start_new_session=True)
-
-    def answers():
-        assert server.poll() is None
-        with socket.socket() as tried:
-            return tried.connect_ex(("127.0.0.1", port)) == 0
-
+        initdb = [Path(POSTGRES).resolve().parent / "initdb", "-D", home / "data", "-U", "keeper", "--auth=scram-sha-256"]
+        subprocess.run([*account, *initdb, f"--pwfile={password.name}", "-E", "UTF8"], check=True, capture_output=True, cwd="/")
+    server = Postgres(account, home)
+    server.start()
     try:
-        until(answers)
-        yield f"postgresql://keeper:{SECRET}@127.0.0.1:{port}/postgres"
+        yield server
     finally:
-        os.killpg(server.pid, signal.SIGINT)
-        server.wait()
+        server.end()
         shutil.rmtree(home, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def postgres():
+    """The URI of a PostgreSQL of our own, its password included."""
+    with postgres_server() as server:
+        yield server.uri
 
 
 def start(command, home, port, **environment):

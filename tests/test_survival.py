@@ -4,11 +4,17 @@ No trial may be lost and none doubled; the epochs begun a second time are counte
 tests/test_survival.py` prints the figures, which stand in tests/RELIABILITY_RESULTS.md.
 """
 
+import contextlib
+import os
+import signal
+import subprocess
 import time
 
+import mlflow
 import psutil
 import pytest
-from multinode import ROOT, Cluster, Search, figure, timed
+import servers
+from multinode import BINARIES, ROOT, Cluster, Search, figure, timed
 from servers import until
 
 pytestmark = pytest.mark.skipif(not ROOT, reason="network namespaces: root and `ip` are needed")
@@ -49,6 +55,13 @@ def cluster(network):
 def sound(told, repeated):
     assert (told["lost"], told["doubled"]) == (0, 0)
     assert told["repeated"] <= repeated
+
+
+def one_line(said):
+    """The one error that a driver has told, beside how its trials ended."""
+    (told,) = [line for line in said.splitlines() if not line.startswith("trial ")]
+    assert told.startswith("error: ")
+    return told
 
 
 def test_a_search_goes_on_when_a_process_and_then_a_node_is_lost_and_uses_one_that_joins_late(cluster, tmp_path):
@@ -143,3 +156,205 @@ def test_a_hung_trial_is_ended_and_tried_on_another_node(cluster, tmp_path):
         sound(told, repeated=1)
         assert again["node"] != hung["node"]
         until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, 60)
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_is_followed_by_one_that_goes_on(cluster, tmp_path):
+    with Search(cluster, tmp_path, FILE.replace("trials: 4", "trials: 2"), slow_s=1).run() as search:
+        search.until(lambda: search.reported() >= 4)
+        search.kill()
+        code, said = search.resume().end()
+        assert code == 0, said
+        told = search.told(trials=2)
+        figure("F3 driver killed and resumed", **told)
+        sound(told, repeated=2)
+
+
+@pytest.mark.slow
+def test_a_lost_head_ends_the_driver_soon_and_a_new_cluster_takes_the_search_up(tmp_path):
+    with Cluster(1) as own, Search(own, tmp_path, FILE.replace("trials: 4", "trials: 2"), slow_s=2).run() as search:
+        search.until(lambda: search.reported() >= 2)
+        own.kill(0)
+        began = time.monotonic()
+        code, said = search.end()
+        ended = time.monotonic() - began
+        assert code == 2, said
+        assert "the head of the Ray cluster has not answered for 20 s" in said
+        one_line(said)
+        own.kill(1)
+        for number in (0, 1):
+            own.start(number)
+            own.wait(number)
+        code, said = search.resume().end()
+        assert code == 0, said
+        told = search.told(trials=2)
+        figure("F7 head killed", **told, driver_ended_after_s=ended)
+        sound(told, repeated=2)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_search_and_room_lets_it_go_on(cluster, tmp_path):
+    with Search(cluster, tmp_path, FILE.replace("trials: 4", "trials: 2"), slow_s=1).run() as search:
+        search.until(lambda: search.reported() >= 3)
+        ballast = cluster.shared / "ballast"
+        subprocess.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=64k"], check=False, capture_output=True)
+        began = time.monotonic()
+        code, said = search.end()
+        ended = time.monotonic() - began
+        assert code == 2, said
+        assert "small-1" in said
+        assert "make room" in said
+        one_line(said)
+        ballast.unlink()
+        code, said = search.resume().end()
+        assert code == 0, said
+        told = search.told(trials=2)
+        figure("F25, F26 shared disk full", **told, driver_ended_after_s=ended)
+        sound(told, repeated=2)
+
+
+@pytest.mark.slow
+def test_storage_that_is_read_only_on_a_node_for_ten_seconds_is_waited_for(cluster, tmp_path):
+    text = FILE.replace("trials: 4", "trials: 1").replace("epochs: 5", "epochs: 8")
+    with Search(cluster, tmp_path, text, slow_s=1).run() as search:
+        search.until(lambda: search.reported() >= 2)
+        here = next(number for number in (1, 2) if cluster.workers(number))
+        cluster.mounted(here, "mount", "-o", "remount,bind,ro", str(cluster.shared))
+        time.sleep(10)
+        before = search.reported()
+        time.sleep(3)
+        assert search.reported() == before
+        cluster.mounted(here, "mount", "-o", "remount,bind,rw", str(cluster.shared))
+        code, said = search.end()
+        assert code == 0, said
+        told = search.told(trials=1)
+        figure("F28, F64 storage read-only on the trial's node for 13 s", **told, processes=len({note["pid"] for note in search.notes()}))
+        sound(told, repeated=0)
+
+
+@pytest.mark.slow
+def test_a_trial_whose_node_loses_the_storage_goes_on_elsewhere(cluster, tmp_path):
+    text = FILE.replace("trials: 4", "trials: 1").replace("epochs: 5", "epochs: 8")
+    with Search(cluster, tmp_path, text, slow_s=1).run() as search:
+        search.until(lambda: search.reported() >= 2)
+        first = search.notes()[-1]
+        here = next(number for number in (1, 2) if cluster.workers(number))
+        cluster.mounted(here, "mount", "-t", "tmpfs", "none", str(cluster.shared))
+        moved = timed(lambda: search.notes()[-1]["node"] != first["node"], 200)
+        cluster.mounted(here, "umount", str(cluster.shared))
+        code, said = search.end()
+        assert code == 0, said
+        told = search.told(trials=1)
+        figure("F28 storage gone from the trial's node", **told, goes_on_elsewhere_after_s=moved)
+        sound(told, repeated=2)
+
+
+@pytest.mark.slow
+def test_storage_that_no_node_sees_ends_the_search_with_one_line(cluster, tmp_path):
+    for number in (1, 2):
+        cluster.mounted(number, "mount", "-t", "tmpfs", "none", str(cluster.shared))
+    try:
+        with Search(cluster, tmp_path, FILE).run() as search:
+            began = time.monotonic()
+            code, said = search.end()
+            figure("F27 storage that the nodes do not share", exit_code=code, ended_after_s=time.monotonic() - began, said=one_line(said))
+            assert code == 2
+            assert "is not seen on the node" in said
+            assert "have every node mount it at the same place" in said
+            one_line(said)
+            assert {trial.outcome for trial in search.trials()} == {"interrupted"}
+    finally:
+        for number in (1, 2):
+            cluster.mounted(number, "umount", str(cluster.shared))
+
+
+@pytest.mark.slow
+def test_storage_that_stands_still_half_of_the_time_costs_time_alone(cluster, tmp_path):
+    took = {}
+    for kind in ("steady", "slow"):
+        place = tmp_path / kind
+        place.mkdir()
+        with Search(cluster, place, FILE.replace("trials: 4", "trials: 2"), slow_s=0.5).run() as search:
+            search.until(lambda: search.reported() >= 1)
+            began = time.monotonic()
+            while search.driver.poll() is None:
+                time.sleep(2)
+                if kind == "slow":
+                    subprocess.run(["fsfreeze", "-f", str(cluster.shared)], check=True)
+                    time.sleep(2)
+                    subprocess.run(["fsfreeze", "-u", str(cluster.shared)], check=True)
+            took[kind] = time.monotonic() - began
+            code, said = search.end()
+            assert code == 0, said
+            told = search.told(trials=2)
+            sound(told, repeated=0)
+    figure("F28 storage frozen for 2 s of every 4", **told, seconds=took["slow"], seconds_without=took["steady"])
+
+
+@pytest.mark.slow
+def test_a_slow_node_changes_no_decision(cluster, tmp_path):
+    text = FILE.replace("stopping: {kind: none}", "stopping: {grace_epochs: 1, reduction_factor: 2}").replace(
+        "concurrency: 2", "concurrency: 1"
+    )
+    found = {}
+    for kind in ("steady", "slow"):
+        place = tmp_path / kind
+        place.mkdir()
+        with Search(cluster, place, text, slow_s=0.2).run() as search:
+            while search.driver.poll() is None:
+                for stopping in (True, False):
+                    for process in cluster.workers(1) + cluster.workers(2) if kind == "slow" else []:
+                        with contextlib.suppress(psutil.NoSuchProcess):
+                            process.suspend() if stopping else process.resume()
+                    time.sleep(0.5)
+            code, said = search.end()
+            assert code == 0, said
+            sound(search.told(trials=4), repeated=0)
+            found[kind] = [(trial.params, trial.outcome, len(trial.results)) for trial in search.trials()]
+    differing = sum(a != b for a, b in zip(found["steady"], found["slow"], strict=True))
+    figure("F10 node at half speed", **search.told(trials=4), decisions_that_differ=differing)
+    assert differing == 0
+
+
+@pytest.mark.slow
+def test_a_cable_of_one_megabit_costs_time_alone(tmp_path):
+    took = {}
+    with Cluster(1) as own:
+        for kind in ("fast", "narrow"):
+            place = tmp_path / kind
+            place.mkdir()
+            if kind == "narrow":
+                own.network.narrow(1, "1mbit")
+            began = time.monotonic()
+            with Search(own, place, FILE.replace("trials: 4", "trials: 2"), slow_s=0.5).run() as search:
+                code, said = search.end(500)
+                took[kind] = time.monotonic() - began
+                assert code == 0, said
+                told = search.told(trials=2)
+                sound(told, repeated=0)
+    figure("F65 network of 1 Mbit/s to the worker", **told, seconds=took["narrow"], seconds_without=took["fast"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(servers.POSTGRES is None, reason="PostgreSQL: no server binary here (apt-get install postgresql)")
+def test_a_postgresql_that_crashes_and_comes_back_has_each_run_and_each_point_once(tmp_path):
+    """On this machine alone: only the driver speaks to MLflow, with or without a cluster."""
+    place = tmp_path / "searches"
+    (tmp_path / "small.yaml").write_text(FILE.replace("concurrency: 2", "concurrency: 1"))
+    with servers.postgres_server() as database:
+        environment = os.environ | {"MLFLOW_TRACKING_URI": database.uri}
+        command = [str(BINARIES / "vit-search"), "run", "small.yaml"]
+        with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
+            ledger = place / "small-1/ledger.jsonl"
+            until(lambda: ledger.exists() and ledger.read_text().count('"event":"reported"') >= 2)
+            database.end(signal.SIGQUIT)
+            until(lambda: ledger.read_text().count('"event":"ended"') >= 2)
+            database.start()
+            _, said = driver.communicate(timeout=300)
+        assert driver.returncode == 0, said
+        client = mlflow.MlflowClient(database.uri)
+        runs = [r for r in client.search_runs([client.get_experiment_by_name("small").experiment_id]) if "trial" in r.data.tags]
+        points = [point.step for run in runs for point in client.get_metric_history(run.info.run_id, "val_accuracy")]
+        figure("F13, F15 PostgreSQL crashed and restarted", runs=len(runs), points=len(points), missing=20 - len(points))
+        assert len(runs) == 4
+        assert sorted(points) == sorted([1, 2, 3, 4, 5] * 4)

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from vit_search import cli_cluster
-from vit_search.errors import PromotionError, SearchError, VitSearchError
+from vit_search.errors import LostClusterError, PromotionError, SearchError, VitSearchError
 from vit_search.spec.cost import in_time
 
 if TYPE_CHECKING:
@@ -76,6 +76,9 @@ def main() -> None:
         app()
     except VitSearchError as error:
         err.print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True)
+        if isinstance(error, LostClusterError):
+            sys.stderr.flush()
+            os._exit(error.exit_code)  # threads of Ray's wait for its head, and the interpreter for them
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         err.print("interrupted")

@@ -47,6 +47,10 @@ class ClusterError(VitSearchError):
     """A Ray cluster cannot be started, reached, or is not fit for what is asked of it."""
 
 
+class LostClusterError(ClusterError):
+    """The head of a cluster died under a search; what Ray still does in this process cannot be ended but with it."""
+
+
 class TrackingError(VitSearchError):
     """The MLflow server or database cannot be reached or refuses what it is sent."""
 

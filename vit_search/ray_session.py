@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+OUTLIVE_HEAD_S = "600"
+"""Seconds after which Ray ends a driver whose head is dead, without a word: we do it before, with one; see `watched`."""
+
 for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_agent_register_timeout_ms": "300000",  # a busy two-core machine needs more than 15 s (ray#65983)
@@ -26,6 +29,7 @@ for _name, _value in {
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": OUTLIVE_HEAD_S,
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failure is reported without the metric
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the ledger is our state; Tune's own snapshots are never read
@@ -37,7 +41,7 @@ import ray
 from ray._private import ray_constants
 from ray._private.state import state
 
-from vit_search.errors import ClusterError
+from vit_search.errors import ClusterError, LostClusterError
 
 LOOPBACK_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """At 0 Ray 2.60 keeps the node address 127.0.0.1; else it takes one that others reach, and its daemons listen everywhere.
@@ -75,7 +79,7 @@ def session(address: str | None = None, *, env: Mapping[str, str] | None = None,
             127.0.0.1, never a cluster that happens to run here.
         env: variables of its workers. Never a secret: Ray shows them.
         cpus: cores of a Ray of our own; all by default.
-    Raises: ClusterError, one line.
+    Raises: ClusterError, one line. A LostClusterError from within leaves what is left of the connection as it is.
     """
     if ray.is_initialized():
         yield
@@ -87,8 +91,12 @@ def session(address: str | None = None, *, env: Mapping[str, str] | None = None,
         _join(address, workers)
     try:
         yield
-    finally:
+    except LostClusterError:
+        raise  # `ray.shutdown` would wait for the head
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
 
 
 def nodes_alive() -> list[dict[str, Any]]:
@@ -159,7 +167,7 @@ def _listen(address: str, over: threading.Event, search: str, lost: Callable[[Cl
         except OSError as error:
             if time.monotonic() - heard > LOST_AFTER_S:
                 mend = f"start the cluster again, then `vit-search resume {search}` with its --address"
-                lost(ClusterError(f"{address}: the head of the Ray cluster has not answered for {LOST_AFTER_S:g} s ({error}); {mend}."))
+                lost(LostClusterError(f"{address}: the head of the Ray cluster has not answered for {LOST_AFTER_S:g} s ({error}); {mend}."))
                 return
 
 
@@ -170,6 +178,7 @@ def _look(head: Head, over: threading.Event) -> None:
 
 
 def _start(workers: dict[str, dict[str, str]] | None, cpus: int | None) -> None:
+    os.environ.pop("RAY_gcs_rpc_server_reconnect_timeout_s", None)  # Ray has read it for this process; its own are to end soon
     os.environ[LOOPBACK_ALONE] = "0"  # for the processes that Ray starts; it has read it for this one when it was imported
     ray_constants.ENABLE_RAY_CLUSTER = False
     for attempt in range(TRIES):

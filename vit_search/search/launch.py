@@ -33,7 +33,7 @@ from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.execution import class_cache
 
-from vit_search.errors import NoTrialCompletedError, SearchError, SpecError, VitSearchError
+from vit_search.errors import LostClusterError, NoTrialCompletedError, SearchError, SpecError, VitSearchError
 from vit_search.search.control import Control, Settings, check_settings
 from vit_search.search.limits import Limits, option
 from vit_search.search.packing import Packing, nodes_of, request
@@ -546,11 +546,29 @@ def _tune(
             ),
         )
         try:
-            tuner.fit()
+            tuner.fit() if address is None else _fit_apart(tuner, control)
         except Exception as error:
             raise control.trouble or _storage_trouble(folder, error) or error from None
         if control.trouble:
             raise control.trouble
+
+
+def _fit_apart(tuner: Tuner, control: Control) -> None:
+    """Tune in a thread of its own, which is left behind where the cluster's head is lost: its calls would wait for it."""
+    ended: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            tuner.fit()
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=fit, name="tune", daemon=True)
+    thread.start()
+    while thread.is_alive() and not isinstance(control.trouble, LostClusterError):
+        thread.join(0.2)
+    if ended:
+        raise ended[0]
 
 
 def _storage_trouble(folder: Path, error: BaseException) -> VitSearchError | None:
@@ -580,6 +598,7 @@ class _EndCallback(Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Kill the process of a trial that has not been heard of for too long; Tune then takes it for dead and tries again."""
+        self._recovery.look(time.monotonic())
         silent = self._patience.silent(time.monotonic())
         for trial in trials if silent else ():
             number, actor = trial.config["trial"], trial.temporary_state.ray_actor
@@ -591,6 +610,7 @@ class _EndCallback(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["trial"]
+        self._recovery.started(number)
         self._patience.start(number, self._space.cost(self._ledger.trials[number].params).train_flops, time.monotonic())
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:

@@ -13,6 +13,7 @@ taken away goes to another one after its epoch.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from typing import Any, Literal
 import ray
 from ray.tune import PlacementGroupFactory
 
-from vit_search.errors import SearchError, VitSearchError
+from vit_search.errors import ClusterError, SearchError, VitSearchError
 from vit_search.search.trial import node_of
 
 MAX_RETRIES = 3
@@ -45,6 +46,9 @@ START_S = 600.0
 
 SILENT_S = 60.0
 """Seconds that it may be silent at least after that, however short its epochs are."""
+
+WAIT_S = 900.0
+"""Seconds that a trial waits for another node where there is none any more."""
 
 NODE_ID = "ray.io/node-id"
 """Ray's label of a node."""
@@ -79,6 +83,11 @@ def in_words(error: str) -> str:
     return "its worker process died" if not error or "actor died" in error or "actor is dead" in error else error.splitlines()[-1]
 
 
+def nodes() -> dict[str, Mapping[str, float]]:
+    """What each living node has, by its id."""
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+
+
 @dataclass
 class _Past:
     """How often a trial broke down, and which nodes it is kept off."""
@@ -94,11 +103,31 @@ class Recovery:
     Args:
         give_up: told the number of a trial that is not tried again, and why.
         end: ends the search with an error, so that it can be resumed.
+        living: the cluster's nodes.
     """
 
-    def __init__(self, give_up: Callable[[int, str], None], end: Callable[[VitSearchError], None]) -> None:
-        self._give_up, self._end = give_up, end
+    def __init__(
+        self,
+        give_up: Callable[[int, str], None],
+        end: Callable[[VitSearchError], None],
+        living: Callable[[], Mapping[str, Mapping[str, float]]] = nodes,
+    ) -> None:
+        self._give_up, self._end, self._living = give_up, end, living
         self._pasts: dict[int, _Past] = {}
+        self._waiting: dict[int, tuple[float, PlacementGroupFactory]] = {}
+
+    def started(self, number: int) -> None:
+        """A trial's process begins."""
+        self._waiting.pop(number, None)
+
+    def look(self, now: float) -> None:
+        """End the search where a trial waits in vain for another node than those it is kept off; a resume lets it go anywhere."""
+        for number, (since, asked) in self._waiting.items():
+            if now - since > WAIT_S and elsewhere(asked, self._past(number).avoided, self._living()) is None:
+                kept_off = (
+                    f"no node has come for {WAIT_S / 60:.0f} minutes but those that it is kept off, since it hung or could not write there"
+                )
+                self._end(ClusterError(f"trial {number}: {kept_off}; mend or add a node, then resume the search."))
 
     def hung(self, number: int, silent_s: float) -> None:
         """A trial's process is about to be ended because nothing was heard of it for so long."""
@@ -123,7 +152,10 @@ class Recovery:
         elif past.counts["storage"] > MAX_RETRIES:
             self._end(SearchError(f"trial {number}: {reason}"))
         asked = trial.placement_group_factory
-        trial.placement_group_factory = elsewhere(asked, past.avoided, nodes()) or PlacementGroupFactory(asked.bundles, asked.strategy)
+        other = elsewhere(asked, past.avoided, self._living())
+        trial.placement_group_factory = other or PlacementGroupFactory(asked.bundles, asked.strategy)
+        if other:
+            self._waiting[number] = time.monotonic(), other
 
     def moves(self, trial: Any, leaving: Collection[str]) -> PlacementGroupFactory | None:
         """Where a trial that has just saved an epoch goes, if its node is one of those that are leaving; None to stay.
@@ -132,15 +164,10 @@ class Recovery:
         """
         if not leaving or node_of(Path(trial.config["folder"])) not in leaving:
             return None
-        return elsewhere(trial.placement_group_factory, self._past(trial.config["trial"]).avoided | set(leaving), nodes())
+        return elsewhere(trial.placement_group_factory, self._past(trial.config["trial"]).avoided | set(leaving), self._living())
 
     def _past(self, number: int) -> _Past:
         return self._pasts.setdefault(number, _Past())
-
-
-def nodes() -> dict[str, Mapping[str, float]]:
-    """What each living node has, by its id."""
-    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
 
 
 def elsewhere(
