@@ -149,10 +149,11 @@ def die(number, before):
             mine = seen == number
             if mine and before:
                 os.kill(os.getpid(), signal.SIGKILL)
-            answer = real(self, *args, **kwargs)
-            if mine:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return answer
+            try:
+                return real(self, *args, **kwargs)
+            finally:  # also where MLflow refuses it: the registered model is there already
+                if mine:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         return call
 

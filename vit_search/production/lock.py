@@ -136,6 +136,12 @@ def is_lock(model: str) -> bool:
     return _MARK in model
 
 
+def abandoned(client: MlflowClient, name: str) -> bool:
+    """Whether somebody who is known to be dead holds the lock of a name."""
+    holder = _holder(client, _places(name)[0])
+    return holder is not None and holder.dead
+
+
 def sweep(client: MlflowClient, lock: Lock) -> int:
     """Delete what dead holders above this one have left, as far as they are known to be dead; how many there were."""
     found = 0

@@ -25,7 +25,7 @@ from vit_search.errors import PromotionError, PromotionRefusedError
 from vit_search.production import card, evidence, export, gates, registry, smoke
 from vit_search.production.evidence import Costs, OnImages, SideBySide
 from vit_search.production.gates import Gate
-from vit_search.production.lock import locked
+from vit_search.production.lock import abandoned, locked
 from vit_search.spec.cost import cost_of
 from vit_search.spec.files import write_whole
 from vit_search.spec.policy import Policy
@@ -136,7 +136,7 @@ def promote(
     say("choosing among the finalists")
     candidate = _chosen(client, retrained)
     model = _registered_model(client, asked.name)
-    if registry.INTENT in model.tags:  # of one that died in mid-move
+    if registry.INTENT in model.tags or abandoned(client, asked.name):  # of one that died in mid-move
         registry.repair(client, asked.name)
     known = next((v for v in client.search_model_versions(f"name = '{asked.name}'") if _is(v, candidate)), None)
     champion = _champion(client, asked.name)
