@@ -32,7 +32,7 @@ from vit_search import ray_session  # noqa: F401  # isort: skip  (before ray, wh
 from ray.exceptions import RayError
 from ray.job_submission import JobSubmissionClient
 
-from vit_search.cluster import preflight
+from vit_search.cluster import preflight, token
 from vit_search.cluster.preflight import Facts
 from vit_search.errors import ClusterError, SpecError
 from vit_search.spec import search_file
@@ -131,13 +131,13 @@ def connect(address: str, *, insecure: bool = False) -> Cluster:
         if not insecure:
             raise ClusterError(f"{address}: {OPEN} (`vit-search cluster token`), or add --insecure.")
         return Cluster(address, _client(address, None), f"{address}: {OPEN}.")
-    token = _token()
-    if token is None:
+    known = _token()
+    if known is None:
         raise ClusterError(
             f"{address}: it asks for a token and this machine has none; copy the head's ~/.ray/auth_token to the same place here, "
             "mode 0600, or name another file in RAY_AUTH_TOKEN_PATH."
         )
-    return Cluster(address, _client(address, token))
+    return Cluster(address, _client(address, known))
 
 
 def _is_open(address: str) -> bool:
@@ -158,26 +158,22 @@ def _is_open(address: str) -> bool:
 def _token() -> str | None:
     """The token where Ray looks for it, never from an argument.
 
-    Raises: ClusterError where other accounts of this machine can read it.
+    Raises: ClusterError where others can read it, or it cannot be read.
     """
-    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return token
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
-    try:
-        if path.stat().st_mode & 0o077:
-            raise ClusterError(f"{path}: others on this machine can read the cluster's token; chmod 600 it.")
-        return path.read_text(encoding="utf-8").strip() or None
-    except FileNotFoundError:
+    if named := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return named
+    if not token.place().exists():
         return None
-    except (OSError, ValueError) as error:
-        raise ClusterError(f"{path}: the cluster's token cannot be read ({getattr(error, 'strerror', None) or error}); mend it.") from None
+    if problem := token.problem():
+        raise ClusterError(problem)
+    return token.read().strip() or None
 
 
-def _client(address: str, token: str | None) -> JobSubmissionClient:
+def _client(address: str, known: str | None) -> JobSubmissionClient:
     hidden = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if name in os.environ}
     try:  # Ray would let these two overrule the address that was given
         with _talking(address):
-            return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
+            return JobSubmissionClient(address, headers={"Authorization": f"Bearer {known}"} if known else None)
     finally:
         os.environ.update(hidden)
 

@@ -27,6 +27,7 @@ class _Tried:
     progress: int = -1
     times: int = 0
     at: float = 0.0
+    trouble: str = ""
 
 
 def keep(address: str, say: Callable[[str], None], *, every_s: float = 10.0) -> None:
@@ -65,10 +66,13 @@ def look(client: JobSubmissionClient, place: Path, tried: dict[str, _Tried], say
             record.change(folder, wanted="stopped")
             say(f"{submission.search}: its job was stopped; it will not be taken up.")
             continue
+        own = tried.setdefault(submission.search, _Tried())
         try:
-            _submit_again(client, folder, submission, tried.setdefault(submission.search, _Tried()), say)
+            _submit_again(client, folder, submission, own, say)
         except VitSearchError as error:
-            say(f"{submission.search}: {error}")
+            if str(error) != own.trouble:
+                say(f"{submission.search}: {error}")
+            own.trouble = str(error)
 
 
 def _submit_again(
