@@ -29,7 +29,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vit_search import ray_session  # noqa: F401  # isort: skip  (before ray, whose settings it makes)
-from ray.exceptions import RayError
+from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobSubmissionClient
 
 from vit_search.cluster import preflight, token
@@ -100,7 +100,7 @@ class Launch:
         """How it stands, in a word or two."""
         if self.status == "FAILED":
             codes = {130: "stopped", 4: "no trial completed", 5: "finished, MLflow was away", 2: "refused"}
-            return "killed" if self.code is None or self.code in (137, -9) else codes.get(self.code, f"failed ({self.code})")
+            return "killed" if self.code is None or self.code < 0 else codes.get(self.code, f"failed ({self.code})")
         return {"PENDING": "starting", "RUNNING": "running", "STOPPED": "stopped", "SUCCEEDED": "finished"}[self.status]
 
 
@@ -185,7 +185,7 @@ def _talking(address: str) -> Iterator[None]:
         yield
     except (RuntimeError, OSError, RayError) as error:  # requests' errors are OSErrors
         said = " ".join(str(error).split())
-        if "401" in said or "403" in said or "uthentication" in said:
+        if isinstance(error, AuthenticationError):
             raise ClusterError(f"{address}: it refuses this machine's token; copy the head's ~/.ray/auth_token anew, mode 0600.") from None
         if "ray[default]" in said:
             raise ClusterError("Ray's Jobs API is not installed here; pip install 'vit_search[cluster]'.") from None
@@ -249,11 +249,15 @@ def resume(cluster: Cluster, search: str) -> str:
     """Have a search taken up that was stopped, has failed, or has ended before its last trial.
 
     Returns: the job's id.
-    Raises: ClusterError where it runs.
+    Raises: ClusterError where it runs, or is not there.
     """
     known = launches(cluster.client).get(search, [])
     if known and not known[-1].over:
         raise ClusterError(f"{search}: it is {known[-1].state}; `vit-search status {search} --address {cluster.address}`.")
+    if not known:  # this Ray is younger than the search, or the name is wrong
+        code, said = on_head(cluster, ["vit-search", "status", search, "--json"])
+        if code != 0:
+            raise ClusterError(said.strip().rpartition("error: ")[2])
     words = ["vit-search", "cluster", "drive", search, "--again", "--pin", version("vit_search")]
     return submit_again(cluster.client, search, 2, words)
 
@@ -263,7 +267,8 @@ def submit_again(client: JobSubmissionClient, search: str, number: int, words: S
 
     Returns: its id; whoever else asks at this moment gets the same.
     """
-    taken = [int(launch.job.removeprefix(f"{search}-")) for launch in launches(client).get(search, []) if launch.job != search]
+    numbers = (launch.job.removeprefix(f"{search}-") for launch in launches(client).get(search, []))
+    taken = [int(text) for text in numbers if text.isdigit()]
     job = f"{search}-{max([number, *(n + 1 for n in taken)])}"
     _start(client, job, search, words, {}, None)
     return job

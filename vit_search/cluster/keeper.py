@@ -6,6 +6,7 @@ forgotten all jobs. It decides from the searches' folders; who may drive is deci
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ray.job_submission import JobSubmissionClient
 
 from vit_search.cluster import jobs, record
 from vit_search.errors import VitSearchError
+from vit_search.spec.files import write_whole
 
 PAUSES_S = (0, 30, 120, 600)
 """Before each further submission of a search that has got nowhere since the last one; then it is stopped."""
@@ -44,8 +46,9 @@ def keep(address: str, say: Callable[[str], None], *, every_s: float = 10.0) -> 
     while True:
         try:
             look(jobs.connect(address, insecure=True).client, place, tried, say)
+            write_whole(place / record.KEEPER, json.dumps(time.time()))
             trouble = ""
-        except VitSearchError as error:  # Ray may not be up yet, or be away
+        except (VitSearchError, OSError) as error:  # Ray may not be up yet, or be away; or the storage
             if str(error) != trouble:
                 say(str(error))
             trouble = str(error)
