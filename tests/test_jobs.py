@@ -124,8 +124,9 @@ def test_a_search_is_handed_over_and_seen_through_and_no_secret_shows(cluster, l
 
     again = vit_search(laptop, cluster, "submit", "tiny.yaml")
     assert f"{search} was submitted before: finished." in again.stdout
-    unknown = vit_search(laptop, cluster, "logs", search[:-1], check=False)
-    assert (unknown.returncode, search in unknown.stderr) == (2, True)
+    for command in ("logs", "cancel", "resume"):
+        unknown = vit_search(laptop, cluster, command, search[:-1], check=False)
+        assert (unknown.returncode, search in unknown.stderr) == (2, True)
 
     told = reached(cluster).client.list_jobs()
     (job,) = [job for job in told if job.submission_id == search]
@@ -178,7 +179,7 @@ def test_a_token_that_others_can_read_is_not_used(cluster, laptop):
     path.write_text(cluster.token_file.read_text())
     path.chmod(0o644)
     done = vit_search(laptop, cluster, "list", check=False, RAY_AUTH_TOKEN_PATH=str(path))
-    assert (done.returncode, "chmod 600" in done.stderr) == (2, True)
+    assert (done.returncode, "mode 0644 opens a token to others" in done.stderr) == (2, True)
 
 
 def test_what_no_node_can_run_and_paths_of_the_laptop_are_refused_before_anything_is_submitted(cluster, laptop):
@@ -196,6 +197,7 @@ def test_a_node_without_the_shared_storage_is_found_and_named(cluster, laptop):
     ready = vit_search(laptop, cluster, "check", "tiny.yaml")
     assert ready.stdout.rstrip().endswith("ready")
     assert " (head)" in ready.stdout
+    assert "no keeper" not in ready.stdout
     (laptop / "there.yaml").write_text(
         FILE.replace("{name: digits, train_limit: 500}", "{name: image_folder, path: /nowhere, image_size: 8}")
     )
@@ -350,7 +352,7 @@ def test_an_address_that_leads_nowhere(address, said):
 VERSIONS = {"python": "3.11.7", "vit_search": "0.1.0", "ray": "2.60.0", "torch": "2.15.0+cpu", "mlflow": "3.17.2", "optuna": "5.0.0"}
 HEAD = Node(name="head", address="10.0.0.1", head=True, cpus=0, gpus=0, accelerator="", memory=1, versions=VERSIONS)
 WORKER = replace(HEAD, name="worker", head=False, cpus=8, gpus=1)
-FACTS = Facts(storage="/s", cache="/s/cache", mlflow="http://h:5000", mlflow_problem="", nodes=[HEAD, WORKER], types=[])
+FACTS = Facts(storage="/s", cache="/s/cache", mlflow="http://h:5000", mlflow_problem="", nodes=[HEAD, WORKER], types=[], kept_s=5.0)
 
 
 @pytest.mark.parametrize(
@@ -376,11 +378,13 @@ def test_what_is_wrong_with_a_node_is_said(changes, severity, said):
     assert said in "".join(one.text for one in found)
 
 
-def test_versions_that_differ_from_the_laptops_and_an_mlflow_that_is_away_are_refused():
+def test_versions_that_differ_from_the_laptops_an_mlflow_that_is_away_and_a_missing_keeper_are_told():
     (error,) = preflight.findings(FACTS, own=VERSIONS | {"vit_search": "0.2.0", "optuna": "5.1.0"})
     assert "vit_search 0.2.0 here and 0.1.0 on the cluster, optuna 5.1.0 here and 5.0.0 on the cluster; install" in error.text
     (error,) = preflight.findings(replace(FACTS, mlflow_problem="it does not answer"), own=VERSIONS)
     assert "MLflow, from the head: it does not answer" in error.text
+    (warning,) = preflight.findings(replace(FACTS, kept_s=90.0), own=VERSIONS)
+    assert (warning.severity, "no keeper has looked after the searches for 90 s" in warning.text) == ("warning", True)
     assert "(1 more: `vit-search check" in str(preflight.refusal([error, error]))
     assert preflight.refusal([]) is None
 

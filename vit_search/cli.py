@@ -40,7 +40,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: rich's costs 0.25 s of imports
 )
-cli_cluster.join(app)
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a pipe has no width of its own
 err = Console(stderr=True, highlight=False)
 
@@ -1039,6 +1038,9 @@ def schema() -> None:
     from vit_search.spec import search_file
 
     sys.stdout.write(json.dumps(search_file.json_schema(), indent=2) + "\n")
+
+
+cli_cluster.join(app)
 
 
 def _given(**options: float | None) -> dict[str, float]:

@@ -50,6 +50,8 @@ class ClusterError(VitSearchError):
 class LostClusterError(ClusterError):
     """The head of a cluster died under a search; what Ray still does in this process cannot be ended but with it."""
 
+    exit_code = 6  # not 2: nobody has to mend anything before a resume
+
 
 class TrackingError(VitSearchError):
     """The MLflow server or database cannot be reached or refuses what it is sent."""

@@ -31,7 +31,7 @@ PAUSES_S = (1, 5, 25)
 """Before each further start of a search that has got nowhere since the last one; then it is left to the keeper."""
 
 FINAL = {0, 3, 4, 5, INTERRUPTED}
-"""Exit codes by which a search has come to its own end; 2 as well, where it had not begun before."""
+"""Exit codes by which a search has come to its own end; 2 as well, before it has got anywhere."""
 
 
 def begin(search: str, file: Path, *, user: str, key: str, pinned: str, space_hash: str, download: bool) -> None:
@@ -106,7 +106,8 @@ def _see_through(folder: Path, lock: IO[str], child: _Child, say: Callable[[str]
     while True:
         began, before = (folder / "search.json").exists(), record.progress(folder)
         code = child.run(_command(folder), record.surroundings(folder.parents[1]), lock)
-        if code in FINAL or (code == 2 and not began):  # a refusal to resume may be the cluster's, which is about to go down
+        refused = code == 2 and not began and record.progress(folder) == 0  # later it may be the cluster's fault, or the storage's
+        if code in FINAL or refused:
             return code, True
         if code == 2 and record.running(folder):
             return code, False

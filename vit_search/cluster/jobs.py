@@ -29,10 +29,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vit_search import ray_session  # noqa: F401  # isort: skip  (before ray, whose settings it makes)
-from ray.exceptions import RayError
+from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobSubmissionClient
 
-from vit_search.cluster import preflight
+from vit_search.cluster import preflight, token
 from vit_search.cluster.preflight import Facts
 from vit_search.errors import ClusterError, SpecError
 from vit_search.spec import search_file
@@ -100,7 +100,7 @@ class Launch:
         """How it stands, in a word or two."""
         if self.status == "FAILED":
             codes = {130: "stopped", 4: "no trial completed", 5: "finished, MLflow was away", 2: "refused"}
-            return "killed" if self.code is None or self.code in (137, -9) else codes.get(self.code, f"failed ({self.code})")
+            return "killed" if self.code is None or self.code < 0 else codes.get(self.code, f"failed ({self.code})")
         return {"PENDING": "starting", "RUNNING": "running", "STOPPED": "stopped", "SUCCEEDED": "finished"}[self.status]
 
 
@@ -131,13 +131,13 @@ def connect(address: str, *, insecure: bool = False) -> Cluster:
         if not insecure:
             raise ClusterError(f"{address}: {OPEN} (`vit-search cluster token`), or add --insecure.")
         return Cluster(address, _client(address, None), f"{address}: {OPEN}.")
-    token = _token()
-    if token is None:
+    known = _token()
+    if known is None:
         raise ClusterError(
             f"{address}: it asks for a token and this machine has none; copy the head's ~/.ray/auth_token to the same place here, "
             "mode 0600, or name another file in RAY_AUTH_TOKEN_PATH."
         )
-    return Cluster(address, _client(address, token))
+    return Cluster(address, _client(address, known))
 
 
 def _is_open(address: str) -> bool:
@@ -158,26 +158,22 @@ def _is_open(address: str) -> bool:
 def _token() -> str | None:
     """The token where Ray looks for it, never from an argument.
 
-    Raises: ClusterError where other accounts of this machine can read it.
+    Raises: ClusterError where others can read it, or it cannot be read.
     """
-    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return token
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
-    try:
-        if path.stat().st_mode & 0o077:
-            raise ClusterError(f"{path}: others on this machine can read the cluster's token; chmod 600 it.")
-        return path.read_text(encoding="utf-8").strip() or None
-    except FileNotFoundError:
+    if named := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return named
+    if not token.place().exists():
         return None
-    except (OSError, ValueError) as error:
-        raise ClusterError(f"{path}: the cluster's token cannot be read ({getattr(error, 'strerror', None) or error}); mend it.") from None
+    if problem := token.problem():
+        raise ClusterError(problem)
+    return token.read().strip() or None
 
 
-def _client(address: str, token: str | None) -> JobSubmissionClient:
+def _client(address: str, known: str | None) -> JobSubmissionClient:
     hidden = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if name in os.environ}
     try:  # Ray would let these two overrule the address that was given
         with _talking(address):
-            return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
+            return JobSubmissionClient(address, headers={"Authorization": f"Bearer {known}"} if known else None)
     finally:
         os.environ.update(hidden)
 
@@ -189,7 +185,7 @@ def _talking(address: str) -> Iterator[None]:
         yield
     except (RuntimeError, OSError, RayError) as error:  # requests' errors are OSErrors
         said = " ".join(str(error).split())
-        if "401" in said or "403" in said or "uthentication" in said:
+        if isinstance(error, AuthenticationError):
             raise ClusterError(f"{address}: it refuses this machine's token; copy the head's ~/.ray/auth_token anew, mode 0600.") from None
         if "ray[default]" in said:
             raise ClusterError("Ray's Jobs API is not installed here; pip install 'vit_search[cluster]'.") from None
@@ -253,11 +249,15 @@ def resume(cluster: Cluster, search: str) -> str:
     """Have a search taken up that was stopped, has failed, or has ended before its last trial.
 
     Returns: the job's id.
-    Raises: ClusterError where it runs.
+    Raises: ClusterError where it runs, or is not there.
     """
     known = launches(cluster.client).get(search, [])
     if known and not known[-1].over:
         raise ClusterError(f"{search}: it is {known[-1].state}; `vit-search status {search} --address {cluster.address}`.")
+    if not known:  # this Ray is younger than the search, or the name is wrong
+        code, said = on_head(cluster, ["vit-search", "status", search, "--json"])
+        if code != 0:
+            raise ClusterError(said.strip().rpartition("error: ")[2])
     words = ["vit-search", "cluster", "drive", search, "--again", "--pin", version("vit_search")]
     return submit_again(cluster.client, search, 2, words)
 
@@ -267,7 +267,8 @@ def submit_again(client: JobSubmissionClient, search: str, number: int, words: S
 
     Returns: its id; whoever else asks at this moment gets the same.
     """
-    taken = [int(launch.job.removeprefix(f"{search}-")) for launch in launches(client).get(search, []) if launch.job != search]
+    numbers = (launch.job.removeprefix(f"{search}-") for launch in launches(client).get(search, []))
+    taken = [int(text) for text in numbers if text.isdigit()]
     job = f"{search}-{max([number, *(n + 1 for n in taken)])}"
     _start(client, job, search, words, {}, None)
     return job

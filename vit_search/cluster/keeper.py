@@ -6,6 +6,7 @@ forgotten all jobs. It decides from the searches' folders; who may drive is deci
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ray.job_submission import JobSubmissionClient
 
 from vit_search.cluster import jobs, record
 from vit_search.errors import VitSearchError
+from vit_search.spec.files import write_whole
 
 PAUSES_S = (0, 30, 120, 600)
 """Before each further submission of a search that has got nowhere since the last one; then it is stopped."""
@@ -27,6 +29,7 @@ class _Tried:
     progress: int = -1
     times: int = 0
     at: float = 0.0
+    trouble: str = ""
 
 
 def keep(address: str, say: Callable[[str], None], *, every_s: float = 10.0) -> None:
@@ -43,8 +46,9 @@ def keep(address: str, say: Callable[[str], None], *, every_s: float = 10.0) -> 
     while True:
         try:
             look(jobs.connect(address, insecure=True).client, place, tried, say)
+            write_whole(place / record.KEEPER, json.dumps(time.time()))
             trouble = ""
-        except VitSearchError as error:  # Ray may not be up yet, or be away
+        except (VitSearchError, OSError) as error:  # Ray may not be up yet, or be away; or the storage
             if str(error) != trouble:
                 say(str(error))
             trouble = str(error)
@@ -65,10 +69,13 @@ def look(client: JobSubmissionClient, place: Path, tried: dict[str, _Tried], say
             record.change(folder, wanted="stopped")
             say(f"{submission.search}: its job was stopped; it will not be taken up.")
             continue
+        own = tried.setdefault(submission.search, _Tried())
         try:
-            _submit_again(client, folder, submission, tried.setdefault(submission.search, _Tried()), say)
+            _submit_again(client, folder, submission, own, say)
         except VitSearchError as error:
-            say(f"{submission.search}: {error}")
+            if str(error) != own.trouble:
+                say(f"{submission.search}: {error}")
+            own.trouble = str(error)
 
 
 def _submit_again(

@@ -34,6 +34,10 @@ SKEW_WARNED_S, SKEW_REFUSED_S = 2.0, 300.0
 """MLflow's pages sort by time; beyond five minutes object stores and TLS refuse what is signed."""
 
 
+KEPT_EVERY_S = 60.0
+"""A keeper looks more often than that."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Node:
     """One node of a cluster."""
@@ -74,6 +78,8 @@ class Facts:
     nodes: list[Node]
     types: list[Shape]
     """What an autoscaler may add."""
+    kept_s: float | None
+    """Seconds since the keeper last looked after the searches; None where it never has."""
     search: dict[str, Any] | None = None
     """How a search that is in the storage stands; None where it is not."""
 
@@ -142,6 +148,7 @@ def measure(*, data: Path | None = None, search: str | None = None) -> Facts:
         mlflow_problem=mlflow_problem,
         nodes=sorted(nodes, key=lambda node: (not node.head, node.name)),
         types=types,
+        kept_s=_kept(place),
         search=_search(search) if search else None,
     )
 
@@ -186,6 +193,10 @@ def _findings(facts: Facts, spec: SearchSpec | None, own: Mapping[str, str]) -> 
         yield Finding(
             "warning", f"MLflow: records go to {facts.mlflow}; set MLFLOW_TRACKING_URI on the head to a server for more than a try."
         )
+    if facts.kept_s is None or facts.kept_s > KEPT_EVERY_S:
+        ago = "yet" if facts.kept_s is None else f"for {facts.kept_s:,.0f} s"
+        text = f"no keeper has looked after the searches {ago}: one that is killed stays so; run `vit-search cluster head` on the head."
+        yield Finding("warning", text)
     places = [Shape(node.name, node.cpus, node.gpus) for node in facts.nodes] + facts.types
     if spec is not None:
         if problem := lacks(spec, places):
@@ -233,6 +244,13 @@ def _mlflow(uri: str) -> tuple[str, str]:
     except VitSearchError as error:
         return store.public(uri), str(error)
     return store.public(uri), ""
+
+
+def _kept(place: Path) -> float | None:
+    try:
+        return time.time() - float((place / record.KEEPER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _search(name: str) -> dict[str, Any] | None:

@@ -25,6 +25,9 @@ FILE = "submitted.yaml"
 LOCK = "driver.lock"
 """Held by the job that has the search, and by the driver that it has started."""
 
+KEEPER = "keeper.json"
+"""In the storage: when the keeper last looked, as seconds since 1970."""
+
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"
 
 
