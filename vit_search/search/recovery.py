@@ -5,7 +5,7 @@
 | own | its process died, or hung and was ended | MAX_RETRIES times |
 | memory | its process was ended for lack of memory | counted with the above, with half the micro-batch |
 | node | its node was lost, preempted, or cut off | MAX_LOSSES times: nobody's fault, but a trial may kill its node |
-| storage | its node could not write the search's folder, or does not see it | MAX_RETRIES times; then the search ends, to be resumed |
+| storage | its node could not write the search's folder, or does not see it | MAX_MOVES times; then the search ends, to be resumed |
 
 Who hung, or could not write, is tried on another node, where there is one that is fit for it. Who is on a node that is about to be
 taken away goes to another one after its epoch.
@@ -31,6 +31,9 @@ MAX_RETRIES = 3
 
 MAX_LOSSES = 20
 """The same for one that loses its node."""
+
+MAX_MOVES = 2
+"""The same for one whose storage fails it: where three nodes cannot write, it is not the nodes."""
 
 MEMORY_SIGNS = ("OutOfMemoryError", "low on memory")
 """By which Ray's message tells that its memory monitor has ended a worker."""
@@ -149,7 +152,7 @@ class Recovery:
             self._give_up(number, f"{reason} (after {MAX_RETRIES} retries)")
         elif past.counts["node"] > MAX_LOSSES:
             self._give_up(number, f"{reason}, {past.counts['node']} times")
-        elif past.counts["storage"] > MAX_RETRIES:
+        elif past.counts["storage"] > MAX_MOVES:
             self._end(SearchError(f"trial {number}: {reason}"))
         asked = trial.placement_group_factory
         other = elsewhere(asked, past.avoided, self._living())
