@@ -127,6 +127,10 @@ MUTANTS = {
     "R18 no lock": ("R18", ("--no-deps --require-hashes -r ~/vit_search/requirements.lock", "--no-deps torch ray")),
     "R18 what comes today": ("R18", ("worker_setup_commands: [] ", "worker_setup_commands: [pip install boto3] ")),
     "R19 telemetry": ("R19", ("    - -e RAY_USAGE_STATS_ENABLED=0 ", "    - -e RAY_USAGE_STATS_ENABLED=1 ")),
+    "R19 telemetry of having none": (
+        "R19",
+        ("RAY_USAGE_STATS_REPORT_URL=http://127.0.0.1:9 ", "RAY_USAGE_STATS_REPORT_URL=https://usage-stats.ray.io "),
+    ),
     "R19 pickles": ("R19", ("TORCH_FORCE_WEIGHTS_ONLY_LOAD=1", "TORCH_FORCE_WEIGHTS_ONLY_LOAD=0")),
     "R20 all rights": ("R20", ("      IamInstanceProfile: {Name: vit-search-head} ", "      # ")),
     "R20 rights of trials": ("R20", (SPOT, SPOT + "      IamInstanceProfile: {Name: vit-search-head}\n")),

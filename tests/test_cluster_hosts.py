@@ -33,7 +33,7 @@ SHIMS = {
     "python": f"""\
 case "$*" in
   *--require-hashes*) exec {BIN}/uv pip install --dry-run --offline --python {sys.executable} --no-deps --require-hashes -r "${{@: -1}}" ;;
-  *"pip install"*) exec {sys.executable} -m pip install --quiet --no-deps --no-build-isolation --target /tmp/built "${{@: -1}}" ;;
+  *"pip install"*) exec {sys.executable} "${{@:1:$#-1}}" --target /tmp/built "${{@: -1}}" ;;
   *) exec {sys.executable} "$@" ;;
 esac""",
 }
@@ -218,6 +218,12 @@ def test_a_search_that_is_handed_over_trains_on_the_worker_and_is_recorded_in_ml
     grep = f"grep -rlF -e {'a1' * 32} -e {secret} /tmp/ray/session_latest/ /mnt/vit_search/searches /mnt/vit_search-head/logs"
     assert head.run(grep, check=False).stdout == "", ledger
     assert worker.run(grep.replace("/mnt/vit_search-head/logs", "/tmp/vit_search-worker"), check=False).stdout == ""
+
+
+def test_the_head_looks_up_no_name_outside(hosts):
+    """By now it has run Ray, MLflow and a search: with the settings of the file, none of them reports home, or tries to."""
+    sent = int(hosts[0].run("grep ^Udp: /proc/net/snmp | tail -1").stdout.split()[4])
+    assert sent == 0
 
 
 def test_a_stranger_reaches_neither_dashboard_nor_mlflow_and_joins_nothing(hosts):

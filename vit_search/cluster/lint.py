@@ -524,13 +524,18 @@ def _packages(file: File) -> Found:
 
 
 def _quiet(file: File) -> Found:
-    wanted = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    wanted |= {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    loads = "loads pickles, which run their writer's code"
+    wanted = [
+        ("RAY_USAGE_STATS_ENABLED", "0", "reports home"),
+        ("RAY_USAGE_STATS_REPORT_URL", "http://127.0.0.1:9", "reports home that it does not report"),
+        ("MLFLOW_DISABLE_TELEMETRY", "true", "reports home"),
+        ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1", loads),
+        ("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false", loads),
+    ]
     for head, key in ((True, "head_start_ray_commands"), (False, "worker_start_ray_commands")):
         found = file.environment(head=head)
-        for name, value in wanted.items():
+        for name, value, why in wanted:
             if found.get(name) != value:
-                why = "reports home" if value in ("0", "true") else "loads pickles, which run their writer's code"
                 yield file.starts(key)[0], f"a node {why}; set {name}={value} for `ray start`."
 
 

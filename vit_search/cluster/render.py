@@ -11,7 +11,7 @@ import yaml
 
 from vit_search.cluster.lint import File, gpus_of
 from vit_search.cluster.record import STORAGE
-from vit_search.cluster.services import ADMIN, SEARCHES, mlflow_command
+from vit_search.cluster.services import ADMIN, SEARCHES, mlflow_accounts, mlflow_command
 from vit_search.errors import ClusterError
 from vit_search.spec import search_file, strict_yaml
 
@@ -360,13 +360,7 @@ def _postgres() -> list[dict[str, Any]]:
 
 
 def _mlflow(image: str) -> list[dict[str, Any]]:
-    settings = [
-        "[mlflow]",
-        "default_permission = NO_PERMISSIONS",
-        "database_uri = postgresql+psycopg://mlflow:${POSTGRES_PASSWORD}@postgres:5432/mlflow_auth",
-        f"admin_username = {ADMIN}",
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
-    ]
+    settings = mlflow_accounts("postgresql+psycopg://mlflow:${POSTGRES_PASSWORD}@postgres:5432/mlflow_auth")
     server = " ".join(["python", *mlflow_command(5000, "/artifacts", host="0.0.0.0", names=("mlflow",))[1:]])  # noqa: S104 -- of the pod
     lines = ["umask 077", f"printf '%s\\n' {' '.join(_quoted(line) for line in settings)} > /tmp/mlflow_auth.ini"]
     lines += ['export MLFLOW_BACKEND_STORE_URI="postgresql+psycopg://mlflow:${POSTGRES_PASSWORD}@postgres:5432/mlflow"', f"exec {server}"]
