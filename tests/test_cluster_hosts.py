@@ -217,7 +217,7 @@ def test_a_search_that_is_handed_over_trains_on_the_worker_and_is_recorded_in_ml
     secret = head.run("cat /mnt/vit_search-head/secrets/mlflow_search_password").stdout
     grep = f"grep -rlF -e {'a1' * 32} -e {secret} /tmp/ray/session_latest/ /mnt/vit_search/searches /mnt/vit_search-head/logs"
     assert head.run(grep, check=False).stdout == "", ledger
-    assert worker.run(grep.replace("/mnt/vit_search-head/logs", "/tmp/vit_search-worker"), check=False).stdout == ""
+    assert worker.run(grep.replace("/mnt/vit_search-head/logs", "/home/ray/.vit_search-worker"), check=False).stdout == ""
 
 
 def test_the_head_looks_up_no_name_outside(hosts):
@@ -254,7 +254,7 @@ def test_only_rays_own_ports_listen_beyond_loopback_on_the_head(hosts):
 
 def test_at_a_spot_notice_the_worker_drains_itself(hosts):
     head, worker, _ = hosts
-    log = "/tmp/vit_search-worker/logs/spot.log"
+    log = "/home/ray/.vit_search-worker/logs/spot.log"
     at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 120))
     worker.run(f"echo '{json.dumps({'action': 'terminate', 'time': at})}' > /tmp/notice")
     worker.run(f"for i in $(seq 100); do grep -q drained {log} && break; sleep 1; done; cat {log}; grep -q drained {log}")

@@ -421,11 +421,14 @@ def head(
 
 
 @cluster.command()
-def worker(state: State = Path("/tmp/vit_search-worker")) -> None:  # noqa: S108 -- of the node, and lost with it
+def worker(
+    state: Annotated[Path | None, typer.Option(help="Folder of its log; ~/.vit_search-worker by default.")] = None,
+) -> None:
     """On a worker, have the watcher for the cloud's spot notice run, and stay running."""
     from vit_search.cluster import services
 
-    services.supervise(state, [services.Program("spot", (*services.vit_search(), "cluster", "watch-spot"))])
+    watcher = services.Program("spot", (*services.vit_search(), "cluster", "watch-spot"))
+    services.supervise(state or Path.home() / ".vit_search-worker", [watcher])
 
 
 @cluster.command(name="watch-spot")

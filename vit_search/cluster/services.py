@@ -62,8 +62,7 @@ class Head:
     port: int = 5000
 
     def __post_init__(self) -> None:
-        if not SAFE.fullmatch(str(self.state)):
-            raise ClusterError(f"{self.state}: no folder for the head's state; give an absolute path of letters, digits, and . _ - alone.")
+        check_state(self.state)
         if len(f"{self.sockets}/.s.PGSQL.5432") > LONGEST_SOCKET:
             raise ClusterError(f"{self.state}: too long a path for PostgreSQL's socket in it; give one of at most 80 characters.")
         if not 1024 <= self.port <= 65535:
@@ -136,6 +135,15 @@ class Service:
         return self.state == "RUNNING" and self.answers is not False
 
 
+def check_state(state: Path) -> None:
+    """Refuse what supervisord's file could not name.
+
+    Raises: ClusterError.
+    """
+    if not SAFE.fullmatch(str(state)):
+        raise ClusterError(f"{state}: no folder for services; give --state an absolute path of letters, digits, and . _ - alone.")
+
+
 def start(head: Head, *, storage: Path) -> list[Service]:
     """Have all services run, whatever of them runs already, and wait until they answer.
 
@@ -183,6 +191,7 @@ def supervise(state: Path, programs: list[Program]) -> None:
 
     Raises: ClusterError where it does not start.
     """
+    check_state(state)
     folder, logs = state / "supervisor", state / "logs"
     for part in (folder, logs):
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
