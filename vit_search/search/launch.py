@@ -328,7 +328,7 @@ def drive(
         if not interrupted:
             with contextlib.suppress(OSError):  # of a full disk, which has been said
                 searches.write_hindsight(folder, hindsight)
-        recorded = recorder.close(status, None if interrupted else hindsight)
+        recorded = recorder.close(status, None if interrupted else hindsight, patience_s=60 if ended else 10)  # a resume sends the rest
         ledger.close()
     if not interrupted and not completed:
         raise NoTrialCompletedError(f"{folder}: none of {len(trials)} trials reached full length; {control.ending or _why(trials)}")
