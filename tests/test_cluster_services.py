@@ -221,6 +221,7 @@ def test_each_route_that_mlflow_has_asks_for_an_account(head, tmp_path):
 
 
 @with_postgres
+@pytest.mark.slow
 def test_what_is_killed_comes_back_with_all_that_it_kept(head):
     kept = make(head, "searches", "kept")
     first = (mlflow_group(head), postmaster(head))
@@ -234,26 +235,27 @@ def test_what_is_killed_comes_back_with_all_that_it_kept(head):
         except OSError:
             return False
 
-    until(lambda: mlflow_group(head) != first[0], 120)
-    until(back, 120)
+    until(lambda: mlflow_group(head) != first[0], 240)
+    until(back, 240)
     assert not psutil.pid_exists(server)  # what outlived its parent does not hold the port
     assert postmaster(head) != first[1]
 
     second = mlflow_group(head)
     (server,) = [child.pid for child in psutil.Process(second).children()]
     os.kill(server, signal.SIGKILL)  # the child that answers, its parent left alone
-    until(lambda: mlflow_group(head) != second, 120)
-    until(back, 120)
+    until(lambda: mlflow_group(head) != second, 240)
+    until(back, 240)
 
 
 @with_postgres
+@pytest.mark.slow
 def test_after_the_supervisor_itself_is_killed_a_start_takes_over(head):
     kept = make(head, "searches", "kept too")
     left = processes(head)
     os.kill(left[0].pid, signal.SIGKILL)
     done = start(head)
     assert done.returncode == 0, done.stderr
-    until(lambda: ask(head, "GET", f"/api/2.0/mlflow/experiments/get?experiment_id={kept}", account="searches")[0] == 200, 120)
+    until(lambda: ask(head, "GET", f"/api/2.0/mlflow/experiments/get?experiment_id={kept}", account="searches")[0] == 200, 240)
     assert not {process.pid for process in left} & {process.pid for process in processes(head)}
     assert psutil.Process(postmaster(head)).ppid() == psutil.Process(mlflow_group(head)).ppid() == processes(head)[0].pid
 
