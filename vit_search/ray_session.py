@@ -32,6 +32,7 @@ for _name, _value in {
     "RAY_gcs_rpc_server_reconnect_timeout_s": OUTLIVE_HEAD_S,
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failure is reported without the metric
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the ledger tells why a trial failed, in a line
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the ledger is our state; Tune's own snapshots are never read
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }.items():
