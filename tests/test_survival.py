@@ -308,10 +308,11 @@ def test_a_slow_node_changes_no_decision(cluster, tmp_path):
                     time.sleep(0.5)
             code, said = search.end()
             assert code == 0, said
-            sound(search.told(trials=4), repeated=0)
+            told = search.told(trials=4)
+            sound(told, repeated=0)
             found[kind] = [(trial.params, trial.outcome, len(trial.results)) for trial in search.trials()]
     differing = sum(a != b for a, b in zip(found["steady"], found["slow"], strict=True))
-    figure("F10 node at half speed", **search.told(trials=4), decisions_that_differ=differing)
+    figure("F10 node at half speed", **told, decisions_that_differ=differing)
     assert differing == 0
 
 
