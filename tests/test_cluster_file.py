@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vit_search.cluster import lint, render, token
+from vit_search import ray_token as token
+from vit_search.cluster import lint, render
 from vit_search.errors import ClusterError, SpecError
 from vit_search.spec import strict_yaml
 

@@ -19,7 +19,8 @@ import psutil
 import pytest
 from servers import POSTGRES, free_port, until
 
-from vit_search.cluster import services, spot, token
+from vit_search import ray_token as token
+from vit_search.cluster import services, spot
 from vit_search.errors import ClusterError
 
 VIT_SEARCH = str(Path(sys.executable).with_name("vit-search"))

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "vit_search"
 
 ARROWS = {
-    "cli_cluster": {"search", "cluster", "tracking", "spec", "errors"},
+    "cli_cluster": {"ray_token", "search", "cluster", "tracking", "spec", "errors"},
     "cli": {
         "cli_cluster",
         "search",
@@ -20,14 +20,16 @@ ARROWS = {
         "vit",
         "spec",
         "errors",
+        "ray_token",
     },  # vit: plan --calibrate measures this machine
-    "cluster": {"spec", "tracking", "ray_session", "errors"},
+    "cluster": {"spec", "tracking", "ray_session", "ray_token", "errors"},
     "search": {"ray_session", "tracking", "vit", "spec", "errors"},
     "production": {"ray_session", "tracking", "vit", "spec", "errors"},  # ray_session: serving.py alone, see HEAVY
     "tracking": {"vit", "spec", "errors"},  # vit: model_package.py rebuilds a model
     "vit": {"spec", "errors"},
     "spec": {"errors"},
-    "ray_session": {"errors"},
+    "ray_session": {"ray_token", "errors"},
+    "ray_token": {"spec", "errors"},
     "errors": set(),
     "__init__": {"search", "spec"},
 }

@@ -297,7 +297,8 @@ def test_a_database_that_is_locked_for_a_while_costs_nothing(uri, tmp_path):
 # Zombies
 
 
-def test_doctor_finds_runs_of_dead_drivers_and_of_strangers_and_leaves_the_living(uri, tmp_path):
+def test_doctor_finds_runs_of_dead_drivers_and_of_strangers_and_leaves_the_living(uri, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))  # what Ray may have left in this account is not its matter here
     client = store.client_for(uri)
     dead, dead_spec, dead_facts = begin(tmp_path / "a", "made-1")
     alive, alive_spec, alive_facts = begin(tmp_path / "b", "made-2")

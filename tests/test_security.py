@@ -101,9 +101,12 @@ def short():
 def test_no_secret_of_the_environment_is_written_anywhere(short):
     (short / "small.yaml").write_text(SMALL)
     (short / "ray").mkdir()
-    env = os.environ | PLANTED | {"RAY_TMPDIR": str(short / "ray")}
+    (short / "home").mkdir()
+    env = os.environ | PLANTED | {"RAY_TMPDIR": str(short / "ray"), "HOME": str(short / "home")}
     done = command("run", "small.yaml", cwd=short, env=env)
     assert done.returncode == 0, done.stderr
+    for path in (short / "home/.ray", short / "home/.ray/auth_token"):  # which Ray alone would leave open to all
+        assert path.stat().st_mode & 0o077 == 0
     texts = {path: path.read_bytes() for path in short.rglob("*") if path.is_file() and not path.is_symlink()}
     assert any("session_" in str(path) for path in texts) and any(
         path.name == "mlruns.db" for path in texts

@@ -193,6 +193,27 @@ def test_a_lost_head_ends_the_driver_soon_and_a_new_cluster_takes_the_search_up(
 
 
 @pytest.mark.slow
+def test_a_full_disk_ends_the_search_and_room_lets_it_go_on(cluster, tmp_path):
+    ballast = cluster.shared / "ballast"
+    with Search(cluster, tmp_path, FILE.replace("trials: 4", "trials: 2"), slow_s=1).run() as search:
+        search.until(lambda: search.reported() >= 3)
+        try:
+            subprocess.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=64k"], check=False, capture_output=True)
+            began = time.monotonic()
+            code, said = search.end(600)
+            ended = time.monotonic() - began
+        finally:
+            ballast.unlink()
+        assert code == 2, said
+        assert "make room" in one_line(said)
+        code, said = search.resume().end()
+        assert code == 0, said
+        told = search.told(trials=2)
+        figure("F25, F26 shared disk full", **told, driver_ended_after_s=ended)
+        sound(told, repeated=6)  # each of two trials begins its epoch anew on up to three nodes
+
+
+@pytest.mark.slow
 def test_storage_that_is_read_only_on_a_node_for_ten_seconds_is_waited_for(cluster, tmp_path):
     text = FILE.replace("trials: 4", "trials: 1").replace("epochs: 5", "epochs: 8")
     with Search(cluster, tmp_path, text, slow_s=1).run() as search:

@@ -651,7 +651,7 @@ def doctor(
     """Find the runs that MLflow shows as running although nobody works on them any more, and a Ray token that others can read."""
     from rich.table import Table
 
-    from vit_search.cluster import token
+    from vit_search import ray_token as token
     from vit_search.errors import ClusterError
     from vit_search.tracking import doctor as practice
     from vit_search.tracking import store

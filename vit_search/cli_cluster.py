@@ -387,7 +387,7 @@ def kuberay(
 @cluster.command()
 def token(show: Annotated[bool, typer.Option("--show", help="Print the token itself.")] = False) -> None:
     """Make the token of a cluster, once, and see that nobody else can read it."""
-    from vit_search.cluster import token as tokens
+    from vit_search import ray_token as tokens
 
     made = tokens.ensure()
     for line in made.mended:

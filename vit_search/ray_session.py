@@ -42,6 +42,7 @@ import ray
 from ray._private import ray_constants
 from ray._private.state import state
 
+from vit_search import ray_token
 from vit_search.errors import ClusterError, LostClusterError
 
 LOOPBACK_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -182,6 +183,8 @@ def _start(workers: dict[str, dict[str, str]] | None, cpus: int | None) -> None:
     os.environ.pop("RAY_gcs_rpc_server_reconnect_timeout_s", None)  # Ray has read it for this process; its own are to end soon
     os.environ[LOOPBACK_ALONE] = "0"  # for the processes that Ray starts; it has read it for this one when it was imported
     ray_constants.ENABLE_RAY_CLUSTER = False
+    with contextlib.suppress(ClusterError):
+        ray_token.ensure()  # Ray would make one that everybody on this machine can read
     for attempt in range(TRIES):
         try:
             ray.init(

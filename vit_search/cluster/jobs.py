@@ -32,7 +32,8 @@ from vit_search import ray_session  # noqa: F401  # isort: skip  (before ray, wh
 from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobSubmissionClient
 
-from vit_search.cluster import preflight, token
+from vit_search import ray_token as token
+from vit_search.cluster import preflight
 from vit_search.cluster.preflight import Facts
 from vit_search.errors import ClusterError, SpecError
 from vit_search.spec import search_file

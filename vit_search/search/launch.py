@@ -82,6 +82,9 @@ class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
     {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 )
 
+# Its snapshots are never read; where one cannot be written, our own line says what is wrong with the disk.
+logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+
 NODES_JOIN_WITHIN_S = 60.0
 """How long a search waits for a node that has room for a trial: after a restart the head is there before the others."""
 
@@ -328,7 +331,7 @@ def drive(
         if not interrupted:
             with contextlib.suppress(OSError):  # of a full disk, which has been said
                 searches.write_hindsight(folder, hindsight)
-        recorded = recorder.close(status, None if interrupted else hindsight, patience_s=60 if ended else 10)  # a resume sends the rest
+        recorded = recorder.close(status, None if interrupted else hindsight, patience_s=60 if ended else 30)  # a resume sends the rest
         ledger.close()
     if not interrupted and not completed:
         raise NoTrialCompletedError(f"{folder}: none of {len(trials)} trials reached full length; {control.ending or _why(trials)}")
