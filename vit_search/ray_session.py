@@ -181,10 +181,27 @@ def _look(head: Head, over: threading.Event) -> None:
 
 def _start(workers: dict[str, dict[str, str]] | None, cpus: int | None) -> None:
     os.environ.pop("RAY_gcs_rpc_server_reconnect_timeout_s", None)  # Ray has read it for this process; its own are to end soon
-    os.environ[LOOPBACK_ALONE] = "0"  # for the processes that Ray starts; it has read it for this one when it was imported
-    ray_constants.ENABLE_RAY_CLUSTER = False
     with contextlib.suppress(ClusterError):
         ray_token.ensure()  # Ray would make one that everybody on this machine can read
+    with _loopback_alone():
+        _init(workers, cpus)
+
+
+@contextlib.contextmanager
+def _loopback_alone() -> Iterator[None]:
+    """By the environment for the processes that Ray starts meanwhile, by its constant for this one, which has read that already."""
+    before = os.environ.get(LOOPBACK_ALONE), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[LOOPBACK_ALONE], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        os.environ.pop(LOOPBACK_ALONE)
+        if before[0] is not None:
+            os.environ[LOOPBACK_ALONE] = before[0]
+        ray_constants.ENABLE_RAY_CLUSTER = before[1]
+
+
+def _init(workers: dict[str, dict[str, str]] | None, cpus: int | None) -> None:
     for attempt in range(TRIES):
         try:
             ray.init(

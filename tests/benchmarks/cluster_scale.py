@@ -1,0 +1,244 @@
+"""How many trials at once, and how many in all, one driver can drive on a cluster of many nodes; and what sets the limit.
+
+    python tests/benchmarks/cluster_scale.py [--concurrent 100 500 2000] [--nodes 20] [--epoch-s 20] [--trials 4000]
+    python tests/benchmarks/cluster_scale.py --saturate           # epochs of no length: the most reports a second
+
+Everything is real but the training and the processes that would train: raylets on loopback as nodes, a placement group for each
+trial in Ray's scheduler, `launch.run` with ledger, rungs, searcher and MLflow's record in SQLite, Tune's loop over as many futures as
+there are trials. A trial's actor is a number within one of a few host processes, since 2,000 Python processes do not fit into this
+machine: it sleeps for its epoch's length and reports. So what a worker process costs its own node is not in these figures, and all
+that the driver and Ray's head do is.
+
+Of each report the host notes when it was sent; the latency is from there to its line in the ledger. The wait of a trial is from its
+proposal to its first breath in a host. Slots are busy from there to the last report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from vit_search.search import launch  # before ray: it sets what ray reads when it is imported
+
+# isort: split
+import psutil
+import ray
+import torch
+from ray.air.execution.resources.placement_group import PlacementGroupAcquiredResources
+from ray.cluster_utils import Cluster
+from ray.tune import Trainable
+from rounds import surroundings, table
+from simulated import SEARCH, curve, result
+
+from vit_search.ray_session import LOOPBACK_ALONE
+from vit_search.spec import search_file
+from vit_search.tracking.ledger import Ended, Proposed, Reported, read_events
+
+HOSTS = 2
+
+
+class Simulated(Trainable):
+    """An epoch is a report; its length is slept outside."""
+
+    def setup(self, config: dict) -> None:
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict) -> bool:
+        self.told, self.epoch, self.began = new_config, 0, time.time()
+        return True
+
+    def step(self) -> dict:
+        self.epoch += 1
+        model, training = self.told["config"]["model"], self.told["config"]["training"]
+        value = curve(model["patch_size"], model["depth"], model["dim"], training["lr"], training["weight_decay"], self.epoch)
+        moments = {"system/began": self.began, "system/sent": time.time()}
+        return {"trial": self.told["trial"], **result(self.epoch, value), **moments, "done": self.epoch >= training["epochs"]}
+
+
+@ray.remote(num_cpus=0)
+class Host:
+    """Many trials' actors in one process."""
+
+    def __init__(self, epoch_s: float) -> None:
+        self.epoch_s, self.actors = epoch_s, {}
+
+    async def call(self, key: int, method: str, args: tuple, kwargs: dict) -> Any:
+        if method == "__init__":
+            self.actors[key] = Simulated(**kwargs)
+        elif method == "__ray_terminate__":
+            self.actors.pop(key, None)
+        elif method != "__ray_ready__":
+            if method == "train":
+                await asyncio.sleep(self.epoch_s * (0.75 + 0.5 * (hash((key, time.time())) % 1000) / 1000))
+            return getattr(self.actors[key], method)(*args, **kwargs)
+
+
+class Method:
+    def __init__(self, host: Any, key: int, name: str) -> None:
+        self.host, self.key, self.name = host, key, name
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        return self.host.call.remote(self.key, self.name, args, kwargs)
+
+
+class Handle:
+    """What Tune takes for an actor."""
+
+    def __init__(self, host: Any, key: int, kwargs: dict) -> None:
+        self._host, self._key = host, key
+        Method(host, key, "__init__").remote(**kwargs)
+
+    def __getattr__(self, name: str) -> Method:
+        return Method(self._host, self._key, name)
+
+
+class Shared:
+    """What Tune takes for a class of actors."""
+
+    def __init__(self, hosts: list[Any]) -> None:
+        self.hosts, self.count = hosts, 0
+
+    def remote(self, **kwargs: Any) -> Handle:
+        self.count += 1
+        return Handle(self.hosts[self.count % len(self.hosts)], self.count, kwargs)
+
+
+@contextlib.contextmanager
+def nodes(count: int, slots: int) -> Any:
+    """A head without slots, and nodes that share the slots among them."""
+    os.environ[LOOPBACK_ALONE] = "0"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 2**28})
+    for _ in range(count):
+        cluster.add_node(num_cpus=-(-slots // count), object_store_memory=80 * 2**20, wait=False)
+    cluster.wait_for_nodes(timeout=600)
+    try:
+        yield cluster.address
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+class Watched(threading.Thread):
+    """Processor time and memory of Ray's head process by process, while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.began = {}, {}
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(2):
+            for name, process in servers().items():
+                with contextlib.suppress(psutil.Error):
+                    self.peak[name] = max(self.peak.get(name, 0), process.memory_info().rss)
+
+
+def servers() -> dict[str, psutil.Process]:
+    """Those of Ray's head that may set a limit."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "gcs_server" in process.name():
+                found["gcs"] = process
+    return found
+
+
+def spent(process: psutil.Process) -> float:
+    """Seconds of processor time."""
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def searched(concurrent: int, trials: int, epochs: int, epoch_s: float, count: int, folder: Path) -> list[str]:
+    """One search; its row of the table."""
+    began = time.perf_counter()
+    with nodes(count, concurrent) as address:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        up = time.perf_counter() - began
+        hosts = [Host.options(max_concurrency=10_000).remote(epoch_s) for _ in range(HOSTS)]
+        shared = Shared(hosts)
+        usual = PlacementGroupAcquiredResources.annotate_remote_entities
+        PlacementGroupAcquiredResources.annotate_remote_entities = lambda self, entities: [shared]
+        text = SEARCH.format(trials=trials, epochs=epochs).replace("concurrency: 2", f"concurrency: {concurrent}")
+        spec = search_file.parse(text)
+        watched, gcs = Watched(), servers()["gcs"]
+        watched.start()
+        own, theirs, start = time.process_time(), spent(gcs), time.perf_counter()
+        try:
+            done = launch.run(spec, output=folder / "searches", tracking_uri=f"sqlite:///{folder / 'mlruns.db'}")
+        finally:
+            PlacementGroupAcquiredResources.annotate_remote_entities = usual
+            watched.over.set()
+        wall = time.perf_counter() - start
+        own, theirs = time.process_time() - own, spent(gcs) - theirs
+    events = read_events(done.folder / "ledger.jsonl")
+    reports = [event for event in events if isinstance(event, Reported)]
+    latency = sorted(event.at - event.system["system/sent"] for event in reports)
+    first = {event.trial: event.system["system/began"] for event in reports if event.result.epoch == 1}
+    waits = sorted(first[event.trial] - event.at for event in events if isinstance(event, Proposed) and event.trial in first)
+    ends = {event.trial: event.at for event in events if isinstance(event, Ended)}
+    busy = sum(ends[trial] - at for trial, at in first.items())
+    between = max(ends.values()) - min(first.values())
+    assert len(ends) == trials, "a trial is lost"
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return [
+        f"{concurrent:,}",
+        f"{count}",
+        f"{trials:,}",
+        f"{len(reports) / between:.0f}",
+        f"{1000 * statistics.median(latency):.0f}",
+        f"{1000 * latency[int(0.99 * (len(latency) - 1))]:.0f}",
+        f"{statistics.median(waits):.2f}",
+        f"{waits[int(0.99 * (len(waits) - 1))]:.1f}",
+        f"{busy / between / concurrent:.0%}",
+        f"{1000 * own / len(reports):.1f}",
+        f"{own / wall:.0%}",
+        f"{theirs / wall:.0%}",
+        f"{memory:.1f}",
+        f"{watched.peak.get('gcs', 0) / 2**20:.0f}",
+        f"{up:.0f}",
+        f"{wall:.0f}",
+    ]
+
+
+HEAD = ["at once", "nodes", "trials", "reports/s", "latency ms", "99 %", "wait s", "99 %", "slots busy"]
+HEAD += ["driver ms a report", "driver's core", "GCS's core", "driver GiB", "GCS MiB", "nodes up s", "whole s"]
+
+
+def main() -> None:
+    """Print the table."""
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--concurrent", default=[100, 500, 2000], type=int, nargs="+")
+    ask.add_argument("--nodes", default=20, type=int)
+    ask.add_argument("--trials", default=0, type=int, help="in all; by default five times as many as at once")
+    ask.add_argument("--epochs", default=4, type=int)
+    ask.add_argument("--epoch-s", default=20.0, type=float)
+    ask.add_argument("--saturate", action="store_true")
+    told = ask.parse_args()
+    logging.disable(logging.WARNING)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    print(surroundings(torch.device("cpu"), "ray", "optuna", "mlflow"))
+    with tempfile.TemporaryDirectory() as place:
+        os.chdir(place)
+        epoch_s = 0.0 if told.saturate else told.epoch_s
+        rows = [
+            searched(concurrent, told.trials or 5 * concurrent, told.epochs, epoch_s, told.nodes, Path(place))
+            for concurrent in told.concurrent
+        ]
+        os.chdir("/")
+    print(f"\ntrials of up to {told.epochs} epochs of about {epoch_s:g} s, ASHA (1, 4)\n")
+    print(table(HEAD, rows))
+
+
+if __name__ == "__main__":
+    main()
