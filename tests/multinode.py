@@ -5,6 +5,7 @@ so an interface, of its own, as machines have: ports do not meet, and a cable ca
 """
 
 import contextlib
+import itertools
 import json
 import os
 import secrets
@@ -32,13 +33,16 @@ ROOT = os.getuid() == 0 and shutil.which("ip") is not None
 class Namespaces:
     """Of the nodes, each with a cable to a bridge on the head."""
 
+    _counted = itertools.count(7)
+
     def __init__(self):
         self._name, self._made = f"vs{secrets.token_hex(3)}", []
+        self._net = f"10.83.{next(self._counted)}"  # Ray takes a process that names the same address for one of its own, wherever that is
 
     def address(self, number):
         if number not in self._made:
             self._make(number)
-        return f"10.83.7.{number + 1}"
+        return f"{self._net}.{number + 1}"
 
     def inside(self, number):
         return ["ip", "netns", "exec", self._space(number)]
@@ -70,7 +74,7 @@ class Namespaces:
         else:
             ip("-n", head, "link", "add", f"v{number}", "type", "veth", "peer", "name", "hub", "netns", space)
             ip("-n", head, "link", "set", f"v{number}", "master", "hub", "up")
-        ip("-n", space, "address", "add", f"10.83.7.{number + 1}/24", "dev", "hub")
+        ip("-n", space, "address", "add", f"{self._net}.{number + 1}/24", "dev", "hub")
         ip("-n", space, "link", "set", "hub", "up")
 
 
