@@ -143,7 +143,7 @@ class Cluster:
         subprocess.run(["umount", "-l", str(self.shared)], check=True)
         shutil.rmtree(self.home, ignore_errors=True)
 
-    def start(self, number, cpus=1):
+    def start(self, number, cpus=1, **environment):
         """Start a node, 0 being the head; `wait` says when it is there."""
         own = self.network.address(number)
         command = [*self._inside(number), str(BINARIES / "ray"), "start", "--block", "--disable-usage-stats"]
@@ -154,7 +154,7 @@ class Cluster:
             command += [f"--address={self.address}", f"--num-cpus={cpus}"]
         with self._log(number).open("wb") as log:
             self._nodes[number] = subprocess.Popen(
-                command, env=self.environment, stdout=log, stderr=log, cwd=self.home, start_new_session=True
+                command, env=self.environment | environment, stdout=log, stderr=log, cwd=self.home, start_new_session=True
             )
 
     def _inside(self, number):
@@ -235,9 +235,10 @@ class Search:
     Args:
         place: for what the test itself keeps, and for MLflow's database.
         slow_s: seconds that each epoch takes longer.
+        environment: of the driver, beside the cluster's.
     """
 
-    def __init__(self, cluster, place, text, *, slow_s=0.0):
+    def __init__(self, cluster, place, text, *, slow_s=0.0, **environment):
         self.cluster, self.output, self._place, self._name = cluster, cluster.shared / place.name, place, "small-1"
         self.folder, self._file, self.counted = self.output / self._name, place / "small.yaml", place / "counted.jsonl"
         self._file.write_text(text)
@@ -246,6 +247,7 @@ class Search:
             "COUNTED": str(self.counted),
             "SLOW_S": str(slow_s),
             "MLFLOW_TRACKING_URI": f"sqlite:///{place / 'mlruns.db'}",
+            **environment,
         }
         self.driver = None
 

@@ -1,11 +1,30 @@
-"""What becomes of a search whose trials die, hang, fail alike, or run out of memory: with a real Ray, one for all of them."""
+"""What becomes of a search whose trials die, hang, fail alike, or run out of memory, with one real Ray for all of them; and of one whose
+machine has too little of something, each with its own."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
+
+FILE = """
+name: small
+data: {name: digits, train_limit: 200}
+trials: 3
+epochs: 2
+stopping: {kind: none}
+seed: 3
+concurrency: 2
+model: {patch_size: 4, dim: 16, depth: {int: [1, 4]}, heads: 2, mlp_ratio: 2}
+training: {lr: {float: [1e-3, 1e-2], log: true}, batch_size: 64}
+"""
+VIT_SEARCH = Path(sys.executable).with_name("vit-search")
+ROOT = pytest.mark.skipif(os.getuid() != 0, reason="root: another account's limits, another /dev/shm")
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +63,63 @@ def test_a_lack_of_memory_halves_the_micro_batch_of_that_trial_alone(found):
     assert told["outcomes"] == ["completed"] * 5
     assert told["attempts"] == [2, 1, 1, 1, 1]
     assert told["halvings"] == [1, 0, 0, 0, 0]
+
+
+def run(folder, *before):
+    """A search of three trials, in a shell that something was done to before."""
+    (folder / "small.yaml").write_text(FILE)
+    return subprocess.run([*before, VIT_SEARCH, "run", "small.yaml"], cwd=folder, capture_output=True, text=True, timeout=400)
+
+
+def test_a_shell_with_too_few_open_files_is_refused_at_once_and_leaves_no_search(tmp_path):
+    began = time.monotonic()
+    done = run(tmp_path, "bash", "-c", 'ulimit -n 128; exec "$@"', "bash")
+    assert done.returncode == 2
+    assert done.stderr == "error: a process here may open 128 files, and Ray needs 256; raise that, e.g. `ulimit -n 65536`.\n"
+    assert time.monotonic() - began < 60  # Ray itself gives up after two minutes
+    assert not list(tmp_path.glob("searches/*"))
+
+
+@ROOT
+def test_an_account_with_too_few_processes_is_refused():
+    code = """
+import os, resource
+from vit_search import ray_session
+from vit_search.errors import ClusterError
+resource.setrlimit(resource.RLIMIT_NPROC, (200, 200))
+ray_session.check_limits(2)  # root is not held to it
+os.setuid(65534)
+try:
+    ray_session.check_limits(2)
+except ClusterError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("this account may have 200 processes and threads and has "), done.stdout
+    assert "and Ray needs 310 more; raise that, e.g. `ulimit -u 4096`" in done.stdout
+
+
+@pytest.mark.slow
+@ROOT
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare: not here")
+def test_a_shared_memory_of_one_megabyte_is_enough(tmp_path):
+    done = run(tmp_path, "unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1m none /dev/shm && exec "$@"', "sh")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(" completed ") == 3
+
+
+@pytest.mark.slow
+def test_ray_starts_on_a_machine_that_is_asked_for_four_times_what_it_has(tmp_path):
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 * psutil.cpu_count())]
+    try:
+        for attempt in range(2):
+            place = tmp_path / str(attempt)
+            place.mkdir()
+            began = time.monotonic()
+            done = run(place)
+            print(f"\nF69 start of Ray on a busy machine | search {attempt + 1} of 2 took {time.monotonic() - began:.0f} s")
+            assert done.returncode == 0, done.stderr
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()

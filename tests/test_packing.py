@@ -1,6 +1,7 @@
 """Trials that share a GPU: what each asks for, what is learnt from what they took, and a real Ray that places them."""
 
 import json
+import math
 import random
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vit_search.errors import OutOfMemoryError, SpecError
+from vit_search.ray_session import Shape
 from vit_search.search.limits import Limits
 from vit_search.search.packing import ENOUGH, LEAST, MOST, Held, Nodes, Packing, request
 from vit_search.search.suggest import OptunaSearcher
@@ -355,3 +357,20 @@ def test_a_trial_that_runs_out_of_memory_goes_on_with_the_next_larger_share_from
     assert spent.device_seconds(None) == pytest.approx(0.1 * (5 * 0.5 + 1))
     (refused,) = [event for event in events if isinstance(event, ledgers.Infeasible)]
     assert "of a GPU, and a whole one has 15.2 GiB" in refused.reason
+
+
+def test_places_are_counted_node_by_node_with_those_that_may_come():
+    packing = Packing(search_file.parse(FILE), channels=1, classes=10, images=0)
+    shapes = [Shape("head", 0, 0), Shape("a", 4, 1), Shape("b", 7.5, 2), Shape("more", 4, 1, count=3)]
+    assert packing.places(shapes) == 0  # nothing was asked for yet
+    for cpus, gpus, places in [
+        (2, 0, 2 + 3 + 6),
+        (2, 0.5, 2 + 3 + 6),
+        (1, 0.1, 4 + 7 + 12),
+        (1, 1, 1 + 2 + 3),
+        (1, 2, 1),
+        (0, 0.1, 10 + 20 + 30),
+    ]:
+        packing._held[0] = Held(cpus, gpus)
+        assert packing.places(shapes) == places
+    assert packing.places([*shapes, Shape("of any size", math.inf, math.inf, count=2)]) == math.inf

@@ -121,6 +121,31 @@ def test_as_many_are_open_as_concurrency_allows_and_none_starts_in_a_pause():
     assert asked.suggest("3") == "FINISHED"
 
 
+def test_few_are_open_beyond_the_places_that_there_are():
+    asked, places, given = searcher(trials=200), 0, 0
+    asked.places = lambda: places
+
+    def opened():
+        nonlocal given
+        while asked.suggest(str(given)):
+            given += 1
+        return given
+
+    assert opened() == 4
+    places = 40
+    assert opened() == 44
+    for number in range(40):
+        asked.begun(number)
+    assert opened() == 50
+    places = 20  # a node is gone, and Ray has not ended its trials yet
+    assert opened() == 50
+    ran(asked, "0", [0.5])
+    assert opened() == 50  # 39 run, of 49 that are open
+    asked.concurrency = 30
+    ran(asked, "1", [0.5])
+    assert opened() == 50
+
+
 def test_the_truth_is_told():
     asked = searcher()
     for i in range(6):

@@ -5,6 +5,7 @@ tests/test_survival.py` prints the figures, which stand in tests/RELIABILITY_RES
 """
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ import pytest
 import servers
 from multinode import BINARIES, ROOT, Cluster, Search, figure, timed
 from servers import until
+
+from vit_search.tracking.ledger import read_events
 
 pytestmark = pytest.mark.skipif(not ROOT, reason="network namespaces: root and `ip` are needed")
 
@@ -55,6 +58,14 @@ def cluster(network):
 def sound(told, repeated):
     assert (told["lost"], told["doubled"]) == (0, 0)
     assert told["repeated"] <= repeated
+
+
+def skewed(cluster, place, name, hours):
+    """An environment whose Python processes take the time to be so many hours off, as the file `name` says from then on."""
+    (place / name).write_text(str(hours))
+    clock = "import os, time\nreal = time.time\ntime.time = lambda: real() + 3600 * float(open(os.environ['SKEW']).read())\n"
+    (place / "sitecustomize.py").write_text(clock)
+    return {"PYTHONPATH": f"{place}:{cluster.environment['PYTHONPATH']}", "SKEW": str(place / name)}
 
 
 def one_line(said):
@@ -314,6 +325,31 @@ def test_a_slow_node_changes_no_decision(cluster, tmp_path):
     differing = sum(a != b for a, b in zip(found["steady"], found["slow"], strict=True))
     figure("F10 node at half speed", **told, decisions_that_differ=differing)
     assert differing == 0
+
+
+@pytest.mark.slow
+def test_clocks_a_day_apart_and_one_that_jumps_back_change_no_order(tmp_path):
+    with Cluster(0) as own:
+        for number, hours in ((1, 24), (2, -24)):
+            own.start(number, **skewed(own, tmp_path, f"node-{number}", hours))
+            own.wait(number)
+        text = FILE.replace("kind: none", "grace_epochs: 1, reduction_factor: 2")
+        with Search(own, tmp_path, text, slow_s=1, **skewed(own, tmp_path, "driver", 0)).run() as search:
+            search.until(lambda: search.reported() >= 3)
+            (tmp_path / "driver").write_text("-1")
+            code, said = search.end()
+            assert code == 0, said
+            told = search.told(trials=4)
+            events = read_events(search.folder / "ledger.jsonl")
+            back = sum(after.at - before.at < -3000 for before, after in itertools.pairwise(events))
+            trials, notes = search.trials(), search.notes()
+        days = sorted({round((note["at"] - time.time()) / 86400) for note in notes})
+        disordered = sum([result.epoch for result in trial.results] != list(range(1, len(trial.results) + 1)) for trial in trials)
+        negative = sum(result.seconds < 0 for trial in trials for result in trial.results)
+        figure("F66 clocks", **told, days_off=days, steps_back=back, order_errors=disordered, negative_durations=negative)
+        sound(told, repeated=0)
+        assert (days, back) == ([-1, 1], 1)  # they were wrong indeed
+        assert (disordered, negative) == (0, 0)
 
 
 @pytest.mark.slow

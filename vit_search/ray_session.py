@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import resource
 import socket
 import threading
 import time
@@ -31,6 +32,7 @@ for _name, _value in {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_gcs_rpc_server_reconnect_timeout_s": OUTLIVE_HEAD_S,
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # search/suggest.py says how many; Tune's one would start processes and nodes in turn
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failure is reported without the metric
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the ledger tells why a trial failed, in a line
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the ledger is our state; Tune's own snapshots are never read
@@ -38,6 +40,7 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
+import psutil
 import ray
 from ray._private import ray_constants
 from ray._private.state import state
@@ -55,6 +58,12 @@ AUTOSCALER_FILE = "~/ray_bootstrap_config.yaml"
 """What `ray up` leaves on the head of a cluster that grows by itself; JSON, in spite of its name."""
 
 TRIES = 3
+
+LEAST_FILES = 256
+"""Open files that a process may have, at least. Ray's daemons hold up to 64 each for four workers, and three more for each further one."""
+
+LEAST_THREADS, THREADS_A_WORKER = 250, 30
+"""Threads of a Ray of our own, which count as processes: 161 for its daemons and 25 for each worker on this machine, Linux, Ray 2.60."""
 
 LOOK_EVERY_S = 2.0
 LOST_AFTER_S = 20.0
@@ -101,6 +110,30 @@ def session(address: str | None = None, *, env: Mapping[str, str] | None = None,
     ray.shutdown()
 
 
+def check_limits(cpus: int | None = None) -> None:
+    """Refuse a shell that lets a process have too little for a Ray of our own, which would wait two minutes for it, and tell nothing.
+
+    Raises: ClusterError, one line.
+    """
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)  # the hard one; Ray raises the other to it
+    if files != resource.RLIM_INFINITY and files < LEAST_FILES:
+        raise ClusterError(f"a process here may open {files} files, and Ray needs {LEAST_FILES}; raise that, e.g. `ulimit -n 65536`.")
+    most, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if os.getuid() == 0 or most == resource.RLIM_INFINITY:  # root is not held to it
+        return
+    needed = LEAST_THREADS + THREADS_A_WORKER * (cpus or os.cpu_count() or 1)
+    running = sum(process.info["num_threads"] or 0 for process in psutil.process_iter(["num_threads", "uids"]) if _mine(process))
+    if running + needed > most:
+        raise ClusterError(
+            f"this account may have {most} processes and threads and has {running}, and Ray needs {needed} more; "
+            f"raise that, e.g. `ulimit -u {max(4096, 2 * (running + needed))}`, or end some."
+        )
+
+
+def _mine(process: psutil.Process) -> bool:
+    return process.info["uids"] is not None and process.info["uids"].real == os.getuid()
+
+
 def nodes_alive() -> list[dict[str, Any]]:
     """What Ray tells of the nodes that are there."""
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
@@ -134,6 +167,8 @@ def _to_come(path: Path) -> list[Shape]:
 class Head:
     """What the head of a cluster tells from time to time."""
 
+    shapes: list[Shape]
+    """The nodes that are there, and the kinds that may come."""
     leaving: Collection[str] = ()
     """Ids of nodes that get no more work, since they are about to be taken away."""
 
@@ -146,7 +181,7 @@ def watched(search: str, lost: Callable[[ClusterError], None]) -> Iterator[Head]
         search: its name, for the message.
         lost: called from a thread where the head does not answer any more.
     """
-    address, over, head = ray.get_runtime_context().gcs_address, threading.Event(), Head()
+    address, over, head = ray.get_runtime_context().gcs_address, threading.Event(), Head(shapes())
     listening = threading.Thread(target=_listen, args=(address, over, search, lost), name="head", daemon=True)
     looking = threading.Thread(target=_look, args=(head, over), name="leaving", daemon=True)  # its own: the call waits for a dead head
     listening.start()
@@ -177,9 +212,11 @@ def _look(head: Head, over: threading.Event) -> None:
     while not over.wait(LOOK_EVERY_S):
         with contextlib.suppress(Exception):  # of a dead head, which `_listen` tells
             head.leaving = tuple(state.get_draining_nodes())
+            head.shapes = shapes()
 
 
 def _start(workers: dict[str, dict[str, str]] | None, cpus: int | None) -> None:
+    check_limits(cpus)
     os.environ.pop("RAY_gcs_rpc_server_reconnect_timeout_s", None)  # Ray has read it for this process; its own are to end soon
     with contextlib.suppress(ClusterError):
         ray_token.ensure()  # Ray would make one that everybody on this machine can read

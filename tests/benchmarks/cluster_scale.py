@@ -1,16 +1,17 @@
 """How many trials at once, and how many in all, one driver can drive on a cluster of many nodes; and what sets the limit.
 
-    python tests/benchmarks/cluster_scale.py [--concurrent 100 500 2000] [--nodes 20] [--epoch-s 20] [--trials 4000]
+    python tests/benchmarks/cluster_scale.py [--concurrent 100 500 2000] [--nodes 20] [--epoch-s 20] [--start-s 10] [--trials 4000]
     python tests/benchmarks/cluster_scale.py --saturate           # epochs of no length: the most reports a second
 
 Everything is real but the training and the processes that would train: raylets on loopback as nodes, a placement group for each
 trial in Ray's scheduler, `launch.run` with ledger, rungs, searcher and MLflow's record in SQLite, Tune's loop over as many futures as
 there are trials. A trial's actor is a number within one of a few host processes, since 2,000 Python processes do not fit into this
-machine: it sleeps for its epoch's length and reports. So what a worker process costs its own node is not in these figures, and all
-that the driver and Ray's head do is.
+machine: it sleeps for its epoch's length and reports, and before its first trial for as long as a process takes to start. So what a
+worker process costs its own node is not in these figures, and all that the driver and Ray's head do is.
 
 Of each report the host notes when it was sent; the latency is from there to its line in the ledger. The wait of a trial is from its
-proposal to its first breath in a host. Slots are busy from there to the last report.
+proposal to its first breath in a host. Slots are busy from there to the last report; all are filled once nine of ten are busy.
+`--pending 1` is what Tune does by itself with a searcher like ours: one process, or one node, starts at a time.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import resource
 import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +72,21 @@ class Simulated(Trainable):
 class Host:
     """Many trials' actors in one process."""
 
-    def __init__(self, epoch_s: float) -> None:
-        self.epoch_s, self.actors = epoch_s, {}
+    def __init__(self, epoch_s: float, start_s: float) -> None:
+        self.epoch_s, self.start_s, self.actors, self.up = epoch_s, start_s, {}, {}
 
     async def call(self, key: int, method: str, args: tuple, kwargs: dict) -> Any:
+        up = self.up.setdefault(key, asyncio.Event())
         if method == "__init__":
+            await asyncio.sleep(self.start_s)
             self.actors[key] = Simulated(**kwargs)
+            up.set()
         elif method == "__ray_terminate__":
             self.actors.pop(key, None)
-        elif method != "__ray_ready__":
+        else:
+            await up.wait()
+            if method == "__ray_ready__":
+                return None
             if method == "train":
                 await asyncio.sleep(self.epoch_s * (0.75 + 0.5 * (hash((key, time.time())) % 1000) / 1000))
             return getattr(self.actors[key], method)(*args, **kwargs)
@@ -159,13 +168,24 @@ def spent(process: psutil.Process) -> float:
     return times.user + times.system
 
 
-def searched(concurrent: int, trials: int, epochs: int, epoch_s: float, count: int, folder: Path) -> list[str]:
+def filled(first: Mapping[int, float], ends: Mapping[int, float], slots: float) -> float:
+    """When so many trials ran at the same time, in the time of the ledger; infinite where they never did."""
+    running = 0
+    for at, change in sorted([(at, 1) for at in first.values()] + [(ends[trial], -1) for trial in first]):
+        running += change
+        if running >= slots:
+            return at
+    return math.inf
+
+
+def searched(concurrent: int, trials: int, told: argparse.Namespace, folder: Path) -> list[str]:
     """One search; its row of the table."""
+    epochs, epoch_s, count = told.epochs, 0.0 if told.saturate else told.epoch_s, told.nodes
     began = time.perf_counter()
     with nodes(count, concurrent) as address:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         up = time.perf_counter() - began
-        hosts = [Host.options(max_concurrency=10_000).remote(epoch_s) for _ in range(HOSTS)]
+        hosts = [Host.options(max_concurrency=10_000).remote(epoch_s, told.start_s) for _ in range(HOSTS)]
         shared = Shared(hosts)
         usual = PlacementGroupAcquiredResources.annotate_remote_entities
         PlacementGroupAcquiredResources.annotate_remote_entities = lambda self, entities: [shared]
@@ -200,6 +220,7 @@ def searched(concurrent: int, trials: int, epochs: int, epoch_s: float, count: i
         f"{1000 * latency[int(0.99 * (len(latency) - 1))]:.0f}",
         f"{statistics.median(waits):.2f}",
         f"{waits[int(0.99 * (len(waits) - 1))]:.1f}",
+        f"{filled(first, ends, 0.9 * concurrent) - events[0].at:.0f}",
         f"{busy / between / concurrent:.0%}",
         f"{1000 * own / len(reports):.1f}",
         f"{own / wall:.0%}",
@@ -211,7 +232,7 @@ def searched(concurrent: int, trials: int, epochs: int, epoch_s: float, count: i
     ]
 
 
-HEAD = ["at once", "nodes", "trials", "reports/s", "latency ms", "99 %", "wait s", "99 %", "slots busy"]
+HEAD = ["at once", "nodes", "trials", "reports/s", "latency ms", "99 %", "wait s", "99 %", "filled s", "slots busy"]
 HEAD += ["driver ms a report", "driver's core", "GCS's core", "driver GiB", "GCS MiB", "nodes up s", "whole s"]
 
 
@@ -223,20 +244,21 @@ def main() -> None:
     ask.add_argument("--trials", default=0, type=int, help="in all; by default five times as many as at once")
     ask.add_argument("--epochs", default=4, type=int)
     ask.add_argument("--epoch-s", default=20.0, type=float)
+    ask.add_argument("--start-s", default=10.0, type=float)
+    ask.add_argument("--pending", type=int, help="trials that Tune lets wait for a place")
     ask.add_argument("--saturate", action="store_true")
     told = ask.parse_args()
+    if told.pending:
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(told.pending)
     logging.disable(logging.WARNING)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     print(surroundings(torch.device("cpu"), "ray", "optuna", "mlflow"))
     with tempfile.TemporaryDirectory() as place:
         os.chdir(place)
-        epoch_s = 0.0 if told.saturate else told.epoch_s
-        rows = [
-            searched(concurrent, told.trials or 5 * concurrent, told.epochs, epoch_s, told.nodes, Path(place))
-            for concurrent in told.concurrent
-        ]
+        rows = [searched(concurrent, told.trials or 5 * concurrent, told, Path(place)) for concurrent in told.concurrent]
         os.chdir("/")
-    print(f"\ntrials of up to {told.epochs} epochs of about {epoch_s:g} s, ASHA (1, 4)\n")
+    length = 0 if told.saturate else told.epoch_s
+    print(f"\ntrials of up to {told.epochs} epochs of about {length:g} s, ASHA (1, 4); a process starts in {told.start_s:g} s\n")
     print(table(HEAD, rows))
 
 

@@ -3,8 +3,8 @@
     python tests/benchmarks/packing.py [--space FILE] [--memory 80] [--gpus 1 8] [--trials 400] [--concurrency N] [--measured FILE]
 
 Proposals are drawn at random from the space and stopped by its rungs (spec/plan.py's Rule) by a worth that is drawn, too. Shares are
-those of search/packing.py before it has learnt anything; a trial waits in line until its share is free, and whoever comes after it
-waits behind it, as in Tune. One for each GPU: the same with whole ones.
+those of search/packing.py before it has learnt anything; a few trials wait for theirs to come free (search/suggest.py, AHEAD), and
+those that fit go first. One for each GPU: the same with whole ones.
 
 How fast a trial is on its GPU:
 - Alone, a step takes `host` (Python, launches, waits; by the block) and a part, `apart`, of what its kernels take, `device`: some
@@ -31,6 +31,7 @@ from typing import Any
 from gpu_sharing import BATCH, SHAPES
 from rounds import table
 
+from vit_search.search.suggest import AHEAD
 from vit_search.spec import search_file, shares
 from vit_search.spec.config import TrialConfig
 from vit_search.spec.plan import NOISE, Images, Rule, images_bytes, images_of, work
@@ -172,16 +173,11 @@ def play(spec: SearchSpec, trials: Sequence[Trial], gpus: int, concurrency: int,
     stopping = spec.stopping
     rungs = levels(grace_epochs=stopping.grace_epochs, reduction_factor=stopping.reduction_factor, epochs=spec.epochs)
     looks = [*rungs, spec.epochs]
-    cards, waiting = [Gpu(efficiency=efficiency) for _ in range(gpus)], list(reversed(trials))
+    cards, waiting = [Gpu(efficiency=efficiency) for _ in range(gpus)], list(trials)
     clock = working = held = running = 0.0
     while waiting or any(card.trials for card in cards):
-        while waiting and sum(len(card.trials) for card in cards) < concurrency:
-            fits = [card for card in cards if card.free >= waiting[-1].share]
-            if not fits:
-                break
-            trial = waiting.pop()
-            trial.left = looks[0] * trial.epoch_s
-            min(fits, key=lambda card: card.free).trials.append(trial)  # Ray fills one GPU before it begins another
+        while (placed := placed_next(waiting, cards, concurrency)) is not None:
+            placed.left = looks[0] * placed.epoch_s
         step = min(trial.left / card.speed for card in cards for trial in card.trials)
         clock += step
         for card in cards:
@@ -196,6 +192,17 @@ def play(spec: SearchSpec, trials: Sequence[Trial], gpus: int, concurrency: int,
             card.trials = staying
     time = clock * gpus
     return Outcome(clock / 3600, len(trials), working / time, held / time, running / time)
+
+
+def placed_next(waiting: list[Trial], cards: Sequence[Gpu], concurrency: int) -> Trial | None:
+    """Place the first that fits of those that are proposed by now; None where none does."""
+    running = sum(len(card.trials) for card in cards)
+    for place, trial in enumerate(waiting[: max(AHEAD, running // 4)] if running < concurrency else ()):
+        fits = [card for card in cards if card.free >= trial.share]
+        if fits:
+            min(fits, key=lambda card: card.free).trials.append(waiting.pop(place))  # Ray fills one GPU before it begins another
+            return trial
+    return None
 
 
 def ended(trial: Trial, rule: Rule, looks: Sequence[int], rng: random.Random) -> bool:

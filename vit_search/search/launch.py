@@ -27,7 +27,7 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
-from vit_search.ray_session import Shape, session, shapes, watched  # isort: skip  (before ray, whose settings it makes)
+from vit_search.ray_session import Shape, check_limits, session, shapes, watched  # isort: skip  (before ray, whose settings it makes)
 import ray
 from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
@@ -150,6 +150,8 @@ def run(
         rng = random.Random(0)  # noqa: S311 -- a sample of the space, not a secret
         problem = spec.space.problem(spec.space.draw(rng))
         raise SpecError(f"none of 2000 random proposals can be run, the first because: {problem} See `vit-search lint`.")
+    if address is None:
+        check_limits()
     _check_output(output)
     lessons = _lessons(spec, output)
     data = prepare(spec.data_config, download=download)
@@ -518,6 +520,7 @@ def _tune(
             packing.nodes = nodes_of(spec.resources)
         if packing.nodes is not None and packing.nodes.gpu_memory:
             searcher.fit_into(packing.nodes.gpu_memory)
+        searcher.places = lambda: packing.places(head.shapes)
         tuner = Tuner(
             tune.with_resources(work, request),
             tune_config=TuneConfig(
@@ -543,7 +546,7 @@ def _tune(
             run_config=RunConfig(
                 name="tune",
                 storage_path=str(folder.resolve()),
-                callbacks=[_EndCallback(ledger, spec, control, recovery, given_up)],
+                callbacks=[_EndCallback(ledger, spec, control, recovery, searcher, given_up)],
                 failure_config=FailureConfig(max_failures=-1),  # recovery.py says when it is enough
                 verbose=0,
             ),
@@ -590,9 +593,17 @@ def _storage_trouble(folder: Path, error: BaseException) -> VitSearchError | Non
 class _EndCallback(Callback):
     """Writes into the ledger how each trial ended, and ends those that hang."""
 
-    def __init__(self, ledger: Ledger, spec: SearchSpec, control: Control, recovery: Recovery, given_up: Mapping[int, str]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        spec: SearchSpec,
+        control: Control,
+        recovery: Recovery,
+        searcher: OptunaSearcher,
+        given_up: Mapping[int, str],
+    ) -> None:
         self._ledger, self._epochs, self._control = ledger, spec.epochs, control
-        self._recovery, self._given_up = recovery, given_up
+        self._recovery, self._searcher, self._given_up = recovery, searcher, given_up
         self._space, self._patience = spec.space, Patience(60 * spec.stall_minutes, spec.stall_epochs)
 
     def __reduce__(self) -> Any:
@@ -614,6 +625,7 @@ class _EndCallback(Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["trial"]
         self._recovery.started(number)
+        self._searcher.begun(number)
         self._patience.start(number, self._space.cost(self._ledger.trials[number].params).train_flops, time.monotonic())
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:

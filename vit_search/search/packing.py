@@ -8,6 +8,7 @@ follows from the ledger's events, and a resume knows it again.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vit_search.errors import SearchError
+from vit_search.ray_session import Shape
 from vit_search.spec import shares
 from vit_search.spec.search_file import Resources, SearchSpec
 from vit_search.tracking.ledger import Event, Outgrown, Proposed, Reported
@@ -131,6 +133,11 @@ class Packing:
         held = self._held[trial]
         return (held.gpus or held.cpus) if self._spec.resources.devices is None else 0.0
 
+    def places(self, shapes: Iterable[Shape]) -> float:
+        """How many trials like the last one find a place at the same time, on nodes that are there or may come."""
+        held = next(reversed(self._held.values()), None)
+        return sum((shape.count or 1) * _fit(shape, held) for shape in shapes) if held else 0
+
     def told(self, trial: int) -> dict[str, Any]:
         """What the worker of a trial is told of what it holds: `ask` comes first."""
         held, auto = self._held[trial], self._spec.resources.gpus == "auto"
@@ -161,6 +168,14 @@ class Packing:
         if gpus:
             return math.floor(1e4 * nodes.cores_per_gpu * gpus) / 1e4 or 1.0  # Ray's smallest step
         return max(1.0, nodes.cores // math.ceil(self.concurrency / nodes.count))
+
+
+def _fit(shape: Shape, held: Held) -> float:
+    """Trials that a node holds; infinitely many where nobody knows how large it will be."""
+    if math.inf in (shape.cpus, shape.gpus):
+        return math.inf
+    gpus = shape.gpus * math.floor(1 / held.gpus + 1e-9) if 0 < held.gpus < 1 else shape.gpus // held.gpus if held.gpus else math.inf
+    return min(gpus, shape.cpus // held.cpus if held.cpus else math.inf)
 
 
 def request(told: dict[str, Any]) -> tune.PlacementGroupFactory:

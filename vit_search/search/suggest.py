@@ -35,6 +35,13 @@ from vit_search.tracking.ledger import Commanded, Ended, Event, Infeasible, Prop
 
 State = Literal["running", "completed", "stopped", "diverged", "failed", "infeasible"]
 
+AHEAD = 4
+"""Trials that a driver lets wait beyond the places that there are, or a quarter as many as run where that is more.
+
+What waits was proposed knowing less than it could have; but processes, and an autoscaler's nodes, start for what waits alone, and a
+trial that asks for more than has come free must not hold up those behind it.
+"""
+
 ENOUGH = 10
 """Observations before a sampler takes over from chance (Optuna's own default), and trials that must have reached a rung before
 it is shown what they reached there: tests/benchmarks/RESULTS.md."""
@@ -320,8 +327,9 @@ class OptunaSearcher(Searcher):
         record: receives Proposed and Infeasible events as they happen.
         most: see SHOWN.
 
-    Attributes that the driver may set at any time: `trials`; `concurrency`, trials open at a time, None for any number;
-    `paused`, nothing is proposed for now; `over`, nothing is proposed any more.
+    Attributes that the driver may set at any time: `trials`; `concurrency`, trials open at a time, None for any number; `places`, says
+    how many can run at the same time, and hardly more are open, see AHEAD; `paused`, nothing is proposed for now; `over`, nothing is
+    any more.
     """
 
     def __init__(
@@ -345,6 +353,7 @@ class OptunaSearcher(Searcher):
         super().__init__(metric=metric, mode=mode)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.concurrency: int | None = None
+        self.places: Callable[[], float] = lambda: math.inf
         self.trials, self.paused, self.over = trials, False, False
         self._space, self._epochs, self._seed, self._sampler = space, epochs, seed, sampler
         self._levels, self._goals, self._modes = [*levels, epochs], list(objectives), [mode, *(goal.mode for goal in objectives)]
@@ -358,6 +367,8 @@ class OptunaSearcher(Searcher):
         self._queue = deque(dict(point) for point in first)
         self._grid: Iterator[dict[str, Value]] = space.grid() if sampler == "grid" else iter(())
         self._number_of: dict[str, int] = {}
+        self._begun: set[int] = set()
+        """Of those, the ones that a process has taken up."""
         self._given_up: set[int] = set()
         self._waiting: deque[int] = deque()
         self._exhausted = False
@@ -411,6 +422,9 @@ class OptunaSearcher(Searcher):
             return done
         if self.paused or (self.concurrency is not None and len(self._number_of) >= self.concurrency):
             return None
+        running = len(self._begun)
+        if len(self._number_of) >= max(running, self.places()) + max(AHEAD, running // 4):
+            return None
         if self._waiting:
             number = self._waiting.popleft()
         elif len(self._places) >= self.trials or (self._exhausted and not self._queue):
@@ -423,6 +437,10 @@ class OptunaSearcher(Searcher):
         self._number_of[trial_id] = number
         return self._config(number, dict(self._past(number).params))
 
+    def begun(self, number: int) -> None:
+        """A process has taken a trial up, which waits no more."""
+        self._begun.add(number)
+
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """An epoch's value, for the sampler's view of running trials."""
         if "epoch" in result:
@@ -431,6 +449,7 @@ class OptunaSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """How a trial ended: at full length, before it, by NaN or by an error."""
         number = self._number_of.pop(trial_id)
+        self._begun.discard(number)
         failure = "failed" if error or number in self._given_up else (result or {}).get("failure")
         if result and "epoch" in result and not failure:
             self._report(number, result["epoch"], result)
