@@ -146,6 +146,14 @@ def test_few_are_open_beyond_the_places_that_there_are():
     assert opened() == 50
 
 
+def test_no_more_are_given_in_a_row_than_is_allowed():
+    asked = searcher()
+    asked.allowed = 2
+    assert [bool(asked.suggest(str(i))) for i in range(3)] == [True, True, False]
+    asked.allowed = 1
+    assert [bool(asked.suggest(str(i))) for i in range(2, 4)] == [True, False]
+
+
 def test_the_truth_is_told():
     asked = searcher()
     for i in range(6):

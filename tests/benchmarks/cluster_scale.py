@@ -9,8 +9,9 @@ there are trials. A trial's actor is a number within one of a few host processes
 machine: it sleeps for its epoch's length and reports, and before its first trial for as long as a process takes to start. So what a
 worker process costs its own node is not in these figures, and all that the driver and Ray's head do is.
 
-Of each report the host notes when it was sent; the latency is from there to its line in the ledger. The wait of a trial is from its
-proposal to its first breath in a host. Slots are busy from there to the last report; all are filled once nine of ten are busy.
+Of each report the host notes when it was sent; the latency is from there to its line in the ledger, of what is sent once the slots
+are filled; beside it the longest until then. The wait of a trial is from its proposal to its first breath in a host. Slots are busy
+from there to the last report; all are filled once nine of ten are busy.
 `--pending 1` is what Tune does by itself with a searcher like ours: one process, or one node, starts at a time.
 """
 
@@ -190,23 +191,27 @@ def searched(concurrent: int, trials: int, told: argparse.Namespace, folder: Pat
         usual = PlacementGroupAcquiredResources.annotate_remote_entities
         PlacementGroupAcquiredResources.annotate_remote_entities = lambda self, entities: [shared]
         text = SEARCH.format(trials=trials, epochs=epochs).replace("concurrency: 2", f"concurrency: {concurrent}")
-        spec = search_file.parse(text)
+        spec, kill = search_file.parse(text), ray.kill
+        ray.kill = lambda actor, **options: None if isinstance(actor, Handle) else kill(actor, **options)
         watched, gcs = Watched(), servers()["gcs"]
         watched.start()
         own, theirs, start = time.process_time(), spent(gcs), time.perf_counter()
         try:
             done = launch.run(spec, output=folder / "searches", tracking_uri=f"sqlite:///{folder / 'mlruns.db'}")
         finally:
-            PlacementGroupAcquiredResources.annotate_remote_entities = usual
+            PlacementGroupAcquiredResources.annotate_remote_entities, ray.kill = usual, kill
             watched.over.set()
         wall = time.perf_counter() - start
         own, theirs = time.process_time() - own, spent(gcs) - theirs
     events = read_events(done.folder / "ledger.jsonl")
     reports = [event for event in events if isinstance(event, Reported)]
-    latency = sorted(event.at - event.system["system/sent"] for event in reports)
     first = {event.trial: event.system["system/began"] for event in reports if event.result.epoch == 1}
     waits = sorted(first[event.trial] - event.at for event in events if isinstance(event, Proposed) and event.trial in first)
     ends = {event.trial: event.at for event in events if isinstance(event, Ended)}
+    full = filled(first, ends, 0.9 * concurrent)
+    sent = [(event.system["system/sent"], event.at) for event in reports]
+    latency = sorted(heard - at for at, heard in sent if at > full or full == math.inf)
+    burst = max((heard - at for at, heard in sent if at <= full), default=0.0)
     busy = sum(ends[trial] - at for trial, at in first.items())
     between = max(ends.values()) - min(first.values())
     assert len(ends) == trials, "a trial is lost"
@@ -220,7 +225,8 @@ def searched(concurrent: int, trials: int, told: argparse.Namespace, folder: Pat
         f"{1000 * latency[int(0.99 * (len(latency) - 1))]:.0f}",
         f"{statistics.median(waits):.2f}",
         f"{waits[int(0.99 * (len(waits) - 1))]:.1f}",
-        f"{filled(first, ends, 0.9 * concurrent) - events[0].at:.0f}",
+        f"{full - events[0].at:.0f}",
+        f"{burst:.1f}",
         f"{busy / between / concurrent:.0%}",
         f"{1000 * own / len(reports):.1f}",
         f"{own / wall:.0%}",
@@ -232,7 +238,7 @@ def searched(concurrent: int, trials: int, told: argparse.Namespace, folder: Pat
     ]
 
 
-HEAD = ["at once", "nodes", "trials", "reports/s", "latency ms", "99 %", "wait s", "99 %", "filled s", "slots busy"]
+HEAD = ["at once", "nodes", "trials", "reports/s", "latency ms", "99 %", "wait s", "99 %", "filled s", "latency till then", "slots busy"]
 HEAD += ["driver ms a report", "driver's core", "GCS's core", "driver GiB", "GCS MiB", "nodes up s", "whole s"]
 
 

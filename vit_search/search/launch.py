@@ -39,7 +39,7 @@ from vit_search.search.limits import Limits, option
 from vit_search.search.packing import Packing, nodes_of, request
 from vit_search.search.recovery import Patience, Recovery
 from vit_search.search.stopping import Rungs, RungScheduler, false_kills
-from vit_search.search.suggest import OptunaSearcher
+from vit_search.search.suggest import IN_A_ROW, OptunaSearcher
 from vit_search.search.trial import train_trial
 from vit_search.spec import plan as planning
 from vit_search.spec.config import EpochResult
@@ -613,6 +613,7 @@ class _EndCallback(Callback):
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Kill the process of a trial that has not been heard of for too long; Tune then takes it for dead and tries again."""
         self._recovery.look(time.monotonic())
+        self._searcher.allowed = IN_A_ROW
         silent = self._patience.silent(time.monotonic())
         for trial in trials if silent else ():
             number, actor = trial.config["trial"], trial.temporary_state.ray_actor

@@ -42,6 +42,9 @@ What waits was proposed knowing less than it could have; but processes, and an a
 trial that asks for more than has come free must not hold up those behind it.
 """
 
+IN_A_ROW = 4
+"""Proposals after which Tune is to look for what trials report: 2,000 at once else kept it from that for three minutes."""
+
 ENOUGH = 10
 """Observations before a sampler takes over from chance (Optuna's own default), and trials that must have reached a rung before
 it is shown what they reached there: tests/benchmarks/RESULTS.md."""
@@ -241,7 +244,8 @@ class History:
         tests/benchmarks/RESULTS.md, "Search quality". Running ones before it are RUNNING, so that the next
         proposal keeps its distance. Diverged ones have the worst value of those shown. What cannot be built is PRUNED and
         violates a constraint; it is shown once there are ENOUGH observations, which it must not replace. Of these two, the
-        newest are shown, each at most a third as many as the observations. A crash says nothing and is left out.
+        newest are shown, each at most a third as many as the observations, and of the running ones at most `most`. A crash says
+        nothing and is left out.
         """
         epoch = self.level
         observed = {place: values for place in self._bounded(epoch, most) if (values := _values(self.pasts[place], epoch, self._goals))}
@@ -255,9 +259,8 @@ class History:
             found |= dict.fromkeys(self._of_state["diverged"][-third:], (TrialState.COMPLETE, worst))
         if len(observed) >= ENOUGH:
             found |= dict.fromkeys(self._of_state["infeasible"][-third:], (TrialState.PRUNED, None))
-        for place in self._of_state["running"]:
-            if epoch not in self.pasts[place].values:
-                found[place] = (TrialState.RUNNING, None)
+        early = [place for place in self._of_state["running"] if epoch not in self.pasts[place].values]
+        found |= dict.fromkeys(early[-most:], (TrialState.RUNNING, None))
         return [(self.pasts[place], *found[place]) for place in sorted(found)]
 
     def _bounded(self, epoch: int, most: int) -> Iterable[int]:
@@ -328,8 +331,8 @@ class OptunaSearcher(Searcher):
         most: see SHOWN.
 
     Attributes that the driver may set at any time: `trials`; `concurrency`, trials open at a time, None for any number; `places`, says
-    how many can run at the same time, and hardly more are open, see AHEAD; `paused`, nothing is proposed for now; `over`, nothing is
-    any more.
+    how many can run at the same time, and hardly more are open, see AHEAD; `allowed`, proposals until it is set anew, see IN_A_ROW;
+    `paused`, nothing is proposed for now; `over`, nothing is any more.
     """
 
     def __init__(
@@ -354,6 +357,7 @@ class OptunaSearcher(Searcher):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.concurrency: int | None = None
         self.places: Callable[[], float] = lambda: math.inf
+        self.allowed = math.inf
         self.trials, self.paused, self.over = trials, False, False
         self._space, self._epochs, self._seed, self._sampler = space, epochs, seed, sampler
         self._levels, self._goals, self._modes = [*levels, epochs], list(objectives), [mode, *(goal.mode for goal in objectives)]
@@ -423,7 +427,7 @@ class OptunaSearcher(Searcher):
         if self.paused or (self.concurrency is not None and len(self._number_of) >= self.concurrency):
             return None
         running = len(self._begun)
-        if len(self._number_of) >= max(running, self.places()) + max(AHEAD, running // 4):
+        if self.allowed < 1 or len(self._number_of) >= max(running, self.places()) + max(AHEAD, running // 4):
             return None
         if self._waiting:
             number = self._waiting.popleft()
@@ -435,6 +439,7 @@ class OptunaSearcher(Searcher):
                 self._exhausted = True
                 return done
         self._number_of[trial_id] = number
+        self.allowed -= 1
         return self._config(number, dict(self._past(number).params))
 
     def begun(self, number: int) -> None:
@@ -528,6 +533,8 @@ class OptunaSearcher(Searcher):
             if found is not None:
                 return found, {}
             asks = Drawn(rng)
+        elif self._sampler != "cmaes" and self._history.observations < ENOUGH:
+            asks = Drawn(rng)  # as TPE would, but without the view
         else:
             study = self.view()
             study.sampler = self._optuna_sampler(seed)
