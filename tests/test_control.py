@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 from test_end_to_end import COMMAND, until, vit_search
 from test_ledger import result
@@ -112,6 +113,39 @@ def test_a_running_search_obeys(tmp_path):
     assert "not running" in say(tmp_path, "status").stdout
     refused = say(tmp_path, "pause", check=False)
     assert "no driver runs this search now" in refused.stderr
+
+
+def test_what_waits_for_a_place_starts_neither_in_a_pause_nor_after_a_stop_but_in_a_resume(tmp_path):
+    text = FILE.replace("trials: 3", "trials: 4").replace("epochs: 500", "epochs: 8").replace("concurrency: 2", "concurrency: 4")
+    (tmp_path / "told.yaml").write_text(text + f"resources: {{cpus: {psutil.cpu_count()}}}\n")
+    driver = subprocess.Popen([COMMAND, "run", "told.yaml"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    path = tmp_path / "searches/told-1/ledger.jsonl"
+
+    def reported():
+        return [event.trial for event in books.read_events(path) if isinstance(event, Reported)]
+
+    try:
+        until(lambda: path.exists() and len(reported()) >= 2)
+        assert "1 running trial will be held" in say(tmp_path, "pause").stdout
+        until(lambda: _still(lambda: len(reported()), 3))
+        held = reported()
+        assert set(held) == {0}
+        say(tmp_path, "continue")
+        until(lambda: len(reported()) > len(held))
+        assert "no more trials will start; 1 running trial will go on" in say(tmp_path, "stop").stdout
+        _, said = driver.communicate(timeout=120)
+        assert driver.returncode == 0, said
+    finally:
+        driver.kill()
+        driver.wait()
+    assert reported() == [0] * 8
+    assert state(tmp_path)["outcomes"] == {"completed": 1, "interrupted": 3}
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlruns.db'}")
+    (parent,) = client.search_runs([client.get_experiment_by_name("told").experiment_id], "attributes.run_name = 'told-1'")
+    assert parent.info.status == "FINISHED"
+    vit_search(tmp_path, "resume", "told-1")
+    assert state(tmp_path)["outcomes"] == {"completed": 4}
+    assert sorted(reported()) == sorted([0, 1, 2, 3] * 8)
 
 
 def _still(count, seconds):

@@ -332,7 +332,10 @@ def _say(console: Console) -> Callable[[str], None]:
 # --- the cluster itself: cluster check, render, kuberay, token, head, keep ----------------------------------------------
 
 ClusterFile = Annotated[Path, typer.Argument(help="The cluster's file.", metavar="[FILE]")]
-State = Annotated[Path, typer.Option(help="Folder of the services' data, secrets and logs, on a disk of the head's own.")]
+State = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the services' data, secrets and logs, on a disk of the head's own; /mnt/vit_search-head by default."),
+]
 Port = Annotated[int, typer.Option(help="MLflow's, on 127.0.0.1.")]
 
 FOUND = 2
@@ -400,7 +403,7 @@ def token(show: Annotated[bool, typer.Option("--show", help="Print the token its
 
 @cluster.command()
 def head(
-    state: State = Path("/mnt/vit_search-head"),
+    state: State = None,
     port: Port = 5000,
     look: Annotated[bool, typer.Option("--status", help="Start nothing; say how they stand. Exit code 1 where one is not well.")] = False,
     stop: Annotated[bool, typer.Option("--stop", help="End them.")] = False,
@@ -408,9 +411,9 @@ def head(
     """On the head, have PostgreSQL, MLflow and the keeper of searches run, and stay running."""
     from vit_search.cluster import record, services
 
-    this = services.Head(state, port)
+    this = services.Head(state or record.HEAD_STATE, port)
     if stop:
-        services.stop(state)
+        services.stop(this.state)
         return
     found = services.status(this) if look else services.start(this, storage=record.storage())
     _print_services(found)
@@ -445,15 +448,15 @@ def watch_spot(
 
 
 @cluster.command(hidden=True)
-def serve(service: Annotated[str, typer.Argument()], state: State = Path("/mnt/vit_search-head"), port: Port = 5000) -> None:
+def serve(service: Annotated[str, typer.Argument()], state: State = None, port: Port = 5000) -> None:
     """Become one of the head's services; for supervisord."""
-    from vit_search.cluster import services
+    from vit_search.cluster import record, services
     from vit_search.errors import ClusterError
 
     become = {"postgres": services.run_postgres, "mlflow": services.run_mlflow}.get(service)
     if become is None:
         raise ClusterError(f"{service}: no service of the head; say postgres or mlflow.")
-    become(services.Head(state, port))
+    become(services.Head(state or record.HEAD_STATE, port))
 
 
 def _print_services(found: list[Service]) -> None:

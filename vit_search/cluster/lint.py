@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vit_search.cluster.record import STORAGE
+from vit_search.cluster.record import HEAD_STATE, STORAGE
 from vit_search.errors import ClusterError
 from vit_search.spec import strict_yaml
 from vit_search.spec.strict_yaml import Document, NodePath
@@ -572,7 +572,7 @@ def _services(file: File) -> Found:
     if begins and order[0] > begins[0]:
         yield line, "Ray starts before MLflow has made its account, and drivers get none; put `vit-search cluster head` first."
     given = re.search(r"--state[= ](\S+)", commands[order[0]])
-    state = given.group(1) if given else "/mnt/vit_search-head"
+    state = given.group(1) if given else str(HEAD_STATE)
     shared = file.environment(head=True).get(STORAGE, "")
     at = file.line("head_start_ray_commands", order[0])
     if shared and (state == shared or state.startswith(shared.rstrip("/") + "/")):

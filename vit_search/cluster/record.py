@@ -18,6 +18,9 @@ from vit_search.tracking import ledger
 STORAGE = "VIT_SEARCH_STORAGE"
 """Names, on every node, the folder that all nodes see; set where Ray is started."""
 
+HEAD_STATE = Path("/mnt/vit_search-head")
+"""Folder of the head's services, unless another is named."""
+
 RECORD = "submitted.json"
 FILE = "submitted.yaml"
 """The search file as it was submitted, until and after the search has begun."""

@@ -31,7 +31,6 @@ import psutil
 from vit_search.errors import ClusterError
 from vit_search.spec.files import write_private, write_whole
 
-DEFAULT_STATE = Path("/mnt/vit_search-head")
 ADMIN = "admin"
 SEARCHES = "searches"
 """The MLflow account of searches: it reads and writes what it has made, nothing else."""

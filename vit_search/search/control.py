@@ -123,6 +123,7 @@ class Control:
         settings: as they stand.
         changed: called after each command that was obeyed, and when the search is cancelled.
         add: queues a hand-made trial; raises SpecError for one that cannot be run.
+        begun: whether an open trial has found a place; the others wait for one.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class Control:
         settings: Settings,
         changed: Callable[[], None],
         add: Callable[[dict[str, Value]], None],
+        begun: Callable[[int], bool] = lambda trial: True,
     ) -> None:
         self.settings = settings
         self.paused = False
@@ -144,6 +146,7 @@ class Control:
         """Why every running trial is to be stopped after its epoch; empty while none is."""
         self._stopping: dict[int, str] = {}
         self._folder, self._ledger, self._changed, self._add = folder / "commands", ledger, changed, add
+        self._begun = begun
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="control", daemon=True)
 
@@ -196,7 +199,7 @@ class Control:
         return self.obey(name, arguments, by)[1]
 
     def _obey(self, name: str, arguments: dict[str, Any]) -> str:
-        running = [trial.number for trial in list(self._ledger.trials.values()) if trial.outcome == "running"]
+        running = [trial.number for trial in list(self._ledger.trials.values()) if trial.outcome == "running" and self._begun(trial.number)]
         if name == "pause":
             _no_more(name, arguments, ())
             self.paused = True
@@ -215,7 +218,7 @@ class Control:
             return self._set(arguments)
         if name == "add":
             self._add(arguments)
-            return "it will be the next trial to start."
+            return "it will be the next trial to be proposed."
         raise SpecError(f"unknown command {name!r}; {nearest(name, list(COMMANDS))}")
 
     def _stop(self, arguments: dict[str, Any], running: list[int]) -> str:

@@ -300,7 +300,7 @@ def drive(
             _collect(folder, ledger.trials, spec)
         obey()
 
-    control = Control(folder, ledger, settings, obey, searcher.add)
+    control = Control(folder, ledger, settings, obey, searcher.add, searcher.has_begun)
     recorder.obey = lambda text: control.obey_text(text, by="MLflow")
     recorder.state = lambda: "paused" if control.paused else "starting no more trials" if control.draining else "running"
     obey()
@@ -319,9 +319,11 @@ def drive(
         interrupted = control.cancelled.is_set()
         for trial in list(ledger.trials.values()):
             if trial.outcome == "running":
+                waits = ended and not interrupted and searcher.waits(trial.number)
+                reason = "the search was stopped before it began" if waits else "the driver stopped"
                 with contextlib.suppress(SearchError):  # of a full disk: what brought us here says so; a resume takes it up all the same
-                    ledger.append(Ended(trial=trial.number, outcome="interrupted", reason="the driver stopped"))
-                interrupted = True
+                    ledger.append(Ended(trial=trial.number, outcome="interrupted", reason=reason))
+                interrupted = interrupted or not waits
         trials = ranked(ledger.trials.values(), spec.metric, spec.mode)
         completed = any(trial.outcome == "completed" for trial in trials)
         status = "KILLED" if interrupted else "FINISHED" if ended and completed else "FAILED"
@@ -536,6 +538,7 @@ def _tune(
                     outgrown=outgrown,
                     broke=recovery.broke,
                     given_up=given_up.__contains__,
+                    withdrawn=searcher.withdrawn,
                     moves=lambda trial: recovery.moves(trial, head.leaving),
                 ),
                 num_samples=-1,  # the searcher says when it is enough, and how many at a time
@@ -645,8 +648,8 @@ class _EndCallback(Callback):
         self._patience.forget(number)
         outcome: Outcome = "completed" if result.get("epoch", 0) >= self._epochs else "stopped"
         outcome = "failed" if number in self._given_up else result.get("failure", outcome)
-        if outcome == "stopped" and self._control.cancelled.is_set():
-            return  # cut short by a person, not by a rung
+        if outcome == "stopped" and (self._control.cancelled.is_set() or ("epoch" not in result and self._searcher.withdrawn(number))):
+            return  # cut short by a person, not by a rung, or not begun
         reason = self._control.stop_reason(number) if outcome == "stopped" else result.get("reason", "")
         self._ledger.append(Ended(trial=number, outcome=outcome, reason=self._given_up.get(number, reason)))
 

@@ -164,6 +164,7 @@ class RungScheduler(FIFOScheduler):
         outgrown: told of a trial, and why, that did not fit into its share of a GPU; what its worker is to be told instead.
         broke: told each trial of Tune's whose process died, before it is queued again.
         given_up: whether a trial that broke down is not to be tried again.
+        withdrawn: whether a trial that waits for a place is not to start.
         moves: what a trial of Tune's, held after its epoch, is to ask for instead so that it goes on elsewhere; None to stay.
     """
 
@@ -180,12 +181,13 @@ class RungScheduler(FIFOScheduler):
         outgrown: Callable[[int, str], dict[str, Any]] = lambda trial, reason: {},
         broke: Callable[[Any], None] = lambda trial: None,
         given_up: Callable[[int], bool] = lambda trial: False,
+        withdrawn: Callable[[int], bool] = lambda trial: False,
         moves: Callable[[Any], Any] = lambda trial: None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._rungs, self._name, self._record, self._flops = rungs, metric, record, flops
         self._paused, self._asked_to_stop, self._cancelled, self._outgrown = paused, asked_to_stop, cancelled, outgrown
-        self._broke, self._given_up, self._moves = broke, given_up, moves
+        self._broke, self._given_up, self._withdrawn, self._moves = broke, given_up, withdrawn, moves
 
     def __reduce__(self) -> Any:
         """Nothing of it is in Tune's snapshots: the ledger is what a search is rebuilt from."""
@@ -230,11 +232,12 @@ class RungScheduler(FIFOScheduler):
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """The oldest that waits, among live trials alone: Tune's own way looks through all trials at each of its steps.
 
-        None while the search is paused; where it is cancelled, all trials end here, as does one that is given up.
+        None while the search is paused; where it is cancelled, all trials end here, as does one that is given up or withdrawn.
         """
         live = sorted(tune_controller.get_live_trials(), key=lambda trial: trial.config["trial"])
         for trial in live:
-            if self._cancelled() or self._given_up(trial.config["trial"]):
+            number = trial.config["trial"]
+            if self._cancelled() or self._given_up(number) or (trial.status == Trial.PENDING and self._withdrawn(number)):
                 tune_controller.stop_trial(trial)
         if self._paused() and not any(trial.status == Trial.RUNNING for trial in live):
             time.sleep(0.1)  # Tune waits for nothing where nothing runs, and would keep a core busy

@@ -446,6 +446,18 @@ class OptunaSearcher(Searcher):
         """A process has taken a trial up, which waits no more."""
         self._begun.add(number)
 
+    def has_begun(self, number: int) -> bool:
+        """Whether a process has taken up a trial that is open."""
+        return number in self._begun
+
+    def waits(self, number: int) -> bool:
+        """Whether a trial was withdrawn, or not given since a resume."""
+        return number in self._waiting
+
+    def withdrawn(self, number: int) -> bool:
+        """Whether a trial that still waits for a place is to start no more, or not for now: `suggest` gives it again."""
+        return (self.over or self.paused) and number not in self._begun
+
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """An epoch's value, for the sampler's view of running trials."""
         if "epoch" in result:
@@ -454,6 +466,9 @@ class OptunaSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """How a trial ended: at full length, before it, by NaN or by an error."""
         number = self._number_of.pop(trial_id)
+        if not error and "epoch" not in (result or {}) and self.withdrawn(number):
+            self._waiting.append(number)
+            return
         self._begun.discard(number)
         failure = "failed" if error or number in self._given_up else (result or {}).get("failure")
         if result and "epoch" in result and not failure:

@@ -173,7 +173,7 @@ class SearchSpec(_Part):
     seed: Count = Field(0, ge=0, le=2**31 - 1)
     """Decides the proposals and each trial's initialisation, order, augmentation and dropout."""
     concurrency: Count = Field(1, ge=1, le=10_000)
-    """Trials at the same time."""
+    """Trials at the same time; where fewer find a place, hardly more are proposed than do."""
     resources: Resources = Field(default_factory=lambda: Resources.model_validate({}))
     """What one trial takes."""
     keep_checkpoints: Count = Field(3, ge=1, le=1_000_000)
