@@ -154,6 +154,26 @@ def test_no_more_are_given_in_a_row_than_is_allowed():
     assert [bool(asked.suggest(str(i))) for i in range(2, 4)] == [True, False]
 
 
+def test_a_trial_that_waits_is_withdrawn_in_a_pause_and_given_again_as_it_was():
+    asked = searcher()
+    given = [asked.suggest(str(i)) for i in range(3)]
+    asked.begun(0)
+    assert not any(asked.withdrawn(number) for number in range(3))
+    asked.paused = True
+    assert [asked.withdrawn(number) for number in range(3)] == [False, True, True]
+    for i in (1, 2):
+        asked.on_trial_complete(str(i))
+    assert [asked.waits(number) for number in range(3)] == [False, True, True]
+    asked.paused = False
+    assert [asked.suggest(f"again {i}") for i in range(2)] == given[1:]
+    asked.begun(1)
+    asked.over = True
+    asked.on_trial_complete("again 1")  # it had not begun
+    ran(asked, "0", [0.5]), ran(asked, "again 0", [0.5])
+    assert asked.suggest("more") == "FINISHED"
+    assert [asked.waits(number) for number in range(3)] == [False, False, True]
+
+
 def test_the_truth_is_told():
     asked = searcher()
     for i in range(6):
