@@ -105,7 +105,7 @@ def _see_through(folder: Path, lock: IO[str], child: _Child, say: Callable[[str]
     tries = 0
     while True:
         began, before = (folder / "search.json").exists(), record.progress(folder)
-        code = child.run(_command(folder), record.surroundings(folder.parents[1]), lock)
+        code = child.run(_command(folder), folder.parents[1], lock)
         refused = code == 2 and not began and record.progress(folder) == 0  # later it may be the cluster's fault, or the storage's
         if code in FINAL or refused:
             return code, True
@@ -168,10 +168,14 @@ class _Child:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def run(self, command: list[str], environment: dict[str, str], lock: IO[str]) -> int:
-        """Start it and wait for its end; below 0 where a signal killed it. It keeps the lock, should this process die before it."""
+    def run(self, command: list[str], place: Path, lock: IO[str]) -> int:
+        """Start it in the storage and wait for its end; below 0 where a signal killed it. It keeps the lock, should this process die first.
+
+        The folder that a job begins in is Ray's, and may be gone before the job is over.
+        """
         end_with_parent = functools.partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
-        with subprocess.Popen(command, env=environment, pass_fds=[lock.fileno()], preexec_fn=end_with_parent) as self._process:
+        around = {"env": record.surroundings(place), "cwd": place}
+        with subprocess.Popen(command, **around, pass_fds=[lock.fileno()], preexec_fn=end_with_parent) as self._process:  # type: ignore[call-overload]
             if self.told_to_stop.is_set():
                 self._stop()
             return self._process.wait()
