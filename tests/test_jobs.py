@@ -155,6 +155,8 @@ def test_eight_at_once_are_one_search(cluster, laptop):
     assert jobs.search_name(spec, "") != search
     until(lambda: jobs.launches(there.client)[search][0].state == "finished")
     assert_whole(cluster, search, trials=2, epochs=2)
+    assert "MLflow does not answer" not in vit_search(laptop, cluster, "logs", search).stdout  # Ray may have removed the job's folder
+    assert list((cluster.storage / "mlartifacts").glob("*/*"))
 
 
 @pytest.mark.parametrize(

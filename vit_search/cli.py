@@ -489,7 +489,11 @@ def _print_status(folder: Path, as_json: bool) -> None:
         out.print(f"  {line}")
     for event in commands[-5:]:
         arguments = " ".join(f"{key}={value}" for key, value in event.arguments.items())
-        out.print(_escaped(f"  {time.strftime('%H:%M', time.localtime(event.at))} {event.by}: {event.name} {arguments}: {event.answer}"))
+        out.print(
+            _escaped(
+                f"  {time.strftime('%H:%M', time.localtime(event.at))} {event.by}: {f'{event.name} {arguments}'.strip()}: {event.answer}"
+            )
+        )
 
 
 @app.command()
