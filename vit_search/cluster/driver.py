@@ -174,8 +174,8 @@ class _Child:
         The folder that a job begins in is Ray's, and may be gone before the job is over.
         """
         end_with_parent = functools.partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
-        around = {"env": record.surroundings(place), "cwd": place}
-        with subprocess.Popen(command, **around, pass_fds=[lock.fileno()], preexec_fn=end_with_parent) as self._process:  # type: ignore[call-overload]
+        around = record.surroundings(place)
+        with subprocess.Popen(command, env=around, cwd=place, pass_fds=[lock.fileno()], preexec_fn=end_with_parent) as self._process:
             if self.told_to_stop.is_set():
                 self._stop()
             return self._process.wait()

@@ -456,7 +456,7 @@ class OptunaSearcher(Searcher):
 
     def withdrawn(self, number: int) -> bool:
         """Whether a trial that still waits for a place is to start no more, or not for now: `suggest` gives it again."""
-        return (self.over or self.paused) and number not in self._begun
+        return (self.over or self.paused) and not self.has_begun(number)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """An epoch's value, for the sampler's view of running trials."""
