@@ -243,7 +243,8 @@ def told(tmp_path):
         ("set patience=2.5", "patience is 2.5; give a whole number above 0."),
         ("stop trial=7", "trial 7 is not running; running: 0."),
         ("add lr=1", "no dim"),
-        ("", "'' is no command (not enough values to unpack (expected at least 1, got 0)); write e.g. `set trials=40`."),
+        ("", "an empty line is no command; write e.g. `set trials=40`."),
+        ("add 'a", '"add \'a" is no command (No closing quotation); write e.g. `set trials=40`.'),
     ],
 )
 def test_a_command_that_makes_no_sense_is_refused_and_changes_nothing(told, text, answer):

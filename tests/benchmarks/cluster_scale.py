@@ -50,6 +50,9 @@ from vit_search.tracking.ledger import Ended, Proposed, Reported, read_events
 
 HOSTS = 2
 
+NODES_OWN = {"REPORTER_UPDATE_INTERVAL_MS": "3600000", "RAY_metrics_report_interval_ms": "3600000"}
+"""Ray's agents watch the processes of their nodes, here all those of one machine a hundred times over: no more than once an hour."""
+
 
 class Simulated(Trainable):
     """An epoch is a report; its length is slept outside."""
@@ -225,7 +228,7 @@ def searched(concurrent: int, trials: int, told: argparse.Namespace, folder: Pat
         f"{1000 * latency[int(0.99 * (len(latency) - 1))]:.0f}",
         f"{statistics.median(waits):.2f}",
         f"{waits[int(0.99 * (len(waits) - 1))]:.1f}",
-        f"{full - events[0].at:.0f}",
+        "never" if full == math.inf else f"{full - events[0].at:.0f}",
         f"{burst:.1f}",
         f"{busy / between / concurrent:.0%}",
         f"{1000 * own / len(reports):.1f}",
@@ -257,6 +260,7 @@ def main() -> None:
     if told.pending:
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(told.pending)
     logging.disable(logging.WARNING)
+    os.environ.update(NODES_OWN)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     print(surroundings(torch.device("cpu"), "ray", "optuna", "mlflow"))
     with tempfile.TemporaryDirectory() as place:

@@ -95,9 +95,11 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     Raises: SpecError for unknown words.
     """
     try:
-        name, *words = shlex.split(text)
+        name, *words = shlex.split(text) or [""]
     except ValueError as error:
         raise SpecError(f"{text!r} is no command ({error}); write e.g. `set trials=40`.") from None
+    if not name:
+        raise SpecError("an empty line is no command; write e.g. `set trials=40`.")
     arguments: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
