@@ -406,11 +406,12 @@ def status(
         return
     from vit_search.tracking import searches
 
-    while search is not None and _starting(output / search):
+    if search is not None and _starting(output / search):
         out.print(f"{search} is starting: its data, MLflow and Ray are being prepared.")
         if not watch:
             return
-        time.sleep(5)
+        while _starting(output / search):
+            time.sleep(2)
     folder = searches.find(output, search)
     _print_status(folder, as_json)
     if watch:
@@ -624,7 +625,7 @@ def ui(
         "--workers",
         "1",
     ]
-    out.print(f"MLflow: [bold]http://127.0.0.1:{port}[/]   (Ctrl-C ends it)")
+    out.print(f"MLflow: [bold]http://127.0.0.1:{port}[/]   (there, at the top left: Model training; Ctrl-C ends it)")
     environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     os.execve(sys.executable, command, environment)  # noqa: S606 -- the server takes this process's place, and its Ctrl-C
 
