@@ -18,8 +18,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium: no browser here (apt-get install chromium)")
 
-OF_MLFLOW = ("Failed to load resource: the server responded with a status of 404", "ResizeObserver loop")
-"""What MLflow's own pages say in the console, of an assistant that is not there and of their layout."""
+OF_MLFLOW = ("Failed to load resource: the server responded with a status of 404", "/mlflow/assistant/", "ResizeObserver loop")
+"""What MLflow's own pages say in the console, of accounts that are not there, an assistant that is refused, and their layout."""
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def page(browser):
     context.set_default_timeout(60_000)
     page = context.new_page()
     page.said, page.asked = [], []
-    page.on("console", lambda message: page.said.append(message.text) if message.type == "error" else None)
+    page.on("console", lambda message: page.said.append(f"{message.text} {message.location['url']}") if message.type == "error" else None)
     page.on("pageerror", lambda error: page.said.append(str(error)))
     page.on("request", lambda request: page.asked.append(request.url))
     yield page

@@ -218,6 +218,11 @@ def test_each_route_that_mlflow_has_asks_for_an_account(head, tmp_path):
     assert {path for path in let_in if not path.startswith("/static-files/")} == OPEN_TO_ALL  # and the files of its pages
     wrong = {route: status for route, status in answered.items() if status >= 500}
     assert not wrong
+    assistant = [route for route in answered if "/assistant" in route[1]]
+    assert len(assistant) > 8
+    for method, path in assistant:  # it runs commands, with the server's secrets around it, for whoever has an account
+        for account in ("searches", "admin"):
+            assert ask(head, method, path, account=account, body={} if method != "GET" else None)[0] == 403, path
     print(f"{len(answered)} routes asked, open: {sorted(let_in)}")
 
 

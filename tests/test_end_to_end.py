@@ -426,8 +426,10 @@ def test_ui_answers_on_loopback_alone_and_to_its_own_name_alone(walked):
     with subprocess.Popen([COMMAND, "ui", "--port", str(port)], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
 
-            def asked(host):
-                request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Host": host})
+            def asked(host, method="GET", path="/"):
+                body = b"{}" if method == "PUT" else None
+                headers = {"Host": host, "Content-Type": "application/json"}
+                request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, headers, method=method)
                 try:
                     with urllib.request.urlopen(request, timeout=5) as answer:
                         return answer.status
@@ -438,6 +440,7 @@ def test_ui_answers_on_loopback_alone_and_to_its_own_name_alone(walked):
 
             until(lambda: asked(f"127.0.0.1:{port}") == 200)
             assert asked("10.evil.example") == 403
+            assert asked(f"127.0.0.1:{port}", "PUT", "/ajax-api/3.0/mlflow/assistant/config") == 403  # it would run commands
             processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
             listening = {c.laddr.ip for p in processes for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
             assert listening == {"127.0.0.1"}

@@ -624,9 +624,12 @@ def ui(
         hosts,
         "--workers",
         "1",
+        "--app-name",
+        "vit-search",
     ]
     out.print(f"MLflow: [bold]http://127.0.0.1:{port}[/]   (there, at the top left: Model training; Ctrl-C ends it)")
-    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    off = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_ENABLE_AI_GATEWAY": "false"}
+    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri} | off
     os.execve(sys.executable, command, environment)  # noqa: S606 -- the server takes this process's place, and its Ctrl-C
 
 

@@ -365,7 +365,12 @@ def _mlflow(image: str) -> list[dict[str, Any]]:
     lines = ["umask 077", f"printf '%s\\n' {' '.join(_quoted(line) for line in settings)} > /tmp/mlflow_auth.ini"]
     lines += ['export MLFLOW_BACKEND_STORE_URI="postgresql+psycopg://mlflow:${POSTGRES_PASSWORD}@postgres:5432/mlflow"', f"exec {server}"]
     off = {"MLFLOW_AUTH_CONFIG_PATH": "/tmp/mlflow_auth.ini", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "HOME": "/tmp"}  # noqa: S108
-    off |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_MODEL_CATALOG_URI": "", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    off |= {
+        "MLFLOW_ENABLE_AI_GATEWAY": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_MODEL_CATALOG_URI": "",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
     secret = [_secret("POSTGRES_PASSWORD", "postgres_password"), _secret("MLFLOW_AUTH_ADMIN_PASSWORD", "mlflow_admin_password")]
     secret.append(_secret("MLFLOW_FLASK_SERVER_SECRET_KEY", "mlflow_secret_key"))
     container = {

@@ -262,6 +262,7 @@ def run_mlflow(head: Head) -> None:
         "MLFLOW_AUTH_ADMIN_PASSWORD": head.secret("mlflow_admin_password"),
         "MLFLOW_FLASK_SERVER_SECRET_KEY": head.secret("mlflow_secret_key"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_ENABLE_AI_GATEWAY": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_MODEL_CATALOG_URI": "",
     }
@@ -289,7 +290,7 @@ def mlflow_accounts(database: str) -> list[str]:
         "default_permission = NO_PERMISSIONS",
         f"database_uri = {database}",
         f"admin_username = {ADMIN}",
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
+        "authorization_function = vit_search.tracking.pages:authenticate",
         f"auth_cache_ttl_seconds = {REMEMBERED_S}",
     ]
 
