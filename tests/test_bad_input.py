@@ -262,8 +262,8 @@ BAD = [  # (what stands from line 5 on, the line, where and what was seen, the m
     ("objectives: [params]", 5, "objectives.0: 'params' will not do", "write a list, as [{metric: params}]."),
     ("objectives: [{mode: min}]", 5, "objectives.0.metric: missing", "add it."),
     ("objectives: [{metric: parms}]", 5, "objectives.0.metric: 'parms' will not do", "did you mean params?"),
-    ("objectives: [{metric: val_loss}]", 5, "objectives.0.mode: missing", "write mode: min beside val_loss."),
-    ("objectives: [{metric: val_top5_accuracy}]", 5, "objectives.0.mode: missing", "write mode: max beside val_top5_accuracy."),
+    ("objectives: [{metric: val_loss, mode: max}]", 5, "objectives.0.mode: max contradicts val_loss", "drop the key, or write min."),
+    ("metric: val_loss\nmode: max", 6, "mode: max contradicts val_loss", "drop the key, or write min."),
     (
         "objectives: [{metric: params, mode: least}]",
         5, "objectives.0.mode: 'least' will not do: should be 'min' or 'max'", "choose one of these.",

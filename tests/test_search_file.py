@@ -8,6 +8,7 @@ import pytest
 from vit_search import load_search
 from vit_search.errors import SpecError
 from vit_search.spec import search_file, strict_yaml
+from vit_search.spec.config import DIRECTIONS, METRICS
 
 ROOT = Path(__file__).parents[1]
 HEAD = "name: t\ndata: {name: digits}\ntrials: 2\nepochs: 3\n"
@@ -103,9 +104,39 @@ def test_a_file_of_an_earlier_version_has_the_defaults_of_every_new_key():
     assert (spec.keep_checkpoints, spec.stall_minutes) == (3, 30)
 
 
-def test_a_cost_as_an_objective_is_made_small():
-    spec = search_file.parse(HEAD + "objectives: [{metric: latency_ms}, {metric: val_loss, mode: min}, {metric: params, mode: max}]\n")
-    assert [(o.metric, o.mode) for o in spec.objectives] == [("latency_ms", "min"), ("val_loss", "min"), ("params", "max")]
+def test_every_metric_and_cost_has_one_direction():
+    assert set(DIRECTIONS) == set(search_file.OBJECTIVES)
+    assert {name for name, mode in DIRECTIONS.items() if mode == "max"} == {
+        "train_accuracy", "val_accuracy", "val_top5_accuracy", "images_per_s",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_mode_follows_from_the_metric(metric):
+    right = DIRECTIONS[metric]
+    wrong = {"min": "max", "max": "min"}[right]
+    assert search_file.parse(HEAD + f"metric: {metric}\n").mode == right
+    assert search_file.parse(HEAD + f"metric: {metric}\nmode: {right}\n").mode == right
+    with pytest.raises(SpecError, match=rf"mode: {wrong} contradicts {metric}, .* drop the key, or write {right}\."):
+        search_file.parse(HEAD + f"metric: {metric}\nmode: {wrong}\n")
+
+
+@pytest.mark.parametrize("metric", [name for name in search_file.OBJECTIVES if name != "val_accuracy"])
+def test_the_mode_of_an_objective_follows_from_its_metric(metric):
+    assert search_file.parse(HEAD + f"objectives: [{{metric: {metric}}}]\n").objectives[0].mode == DIRECTIONS[metric]
+    wrong = {"min": "max", "max": "min"}[DIRECTIONS[metric]]
+    with pytest.raises(SpecError, match=rf"objectives\.0\.mode: {wrong} contradicts {metric}"):
+        search_file.parse(HEAD + f"objectives: [{{metric: {metric}, mode: {wrong}}}]\n")
+
+
+def test_a_metric_that_the_classes_cannot_give_is_refused():
+    spec = search_file.parse(HEAD + "metric: val_top5_accuracy\n")
+    spec.check_data(5)
+    with pytest.raises(SpecError, match=r"^metric: val_top5_accuracy needs at least 5 classes, and the data has 4; choose"):
+        spec.check_data(4)
+    beside = search_file.parse(HEAD + "objectives: [{metric: params}, {metric: val_top5_accuracy}]\n")
+    with pytest.raises(SpecError, match=r"^objectives\.1\.metric: val_top5_accuracy needs at least 5 classes, and the data has 2"):
+        beside.check_data(2)
 
 
 def test_grace_counts_only_where_trials_are_stopped():

@@ -155,6 +155,7 @@ def run(
     _check_output(output)
     lessons = _lessons(spec, output)
     data = prepare(spec.data_config, download=download)
+    spec.check_data(len(data.classes))
     recorder = Recorder.connect(tracking_uri, spec.name)
     folder = _new_folder(output, spec.name) if name is None else _named_folder(output, name)
     if lessons:
@@ -206,7 +207,12 @@ def resume(
     spec, facts = searches.read(folder)
     if facts.promotes:
         raise SearchError(f"{folder}: trainings of a promotion; go on with `vit-search promote {facts.promotes}`.")
+    if facts.mode != spec.mode:  # version 0.1 took max where a file did not say
+        raise SearchError(
+            f"{folder}: an older version ranked {spec.metric} with mode {facts.mode}, the wrong way round; start a new search of the file."
+        )
     data = check_untouched(folder, spec, facts)
+    spec.check_data(len(data.classes))
     recorder = Recorder.connect(tracking_uri or with_password(facts.tracking_uri), spec.name)
     return drive(spec, folder, data, recorder, facts, watch, extend or {}, address=address)
 

@@ -282,8 +282,32 @@ class EpochResult:
     """Median time to classify one image, where a search has it as an objective."""
 
 
+Direction = Literal["min", "max"]
+
+DIRECTIONS: dict[str, Direction] = {
+    "train_loss": "min",
+    "train_accuracy": "max",
+    "val_loss": "min",
+    "val_accuracy": "max",
+    "val_top5_accuracy": "max",
+    "images_per_s": "max",
+    "seconds": "min",
+    "peak_memory_bytes": "min",
+    "params": "min",
+    "flops": "min",
+    "train_flops": "min",
+    "latency_ms": "min",
+}
+"""Whether a smaller or a larger value of a metric, or of a model's cost, is better. A search file's `mode` follows from it."""
+
 METRICS = tuple(f.name for f in dataclasses.fields(EpochResult) if f.name not in ("epoch", "lr", "latency_ms"))
 """What a search can optimise."""
+
+FRACTIONS = tuple(name for name in METRICS if name.endswith("accuracy"))
+"""Metrics that are fractions in [0, 1]."""
+
+LEAST_CLASSES = {"val_top5_accuracy": 5}
+"""Metrics that are measured only with so many classes or more."""
 
 
 FROM_DATA = ("image_size", "in_channels", "num_classes")

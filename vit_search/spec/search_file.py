@@ -11,7 +11,21 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, S
 
 from vit_search.errors import SpecError
 from vit_search.spec import presets, strict_yaml
-from vit_search.spec.config import DATA_SETS, FROM_DATA, METRICS, SHAPES, DataConfig, ModelConfig, TrainingConfig, TrialConfig, field_types
+from vit_search.spec.config import (
+    DATA_SETS,
+    DIRECTIONS,
+    FRACTIONS,
+    FROM_DATA,
+    LEAST_CLASSES,
+    METRICS,
+    SHAPES,
+    DataConfig,
+    Direction,
+    ModelConfig,
+    TrainingConfig,
+    TrialConfig,
+    field_types,
+)
 from vit_search.spec.cost import memory_of_this_machine
 from vit_search.spec.expressions import nearest as nearest  # others ask for it here
 from vit_search.spec.shares import SMALLEST
@@ -46,18 +60,38 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+def _with_direction(values: Any) -> Any:
+    """A metric's section of the file with the `mode` that follows from the metric, where the file leaves it out."""
+    if not isinstance(values, dict) or "mode" in values:
+        return values
+    metric = values.get("metric", "val_accuracy")
+    return {**values, "mode": DIRECTIONS[metric]} if isinstance(metric, str) and metric in DIRECTIONS else values
+
+
+def _check_direction(metric: str, mode: str) -> None:
+    if mode != DIRECTIONS[metric]:
+        better = "smaller" if DIRECTIONS[metric] == "min" else "larger"
+        raise ValueError(
+            f"@mode@{mode} contradicts {metric}, of which a {better} value is better; drop the key, or write {DIRECTIONS[metric]}"
+        )
+
+
 class Objective(_Part):
     """A further metric that a search weighs against its first: `{metric: params}`."""
 
     metric: Literal[OBJECTIVES]  # type: ignore[valid-type]
     """A metric of an epoch, or what the model costs: params, flops (forward, one image), train_flops, latency_ms."""
-    mode: Literal["min", "max"] = "min"
-    """Whether a smaller or a larger one is better. A cost is made small where this is left out; a metric must say it."""
+    mode: Direction = "min"
+    """Whether a smaller or a larger value is better. It follows from the metric; leave it out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_mode(cls, values: Any) -> Any:
+        return _with_direction(values)
 
     @model_validator(mode="after")
-    def _says_its_mode(self) -> Objective:
-        if self.metric in METRICS and "mode" not in self.model_fields_set:
-            raise ValueError(f"@mode@missing; write mode: {'max' if 'accuracy' in self.metric else 'min'} beside {self.metric}")
+    def _mode_is_the_metrics(self) -> Objective:
+        _check_direction(self.metric, self.mode)
         return self
 
 
@@ -153,8 +187,8 @@ class SearchSpec(_Part):
     """Which images, and how they are split."""
     metric: Literal[METRICS] = "val_accuracy"  # type: ignore[valid-type]
     """What trials are ranked by, at their last epoch."""
-    mode: Literal["min", "max"] = "max"
-    """Whether a smaller or a larger metric is better."""
+    mode: Direction = "max"
+    """Whether a smaller or a larger metric is better. It follows from the metric; leave it out."""
     objectives: list[Objective] = Field(default_factory=list, max_length=3)
     """Further metrics, weighed against the first: the search then looks for the best compromises."""
     sampler: Literal["auto", "gp", "tpe", "cmaes", "random", "grid", "qmc"] = "auto"
@@ -205,8 +239,14 @@ class SearchSpec(_Part):
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, values: Any) -> Any:
-        """The preset, written out: what is checked, logged and run is the whole."""
+        """The preset and the metric's mode, written out: what is checked, logged and run is the whole."""
+        values = _with_direction(values)
         return presets.fill(values) if isinstance(values, dict) and isinstance(values.get("preset"), str) else values
+
+    @model_validator(mode="after")
+    def _mode_is_the_metrics(self) -> SearchSpec:
+        _check_direction(self.metric, self.mode)
+        return self
 
     @property
     def text(self) -> str:
@@ -287,6 +327,19 @@ class SearchSpec(_Part):
             if name in self.learn_from[:i]:
                 raise SpecError(f"learn_from.{i}: {name} stands twice; list each search once.")
 
+    def check_data(self, classes: int) -> None:
+        """Refuse a metric that images of so many classes cannot give.
+
+        Raises: SpecError that begins with the key's path.
+        """
+        goals = [("metric", self.metric), *((f"objectives.{i}.metric", goal.metric) for i, goal in enumerate(self.objectives))]
+        for key, metric in goals:
+            least = LEAST_CLASSES.get(metric, 0)
+            if classes < least:
+                raise SpecError(
+                    f"{key}: {metric} needs at least {least} classes, and the data has {classes}; choose val_accuracy or val_loss."
+                )
+
     def _check_goal(self) -> None:
         seen = [self.metric]
         for i, objective in enumerate(self.objectives):
@@ -294,7 +347,7 @@ class SearchSpec(_Part):
                 raise SpecError(f"objectives.{i}.metric: {objective.metric} is an objective already; list each metric once.")
             seen.append(objective.metric)
         target = self.limits.target
-        if target is not None and "accuracy" in self.metric and not 0 <= target <= 1:
+        if target is not None and self.metric in FRACTIONS and not 0 <= target <= 1:
             mend = f"write {target / 100:g}" if 1 < target <= 100 else "give a value in it"
             raise SpecError(f"limits.target: {target:g} cannot be reached, since {self.metric} is a fraction in [0, 1]; {mend}.")
 
