@@ -252,18 +252,25 @@ def test_images_of_digits_are_those_of_the_prepared_set():
 
 
 def test_images_of_a_folder_are_counted_by_their_endings(tmp_path):
-    from vit_search.vit import data
-
-    assert planning.IMAGE_ENDINGS == data.IMAGE_ENDINGS
-    for name in ("cat/1.png", "cat/deep/2.JPG", "dog/3.webp", "dog/4.png", "dog/notes.txt", "5.png", "dog/.6.png"):
+    for name in (
+        "cat/1.png",
+        "cat/deep/2.JPG",
+        "cat/7.bmp",
+        "dog/3.webp",
+        "dog/4.png",
+        "dog/8.gif",
+        "dog/notes.txt",
+        "5.png",
+        "dog/.6.png",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"no image")
     config = DataConfig(name="image_folder", path=str(tmp_path), image_size=8, val_fraction=0.25, holdout_fraction=0, test_fraction=0.25)
-    assert images_of(config) == Images(train=2, val=1, holdout=0)
+    assert images_of(config) == Images(train=3, val=1, holdout=0)  # of 6 images, 2 are for test
     with pytest.raises(DataError, match=r"missing; data\.path names a folder of class folders"):
         images_of(DataConfig(name="image_folder", path=str(tmp_path / "none"), image_size=8))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no images in class folders"):
+    with pytest.raises(DataError, match="no class folders; put the images into at least two folders"):
         images_of(DataConfig(name="image_folder", path=str(tmp_path / "empty"), image_size=8))
 
 

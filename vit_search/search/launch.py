@@ -177,6 +177,7 @@ def facts_of(spec: SearchSpec, name: str, data: DataSet, recorder: Recorder, *, 
         metric=spec.metric,
         mode=spec.mode,
         data_hash=data.data_hash,
+        images=data.summary,
         code_version=_code_version(),
         environment=_environment(),
         tracking_uri=recorder.public_uri,
@@ -681,7 +682,7 @@ class _FailuresAlike:
 
 def _why(trials: list[Trial]) -> str:
     reasons = [trial.reason for trial in trials if trial.reason]
-    return f"the first reason: {reasons[0]}" if reasons else "lower stopping.grace_epochs or see the trials in MLflow."
+    return f"the first reason: {reasons[0]}" if reasons else "see how they ended: vit-search show."
 
 
 @contextlib.contextmanager
@@ -752,9 +753,9 @@ def _check_output(output: Path) -> None:
 
 def _check_unchanged(path: Path, began: str) -> None:
     """Refuse a search file that was edited after its search began: the trials so far answer another question."""
-    now = path.read_text(encoding="utf-8")
-    if now != began:
-        pairs = itertools.zip_longest(began.splitlines(), now.splitlines(), fillvalue="")
+    was, now = began.rstrip().splitlines(), path.read_text(encoding="utf-8").rstrip().splitlines()  # an editor adds a last newline
+    if now != was:
+        pairs = itertools.zip_longest(was, now, fillvalue="")
         line, (old, new) = next((n, pair) for n, pair in enumerate(pairs, 1) if pair[0] != pair[1])
         raise SearchError(
             f"{path}:{line}: {old.strip()!r} has become {new.strip()!r} since this search began; put it back, "

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from vit_search.errors import DataError, SpecError
-from vit_search.spec import shares
-from vit_search.spec.config import COUNTS, IMAGE_ENDINGS, DataConfig, TrialConfig
+from vit_search.spec import folders, shares
+from vit_search.spec.config import COUNTS, DataConfig, TrialConfig
 from vit_search.spec.cost import Cost, cost_of
 from vit_search.spec.files import write_whole
 from vit_search.spec.rungs import levels
@@ -149,17 +149,28 @@ def images_of(config: DataConfig) -> Images:
         root = Path(config.path or "").expanduser()
         if not root.is_dir():
             raise DataError(f"{root}: {'a file, no folder' if root.exists() else 'missing'}; data.path names a folder of class folders.")
-        folders = [p for p in root.iterdir() if p.is_dir() and not p.is_symlink() and not p.name.startswith(".")]
-        files = (p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS and not p.name.startswith("."))
-        labelled, own_test = sum(1 for _ in files), 0
-        if not labelled:
-            raise DataError(f"{root}: no images in class folders; data.path names a folder of class folders.")
+        listing = folders.scan(root)
+        if listing.splits:
+            return _images_as_given(config, Counter(listing.splits))
+        labelled, own_test = len(listing.files), 0
     test = 0 if own_test else math.floor(labelled * config.test_fraction + 0.5)
     looked_at = config.val_fraction + config.holdout_fraction
     both = math.floor((labelled - test) * looked_at / (1 if own_test else 1 - config.test_fraction) + 0.5)  # as vit/data.py carves
     train, holdout = max(1, labelled - test - both), math.floor(both * config.holdout_fraction / looked_at + 0.5)
     val = both - holdout
     return Images(train=min(train, config.train_limit or train), val=val, holdout=holdout)
+
+
+def _images_as_given(config: DataConfig, counts: Mapping[str, int]) -> Images:
+    """Images of the splits of a folder that has its own; what it lacks comes from its training images, as vit/data.py carves."""
+    all_train, left = counts["train"], 1.0
+    test = 0 if counts["test"] else math.floor(all_train * config.test_fraction + 0.5)
+    left -= config.test_fraction if test else 0.0
+    val = 0 if counts["val"] else math.floor((all_train - test) * config.val_fraction / left + 0.5)
+    left -= config.val_fraction if val else 0.0
+    holdout = math.floor((all_train - test - val) * config.holdout_fraction / left + 0.5)
+    train = max(1, all_train - test - val - holdout)
+    return Images(train=min(train, config.train_limit or train), val=counts["val"] or val, holdout=holdout)
 
 
 def work(config: TrialConfig) -> dict[str, float]:

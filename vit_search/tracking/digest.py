@@ -124,6 +124,8 @@ class Digest:
     spec: SearchSpec
     space: Space
     data_hash: str
+    images: str
+    """Classes, images and skipped files in one line; empty in searches of older versions."""
     running: bool
     wanted: int
     """Trials asked for, after what was changed while it ran."""
@@ -189,6 +191,7 @@ def digest(folder: Path, *, running: bool | None = None) -> Digest:
         spec=spec,
         space=space,
         data_hash=facts.data_hash,
+        images=facts.images,
         running=running,
         wanted=ledger.changed(events).get("trials", spec.trials),
         standing=tuple(order),

@@ -351,6 +351,7 @@ class Recorder:
         tags = {
             "data_hash": facts.data_hash,
             "space_hash": facts.space_hash,
+            "images": facts.images[:500],
             "code_version": facts.code_version,
             "mlflow.user": getpass.getuser(),
             "mlflow.source.name": "vit-search promote" if facts.promotes else "vit-search run",
@@ -533,7 +534,7 @@ class Recorder:
 
     def _params(self, trial: Trial) -> list[Param]:
         fixed = self._facts.resolved["model"] | self._facts.resolved["training"]
-        params = {name: value for name, value in fixed.items() if not isinstance(value, dict)} | trial.params
+        params = {name: value for name, value in fixed.items() if not isinstance(value, dict)} | self._space.trained(trial.params)
         return [Param(name, str(value)) for name, value in params.items()]
 
     def _rung(self, trial: Trial) -> int:

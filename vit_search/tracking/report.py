@@ -88,6 +88,7 @@ def of_search(d: Digest) -> Page:
     state = "still running" if d.running else "over" if sum(t.over for t in d.standing) >= d.wanted else "not running"
     goal = f"{d.metric} to be made {'large' if d.spec.mode == 'max' else 'small'}"
     lead = f"{_count(len(d.standing), 'trial')} of {d.wanted:,} begun, {goal}; the search is {state}."
+    lead += f" Images: {d.images}." if d.images else ""
     return Page(f"{d.name}: report", lead, _figures(d), sections)
 
 
@@ -141,8 +142,6 @@ def of_two(a: Digest, b: Digest) -> Page:
 
 def _figures(d: Digest) -> list[tuple[str, str]]:
     over = sum(t.over for t in d.standing)
-    full = sum(d.spec.epochs for t in d.standing if t.over)
-    trained = sum(len(t.results) for t in d.standing if t.over)
     found = [
         (f"best {d.metric}", _value(d.winner.value) if d.winner else "none yet"),
         ("trials over", f"{over:,} of {d.wanted:,}"),
@@ -150,7 +149,7 @@ def _figures(d: Digest) -> list[tuple[str, str]]:
         ("stopped early", f"{d.outcomes.get('stopped', 0):,}"),
         ("failed or diverged", f"{d.outcomes.get('failed', 0) + d.outcomes.get('diverged', 0):,}"),
         ("epochs trained", f"{d.spent.epochs:,}"),
-        ("epochs saved", f"{1 - trained / full:.0%}" if full else "–"),
+        ("epochs saved by stopping", f"{d.spent.saved_share:.0%}" if d.spent.epochs else "–"),
         ("time at work", in_time(d.spent.wall_seconds)),
         ("device time", in_time(d.spent.device_seconds(d.devices))),
         ("utilisation", "–" if d.utilisation is None else f"{d.utilisation:.0%}"),
@@ -205,7 +204,7 @@ def _rival(d: Digest, trial: Trial, value: float, extra: Sequence[str], names: S
         _value(value),
         *extra,
         f"{d.costs[trial.number].params:,}",
-        *(_cell(trial.params.get(name, "–")) for name in names),
+        *(_cell(d.space.trained(trial.params)[name]) for name in names),
     ]
 
 

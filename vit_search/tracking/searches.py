@@ -44,6 +44,8 @@ class SearchFacts:
     """Of the checkout that the search was launched in; empty outside of one."""
     packages: str = ""
     """All installed distributions, in the form of requirements.txt."""
+    images: str = ""
+    """Classes, images and skipped files in one line; empty in searches of versions before 0.2."""
     promotes: str = ""
     """The search whose best trials are trained anew here, for promotion; empty in a search."""
 

@@ -7,6 +7,7 @@ folder holds the names of its files, and vit/splits.py decodes them as they are 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -15,7 +16,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +26,23 @@ import numpy as np
 from filelock import FileLock
 
 from vit_search.errors import DataError, TooLargeError
-from vit_search.spec.config import DATA_SETS, IMAGE_ENDINGS, DataConfig
+from vit_search.spec import folders
+from vit_search.spec.config import DATA_SETS, DataConfig
 from vit_search.spec.cost import memory_of_this_machine
+from vit_search.spec.folders import ImageFolder
 
 SplitName = Literal["train", "val", "holdout", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "holdout", "test")
 FORMAT = 2
 """Raised whenever the files of a cache folder, or how a split is drawn, change."""
 
-IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
+NAMED_FORMATS = {".tga": ("TGA",)}
+"""Formats that only the file's ending tells: their content begins like any other."""
+
+DAMAGED_SHOWN = 20
+"""Damaged images that one message names."""
+
 MAX_FILE_BYTES = 64 * 2**20
 MAX_PIXELS = 64 * 10**6
 
@@ -57,6 +66,8 @@ class DataSet:
     """Test images that stand byte for byte in another split, too."""
     root: Path | None = None
     """Folder of the image files of a set that is streamed; None for a set whose pixels are in the cache."""
+    summary: str = ""
+    """Classes, images and skipped files, in one line."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,8 @@ class _Source:
     labels: np.ndarray
     classes: tuple[str, ...]
     test: tuple[np.ndarray, np.ndarray] | None = None
+    given: np.ndarray | None = None
+    """(n,) split of each image, where an image folder says it: train, val or test."""
 
 
 def default_cache() -> Path:
@@ -95,28 +108,42 @@ def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = F
     """
     cache = cache or default_cache()
     root = _root(config, cache, download)
-    hashes = _hashes(config, root)
-    key = _key(config, hashes)
+    listing = folders.scan(root) if root is not None and config.name == "image_folder" else None
+    hashes = _hashes(config, root, listing)
+    key = _key(config, hashes, listing)
     folder = cache / key[:32]
     found = _open(folder, key, root)
     if found is not None:
-        return found
+        return _with_summary(found, listing)
     limit = memory_of_this_machine() // 4 if stream_above is None else stream_above
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f".{key[:32]}.lock"):
             found = _open(folder, key, root)
             if found is None:
-                found = _make(config, folder, key, root, hashes, limit)
+                found = _make(config, folder, key, root, hashes, limit, listing)
     except OSError as error:
         raise DataError(
             f"{cache}: the data cache cannot be written ({error.strerror}); set VIT_SEARCH_CACHE to a folder that can."
         ) from None
-    return found
+    return _with_summary(found, listing)
 
 
-def _make(config: DataConfig, folder: Path, key: str, root: Path | None, hashes: Mapping[str, str], stream_above: int) -> DataSet:
-    source = _decode(config, root, stream_above)
+def _with_summary(data: DataSet, listing: ImageFolder | None) -> DataSet:
+    text = folders.summary(data.classes, sum(data.counts.values()), {}) if listing is None else listing.summary
+    return dataclasses.replace(data, summary=text)
+
+
+def _make(
+    config: DataConfig,
+    folder: Path,
+    key: str,
+    root: Path | None,
+    hashes: Mapping[str, str],
+    stream_above: int,
+    listing: ImageFolder | None,
+) -> DataSet:
+    source = _decode(config, root, stream_above) if listing is None else _decode_folder(config, listing, stream_above)
     splits = _split(config, source)
     begun = f".new-{folder.name}-"
     for left in folder.parent.glob(f"{begun}*"):  # by a process that was killed, since we hold the lock
@@ -160,12 +187,13 @@ def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int) 
         raw = file if isinstance(file, bytes) else _bounded(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(raw), formats=IMAGE_FORMATS) as opened:
+            named = () if isinstance(file, bytes) else NAMED_FORMATS.get(file.suffix.lower(), ())
+            with Image.open(io.BytesIO(raw), formats=(*IMAGE_FORMATS, *named)) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     raise TooLargeError(f"{name}: {opened.width}x{opened.height} pixels; give an image of at most {MAX_PIXELS:,}.")
                 image: Any = ImageOps.exif_transpose(opened)
                 if image.mode.startswith(("I", "F")):  # 16 bits and more a pixel
-                    image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
+                    image = Image.fromarray(_to_bytes(np.asarray(image), image.mode, opened.format == "PPM", name))
                 if image.mode in ("P", "PA", "LA", "RGBA") or "transparency" in image.info:
                     image = image.convert("RGBA")
                     image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
@@ -179,6 +207,25 @@ def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int) 
     except Exception as error:  # a decoder raises what damaged bytes lead it to: struct.error and TypeError for EXIF, say
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{name}: no image that can be decoded ({why}); replace or remove it.") from None
+
+
+def _to_bytes(pixels: np.ndarray, mode: str, full_range: bool, name: str) -> np.ndarray:
+    """Pixels of 16 or 32 bits on the scale 0 to 255.
+
+    16 bits are taken to run to 65,535, and so are 32-bit integers above 255. Fractions run to 1, or to 255 where one is above 1.
+    Args:
+        mode: Pillow's, such as I;16, I or F.
+        full_range: whether 32-bit integers run to 65,535 whatever they are, as Pillow makes them of a PPM file.
+    Raises: DataError where the scale cannot be told.
+    """
+    least, most = pixels.min(), pixels.max()
+    if mode == "F":
+        scaled = np.round(pixels.astype(np.float64) * (255 if most <= 1 else 1), 4)  # 0.2 in 32 bits is a little more than 0.2
+    else:
+        scaled = pixels.astype(np.float64) / (1 if mode == "I" and most <= 255 and not full_range else 257)
+    if not (least >= 0 and scaled.max() <= 255):
+        raise DataError(f"{name}: pixels from {least:g} to {most:g}, whose scale is unknown; save it with 8 or 16 bits a pixel.")
+    return scaled.astype(np.uint8)
 
 
 def fit_pixels(pixels: np.ndarray, size: tuple[int, int] | None, channels: int) -> np.ndarray:
@@ -241,11 +288,11 @@ def _torchvision(name: str, root: Path, download: bool) -> tuple[Any, Any]:
         raise DataError(f"{root}: {name} cannot be read ({str(error).splitlines()[0]}); put sound files there or add --download.") from None
 
 
-def _hashes(config: DataConfig, root: Path | None) -> dict[str, str]:
+def _hashes(config: DataConfig, root: Path | None, listing: ImageFolder | None) -> dict[str, str]:
     """sha256 of every file of the source, by its name below the root."""
     if root is None:
         return {}
-    files = list(_source_files(config.name, root))
+    files = _source_files(config.name, root) if listing is None else listing.files
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         return dict(zip((str(path.relative_to(root)) for path in files), threads.map(_sha256, files), strict=True))
 
@@ -255,8 +302,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _key(config: DataConfig, hashes: Mapping[str, str]) -> str:
-    """The data hash: every byte of the source, every field of the config but its place, and FORMAT."""
+def _key(config: DataConfig, hashes: Mapping[str, str], listing: ImageFolder | None) -> str:
+    """The data hash: every byte of the source, every field of the config but its place, how it is read, and FORMAT."""
     digest = hashlib.sha256(f"format {FORMAT}\n".encode())
     fields = {name: value for name, value in vars(config).items() if name != "path"}
     digest.update(json.dumps(fields, sort_keys=True).encode())
@@ -265,28 +312,31 @@ def _key(config: DataConfig, hashes: Mapping[str, str]) -> str:
 
         digest.update(f"sklearn digits {version('scikit-learn').split('.')[0]}".encode())
     for name, content in hashes.items():
-        digest.update(f"{name}\n{content}\n".encode())
+        digest.update(os.fsencode(f"{name}\n{content}\n"))
+    if listing is not None and listing.splits:  # version 0.1 took the folders of the splits for classes
+        digest.update(b"own splits\n")
+    if listing is not None and any(_is_deep(path) for path in listing.files):  # version 0.1 made black images of them
+        digest.update(b"32 bits a pixel\n")
     return digest.hexdigest()
 
 
-def _source_files(name: str, root: Path) -> Iterator[Path]:
-    if name == "image_folder":
-        for folder in _class_folders(root):
-            yield from _image_files(folder)
-        return
+def _is_deep(path: Path) -> bool:
+    """Whether an image has 32 bits a pixel in one channel; False where it cannot be read."""
+    from PIL import Image
+
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return False
+    try:
+        with Image.open(path, formats=("TIFF",)) as image:
+            return image.mode in ("I", "F")
+    except Exception:
+        return False  # decoding says what is wrong with it
+
+
+def _source_files(name: str, root: Path) -> list[Path]:
     inside = {"mnist": "MNIST/raw", "fashion_mnist": "FashionMNIST/raw", "cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
     folder = root / inside[name]
-    yield from sorted(path for path in folder.iterdir() if path.is_file() and path.suffix not in (".gz", ".html"))
-
-
-def _class_folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink() and not path.name.startswith("."))
-
-
-def _image_files(folder: Path) -> list[Path]:
-    """Image files below a class folder, in an order that no file system decides; links are not followed."""
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS and not p.name.startswith("."))
-    return sorted(path for path in found if path.is_file() and not path.is_symlink())
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix not in (".gz", ".html"))
 
 
 def _decode(config: DataConfig, root: Path | None, stream_above: int) -> _Source:
@@ -296,8 +346,6 @@ def _decode(config: DataConfig, root: Path | None, stream_above: int) -> _Source
         digits = load_digits()
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # 17 grey levels, 0 to 16
         return _Source(images, digits.target.astype(np.int64), tuple("0123456789"))
-    if config.name == "image_folder":
-        return _decode_folder(config, root, stream_above)
     train, test = _torchvision(config.name, root, download=False)
     (images, labels), own_test = (_arrays(train), _arrays(test))
     return _Source(images, labels, tuple(str(name) for name in train.classes), own_test)
@@ -309,30 +357,35 @@ def _arrays(source: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(images, dtype=np.uint8), np.asarray(source.targets, dtype=np.int64)
 
 
-def _decode_folder(config: DataConfig, root: Path, stream_above: int) -> _Source:
+def _decode_folder(config: DataConfig, listing: ImageFolder, stream_above: int) -> _Source:
     if config.image_size is None:
         raise DataError("data.image_size: image_folder needs it; give the side in pixels.")
-    folders = _class_folders(root)
-    if len(folders) < 2:
-        seen = f"one class only, {folders[0].name!r}" if folders else "no class folders"
-        raise DataError(f"{root}: {seen}; put the images into at least two folders, one per class.")
-    files = [(path, label) for label, folder in enumerate(folders) for path in _image_files(folder)]
-    counts = {folder.name: sum(label == number for _, label in files) for number, folder in enumerate(folders)}
-    for name, count in counts.items():
-        if count < 3:
-            raise DataError(f"{root / name}: {count} images; each class needs at least 3, for training, validation and test.")
-    labels = np.array([label for _, label in files], np.int64)
-    if len(files) * config.channels * config.image_size**2 > stream_above:
-        return _Source(np.array([str(path.relative_to(root)) for path, _ in files]), labels, tuple(counts))
-    images = np.empty((len(files), config.channels, config.image_size, config.image_size), np.uint8)
-    for i, (path, _) in enumerate(files):
-        images[i] = read_image(path, (config.image_size, config.image_size), config.channels)
-    return _Source(images, labels, tuple(counts))
+    labels = np.array(listing.labels, np.int64)
+    given = np.array(listing.splits) if listing.splits else None
+    if len(labels) * config.channels * config.image_size**2 > stream_above:
+        names = np.array([str(path.relative_to(listing.root)) for path in listing.files])
+        return _Source(names, labels, listing.classes, given=given)
+    images = np.empty((len(labels), config.channels, config.image_size, config.image_size), np.uint8)
+    damaged: list[str] = []
+    for i, path in enumerate(listing.files):
+        try:
+            images[i] = read_image(path, (config.image_size, config.image_size), config.channels)
+        except DataError as error:
+            damaged.append(str(error))
+    if len(damaged) == 1:
+        raise DataError(damaged[0])
+    if damaged:
+        shown = "\n  ".join(damaged[:DAMAGED_SHOWN])
+        more = f"\n  and {len(damaged) - DAMAGED_SHOWN} more" if len(damaged) > DAMAGED_SHOWN else ""
+        raise DataError(f"{listing.root}: {len(damaged)} images cannot be used:\n  {shown}{more}")
+    return _Source(images, labels, listing.classes, given=given)
 
 
 def _split(config: DataConfig, source: _Source) -> dict[SplitName, tuple[np.ndarray, np.ndarray]]:
     """Stratified splits. The test split depends on split_seed and test_fraction alone, the training images on what is left for them."""
     rest, left = np.arange(len(source.labels)), 1.0
+    if source.given is not None:
+        return _split_as_given(config, source, source.given)
     if source.test is None:
         rest, chosen = _carve(rest, source.labels, config.test_fraction, (config.split_seed, 1))
         test, left = (source.images[chosen], source.labels[chosen]), 1 - config.test_fraction
@@ -343,12 +396,35 @@ def _split(config: DataConfig, source: _Source) -> dict[SplitName, tuple[np.ndar
     holdout = val[:0]
     if config.holdout_fraction:
         val, holdout = _carve(val, source.labels, config.holdout_fraction / looked_at, (config.split_seed, 4))
-    if config.train_limit is not None and config.train_limit < len(train):
-        if config.train_limit < len(source.classes):
-            raise DataError(f"data.train_limit: {config.train_limit} images for {len(source.classes)} classes; give at least one each.")
-        _, train = _carve(train, source.labels, config.train_limit / len(train), (config.split_seed, 3))
+    train = _limited(config, source, train)
     chosen_for: dict[SplitName, np.ndarray] = {"train": train, "val": val, "holdout": holdout}
     return {name: (source.images[indices], source.labels[indices]) for name, indices in chosen_for.items()} | {"test": test}
+
+
+def _split_as_given(config: DataConfig, source: _Source, given: np.ndarray) -> dict[SplitName, tuple[np.ndarray, np.ndarray]]:
+    """The splits that an image folder has; those that it lacks are taken from its training images, class by class."""
+    train, val, test = (np.flatnonzero(given == name) for name in ("train", "val", "test"))
+    left, holdout = 1.0, train[:0]
+    if not len(test):
+        train, test = _carve(train, source.labels, config.test_fraction, (config.split_seed, 1))
+        left -= config.test_fraction
+    if not len(val):
+        train, val = _carve(train, source.labels, config.val_fraction / left, (config.split_seed, 2))
+        left -= config.val_fraction
+    if config.holdout_fraction:
+        train, holdout = _carve(train, source.labels, config.holdout_fraction / left, (config.split_seed, 4))
+    train = _limited(config, source, train)
+    chosen_for: dict[SplitName, np.ndarray] = {"train": train, "val": val, "holdout": holdout, "test": test}
+    return {name: (source.images[indices], source.labels[indices]) for name, indices in chosen_for.items()}
+
+
+def _limited(config: DataConfig, source: _Source, train: np.ndarray) -> np.ndarray:
+    """At most train_limit of the training images."""
+    if config.train_limit is None or config.train_limit >= len(train):
+        return train
+    if config.train_limit < len(source.classes):
+        raise DataError(f"data.train_limit: {config.train_limit} images for {len(source.classes)} classes; give at least one each.")
+    return _carve(train, source.labels, config.train_limit / len(train), (config.split_seed, 3))[1]
 
 
 def _carve(indices: np.ndarray, labels: np.ndarray, share: float, seed: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,190 @@
+"""Image folders as people keep them: their splits, links, hidden folders, endings and damaged files."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_search.errors import DataError
+from vit_search.spec.config import DataConfig
+from vit_search.spec.folders import scan
+from vit_search.spec.plan import images_of
+from vit_search.vit.data import prepare, read_image, read_split
+
+
+def write(root, *names, seed=0):
+    rng = np.random.default_rng(seed)
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+
+
+def many(folder, count):
+    return [f"{folder}/{i}.png" for i in range(count)]
+
+
+def config(root, **more):
+    return DataConfig(name="image_folder", path=str(root), image_size=8, **more)
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
+def test_the_splits_of_a_folder_are_used_and_are_no_classes(tmp_path, val):
+    counts = {"train/cat": 10, "train/dog": 20, f"{val}/cat": 2, f"{val}/dog": 3, "test/cat": 4, "test/dog": 5}
+    for folder, count in counts.items():
+        write(tmp_path / "photos", *many(folder, count), seed=len(folder))
+    data = prepare(config(tmp_path / "photos", holdout_fraction=0.1), cache=tmp_path / "cache")
+    assert data.classes == ("cat", "dog")
+    assert data.counts == {"train": 27, "val": 5, "holdout": 3, "test": 9}
+    assert data.summary == "2 classes: cat, dog; 44 images (train 30, val 5, test 9)"
+    assert np.bincount(read_split(data, "test")[1]).tolist() == [4, 5]
+    assert np.bincount(read_split(data, "val")[1]).tolist() == [2, 3]
+    expected = read_image(tmp_path / "photos" / "test" / "dog" / "4.png", (8, 8), 3)
+    assert (read_split(data, "test")[0][-1] == expected).all()
+    planned = images_of(config(tmp_path / "photos", holdout_fraction=0.1))
+    assert (planned.train, planned.val, planned.holdout) == (27, 5, 3)
+
+
+def test_a_split_that_is_missing_is_taken_from_the_training_images(tmp_path):
+    write(tmp_path / "p", *many("train/cat", 50), *many("train/dog", 50))
+    shares = {"val_fraction": 0.2, "holdout_fraction": 0.1, "test_fraction": 0.2}
+    alone = prepare(config(tmp_path / "p", **shares), cache=tmp_path / "cache")
+    assert alone.counts == {"train": 50, "val": 20, "holdout": 10, "test": 20}
+    write(tmp_path / "p", *many("test/cat", 7), *many("test/dog", 7), seed=1)
+    tested = prepare(config(tmp_path / "p", **shares), cache=tmp_path / "cache")
+    assert tested.counts == {"train": 70, "val": 20, "holdout": 10, "test": 14}
+    for data in (alone, tested):
+        planned = images_of(config(tmp_path / "p", **shares))
+        assert data.counts["train"] + data.counts["val"] + data.counts["holdout"] + data.counts["test"] in (100, 114)
+    assert (planned.train, planned.val, planned.holdout) == (70, 20, 10)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train/cat/1.png", "val/cat/1.png", "bird/1.png"], r"train, val may be splits or classes beside bird; if splits, move bird"),
+        (["train/1.png", "test/1.png"], r"test, train may be splits or classes; if splits, give each one folder per class"),
+        (["val/cat/1.png", "test/cat/1.png"], r"test, val may be splits or classes; if splits, add a folder train"),
+        (["train/cat/1.png", "train/dog/1.png", "val/a/1.png", "valid/a/1.png"], r"val and valid are the same split"),
+        (["photos/cat/1.png", "photos/dog/1.png"], r"one folder only, 'photos', which holds 2 folders; give data\.path: .*photos"),
+        (["cat/1.png"], r"one class only, 'cat'; put the images into at least two folders"),
+        (["train/cat/1.png", "val/cat/1.png"], r"train: one class only, 'cat'"),
+    ],
+)
+def test_a_layout_that_can_be_read_in_two_ways_is_refused_with_both(tmp_path, names, message):
+    write(tmp_path, *names)
+    with pytest.raises(DataError, match=message):
+        scan(tmp_path)
+
+
+def test_a_class_that_only_a_later_split_has_is_refused(tmp_path):
+    write(tmp_path, *many("train/cat", 3), *many("train/dog", 3), "val/bird/1.png")
+    with pytest.raises(DataError, match=r"val: the class 'bird' is not in train; add images of it there, or remove the folder"):
+        scan(tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    write(tmp_path, *many("car", 3), *many("train", 3))
+    assert scan(tmp_path).classes == ("car", "train")
+
+
+def test_what_is_left_out_is_counted_by_its_reason(tmp_path):
+    write(tmp_path, *many("cat", 3), *many("dog", 3), "cat/.ipynb_checkpoints/0.png", "dog/.1.png")
+    for name in ("cat/a.heic", "cat/b.HEIC", "dog/notes.txt", "labels.csv"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert scan(tmp_path).summary == ("2 classes: cat, dog; 6 images; 7 files skipped: 2 .heic, 2 hidden, 1 .csv, 1 .txt, 1 broken link")
+
+
+def test_links_are_followed_and_a_link_in_a_circle_ends(tmp_path):
+    write(tmp_path / "store", *many("felis", 3), "one.png")
+    write(tmp_path / "photos", *many("dog", 3))
+    (tmp_path / "photos" / "cat").symlink_to(tmp_path / "store" / "felis")
+    (tmp_path / "photos" / "dog" / "more.png").symlink_to(tmp_path / "store" / "one.png")
+    (tmp_path / "photos" / "dog" / "again").symlink_to(tmp_path / "photos" / "dog")
+    found = scan(tmp_path / "photos")
+    assert (found.classes, len(found.files), found.labels.count(0)) == (("cat", "dog"), 7, 3)
+
+
+def test_many_classes_are_shortened(tmp_path):
+    for i in range(12):
+        write(tmp_path, *many(f"c{i:02d}", 3))
+    assert scan(tmp_path).summary.startswith("12 classes: c00, c01, c02, c03, c04, c05, c06, c07, c08, c09, … 2 more; 36 images")
+
+
+def test_an_empty_class_folder_is_refused_with_an_empty_and_a_filled_cache(tmp_path):
+    write(tmp_path / "p", *many("cat", 4), *many("dog", 4))
+    prepare(config(tmp_path / "p"), cache=tmp_path / "cache")
+    (tmp_path / "p" / "bird").mkdir()
+    for cache in ("cache", "another"):
+        with pytest.raises(DataError, match=r"bird: 0 images; each class needs at least 3"):
+            prepare(config(tmp_path / "p"), cache=tmp_path / cache)
+
+
+@pytest.mark.parametrize("ending", ["jfif", "jpe", "avif", "jp2", "ppm", "pgm", "tga", "bmp", "dib", "webp", "tiff"])
+def test_what_pillow_reads_is_read(tmp_path, ending):
+    kind = {"jfif": "JPEG", "jpe": "JPEG", "pgm": "PPM", "jp2": "JPEG2000", "tiff": "TIFF"}.get(ending, ending.upper())
+    grey = Image.new("L" if ending == "pgm" else "RGB", (16, 16), 128 if ending == "pgm" else (128, 128, 128))
+    grey.save(tmp_path / f"a.{ending}", format=kind)
+    pixels = read_image(tmp_path / f"a.{ending}", (8, 8), 1)
+    assert pixels.shape == (1, 8, 8)
+    assert np.abs(pixels.astype(int) - 128).max() <= 2
+
+
+RAMP = np.array([[0, 51], [102, 255]])
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        RAMP.astype(np.int32),
+        (RAMP / 255).astype(np.float32),
+        RAMP.astype(np.float32),
+        (RAMP * 257).astype(np.uint16),
+        (RAMP * 257).astype(np.int32),
+    ],
+    ids=["32-bit 0 to 255", "fraction", "float 0 to 255", "16-bit", "32-bit 0 to 65535"],
+)
+def test_deep_pixels_keep_their_brightness(tmp_path, pixels):
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif", None, 1)[0].tolist() == RAMP.tolist()
+    assert read_image((tmp_path / "a.tif").read_bytes(), None, 1)[0].tolist() == RAMP.tolist()
+
+
+@pytest.mark.parametrize("pixels", [[[-5, 3]], [[0, 90_000]], [[0.0, float("nan")]], [[-0.5, 0.5]], [[0.0, 300.0]]])
+def test_deep_pixels_of_an_unknown_scale_are_refused(tmp_path, pixels):
+    kind = np.int32 if isinstance(pixels[0][0], int) else np.float32
+    Image.fromarray(np.array(pixels, kind)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match="whose scale is unknown; save it with 8 or 16 bits a pixel"):
+        read_image(tmp_path / "a.tif", None, 1)
+
+
+def test_a_file_name_in_latin_1_is_read_and_such_a_class_name_is_refused(tmp_path):
+    write(tmp_path / "p", *many("cat", 4), *many("dog", 4))
+    (tmp_path / "p" / "cat" / "0.png").rename(tmp_path / "p" / "cat" / os.fsdecode(b"caf\xe9.png"))
+    assert prepare(config(tmp_path / "p"), cache=tmp_path / "cache").classes == ("cat", "dog")
+    (tmp_path / "p" / "dog").rename(tmp_path / "p" / os.fsdecode(b"chi\xe9n"))
+    with pytest.raises(DataError, match=r"has a name that cannot be printed; rename it"):
+        scan(tmp_path / "p")
+
+
+def test_all_damaged_images_are_named_at_once_up_to_twenty(tmp_path):
+    write(tmp_path / "p", *many("cat", 4), *many("dog", 30))
+    for i in range(25):
+        (tmp_path / "p" / "dog" / f"{i}.png").write_bytes(b"no image")
+    with pytest.raises(DataError) as refused:
+        prepare(config(tmp_path / "p"), cache=tmp_path / "cache")
+    lines = str(refused.value).splitlines()
+    assert lines[0].endswith("25 images cannot be used:")
+    assert len(lines) == 22
+    assert lines[-1].strip() == "and 5 more"
+
+
+def test_a_folder_of_classes_keeps_the_hash_that_older_searches_know(tmp_path):
+    for name, level in (("cat/a.bmp", 10), ("cat/b.bmp", 20), ("cat/c.bmp", 30), ("dog/a.bmp", 40), ("dog/b.bmp", 50), ("dog/c.bmp", 60)):
+        (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), level).save(tmp_path / "p" / name)
+    data = prepare(config(tmp_path / "p"), cache=tmp_path / "cache")
+    assert data.data_hash == "39298f3a031bff2d8b5158b46febc887a36303f021e7cc3507967d9f6adbf35a"
+    assert data.counts == {"train": 2, "val": 2, "holdout": 0, "test": 2}

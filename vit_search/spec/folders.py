@@ -1,0 +1,173 @@
+"""What lies in an image folder: its classes, its own splits, and the files that are left out. Reads names only, decodes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vit_search.errors import DataError
+from vit_search.spec.config import IMAGE_ENDINGS
+
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Folder names, in lower case, that stand for a split."""
+
+SHOWN = 10
+"""Class names that a summary spells out."""
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The images below a folder, in an order that no file system decides."""
+
+    root: Path
+    classes: tuple[str, ...]
+    files: tuple[Path, ...]
+    labels: tuple[int, ...]
+    """Index into `classes` of each file."""
+    splits: tuple[str, ...]
+    """Split of each file (train, val or test) as the folder gives it; empty where the folder has no splits."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Files that were left out, by their ending, `hidden` or `broken link`."""
+
+    @property
+    def summary(self) -> str:
+        """One line: `2 classes: cat, dog; 80 images; 10 files skipped: 8 .heic, 2 hidden`."""
+        return summary(self.classes, len(self.files), self.skipped, Counter(self.splits))
+
+
+def summary(classes: tuple[str, ...], images: int, skipped: Mapping[str, int], splits: Mapping[str, int] | None = None) -> str:
+    """What a data set holds, in one line."""
+    names = ", ".join(classes[:SHOWN]) + (f", … {len(classes) - SHOWN} more" if len(classes) > SHOWN else "")
+    parts = [f"{len(classes)} classes: {names}", f"{images:,} images"]
+    if splits:
+        parts[-1] += " (" + ", ".join(f"{name} {splits[name]:,}" for name in ("train", "val", "test") if splits.get(name)) + ")"
+    if skipped:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items(), key=lambda item: (-item[1], item[0])))
+        total = sum(skipped.values())
+        parts.append(f"{total:,} {'file' if total == 1 else 'files'} skipped: {reasons}")
+    return "; ".join(parts)
+
+
+def scan(root: Path) -> ImageFolder:
+    """Find the classes, splits and images of a folder.
+
+    The folder holds one folder per class, or folders `train`, `val` (also `valid`, `validation`) and `test` that do.
+    Links are followed; hidden files and folders are not read.
+    Raises: DataError where the layout can be read in two ways, a class has too few images, or a class name is not UTF-8.
+    """
+    folders = _folders(root)
+    if len(folders) < 2 and not (folders and folders[0].name.lower() in SPLIT_NAMES and len(_folders(folders[0])) > 1):
+        raise DataError(f"{root}: {_too_few(folders)}")
+    skipped = Counter(_reason(path) for path in _children(root) if not path.is_dir() or path.name.startswith("."))
+    splits = _splits(root, folders)
+    homes = splits or {"": root}
+    classes = tuple(folder.name for folder in _folders(homes.get("train", root)))
+    for name in classes:
+        if not name.isprintable() or not _is_utf8(name):
+            raise DataError(f"{root}: the class folder {name!r} has a name that cannot be printed; rename it.")
+    files: list[tuple[Path, int, str]] = []
+    for split, home in homes.items():
+        unknown = [folder.name for folder in _folders(home) if folder.name not in classes]
+        if unknown:
+            raise DataError(
+                f"{home}: the class {unknown[0]!r} is not in {homes['train'].name}; add images of it there, or remove the folder."
+            )
+        for label, name in enumerate(classes):
+            found = sorted(path for path in _images(home / name, skipped, ()))
+            files += [(path, label, split) for path in found]
+            if split in ("", "train") and len(found) < 3:
+                raise DataError(f"{home / name}: {len(found)} images; each class needs at least 3, for training, validation and test.")
+    return ImageFolder(
+        root=root,
+        classes=classes,
+        files=tuple(path for path, _, _ in files),
+        labels=tuple(label for _, label, _ in files),
+        splits=tuple(split for _, _, split in files) if splits else (),
+        skipped=dict(skipped),
+    )
+
+
+def _splits(root: Path, folders: list[Path]) -> dict[str, Path]:
+    """The folders that are splits, by the split's name; empty where all folders are classes."""
+    named = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
+    nested = [folder for folder in named if _folders(folder)]
+    if not named or (not nested and len(named) < len(folders)):
+        return {}
+    names = ", ".join(folder.name for folder in named)
+    rename = f"if {'it is a class' if len(named) == 1 else 'they are classes'}, rename {'it' if len(named) == 1 else 'them'}"
+    if len(named) < len(folders):
+        other = next(folder.name for folder in folders if folder not in named)
+        raise DataError(f"{root}: {names} may be splits or classes beside {other}; if splits, move {other} out of this folder; {rename}.")
+    if len(nested) < len(named) or any(_has_images(folder) for folder in named):
+        raise DataError(f"{root}: {names} may be splits or classes; if splits, give each one folder per class and nothing else; {rename}.")
+    splits: dict[str, Path] = {}
+    for folder in named:
+        split = SPLIT_NAMES[folder.name.lower()]
+        if split in splits:
+            raise DataError(f"{root}: {splits[split].name} and {folder.name} are the same split; keep one of them; {rename}.")
+        splits[split] = folder
+    if "train" not in splits:
+        raise DataError(f"{root}: {names} may be splits or classes; if splits, add a folder train; {rename}.")
+    if len(_folders(splits["train"])) < 2:
+        raise DataError(f"{splits['train']}: {_too_few(_folders(splits['train']))}")
+    return splits
+
+
+def _too_few(folders: list[Path]) -> str:
+    """Why fewer than two class folders will not do."""
+    if folders and len(_folders(folders[0])) > 1:
+        return f"one folder only, {folders[0].name!r}, which holds {len(_folders(folders[0]))} folders; give data.path: {folders[0]}"
+    seen = f"one class only, {folders[0].name!r}" if folders else "no class folders"
+    return f"{seen}; put the images into at least two folders, one per class."
+
+
+def _children(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Visible folders, and links to folders."""
+    return [path for path in _children(folder) if path.is_dir() and not path.name.startswith(".")]
+
+
+def _has_images(folder: Path) -> bool:
+    return any(path.suffix.lower() in IMAGE_ENDINGS and path.is_file() for path in _children(folder))
+
+
+def _images(folder: Path, skipped: Counter[str], above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    """Image files below a folder; `above` are the folders that led here, so that a link back to one of them ends."""
+    if not folder.is_dir():
+        return
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    for path in _children(folder):
+        if path.name.startswith("."):
+            skipped["hidden"] += sum(len(names) for _, _, names in os.walk(path)) if path.is_dir() else 1
+        elif path.is_dir():
+            yield from _images(path, skipped, (*above, here))
+        elif path.suffix.lower() in IMAGE_ENDINGS and path.is_file():
+            yield path
+        else:
+            skipped[_reason(path)] += 1
+
+
+def _reason(path: Path) -> str:
+    """Why a file is left out."""
+    if path.name.startswith("."):
+        return "hidden"
+    if not path.exists():
+        return "broken link"
+    return path.suffix.lower() or "without an ending"
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
