@@ -277,6 +277,8 @@ BAD = [  # (what stands from line 5 on, the line, where and what was seen, the m
         5, "objectives.0.metric: val_accuracy is an objective already", "list each metric once.",
     ),
     ("objectives: [" + ", ".join(f"{{metric: {m}}}" for m in search_file.COSTS) + "]", 5, "objectives: 4 entries", "give at most 3."),
+    ("stopping: none", 5, "stopping: 'none' will not do", "write a mapping, as {kind: none}"),
+    ("sampler: bayes", 5, "sampler: 'bayes' will not do", "choose one of these."),
     # samplers
     ("sampler: tpee", 5, "sampler: 'tpee' will not do", "did you mean tpe?"),
     (

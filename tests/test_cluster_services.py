@@ -30,7 +30,7 @@ with_postgres = pytest.mark.skipif(POSTGRES is None, reason="no PostgreSQL on th
 
 
 def run(*arguments, **environment):
-    return subprocess.run([VIT_SEARCH, "cluster", *arguments], capture_output=True, text=True, env=os.environ | environment, timeout=280)
+    return subprocess.run([VIT_SEARCH, "cluster", *arguments], capture_output=True, text=True, env=os.environ | environment, timeout=600)
 
 
 def start(head, **environment):

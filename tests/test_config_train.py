@@ -35,7 +35,7 @@ CONFIG = TrialConfig(
 
 
 def vit_search(home, *arguments):
-    return subprocess.run([COMMAND, *arguments], cwd=home, capture_output=True, text=True, timeout=300)
+    return subprocess.run([COMMAND, *arguments], cwd=home, capture_output=True, text=True, timeout=600)
 
 
 def trained(folder, config, trained_on=("train",), validated_on=("val",)):

@@ -1,7 +1,10 @@
 """Commands to a search that runs, for real: its folder, MLflow's tags, and what becomes of its trials."""
 
 import json
+import os
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,8 +14,8 @@ import pytest
 from test_end_to_end import COMMAND, until, vit_search
 from test_ledger import result
 
-from vit_search.errors import SpecError
-from vit_search.search import control
+from vit_search.errors import SearchError, SpecError
+from vit_search.search import control, launch
 from vit_search.search.control import Control, Settings
 from vit_search.search.limits import Limits
 from vit_search.spec import search_file
@@ -34,10 +37,7 @@ training: {lr: {float: [1e-3, 1e-2], log: true}, batch_size: 64}
 
 
 def say(folder, *words, check=True):
-    began = time.monotonic()
-    done = vit_search(folder, *words, check=check)
-    assert time.monotonic() - began < 20  # 10 s to answer; this machine may be busy
-    return done
+    return vit_search(folder, *words, check=check)  # an unanswered command ends with exit code 2 by itself
 
 
 def state(folder, search="told-1"):
@@ -96,12 +96,12 @@ def test_a_running_search_obeys(tmp_path):
         client = mlflow.MlflowClient(uri)  # as somebody types it in MLflow's pages
         (parent,) = client.search_runs([client.get_experiment_by_name("told").experiment_id], "attributes.run_name = 'told-1'")
         client.set_tag(parent.info.run_id, "command", "set hours=0.5")
-        until(lambda: "command" not in client.get_run(parent.info.run_id).data.tags, seconds=10)
+        until(lambda: "command" not in client.get_run(parent.info.run_id).data.tags)
         assert client.get_run(parent.info.run_id).data.tags["command_answer"] == "set hours=0.5: hours is now 0.5."
         until(lambda: reports_of(2) >= 1)
 
         assert "ending now" in say(tmp_path, "cancel").stdout
-        _, said = driver.communicate(timeout=60)
+        _, said = driver.communicate(timeout=600)
         assert driver.returncode == 130, said
         assert "Traceback" not in said
     finally:
@@ -133,7 +133,7 @@ def test_what_waits_for_a_place_starts_neither_in_a_pause_nor_after_a_stop_but_i
         say(tmp_path, "continue")
         until(lambda: len(reported()) > held)
         assert "no more trials will start; 1 running trial will go on" in say(tmp_path, "stop").stdout
-        _, said = driver.communicate(timeout=120)
+        _, said = driver.communicate(timeout=600)
         assert driver.returncode == 0, said
     finally:
         driver.kill()
@@ -184,7 +184,7 @@ def test_a_finished_search_is_extended_in_the_same_study_and_the_same_parent_run
     assert vit_search(tmp_path, "extend", "told-1", "--trials", "2", check=False).returncode == 2
 
     changed = tmp_path / "searches/told-2/search.yaml"
-    changed.write_text(changed.read_text().replace("heads: 2", "heads: 4"))
+    changed.write_text(changed.read_text().replace("heads: 2", "heads: 4") + "\n")
     refused = vit_search(tmp_path, "resume", "told-2", check=False)
     assert refused.returncode == 2
     assert "search.yaml:9: 'model: {patch_size: 2, dim: 32, depth: {int: [1, 2]}, heads: 2}' has become" in refused.stderr
@@ -231,7 +231,8 @@ def told(tmp_path):
     ("text", "answer"),
     [
         ("puase", "unknown command 'puase'; did you mean pause?"),
-        ("pause now", "'pause now': 'now' is no argument; write NAME=VALUE."),
+        ("pause now", "'pause now': 'now' has no value; after pause write NAME=VALUE, or nothing."),
+        ("fly away", "'fly away': unknown command 'fly'; choose from pause, continue, stop, cancel, set, add."),
         ("set", "set what? give trials, concurrency, hours, device_hours, target or patience."),
         ("set trails=9", "set: unknown argument 'trails'; did you mean trials?"),
         ("set trials=nine", "trials is 'nine'; give a whole number above 0."),
@@ -295,3 +296,42 @@ def _fed(asked, outcomes, mode="max", seconds=0.0):
 )
 def test_limits(asked, mode, outcomes, reached):
     assert _fed(Asked(**asked), outcomes, mode, seconds=5.0) == reached
+
+
+def test_a_lost_terminal_ends_a_search_as_sigterm_does(told):
+    control, _, _ = told
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    with launch._signals(control):
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert control.cancelled.is_set()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+def test_under_nohup_a_lost_terminal_means_nothing(told):
+    control, _, _ = told
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it
+    try:
+        with launch._signals(control):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not control.cancelled.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def test_an_account_without_a_name_is_called_by_its_number():
+    code = "import os; from vit_search.spec.user import user_name; os.setuid(12345); print(user_name())"
+    if os.getuid() != 0:
+        pytest.skip("only root may take another account")
+    nameless = {k: v for k, v in os.environ.items() if k not in ("LOGNAME", "USER", "LNAME", "USERNAME")}
+    done = subprocess.run([sys.executable, "-c", code], env=nameless, capture_output=True, text=True, check=True)
+    assert done.stdout == "uid-12345\n"
+
+
+def test_a_last_newline_is_no_change_of_the_search_file(tmp_path):
+    file = tmp_path / "search.yaml"
+    for began, now in (("a: 1\n", "a: 1"), ("a: 1", "a: 1\n"), ("a: 1\n", "a: 1\n\n"), ("a: 1\r\n", "a: 1\n")):
+        file.write_text(now)
+        launch._check_unchanged(file, began)
+    file.write_text("a: 1\n")
+    with pytest.raises(SearchError, match=r"search\.yaml:2: 'b: 2' has become ''"):
+        launch._check_unchanged(file, "a: 1\nb: 2\n")

@@ -6,6 +6,7 @@ import random
 import threading
 
 import pytest
+import synthetic
 
 from vit_search.errors import SearchError
 from vit_search.spec.config import EpochResult
@@ -193,4 +194,19 @@ def test_the_leaderboard_puts_full_length_first_then_the_metric(tmp_path, mode, 
     assert [t.number for t in ranked(ledger.trials.values(), "val_accuracy", mode)] == order
     assert best(ledger.trials.values(), "val_accuracy", mode).number == order[0]
     assert kept(ledger.trials.values(), "val_accuracy", mode, 2) == {0, 1}
+    ledger.close()
+
+
+def test_only_what_a_stopping_rule_cut_counts_as_saved(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl", 10)
+    ledger.append(Launched(host="here", pid=1, at=0.0))
+    for number, (outcome, reason) in enumerate(
+        [("stopped", ""), ("stopped", "stopped by hand"), ("stopped", "limits.target"), ("interrupted", "the driver stopped")]
+    ):
+        ledger.append(Proposed(trial=number, params={"dim": 8}, at=0.0))
+        ledger.append(Reported(trial=number, result=synthetic.result(1, 0.5), at=0.0))
+        ledger.append(Reported(trial=number, result=synthetic.result(2, 0.5), at=0.0))
+        ledger.append(Ended(trial=number, outcome=outcome, reason=reason, at=0.0))
+    assert (ledger.spent.epochs, ledger.spent.saved_epochs, ledger.spent.saved_seconds) == (8, 8, 16.0)
+    assert ledger.spent.saved_share == 0.5
     ledger.close()

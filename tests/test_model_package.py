@@ -440,7 +440,7 @@ def test_the_readme_s_curl_line_classifies_an_image(server, tmp_path):
     (tmp_path / "IMAGE.png").write_bytes(file(PHOTO))
     (command,) = re.findall("^curl .*/invocations$", README, re.MULTILINE)
     command = command.replace("http://127.0.0.1:5001/invocations", server)
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     (row,) = json.loads(done.stdout)["predictions"]
     assert row["version"] == "digits/2"
 

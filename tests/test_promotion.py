@@ -244,7 +244,7 @@ def test_test_images_that_were_trained_on_refuse(home, tmp_path):
 
 def run(*arguments):
     command = [sys.executable, candidates.__file__, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(made, copied, fresh):

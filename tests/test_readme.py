@@ -54,7 +54,7 @@ def test_the_policy_file_is_read_and_its_limits_are_the_ones_shown():
 def test_the_python_example_runs(tmp_path):
     (code,) = block("python")
     (tmp_path / "search_spaces").symlink_to(ROOT / "search_spaces")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     number, value, _ = done.stdout.strip().splitlines()[-1].split(maxsplit=2)
     trials = {t.number: t for t in read_trials(tmp_path / "searches/digits-1/ledger.jsonl")}

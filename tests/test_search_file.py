@@ -142,7 +142,13 @@ def test_a_metric_that_the_classes_cannot_give_is_refused():
 def test_grace_counts_only_where_trials_are_stopped():
     assert search_file.parse(HEAD.replace("epochs: 3", "epochs: 2") + "stopping: {kind: none}\n").epochs == 2
     with pytest.raises(SpecError, match=r"stopping\.grace_epochs: 3 is more than epochs=2; lower it"):
-        search_file.parse(HEAD.replace("epochs: 3", "epochs: 2"))
+        search_file.parse(HEAD.replace("epochs: 3", "epochs: 2") + "stopping: {grace_epochs: 3}\n")
+
+
+@pytest.mark.parametrize("stopping", ["", "stopping: {kind: median}\n"])
+def test_a_default_adapts_to_a_short_training_and_never_refuses(stopping):
+    for epochs, grace in ((1, 1), (2, 2), (3, 3), (30, 3)):
+        assert search_file.parse(HEAD.replace("epochs: 3", f"epochs: {epochs}") + stopping).stopping.grace_epochs == grace
 
 
 def test_a_target_of_a_loss_may_be_any_number():

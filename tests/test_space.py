@@ -397,3 +397,11 @@ def test_a_space_with_conditions_and_constraints_reads_back_as_the_same():
 )
 def test_patches_of_a_preset_divide_the_image(size, patches):
     assert presets.patch_sizes(size) == patches
+
+
+def test_what_a_condition_sets_is_part_of_what_is_trained():
+    spec = search_file.parse(
+        HEAD + "model:\n  norm: {choice: [pre, post]}\n  mlp_dim: {int: [64, 256], step: 64, when: \"norm == 'post'\", else: 128}\n"
+    )
+    assert spec.space.trained({"norm": "pre"}) == {"norm": "pre", "mlp_dim": 128}
+    assert spec.space.trained({"norm": "post", "mlp_dim": 64}) == {"norm": "post", "mlp_dim": 64}

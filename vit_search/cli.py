@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-import getpass
+import io
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.console import Console
 from vit_search import cli_cluster
 from vit_search.errors import LostClusterError, PromotionError, SearchError, VitSearchError
 from vit_search.spec.cost import in_time
+from vit_search.spec.user import user_name
 
 if TYPE_CHECKING:
     from vit_search.production.gates import Gate
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from vit_search.spec.plan import Plan, Speed
     from vit_search.spec.policy import Policy
     from vit_search.spec.search_file import SearchSpec
+    from vit_search.spec.space import Space
     from vit_search.tracking.finalists import Plan as FinalistPlan
     from vit_search.tracking.finalists import Retrained
     from vit_search.tracking.ledger import Event, Ledger, Spent, Trial
@@ -45,6 +48,9 @@ err = Console(stderr=True, highlight=False)
 
 INTERRUPTED = 130
 """Exit code of a search ended by Ctrl-C, as a shell gives it."""
+
+REPORT_EVERY_S = 60.0
+"""How long a search may print nothing where no terminal shows its progress."""
 
 NOT_PROMOTED = 3
 """Exit code of a promotion that a gate has refused."""
@@ -71,6 +77,9 @@ SearchName = Annotated[str | None, typer.Argument(help="A search by name or fold
 
 def main() -> None:
     """Run the command line; a user's mistake is one line and an exit code, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # no character that a locale lacks ends a command half-way
     try:
         app()
     except VitSearchError as error:
@@ -115,7 +124,9 @@ def lint(
     from vit_search.spec import lint as linting
     from vit_search.spec import search_file
 
-    report = linting.lint(search_file.load(file))
+    spec = search_file.load(file)
+    report = linting.lint(spec)
+    _print_images(spec)
     if as_json:
         sys.stdout.write(json.dumps(report.to_dict(), indent=1) + "\n")
     else:
@@ -150,10 +161,22 @@ def plan(
             planning.save_speed(calibration.calibrate(spec, concurrency=concurrency), kept)
     speed = planning.load_speed(kept) if flops_per_s is None else planning.stated_speed(flops_per_s)
     made = planning.plan(spec, speed, concurrency=concurrency)
+    _print_images(spec)
     if as_json:
         sys.stdout.write(json.dumps(made.to_dict(), indent=1) + "\n")
     else:
         _print_plan(made)
+
+
+def _print_images(spec: SearchSpec) -> None:
+    """What lies in an image folder, in one line, and whether its classes allow the metric."""
+    from vit_search.spec import folders
+
+    path = Path(spec.data.path or "").expanduser()
+    if spec.data.name == "image_folder" and path.is_dir():
+        listing = folders.scan(path)
+        err.print(_escaped(listing.summary), soft_wrap=True)
+        spec.check_data(len(listing.classes))
 
 
 SEVERITY_STYLE = {"error": "bold red", "warning": "yellow", "hint": "cyan"}
@@ -469,7 +492,7 @@ def _print_status(folder: Path, as_json: bool) -> None:
             "running": running,
             "trials": settings.trials,
             "outcomes": counts,
-            "best": _row(winner, spec.metric, 1) if winner else None,
+            "best": _row(winner, spec.metric, spec.space, 1) if winner else None,
             "spent": {key: value for key, value in vars(spent).items() if not key.startswith("_")},
             "hindsight": vars(hindsight) if hindsight else None,
             "commands": [vars(event) for event in commands],
@@ -483,7 +506,7 @@ def _print_status(folder: Path, as_json: bool) -> None:
     out.print(f"[bold]{folder.name}[/] is {state}: {over} of {settings.trials} trials over, {settings.concurrency} at a time")
     out.print("  " + ", ".join(f"[{OUTCOME_STYLE[name]}]{count} {name}[/]" for name, count in counts.items()))
     if winner:
-        params = ", ".join(f"{key} {_number(value)}" for key, value in winner.params.items())
+        params = ", ".join(f"{key} {_number(value)}" for key, value in spec.space.trained(winner.params).items())
         out.print(f"  best {spec.metric} {winner.value(spec.metric):.4f}: trial {winner.number} ({params})")
     out.print(f"  {_spent(spent)}")
     for line in _hindsight(hindsight) if hindsight and not running else []:
@@ -510,14 +533,14 @@ def show(
 
     folder = searches.find(output, search)
     spec, _ = searches.read(folder)
-    trials = ledger.ranked(ledger.read_trials(folder / "ledger.jsonl"), spec.metric, spec.mode)
+    space, trials = spec.space, ledger.ranked(ledger.read_trials(folder / "ledger.jsonl"), spec.metric, spec.mode)
     if as_json:
-        sys.stdout.write(json.dumps([_row(t, spec.metric, i) for i, t in enumerate(trials, 1)], indent=1) + "\n")
+        sys.stdout.write(json.dumps([_row(t, spec.metric, space, i) for i, t in enumerate(trials, 1)], indent=1) + "\n")
     elif as_csv:
-        names = list(dict.fromkeys(name for i, t in enumerate(trials, 1) for name in _row(t, spec.metric, i)))
+        names = list(dict.fromkeys(name for i, t in enumerate(trials, 1) for name in _row(t, spec.metric, space, i)))
         writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(_row(t, spec.metric, i) for i, t in enumerate(trials, 1))
+        writer.writerows(_row(t, spec.metric, space, i) for i, t in enumerate(trials, 1))
     else:
         out.print(_leaderboard(folder.name, trials, spec, top))
 
@@ -731,7 +754,7 @@ def promote(
     with err.status("loading torch and MLflow …") as status:
         from vit_search.production import promotion
 
-        asked = promotion.Asked(name or spec.name, getpass.getuser(), reason.strip(), approve_by.strip(), expect_current.strip())
+        asked = promotion.Asked(name or spec.name, user_name(), reason.strip(), approve_by.strip(), expect_current.strip())
         done = promotion.promote(retrained, rules, asked, tracking_uri=uri, say=lambda text: status.update(f"{text} …"))
     _print_promotion(done, retrained)
     if done.verdict == "refused":
@@ -989,7 +1012,7 @@ def rollback(
     with err.status("loading the version …"):
         client = store.client_for(tracking_uri)
         done = registry.rollback(
-            client, name, to=to, reason=reason.strip(), by=getpass.getuser(), check=lambda version: registry.load_problem(client, version)
+            client, name, to=to, reason=reason.strip(), by=user_name(), check=lambda version: registry.load_problem(client, version)
         )
     out.print(f"[bold]{name}[/] version {done.version} is [bold green]champion[/] again, in place of version {done.came_from}")
 
@@ -1084,9 +1107,14 @@ def _command(search: str | None, output: Path, tracking_uri: str | None, name: s
 
 def _spent(spent: Spent) -> str:
     """What a search has cost, in words."""
+    return f"{in_time(spent.wall_seconds)} of wall time, {_work(spent)}"
+
+
+def _work(spent: Spent) -> str:
+    """The same without the wall time."""
     share = spent.stopped_seconds / spent.trial_seconds if spent.trial_seconds else 0.0
     return (
-        f"{in_time(spent.wall_seconds)} of wall time, {in_time(spent.trial_seconds)} of training in {spent.epochs:,} epochs, "
+        f"{in_time(spent.trial_seconds)} of training in {spent.epochs:,} epochs, "
         f"{share:.0%} of it in stopped trials; stopping saved {in_time(spent.saved_seconds)}"
     )
 
@@ -1128,20 +1156,19 @@ def _watched(work: Callable[[Any], Result]) -> Result:
 
 def _finish(result: SearchResult) -> None:
     """The leaderboard and the next commands to type."""
-    name, spec, trials = result.folder.name, result.spec, result.trials
+    name, spec, trials, spent = result.folder.name, result.spec, result.trials, result.spent
     out.print(_leaderboard(name, trials, spec, 10))
     ended = [t for t in trials if t.over]
     stopped = sum(t.outcome == "stopped" for t in ended)
-    trained, full = sum(len(t.results) for t in trials), spec.epochs * max(len(trials), 1)
     share = stopped / max(len(ended), 1)
-    out.print(f"{len(ended)} of {result.settings.trials} trials in {in_time(result.seconds)}, {stopped} stopped early ({share:.0%})")
+    out.print(f"{len(ended)} of {result.settings.trials} trials in {in_time(spent.wall_seconds)}, {stopped} stopped early ({share:.0%})")
     if result.ended_by.startswith("limits."):
         from vit_search.search.limits import option
 
         more = f"vit-search extend {name} {option(result.ended_by)} …"
         out.print(f"ended by {_escaped(result.ended_by)}; go on with:  {more}", soft_wrap=True)
-    out.print(f"{trained} epochs trained, {full - trained} saved against no stopping ({1 - trained / full:.0%})")
-    out.print(_spent(result.spent))
+    out.print(f"{spent.epochs} epochs trained, {spent.saved_epochs} saved against no stopping ({spent.saved_share:.0%})")
+    out.print(_work(spent))
     for line in _hindsight(result.hindsight):
         out.print(line)
     if result.interrupted:
@@ -1173,12 +1200,14 @@ def _table(name: str, trials: list[Trial], spec: SearchSpec, top: int, *, wide: 
     for column in ("#", "trial", spec.metric, *goals, *(["front"] if goals else []), "outcome", "epochs"):
         table.add_column(column, justify="left" if column in ("outcome", "front") else "right", no_wrap=True)
     ahead = searches.pareto(spec, trials)
-    searched = list(spec.space.searched)
+    space = spec.space
+    searched = list(space.searched)
     for column in searched if wide else ["parameters"]:
         table.add_column(column, justify="right" if wide else "left")
     for rank, trial in enumerate(shown, 1):
         value = trial.value(spec.metric)
-        params = {column: _number(trial.params.get(column)) for column in searched}
+        trained = space.trained(trial.params)
+        params = {column: _number(trained[column]) for column in searched}
         table.add_row(
             str(rank),
             str(trial.number),
@@ -1207,9 +1236,10 @@ def _goals(spec: SearchSpec, trial: Trial, ahead: set[int]) -> list[str]:
     return [*cells, "[bold green]*[/]" if trial.number in ahead else ""]
 
 
-def _row(trial: Trial, metric: str, rank: int) -> dict[str, Any]:
-    facts = {"rank": rank, "trial": trial.number, "outcome": trial.outcome, "epochs": len(trial.results), metric: trial.value(metric)}
-    return facts | trial.params | ({"reason": trial.reason} if trial.reason else {})
+def _row(trial: Trial, metric: str, space: Space, rank: int) -> dict[str, Any]:
+    facts: dict[str, Any] = {"rank": rank, "trial": trial.number, "outcome": trial.outcome, "epochs": len(trial.results)}
+    facts[metric] = trial.value(metric)
+    return facts | space.trained(trial.params) | ({"reason": trial.reason} if trial.reason else {})
 
 
 class _Screen:
@@ -1217,16 +1247,23 @@ class _Screen:
 
     def __init__(self) -> None:
         self._live: Any = None
+        self._closed, self._last_line = threading.Event(), time.monotonic()
         self.search = ""
         """Its name, once it runs."""
 
     def watch(self, ledger: Ledger, spec: SearchSpec, control: Control) -> Callable[[Event], None]:
         """Begin; what comes back is told every event."""
-        from vit_search.tracking.ledger import Commanded, Ended
+        from vit_search.spec.rungs import levels
+        from vit_search.tracking import searches
+        from vit_search.tracking.ledger import Commanded, Ended, Reported
 
         self._ledger, self._spec, self._control, self._began = ledger, spec, control, time.monotonic()
         self.search = ledger.folder.name
         self._epochs_before = self._epochs()
+        err.print(_escaped(f"{self.search}: {ledger.folder}"), soft_wrap=True)
+        images = searches.read(ledger.folder)[1].images
+        if images:
+            err.print(_escaped(images), soft_wrap=True)
         if err.is_terminal:
             from rich.live import Live
 
@@ -1234,9 +1271,17 @@ class _Screen:
             self._live.start()
             return lambda event: None
 
+        how = spec.stopping
+        rungs = levels(grace_epochs=how.grace_epochs, reduction_factor=how.reduction_factor, epochs=spec.epochs)
+        threading.Thread(target=self._report_every_minute, name="progress", daemon=True).start()
+
         def line(event: Event) -> None:
             if isinstance(event, Commanded):
                 err.print(_escaped(f"{event.by}: {event.name}: {event.answer}"), soft_wrap=True)
+            elif isinstance(event, Reported) and event.result.epoch in rungs and event.result.epoch < spec.epochs:
+                value = ledger.trials[event.trial].value(spec.metric)
+                score = "" if value is None else f"  {spec.metric} {value:.4f}"
+                err.print(f"trial {event.trial:3d} at epoch {event.result.epoch:3d} of {spec.epochs}{score}", soft_wrap=True)
             elif isinstance(event, Ended):
                 trial = ledger.trials[event.trial]
                 value = trial.value(spec.metric)
@@ -1244,11 +1289,26 @@ class _Screen:
                 err.print(
                     f"{said}  {spec.metric} {value:.4f}" if value is not None else f"{said}  {_escaped(trial.reason)}", soft_wrap=True
                 )
+            else:
+                return
+            self._last_line = time.monotonic()
 
         return line
 
+    def _report_every_minute(self) -> None:
+        """Where nothing else was printed for a minute, say how far the search is."""
+        while not self._closed.wait(max(1.0, self._last_line + REPORT_EVERY_S - time.monotonic())):
+            if time.monotonic() - self._last_line >= REPORT_EVERY_S:
+                trials = list(self._ledger.trials.values())
+                over = sum(trial.over for trial in trials)
+                running = sum(trial.outcome == "running" for trial in trials)
+                spent = in_time(time.monotonic() - self._began)
+                err.print(f"{over} of {self._control.settings.trials} trials, {running} running, {self._epochs()} epochs, {spent} spent")
+                self._last_line = time.monotonic()
+
     def close(self) -> None:
         """Take the picture away."""
+        self._closed.set()
         if self._live is not None:
             self._live.stop()
 
@@ -1273,9 +1333,8 @@ class _Screen:
             per_trial = sum(len(t.results) for t in over) / len(over)
             missing = per_trial * wanted - self._epochs()
             left = in_time(max(0.0, missing) * spent / trained)
-        head.add_row(
-            f"[bold]{len(over)}[/] of {wanted} trials", f"{stopped} stopped early", f"{in_time(spent)} spent", f"about {left} left"
-        )
+        rest = f"about {left} left" if len(over) < wanted else "sending the last records to MLflow"
+        head.add_row(f"[bold]{len(over)}[/] of {wanted} trials", f"{stopped} stopped early", f"{in_time(spent)} spent", rest)
         bar = Table.grid()
         bar.add_row(ProgressBar(total=wanted, completed=len(over), width=60))  # alone it would not end its line
         parts: list[Any] = [head, bar]
@@ -1284,7 +1343,7 @@ class _Screen:
             parts.append(f"[yellow]{_escaped(state)}[/]")
         winner = best(trials, spec.metric, spec.mode)
         if winner:
-            params = ", ".join(f"{k} {_number(v)}" for k, v in winner.params.items())
+            params = ", ".join(f"{k} {_number(v)}" for k, v in spec.space.trained(winner.params).items())
             parts.append(f"best so far: [bold green]{winner.value(spec.metric):.4f}[/] {spec.metric}, trial {winner.number} ({params})")
         for trial in trials:
             if trial.outcome == "running":

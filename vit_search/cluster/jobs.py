@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import getpass
 import hashlib
 import json
 import logging
@@ -38,6 +37,7 @@ from vit_search.cluster.preflight import Facts
 from vit_search.errors import ClusterError, SpecError
 from vit_search.spec import search_file
 from vit_search.spec.search_file import SearchSpec
+from vit_search.spec.user import user_name
 
 for _chatty in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
     logging.getLogger(f"ray.{_chatty}").setLevel(logging.WARNING)
@@ -221,7 +221,7 @@ def submit(cluster: Cluster, file: Path, *, key: str = "", again: bool = False, 
 
 def hand_over(cluster: Cluster, spec: SearchSpec, search: str, *, key: str = "", download: bool = False) -> Handed:
     """The last step of `submit`, whose checks have been passed."""
-    pins = {"--user": getpass.getuser(), "--key": key, "--pin": version("vit_search"), "--space": spec.space.space_hash}
+    pins = {"--user": user_name(), "--key": key, "--pin": version("vit_search"), "--space": spec.space.space_hash}
     words = ["vit-search", "cluster", "drive", search, "--file", "search.yaml"]
     words += [word for name, value in pins.items() if value for word in (name, value)] + ["--download"] * download
     with tempfile.TemporaryDirectory() as folder:
@@ -287,7 +287,7 @@ def _start(client: JobSubmissionClient, job: str, search: str, words: Sequence[s
     runtime: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOPS_WITHIN_S)}}  # shown by Ray to all: never a secret
     if folder is not None:
         runtime["working_dir"] = folder
-    facts = {"vit_search": "driver", "search": search, "user": getpass.getuser(), "version": version("vit_search")}
+    facts = {"vit_search": "driver", "search": search, "user": user_name(), "version": version("vit_search")}
     try:
         client.submit_job(entrypoint=f"exec {shlex.join(words)}", submission_id=job, metadata=facts | told, runtime_env=runtime)
     except RuntimeError as error:
@@ -378,7 +378,7 @@ def on_head(cluster: Cluster, words: Sequence[str], *, storage: bool = True, wri
     client = cluster.client
     with _talking(cluster.address):
         _remove_old(client)
-        client.submit_job(entrypoint=entry, submission_id=job, metadata={"vit_search": "command", "user": getpass.getuser()})
+        client.submit_job(entrypoint=entry, submission_id=job, metadata={"vit_search": "command", "user": user_name()})
         try:
             if write is not None:
                 _follow(cluster, job, write)

@@ -14,7 +14,6 @@ clock; a holder neither writes nor deletes once half of the lease has gone by it
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import random
 import secrets
@@ -30,6 +29,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from vit_search.errors import PromotionError
+from vit_search.spec.user import user_name
 
 LEASE_S = 60.0
 """How long a lock must be watched before its holder counts as dead; each lock carries its own."""
@@ -209,7 +209,7 @@ def _made(client: MlflowClient, name: str, place: str, lease_s: float, dead: lis
     lock = Lock(name, place, token, lease_s, _now(), tuple(passed.place for passed in dead if passed.token))
     tags = {
         "owner": token,
-        "by": getpass.getuser(),
+        "by": user_name(),
         "host": socket.gethostname(),
         "machine": _machine(),
         "pid": str(os.getpid()),

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import logging
 import math
@@ -24,6 +23,7 @@ from vit_search.errors import SearchError, SpecError, VitSearchError
 from vit_search.spec.files import write_whole
 from vit_search.spec.search_file import SearchSpec, nearest
 from vit_search.spec.space import Value
+from vit_search.spec.user import user_name
 from vit_search.tracking.ledger import Commanded, Event, Ledger, changed, held
 
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def ask(folder: Path, name: str, arguments: Mapping[str, Any], wait_s: float = A
     place.mkdir(mode=0o700, exist_ok=True)
     key = f"{time.time_ns()}-{uuid.uuid4().hex[:8]}"
     asked, answered = place / f"{key}.json", place / f"{key}.answer.json"
-    write_whole(asked, json.dumps({"name": name, "arguments": dict(arguments), "by": getpass.getuser()}))
+    write_whole(asked, json.dumps({"name": name, "arguments": dict(arguments), "by": user_name()}))
     end = time.monotonic() + wait_s
     while not answered.exists():
         if time.monotonic() > end:
@@ -100,11 +100,13 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         raise SpecError(f"{text!r} is no command ({error}); write e.g. `set trials=40`.") from None
     if not name:
         raise SpecError("an empty line is no command; write e.g. `set trials=40`.")
+    if name not in COMMANDS:
+        raise SpecError(f"{text!r}: unknown command {name!r}; {nearest(name, list(COMMANDS))}")
     arguments: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
-            raise SpecError(f"{text!r}: {word!r} is no argument; write NAME=VALUE.")
+            raise SpecError(f"{text!r}: {word!r} has no value; after {name} write NAME=VALUE, or nothing.")
         arguments[key] = _number(value)
     return name, arguments
 

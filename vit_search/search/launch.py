@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import getpass
 import itertools
 import json
 import logging
@@ -26,6 +25,8 @@ from dataclasses import dataclass
 from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
+
+from vit_search.spec.user import user_name
 
 from vit_search.ray_session import Shape, check_limits, session, shapes, watched  # isort: skip  (before ray, whose settings it makes)
 import ray
@@ -264,7 +265,7 @@ def drive(
     ledger.listeners.append(recorder.wake)
     ledger.append(Launched(host=socket.gethostname(), pid=os.getpid()))
     if extend:
-        ledger.append(Commanded(name="set", arguments=dict(extend), answer="extended.", by=getpass.getuser()))
+        ledger.append(Commanded(name="set", arguments=dict(extend), answer="extended.", by=user_name()))
     _settle(ledger, rungs, spec)
     settings = Settings.of(spec, ledger.events)
     limits, alike = _limits(spec, ledger, settings), _FailuresAlike()
@@ -714,14 +715,14 @@ def _too_large(spec: SearchSpec, places: list[Shape], address: str | None) -> st
         if asked > most:
             mend = "lower it"
             if getattr(told, f"{name}s") == "auto":
-                mend = "write 0, or, where a cluster starts nodes by itself, add gpu_memory"
+                mend = "write 0" if told.gpu_bytes else "write 0, or, where a cluster starts nodes by itself, add gpu_memory"
             return f"resources.{name}s: a trial asks for {asked:g} {name.upper()}s and {where} has {most:g}; {mend}."
     return f"resources: a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, and no node of the cluster has both; lower one."
 
 
 @contextlib.contextmanager
 def _signals(control: Control) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the search cleanly the first time; the second Ctrl-C ends it at once."""
+    """Ctrl-C, SIGTERM and a lost terminal end the search cleanly the first time; the second Ctrl-C ends it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -729,15 +730,29 @@ def _signals(control: Control) -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         if control.cancelled.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGHUP:
+            _leave_terminal()
         control.cancel()  # a job's stop reaches a search twice, from Ray and from its driver
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # under nohup it is ignored, and stays so
+        heard.append(signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in heard}
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave_terminal() -> None:
+    """Print to nowhere from now on: to write to a terminal that is gone is an error, and would end the search half-way."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        if os.isatty(number):
+            os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 def _check_output(output: Path) -> None:

@@ -243,7 +243,7 @@ def walk(node: Node) -> Iterator[Node]:
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """The mend for a misspelt name."""
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.62)  # 0.6 takes bayes for cmaes
     return f"did you mean {match[0]}?" if match else f"choose from {', '.join(known)}."
 
 

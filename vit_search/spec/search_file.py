@@ -68,6 +68,17 @@ def _with_direction(values: Any) -> Any:
     return {**values, "mode": DIRECTIONS[metric]} if isinstance(metric, str) and metric in DIRECTIONS else values
 
 
+def _with_grace(values: Any) -> Any:
+    """A search file whose trainings are shorter than the default grace_epochs, with a grace of their length: a default never refuses."""
+    if not isinstance(values, dict):
+        return values
+    epochs, stopping = values.get("epochs"), values.get("stopping", {})
+    if not isinstance(stopping, dict) or "grace_epochs" in stopping or not isinstance(epochs, int) or isinstance(epochs, bool):
+        return values
+    short = 1 <= epochs < Stopping.model_fields["grace_epochs"].default
+    return {**values, "stopping": {**stopping, "grace_epochs": epochs}} if short else values
+
+
 def _check_direction(metric: str, mode: str) -> None:
     if mode != DIRECTIONS[metric]:
         better = "smaller" if DIRECTIONS[metric] == "min" else "larger"
@@ -239,8 +250,8 @@ class SearchSpec(_Part):
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, values: Any) -> Any:
-        """The preset and the metric's mode, written out: what is checked, logged and run is the whole."""
-        values = _with_direction(values)
+        """The preset, the metric's mode and a short search's grace, written out: what is checked, logged and run is the whole."""
+        values = _with_grace(_with_direction(values))
         return presets.fill(values) if isinstance(values, dict) and isinstance(values.get("preset"), str) else values
 
     @model_validator(mode="after")
@@ -512,6 +523,8 @@ _LISTS = {
 def _wanted(path: tuple[str | int, ...], seen: Any = None, message: str = "") -> str:
     """What may stand at a path."""
     home = _section(path)
+    if path == ("stopping",):
+        return "write a mapping, as {kind: none} or {kind: asha, grace_epochs: 3}."
     if len(path) == 3 and path[-1] == "when":
         return "write a condition in quotes, as \"pool == 'cls'\"."
     if path and path[0] in _LISTS and (len(path) == 1 or isinstance(path[-1], int)):

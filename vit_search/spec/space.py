@@ -400,6 +400,11 @@ class Space:
         values = self._decided(lambda name, parameter: params.get(name, parameter))[1]  # type: ignore[arg-type]
         return {name: values[name] for name in self.parameters} | {name: v for name, v in params.items() if name not in self.parameters}
 
+    def trained(self, params: Mapping[str, Value]) -> dict[str, Any]:
+        """The searched parameters as a trial is trained with them: its proposal, and what a condition sets instead of asking."""
+        values = self.complete(params)
+        return {**{name: values[name] for name in self.searched}, **params}
+
     def problem(self, params: Mapping[str, Value]) -> str | None:
         """Why a proposal cannot be run, or None. A proposal with a problem is never trained (law 3)."""
         return self._problem(self.complete(params))

@@ -158,12 +158,20 @@ class Spent:
     stopped_seconds: float = 0.0
     """The part of it that went into trials stopped early."""
     saved_seconds: float = 0.0
-    """What these trials would have taken on top, at their own pace."""
+    """What those of them that a stopping rule ended would have taken on top, at their own pace."""
+    saved_epochs: int = 0
+    """Epochs that those trials did not train. What a person or a limit cut short saves nothing."""
     wall_seconds: float = 0.0
     """While a driver was at work; the time between a death and a resume does not count."""
     weighed_seconds: float = 0.0
     """As a trial's, of all trials together."""
     _last: float | None = None
+
+    @property
+    def saved_share(self) -> float:
+        """Of all epochs that would have been trained without stopping, those saved; in [0, 1]."""
+        whole = self.epochs + self.saved_epochs
+        return self.saved_epochs / whole if whole else 0.0
 
     def device_seconds(self, devices: float | None) -> float:
         """As a trial's, of all trials together."""
@@ -182,7 +190,9 @@ class Spent:
             results = trials[event.trial].results
             own = sum(result.seconds for result in results)
             self.stopped_seconds += own
-            self.saved_seconds += own / max(len(results), 1) * (full - len(results))
+            if not event.reason:  # by a rule; a person's word and a limit come with a reason
+                self.saved_seconds += own / max(len(results), 1) * (full - len(results))
+                self.saved_epochs += full - len(results)
 
 
 class Ledger:

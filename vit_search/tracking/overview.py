@@ -55,7 +55,8 @@ def described(
     ]
     winner = best(ranking, spec.metric, spec.mode)
     if winner is not None:
-        names = list(spec.space.searched)
+        space = spec.space
+        names = list(space.searched)
         lines += [
             f"| # | trial | {spec.metric} | outcome | epochs | {' | '.join(names)} |",
             f"| --- | --- | --- | --- | --- |{' --- |' * len(names)}",
@@ -66,21 +67,22 @@ def described(
                 f"[{trial.number}](#/experiments/{experiment_id}/runs/{runs[trial.number]})" if trial.number in runs else str(trial.number)
             )
             cells = [str(rank), link, "–" if value is None else f"{value:.4f}", trial.outcome, str(len(trial.results))]
-            lines.append(f"| {' | '.join(cells + [_short(trial.params.get(name)) for name in names])} |")
+            params = space.trained(trial.params)
+            lines.append(f"| {' | '.join(cells + [_short(params[name]) for name in names])} |")
     return "\n".join(lines)
 
 
 def leaderboard(spec: SearchSpec, ranking: Sequence[Trial], runs: dict[int, str]) -> dict[str, Any]:
     """All trials, best first, in the form of MLflow's tables."""
     ahead = searches.pareto(spec, ranking)
-    rows = []
+    space, rows = spec.space, []
     for rank, trial in enumerate(ranking, 1):
         row: dict[str, Any] = {"rank": rank, "trial": trial.number, spec.metric: trial.value(spec.metric)}
         if spec.objectives:
             values = searches.objective_values(spec, trial) or []
             row |= {goal.metric: value for goal, value in zip(spec.objectives, values[1:], strict=False)}
             row["pareto_front"] = trial.number in ahead
-        row |= {"outcome": trial.outcome, "epochs": len(trial.results), **trial.params}
+        row |= {"outcome": trial.outcome, "epochs": len(trial.results), **space.trained(trial.params)}
         rows.append(row | {"reason": trial.reason, "run_id": runs.get(trial.number)})
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return {"columns": columns, "data": [[row.get(name) for name in columns] for row in rows]}

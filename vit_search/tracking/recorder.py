@@ -8,7 +8,6 @@ the time of its event. So MLflow may be away for as long as it likes; a later dr
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import logging
 import re
@@ -31,6 +30,7 @@ from vit_search.errors import CheckpointError, SearchError, TrackingError
 from vit_search.spec.config import EpochResult
 from vit_search.spec.rungs import levels
 from vit_search.spec.search_file import SearchSpec
+from vit_search.spec.user import user_name
 from vit_search.tracking import overview, searches
 from vit_search.tracking.ledger import (
     Ended,
@@ -353,7 +353,7 @@ class Recorder:
             "space_hash": facts.space_hash,
             "images": facts.images[:500],
             "code_version": facts.code_version,
-            "mlflow.user": getpass.getuser(),
+            "mlflow.user": user_name(),
             "mlflow.source.name": "vit-search promote" if facts.promotes else "vit-search run",
             "mlflow.source.type": "LOCAL",
             "mlflow.source.git.commit": facts.git_commit,

@@ -277,15 +277,20 @@ def _torchvision(name: str, root: Path, download: bool) -> tuple[Any, Any]:
     """torchvision's training and test set."""
     import torchvision.datasets as sets
 
+    kept = {"mnist": "MNIST/raw", "fashion_mnist": "FashionMNIST/raw"}.get(name)
+    if download:
+        mend = "the network was tried; put its files there by hand, in torchvision's layout"
+    elif kept and any((root / kept).glob("*.gz")):
+        mend = f"unpack them: gunzip -k {root / kept}/*.gz"
+    else:
+        mend = "name their folder as data.path, or add --download"
     kind = {"mnist": sets.MNIST, "fashion_mnist": sets.FashionMNIST, "cifar10": sets.CIFAR10, "cifar100": sets.CIFAR100}[name]
     try:
         return kind(str(root), train=True, download=download), kind(str(root), train=False, download=download)
     except RuntimeError:
-        raise DataError(
-            f"{root}: the files of {name} are not there, or damaged; name their folder as data.path, or add --download."
-        ) from None
+        raise DataError(f"{root}: the files of {name} are not there, or damaged; {mend}.") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{root}: {name} cannot be read ({str(error).splitlines()[0]}); put sound files there or add --download.") from None
+        raise DataError(f"{root}: {name} cannot be read ({str(error).splitlines()[0]}); {mend}.") from None
 
 
 def _hashes(config: DataConfig, root: Path | None, listing: ImageFolder | None) -> dict[str, str]:
