@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 
@@ -36,7 +35,7 @@ from vit_search.tracking.searches import SearchFacts
 from vit_search.tracking.store import client_for
 from vit_search.vit import checkpoint
 from vit_search.vit.checkpoint import ServedModel
-from vit_search.vit.data import DataSet, prepare, read_image
+from vit_search.vit.data import DataSet, prepare, read_images
 from vit_search.vit.splits import load_split
 
 
@@ -291,7 +290,7 @@ def predict(model: str, images: list[Path], *, tracking_uri: str | None = None) 
     if "image_size" not in facts:
         raise PromotionError(f"{model}: not a model of vit_search; promote one with `vit-search promote`.")
     height, width = facts["image_size"]
-    pixels = np.stack([read_image(path, (height, width), facts["channels"]) for path in images])
+    pixels = read_images(images, (height, width), facts["channels"], source=model)
     rows = loaded.predict(pixels.transpose(0, 2, 3, 1))
     return [
         Prediction(str(path), str(label), float(chance))

@@ -16,8 +16,8 @@ from vit_search.errors import SpecError
 DATA_SETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "image_folder")
 
 IMAGE_ENDINGS = frozenset(
-    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff"}
-    | {".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"}
+    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff"}
+    | {".avif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi", ".tga"}
 )
 """What counts as an image in a folder: what Pillow reads without another program."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,12 @@ SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "va
 
 SHOWN = 10
 """Class names that a summary spells out."""
+
+REASONS_SHOWN = 6
+"""Reasons for skipped files that a summary spells out; files named like a.0001 have an ending each."""
+
+Identity = tuple[int, int]
+"""Device and number of a folder, the same by whatever link it is reached."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,10 @@ def summary(classes: tuple[str, ...], images: int, skipped: Mapping[str, int], s
     if splits:
         parts[-1] += " (" + ", ".join(f"{name} {splits[name]:,}" for name in ("train", "val", "test") if splits.get(name)) + ")"
     if skipped:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items(), key=lambda item: (-item[1], item[0])))
+        order = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in order[:REASONS_SHOWN])
+        others = sum(count for _, count in order[REASONS_SHOWN:])
+        reasons += f", {others:,} others" if others else ""
         total = sum(skipped.values())
         parts.append(f"{total:,} {'file' if total == 1 else 'files'} skipped: {reasons}")
     return "; ".join(parts)
@@ -56,17 +66,27 @@ def scan(root: Path) -> ImageFolder:
 
     The folder holds one folder per class, or folders `train`, `val` (also `valid`, `validation`) and `test` that do.
     Links are followed; hidden files and folders are not read.
-    Raises: DataError where the layout can be read in two ways, a class has too few images, or a class name is not UTF-8.
+    Raises: DataError where the layout can be read in two ways, a class has too few images, a class name is not UTF-8, or a folder
+        cannot be read.
     """
+    try:
+        return _scan(root)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); give this account the right to read it.") from None
+
+
+def _scan(root: Path) -> ImageFolder:
     folders = _folders(root)
     if len(folders) < 2 and not (folders and folders[0].name.lower() in SPLIT_NAMES and len(_folders(folders[0])) > 1):
         raise DataError(f"{root}: {_too_few(folders)}")
-    skipped = Counter(_reason(path) for path in _children(root) if not path.is_dir() or path.name.startswith("."))
+    skipped: Counter[str] = Counter()
     splits = _splits(root, folders)
+    for level in (root, *splits.values()):
+        _skip_beside_classes(level, skipped)
     homes = splits or {"": root}
     classes = tuple(folder.name for folder in _folders(homes.get("train", root)))
     for name in classes:
-        if not name.isprintable() or not _is_utf8(name):
+        if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):  # Cs: bytes that are not UTF-8
             raise DataError(f"{root}: the class folder {name!r} has a name that cannot be printed; rename it.")
     files: list[tuple[Path, int, str]] = []
     for split, home in homes.items():
@@ -76,10 +96,12 @@ def scan(root: Path) -> ImageFolder:
                 f"{home}: the class {unknown[0]!r} is not in {homes['train'].name}; add images of it there, or remove the folder."
             )
         for label, name in enumerate(classes):
-            found = sorted(path for path in _images(home / name, skipped, ()))
+            found = sorted(_images(home / name, skipped, (_identity(root), _identity(home))))
             files += [(path, label, split) for path in found]
             if split in ("", "train") and len(found) < 3:
                 raise DataError(f"{home / name}: {len(found)} images; each class needs at least 3, for training, validation and test.")
+        if split and not any(own == split for _, _, own in files):
+            raise DataError(f"{home}: no images; put images into its class folders, or remove {home.name} to have it split off train.")
     return ImageFolder(
         root=root,
         classes=classes,
@@ -137,17 +159,36 @@ def _has_images(folder: Path) -> bool:
     return any(path.suffix.lower() in IMAGE_ENDINGS and path.is_file() for path in _children(folder))
 
 
-def _images(folder: Path, skipped: Counter[str], above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+def _identity(folder: Path) -> Identity:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _skip_beside_classes(level: Path, skipped: Counter[str]) -> None:
+    """Count the files that lie beside class folders, and hidden ones."""
+    for path in _children(level):
+        if path.name.startswith("."):
+            skipped["hidden"] += _count_files(path)
+        elif path.suffix.lower() in IMAGE_ENDINGS and path.is_file():
+            skipped["outside a class folder"] += 1
+        elif not path.is_dir():
+            skipped[_reason(path)] += 1
+
+
+def _count_files(path: Path) -> int:
+    return sum(len(names) for _, _, names in os.walk(path)) if path.is_dir() else 1
+
+
+def _images(folder: Path, skipped: Counter[str], above: tuple[Identity, ...]) -> Iterator[Path]:
     """Image files below a folder; `above` are the folders that led here, so that a link back to one of them ends."""
     if not folder.is_dir():
         return
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
+    here = _identity(folder)
     if here in above:
         return
     for path in _children(folder):
         if path.name.startswith("."):
-            skipped["hidden"] += sum(len(names) for _, _, names in os.walk(path)) if path.is_dir() else 1
+            skipped["hidden"] += _count_files(path)
         elif path.is_dir():
             yield from _images(path, skipped, (*above, here))
         elif path.suffix.lower() in IMAGE_ENDINGS and path.is_file():
@@ -157,17 +198,8 @@ def _images(folder: Path, skipped: Counter[str], above: tuple[tuple[int, int], .
 
 
 def _reason(path: Path) -> str:
-    """Why a file is left out."""
-    if path.name.startswith("."):
-        return "hidden"
+    """Why a visible file is left out."""
     if not path.exists():
         return "broken link"
-    return path.suffix.lower() or "without an ending"
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    ending = path.suffix.lower().encode(errors="backslashreplace").decode()  # a Latin-1 name must not end what writes the summary
+    return ending if ending and ending.isprintable() else "without an ending"

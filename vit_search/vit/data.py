@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ SPLITS: tuple[SplitName, ...] = ("train", "val", "holdout", "test")
 FORMAT = 2
 """Raised whenever the files of a cache folder, or how a split is drawn, change."""
 
-IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI")
 NAMED_FORMATS = {".tga": ("TGA",)}
 """Formats that only the file's ending tells: their content begins like any other."""
 
@@ -228,6 +228,30 @@ def _to_bytes(pixels: np.ndarray, mode: str, full_range: bool, name: str) -> np.
     return scaled.astype(np.uint8)
 
 
+def read_images(files: Sequence[Path], size: tuple[int, int], channels: int, *, source: str) -> np.ndarray:
+    """What `read_image` makes of each of many files.
+
+    Args:
+        source: what the files belong to, for the message.
+    Returns: uint8 (n, channels, height, width).
+    Raises: DataError that names all files that cannot be used, or the first DAMAGED_SHOWN and their count.
+    """
+    images = np.empty((len(files), channels, *size), np.uint8)
+    damaged: list[str] = []
+    for i, path in enumerate(files):
+        try:
+            images[i] = read_image(path, size, channels)
+        except DataError as error:
+            damaged.append(str(error))
+    if len(damaged) == 1:
+        raise DataError(damaged[0])
+    if damaged:
+        shown = "\n  ".join(damaged[:DAMAGED_SHOWN])
+        more = f"\n  and {len(damaged) - DAMAGED_SHOWN} more" if len(damaged) > DAMAGED_SHOWN else ""
+        raise DataError(f"{source}: {len(damaged)} images cannot be used:\n  {shown}{more}")
+    return images
+
+
 def fit_pixels(pixels: np.ndarray, size: tuple[int, int] | None, channels: int) -> np.ndarray:
     """What `read_image` makes of an image that is decoded already: the same numbers as of its file.
 
@@ -303,8 +327,11 @@ def _hashes(config: DataConfig, root: Path | None, listing: ImageFolder | None) 
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give this account the right to read it, or remove it.") from None
 
 
 def _key(config: DataConfig, hashes: Mapping[str, str], listing: ImageFolder | None) -> str:
@@ -370,19 +397,7 @@ def _decode_folder(config: DataConfig, listing: ImageFolder, stream_above: int) 
     if len(labels) * config.channels * config.image_size**2 > stream_above:
         names = np.array([str(path.relative_to(listing.root)) for path in listing.files])
         return _Source(names, labels, listing.classes, given=given)
-    images = np.empty((len(labels), config.channels, config.image_size, config.image_size), np.uint8)
-    damaged: list[str] = []
-    for i, path in enumerate(listing.files):
-        try:
-            images[i] = read_image(path, (config.image_size, config.image_size), config.channels)
-        except DataError as error:
-            damaged.append(str(error))
-    if len(damaged) == 1:
-        raise DataError(damaged[0])
-    if damaged:
-        shown = "\n  ".join(damaged[:DAMAGED_SHOWN])
-        more = f"\n  and {len(damaged) - DAMAGED_SHOWN} more" if len(damaged) > DAMAGED_SHOWN else ""
-        raise DataError(f"{listing.root}: {len(damaged)} images cannot be used:\n  {shown}{more}")
+    images = read_images(listing.files, (config.image_size, config.image_size), config.channels, source=str(listing.root))
     return _Source(images, labels, listing.classes, given=given)
 
 
@@ -468,7 +483,8 @@ def _write(
     if streamed:
         assert root is not None and config.image_size is not None
         chosen = np.random.default_rng(0).permutation(train)[:SAMPLE]
-        train = np.stack([read_image(root / str(name), (config.image_size, config.image_size), config.channels) for name in chosen])
+        files = [root / str(name) for name in chosen]
+        train = read_images(files, (config.image_size, config.image_size), config.channels, source=str(root))
     levels = [np.bincount(train[:, c].ravel(), minlength=256) for c in range(train.shape[1])]  # exact, without a float copy
     scale = np.arange(256) / 255
     means = [float((level * scale).sum() / level.sum()) for level in levels]
