@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +21,9 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium: no browser h
 
 OF_MLFLOW = ("Failed to load resource: the server responded with a status of 404", "/mlflow/assistant/", "ResizeObserver loop")
 """What MLflow's own pages say in the console, of accounts that are not there, an assistant that is refused, and their layout."""
+
+
+PLANTED = ("random", "mlflow", "uvicorn", "sitecustomize", "flask", "sqlalchemy")
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +53,8 @@ def pages(search):
     """`vit-search ui`, once it answers."""
     folder, uri = search
     port = servers.free_port()
+    for name in PLANTED:
+        (folder.parent / f"{name}.py").write_text(f"open({str(folder.parent / 'executed')!r}, 'a').write({name!r})\n")
     server = servers.start([COMMAND, "ui", "--tracking-uri", uri, "--port", str(port)], folder.parent, port)
     yield f"http://127.0.0.1:{port}"
     servers.end(server)
@@ -88,6 +94,42 @@ def runs(uri):
     experiment = client.get_experiment_by_name("made").experiment_id
     (parent,) = client.search_runs([experiment], "attributes.run_name = 'made-1'")
     return client, experiment, parent.info.run_id
+
+
+def test_ui_prints_the_page_of_the_search_and_that_page_is_of_training_without_a_banner(search, pages, page, screenshots):
+    folder, uri = search
+    _, experiment, _ = runs(uri)
+    printed = f"{pages}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    assert printed in (folder.parent / "log").read_text()
+    page.goto(printed)
+    expect(page.get_by_role("link", name="made-1", exact=True).first).to_be_visible()
+    page.screenshot(path=screenshots / "experiment.png")
+    page.goto(f"{pages}/#/")
+    page.reload()
+    expect(page.get_by_text("Experiments").first).to_be_visible()
+    page.screenshot(path=screenshots / "home.png")
+    kept = page.evaluate("({...localStorage})")
+    assert kept["mlflow.workflowType_v1"] == '"machine_learning"'
+    assert kept["mlflow.settings.telemetry.enabled_v1"] == "false"
+    expect(page.get_by_text("collects usage data")).to_have_count(0)
+    expect(page.get_by_text("Welcome to MLflow Assistant")).to_have_count(0)
+
+
+def test_ui_executes_nothing_of_the_current_folder_and_prints_no_request(search, pages, page):
+    folder, _ = search
+    page.goto(pages)
+    assert not (folder.parent / "executed").exists()
+    assert "GET /" not in (folder.parent / "log").read_text()
+
+
+def test_ui_on_a_busy_port_says_so_in_one_line(search, pages):
+    folder, uri = search
+    port = pages.rpartition(":")[2]
+    done = subprocess.run([COMMAND, "ui", "--tracking-uri", uri, "--port", port], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    said = " ".join(done.stderr.split())
+    assert f"127.0.0.1:{port}: the port cannot be used (Address already in use); choose another with --port." in said
 
 
 def test_a_parent_with_a_hundred_children_opens_and_its_links_lead_to_the_stopped_ones(search, pages, page, screenshots):

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import os
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -17,7 +19,7 @@ import typer
 from rich.console import Console
 
 from vit_search import cli_cluster
-from vit_search.errors import LostClusterError, PromotionError, SearchError, VitSearchError
+from vit_search.errors import LostClusterError, PromotionError, SearchError, TrackingError, VitSearchError
 from vit_search.spec.cost import in_time
 from vit_search.spec.user import user_name
 
@@ -624,36 +626,36 @@ def _print_markdown(path: Path) -> None:
 def ui(
     tracking_uri: Tracking = None,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+    open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Open MLflow's pages on 127.0.0.1."""
-    from vit_search.tracking import store
+    """Serve MLflow's pages on 127.0.0.1."""
+    from vit_search.tracking import pages, store
 
     uri = store.resolve_uri(tracking_uri)
     if uri.startswith("http"):
         out.print(f"MLflow already runs at {uri}")
         return
-    store.client_for(uri)  # one clear line where it cannot be opened
+    client = store.client_for(uri)  # one clear line where it cannot be opened
+    _check_port(port)
+    page = pages.address(client, port)
     hosts = f"127.0.0.1:{port},localhost:{port}"
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--allowed-hosts",
-        hosts,
-        "--workers",
-        "1",
-        "--app-name",
-        "vit-search",
-    ]
-    out.print(f"MLflow: [bold]http://127.0.0.1:{port}[/]   (there, at the top left: Model training; Ctrl-C ends it)")
-    off = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_ENABLE_AI_GATEWAY": "false"}
-    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri} | off
+    command = [sys.executable, "-P", "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--allowed-hosts", hosts, "--workers", "1", "--app-name", "vit-search"]
+    out.print(f"MLflow: [bold]{page}[/]   (Ctrl-C ends it)", soft_wrap=True)
+    if open_:
+        subprocess.Popen([sys.executable, "-P", "-m", "vit_search.tracking.pages", page])
+    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri} | pages.SETTINGS | pages.QUIET
     os.execve(sys.executable, command, environment)  # noqa: S606 -- the server takes this process's place, and its Ctrl-C
+
+
+def _check_port(port: int) -> None:
+    """Raises: TrackingError where another program listens on the port."""
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself: a port just left is free
+        try:
+            tried.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise TrackingError(f"127.0.0.1:{port}: the port cannot be used ({error.strerror}); choose another with --port.") from None
 
 
 @app.command()

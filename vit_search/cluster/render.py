@@ -14,6 +14,7 @@ from vit_search.cluster.record import STORAGE
 from vit_search.cluster.services import ADMIN, SEARCHES, mlflow_accounts, mlflow_command
 from vit_search.errors import ClusterError
 from vit_search.spec import search_file, strict_yaml
+from vit_search.tracking import pages
 
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?")
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?")
@@ -364,13 +365,8 @@ def _mlflow(image: str) -> list[dict[str, Any]]:
     server = " ".join(["python", *mlflow_command(5000, "/artifacts", host="0.0.0.0", names=("mlflow",))[1:]])  # noqa: S104 -- of the pod
     lines = ["umask 077", f"printf '%s\\n' {' '.join(_quoted(line) for line in settings)} > /tmp/mlflow_auth.ini"]
     lines += ['export MLFLOW_BACKEND_STORE_URI="postgresql+psycopg://mlflow:${POSTGRES_PASSWORD}@postgres:5432/mlflow"', f"exec {server}"]
-    off = {"MLFLOW_AUTH_CONFIG_PATH": "/tmp/mlflow_auth.ini", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "HOME": "/tmp"}  # noqa: S108
-    off |= {
-        "MLFLOW_ENABLE_AI_GATEWAY": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_MODEL_CATALOG_URI": "",
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    }
+    off = {"MLFLOW_AUTH_CONFIG_PATH": "/tmp/mlflow_auth.ini", "HOME": "/tmp"}  # noqa: S108
+    off |= pages.SETTINGS | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     secret = [_secret("POSTGRES_PASSWORD", "postgres_password"), _secret("MLFLOW_AUTH_ADMIN_PASSWORD", "mlflow_admin_password")]
     secret.append(_secret("MLFLOW_FLASK_SERVER_SECRET_KEY", "mlflow_secret_key"))
     container = {
@@ -389,7 +385,7 @@ def _mlflow(image: str) -> list[dict[str, Any]]:
     account = {
         "name": "account",
         "image": image,
-        "command": ["python", "-c", _OPEN_ACCOUNT],
+        "command": ["python", "-P", "-c", _OPEN_ACCOUNT],
         "env": [_secret("ADMIN", "mlflow_admin_password"), _secret("PASSWORD", "mlflow_search_password")],
         "securityContext": _closed(),
     }

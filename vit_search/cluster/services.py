@@ -30,6 +30,7 @@ import psutil
 
 from vit_search.errors import ClusterError
 from vit_search.spec.files import write_private, write_whole
+from vit_search.tracking import pages
 
 ADMIN = "admin"
 SEARCHES = "searches"
@@ -199,7 +200,7 @@ def supervise(state: Path, programs: list[Program]) -> None:
     if _runs(state):
         _supervisorctl(state, "update")
         return
-    command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(conf)]
+    command = [sys.executable, "-P", "-m", "supervisor.supervisord", "-c", str(conf)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=state, umask=0o077)
     if done.returncode:
         said = next(iter(reversed((done.stderr or done.stdout).strip().splitlines())), "no reason given")
@@ -261,10 +262,7 @@ def run_mlflow(head: Head) -> None:
         "MLFLOW_AUTH_CONFIG_PATH": str(settings),
         "MLFLOW_AUTH_ADMIN_PASSWORD": head.secret("mlflow_admin_password"),
         "MLFLOW_FLASK_SERVER_SECRET_KEY": head.secret("mlflow_secret_key"),
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_ENABLE_AI_GATEWAY": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_MODEL_CATALOG_URI": "",
+        **pages.SETTINGS,
     }
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         environment.pop(name, None)
@@ -275,7 +273,7 @@ def run_mlflow(head: Head) -> None:
 def mlflow_command(port: int, artifacts: Path | str, *, host: str = "127.0.0.1", names: tuple[str, ...] = ()) -> list[str]:
     """How MLflow's server is started wherever accounts are asked for; names: further ones that clients call it by."""
     hosts = [f"{name}:{port}" for name in ("127.0.0.1", "localhost", *names)]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", str(WORKERS)]
+    command = [sys.executable, "-P", "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", str(WORKERS)]
     command += ["--app-name", "basic-auth", "--artifacts-destination", str(artifacts)]
     return [*command, "--allowed-hosts", ",".join(hosts), "--cors-allowed-origins", ",".join(f"http://{host}" for host in hosts)]
 
@@ -468,7 +466,7 @@ def _configuration(state: Path, programs: list[Program]) -> str:
 
 
 def _supervisorctl(state: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "supervisor.supervisorctl", "-c", str(state / "supervisor" / "supervisord.conf"), *arguments]
+    command = [sys.executable, "-P", "-m", "supervisor.supervisorctl", "-c", str(state / "supervisor" / "supervisord.conf"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd="/").stdout
 
 

@@ -1,4 +1,4 @@
-"""MLflow's server without its assistant, which runs shell commands for whoever asks from the same machine.
+"""How MLflow's server is started: without its assistant, which runs shell commands for whoever asks from the same machine.
 
 MLflow 3.17 asks for no more than that: every user of a machine on which `vit-search ui` runs, and every account behind an ssh tunnel to a
 head, could have it fetch the commands from a server of theirs. No setting of MLflow's turns it off.
@@ -6,7 +6,37 @@ head, could have it fetch the commands from a server of theirs. No setting of ML
 
 from __future__ import annotations
 
+import json
+import sys
+import time
+import urllib.request
+import webbrowser
 from typing import Any
+
+SAFE_PATH = {"PYTHONSAFEPATH": "1", "MLFLOW_UVICORN_OPTS": "--app-dir /dev/null"}
+"""The server imports nothing from the current folder. Uvicorn would put it first in `sys.path`; /dev/null holds no module."""
+
+SETTINGS = SAFE_PATH | {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_ENABLE_AI_GATEWAY": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_MODEL_CATALOG_URI": "",
+}
+"""The environment of each MLflow server that this project starts."""
+
+QUIET = {"MLFLOW_UVICORN_OPTS": f"{SAFE_PATH['MLFLOW_UVICORN_OPTS']} --log-level warning", "PYTHONWARNINGS": "ignore"}
+"""Added for `vit-search ui`: it does not print every request."""
+
+CHOICES = {
+    "mlflow.workflowType_v1": "machine_learning",
+    "mlflow.settings.telemetry.enabled_v1": False,
+    "mlflow.telemetry.info.alert.dismissed_v1": True,
+    "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": True,
+}
+"""Kept by the browser: the pages for training come first, usage data are off without a banner, the assistant stays shut."""
+
+KIND = "tags.`mlflow.experimentKind` = 'custom_model_development'"
+"""Finds the experiments that hold searches."""
 
 ASSISTANT = "/mlflow/assistant"
 REFUSED = "MLflow's assistant is off here: it would run commands on this machine."
@@ -18,10 +48,48 @@ def without_accounts() -> Any:
     from starlette.responses import PlainTextResponse
 
     async def served(scope: Any, receive: Any, send: Any) -> None:
-        refused = scope["type"] == "http" and ASSISTANT in scope["path"]
-        await (PlainTextResponse(REFUSED, 403) if refused else app)(scope, receive, send)
+        asked = scope["path"] if scope["type"] == "http" else ""
+        refused = ASSISTANT in asked
+        here = _Prepared(send).send if asked == "/" else send
+        await (PlainTextResponse(REFUSED, 403) if refused else app)(scope, receive, here)
 
     return served
+
+
+class _Prepared:
+    """MLflow's first page on its way to the browser, with a script in it that makes our choices unless the user has made others."""
+
+    def __init__(self, send: Any) -> None:
+        self._send, self._body = send, b""
+        self._start: dict[str, Any] = {}
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        self._body += message.get("body", b"")
+        if message.get("more_body"):
+            return
+        body = self._body.replace(b"<head>", b"<head>" + _script().encode(), 1)
+        changing = (b"content-length", b"etag", b"last-modified")
+        headers = [(name, value) for name, value in self._start["headers"] if name.lower() not in changing]
+        await self._send(self._start | {"headers": [*headers, (b"content-length", str(len(body)).encode())]})
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def _script() -> str:
+    values = json.dumps({name: json.dumps(value) for name, value in CHOICES.items()})
+    return (
+        f"<script>for (const [k, v] of Object.entries({values})) if (localStorage.getItem(k) === null) localStorage.setItem(k, v)</script>"
+    )
+
+
+def address(client: Any, port: int) -> str:
+    """The page of the newest search's experiment, among MLflow's pages for training; the list of experiments where there is none."""
+    experiments = [found.experiment_id for found in client.search_experiments(filter_string=KIND)]
+    newest = client.search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=1) if experiments else []
+    page = f"/{newest[0].info.experiment_id}/runs" if newest else ""
+    return f"http://127.0.0.1:{port}/#/experiments{page}?workflowType=machine_learning"
 
 
 def authenticate() -> Any:
@@ -30,3 +98,19 @@ def authenticate() -> Any:
     from mlflow.server.auth import authenticate_request_basic_auth
 
     return Response(REFUSED, 403) if ASSISTANT in request.path else authenticate_request_basic_auth()
+
+
+def open_when_up(url: str, *, patience_s: float = 120) -> None:
+    """Open a page in the browser as soon as its server answers."""
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end:
+        try:
+            with urllib.request.urlopen(url.partition("#")[0] + "health", timeout=5):  # noqa: S310 -- our own address
+                webbrowser.open(url)
+                return
+        except OSError:
+            time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    open_when_up(sys.argv[1])
