@@ -232,7 +232,7 @@ def told(tmp_path):
     [
         ("puase", "unknown command 'puase'; did you mean pause?"),
         ("pause now", "'pause now': 'now' has no value; after pause write NAME=VALUE, or nothing."),
-        ("fly away", "'fly away': unknown command 'fly'; choose from pause, continue, stop, cancel, set, add."),
+        ("fly away", "unknown command 'fly'; choose from pause, continue, stop, cancel, set, add."),
         ("set", "set what? give trials, concurrency, hours, device_hours, target or patience."),
         ("set trails=9", "set: unknown argument 'trails'; did you mean trials?"),
         ("set trials=nine", "trials is 'nine'; give a whole number above 0."),

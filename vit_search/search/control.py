@@ -101,7 +101,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     if not name:
         raise SpecError("an empty line is no command; write e.g. `set trials=40`.")
     if name not in COMMANDS:
-        raise SpecError(f"{text!r}: unknown command {name!r}; {nearest(name, list(COMMANDS))}")
+        raise SpecError(f"unknown command {name!r}; {nearest(name, list(COMMANDS))}")
     arguments: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
