@@ -298,24 +298,17 @@ def test_limits(asked, mode, outcomes, reached):
     assert _fed(Asked(**asked), outcomes, mode, seconds=5.0) == reached
 
 
-def test_a_lost_terminal_ends_a_search_as_sigterm_does(told):
+@pytest.mark.parametrize(("before", "ends"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)], ids=["terminal", "nohup"])
+def test_a_lost_terminal_ends_a_search_as_sigterm_does_but_not_under_nohup(told, before, ends):
     control, _, _ = told
-    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
-    with launch._signals(control):
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert control.cancelled.is_set()
-    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
-
-
-def test_under_nohup_a_lost_terminal_means_nothing(told):
-    control, _, _ = told
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it
+    around = signal.signal(signal.SIGHUP, before)
     try:
         with launch._signals(control):
             os.kill(os.getpid(), signal.SIGHUP)
-            assert not control.cancelled.is_set()
+            assert control.cancelled.is_set() == ends
+        assert signal.getsignal(signal.SIGHUP) == before
     finally:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, around)
 
 
 def test_an_account_without_a_name_is_called_by_its_number():
