@@ -44,6 +44,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: rich's costs 0.25 s of imports
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a pipe has no width of its own
 err = Console(stderr=True, highlight=False)
@@ -93,6 +94,21 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("interrupted")
         sys.exit(INTERRUPTED)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        out.print(f"vit_search {version('vit_search')}")
+        raise typer.Exit
+
+
+@app.callback(help=app.info.help)
+def options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")] = False,
+) -> None:
+    """Options of the command line itself."""
 
 
 @app.command()
