@@ -362,7 +362,7 @@ def _make_database(head: Head, binaries: Path) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     _made([str(binaries / "initdb"), "-D", str(fresh), "-U", superuser, "--auth=peer", "-E", "UTF8", "--no-locale"], as_account)
     rules = [f"local all {superuser} peer", "local mlflow,mlflow_auth mlflow scram-sha-256"]
-    (fresh / "pg_hba.conf").write_text("\n".join(rules) + "\n")
+    (fresh / "pg_hba.conf").write_text("\n".join(rules) + "\n", encoding="utf-8")
     password = head.secret("postgres_password")
     statements = [f"CREATE ROLE mlflow LOGIN PASSWORD '{password}'"]
     statements += [f"CREATE DATABASE {name} OWNER mlflow" for name in ("mlflow", "mlflow_auth")]

@@ -71,7 +71,7 @@ def cause_of(error: str) -> Cause:
 def last_error(trial: Any) -> str:
     """What Tune wrote down when a trial's process failed; its own `get_error` looks where the file is put later."""
     path = Path(trial.error_file or "")
-    return path.read_text().rpartition("Failure #")[2].strip() if path.is_file() else ""
+    return path.read_text(encoding="utf-8", errors="replace").rpartition("Failure #")[2].strip() if path.is_file() else ""
 
 
 def in_words(error: str) -> str:

@@ -192,7 +192,7 @@ def _version(folder: Path) -> str:
     root = folder.parents[1]
     registered = root / "registered_model_meta"  # written by MLflow where a model is loaded through the registry
     if registered.is_file():
-        told = yaml.safe_load(registered.read_text())
+        told = yaml.safe_load(registered.read_text(encoding="utf-8"))
         return f"{told['model_name']}/{told['model_version']}"
     model_id = Model.load(str(root)).model_id if (root / "MLmodel").is_file() else None
     return str(model_id or json.loads((folder / checkpoint.CONFIG).read_text())["sha256"][checkpoint.MODEL])

@@ -1,0 +1,49 @@
+"""A locale that lacks a character ends no command and hides no failure."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from synthetic import begin
+
+from vit_search.tracking.ledger import Launched, Ledger, Proposed
+
+COMMAND = str(Path(sys.executable).with_name("vit-search"))
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+LATIN_1 = {"PYTHONUTF8": "0", "PYTHONIOENCODING": "iso-8859-1"}
+BROKEN = """
+import sys
+from pathlib import Path
+from vit_search.search import trial
+try:
+    raise ValueError("\\u03b1\\u65e5\\udce9")
+except ValueError as error:
+    print(ascii(trial._broken({"folder": sys.argv[1]}, error)["failure"]))
+"""
+
+
+def run(environment, *words, folder):
+    return subprocess.run(words, cwd=folder, env=os.environ | environment, capture_output=True, timeout=600)
+
+
+def test_why_a_trial_failed_is_kept_whatever_characters_it_has(tmp_path):
+    done = run(ASCII, sys.executable, "-c", BROKEN, str(tmp_path / "0000"), folder=tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().strip() == "'failed'"
+    assert "ValueError: α日\\udce9" in (tmp_path / "0000" / "error.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("environment", "dash"), [(ASCII, b"\\u2013"), (LATIN_1, b"\\u2013"), ({"PYTHONIOENCODING": "utf-8"}, "–".encode())]
+)
+def test_a_leaderboard_is_printed_in_any_locale(tmp_path, environment, dash):
+    folder, spec, _ = begin(tmp_path / "searches")
+    ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
+    ledger.append(Launched(host="here", pid=1))
+    ledger.append(Proposed(trial=0, params={"dim": 32, "depth": 1, "lr": 1e-3}))
+    ledger.close()
+    done = run(environment, COMMAND, "show", folder=tmp_path)  # a trial without a value has a dash
+    assert done.returncode == 0, done.stderr.decode()
+    assert dash in done.stdout
