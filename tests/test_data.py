@@ -276,3 +276,11 @@ def test_an_image_bomb_is_refused_by_its_header():
 def test_what_is_no_image_is_refused(raw):
     with pytest.raises(DataError, match="no image that can be decoded"):
         read_image(raw, None, 3)
+
+
+def test_the_line_on_a_named_set_tells_its_splits_and_what_a_limit_leaves(cache):
+    assert prepare(DataConfig(name="digits"), cache=cache).summary == (
+        "10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; 1,797 images (train 1,258, val 179, holdout 90, test 270)"
+    )
+    limited = prepare(DataConfig(name="digits", train_limit=100), cache=cache)
+    assert limited.summary.endswith("; 639 images (train 100, val 179, holdout 90, test 270)")

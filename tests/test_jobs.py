@@ -120,7 +120,11 @@ def test_a_search_is_handed_over_and_seen_through_and_no_secret_shows(cluster, l
     assert (shown["search"], shown["state"], len(shown["jobs"])) == (search, "finished", 1)
     assert f"{search} is finished: 2 of 2 trials over" in vit_search(laptop, cluster, "status", search).stdout
     said = vit_search(laptop, cluster, "logs", search).stdout
-    assert said.startswith("trial ")
+    named, images, *rest = said.splitlines()
+    assert named.startswith(f"{search}: ")
+    assert named.endswith(f"searches/{search}")
+    assert images == "10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; 1,039 images (train 500, val 179, holdout 90, test 270)"
+    assert any(line.startswith("trial ") for line in rest)
     assert "2 of 2 trials" in said
     trial = vit_search(laptop, cluster, "logs", f"{search}/1").stdout
     assert "proposed: depth" in trial

@@ -46,11 +46,16 @@ class ImageFolder:
 
 
 def summary(classes: tuple[str, ...], images: int, skipped: Mapping[str, int], splits: Mapping[str, int] | None = None) -> str:
-    """What a data set holds, in one line."""
+    """What a data set holds, in one line.
+
+    Args:
+        images: as many as were found, or, where `splits` are of a set that `train_limit` shortens, as are used.
+        splits: images in each split, where they are told.
+    """
     names = ", ".join(classes[:SHOWN]) + (f", … {len(classes) - SHOWN} more" if len(classes) > SHOWN else "")
     parts = [f"{len(classes)} classes: {names}", f"{images:,} images"]
     if splits:
-        parts[-1] += " (" + ", ".join(f"{name} {splits[name]:,}" for name in ("train", "val", "test") if splits.get(name)) + ")"
+        parts[-1] += " (" + ", ".join(f"{name} {splits[name]:,}" for name in ("train", "val", "holdout", "test") if splits.get(name)) + ")"
     if skipped:
         order = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in order[:REASONS_SHOWN])

@@ -130,7 +130,7 @@ def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = F
 
 
 def _with_summary(data: DataSet, listing: ImageFolder | None) -> DataSet:
-    text = folders.summary(data.classes, sum(data.counts.values()), {}) if listing is None else listing.summary
+    text = folders.summary(data.classes, sum(data.counts.values()), {}, data.counts) if listing is None else listing.summary
     return dataclasses.replace(data, summary=text)
 
 
