@@ -101,6 +101,9 @@ def _write(fresh: Path, training: Training, classes: tuple[str, ...], data_hash:
         "sha256": {name: _sha256(fresh / name) for name in (MODEL, OPTIMISER)},
     }
     (fresh / CONFIG).write_text(_signed(document))
+    mode = (fresh / CONFIG).stat().st_mode & 0o777  # as the umask says; safetensors gives its files 0600
+    for name in (MODEL, OPTIMISER):
+        (fresh / name).chmod(mode)
 
 
 def drop_older(folder: Path) -> None:
@@ -180,7 +183,7 @@ def copy_for_serving(folder: Path, target: Path) -> None:
     document = _read(folder, needs=(MODEL,))
     document["sha256"].pop(OPTIMISER, None)
     target.mkdir(parents=True)
-    shutil.copy2(folder / MODEL, target / MODEL)
+    shutil.copyfile(folder / MODEL, target / MODEL)  # its mode is the umask's, as of all exported files
     (target / CONFIG).write_text(_signed(document))
 
 
