@@ -274,7 +274,9 @@ def test_a_killed_job_is_taken_up_by_the_keeper_and_a_stopped_one_by_a_person_al
     until(lambda: record.read(cluster.storage / "searches" / search).wanted == "stopped")  # the keeper has seen that it is meant
     time.sleep(3)
     assert len(jobs.launches(there.client)[search]) == 2
-    assert f"{search} is not running" in vit_search(laptop, cluster, "status", search).stdout
+    assert f"{search} is interrupted" in vit_search(laptop, cluster, "status", search).stdout
+    (listed,) = [one["state"] for one in json.loads(vit_search(laptop, cluster, "list", "--json").stdout) if one["search"] == search]
+    assert listed == "interrupted"
 
     assert f"as job {search}-3" in vit_search(laptop, cluster, "resume", search).stdout
     busy = vit_search(laptop, cluster, "resume", search, check=False)

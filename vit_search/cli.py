@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vit_search.tracking.finalists import Plan as FinalistPlan
     from vit_search.tracking.finalists import Retrained
     from vit_search.tracking.ledger import Event, Ledger, Spent, Trial
+    from vit_search.tracking.search_state import State
     from vit_search.tracking.searches import Hindsight
 
 app = typer.Typer(
@@ -63,7 +64,16 @@ NOT_RECORDED = 5
 
 Result = TypeVar("Result")
 
-OUTCOME_STYLE = {"completed": "green", "stopped": "yellow", "running": "cyan", "interrupted": "magenta", "failed": "red", "diverged": "red"}
+OUTCOME_STYLE = {
+    "completed": "green",
+    "stopped": "yellow",
+    "running": "cyan",
+    "held": "cyan",
+    "waiting": "cyan",
+    "interrupted": "magenta",
+    "failed": "red",
+    "diverged": "red",
+}
 
 Output = Annotated[Path, typer.Option(help="Folder of all searches.")]
 Tracking = Annotated[
@@ -445,14 +455,18 @@ def status(
         words = ["status", *([search] if search else []), *(["--json"] if as_json else []), *(["--watch"] if watch else [])]
         cli_cluster.remotely(address, words, insecure=insecure, follow=watch)
         return
+    from vit_search.cluster import record
     from vit_search.tracking import searches
 
-    if search is not None and _starting(output / search):
-        out.print(f"{search} is starting: its data, MLflow and Ray are being prepared.")
+    if search is not None and record.submitted(output / search) and not (output / search / "ledger.jsonl").exists():
+        _print_unbegun(output / search, as_json)
         if not watch:
             return
         while _starting(output / search):
             time.sleep(2)
+        if not (output / search / "ledger.jsonl").exists():
+            _print_unbegun(output / search, as_json)
+            return
     folder = searches.find(output, search)
     _print_status(folder, as_json)
     if watch:
@@ -460,16 +474,30 @@ def status(
         _print_status(folder, as_json)
 
 
+def _print_unbegun(folder: Path, as_json: bool) -> None:
+    """How a search stands that was submitted to a cluster and has no trials yet."""
+    from vit_search.cluster import record
+    from vit_search.tracking import search_state
+
+    state = record.state(folder).word
+    if as_json:
+        sys.stdout.write(json.dumps({"search": folder.name, "state": state, "running": False}, indent=1) + "\n")
+    else:
+        out.print(f"[bold]{_escaped(folder.name)}[/] is {state}: {search_state.WORDS[state]}.", soft_wrap=True)
+
+
 def _watch_status(folder: Path) -> None:
     """A line for each change, until no driver runs the search and none is to come."""
-    from vit_search.tracking import ledger, searches
+    from vit_search.cluster import record
+    from vit_search.tracking import ledger
 
-    spec, _ = searches.read(folder)
     before = ""
     while ledger.held(folder / "ledger.jsonl") or _awaited(folder):
-        trials = ledger.read_trials(folder / "ledger.jsonl")
+        now = record.snapshot(folder)
+        spec, trials = now.spec, now.trials.values()
         running = sum(trial.outcome == "running" for trial in trials)
-        said = f"{sum(trial.over for trial in trials)} trials over, {running} running"
+        said = "" if now.state.word == "running" else f"{now.state.word}: "
+        said += f"{sum(trial.over for trial in trials)} trials over, {running} running"
         winner = ledger.best(trials, spec.metric, spec.mode)
         if winner:
             said += f", best {spec.metric} {winner.value(spec.metric):.4f} (trial {winner.number})"
@@ -492,13 +520,13 @@ def _awaited(folder: Path) -> bool:
 
 
 def _print_status(folder: Path, as_json: bool) -> None:
+    from vit_search.cluster import record
     from vit_search.search.control import Settings
     from vit_search.tracking import ledger, searches
 
-    spec, _ = searches.read(folder)
-    events = ledger.read_events(folder / "ledger.jsonl")
-    trials, spent = ledger.told(events, spec.epochs)
-    settings, running = Settings.of(spec, events), ledger.held(folder / "ledger.jsonl")
+    now = record.snapshot(folder)
+    spec, events, trials, spent, state = now.spec, now.events, now.trials, now.spent, now.state
+    settings = Settings.of(spec, events)
     outcomes = [trial.outcome for trial in trials.values()]
     counts = {name: outcomes.count(name) for name in OUTCOME_STYLE if name in outcomes}
     winner = ledger.best(trials.values(), spec.metric, spec.mode)
@@ -507,7 +535,9 @@ def _print_status(folder: Path, as_json: bool) -> None:
     if as_json:
         facts = {
             "search": folder.name,
-            "running": running,
+            "state": state.word,
+            "reason": state.reason,
+            "running": state.word in ("running", "stopping"),
             "trials": settings.trials,
             "outcomes": counts,
             "best": _row(winner, spec.metric, spec.space, 1) if winner else None,
@@ -518,16 +548,15 @@ def _print_status(folder: Path, as_json: bool) -> None:
         sys.stdout.write(json.dumps(facts, indent=1) + "\n")
         return
     over = sum(trial.over for trial in trials.values())
-    state = (
-        "running" if running else "finished" if over >= settings.trials else "waiting for a driver" if _awaited(folder) else "not running"
-    )
-    out.print(f"[bold]{folder.name}[/] is {state}: {over} of {settings.trials} trials over, {settings.concurrency} at a time")
+    out.print(f"[bold]{folder.name}[/] is {state.word}: {over} of {settings.trials} trials over, {settings.concurrency} at a time")
+    for line in _what_next(folder, state):
+        out.print(f"  {_escaped(line)}", soft_wrap=True)
     out.print("  " + ", ".join(f"[{OUTCOME_STYLE[name]}]{count} {name}[/]" for name, count in counts.items()))
     if winner:
         params = ", ".join(f"{key} {_number(value)}" for key, value in spec.space.trained(winner.params).items())
         out.print(f"  best {spec.metric} {winner.value(spec.metric):.4f}: trial {winner.number} ({params})")
     out.print(f"  {_spent(spent)}")
-    for line in _hindsight(hindsight) if hindsight and not running else []:
+    for line in _hindsight(hindsight) if hindsight and not state.driven else []:
         out.print(f"  {line}")
     for event in commands[-5:]:
         arguments = " ".join(f"{key}={value}" for key, value in event.arguments.items())
@@ -536,6 +565,19 @@ def _print_status(folder: Path, as_json: bool) -> None:
                 f"  {time.strftime('%H:%M', time.localtime(event.at))} {event.by}: {f'{event.name} {arguments}'.strip()}: {event.answer}"
             )
         )
+
+
+def _what_next(folder: Path, state: State) -> list[str]:
+    """Why a search stands as it does, and the command that goes on with it."""
+    from vit_search.cluster import record
+
+    lines = [state.reason] if state.reason else []
+    there = " --address URL" if record.submitted(folder) else ""
+    if state.resumable:
+        lines.append(f"go on with:  vit-search resume {folder.name}{there}")
+    elif state.word == "paused":
+        lines.append(f"go on with:  vit-search continue {folder.name}")
+    return lines
 
 
 @app.command()
@@ -547,11 +589,12 @@ def show(
     top: Annotated[int, typer.Option(help="Rows of the table; 0 for all.")] = 10,
 ) -> None:
     """Print the leaderboard of a search, running or over."""
-    from vit_search.tracking import ledger, searches
+    from vit_search.tracking import ledger, search_state, searches
 
     folder = searches.find(output, search)
-    spec, _ = searches.read(folder)
-    space, trials = spec.space, ledger.ranked(ledger.read_trials(folder / "ledger.jsonl"), spec.metric, spec.mode)
+    now = search_state.read(folder)
+    spec = now.spec
+    space, trials = spec.space, ledger.ranked(now.trials.values(), spec.metric, spec.mode)
     if as_json:
         sys.stdout.write(json.dumps([_row(t, spec.metric, space, i) for i, t in enumerate(trials, 1)], indent=1) + "\n")
     elif as_csv:
@@ -579,7 +622,7 @@ def report(
     with err.status("reading the ledger …"):
         from vit_search.tracking import report as reporting
 
-        page, twin = reporting.write(folder)
+        page, twin = reporting.write(folder, awaited=_awaited(folder))
     _print_markdown(twin)
     out.print(f"\nPage:  [bold]{_escaped(str(page))}[/]", soft_wrap=True)
 
@@ -1319,9 +1362,10 @@ class _Screen:
             if time.monotonic() - self._last_line >= REPORT_EVERY_S:
                 trials = list(self._ledger.trials.values())
                 over = sum(trial.over for trial in trials)
-                running = sum(trial.outcome == "running" for trial in trials)
+                running = f"{sum(trial.outcome == 'running' for trial in trials)} running"
+                now = running if self._control.state == "running" else self._control.state
                 spent = in_time(time.monotonic() - self._began)
-                err.print(f"{over} of {self._control.settings.trials} trials, {running} running, {self._epochs()} epochs, {spent} spent")
+                err.print(f"{over} of {self._control.settings.trials} trials, {now}, {self._epochs()} epochs, {spent} spent")
                 self._last_line = time.monotonic()
 
     def close(self) -> None:
@@ -1356,9 +1400,8 @@ class _Screen:
         bar = Table.grid()
         bar.add_row(ProgressBar(total=wanted, completed=len(over), width=60))  # alone it would not end its line
         parts: list[Any] = [head, bar]
-        state = "paused" if self._control.paused else "starting no more trials" if self._control.draining else self._control.ending
-        if state:
-            parts.append(f"[yellow]{_escaped(state)}[/]")
+        if self._control.state != "running":
+            parts.append(f"[yellow]{_escaped(self._control.ending or self._control.state)}[/]")
         winner = best(trials, spec.metric, spec.mode)
         if winner:
             params = ", ".join(f"{k} {_number(v)}" for k, v in spec.space.trained(winner.params).items())

@@ -16,6 +16,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -55,6 +56,7 @@ from vit_search.tracking.ledger import (
     Event,
     Launched,
     Ledger,
+    Left,
     Outcome,
     Reported,
     Spent,
@@ -310,7 +312,6 @@ def drive(
 
     control = Control(folder, ledger, settings, obey, searcher.add, searcher.has_begun)
     recorder.obey = lambda text: control.obey_text(text, by="MLflow")
-    recorder.state = lambda: "paused" if control.paused else "starting no more trials" if control.draining else "running"
     obey()
     _collect(folder, ledger.trials, spec)
     ledger.listeners.append(look)
@@ -335,6 +336,8 @@ def drive(
         trials = ranked(ledger.trials.values(), spec.metric, spec.mode)
         completed = any(trial.outcome == "completed" for trial in trials)
         status = "KILLED" if interrupted else "FINISHED" if ended and completed else "FAILED"
+        with contextlib.suppress(SearchError):  # of a full disk, as above
+            ledger.append(_left(interrupted, completed, control, trials, ended))
         finals = {
             trial.number: value for trial in trials if trial.outcome == "completed" and (value := trial.value(spec.metric)) is not None
         }
@@ -361,6 +364,22 @@ def drive(
         parent_run=recorder.parent_run,
         recorded=recorded,
     )
+
+
+def _left(interrupted: bool, completed: bool, control: Control, trials: Sequence[Trial], ended: bool) -> Left:
+    """What a driver leaves in the ledger when it lets the search go; with the error that is on its way, if there is one."""
+    if interrupted or not ended:
+        error = sys.exception()
+        known = isinstance(error, VitSearchError)
+        return Left(state="interrupted", reason=str(error) if known else "" if error is None else _in_a_line(error))
+    if not completed:
+        return Left(state="failed", reason=control.ending or _why(trials))
+    stopped = control.draining and not control.ending and sum(trial.over for trial in trials) < control.settings.trials
+    return Left(state="stopped" if stopped else "finished", reason=control.ending)
+
+
+def _in_a_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _limits(spec: SearchSpec, ledger: Ledger, settings: Settings) -> Limits:
@@ -681,7 +700,7 @@ class _FailuresAlike:
         return reasons.pop() if failed == 3 and len(reasons) == 1 else ""
 
 
-def _why(trials: list[Trial]) -> str:
+def _why(trials: Sequence[Trial]) -> str:
     reasons = [trial.reason for trial in trials if trial.reason]
     return f"the first reason: {reasons[0]}" if reasons else "see how they ended: vit-search show."
 

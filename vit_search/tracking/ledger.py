@@ -101,7 +101,17 @@ class Commanded:
     at: float = field(default_factory=time.time)
 
 
-Event = Launched | Proposed | Infeasible | Reported | Outgrown | Ended | Commanded
+@dataclass(frozen=True, kw_only=True)
+class Left:
+    """A driver that came to its own end let the search go; one that was killed leaves none."""
+
+    state: Literal["finished", "stopped", "interrupted", "failed"]
+    """As tracking/search_state.py has it."""
+    reason: str = ""
+    at: float = field(default_factory=time.time)
+
+
+Event = Launched | Proposed | Infeasible | Reported | Outgrown | Ended | Commanded | Left
 _KINDS: dict[str, Any] = {
     "launched": Launched,
     "proposed": Proposed,
@@ -110,6 +120,7 @@ _KINDS: dict[str, Any] = {
     "outgrown": Outgrown,
     "ended": Ended,
     "commanded": Commanded,
+    "left": Left,
 }
 
 
@@ -120,7 +131,8 @@ class Trial:
     number: int
     params: dict[str, Value]
     results: list[EpochResult] = field(default_factory=list)
-    outcome: Outcome | Literal["running"] = "running"
+    outcome: Outcome | Literal["running", "held", "waiting"] = "running"
+    """While it has no end, the ledger says running; search_state.py tells whether it is held by a pause, or waits for a place."""
     reason: str = ""
     began: float = 0.0
     ended: float | None = None
@@ -134,7 +146,7 @@ class Trial:
     @property
     def over(self) -> bool:
         """Whether no resume will go on with it."""
-        return self.outcome not in ("running", "interrupted")
+        return self.outcome not in ("running", "held", "waiting", "interrupted")
 
     def best_value(self, metric: str, mode: str) -> float | None:
         """The metric at its best epoch; None where it never was a number."""

@@ -31,7 +31,7 @@ from vit_search.spec.config import EpochResult
 from vit_search.spec.rungs import levels
 from vit_search.spec.search_file import SearchSpec
 from vit_search.spec.user import user_name
-from vit_search.tracking import overview, searches
+from vit_search.tracking import overview, search_state, searches
 from vit_search.tracking.ledger import (
     Ended,
     Event,
@@ -147,8 +147,6 @@ class Recorder:
         self.parent_run = ""
         self.wanted = 0
         """Trials that the search is to run in all; the driver changes it with its settings."""
-        self.state: Callable[[], str] = lambda: "running"
-        """The search's state in a word or two."""
         self.obey: Callable[[str], str] | None = None
         """Does what a tag `command` of the parent run says, and gives the answer."""
         self._spec: SearchSpec
@@ -419,7 +417,7 @@ class Recorder:
                 self.client.set_tag(self.parent_run, "command_answer", f"{text}: {self.obey(text)}")
         if now - self._described >= DESCRIBE_EVERY_S:
             self._described = now
-            self._describe(self.state(), RANKED_LIVE)
+            self._describe(RANKED_LIVE, driven=True)
         if now - self._alive >= ALIVE_EVERY_S:
             self._alive = now
             alive = [RunTag("alive_at", str(int(time.time()))), RunTag("driver_host", socket.gethostname())]
@@ -558,8 +556,9 @@ class Recorder:
 
     # How the search stands, and its end
 
-    def _describe(self, state: str, places: int) -> None:
+    def _describe(self, places: int, *, driven: bool) -> None:
         """The parent's description, and the first trials' ranks as tags."""
+        state = search_state.of_events(self._events[:], self._trials.values(), self.wanted, driven=driven)
         ranking = ranked(self._trials.values(), self._spec.metric, self._spec.mode)
         text = overview.described(
             self._spec,
@@ -567,11 +566,11 @@ class Recorder:
             ranking,
             self._spent,
             wanted=self.wanted,
-            state=state,
+            state=f"{state.word} ({state.reason})" if state.reason else state.word,
             experiment_id=self.experiment_id,
             runs=self._runs,
         )
-        self.client.log_batch(self.parent_run, tags=[RunTag("mlflow.note.content", text), RunTag("state", state)])
+        self.client.log_batch(self.parent_run, tags=[RunTag("mlflow.note.content", text), RunTag("state", state.word)])
         sound = [t for t in ranking if t.value(self._spec.metric) is not None and t.outcome not in ("diverged", "failed")]
         ranks = {trial.number: rank for rank, trial in enumerate(sound[:places], 1)}
         for number in self._ranks.keys() - ranks.keys():
@@ -596,7 +595,7 @@ class Recorder:
         client, parent, spec = self.client, self.parent_run, self._spec
         ranking = ranked(self._trials.values(), spec.metric, spec.mode)
         yield self._drop_doubles
-        yield partial(self._describe, {"FINISHED": "finished", "KILLED": "interrupted"}.get(status, "failed"), RANKED)
+        yield partial(self._describe, RANKED, driven=False)
         # not MLflow's log_table, which appends to an older one
         yield partial(client.log_dict, parent, overview.leaderboard(spec, ranking, self._runs), "leaderboard.json")
         tags = {"mlflow.loggedArtifacts": '[{"path": "leaderboard.json", "type": "table"}]'}
@@ -634,7 +633,7 @@ class Recorder:
         try:
             from vit_search.tracking import report  # plotly and optuna are imported here, at the end, and not by every command
 
-            return report.write(self._folder, running=False)
+            return report.write(self._folder, driven=False)
         except Exception as error:
             _log.warning("the report could not be made (%s: %s).", type(error).__name__, in_short(error))
             return ()
