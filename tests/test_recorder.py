@@ -277,7 +277,9 @@ def test_odd_numbers_come_back_as_they_were(uri, tmp_path, value):
         assert stored == value or (math.isnan(value) and math.isnan(stored))
 
 
-def test_a_database_that_is_locked_for_a_while_costs_nothing(uri, tmp_path):
+@pytest.mark.parametrize("seconds", [4, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_database_that_is_locked_for_a_while_costs_nothing_and_at_most_one_line(uri, tmp_path, capfd, caplog, seconds):
+    """MLflow waits for 20 s by itself."""
     folder, spec, facts = begin(tmp_path)
     ledger, recorder = Ledger(folder / "ledger.jsonl", spec.epochs), Recorder.connect(uri, spec.name)
     with sqlite3.connect(tmp_path / "mlruns.db", isolation_level=None, check_same_thread=False) as lock:
@@ -288,9 +290,15 @@ def test_a_database_that_is_locked_for_a_while_costs_nothing(uri, tmp_path):
         for event in events(spec):
             ledger.append(event)
         assert time.monotonic() - began < 3  # the search does not wait for it
-        threading.Timer(4, lambda: lock.execute("ROLLBACK")).start()
+        threading.Timer(seconds, lambda: lock.execute("ROLLBACK")).start()
         assert recorder.close("FINISHED", None)
     ledger.close()
+    printed = capfd.readouterr().err
+    assert "Traceback" not in printed
+    assert "sqlalchemy" not in printed
+    lines = [message for message in caplog.messages if "locked" in message]
+    assert len(lines) == (seconds > 20), lines
+    assert all(line.startswith("MLflow does not answer (") and "\n" not in line for line in lines)
     assert_whole(uri, folder)
 
 

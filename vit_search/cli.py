@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vit_search.spec.space import Space
     from vit_search.tracking.finalists import Plan as FinalistPlan
     from vit_search.tracking.finalists import Retrained
-    from vit_search.tracking.ledger import Event, Ledger, Spent, Trial
+    from vit_search.tracking.ledger import Broke, Event, Ledger, Spent, Trial
     from vit_search.tracking.search_state import State
     from vit_search.tracking.searches import Hindsight
 
@@ -540,6 +540,7 @@ def _print_status(folder: Path, as_json: bool) -> None:
             "running": state.word in ("running", "stopping"),
             "trials": settings.trials,
             "outcomes": counts,
+            "breakdowns": [vars(event) for event in events if isinstance(event, ledger.Broke)],
             "best": _row(winner, spec.metric, spec.space, 1) if winner else None,
             "spent": {key: value for key, value in vars(spent).items() if not key.startswith("_")},
             "hindsight": vars(hindsight) if hindsight else None,
@@ -552,6 +553,8 @@ def _print_status(folder: Path, as_json: bool) -> None:
     for line in _what_next(folder, state):
         out.print(f"  {_escaped(line)}", soft_wrap=True)
     out.print("  " + ", ".join(f"[{OUTCOME_STYLE[name]}]{count} {name}[/]" for name, count in counts.items()))
+    for line in _breakdowns(trials.values()):
+        out.print(f"  {_escaped(line)}", soft_wrap=True)
     if winner:
         params = ", ".join(f"{key} {_number(value)}" for key, value in spec.space.trained(winner.params).items())
         out.print(f"  best {spec.metric} {winner.value(spec.metric):.4f}: trial {winner.number} ({params})")
@@ -565,6 +568,16 @@ def _print_status(folder: Path, as_json: bool) -> None:
                 f"  {time.strftime('%H:%M', time.localtime(event.at))} {event.by}: {f'{event.name} {arguments}'.strip()}: {event.answer}"
             )
         )
+
+
+def _breakdowns(trials: Iterable[Trial]) -> list[str]:
+    """Which trials broke down, how often, and why the last time."""
+    broke = [trial for trial in trials if trial.breakdowns]
+    lines = [f"{len(broke)} trials broke down, the last of them:"] if len(broke) > 3 else []
+    for trial in broke[-3:]:
+        times = "once" if len(trial.breakdowns) == 1 else f"{len(trial.breakdowns)} times, the last time"
+        lines.append(f"trial {trial.number} broke down {times}: {trial.breakdowns[-1]}")
+    return lines
 
 
 def _what_next(folder: Path, state: State) -> list[str]:
@@ -1300,7 +1313,8 @@ def _goals(spec: SearchSpec, trial: Trial, ahead: set[int]) -> list[str]:
 def _row(trial: Trial, metric: str, space: Space, rank: int) -> dict[str, Any]:
     facts: dict[str, Any] = {"rank": rank, "trial": trial.number, "outcome": trial.outcome, "epochs": len(trial.results)}
     facts[metric] = trial.value(metric)
-    return facts | space.trained(trial.params) | ({"reason": trial.reason} if trial.reason else {})
+    broke = {"breakdowns": len(trial.breakdowns)} if trial.breakdowns else {}
+    return facts | space.trained(trial.params) | broke | ({"reason": trial.reason} if trial.reason else {})
 
 
 class _Screen:
@@ -1316,7 +1330,7 @@ class _Screen:
         """Begin; what comes back is told every event."""
         from vit_search.spec.rungs import levels
         from vit_search.tracking import searches
-        from vit_search.tracking.ledger import Commanded, Ended, Reported
+        from vit_search.tracking.ledger import Broke, Commanded, Ended, Reported
 
         self._ledger, self._spec, self._control, self._began = ledger, spec, control, time.monotonic()
         self.search = ledger.folder.name
@@ -1330,7 +1344,7 @@ class _Screen:
 
             self._live = Live(get_renderable=self._picture, console=err, refresh_per_second=4, transient=True)
             self._live.start()
-            return lambda event: None
+            return lambda event: self._say_breakdown(event) if isinstance(event, Broke) else None
 
         how = spec.stopping
         rungs = levels(grace_epochs=how.grace_epochs, reduction_factor=how.reduction_factor, epochs=spec.epochs)
@@ -1339,6 +1353,8 @@ class _Screen:
         def line(event: Event) -> None:
             if isinstance(event, Commanded):
                 err.print(_escaped(f"{event.by}: {event.name}: {event.answer}"), soft_wrap=True)
+            elif isinstance(event, Broke):
+                self._say_breakdown(event)
             elif isinstance(event, Reported) and event.result.epoch in rungs and event.result.epoch < spec.epochs:
                 value = ledger.trials[event.trial].value(spec.metric)
                 score = "" if value is None else f"  {spec.metric} {value:.4f}"
@@ -1355,6 +1371,10 @@ class _Screen:
             self._last_line = time.monotonic()
 
         return line
+
+    def _say_breakdown(self, event: Broke) -> None:
+        what = "is tried again" if event.again else "broke down"
+        err.print(_escaped(f"trial {event.trial:3d} {what}: {event.reason}"), soft_wrap=True)
 
     def _report_every_minute(self) -> None:
         """Where nothing else was printed for a minute, say how far the search is."""

@@ -201,7 +201,8 @@ def _events(output: Path, search: str, trial: int | None, follow: bool) -> None:
     said = 0
     while True:
         running = ledger.held(path)
-        events = [event for event in ledger.read_events(path) if trial is None or getattr(event, "trial", None) == trial]
+        events = ledger.read_events(path)
+        events = events if trial is None else _of_trial(events, trial)
         if trial is not None and not events:
             raise SearchError(f"{folder.name}: there is no trial {trial} yet; `vit-search show {folder.name}` lists its trials.")
         for event in events[said:]:
@@ -214,6 +215,21 @@ def _events(output: Path, search: str, trial: int | None, follow: bool) -> None:
     error = ledger.trial_folder(folder, trial) / "error.txt" if trial is not None else None
     if error is not None and error.is_file():
         _write(f"\n{error}:\n{error.read_text(encoding='utf-8', errors='replace')}")
+
+
+def _of_trial(events: Sequence[Event], trial: int) -> list[Event]:
+    """A trial's events, and the drivers that took it up again."""
+    from vit_search.tracking import ledger
+
+    found: list[Event] = []
+    goes_on = False
+    for event in events:
+        if getattr(event, "trial", None) == trial:
+            found.append(event)
+            goes_on = not isinstance(event, ledger.Ended) or event.outcome == "interrupted"
+        elif isinstance(event, ledger.Launched) and goes_on:
+            found.append(event)
+    return found
 
 
 def _told(event: Event, metric: str, named: bool) -> str:
@@ -234,6 +250,8 @@ def _told(event: Event, metric: str, named: bool) -> str:
         return f"{trial}epoch {result.epoch}: train_loss {result.train_loss:.4f}{shown}, {result.seconds:.2f} s"
     if isinstance(event, ledger.Ended):
         return trial + event.outcome + (f": {event.reason}" if event.reason else "")
+    if isinstance(event, ledger.Broke):
+        return f"{trial}broke down: {event.reason}" + ("; it is tried again from its last checkpoint" if event.again else "")
     if isinstance(event, ledger.Outgrown):
         return f"{trial}outgrew its {event.gpus:g} of a GPU, goes on with more: {event.reason}"
     if isinstance(event, ledger.Left):

@@ -21,7 +21,7 @@ from vit_search.spec.rungs import boundaries, levels, wilson
 from vit_search.spec.search_file import SearchSpec
 from vit_search.spec.space import Space
 from vit_search.tracking import ledger, search_state, searches
-from vit_search.tracking.ledger import Commanded, Ended, Event, Launched, Proposed, Reported, Spent, Trial
+from vit_search.tracking.ledger import Broke, Commanded, Ended, Event, Launched, Proposed, Reported, Spent, Trial
 from vit_search.tracking.search_state import State
 from vit_search.tracking.searches import Hindsight
 
@@ -329,6 +329,8 @@ class _Clock:
                 took = event.result.seconds / 3600
                 self._epochs.append((wall, took))
                 opened[event.trial] = opened.get(event.trial, (max(0.0, wall - took), wall))[0], wall
+            elif isinstance(event, Broke) and event.trial in opened:
+                self._close(event.trial, opened.pop(event.trial)[0], wall)
             elif isinstance(event, Ended):
                 self.ended[event.trial] = wall
                 if event.trial in opened:

@@ -81,6 +81,17 @@ class Outgrown:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Broke:
+    """A trial's process died, hung, or lost its node or its storage; search/recovery.py says what is done about it."""
+
+    trial: int
+    reason: str
+    again: bool
+    """Whether it is tried again, from its last checkpoint."""
+    at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ended:
     """A trial came to an end; `interrupted` is the one outcome that `resume` takes up again."""
 
@@ -111,13 +122,14 @@ class Left:
     at: float = field(default_factory=time.time)
 
 
-Event = Launched | Proposed | Infeasible | Reported | Outgrown | Ended | Commanded | Left
+Event = Launched | Proposed | Infeasible | Reported | Outgrown | Broke | Ended | Commanded | Left
 _KINDS: dict[str, Any] = {
     "launched": Launched,
     "proposed": Proposed,
     "infeasible": Infeasible,
     "reported": Reported,
     "outgrown": Outgrown,
+    "broke": Broke,
     "ended": Ended,
     "commanded": Commanded,
     "left": Left,
@@ -134,6 +146,8 @@ class Trial:
     outcome: Outcome | Literal["running", "held", "waiting"] = "running"
     """While it has no end, the ledger says running; search_state.py tells whether it is held by a pause, or waits for a place."""
     reason: str = ""
+    breakdowns: list[str] = field(default_factory=list)
+    """Why its process broke down, each time."""
     began: float = 0.0
     ended: float | None = None
     weighed_seconds: float = 0.0
@@ -295,6 +309,8 @@ def fold(trials: dict[int, Trial], event: Event) -> None:
         trial.results.append(event.result)
         trial.weighed_seconds += event.result.seconds * event.devices
         trial.outcome = "running"
+    elif isinstance(event, Broke):
+        trials[event.trial].breakdowns.append(event.reason)
     elif isinstance(event, Ended):
         trial = trials[event.trial]
         trial.outcome, trial.reason, trial.ended = event.outcome, event.reason, event.at

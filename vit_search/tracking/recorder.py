@@ -33,6 +33,7 @@ from vit_search.spec.search_file import SearchSpec
 from vit_search.spec.user import user_name
 from vit_search.tracking import overview, search_state, searches
 from vit_search.tracking.ledger import (
+    Broke,
     Ended,
     Event,
     Ledger,
@@ -136,7 +137,7 @@ class _GivenUpError(Exception):
     """MLflow stayed away to the end."""
 
 
-_OfTrial = Proposed | Reported | Ended
+_OfTrial = Proposed | Reported | Broke | Ended
 
 
 class Recorder:
@@ -246,6 +247,16 @@ class Recorder:
             _log.warning("MLflow did not get the summary (%s); `vit-search sync %s` sends it again.", in_short(error), name)
             return False
         return True
+
+    def discard(self) -> None:
+        """Leave no run of a search that was refused before its first trial."""
+        self._closing.set()
+        self._given_up.set()
+        self._news.set()
+        self._thread.join(timeout=30)
+        if self.parent_run:
+            with contextlib.suppress(MlflowException, OSError):  # it is away: `doctor` finds the run
+                self.client.delete_run(self.parent_run)
 
     def _persist(self, step: Callable[[], object], patience_s: float) -> None:
         """Take a step that may be taken again, until MLflow answers.
@@ -402,8 +413,10 @@ class Recorder:
                 self._note(taken=ahead)
             if closing and self._taken == len(self._events):
                 return
-            with contextlib.suppress(Exception):  # MLflow is away: `_insist` says so; the next look may find it
+            try:
                 self._look()
+            except Exception as error:  # the next look may find it
+                self._say_away(error)
 
     def _look(self) -> None:
         """Between events: obey a command that somebody has written as a tag on the parent run, and show how the search stands."""
@@ -433,7 +446,7 @@ class Recorder:
         improved: list[Metric] = []
         for event in events:
             self._fold(event)
-            if isinstance(event, (Proposed, Reported, Ended)):  # the others are of no trial, and have no run
+            if isinstance(event, (Proposed, Reported, Broke, Ended)):  # the others are of no trial, and have no run
                 of_trial.setdefault(event.trial, []).append(event)
             if isinstance(event, Ended):
                 improved += self._improved(event)
@@ -463,12 +476,16 @@ class Recorder:
                 if isinstance(error, MlflowException) and error.error_code in REFUSALS:
                     _log.warning("MLflow refuses a record%s (%s).", f" of trial {args[0]}" if args else "", in_short(error))
                     return
-                if not self._said_away:
-                    self._said_away = True
-                    _log.warning("MLflow does not answer (%s); the search goes on and sends it later.", in_short(error))
+                self._say_away(error)
                 if self._given_up.wait(pause):
                     raise _GivenUpError from None
                 pause = min(pause * 2, 5)
+
+    def _say_away(self, error: Exception) -> None:
+        """Once, in one line."""
+        if not self._said_away:
+            self._said_away = True
+            _log.warning("MLflow does not answer (%s); the search goes on and sends it later.", in_short(error))
 
     def _send(self, number: int, news: list[_OfTrial]) -> None:
         """Bring a trial's run up to date. Doing it again changes nothing."""
@@ -481,6 +498,9 @@ class Recorder:
             self._to_reopen.discard(number)
         metrics = [point for event in news if isinstance(event, Reported) for point in _points(event)]
         tags = [RunTag("outcome", trial.outcome)]
+        if trial.breakdowns:
+            told = "\n".join(f"{times} times: {why}" for why, times in Counter(trial.breakdowns).items())
+            tags += [RunTag("breakdowns", str(len(trial.breakdowns))), RunTag("breakdown_reasons", told[:5000])]
         if isinstance(last, Ended):
             metrics += self._end_points(trial, last)
             tags.append(RunTag("rung", str(self._rung(trial))))
@@ -620,6 +640,7 @@ class Recorder:
         return {
             "trials": len(ranking),
             **{name: outcomes[name] for name in STATUS if name != "interrupted"},
+            "breakdowns": sum(len(trial.breakdowns) for trial in ranking),
             "epochs_trained": spent.epochs,
             "trial_hours": spent.trial_seconds / 3600,
             "trial_hours_stopped": spent.stopped_seconds / 3600,

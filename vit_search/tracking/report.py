@@ -436,6 +436,11 @@ def _ends(d: Digest) -> list[page.Block]:
         listed = [[f"{count:,}", outcome, reason] for (outcome, reason), count in reasons.most_common(ROWS)]
         more = f", the {ROWS} most frequent of {len(reasons):,}" if len(reasons) > ROWS else ""
         blocks.append(Table(("trials>", "outcome", "reason"), listed, f"Reasons{more}."))
+    broke = Counter((t.number, why) for t in d.standing for why in t.breakdowns)
+    if broke:
+        listed = [[str(number), f"{count:,}", why] for (number, why), count in broke.most_common(ROWS)]
+        more = f", the {ROWS} most frequent of {len(broke):,}" if len(broke) > ROWS else ""
+        blocks.append(Table(("trial>", "times>", "reason"), listed, f"Breakdowns, after which a trial goes on from its checkpoint{more}."))
     return blocks
 
 
