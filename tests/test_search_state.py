@@ -9,7 +9,7 @@ from test_ledger import result
 from vit_search.cluster import record
 from vit_search.search.control import Control, Settings
 from vit_search.spec import search_file
-from vit_search.tracking import search_state
+from vit_search.tracking import search_state, searches
 from vit_search.tracking.ledger import Commanded, Ended, Launched, Ledger, Left, Proposed, Reported
 from vit_search.tracking.search_state import DRIVEN, WORDS, State
 
@@ -96,6 +96,13 @@ def test_while_a_driver_has_it(folder, events, word, outcomes):
             State("interrupted", "its driver died"),
             ["completed", "completed", "interrupted"],
         ),
+        (
+            (*START, *(Ended(trial=n, outcome="interrupted") for n in (0, 1)), Left(state="interrupted"), Launched(host="here", pid=8)),
+            State("interrupted", "its driver died"),
+            ["interrupted", "interrupted"],
+        ),
+        ((), State("interrupted"), []),
+        ((*START, Left(state="interrupted", reason="make room")), State("interrupted", "make room"), ["interrupted", "interrupted"]),
         # as versions before `left` wrote them
         (
             (*START, OVER[0], Ended(trial=1, outcome="interrupted", reason="the driver stopped")),
@@ -118,6 +125,12 @@ def test_without_a_driver(folder, events, state, outcomes):
     assert told(folder, *events) == (state, outcomes)
     assert not state.driven
     assert state.resumable == (state.word in ("interrupted", "stopped"))
+
+
+def test_an_older_version_that_ended_by_a_limit_left_its_summary_alone(folder):
+    assert told(folder, *START, *OVER)[0] == State("interrupted")  # killed, for all that is known
+    searches.write_hindsight(folder, searches.Hindsight(0, 0, (0.0, 1.0), None))
+    assert record.snapshot(folder).state == State("finished")
 
 
 def test_the_driver_and_its_ledger_say_the_same(tmp_path):

@@ -280,10 +280,11 @@ def cancel(cluster: Cluster, search: str) -> bool:
     known = _known(cluster, search)
     if known[-1].over:
         return False
+    with _talking(cluster.address):
+        stopped = bool(cluster.client.stop_job(known[-1].job))
     with contextlib.suppress(ClusterError):  # of a head that cannot: the keeper writes it down when it sees the job
         on_head(cluster, ["vit-search", "cluster", "states", "--stopped", search], storage=False)
-    with _talking(cluster.address):
-        return bool(cluster.client.stop_job(known[-1].job))
+    return stopped
 
 
 def _start(client: JobSubmissionClient, job: str, search: str, words: Sequence[str], told: dict[str, str], folder: str | None) -> bool:

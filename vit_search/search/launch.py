@@ -400,8 +400,8 @@ def _left(interrupted: bool, completed: bool, control: Control, trials: Sequence
     """What a driver leaves in the ledger when it lets the search go; with the error that is on its way, if there is one."""
     if interrupted or not ended:
         error = sys.exception()
-        known = isinstance(error, VitSearchError)
-        return Left(state="interrupted", reason=str(error) if known else "" if error is None else _in_a_line(error))
+        reason = str(error) if isinstance(error, VitSearchError) else _in_a_line(error) if isinstance(error, Exception) else ""
+        return Left(state="interrupted", reason=reason)
     if not completed:
         return Left(state="failed", reason=control.ending or _why(trials))
     stopped = control.draining and not control.ending and sum(trial.over for trial in trials) < control.settings.trials

@@ -48,6 +48,7 @@ from vit_search.tracking.ledger import (
     ranked,
     trial_folder,
 )
+from vit_search.tracking.search_state import State
 from vit_search.tracking.searches import COST_FIELDS, Hindsight, SearchFacts
 from vit_search.tracking.store import client_for, in_short, public, with_password
 
@@ -499,7 +500,7 @@ class Recorder:
         metrics = [point for event in news if isinstance(event, Reported) for point in _points(event)]
         tags = [RunTag("outcome", trial.outcome)]
         if trial.breakdowns:
-            told = "\n".join(f"{times} times: {why}" for why, times in Counter(trial.breakdowns).items())
+            told = "\n".join(f"{'once' if times == 1 else f'{times} times'}: {why}" for why, times in Counter(trial.breakdowns).items())
             tags += [RunTag("breakdowns", str(len(trial.breakdowns))), RunTag("breakdown_reasons", told[:5000])]
         if isinstance(last, Ended):
             metrics += self._end_points(trial, last)
@@ -579,7 +580,8 @@ class Recorder:
     def _describe(self, places: int, *, driven: bool) -> None:
         """The parent's description, and the first trials' ranks as tags."""
         state = search_state.of_events(self._events[:], self._trials.values(), self.wanted, driven=driven)
-        ranking = ranked(self._trials.values(), self._spec.metric, self._spec.mode)
+        trials = search_state.as_they_stand(self._trials, self._events[:], state)
+        ranking = ranked(trials.values(), self._spec.metric, self._spec.mode)
         text = overview.described(
             self._spec,
             self._facts,
@@ -613,6 +615,10 @@ class Recorder:
     def _last_steps(self, status: str, hindsight: Hindsight | None) -> Iterator[Callable[[], object]]:
         """What the end of a search adds, piece by piece: ranks, leaderboard, counts, ledger, report, the best models, its status."""
         client, parent, spec = self.client, self.parent_run, self._spec
+        left = [number for number, trial in self._trials.items() if trial.outcome == "running"]  # by a driver that has died
+        self._trials = search_state.as_they_stand(self._trials, (), State("interrupted"))
+        for number in left:
+            yield partial(self._end_left_trial, number)
         ranking = ranked(self._trials.values(), spec.metric, spec.mode)
         yield self._drop_doubles
         yield partial(self._describe, RANKED, driven=False)
@@ -633,6 +639,13 @@ class Recorder:
             for trial in [trial for trial in ranking if trial.outcome == "completed"][: spec.keep_checkpoints]:
                 yield partial(self._log_model, trial)
         yield partial(client.set_terminated, parent, status)
+
+    def _end_left_trial(self, number: int) -> None:
+        """A trial without an end in the ledger, whose run a resume will open again."""
+        if number in self._runs:
+            run, trial = self._runs[number], self._trials[number]
+            self.client.log_batch(run, tags=[RunTag("outcome", trial.outcome), RunTag("reason", trial.reason)])
+            self.client.set_terminated(run, STATUS["interrupted"])
 
     def _figures(self, ranking: list[Trial], hindsight: Hindsight | None) -> dict[str, float]:
         outcomes, spent = Counter(trial.outcome for trial in ranking), self._spent

@@ -86,7 +86,8 @@ def of_search(d: Digest) -> Page:
         Section("next", "The next search file", _next(d)),
     ]
     goal = f"{d.metric} to be made {'large' if d.spec.mode == 'max' else 'small'}"
-    lead = f"{_count(len(d.standing), 'trial')} of {d.wanted:,} begun, {goal}; the search is {d.state.word}."
+    reason = f" ({d.state.reason})" if d.state.reason else ""
+    lead = f"{_count(len(d.standing), 'trial')} of {d.wanted:,} begun, {goal}; the search is {d.state.word}{reason}."
     lead += f" Images: {d.images}." if d.images else ""
     return Page(f"{d.name}: report", lead, _figures(d), sections)
 

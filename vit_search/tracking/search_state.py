@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vit_search.spec.search_file import SearchSpec
@@ -55,13 +55,16 @@ def of_driver(*, paused: bool, stopping: bool, ending: bool) -> str:
     return "ending" if ending else "paused" if paused else "stopping" if stopping else "running"
 
 
-def of_events(events: Sequence[Event], trials: Collection[Trial], wanted: int, *, driven: bool, awaited: bool = False) -> State:
+def of_events(
+    events: Sequence[Event], trials: Collection[Trial], wanted: int, *, driven: bool, awaited: bool = False, closed: bool = False
+) -> State:
     """The state of a search.
 
     Args:
         trials: as the events make them. wanted: how many are to be run in all.
         driven: whether a driver holds the ledger.
         awaited: whether a cluster's keeper is to take it up.
+        closed: whether a driver has written the summary of its end: versions before 0.2 left nothing else.
     """
     launch = events[_last_launch(events) :]
     left = next((event for event in reversed(launch) if isinstance(event, Left)), None)
@@ -69,11 +72,13 @@ def of_events(events: Sequence[Event], trials: Collection[Trial], wanted: int, *
         return State("ending", "the last records are being sent to MLflow") if left else State(_told(launch))
     if left is not None and left.state != "interrupted":
         return State(left.state, left.reason)
-    if left is None and sum(trial.over for trial in trials) >= wanted:  # of an older version, or killed after the last trial
+    over = sum(trial.over for trial in trials)
+    if left is None and (over >= wanted or (closed and over == len(trials))):  # of an older version, or killed after the last trial
         return State("finished" if any(trial.outcome == "completed" for trial in trials) else "failed")
     if awaited:
         return State("waiting for a driver")
-    died = left is None and any(trial.outcome == "running" for trial in trials)
+    cut_off = any(isinstance(event, Launched | Reported) for event in launch[-1:])
+    died = left is None and (cut_off or any(trial.outcome == "running" for trial in trials))
     return State("interrupted", left.reason if left else "its driver died" if died else "")
 
 
@@ -125,21 +130,26 @@ def read(folder: Path, *, driven: bool | None = None, awaited: bool = False) -> 
         driven = before or ledger.held(path)  # one that came meanwhile has written its launch
     trials, spent = ledger.told(events, spec.epochs)
     wanted = int(ledger.changed(events).get("trials", spec.trials))
-    state = of_events(events, trials.values(), wanted, driven=driven, awaited=awaited)
-    _bring_up_to_date(trials, events, state)
-    return Snapshot(spec, facts, events, trials, spent, wanted, state)
+    closed = searches.read_hindsight(folder) is not None
+    state = of_events(events, trials.values(), wanted, driven=driven, awaited=awaited, closed=closed)
+    return Snapshot(spec, facts, events, as_they_stand(trials, events, state), spent, wanted, state)
 
 
-def _bring_up_to_date(trials: Mapping[int, Trial], events: Sequence[Event], state: State) -> None:
-    """Say of trials without an end what is true of them: the ledger calls them running."""
-    unfinished = [trial for trial in trials.values() if trial.outcome == "running"]
-    if not state.driven:
-        for trial in unfinished:
-            trial.outcome, trial.reason = "interrupted", "its driver died"
-    elif state.word == "paused":
+def as_they_stand(trials: Mapping[int, Trial], events: Sequence[Event], state: State) -> dict[int, Trial]:
+    """The trials, with what is true of those without an end, which the ledger calls running; see Snapshot."""
+    begun: set[int] = set()
+    held: set[int] = set()
+    if state.word == "paused":
         launch = events[_last_launch(events) :]
         pause = max(i for i, event in enumerate(launch) if isinstance(event, Commanded) and event.name == "pause")
         begun = {event.trial for event in launch if isinstance(event, Reported)}
         held = {event.trial for event in launch[pause:] if isinstance(event, Reported)}
-        for trial in unfinished:
-            trial.outcome = "held" if trial.number in held else "running" if trial.number in begun else "waiting"
+
+    def now(trial: Trial) -> Trial:
+        if trial.outcome != "running" or (state.driven and state.word != "paused"):
+            return trial
+        if not state.driven:
+            return replace(trial, outcome="interrupted", reason="its driver died")
+        return replace(trial, outcome="held" if trial.number in held else "running" if trial.number in begun else "waiting")
+
+    return {number: now(trial) for number, trial in trials.items()}
