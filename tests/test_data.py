@@ -6,6 +6,8 @@ import multiprocessing
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from sklearn.datasets import load_digits
 
 from vit_search.errors import DataError
 from vit_search.spec.config import DataConfig
+from vit_search.vit import data as data_module
 from vit_search.vit.data import prepare, read_image, read_split
 
 FASHION = Path(__file__).parents[2] / "shared" / "data" / "FashionMNIST" / "raw"
@@ -284,3 +287,51 @@ def test_the_line_on_a_named_set_tells_its_splits_and_what_a_limit_leaves(cache)
     )
     limited = prepare(DataConfig(name="digits", train_limit=100), cache=cache)
     assert limited.summary.endswith("; 639 images (train 100, val 179, holdout 90, test 270)")
+
+
+DEEP = np.random.default_rng(3).random((40, 31))
+ODD_KINDS = {
+    "RGBA": (Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 31, 4), np.uint8)), "PNG"),
+    "LA": (Image.fromarray(np.random.default_rng(2).integers(0, 256, (40, 31, 2), np.uint8)), "PNG"),
+    "P": (Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 31, 4), np.uint8)).quantize(32), "PNG"),
+    "16 bits": (Image.fromarray((DEEP * 65535).astype(np.uint16)), "PNG"),
+    "32 bits": (Image.fromarray((DEEP * 255).astype(np.int32)), "TIFF"),
+    "fractions": (Image.fromarray(DEEP.astype(np.float32)), "TIFF"),
+}
+
+
+@pytest.mark.parametrize(("image", "kind"), ODD_KINDS.values(), ids=ODD_KINDS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_that_is_converted_in_strips_has_the_same_bits(image, kind, channels, monkeypatch):
+    raw = io.BytesIO()
+    image.save(raw, kind)
+    at_once = read_image(raw.getvalue(), (16, 16), channels)
+    monkeypatch.setattr(data_module, "STRIP_PIXELS", 100)  # 3 rows of 40
+    assert (read_image(raw.getvalue(), (16, 16), channels) == at_once).all()
+    assert at_once.std() > 1
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from vit_search.vit.data import read_image
+
+def peak():
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+
+small, large = map(Path, sys.argv[1:])
+read_image(small, (8, 8), 3)
+before = peak()
+read_image(large, (8, 8), 3)
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize(("mode", "colour", "name"), [("RGBA", (9, 8, 7, 100), "a.png"), ("F", 0.3, "a.tif")])
+def test_a_large_image_takes_at_most_10_bytes_a_pixel(mode, colour, name, tmp_path):
+    """Two copies of 4 bytes and a strip; it took 24 for fractions and 16 for transparency."""
+    large, small = tmp_path / name, tmp_path / f"small-{name}"
+    Image.new(mode, (5000, 5000), colour).save(large, compression="tiff_lzw")
+    Image.new(mode, (50, 50), colour).save(small)
+    told = subprocess.run([sys.executable, "-c", PEAK, small, large], capture_output=True, text=True, check=True).stdout
+    assert 2 * 5000**2 < int(told) * 1024 < 10 * 5000**2

@@ -181,7 +181,7 @@ class Replica:
         limits = self._settings.limits
         self._batcher = Batcher(model, asyncio.get_running_loop(), limits.batch, self._metrics.batches.add)
         endpoint = Endpoint(self._batcher, self._metrics, limits, os.environ.get(TOKEN, "").strip(), self._tell)
-        server = listener.server(endpoint, timeout_s=limits.timeout_s)
+        server = listener.server(endpoint, timeout_s=limits.timeout_s, held=endpoint.held)
         serving = asyncio.create_task(server.serve(sockets=[listener.bind(self._settings.host, self._port)]))
         while not (server.started or serving.done()):
             await asyncio.sleep(0.01)

@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,8 @@ DAMAGED_SHOWN = 20
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_PIXELS = 64 * 10**6
+STRIP_PIXELS = 2**20
+"""Pixels that are converted at once, so that no second copy of a large image is made on the way."""
 
 
 @dataclass(frozen=True)
@@ -170,13 +172,14 @@ def read_split(data: DataSet, *splits: SplitName) -> tuple[np.ndarray, np.ndarra
     return (images[0], labels[0]) if len(splits) == 1 else (np.concatenate(images), np.concatenate(labels))
 
 
-def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int) -> np.ndarray:
+def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode one image file, upright, to bytes.
 
     Args:
         file: its path, or its content.
         size: height and width; the image is scaled until it covers them (bilinear, antialiased), and its centre cut out.
         channels: 1 (grey) or 3 (RGB); transparency is laid on black.
+        max_pixels: width times height of the largest image that is decoded, at up to 8 bytes of memory a pixel.
     Returns: uint8 (channels, height, width).
     Raises: DataError that names the file and what is wrong with it.
     """
@@ -189,14 +192,14 @@ def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int) 
             warnings.simplefilter("ignore")
             named = () if isinstance(file, bytes) else NAMED_FORMATS.get(file.suffix.lower(), ())
             with Image.open(io.BytesIO(raw), formats=(*IMAGE_FORMATS, *named)) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    raise TooLargeError(f"{name}: {opened.width}x{opened.height} pixels; give an image of at most {MAX_PIXELS:,}.")
-                image: Any = ImageOps.exif_transpose(opened)
+                if opened.width * opened.height > max_pixels:
+                    raise TooLargeError(f"{name}: {opened.width}x{opened.height} pixels; give an image of at most {max_pixels:,}.")
+                image: Any = opened
+                ImageOps.exif_transpose(image, in_place=True)
                 if image.mode.startswith(("I", "F")):  # 16 bits and more a pixel
-                    image = Image.fromarray(_to_bytes(np.asarray(image), image.mode, opened.format == "PPM", name))
+                    image = _to_bytes(image, opened.format == "PPM", name)
                 if image.mode in ("P", "PA", "LA", "RGBA") or "transparency" in image.info:
-                    image = image.convert("RGBA")
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+                    image = _in_strips(image, "RGB", _on_black)
                 return _fitted(image, size, channels)
     except DataError:
         raise
@@ -209,23 +212,57 @@ def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int) 
         raise DataError(f"{name}: no image that can be decoded ({why}); replace or remove it.") from None
 
 
-def _to_bytes(pixels: np.ndarray, mode: str, full_range: bool, name: str) -> np.ndarray:
-    """Pixels of 16 or 32 bits on the scale 0 to 255.
+def _strips(image: Any) -> Iterator[tuple[int, Any]]:
+    """The strips of rows of a PIL image: the first row of each, and a copy of the strip."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _in_strips(image: Any, mode: str, convert: Callable[[Any], Any]) -> Any:
+    """A PIL image of another mode, each strip of rows as `convert` makes it."""
+    from PIL import Image
+
+    whole = Image.new(mode, image.size)
+    for top, strip in _strips(image):
+        whole.paste(convert(strip), (0, top))
+    return whole
+
+
+def _on_black(image: Any) -> Any:
+    """A PIL image without its transparency."""
+    from PIL import Image
+
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
+
+
+def _to_bytes(image: Any, full_range: bool, name: str) -> Any:
+    """A PIL image of 16 or 32 bits a pixel on the scale 0 to 255.
 
     16 bits are taken to run to 65,535, and so are 32-bit integers above 255. Fractions run to 1, or to 255 where one is above 1.
     Args:
-        mode: Pillow's, such as I;16, I or F.
         full_range: whether 32-bit integers run to 65,535 whatever they are, as Pillow makes them of a PPM file.
     Raises: DataError where the scale cannot be told.
     """
-    least, most = pixels.min(), pixels.max()
-    if mode == "F":
-        scaled = np.round(pixels.astype(np.float64) * (255 if most <= 1 else 1), 4)  # 0.2 in 32 bits is a little more than 0.2
-    else:
-        scaled = pixels.astype(np.float64) / (1 if mode == "I" and most <= 255 and not full_range else 257)
-    if not (least >= 0 and scaled.max() <= 255):
+    from PIL import Image
+
+    bounds = [(np.min(strip), np.max(strip)) for _, strip in _strips(image)]
+    least, most = np.min(bounds), np.max(bounds)
+    fraction = image.mode == "F"
+    scale = 255.0 if fraction and most <= 1 else 1.0 if fraction or (image.mode == "I" and most <= 255 and not full_range) else 1 / 257
+    if not (least >= 0 and round(most * scale, 4) <= 255):
         raise DataError(f"{name}: pixels from {least:g} to {most:g}, whose scale is unknown; save it with 8 or 16 bits a pixel.")
-    return scaled.astype(np.uint8)
+
+    def scaled(strip: Any) -> Any:
+        pixels = np.asarray(strip).astype(np.float64)
+        if fraction:
+            pixels = np.round(pixels * scale, 4)  # 0.2 in 32 bits is a little more than 0.2
+        elif scale < 1:
+            pixels = pixels / 257
+        return Image.fromarray(pixels.astype(np.uint8))
+
+    return _in_strips(image, "L", scaled)
 
 
 def read_images(files: Sequence[Path], size: tuple[int, int], channels: int, *, source: str) -> np.ndarray:
@@ -268,7 +305,8 @@ def _fitted(image: Any, size: tuple[int, int] | None, channels: int) -> np.ndarr
     """A PIL image, in grey or RGB, to bytes."""
     from PIL import Image, ImageOps
 
-    image = image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)
     if size is not None and image.size != (size[1], size[0]):
         image = ImageOps.fit(image, (size[1], size[0]), method=Image.Resampling.BILINEAR)
     pixels = np.asarray(image, dtype=np.uint8)
