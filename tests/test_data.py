@@ -3,6 +3,7 @@
 import gzip
 import io
 import multiprocessing
+import os
 import pickle
 import shutil
 import struct
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -128,6 +130,41 @@ def test_a_damaged_cache_is_made_again(tmp_path, damage):
     assert np.array_equal(both(digits(tmp_path), "train")[0], before)
 
 
+def test_labels_forged_under_the_genuine_hash_are_refused(tmp_path):
+    labels = digits(tmp_path).folder / "test_labels.npy"
+    np.save(labels, np.zeros_like(np.load(labels)))
+    data = digits(tmp_path)
+    with pytest.raises(DataError, match=r"test_labels\.npy: not what was written there; remove .* and it is made again"):
+        read_split(data, "test")
+    assert len(read_split(data, "val")[1]) == 179  # the others are whole
+    shutil.rmtree(data.folder)
+    assert len(np.unique(read_split(digits(tmp_path), "test")[1])) == 10
+
+
+def test_a_cache_into_which_others_may_write_is_refused(tmp_path):
+    cache = tmp_path / "cache"
+    before = os.umask(0)  # with any umask, the cache is its owner's alone
+    try:
+        data = digits(cache)
+    finally:
+        os.umask(before)
+    assert [oct(path.stat().st_mode & 0o777) for path in (cache, data.folder)] == ["0o755"] * 2
+    assert {oct(path.stat().st_mode & 0o777) for path in data.folder.iterdir()} == {"0o644"}
+    for folder, mode in ((cache, 0o777), (cache, 0o775), (data.folder, 0o757)):
+        folder.chmod(mode)
+        with pytest.raises(DataError, match=f"{folder.name}: images of this cache cannot be trusted: mode {mode:04o} lets others write"):
+            digits(cache)
+        folder.chmod(0o755)
+    assert digits(cache).data_hash == data.data_hash
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+def test_a_cache_of_another_account_is_refused(tmp_path):
+    os.chown(digits(tmp_path).folder, 12345, -1)
+    with pytest.raises(DataError, match=r"it belongs to another account \(uid 12345\)"):
+        digits(tmp_path)
+
+
 def _prepare_in(folder):
     return digits(Path(folder)).data_hash
 
@@ -154,6 +191,12 @@ def test_fashion_mnist_equals_what_torchvision_reads(tmp_path):
     assert np.array_equal(labels, theirs.targets.numpy())
     _, labels = read_split(data, "val")
     assert set(np.bincount(labels)) == {600}
+    processed = tmp_path / "FashionMNIST" / "processed"  # a form of the files that torchvision prefers, and that is in no hash
+    processed.mkdir()
+    for name in ("training.pt", "test.pt"):
+        torch.save((torch.zeros(100, 28, 28, dtype=torch.uint8), torch.arange(100) % 10), processed / name)
+    again = prepare(DataConfig(name="fashion_mnist", path=str(tmp_path), val_fraction=0.1), cache=tmp_path / "another")
+    assert (again.counts, again.data_hash, again.sha256) == (data.counts, data.data_hash, data.sha256)
 
 
 def test_mnist_is_read_from_files_in_its_own_format(tmp_path):

@@ -7,6 +7,7 @@ folder holds the names of its files, and vit/splits.py decodes them as they are 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -18,7 +19,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from vit_search.errors import DataError, TooLargeError
 from vit_search.spec import folders
 from vit_search.spec.config import DATA_SETS, DataConfig
 from vit_search.spec.cost import memory_of_this_machine
+from vit_search.spec.files import open_to_others
 from vit_search.spec.folders import ImageFolder
 
 SplitName = Literal["train", "val", "holdout", "test"]
@@ -70,6 +72,8 @@ class DataSet:
     """Folder of the image files of a set that is streamed; None for a set whose pixels are in the cache."""
     summary: str = ""
     """Classes, images and skipped files, in one line."""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """Of each file of the splits, by its name."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +118,15 @@ def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = F
     hashes = _hashes(config, root, listing)
     key = _key(config, hashes, listing)
     folder = cache / key[:32]
+    _refuse_open(cache, folder)
     found = _open(folder, key, root)
     if found is not None:
         return _with_summary(found, listing)
     limit = memory_of_this_machine() // 4 if stream_above is None else stream_above
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        if not cache.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            cache.chmod(0o755)  # whatever the umask is: see _refuse_open
         with FileLock(cache / f".{key[:32]}.lock"):
             found = _open(folder, key, root)
             if found is None:
@@ -129,6 +136,15 @@ def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = F
             f"{cache}: the data cache cannot be written ({error.strerror}); set VIT_SEARCH_CACHE to a folder that can."
         ) from None
     return _with_summary(found, listing)
+
+
+def _refuse_open(*folders: Path) -> None:
+    """Raises: DataError where other accounts could put other images or labels into the cache."""
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError):
+            reason = open_to_others(folder)
+            if reason is not None:
+                raise DataError(f"{folder}: images of this cache cannot be trusted: {reason}, or set VIT_SEARCH_CACHE to another.")
 
 
 def _with_summary(data: DataSet, listing: ImageFolder | None) -> DataSet:
@@ -166,10 +182,27 @@ def read_split(data: DataSet, *splits: SplitName) -> tuple[np.ndarray, np.ndarra
 
     Returns: uint8 (n, channels, height, width), one split mapped from disk (writing changes this process's copy alone), or for a
         streamed set (n,) names of files below `data.root`; and int64 (n,).
+    Raises: DataError where a file is not what `prepare` wrote.
     """
-    images = [np.load(data.folder / f"{split}_images.npy", mmap_mode="c", allow_pickle=False) for split in splits]
-    labels = [np.load(data.folder / f"{split}_labels.npy", allow_pickle=False) for split in splits]
+    images = [np.load(_verified(data, f"{split}_images.npy"), mmap_mode="c", allow_pickle=False) for split in splits]
+    labels = [np.load(_verified(data, f"{split}_labels.npy"), allow_pickle=False) for split in splits]
     return (images[0], labels[0]) if len(splits) == 1 else (np.concatenate(images), np.concatenate(labels))
+
+
+_seen: set[tuple[Path, int, int, int]] = set()
+"""Files of the cache that this process has held against their sha256: path, inode, time in ns, size."""
+
+
+def _verified(data: DataSet, name: str) -> Path:
+    """A file of a split; a gigabyte takes about a second, once per process."""
+    path = data.folder / name
+    found = path.stat()
+    version = (path, found.st_ino, found.st_mtime_ns, found.st_size)
+    if version not in _seen:
+        if _sha256(path) != data.sha256[name]:
+            raise DataError(f"{path}: not what was written there; remove {data.folder}, and it is made again.")
+        _seen.add(version)
+    return path
 
 
 def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -346,7 +379,9 @@ def _torchvision(name: str, root: Path, download: bool) -> tuple[Any, Any]:
         mend = f"unpack them: gunzip -k {root / kept}/*.gz"
     else:
         mend = "name their folder as data.path, or add --download"
-    kind = {"mnist": sets.MNIST, "fashion_mnist": sets.FashionMNIST, "cifar10": sets.CIFAR10, "cifar100": sets.CIFAR100}[name]
+    kind: Any = {"mnist": sets.MNIST, "fashion_mnist": sets.FashionMNIST, "cifar10": sets.CIFAR10, "cifar100": sets.CIFAR100}[name]
+    if kept:  # torchvision prefers `processed/*.pt`, which is in no hash
+        kind = type(kind.__name__, (kind,), {"_check_legacy_exist": lambda self: False})
     try:
         return kind(str(root), train=True, download=download), kind(str(root), train=False, download=download)
     except RuntimeError:
@@ -543,8 +578,11 @@ def _write(
         "test_duplicates": sum(content(image) in known for image in splits["test"][0]),
         "streamed": streamed,
         "bytes": {path.name: path.stat().st_size for path in sorted(folder.glob("*.npy"))},
+        "sha256": {path.name: _sha256(path) for path in sorted(folder.glob("*.npy"))},
     }
     (folder / "data.json").write_text(json.dumps(document, indent=1))
+    for path in folder.iterdir():
+        path.chmod(0o644)
 
 
 def _put(fresh: Path, folder: Path) -> None:
@@ -579,4 +617,5 @@ def _described(folder: Path, document: dict[str, Any], root: Path | None) -> Dat
         std=tuple(document["std"]),
         test_duplicates=document["test_duplicates"],
         root=root.resolve() if root is not None and document["streamed"] else None,
+        sha256=document["sha256"],
     )
