@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from vit_search.spec.space import Space
     from vit_search.tracking.finalists import Plan as FinalistPlan
     from vit_search.tracking.finalists import Retrained
-    from vit_search.tracking.ledger import Event, Ledger, Spent, Trial
+    from vit_search.tracking.ledger import Broke, Event, Ledger, Spent, Trial
+    from vit_search.tracking.search_state import State
     from vit_search.tracking.searches import Hindsight
 
 app = typer.Typer(
@@ -466,14 +467,18 @@ def status(
         words = ["status", *([search] if search else []), *(["--json"] if as_json else []), *(["--watch"] if watch else [])]
         cli_cluster.remotely(address, words, insecure=insecure, follow=watch)
         return
+    from vit_search.cluster import record
     from vit_search.tracking import searches
 
-    if search is not None and _starting(output / search):
-        out.print(f"{search} is starting: its data, MLflow and Ray are being prepared.")
+    if search is not None and record.submitted(output / search) and not (output / search / "ledger.jsonl").exists():
+        _print_unbegun(output / search, as_json)
         if not watch:
             return
         while _starting(output / search):
             time.sleep(2)
+        if not (output / search / "ledger.jsonl").exists():
+            _print_unbegun(output / search, as_json)
+            return
     folder = searches.find(output, search)
     _print_status(folder, as_json)
     if watch:
@@ -481,16 +486,30 @@ def status(
         _print_status(folder, as_json)
 
 
+def _print_unbegun(folder: Path, as_json: bool) -> None:
+    """How a search stands that was submitted to a cluster and has no trials yet."""
+    from vit_search.cluster import record
+    from vit_search.tracking import search_state
+
+    state = record.state(folder).word
+    if as_json:
+        sys.stdout.write(json.dumps({"search": folder.name, "state": state, "running": False}, indent=1) + "\n")
+    else:
+        out.print(f"[bold]{_escaped(folder.name)}[/] is {state}: {search_state.WORDS[state]}.", soft_wrap=True)
+
+
 def _watch_status(folder: Path) -> None:
     """A line for each change, until no driver runs the search and none is to come."""
-    from vit_search.tracking import ledger, searches
+    from vit_search.cluster import record
+    from vit_search.tracking import ledger
 
-    spec, _ = searches.read(folder)
     before = ""
     while ledger.held(folder / "ledger.jsonl") or _awaited(folder):
-        trials = ledger.read_trials(folder / "ledger.jsonl")
+        now = record.snapshot(folder)
+        spec, trials = now.spec, now.trials.values()
         running = sum(trial.outcome == "running" for trial in trials)
-        said = f"{sum(trial.over for trial in trials)} trials over, {running} running"
+        said = "" if now.state.word == "running" else f"{now.state.word}: "
+        said += f"{sum(trial.over for trial in trials)} trials over, {running} running"
         winner = ledger.best(trials, spec.metric, spec.mode)
         if winner:
             said += f", best {spec.metric} {winner.value(spec.metric):.4f} (trial {winner.number})"
@@ -513,13 +532,13 @@ def _awaited(folder: Path) -> bool:
 
 
 def _print_status(folder: Path, as_json: bool) -> None:
+    from vit_search.cluster import record
     from vit_search.search.control import Settings
     from vit_search.tracking import ledger, searches
 
-    spec, _ = searches.read(folder)
-    events = ledger.read_events(folder / "ledger.jsonl")
-    trials, spent = ledger.told(events, spec.epochs)
-    settings, running = Settings.of(spec, events), ledger.held(folder / "ledger.jsonl")
+    now = record.snapshot(folder)
+    spec, events, trials, spent, state = now.spec, now.events, now.trials, now.spent, now.state
+    settings = Settings.of(spec, events)
     outcomes = [trial.outcome for trial in trials.values()]
     counts = {name: outcomes.count(name) for name in OUTCOME_STYLE if name in outcomes}
     winner = ledger.best(trials.values(), spec.metric, spec.mode)
@@ -528,9 +547,12 @@ def _print_status(folder: Path, as_json: bool) -> None:
     if as_json:
         facts = {
             "search": folder.name,
-            "running": running,
+            "state": state.word,
+            "reason": state.reason,
+            "running": state.word in ("running", "stopping"),
             "trials": settings.trials,
             "outcomes": counts,
+            "breakdowns": [vars(event) for event in events if isinstance(event, ledger.Broke)],
             "best": _row(winner, spec.metric, spec.space, 1) if winner else None,
             "spent": {key: value for key, value in vars(spent).items() if not key.startswith("_")},
             "hindsight": vars(hindsight) if hindsight else None,
@@ -539,16 +561,17 @@ def _print_status(folder: Path, as_json: bool) -> None:
         sys.stdout.write(json.dumps(facts, indent=1) + "\n")
         return
     over = sum(trial.over for trial in trials.values())
-    state = (
-        "running" if running else "finished" if over >= settings.trials else "waiting for a driver" if _awaited(folder) else "not running"
-    )
-    out.print(f"[bold]{folder.name}[/] is {state}: {over} of {settings.trials} trials over, {settings.concurrency} at a time")
+    out.print(f"[bold]{folder.name}[/] is {state.word}: {over} of {settings.trials} trials over, {settings.concurrency} at a time")
+    for line in _what_next(folder, state):
+        out.print(f"  {_escaped(line)}", soft_wrap=True)
     out.print("  " + ", ".join(f"[{OUTCOME_STYLE[name]}]{count} {name}[/]" for name, count in counts.items()))
+    for line in _breakdowns(trials.values()):
+        out.print(f"  {_escaped(line)}", soft_wrap=True)
     if winner:
         params = ", ".join(f"{key} {_number(value)}" for key, value in spec.space.trained(winner.params).items())
         out.print(f"  best {spec.metric} {winner.value(spec.metric):.4f}: trial {winner.number} ({params})")
     out.print(f"  {_spent(spent)}")
-    for line in _hindsight(hindsight) if hindsight and not running else []:
+    for line in _hindsight(hindsight) if hindsight and not state.driven else []:
         out.print(f"  {line}")
     for event in commands[-5:]:
         arguments = " ".join(f"{key}={value}" for key, value in event.arguments.items())
@@ -557,6 +580,29 @@ def _print_status(folder: Path, as_json: bool) -> None:
                 f"  {time.strftime('%H:%M', time.localtime(event.at))} {event.by}: {f'{event.name} {arguments}'.strip()}: {event.answer}"
             )
         )
+
+
+def _breakdowns(trials: Iterable[Trial]) -> list[str]:
+    """Which trials broke down, how often, and why the last time."""
+    broke = [trial for trial in trials if trial.breakdowns]
+    lines = [f"{len(broke)} trials broke down, the last of them:"] if len(broke) > 3 else []
+    for trial in broke[-3:]:
+        times = "once" if len(trial.breakdowns) == 1 else f"{len(trial.breakdowns)} times, the last time"
+        lines.append(f"trial {trial.number} broke down {times}: {trial.breakdowns[-1]}")
+    return lines
+
+
+def _what_next(folder: Path, state: State) -> list[str]:
+    """Why a search stands as it does, and the command that goes on with it."""
+    from vit_search.cluster import record
+
+    lines = [state.reason] if state.reason else []
+    there = " --address URL" if record.submitted(folder) else ""
+    if state.resumable:
+        lines.append(f"go on with:  vit-search resume {folder.name}{there}")
+    elif state.word == "paused":
+        lines.append(f"go on with:  vit-search continue {folder.name}")
+    return lines
 
 
 @app.command()
@@ -568,11 +614,12 @@ def show(
     top: Annotated[int, typer.Option(help="Rows of the table; 0 for all.")] = 10,
 ) -> None:
     """Print the leaderboard of a search, running or over."""
-    from vit_search.tracking import ledger, searches
+    from vit_search.tracking import ledger, search_state, searches
 
     folder = searches.find(output, search)
-    spec, _ = searches.read(folder)
-    space, trials = spec.space, ledger.ranked(ledger.read_trials(folder / "ledger.jsonl"), spec.metric, spec.mode)
+    now = search_state.read(folder)
+    spec = now.spec
+    space, trials = spec.space, ledger.ranked(now.trials.values(), spec.metric, spec.mode)
     if as_json:
         sys.stdout.write(json.dumps([_row(t, spec.metric, space, i) for i, t in enumerate(trials, 1)], indent=1) + "\n")
     elif as_csv:
@@ -603,7 +650,7 @@ def report(
     with err.status("reading the ledger …"):
         from vit_search.tracking import report as reporting
 
-        page, twin = reporting.write(folder)
+        page, twin = reporting.write(folder, awaited=_awaited(folder))
     _print_markdown(twin)
     out.print(f"\nPage:  [bold]{_escaped(str(page))}[/]", soft_wrap=True)
 
@@ -1264,7 +1311,8 @@ def _print_leaderboard(name: str, trials: list[Trial], spec: SearchSpec, top: in
 def _row(trial: Trial, metric: str, space: Space, rank: int) -> dict[str, Any]:
     facts: dict[str, Any] = {"rank": rank, "trial": trial.number, "outcome": trial.outcome, "epochs": len(trial.results)}
     facts[metric] = trial.value(metric)
-    return facts | space.trained(trial.params) | ({"reason": trial.reason} if trial.reason else {})
+    broke = {"breakdowns": len(trial.breakdowns)} if trial.breakdowns else {}
+    return facts | space.trained(trial.params) | broke | ({"reason": trial.reason} if trial.reason else {})
 
 
 class _Screen:
@@ -1280,7 +1328,7 @@ class _Screen:
         """Begin; what comes back is told every event."""
         from vit_search.spec.rungs import levels
         from vit_search.tracking import searches
-        from vit_search.tracking.ledger import Commanded, Ended, Reported
+        from vit_search.tracking.ledger import Broke, Commanded, Ended, Reported
 
         self._ledger, self._spec, self._control, self._began = ledger, spec, control, time.monotonic()
         self.search = ledger.folder.name
@@ -1294,7 +1342,7 @@ class _Screen:
 
             self._live = Live(get_renderable=self._picture, console=err, refresh_per_second=4, transient=True)
             self._live.start()
-            return lambda event: None
+            return lambda event: self._say_breakdown(event) if isinstance(event, Broke) else None
 
         how = spec.stopping
         rungs = levels(grace_epochs=how.grace_epochs, reduction_factor=how.reduction_factor, epochs=spec.epochs)
@@ -1303,6 +1351,8 @@ class _Screen:
         def line(event: Event) -> None:
             if isinstance(event, Commanded):
                 err.print(_escaped(f"{event.by}: {event.name}: {event.answer}"), soft_wrap=True)
+            elif isinstance(event, Broke):
+                self._say_breakdown(event)
             elif isinstance(event, Reported) and event.result.epoch in rungs and event.result.epoch < spec.epochs:
                 value = ledger.trials[event.trial].value(spec.metric)
                 score = "" if value is None else f"  {spec.metric} {value:.4f}"
@@ -1320,15 +1370,20 @@ class _Screen:
 
         return line
 
+    def _say_breakdown(self, event: Broke) -> None:
+        what = "is tried again" if event.again else "broke down"
+        err.print(_escaped(f"trial {event.trial:3d} {what}: {event.reason}"), soft_wrap=True)
+
     def _report_every_minute(self) -> None:
         """Where nothing else was printed for a minute, say how far the search is."""
         while not self._closed.wait(max(1.0, self._last_line + REPORT_EVERY_S - time.monotonic())):
             if time.monotonic() - self._last_line >= REPORT_EVERY_S:
                 trials = list(self._ledger.trials.values())
                 over = sum(trial.over for trial in trials)
-                running = sum(trial.outcome == "running" for trial in trials)
+                running = f"{sum(trial.outcome == 'running' for trial in trials)} running"
+                now = running if self._control.state == "running" else self._control.state
                 spent = in_time(time.monotonic() - self._began)
-                err.print(f"{over} of {self._control.settings.trials} trials, {running} running, {self._epochs()} epochs, {spent} spent")
+                err.print(f"{over} of {self._control.settings.trials} trials, {now}, {self._epochs()} epochs, {spent} spent")
                 self._last_line = time.monotonic()
 
     def close(self) -> None:
@@ -1363,9 +1418,8 @@ class _Screen:
         bar = Table.grid()
         bar.add_row(ProgressBar(total=wanted, completed=len(over), width=60))  # alone it would not end its line
         parts: list[Any] = [head, bar]
-        state = "paused" if self._control.paused else "starting no more trials" if self._control.draining else self._control.ending
-        if state:
-            parts.append(f"[yellow]{_escaped(state)}[/]")
+        if self._control.state != "running":
+            parts.append(f"[yellow]{_escaped(self._control.ending or self._control.state)}[/]")
         winner = best(trials, spec.metric, spec.mode)
         if winner:
             params = ", ".join(f"{k} {_number(v)}" for k, v in spec.space.trained(winner.params).items())

@@ -42,11 +42,15 @@ for _name, _value in {
 
 import psutil
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
 from ray._private.state import state
 
 from vit_search import ray_token
 from vit_search.errors import ClusterError, LostClusterError
+
+# Ray 2.60 prints its daemons' messages between our own lines, whatever `log_to_driver` says: a dead worker's fills the terminal. The
+# ledger has why a trial broke down; the messages are in Ray's logs.
+worker.print_to_stdstream = lambda data, ignore_prefix: None
 
 LOOPBACK_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """At 0 Ray 2.60 keeps the node address 127.0.0.1; else it takes one that others reach, and its daemons listen everywhere.
