@@ -28,7 +28,9 @@ ARROWS = {
     "tracking": {"vit", "spec", "errors"},  # vit: model_package.py rebuilds a model
     "vit": {"spec", "errors"},
     "spec": {"errors"},
-    "ray_session": {"ray_token", "errors"},
+    "ray_session": {"ray_folder", "ray_token", "ray_trouble", "errors"},
+    "ray_folder": {"errors"},
+    "ray_trouble": {"errors"},
     "ray_token": {"spec", "errors"},
     "errors": set(),
     "__init__": {"search", "spec"},
