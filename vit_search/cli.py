@@ -153,7 +153,7 @@ def _set_niceness(nice: int | None, address: str | None) -> None:
         return
     if address is not None:
         raise SearchError("--nice is for trials on this machine; on a cluster, set RAY_worker_niceness where Ray is started.")
-    os.environ["RAY_worker_niceness"] = str(nice)
+    os.environ["RAY_worker_niceness"] = str(nice)  # noqa: SIM112 -- Ray's spelling
 
 
 @app.command()
