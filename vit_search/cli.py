@@ -74,6 +74,15 @@ Address = Annotated[
     str | None,
     typer.Option(help="Of the Ray cluster that trains, from one of its nodes: `auto`, or HOST:6379; by default this machine alone."),
 ]
+Nice = Annotated[
+    int | None,
+    typer.Option(
+        "--nice",
+        help="How far trials step back for other programs of this machine: 0 not at all, 19 most; 15 by default.",
+        min=0,
+        max=19,
+    ),
+]
 PolicyFile = Annotated[Path | None, typer.Option(help="What a candidate must show; the defaults stand in README.md.", metavar="FILE")]
 ModelName = Annotated[str, typer.Argument(help="A registered model, named after its search file's `name`.", metavar="NAME")]
 SearchName = Annotated[str | None, typer.Argument(help="A search by name or folder; the newest by default.", metavar="SEARCH")]
@@ -120,10 +129,12 @@ def run(
     download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")] = False,
     address: Address = None,
     name: Annotated[str | None, typer.Option("--as", help="Name of the search's folder; by default the next free NAME-N.")] = None,
+    nice: Nice = None,
 ) -> None:
     """Start a search and see it through."""
     from vit_search.spec import search_file
 
+    _set_niceness(nice, address)
     spec = search_file.load(file)
     share = spec.space.feasible_share()
     if 0 < share < 0.05:
@@ -132,6 +143,18 @@ def run(
         from vit_search.search import launch
     options: dict[str, Any] = {"output": output, "tracking_uri": tracking_uri, "download": download, "address": address, "name": name}
     _finish(_watched(lambda watch: launch.run(spec, watch=watch, **options)))
+
+
+def _set_niceness(nice: int | None, address: str | None) -> None:
+    """Ray reads the variable when it starts.
+
+    Raises: SearchError for a cluster, whose Ray has started.
+    """
+    if nice is None:
+        return
+    if address is not None:
+        raise SearchError("--nice is for trials on this machine; on a cluster, set RAY_worker_niceness where Ray is started.")
+    os.environ["RAY_worker_niceness"] = str(nice)  # noqa: SIM112 -- Ray's spelling
 
 
 @app.command()
@@ -324,8 +347,10 @@ def resume(
         ),
     ] = None,
     insecure: cli_cluster.Insecure = False,
+    nice: Nice = None,
 ) -> None:
     """Take up a search that was interrupted."""
+    _set_niceness(nice, address)
     if address is not None and address.startswith(("http://", "https://")):
         cli_cluster.resume_there(address, search, insecure)
         return
@@ -349,6 +374,7 @@ def extend(
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
     address: Address = None,
+    nice: Nice = None,
 ) -> None:
     """Go on with a finished search beyond its limits.
 
@@ -356,6 +382,7 @@ def extend(
     """
     from vit_search.tracking import searches
 
+    _set_niceness(nice, address)
     folder = searches.find(output, search)
     more = _given(trials=trials, hours=hours, device_hours=device_hours, concurrency=concurrency, target=target, patience=patience)
     if not more:

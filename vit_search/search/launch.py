@@ -50,6 +50,7 @@ from vit_search.spec.files import write_whole
 from vit_search.spec.rungs import boundaries
 from vit_search.spec.search_file import NAME, SearchSpec
 from vit_search.spec.space import Value
+from vit_search.spec.terminal import ending_signals, leave_terminal
 from vit_search.tracking import searches
 from vit_search.tracking.ledger import (
     Commanded,
@@ -787,28 +788,16 @@ def _signals(control: Control) -> Iterator[None]:
         if control.cancelled.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         if number == signal.SIGHUP:
-            _leave_terminal()
+            leave_terminal()
         control.cancel()  # a job's stop reaches a search twice, from Ray and from its driver
 
-    heard = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # under nohup it is ignored, and stays so
-        heard.append(signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in heard}
+    before = {number: signal.signal(number, stop) for number in ending_signals()}
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _leave_terminal() -> None:
-    """Print to nowhere from now on: to write to a terminal that is gone is an error, and would end the search half-way."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for number in (1, 2):
-        if os.isatty(number):
-            os.dup2(nowhere, number)
-    os.close(nowhere)
 
 
 def _check_output(output: Path) -> None:

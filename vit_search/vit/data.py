@@ -90,9 +90,15 @@ class _Source:
 
 
 def default_cache() -> Path:
-    """`$VIT_SEARCH_CACHE`, else `$XDG_CACHE_HOME/vit_search`, else `~/.cache/vit_search`."""
+    """`$VIT_SEARCH_CACHE`, else `$XDG_CACHE_HOME/vit_search`, else `~/.cache/vit_search`.
+
+    Raises: DataError where none of them says where.
+    """
     own = os.environ.get("VIT_SEARCH_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit_search"
+    try:
+        return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit_search"
+    except RuntimeError:
+        raise DataError("this account has no home folder for decoded images; set HOME, or name a folder with VIT_SEARCH_CACHE.") from None
 
 
 def kept_speed(*, gpus: bool) -> Path:
