@@ -28,8 +28,8 @@ import servers
 import torch
 from PIL import Image
 
-from vit_search.errors import ServingError
-from vit_search.production import following, listener, serving, smoke
+from vit_search.errors import PromotionError, ServingError
+from vit_search.production import following, listener, references, serving, smoke
 from vit_search.production.endpoint import Batcher, Endpoint, Held, Limits, Metrics, Told, exposition, load
 from vit_search.production.state import read_state
 from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
@@ -772,15 +772,16 @@ def test_others_may_reach_it_only_with_a_token(registry, host, monkeypatch):
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("digits@candidate", "digits: the registry has no such model, or no alias candidate of it"),
-        ("digits/99", "no version 99 of it"),
-        ("digits", "digits: no model to serve; name it NAME@champion, or NAME/3"),
-        ("models:/m-123", "no model to serve"),
-        ("runs:/x/model", "no model to serve"),
+        ("digits@chempion", "digits@chempion: digits has no alias chempion; did you mean champion"),
+        ("digits/99", "digits/99: digits has no version 99; there are 1, "),
+        ("digit@champion", "digit@champion: no registered model named digit; did you mean digits"),
+        ("digits", "digits: names no model; write it like digits@champion, digits/3 or trained/digits"),
+        ("models:/m-123", "names no model"),
+        ("runs:/x/model", "names no model"),
     ],
 )
 def test_a_model_that_there_is_not_is_refused(registry, model, said):
-    with pytest.raises(ServingError, match=said):
+    with pytest.raises((ServingError, PromotionError), match=said):
         serving.serve(model, serving.Settings(port=0), tracking_uri=registry.uri)
 
 
@@ -804,26 +805,26 @@ def test_without_the_extra_it_is_named(registry, tmp_path):
 @pytest.mark.parametrize(
     ("text", "target"),
     [
-        ("digits@champion", following.Target("digits", alias="champion")),
-        ("models:/digits@champion", following.Target("digits", alias="champion")),
-        ("my digits/3", following.Target("my digits", version="3")),
-        ("models:/digits/12", following.Target("digits", version="12")),
+        ("digits@champion", references.Reference("digits", alias="champion")),
+        ("models:/digits@champion", references.Reference("digits", alias="champion")),
+        ("my digits/3", references.Reference("my digits", version="3")),
+        ("models:/digits/12", references.Reference("digits", version="12")),
     ],
 )
 def test_a_target_is_read(text, target):
-    assert following.parse(text) == target
+    assert references.parse(text) == target
 
 
 @pytest.mark.parametrize("text", ["", "digits", "digits@", "digits/", "digits/x", "@champion", "a/b/3", "digits@a@b", "models:/"])
 def test_what_is_no_target_is_refused(text):
-    with pytest.raises(ServingError, match="name it NAME@champion, or NAME/3"):
-        following.parse(text)
+    with pytest.raises(PromotionError, match="write it like digits@champion, digits/3 or trained/digits"):
+        references.parse(text)
 
 
 def test_a_version_that_failed_is_tried_again_after_longer_and_longer(registry, tmp_path):
     said, now = [], [1000.0]
     registry.point("1", "trial")
-    target, place = following.Target("digits", "trial"), tmp_path / "state.json"
+    target, place = references.Reference("digits", "trial"), tmp_path / "state.json"
     follower = following.Follower(target, registry.uri, place, tmp_path, said.append, clock=lambda: now[0])
     follower.start()
     bad = registry.add(40, verdict="refused")
@@ -845,7 +846,7 @@ def test_a_version_that_failed_is_tried_again_after_longer_and_longer(registry, 
 
 def test_a_model_that_was_registered_anew_under_the_same_number_is_fetched_again(registry, tmp_path):
     registry.point("1", "again")
-    target = following.Target("digits", "again")
+    target = references.Reference("digits", "again")
     state = following.Follower(target, registry.uri, tmp_path / "s", tmp_path, lambda line: None).start()
     copy = Path(state.version.folder)
     told = json.loads((copy / "version.json").read_text())

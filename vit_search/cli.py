@@ -354,9 +354,11 @@ def resume(
     if address is not None and address.startswith(("http://", "https://")):
         cli_cluster.resume_there(address, search, insecure)
         return
+    from vit_search.search import resumable
     from vit_search.tracking import searches
 
     folder = searches.find(output, search)
+    resumable.check(folder, {})  # at once, and not after ten seconds of imports
     with err.status("preparing MLflow and Ray …"):
         from vit_search.search import launch
     _finish(_watched(lambda watch: launch.resume(folder, tracking_uri=tracking_uri, watch=watch, address=address)))
@@ -380,6 +382,7 @@ def extend(
 
     It keeps its sampler, its rungs and its MLflow run.
     """
+    from vit_search.search import resumable
     from vit_search.tracking import searches
 
     _set_niceness(nice, address)
@@ -387,6 +390,7 @@ def extend(
     more = _given(trials=trials, hours=hours, device_hours=device_hours, concurrency=concurrency, target=target, patience=patience)
     if not more:
         raise SearchError("extend by what? Give --trials, --hours, --device-hours, --concurrency, --target or --patience.")
+    resumable.check(folder, more)
     with err.status("preparing MLflow and Ray …"):
         from vit_search.search import launch
     _finish(_watched(lambda watch: launch.resume(folder, tracking_uri=tracking_uri, extend=more, watch=watch, address=address)))
@@ -833,7 +837,9 @@ def doctor(
 
 @app.command()
 def promote(
-    search: SearchName = None,
+    search: Annotated[
+        str | None, typer.Argument(help="A search by name or folder, or a folder that `train` made; the newest search by default.")
+    ] = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
     top: Annotated[int | None, typer.Option(help="Trials to train anew; the policy's by default.", min=1, max=100)] = None,
@@ -853,15 +859,17 @@ def promote(
     """
     if force != bool(reason.strip()):
         raise SearchError("--force and --reason go together: say why the gates are to be passed over, e.g. --force --reason 'a fix'.")
+    from vit_search.production import references
     from vit_search.spec import search_file
     from vit_search.spec.policy import load
     from vit_search.tracking import finalists, searches
 
     if name is not None:
+        name = references.name_of(name)
         search_file.check_name(name, "--name")
     given = _given(top=top, seeds=seeds) | ({"allow_dirty": True} if allow_dirty else {})
     rules = load(policy).model_copy(update=given)
-    folder = searches.find(output, search)
+    folder = _trained(search, output, tracking_uri) or searches.find(output, search)
     spec, facts = searches.read(folder)
     planned = finalists.plan(folder, top=rules.top, seeds=rules.seeds, train_on=rules.retrain_on)
     from vit_search.tracking import store
@@ -889,6 +897,19 @@ def promote(
         sys.exit(NOT_PROMOTED)
 
 
+def _trained(search: str | None, output: Path, tracking_uri: str | None) -> Path | None:
+    """A search made of a folder that `train` has made; None where another is meant."""
+    trained = Path(search or "")
+    if search is None or not (trained / "config.json").is_file():
+        return None
+    with err.status("preparing the data and MLflow …"):
+        from vit_search.search import adopted
+
+        folder = adopted.adopt(trained, output, tracking_uri=tracking_uri)
+    err.print(_escaped(f"{folder}: a search of one trial, which is {trained}"), soft_wrap=True)
+    return folder
+
+
 @app.command()
 def gate(
     search: Annotated[str, typer.Argument(help="A search by name or folder.")],
@@ -903,11 +924,13 @@ def gate(
 
     Exit code 3 where one refuses. Trains and registers nothing.
     """
+    from vit_search.production import references
     from vit_search.spec import search_file
     from vit_search.spec.policy import load
     from vit_search.tracking import searches
 
     if name is not None:
+        name = references.name_of(name)
         search_file.check_name(name, "--name")
     rules, folder = load(policy), searches.find(output, search)
     spec, facts = searches.read(folder)
@@ -997,7 +1020,7 @@ def _print_promotion(done: Promotion, retrained: Retrained) -> None:
         out.print(f"[bold red]forced[/]: {_escaped(done.tags['forced'])}", soft_wrap=True)
     before = f", in place of version {done.champion}" if done.champion else ""
     out.print(f"[bold]{done.name}[/] version {done.version} is now [bold green]champion[/]{before}: trial {finalist.trial} trained anew")
-    out.print(f"\nNext:  vit-search predict --model models:/{done.name}@champion IMAGE…")
+    out.print(f"\nNext:  vit-search predict --model {done.name}@champion IMAGE…")
     out.print(f"       vit-search serve {done.name}@champion")
 
 
@@ -1014,16 +1037,16 @@ def _print_gates(judged: list[Gate]) -> None:
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    model: Annotated[str, typer.Option(help="models:/NAME@champion or models:/NAME/VERSION.")],
+    model: Annotated[str, typer.Option(help="NAME@champion, NAME/3, or a folder that `train` made.")],
     tracking_uri: Tracking = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Classify image files with a registered model."""
     from rich.table import Table
 
-    from vit_search.production import promotion
+    from vit_search.production import prediction
 
-    predictions = promotion.predict(model, images, tracking_uri=tracking_uri)
+    predictions = prediction.predict(model, images, tracking_uri=tracking_uri)
     if as_json:
         sys.stdout.write(json.dumps([vars(p) for p in predictions], indent=1) + "\n")
         return
@@ -1035,7 +1058,7 @@ def predict(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(help="NAME@champion, which is followed, or NAME/VERSION.")],
+    model: Annotated[str, typer.Argument(help="NAME@champion, which is followed, NAME/3, or a folder that `train` made.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; one that others reach needs VIT_SEARCH_SERVE_TOKEN.")] = "127.0.0.1",
     replicas: Annotated[int, typer.Option(min=1, max=256, help="Processes that classify; they share the port.")] = 1,
@@ -1061,7 +1084,7 @@ def serve(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="NAME@champion or NAME/VERSION.", metavar="MODEL")],
+    model: Annotated[str, typer.Argument(help="NAME@champion, NAME/3, or a folder that `train` made.", metavar="MODEL")],
     format: Annotated[str, typer.Option("--format", help="safetensors, pt2 or onnx.")],
     output: Annotated[Path | None, typer.Option(help="File, or folder of safetensors; by default NAME-VERSION here.")] = None,
     tracking_uri: Tracking = None,
@@ -1074,7 +1097,9 @@ def export(
         from vit_search.production import export as exporting
 
         done = exporting.export(model, format, output, tracking_uri=tracking_uri)
-    out.print(f"[bold]{_escaped(str(done.path))}[/]: {_escaped(done.name)} version {done.version}", soft_wrap=True)
+    out.print(
+        f"[bold]{_escaped(str(done.path))}[/]: {_escaped(done.name)}{f' version {done.version}' if done.version else ''}", soft_wrap=True
+    )
     batches = " and ".join(map(str, exporting.BATCHES))
     out.print(
         f"its logits differ from the model's own by at most {done.difference:.1e}, in batches of {batches} "
@@ -1085,7 +1110,7 @@ def export(
 
 @app.command()
 def config(
-    model: Annotated[str, typer.Argument(help="NAME@champion or NAME/VERSION.", metavar="MODEL")],
+    model: Annotated[str, typer.Argument(help="NAME@champion, NAME/3, or a folder that `train` made.", metavar="MODEL")],
     output: Annotated[Path | None, typer.Option(help="Write the file here; printed by default.", metavar="FILE")] = None,
     tracking_uri: Tracking = None,
 ) -> None:
@@ -1149,9 +1174,10 @@ def rollback(
     """
     if not reason.strip():
         raise PromotionError("--reason is empty; say why, e.g. --reason 'wrong on night photos'.")
-    from vit_search.production import registry
+    from vit_search.production import references, registry
     from vit_search.tracking import store
 
+    name = references.name_of(name)
     with err.status("loading the version …"):
         client = store.client_for(tracking_uri)
         done = registry.rollback(
@@ -1172,9 +1198,10 @@ def history(
     """Show who made which version the champion, when and why."""
     from rich.table import Table
 
-    from vit_search.production import registry
+    from vit_search.production import references, registry
     from vit_search.tracking import store
 
+    name = references.name_of(name)
     client = store.client_for(tracking_uri)
     records = registry.history(client, name)
     problems = registry.verify(client, name) if verify else []
@@ -1203,9 +1230,10 @@ def repair(name: ModelName, tracking_uri: Tracking = None) -> None:
 
     Its lock is taken away.
     """
-    from vit_search.production import registry
+    from vit_search.production import references, registry
     from vit_search.tracking import store
 
+    name = references.name_of(name)
     out.print(_escaped(registry.repair(store.client_for(tracking_uri), name)), soft_wrap=True)
 
 

@@ -30,13 +30,14 @@ from typing import Any
 import torch
 
 from vit_search.errors import ServingError
+from vit_search.production import references
 from vit_search.production.endpoint import Batcher, Endpoint, Limits, Loaded, Metrics, Told, load
 from vit_search.production.state import State, moment, read_state
 from vit_search.spec.files import write_whole
 from vit_search.spec.pickles import REFUSED
 from vit_search.spec.terminal import ending_signals, leave_terminal
+from vit_search.spec.worker_env import WORKER_ENV
 from vit_search.vit.data import default_cache
-from vit_search.vit.machine import WORKER_ENV
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def serve(model: str, settings: Settings, *, tracking_uri: str | None = None, sa
     """Serve a registered model until SIGINT, SIGTERM or the loss of the terminal, and end when what had begun is answered.
 
     Args:
-        model: `NAME@champion`, whose alias is followed, or `NAME/3`.
+        model: as references.py reads it; an alias is followed.
         say: given a line whenever something is to be told.
     Raises: ServingError; TrackingError when the registry is away and the cache holds no version to start with.
     """
@@ -85,14 +86,20 @@ def serve(model: str, settings: Settings, *, tracking_uri: str | None = None, sa
         raise ServingError(f"Ray Serve is not installed ({error}); pip install 'vit_search[serve]'") from None
     from vit_search.production import following
 
-    target = following.parse(model)
+    trained = references.folder_of(model)
+    if trained is None:
+        references.parse(model)  # a misspelt one is told before Ray is imported
     stop = threading.Event()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_signals(stop))
         port = stack.enter_context(_reserved(settings.host, settings.port))
         run = Path(tempfile.mkdtemp(prefix="vit_search-serve-"))
         stack.callback(shutil.rmtree, run, ignore_errors=True)
-        follower = following.Follower(target, tracking_uri, run / STATE, default_cache(), say)
+        follower = (
+            following.Fixed(trained, run / STATE, say)
+            if trained
+            else following.Follower(references.parse(model), tracking_uri, run / STATE, default_cache(), say)
+        )
         torch.set_num_threads(1)  # this process tries models while the replicas answer
         state = follower.start()
         stack.enter_context(session(cpus=settings.replicas))

@@ -35,6 +35,11 @@ from vit_search.spec.folders import ImageFolder
 
 SplitName = Literal["train", "val", "holdout", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "holdout", "test")
+TRAINED_AND_VALIDATED_ON: dict[str, tuple[tuple[SplitName, ...], tuple[SplitName, ...]]] = {
+    "train": (("train",), ("val",)),
+    "train+val": (("train", "val"), ("holdout",)),
+}
+"""What a search file's `train_on` means."""
 FORMAT = 2
 """Raised whenever the files of a cache folder, or how a split is drawn, change."""
 
