@@ -15,7 +15,7 @@ from test_end_to_end import COMMAND, until, vit_search
 from test_ledger import result
 
 from vit_search.errors import SearchError, SpecError
-from vit_search.search import control, launch
+from vit_search.search import control, launch, resumable
 from vit_search.search.control import Control, Settings
 from vit_search.search.limits import Limits
 from vit_search.spec import search_file
@@ -336,10 +336,10 @@ def test_a_last_newline_is_no_change_of_the_search_file(tmp_path):
     file = tmp_path / "search.yaml"
     for began, now in (("a: 1\n", "a: 1"), ("a: 1", "a: 1\n"), ("a: 1\n", "a: 1\n\n"), ("a: 1\r\n", "a: 1\n")):
         file.write_text(now)
-        launch._check_unchanged(file, began)
+        resumable.check_unchanged(file, began)
     file.write_text("a: 1\n")
     with pytest.raises(SearchError, match=r"search\.yaml:2: 'b: 2' has become ''"):
-        launch._check_unchanged(file, "a: 1\nb: 2\n")
+        resumable.check_unchanged(file, "a: 1\nb: 2\n")
 
 
 def test_of_a_refused_search_only_what_a_cluster_had_put_there_stays(tmp_path):

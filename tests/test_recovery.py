@@ -10,7 +10,7 @@ import torch
 from ray.tune import PlacementGroupFactory
 
 from vit_search.errors import SearchError, StorageError
-from vit_search.search import launch, trial
+from vit_search.search import launch, recovery, trial
 from vit_search.search.recovery import Patience, Recovery, cause_of, elsewhere, in_words
 from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.tracking.ledger import Broke, Ledger, Proposed, read_events
@@ -193,7 +193,7 @@ def test_a_copy_that_was_replaced_writes_no_more(begun):
     old = trial._own(folder, "a")
     trial._save(folder / "checkpoint", state, Data, ("train",), old)
     new = trial._own(folder, "b")
-    assert trial.node_of(folder) == "b"
+    assert recovery.node_of(folder) == "b"
     before = checkpoint.weights_sha256(folder / "checkpoint")
     with torch.no_grad():
         next(state.model.parameters()).add_(1)

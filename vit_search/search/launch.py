@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import logging
 import math
@@ -22,10 +21,11 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import distributions, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vit_search.spec.user import user_name
 
@@ -37,19 +37,21 @@ from ray.tune.execution import class_cache
 from ray.tune.progress_reporter import TrialProgressCallback
 
 from vit_search.errors import LostClusterError, NoTrialCompletedError, SearchError, SpecError, VitSearchError
-from vit_search.search.control import Control, Settings, check_settings
-from vit_search.search.limits import Limits, option
+from vit_search.search import resumable
+from vit_search.search.control import Control, Settings
 from vit_search.search.packing import Packing, nodes_of, request
 from vit_search.search.recovery import Patience, Recovery
 from vit_search.search.stopping import Rungs, RungScheduler, false_kills
 from vit_search.search.suggest import IN_A_ROW, OptunaSearcher
-from vit_search.search.trial import train_trial
+from vit_search.search.work import train_trial
 from vit_search.spec import plan as planning
 from vit_search.spec.config import EpochResult
 from vit_search.spec.files import write_whole
 from vit_search.spec.rungs import boundaries
 from vit_search.spec.search_file import NAME, SearchSpec
 from vit_search.spec.space import Value
+from vit_search.spec.terminal import ending_signals, leave_terminal
+from vit_search.spec.worker_env import WORKER_ENV
 from vit_search.tracking import searches
 from vit_search.tracking.ledger import (
     Commanded,
@@ -68,13 +70,12 @@ from vit_search.tracking.ledger import (
     read_trials,
     trial_folder,
 )
-from vit_search.tracking.recorder import Recorder
 from vit_search.tracking.searches import Hindsight, SearchFacts
-from vit_search.tracking.store import with_password
-from vit_search.vit import checkpoint
-from vit_search.vit.data import DataSet, kept_speed, prepare
-from vit_search.vit.machine import WORKER_ENV
-from vit_search.vit.splits import TRAINED_AND_VALIDATED_ON
+from vit_search.vit import checkpoint_files
+from vit_search.vit.data import TRAINED_AND_VALIDATED_ON, DataSet, kept_speed, prepare
+
+if TYPE_CHECKING:
+    from vit_search.tracking.recorder import Recorder
 
 _log = logging.getLogger(__name__)
 
@@ -160,22 +161,22 @@ def run(
     lessons = _lessons(spec, output)
     data = prepare(spec.data_config, download=download)
     spec.check_data(len(data.classes))
-    recorder = Recorder.connect(tracking_uri, spec.name)
-    folder = _new_folder(output, spec.name) if name is None else _named_folder(output, name)
-    before = set(folder.iterdir())
-    try:
-        if lessons:
-            write_whole(folder / EARLIER, json.dumps(lessons))
-        write_whole(folder / PLAN, json.dumps(planning.plan(spec, _known_speed(spec)).to_dict(), indent=1))
-        facts = facts_of(spec, folder.name, data, recorder)
-        searches.write(folder, facts)
-        return drive(spec, folder, data, recorder, facts, watch, work=work, address=address)
-    except NoTrialCompletedError:
-        raise
-    except Exception:
-        if not _has_trials(folder):
-            _remove(folder, before)
-        raise
+    with _ray_and_mlflow(spec, address, tracking_uri) as recorder:
+        folder = new_folder(output, spec.name) if name is None else _named_folder(output, name)
+        before = set(folder.iterdir())
+        try:
+            if lessons:
+                write_whole(folder / EARLIER, json.dumps(lessons))
+            write_whole(folder / PLAN, json.dumps(planning.plan(spec, _known_speed(spec)).to_dict(), indent=1))
+            facts = facts_of(spec, folder.name, data, recorder)
+            searches.write(folder, facts)
+            return drive(spec, folder, data, recorder, facts, watch, work=work, address=address)
+        except NoTrialCompletedError:
+            raise
+        except Exception:
+            if not _has_trials(folder):
+                _remove(folder, before)
+            raise
 
 
 def _has_trials(folder: Path) -> bool:
@@ -192,6 +193,28 @@ def _remove(folder: Path, before: Collection[Path]) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if not before:
         folder.rmdir()
+
+
+@contextlib.contextmanager
+def _ray_and_mlflow(spec: SearchSpec, address: str | None, tracking_uri: str | None) -> Iterator[Recorder]:
+    """Both at once: Ray starts in processes of its own, while a thread imports MLflow and makes its database.
+
+    Raises: TrackingError, ClusterError, SearchError.
+    """
+    with ThreadPoolExecutor(1) as apart:
+        connecting = apart.submit(connect, tracking_uri, spec.name)
+        with _ray(spec, address):
+            yield connecting.result()
+
+
+def connect(tracking_uri: str | None, name: str) -> Recorder:
+    """The recorder of a search; MLflow is imported here, which takes seconds.
+
+    Raises: TrackingError.
+    """
+    from vit_search.tracking.recorder import Recorder
+
+    return Recorder.connect(tracking_uri, name)
 
 
 def facts_of(spec: SearchSpec, name: str, data: DataSet, recorder: Recorder, *, promotes: str = "") -> SearchFacts:
@@ -233,16 +256,12 @@ def resume(
     Raises: SearchError when the folder holds no search, another driver has it, or its data has changed; SpecError for
         settings that mean nothing.
     """
-    spec, facts = searches.read(folder)
-    if facts.promotes:
-        raise SearchError(f"{folder}: trainings of a promotion; go on with `vit-search promote {facts.promotes}`.")
-    if facts.mode != spec.mode:  # version 0.1 took max where a file did not say
-        raise SearchError(
-            f"{folder}: an older version ranked {spec.metric} with mode {facts.mode}, the wrong way round; start a new search of the file."
-        )
+    spec, facts = resumable.check(folder, extend or {})
     data = check_untouched(folder, spec, facts)
     spec.check_data(len(data.classes))
-    recorder = Recorder.connect(tracking_uri or with_password(facts.tracking_uri), spec.name)
+    from vit_search.tracking.store import with_password
+
+    recorder = connect(tracking_uri or with_password(facts.tracking_uri), spec.name)
     return drive(spec, folder, data, recorder, facts, watch, extend or {}, address=address)
 
 
@@ -253,7 +272,7 @@ def check_untouched(folder: Path, spec: SearchSpec, facts: SearchFacts) -> DataS
     """
     if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
         raise SearchError(f"{folder}: others may write into this folder; make it yours alone: chown and chmod go-w, then resume.")
-    _check_unchanged(folder / "search.yaml", facts.text)
+    resumable.check_unchanged(folder / "search.yaml", facts.text)
     data = prepare(spec.data_config)
     if data.data_hash != facts.data_hash:
         raise SearchError(f"{folder}: the data set has changed since this search began; start a new search with `vit-search run`.")
@@ -283,7 +302,7 @@ def drive(
     ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
     if extend:
         try:
-            _check_extension(spec, folder, ledger, extend)
+            resumable.check_extension(spec, folder, ledger.events, extend)
         except (SpecError, SearchError):
             ledger.close()
             raise
@@ -295,7 +314,7 @@ def drive(
         ledger.append(Commanded(name="set", arguments=dict(extend), answer="extended.", by=user_name()))
     _settle(ledger, rungs, spec)
     settings = Settings.of(spec, ledger.events)
-    limits, alike = _limits(spec, ledger, settings), _FailuresAlike()
+    limits, alike = resumable.limits_of(spec, ledger.events, settings), _FailuresAlike()
     packing = Packing(spec, channels=data.channels, classes=len(data.classes), images=_images_bytes(spec, data))
     for event in ledger.events:
         alike.take(event)
@@ -412,29 +431,12 @@ def _in_a_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _limits(spec: SearchSpec, ledger: Ledger, settings: Settings) -> Limits:
-    """The limits as a ledger has brought them nearer."""
-    limits = Limits(settings, metric=spec.metric, mode=spec.mode, devices=spec.resources.devices)
-    for event in ledger.events:
-        limits.take(event, ledger.trials)
-    return limits
-
-
 def _images_bytes(spec: SearchSpec, data: DataSet) -> int:
     """Of the images that each trial has on its device; streamed ones never lie there."""
     if data.root is not None:
         return 0
     parts = TRAINED_AND_VALIDATED_ON[spec.train_on]
     return sum(data.counts[name] for names in parts for name in names) * data.channels * math.prod(data.image_size)
-
-
-def _check_extension(spec: SearchSpec, folder: Path, ledger: Ledger, extend: Mapping[str, float]) -> None:
-    """Refuse settings that mean nothing, or that leave a limit which ends the search at once."""
-    check_settings(extend, known=len(ledger.trials))
-    settings = dataclasses.replace(Settings.of(spec, ledger.events), **extend)  # type: ignore[arg-type]
-    reached = _limits(spec, ledger, settings).reached(ledger.spent)
-    if reached:
-        raise SearchError(f"{folder.name} would end at once by {reached}; add {option(reached)} with a new limit.")
 
 
 def _known_speed(spec: SearchSpec) -> planning.Speed | None:
@@ -511,7 +513,7 @@ def _collect(folder: Path, trials: Mapping[int, Trial], spec: SearchSpec) -> Non
     over = [trials[number] for number in places if number in trials and trials[number].over]
     keep = kept(over, spec.metric, spec.mode, spec.keep_checkpoints) | searches.pareto(spec, over)
     for trial in over:
-        checkpoint.drop_older(places[trial.number])
+        checkpoint_files.drop_older(places[trial.number])
         if trial.number not in keep:
             shutil.rmtree(places[trial.number], ignore_errors=True)
             with contextlib.suppress(OSError):
@@ -787,28 +789,16 @@ def _signals(control: Control) -> Iterator[None]:
         if control.cancelled.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         if number == signal.SIGHUP:
-            _leave_terminal()
+            leave_terminal()
         control.cancel()  # a job's stop reaches a search twice, from Ray and from its driver
 
-    heard = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # under nohup it is ignored, and stays so
-        heard.append(signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in heard}
+    before = {number: signal.signal(number, stop) for number in ending_signals()}
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _leave_terminal() -> None:
-    """Print to nowhere from now on: to write to a terminal that is gone is an error, and would end the search half-way."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for number in (1, 2):
-        if os.isatty(number):
-            os.dup2(nowhere, number)
-    os.close(nowhere)
 
 
 def _check_output(output: Path) -> None:
@@ -822,19 +812,7 @@ def _check_output(output: Path) -> None:
         raise SearchError(f"{output}: cannot be written ({reason}); name another folder with --output.")
 
 
-def _check_unchanged(path: Path, began: str) -> None:
-    """Refuse a search file that was edited after its search began: the trials so far answer another question."""
-    was, now = began.rstrip().splitlines(), path.read_text(encoding="utf-8").rstrip().splitlines()  # an editor adds a last newline
-    if now != was:
-        pairs = itertools.zip_longest(was, now, fillvalue="")
-        line, (old, new) = next((n, pair) for n, pair in enumerate(pairs, 1) if pair[0] != pair[1])
-        raise SearchError(
-            f"{path}:{line}: {old.strip()!r} has become {new.strip()!r} since this search began; put it back, "
-            "or start a new search that has this one under learn_from."
-        )
-
-
-def _new_folder(output: Path, name: str) -> Path:
+def new_folder(output: Path, name: str) -> Path:
     """The next free `name-N`; two launches at once get two folders."""
     taken = (int(p.name.rpartition("-")[2]) for p in output.glob(f"{name}-*") if p.name.rpartition("-")[2].isdigit())
     number = max(taken, default=0) + 1

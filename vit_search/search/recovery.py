@@ -13,6 +13,7 @@ taken away goes to another one after its epoch.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -24,7 +25,6 @@ import ray
 from ray.tune import PlacementGroupFactory
 
 from vit_search.errors import ClusterError, SearchError, VitSearchError
-from vit_search.search.trial import node_of
 from vit_search.tracking.ledger import Broke
 
 MAX_RETRIES = 3
@@ -237,3 +237,10 @@ class Patience:
     def silent(self, now: float) -> dict[int, float]:
         """Who has been silent for too long, and for how many seconds."""
         return {number: now - heard for number, heard in self._heard.items() if now - heard > self.limit(number)}
+
+
+def node_of(folder: Path) -> str:
+    """Ray's id of the node that took a trial up last; empty where that cannot be read."""
+    with contextlib.suppress(OSError):
+        return (folder / "owner").read_text().rpartition(" ")[2]
+    return ""

@@ -237,7 +237,7 @@ class Ledger:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
-            raise SearchError(f"{path.parent}: {_holder(path)} is running this search; wait for it or stop it.") from None
+            raise _taken(path) from None
         self.events: list[Event] = []
         self.trials: dict[int, Trial] = {}
         self.spent = Spent()
@@ -360,6 +360,12 @@ def held(path: Path) -> bool:
         return False
 
 
+def check_free(path: Path) -> None:
+    """Raises: SearchError when a driver runs this search at this moment."""
+    if held(path):
+        raise _taken(path)
+
+
 def trial_folder(search: Path, number: int) -> Path:
     """Where a trial leaves its checkpoint."""
     return search / "trials" / f"{number:04d}"
@@ -442,6 +448,10 @@ def _prefix(path: Path) -> tuple[list[bytes], int]:
 
 def _holds(path: Path, content: bytes) -> bool:
     return path.exists() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+
+def _taken(path: Path) -> SearchError:
+    return SearchError(f"{path.parent}: {_holder(path)} is running this search; wait for it or stop it.")
 
 
 def _holder(path: Path) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 for _name, _value in {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_MODEL_CATALOG_URI": "",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow repeats a call whose reply was lost, and a run is made twice; we look first
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
