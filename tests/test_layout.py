@@ -11,9 +11,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "vit_search"
 
 ARROWS = {
-    "cli_cluster": {"ray_token", "search", "cluster", "tracking", "spec", "errors"},
+    "cli_cluster": {"terminal", "ray_token", "search", "cluster", "tracking", "spec", "errors"},
     "cli": {
         "cli_cluster",
+        "leaderboard",
+        "terminal",
         "search",
         "cluster",
         "tracking",
@@ -29,7 +31,11 @@ ARROWS = {
     "tracking": {"vit", "spec", "errors"},  # vit: model_package.py rebuilds a model
     "vit": {"spec", "errors"},
     "spec": {"errors"},
-    "ray_session": {"ray_token", "errors"},
+    "leaderboard": {"terminal", "tracking", "spec"},
+    "terminal": set(),
+    "ray_session": {"ray_folder", "ray_token", "ray_trouble", "errors"},
+    "ray_folder": {"errors"},
+    "ray_trouble": {"errors"},
     "ray_token": {"spec", "errors"},
     "errors": set(),
     "__init__": {"search", "spec"},
@@ -45,8 +51,8 @@ HEAVY = {
     "onnxruntime": set(),
     "onnxscript": set(),
     "pydantic": {"spec"},
-    "typer": {"cli.py", "cli_cluster.py"},
-    "rich": {"cli.py", "cli_cluster.py"},
+    "typer": {"cli.py", "cli_cluster.py", "terminal.py"},
+    "rich": {"cli.py", "cli_cluster.py", "leaderboard.py", "terminal.py"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

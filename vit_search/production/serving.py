@@ -35,6 +35,7 @@ from vit_search.production.endpoint import Batcher, Endpoint, Limits, Loaded, Me
 from vit_search.production.state import State, moment, read_state
 from vit_search.spec.files import write_whole
 from vit_search.spec.pickles import REFUSED
+from vit_search.spec.terminal import ending_signals, leave_terminal
 from vit_search.spec.worker_env import WORKER_ENV
 from vit_search.vit.data import default_cache
 
@@ -64,7 +65,7 @@ class Settings:
 
 
 def serve(model: str, settings: Settings, *, tracking_uri: str | None = None, say: Callable[[str], None] = lambda line: None) -> None:
-    """Serve a registered model until SIGINT or SIGTERM, and end when what had begun is answered.
+    """Serve a registered model until SIGINT, SIGTERM or the loss of the terminal, and end when what had begun is answered.
 
     Args:
         model: as references.py reads it; an alias is followed.
@@ -188,7 +189,7 @@ class Replica:
         limits = self._settings.limits
         self._batcher = Batcher(model, asyncio.get_running_loop(), limits.batch, self._metrics.batches.add)
         endpoint = Endpoint(self._batcher, self._metrics, limits, os.environ.get(TOKEN, "").strip(), self._tell)
-        server = listener.server(endpoint, timeout_s=limits.timeout_s)
+        server = listener.server(endpoint, timeout_s=limits.timeout_s, held=endpoint.held)
         serving = asyncio.create_task(server.serve(sockets=[listener.bind(self._settings.host, self._port)]))
         while not (server.started or serving.done()):
             await asyncio.sleep(0.01)
@@ -283,7 +284,7 @@ def _keep_serve_on_loopback() -> None:
 
 @contextlib.contextmanager
 def _signals(stop: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM set the event; the second SIGINT ends at once."""
+    """SIGINT, SIGTERM and a lost terminal set the event; the second SIGINT ends at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -291,9 +292,11 @@ def _signals(stop: threading.Event) -> Iterator[None]:
     def handle(number: int, frame: Any) -> None:
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGHUP:
+            leave_terminal()
         stop.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in ending_signals()}
     try:
         yield
     finally:

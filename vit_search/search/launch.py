@@ -15,11 +15,12 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import distributions, version
@@ -33,6 +34,7 @@ import ray
 from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.execution import class_cache
+from ray.tune.progress_reporter import TrialProgressCallback
 
 from vit_search.errors import LostClusterError, NoTrialCompletedError, SearchError, SpecError, VitSearchError
 from vit_search.search import resumable
@@ -48,6 +50,7 @@ from vit_search.spec.files import write_whole
 from vit_search.spec.rungs import boundaries
 from vit_search.spec.search_file import NAME, SearchSpec
 from vit_search.spec.space import Value
+from vit_search.spec.terminal import ending_signals, leave_terminal
 from vit_search.spec.worker_env import WORKER_ENV
 from vit_search.tracking import searches
 from vit_search.tracking.ledger import (
@@ -56,6 +59,7 @@ from vit_search.tracking.ledger import (
     Event,
     Launched,
     Ledger,
+    Left,
     Outcome,
     Reported,
     Spent,
@@ -159,12 +163,36 @@ def run(
     spec.check_data(len(data.classes))
     with _ray_and_mlflow(spec, address, tracking_uri) as recorder:
         folder = new_folder(output, spec.name) if name is None else _named_folder(output, name)
-        if lessons:
-            write_whole(folder / EARLIER, json.dumps(lessons))
-        write_whole(folder / PLAN, json.dumps(planning.plan(spec, _known_speed(spec)).to_dict(), indent=1))
-        facts = facts_of(spec, folder.name, data, recorder)
-        searches.write(folder, facts)
-        return drive(spec, folder, data, recorder, facts, watch, work=work, address=address)
+        before = set(folder.iterdir())
+        try:
+            if lessons:
+                write_whole(folder / EARLIER, json.dumps(lessons))
+            write_whole(folder / PLAN, json.dumps(planning.plan(spec, _known_speed(spec)).to_dict(), indent=1))
+            facts = facts_of(spec, folder.name, data, recorder)
+            searches.write(folder, facts)
+            return drive(spec, folder, data, recorder, facts, watch, work=work, address=address)
+        except NoTrialCompletedError:
+            raise
+        except Exception:
+            if not _has_trials(folder):
+                _remove(folder, before)
+            raise
+
+
+def _has_trials(folder: Path) -> bool:
+    """Whether a search has begun; also where its ledger cannot be read, since nothing of it may then be removed."""
+    try:
+        return (folder / "ledger.jsonl").exists() and bool(read_trials(folder / "ledger.jsonl"))
+    except (SearchError, OSError):
+        return True
+
+
+def _remove(folder: Path, before: Collection[Path]) -> None:
+    """Take a search away that was refused before its first trial; `before` was in its folder already, for a cluster's driver."""
+    for path in set(folder.iterdir()) - set(before):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if not before:
+        folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -328,12 +356,11 @@ def drive(
 
     control = Control(folder, ledger, settings, obey, searcher.add, searcher.has_begun)
     recorder.obey = lambda text: control.obey_text(text, by="MLflow")
-    recorder.state = lambda: "paused" if control.paused else "starting no more trials" if control.draining else "running"
     obey()
     _collect(folder, ledger.trials, spec)
     ledger.listeners.append(look)
     left = settings.trials - sum(trial.over for trial in ledger.trials.values())
-    ended = False
+    ended = refused = False
     try:
         if left and not searcher.over:
             if watch:
@@ -341,6 +368,9 @@ def drive(
             with control:
                 _tune(spec, folder, ledger, rungs, searcher, control, packing, work, address)
         ended = True
+    except Exception:
+        refused = not ledger.trials and sum(isinstance(event, Launched) for event in ledger.events) == 1
+        raise
     finally:  # an error of ours leaves a search that can be resumed, and no run open
         interrupted = control.cancelled.is_set()
         for trial in list(ledger.trials.values()):
@@ -353,6 +383,8 @@ def drive(
         trials = ranked(ledger.trials.values(), spec.metric, spec.mode)
         completed = any(trial.outcome == "completed" for trial in trials)
         status = "KILLED" if interrupted else "FINISHED" if ended and completed else "FAILED"
+        with contextlib.suppress(SearchError):  # of a full disk, as above
+            ledger.append(_left(interrupted, completed, control, trials, ended))
         finals = {
             trial.number: value for trial in trials if trial.outcome == "completed" and (value := trial.value(spec.metric)) is not None
         }
@@ -361,7 +393,9 @@ def drive(
         if not interrupted:
             with contextlib.suppress(OSError):  # of a full disk, which has been said
                 searches.write_hindsight(folder, hindsight)
-        recorded = recorder.close(status, None if interrupted else hindsight, patience_s=60 if ended else 30)  # a resume sends the rest
+        if refused:
+            recorder.discard()
+        recorded = not refused and recorder.close(status, None if interrupted else hindsight, patience_s=60 if ended else 30)
         ledger.close()
     if not interrupted and not completed:
         raise NoTrialCompletedError(f"{folder}: none of {len(trials)} trials reached full length; {control.ending or _why(trials)}")
@@ -379,6 +413,22 @@ def drive(
         parent_run=recorder.parent_run,
         recorded=recorded,
     )
+
+
+def _left(interrupted: bool, completed: bool, control: Control, trials: Sequence[Trial], ended: bool) -> Left:
+    """What a driver leaves in the ledger when it lets the search go; with the error that is on its way, if there is one."""
+    if interrupted or not ended:
+        error = sys.exception()
+        reason = str(error) if isinstance(error, VitSearchError) else _in_a_line(error) if isinstance(error, Exception) else ""
+        return Left(state="interrupted", reason=reason)
+    if not completed:
+        return Left(state="failed", reason=control.ending or _why(trials))
+    stopped = control.draining and not control.ending and sum(trial.over for trial in trials) < control.settings.trials
+    return Left(state="stopped" if stopped else "finished", reason=control.ending)
+
+
+def _in_a_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _images_bytes(spec: SearchSpec, data: DataSet) -> int:
@@ -525,7 +575,7 @@ def _tune(
         given_up[number] = reason
         searcher.give_up(number)
 
-    recovery = Recovery(give_up, control.fail)
+    recovery = Recovery(give_up, control.fail, ledger.append)
     with _ray(spec, address), watched(folder.name, control.fail) as head, _signals(control):
         if "auto" in (spec.resources.cpus, spec.resources.gpus):
             packing.nodes = nodes_of(spec.resources)
@@ -558,7 +608,7 @@ def _tune(
             run_config=RunConfig(
                 name="tune",
                 storage_path=str(folder.resolve()),
-                callbacks=[_EndCallback(ledger, spec, control, recovery, searcher, given_up)],
+                callbacks=[_EndCallback(ledger, spec, control, recovery, searcher, given_up), _NoProgress()],
                 failure_config=FailureConfig(max_failures=-1),  # recovery.py says when it is enough
                 verbose=0,
             ),
@@ -663,6 +713,13 @@ class _EndCallback(Callback):
         self._ledger.append(Ended(trial=number, outcome=outcome, reason=self._given_up.get(number, reason)))
 
 
+class _NoProgress(TrialProgressCallback):
+    """In the place of Tune's own, which prints each trial that ends without a result, whatever `verbose` says."""
+
+    def _print(self, msg: str) -> None:
+        pass
+
+
 class _FailuresAlike:
     """Whether the first three trials to end failed for one reason: then the next would, too."""
 
@@ -682,7 +739,7 @@ class _FailuresAlike:
         return reasons.pop() if failed == 3 and len(reasons) == 1 else ""
 
 
-def _why(trials: list[Trial]) -> str:
+def _why(trials: Sequence[Trial]) -> str:
     reasons = [trial.reason for trial in trials if trial.reason]
     return f"the first reason: {reasons[0]}" if reasons else "see how they ended: vit-search show."
 
@@ -732,28 +789,16 @@ def _signals(control: Control) -> Iterator[None]:
         if control.cancelled.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         if number == signal.SIGHUP:
-            _leave_terminal()
+            leave_terminal()
         control.cancel()  # a job's stop reaches a search twice, from Ray and from its driver
 
-    heard = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # under nohup it is ignored, and stays so
-        heard.append(signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in heard}
+    before = {number: signal.signal(number, stop) for number in ending_signals()}
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _leave_terminal() -> None:
-    """Print to nowhere from now on: to write to a terminal that is gone is an error, and would end the search half-way."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for number in (1, 2):
-        if os.isatty(number):
-            os.dup2(nowhere, number)
-    os.close(nowhere)
 
 
 def _check_output(output: Path) -> None:

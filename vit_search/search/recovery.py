@@ -25,6 +25,7 @@ import ray
 from ray.tune import PlacementGroupFactory
 
 from vit_search.errors import ClusterError, SearchError, VitSearchError
+from vit_search.tracking.ledger import Broke
 
 MAX_RETRIES = 3
 """How often a trial whose process dies is taken up from its checkpoint."""
@@ -106,6 +107,7 @@ class Recovery:
     Args:
         give_up: told the number of a trial that is not tried again, and why.
         end: ends the search with an error, so that it can be resumed.
+        record: told of each breakdown.
         living: the cluster's nodes.
     """
 
@@ -113,9 +115,10 @@ class Recovery:
         self,
         give_up: Callable[[int, str], None],
         end: Callable[[VitSearchError], None],
+        record: Callable[[Broke], None],
         living: Callable[[], Mapping[str, Mapping[str, float]]] = nodes,
     ) -> None:
-        self._give_up, self._end, self._living = give_up, end, living
+        self._give_up, self._end, self._record, self._living = give_up, end, record, living
         self._pasts: dict[int, _Past] = {}
         self._waiting: dict[int, tuple[float, PlacementGroupFactory]] = {}
 
@@ -148,11 +151,14 @@ class Recovery:
             trial.config["halvings"] = 1
         if hung or cause == "storage":
             past.avoided.add(node_of(Path(trial.config["folder"])))
-        if past.counts["own"] + past.counts["memory"] > MAX_RETRIES:
+        worn_out, lost = past.counts["own"] + past.counts["memory"] > MAX_RETRIES, past.counts["node"] > MAX_LOSSES
+        nowhere = past.counts["storage"] > MAX_MOVES
+        self._record(Broke(trial=number, reason=reason, again=not (worn_out or lost or nowhere)))
+        if worn_out:
             self._give_up(number, f"{reason} (after {MAX_RETRIES} retries)")
-        elif past.counts["node"] > MAX_LOSSES:
+        elif lost:
             self._give_up(number, f"{reason}, {past.counts['node']} times")
-        elif past.counts["storage"] > MAX_MOVES:
+        elif nowhere:
             self._end(SearchError(f"trial {number}: {reason}"))
         asked = trial.placement_group_factory
         other = elsewhere(asked, past.avoided, self._living())

@@ -8,5 +8,6 @@ WORKER_ENV = {  # glibc keeps freed pages instead of faulting them in again at e
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "268435456",
+    "PYTHONSAFEPATH": "1",  # nothing is imported from the folder that the search was started in
 } | no_pickles()
 """What a process that trains is started with."""

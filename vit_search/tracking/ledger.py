@@ -81,6 +81,17 @@ class Outgrown:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Broke:
+    """A trial's process died, hung, or lost its node or its storage; search/recovery.py says what is done about it."""
+
+    trial: int
+    reason: str
+    again: bool
+    """Whether it is tried again, from its last checkpoint."""
+    at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ended:
     """A trial came to an end; `interrupted` is the one outcome that `resume` takes up again."""
 
@@ -101,15 +112,27 @@ class Commanded:
     at: float = field(default_factory=time.time)
 
 
-Event = Launched | Proposed | Infeasible | Reported | Outgrown | Ended | Commanded
+@dataclass(frozen=True, kw_only=True)
+class Left:
+    """A driver that came to its own end let the search go; one that was killed leaves none."""
+
+    state: Literal["finished", "stopped", "interrupted", "failed"]
+    """As tracking/search_state.py has it."""
+    reason: str = ""
+    at: float = field(default_factory=time.time)
+
+
+Event = Launched | Proposed | Infeasible | Reported | Outgrown | Broke | Ended | Commanded | Left
 _KINDS: dict[str, Any] = {
     "launched": Launched,
     "proposed": Proposed,
     "infeasible": Infeasible,
     "reported": Reported,
     "outgrown": Outgrown,
+    "broke": Broke,
     "ended": Ended,
     "commanded": Commanded,
+    "left": Left,
 }
 
 
@@ -120,8 +143,11 @@ class Trial:
     number: int
     params: dict[str, Value]
     results: list[EpochResult] = field(default_factory=list)
-    outcome: Outcome | Literal["running"] = "running"
+    outcome: Outcome | Literal["running", "held", "waiting"] = "running"
+    """While it has no end, the ledger says running; search_state.py tells whether it is held by a pause, or waits for a place."""
     reason: str = ""
+    breakdowns: list[str] = field(default_factory=list)
+    """Why its process broke down, each time."""
     began: float = 0.0
     ended: float | None = None
     weighed_seconds: float = 0.0
@@ -134,7 +160,7 @@ class Trial:
     @property
     def over(self) -> bool:
         """Whether no resume will go on with it."""
-        return self.outcome not in ("running", "interrupted")
+        return self.outcome not in ("running", "held", "waiting", "interrupted")
 
     def best_value(self, metric: str, mode: str) -> float | None:
         """The metric at its best epoch; None where it never was a number."""
@@ -283,6 +309,8 @@ def fold(trials: dict[int, Trial], event: Event) -> None:
         trial.results.append(event.result)
         trial.weighed_seconds += event.result.seconds * event.devices
         trial.outcome = "running"
+    elif isinstance(event, Broke):
+        trials[event.trial].breakdowns.append(event.reason)
     elif isinstance(event, Ended):
         trial = trials[event.trial]
         trial.outcome, trial.reason, trial.ended = event.outcome, event.reason, event.at

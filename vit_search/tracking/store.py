@@ -68,6 +68,7 @@ def client_for(given: str | None) -> MlflowClient:
     uri = resolve_uri(given)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # 60 lines for each error of a database, which it raises, too
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https"):
         _check_server(uri)
