@@ -49,8 +49,8 @@ from vit_search.spec.config import EpochResult
 from vit_search.spec.files import write_whole
 from vit_search.spec.rungs import boundaries
 from vit_search.spec.search_file import NAME, SearchSpec
+from vit_search.spec.signals import ending_signals, leave_terminal
 from vit_search.spec.space import Value
-from vit_search.spec.terminal import ending_signals, leave_terminal
 from vit_search.spec.worker_env import WORKER_ENV
 from vit_search.tracking import searches
 from vit_search.tracking.ledger import (
