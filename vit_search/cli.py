@@ -67,7 +67,8 @@ OUTCOME_STYLE = {"completed": "green", "stopped": "yellow", "running": "cyan", "
 
 Output = Annotated[Path, typer.Option(help="Folder of all searches.")]
 Tracking = Annotated[
-    str | None, typer.Option(help="MLflow server or database; by default MLFLOW_TRACKING_URI, else SQLite in ./mlruns.db.")
+    str | None,
+    typer.Option(help="MLflow server or database; by default MLFLOW_TRACKING_URI, else the search's own, else SQLite in ./mlruns.db."),
 ]
 Address = Annotated[
     str | None,
@@ -647,7 +648,7 @@ def ui(
     """Serve MLflow's pages on 127.0.0.1."""
     from vit_search.tracking import pages, store
 
-    uri = store.resolve_uri(tracking_uri)
+    uri = store.of_newest(tracking_uri)
     if uri.startswith("http"):
         out.print(f"MLflow already runs at {uri}")
         return
@@ -707,7 +708,7 @@ def doctor(
 
     if problem := token.problem():
         raise ClusterError(problem)
-    client = store.client_for(tracking_uri)
+    client = store.client_for(store.of_newest(tracking_uri))
     found = practice.zombies(client, stranger_hours=stranger_hours)
     if not found:
         out.print("No run is open without somebody at work on it.")
@@ -756,7 +757,7 @@ def promote(
     planned = finalists.plan(folder, top=rules.top, seeds=rules.seeds, train_on=rules.retrain_on)
     from vit_search.tracking import store
 
-    uri = tracking_uri or store.with_password(facts.tracking_uri)
+    uri = store.resolve_uri(tracking_uri, folder, facts)
     if dry_run:
         _print_promotion_plan(planned, rules, name or spec.name, uri)
         return
@@ -802,7 +803,7 @@ def gate(
         from vit_search.production import gates, promotion
         from vit_search.tracking import store
 
-        uri = tracking_uri or store.with_password(facts.tracking_uri)
+        uri = store.resolve_uri(tracking_uri, folder, facts)
         judged = promotion.examine(folder, trial, rules, name or spec.name, tracking_uri=uri)
     if as_json:
         sys.stdout.write(json.dumps([one.to_dict() for one in judged], indent=1) + "\n")
@@ -909,8 +910,9 @@ def predict(
     from rich.table import Table
 
     from vit_search.production import promotion
+    from vit_search.tracking import store
 
-    predictions = promotion.predict(model, images, tracking_uri=tracking_uri)
+    predictions = promotion.predict(model, images, tracking_uri=store.of_newest(tracking_uri))
     if as_json:
         sys.stdout.write(json.dumps([vars(p) for p in predictions], indent=1) + "\n")
         return
@@ -937,10 +939,12 @@ def serve(
     """Serve a registered model over HTTP, and follow its alias."""
     from vit_search.production import serving
     from vit_search.production.endpoint import Limits
+    from vit_search.tracking import store
 
     limits = Limits(batch=batch, queue=queue, body_bytes=int(max_mib * 2**20), timeout_s=timeout)
     settings = serving.Settings(host=host, port=port, replicas=replicas, gpus=gpus, limits=limits, poll_s=poll)
-    serving.serve(model, settings, tracking_uri=tracking_uri, say=lambda line: err.print(_escaped(line), soft_wrap=True))
+    uri = store.of_newest(tracking_uri)
+    serving.serve(model, settings, tracking_uri=uri, say=lambda line: err.print(_escaped(line), soft_wrap=True))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # all is ended by now; Python would take seconds to take torch, Ray and MLflow apart, object by object
@@ -956,8 +960,9 @@ def export(
     """Write a registered model as a file for other programs, once it agrees with the model itself."""
     with err.status("exporting …"):
         from vit_search.production import export as exporting
+        from vit_search.tracking import store
 
-        done = exporting.export(model, format, output, tracking_uri=tracking_uri)
+        done = exporting.export(model, format, output, tracking_uri=store.of_newest(tracking_uri))
     out.print(f"[bold]{_escaped(str(done.path))}[/]: {_escaped(done.name)} version {done.version}", soft_wrap=True)
     batches = " and ".join(map(str, exporting.BATCHES))
     out.print(
@@ -975,8 +980,9 @@ def config(
 ) -> None:
     """Print the configuration of a registered model as a search file with fixed values."""
     from vit_search.production import configuration
+    from vit_search.tracking import store
 
-    made = configuration.configuration(model, tracking_uri=tracking_uri)
+    made = configuration.configuration(model, tracking_uri=store.of_newest(tracking_uri))
     if output is None:
         sys.stdout.write(made.text)
     else:
@@ -1028,7 +1034,7 @@ def rollback(
     from vit_search.tracking import store
 
     with err.status("loading the version …"):
-        client = store.client_for(tracking_uri)
+        client = store.client_for(store.of_newest(tracking_uri))
         done = registry.rollback(
             client, name, to=to, reason=reason.strip(), by=user_name(), check=lambda version: registry.load_problem(client, version)
         )
@@ -1050,7 +1056,7 @@ def history(
     from vit_search.production import registry
     from vit_search.tracking import store
 
-    client = store.client_for(tracking_uri)
+    client = store.client_for(store.of_newest(tracking_uri))
     records = registry.history(client, name)
     problems = registry.verify(client, name) if verify else []
     if as_json:
@@ -1078,7 +1084,7 @@ def repair(name: ModelName, tracking_uri: Tracking = None) -> None:
     from vit_search.production import registry
     from vit_search.tracking import store
 
-    out.print(_escaped(registry.repair(store.client_for(tracking_uri), name)), soft_wrap=True)
+    out.print(_escaped(registry.repair(store.client_for(store.of_newest(tracking_uri)), name)), soft_wrap=True)
 
 
 @app.command()
@@ -1105,11 +1111,12 @@ def _command(search: str | None, output: Path, tracking_uri: str | None, name: s
     try:
         folder = searches.find(output, search)
     except SearchError:
-        if search is None or tracking_uri is None:
+        named = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        if search is None or not named:
             raise
         from vit_search.tracking import recorder
 
-        answer = recorder.command(tracking_uri, search, control.in_words(name, arguments), control.ANSWER_WITHIN_S + recorder.LOOK_EVERY_S)
+        answer = recorder.command(named, search, control.in_words(name, arguments), control.ANSWER_WITHIN_S + recorder.LOOK_EVERY_S)
     else:
         ending = name in ("stop", "cancel") and not arguments and _awaited(folder)
         if ending:

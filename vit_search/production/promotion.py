@@ -285,7 +285,9 @@ def predict(model: str, images: list[Path], *, tracking_uri: str | None = None) 
     try:
         loaded = mlflow.pyfunc.load_model(model)
     except Exception as error:
-        raise PromotionError(f"{model}: cannot be loaded ({str(error).splitlines()[0]}); name it like models:/NAME@champion.") from None
+        gone = "No such artifact" in str(error)  # MLflow knows the name, and has not got the files
+        mend = "its files are gone: bring mlartifacts back beside the database" if gone else "name it like models:/NAME@champion"
+        raise PromotionError(f"{model}: cannot be loaded ({str(error).splitlines()[0]}); {mend}.") from None
     facts = loaded.metadata.metadata or {}
     if "image_size" not in facts:
         raise PromotionError(f"{model}: not a model of vit_search; promote one with `vit-search promote`.")
