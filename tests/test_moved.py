@@ -8,7 +8,7 @@ import pytest
 from synthetic import made
 
 from vit_search.errors import TrackingError
-from vit_search.tracking import doctor, searches, store
+from vit_search.tracking import doctor, searches, store, uris
 from vit_search.tracking.ledger import Ledger
 from vit_search.tracking.recorder import Recorder, sync
 
@@ -73,41 +73,41 @@ def kept(folder, uri):
 def test_what_is_given_comes_before_the_environment_and_that_before_what_the_search_keeps(project, monkeypatch, said):
     search, here = project / "searches/made-1", f"sqlite:///{project / 'mlruns.db'}"
     facts = kept(search, "http://127.0.0.1:9")
-    assert store.resolve_uri(None) == here
-    assert store.resolve_uri(None, search, kept(search, "sqlite:///mlruns.db")) == here
+    assert uris.resolve_uri(None) == here
+    assert uris.resolve_uri(None, search, kept(search, "sqlite:///mlruns.db")) == here
     assert not said.text  # all as expected
-    assert store.resolve_uri(None, search, facts) == "http://127.0.0.1:9"
+    assert uris.resolve_uri(None, search, facts) == "http://127.0.0.1:9"
     assert said.messages == ["MLflow: http://127.0.0.1:9, where made-1 has its records; --tracking-uri names another."]
     said.clear()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:word@127.0.0.1:7")
-    assert store.resolve_uri(None, search, facts) == "http://user:word@127.0.0.1:7"
+    assert uris.resolve_uri(None, search, facts) == "http://user:word@127.0.0.1:7"
     assert said.messages == ["MLflow: http://user@127.0.0.1:7, by MLFLOW_TRACKING_URI; made-1 has its records in http://127.0.0.1:9."]
     said.clear()
-    assert store.resolve_uri("sqlite:///other.db", search, facts) == f"sqlite:///{project / 'other.db'}"
+    assert uris.resolve_uri("sqlite:///other.db", search, facts) == f"sqlite:///{project / 'other.db'}"
     assert not said.text
 
 
 def test_a_command_without_a_search_means_the_mlflow_of_the_newest(project, said):
     here = f"sqlite:///{project / 'mlruns.db'}"
-    assert store.of_newest(None) == here
+    assert uris.of_newest(None) == here
     assert not said.text
     searches.write_facts(project / "searches/made-1", kept(project / "searches/made-1", "http://127.0.0.1:9"))
-    assert store.of_newest(None) == "http://127.0.0.1:9"
+    assert uris.of_newest(None) == "http://127.0.0.1:9"
     assert len(said.messages) == 1
     shutil.rmtree(project / "searches")
-    assert store.of_newest(None) == here
+    assert uris.of_newest(None) == here
 
 
 def test_the_database_of_the_project_is_kept_relative_to_it_and_found_from_anywhere(project, tmp_path, monkeypatch):
     search = project / "searches/made-1"
-    assert store.to_keep(f"sqlite:///{project / 'mlruns.db'}", search) == "sqlite:///mlruns.db"
-    assert store.to_keep(f"sqlite:///{tmp_path / 'other.db'}", search) == f"sqlite:///{tmp_path / 'other.db'}"
-    assert store.to_keep("postgresql://me:word@host/db", search) == "postgresql://me@host/db"
+    assert uris.to_keep(f"sqlite:///{project / 'mlruns.db'}", search) == "sqlite:///mlruns.db"
+    assert uris.to_keep(f"sqlite:///{tmp_path / 'other.db'}", search) == f"sqlite:///{tmp_path / 'other.db'}"
+    assert uris.to_keep("postgresql://me:word@host/db", search) == "postgresql://me@host/db"
     facts = kept(search, "sqlite:///mlruns.db")
     monkeypatch.chdir(tmp_path)
-    assert store.resolve_uri(None, search, facts) == f"sqlite:///{project / 'mlruns.db'}"
+    assert uris.resolve_uri(None, search, facts) == f"sqlite:///{project / 'mlruns.db'}"
     monkeypatch.chdir(search)
-    assert store.resolve_uri(None, search, facts) == f"sqlite:///{project / 'mlruns.db'}"
+    assert uris.resolve_uri(None, search, facts) == f"sqlite:///{project / 'mlruns.db'}"
 
 
 def test_a_copied_project_writes_to_its_own_mlflow_and_says_so(project, tmp_path, monkeypatch, said):
@@ -116,21 +116,20 @@ def test_a_copied_project_writes_to_its_own_mlflow_and_says_so(project, tmp_path
     monkeypatch.chdir(copy)
     before = (project / "mlruns.db").read_bytes()
     facts = searches.read_facts(copy / "searches/made-1")
-    assert store.resolve_uri(None, copy / "searches/made-1", facts) == f"sqlite:///{copy / 'mlruns.db'}"
+    assert uris.resolve_uri(None, copy / "searches/made-1", facts) == f"sqlite:///{copy / 'mlruns.db'}"
     assert said.messages[0].startswith(f"MLflow: sqlite:///{copy / 'mlruns.db'}, of this project; made-1 names sqlite:///{project}")
     assert sync(copy / "searches/made-1")
     assert (project / "mlruns.db").read_bytes() == before
     assert runs_of(copy, "made-1") == [("FINISHED", str(copy / "searches/made-1"), 6)]  # the same runs, not others beside them
     assert points_of(copy, "made-1") == [1, 2, 3, 4]
     (copy / "mlruns.db").unlink()  # a project without a database of its own goes on in the one that the search names
-    assert store.resolve_uri(None, copy / "searches/made-1", facts) == f"sqlite:///{project / 'mlruns.db'}"
+    assert uris.resolve_uri(None, copy / "searches/made-1", facts) == f"sqlite:///{project / 'mlruns.db'}"
 
 
 def test_what_mlflow_is_told_is_not_taken_for_the_users_word(project, monkeypatch):
     store.client_for(f"sqlite:///{project / 'mlruns.db'}")
     assert (
-        store.resolve_uri(None, project / "searches/made-1", kept(project / "searches/made-1", "http://127.0.0.1:9"))
-        == "http://127.0.0.1:9"
+        uris.resolve_uri(None, project / "searches/made-1", kept(project / "searches/made-1", "http://127.0.0.1:9")) == "http://127.0.0.1:9"
     )
 
 
@@ -216,7 +215,7 @@ def test_doctor_never_closes_the_runs_of_a_running_search(project, said):
     moved = old.rename(project / "searches/made-2")
     spec, facts = searches.read(moved)
     ledger = Ledger(moved / "ledger.jsonl", spec.epochs)
-    recorder = Recorder.connect(store.resolve_uri(None, moved, facts), spec.name)
+    recorder = Recorder.connect(uris.resolve_uri(None, moved, facts), spec.name)
     recorder.open(spec, facts, moved, ledger.events, ledger.sync)
     try:
         while not recorder._ready or recorder.behind:

@@ -12,7 +12,7 @@ from vit_search.spec.files import write_whole
 from vit_search.tracking import finalists, ledger, searches
 from vit_search.tracking.finalists import Plan
 from vit_search.tracking.recorder import Recorder
-from vit_search.tracking.store import resolve_uri
+from vit_search.tracking.uris import resolve_uri
 
 
 def retrain(
