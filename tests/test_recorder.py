@@ -505,7 +505,7 @@ def test_postgresql_gets_all_of_a_search_and_its_password_stays_secret(postgres,
     assert SECRET not in (folder / RECORDED).read_text() + caplog.text + "".join(capfd.readouterr())
     (folder / RECORDED).unlink()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", postgres)
-    (folder / "search.json").write_text(json.dumps(dataclasses.asdict(facts) | {"tracking_uri": store.public(postgres)}))
+    (folder / "search.json").write_text(json.dumps(dataclasses.asdict(facts) | {"tracking_uri": uris.public(postgres)}))
     assert sync(folder)  # the search keeps no password; the environment has it
     assert_whole(postgres, folder)
     with pytest.raises(TrackingError) as refused:
