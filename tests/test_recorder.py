@@ -22,7 +22,7 @@ from synthetic import FILE, begin, events, made, result
 
 from vit_search.errors import SearchError, TrackingError
 from vit_search.spec import search_file
-from vit_search.tracking import doctor, search_state, store
+from vit_search.tracking import doctor, search_state, store, uris
 from vit_search.tracking.ledger import Broke, Ended, Launched, Ledger, Left, Proposed, Reported, read_trials
 from vit_search.tracking.recorder import RECORDED, STATUS, Recorder, sync
 from vit_search.tracking.search_state import State

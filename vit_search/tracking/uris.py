@@ -39,9 +39,9 @@ def resolve_uri(given: str | None = None, folder: Path | None = None, facts: Sea
         if public(named) != kept:
             _log.warning("MLflow: %s, by %s; %s has its records in %s.", public(named), ENVIRONMENT, folder.name, kept)
         return named
-    written = facts.tracking_uri
-    if Path(written.removeprefix(SQLITE)).is_absolute() and absolute(written) != kept:
-        _log.warning("MLflow: %s, of this project; %s names %s, of the project that it comes from.", kept, folder.name, written)
+    written = Path(facts.tracking_uri.removeprefix(SQLITE))
+    if written.is_absolute() and SQLITE + str(written.resolve()) != kept and written.exists():
+        _log.warning("MLflow: %s, of this project; %s names %s, of the one it was copied from.", kept, folder.name, facts.tracking_uri)
     elif kept != absolute(SQLITE + DEFAULT_DATABASE):
         _log.warning("MLflow: %s, where %s has its records; --tracking-uri names another.", kept, folder.name)
     return kept
