@@ -69,11 +69,12 @@ def _fetched(model: str, place: Path, tracking_uri: str | None) -> Path:
     """The checkpoint of a model that MLflow has."""
     from vit_search.production import registry
     from vit_search.tracking.store import client_for, in_short
+    from vit_search.tracking.uris import of_newest
 
     import mlflow  # isort: skip  (after store, which makes its settings)
     from mlflow.exceptions import MlflowException  # isort: skip
 
-    client = client_for(tracking_uri)
+    client = client_for(of_newest(tracking_uri))
     if not model.startswith(("models:/m-", "runs:/")):
         return registry.fetch_files(client, references.find_version(client, model), place)
     try:

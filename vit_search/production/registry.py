@@ -339,6 +339,8 @@ def _loading(version: Any, place: Path) -> Iterator[None]:
         said = in_short(error).replace(f"{place}/", "")
         if "downloading one or more artifacts" in said:  # MLflow's heading over a list of files
             said = f"of its files, {CHECKPOINT} cannot be had; a model that `vit-search promote` has registered holds it"
+        elif "No such artifact" in said:  # MLflow knows the version, and has not got the files
+            said = "its files are not where MLflow has put them; a database in the project needs its folder mlartifacts beside it"
         raise PromotionError(f"{version.name}: version {version.version} cannot be loaded ({said})") from None
 
 
