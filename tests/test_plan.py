@@ -372,7 +372,7 @@ def test_calibration_has_the_environment_of_a_trial():
     from vit_search.search.launch import WORKER_ENV
     from vit_search.vit import calibrate
 
-    assert calibrate.machine.WORKER_ENV == WORKER_ENV
+    assert calibrate.WORKER_ENV is WORKER_ENV
 
 
 def typed(capsys, monkeypatch, *words):

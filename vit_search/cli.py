@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from vit_search.spec.space import Space
     from vit_search.tracking.finalists import Plan as FinalistPlan
     from vit_search.tracking.finalists import Retrained
-    from vit_search.tracking.ledger import Event, Ledger, Spent, Trial
+    from vit_search.tracking.ledger import Broke, Event, Ledger, Spent, Trial
+    from vit_search.tracking.search_state import State
     from vit_search.tracking.searches import Hindsight
 
 app = typer.Typer(
@@ -67,11 +68,21 @@ Result = TypeVar("Result")
 
 Output = Annotated[Path, typer.Option(help="Folder of all searches.")]
 Tracking = Annotated[
-    str | None, typer.Option(help="MLflow server or database; by default MLFLOW_TRACKING_URI, else SQLite in ./mlruns.db.")
+    str | None,
+    typer.Option(help="MLflow server or database; by default MLFLOW_TRACKING_URI, else the search's own, else SQLite in ./mlruns.db."),
 ]
 Address = Annotated[
     str | None,
     typer.Option(help="Of the Ray cluster that trains, from one of its nodes: `auto`, or HOST:6379; by default this machine alone."),
+]
+Nice = Annotated[
+    int | None,
+    typer.Option(
+        "--nice",
+        help="How far trials step back for other programs of this machine: 0 not at all, 19 most; 15 by default.",
+        min=0,
+        max=19,
+    ),
 ]
 PolicyFile = Annotated[Path | None, typer.Option(help="What a candidate must show; the defaults stand in README.md.", metavar="FILE")]
 ModelName = Annotated[str, typer.Argument(help="A registered model, named after its search file's `name`.", metavar="NAME")]
@@ -119,10 +130,12 @@ def run(
     download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")] = False,
     address: Address = None,
     name: Annotated[str | None, typer.Option("--as", help="Name of the search's folder; by default the next free NAME-N.")] = None,
+    nice: Nice = None,
 ) -> None:
     """Start a search and see it through."""
     from vit_search.spec import search_file
 
+    _set_niceness(nice, address)
     spec = search_file.load(file)
     share = spec.space.feasible_share()
     if 0 < share < 0.05:
@@ -131,6 +144,18 @@ def run(
         from vit_search.search import launch
     options: dict[str, Any] = {"output": output, "tracking_uri": tracking_uri, "download": download, "address": address, "name": name}
     _finish(_watched(lambda watch: launch.run(spec, watch=watch, **options)))
+
+
+def _set_niceness(nice: int | None, address: str | None) -> None:
+    """Ray reads the variable when it starts.
+
+    Raises: SearchError for a cluster, whose Ray has started.
+    """
+    if nice is None:
+        return
+    if address is not None:
+        raise SearchError("--nice is for trials on this machine; on a cluster, set RAY_worker_niceness where Ray is started.")
+    os.environ["RAY_worker_niceness"] = str(nice)  # noqa: SIM112 -- Ray's spelling
 
 
 @app.command()
@@ -336,14 +361,18 @@ def resume(
         ),
     ] = None,
     insecure: cli_cluster.Insecure = False,
+    nice: Nice = None,
 ) -> None:
     """Take up a search that was interrupted."""
+    _set_niceness(nice, address)
     if address is not None and address.startswith(("http://", "https://")):
         cli_cluster.resume_there(address, search, insecure)
         return
+    from vit_search.search import resumable
     from vit_search.tracking import searches
 
     folder = searches.find(output, search)
+    resumable.check(folder, {})  # at once, and not after ten seconds of imports
     with err.status("preparing MLflow and Ray …"):
         from vit_search.search import launch
     _finish(_watched(lambda watch: launch.resume(folder, tracking_uri=tracking_uri, watch=watch, address=address)))
@@ -361,17 +390,21 @@ def extend(
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
     address: Address = None,
+    nice: Nice = None,
 ) -> None:
     """Go on with a finished search beyond its limits.
 
     It keeps its sampler, its rungs and its MLflow run.
     """
+    from vit_search.search import resumable
     from vit_search.tracking import searches
 
+    _set_niceness(nice, address)
     folder = searches.find(output, search)
     more = _given(trials=trials, hours=hours, device_hours=device_hours, concurrency=concurrency, target=target, patience=patience)
     if not more:
         raise SearchError("extend by what? Give --trials, --hours, --device-hours, --concurrency, --target or --patience.")
+    resumable.check(folder, more)
     with err.status("preparing MLflow and Ray …"):
         from vit_search.search import launch
     _finish(_watched(lambda watch: launch.resume(folder, tracking_uri=tracking_uri, extend=more, watch=watch, address=address)))
@@ -479,14 +512,18 @@ def status(
         words = ["status", *([search] if search else []), *(["--json"] if as_json else []), *(["--watch"] if watch else [])]
         cli_cluster.remotely(address, words, insecure=insecure, follow=watch)
         return
+    from vit_search.cluster import record
     from vit_search.tracking import searches
 
-    if search is not None and _starting(output / search):
-        out.print(f"{search} is starting: its data, MLflow and Ray are being prepared.")
+    if search is not None and record.submitted(output / search) and not (output / search / "ledger.jsonl").exists():
+        _print_unbegun(output / search, as_json)
         if not watch:
             return
         while _starting(output / search):
             time.sleep(2)
+        if not (output / search / "ledger.jsonl").exists():
+            _print_unbegun(output / search, as_json)
+            return
     folder = searches.find(output, search)
     _print_status(folder, as_json)
     if watch:
@@ -494,16 +531,30 @@ def status(
         _print_status(folder, as_json)
 
 
+def _print_unbegun(folder: Path, as_json: bool) -> None:
+    """How a search stands that was submitted to a cluster and has no trials yet."""
+    from vit_search.cluster import record
+    from vit_search.tracking import search_state
+
+    state = record.state(folder).word
+    if as_json:
+        sys.stdout.write(json.dumps({"search": folder.name, "state": state, "running": False}, indent=1) + "\n")
+    else:
+        out.print(f"[bold]{_escaped(folder.name)}[/] is {state}: {search_state.WORDS[state]}.", soft_wrap=True)
+
+
 def _watch_status(folder: Path) -> None:
     """A line for each change, until no driver runs the search and none is to come."""
-    from vit_search.tracking import ledger, searches
+    from vit_search.cluster import record
+    from vit_search.tracking import ledger
 
-    spec, _ = searches.read(folder)
     before = ""
     while ledger.held(folder / "ledger.jsonl") or _awaited(folder):
-        trials = ledger.read_trials(folder / "ledger.jsonl")
+        now = record.snapshot(folder)
+        spec, trials = now.spec, now.trials.values()
         running = sum(trial.outcome == "running" for trial in trials)
-        said = f"{sum(trial.over for trial in trials)} trials over, {running} running"
+        said = "" if now.state.word == "running" else f"{now.state.word}: "
+        said += f"{sum(trial.over for trial in trials)} trials over, {running} running"
         winner = ledger.best(trials, spec.metric, spec.mode)
         if winner:
             said += f", best {spec.metric} {winner.value(spec.metric):.4f} (trial {winner.number})"
@@ -526,13 +577,13 @@ def _awaited(folder: Path) -> bool:
 
 
 def _print_status(folder: Path, as_json: bool) -> None:
+    from vit_search.cluster import record
     from vit_search.search.control import Settings
     from vit_search.tracking import ledger, searches
 
-    spec, _ = searches.read(folder)
-    events = ledger.read_events(folder / "ledger.jsonl")
-    trials, spent = ledger.told(events, spec.epochs)
-    settings, running = Settings.of(spec, events), ledger.held(folder / "ledger.jsonl")
+    now = record.snapshot(folder)
+    spec, events, trials, spent, state = now.spec, now.events, now.trials, now.spent, now.state
+    settings = Settings.of(spec, events)
     outcomes = [trial.outcome for trial in trials.values()]
     counts = {name: outcomes.count(name) for name in OUTCOME_STYLE if name in outcomes}
     winner = ledger.best(trials.values(), spec.metric, spec.mode)
@@ -541,9 +592,12 @@ def _print_status(folder: Path, as_json: bool) -> None:
     if as_json:
         facts = {
             "search": folder.name,
-            "running": running,
+            "state": state.word,
+            "reason": state.reason,
+            "running": state.word in ("running", "stopping"),
             "trials": settings.trials,
             "outcomes": counts,
+            "breakdowns": [vars(event) for event in events if isinstance(event, ledger.Broke)],
             "best": _row(winner, spec.metric, spec.space, 1) if winner else None,
             "spent": {key: value for key, value in vars(spent).items() if not key.startswith("_")},
             "hindsight": vars(hindsight) if hindsight else None,
@@ -552,16 +606,17 @@ def _print_status(folder: Path, as_json: bool) -> None:
         sys.stdout.write(json.dumps(facts, indent=1) + "\n")
         return
     over = sum(trial.over for trial in trials.values())
-    state = (
-        "running" if running else "finished" if over >= settings.trials else "waiting for a driver" if _awaited(folder) else "not running"
-    )
-    out.print(f"[bold]{folder.name}[/] is {state}: {over} of {settings.trials} trials over, {settings.concurrency} at a time")
+    out.print(f"[bold]{folder.name}[/] is {state.word}: {over} of {settings.trials} trials over, {settings.concurrency} at a time")
+    for line in _what_next(folder, state):
+        out.print(f"  {_escaped(line)}", soft_wrap=True)
     out.print("  " + ", ".join(f"[{OUTCOME_STYLE[name]}]{count} {name}[/]" for name, count in counts.items()))
+    for line in _breakdowns(trials.values()):
+        out.print(f"  {_escaped(line)}", soft_wrap=True)
     if winner:
         params = ", ".join(f"{key} {_number(value)}" for key, value in spec.space.trained(winner.params).items())
         out.print(f"  best {spec.metric} {winner.value(spec.metric):.4f}: trial {winner.number} ({params})")
     out.print(f"  {_spent(spent)}")
-    for line in _hindsight(hindsight) if hindsight and not running else []:
+    for line in _hindsight(hindsight) if hindsight and not state.driven else []:
         out.print(f"  {line}")
     for event in commands[-5:]:
         arguments = " ".join(f"{key}={value}" for key, value in event.arguments.items())
@@ -570,6 +625,29 @@ def _print_status(folder: Path, as_json: bool) -> None:
                 f"  {time.strftime('%H:%M', time.localtime(event.at))} {event.by}: {f'{event.name} {arguments}'.strip()}: {event.answer}"
             )
         )
+
+
+def _breakdowns(trials: Iterable[Trial]) -> list[str]:
+    """Which trials broke down, how often, and why the last time."""
+    broke = [trial for trial in trials if trial.breakdowns]
+    lines = [f"{len(broke)} trials broke down, the last of them:"] if len(broke) > 3 else []
+    for trial in broke[-3:]:
+        times = "once" if len(trial.breakdowns) == 1 else f"{len(trial.breakdowns)} times, the last time"
+        lines.append(f"trial {trial.number} broke down {times}: {trial.breakdowns[-1]}")
+    return lines
+
+
+def _what_next(folder: Path, state: State) -> list[str]:
+    """Why a search stands as it does, and the command that goes on with it."""
+    from vit_search.cluster import record
+
+    lines = [state.reason] if state.reason else []
+    there = " --address URL" if record.submitted(folder) else ""
+    if state.resumable:
+        lines.append(f"go on with:  vit-search resume {folder.name}{there}")
+    elif state.word == "paused":
+        lines.append(f"go on with:  vit-search continue {folder.name}")
+    return lines
 
 
 @app.command()
@@ -581,11 +659,12 @@ def show(
     top: Annotated[int, typer.Option(help="Rows of the table; 0 for all.")] = 10,
 ) -> None:
     """Print the leaderboard of a search, running or over."""
-    from vit_search.tracking import ledger, searches
+    from vit_search.tracking import ledger, search_state, searches
 
     folder = searches.find(output, search)
-    spec, _ = searches.read(folder)
-    space, trials = spec.space, ledger.ranked(ledger.read_trials(folder / "ledger.jsonl"), spec.metric, spec.mode)
+    now = search_state.read(folder)
+    spec = now.spec
+    space, trials = spec.space, ledger.ranked(now.trials.values(), spec.metric, spec.mode)
     if as_json:
         sys.stdout.write(json.dumps([_row(t, spec.metric, space, i) for i, t in enumerate(trials, 1)], indent=1) + "\n")
     elif as_csv:
@@ -616,7 +695,7 @@ def report(
     with err.status("reading the ledger …"):
         from vit_search.tracking import report as reporting
 
-        page, twin = reporting.write(folder)
+        page, twin = reporting.write(folder, awaited=_awaited(folder))
     _print_markdown(twin)
     out.print(f"\nPage:  [bold]{_escaped(str(page))}[/]", soft_wrap=True)
 
@@ -686,8 +765,9 @@ def ui(
 ) -> None:
     """Serve MLflow's pages on 127.0.0.1."""
     from vit_search.tracking import pages, store
+    from vit_search.tracking.uris import of_newest
 
-    uri = store.resolve_uri(tracking_uri)
+    uri = of_newest(tracking_uri)
     if uri.startswith("http"):
         out.print(f"MLflow already runs at {uri}")
         return
@@ -750,10 +830,11 @@ def doctor(
     from vit_search.errors import ClusterError
     from vit_search.tracking import doctor as practice
     from vit_search.tracking import store
+    from vit_search.tracking.uris import of_newest
 
     if problem := token.problem():
         raise ClusterError(problem)
-    client = store.client_for(tracking_uri)
+    client = store.client_for(of_newest(tracking_uri))
     found = practice.zombies(client, stranger_hours=stranger_hours)
     if not found:
         out.print("No run is open without somebody at work on it.")
@@ -772,7 +853,9 @@ def doctor(
 
 @app.command()
 def promote(
-    search: SearchName = None,
+    search: Annotated[
+        str | None, typer.Argument(help="A search by name or folder, or a folder that `train` made; the newest search by default.")
+    ] = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
     top: Annotated[int | None, typer.Option(help="Trials to train anew; the policy's by default.", min=1, max=100)] = None,
@@ -792,20 +875,22 @@ def promote(
     """
     if force != bool(reason.strip()):
         raise SearchError("--force and --reason go together: say why the gates are to be passed over, e.g. --force --reason 'a fix'.")
+    from vit_search.production import references
     from vit_search.spec import search_file
     from vit_search.spec.policy import load
     from vit_search.tracking import finalists, searches
 
     if name is not None:
+        name = references.name_of(name)
         search_file.check_name(name, "--name")
     given = _given(top=top, seeds=seeds) | ({"allow_dirty": True} if allow_dirty else {})
     rules = load(policy).model_copy(update=given)
-    folder = searches.find(output, search)
+    folder = _trained(search, output, tracking_uri) or searches.find(output, search)
     spec, facts = searches.read(folder)
     planned = finalists.plan(folder, top=rules.top, seeds=rules.seeds, train_on=rules.retrain_on)
-    from vit_search.tracking import store
+    from vit_search.tracking.uris import resolve_uri
 
-    uri = tracking_uri or store.with_password(facts.tracking_uri)
+    uri = resolve_uri(tracking_uri, folder, facts)
     if dry_run:
         _print_promotion_plan(planned, rules, name or spec.name, uri)
         return
@@ -828,6 +913,19 @@ def promote(
         sys.exit(NOT_PROMOTED)
 
 
+def _trained(search: str | None, output: Path, tracking_uri: str | None) -> Path | None:
+    """A search made of a folder that `train` has made; None where another is meant."""
+    trained = Path(search or "")
+    if search is None or not (trained / "config.json").is_file():
+        return None
+    with err.status("preparing the data and MLflow …"):
+        from vit_search.search import adopted
+
+        folder = adopted.adopt(trained, output, tracking_uri=tracking_uri)
+    err.print(_escaped(f"{folder}: a search of one trial, which is {trained}"), soft_wrap=True)
+    return folder
+
+
 @app.command()
 def gate(
     search: Annotated[str, typer.Argument(help="A search by name or folder.")],
@@ -842,19 +940,21 @@ def gate(
 
     Exit code 3 where one refuses. Trains and registers nothing.
     """
+    from vit_search.production import references
     from vit_search.spec import search_file
     from vit_search.spec.policy import load
     from vit_search.tracking import searches
 
     if name is not None:
+        name = references.name_of(name)
         search_file.check_name(name, "--name")
     rules, folder = load(policy), searches.find(output, search)
     spec, facts = searches.read(folder)
     with err.status("measuring …"):
         from vit_search.production import gates, promotion
-        from vit_search.tracking import store
+        from vit_search.tracking.uris import resolve_uri
 
-        uri = tracking_uri or store.with_password(facts.tracking_uri)
+        uri = resolve_uri(tracking_uri, folder, facts)
         judged = promotion.examine(folder, trial, rules, name or spec.name, tracking_uri=uri)
     if as_json:
         sys.stdout.write(json.dumps([one.to_dict() for one in judged], indent=1) + "\n")
@@ -936,7 +1036,7 @@ def _print_promotion(done: Promotion, retrained: Retrained) -> None:
         out.print(f"[bold red]forced[/]: {_escaped(done.tags['forced'])}", soft_wrap=True)
     before = f", in place of version {done.champion}" if done.champion else ""
     out.print(f"[bold]{done.name}[/] version {done.version} is now [bold green]champion[/]{before}: trial {finalist.trial} trained anew")
-    out.print(f"\nNext:  vit-search predict --model models:/{done.name}@champion IMAGE…")
+    out.print(f"\nNext:  vit-search predict --model {done.name}@champion IMAGE…")
     out.print(f"       vit-search serve {done.name}@champion")
 
 
@@ -953,16 +1053,16 @@ def _print_gates(judged: list[Gate]) -> None:
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    model: Annotated[str, typer.Option(help="models:/NAME@champion or models:/NAME/VERSION.")],
+    model: Annotated[str, typer.Option(help="NAME@champion, NAME/3, or a folder that `train` made.")],
     tracking_uri: Tracking = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Classify image files with a registered model."""
     from rich.table import Table
 
-    from vit_search.production import promotion
+    from vit_search.production import prediction
 
-    predictions = promotion.predict(model, images, tracking_uri=tracking_uri)
+    predictions = prediction.predict(model, images, tracking_uri=tracking_uri)
     if as_json:
         sys.stdout.write(json.dumps([vars(p) for p in predictions], indent=1) + "\n")
         return
@@ -974,7 +1074,7 @@ def predict(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(help="NAME@champion, which is followed, or NAME/VERSION.")],
+    model: Annotated[str, typer.Argument(help="NAME@champion, which is followed, NAME/3, or a folder that `train` made.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; one that others reach needs VIT_SEARCH_SERVE_TOKEN.")] = "127.0.0.1",
     replicas: Annotated[int, typer.Option(min=1, max=256, help="Processes that classify; they share the port.")] = 1,
@@ -1000,7 +1100,7 @@ def serve(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="NAME@champion or NAME/VERSION.", metavar="MODEL")],
+    model: Annotated[str, typer.Argument(help="NAME@champion, NAME/3, or a folder that `train` made.", metavar="MODEL")],
     format: Annotated[str, typer.Option("--format", help="safetensors, pt2 or onnx.")],
     output: Annotated[Path | None, typer.Option(help="File, or folder of safetensors; by default NAME-VERSION here.")] = None,
     tracking_uri: Tracking = None,
@@ -1013,7 +1113,9 @@ def export(
         from vit_search.production import export as exporting
 
         done = exporting.export(model, format, output, tracking_uri=tracking_uri)
-    out.print(f"[bold]{_escaped(str(done.path))}[/]: {_escaped(done.name)} version {done.version}", soft_wrap=True)
+    out.print(
+        f"[bold]{_escaped(str(done.path))}[/]: {_escaped(done.name)}{f' version {done.version}' if done.version else ''}", soft_wrap=True
+    )
     batches = " and ".join(map(str, exporting.BATCHES))
     out.print(
         f"its logits differ from the model's own by at most {done.difference:.1e}, in batches of {batches} "
@@ -1024,7 +1126,7 @@ def export(
 
 @app.command()
 def config(
-    model: Annotated[str, typer.Argument(help="NAME@champion or NAME/VERSION.", metavar="MODEL")],
+    model: Annotated[str, typer.Argument(help="NAME@champion, NAME/3, or a folder that `train` made.", metavar="MODEL")],
     output: Annotated[Path | None, typer.Option(help="Write the file here; printed by default.", metavar="FILE")] = None,
     tracking_uri: Tracking = None,
 ) -> None:
@@ -1088,11 +1190,13 @@ def rollback(
     """
     if not reason.strip():
         raise PromotionError("--reason is empty; say why, e.g. --reason 'wrong on night photos'.")
-    from vit_search.production import registry
+    from vit_search.production import references, registry
     from vit_search.tracking import store
+    from vit_search.tracking.uris import of_newest
 
+    name = references.name_of(name)
     with err.status("loading the version …"):
-        client = store.client_for(tracking_uri)
+        client = store.client_for(of_newest(tracking_uri))
         done = registry.rollback(
             client, name, to=to, reason=reason.strip(), by=user_name(), check=lambda version: registry.load_problem(client, version)
         )
@@ -1111,10 +1215,12 @@ def history(
     """Show who made which version the champion, when and why."""
     from rich.table import Table
 
-    from vit_search.production import registry
+    from vit_search.production import references, registry
     from vit_search.tracking import store
+    from vit_search.tracking.uris import of_newest
 
-    client = store.client_for(tracking_uri)
+    name = references.name_of(name)
+    client = store.client_for(of_newest(tracking_uri))
     records = registry.history(client, name)
     problems = registry.verify(client, name) if verify else []
     if as_json:
@@ -1142,10 +1248,12 @@ def repair(name: ModelName, tracking_uri: Tracking = None) -> None:
 
     Its lock is taken away.
     """
-    from vit_search.production import registry
+    from vit_search.production import references, registry
     from vit_search.tracking import store
+    from vit_search.tracking.uris import of_newest
 
-    out.print(_escaped(registry.repair(store.client_for(tracking_uri), name)), soft_wrap=True)
+    name = references.name_of(name)
+    out.print(_escaped(registry.repair(store.client_for(of_newest(tracking_uri)), name)), soft_wrap=True)
 
 
 @app.command()
@@ -1172,11 +1280,12 @@ def _command(search: str | None, output: Path, tracking_uri: str | None, name: s
     try:
         folder = searches.find(output, search)
     except SearchError:
-        if search is None or tracking_uri is None:
+        named = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        if search is None or not named:
             raise
         from vit_search.tracking import recorder
 
-        answer = recorder.command(tracking_uri, search, control.in_words(name, arguments), control.ANSWER_WITHIN_S + recorder.LOOK_EVERY_S)
+        answer = recorder.command(named, search, control.in_words(name, arguments), control.ANSWER_WITHIN_S + recorder.LOOK_EVERY_S)
     else:
         ending = name in ("stop", "cancel") and not arguments and _awaited(folder)
         if ending:
@@ -1279,7 +1388,8 @@ def _print_leaderboard(name: str, trials: list[Trial], spec: SearchSpec, top: in
 def _row(trial: Trial, metric: str, space: Space, rank: int) -> dict[str, Any]:
     facts: dict[str, Any] = {"rank": rank, "trial": trial.number, "outcome": trial.outcome, "epochs": len(trial.results)}
     facts[metric] = trial.value(metric)
-    return facts | space.trained(trial.params) | ({"reason": trial.reason} if trial.reason else {})
+    broke = {"breakdowns": len(trial.breakdowns)} if trial.breakdowns else {}
+    return facts | space.trained(trial.params) | broke | ({"reason": trial.reason} if trial.reason else {})
 
 
 class _Screen:
@@ -1295,7 +1405,7 @@ class _Screen:
         """Begin; what comes back is told every event."""
         from vit_search.spec.rungs import levels
         from vit_search.tracking import searches
-        from vit_search.tracking.ledger import Commanded, Ended, Reported
+        from vit_search.tracking.ledger import Broke, Commanded, Ended, Reported
 
         self._ledger, self._spec, self._control, self._began = ledger, spec, control, time.monotonic()
         self.search = ledger.folder.name
@@ -1309,7 +1419,7 @@ class _Screen:
 
             self._live = Live(get_renderable=self._picture, console=err, refresh_per_second=4, transient=True)
             self._live.start()
-            return lambda event: None
+            return lambda event: self._say_breakdown(event) if isinstance(event, Broke) else None
 
         how = spec.stopping
         rungs = levels(grace_epochs=how.grace_epochs, reduction_factor=how.reduction_factor, epochs=spec.epochs)
@@ -1318,6 +1428,8 @@ class _Screen:
         def line(event: Event) -> None:
             if isinstance(event, Commanded):
                 err.print(_escaped(f"{event.by}: {event.name}: {event.answer}"), soft_wrap=True)
+            elif isinstance(event, Broke):
+                self._say_breakdown(event)
             elif isinstance(event, Reported) and event.result.epoch in rungs and event.result.epoch < spec.epochs:
                 value = ledger.trials[event.trial].value(spec.metric)
                 score = "" if value is None else f"  {spec.metric} {value:.4f}"
@@ -1335,15 +1447,20 @@ class _Screen:
 
         return line
 
+    def _say_breakdown(self, event: Broke) -> None:
+        what = "is tried again" if event.again else "broke down"
+        err.print(_escaped(f"trial {event.trial:3d} {what}: {event.reason}"), soft_wrap=True)
+
     def _report_every_minute(self) -> None:
         """Where nothing else was printed for a minute, say how far the search is."""
         while not self._closed.wait(max(1.0, self._last_line + REPORT_EVERY_S - time.monotonic())):
             if time.monotonic() - self._last_line >= REPORT_EVERY_S:
                 trials = list(self._ledger.trials.values())
                 over = sum(trial.over for trial in trials)
-                running = sum(trial.outcome == "running" for trial in trials)
+                running = f"{sum(trial.outcome == 'running' for trial in trials)} running"
+                now = running if self._control.state == "running" else self._control.state
                 spent = in_time(time.monotonic() - self._began)
-                err.print(f"{over} of {self._control.settings.trials} trials, {running} running, {self._epochs()} epochs, {spent} spent")
+                err.print(f"{over} of {self._control.settings.trials} trials, {now}, {self._epochs()} epochs, {spent} spent")
                 self._last_line = time.monotonic()
 
     def close(self) -> None:
@@ -1378,9 +1495,8 @@ class _Screen:
         bar = Table.grid()
         bar.add_row(ProgressBar(total=wanted, completed=len(over), width=60))  # alone it would not end its line
         parts: list[Any] = [head, bar]
-        state = "paused" if self._control.paused else "starting no more trials" if self._control.draining else self._control.ending
-        if state:
-            parts.append(f"[yellow]{_escaped(state)}[/]")
+        if self._control.state != "running":
+            parts.append(f"[yellow]{_escaped(self._control.ending or self._control.state)}[/]")
         winner = best(trials, spec.metric, spec.mode)
         if winner:
             params = ", ".join(f"{k} {_number(v)}" for k, v in spec.space.trained(winner.params).items())

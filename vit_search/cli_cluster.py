@@ -86,8 +86,10 @@ def list_(address: Url, as_json: Annotated[bool, typer.Option("--json", help="As
 
     jobs, there = _connect(address, insecure)
     known = jobs.launches(there.client)
+    with err.status("asking the head …"):
+        states = jobs.states(there, [all_of[-1] for all_of in known.values()]) if known else {}
     if as_json:
-        shown = [{"search": search, "state": all_of[-1].state, "jobs": [asdict(job) for job in all_of]} for search, all_of in known.items()]
+        shown = [{"search": search, "state": states[search], "jobs": [asdict(job) for job in all_of]} for search, all_of in known.items()]
         sys.stdout.write(json.dumps(shown, indent=1) + "\n")
         return
     table = Table("search", "state", "jobs", "submitted", "took", "by", "vit_search", box=None, header_style="dim")
@@ -95,7 +97,7 @@ def list_(address: Url, as_json: Annotated[bool, typer.Option("--json", help="As
         first, last = all_of[0], all_of[-1]
         took = in_time((last.ended or time.time()) - first.began)
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(first.began))
-        table.add_row(*map(_escaped, (search, last.state, str(len(all_of)), began, took, first.user, last.version)))
+        table.add_row(*map(_escaped, (search, states[search], str(len(all_of)), began, took, first.user, last.version)))
     out.print(table if known else f"{there.address}: no search was submitted since its Ray was started.")
 
 
@@ -212,7 +214,8 @@ def _events(output: Path, search: str, trial: int | None, follow: bool) -> None:
     said = 0
     while True:
         running = ledger.held(path)
-        events = [event for event in ledger.read_events(path) if trial is None or getattr(event, "trial", None) == trial]
+        events = ledger.read_events(path)
+        events = events if trial is None else _of_trial(events, trial)
         if trial is not None and not events:
             raise SearchError(f"{folder.name}: there is no trial {trial} yet; `vit-search show {folder.name}` lists its trials.")
         for event in events[said:]:
@@ -227,11 +230,26 @@ def _events(output: Path, search: str, trial: int | None, follow: bool) -> None:
         _write(f"\n{error}:\n{error.read_text(encoding='utf-8', errors='replace')}")
 
 
+def _of_trial(events: Sequence[Event], trial: int) -> list[Event]:
+    """A trial's events, and the drivers that took it up again."""
+    from vit_search.tracking import ledger
+
+    found: list[Event] = []
+    goes_on = False
+    for event in events:
+        if getattr(event, "trial", None) == trial:
+            found.append(event)
+            goes_on = not isinstance(event, ledger.Ended) or event.outcome == "interrupted"
+        elif isinstance(event, ledger.Launched) and goes_on:
+            found.append(event)
+    return found
+
+
 def _told(event: Event, metric: str, named: bool) -> str:
     """An event in words."""
     from vit_search.tracking import ledger
 
-    trial = f"trial {event.trial}: " if named and not isinstance(event, ledger.Launched | ledger.Commanded | ledger.Infeasible) else ""
+    trial = f"trial {event.trial}: " if named and hasattr(event, "trial") else ""
     if isinstance(event, ledger.Launched):
         return f"a driver took it up: process {event.pid} on {event.host}"
     if isinstance(event, ledger.Proposed):
@@ -245,8 +263,12 @@ def _told(event: Event, metric: str, named: bool) -> str:
         return f"{trial}epoch {result.epoch}: train_loss {result.train_loss:.4f}{shown}, {result.seconds:.2f} s"
     if isinstance(event, ledger.Ended):
         return trial + event.outcome + (f": {event.reason}" if event.reason else "")
+    if isinstance(event, ledger.Broke):
+        return f"{trial}broke down: {event.reason}" + ("; it is tried again from its last checkpoint" if event.again else "")
     if isinstance(event, ledger.Outgrown):
         return f"{trial}outgrew its {event.gpus:g} of a GPU, goes on with more: {event.reason}"
+    if isinstance(event, ledger.Left):
+        return f"the driver let it go: {event.state}" + (f", {event.reason}" if event.reason else "")
     return f"{event.by}: {event.name}: {event.answer}"
 
 
@@ -325,6 +347,18 @@ def preflight(
 
     facts = measuring.measure(data=data, search=search)
     sys.stdout.write(json.dumps(asdict(facts)) + "\n")
+
+
+@cluster.command(hidden=True)
+def states(
+    stopped: Annotated[str | None, typer.Option(help="A search that is not to be taken up any more, written down first.")] = None,
+) -> None:
+    """How the searches in this cluster's storage stand, as JSON."""
+    from vit_search.cluster import record
+
+    if stopped is not None:
+        record.change(record.folder_of(stopped), wanted="stopped")
+    sys.stdout.write(json.dumps(record.states()) + "\n")
 
 
 @cluster.command()

@@ -9,7 +9,16 @@ from typing import Any
 from rich.console import Console
 from typer.core import TyperGroup
 
-OUTCOME_STYLE = {"completed": "green", "stopped": "yellow", "running": "cyan", "interrupted": "magenta", "failed": "red", "diverged": "red"}
+OUTCOME_STYLE = {
+    "completed": "green",
+    "stopped": "yellow",
+    "running": "cyan",
+    "held": "cyan",
+    "waiting": "cyan",
+    "interrupted": "magenta",
+    "failed": "red",
+    "diverged": "red",
+}
 """Colour of each outcome of a trial."""
 
 PIPE_WIDTH = 160
