@@ -1,5 +1,6 @@
 """A locale that lacks a character ends no command and hides no failure."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,17 @@ from vit_search.tracking.ledger import Launched, Ledger, Proposed
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 LATIN_1 = {"PYTHONUTF8": "0", "PYTHONIOENCODING": "iso-8859-1"}
+TINY = """
+name: tiny
+data: {name: digits}
+trials: 1
+epochs: 2
+stopping: {kind: none}
+concurrency: 1
+model: {patch_size: 4, dim: 32, depth: 1, heads: 2}
+training: {lr: {float: [1e-3, 5e-3], log: true}}
+"""
+POLICY = "top: 1\nseeds: 1\nallow_dirty: true\n"
 BROKEN = """
 import sys
 from pathlib import Path
@@ -47,3 +59,31 @@ def test_a_leaderboard_is_printed_in_any_locale(tmp_path, environment, dash):
     done = run(environment, COMMAND, "show", folder=tmp_path)  # a trial without a value has a dash
     assert done.returncode == 0, done.stderr.decode()
     assert dash in done.stdout
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A folder with a search of one trial, whose finalist is trained anew, and a policy that a small model passes."""
+    folder = tmp_path_factory.mktemp("locale")
+    (folder / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    (folder / "policy.yaml").write_text(POLICY, encoding="utf-8")
+    done = run({}, COMMAND, "run", "tiny.yaml", folder=folder)
+    assert done.returncode == 0, done.stderr.decode()
+    return folder
+
+
+@pytest.mark.parametrize(("name", "environment"), [("ascii", ASCII), ("latin", LATIN_1)])
+def test_a_model_is_promoted_in_any_locale(searched, name, environment):
+    """Its output has dashes and arrows, which neither locale has; so has the reason, which the history keeps."""
+    again = ["--tracking-uri", "sqlite:///mlruns.db"]
+    promote = ["promote", "tiny-1", "--policy", "policy.yaml", "--name", name, *again]
+    planned = run(environment, COMMAND, *promote, "--dry-run", folder=searched)
+    assert planned.returncode == 0, planned.stderr.decode()
+    done = run(environment, COMMAND, *promote, "--force", "--reason", "größer – α", folder=searched)
+    assert done.returncode == 0, done.stderr.decode()
+    assert f"{name} version 1 is now champion" in done.stdout.decode("latin-1")
+    kept = run(environment, COMMAND, "history", name, "--json", *again, folder=searched)
+    assert json.loads(kept.stdout)[0]["reason"] == "größer – α"
+    for words in (["history", name, "--verify"], ["promote", "tiny-1", "--name", name, "--policy", "policy.yaml"], ["repair", name]):
+        told = run(environment, COMMAND, *words, *again, folder=searched)
+        assert told.returncode == 0, (words, told.stderr.decode())

@@ -873,6 +873,7 @@ def promote(
 
     It trains the best trials anew, judges the one that is chosen, tests it once, and moves the alias `champion`.
     """
+    reason, approve_by = _as_text(reason), _as_text(approve_by)
     if force != bool(reason.strip()):
         raise SearchError("--force and --reason go together: say why the gates are to be passed over, e.g. --force --reason 'a fix'.")
     from vit_search.production import references
@@ -1188,6 +1189,7 @@ def rollback(
 
     It is loaded first: one that does not load does not become the champion.
     """
+    reason = _as_text(reason)
     if not reason.strip():
         raise PromotionError("--reason is empty; say why, e.g. --reason 'wrong on night photos'.")
     from vit_search.production import references, registry
@@ -1265,6 +1267,11 @@ def schema() -> None:
 
 
 cli_cluster.join(app)
+
+
+def _as_text(words: str) -> str:
+    """What a person wrote, also where the locale (as C) has no letters beyond ASCII and takes each of their bytes for one."""
+    return os.fsencode(words).decode("utf-8", "backslashreplace")
 
 
 def _given(**options: float | None) -> dict[str, float]:
