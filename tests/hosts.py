@@ -26,7 +26,7 @@ class Host:
         self.address = f"{NETWORK}.{number}"
         command = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
         self._process = subprocess.Popen([*command, "sleep", "infinity"], start_new_session=True)
-        end = time.monotonic() + 30
+        end = time.monotonic() + 600
         while not (found := self._children()):
             assert time.monotonic() < end, "no namespace"
             time.sleep(0.05)
@@ -36,7 +36,7 @@ class Host:
         place = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         return [int(pid) for pid in place.read_text().split()]
 
-    def run(self, command, *, check=True, timeout=200, **environment):
+    def run(self, command, *, check=True, timeout=600, **environment):
         """A shell's command on this host, with an environment of its own."""
         inside = ["nsenter", "--target", str(self.pid), "--net", "--mount", "--pid", "--wdns=/", "bash", "-c", command]
         done = subprocess.run(inside, capture_output=True, text=True, env=environment or None, timeout=timeout)

@@ -206,7 +206,7 @@ class Cluster:
     def ray(self, *words):
         """Ray's own command line, on the head."""
         command = [*self.network.inside(0), str(BINARIES / "ray"), *words, f"--address={self.address}"]
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120, check=True).stdout
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=600, check=True).stdout
 
     def node_id(self, number):
         """Ray's id of a node."""
@@ -216,7 +216,7 @@ ray.init(address={self.address!r}, log_to_driver=False, logging_level=40)
 print(json.dumps({{n["NodeManagerAddress"]: n["NodeID"] for n in ray.nodes() if n["Alive"]}}))
 """
         command = [*self.network.inside(0), sys.executable, "-c", code]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120, check=True)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=600, check=True)
         return json.loads(done.stdout.splitlines()[-1])[self.network.address(number)]
 
     def _log(self, number):
@@ -275,7 +275,7 @@ class Search:
             self.driver.communicate()
         shutil.rmtree(self.output, ignore_errors=True)  # the shared disk is small
 
-    def until(self, condition, seconds=200):
+    def until(self, condition, seconds=600):
         """Wait for something that becomes true while the driver runs."""
 
         def met():
@@ -289,7 +289,7 @@ class Search:
         ledger = self.folder / "ledger.jsonl"
         return ledger.read_text().count('"event":"reported"') if ledger.exists() else 0
 
-    def end(self, seconds=300):
+    def end(self, seconds=600):
         """Its exit code and what it said, once it is over."""
         _, said = self.driver.communicate(timeout=seconds)
         return self.driver.returncode, said

@@ -92,7 +92,7 @@ def start(command, home, port, **environment):
         except OSError:
             return False
 
-    until(answers, 120)
+    until(answers)
     return process
 
 

@@ -66,7 +66,7 @@ def train(told):
             "cores": context.get_assigned_resources().get("CPU", 0),
             "threads": told["threads"],
             "halves": told["halves"],
-            "others": others_at_work(told, 60 if first else 0),
+            "others": others_at_work(told, 600 if first else 0),
         },
     )
     report(told, 1, peak_memory_bytes=peak)

@@ -75,7 +75,6 @@ def test_any_value_is_taken_or_refused_and_nothing_else_happens(key, value):
         ("model: {dim: 64.0}", "model.dim: 64.0 will not do: should be a valid integer"),
         ("training: {lr: {float: [1e-4, 1e-2], step: 1}}", "training.lr.float: the step 1 is longer than the range"),
         ("model: {depth: {int: [1, 4], step: 2}}", "model.depth.int: steps of 2 from 1 never reach 4; end at 3."),
-        ("model: {depth: {int: [3, 3]}}", "model.depth.int: low and high are both 3; write the plain value 3."),
         ("model: {lr: 1e-3}", "model.lr: unknown key; it belongs under training."),
     ],
 )

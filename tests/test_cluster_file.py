@@ -15,6 +15,7 @@ from vit_search.errors import ClusterError, SpecError
 from vit_search.spec import strict_yaml
 
 ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 SHIPPED = (ROOT / "cluster.yaml").read_text()
 VIT_SEARCH = str(Path(sys.executable).with_name("vit-search"))
 IMAGE = "registry.example.org/vit-search:1"
@@ -160,7 +161,16 @@ def test_each_rule_refuses_what_it_is_for(folder, mutant):
 
 
 def test_every_rule_has_a_mutant():
-    assert {rule for rule, _ in MUTANTS.values()} == {f"R{number}" for number in range(lint.RULES)}
+    assert {rule for rule, _ in MUTANTS.values()} == {f"R{number}" for number in range(lint.RULES + 1)}  # R0 is Ray's schema
+
+
+def test_the_readme_and_the_command_count_the_same_rules(folder):
+    (readme,) = re.findall(r"held against Ray's schema and (\d+) rules of ours", README)
+    (folder / "cluster.yaml").write_text(SHIPPED)
+    done = subprocess.run([VIT_SEARCH, "cluster", "check"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    (printed,) = re.findall(r"cluster.yaml: nothing odd by Ray's schema and (\d+) rules of ours$", done.stdout, re.MULTILINE)
+    assert int(readme) == int(printed) == lint.RULES
 
 
 def test_a_finding_names_the_line_and_the_command_leaves_with_2(folder):

@@ -66,7 +66,7 @@ def test_a_running_search_obeys(tmp_path):
         until(lambda: path.exists() and reports_of(0) >= 2 and reports_of(1) >= 2)
 
         assert "2 running trials will be held" in say(tmp_path, "pause").stdout
-        until(lambda: _still(lambda: len(events(Reported)), 3))
+        until(lambda: quiet(path))
         held = len(events(Reported))
         now = state(tmp_path)
         assert (now["state"], now["running"], now["outcomes"]) == ("paused", False, {"held": 2})
@@ -86,7 +86,9 @@ def test_a_running_search_obeys(tmp_path):
         assert "trial 0 will be stopped" in say(tmp_path, "stop", "told-1/0").stdout
         until(lambda: any(e.trial == 0 for e in events(Ended)))
         assert [(e.outcome, e.reason) for e in events(Ended)] == [("stopped", "stopped by hand")]
-        assert _still(lambda: len(events(Proposed)), 3)  # one at a time is now enough, and trial 1 is running
+        proposed = len(events(Proposed))
+        time.sleep(3)
+        assert len(events(Proposed)) == proposed  # one at a time is now enough, and trial 1 is running
 
         (tmp_path / "mine.yaml").write_text("{depth: 2, lr: 0.002}")
         assert "next trial" in say(tmp_path, "add", "mine.yaml", "told-1").stdout
@@ -139,7 +141,7 @@ def test_what_waits_for_a_place_starts_neither_in_a_pause_nor_after_a_stop_but_i
     try:
         until(lambda: path.exists() and len(reported()) >= 2)
         assert "1 running trial will be held" in say(tmp_path, "pause").stdout
-        until(lambda: _still(lambda: len(reported()), 3))
+        until(lambda: quiet(path))
         held = len(reported())
         say(tmp_path, "continue")
         until(lambda: len(reported()) > held)
@@ -167,10 +169,10 @@ def test_what_waits_for_a_place_starts_neither_in_a_pause_nor_after_a_stop_but_i
     assert sorted(reported()) == sorted([0, 1, 2, 3, 4] * 20)
 
 
-def _still(count, seconds):
-    before = count()
-    time.sleep(seconds)
-    return count() == before
+def quiet(path):
+    """Whether no trial has reported for five times as long as its longest epoch took."""
+    reports = [event for event in books.read_events(path) if isinstance(event, Reported)]
+    return time.time() - reports[-1].at > 3 + 5 * max(event.result.seconds for event in reports)
 
 
 SMALL = FILE.replace("epochs: 500", "epochs: 1").replace("trials: 3", "trials: 2")

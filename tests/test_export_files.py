@@ -243,3 +243,24 @@ def test_weights_other_than_the_registered_ones_are_not_exported(registry, tmp_p
     with pytest.raises(PromotionError, match=r"pets: version \d+ holds other weights than were registered"):
         export.export(f"pets/{version}", "safetensors", tmp_path / "out", tracking_uri=mlflow.get_tracking_uri())
     client.delete_model_version("pets", version)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_all_exported_files_follow_the_umask(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        served = trained(tmp_path / "checkpoint")
+        for format in export.FORMATS:
+            export.write(served, tmp_path / f"model.{format}", format, folder=tmp_path / "checkpoint")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 3 + 3 + 2  # the checkpoint, the folder of safetensors, and two files
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
+
+
+def test_a_private_checkpoint_of_an_earlier_version_is_exported_as_the_umask_says(tmp_path):
+    served = trained(tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "model.safetensors").chmod(0o600)
+    export.write(served, tmp_path / "out", "safetensors", folder=tmp_path / "checkpoint")
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1

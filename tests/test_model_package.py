@@ -344,7 +344,7 @@ def test_a_fresh_process_that_refuses_pickles_gives_the_same_bits_from_the_logge
         env=os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     place, loaded = json.loads(done.stdout.splitlines()[-1])
@@ -409,7 +409,7 @@ def asked(url, body):
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=600) as answer:
             return answer.status, json.load(answer)["predictions"]
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

@@ -1,7 +1,9 @@
 """What is told before anything is trained: oddities of a search file (lint), and what a search will cost (plan)."""
 
+import dataclasses
 import json
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -15,7 +17,7 @@ from vit_search.spec import lint as linting
 from vit_search.spec import plan as planning
 from vit_search.spec import search_file
 from vit_search.spec.config import COUNTS, SHAPES, DataConfig
-from vit_search.spec.cost import cost_of
+from vit_search.spec.cost import cost_of, in_rounded_time
 from vit_search.spec.plan import Images, Rule, Speed, compare, epoch_seconds, images_of, stated_speed, train_seconds
 
 HEAD = "name: t\ndata: {name: digits}\ntrials: 9\nepochs: 27\n"
@@ -417,9 +419,57 @@ def test_a_measured_speed_is_used_until_the_next_one(file, tmp_path, capsys, mon
     kept = tmp_path / "cache" / "speed-cpu.json"
     planning.save_speed(Speed(gflop_s=0.02, device="box", measured="2026-11-24", name="other", processes=1, room=2), kept)
     code, out, _ = typed(capsys, monkeypatch, "plan", file)
-    assert code == 0 and "box, measured 2026-11-24 with 1 at once for other; --calibrate measures anew" in out
+    said = f"box, measured 2026-11-24 with 1 at once for other: the times may be wrong by a factor of {planning.BORROWED:g}"
+    assert code == 0 and f"{said}; --calibrate measures anew" in out
     code, out, _ = typed(capsys, monkeypatch, "plan", file, "--concurrency", "4")
     assert "not 4" in out and "it has room for 2 at once" in out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (2776 * 3600 + 23 * 60, "2,800 h"),
+        (35.6 * 3600, "36 h"),
+        (10000, "2.8 h"),
+        (258, "4.3 min"),
+        (3599, "1 h"),
+        (9.96, "10 s"),
+        (43.2, "43 s"),
+        (0.517, "0.52 s"),
+        (0, "0 s"),
+    ],
+)
+def test_an_estimated_time_has_two_digits(seconds, text):
+    assert in_rounded_time(seconds) == text
+
+
+def test_a_plan_prints_no_more_digits_than_are_known(file, capsys, monkeypatch):
+    file.write_text(HEAD.replace("trials: 9", "trials: 1234") + SEARCHED)
+    code, out, _ = typed(capsys, monkeypatch, "plan", file, "--flops-per-s", "1e6")
+    made = planning.plan(search_file.load(file), stated_speed(1e6))
+    assert code == 0 and 1000 < made.wall_seconds / 3600 < 100_000
+    assert f"about {float(f'{made.wall_seconds / 3600:.2g}'):,.0f} h (" in out
+    assert f"about {float(f'{made.trained_epochs:.2g}'):,.0f} (" in out
+    assert not re.search(r" h \d+ min", out)
+
+
+def test_what_is_not_left_to_chance_is_not_rounded(file, capsys, monkeypatch):
+    file.write_text(HEAD + "stopping: {kind: none}\n" + SEARCHED)
+    assert "epochs  243, 0% less than without stopping" in typed(capsys, monkeypatch, "plan", file)[1]  # 9 trials of 27 epochs
+
+
+def test_a_calibration_belongs_to_one_space(file):
+    made = search_file.load(file)
+    own = Speed(gflop_s=0.02, measured="2026-11-24", name=made.name, key=planning.speed_key(made))
+    assert planning.plan(made, own).borrowed == ""
+    file.write_text(file.read_text().replace("[1, 4]", "[1, 9]"))
+    wider = search_file.load(file)
+    assert planning.plan(wider, own).borrowed == f"an earlier {made.name}"
+    assert planning.plan(made, dataclasses.replace(own, name="other")).borrowed == "other"
+    assert planning.plan(made, dataclasses.replace(own, key="")).borrowed == ""  # of a version that kept the name alone
+    assert planning.plan(made, stated_speed(1e9)).borrowed == ""
+    told = compare(planning.plan(wider, own), {27: 9}, device_seconds=1.0, wall_seconds=1.0)
+    assert told["speed"]["borrowed"] == f"an earlier {made.name}"
 
 
 @pytest.mark.parametrize(

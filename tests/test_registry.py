@@ -174,7 +174,7 @@ def ran(*arguments):
     """The exit code of a child process."""
     process = FORK.Process(target=child, args=arguments)
     process.start()
-    process.join(60)
+    process.join(600)
     return process.exitcode
 
 
@@ -277,7 +277,7 @@ def contest(uri, workers, rounds):
         process.start()
     answers = [results.get(timeout=300) for _ in range(workers * rounds)]
     for process in contestants:
-        process.join(60)
+        process.join(600)
     winners, champion = [], None
     for number in range(rounds):
         of_round = [answer for answer in answers if answer[0] == number]
@@ -332,7 +332,7 @@ def test_the_same_holds_in_postgresql_where_a_tag_has_5000_characters(monkeypatc
 def killed_holder(client):
     process = FORK.Process(target=dies_with_the_lock, args=(client.tracking_uri,))
     process.start()
-    process.join(60)
+    process.join(600)
     assert process.exitcode == -signal.SIGKILL
 
 

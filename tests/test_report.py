@@ -1,13 +1,22 @@
 """The report: its numbers worked by hand on tiny searches, its page closed to the world, and the next search file."""
 
+import contextlib
+import io
 import json
 import math
+import os
+import pty
 import random
 import re
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.markdown import Markdown
+from synthetic import made
 
 from vit_search import cli
 from vit_search.errors import SearchError
@@ -19,6 +28,8 @@ from vit_search.tracking import importance, page, pictures, report, searches
 from vit_search.tracking.digest import apart, digest, optimism, standing
 from vit_search.tracking.ledger import Commanded, Ended, Infeasible, Launched, Ledger, Proposed, Reported, read_trials
 from vit_search.tracking.searches import Hindsight, SearchFacts
+
+COMMAND = str(Path(sys.executable).with_name("vit-search"))
 
 SECTIONS = (
     "Winner", "Best so far", "Learning curves", "Importance of parameters", "Parallel coordinates", "Slices", "against cost",
@@ -379,7 +390,7 @@ def test_what_a_person_wrote_is_escaped(tmp_path):
     text = path.read_text()
     assert "loss <script>" not in text
     assert "loss &lt;script&gt;alert(1)&lt;/script&gt; | is nan" in text
-    assert "loss \\<script\\>alert(1)\\</script\\> \\| is nan" in twin.read_text()
+    assert "loss \\<script>alert(1)\\</script> \\| is nan" in twin.read_text()
 
 
 def test_data_in_the_page_cannot_end_its_script():
@@ -512,3 +523,41 @@ def test_the_commands_write_print_and_never_write_over(tmp_path, monkeypatch, ca
     assert run(monkeypatch, "report", "wide-1", "--next", "next.yaml") == 2
     assert "next.yaml: a file is there already; name another one after --next." in capsys.readouterr().err
     assert Path("next.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("digits-1: val_accuracy of 0.98", "digits-1: val_accuracy of 0.98"),
+        ("3 > 2 and #1", "3 > 2 and #1"),
+        ("_start_ and __init__", r"\_start\_ and \_\_init\_\_"),
+        ("a*b*c `d` <b>", r"a\*b\*c \`d\` \<b>"),
+        ("[x](y) | z", r"\[x](y) \| z"),
+        ("# no heading", r"\# no heading"),
+        ("1. no list", r"1\. no list"),
+        ("-0.5", "-0.5"),
+    ],
+)
+def test_markdown_escapes_what_would_be_a_mark_and_nothing_else(text, source):
+    told = page.markdown(page.Page(title="t", lead=text, figures=(), sections=()))
+    assert told.splitlines()[2] == source
+    shown = io.StringIO()
+    Console(file=shown, width=100).print(Markdown(source))
+    assert shown.getvalue().strip() == text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_metric_s_name_is_plain_on_a_terminal_and_in_a_pipe(tmp_path, terminal):
+    made(tmp_path / "searches")
+    reader, writer = pty.openpty() if terminal else os.pipe()
+    shown = b""
+    with subprocess.Popen([COMMAND, "report"], cwd=tmp_path, stdout=writer, stderr=subprocess.DEVNULL) as running:
+        os.close(writer)
+        with contextlib.suppress(OSError):  # a terminal that is closed
+            while part := os.read(reader, 65536):
+                shown += part
+    os.close(reader)
+    assert running.returncode == 0
+    assert b"val_accuracy" in shown
+    assert b"\\_" not in shown
+    assert "\\_" not in (tmp_path / "searches" / "made-1" / "report.md").read_text()

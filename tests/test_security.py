@@ -87,7 +87,7 @@ PLANTED = {
 def command(*words, cwd, env, before=()):
     """vit-search as a person types it."""
     words = [*before, str(Path(sys.executable).with_name("vit-search")), *words]
-    return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.fixture

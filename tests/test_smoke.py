@@ -165,3 +165,21 @@ def test_the_script_of_the_fresh_process_imports_nothing_of_this_package(logged)
     script = Path(smoke.__file__).with_name("fresh.py")
     done = subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_readme_says_how_far_an_answer_depends_on_its_batch(tmp_path):
+    """One image alone, and in batches of 2 to 32: float32 sums in another order."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    ((most, refused),) = re.findall(r"a probability differs by at most (\S+) .*?logits differ by more than\s+(\S+) ", readme, re.DOTALL)
+    assert float(refused) == smoke.TOLERANCE
+    model = checkpoint.load_model(saved(tmp_path / "wide", channels=3, size=(32, 32)))
+    images = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.model.head.weight *= 20  # logits as far apart as a trained model's
+    alone = torch.cat([smoke._logits(model, image[None]) for image in images])
+    assert alone.std() > 1
+    for batch in range(2, 33):
+        together = torch.cat([smoke._logits(model, part) for part in images.split(batch)])
+        assert (together.softmax(-1) - alone.softmax(-1)).abs().max() <= float(most)
+        again = torch.cat([smoke._logits(model, part) for part in images.split(batch)])
+        assert torch.equal(together, again)  # the same batch, the same bits

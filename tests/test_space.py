@@ -4,14 +4,17 @@ import itertools
 import math
 import random
 import re
+import warnings
+from dataclasses import fields
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vit_search.errors import SpecError
 from vit_search.spec import presets, search_file
-from vit_search.spec.config import ModelConfig
+from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.spec.cost import cost_of
 from vit_search.spec.space import Choice, FloatRange, IntRange, Space
 
@@ -405,3 +408,91 @@ def test_what_a_condition_sets_is_part_of_what_is_trained():
     )
     assert spec.space.trained({"norm": "pre"}) == {"norm": "pre", "mlp_dim": 128}
     assert spec.space.trained({"norm": "post", "mlp_dim": 64}) == {"norm": "post", "mlp_dim": 64}
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("{depth: {int: [1, 1]}}", 1),
+        ("{depth: {int: [2, 2], step: 3}}", 2),
+        ("{depth: {int: [2, 2], log: true}}", 2),
+        ("{dropout: {float: [0.1, 0.1]}}", 0.1),
+        ("{dropout: {float: [0, 0], log: true}}", 0),
+        ("{dropout: {float: [0.1, 0.1], step: 0.05}}", 0.1),
+    ],
+)
+def test_a_range_with_equal_ends_is_that_value(written, value):
+    spec = search_file.parse(HEAD + f"model: {written}\n")
+    (name,) = yaml.safe_load(written)
+    assert spec.space.parameters[name] == value
+    assert name not in spec.space.searched
+    plain = search_file.parse(HEAD + f"model: {{{name}: {value}}}\n")
+    assert spec.space.space_hash == plain.space.space_hash
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of pydantic, where a value has not the type of its field
+        assert spec.model_dump(mode="json", by_alias=True)["model"] == plain.model_dump(mode="json", by_alias=True)["model"]
+
+
+def test_a_range_with_equal_ends_keeps_its_condition():
+    spec = search_file.parse(HEAD + 'model: {depth: {int: [1, 4]}, mlp_dim: {int: [64, 64], when: "depth > 2", else: 32}}\n')
+    assert spec.space.complete({"depth": 3, "mlp_dim": 64})["mlp_dim"] == 64
+    assert spec.space.complete({"depth": 1})["mlp_dim"] == 32
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shown = spec.model_dump(mode="json", by_alias=True)["model"]["mlp_dim"]
+    assert shown == {"choice": [64], "when": "depth > 2", "else": 32}
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("model: {depth: {int: [0, 0]}}", "model.depth: 0 is out of bounds; give at least 1, at most 256"),
+        ("training: {lr: {float: [0, 0]}}", "training.lr: 0 is out of bounds; give more than 0, at most 10"),
+        ("model: {depth: {int: [1.5, 1.5]}}", "model.depth.int.0: 1.5 will not do"),
+        ("model: {depth: {int: [true, true]}}", "model.depth.int.0: True will not do"),
+        ("model: {depth: {int: [1, 1], stp: 1}}", "model.depth.stp: unknown key; did you mean step?"),
+    ],
+)
+def test_a_range_with_equal_ends_obeys_the_rules_of_a_range(written, said):
+    with pytest.raises(SpecError, match=re.escape(said)):
+        search_file.parse(HEAD + written + "\n")
+
+
+SHAPE = {"image_size": (8, 8), "in_channels": 1, "num_classes": 10}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("num_classes", -1, "num_classes is -1; give at least 0, at most 1000000."),
+        ("num_classes", 1_000_001, "num_classes is 1000001; give"),
+        ("in_channels", 0, "in_channels is 0; give at least 1, at most 1024."),
+        ("image_size", (0, 8), "image_size is (0, 8); give at least 1, at most 1024."),
+        ("image_size", (8, 2048), "image_size is (8, 2048); give"),
+        ("image_size", (8, -8), "image_size is (8, -8); give"),
+    ],
+)
+def test_what_comes_from_the_data_has_bounds_too(field, value, said):
+    with pytest.raises(SpecError, match=re.escape(said)):
+        ModelConfig(**{**SHAPE, field: value})
+
+
+def test_a_seed_is_no_negative_number():
+    parts = {"data": DataConfig(name="digits"), "model": ModelConfig(**SHAPE), "training": TrainingConfig()}
+    assert TrialConfig(**parts, seed=2**63 - 1).seed == 2**63 - 1
+    for seed in (-1, 2**63):
+        with pytest.raises(SpecError, match=r"seed is .*; give at least 0"):
+            TrialConfig(**parts, seed=seed)
+
+
+@pytest.mark.parametrize("config", [DataConfig, ModelConfig, TrainingConfig, TrialConfig])
+def test_every_number_of_a_config_has_bounds(config):
+    for field in fields(config):
+        if re.search(r"\b(int|float)\b", str(field.type)):
+            assert field.metadata["bounds"], field.name
+
+
+def test_a_field_without_a_default_is_asked_for():
+    for config in (DataConfig, ModelConfig, TrialConfig):
+        with pytest.raises(TypeError, match="missing"):
+            config()

@@ -104,7 +104,7 @@ def test_a_spot_notice_moves_a_trial_after_its_epoch(cluster, tmp_path):
             "drain-node", "--node-id", leaving, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
             "--deadline-remaining-seconds", "60",
         )  # fmt: skip
-        moved = timed(lambda: search.notes()[-1]["node"] != leaving, 200)
+        moved = timed(lambda: search.notes()[-1]["node"] != leaving, 600)
         cluster.kill(number)
         code, said = search.end()
         assert code == 0, said
@@ -136,7 +136,7 @@ def test_a_node_that_is_cut_off_for_long_gives_its_trial_up_and_writes_no_more(c
         here = next(number for number in (1, 2) if cluster.workers(number))
         (old,) = {note["pid"] for note in search.notes()}
         cluster.network.cable(here, "down")
-        moved = timed(lambda: len({note["pid"] for note in search.notes()}) == 2, 200)
+        moved = timed(lambda: len({note["pid"] for note in search.notes()}) == 2, 600)
         search.until(lambda: search.notes()[-1]["epoch"] >= 8)
         cluster.network.cable(here, "up")
         code, said = search.end()
@@ -147,7 +147,7 @@ def test_a_node_that_is_cut_off_for_long_gives_its_trial_up_and_writes_no_more(c
         figure("F63 partition until the trial is moved", **told, moved_after_s=moved, epochs_of_the_old_copy_kept_after_that=accepted)
         sound(told, repeated=2)
         assert accepted == 0
-        until(lambda: not cluster.workers(here), 120)
+        until(lambda: not cluster.workers(here))
         cluster.kill(here)
 
 
@@ -159,14 +159,14 @@ def test_a_hung_trial_is_ended_and_tried_on_another_node(cluster, tmp_path):
         hung = search.notes()[-1]
         process = psutil.Process(hung["pid"])
         process.suspend()
-        noticed = timed(lambda: search.notes()[-1]["pid"] != hung["pid"], 300)
+        noticed = timed(lambda: search.notes()[-1]["pid"] != hung["pid"], 600)
         code, said = search.end()
         assert code == 0, said
         told, again = search.told(trials=1), search.notes()[-1]
         figure("F11 hung trial", **told, begins_again_after_s=noticed, elsewhere=again["node"] != hung["node"])
         sound(told, repeated=1)
         assert again["node"] != hung["node"]
-        until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, 60)
+        until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
 
 
 @pytest.mark.slow
@@ -251,7 +251,7 @@ def test_a_trial_whose_node_loses_the_storage_goes_on_elsewhere(cluster, tmp_pat
         first = search.notes()[-1]
         here = next(number for number in (1, 2) if cluster.workers(number))
         cluster.mounted(here, "mount", "-t", "tmpfs", "none", str(cluster.shared))
-        moved = timed(lambda: search.notes()[-1]["node"] != first["node"], 200)
+        moved = timed(lambda: search.notes()[-1]["node"] != first["node"], 600)
         cluster.mounted(here, "umount", str(cluster.shared))
         code, said = search.end()
         assert code == 0, said

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from vit_search import cli_cluster, terminal
 from vit_search.errors import LostClusterError, PromotionError, SearchError, TrackingError, VitSearchError
-from vit_search.spec.cost import in_time
+from vit_search.spec.cost import in_rounded_time, in_time
 from vit_search.spec.user import user_name
 from vit_search.terminal import OUTCOME_STYLE
 
@@ -270,12 +270,12 @@ def _print_plan(plan: Plan) -> None:
     from vit_search.spec.cost import in_units
 
     low, high = plan.trained_epochs_range
+    epochs = f"about [bold]{_rounded(plan.trained_epochs)}[/] ({_rounded(low)} to {_rounded(high)})"
+    if low == high:  # nothing is left to chance
+        epochs = f"[bold]{plan.trained_epochs:,.0f}[/]"
     rows = [
         ("images", f"{plan.images.train:,} to train on, {plan.images.val:,} to validate on"),
-        (
-            "epochs",
-            f"about [bold]{plan.trained_epochs:,.0f}[/] ({low:,.0f} to {high:,.0f}), {plan.saved_share:.0%} less than without stopping",
-        ),
+        ("epochs", f"{epochs}, {plan.saved_share:.0%} less than without stopping"),
         ("trials", ", ".join(f"{rung.trials:,.{rung.trials < 20:d}f} reach epoch {rung.epoch}" for rung in plan.rungs)),
         ("models", f"{_count(plan.params[0])} parameters in the middle, at most {_count(plan.params[1])}"),
         ("work", f"{_count(plan.flops)} floating-point operations"),
@@ -284,11 +284,17 @@ def _print_plan(plan: Plan) -> None:
         ("disk", f"checkpoints take at most {in_units(plan.disk_bytes)}"),
     ]
     if plan.speed and plan.wall_seconds_range and plan.epoch_seconds:
-        soonest, latest = map(in_time, plan.wall_seconds_range)
+        soonest, latest = map(in_rounded_time, plan.wall_seconds_range)
         rows += [
-            ("time", f"about [bold]{in_time(plan.wall_seconds or 0)}[/] ({soonest} to {latest}), Ray's and MLflow's own not counted"),
-            ("", f"{in_time(plan.trial_seconds or 0)} of all trials together, {in_time(plan.device_seconds or 0)} of GPUs or cores"),
-            ("", f"an epoch {_seconds(plan.epoch_seconds[0])} in the middle, at most {_seconds(plan.epoch_seconds[1])}"),
+            (
+                "time",
+                f"about [bold]{in_rounded_time(plan.wall_seconds or 0)}[/] ({soonest} to {latest}), Ray's and MLflow's own not counted",
+            ),
+            (
+                "",
+                f"{in_rounded_time(plan.trial_seconds or 0)} of all trials, {in_rounded_time(plan.device_seconds or 0)} of GPUs or cores",
+            ),
+            ("", f"an epoch {in_rounded_time(plan.epoch_seconds[0])} in the middle, at most {in_rounded_time(plan.epoch_seconds[1])}"),
             ("speed", _speed(plan.speed, plan)),
         ]
     else:
@@ -314,13 +320,20 @@ def _gpu_shares(plan: Plan) -> str:
 
 def _speed(speed: Speed, plan: Plan) -> str:
     """Where a plan's seconds come from, and what may be wrong with them."""
+    from vit_search.spec.plan import BORROWED
+
     if not speed.measured:
         return f"{_count(speed.flops_per_s)} floating-point operations a second, as stated"
     said = f"{_escaped(speed.device)}, measured {speed.measured} with {speed.processes} at once"
-    odd = [f"for {speed.name}"] * (speed.name != plan.name)
+    odd = [f"for {plan.borrowed}: the times may be wrong by a factor of {BORROWED:g}"] * bool(plan.borrowed)
     odd += [f"not {plan.concurrency}"] * (speed.processes != min(plan.concurrency, speed.room))
     said += f" [yellow]{', '.join(odd)}; --calibrate measures anew[/]" if odd else ""
     return said + (f"; [yellow]it has room for {speed.room} at once[/]" if plan.concurrency > speed.room else "")
+
+
+def _rounded(count: float) -> str:
+    """An estimated number in two digits."""
+    return f"{float(f'{count:.2g}'):,.0f}"
 
 
 def _count(value: float) -> str:
@@ -976,7 +989,7 @@ def _print_promotion_plan(planned: FinalistPlan, rules: Policy, name: str, uri: 
     now = "there is none yet" if champion is None else f"version {champion.version}, {champion.tags.get('search', 'made elsewhere')}"
     rows = [
         ("trainings", _trainings(planned) if planned.left else "done already"),
-        ("time", f"about {in_time(planned.left * planned.spec.epochs * epoch_s / planned.spec.concurrency)} of training"),
+        ("time", f"about {in_rounded_time(planned.left * planned.spec.epochs * epoch_s / planned.spec.concurrency)} of training"),
         ("champion", now),
         ("test split", _escaped(gates.readings(readings + 1, rules).said)),
         ("policy", f"{rules.digest[:12]}…, mode {rules.better.mode}"),
@@ -1315,7 +1328,9 @@ def _hindsight(hindsight: Hindsight) -> list[str]:
         epochs, wall = hindsight.plan["epochs"], hindsight.plan["wall_seconds"]
         line = f"planned {epochs['predicted']:,.0f} epochs, trained {epochs['actual']:,}"
         if wall["predicted"]:
-            line += f"; planned {in_time(wall['predicted'])}, took {in_time(wall['actual'])} with Ray's and MLflow's own time"
+            line += f"; planned about {in_rounded_time(wall['predicted'])}, took {in_time(wall['actual'])} with Ray's and MLflow's own time"
+            borrowed = (hindsight.plan.get("speed") or {}).get("borrowed")
+            line += f" (planned by the speed of {borrowed})" if borrowed else ""
         lines.append(line)
     return lines
 
@@ -1474,7 +1489,7 @@ class _Screen:
         if over and trained:
             per_trial = sum(len(t.results) for t in over) / len(over)
             missing = per_trial * wanted - self._epochs()
-            left = in_time(max(0.0, missing) * spent / trained)
+            left = in_rounded_time(max(0.0, missing) * spent / trained)
         rest = f"about {left} left" if len(over) < wanted else "sending the last records to MLflow"
         head.add_row(f"[bold]{len(over)}[/] of {wanted} trials", f"{stopped} stopped early", f"{in_time(spent)} spent", rest)
         bar = Table.grid()

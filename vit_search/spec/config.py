@@ -25,15 +25,16 @@ IMAGE_ENDINGS = frozenset(
 def knob(
     default: Any, doc: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None, lt: float | None = None
 ) -> Any:
-    """A dataclass field with its meaning and its bounds, which `check_bounds` and the JSON Schema read."""
+    """A dataclass field with its meaning and its bounds, which `check_bounds` and the JSON Schema read; `...` is no default."""
     bounds = {name: bound for name, bound in (("ge", ge), ("gt", gt), ("le", le), ("lt", lt)) if bound is not None}
-    return field(default=default, metadata={"doc": doc, "bounds": bounds})
+    metadata = {"doc": doc, "bounds": bounds}
+    return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
 
 
 def bounds_text(bounds: dict[str, float]) -> str:
     """The bounds in words: `at least 1, at most 256`."""
     words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    return ", ".join(f"{words[name]} {bound:g}" for name, bound in bounds.items())
+    return ", ".join(f"{words[name]} {bound:.10g}" for name, bound in bounds.items())
 
 
 def within(value: float, bounds: dict[str, float]) -> bool:
@@ -54,7 +55,8 @@ def check_bounds(config: Any) -> None:
     """
     for f in dataclasses.fields(config):
         value, bounds = getattr(config, f.name), f.metadata.get("bounds", {})
-        if bounds and isinstance(value, (int, float)) and not within(value, bounds):
+        numbers = [one for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, (int, float))]
+        if bounds and not all(within(number, bounds) for number in numbers):
             raise SpecError(f"{f.name} is {value!r}; give {bounds_text(bounds)}.")
 
 
@@ -111,11 +113,9 @@ class DataConfig:
 class ModelConfig:
     """One Vision Transformer. The first three fields come from the data, all others from the search file."""
 
-    image_size: tuple[int, int]
-    """Height and width in pixels."""
-    in_channels: int
-    num_classes: int
-    """0 gives token features instead of logits."""
+    image_size: tuple[int, int] = knob(..., "Height and width in pixels.", ge=1, le=1024)
+    in_channels: int = knob(..., "Channels of an image.", ge=1, le=1024)
+    num_classes: int = knob(..., "Classes; 0 gives token features instead of logits.", ge=0, le=1_000_000)
     patch_size: int = knob(
         4, "Side of a patch in pixels; it must divide the image's height and width. Halving it makes 4 x the tokens.", ge=1, le=1024
     )
@@ -231,7 +231,10 @@ class TrialConfig:
     data: DataConfig
     model: ModelConfig
     training: TrainingConfig
-    seed: int
+    seed: int = knob(..., "Of all random numbers of the training.", ge=0, le=2**63 - 1)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

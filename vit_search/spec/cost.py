@@ -144,6 +144,15 @@ def in_time(seconds: float) -> str:
     return f"{hours:,} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+def in_rounded_time(seconds: float) -> str:
+    """An estimate of seconds in two digits, of hours, minutes or seconds: `2,800 h`, `4.3 min`, `0.52 s`."""
+    for unit, size in (("h", 3600), ("min", 60), ("s", 1)):
+        value = float(f"{seconds / size:.2g}")
+        if value >= 1 or unit == "s":
+            return f"{value:,.0f} {unit}" if value >= 10 else f"{value:.2g} {unit}"
+    raise AssertionError
+
+
 def in_units(count: int) -> str:
     """Bytes in GiB, or MiB where they are few."""
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"

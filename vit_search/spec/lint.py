@@ -240,7 +240,7 @@ def _never(space: Space, drawn: Sequence[_Draw]) -> Iterator[Finding]:
     """Values that are in no proposal that can be run, and choices of one."""
     for name, parameter in space.searched.items():
         size = parameter.size()
-        if size == 1:
+        if size == 1 and parameter.when is None:
             yield Finding("hint", path_of(name), f"one value only; write the plain value {_spelt(parameter.values()[0])}.")
         if size is None or size < 2 or size > len(drawn):
             continue

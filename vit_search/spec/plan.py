@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import hashlib
 import heapq
 import json
 import math
@@ -44,6 +45,10 @@ ask for: search_spaces/digits.yaml trained 342 epochs without audits (README.md)
 LEARNERS = ("auto", "tpe", "gp", "cmaes")
 """Samplers that propose better as they go."""
 
+BORROWED = 7.0
+"""By how much a mean epoch may be wrong that is foretold by another search's calibration: over five files of search_spaces/ it was 0.2
+to 6.8 of what its own said, on two busy cores where its own of another round was 0.33 to 3.0 (tests/benchmarks/borrowed_speed.py)."""
+
 EVALUATED_AT_ONCE = 128
 """Images of a batch in evaluation; vit/training.py has the number for a CPU."""
 
@@ -79,6 +84,8 @@ class Speed:
     """Date; empty where the speed is stated."""
     name: str = ""
     """Search file that it was measured for."""
+    key: str = ""
+    """The same as `speed_key`; empty in speeds of versions before 0.2."""
     processes: int = 1
     """Trainings at once while it was measured."""
     room: int = 1
@@ -88,6 +95,20 @@ class Speed:
     def flops_per_s(self) -> float:
         """Of matrix products alone, everything else left out; infinite where they were too small to be seen."""
         return 1e9 / self.gflop_s if self.gflop_s else math.inf
+
+
+def speed_key(spec: SearchSpec) -> str:
+    """SHA-256, in hex, of what a calibration measures: the space, and what a trial takes of the machine."""
+    return hashlib.sha256(f"{spec.space.space_hash} {spec.resources.cpus} {spec.resources.gpus}".encode()).hexdigest()
+
+
+def borrowed(speed: Speed | None, spec: SearchSpec) -> str:
+    """What a speed was measured for, where that is not this search; else empty."""
+    if speed is None or not speed.measured:
+        return ""
+    if speed.name != spec.name:
+        return speed.name
+    return f"an earlier {spec.name}" if speed.key and speed.key != speed_key(spec) else ""
 
 
 def stated_speed(flops_per_s: float) -> Speed:
@@ -275,6 +296,8 @@ class Plan:
     """What trials take of a GPU, the smallest first, where each takes what it needs."""
     gpu_bytes: int = 0
     """Memory of the GPU that they are shares of."""
+    borrowed: str = ""
+    """What the speed was measured for, where that is not this search."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -358,6 +381,7 @@ def plan(spec: SearchSpec, speed: Speed | None = None, *, concurrency: int | Non
         limit=_limit(spec, wall, device_seconds) if speed else None,
         shares=tuple(Share(gpus, count / len(draws)) for gpus, count in sorted(held.items())),
         gpu_bytes=_gpu_bytes(spec) if held else 0,
+        borrowed=borrowed(speed, spec),
     )
 
 
@@ -380,7 +404,7 @@ def compare(plan: Plan, trials_by_epochs: Mapping[int, int], *, device_seconds: 
         "epochs": _beside(plan.trained_epochs, trained),
         "device_seconds": _beside(plan.device_seconds, device_seconds),
         "wall_seconds": _beside(plan.wall_seconds, wall_seconds),
-        "speed": None if plan.speed is None else {"device": plan.speed.device, "measured": plan.speed.measured},
+        "speed": None if plan.speed is None else {"device": plan.speed.device, "measured": plan.speed.measured, "borrowed": plan.borrowed},
     }
 
 

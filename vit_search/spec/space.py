@@ -13,10 +13,11 @@ import random
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -183,7 +184,7 @@ class FloatRange(_Conditional):
         _check_range(low, high, self.log)
         if self.step is not None and self.log:
             raise ValueError("log and step do not go together; drop one")
-        if self.step is not None and self.step > high - low:
+        if self.step is not None and self.step > high - low > 0:
             raise ValueError(f"the step {self.step:g} is longer than the range {low:g} to {high:g}; make it smaller")
         return self
 
@@ -232,10 +233,18 @@ Distribution = Choice[Any] | IntRange | FloatRange
 def _check_range(low: float, high: float, log: bool) -> None:
     if low > high:
         raise ValueError(f"low {low:g} is above high {high:g}; swap them")
-    if low == high:
-        raise ValueError(f"low and high are both {low:g}; write the plain value {low:g}")
-    if log and low <= 0:
+    if log and low <= 0 and low < high:
         raise ValueError(f"a log range starts above 0, not at {low:g}; raise low or drop log")
+
+
+def _as_value(choice: type[Choice[Any]], parameter: IntRange | FloatRange) -> Any:
+    """The one value of a range with equal ends, as a `choice` where it stands under a condition; any other range as it is."""
+    low, high = parameter.range
+    if low != high:
+        return parameter
+    if parameter.when is None:
+        return low
+    return choice(choice=[low], **parameter.model_dump(by_alias=True, include={"when", "otherwise"}))
 
 
 def _spelt(value: Any) -> str:
@@ -273,11 +282,13 @@ def _parameter_type(annotation: Any, bounds: Mapping[str, float]) -> Any:
     """A fixed value or whichever distributions make sense for the type."""
     value: Any = _value_type(annotation, bounds)
     numbers = set(get_args(annotation)) if isinstance(annotation, types.UnionType) else {annotation}
-    forms: list[Any] = [Annotated[value, Tag("value")], Annotated[Choice.__class_getitem__(value), Tag("choice")]]
+    choice: Any = Choice.__class_getitem__(value)
+    simpler = AfterValidator(partial(_as_value, choice))
+    forms: list[Any] = [Annotated[value, Tag("value")], Annotated[choice, Tag("choice")]]
     if int in numbers:
-        forms.append(Annotated[IntRange, Tag("int")])
+        forms.append(Annotated[IntRange, simpler, Tag("int")])
     if float in numbers:
-        forms.append(Annotated[FloatRange, Tag("float")])
+        forms.append(Annotated[FloatRange, simpler, Tag("float")])
     return Annotated[Union[tuple(forms)], Discriminator(_kind)]  # noqa: UP007
 
 
@@ -305,9 +316,9 @@ def _check_ends(section: Any) -> Any:
             fault = _type_fault(parameter.otherwise, _TYPES[f.name], bounds)
             if fault:
                 raise ValueError(f"@{f.name}.else@{fault}")
-        if isinstance(parameter, (IntRange, FloatRange)) and bounds:
-            for end in parameter.ends():
-                if not within(end, bounds):
+        if bounds:
+            for end in parameter.ends() if isinstance(parameter, (Choice, IntRange, FloatRange)) else [parameter]:
+                if isinstance(end, (int, float)) and not within(end, bounds):
                     raise ValueError(f"@{f.name}@{end:g} is out of bounds; give {bounds_text(bounds)}")
     return section
 

@@ -421,11 +421,10 @@ def _plan(d: Digest) -> list[page.Block]:
     beside("device time", told["device_seconds"], in_time)
     beside("time at work", told["wall_seconds"], in_time)
     speed = told.get("speed")
-    by = (
-        f"Seconds were planned by the speed of {speed['device']}{', measured ' + speed['measured'] if speed['measured'] else ''}."
-        if speed
-        else "No speed was known, so no seconds were planned."
-    )
+    by = "No speed was known, so no seconds were planned."
+    if speed:
+        by = f"Seconds were planned by the speed of {speed['device']}{', measured ' + speed['measured'] if speed['measured'] else ''}"
+        by += f" for {speed['borrowed']}." if speed.get("borrowed") else "."
     return [Table(("", "planned>", "came>", "came / planned>"), rows), Text(by)]
 
 

@@ -30,7 +30,7 @@ import torch
 from vit_search.errors import SpecError
 from vit_search.spec.config import TrialConfig
 from vit_search.spec.cost import cost_of
-from vit_search.spec.plan import EVALUATED_AT_ONCE, Speed, evaluation_seconds, images_of, share_of_gpu, work
+from vit_search.spec.plan import EVALUATED_AT_ONCE, Speed, evaluation_seconds, images_of, share_of_gpu, speed_key, work
 from vit_search.spec.search_file import SearchSpec
 from vit_search.spec.worker_env import WORKER_ENV
 from vit_search.vit import checkpoint, machine, training
@@ -84,6 +84,7 @@ def calibrate(spec: SearchSpec, *, concurrency: int | None = None, seconds: floa
         device=f"{torch.cuda.get_device_name() if device == 'cuda' else _processor()}, {threads} thread{'s' * (threads > 1)}",
         measured=date.today().isoformat(),
         name=spec.name,
+        key=speed_key(spec),
         processes=processes,
         room=max(1, int(room)),
     )

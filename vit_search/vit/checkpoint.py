@@ -127,6 +127,9 @@ def _write(fresh: Path, training: Training, classes: tuple[str, ...], data_hash:
         "sha256": {name: sha256_of(fresh / name) for name in (MODEL, OPTIMISER)},
     }
     (fresh / CONFIG).write_text(signed(document))
+    mode = (fresh / CONFIG).stat().st_mode & 0o777  # as the umask says; safetensors gives its files 0600
+    for name in (MODEL, OPTIMISER):
+        (fresh / name).chmod(mode)
 
 
 def load_training(folder: Path, config: TrialConfig, device: torch.device | str = "cpu") -> Training:

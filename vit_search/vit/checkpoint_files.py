@@ -63,7 +63,7 @@ def copy_for_serving(folder: Path, target: Path) -> None:
     document = read(folder, needs=(MODEL,))
     document["sha256"].pop(OPTIMISER, None)
     target.mkdir(parents=True)
-    shutil.copy2(folder / MODEL, target / MODEL)
+    shutil.copyfile(folder / MODEL, target / MODEL)  # its mode is the umask's, as of all exported files
     (target / CONFIG).write_text(signed(document))
 
 
