@@ -304,12 +304,13 @@ class Recorder:
             if noted in self._deleted:
                 _log.warning("MLflow has no run of %s any more; it is made anew, and all is sent again.", self._facts.search)
             self._make_parent()
-            for run in self._find(f"tags.`mlflow.parentRunId` = '{noted}'") if noted in self._deleted else ():
-                self.client.set_tag(run.info.run_id, "mlflow.parentRunId", self.parent_run)
         else:
             self.parent_run = parent.info.run_id
             self.client.update_run(self.parent_run, status="RUNNING")
             self.client.log_batch(self.parent_run, tags=[RunTag("search_folder", str(self._folder.resolve())), *_alive()])
+        if noted in self._deleted:  # its trials' runs are still there, and go on below the new one
+            for run in self._find(f"tags.`mlflow.parentRunId` = '{noted}'"):
+                self.client.set_tag(run.info.run_id, "mlflow.parentRunId", self.parent_run)
         if self.parent_run != noted:
             self._taken = 0
             # a driver that got no further than its run, or MLflow's lost answer, may have left it without them
