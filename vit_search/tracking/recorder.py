@@ -725,11 +725,11 @@ class Recorder:
         yield self._find_runs
         for number in self._without_run():
             yield partial(self._make_anew, number)
-        left = [number for number, trial in self._trials.items() if trial.outcome == "running"]  # by a driver that has died
-        self._trials = search_state.as_they_stand(self._trials, (), State("interrupted"))
-        for number in left:
-            yield partial(self._end_left_trial, number)
-        ranking = ranked(self._trials.values(), spec.metric, spec.mode)
+        trials = search_state.as_they_stand(self._trials, (), State("interrupted"))
+        for number, trial in trials.items():
+            if trial is not self._trials[number]:  # left without an end by a driver that has died
+                yield partial(self._end_left_trial, trial)
+        ranking = ranked(trials.values(), spec.metric, spec.mode)
         yield self._drop_doubles
         yield partial(self._describe, RANKED, driven=False)
         # not MLflow's log_table, which appends to an older one
@@ -750,10 +750,10 @@ class Recorder:
                 yield partial(self._log_model, trial)
         yield partial(client.set_terminated, parent, status)
 
-    def _end_left_trial(self, number: int) -> None:
+    def _end_left_trial(self, trial: Trial) -> None:
         """A trial without an end in the ledger, whose run a resume will open again."""
-        if number in self._runs:
-            run, trial = self._runs[number], self._trials[number]
+        if trial.number in self._runs:
+            run = self._runs[trial.number]
             self.client.log_batch(run, tags=[RunTag("outcome", trial.outcome), RunTag("reason", trial.reason)])
             self.client.set_terminated(run, STATUS["interrupted"])
 
