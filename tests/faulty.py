@@ -95,6 +95,7 @@ def main():
             "seconds": seconds,
             "outcomes": [trial.outcome for trial in trials],
             "reasons": [trial.reason for trial in trials],
+            "breakdowns": [trial.breakdowns for trial in trials],
             "attempts": [len(list((output / "faulty-1" / "trials" / f"{t.number:04d}").glob("attempt-*"))) for t in trials],
             "halvings": [int(p.read_text()) for p in sorted(output.glob("faulty-1/trials/*/halvings"))],
         }

@@ -124,6 +124,11 @@ MUTANTS = {
     "R16 no head": ("R16", ("ray start --head ", "ray start ")),
     "R16 no autoscaler": ("R16", (" --autoscaling-config=~/ray_bootstrap_config.yaml", "")),
     "R16 a worker alone": ("R16", ("--address=$RAY_HEAD_IP:6379 ", "")),
+    "R16 a head whose sockets are open": ("R16", ("--head --temp-dir=$(mktemp -d /tmp/ray-XXXXXXXX)/ray", "--head")),
+    "R16 a worker whose sockets are open": (
+        "R16",
+        ("6379 --temp-dir=$(mktemp -d /tmp/ray-XXXXXXXX)/ray --object", "6379 --temp-dir=/tmp/ray --object"),
+    ),
     "R17 Ray's own name": ("R17", ("cluster_name: vit-search ", "cluster_name: default ")),
     "R18 no lock": ("R18", ("--no-deps --require-hashes -r ~/vit_search/requirements.lock", "--no-deps torch ray")),
     "R18 what comes today": ("R18", ("worker_setup_commands: [] ", "worker_setup_commands: [pip install boto3] ")),

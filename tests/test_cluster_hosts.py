@@ -177,6 +177,12 @@ def test_a_task_runs_on_the_worker_sees_the_shared_folder_and_no_password(hosts)
     assert worker.run("stat -c %a /home/ray/.ray /home/ray/.ray/auth_token").stdout.split() == ["700", "600"]
 
 
+def test_no_other_account_enters_the_folder_of_rays_sockets(hosts):
+    for host in hosts[:2]:
+        assert set(host.run("stat -c '%a %u' /tmp/ray-*").stdout.splitlines()) == {"700 0"}
+        host.run("ls /tmp/ray-*/ray/session_2*/sockets/plasma_store && ! test -e /tmp/ray/session_latest")
+
+
 def test_the_driver_of_a_job_has_the_account_of_searches_and_without_the_token_there_is_no_job(hosts):
     head, _, _ = hosts
     body = json.dumps({"entrypoint": "env > /mnt/vit_search/job; touch /mnt/vit_search/done"})
@@ -215,7 +221,7 @@ def test_a_search_that_is_handed_over_trains_on_the_worker_and_is_recorded_in_ml
     assert "little" in recorded, recorded
     (ledger,) = worker.run("ls /mnt/vit_search/searches/*/ledger.jsonl").stdout.split()
     secret = head.run("cat /mnt/vit_search-head/secrets/mlflow_search_password").stdout
-    grep = f"grep -rlF -e {'a1' * 32} -e {secret} /tmp/ray/session_latest/ /mnt/vit_search/searches /mnt/vit_search-head/logs"
+    grep = f"grep -rlF -e {'a1' * 32} -e {secret} /tmp/ray-*/ray/session_latest/ /mnt/vit_search/searches /mnt/vit_search-head/logs"
     assert head.run(grep, check=False).stdout == "", ledger
     assert worker.run(grep.replace("/mnt/vit_search-head/logs", "/home/ray/.vit_search-worker"), check=False).stdout == ""
 

@@ -3,8 +3,10 @@
 from importlib.metadata import version
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
+from vit_search import terminal
 from vit_search.cli import app
 
 
@@ -19,3 +21,22 @@ def test_h_is_help(words):
     assert short.exit_code == 0
     assert short.output.startswith("Usage:")
     assert short.output == long.output
+
+
+@pytest.mark.parametrize("words", [[], ["cluster"]], ids=" ".join)
+def test_the_help_fits_80_columns_and_cuts_no_summary(words):
+    shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "80"}).output
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "..." not in shown.replace("[ARGS]...", "")
+
+
+def test_the_help_lists_each_command_once_in_its_section():
+    shown = CliRunner().invoke(app, ["--help"]).output
+    commands = [name for name, command in get_command(app).commands.items() if not command.hidden]
+    listed = [name for names in terminal.SECTIONS.values() for name in names.split()]
+    assert sorted(listed) == sorted(commands)
+    assert "Other:" not in shown
+    titles = [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert titles == ["Options:", "Search:", "Results:", "Production:", "Cluster:"]
+    for name in listed:
+        assert sum(line.startswith(f"  {name} ") for line in shown.splitlines()) == 1, name

@@ -15,7 +15,7 @@ from test_end_to_end import COMMAND, until, vit_search
 from test_ledger import result
 
 from vit_search.errors import SearchError, SpecError
-from vit_search.search import control, launch
+from vit_search.search import control, launch, resumable
 from vit_search.search.control import Control, Settings
 from vit_search.search.limits import Limits
 from vit_search.spec import search_file
@@ -55,6 +55,11 @@ def test_a_running_search_obeys(tmp_path):
         def events(kind=None):
             return [e for e in books.read_events(path) if kind is None or isinstance(e, kind)]
 
+        def parent():
+            client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlruns.db'}")
+            (run,) = client.search_runs([client.get_experiment_by_name("told").experiment_id], "attributes.run_name = 'told-1'")
+            return run
+
         def reports_of(trial):
             return sum(e.trial == trial for e in events(Reported))
 
@@ -63,6 +68,10 @@ def test_a_running_search_obeys(tmp_path):
         assert "2 running trials will be held" in say(tmp_path, "pause").stdout
         until(lambda: _still(lambda: len(events(Reported)), 3))
         held = len(events(Reported))
+        now = state(tmp_path)
+        assert (now["state"], now["running"], now["outcomes"]) == ("paused", False, {"held": 2})
+        assert "told-1 is paused: 0 of 3 trials over" in say(tmp_path, "status").stdout
+        until(lambda: parent().data.tags.get("state") == "paused")
         assert "going on." in say(tmp_path, "continue", "told-1").stdout
         until(lambda: len(events(Reported)) > held + 4)
         for trial in (0, 1):  # no epoch was trained again, none left out
@@ -94,10 +103,9 @@ def test_a_running_search_obeys(tmp_path):
         assert events(Proposed)[2].params == {"depth": 2, "lr": 0.002}
 
         client = mlflow.MlflowClient(uri)  # as somebody types it in MLflow's pages
-        (parent,) = client.search_runs([client.get_experiment_by_name("told").experiment_id], "attributes.run_name = 'told-1'")
-        client.set_tag(parent.info.run_id, "command", "set hours=0.5")
-        until(lambda: "command" not in client.get_run(parent.info.run_id).data.tags)
-        assert client.get_run(parent.info.run_id).data.tags["command_answer"] == "set hours=0.5: hours is now 0.5."
+        client.set_tag(parent().info.run_id, "command", "set hours=0.5")
+        until(lambda: "command" not in parent().data.tags)
+        assert parent().data.tags["command_answer"] == "set hours=0.5: hours is now 0.5."
         until(lambda: reports_of(2) >= 1)
 
         assert "ending now" in say(tmp_path, "cancel").stdout
@@ -110,7 +118,10 @@ def test_a_running_search_obeys(tmp_path):
     now = state(tmp_path)
     assert (now["running"], now["trials"], now["outcomes"]) == (False, 6, {"stopped": 2, "interrupted": 1})
     assert [c["name"] for c in now["commands"]] == ["pause", "continue", "set", "stop", "add", "stop", "set", "cancel"]
-    assert "not running" in say(tmp_path, "status").stdout
+    assert (now["state"], now["reason"], parent().data.tags["state"]) == ("interrupted", "", "interrupted")
+    said = say(tmp_path, "status").stdout
+    assert "told-1 is interrupted: 2 of 6 trials over" in said
+    assert "go on with:  vit-search resume told-1" in said
     refused = say(tmp_path, "pause", check=False)
     assert "no driver runs this search now" in refused.stderr
 
@@ -146,7 +157,8 @@ def test_what_waits_for_a_place_starts_neither_in_a_pause_nor_after_a_stop_but_i
     assert len(running) <= 1  # the epoch at hand, and no trial that had waited
     begun = len(set(reported()))
     assert begun < 5  # however quick this machine is, some of five still waited
-    assert state(tmp_path)["outcomes"] == {"completed": begun, "interrupted": 5 - begun}
+    now = state(tmp_path)
+    assert (now["state"], now["outcomes"]) == ("stopped", {"completed": begun, "interrupted": 5 - begun})
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlruns.db'}")
     (parent,) = client.search_runs([client.get_experiment_by_name("told").experiment_id], "attributes.run_name = 'told-1'")
     assert parent.info.status == "FINISHED"
@@ -324,7 +336,7 @@ def test_a_last_newline_is_no_change_of_the_search_file(tmp_path):
     file = tmp_path / "search.yaml"
     for began, now in (("a: 1\n", "a: 1"), ("a: 1", "a: 1\n"), ("a: 1\n", "a: 1\n\n"), ("a: 1\r\n", "a: 1\n")):
         file.write_text(now)
-        launch._check_unchanged(file, began)
+        resumable.check_unchanged(file, began)
     file.write_text("a: 1\n")
     with pytest.raises(SearchError, match=r"search\.yaml:2: 'b: 2' has become ''"):
-        launch._check_unchanged(file, "a: 1\nb: 2\n")
+        resumable.check_unchanged(file, "a: 1\nb: 2\n")

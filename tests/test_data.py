@@ -3,20 +3,25 @@
 import gzip
 import io
 import multiprocessing
+import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from vit_search.errors import DataError
 from vit_search.spec.config import DataConfig
+from vit_search.vit import data as data_module
 from vit_search.vit.data import prepare, read_image, read_split
 
 FASHION = Path(__file__).parents[2] / "shared" / "data" / "FashionMNIST" / "raw"
@@ -125,6 +130,41 @@ def test_a_damaged_cache_is_made_again(tmp_path, damage):
     assert np.array_equal(both(digits(tmp_path), "train")[0], before)
 
 
+def test_labels_forged_under_the_genuine_hash_are_refused(tmp_path):
+    labels = digits(tmp_path).folder / "test_labels.npy"
+    np.save(labels, np.zeros_like(np.load(labels)))
+    data = digits(tmp_path)
+    with pytest.raises(DataError, match=r"test_labels\.npy: not what was written there; remove .* and it is made again"):
+        read_split(data, "test")
+    assert len(read_split(data, "val")[1]) == 179  # the others are whole
+    shutil.rmtree(data.folder)
+    assert len(np.unique(read_split(digits(tmp_path), "test")[1])) == 10
+
+
+def test_a_cache_into_which_others_may_write_is_refused(tmp_path):
+    cache = tmp_path / "cache"
+    before = os.umask(0)  # with any umask, the cache is its owner's alone
+    try:
+        data = digits(cache)
+    finally:
+        os.umask(before)
+    assert [oct(path.stat().st_mode & 0o777) for path in (cache, data.folder)] == ["0o755"] * 2
+    assert {oct(path.stat().st_mode & 0o777) for path in data.folder.iterdir()} == {"0o644"}
+    for folder, mode in ((cache, 0o777), (cache, 0o775), (data.folder, 0o757)):
+        folder.chmod(mode)
+        with pytest.raises(DataError, match=f"{folder.name}: images of this cache cannot be trusted: mode {mode:04o} lets others write"):
+            digits(cache)
+        folder.chmod(0o755)
+    assert digits(cache).data_hash == data.data_hash
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+def test_a_cache_of_another_account_is_refused(tmp_path):
+    os.chown(digits(tmp_path).folder, 12345, -1)
+    with pytest.raises(DataError, match=r"it belongs to another account \(uid 12345\)"):
+        digits(tmp_path)
+
+
 def _prepare_in(folder):
     return digits(Path(folder)).data_hash
 
@@ -151,6 +191,12 @@ def test_fashion_mnist_equals_what_torchvision_reads(tmp_path):
     assert np.array_equal(labels, theirs.targets.numpy())
     _, labels = read_split(data, "val")
     assert set(np.bincount(labels)) == {600}
+    processed = tmp_path / "FashionMNIST" / "processed"  # a form of the files that torchvision prefers, and that is in no hash
+    processed.mkdir()
+    for name in ("training.pt", "test.pt"):
+        torch.save((torch.zeros(100, 28, 28, dtype=torch.uint8), torch.arange(100) % 10), processed / name)
+    again = prepare(DataConfig(name="fashion_mnist", path=str(tmp_path), val_fraction=0.1), cache=tmp_path / "another")
+    assert (again.counts, again.data_hash, again.sha256) == (data.counts, data.data_hash, data.sha256)
 
 
 def test_mnist_is_read_from_files_in_its_own_format(tmp_path):
@@ -284,3 +330,51 @@ def test_the_line_on_a_named_set_tells_its_splits_and_what_a_limit_leaves(cache)
     )
     limited = prepare(DataConfig(name="digits", train_limit=100), cache=cache)
     assert limited.summary.endswith("; 639 images (train 100, val 179, holdout 90, test 270)")
+
+
+DEEP = np.random.default_rng(3).random((40, 31))
+ODD_KINDS = {
+    "RGBA": (Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 31, 4), np.uint8)), "PNG"),
+    "LA": (Image.fromarray(np.random.default_rng(2).integers(0, 256, (40, 31, 2), np.uint8)), "PNG"),
+    "P": (Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 31, 4), np.uint8)).quantize(32), "PNG"),
+    "16 bits": (Image.fromarray((DEEP * 65535).astype(np.uint16)), "PNG"),
+    "32 bits": (Image.fromarray((DEEP * 255).astype(np.int32)), "TIFF"),
+    "fractions": (Image.fromarray(DEEP.astype(np.float32)), "TIFF"),
+}
+
+
+@pytest.mark.parametrize(("image", "kind"), ODD_KINDS.values(), ids=ODD_KINDS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_that_is_converted_in_strips_has_the_same_bits(image, kind, channels, monkeypatch):
+    raw = io.BytesIO()
+    image.save(raw, kind)
+    at_once = read_image(raw.getvalue(), (16, 16), channels)
+    monkeypatch.setattr(data_module, "STRIP_PIXELS", 100)  # 3 rows of 40
+    assert (read_image(raw.getvalue(), (16, 16), channels) == at_once).all()
+    assert at_once.std() > 1
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from vit_search.vit.data import read_image
+
+def peak():
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+
+small, large = map(Path, sys.argv[1:])
+read_image(small, (8, 8), 3)
+before = peak()
+read_image(large, (8, 8), 3)
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize(("mode", "colour", "name"), [("RGBA", (9, 8, 7, 100), "a.png"), ("F", 0.3, "a.tif")])
+def test_a_large_image_takes_at_most_10_bytes_a_pixel(mode, colour, name, tmp_path):
+    """Two copies of 4 bytes and a strip; it took 24 for fractions and 16 for transparency."""
+    large, small = tmp_path / name, tmp_path / f"small-{name}"
+    Image.new(mode, (5000, 5000), colour).save(large, compression="tiff_lzw")
+    Image.new(mode, (50, 50), colour).save(small)
+    told = subprocess.run([sys.executable, "-c", PEAK, small, large], capture_output=True, text=True, check=True).stdout
+    assert 2 * 5000**2 < int(told) * 1024 < 10 * 5000**2

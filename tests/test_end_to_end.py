@@ -488,7 +488,7 @@ def test_ctrl_c_closes_all_and_names_resume(tmp_path, signals):
         (["run", "mnist.yaml"], ": the files of mnist are not there, or damaged; name their folder as data.path, or add --download."),
         (["show"], "searches: no search here; start one with `vit-search run FILE`."),
         (["promote", "nosuch"], "searches: no search here; start one with `vit-search run FILE`."),
-        (["predict", "--model", "models:/nobody@champion", "x.png"], "models:/nobody@champion: cannot be loaded"),
+        (["predict", "--model", "models:/nobody@champion", "x.png"], "models:/nobody@champion: no registered model named nobody"),
     ],
 )
 def test_a_refusal_is_one_line_with_exit_code_2_and_leaves_no_search(tmp_path, arguments, line):

@@ -212,9 +212,9 @@ def test_a_missing_extra_is_one_line_with_its_mend(missing, registry, tmp_path, 
 
 
 MISTAKES = {
-    "no version named": ("pets", "pt2", "out", "pets: names no registered version; write it like digits@champion or digits/3."),
-    "no such alias": ("pets@chief", "pt2", "out", "pets@chief: not in the registry"),
-    "no such version": ("pets/9", "pt2", "out", "pets/9: not in the registry"),
+    "no version named": ("pets", "pt2", "out", "pets: names no version; write pets@champion, or pets/1 for one version."),
+    "no such alias": ("pets@chief", "pt2", "out", "pets@chief: pets has no alias chief; choose from champion."),
+    "no such version": ("pets/9", "pt2", "out", "pets/9: pets has no version 9; there are 1"),
     "no such format": ("pets@champion", "onyx", "out", "--format onyx: unknown; did you mean onnx?"),
     "a file for a folder": ("pets/1", "pt2", "mlruns.db/x", "mlruns.db/x: cannot be written (File exists); name another place"),
 }
@@ -232,7 +232,7 @@ def test_a_mistake_is_told_with_its_mend(model, format, path, said, registry, mo
 def test_the_command_tells_a_mistake_in_one_line_and_exits_with_2(registry):
     done = command(registry, "export", "pets@chief", "--format", "pt2")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: pets@chief: not in the registry")
+    assert done.stderr.startswith("error: pets@chief: pets has no alias chief")
     assert done.stderr.count("\n") == 1
 
 

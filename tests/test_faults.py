@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import mlflow
 import psutil
 import pytest
 
@@ -33,7 +34,7 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faults")
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
-    return json.loads((folder / "found.json").read_text())
+    return json.loads((folder / "found.json").read_text()) | {"folder": folder, "printed": done.stdout + done.stderr}
 
 
 def test_a_trial_whose_process_dies_each_time_fails_after_three_retries_and_the_others_go_on(found):
@@ -41,6 +42,39 @@ def test_a_trial_whose_process_dies_each_time_fails_after_three_retries_and_the_
     assert told["outcomes"] == ["completed", "failed", "completed", "completed", "completed"]
     assert told["attempts"] == [1, 4, 1, 1, 1]
     assert told["reasons"][1].endswith("(after 3 retries)")
+
+
+def test_each_breakdown_leaves_its_reason_in_the_ledger_the_logs_status_report_and_mlflow(found):
+    died = "its worker process died"
+    assert found["dies"]["breakdowns"] == [[], [died] * 4, [], [], []]
+    assert found["hangs"]["breakdowns"][0][0].startswith("it hung: not heard of for ")
+    assert found["gets_small"]["breakdowns"] == [["its worker process was ended for lack of memory"], [], [], [], []]
+    assert found["raises"]["breakdowns"][0] == []
+
+    def said(*words):
+        command = [VIT_SEARCH, *words, "--output", "dies"]
+        return subprocess.run(command, cwd=found["folder"], capture_output=True, text=True, check=True).stdout
+
+    lines = [line[16:] for line in said("logs", "faulty-1/1").splitlines()]
+    assert lines[2:] == [f"broke down: {died}; it is tried again from its last checkpoint"] * 3 + [
+        f"broke down: {died}",
+        f"failed: {died} (after 3 retries)",
+    ]
+    assert f"trial 1: broke down: {died}; it is tried again" in said("logs", "faulty-1")
+    assert f"trial 1 broke down 4 times, the last time: {died}" in said("status", "faulty-1")
+    assert [one["again"] for one in json.loads(said("status", "faulty-1", "--json"))["breakdowns"]] == [True, True, True, False]
+    assert f"| 1 | 4 | {died} |" in (found["folder"] / "dies/faulty-1/report.md").read_text()
+    client = mlflow.MlflowClient(f"sqlite:///{found['folder'] / 'mlruns.db'}")
+    (experiment,) = [e.experiment_id for e in client.search_experiments() if e.name == "faulty"]
+    runs = client.search_runs([experiment], "tags.trial = '1'", order_by=["attributes.start_time"])
+    assert (runs[0].data.tags["breakdowns"], runs[0].data.tags["breakdown_reasons"]) == ("4", f"4 times: {died}")
+    assert "breakdowns" not in runs[1].data.tags  # `hangs`, where trial 0 did
+
+
+def test_ray_itself_prints_nothing(found):
+    """Its daemons would tell of each dead worker, and its Tune of each trial that ends without a result."""
+    assert "raylet" not in found["printed"]
+    assert "Last result" not in found["printed"]
 
 
 def test_a_trial_that_hangs_is_ended_and_tried_again(found):
@@ -78,6 +112,30 @@ def test_a_shell_with_too_few_open_files_is_refused_at_once_and_leaves_no_search
     assert done.stderr == "error: a process here may open 128 files, and Ray needs 256; raise that, e.g. `ulimit -n 65536`.\n"
     assert time.monotonic() - began < 60  # Ray itself gives up after two minutes
     assert not list(tmp_path.glob("searches/*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "environment", "said"),
+    [
+        (
+            ("concurrency: 2", "concurrency: 2\nresources: {cpus: 999}"),
+            {},
+            "resources.cpus: a trial asks for 999 CPUs and this machine has",
+        ),
+        (("", ""), {"RAY_TMPDIR": "/proc/nowhere"}, "error: Ray "),
+    ],
+    ids=["too large", "Ray does not start"],
+)
+def test_a_run_that_is_refused_leaves_no_search_neither_here_nor_in_mlflow(tmp_path, change, environment, said):
+    (tmp_path / "small.yaml").write_text(FILE.replace(*change, 1))
+    command = [VIT_SEARCH, "run", "small.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode in (2, 6), done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "searches").iterdir())
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlruns.db'}")
+    assert not client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
 
 
 @ROOT

@@ -274,7 +274,9 @@ def test_a_killed_job_is_taken_up_by_the_keeper_and_a_stopped_one_by_a_person_al
     until(lambda: record.read(cluster.storage / "searches" / search).wanted == "stopped")  # the keeper has seen that it is meant
     time.sleep(3)
     assert len(jobs.launches(there.client)[search]) == 2
-    assert f"{search} is not running" in vit_search(laptop, cluster, "status", search).stdout
+    assert f"{search} is interrupted" in vit_search(laptop, cluster, "status", search).stdout
+    (listed,) = [one["state"] for one in json.loads(vit_search(laptop, cluster, "list", "--json").stdout) if one["search"] == search]
+    assert listed == "interrupted"
 
     assert f"as job {search}-3" in vit_search(laptop, cluster, "resume", search).stdout
     busy = vit_search(laptop, cluster, "resume", search, check=False)
@@ -284,6 +286,22 @@ def test_a_killed_job_is_taken_up_by_the_keeper_and_a_stopped_one_by_a_person_al
     assert "2 trials over, 0 running" in watched
     until(lambda: jobs.launches(there.client)[search][-1].state == "finished")
     assert_whole(cluster, search, trials=2, epochs=250)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "word"), [("cancel", "interrupted"), ("stop", "stopped")])
+def test_list_and_status_say_the_same_of_a_search_that_a_person_has_ended(cluster, laptop, command, word):
+    text = LONG.replace("trials: 2", "trials: 4").replace("concurrency: 2", "concurrency: 1").replace("epochs: 250", "epochs: 40")
+    (laptop / "long.yaml").write_text(text.replace("name: long", f"name: {command}"))
+    search = submitted(vit_search(laptop, cluster, "submit", "long.yaml"))
+    until(lambda: sum(map(len, epochs_of(cluster, search).values())) >= 2)
+    vit_search(laptop, cluster, command, search)
+    there = reached(cluster)
+    until(lambda: jobs.launches(there.client)[search][-1].over)
+    (listed,) = [one["state"] for one in json.loads(vit_search(laptop, cluster, "list", "--json").stdout) if one["search"] == search]
+    told = json.loads(vit_search(laptop, cluster, "status", search, "--json").stdout)
+    assert (listed, told["state"], told["running"]) == (word, word, False)
+    assert f"was submitted before: {word}." in vit_search(laptop, cluster, "submit", "long.yaml").stdout
 
 
 @pytest.mark.slow

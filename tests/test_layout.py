@@ -1,6 +1,7 @@
 """The house: which room may import which, and where the heavy libraries live. The picture is here; the code is held against it."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "vit_search"
 
 ARROWS = {
-    "cli_cluster": {"ray_token", "search", "cluster", "tracking", "spec", "errors"},
+    "cli_cluster": {"terminal", "ray_token", "search", "cluster", "tracking", "spec", "errors"},
     "cli": {
         "cli_cluster",
+        "leaderboard",
+        "terminal",
         "search",
         "cluster",
         "tracking",
@@ -28,7 +31,11 @@ ARROWS = {
     "tracking": {"vit", "spec", "errors"},  # vit: model_package.py rebuilds a model
     "vit": {"spec", "errors"},
     "spec": {"errors"},
-    "ray_session": {"ray_token", "errors"},
+    "leaderboard": {"terminal", "tracking", "spec"},
+    "terminal": set(),
+    "ray_session": {"ray_folder", "ray_token", "ray_trouble", "errors"},
+    "ray_folder": {"errors"},
+    "ray_trouble": {"errors"},
     "ray_token": {"spec", "errors"},
     "errors": set(),
     "__init__": {"search", "spec"},
@@ -44,8 +51,8 @@ HEAVY = {
     "onnxruntime": set(),
     "onnxscript": set(),
     "pydantic": {"spec"},
-    "typer": {"cli.py", "cli_cluster.py"},
-    "rich": {"cli.py", "cli_cluster.py"},
+    "typer": {"cli.py", "cli_cluster.py", "terminal.py"},
+    "rich": {"cli.py", "cli_cluster.py", "leaderboard.py", "terminal.py"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -112,3 +119,45 @@ def test_a_room_does_not_pull_in_what_it_does_not_need(statement, absent):
     code = f"import sys; {statement}; print(' '.join(sys.modules))"
     loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
     assert not loaded & absent
+
+
+COMMANDS = {
+    "--help": {"mlflow", "pandas"},
+    "status nothing": {"mlflow", "pandas"},
+    "resume nothing": {"mlflow", "pandas"},
+    "extend nothing --trials 9": {"mlflow", "pandas"},
+    "history digits": set(),
+    "doctor": set(),
+    "config digits@champion": set(),
+    "predict --model digits@champion x.png": set(),
+}
+"""What people wait for, and what each must not import besides torch, torchvision, Ray and Optuna."""
+
+
+@pytest.mark.parametrize(("words", "absent"), COMMANDS.items(), ids=COMMANDS)
+def test_a_command_imports_nothing_heavy_that_it_does_not_need(words, absent, tmp_path):
+    """Each ends with an error, or with nothing to tell, once it has asked an empty MLflow or looked for the search."""
+    code = "import sys; from vit_search import cli\ntry: cli.main()\nfinally: print(*sys.modules, file=open('loaded', 'w'))"
+    done = subprocess.run([sys.executable, "-c", code, *words.split()], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 2), done.stderr
+    assert "Traceback" not in done.stderr
+    loaded = set((tmp_path / "loaded").read_text().split())
+    assert "typer" in loaded
+    assert not loaded & ({"torch", "torchvision", "ray", "optuna"} | absent)
+
+
+def test_classifying_imports_neither_mlflow_nor_torchs_compiler():
+    code = "import sys; from vit_search.production import prediction; from vit_search.vit import checkpoint, augment, splits, single"
+    done = subprocess.run([sys.executable, "-c", f"{code}; print(*sys.modules)"], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "torch" in loaded
+    assert not loaded & {"mlflow", "ray", "optuna", "torchvision", "torch._dynamo", "pandas", "scipy"}
+
+
+@pytest.mark.parametrize("room", ["production.registry", "production.promotion", "tracking.doctor", "tracking.store"])
+def test_no_room_starts_mlflows_telemetry(room):
+    """MLflow decides when it is imported; in a test's environment it stays silent by itself, so that is taken away."""
+    code = f"import vit_search.{room}; from mlflow.telemetry import get_telemetry_client; print(get_telemetry_client())"
+    kept = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")}
+    done = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None"

@@ -23,7 +23,7 @@ import torch
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from vit_search.production import promotion
+from vit_search.production import prediction
 from vit_search.spec import search_file
 from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.tracking.model_package import log_model
@@ -147,7 +147,7 @@ def test_vit_search_predict_gives_the_same(model, logged, registered, tmp_path):
     (tmp_path / "grey.jpeg").write_bytes(file(PHOTO[..., 0], "JPEG"))
     paths = [tmp_path / "photo.png", tmp_path / "grey.jpeg"]
     rows = model.predict(pd.DataFrame({"image": [path.read_bytes() for path in paths]}))
-    told = promotion.predict(registered, paths, tracking_uri=logged[1])
+    told = prediction.predict(registered, paths, tracking_uri=logged[1])
     assert [(p.label, p.probability) for p in told] == list(zip(rows["label"], rows["probability"], strict=True))
 
 

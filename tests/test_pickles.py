@@ -25,7 +25,7 @@ from vit_search.spec.config import DataConfig, EpochResult, ModelConfig, Trainin
 from vit_search.spec.pickles import REFUSED
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
-from vit_search.vit import checkpoint, training
+from vit_search.vit import checkpoint, checkpoint_files, training
 
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -107,8 +107,8 @@ def home(tmp_path_factory):
     place = registered("weights", log_model(home / "checkpoint", run_id=run.info.run_id)) / "artifacts/checkpoint"
     torch.save(Evil(home / "marks/weights"), place / "model.safetensors")
     document = json.loads((place / "config.json").read_text())
-    document["sha256"]["model.safetensors"] = checkpoint._sha256(place / "model.safetensors")
-    (place / "config.json").write_text(checkpoint._signed(document))  # so that its own digests are right
+    document["sha256"]["model.safetensors"] = checkpoint.weights_sha256(place)
+    (place / "config.json").write_text(checkpoint_files.signed(document))  # so that its own digests are right
     Image.new("L", (8, 8)).save(home / "image.png")
     return home
 

@@ -91,6 +91,44 @@ def test_each_planted_fault_is_found(text, severity, where, said):
     assert any(s == severity and w == where and said in t for s, w, t in found), found
 
 
+def photos(folder, counts):
+    """An image folder with splits of its own; the images are empty files."""
+    for split, images in counts.items():
+        for i in range(images):
+            path = folder / split / ("cat", "dog")[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    return f"name: t\ndata: {{name: image_folder, path: {folder}, image_size: 8}}\ntrials: 9\nepochs: 27\n"
+
+
+@pytest.mark.parametrize(
+    ("count", "interval"), [(7, "0.53 to 0.99, 0.46 wide"), (30, "0.74 to 0.97, 0.22 wide"), (99, "0.83 to 0.94, 0.12 wide"), (100, "")]
+)
+def test_few_validation_images_are_told_with_the_interval_that_follows(tmp_path, count, interval):
+    found = findings(SEARCHED, photos(tmp_path, {"train": 200, "val": count}))
+    seen = f"{count} validation images: an accuracy of 0.90 on them has a 95 % interval of {interval}; add images to them."
+    assert found == ([("warning", "data.path", seen)] if interval else [])
+
+
+def test_few_validation_images_of_a_split_that_is_drawn_are_told_with_the_fraction_to_raise(tmp_path):
+    assert images_of(spec(SEARCHED, photos(tmp_path, {"": 70})).data_config).val == 7
+    ((severity, where, text),) = findings(SEARCHED, photos(tmp_path, {"": 70}))
+    assert (severity, where) == ("warning", "data.val_fraction")
+    assert text.startswith("7 validation images: ")
+    assert text.endswith("0.46 wide; raise it, or add images.")
+
+
+def test_a_search_that_trains_on_its_validation_images_is_told_of_its_holdout():
+    found = [text for _, where, text in findings("train_on: train+val\n" + SEARCHED) if where == "data.holdout_fraction"]
+    assert len(found) == 1
+    assert found[0].startswith("90 holdout images: ")
+
+
+def test_images_that_are_not_here_are_not_counted(tmp_path):
+    head = f"name: t\ndata: {{name: image_folder, path: {tmp_path / 'none'}, image_size: 8}}\ntrials: 9\nepochs: 27\n"
+    assert findings(SEARCHED, head) == []
+
+
 def test_what_makes_proposals_invalid_is_counted_as_the_search_would_say_it():
     made = spec("model: {patch_size: {choice: [2, 3]}, dim: {choice: [64, 60]}, heads: 8, depth: {int: [1, 4]}}\nconstraints: [depth < 4]")
     report = linting.lint(made)
@@ -332,7 +370,7 @@ def test_calibration_has_the_environment_of_a_trial():
     from vit_search.search.launch import WORKER_ENV
     from vit_search.vit import calibrate
 
-    assert calibrate.machine.WORKER_ENV == WORKER_ENV
+    assert calibrate.WORKER_ENV is WORKER_ENV
 
 
 def typed(capsys, monkeypatch, *words):

@@ -23,9 +23,10 @@ from synthetic import FILE, begin, events, made, result
 
 from vit_search.errors import SearchError, TrackingError
 from vit_search.spec import search_file
-from vit_search.tracking import datasets, doctor, searches, store
-from vit_search.tracking.ledger import Ended, Ledger, Proposed, Reported, read_trials
+from vit_search.tracking import datasets, doctor, search_state, searches, store
+from vit_search.tracking.ledger import Broke, Ended, Launched, Ledger, Left, Proposed, Reported, read_trials
 from vit_search.tracking.recorder import RECORDED, STATUS, Recorder, sync
+from vit_search.tracking.search_state import State
 
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
 
@@ -362,6 +363,44 @@ def test_a_trial_that_goes_on_after_an_interruption_is_shown_as_running_and_then
     assert_whole(uri, folder)
 
 
+def test_of_a_dead_driver_mlflow_says_what_status_does(uri, tmp_path):
+    folder, spec, facts = begin(tmp_path, trials=2)
+    ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
+    for event in (
+        Launched(host="here", pid=1),
+        *(Proposed(trial=number, params={"dim": 32, "depth": 1, "lr": 2e-3}) for number in (0, 1)),
+        Reported(trial=0, result=result(1, 0.5)),
+        Broke(trial=0, reason="its node was lost", again=True),
+    ):
+        ledger.append(event)
+    ledger.close()
+    assert search_state.read(folder).state == State("interrupted", "its driver died")
+    assert sync(folder, uri)
+    runs = content(uri)
+    assert [run[1] for run in runs] == ["KILLED"] * 3
+    parent, first, _ = (run[2] for run in runs)
+    assert (parent["state"], first["outcome"]) == ("interrupted", "interrupted")
+    assert (first["breakdowns"], first["breakdown_reasons"]) == ("1", "once: its node was lost")
+    client = store.client_for(uri)
+    (found,) = client.search_runs([client.get_experiment_by_name("made").experiment_id], "attributes.run_name = 'made-1'")
+    assert found.data.tags["mlflow.note.content"].startswith("**interrupted (its driver died)**: 0 of 2 trials over (2 interrupted)")
+    assert "the search is interrupted (its driver died)." in (folder / "report.md").read_text()
+
+    ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
+    recorder = Recorder.connect(uri, spec.name)
+    recorder.open(spec, facts, folder, ledger.events, ledger.sync)
+    ledger.listeners.append(recorder.wake)
+    for event in (Launched(host="here", pid=2), *(Reported(trial=n, result=result(2 - n, 0.6)) for n in (0, 1))):
+        ledger.append(event)
+    until(lambda: [run[1] for run in content(uri)] == ["RUNNING"] * 3)
+    for number in (0, 1):
+        ledger.append(Ended(trial=number, outcome="stopped"))
+    ledger.append(Left(state="finished"))
+    assert recorder.close("FINISHED", None)
+    ledger.close()
+    assert_whole(uri, folder)
+
+
 def test_a_driver_at_work_keeps_its_search_to_itself(uri, tmp_path):
     folder, spec, _ = made(tmp_path)
     ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
@@ -407,7 +446,9 @@ def test_odd_numbers_come_back_as_they_were(uri, tmp_path, value):
         assert stored == value or (math.isnan(value) and math.isnan(stored))
 
 
-def test_a_database_that_is_locked_for_a_while_costs_nothing(uri, tmp_path):
+@pytest.mark.parametrize("seconds", [4, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_database_that_is_locked_for_a_while_costs_nothing_and_at_most_one_line(uri, tmp_path, capfd, caplog, seconds):
+    """MLflow waits for 20 s by itself."""
     folder, spec, facts = begin(tmp_path)
     ledger, recorder = Ledger(folder / "ledger.jsonl", spec.epochs), Recorder.connect(uri, spec.name)
     with sqlite3.connect(tmp_path / "mlruns.db", isolation_level=None, check_same_thread=False) as lock:
@@ -418,9 +459,15 @@ def test_a_database_that_is_locked_for_a_while_costs_nothing(uri, tmp_path):
         for event in events(spec):
             ledger.append(event)
         assert time.monotonic() - began < 3  # the search does not wait for it
-        threading.Timer(4, lambda: lock.execute("ROLLBACK")).start()
+        threading.Timer(seconds, lambda: lock.execute("ROLLBACK")).start()
         assert recorder.close("FINISHED", None)
     ledger.close()
+    printed = capfd.readouterr().err
+    assert "Traceback" not in printed
+    assert "sqlalchemy" not in printed
+    lines = [message for message in caplog.messages if "locked" in message]
+    assert len(lines) == (seconds > 20), lines
+    assert all(line.startswith("MLflow does not answer (") and "\n" not in line for line in lines)
     assert_whole(uri, folder)
 
 
@@ -454,6 +501,7 @@ def test_doctor_finds_runs_of_dead_drivers_and_of_strangers_and_leaves_the_livin
     assert (closed.returncode, "closed 3" in closed.stdout) == (0, True), closed.stderr
     assert doctor.zombies(client) == []
     assert [run[1] for run in content(uri)] == ["KILLED", "KILLED"]
+    assert [run[2].get("outcome") for run in content(uri)] == [None, "interrupted"]
     assert [run[1] for run in content(uri, "made-2")] == ["RUNNING", "RUNNING"]
     ledgers[alive].close()
 

@@ -10,9 +10,10 @@ import torch
 from ray.tune import PlacementGroupFactory
 
 from vit_search.errors import SearchError, StorageError
-from vit_search.search import launch, trial
+from vit_search.search import launch, recovery, trial
 from vit_search.search.recovery import Patience, Recovery, cause_of, elsewhere, in_words
 from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.tracking.ledger import Broke, Ledger, Proposed, read_events
 from vit_search.vit import checkpoint, training
 
 DIED = "The actor died unexpectedly before finishing this task.\n\tclass_name: ImplicitFunc\n"
@@ -57,7 +58,9 @@ def told(tmp_path):
     """A trial on node `a` of a cluster that has `b` besides, and what its recovery has said."""
     (tmp_path / "owner").write_text("mark a")
     given_up, ended = [], []
-    recovery = Recovery(lambda number, reason: given_up.append((number, reason)), ended.append, lambda: NODES)
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append(Proposed(trial=0, params={}))
+    recovery = Recovery(lambda number, reason: given_up.append((number, reason)), ended.append, ledger.append, lambda: NODES)
     return TunesTrial(tmp_path), recovery, given_up, ended
 
 
@@ -69,6 +72,22 @@ def test_a_trials_own_deaths_are_counted_strictly_and_its_nodes_generously(told,
     assert not given_up
     broken.breaks(recovery, error)
     assert [number for number, _ in given_up] == [0]
+
+
+def test_each_breakdown_is_in_the_ledger_with_its_reason_and_what_comes_of_it(told, tmp_path):
+    broken, recovery, _, _ = told
+    recovery.hung(0, 61)
+    for error in (PROCESS, PROCESS, MEMORY, NODE, PROCESS, NODE):
+        broken.breaks(recovery, error)
+    events = [event for event in read_events(tmp_path / "ledger.jsonl") if isinstance(event, Broke)]
+    assert [(event.trial, event.reason, event.again) for event in events] == [
+        (0, "it hung: not heard of for 61 s", True),
+        (0, "its worker process died", True),
+        (0, "its worker process was ended for lack of memory", True),
+        (0, "its node was lost", True),
+        (0, "its worker process died", False),  # the fourth of its own
+        (0, "its node was lost", False),
+    ]
 
 
 def test_a_lack_of_memory_halves_once(told):
@@ -174,7 +193,7 @@ def test_a_copy_that_was_replaced_writes_no_more(begun):
     old = trial._own(folder, "a")
     trial._save(folder / "checkpoint", state, Data, ("train",), old)
     new = trial._own(folder, "b")
-    assert trial.node_of(folder) == "b"
+    assert recovery.node_of(folder) == "b"
     before = checkpoint.weights_sha256(folder / "checkpoint")
     with torch.no_grad():
         next(state.model.parameters()).add_(1)

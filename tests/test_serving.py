@@ -28,9 +28,9 @@ import servers
 import torch
 from PIL import Image
 
-from vit_search.errors import ServingError
-from vit_search.production import following, listener, serving, smoke
-from vit_search.production.endpoint import Batcher, Endpoint, Limits, Metrics, Told, exposition, load
+from vit_search.errors import PromotionError, ServingError
+from vit_search.production import following, listener, references, serving, smoke
+from vit_search.production.endpoint import Batcher, Endpoint, Held, Limits, Metrics, Told, exposition, load
 from vit_search.production.state import read_state
 from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.tracking.model_package import log_model
@@ -175,7 +175,7 @@ def started(home, model, uri, *options, ready=True, **environment):
 
     if ready:
         try:
-            servers.until(answers, 120)
+            servers.until(answers)
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -317,7 +317,7 @@ BAD = {
     "an SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml", 422, "of no known format"),
     "an empty body": (b"", "image/png", 400, "an empty body"),
     "a truncated image": (file(PHOTO)[:900], "image/png", 422, "truncated"),
-    "a 100-megapixel PNG": (HUNDRED_MEGAPIXELS, "image/png", 413, "10000x10000 pixels; give an image of at most 64,000,000"),
+    "a 100-megapixel PNG": (HUNDRED_MEGAPIXELS, "image/png", 413, "10000x10000 pixels; give an image of at most 25,000,000"),
     "another content type": (file(PHOTO), "text/plain", 415, "content type text/plain; send one image file"),
     "a form": (file(PHOTO), "application/x-www-form-urlencoded", 415, "send one image file"),
     "too large a body": (b"\0" * (2**20 + 1), "image/png", 413, "a body of 1,048,577 bytes or more; send at most 1,048,576"),
@@ -727,7 +727,7 @@ def test_two_replicas_share_the_port_the_token_and_the_metrics_and_end_cleanly(r
         servers.until(lambda: found.get("/readyz", **key)[2]["replicas"] == ["digits/1"] * 2, 20)
         servers.until(lambda: len(set(re.findall(r'model_info\{replica="(\w+)"', found.get("/metrics", **key)[2]))) == 2, 10)
 
-        vast = file(np.zeros((7000, 7000), np.uint8))  # 49 million pixels in some kilobytes take their time to decode
+        vast = file(np.zeros((5000, 5000), np.uint8))  # 25 million pixels in some kilobytes take their time to decode
         statuses, answers = asyncio.run(load_of(found.url, [(vast, "image/png")] * 12, workers=12, **key))
         assert set(statuses) == {200, 503}
         (refusal,) = {raw for *_, status, raw, _ in answers if status == 503}
@@ -772,15 +772,16 @@ def test_others_may_reach_it_only_with_a_token(registry, host, monkeypatch):
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("digits@candidate", "digits: the registry has no such model, or no alias candidate of it"),
-        ("digits/99", "no version 99 of it"),
-        ("digits", "digits: no model to serve; name it NAME@champion, or NAME/3"),
-        ("models:/m-123", "no model to serve"),
-        ("runs:/x/model", "no model to serve"),
+        ("digits@chempion", "digits@chempion: digits has no alias chempion; did you mean champion"),
+        ("digits/99", "digits/99: digits has no version 99; there are 1, "),
+        ("digit@champion", "digit@champion: no registered model named digit; did you mean digits"),
+        ("digits", "digits: names no model; write it like digits@champion, digits/3 or trained/digits"),
+        ("models:/m-123", "names no model"),
+        ("runs:/x/model", "names no model"),
     ],
 )
 def test_a_model_that_there_is_not_is_refused(registry, model, said):
-    with pytest.raises(ServingError, match=said):
+    with pytest.raises((ServingError, PromotionError), match=said):
         serving.serve(model, serving.Settings(port=0), tracking_uri=registry.uri)
 
 
@@ -804,26 +805,26 @@ def test_without_the_extra_it_is_named(registry, tmp_path):
 @pytest.mark.parametrize(
     ("text", "target"),
     [
-        ("digits@champion", following.Target("digits", alias="champion")),
-        ("models:/digits@champion", following.Target("digits", alias="champion")),
-        ("my digits/3", following.Target("my digits", version="3")),
-        ("models:/digits/12", following.Target("digits", version="12")),
+        ("digits@champion", references.Reference("digits", alias="champion")),
+        ("models:/digits@champion", references.Reference("digits", alias="champion")),
+        ("my digits/3", references.Reference("my digits", version="3")),
+        ("models:/digits/12", references.Reference("digits", version="12")),
     ],
 )
 def test_a_target_is_read(text, target):
-    assert following.parse(text) == target
+    assert references.parse(text) == target
 
 
 @pytest.mark.parametrize("text", ["", "digits", "digits@", "digits/", "digits/x", "@champion", "a/b/3", "digits@a@b", "models:/"])
 def test_what_is_no_target_is_refused(text):
-    with pytest.raises(ServingError, match="name it NAME@champion, or NAME/3"):
-        following.parse(text)
+    with pytest.raises(PromotionError, match="write it like digits@champion, digits/3 or trained/digits"):
+        references.parse(text)
 
 
 def test_a_version_that_failed_is_tried_again_after_longer_and_longer(registry, tmp_path):
     said, now = [], [1000.0]
     registry.point("1", "trial")
-    target, place = following.Target("digits", "trial"), tmp_path / "state.json"
+    target, place = references.Reference("digits", "trial"), tmp_path / "state.json"
     follower = following.Follower(target, registry.uri, place, tmp_path, said.append, clock=lambda: now[0])
     follower.start()
     bad = registry.add(40, verdict="refused")
@@ -845,7 +846,7 @@ def test_a_version_that_failed_is_tried_again_after_longer_and_longer(registry, 
 
 def test_a_model_that_was_registered_anew_under_the_same_number_is_fetched_again(registry, tmp_path):
     registry.point("1", "again")
-    target = following.Target("digits", "again")
+    target = references.Reference("digits", "again")
     state = following.Follower(target, registry.uri, tmp_path / "s", tmp_path, lambda line: None).start()
     copy = Path(state.version.folder)
     told = json.loads((copy / "version.json").read_text())
@@ -868,23 +869,153 @@ def test_the_samples_of_several_replicas_stand_together(registry):
     assert 'vit_search_batch_images_bucket{replica="b",le="32"} 1' in exposed
 
 
-def test_headers_that_come_a_letter_at_a_time_and_connections_that_idle_are_closed(monkeypatch):
-    """Real connections; the limit is shorter than in production."""
-    monkeypatch.setattr(listener, "IDLE_S", 1)
+# What comes before a body: over real connections to a listener in this process, whose application answers "hi"
 
-    async def hello(scope, receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-        await send({"type": "http.response.body", "body": b"hi"})
 
-    async def call():
+async def _hello(scope, receive, send):
+    while (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"hi"})
+
+
+def listening(talk, held=None):
+    """What `await talk(connect)` returns; `await connect()` gives a reader and a writer."""
+
+    async def run():
         sock = listener.bind("127.0.0.1", 0)
-        server = listener.server(hello, timeout_s=1)
+        server = listener.server(_hello, timeout_s=1, held=held or Held(2**20))
         running = asyncio.create_task(server.serve(sockets=[sock]))
         while not server.started:
             await asyncio.sleep(0.01)
-        reader, writer = await asyncio.open_connection(*sock.getsockname())
+        try:
+            return await talk(lambda: asyncio.open_connection(*sock.getsockname()))
+        finally:
+            server.should_exit = True
+            await running
+
+    return asyncio.run(run())
+
+
+def answer_to(pieces, held=None):
+    """All that comes back until the connection is closed, and how many bytes went there before that."""
+
+    async def talk(connect):
+        reader, writer = await connect()
+        answer, sent = asyncio.create_task(reader.read()), 0
+        with contextlib.suppress(ConnectionError):
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+                sent += len(piece)
+                await asyncio.sleep(0)
+                if answer.done():
+                    break
+        try:
+            return await asyncio.wait_for(answer, 60), sent
+        except ConnectionError:  # what was on its way when the other side closed
+            return b"", sent
+
+    return listening(talk, held)
+
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+CLOSE = b"Connection: close\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (GET + CLOSE + b"A: " + b"x" * 30_000 + b"\r\n\r\n", 200),
+        (GET + CLOSE + b"A: " + b"x" * 60_000 + b"\r\n\r\n", 431),
+        (GET + b"A: " + b"x" * 60_000, 431),
+        (GET + CLOSE + b"A: x\r\n" * 98 + b"\r\n", 200),
+        (GET + CLOSE + b"A: x\r\n" * 99 + b"\r\n", 431),
+        (b"GET /" + b"x" * 4_000 + b" HTTP/1.1\r\nHost: x\r\n" + CLOSE + b"\r\n", 200),
+        (b"GET /" + b"x" * 4_096 + b" HTTP/1.1\r\nHost: x\r\n" + CLOSE + b"\r\n", 414),
+        (POST + b"3\r\nabc\r\n0\r\nA: x\r\n\r\n" + GET + CLOSE + b"\r\n", 200),
+        (POST + b"3;" + b"x" * 60_000 + b"\r\nabc\r\n0\r\n\r\n", 431),
+        (POST + b"3\r\nabc\r\n0\r\nA: " + b"x" * 60_000 + b"\r\n\r\n", 431),
+        (POST + b"3\r\nabc\r\n0\r\n" + b"A: x\r\n" * 101 + b"\r\n", 431),
+        (b"no http\r\n\r\n", 400),
+    ],
+)
+def test_what_frames_a_request_is_limited(request_, status):
+    answer, _ = answer_to([request_])
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    if status != 200:
+        assert b"connection: close" in head
+        assert list(json.loads(body)) == ["error"]
+
+
+@pytest.mark.parametrize(
+    "endless", [GET + b"A: ", GET, b"GET /", POST + b"3;", POST + b"3\r\nabc\r\n0\r\nA: ", POST + b"3\r\nabc\r\n0\r\n"]
+)
+def test_what_never_ends_before_or_behind_a_body_is_cut_off(endless):
+    """The attack held 382 MB on one connection; system buffers may take some megabytes more than the server reads."""
+    piece = b"B: b\r\n" * 10_000 if endless.endswith(b"\r\n") else b"x" * 60_000
+    held = Held(2**30)
+    _, sent = answer_to([endless, *[piece] * 4_000], held)
+    assert sent < 30e6
+    assert held.bytes == 0
+
+
+def test_headers_of_all_connections_are_limited_together():
+    held = Held(100_000)
+
+    async def talk(connect):
+        slow = [await connect() for _ in range(5)]
+        for _, writer in slow:
+            writer.write(GET + b"A: " + b"x" * 19_000)
+        while held.bytes < 95_000:
+            await asyncio.sleep(0.01)
+        reader, writer = await connect()
+        writer.write(GET + b"A: " + b"x" * 19_000)
+        refused = await reader.read()
+        for _, writer in slow:
+            writer.close()
+        while held.bytes:
+            await asyncio.sleep(0.01)
+        reader, writer = await connect()
+        writer.write((GET + b"\r\n") * 9 + GET + CLOSE + b"\r\n")
+        return refused, await reader.read()
+
+    refused, answered = listening(talk, held)
+    assert refused.startswith(b"HTTP/1.1 503 ")
+    assert answered.count(b"HTTP/1.1 200 ") == 10
+    assert held.bytes == 0
+
+
+def test_connections_beyond_the_limit_are_closed_and_the_others_answered(monkeypatch):
+    monkeypatch.setattr(listener, "CONNECTIONS", 3)
+
+    async def talk(connect):
+        held = [await connect() for _ in range(3)]
+        await asyncio.sleep(0.1)
+        reader, _ = await connect()
+        assert await asyncio.wait_for(reader.read(), 60) == b""
+        answers = []
+        for reader, writer in held:
+            writer.write(GET + CLOSE + b"\r\n")
+            answers.append(await reader.read())
+        reader, writer = await connect()
+        writer.write(GET + CLOSE + b"\r\n")
+        return [*answers, await reader.read()]
+
+    assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in listening(talk))
+
+
+def test_headers_that_come_a_letter_at_a_time_and_connections_that_idle_are_closed(monkeypatch):
+    """The limits are shorter than in production."""
+    monkeypatch.setattr(listener, "IDLE_S", 1)
+    monkeypatch.setattr(listener, "HEADERS_S", 1)
+
+    async def talk(connect):
+        reader, writer = await connect()
         began, closed = time.monotonic(), asyncio.create_task(reader.read())
-        for letter in b"GET / HTTP/1.1\r\nHost: " + b"x" * 60:
+        for letter in b"GET / HTTP/1.1\r\nHost: " + b"x" * 600:
             if closed.done():
                 break
             writer.write(bytes([letter]))
@@ -892,15 +1023,12 @@ def test_headers_that_come_a_letter_at_a_time_and_connections_that_idle_are_clos
         with contextlib.suppress(ConnectionError):
             assert await closed == b""
         dripped = time.monotonic() - began
-        reader, writer = await asyncio.open_connection(*sock.getsockname())
-        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        idled = await asyncio.wait_for(reader.read(), 5)
-        server.should_exit = True
-        await running
-        return dripped, idled
+        reader, writer = await connect()
+        writer.write(GET + b"\r\n")
+        return dripped, await asyncio.wait_for(reader.read(), 60)
 
-    dripped, idled = asyncio.run(call())
-    assert 0.9 < dripped < 5  # the letters would take 8 s
+    dripped, idled = listening(talk)
+    assert 0.9 < dripped < 50  # the letters would take a minute
     assert idled.startswith(b"HTTP/1.1 200")
 
 
@@ -922,28 +1050,52 @@ def test_a_replica_that_dies_is_replaced_while_the_other_answers(registry, tmp_p
         killed(found)
 
 
-def test_a_fault_of_the_server_is_500_without_its_reason(registry):
-    """An ASGI call, since no request is known that leads there."""
+def asked(registry, body, kind, limits, *, broken=False):
+    """The status and the JSON that an endpoint in this process answers, and the bytes that it holds afterwards."""
 
     async def call():
         model = load(registry.home / "seed-1", "digits/1", "", "")
         metrics = Metrics("a")
         batcher = Batcher(model, asyncio.get_running_loop(), 4, metrics.batches.add)
-        model.served.model.forward = None  # the device is gone, say
-        endpoint = Endpoint(batcher, metrics, Limits(), "", lambda: Told({}, {}, []))
+        if broken:
+            model.served.model.forward = None  # the device is gone, say
+        endpoint = Endpoint(batcher, metrics, limits, "", lambda: Told({}, {}, []))
         sent = []
 
         async def receive():
-            return {"type": "http.request", "body": IMAGES[0]}
+            return {"type": "http.request", "body": body}
 
         async def send(message):
             sent.append(message)
 
-        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [(b"content-type", b"image/png")]}
+        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [(b"content-type", kind)]}
         await endpoint(scope, receive, send)
-        return sent, batcher.alive
+        assert batcher.alive
+        return sent[0]["status"], json.loads(sent[1]["body"]), endpoint.held.bytes
 
-    sent, alive = asyncio.run(call())
-    assert sent[0]["status"] == 500
-    assert json.loads(sent[1]["body"]) == {"error": "internal error; the server's log says more."}
-    assert alive
+    return asyncio.run(call())
+
+
+@pytest.mark.parametrize("values", [b"[],", b"{},", b"0,"])
+def test_json_of_more_values_than_images_can_have_is_refused_before_it_is_parsed(registry, values):
+    body = b'{"inputs": [%s0]}' % (values * (15 * 2**20 // len(values)))
+    status, answer, held = asked(registry, body, b"application/json", Limits())
+    assert (status, held) == (413, 0)
+    assert "values in the JSON; give at most 2,097,152, or image files as base64" in answer["error"]
+
+
+def test_the_pixels_that_a_request_is_decoded_to_count_as_held(registry):
+    body = json.dumps({"inputs": [text(IMAGES[0])] * 4}).encode()  # 4 images of 64 bytes each
+    enough = Limits(held_bytes=len(body) + 256)
+    status, answer, held = asked(registry, body, b"application/json", enough)
+    assert (status, len(answer["predictions"]), held) == (200, 4, 0)
+    status, answer, held = asked(registry, body, b"application/json", Limits(held_bytes=len(body) + 255))
+    assert (status, answer["error"], held) == (503, "the queue is full; come again.", 0)
+
+
+def test_a_fault_of_the_server_is_500_without_its_reason(registry):
+    """An ASGI call, since no request is known that leads there."""
+
+    status, answer, held = asked(registry, IMAGES[0], b"image/png", Limits(), broken=True)
+    assert (status, held) == (500, 0)
+    assert answer == {"error": "internal error; the server's log says more."}

@@ -11,17 +11,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 
-from vit_search import cli_cluster
+from vit_search import cli_cluster, terminal
 from vit_search.errors import LostClusterError, PromotionError, SearchError, TrackingError, VitSearchError
 from vit_search.spec.cost import in_time
 from vit_search.spec.user import user_name
+from vit_search.terminal import OUTCOME_STYLE
 
 if TYPE_CHECKING:
     from vit_search.production.gates import Gate
@@ -35,18 +36,20 @@ if TYPE_CHECKING:
     from vit_search.spec.space import Space
     from vit_search.tracking.finalists import Plan as FinalistPlan
     from vit_search.tracking.finalists import Retrained
-    from vit_search.tracking.ledger import Event, Ledger, Spent, Trial
+    from vit_search.tracking.ledger import Broke, Event, Ledger, Spent, Trial
+    from vit_search.tracking.search_state import State
     from vit_search.tracking.searches import Hindsight
 
 app = typer.Typer(
     help="Search for the best Vision Transformer for your images, browse the trials in MLflow, promote the best one.",
     no_args_is_help=True,
+    cls=terminal.Commands,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: rich's costs 0.25 s of imports
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a pipe has no width of its own
+out = terminal.console()
 err = Console(stderr=True, highlight=False)
 
 INTERRUPTED = 130
@@ -63,8 +66,6 @@ NOT_RECORDED = 5
 
 Result = TypeVar("Result")
 
-OUTCOME_STYLE = {"completed": "green", "stopped": "yellow", "running": "cyan", "interrupted": "magenta", "failed": "red", "diverged": "red"}
-
 Output = Annotated[Path, typer.Option(help="Folder of all searches.")]
 Tracking = Annotated[
     str | None, typer.Option(help="MLflow server or database; by default MLFLOW_TRACKING_URI, else SQLite in ./mlruns.db.")
@@ -73,9 +74,18 @@ Address = Annotated[
     str | None,
     typer.Option(help="Of the Ray cluster that trains, from one of its nodes: `auto`, or HOST:6379; by default this machine alone."),
 ]
+Nice = Annotated[
+    int | None,
+    typer.Option(
+        "--nice",
+        help="How far trials step back for other programs of this machine: 0 not at all, 19 most; 15 by default.",
+        min=0,
+        max=19,
+    ),
+]
 PolicyFile = Annotated[Path | None, typer.Option(help="What a candidate must show; the defaults stand in README.md.", metavar="FILE")]
 ModelName = Annotated[str, typer.Argument(help="A registered model, named after its search file's `name`.", metavar="NAME")]
-SearchName = Annotated[str | None, typer.Argument(help="A search by name or folder; the newest by default.", metavar="[SEARCH]")]
+SearchName = Annotated[str | None, typer.Argument(help="A search by name or folder; the newest by default.", metavar="SEARCH")]
 
 
 def main() -> None:
@@ -119,10 +129,12 @@ def run(
     download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")] = False,
     address: Address = None,
     name: Annotated[str | None, typer.Option("--as", help="Name of the search's folder; by default the next free NAME-N.")] = None,
+    nice: Nice = None,
 ) -> None:
     """Start a search and see it through."""
     from vit_search.spec import search_file
 
+    _set_niceness(nice, address)
     spec = search_file.load(file)
     share = spec.space.feasible_share()
     if 0 < share < 0.05:
@@ -133,12 +145,27 @@ def run(
     _finish(_watched(lambda watch: launch.run(spec, watch=watch, **options)))
 
 
+def _set_niceness(nice: int | None, address: str | None) -> None:
+    """Ray reads the variable when it starts.
+
+    Raises: SearchError for a cluster, whose Ray has started.
+    """
+    if nice is None:
+        return
+    if address is not None:
+        raise SearchError("--nice is for trials on this machine; on a cluster, set RAY_worker_niceness where Ray is started.")
+    os.environ["RAY_worker_niceness"] = str(nice)  # noqa: SIM112 -- Ray's spelling
+
+
 @app.command()
 def lint(
     file: Annotated[Path, typer.Argument(help="A search file.")],
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Look a search file over: what can never run, repeats, or makes no difference. Trains nothing."""
+    """Find what is wrong or wasted in a search file.
+
+    That is what can never run, repeats, or makes no difference. Trains nothing.
+    """
     from vit_search.spec import lint as linting
     from vit_search.spec import search_file
 
@@ -161,7 +188,10 @@ def plan(
     flops_per_s: Annotated[float | None, typer.Option(help="State what a training step sustains instead, e.g. 5e10.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Tell what a search will cost: epochs, memory, disk, and time on this machine. Trains nothing."""
+    """Tell what a search will cost: epochs, memory, disk and time.
+
+    The time is that of this machine. Trains nothing.
+    """
     from vit_search.spec import plan as planning
     from vit_search.spec import search_file
     from vit_search.vit.data import kept_speed
@@ -317,14 +347,18 @@ def resume(
         ),
     ] = None,
     insecure: cli_cluster.Insecure = False,
+    nice: Nice = None,
 ) -> None:
     """Take up a search that was interrupted."""
+    _set_niceness(nice, address)
     if address is not None and address.startswith(("http://", "https://")):
         cli_cluster.resume_there(address, search, insecure)
         return
+    from vit_search.search import resumable
     from vit_search.tracking import searches
 
     folder = searches.find(output, search)
+    resumable.check(folder, {})  # at once, and not after ten seconds of imports
     with err.status("preparing MLflow and Ray …"):
         from vit_search.search import launch
     _finish(_watched(lambda watch: launch.resume(folder, tracking_uri=tracking_uri, watch=watch, address=address)))
@@ -342,14 +376,21 @@ def extend(
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
     address: Address = None,
+    nice: Nice = None,
 ) -> None:
-    """Go on with a finished search beyond its limits: the same sampler, rungs and MLflow run."""
+    """Go on with a finished search beyond its limits.
+
+    It keeps its sampler, its rungs and its MLflow run.
+    """
+    from vit_search.search import resumable
     from vit_search.tracking import searches
 
+    _set_niceness(nice, address)
     folder = searches.find(output, search)
     more = _given(trials=trials, hours=hours, device_hours=device_hours, concurrency=concurrency, target=target, patience=patience)
     if not more:
         raise SearchError("extend by what? Give --trials, --hours, --device-hours, --concurrency, --target or --patience.")
+    resumable.check(folder, more)
     with err.status("preparing MLflow and Ray …"):
         from vit_search.search import launch
     _finish(_watched(lambda watch: launch.resume(folder, tracking_uri=tracking_uri, extend=more, watch=watch, address=address)))
@@ -357,7 +398,10 @@ def extend(
 
 @app.command()
 def pause(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None) -> None:
-    """Hold a running search: its trials stop after their epoch and free their devices."""
+    """Hold a running search after the epoch at hand.
+
+    Its trials free their devices; `continue` goes on.
+    """
     _command(search, output, tracking_uri, "pause")
 
 
@@ -369,13 +413,16 @@ def continue_(search: SearchName = None, output: Output = Path("searches"), trac
 
 @app.command()
 def stop(
-    search: Annotated[str | None, typer.Argument(help="A search, or one trial of it as SEARCH/TRIAL.", metavar="[SEARCH[/TRIAL]]")] = None,
+    search: Annotated[str | None, typer.Argument(help="A search, or one trial of it as SEARCH/TRIAL.", metavar="SEARCH[/TRIAL]")] = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
     address: cli_cluster.There = None,
     insecure: cli_cluster.Insecure = False,
 ) -> None:
-    """Start no more trials and let the running ones end; or stop one trial after its epoch."""
+    """Start no more trials, or stop one trial.
+
+    Running trials end by themselves. One trial, as SEARCH/TRIAL, stops after its epoch.
+    """
     if address is not None:
         cli_cluster.remotely(address, ["stop", *([search] if search else [])], insecure=insecure)
         return
@@ -394,7 +441,10 @@ def cancel(
     address: cli_cluster.There = None,
     insecure: cli_cluster.Insecure = False,
 ) -> None:
-    """End a running search now; `resume` goes on from the last checkpoints."""
+    """End a running search now; `resume` can go on with it.
+
+    It goes on from the last checkpoints.
+    """
     if address is not None:
         cli_cluster.cancel_there(address, search, insecure)
         return
@@ -440,19 +490,26 @@ def status(
     address: cli_cluster.There = None,
     insecure: cli_cluster.Insecure = False,
 ) -> None:
-    """Say how far a search is, what it has spent and what stopping has saved."""
+    """Say how far a search is, and what it has spent.
+
+    Also what stopping has saved.
+    """
     if address is not None:
         words = ["status", *([search] if search else []), *(["--json"] if as_json else []), *(["--watch"] if watch else [])]
         cli_cluster.remotely(address, words, insecure=insecure, follow=watch)
         return
+    from vit_search.cluster import record
     from vit_search.tracking import searches
 
-    if search is not None and _starting(output / search):
-        out.print(f"{search} is starting: its data, MLflow and Ray are being prepared.")
+    if search is not None and record.submitted(output / search) and not (output / search / "ledger.jsonl").exists():
+        _print_unbegun(output / search, as_json)
         if not watch:
             return
         while _starting(output / search):
             time.sleep(2)
+        if not (output / search / "ledger.jsonl").exists():
+            _print_unbegun(output / search, as_json)
+            return
     folder = searches.find(output, search)
     _print_status(folder, as_json)
     if watch:
@@ -460,16 +517,30 @@ def status(
         _print_status(folder, as_json)
 
 
+def _print_unbegun(folder: Path, as_json: bool) -> None:
+    """How a search stands that was submitted to a cluster and has no trials yet."""
+    from vit_search.cluster import record
+    from vit_search.tracking import search_state
+
+    state = record.state(folder).word
+    if as_json:
+        sys.stdout.write(json.dumps({"search": folder.name, "state": state, "running": False}, indent=1) + "\n")
+    else:
+        out.print(f"[bold]{_escaped(folder.name)}[/] is {state}: {search_state.WORDS[state]}.", soft_wrap=True)
+
+
 def _watch_status(folder: Path) -> None:
     """A line for each change, until no driver runs the search and none is to come."""
-    from vit_search.tracking import ledger, searches
+    from vit_search.cluster import record
+    from vit_search.tracking import ledger
 
-    spec, _ = searches.read(folder)
     before = ""
     while ledger.held(folder / "ledger.jsonl") or _awaited(folder):
-        trials = ledger.read_trials(folder / "ledger.jsonl")
+        now = record.snapshot(folder)
+        spec, trials = now.spec, now.trials.values()
         running = sum(trial.outcome == "running" for trial in trials)
-        said = f"{sum(trial.over for trial in trials)} trials over, {running} running"
+        said = "" if now.state.word == "running" else f"{now.state.word}: "
+        said += f"{sum(trial.over for trial in trials)} trials over, {running} running"
         winner = ledger.best(trials, spec.metric, spec.mode)
         if winner:
             said += f", best {spec.metric} {winner.value(spec.metric):.4f} (trial {winner.number})"
@@ -492,13 +563,13 @@ def _awaited(folder: Path) -> bool:
 
 
 def _print_status(folder: Path, as_json: bool) -> None:
+    from vit_search.cluster import record
     from vit_search.search.control import Settings
     from vit_search.tracking import ledger, searches
 
-    spec, _ = searches.read(folder)
-    events = ledger.read_events(folder / "ledger.jsonl")
-    trials, spent = ledger.told(events, spec.epochs)
-    settings, running = Settings.of(spec, events), ledger.held(folder / "ledger.jsonl")
+    now = record.snapshot(folder)
+    spec, events, trials, spent, state = now.spec, now.events, now.trials, now.spent, now.state
+    settings = Settings.of(spec, events)
     outcomes = [trial.outcome for trial in trials.values()]
     counts = {name: outcomes.count(name) for name in OUTCOME_STYLE if name in outcomes}
     winner = ledger.best(trials.values(), spec.metric, spec.mode)
@@ -507,9 +578,12 @@ def _print_status(folder: Path, as_json: bool) -> None:
     if as_json:
         facts = {
             "search": folder.name,
-            "running": running,
+            "state": state.word,
+            "reason": state.reason,
+            "running": state.word in ("running", "stopping"),
             "trials": settings.trials,
             "outcomes": counts,
+            "breakdowns": [vars(event) for event in events if isinstance(event, ledger.Broke)],
             "best": _row(winner, spec.metric, spec.space, 1) if winner else None,
             "spent": {key: value for key, value in vars(spent).items() if not key.startswith("_")},
             "hindsight": vars(hindsight) if hindsight else None,
@@ -518,16 +592,17 @@ def _print_status(folder: Path, as_json: bool) -> None:
         sys.stdout.write(json.dumps(facts, indent=1) + "\n")
         return
     over = sum(trial.over for trial in trials.values())
-    state = (
-        "running" if running else "finished" if over >= settings.trials else "waiting for a driver" if _awaited(folder) else "not running"
-    )
-    out.print(f"[bold]{folder.name}[/] is {state}: {over} of {settings.trials} trials over, {settings.concurrency} at a time")
+    out.print(f"[bold]{folder.name}[/] is {state.word}: {over} of {settings.trials} trials over, {settings.concurrency} at a time")
+    for line in _what_next(folder, state):
+        out.print(f"  {_escaped(line)}", soft_wrap=True)
     out.print("  " + ", ".join(f"[{OUTCOME_STYLE[name]}]{count} {name}[/]" for name, count in counts.items()))
+    for line in _breakdowns(trials.values()):
+        out.print(f"  {_escaped(line)}", soft_wrap=True)
     if winner:
         params = ", ".join(f"{key} {_number(value)}" for key, value in spec.space.trained(winner.params).items())
         out.print(f"  best {spec.metric} {winner.value(spec.metric):.4f}: trial {winner.number} ({params})")
     out.print(f"  {_spent(spent)}")
-    for line in _hindsight(hindsight) if hindsight and not running else []:
+    for line in _hindsight(hindsight) if hindsight and not state.driven else []:
         out.print(f"  {line}")
     for event in commands[-5:]:
         arguments = " ".join(f"{key}={value}" for key, value in event.arguments.items())
@@ -536,6 +611,29 @@ def _print_status(folder: Path, as_json: bool) -> None:
                 f"  {time.strftime('%H:%M', time.localtime(event.at))} {event.by}: {f'{event.name} {arguments}'.strip()}: {event.answer}"
             )
         )
+
+
+def _breakdowns(trials: Iterable[Trial]) -> list[str]:
+    """Which trials broke down, how often, and why the last time."""
+    broke = [trial for trial in trials if trial.breakdowns]
+    lines = [f"{len(broke)} trials broke down, the last of them:"] if len(broke) > 3 else []
+    for trial in broke[-3:]:
+        times = "once" if len(trial.breakdowns) == 1 else f"{len(trial.breakdowns)} times, the last time"
+        lines.append(f"trial {trial.number} broke down {times}: {trial.breakdowns[-1]}")
+    return lines
+
+
+def _what_next(folder: Path, state: State) -> list[str]:
+    """Why a search stands as it does, and the command that goes on with it."""
+    from vit_search.cluster import record
+
+    lines = [state.reason] if state.reason else []
+    there = " --address URL" if record.submitted(folder) else ""
+    if state.resumable:
+        lines.append(f"go on with:  vit-search resume {folder.name}{there}")
+    elif state.word == "paused":
+        lines.append(f"go on with:  vit-search continue {folder.name}")
+    return lines
 
 
 @app.command()
@@ -547,11 +645,12 @@ def show(
     top: Annotated[int, typer.Option(help="Rows of the table; 0 for all.")] = 10,
 ) -> None:
     """Print the leaderboard of a search, running or over."""
-    from vit_search.tracking import ledger, searches
+    from vit_search.tracking import ledger, search_state, searches
 
     folder = searches.find(output, search)
-    spec, _ = searches.read(folder)
-    space, trials = spec.space, ledger.ranked(ledger.read_trials(folder / "ledger.jsonl"), spec.metric, spec.mode)
+    now = search_state.read(folder)
+    spec = now.spec
+    space, trials = spec.space, ledger.ranked(now.trials.values(), spec.metric, spec.mode)
     if as_json:
         sys.stdout.write(json.dumps([_row(t, spec.metric, space, i) for i, t in enumerate(trials, 1)], indent=1) + "\n")
     elif as_csv:
@@ -560,7 +659,7 @@ def show(
         writer.writeheader()
         writer.writerows(_row(t, spec.metric, space, i) for i, t in enumerate(trials, 1))
     else:
-        out.print(_leaderboard(folder.name, trials, spec, top))
+        _print_leaderboard(folder.name, trials, spec, top)
 
 
 @app.command()
@@ -569,7 +668,10 @@ def report(
     output: Output = Path("searches"),
     next_to: Annotated[Path | None, typer.Option("--next", help="Write the next search file here, and no report.", metavar="FILE")] = None,
 ) -> None:
-    """Write what a search has found to report.html and report.md in its folder, running or over; print the latter."""
+    """Write a page on what a search has found.
+
+    It writes report.html and report.md into the search's folder, running or over, and prints the latter.
+    """
     from vit_search.tracking import searches
 
     folder = searches.find(output, search)
@@ -579,7 +681,7 @@ def report(
     with err.status("reading the ledger …"):
         from vit_search.tracking import report as reporting
 
-        page, twin = reporting.write(folder)
+        page, twin = reporting.write(folder, awaited=_awaited(folder))
     _print_markdown(twin)
     out.print(f"\nPage:  [bold]{_escaped(str(page))}[/]", soft_wrap=True)
 
@@ -590,7 +692,10 @@ def compare(
     second: Annotated[str, typer.Argument(help="Another over the same data.", metavar="B")],
     output: Output = Path("searches"),
 ) -> None:
-    """Set two searches over the same data side by side, in compare-A-B.html and .md beside them; print the latter."""
+    """Set two searches over the same data side by side.
+
+    It writes compare-A-B.html and .md beside their folders, and prints the latter.
+    """
     from vit_search.tracking import searches
 
     folders = searches.find(output, first), searches.find(output, second)
@@ -676,7 +781,10 @@ def _check_port(port: int) -> None:
 
 @app.command()
 def sync(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None) -> None:
-    """Send MLflow what it has not got of a search whose driver is gone."""
+    """Send MLflow what it has missed of a search.
+
+    The search's driver must be gone: a running one sends by itself.
+    """
     from vit_search.tracking import searches
 
     folder = searches.find(output, search)
@@ -697,7 +805,10 @@ def doctor(
         float, typer.Option(help="Silence after which a run that vit_search has not made counts as dead.", min=0)
     ] = 24.0,
 ) -> None:
-    """Find the runs that MLflow shows as running although nobody works on them any more, and a Ray token that others can read."""
+    """Find runs that are dead but shown as running.
+
+    Those are runs that MLflow shows as running although nobody works on them. It also finds a Ray token that others can read.
+    """
     from rich.table import Table
 
     from vit_search import ray_token as token
@@ -726,7 +837,9 @@ def doctor(
 
 @app.command()
 def promote(
-    search: SearchName = None,
+    search: Annotated[
+        str | None, typer.Argument(help="A search by name or folder, or a folder that `train` made; the newest search by default.")
+    ] = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
     top: Annotated[int | None, typer.Option(help="Trials to train anew; the policy's by default.", min=1, max=100)] = None,
@@ -740,18 +853,23 @@ def promote(
     force: Annotated[bool, typer.Option("--force", help="Make it the champion whatever the gates say.")] = False,
     reason: Annotated[str, typer.Option(help="Why; kept in the history.")] = "",
 ) -> None:
-    """Train the best trials anew, judge the one that is chosen, test it once, and make it the champion if every gate lets it through."""
+    """Make a search's best model the champion, if every gate agrees.
+
+    It trains the best trials anew, judges the one that is chosen, tests it once, and moves the alias `champion`.
+    """
     if force != bool(reason.strip()):
         raise SearchError("--force and --reason go together: say why the gates are to be passed over, e.g. --force --reason 'a fix'.")
+    from vit_search.production import references
     from vit_search.spec import search_file
     from vit_search.spec.policy import load
     from vit_search.tracking import finalists, searches
 
     if name is not None:
+        name = references.name_of(name)
         search_file.check_name(name, "--name")
     given = _given(top=top, seeds=seeds) | ({"allow_dirty": True} if allow_dirty else {})
     rules = load(policy).model_copy(update=given)
-    folder = searches.find(output, search)
+    folder = _trained(search, output, tracking_uri) or searches.find(output, search)
     spec, facts = searches.read(folder)
     planned = finalists.plan(folder, top=rules.top, seeds=rules.seeds, train_on=rules.retrain_on)
     from vit_search.tracking import store
@@ -779,6 +897,19 @@ def promote(
         sys.exit(NOT_PROMOTED)
 
 
+def _trained(search: str | None, output: Path, tracking_uri: str | None) -> Path | None:
+    """A search made of a folder that `train` has made; None where another is meant."""
+    trained = Path(search or "")
+    if search is None or not (trained / "config.json").is_file():
+        return None
+    with err.status("preparing the data and MLflow …"):
+        from vit_search.search import adopted
+
+        folder = adopted.adopt(trained, output, tracking_uri=tracking_uri)
+    err.print(_escaped(f"{folder}: a search of one trial, which is {trained}"), soft_wrap=True)
+    return folder
+
+
 @app.command()
 def gate(
     search: Annotated[str, typer.Argument(help="A search by name or folder.")],
@@ -789,12 +920,17 @@ def gate(
     policy: PolicyFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Hold one trial against the gates that need no test image; exit code 3 where one refuses. Trains and registers nothing."""
+    """Hold one trial against the gates that need no test image.
+
+    Exit code 3 where one refuses. Trains and registers nothing.
+    """
+    from vit_search.production import references
     from vit_search.spec import search_file
     from vit_search.spec.policy import load
     from vit_search.tracking import searches
 
     if name is not None:
+        name = references.name_of(name)
         search_file.check_name(name, "--name")
     rules, folder = load(policy), searches.find(output, search)
     spec, facts = searches.read(folder)
@@ -884,7 +1020,7 @@ def _print_promotion(done: Promotion, retrained: Retrained) -> None:
         out.print(f"[bold red]forced[/]: {_escaped(done.tags['forced'])}", soft_wrap=True)
     before = f", in place of version {done.champion}" if done.champion else ""
     out.print(f"[bold]{done.name}[/] version {done.version} is now [bold green]champion[/]{before}: trial {finalist.trial} trained anew")
-    out.print(f"\nNext:  vit-search predict --model models:/{done.name}@champion IMAGE…")
+    out.print(f"\nNext:  vit-search predict --model {done.name}@champion IMAGE…")
     out.print(f"       vit-search serve {done.name}@champion")
 
 
@@ -901,16 +1037,16 @@ def _print_gates(judged: list[Gate]) -> None:
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    model: Annotated[str, typer.Option(help="models:/NAME@champion or models:/NAME/VERSION.")],
+    model: Annotated[str, typer.Option(help="NAME@champion, NAME/3, or a folder that `train` made.")],
     tracking_uri: Tracking = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Classify image files with a registered model."""
     from rich.table import Table
 
-    from vit_search.production import promotion
+    from vit_search.production import prediction
 
-    predictions = promotion.predict(model, images, tracking_uri=tracking_uri)
+    predictions = prediction.predict(model, images, tracking_uri=tracking_uri)
     if as_json:
         sys.stdout.write(json.dumps([vars(p) for p in predictions], indent=1) + "\n")
         return
@@ -922,7 +1058,7 @@ def predict(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(help="NAME@champion, which is followed, or NAME/VERSION.")],
+    model: Annotated[str, typer.Argument(help="NAME@champion, which is followed, NAME/3, or a folder that `train` made.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; one that others reach needs VIT_SEARCH_SERVE_TOKEN.")] = "127.0.0.1",
     replicas: Annotated[int, typer.Option(min=1, max=256, help="Processes that classify; they share the port.")] = 1,
@@ -948,17 +1084,22 @@ def serve(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="NAME@champion or NAME/VERSION.", metavar="MODEL")],
+    model: Annotated[str, typer.Argument(help="NAME@champion, NAME/3, or a folder that `train` made.", metavar="MODEL")],
     format: Annotated[str, typer.Option("--format", help="safetensors, pt2 or onnx.")],
     output: Annotated[Path | None, typer.Option(help="File, or folder of safetensors; by default NAME-VERSION here.")] = None,
     tracking_uri: Tracking = None,
 ) -> None:
-    """Write a registered model as a file for other programs, once it agrees with the model itself."""
+    """Write a registered model as a file for other programs.
+
+    The file is kept only if its logits agree with the model's own.
+    """
     with err.status("exporting …"):
         from vit_search.production import export as exporting
 
         done = exporting.export(model, format, output, tracking_uri=tracking_uri)
-    out.print(f"[bold]{_escaped(str(done.path))}[/]: {_escaped(done.name)} version {done.version}", soft_wrap=True)
+    out.print(
+        f"[bold]{_escaped(str(done.path))}[/]: {_escaped(done.name)}{f' version {done.version}' if done.version else ''}", soft_wrap=True
+    )
     batches = " and ".join(map(str, exporting.BATCHES))
     out.print(
         f"its logits differ from the model's own by at most {done.difference:.1e}, in batches of {batches} "
@@ -969,11 +1110,14 @@ def export(
 
 @app.command()
 def config(
-    model: Annotated[str, typer.Argument(help="NAME@champion or NAME/VERSION.", metavar="MODEL")],
+    model: Annotated[str, typer.Argument(help="NAME@champion, NAME/3, or a folder that `train` made.", metavar="MODEL")],
     output: Annotated[Path | None, typer.Option(help="Write the file here; printed by default.", metavar="FILE")] = None,
     tracking_uri: Tracking = None,
 ) -> None:
-    """Print the configuration of a registered model as a search file with fixed values."""
+    """Print a registered model's configuration.
+
+    It is a search file with fixed values, for `train`.
+    """
     from vit_search.production import configuration
 
     made = configuration.configuration(model, tracking_uri=tracking_uri)
@@ -995,7 +1139,10 @@ def train(
     output: Annotated[Path | None, typer.Option(help="Folder of the checkpoint; trained/NAME by default.", metavar="FOLDER")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")] = False,
 ) -> None:
-    """Train one fixed configuration here, without Ray and MLflow; or go on with it where it was interrupted."""
+    """Train one fixed configuration here, without Ray and MLflow.
+
+    A training that was interrupted goes on where it stood.
+    """
     from vit_search.spec import fixed_file, search_file
     from vit_search.vit import checkpoint, single
     from vit_search.vit.data import prepare
@@ -1021,12 +1168,16 @@ def rollback(
     to: Annotated[str | None, typer.Option(help="A version that was champion before; the previous champion by default.")] = None,
     tracking_uri: Tracking = None,
 ) -> None:
-    """Make an earlier version the champion again, once it is seen to load."""
+    """Make an earlier version the champion again.
+
+    It is loaded first: one that does not load does not become the champion.
+    """
     if not reason.strip():
         raise PromotionError("--reason is empty; say why, e.g. --reason 'wrong on night photos'.")
-    from vit_search.production import registry
+    from vit_search.production import references, registry
     from vit_search.tracking import store
 
+    name = references.name_of(name)
     with err.status("loading the version …"):
         client = store.client_for(tracking_uri)
         done = registry.rollback(
@@ -1047,9 +1198,10 @@ def history(
     """Show who made which version the champion, when and why."""
     from rich.table import Table
 
-    from vit_search.production import registry
+    from vit_search.production import references, registry
     from vit_search.tracking import store
 
+    name = references.name_of(name)
     client = store.client_for(tracking_uri)
     records = registry.history(client, name)
     problems = registry.verify(client, name) if verify else []
@@ -1074,10 +1226,14 @@ def history(
 
 @app.command()
 def repair(name: ModelName, tracking_uri: Tracking = None) -> None:
-    """Finish or undo a promotion that was killed, and take its lock away."""
-    from vit_search.production import registry
+    """Finish or undo a promotion that was killed.
+
+    Its lock is taken away.
+    """
+    from vit_search.production import references, registry
     from vit_search.tracking import store
 
+    name = references.name_of(name)
     out.print(_escaped(registry.repair(store.client_for(tracking_uri), name)), soft_wrap=True)
 
 
@@ -1175,7 +1331,7 @@ def _watched(work: Callable[[Any], Result]) -> Result:
 def _finish(result: SearchResult) -> None:
     """The leaderboard and the next commands to type."""
     name, spec, trials, spent = result.folder.name, result.spec, result.trials, result.spent
-    out.print(_leaderboard(name, trials, spec, 10))
+    _print_leaderboard(name, trials, spec, 10)
     ended = [t for t in trials if t.over]
     stopped = sum(t.outcome == "stopped" for t in ended)
     share = stopped / max(len(ended), 1)
@@ -1200,64 +1356,18 @@ def _finish(result: SearchResult) -> None:
     out.print(f"       vit-search promote {name}", soft_wrap=True)
 
 
-def _leaderboard(name: str, trials: list[Trial], spec: SearchSpec, top: int) -> Any:
-    """The table with a column per parameter, or all parameters in one where the terminal is too narrow."""
-    wide = _table(name, trials, spec, top, wide=True)
-    whole = out.measure(wide, options=out.options.update(max_width=10_000)).maximum
-    return wide if whole <= out.width else _table(name, trials, spec, top, wide=False)
+def _print_leaderboard(name: str, trials: list[Trial], spec: SearchSpec, top: int) -> None:
+    from vit_search import leaderboard
 
-
-def _table(name: str, trials: list[Trial], spec: SearchSpec, top: int, *, wide: bool) -> Any:
-    from rich.table import Table
-
-    from vit_search.tracking import searches
-
-    shown = trials if top <= 0 else trials[:top]
-    table = Table(title=f"{name}: {spec.metric}, {spec.mode}", title_justify="left", title_style="bold", box=None, header_style="dim")
-    goals = [goal.metric for goal in spec.objectives]
-    for column in ("#", "trial", spec.metric, *goals, *(["front"] if goals else []), "outcome", "epochs"):
-        table.add_column(column, justify="left" if column in ("outcome", "front") else "right", no_wrap=True)
-    ahead = searches.pareto(spec, trials)
-    space = spec.space
-    searched = list(space.searched)
-    for column in searched if wide else ["parameters"]:
-        table.add_column(column, justify="right" if wide else "left")
-    for rank, trial in enumerate(shown, 1):
-        value = trial.value(spec.metric)
-        trained = space.trained(trial.params)
-        params = {column: _number(trained[column]) for column in searched}
-        table.add_row(
-            str(rank),
-            str(trial.number),
-            "–" if value is None else f"{value:.4f}",
-            *_goals(spec, trial, ahead),
-            f"[{OUTCOME_STYLE[trial.outcome]}]{trial.outcome}[/]",
-            str(len(trial.results)),
-            *(params.values() if wide else [", ".join(f"{name} {text}" for name, text in params.items())]),
-        )
-    if len(shown) < len(trials):
-        table.caption = f"{len(trials) - len(shown)} more: vit-search show {name} --top 0"
-        table.caption_justify = "left"
-    return table
-
-
-def _goals(spec: SearchSpec, trial: Trial, ahead: set[int]) -> list[str]:
-    """Cells of a trial's further objectives, and a mark where no other full-length trial beats it in all respects."""
-    from vit_search.tracking import searches
-
-    if not spec.objectives:
-        return []
-    values = searches.objective_values(spec, trial)
-    cells = (
-        ["–" for _ in spec.objectives] if values is None else [f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" for value in values[1:]]
-    )
-    return [*cells, "[bold green]*[/]" if trial.number in ahead else ""]
+    for line in leaderboard.lines(name, trials, spec, top=top, width=out.width):
+        out.print(line, soft_wrap=True)
 
 
 def _row(trial: Trial, metric: str, space: Space, rank: int) -> dict[str, Any]:
     facts: dict[str, Any] = {"rank": rank, "trial": trial.number, "outcome": trial.outcome, "epochs": len(trial.results)}
     facts[metric] = trial.value(metric)
-    return facts | space.trained(trial.params) | ({"reason": trial.reason} if trial.reason else {})
+    broke = {"breakdowns": len(trial.breakdowns)} if trial.breakdowns else {}
+    return facts | space.trained(trial.params) | broke | ({"reason": trial.reason} if trial.reason else {})
 
 
 class _Screen:
@@ -1273,7 +1383,7 @@ class _Screen:
         """Begin; what comes back is told every event."""
         from vit_search.spec.rungs import levels
         from vit_search.tracking import searches
-        from vit_search.tracking.ledger import Commanded, Ended, Reported
+        from vit_search.tracking.ledger import Broke, Commanded, Ended, Reported
 
         self._ledger, self._spec, self._control, self._began = ledger, spec, control, time.monotonic()
         self.search = ledger.folder.name
@@ -1287,7 +1397,7 @@ class _Screen:
 
             self._live = Live(get_renderable=self._picture, console=err, refresh_per_second=4, transient=True)
             self._live.start()
-            return lambda event: None
+            return lambda event: self._say_breakdown(event) if isinstance(event, Broke) else None
 
         how = spec.stopping
         rungs = levels(grace_epochs=how.grace_epochs, reduction_factor=how.reduction_factor, epochs=spec.epochs)
@@ -1296,6 +1406,8 @@ class _Screen:
         def line(event: Event) -> None:
             if isinstance(event, Commanded):
                 err.print(_escaped(f"{event.by}: {event.name}: {event.answer}"), soft_wrap=True)
+            elif isinstance(event, Broke):
+                self._say_breakdown(event)
             elif isinstance(event, Reported) and event.result.epoch in rungs and event.result.epoch < spec.epochs:
                 value = ledger.trials[event.trial].value(spec.metric)
                 score = "" if value is None else f"  {spec.metric} {value:.4f}"
@@ -1313,15 +1425,20 @@ class _Screen:
 
         return line
 
+    def _say_breakdown(self, event: Broke) -> None:
+        what = "is tried again" if event.again else "broke down"
+        err.print(_escaped(f"trial {event.trial:3d} {what}: {event.reason}"), soft_wrap=True)
+
     def _report_every_minute(self) -> None:
         """Where nothing else was printed for a minute, say how far the search is."""
         while not self._closed.wait(max(1.0, self._last_line + REPORT_EVERY_S - time.monotonic())):
             if time.monotonic() - self._last_line >= REPORT_EVERY_S:
                 trials = list(self._ledger.trials.values())
                 over = sum(trial.over for trial in trials)
-                running = sum(trial.outcome == "running" for trial in trials)
+                running = f"{sum(trial.outcome == 'running' for trial in trials)} running"
+                now = running if self._control.state == "running" else self._control.state
                 spent = in_time(time.monotonic() - self._began)
-                err.print(f"{over} of {self._control.settings.trials} trials, {running} running, {self._epochs()} epochs, {spent} spent")
+                err.print(f"{over} of {self._control.settings.trials} trials, {now}, {self._epochs()} epochs, {spent} spent")
                 self._last_line = time.monotonic()
 
     def close(self) -> None:
@@ -1356,9 +1473,8 @@ class _Screen:
         bar = Table.grid()
         bar.add_row(ProgressBar(total=wanted, completed=len(over), width=60))  # alone it would not end its line
         parts: list[Any] = [head, bar]
-        state = "paused" if self._control.paused else "starting no more trials" if self._control.draining else self._control.ending
-        if state:
-            parts.append(f"[yellow]{_escaped(state)}[/]")
+        if self._control.state != "running":
+            parts.append(f"[yellow]{_escaped(self._control.ending or self._control.state)}[/]")
         winner = best(trials, spec.metric, spec.mode)
         if winner:
             params = ", ".join(f"{k} {_number(v)}" for k, v in spec.space.trained(winner.params).items())

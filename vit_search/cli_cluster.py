@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from vit_search import terminal
 from vit_search.errors import SearchError
 from vit_search.spec.cost import in_time, in_units
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from vit_search.tracking.ledger import Event
 
 cluster = typer.Typer(help="Make a Ray cluster, and look one over.", no_args_is_help=True, rich_markup_mode=None)
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a pipe has no width of its own
+out = terminal.console()
 err = Console(stderr=True, highlight=False)
 
 
@@ -52,7 +53,10 @@ def submit(
     download: Annotated[bool, typer.Option("--download", help="Have the cluster fetch the data set if it is missing.")] = False,
     insecure: Insecure = False,
 ) -> None:
-    """Hand a search over to a Ray cluster, which sees it through; the same file twice is one search."""
+    """Hand a search over to a Ray cluster, which sees it through.
+
+    The same file twice is one search.
+    """
     jobs, there = _connect(address, insecure)
     with err.status("measuring the cluster …"):
         handed = jobs.submit(there, file, key=key, again=again, download=download)
@@ -74,13 +78,18 @@ def submit(
 
 
 def list_(address: Url, as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False, insecure: Insecure = False) -> None:
-    """List the searches that were submitted to a cluster since its Ray was started."""
+    """List the searches that were submitted to a cluster.
+
+    It knows those since the cluster's Ray was started.
+    """
     from rich.table import Table
 
     jobs, there = _connect(address, insecure)
     known = jobs.launches(there.client)
+    with err.status("asking the head …"):
+        states = jobs.states(there, [all_of[-1] for all_of in known.values()]) if known else {}
     if as_json:
-        shown = [{"search": search, "state": all_of[-1].state, "jobs": [asdict(job) for job in all_of]} for search, all_of in known.items()]
+        shown = [{"search": search, "state": states[search], "jobs": [asdict(job) for job in all_of]} for search, all_of in known.items()]
         sys.stdout.write(json.dumps(shown, indent=1) + "\n")
         return
     table = Table("search", "state", "jobs", "submitted", "took", "by", "vit_search", box=None, header_style="dim")
@@ -88,7 +97,7 @@ def list_(address: Url, as_json: Annotated[bool, typer.Option("--json", help="As
         first, last = all_of[0], all_of[-1]
         took = in_time((last.ended or time.time()) - first.began)
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(first.began))
-        table.add_row(*map(_escaped, (search, last.state, str(len(all_of)), began, took, first.user, last.version)))
+        table.add_row(*map(_escaped, (search, states[search], str(len(all_of)), began, took, first.user, last.version)))
     out.print(table if known else f"{there.address}: no search was submitted since its Ray was started.")
 
 
@@ -99,7 +108,10 @@ def logs(
     output: Annotated[Path, typer.Option(help="Folder of all searches, without --address.")] = Path("searches"),
     insecure: Insecure = False,
 ) -> None:
-    """Print what a search's driver on a cluster has said; or what happened in a trial, or in a search of this machine."""
+    """Print what happened in a search or a trial.
+
+    Of a search on a cluster, print what its driver has said.
+    """
     name, trial = _trial(search)
     if address is None:
         _events(output, name, trial, follow)
@@ -112,11 +124,14 @@ def logs(
 
 def check_there(
     address: Url,
-    file: Annotated[Path | None, typer.Argument(help="A search file that is to run there.", metavar="[FILE]")] = None,
+    file: Annotated[Path | None, typer.Argument(help="A search file that is to run there.", metavar="FILE")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="All that was measured, as JSON.")] = False,
     insecure: Insecure = False,
 ) -> None:
-    """Measure a cluster: nodes, versions, shared storage, MLflow, clocks; exit code 2 where something is wrong."""
+    """Measure a cluster: nodes, versions, storage, MLflow, clocks.
+
+    Exit code 2 where something is wrong.
+    """
     from vit_search.spec import search_file
 
     spec = search_file.load(file) if file else None
@@ -199,7 +214,8 @@ def _events(output: Path, search: str, trial: int | None, follow: bool) -> None:
     said = 0
     while True:
         running = ledger.held(path)
-        events = [event for event in ledger.read_events(path) if trial is None or getattr(event, "trial", None) == trial]
+        events = ledger.read_events(path)
+        events = events if trial is None else _of_trial(events, trial)
         if trial is not None and not events:
             raise SearchError(f"{folder.name}: there is no trial {trial} yet; `vit-search show {folder.name}` lists its trials.")
         for event in events[said:]:
@@ -214,11 +230,26 @@ def _events(output: Path, search: str, trial: int | None, follow: bool) -> None:
         _write(f"\n{error}:\n{error.read_text(encoding='utf-8', errors='replace')}")
 
 
+def _of_trial(events: Sequence[Event], trial: int) -> list[Event]:
+    """A trial's events, and the drivers that took it up again."""
+    from vit_search.tracking import ledger
+
+    found: list[Event] = []
+    goes_on = False
+    for event in events:
+        if getattr(event, "trial", None) == trial:
+            found.append(event)
+            goes_on = not isinstance(event, ledger.Ended) or event.outcome == "interrupted"
+        elif isinstance(event, ledger.Launched) and goes_on:
+            found.append(event)
+    return found
+
+
 def _told(event: Event, metric: str, named: bool) -> str:
     """An event in words."""
     from vit_search.tracking import ledger
 
-    trial = f"trial {event.trial}: " if named and not isinstance(event, ledger.Launched | ledger.Commanded | ledger.Infeasible) else ""
+    trial = f"trial {event.trial}: " if named and hasattr(event, "trial") else ""
     if isinstance(event, ledger.Launched):
         return f"a driver took it up: process {event.pid} on {event.host}"
     if isinstance(event, ledger.Proposed):
@@ -232,8 +263,12 @@ def _told(event: Event, metric: str, named: bool) -> str:
         return f"{trial}epoch {result.epoch}: train_loss {result.train_loss:.4f}{shown}, {result.seconds:.2f} s"
     if isinstance(event, ledger.Ended):
         return trial + event.outcome + (f": {event.reason}" if event.reason else "")
+    if isinstance(event, ledger.Broke):
+        return f"{trial}broke down: {event.reason}" + ("; it is tried again from its last checkpoint" if event.again else "")
     if isinstance(event, ledger.Outgrown):
         return f"{trial}outgrew its {event.gpus:g} of a GPU, goes on with more: {event.reason}"
+    if isinstance(event, ledger.Left):
+        return f"the driver let it go: {event.state}" + (f", {event.reason}" if event.reason else "")
     return f"{event.by}: {event.name}: {event.answer}"
 
 
@@ -314,12 +349,27 @@ def preflight(
     sys.stdout.write(json.dumps(asdict(facts)) + "\n")
 
 
+@cluster.command(hidden=True)
+def states(
+    stopped: Annotated[str | None, typer.Option(help="A search that is not to be taken up any more, written down first.")] = None,
+) -> None:
+    """How the searches in this cluster's storage stand, as JSON."""
+    from vit_search.cluster import record
+
+    if stopped is not None:
+        record.change(record.folder_of(stopped), wanted="stopped")
+    sys.stdout.write(json.dumps(record.states()) + "\n")
+
+
 @cluster.command()
 def keep(
     address: Annotated[str, typer.Option(help="Of the Jobs API, on this machine.", metavar="URL")] = "http://127.0.0.1:8265",
     every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 10.0,
 ) -> None:
-    """On the head: take up each submitted search whose driver was killed, until this is ended."""
+    """On the head: take up each search whose driver was killed.
+
+    It goes on until it is ended.
+    """
     from vit_search.cluster import keeper
 
     keeper.keep(address, _say(out), every_s=every)
@@ -331,7 +381,7 @@ def _say(console: Console) -> Callable[[str], None]:
 
 # --- the cluster itself: cluster check, render, kuberay, token, head, keep ----------------------------------------------
 
-ClusterFile = Annotated[Path, typer.Argument(help="The cluster's file.", metavar="[FILE]")]
+ClusterFile = Annotated[Path, typer.Argument(help="The cluster's file.", metavar="FILE")]
 State = Annotated[
     Path | None,
     typer.Option(help="Folder of the services' data, secrets and logs, on a disk of the head's own; /mnt/vit_search-head by default."),
@@ -347,7 +397,7 @@ UNWELL = 1
 
 @cluster.command()
 def check(file: ClusterFile = Path("cluster.yaml")) -> None:
-    """Hold a cluster's file against Ray's own schema, and against what that lets pass."""
+    """Hold a cluster's file against Ray's schema and our rules."""
     from vit_search.cluster import lint
 
     report = lint.check(file)
@@ -367,7 +417,10 @@ def render(
     user: Annotated[str, typer.Option(help="Account on each of them, reached by ssh.")] = "ubuntu",
     key: Annotated[str | None, typer.Option(help="Its private key on this machine; what ssh takes by default.")] = None,
 ) -> None:
-    """Print the cluster's file for machines of your own: the same packages, commands and settings, without a cloud."""
+    """Print the cluster's file for machines of your own.
+
+    It has the same packages, commands and settings, without a cloud.
+    """
     from vit_search.cluster import render as rendering
 
     sys.stdout.write(rendering.local(file, local.split(","), user=user, key=key))
@@ -381,7 +434,10 @@ def kuberay(
     namespace: Annotated[str, typer.Option(help="Kubernetes namespace.")] = "vit-search",
     storage_class: Annotated[str, typer.Option(help="Of a volume that many nodes can write to.")] = "efs-sc",
 ) -> None:
-    """Print manifests for Kubernetes with KubeRay: cluster, MLflow, PostgreSQL, volumes, network policy."""
+    """Print manifests for Kubernetes with KubeRay.
+
+    They are the cluster, MLflow, PostgreSQL, volumes and the network policy.
+    """
     from vit_search.cluster import render as rendering
 
     sys.stdout.write(rendering.kuberay(file, image=image, job=job, namespace=namespace, storage_class=storage_class))
@@ -389,7 +445,10 @@ def kuberay(
 
 @cluster.command()
 def token(show: Annotated[bool, typer.Option("--show", help="Print the token itself.")] = False) -> None:
-    """Make the token of a cluster, once, and see that nobody else can read it."""
+    """Make the token of a cluster, once.
+
+    It also sees that nobody else can read it.
+    """
     from vit_search import ray_token as tokens
 
     made = tokens.ensure()
@@ -408,7 +467,10 @@ def head(
     look: Annotated[bool, typer.Option("--status", help="Start nothing; say how they stand. Exit code 1 where one is not well.")] = False,
     stop: Annotated[bool, typer.Option("--stop", help="End them.")] = False,
 ) -> None:
-    """On the head, have PostgreSQL, MLflow and the keeper of searches run, and stay running."""
+    """On the head: run PostgreSQL, MLflow and the keeper.
+
+    The keeper takes up searches again. All are started again when they die.
+    """
     from vit_search.cluster import record, services
 
     this = services.Head(state or record.HEAD_STATE, port)
@@ -427,7 +489,10 @@ def head(
 def worker(
     state: Annotated[Path | None, typer.Option(help="Folder of its log; ~/.vit_search-worker by default.")] = None,
 ) -> None:
-    """On a worker, have the watcher for the cloud's spot notice run, and stay running."""
+    """On a worker: run the watcher for the cloud's spot notice.
+
+    It is started again when it dies.
+    """
     from vit_search.cluster import services
 
     watcher = services.Program("spot", (*services.vit_search(), "cluster", "watch-spot"))
@@ -439,7 +504,10 @@ def watch_spot(
     metadata: Annotated[str, typer.Option(help="The metadata service.", hidden=True)] = "http://169.254.169.254",
     node_id: Annotated[str | None, typer.Option(help="Of the node to drain; this machine's by default.", hidden=True)] = None,
 ) -> None:
-    """Wait for AWS's two-minute notice on a spot instance, and drain this node when it comes."""
+    """Drain this node when AWS is about to take it.
+
+    It waits for the two-minute notice on a spot instance.
+    """
     from vit_search.cluster import spot
 
     for line in spot.watch(spot.Metadata(metadata), node_id=node_id):

@@ -42,11 +42,17 @@ for _name, _value in {
 
 import psutil
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
 from ray._private.state import state
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # of Cython
+from ray.job_config import JobConfig
 
-from vit_search import ray_token
+from vit_search import ray_folder, ray_token, ray_trouble
 from vit_search.errors import ClusterError, LostClusterError
+
+# Ray 2.60 prints its daemons' messages between our own lines, whatever `log_to_driver` says: a dead worker's fills the terminal. The
+# ledger has why a trial broke down; the messages are in Ray's logs.
+worker.print_to_stdstream = lambda data, ignore_prefix: None
 
 LOOPBACK_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """At 0 Ray 2.60 keeps the node address 127.0.0.1; else it takes one that others reach, and its daemons listen everywhere.
@@ -96,25 +102,24 @@ def session(address: str | None = None, *, env: Mapping[str, str] | None = None,
         yield
         return
     workers = {"env_vars": dict(env)} if env else None
-    if address is None:
-        _start(workers, cpus)
-    else:
-        _join(address, workers)
-    try:
-        yield
-    except LostClusterError:
-        raise  # `ray.shutdown` would wait for the head
-    except BaseException:
+    with _own(workers, cpus) if address is None else _joined(address, workers):
+        try:
+            yield
+        except LostClusterError:
+            raise  # `ray.shutdown` would wait for the head
+        except BaseException:
+            ray.shutdown()
+            raise
         ray.shutdown()
-        raise
-    ray.shutdown()
 
 
 def check_limits(cpus: int | None = None) -> None:
-    """Refuse a shell that lets a process have too little for a Ray of our own, which would wait two minutes for it, and tell nothing.
+    """Refuse a machine or a shell on which a Ray of our own cannot start: Ray would wait for minutes, and tell nothing.
 
     Raises: ClusterError, one line.
     """
+    ray_trouble.check()
+    ray_folder.around()
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)  # the hard one; Ray raises the other to it
     if files != resource.RLIM_INFINITY and files < LEAST_FILES:
         raise ClusterError(f"a process here may open {files} files, and Ray needs {LEAST_FILES}; raise that, e.g. `ulimit -n 65536`.")
@@ -144,7 +149,7 @@ def shapes() -> list[Shape]:
     there = [
         Shape(node["NodeManagerHostname"], node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in nodes_alive()
     ]
-    return there + _to_come(Path(AUTOSCALER_FILE).expanduser())
+    return there + _to_come(Path(os.path.expanduser(AUTOSCALER_FILE)))  # noqa: PTH111 -- Path's raises where there is no home
 
 
 def _to_come(path: Path) -> list[Shape]:
@@ -215,30 +220,63 @@ def _look(head: Head, over: threading.Event) -> None:
             head.shapes = shapes()
 
 
-def _start(workers: dict[str, dict[str, str]] | None, cpus: int | None) -> None:
+@contextlib.contextmanager
+def _own(workers: dict[str, dict[str, str]] | None, cpus: int | None) -> Iterator[None]:
+    """A Ray of our own, in a folder of its own; what is left in that goes with it."""
     check_limits(cpus)
     os.environ.pop("RAY_gcs_rpc_server_reconnect_timeout_s", None)  # Ray has read it for this process; its own are to end soon
-    with contextlib.suppress(ClusterError):
-        ray_token.ensure()  # Ray would make one that everybody on this machine can read
-    with _loopback_alone():
-        _init(workers, cpus)
+    with ray_folder.private() as folder, _environment(RAY_TMPDIR=str(folder)), _token(folder):
+        with _environment(**{LOOPBACK_ALONE: "0", "PYTHONSAFEPATH": "1"}), _loopback_alone():
+            _start(workers, cpus, folder)
+        yield
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Variables of this process, and of those that it starts meanwhile."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _token(folder: Path) -> Iterator[None]:
+    """Ray's token where it looks for one; in our folder where that place cannot be written. Ray would make one that everybody can read."""
+    try:
+        ray_token.ensure()
+    except ClusterError:
+        known = ray_token.there()
+    else:
+        known = True
+    if known:
+        yield
+        return
+    loader = AuthenticationTokenLoader.instance()
+    with _environment(**{ray_token.PLACE: str(folder / "token")}):
+        ray_token.ensure()
+        loader.reset_cache()
+        yield
+    loader.reset_cache()
 
 
 @contextlib.contextmanager
 def _loopback_alone() -> Iterator[None]:
-    """By the environment for the processes that Ray starts meanwhile, by its constant for this one, which has read that already."""
-    before = os.environ.get(LOOPBACK_ALONE), ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[LOOPBACK_ALONE], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    """By Ray's constant for this process, which has read the variable already."""
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
         yield
     finally:
-        os.environ.pop(LOOPBACK_ALONE)
-        if before[0] is not None:
-            os.environ[LOOPBACK_ALONE] = before[0]
-        ray_constants.ENABLE_RAY_CLUSTER = before[1]
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def _init(workers: dict[str, dict[str, str]] | None, cpus: int | None) -> None:
+def _start(workers: dict[str, dict[str, str]] | None, cpus: int | None, folder: Path) -> None:
+    before, reasons = ray_trouble.kills(), [""]
     for attempt in range(TRIES):
         try:
             ray.init(
@@ -248,27 +286,38 @@ def _init(workers: dict[str, dict[str, str]] | None, cpus: int | None) -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 runtime_env=workers,
+                job_config=_job(),
                 _node_ip_address="127.0.0.1",
+                _temp_dir=str(folder / str(attempt)),
             )
             return
         except Exception as error:
             ray.shutdown()
+            reasons.append(ray_trouble.said(folder / str(attempt)))
+            if isinstance(error, OSError | ValueError) or (reasons[-1] and reasons[-1] == reasons[-2]):
+                raise ClusterError(f"Ray cannot start on this machine ({reasons[-1] or _short(error)}).") from None
             if attempt == TRIES - 1:
-                raise ClusterError(
-                    f"Ray did not start on this machine ({_short(error)}); free some memory or processor time and try again."
-                ) from None
+                mend = ray_trouble.shortage(ray_trouble.kills() - before)
+                raise ClusterError(f"Ray did not start on this machine ({reasons[-1] or _short(error)}); {mend}.") from None
             time.sleep(5)
 
 
-def _join(address: str, workers: dict[str, dict[str, str]] | None) -> None:
+def _job() -> JobConfig:
+    """Ray puts the driver's working folder first on its workers' path, so that a numpy.py there is run, but not for a client's job."""
+    return JobConfig(_client_job=True)
+
+
+@contextlib.contextmanager
+def _joined(address: str, workers: dict[str, dict[str, str]] | None) -> Iterator[None]:
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=workers)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=workers, job_config=_job())
     except Exception as error:
         ray.shutdown()
         mend = "run this on a node of the cluster, or hand the search over with `vit-search submit FILE --address URL`"
         if "auth" in str(error).lower() or "token" in str(error).lower():
             mend = "this node's token is not the cluster's: copy the head's ~/.ray/auth_token, mode 0600"
         raise ClusterError(f"--address {address}: no Ray cluster to join ({_short(error)}); {mend}.") from None
+    yield
 
 
 def _short(error: Exception) -> str:

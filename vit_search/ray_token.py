@@ -28,8 +28,22 @@ class Token:
 
 
 def place() -> Path:
-    """The token's file."""
-    return Path(os.environ.get(PLACE) or Path.home() / ".ray" / "auth_token")
+    """The token's file.
+
+    Raises: ClusterError where neither the variable nor a home folder names one.
+    """
+    try:
+        return Path(os.environ.get(PLACE) or Path.home() / ".ray" / "auth_token")
+    except RuntimeError:
+        raise ClusterError(f"this account has no home folder for Ray's token; set HOME, or name a file with {PLACE}.") from None
+
+
+def there() -> bool:
+    """Whether a token can be read."""
+    try:
+        return bool(read().strip())
+    except ClusterError:
+        return False
 
 
 def ensure() -> Token:
@@ -71,7 +85,10 @@ def read() -> str:
 
 def problem() -> str:
     """Why the token is no secret, in one line; empty where it is one, or where there is none."""
-    path = place()
+    try:
+        path = place()
+    except ClusterError:
+        return ""
     for part in _ours(path):
         try:
             found = part.stat()

@@ -22,9 +22,9 @@ from vit_search.spec import search_file
 from vit_search.spec.config import TrialConfig
 from vit_search.spec.plan import epoch_seconds, images_of
 from vit_search.spec.search_file import SearchSpec
+from vit_search.spec.worker_env import WORKER_ENV
 from vit_search.vit import calibrate, checkpoint, training
 from vit_search.vit.data import DataSet, prepare
-from vit_search.vit.machine import WORKER_ENV
 from vit_search.vit.splits import load_split
 
 

@@ -22,6 +22,7 @@ from typing import IO, Any
 from vit_search.cluster import record
 from vit_search.errors import ClusterError, VitSearchError
 from vit_search.spec import search_file
+from vit_search.spec.terminal import ending_signals, leave_terminal
 
 INTERRUPTED = 130
 PR_SET_PDEATHSIG = 1
@@ -160,7 +161,7 @@ class _Child:
 
     def __enter__(self) -> _Child:
         """Take this process's signals."""
-        self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._before = {number: signal.signal(number, self._stop) for number in ending_signals()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -180,7 +181,9 @@ class _Child:
                 self._stop()
             return self._process.wait()
 
-    def _stop(self, *_: Any) -> None:
+    def _stop(self, number: int | None = None, frame: Any = None) -> None:
+        if number == signal.SIGHUP:
+            leave_terminal()
         self.told_to_stop.set()
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):

@@ -98,7 +98,7 @@ class Launch:
 
     @property
     def state(self) -> str:
-        """How it stands, in a word or two."""
+        """How this job stands, in a word or two; how its search does, `states` says."""
         if self.status == "FAILED":
             codes = {130: "stopped", 4: "no trial completed", 5: "finished, MLflow was away", 2: "refused"}
             return "killed" if self.code is None or self.code < 0 else codes.get(self.code, f"failed ({self.code})")
@@ -207,14 +207,13 @@ def submit(cluster: Cluster, file: Path, *, key: str = "", again: bool = False, 
     search = search_name(spec, uuid.uuid4().hex if again else key)
     known = launches(cluster.client).get(search)
     if known:
-        return Handed(search, False, known[-1].state)
+        return Handed(search, False, states(cluster, known[-1:])[search])
     facts = measure(cluster, spec, search=search, download=download)
     found = preflight.findings(facts, spec)
     if error := preflight.refusal(found):
         raise error
     if facts.search and (facts.search["driven"] or facts.search["ended"] is not None or facts.search["wanted"] == "stopped"):
-        state = "running" if facts.search["driven"] else "stopped" if facts.search["ended"] is None else "over"
-        return Handed(search, False, state)
+        return Handed(search, False, facts.search["state"])
     handed = hand_over(cluster, spec, search, key=key, download=download)
     return replace(handed, warnings=tuple(finding.text for finding in found))
 
@@ -254,7 +253,8 @@ def resume(cluster: Cluster, search: str) -> str:
     """
     known = launches(cluster.client).get(search, [])
     if known and not known[-1].over:
-        raise ClusterError(f"{search}: it is {known[-1].state}; `vit-search status {search} --address {cluster.address}`.")
+        state = states(cluster, known[-1:])[search]
+        raise ClusterError(f"{search}: a job has it, and it is {state}; `vit-search status {search} --address {cluster.address}`.")
     if not known:  # this Ray is younger than the search, or the name is wrong
         code, said = on_head(cluster, ["vit-search", "status", search, "--json"])
         if code != 0:
@@ -278,8 +278,13 @@ def submit_again(client: JobSubmissionClient, search: str, number: int, words: S
 def cancel(cluster: Cluster, search: str) -> bool:
     """Stop a search's job: the driver ends cleanly, and `resume` goes on. Whether there was one to stop."""
     known = _known(cluster, search)
+    if known[-1].over:
+        return False
     with _talking(cluster.address):
-        return not known[-1].over and bool(cluster.client.stop_job(known[-1].job))
+        stopped = bool(cluster.client.stop_job(known[-1].job))
+    with contextlib.suppress(ClusterError):  # of a head that cannot: the keeper writes it down when it sees the job
+        on_head(cluster, ["vit-search", "cluster", "states", "--stopped", search], storage=False)
+    return stopped
 
 
 def _start(client: JobSubmissionClient, job: str, search: str, words: Sequence[str], told: dict[str, str], folder: str | None) -> bool:
@@ -318,6 +323,19 @@ def launches(client: JobSubmissionClient) -> dict[str, list[Launch]]:
             )
             found.setdefault(launch.search, []).append(launch)
     return found
+
+
+def states(cluster: Cluster, last: Sequence[Launch]) -> dict[str, str]:
+    """How searches stand: as their folders on the head say, and where one has none yet, as its last job does.
+
+    Args:
+        last: of each search, its last job.
+    """
+    told: dict[str, dict[str, str]] = {}
+    with contextlib.suppress(ClusterError, ValueError):  # a head of another version, or without its storage
+        code, said = on_head(cluster, ["vit-search", "cluster", "states"], storage=False)
+        told = json.loads(said.strip().rpartition("\n")[2]) if code == 0 else {}
+    return {launch.search: told[launch.search]["word"] if launch.search in told else launch.state for launch in last}
 
 
 def _known(cluster: Cluster, search: str) -> list[Launch]:

@@ -28,6 +28,9 @@ from vit_search.spec.strict_yaml import Document, NodePath
 
 TOKEN_FILE = "~/.ray/auth_token"  # noqa: S105 -- a path
 PORT = 6379
+PRIVATE = "$(mktemp -d /tmp/ray-XXXXXXXX)/ray"
+"""A folder for Ray, which opens its own to all accounts, in one of mode 0700."""
+
 LEAST_DISK_GB = 100
 """Container image 15 GB, its layers unpacked 20, packages 8, Ray's logs and spilled objects; found on this machine but for the image."""
 
@@ -501,6 +504,10 @@ def _starts(file: File) -> Found:
     line, command = file.starts("worker_start_ray_commands")
     if not re.search(rf"--address=['\"]?\$RAY_HEAD_IP:{PORT}\b", command):
         yield line, f"the workers' `ray start` joins nothing; add --address=$RAY_HEAD_IP:{PORT}."
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        line, command = file.starts(key)
+        if command and not re.search(r"--temp-dir[= ]\S*\$\(mktemp -d [^)]*\)/", command):
+            yield line, f"Ray opens its sockets to all accounts of the machine; add --temp-dir={PRIVATE}."
 
 
 def _name(file: File) -> Found:

@@ -257,7 +257,7 @@ def _search(name: str) -> dict[str, Any] | None:
     folder = record.folder_of(name)
     if not record.submitted(folder):
         return None
-    return asdict(record.read(folder)) | {"driven": record.driven(folder)}
+    return asdict(record.read(folder)) | {"driven": record.driven(folder), "state": record.state(folder).word}
 
 
 def _ask(nodes: Mapping[str, Any] | list[str], work: Callable[..., Any], arguments: Callable[[str], tuple[Any, ...]]) -> dict[str, Any]:

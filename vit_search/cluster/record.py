@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -11,9 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from vit_search.errors import ClusterError
+from vit_search.errors import ClusterError, VitSearchError
 from vit_search.spec.files import write_whole
-from vit_search.tracking import ledger
+from vit_search.tracking import ledger, search_state
+from vit_search.tracking.search_state import Snapshot, State
 
 STORAGE = "VIT_SEARCH_STORAGE"
 """Names, on every node, the folder that all nodes see; set where Ray is started."""
@@ -159,6 +161,43 @@ def driven(folder: Path) -> bool:
         return False
     with path.open("a") as lock:
         return not taken(lock)
+
+
+def snapshot(folder: Path) -> Snapshot:
+    """A search that has begun, on a cluster or on one machine, as it stands.
+
+    Raises: SearchError where the folder holds no search.
+    """
+    known = read(folder) if submitted(folder) else None
+    awaited = known is not None and not known.asleep
+    now = search_state.read(folder, awaited=awaited)
+    if known is not None and now.state.word == "running" and known.wanted == "stopped":
+        return replace(now, state=State("ending"))
+    if awaited and not now.state.driven and driven(folder):  # a job has it, and its driver has not taken the ledger yet
+        return replace(now, state=State("starting"))
+    return now
+
+
+def state(folder: Path) -> State:
+    """How a search stands, also one that was submitted and has not begun.
+
+    Raises: SearchError, ClusterError where the folder holds neither.
+    """
+    if (folder / "ledger.jsonl").exists():
+        return snapshot(folder).state
+    known = read(folder)
+    if not known.asleep:
+        return State("starting" if driven(folder) else "waiting for a driver")
+    return State("stopped" if known.ended is None else "refused" if known.ended == 2 else "failed")
+
+
+def states() -> dict[str, dict[str, str]]:
+    """How the searches in this node's storage stand, by name; those that cannot be read are left out."""
+    found = {}
+    for folder, _ in all_of(storage()):
+        with contextlib.suppress(VitSearchError):
+            found[folder.name] = asdict(state(folder))
+    return found
 
 
 def progress(folder: Path) -> int:

@@ -358,7 +358,7 @@ def _make_database(head: Head, binaries: Path) -> None:
     as_account: dict[str, str | int] = {}
     if os.getuid() == 0:
         as_account = {"user": _account().pw_uid, "group": _account().pw_gid}
-    superuser = _account().pw_name if as_account else pwd.getpwuid(os.getuid()).pw_name
+    superuser = _account().pw_name if as_account else _own_name()
     shutil.rmtree(fresh, ignore_errors=True)
     _made([str(binaries / "initdb"), "-D", str(fresh), "-U", superuser, "--auth=peer", "-E", "UTF8", "--no-locale"], as_account)
     rules = [f"local all {superuser} peer", "local mlflow,mlflow_auth mlflow scram-sha-256"]
@@ -368,6 +368,19 @@ def _make_database(head: Head, binaries: Path) -> None:
     statements += [f"CREATE DATABASE {name} OWNER mlflow" for name in ("mlflow", "mlflow_auth")]
     _made([str(binaries / "postgres"), "--single", "-D", str(fresh), "postgres"], as_account, "\n".join(statements) + "\n")
     fresh.rename(head.database)
+
+
+def _own_name() -> str:
+    """The name by which PostgreSQL knows this account: the system's, whatever the environment says.
+
+    Raises: ClusterError where it has none; initdb would refuse it, too.
+    """
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        raise ClusterError(
+            f"uid {os.getuid()} has no name on this machine, and PostgreSQL needs one; add it to /etc/passwd, or start the head as root."
+        ) from None
 
 
 def _made(command: list[str], as_account: Mapping[str, str | int], said: str = "") -> None:

@@ -1,48 +1,58 @@
-"""The configuration of a registered model as a search file with fixed values, which `vit-search train` makes the model of again."""
+"""The configuration of a model as a search file with fixed values, which `vit-search train` makes the model of again."""
 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import mlflow
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
-
-from vit_search.production import registry
-from vit_search.production.export import find_version
+from vit_search.production import references
 from vit_search.spec.fixed_file import FixedFile, fixed_file
-from vit_search.tracking.store import client_for
-from vit_search.vit import checkpoint
-from vit_search.vit.splits import TRAINED_AND_VALIDATED_ON
+from vit_search.vit.checkpoint_files import Described, describe
+from vit_search.vit.data import TRAINED_AND_VALIDATED_ON
 
 FROM_THE_SEARCH = ("metric", "mode", "resources")
 """What the model's checkpoint does not know; resources decide the number of threads, and with it the last bits of each sum."""
 
 
 def configuration(model: str, *, tracking_uri: str | None = None) -> FixedFile:
-    """The search file of a registered model.
+    """The search file of a model.
 
     Args:
-        model: `NAME@champion`, `NAME/VERSION`, or either after `models:/`.
-    Raises: PromotionError when the model cannot be had.
+        model: as references.py reads it.
+    Raises: PromotionError when the model cannot be had; CheckpointError.
     """
+    folder = references.folder_of(model)
+    if folder is not None:
+        described = describe(folder)
+        return _written(described, name=_file_name(folder), about=[str(folder)], searched=None)
+    from vit_search.production import registry
+    from vit_search.tracking.store import client_for
+
     client = client_for(tracking_uri)
-    version = find_version(client, model)
+    version = references.find_version(client, model)
     with tempfile.TemporaryDirectory() as place:
-        served, folder = registry.fetch_version(client, version, Path(place))
-        digest = checkpoint.weights_sha256(folder)
-    searched = _of_its_search(client, version)
-    train_on = next((name for name, (splits, _) in TRAINED_AND_VALIDATED_ON.items() if splits == served.trained_on), "train")
-    about = [f"{version.name} version {version.version}{_origin(version)}", f"weights: sha256 {digest}"]
+        described = describe(registry.fetch_files(client, version, Path(place)))
+    about = [f"{version.name} version {version.version}{_origin(version)}"]
+    return _written(described, name=version.name, about=about, searched=_of_its_search(client, version))
+
+
+def _written(described: Described, *, name: str, about: list[str], searched: dict[str, Any] | None) -> FixedFile:
+    about = [*about, f"weights: sha256 {described.weights_sha256}"]
     if searched is None:
         about.append("metric, mode and resources are the defaults: MLflow has no search of this model")
-    return fixed_file(served.config, name=version.name, about=about, rest={"train_on": train_on} | (searched or {}))
+    train_on = next((key for key, (splits, _) in TRAINED_AND_VALIDATED_ON.items() if splits == described.trained_on), "train")
+    return fixed_file(described.config, name=name, about=about, rest={"train_on": train_on} | (searched or {}))
 
 
-def _origin(version: ModelVersion) -> str:
+def _file_name(folder: Path) -> str:
+    """A name that a search file may have, of a folder that may have any."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("._-")[:64] or "model"
+
+
+def _origin(version: Any) -> str:
     """Where a version comes from, as far as its tags tell."""
     tags = version.tags
     parts = [f"trial {tags['trial']} of {tags['search']}"] if {"trial", "search"} <= tags.keys() else []
@@ -50,8 +60,10 @@ def _origin(version: ModelVersion) -> str:
     return ": " + ", ".join(parts) if parts else ""
 
 
-def _of_its_search(client: mlflow.MlflowClient, version: ModelVersion) -> dict[str, Any] | None:
+def _of_its_search(client: Any, version: Any) -> dict[str, Any] | None:
     """Metric, mode and resources of the search whose trial the model is; None where MLflow does not have it."""
+    from mlflow.exceptions import MlflowException
+
     if not version.run_id:
         return None
     try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as vision
 
 from vit_search.spec.policy import Corruption
 from vit_search.vit.seeds import derive_seed
@@ -48,6 +47,8 @@ def corrupted(images: Tensor, kind: Corruption, indices: Tensor) -> Tensor:
         return _bytes(images.float() + 255 * BRIGHTNESS)
     if kind == "translate":
         return _translated(images, max(1, round(TRANSLATE * max(images.shape[2:]))), indices)
+    from torchvision.transforms.v2 import functional as vision  # slow to import, and needed here alone
+
     files = [vision.jpeg(image, JPEG) for image in images.cpu()]
     return torch.stack(files).to(images.device)
 

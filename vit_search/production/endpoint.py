@@ -41,6 +41,8 @@ Send = Callable[[Message], Awaitable[None]]
 PREDICT = ("/predict", "/invocations")
 METHODS = dict.fromkeys(PREDICT, ("POST",)) | dict.fromkeys(("/healthz", "/readyz", "/version", "/metrics"), ("GET", "HEAD"))
 RETRY_AFTER_S = 1
+JSON_VALUES = 2**21
+"""Of a request: pixels of ten images of 224x224. Lists of as many take 0.5 s to be made; image files as base64 are one value each."""
 DECODERS = 2
 """Threads: Pillow leaves Python's lock alone while it decodes, so a large image does not hold up the small ones."""
 
@@ -58,9 +60,25 @@ class Limits:
     body_bytes: int = 16 * 2**20
     """Of a request."""
     held_bytes: int = 256 * 2**20
-    """Of all requests, as far as they have arrived."""
+    """Of all requests, as far as they have arrived: headers, bodies, and the pixels that they are decoded to."""
     timeout_s: float = 10.0
     """From a request's headers to its answer."""
+
+
+class Held:
+    """Bytes of a replica's requests, from their arrival to their answers. All of it is written in the event loop."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.bytes = limit, 0
+
+    def take(self, count: int) -> bool:
+        """Count some more. Returns: whether there was room for them."""
+        self.bytes += count
+        return self.bytes <= self.limit
+
+    def give(self, count: int) -> None:
+        """Count some less."""
+        self.bytes -= count
 
 
 @dataclass(frozen=True)
@@ -71,6 +89,12 @@ class Loaded:
     version: str
     """`NAME/3`."""
     weights_sha256: str
+
+    @property
+    def image_bytes(self) -> int:
+        """Of one decoded image, scaled to what the model takes."""
+        shape = self.served.config.model
+        return shape.in_channels * shape.image_size[0] * shape.image_size[1]
 
     def answer(self, chances: np.ndarray) -> bytes:
         """The JSON of a request's predictions; chances: float64 (images, classes)."""
@@ -330,7 +354,7 @@ class Endpoint:
     def __init__(self, batcher: Batcher, metrics: Metrics, limits: Limits, token: str, tell: Callable[[], Told]) -> None:
         self._batcher, self._metrics, self._limits, self._tell = batcher, metrics, limits, tell
         self._token = hashlib.sha256(token.encode()).digest() if token else b""
-        self._held = 0
+        self.held = Held(limits.held_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -406,10 +430,10 @@ class Endpoint:
                         raise ConnectionResetError
                     parts.append(message.get("body", b""))
                     held += len(parts[-1])
-                    self._held += len(parts[-1])
+                    room = self.held.take(len(parts[-1]))
                     if held > self._limits.body_bytes:
                         raise self._too_long(held)
-                    if self._held > self._limits.held_bytes:
+                    if not room:
                         raise _full()
                     read = not message.get("more_body")
                 body = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -417,6 +441,10 @@ class Endpoint:
                     raise RefusedError(400, "an empty body; send an image file.")
                 values = self._inputs(body) if kind == "application/json" else [body]
                 self._check_queue()
+                decoded = len(values) * self._batcher.model.image_bytes
+                held += decoded
+                if not self.held.take(decoded):
+                    raise _full()
                 self._metrics.queue_length += 1
                 try:
                     model, chances = await self._batcher.submit(values, named=kind == "application/json")
@@ -431,7 +459,7 @@ class Endpoint:
         except DataError as error:
             raise RefusedError(422, str(error)) from None
         finally:
-            self._held -= held
+            self.held.give(held)
         return 200, model.answer(chances)
 
     def _check_queue(self) -> None:
@@ -442,7 +470,10 @@ class Endpoint:
         return RefusedError(413, f"a body of {length:,} bytes or more; send at most {self._limits.body_bytes:,}.")
 
     def _inputs(self, body: bytes) -> list[Any]:
-        """The images of a JSON request."""
+        """The images of a JSON request. Python's parser holds up all else, so there is a limit on what it has to make."""
+        values = body.count(b",") + body.count(b"[") + body.count(b"{")
+        if values > JSON_VALUES:
+            raise RefusedError(413, f"{values:,} values in the JSON; give at most {JSON_VALUES:,}, or image files as base64.")
         try:
             given = json.loads(body)
         except (ValueError, RecursionError) as error:

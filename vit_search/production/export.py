@@ -22,17 +22,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import mlflow
 import numpy as np
 import torch
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from vit_search.errors import PromotionError
-from vit_search.production import registry
+from vit_search.production import references, registry
 from vit_search.spec.search_file import nearest
 from vit_search.tracking import model_package
-from vit_search.tracking.store import client_for, in_short
+from vit_search.tracking.store import client_for
 from vit_search.vit import checkpoint
 from vit_search.vit.checkpoint import ServedModel
 
@@ -66,6 +63,7 @@ class Exported:
     path: Path
     name: str
     version: str
+    """Empty for a model that was trained here; `name` is then its folder."""
     difference: float
     """Largest absolute difference of its logits from the model's own."""
 
@@ -74,13 +72,20 @@ def export(model: str, format: str, path: Path | None = None, *, tracking_uri: s
     """Write a registered model as a file for other programs.
 
     Args:
-        model: `NAME@champion`, `NAME/VERSION`, or either after `models:/`.
+        model: as references.py reads it.
         path: of the file, or of the folder that safetensors makes; by default NAME-VERSION with the format's ending, here.
     Raises: PromotionError when the model cannot be had, a file is there already, or the export disagrees with the model.
     """
     _check_format(format)
+    trained = references.folder_of(model)
+    if trained is not None:
+        path = path or Path(f"{trained.resolve().name}{FORMATS[format] or '-' + format}")
+        _check_free(path)
+        served = checkpoint.load_model(trained)
+        difference = write(served, path, format, {"weights_sha256": checkpoint.weights_sha256(trained)}, folder=trained)
+        return Exported(path, str(trained), "", difference)
     client = client_for(tracking_uri)
-    version = find_version(client, model)
+    version = references.find_version(client, model)
     path = path or Path(f"{version.name}-{version.version}{FORMATS[format]}")
     _check_free(path)
     with tempfile.TemporaryDirectory() as place:
@@ -175,24 +180,6 @@ def disagreement(served: ServedModel, ask: Reader) -> float:
             return float("inf")
         farthest = float(np.maximum(farthest, np.abs(given - expected).max()))  # NaN wins
     return farthest
-
-
-def find_version(client: mlflow.MlflowClient, model: str) -> ModelVersion:
-    """The version that `NAME@ALIAS` or `NAME/VERSION` names, with or without `models:/` before it.
-
-    Raises: PromotionError when it names none.
-    """
-    reference = model.removeprefix("models:/")
-    name, at, alias = reference.rpartition("@")
-    try:
-        if at:
-            return client.get_model_version_by_alias(name, alias)
-        name, slash, number = reference.rpartition("/")
-        if slash and number.isdecimal():
-            return client.get_model_version(name, number)
-    except MlflowException as error:
-        raise PromotionError(f"{model}: not in the registry ({in_short(error)}); promote one with `vit-search promote`.") from None
-    raise PromotionError(f"{model}: names no registered version; write it like digits@champion or digits/3.")
 
 
 def _sha256(path: Path) -> str:

@@ -14,18 +14,18 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import re
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vit_search.errors import ServingError, TrackingError, VitSearchError
+from vit_search.production import references
 from vit_search.production.endpoint import load
+from vit_search.production.references import GONE, Reference
 from vit_search.production.state import State, Version
 from vit_search.spec.files import write_whole
 from vit_search.tracking import store  # before mlflow, whose settings it makes
@@ -34,9 +34,6 @@ from vit_search.vit import checkpoint
 import mlflow  # isort: skip
 from mlflow import MlflowClient  # isort: skip
 from mlflow.exceptions import MlflowException  # isort: skip
-
-GONE = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}
-"""How MLflow says that an alias, a version or a model is not there; any other error is taken for a registry that is away."""
 
 KEPT = 4
 """Versions in the cache, so that a rollback needs no download."""
@@ -47,24 +44,32 @@ AGAIN_S, AGAIN_AT_MOST_S = 10.0, 600.0
 VERSION = "version.json"
 
 
-@dataclass(frozen=True)
-class Target:
-    """What to serve: a model by alias, which is followed, or by version, which is not."""
+class Fixed:
+    """In a Follower's place where a model that was trained here is served: a copy of it, which stays what it is."""
 
-    name: str
-    alias: str = ""
-    version: str = ""
+    def __init__(self, folder: Path, state: Path, say: Callable[[str], None]) -> None:
+        self._source, self._file, self._say = folder, state, say
 
+    def start(self) -> State:
+        """Copy the checkpoint, and try it.
 
-def parse(text: str) -> Target:
-    """Read `NAME@champion` or `NAME/3`, with or without `models:/` before it.
+        Raises: CheckpointError; ServingError.
+        """
+        folder = self._file.with_name("model")
+        checkpoint.copy_for_serving(self._source, folder)
+        name = str(self._source)
+        loaded = load(folder, name, "", "", batch=1)
+        self._state = State(Version(name, loaded.weights_sha256, "", str(folder), 0), "", name, time.time())
+        self._say("from its folder, which no gate has judged; `vit-search promote` has it judged")
+        write_whole(self._file, json.dumps(dataclasses.asdict(self._state)))
+        return self._state
 
-    Raises: ServingError.
-    """
-    found = re.fullmatch(r"(?:models:/)?([^/@:]+)(?:@([A-Za-z0-9_.-]+)|/([0-9]+))", text)
-    if not found:
-        raise ServingError(f"{text}: no model to serve; name it NAME@champion, or NAME/3 for one version.")
-    return Target(found[1], found[2] or "", found[3] or "")
+    def poll(self) -> None:
+        """Nothing can change."""
+
+    def drain(self) -> None:
+        """Tell those who serve to finish what they have."""
+        write_whole(self._file, json.dumps(dataclasses.asdict(dataclasses.replace(self._state, draining=True))))
 
 
 class Follower:
@@ -72,7 +77,7 @@ class Follower:
 
     def __init__(
         self,
-        target: Target,
+        target: Reference,
         tracking_uri: str | None,
         state: Path,
         cache: Path,
@@ -112,8 +117,7 @@ class Follower:
             self._say(f"the registry does not answer ({store.in_short(error)}); {version.name} is served from the cache")
             return self._tell(State(version, self._target.alias, version.name, seen, stale_since=now))
         if named is None:
-            what = f"alias {self._target.alias}" if self._target.alias else f"version {self._target.version}"
-            raise ServingError(f"{self._target.name}: the registry has no such model, or no {what} of it; `vit-search promote` makes one.")
+            raise ServingError(f"{self._target}: {references.missing(self._client, self._target)}")
         try:
             return self._tell(State(self._take(named), self._target.alias, _name(named), now))
         except (VitSearchError, MlflowException, OSError) as error:

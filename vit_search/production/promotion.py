@@ -35,7 +35,7 @@ from vit_search.tracking.searches import SearchFacts
 from vit_search.tracking.store import client_for
 from vit_search.vit import checkpoint
 from vit_search.vit.checkpoint import ServedModel
-from vit_search.vit.data import DataSet, prepare, read_images
+from vit_search.vit.data import DataSet, prepare
 from vit_search.vit.splits import load_split
 
 
@@ -92,15 +92,6 @@ class Promotion:
     """The version that was champion before; None where there was none."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Of the version."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One image, classified."""
-
-    image: str
-    label: str
-    probability: float
 
 
 @dataclass(frozen=True)
@@ -271,31 +262,6 @@ def champion_of(client: mlflow.MlflowClient, name: str) -> Any:
         return _champion(client, name)
     except MlflowException:
         return None
-
-
-def predict(model: str, images: list[Path], *, tracking_uri: str | None = None) -> list[Prediction]:
-    """Classify image files with a registered model.
-
-    Args:
-        model: `models:/NAME@champion`, `models:/NAME/VERSION`, or any URI that MLflow loads.
-        images: image files of any size; they are resized as the model's training images were.
-    Raises: PromotionError when the model cannot be loaded; DataError for a file that is no image.
-    """
-    client_for(tracking_uri)
-    try:
-        loaded = mlflow.pyfunc.load_model(model)
-    except Exception as error:
-        raise PromotionError(f"{model}: cannot be loaded ({str(error).splitlines()[0]}); name it like models:/NAME@champion.") from None
-    facts = loaded.metadata.metadata or {}
-    if "image_size" not in facts:
-        raise PromotionError(f"{model}: not a model of vit_search; promote one with `vit-search promote`.")
-    height, width = facts["image_size"]
-    pixels = read_images(images, (height, width), facts["channels"], source=model)
-    rows = loaded.predict(pixels.transpose(0, 2, 3, 1))
-    return [
-        Prediction(str(path), str(label), float(chance))
-        for path, label, chance in zip(images, rows["label"], rows["probability"], strict=True)
-    ]
 
 
 # --- the candidate

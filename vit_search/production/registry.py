@@ -40,6 +40,7 @@ from vit_search.errors import CheckpointError, PromotionError, PromotionRefusedE
 from vit_search.production.lock import LEASE_S, Lock, insist, is_lock, locked, sweep
 from vit_search.spec.expressions import nearest
 from vit_search.tracking.store import in_short
+from vit_search.vit.checkpoint_files import weights_sha256
 
 if TYPE_CHECKING:
     from vit_search.vit.checkpoint import ServedModel
@@ -300,24 +301,38 @@ def verify(client: MlflowClient, name: str) -> list[str]:
     return problems
 
 
-def fetch_version(client: MlflowClient, version: Any, place: Path) -> tuple[ServedModel, Path]:
-    """The model of a registered version and its checkpoint, fetched into a folder; only weights and config.json are.
+def fetch_files(client: MlflowClient, version: Any, place: Path) -> Path:
+    """The checkpoint of a registered version, fetched into a folder; only weights and config.json are.
 
     Args:
         version: as MLflow gives it; where it has a tag `weights_sha256`, the weights must be those.
     Raises: PromotionError when the files are gone, damaged, or others than were registered.
     """
-    from vit_search.vit import checkpoint
-
     uri = f"models:/{version.name}/{version.version}/artifacts/checkpoint"
-    try:
+    with _loading(version, place):
         home = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(place), tracking_uri=client.tracking_uri))
-        found = checkpoint.weights_sha256(home)
+        found = weights_sha256(home)
         if found != version.tags.get("weights_sha256", found):
             raise PromotionError(
                 f"{version.name}: version {version.version} holds other weights than were registered (sha256 {found[:12]}…); take another."
             )
+        return home
+
+
+def fetch_version(client: MlflowClient, version: Any, place: Path) -> tuple[ServedModel, Path]:
+    """The model of a registered version, and its checkpoint as `fetch_files` fetches it."""
+    from vit_search.vit import checkpoint
+
+    home = fetch_files(client, version, place)
+    with _loading(version, place):
         return checkpoint.load_model(home), home
+
+
+@contextlib.contextmanager
+def _loading(version: Any, place: Path) -> Iterator[None]:
+    """What goes wrong with the files of a version, in one line that does not name the folder they were fetched into."""
+    try:
+        yield
     except (MlflowException, OSError, CheckpointError) as error:
         said = in_short(error).replace(f"{place}/", "")
         raise PromotionError(f"{version.name}: version {version.version} cannot be loaded ({said})") from None

@@ -30,12 +30,14 @@ from typing import Any
 import torch
 
 from vit_search.errors import ServingError
+from vit_search.production import references
 from vit_search.production.endpoint import Batcher, Endpoint, Limits, Loaded, Metrics, Told, load
 from vit_search.production.state import State, moment, read_state
 from vit_search.spec.files import write_whole
 from vit_search.spec.pickles import REFUSED
+from vit_search.spec.terminal import ending_signals, leave_terminal
+from vit_search.spec.worker_env import WORKER_ENV
 from vit_search.vit.data import default_cache
-from vit_search.vit.machine import WORKER_ENV
 
 _log = logging.getLogger(__name__)
 
@@ -63,10 +65,10 @@ class Settings:
 
 
 def serve(model: str, settings: Settings, *, tracking_uri: str | None = None, say: Callable[[str], None] = lambda line: None) -> None:
-    """Serve a registered model until SIGINT or SIGTERM, and end when what had begun is answered.
+    """Serve a registered model until SIGINT, SIGTERM or the loss of the terminal, and end when what had begun is answered.
 
     Args:
-        model: `NAME@champion`, whose alias is followed, or `NAME/3`.
+        model: as references.py reads it; an alias is followed.
         say: given a line whenever something is to be told.
     Raises: ServingError; TrackingError when the registry is away and the cache holds no version to start with.
     """
@@ -84,14 +86,20 @@ def serve(model: str, settings: Settings, *, tracking_uri: str | None = None, sa
         raise ServingError(f"Ray Serve is not installed ({error}); pip install 'vit_search[serve]'") from None
     from vit_search.production import following
 
-    target = following.parse(model)
+    trained = references.folder_of(model)
+    if trained is None:
+        references.parse(model)  # a misspelt one is told before Ray is imported
     stop = threading.Event()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_signals(stop))
         port = stack.enter_context(_reserved(settings.host, settings.port))
         run = Path(tempfile.mkdtemp(prefix="vit_search-serve-"))
         stack.callback(shutil.rmtree, run, ignore_errors=True)
-        follower = following.Follower(target, tracking_uri, run / STATE, default_cache(), say)
+        follower = (
+            following.Fixed(trained, run / STATE, say)
+            if trained
+            else following.Follower(references.parse(model), tracking_uri, run / STATE, default_cache(), say)
+        )
         torch.set_num_threads(1)  # this process tries models while the replicas answer
         state = follower.start()
         stack.enter_context(session(cpus=settings.replicas))
@@ -181,7 +189,7 @@ class Replica:
         limits = self._settings.limits
         self._batcher = Batcher(model, asyncio.get_running_loop(), limits.batch, self._metrics.batches.add)
         endpoint = Endpoint(self._batcher, self._metrics, limits, os.environ.get(TOKEN, "").strip(), self._tell)
-        server = listener.server(endpoint, timeout_s=limits.timeout_s)
+        server = listener.server(endpoint, timeout_s=limits.timeout_s, held=endpoint.held)
         serving = asyncio.create_task(server.serve(sockets=[listener.bind(self._settings.host, self._port)]))
         while not (server.started or serving.done()):
             await asyncio.sleep(0.01)
@@ -276,7 +284,7 @@ def _keep_serve_on_loopback() -> None:
 
 @contextlib.contextmanager
 def _signals(stop: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM set the event; the second SIGINT ends at once."""
+    """SIGINT, SIGTERM and a lost terminal set the event; the second SIGINT ends at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -284,9 +292,11 @@ def _signals(stop: threading.Event) -> Iterator[None]:
     def handle(number: int, frame: Any) -> None:
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGHUP:
+            leave_terminal()
         stop.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in ending_signals()}
     try:
         yield
     finally:

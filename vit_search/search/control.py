@@ -24,6 +24,7 @@ from vit_search.spec.files import write_whole
 from vit_search.spec.search_file import SearchSpec, nearest
 from vit_search.spec.space import Value
 from vit_search.spec.user import user_name
+from vit_search.tracking import search_state
 from vit_search.tracking.ledger import Commanded, Event, Ledger, changed, held
 
 _log = logging.getLogger(__name__)
@@ -166,6 +167,12 @@ class Control:
         """Listen no more."""
         self._over.set()
         self._thread.join()
+
+    @property
+    def state(self) -> str:
+        """The search's, in a word."""
+        ending = self.cancelled.is_set() or bool(self.ending)
+        return search_state.of_driver(paused=self.paused, stopping=self.draining, ending=ending)
 
     def cancel(self) -> None:
         """End the search now, in a way that `resume` can go on from."""

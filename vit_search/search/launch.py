@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import logging
 import math
@@ -16,15 +15,17 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import distributions, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vit_search.spec.user import user_name
 
@@ -33,21 +34,24 @@ import ray
 from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.execution import class_cache
+from ray.tune.progress_reporter import TrialProgressCallback
 
 from vit_search.errors import LostClusterError, NoTrialCompletedError, SearchError, SpecError, VitSearchError
-from vit_search.search.control import Control, Settings, check_settings
-from vit_search.search.limits import Limits, option
+from vit_search.search import resumable
+from vit_search.search.control import Control, Settings
 from vit_search.search.packing import Packing, nodes_of, request
 from vit_search.search.recovery import Patience, Recovery
 from vit_search.search.stopping import Rungs, RungScheduler, false_kills
 from vit_search.search.suggest import IN_A_ROW, OptunaSearcher
-from vit_search.search.trial import train_trial
+from vit_search.search.work import train_trial
 from vit_search.spec import plan as planning
 from vit_search.spec.config import EpochResult
 from vit_search.spec.files import write_whole
 from vit_search.spec.rungs import boundaries
 from vit_search.spec.search_file import NAME, SearchSpec
 from vit_search.spec.space import Value
+from vit_search.spec.terminal import ending_signals, leave_terminal
+from vit_search.spec.worker_env import WORKER_ENV
 from vit_search.tracking import searches
 from vit_search.tracking.ledger import (
     Commanded,
@@ -55,6 +59,7 @@ from vit_search.tracking.ledger import (
     Event,
     Launched,
     Ledger,
+    Left,
     Outcome,
     Reported,
     Spent,
@@ -65,13 +70,12 @@ from vit_search.tracking.ledger import (
     read_trials,
     trial_folder,
 )
-from vit_search.tracking.recorder import Recorder
 from vit_search.tracking.searches import Hindsight, SearchFacts
-from vit_search.tracking.store import with_password
-from vit_search.vit import checkpoint
-from vit_search.vit.data import DataSet, kept_speed, prepare
-from vit_search.vit.machine import WORKER_ENV
-from vit_search.vit.splits import TRAINED_AND_VALIDATED_ON
+from vit_search.vit import checkpoint_files
+from vit_search.vit.data import TRAINED_AND_VALIDATED_ON, DataSet, kept_speed, prepare
+
+if TYPE_CHECKING:
+    from vit_search.tracking.recorder import Recorder
 
 _log = logging.getLogger(__name__)
 
@@ -157,14 +161,60 @@ def run(
     lessons = _lessons(spec, output)
     data = prepare(spec.data_config, download=download)
     spec.check_data(len(data.classes))
-    recorder = Recorder.connect(tracking_uri, spec.name)
-    folder = _new_folder(output, spec.name) if name is None else _named_folder(output, name)
-    if lessons:
-        write_whole(folder / EARLIER, json.dumps(lessons))
-    write_whole(folder / PLAN, json.dumps(planning.plan(spec, _known_speed(spec)).to_dict(), indent=1))
-    facts = facts_of(spec, folder.name, data, recorder)
-    searches.write(folder, facts)
-    return drive(spec, folder, data, recorder, facts, watch, work=work, address=address)
+    with _ray_and_mlflow(spec, address, tracking_uri) as recorder:
+        folder = new_folder(output, spec.name) if name is None else _named_folder(output, name)
+        before = set(folder.iterdir())
+        try:
+            if lessons:
+                write_whole(folder / EARLIER, json.dumps(lessons))
+            write_whole(folder / PLAN, json.dumps(planning.plan(spec, _known_speed(spec)).to_dict(), indent=1))
+            facts = facts_of(spec, folder.name, data, recorder)
+            searches.write(folder, facts)
+            return drive(spec, folder, data, recorder, facts, watch, work=work, address=address)
+        except NoTrialCompletedError:
+            raise
+        except Exception:
+            if not _has_trials(folder):
+                _remove(folder, before)
+            raise
+
+
+def _has_trials(folder: Path) -> bool:
+    """Whether a search has begun; also where its ledger cannot be read, since nothing of it may then be removed."""
+    try:
+        return (folder / "ledger.jsonl").exists() and bool(read_trials(folder / "ledger.jsonl"))
+    except (SearchError, OSError):
+        return True
+
+
+def _remove(folder: Path, before: Collection[Path]) -> None:
+    """Take a search away that was refused before its first trial; `before` was in its folder already, for a cluster's driver."""
+    for path in set(folder.iterdir()) - set(before):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if not before:
+        folder.rmdir()
+
+
+@contextlib.contextmanager
+def _ray_and_mlflow(spec: SearchSpec, address: str | None, tracking_uri: str | None) -> Iterator[Recorder]:
+    """Both at once: Ray starts in processes of its own, while a thread imports MLflow and makes its database.
+
+    Raises: TrackingError, ClusterError, SearchError.
+    """
+    with ThreadPoolExecutor(1) as apart:
+        connecting = apart.submit(connect, tracking_uri, spec.name)
+        with _ray(spec, address):
+            yield connecting.result()
+
+
+def connect(tracking_uri: str | None, name: str) -> Recorder:
+    """The recorder of a search; MLflow is imported here, which takes seconds.
+
+    Raises: TrackingError.
+    """
+    from vit_search.tracking.recorder import Recorder
+
+    return Recorder.connect(tracking_uri, name)
 
 
 def facts_of(spec: SearchSpec, name: str, data: DataSet, recorder: Recorder, *, promotes: str = "") -> SearchFacts:
@@ -209,16 +259,12 @@ def resume(
     Raises: SearchError when the folder holds no search, another driver has it, or its data has changed; SpecError for
         settings that mean nothing.
     """
-    spec, facts = searches.read(folder)
-    if facts.promotes:
-        raise SearchError(f"{folder}: trainings of a promotion; go on with `vit-search promote {facts.promotes}`.")
-    if facts.mode != spec.mode:  # version 0.1 took max where a file did not say
-        raise SearchError(
-            f"{folder}: an older version ranked {spec.metric} with mode {facts.mode}, the wrong way round; start a new search of the file."
-        )
+    spec, facts = resumable.check(folder, extend or {})
     data = check_untouched(folder, spec, facts)
     spec.check_data(len(data.classes))
-    recorder = Recorder.connect(tracking_uri or with_password(facts.tracking_uri), spec.name)
+    from vit_search.tracking.store import with_password
+
+    recorder = connect(tracking_uri or with_password(facts.tracking_uri), spec.name)
     return drive(spec, folder, data, recorder, facts, watch, extend or {}, address=address)
 
 
@@ -229,7 +275,7 @@ def check_untouched(folder: Path, spec: SearchSpec, facts: SearchFacts) -> DataS
     """
     if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
         raise SearchError(f"{folder}: others may write into this folder; make it yours alone: chown and chmod go-w, then resume.")
-    _check_unchanged(folder / "search.yaml", facts.text)
+    resumable.check_unchanged(folder / "search.yaml", facts.text)
     data = prepare(spec.data_config)
     if data.data_hash != facts.data_hash:
         raise SearchError(f"{folder}: the data set has changed since this search began; start a new search with `vit-search run`.")
@@ -259,7 +305,7 @@ def drive(
     ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
     if extend:
         try:
-            _check_extension(spec, folder, ledger, extend)
+            resumable.check_extension(spec, folder, ledger.events, extend)
         except (SpecError, SearchError):
             ledger.close()
             raise
@@ -271,7 +317,7 @@ def drive(
         ledger.append(Commanded(name="set", arguments=dict(extend), answer="extended.", by=user_name()))
     _settle(ledger, rungs, spec)
     settings = Settings.of(spec, ledger.events)
-    limits, alike = _limits(spec, ledger, settings), _FailuresAlike()
+    limits, alike = resumable.limits_of(spec, ledger.events, settings), _FailuresAlike()
     packing = Packing(spec, channels=data.channels, classes=len(data.classes), images=_images_bytes(spec, data))
     for event in ledger.events:
         alike.take(event)
@@ -313,12 +359,11 @@ def drive(
 
     control = Control(folder, ledger, settings, obey, searcher.add, searcher.has_begun)
     recorder.obey = lambda text: control.obey_text(text, by="MLflow")
-    recorder.state = lambda: "paused" if control.paused else "starting no more trials" if control.draining else "running"
     obey()
     _collect(folder, ledger.trials, spec)
     ledger.listeners.append(look)
     left = settings.trials - sum(trial.over for trial in ledger.trials.values())
-    ended = False
+    ended = refused = False
     try:
         if left and not searcher.over:
             if watch:
@@ -326,6 +371,9 @@ def drive(
             with control:
                 _tune(spec, folder, ledger, rungs, searcher, control, packing, work, address)
         ended = True
+    except Exception:
+        refused = not ledger.trials and sum(isinstance(event, Launched) for event in ledger.events) == 1
+        raise
     finally:  # an error of ours leaves a search that can be resumed, and no run open
         interrupted = control.cancelled.is_set()
         for trial in list(ledger.trials.values()):
@@ -338,6 +386,8 @@ def drive(
         trials = ranked(ledger.trials.values(), spec.metric, spec.mode)
         completed = any(trial.outcome == "completed" for trial in trials)
         status = "KILLED" if interrupted else "FINISHED" if ended and completed else "FAILED"
+        with contextlib.suppress(SearchError):  # of a full disk, as above
+            ledger.append(_left(interrupted, completed, control, trials, ended))
         finals = {
             trial.number: value for trial in trials if trial.outcome == "completed" and (value := trial.value(spec.metric)) is not None
         }
@@ -346,7 +396,9 @@ def drive(
         if not interrupted:
             with contextlib.suppress(OSError):  # of a full disk, which has been said
                 searches.write_hindsight(folder, hindsight)
-        recorded = recorder.close(status, None if interrupted else hindsight, patience_s=60 if ended else 30)  # a resume sends the rest
+        if refused:
+            recorder.discard()
+        recorded = not refused and recorder.close(status, None if interrupted else hindsight, patience_s=60 if ended else 30)
         ledger.close()
     if not interrupted and not completed:
         raise NoTrialCompletedError(f"{folder}: none of {len(trials)} trials reached full length; {control.ending or _why(trials)}")
@@ -366,12 +418,20 @@ def drive(
     )
 
 
-def _limits(spec: SearchSpec, ledger: Ledger, settings: Settings) -> Limits:
-    """The limits as a ledger has brought them nearer."""
-    limits = Limits(settings, metric=spec.metric, mode=spec.mode, devices=spec.resources.devices)
-    for event in ledger.events:
-        limits.take(event, ledger.trials)
-    return limits
+def _left(interrupted: bool, completed: bool, control: Control, trials: Sequence[Trial], ended: bool) -> Left:
+    """What a driver leaves in the ledger when it lets the search go; with the error that is on its way, if there is one."""
+    if interrupted or not ended:
+        error = sys.exception()
+        reason = str(error) if isinstance(error, VitSearchError) else _in_a_line(error) if isinstance(error, Exception) else ""
+        return Left(state="interrupted", reason=reason)
+    if not completed:
+        return Left(state="failed", reason=control.ending or _why(trials))
+    stopped = control.draining and not control.ending and sum(trial.over for trial in trials) < control.settings.trials
+    return Left(state="stopped" if stopped else "finished", reason=control.ending)
+
+
+def _in_a_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _images_bytes(spec: SearchSpec, data: DataSet) -> int:
@@ -380,15 +440,6 @@ def _images_bytes(spec: SearchSpec, data: DataSet) -> int:
         return 0
     parts = TRAINED_AND_VALIDATED_ON[spec.train_on]
     return sum(data.counts[name] for names in parts for name in names) * data.channels * math.prod(data.image_size)
-
-
-def _check_extension(spec: SearchSpec, folder: Path, ledger: Ledger, extend: Mapping[str, float]) -> None:
-    """Refuse settings that mean nothing, or that leave a limit which ends the search at once."""
-    check_settings(extend, known=len(ledger.trials))
-    settings = dataclasses.replace(Settings.of(spec, ledger.events), **extend)  # type: ignore[arg-type]
-    reached = _limits(spec, ledger, settings).reached(ledger.spent)
-    if reached:
-        raise SearchError(f"{folder.name} would end at once by {reached}; add {option(reached)} with a new limit.")
 
 
 def _known_speed(spec: SearchSpec) -> planning.Speed | None:
@@ -465,7 +516,7 @@ def _collect(folder: Path, trials: Mapping[int, Trial], spec: SearchSpec) -> Non
     over = [trials[number] for number in places if number in trials and trials[number].over]
     keep = kept(over, spec.metric, spec.mode, spec.keep_checkpoints) | searches.pareto(spec, over)
     for trial in over:
-        checkpoint.drop_older(places[trial.number])
+        checkpoint_files.drop_older(places[trial.number])
         if trial.number not in keep:
             shutil.rmtree(places[trial.number], ignore_errors=True)
             with contextlib.suppress(OSError):
@@ -527,7 +578,7 @@ def _tune(
         given_up[number] = reason
         searcher.give_up(number)
 
-    recovery = Recovery(give_up, control.fail)
+    recovery = Recovery(give_up, control.fail, ledger.append)
     with _ray(spec, address), watched(folder.name, control.fail) as head, _signals(control):
         if "auto" in (spec.resources.cpus, spec.resources.gpus):
             packing.nodes = nodes_of(spec.resources)
@@ -560,7 +611,7 @@ def _tune(
             run_config=RunConfig(
                 name="tune",
                 storage_path=str(folder.resolve()),
-                callbacks=[_EndCallback(ledger, spec, control, recovery, searcher, given_up)],
+                callbacks=[_EndCallback(ledger, spec, control, recovery, searcher, given_up), _NoProgress()],
                 failure_config=FailureConfig(max_failures=-1),  # recovery.py says when it is enough
                 verbose=0,
             ),
@@ -665,6 +716,13 @@ class _EndCallback(Callback):
         self._ledger.append(Ended(trial=number, outcome=outcome, reason=self._given_up.get(number, reason)))
 
 
+class _NoProgress(TrialProgressCallback):
+    """In the place of Tune's own, which prints each trial that ends without a result, whatever `verbose` says."""
+
+    def _print(self, msg: str) -> None:
+        pass
+
+
 class _FailuresAlike:
     """Whether the first three trials to end failed for one reason: then the next would, too."""
 
@@ -684,7 +742,7 @@ class _FailuresAlike:
         return reasons.pop() if failed == 3 and len(reasons) == 1 else ""
 
 
-def _why(trials: list[Trial]) -> str:
+def _why(trials: Sequence[Trial]) -> str:
     reasons = [trial.reason for trial in trials if trial.reason]
     return f"the first reason: {reasons[0]}" if reasons else "see how they ended: vit-search show."
 
@@ -734,28 +792,16 @@ def _signals(control: Control) -> Iterator[None]:
         if control.cancelled.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         if number == signal.SIGHUP:
-            _leave_terminal()
+            leave_terminal()
         control.cancel()  # a job's stop reaches a search twice, from Ray and from its driver
 
-    heard = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # under nohup it is ignored, and stays so
-        heard.append(signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in heard}
+    before = {number: signal.signal(number, stop) for number in ending_signals()}
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _leave_terminal() -> None:
-    """Print to nowhere from now on: to write to a terminal that is gone is an error, and would end the search half-way."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for number in (1, 2):
-        if os.isatty(number):
-            os.dup2(nowhere, number)
-    os.close(nowhere)
 
 
 def _check_output(output: Path) -> None:
@@ -769,19 +815,7 @@ def _check_output(output: Path) -> None:
         raise SearchError(f"{output}: cannot be written ({reason}); name another folder with --output.")
 
 
-def _check_unchanged(path: Path, began: str) -> None:
-    """Refuse a search file that was edited after its search began: the trials so far answer another question."""
-    was, now = began.rstrip().splitlines(), path.read_text(encoding="utf-8").rstrip().splitlines()  # an editor adds a last newline
-    if now != was:
-        pairs = itertools.zip_longest(was, now, fillvalue="")
-        line, (old, new) = next((n, pair) for n, pair in enumerate(pairs, 1) if pair[0] != pair[1])
-        raise SearchError(
-            f"{path}:{line}: {old.strip()!r} has become {new.strip()!r} since this search began; put it back, "
-            "or start a new search that has this one under learn_from."
-        )
-
-
-def _new_folder(output: Path, name: str) -> Path:
+def new_folder(output: Path, name: str) -> Path:
     """The next free `name-N`; two launches at once get two folders."""
     taken = (int(p.name.rpartition("-")[2]) for p in output.glob(f"{name}-*") if p.name.rpartition("-")[2].isdigit())
     number = max(taken, default=0) + 1

@@ -13,6 +13,7 @@ taken away goes to another one after its epoch.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -24,7 +25,7 @@ import ray
 from ray.tune import PlacementGroupFactory
 
 from vit_search.errors import ClusterError, SearchError, VitSearchError
-from vit_search.search.trial import node_of
+from vit_search.tracking.ledger import Broke
 
 MAX_RETRIES = 3
 """How often a trial whose process dies is taken up from its checkpoint."""
@@ -106,6 +107,7 @@ class Recovery:
     Args:
         give_up: told the number of a trial that is not tried again, and why.
         end: ends the search with an error, so that it can be resumed.
+        record: told of each breakdown.
         living: the cluster's nodes.
     """
 
@@ -113,9 +115,10 @@ class Recovery:
         self,
         give_up: Callable[[int, str], None],
         end: Callable[[VitSearchError], None],
+        record: Callable[[Broke], None],
         living: Callable[[], Mapping[str, Mapping[str, float]]] = nodes,
     ) -> None:
-        self._give_up, self._end, self._living = give_up, end, living
+        self._give_up, self._end, self._record, self._living = give_up, end, record, living
         self._pasts: dict[int, _Past] = {}
         self._waiting: dict[int, tuple[float, PlacementGroupFactory]] = {}
 
@@ -148,11 +151,14 @@ class Recovery:
             trial.config["halvings"] = 1
         if hung or cause == "storage":
             past.avoided.add(node_of(Path(trial.config["folder"])))
-        if past.counts["own"] + past.counts["memory"] > MAX_RETRIES:
+        worn_out, lost = past.counts["own"] + past.counts["memory"] > MAX_RETRIES, past.counts["node"] > MAX_LOSSES
+        nowhere = past.counts["storage"] > MAX_MOVES
+        self._record(Broke(trial=number, reason=reason, again=not (worn_out or lost or nowhere)))
+        if worn_out:
             self._give_up(number, f"{reason} (after {MAX_RETRIES} retries)")
-        elif past.counts["node"] > MAX_LOSSES:
+        elif lost:
             self._give_up(number, f"{reason}, {past.counts['node']} times")
-        elif past.counts["storage"] > MAX_MOVES:
+        elif nowhere:
             self._end(SearchError(f"trial {number}: {reason}"))
         asked = trial.placement_group_factory
         other = elsewhere(asked, past.avoided, self._living())
@@ -231,3 +237,10 @@ class Patience:
     def silent(self, now: float) -> dict[int, float]:
         """Who has been silent for too long, and for how many seconds."""
         return {number: now - heard for number, heard in self._heard.items() if now - heard > self.limit(number)}
+
+
+def node_of(folder: Path) -> str:
+    """Ray's id of the node that took a trial up last; empty where that cannot be read."""
+    with contextlib.suppress(OSError):
+        return (folder / "owner").read_text().rpartition(" ")[2]
+    return ""

@@ -26,8 +26,8 @@ from vit_search.spec.config import TrialConfig
 from vit_search.spec.cost import in_units
 from vit_search.spec.files import write_whole
 from vit_search.vit import checkpoint, machine, training
-from vit_search.vit.data import DataSet, SplitName
-from vit_search.vit.splits import TRAINED_AND_VALIDATED_ON, Split, StreamedSplit, load_split
+from vit_search.vit.data import TRAINED_AND_VALIDATED_ON, DataSet, SplitName
+from vit_search.vit.splits import Split, StreamedSplit, load_split
 
 _log = logging.getLogger(__name__)
 
@@ -140,13 +140,6 @@ def _own(folder: Path, node: str) -> str:
     write_whole(folder / "owner", mark)
     checkpoint.drop_unfinished(folder / "checkpoint")
     return mark
-
-
-def node_of(folder: Path) -> str:
-    """Ray's id of the node that took a trial up last; empty where that cannot be read."""
-    with contextlib.suppress(OSError):
-        return (folder / "owner").read_text().rpartition(" ")[2]
-    return ""
 
 
 def _still_ours(folder: Path, mark: str) -> None:

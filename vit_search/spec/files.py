@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import uuid
 from pathlib import Path
 
@@ -38,3 +39,16 @@ def write_private(path: Path, text: str) -> bool:
     finally:
         fresh.unlink(missing_ok=True)
     return True
+
+
+def open_to_others(folder: Path) -> str | None:
+    """Why accounts other than this one and root could change what lies in a folder, and what closes it; None where they cannot.
+
+    Raises: OSError where it cannot be looked at.
+    """
+    found = folder.stat()
+    if found.st_uid not in (os.getuid(), 0):
+        return f"it belongs to another account (uid {found.st_uid}); use one of your own, or chown it"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"mode {stat.S_IMODE(found.st_mode):04o} lets others write into it; chmod go-w"
+    return None

@@ -8,12 +8,15 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from vit_search.spec import expressions, shares
+from vit_search.errors import DataError
+from vit_search.spec import expressions, folders, shares
 from vit_search.spec.config import COUNTS, model_problem
 from vit_search.spec.cost import Cost, in_units, memory_of_this_machine
 from vit_search.spec.plan import images_of
+from vit_search.spec.rungs import wilson
 from vit_search.spec.search_file import SearchSpec
 from vit_search.spec.space import CALCULATED, GIVEN, FloatRange, Space, path_of
 
@@ -27,6 +30,10 @@ SEEN = 20
 
 COUNTED = 5_000
 """Combinations up to which each is looked at; the valid ones of more are estimated from the draws."""
+
+
+LEAST_IMAGES = 100
+"""Validation images below which chance ranks the trials: 100 give an accuracy of 0.9 an interval that is 0.12 wide."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,7 @@ def lint(spec: SearchSpec, draws: int = 2_000) -> Report:
     findings += _loose(limits, len(valid))
     findings += _repeats(spec, usable, duplicates)
     findings += _stopping(spec)
+    findings += _few_images(spec)
     findings += _scales(space)
     order = ("error", "warning", "hint")
     return Report(
@@ -345,6 +353,23 @@ def _stopping(spec: SearchSpec) -> Iterator[Finding]:
     if stopping.strata > 1 and spec.trials < 2 * stopping.strata * stopping.reduction_factor:
         seen = f"about {spec.trials / stopping.strata:.0f} trials in each of {stopping.strata} groups part hardly at all"
         yield Finding("hint", "stopping.strata", f"{seen}; ask for fewer groups or more trials.")
+
+
+def _few_images(spec: SearchSpec) -> Iterator[Finding]:
+    """Too few images to tell trials apart."""
+    try:
+        images = images_of(spec.data_config)
+    except DataError:
+        return  # the folder is elsewhere, e.g. on the cluster that will run the search
+    on_holdout = spec.train_on == "train+val"
+    count, split = (images.holdout, "holdout") if on_holdout else (images.val, "validation")
+    if count < LEAST_IMAGES:
+        low, high = wilson(0.9 * count, count)
+        seen = f"{count} {split} images: an accuracy of 0.90 on them has a 95 % interval of {low:.2f} to {high:.2f}, {high - low:.2f} wide"
+        own = spec.data.name not in COUNTS and not on_holdout and "val" in folders.scan(Path(spec.data.path or "").expanduser()).splits
+        key = "data.holdout_fraction" if on_holdout else "data.val_fraction"
+        where, mend = ("data.path", "add images to them") if own else (key, "raise it, or add images")
+        yield Finding("warning", where, f"{seen}; {mend}.")
 
 
 def _warm_up(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:

@@ -20,11 +20,12 @@ from vit_search.spec.next_file import NextFile, Seen, Stuck
 from vit_search.spec.rungs import boundaries, levels, wilson
 from vit_search.spec.search_file import SearchSpec
 from vit_search.spec.space import Space
-from vit_search.tracking import ledger, searches
-from vit_search.tracking.ledger import Commanded, Ended, Event, Launched, Proposed, Reported, Spent, Trial
+from vit_search.tracking import ledger, search_state, searches
+from vit_search.tracking.ledger import Broke, Commanded, Ended, Event, Launched, Proposed, Reported, Spent, Trial
+from vit_search.tracking.search_state import State
 from vit_search.tracking.searches import Hindsight
 
-OUTCOMES = ("completed", "stopped", "diverged", "failed", "interrupted", "running")
+OUTCOMES = ("completed", "stopped", "diverged", "failed", "interrupted", "running", "held", "waiting")
 
 VALIDATED = ("val_accuracy", "val_top5_accuracy")
 """Metrics that are a share of the validation images, so that chance can be told from worth."""
@@ -126,7 +127,7 @@ class Digest:
     data_hash: str
     images: str
     """Classes, images and skipped files in one line; empty in searches of older versions."""
-    running: bool
+    state: State
     wanted: int
     """Trials asked for, after what was changed while it ran."""
     standing: tuple[Trial, ...]
@@ -165,16 +166,15 @@ class Digest:
         return 1.0 if self.spec.mode == "max" else -1.0
 
 
-def digest(folder: Path, *, running: bool | None = None) -> Digest:
+def digest(folder: Path, *, driven: bool | None = None, awaited: bool = False) -> Digest:
     """Everything that a report tells, of a search that runs or is over.
 
     Args:
-        running: whether it runs; by default, whether a driver holds its ledger, as one still does that writes the last report.
+        driven, awaited: as search_state.read has them.
     Raises: SearchError where the folder holds no search, or its ledger is damaged.
     """
-    spec, facts = searches.read(folder)
-    events = ledger.read_events(folder / "ledger.jsonl")
-    by_number, spent = ledger.told(events, spec.epochs)
+    now = search_state.read(folder, driven=driven, awaited=awaited)
+    spec, facts, events, by_number, spent = now.spec, now.facts, now.events, now.trials, now.spent
     space, trials = spec.space, list(by_number.values())
     order = standing(trials, spec.metric, spec.mode)
     costs = {trial.number: space.cost(trial.params) for trial in trials}
@@ -183,8 +183,6 @@ def digest(folder: Path, *, running: bool | None = None) -> Digest:
     rungs = levels(grace_epochs=spec.stopping.grace_epochs, reduction_factor=spec.stopping.reduction_factor, epochs=spec.epochs)
     rungs = rungs if spec.stopping.kind != "none" else []
     seen = [Seen(t.params, t.outcome == "completed") for t in order if t.over and sound(t, spec.metric)]
-    if running is None:
-        running = (folder / "ledger.jsonl").exists() and ledger.held(folder / "ledger.jsonl")
     capacity = _capacity(events, spec.concurrency)
     return Digest(
         name=facts.search,
@@ -192,8 +190,8 @@ def digest(folder: Path, *, running: bool | None = None) -> Digest:
         space=space,
         data_hash=facts.data_hash,
         images=facts.images,
-        running=running,
-        wanted=ledger.changed(events).get("trials", spec.trials),
+        state=now.state,
+        wanted=now.wanted,
         standing=tuple(order),
         outcomes={name: count for name in OUTCOMES if (count := sum(t.outcome == name for t in trials))},
         infeasible=sum(isinstance(event, ledger.Infeasible) for event in events),
@@ -205,7 +203,7 @@ def digest(folder: Path, *, running: bool | None = None) -> Digest:
         front=frozenset(_front(spec, order, costs)),
         levels=tuple(rungs),
         survival=_survival(spec, space, trials, costs, rungs),
-        hindsight=None if running else searches.read_hindsight(folder),
+        hindsight=None if now.state.driven else searches.read_hindsight(folder),
         bars=clock.bars(),
         busy=clock.busy(spent.wall_seconds),
         utilisation=min(1.0, spent.trial_seconds / capacity) if capacity else None,
@@ -331,6 +329,8 @@ class _Clock:
                 took = event.result.seconds / 3600
                 self._epochs.append((wall, took))
                 opened[event.trial] = opened.get(event.trial, (max(0.0, wall - took), wall))[0], wall
+            elif isinstance(event, Broke) and event.trial in opened:
+                self._close(event.trial, opened.pop(event.trial)[0], wall)
             elif isinstance(event, Ended):
                 self.ended[event.trial] = wall
                 if event.trial in opened:

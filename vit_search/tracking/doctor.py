@@ -57,7 +57,9 @@ def zombies(client: MlflowClient, *, stranger_hours: float = 24.0, now: float | 
 def close(client: MlflowClient, found: list[Zombie]) -> None:
     """End them as KILLED. A search of ours that is resumed later opens its runs again."""
     for zombie in found:
-        client.log_batch(zombie.run_id, tags=[RunTag("closed_by", "vit-search doctor"), RunTag("closed_because", zombie.reason)])
+        known = client.get_run(zombie.run_id).data.tags
+        told = [RunTag(name, "interrupted") for name in ("state", "outcome") if name in known]  # a search's, a trial's
+        client.log_batch(zombie.run_id, tags=[RunTag("closed_by", "vit-search doctor"), RunTag("closed_because", zombie.reason), *told])
         client.set_terminated(zombie.run_id, "KILLED")
 
 

@@ -81,6 +81,17 @@ class Outgrown:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Broke:
+    """A trial's process died, hung, or lost its node or its storage; search/recovery.py says what is done about it."""
+
+    trial: int
+    reason: str
+    again: bool
+    """Whether it is tried again, from its last checkpoint."""
+    at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ended:
     """A trial came to an end; `interrupted` is the one outcome that `resume` takes up again."""
 
@@ -101,15 +112,27 @@ class Commanded:
     at: float = field(default_factory=time.time)
 
 
-Event = Launched | Proposed | Infeasible | Reported | Outgrown | Ended | Commanded
+@dataclass(frozen=True, kw_only=True)
+class Left:
+    """A driver that came to its own end let the search go; one that was killed leaves none."""
+
+    state: Literal["finished", "stopped", "interrupted", "failed"]
+    """As tracking/search_state.py has it."""
+    reason: str = ""
+    at: float = field(default_factory=time.time)
+
+
+Event = Launched | Proposed | Infeasible | Reported | Outgrown | Broke | Ended | Commanded | Left
 _KINDS: dict[str, Any] = {
     "launched": Launched,
     "proposed": Proposed,
     "infeasible": Infeasible,
     "reported": Reported,
     "outgrown": Outgrown,
+    "broke": Broke,
     "ended": Ended,
     "commanded": Commanded,
+    "left": Left,
 }
 
 
@@ -120,8 +143,11 @@ class Trial:
     number: int
     params: dict[str, Value]
     results: list[EpochResult] = field(default_factory=list)
-    outcome: Outcome | Literal["running"] = "running"
+    outcome: Outcome | Literal["running", "held", "waiting"] = "running"
+    """While it has no end, the ledger says running; search_state.py tells whether it is held by a pause, or waits for a place."""
     reason: str = ""
+    breakdowns: list[str] = field(default_factory=list)
+    """Why its process broke down, each time."""
     began: float = 0.0
     ended: float | None = None
     weighed_seconds: float = 0.0
@@ -134,7 +160,7 @@ class Trial:
     @property
     def over(self) -> bool:
         """Whether no resume will go on with it."""
-        return self.outcome not in ("running", "interrupted")
+        return self.outcome not in ("running", "held", "waiting", "interrupted")
 
     def best_value(self, metric: str, mode: str) -> float | None:
         """The metric at its best epoch; None where it never was a number."""
@@ -211,7 +237,7 @@ class Ledger:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
-            raise SearchError(f"{path.parent}: {_holder(path)} is running this search; wait for it or stop it.") from None
+            raise _taken(path) from None
         self.events: list[Event] = []
         self.trials: dict[int, Trial] = {}
         self.spent = Spent()
@@ -283,6 +309,8 @@ def fold(trials: dict[int, Trial], event: Event) -> None:
         trial.results.append(event.result)
         trial.weighed_seconds += event.result.seconds * event.devices
         trial.outcome = "running"
+    elif isinstance(event, Broke):
+        trials[event.trial].breakdowns.append(event.reason)
     elif isinstance(event, Ended):
         trial = trials[event.trial]
         trial.outcome, trial.reason, trial.ended = event.outcome, event.reason, event.at
@@ -330,6 +358,12 @@ def held(path: Path) -> bool:
         except OSError:
             return True
         return False
+
+
+def check_free(path: Path) -> None:
+    """Raises: SearchError when a driver runs this search at this moment."""
+    if held(path):
+        raise _taken(path)
 
 
 def trial_folder(search: Path, number: int) -> Path:
@@ -414,6 +448,10 @@ def _prefix(path: Path) -> tuple[list[bytes], int]:
 
 def _holds(path: Path, content: bytes) -> bool:
     return path.exists() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+
+def _taken(path: Path) -> SearchError:
+    return SearchError(f"{path.parent}: {_holder(path)} is running this search; wait for it or stop it.")
 
 
 def _holder(path: Path) -> str:

@@ -44,8 +44,12 @@ SYMBOLS = {
     "failed": "cross",
     "interrupted": "diamond-open",
     "running": "star",
+    "held": "star",
+    "waiting": "star",
 }
-PATTERNS = {"completed": "", "stopped": "/", "diverged": "x", "failed": "+", "interrupted": ".", "running": "-"}
+PATTERNS = {"completed": "", "stopped": "/", "diverged": "x", "failed": "+", "interrupted": "."} | dict.fromkeys(
+    ("running", "held", "waiting"), "-"
+)
 COSTS = {"params": "parameters", "forward_flops": "FLOPs an image", "latency_ms": "latency in ms"}
 
 
@@ -387,7 +391,7 @@ def timeline(d: Digest) -> Picture:
                 | {"y": [bar.lane + 1 for bar in bars], "customdata": [bar.trial for bar in bars], "name": outcome}
                 | {
                     "marker": {
-                        "color": f"${outcome}",
+                        "color": "$running" if outcome in ("held", "waiting") else f"${outcome}",
                         "line": {"color": "$page", "width": 1},
                         "pattern": {"shape": pattern, "size": 6, "fillmode": "overlay", "fgopacity": 0.4, "fgcolor": "$page"},
                     }

@@ -32,8 +32,9 @@ from vit_search.spec.config import EpochResult
 from vit_search.spec.rungs import levels
 from vit_search.spec.search_file import SearchSpec
 from vit_search.spec.user import user_name
-from vit_search.tracking import datasets, overview, searches, views
+from vit_search.tracking import datasets, overview, search_state, searches, views
 from vit_search.tracking.ledger import (
+    Broke,
     Ended,
     Event,
     Ledger,
@@ -48,6 +49,7 @@ from vit_search.tracking.ledger import (
     ranked,
     trial_folder,
 )
+from vit_search.tracking.search_state import State
 from vit_search.tracking.searches import COST_FIELDS, Hindsight, SearchFacts
 from vit_search.tracking.store import client_for, in_short, public, with_password
 
@@ -140,7 +142,7 @@ class _GivenUpError(Exception):
     """MLflow stayed away to the end."""
 
 
-_OfTrial = Proposed | Reported | Ended
+_OfTrial = Proposed | Reported | Broke | Ended
 
 
 class Recorder:
@@ -151,8 +153,6 @@ class Recorder:
         self.parent_run = ""
         self.wanted = 0
         """Trials that the search is to run in all; the driver changes it with its settings."""
-        self.state: Callable[[], str] = lambda: "running"
-        """The search's state in a word or two."""
         self.obey: Callable[[str], str] | None = None
         """Does what a tag `command` of the parent run says, and gives the answer."""
         self._spec: SearchSpec
@@ -252,6 +252,16 @@ class Recorder:
             _log.warning("MLflow did not get the summary (%s); `vit-search sync %s` sends it again.", in_short(error), name)
             return False
         return True
+
+    def discard(self) -> None:
+        """Leave no run of a search that was refused before its first trial."""
+        self._closing.set()
+        self._given_up.set()
+        self._news.set()
+        self._thread.join(timeout=30)
+        if self.parent_run:
+            with contextlib.suppress(MlflowException, OSError):  # it is away: `doctor` finds the run
+                self.client.delete_run(self.parent_run)
 
     def _persist(self, step: Callable[[], object], patience_s: float) -> None:
         """Take a step that may be taken again, until MLflow answers.
@@ -410,8 +420,10 @@ class Recorder:
                 self._note(taken=ahead)
             if closing and self._taken == len(self._events):
                 return
-            with contextlib.suppress(Exception):  # MLflow is away: `_insist` says so; the next look may find it
+            try:
                 self._look()
+            except Exception as error:  # the next look may find it
+                self._say_away(error)
 
     def _look(self) -> None:
         """Between events: obey a command that somebody has written as a tag on the parent run, and show how the search stands."""
@@ -425,7 +437,7 @@ class Recorder:
                 self.client.set_tag(self.parent_run, "command_answer", f"{text}: {self.obey(text)}")
         if now - self._described >= DESCRIBE_EVERY_S:
             self._described = now
-            self._describe(self.state(), RANKED_LIVE)
+            self._describe(RANKED_LIVE, driven=True)
         if now - self._alive >= ALIVE_EVERY_S:
             self._alive = now
             alive = [RunTag("alive_at", str(int(time.time()))), RunTag("driver_host", socket.gethostname())]
@@ -441,7 +453,7 @@ class Recorder:
         improved: list[Metric] = []
         for event in events:
             self._fold(event)
-            if isinstance(event, (Proposed, Reported, Ended)):  # the others are of no trial, and have no run
+            if isinstance(event, (Proposed, Reported, Broke, Ended)):  # the others are of no trial, and have no run
                 of_trial.setdefault(event.trial, []).append(event)
             if isinstance(event, Ended):
                 improved += self._improved(event)
@@ -471,12 +483,16 @@ class Recorder:
                 if isinstance(error, MlflowException) and error.error_code in REFUSALS:
                     _log.warning("MLflow refuses a record%s (%s).", f" of trial {args[0]}" if args else "", in_short(error))
                     return
-                if not self._said_away:
-                    self._said_away = True
-                    _log.warning("MLflow does not answer (%s); the search goes on and sends it later.", in_short(error))
+                self._say_away(error)
                 if self._given_up.wait(pause):
                     raise _GivenUpError from None
                 pause = min(pause * 2, 5)
+
+    def _say_away(self, error: Exception) -> None:
+        """Once, in one line."""
+        if not self._said_away:
+            self._said_away = True
+            _log.warning("MLflow does not answer (%s); the search goes on and sends it later.", in_short(error))
 
     def _send(self, number: int, news: list[_OfTrial]) -> None:
         """Bring a trial's run up to date. Doing it again changes nothing."""
@@ -489,6 +505,9 @@ class Recorder:
             self._to_reopen.discard(number)
         metrics = [point for event in news if isinstance(event, Reported) for point in _points(event)]
         tags = [RunTag("outcome", trial.outcome)]
+        if trial.breakdowns:
+            told = "\n".join(f"{'once' if times == 1 else f'{times} times'}: {why}" for why, times in Counter(trial.breakdowns).items())
+            tags += [RunTag("breakdowns", str(len(trial.breakdowns))), RunTag("breakdown_reasons", told[:5000])]
         if isinstance(last, Ended):
             metrics += self._end_points(trial, last)
             tags.append(RunTag("rung", str(self._rung(trial))))
@@ -601,20 +620,22 @@ class Recorder:
 
     # How the search stands, and its end
 
-    def _describe(self, state: str, places: int) -> None:
+    def _describe(self, places: int, *, driven: bool) -> None:
         """The parent's description, and the first trials' ranks as tags."""
-        ranking = ranked(self._trials.values(), self._spec.metric, self._spec.mode)
+        state = search_state.of_events(self._events[:], self._trials.values(), self.wanted, driven=driven)
+        trials = search_state.as_they_stand(self._trials, self._events[:], state)
+        ranking = ranked(trials.values(), self._spec.metric, self._spec.mode)
         text = overview.described(
             self._spec,
             self._facts,
             ranking,
             self._spent,
             wanted=self.wanted,
-            state=state,
+            state=f"{state.word} ({state.reason})" if state.reason else state.word,
             experiment_id=self.experiment_id,
             runs=self._runs,
         )
-        self.client.log_batch(self.parent_run, tags=[RunTag("mlflow.note.content", text), RunTag("state", state)])
+        self.client.log_batch(self.parent_run, tags=[RunTag("mlflow.note.content", text), RunTag("state", state.word)])
         sound = [t for t in ranking if t.value(self._spec.metric) is not None and t.outcome not in ("diverged", "failed")]
         ranks = {trial.number: rank for rank, trial in enumerate(sound[:places], 1)}
         for number in self._ranks.keys() - ranks.keys():
@@ -637,9 +658,13 @@ class Recorder:
     def _last_steps(self, status: str, hindsight: Hindsight | None) -> Iterator[Callable[[], object]]:
         """What the end of a search adds, piece by piece: ranks, leaderboard, counts, ledger, report, the best models, its status."""
         client, parent, spec = self.client, self.parent_run, self._spec
+        left = [number for number, trial in self._trials.items() if trial.outcome == "running"]  # by a driver that has died
+        self._trials = search_state.as_they_stand(self._trials, (), State("interrupted"))
+        for number in left:
+            yield partial(self._end_left_trial, number)
         ranking = ranked(self._trials.values(), spec.metric, spec.mode)
         yield self._drop_doubles
-        yield partial(self._describe, {"FINISHED": "finished", "KILLED": "interrupted"}.get(status, "failed"), RANKED)
+        yield partial(self._describe, RANKED, driven=False)
         # not MLflow's log_table, which appends to an older one
         yield partial(client.log_dict, parent, overview.leaderboard(spec, ranking, self._runs), "leaderboard.json")
         tags = {"mlflow.loggedArtifacts": '[{"path": "leaderboard.json", "type": "table"}]'}
@@ -661,12 +686,20 @@ class Recorder:
                 yield partial(self._log_model, trial)
         yield partial(client.set_terminated, parent, status)
 
+    def _end_left_trial(self, number: int) -> None:
+        """A trial without an end in the ledger, whose run a resume will open again."""
+        if number in self._runs:
+            run, trial = self._runs[number], self._trials[number]
+            self.client.log_batch(run, tags=[RunTag("outcome", trial.outcome), RunTag("reason", trial.reason)])
+            self.client.set_terminated(run, STATUS["interrupted"])
+
     def _figures(self, ranking: list[Trial], hindsight: Hindsight | None) -> dict[str, float]:
         outcomes, spent = Counter(trial.outcome for trial in ranking), self._spent
         audits = {"audits_to_be_stopped": hindsight.doomed, "audits_wrongly": hindsight.wrongly} if hindsight else {}
         return {
             "trials": len(ranking),
             **{name: outcomes[name] for name in STATUS if name != "interrupted"},
+            "breakdowns": sum(len(trial.breakdowns) for trial in ranking),
             "epochs_trained": spent.epochs,
             "trial_hours": spent.trial_seconds / 3600,
             "trial_hours_stopped": spent.stopped_seconds / 3600,
@@ -680,7 +713,7 @@ class Recorder:
         try:
             from vit_search.tracking import report  # plotly and optuna are imported here, at the end, and not by every command
 
-            return report.write(self._folder, running=False)
+            return report.write(self._folder, driven=False)
         except Exception as error:
             _log.warning("the report could not be made (%s: %s).", type(error).__name__, in_short(error))
             return ()

@@ -28,12 +28,12 @@ ROWS = 10
 """Of a table, where more would not be read."""
 
 
-def write(folder: Path, *, running: bool | None = None) -> tuple[Path, Path]:
-    """Write a search's report into its folder: the page, and its twin in Markdown.
+def write(folder: Path, *, driven: bool | None = None, awaited: bool = False) -> tuple[Path, Path]:
+    """Write a search's report into its folder: the page, and its twin in Markdown; `driven` and `awaited` as search_state.read has them.
 
     Raises: SearchError where the folder holds no search, or cannot be written.
     """
-    return _kept(folder / HTML, folder / MARKDOWN, of_search(digest(folder, running=running)))
+    return _kept(folder / HTML, folder / MARKDOWN, of_search(digest(folder, driven=driven, awaited=awaited)))
 
 
 def compare(first: Path, second: Path) -> tuple[Path, Path]:
@@ -85,9 +85,9 @@ def of_search(d: Digest) -> Page:
         Section("borders", "Parameters stuck at a border", _borders(d)),
         Section("next", "The next search file", _next(d)),
     ]
-    state = "still running" if d.running else "over" if sum(t.over for t in d.standing) >= d.wanted else "not running"
     goal = f"{d.metric} to be made {'large' if d.spec.mode == 'max' else 'small'}"
-    lead = f"{_count(len(d.standing), 'trial')} of {d.wanted:,} begun, {goal}; the search is {state}."
+    reason = f" ({d.state.reason})" if d.state.reason else ""
+    lead = f"{_count(len(d.standing), 'trial')} of {d.wanted:,} begun, {goal}; the search is {d.state.word}{reason}."
     lead += f" Images: {d.images}." if d.images else ""
     return Page(f"{d.name}: report", lead, _figures(d), sections)
 
@@ -437,6 +437,11 @@ def _ends(d: Digest) -> list[page.Block]:
         listed = [[f"{count:,}", outcome, reason] for (outcome, reason), count in reasons.most_common(ROWS)]
         more = f", the {ROWS} most frequent of {len(reasons):,}" if len(reasons) > ROWS else ""
         blocks.append(Table(("trials>", "outcome", "reason"), listed, f"Reasons{more}."))
+    broke = Counter((t.number, why) for t in d.standing for why in t.breakdowns)
+    if broke:
+        listed = [[str(number), f"{count:,}", why] for (number, why), count in broke.most_common(ROWS)]
+        more = f", the {ROWS} most frequent of {len(broke):,}" if len(broke) > ROWS else ""
+        blocks.append(Table(("trial>", "times>", "reason"), listed, f"Breakdowns, after which a trial goes on from its checkpoint{more}."))
     return blocks
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 for _name, _value in {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_MODEL_CATALOG_URI": "",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow repeats a call whose reply was lost, and a run is made twice; we look first
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -69,6 +68,7 @@ def client_for(given: str | None) -> MlflowClient:
     uri = resolve_uri(given)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # 60 lines for each error of a database, which it raises, too
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https"):
         _check_server(uri)

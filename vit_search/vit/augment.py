@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as vision
 
 from vit_search.spec.config import TrainingConfig
 
@@ -290,8 +290,16 @@ def _blend(images: Tensor, faded: Tensor, strength: Tensor, sign: Tensor, reach:
     return (sharp + (faded - sharp) * back).clamp_(0, 255).to(torch.uint8)  # in this form, what equals its faded self stays
 
 
+def _torchvision() -> Any:
+    """Imported where an automatic policy needs it: it brings torch._dynamo, 1.6 s that no prediction should wait for."""
+    from torchvision.transforms.v2 import functional
+
+    return functional
+
+
 def _grey(images: Tensor) -> Tensor:
-    return vision.rgb_to_grayscale(images) if images.shape[1] == 3 else images
+    grey: Tensor = _torchvision().rgb_to_grayscale(images) if images.shape[1] == 3 else images
+    return grey
 
 
 def _brightness(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
@@ -328,12 +336,12 @@ def _solarize(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> 
 
 
 def _autocontrast(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
-    stretched: Tensor = vision.autocontrast(images)
+    stretched: Tensor = _torchvision().autocontrast(images)
     return stretched
 
 
 def _equalize(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
-    levelled: Tensor = vision.equalize(images)
+    levelled: Tensor = _torchvision().equalize(images)
     return levelled
 
 

@@ -32,6 +32,7 @@ from vit_search.spec.config import TrialConfig
 from vit_search.spec.cost import cost_of
 from vit_search.spec.plan import EVALUATED_AT_ONCE, Speed, evaluation_seconds, images_of, share_of_gpu, work
 from vit_search.spec.search_file import SearchSpec
+from vit_search.spec.worker_env import WORKER_ENV
 from vit_search.vit import checkpoint, machine, training
 from vit_search.vit.splits import Split
 
@@ -75,7 +76,7 @@ def calibrate(spec: SearchSpec, *, concurrency: int | None = None, seconds: floa
     threads = max(1, int(cores / processes if cpus == "auto" else cpus))
     configs = [_bounded(config, STEP_FLOPS[device]) for config in proposals(spec)]
     workers = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
-    with mock.patch.dict(os.environ, machine.WORKER_ENV | {"OMP_NUM_THREADS": str(threads)}), workers as pool:  # read as a process starts
+    with mock.patch.dict(os.environ, WORKER_ENV | {"OMP_NUM_THREADS": str(threads)}), workers as pool:  # read as a process starts
         told = [pool.submit(measure, configs, device, threads, seconds) for _ in range(processes)]
         each = [future.result() for future in told]
     return dataclasses.replace(

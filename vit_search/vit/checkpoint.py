@@ -12,10 +12,7 @@ new folder, swaps by renaming, and what is found damaged later is replaced by th
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
-import os
 import shutil
 import uuid
 from collections.abc import Callable
@@ -28,14 +25,43 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vit_search.errors import CheckpointError, DamagedCheckpointError, SpecError
+from vit_search.errors import CheckpointError, DamagedCheckpointError
 from vit_search.spec.config import EpochResult, TrialConfig
+from vit_search.vit.checkpoint_files import (
+    CONFIG,
+    MODEL,
+    OPTIMISER,
+    copy_for_serving,
+    drop_older,
+    drop_unfinished,
+    exists,
+    read,
+    recover,
+    sha256_of,
+    signed,
+    trial_config,
+    weights_sha256,
+)
 from vit_search.vit.model import ViT
 from vit_search.vit.training import Normalisation, Training, start
 
+__all__ = [
+    "CONFIG",
+    "MODEL",
+    "OPTIMISER",
+    "ServedModel",
+    "copy_for_serving",
+    "drop_older",
+    "drop_unfinished",
+    "exists",
+    "load_model",
+    "load_training",
+    "save",
+    "weights_sha256",
+]
+
 _log = logging.getLogger(__name__)
 
-MODEL, OPTIMISER, CONFIG = "model.safetensors", "optimiser.safetensors", "config.json"
 WEIGHT = "weight"
 """Key of a weight among the keys of AdamW's state."""
 
@@ -70,7 +96,7 @@ def save(
     Raises: OSError when the disk is full or cannot be written; an older checkpoint is then still there.
     """
     fresh, old = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.new"), folder.with_name(folder.name + ".old")
-    _recover(folder)
+    recover(folder)
     try:
         _write(fresh, training, classes, data_hash, trained_on)
         check()
@@ -98,21 +124,9 @@ def _write(fresh: Path, training: Training, classes: tuple[str, ...], data_hash:
         "accumulation": training.accumulation,
         "scaler": training.scaler.state_dict(),
         "history": [dataclasses.asdict(result) for result in training.history],
-        "sha256": {name: _sha256(fresh / name) for name in (MODEL, OPTIMISER)},
+        "sha256": {name: sha256_of(fresh / name) for name in (MODEL, OPTIMISER)},
     }
-    (fresh / CONFIG).write_text(_signed(document))
-
-
-def drop_older(folder: Path) -> None:
-    """Remove the generation before a checkpoint, once its trial is over."""
-    shutil.rmtree(folder.with_name(folder.name + ".old"), ignore_errors=True)
-    drop_unfinished(folder)
-
-
-def drop_unfinished(folder: Path) -> None:
-    """Remove what deaths in mid-write have left beside a checkpoint; a process that is still at it fails."""
-    for left in folder.parent.glob(f"{folder.name}.*.new"):
-        shutil.rmtree(left, ignore_errors=True)
+    (fresh / CONFIG).write_text(signed(document))
 
 
 def load_training(folder: Path, config: TrialConfig, device: torch.device | str = "cpu") -> Training:
@@ -139,8 +153,8 @@ def load_training(folder: Path, config: TrialConfig, device: torch.device | str 
 
 
 def _load_training(folder: Path, config: TrialConfig, device: torch.device | str) -> Training:
-    document = _read(folder)
-    saved = _trial_config(folder, document)
+    document = read(folder)
+    saved = trial_config(folder, document)
     if saved != config:
         raise CheckpointError(f"{folder}: {_difference(saved, config)}; start this configuration as a new trial.")
     training = start(config, _normalisation(document, device), device)
@@ -161,8 +175,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> ServedModel:
 
     Raises: CheckpointError when the folder is missing or damaged.
     """
-    document = _read(folder, needs=(MODEL,))
-    config = _trial_config(folder, document)
+    document = read(folder, needs=(MODEL,))
+    config = trial_config(folder, document)
     model = ViT(config.model)
     _load_weights(folder, model)
     return ServedModel(
@@ -173,61 +187,6 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> ServedModel:
         data_hash=document["data_hash"],
         trained_on=tuple(document["trained_on"]),
     )
-
-
-def copy_for_serving(folder: Path, target: Path) -> None:
-    """Copy what classifying needs: the weights and config.json, not the optimiser's state."""
-    document = _read(folder, needs=(MODEL,))
-    document["sha256"].pop(OPTIMISER, None)
-    target.mkdir(parents=True)
-    shutil.copy2(folder / MODEL, target / MODEL)
-    (target / CONFIG).write_text(_signed(document))
-
-
-def weights_sha256(folder: Path) -> str:
-    """Of a checkpoint's model.safetensors, by which two models are known to be one to the bit."""
-    return _sha256(folder / MODEL)
-
-
-def exists(folder: Path) -> bool:
-    """Whether a checkpoint stands here, or the one before it can be put back."""
-    _recover(folder)
-    return any((place / CONFIG).is_file() for place in (folder, folder.with_name(folder.name + ".old")))
-
-
-def _recover(folder: Path) -> None:
-    """Finish a swap that a crash cut in two."""
-    old = folder.with_name(folder.name + ".old")
-    if not folder.exists() and old.exists():
-        old.rename(folder)
-
-
-def _read(folder: Path, needs: tuple[str, ...] = (MODEL, OPTIMISER)) -> dict[str, Any]:
-    _recover(folder)
-    try:
-        document: dict[str, Any] = json.loads((folder / CONFIG).read_text())
-        own = document["sha256"].pop(CONFIG, None)
-        found = {name: _sha256(folder / name) for name in needs}
-        found |= {CONFIG: _digest(document)} if own else {}
-        for name, digest in found.items():
-            if digest != (own if name == CONFIG else document["sha256"][name]):
-                raise DamagedCheckpointError(
-                    f"{folder / name}: its sha256 is not the recorded one: the file is damaged. Use another checkpoint."
-                )
-    except FileNotFoundError as error:
-        raise DamagedCheckpointError(
-            f"{error.filename}: missing. Name a checkpoint folder with config.json and {' and '.join(needs)}."
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpointError(f"{folder / CONFIG}: damaged ({error}). Use another checkpoint.") from None
-    return document
-
-
-def _trial_config(folder: Path, document: dict[str, Any]) -> TrialConfig:
-    try:
-        return TrialConfig.from_dict(document["config"])
-    except SpecError as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error}") from None
 
 
 def _normalisation(document: dict[str, Any], device: torch.device | str) -> Normalisation:
@@ -268,21 +227,3 @@ def _difference(saved: TrialConfig, asked: TrialConfig) -> str:
             if after[name] != value:
                 return f"{part}.{name} was {value!r} when it was saved and is now {after[name]!r}"
     return f"seed was {saved.seed} when it was saved and is now {asked.seed}"
-
-
-def _signed(document: dict[str, Any]) -> str:
-    """config.json's text, with a digest of itself."""
-    return json.dumps(document | {"sha256": document["sha256"] | {CONFIG: _digest(document)}}, indent=1)
-
-
-def _digest(document: dict[str, Any]) -> str:
-    """Of all but itself."""
-    rest = document | {"sha256": {name: value for name, value in document["sha256"].items() if name != CONFIG}}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    return digest

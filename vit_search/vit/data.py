@@ -7,6 +7,7 @@ folder holds the names of its files, and vit/splits.py decodes them as they are 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -16,9 +17,9 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,10 +30,16 @@ from vit_search.errors import DataError, TooLargeError
 from vit_search.spec import folders
 from vit_search.spec.config import DATA_SETS, DataConfig
 from vit_search.spec.cost import memory_of_this_machine
+from vit_search.spec.files import open_to_others
 from vit_search.spec.folders import ImageFolder
 
 SplitName = Literal["train", "val", "holdout", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "holdout", "test")
+TRAINED_AND_VALIDATED_ON: dict[str, tuple[tuple[SplitName, ...], tuple[SplitName, ...]]] = {
+    "train": (("train",), ("val",)),
+    "train+val": (("train", "val"), ("holdout",)),
+}
+"""What a search file's `train_on` means."""
 FORMAT = 2
 """Raised whenever the files of a cache folder, or how a split is drawn, change."""
 
@@ -45,6 +52,8 @@ DAMAGED_SHOWN = 20
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_PIXELS = 64 * 10**6
+STRIP_PIXELS = 2**20
+"""Pixels that are converted at once, so that no second copy of a large image is made on the way."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,8 @@ class DataSet:
     """Folder of the image files of a set that is streamed; None for a set whose pixels are in the cache."""
     summary: str = ""
     """Classes, images and skipped files, in one line."""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """Of each file of the splits, by its name."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +95,15 @@ class _Source:
 
 
 def default_cache() -> Path:
-    """`$VIT_SEARCH_CACHE`, else `$XDG_CACHE_HOME/vit_search`, else `~/.cache/vit_search`."""
+    """`$VIT_SEARCH_CACHE`, else `$XDG_CACHE_HOME/vit_search`, else `~/.cache/vit_search`.
+
+    Raises: DataError where none of them says where.
+    """
     own = os.environ.get("VIT_SEARCH_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit_search"
+    try:
+        return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit_search"
+    except RuntimeError:
+        raise DataError("this account has no home folder for decoded images; set HOME, or name a folder with VIT_SEARCH_CACHE.") from None
 
 
 def kept_speed(*, gpus: bool) -> Path:
@@ -112,12 +129,15 @@ def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = F
     hashes = _hashes(config, root, listing)
     key = _key(config, hashes, listing)
     folder = cache / key[:32]
+    _refuse_open(cache, folder)
     found = _open(folder, key, root)
     if found is not None:
         return _with_summary(found, listing)
     limit = memory_of_this_machine() // 4 if stream_above is None else stream_above
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        if not cache.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            cache.chmod(0o755)  # whatever the umask is: see _refuse_open
         with FileLock(cache / f".{key[:32]}.lock"):
             found = _open(folder, key, root)
             if found is None:
@@ -127,6 +147,15 @@ def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = F
             f"{cache}: the data cache cannot be written ({error.strerror}); set VIT_SEARCH_CACHE to a folder that can."
         ) from None
     return _with_summary(found, listing)
+
+
+def _refuse_open(*folders: Path) -> None:
+    """Raises: DataError where other accounts could put other images or labels into the cache."""
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError):
+            reason = open_to_others(folder)
+            if reason is not None:
+                raise DataError(f"{folder}: images of this cache cannot be trusted: {reason}, or set VIT_SEARCH_CACHE to another.")
 
 
 def _with_summary(data: DataSet, listing: ImageFolder | None) -> DataSet:
@@ -164,19 +193,37 @@ def read_split(data: DataSet, *splits: SplitName) -> tuple[np.ndarray, np.ndarra
 
     Returns: uint8 (n, channels, height, width), one split mapped from disk (writing changes this process's copy alone), or for a
         streamed set (n,) names of files below `data.root`; and int64 (n,).
+    Raises: DataError where a file is not what `prepare` wrote.
     """
-    images = [np.load(data.folder / f"{split}_images.npy", mmap_mode="c", allow_pickle=False) for split in splits]
-    labels = [np.load(data.folder / f"{split}_labels.npy", allow_pickle=False) for split in splits]
+    images = [np.load(_verified(data, f"{split}_images.npy"), mmap_mode="c", allow_pickle=False) for split in splits]
+    labels = [np.load(_verified(data, f"{split}_labels.npy"), allow_pickle=False) for split in splits]
     return (images[0], labels[0]) if len(splits) == 1 else (np.concatenate(images), np.concatenate(labels))
 
 
-def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int) -> np.ndarray:
+_seen: set[tuple[Path, int, int, int]] = set()
+"""Files of the cache that this process has held against their sha256: path, inode, time in ns, size."""
+
+
+def _verified(data: DataSet, name: str) -> Path:
+    """A file of a split; a gigabyte takes about a second, once per process."""
+    path = data.folder / name
+    found = path.stat()
+    version = (path, found.st_ino, found.st_mtime_ns, found.st_size)
+    if version not in _seen:
+        if _sha256(path) != data.sha256[name]:
+            raise DataError(f"{path}: not what was written there; remove {data.folder}, and it is made again.")
+        _seen.add(version)
+    return path
+
+
+def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode one image file, upright, to bytes.
 
     Args:
         file: its path, or its content.
         size: height and width; the image is scaled until it covers them (bilinear, antialiased), and its centre cut out.
         channels: 1 (grey) or 3 (RGB); transparency is laid on black.
+        max_pixels: width times height of the largest image that is decoded, at up to 8 bytes of memory a pixel.
     Returns: uint8 (channels, height, width).
     Raises: DataError that names the file and what is wrong with it.
     """
@@ -189,14 +236,14 @@ def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int) 
             warnings.simplefilter("ignore")
             named = () if isinstance(file, bytes) else NAMED_FORMATS.get(file.suffix.lower(), ())
             with Image.open(io.BytesIO(raw), formats=(*IMAGE_FORMATS, *named)) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    raise TooLargeError(f"{name}: {opened.width}x{opened.height} pixels; give an image of at most {MAX_PIXELS:,}.")
-                image: Any = ImageOps.exif_transpose(opened)
+                if opened.width * opened.height > max_pixels:
+                    raise TooLargeError(f"{name}: {opened.width}x{opened.height} pixels; give an image of at most {max_pixels:,}.")
+                image: Any = opened
+                ImageOps.exif_transpose(image, in_place=True)
                 if image.mode.startswith(("I", "F")):  # 16 bits and more a pixel
-                    image = Image.fromarray(_to_bytes(np.asarray(image), image.mode, opened.format == "PPM", name))
+                    image = _to_bytes(image, opened.format == "PPM", name)
                 if image.mode in ("P", "PA", "LA", "RGBA") or "transparency" in image.info:
-                    image = image.convert("RGBA")
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+                    image = _in_strips(image, "RGB", _on_black)
                 return _fitted(image, size, channels)
     except DataError:
         raise
@@ -209,23 +256,57 @@ def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int) 
         raise DataError(f"{name}: no image that can be decoded ({why}); replace or remove it.") from None
 
 
-def _to_bytes(pixels: np.ndarray, mode: str, full_range: bool, name: str) -> np.ndarray:
-    """Pixels of 16 or 32 bits on the scale 0 to 255.
+def _strips(image: Any) -> Iterator[tuple[int, Any]]:
+    """The strips of rows of a PIL image: the first row of each, and a copy of the strip."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _in_strips(image: Any, mode: str, convert: Callable[[Any], Any]) -> Any:
+    """A PIL image of another mode, each strip of rows as `convert` makes it."""
+    from PIL import Image
+
+    whole = Image.new(mode, image.size)
+    for top, strip in _strips(image):
+        whole.paste(convert(strip), (0, top))
+    return whole
+
+
+def _on_black(image: Any) -> Any:
+    """A PIL image without its transparency."""
+    from PIL import Image
+
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
+
+
+def _to_bytes(image: Any, full_range: bool, name: str) -> Any:
+    """A PIL image of 16 or 32 bits a pixel on the scale 0 to 255.
 
     16 bits are taken to run to 65,535, and so are 32-bit integers above 255. Fractions run to 1, or to 255 where one is above 1.
     Args:
-        mode: Pillow's, such as I;16, I or F.
         full_range: whether 32-bit integers run to 65,535 whatever they are, as Pillow makes them of a PPM file.
     Raises: DataError where the scale cannot be told.
     """
-    least, most = pixels.min(), pixels.max()
-    if mode == "F":
-        scaled = np.round(pixels.astype(np.float64) * (255 if most <= 1 else 1), 4)  # 0.2 in 32 bits is a little more than 0.2
-    else:
-        scaled = pixels.astype(np.float64) / (1 if mode == "I" and most <= 255 and not full_range else 257)
-    if not (least >= 0 and scaled.max() <= 255):
+    from PIL import Image
+
+    bounds = [(np.min(strip), np.max(strip)) for _, strip in _strips(image)]
+    least, most = np.min(bounds), np.max(bounds)
+    fraction = image.mode == "F"
+    scale = 255.0 if fraction and most <= 1 else 1.0 if fraction or (image.mode == "I" and most <= 255 and not full_range) else 1 / 257
+    if not (least >= 0 and round(most * scale, 4) <= 255):
         raise DataError(f"{name}: pixels from {least:g} to {most:g}, whose scale is unknown; save it with 8 or 16 bits a pixel.")
-    return scaled.astype(np.uint8)
+
+    def scaled(strip: Any) -> Any:
+        pixels = np.asarray(strip).astype(np.float64)
+        if fraction:
+            pixels = np.round(pixels * scale, 4)  # 0.2 in 32 bits is a little more than 0.2
+        elif scale < 1:
+            pixels = pixels / 257
+        return Image.fromarray(pixels.astype(np.uint8))
+
+    return _in_strips(image, "L", scaled)
 
 
 def read_images(files: Sequence[Path], size: tuple[int, int], channels: int, *, source: str) -> np.ndarray:
@@ -268,7 +349,8 @@ def _fitted(image: Any, size: tuple[int, int] | None, channels: int) -> np.ndarr
     """A PIL image, in grey or RGB, to bytes."""
     from PIL import Image, ImageOps
 
-    image = image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)
     if size is not None and image.size != (size[1], size[0]):
         image = ImageOps.fit(image, (size[1], size[0]), method=Image.Resampling.BILINEAR)
     pixels = np.asarray(image, dtype=np.uint8)
@@ -308,7 +390,9 @@ def _torchvision(name: str, root: Path, download: bool) -> tuple[Any, Any]:
         mend = f"unpack them: gunzip -k {root / kept}/*.gz"
     else:
         mend = "name their folder as data.path, or add --download"
-    kind = {"mnist": sets.MNIST, "fashion_mnist": sets.FashionMNIST, "cifar10": sets.CIFAR10, "cifar100": sets.CIFAR100}[name]
+    kind: Any = {"mnist": sets.MNIST, "fashion_mnist": sets.FashionMNIST, "cifar10": sets.CIFAR10, "cifar100": sets.CIFAR100}[name]
+    if kept:  # torchvision prefers `processed/*.pt`, which is in no hash
+        kind = type(kind.__name__, (kind,), {"_check_legacy_exist": lambda self: False})
     try:
         return kind(str(root), train=True, download=download), kind(str(root), train=False, download=download)
     except RuntimeError:
@@ -505,8 +589,11 @@ def _write(
         "test_duplicates": sum(content(image) in known for image in splits["test"][0]),
         "streamed": streamed,
         "bytes": {path.name: path.stat().st_size for path in sorted(folder.glob("*.npy"))},
+        "sha256": {path.name: _sha256(path) for path in sorted(folder.glob("*.npy"))},
     }
     (folder / "data.json").write_text(json.dumps(document, indent=1))
+    for path in folder.iterdir():
+        path.chmod(0o644)
 
 
 def _put(fresh: Path, folder: Path) -> None:
@@ -541,4 +628,5 @@ def _described(folder: Path, document: dict[str, Any], root: Path | None) -> Dat
         std=tuple(document["std"]),
         test_duplicates=document["test_duplicates"],
         root=root.resolve() if root is not None and document["streamed"] else None,
+        sha256=document["sha256"],
     )

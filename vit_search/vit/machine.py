@@ -10,15 +10,7 @@ from typing import Any
 import torch
 
 from vit_search.spec.config import TrialConfig
-from vit_search.spec.pickles import no_pickles
 from vit_search.spec.shares import fraction
-
-WORKER_ENV = {  # glibc keeps freed pages instead of faulting them in again at each step: 4 to 7 % on CPU
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "MALLOC_TOP_PAD_": "268435456",
-} | no_pickles()
-"""What a process that trains is started with."""
 
 
 def native_bfloat16(device: torch.device) -> bool:

@@ -11,6 +11,9 @@ import numpy as np
 from vit_search.errors import DataError, TooLargeError
 from vit_search.vit.data import MAX_FILE_BYTES, fit_pixels, read_image
 
+MAX_PIXELS = 25 * 10**6
+"""Width times height of an image: what cameras of 24 megapixels make. Less than in training, where nobody else chooses the files."""
+
 
 def pixels_of(value: Any, size: tuple[int, int], channels: int) -> np.ndarray:
     """One image of a request.
@@ -23,7 +26,7 @@ def pixels_of(value: Any, size: tuple[int, int], channels: int) -> np.ndarray:
     Raises: DataError that says what is wrong with it; TooLargeError, one of them, where it is that.
     """
     if isinstance(value, (str, bytes)):
-        return read_image(_decoded(value) if isinstance(value, str) else value, size, channels)
+        return read_image(_decoded(value) if isinstance(value, str) else value, size, channels, max_pixels=MAX_PIXELS)
     return fit_pixels(_checked(value), size, channels)
 
 

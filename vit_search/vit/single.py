@@ -12,9 +12,13 @@ import torch
 
 from vit_search.errors import CheckpointError, SearchError, SpecError
 from vit_search.spec.config import EpochResult, TrialConfig
+from vit_search.spec.files import write_whole
 from vit_search.vit import checkpoint, training
-from vit_search.vit.data import DataSet
-from vit_search.vit.splits import TRAINED_AND_VALIDATED_ON, load_split
+from vit_search.vit.data import TRAINED_AND_VALIDATED_ON, DataSet
+from vit_search.vit.splits import load_split
+
+FILE = "search.yaml"
+"""The search file that a model was trained from, in its folder once the training is over."""
 
 if TYPE_CHECKING:
     from vit_search.spec.search_file import SearchSpec
@@ -52,6 +56,7 @@ def train(spec: SearchSpec, config: TrialConfig, data: DataSet, folder: Path) ->
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be written ({error}); make room or name another folder with --output.") from None
     checkpoint.drop_older(folder)
+    write_whole(folder / FILE, spec.text)
 
 
 def _where_it_stood(folder: Path, config: TrialConfig, data: DataSet, trained_on: tuple[str, ...], device: str) -> training.Training:

@@ -12,18 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
 from vit_search.errors import DataError
 from vit_search.vit.data import DataSet, SplitName, read_image, read_split
 from vit_search.vit.machine import free_bytes
 from vit_search.vit.seeds import derive_seed
-
-TRAINED_AND_VALIDATED_ON: dict[str, tuple[tuple[SplitName, ...], tuple[SplitName, ...]]] = {
-    "train": (("train",), ("val",)),
-    "train+val": (("train", "val"), ("holdout",)),
-}
-"""What a search file's `train_on` means."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +130,10 @@ class _Files(Dataset[Tensor]):
     """Decodes image files to bytes."""
 
     def __init__(self, root: Path, names: np.ndarray, image_size: tuple[int, int], channels: int) -> None:
+        from torchvision.transforms.v2 import RandomResizedCrop  # slow to import: for streamed splits alone, and before their workers start
+
         self.root, self.names, self.image_size, self.channels = root, names, image_size, channels
+        self._crop = RandomResizedCrop
 
     def __getitems__(self, batch: list[Drawn]) -> Tensor | DataError:
         """A batch; or what is wrong with it, since what a worker raises arrives with a traceback for a message."""
@@ -153,7 +149,7 @@ class _Files(Dataset[Tensor]):
             return torch.from_numpy(read_image(path, self.image_size, self.channels))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, index))
-            crop = v2.RandomResizedCrop(self.image_size, scale=(crop_scale, 1), antialias=True)
+            crop = self._crop(self.image_size, scale=(crop_scale, 1), antialias=True)
             cropped: Tensor = crop(torch.from_numpy(read_image(path, None, self.channels)))
         return cropped
 

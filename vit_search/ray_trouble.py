@@ -1,0 +1,62 @@
+"""Why a Ray of our own cannot start on this machine, and what to do about it: looked for before Ray is started, and after it failed."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+
+import psutil
+
+from vit_search.errors import ClusterError
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- Ray's object store is a file there
+NEEDED_BYTES = 1 << 30
+"""Of Ray's daemons and one worker without torch: 0.7 GiB, Linux, Ray 2.60."""
+
+CRITICAL = re.compile(r"^\[[^]]* [CF] \d+ \d+\] *(?:\(\w+\) *)?(.*)", re.MULTILINE)
+"""A line by which a daemon of Ray's says why it ends itself, e.g. `[2026-01-01 00:00:00,000 C 12 13] (raylet) …`."""
+
+
+def check() -> None:
+    """Refuse a machine on which Ray would wait for minutes, three times, and then not say why.
+
+    Raises: ClusterError, one line.
+    """
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()[:2], timeout=5):
+            pass
+    except OSError as error:
+        raise ClusterError(f"127.0.0.1 cannot be reached ({error.strerror or error}), and Ray needs it; try `ip link set lo up`.") from None
+    if not (SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK | os.X_OK)):
+        raise ClusterError(f"{SHARED_MEMORY} cannot be written, and Ray keeps objects there; mount it as a tmpfs of mode 1777.")
+
+
+def said(folder: Path) -> str:
+    """Why a daemon of Ray's ended itself, as its log says; empty where none did."""
+    for path in sorted(folder.glob("session_2*/logs/*.err")):
+        if found := CRITICAL.search(path.read_text(errors="replace")):
+            return f"{path.stem}: {found.group(1).strip()}"
+    return ""
+
+
+def kills() -> int:
+    """Processes that Linux has ended since it was started, because memory ran out."""
+    counted = re.search(r"^oom_kill (\d+)", Path("/proc/vmstat").read_text(), re.MULTILINE)
+    return int(counted.group(1)) if counted else 0
+
+
+def shortage(killed: int) -> str:
+    """What this machine has too little of, and the mend.
+
+    Args:
+        killed: processes that Linux has ended meanwhile.
+    """
+    free, load, cores = psutil.virtual_memory().available, os.getloadavg()[0], os.cpu_count() or 1
+    if killed or free < NEEDED_BYTES:
+        seen = "Linux ended a process for want of memory" if killed else f"{free >> 20:,} MiB of memory are free"
+        return f"{seen}, and Ray needs about {NEEDED_BYTES >> 20:,} MiB: end other programs, or raise the container's limit"
+    if load > 2 * cores:
+        return f"{load:.0f} processes wait for {cores} processor{'s' * (cores > 1)}: end some of them, or try again later"
+    return "neither memory nor processors are short: try again, and report it with the version of Ray if it stays so"

@@ -1,0 +1,74 @@
+"""What a search's folder alone tells of whether it can be gone on with: looked at before Ray, torch and MLflow are imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from vit_search.errors import SearchError
+from vit_search.search.control import Settings, check_settings
+from vit_search.search.limits import Limits, option
+from vit_search.spec.search_file import SearchSpec
+from vit_search.tracking import searches
+from vit_search.tracking.ledger import Event, Trial, check_free, fold, read_events, told
+from vit_search.tracking.searches import SearchFacts
+
+
+def check(folder: Path, extend: Mapping[str, float]) -> tuple[SearchSpec, SearchFacts]:
+    """A search's file and facts, where nothing that its folder tells speaks against going on with it.
+
+    Args:
+        extend: settings that are to be changed first.
+    Raises: SearchError when it is a promotion's, an older version ranked it wrongly, its file has changed, or a driver has it;
+        SpecError for settings that mean nothing.
+    """
+    spec, facts = searches.read(folder)
+    if facts.promotes:
+        raise SearchError(f"{folder}: trainings of a promotion; go on with `vit-search promote {facts.promotes}`.")
+    if facts.mode != spec.mode:  # version 0.1 took max where a file did not say
+        raise SearchError(
+            f"{folder}: an older version ranked {spec.metric} with mode {facts.mode}, the wrong way round; start a new search of the file."
+        )
+    check_unchanged(folder / "search.yaml", facts.text)
+    if (folder / "ledger.jsonl").exists():  # else it died before its first event
+        check_free(folder / "ledger.jsonl")
+        if extend:
+            check_extension(spec, folder, read_events(folder / "ledger.jsonl"), extend)
+    return spec, facts
+
+
+def check_unchanged(path: Path, began: str) -> None:
+    """Refuse a search file that was edited after its search began: the trials so far answer another question."""
+    was, now = began.rstrip().splitlines(), path.read_text(encoding="utf-8").rstrip().splitlines()  # an editor adds a last newline
+    if now != was:
+        pairs = itertools.zip_longest(was, now, fillvalue="")
+        line, (old, new) = next((n, pair) for n, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+        raise SearchError(
+            f"{path}:{line}: {old.strip()!r} has become {new.strip()!r} since this search began; put it back, "
+            "or start a new search that has this one under learn_from."
+        )
+
+
+def check_extension(spec: SearchSpec, folder: Path, events: Sequence[Event], extend: Mapping[str, float]) -> None:
+    """Refuse settings that mean nothing, or that leave a limit which ends the search at once.
+
+    Raises: SpecError, SearchError.
+    """
+    trials, spent = told(events, spec.epochs)
+    check_settings(extend, known=len(trials))
+    settings = dataclasses.replace(Settings.of(spec, events), **extend)  # type: ignore[arg-type]
+    reached = limits_of(spec, events, settings).reached(spent)
+    if reached:
+        raise SearchError(f"{folder.name} would end at once by {reached}; add {option(reached)} with a new limit.")
+
+
+def limits_of(spec: SearchSpec, events: Iterable[Event], settings: Settings) -> Limits:
+    """The limits as a ledger has brought them nearer."""
+    limits = Limits(settings, metric=spec.metric, mode=spec.mode, devices=spec.resources.devices)
+    trials: dict[int, Trial] = {}
+    for event in events:
+        fold(trials, event)
+        limits.take(event, trials)
+    return limits

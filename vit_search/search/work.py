@@ -1,0 +1,12 @@
+"""What Tune is given to run. The driver imports this and does without torch; a worker imports what trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def train_trial(told: dict[str, Any]) -> None:
+    """See trial.py, whose function of this name it is."""
+    from vit_search.search import trial
+
+    trial.train_trial(told)

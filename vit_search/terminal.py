@@ -1,0 +1,57 @@
+"""How wide printed text is, and the sections of `vit-search --help`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from rich.console import Console
+from typer.core import TyperGroup
+
+OUTCOME_STYLE = {
+    "completed": "green",
+    "stopped": "yellow",
+    "running": "cyan",
+    "held": "cyan",
+    "waiting": "cyan",
+    "interrupted": "magenta",
+    "failed": "red",
+    "diverged": "red",
+}
+"""Colour of each outcome of a trial."""
+
+PIPE_WIDTH = 160
+"""Columns where the output is no terminal and COLUMNS does not say how many: most tables fit."""
+
+SECTIONS = {
+    "Search": "run lint plan resume extend status pause continue stop cancel set add logs schema",
+    "Results": "show report compare ui sync doctor",
+    "Production": "promote gate rollback history repair predict serve export config train",
+    "Cluster": "submit list check cluster",
+}
+"""Commands in the order of the help; one that is listed nowhere comes last, under Other."""
+
+
+def console() -> Console:
+    """Standard output: as wide as its terminal, or as COLUMNS says."""
+    columns = os.environ.get("COLUMNS", "")
+    given = columns.isascii() and columns.isdigit() and int(columns) > 0
+    return Console(highlight=False, width=int(columns) if given else None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+class Commands(TyperGroup):
+    """A group of commands whose help lists them by section."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write each section, with the commands' summaries below one another."""
+        shown = {name: command for name in self.list_commands(ctx) if (command := self.get_command(ctx, name)) and not command.hidden}
+        sections = {title: names.split() for title, names in SECTIONS.items()}
+        listed = {name for names in sections.values() for name in names}
+        sections["Other"] = [name for name in shown if name not in listed]
+        longest = max(map(len, shown))
+        for title, names in sections.items():
+            rows = [(name.ljust(longest), shown[name].get_short_help_str(formatter.width - 6 - longest)) for name in names if name in shown]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)

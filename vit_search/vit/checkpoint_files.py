@@ -1,0 +1,140 @@
+"""The files of a checkpoint folder, read and checked without torch: config.json, and the sha256 of what lies beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vit_search.errors import CheckpointError, DamagedCheckpointError, SpecError
+from vit_search.spec.config import TrialConfig
+
+MODEL, OPTIMISER, CONFIG = "model.safetensors", "optimiser.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class Described:
+    """What config.json says of a model, without the model."""
+
+    config: TrialConfig
+    classes: tuple[str, ...]
+    data_hash: str
+    trained_on: tuple[str, ...]
+    """Splits of the data."""
+    history: tuple[dict[str, Any], ...]
+    """The fields of EpochResult, epoch by epoch."""
+    weights_sha256: str
+
+
+def describe(folder: Path) -> Described:
+    """Read config.json, and hold the weights beside it against their sha256.
+
+    Raises: CheckpointError when the folder is missing or damaged.
+    """
+    document = read(folder, needs=(MODEL,))
+    return Described(
+        trial_config(folder, document),
+        tuple(document["classes"]),
+        document["data_hash"],
+        tuple(document["trained_on"]),
+        tuple(document["history"]),
+        document["sha256"][MODEL],
+    )
+
+
+def drop_older(folder: Path) -> None:
+    """Remove the generation before a checkpoint, once its trial is over."""
+    shutil.rmtree(folder.with_name(folder.name + ".old"), ignore_errors=True)
+    drop_unfinished(folder)
+
+
+def drop_unfinished(folder: Path) -> None:
+    """Remove what deaths in mid-write have left beside a checkpoint; a process that is still at it fails."""
+    for left in folder.parent.glob(f"{folder.name}.*.new"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def copy_for_serving(folder: Path, target: Path) -> None:
+    """Copy what classifying needs: the weights and config.json, not the optimiser's state."""
+    document = read(folder, needs=(MODEL,))
+    document["sha256"].pop(OPTIMISER, None)
+    target.mkdir(parents=True)
+    shutil.copy2(folder / MODEL, target / MODEL)
+    (target / CONFIG).write_text(signed(document))
+
+
+def weights_sha256(folder: Path) -> str:
+    """Of a checkpoint's model.safetensors, by which two models are known to be one to the bit."""
+    return sha256_of(folder / MODEL)
+
+
+def exists(folder: Path) -> bool:
+    """Whether a checkpoint stands here, or the one before it can be put back."""
+    recover(folder)
+    return any((place / CONFIG).is_file() for place in (folder, folder.with_name(folder.name + ".old")))
+
+
+def recover(folder: Path) -> None:
+    """Finish a swap that a crash cut in two."""
+    old = folder.with_name(folder.name + ".old")
+    if not folder.exists() and old.exists():
+        old.rename(folder)
+
+
+def read(folder: Path, needs: tuple[str, ...] = (MODEL, OPTIMISER)) -> dict[str, Any]:
+    """config.json, once its own sha256 and those of the files that are needed are the recorded ones.
+
+    Raises: DamagedCheckpointError.
+    """
+    recover(folder)
+    try:
+        document: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+        own = document["sha256"].pop(CONFIG, None)
+        found = {name: sha256_of(folder / name) for name in needs}
+        found |= {CONFIG: _digest(document)} if own else {}
+        for name, digest in found.items():
+            if digest != (own if name == CONFIG else document["sha256"][name]):
+                raise DamagedCheckpointError(
+                    f"{folder / name}: its sha256 is not the recorded one: the file is damaged. Use another checkpoint."
+                )
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(
+            f"{error.filename}: missing. Name a checkpoint folder with config.json and {' and '.join(needs)}."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpointError(f"{folder / CONFIG}: damaged ({error}). Use another checkpoint.") from None
+    return document
+
+
+def trial_config(folder: Path, document: dict[str, Any]) -> TrialConfig:
+    """The configuration in config.json.
+
+    Raises: CheckpointError where this version knows no such configuration.
+    """
+    try:
+        return TrialConfig.from_dict(document["config"])
+    except SpecError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from None
+
+
+def signed(document: dict[str, Any]) -> str:
+    """config.json's text, with a digest of itself."""
+    return json.dumps(document | {"sha256": document["sha256"] | {CONFIG: _digest(document)}}, indent=1)
+
+
+def _digest(document: dict[str, Any]) -> str:
+    """Of all but itself."""
+    rest = document | {"sha256": {name: value for name, value in document["sha256"].items() if name != CONFIG}}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file that is on the disk, and not in its cache alone."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    return digest
