@@ -196,6 +196,25 @@ def test_no_metric_of_a_whole_trial_is_a_lone_point_that_mlflow_draws_as_a_curve
     assert [point[:2] for point in curve(client, runs["made-1"], "best/val_accuracy")] == [(1, 0.4), (3, 0.4)]
 
 
+def test_mlflow_lists_a_trials_metric_first_and_a_trial_sent_epoch_by_epoch_is_the_same(uri, migrated, tmp_path):
+    """MLflow's page of a comparison begins with the first metric that it is given."""
+    folder, spec, facts = begin(tmp_path, trials=1)
+    ledger, recorder = Ledger(folder / "ledger.jsonl", spec.epochs), Recorder.connect(uri, spec.name)
+    recorder.open(spec, facts, folder, ledger.events, ledger.sync)
+    ledger.listeners.append(recorder.wake)
+    for event in events(spec):
+        ledger.append(event)
+        until(lambda: not recorder.behind)
+    assert recorder.close("FINISHED", None)
+    ledger.close()
+    run = recorder.client.search_runs([recorder.experiment_id], "tags.trial = '0'")[0]
+    assert next(iter(run.data.metrics)) == "best/val_accuracy"
+    shutil.copy(migrated, tmp_path / "other.db")
+    (folder / RECORDED).unlink()
+    assert sync(folder, f"sqlite:///{tmp_path / 'other.db'}")
+    assert content(f"sqlite:///{tmp_path / 'other.db'}") == content(uri)
+
+
 def data_sets(client, run):
     """(name, digest, context, images) of each data set of a run, in a fixed order."""
     return sorted(

@@ -503,7 +503,10 @@ class Recorder:
         if (number in self._to_reopen or sent_again) and not isinstance(last, Ended):
             self.client.update_run(run_id, status="RUNNING")
             self._to_reopen.discard(number)
-        metrics = [point for event in news if isinstance(event, Reported) for point in _points(event)]
+        reports = [event for event in news if isinstance(event, Reported)]
+        metrics = self._best_points(trial, reports) + [point for event in reports for point in _points(event)]
+        if isinstance(last, Ended) or any(report.result.epoch == 1 for report in reports):  # at its end again: once is enough for MLflow
+            metrics += self._first_points(trial)
         tags = [RunTag("outcome", trial.outcome)]
         if trial.breakdowns:
             told = "\n".join(f"{'once' if times == 1 else f'{times} times'}: {why}" for why, times in Counter(trial.breakdowns).items())
@@ -513,11 +516,10 @@ class Recorder:
             tags.append(RunTag("rung", str(self._rung(trial))))
             if last.reason:
                 tags.append(RunTag("reason", last.reason[:5000]))
-        metrics += self._best_points(trial, news)
         params: list[Param] = []
         if isinstance(news[0], Proposed):
             self._log_inputs(run_id, datasets.splits_of_a_trial(self._facts))
-            params, metrics = self._params(trial), self._first_points(trial) + metrics
+            params = self._params(trial)
         try:
             self._log(run_id, metrics, params, tags)
         except MlflowException as error:
@@ -573,17 +575,18 @@ class Recorder:
         return max((rung for rung in rungs if rung <= len(trial.results)), default=0)
 
     # A trial's figures. MLflow draws a metric whose last step is 0 as a bar and any other as a curve, so that what grows has
-    # points at both ends of the trial, and what is known from the start stands at step 0.
+    # points at both ends of the trial, and what is known from the start stands at step 0. It lists metrics, and compares trials
+    # by the first of them, in the order in which they come.
 
     def _first_points(self, trial: Trial) -> list[Metric]:
         cost, at = self._space.cost(trial.params), int(trial.began * 1000)
         constants = {name: float(getattr(cost, COST_FIELDS[name])) for name in ("params", "train_flops")}
         return [Metric(name, value, at, 0) for name, value in (constants | dict.fromkeys(GROWING, 0.0)).items()]
 
-    def _best_points(self, trial: Trial, news: list[_OfTrial]) -> list[Metric]:
-        """Each epoch among the news at which the trial was better than ever before."""
+    def _best_points(self, trial: Trial, reports: list[Reported]) -> list[Metric]:
+        """Each reported epoch at which the trial was better than ever before."""
         metric, sign = self._spec.metric, 1 if self._spec.mode == "max" else -1
-        at = {event.result.epoch: int(event.at * 1000) for event in news if isinstance(event, Reported)}
+        at = {report.result.epoch: int(report.at * 1000) for report in reports}
         best_yet, points = -math.inf, []
         for result in trial.results:
             value = getattr(result, metric)
