@@ -340,3 +340,14 @@ def test_a_last_newline_is_no_change_of_the_search_file(tmp_path):
     file.write_text("a: 1\n")
     with pytest.raises(SearchError, match=r"search\.yaml:2: 'b: 2' has become ''"):
         resumable.check_unchanged(file, "a: 1\nb: 2\n")
+
+
+def test_of_a_refused_search_only_what_a_cluster_had_put_there_stays(tmp_path):
+    folder = tmp_path / "told-1"
+    (folder / "tune").mkdir(parents=True)
+    for name in ("submitted.json", "search.json", "ledger.jsonl"):
+        (folder / name).touch()
+    launch._remove(folder, {folder / "submitted.json"})
+    assert [path.name for path in folder.iterdir()] == ["submitted.json"]
+    launch._remove(folder, ())
+    assert not folder.exists()

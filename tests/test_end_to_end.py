@@ -312,6 +312,38 @@ def test_predict_uses_the_champion(promoted):
     assert "small.yaml: no image that can be decoded" in bad.stderr
 
 
+def test_a_project_that_was_moved_goes_on_in_its_new_folder_and_leaves_the_old_one_alone(promoted, tmp_path):
+    folder, _, _ = promoted
+    moved, image = tmp_path / "moved", tmp_path / "image.png"
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(image)
+    predict = ["predict", "--model", "models:/small@champion", "--json", str(image)]
+    before = json.loads(vit_search(folder, *predict).stdout)
+    shutil.copytree(folder, moved)
+    away = folder.rename(folder.with_name("away"))
+    try:
+        after = vit_search(moved, *predict)
+        assert json.loads(after.stdout) == before
+        assert after.stderr.count("the artifacts are taken from the folder of the database from now on") == 1
+        assert "The history is whole" in vit_search(moved, "history", "small", "--verify").stdout
+        vit_search(moved, "export", "small@champion", "--format", "safetensors")
+        done = vit_search(moved, "extend", "small-2", "--trials", "6", "--tracking-uri", "sqlite:///mlruns.db")
+        assert "6 of 6 trials" in done.stdout
+        assert "MLflow" not in done.stderr
+        assert not folder.exists()
+    finally:
+        away.rename(folder)
+    client = mlflow.MlflowClient(f"sqlite:///{moved / 'mlruns.db'}")
+    (parent,) = client.search_runs([client.get_experiment_by_name("small").experiment_id], "attributes.run_name = 'small-2'")
+    assert parent.info.artifact_uri.startswith((moved / "mlartifacts").as_uri())
+    assert (parent.info.status, parent.data.tags["search_folder"]) == ("FINISHED", str(moved / "searches/small-2"))
+    children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    known = rows(moved, "small-2")
+    assert sorted(int(child.data.tags["trial"]) for child in children) == sorted(known) == list(range(6))
+    for child in children:
+        points = client.get_metric_history(child.info.run_id, "val_accuracy")
+        assert sorted(p.step for p in points) == list(range(1, known[int(child.data.tags["trial"])]["epochs"] + 1))
+
+
 def test_what_is_served_equals_what_was_trained_to_the_bit(walked):
     folder, _, _, _ = walked
     code = """

@@ -23,7 +23,7 @@ from synthetic import FILE, begin, events, made, result
 
 from vit_search.errors import SearchError, TrackingError
 from vit_search.spec import search_file
-from vit_search.tracking import datasets, doctor, search_state, searches, store
+from vit_search.tracking import datasets, doctor, search_state, searches, store, uris
 from vit_search.tracking.ledger import Broke, Ended, Launched, Ledger, Left, Proposed, Reported, read_trials
 from vit_search.tracking.recorder import RECORDED, STATUS, Recorder, sync
 from vit_search.tracking.search_state import State
@@ -353,6 +353,81 @@ def test_runs_that_somebody_has_deleted_are_made_anew(uri, migrated, tmp_path):
     assert_whole(uri, folder)
 
 
+@pytest.fixture
+def without_report(monkeypatch):
+    """Its pictures take seconds, and are not what is looked at here."""
+    monkeypatch.setattr(Recorder, "_pages", lambda self: ())
+
+
+def run_ids(uri, search="made-1"):
+    """The runs of a search by their names."""
+    client = store.client_for(uri)
+    experiment = client.get_experiment_by_name("made").experiment_id
+    return {run.info.run_name: run.info.run_id for run in client.search_runs([experiment], f"tags.search = '{search}'")}
+
+
+@pytest.mark.parametrize("names", [["trial 0"], ["trial 0", "trial 5"], ["made-1"], ["made-1", "trial 2"]], ids=" and ".join)
+@pytest.mark.usefixtures("without_report")
+def test_a_run_that_somebody_deletes_in_mlflow_is_made_anew_with_one_line_and_all_else_is_sent(uri, tmp_path, caplog, names):
+    folder, _, _ = made(tmp_path)
+    assert sync(folder, uri)
+    before, ids = content(uri), run_ids(uri)
+    for name in names:
+        store.client_for(uri).delete_run(ids[name])
+    with caplog.at_level(logging.WARNING):
+        assert sync(folder, uri)
+    of_search = ["MLflow has no run of made-1 any more; it is made anew, and all is sent again."]
+    assert caplog.messages == (
+        of_search if "made-1" in names else [f"MLflow has no run of {name} any more; it is made anew." for name in names]
+    )
+    assert content(uri) == before
+    assert_whole(uri, folder)
+    after = run_ids(uri)
+    assert {name for name in ids if ids[name] != after[name]} == set(names)
+    caplog.clear()
+    assert sync(folder, uri)
+    assert not caplog.messages
+    assert run_ids(uri) == after
+
+
+@pytest.mark.usefixtures("without_report")
+def test_a_store_that_is_spelled_another_way_is_the_same_store(uri, tmp_path):
+    folder, _, _ = made(tmp_path)
+    assert sync(folder, uri)
+    before = content(uri)
+    noted = (folder / RECORDED).read_text()
+    (folder / RECORDED).write_text(noted.replace(uri, "sqlite:///mlruns.db"))  # as older versions noted it
+    store.client_for(uri).delete_run(run_ids(uri)["trial 0"])
+    assert sync(folder, "sqlite:///mlruns.db")
+    assert content(uri) == before
+    (folder / RECORDED).write_text(noted.partition("\n")[0].replace(uri, "sqlite:///./gone.db") + "\n")
+    assert sync(folder, uri)  # its runs are found by their tags, and noted
+    assert {json.loads(line)["trial"] for line in (folder / RECORDED).read_text().splitlines() if '"run"' in line} == set(range(6))
+    store.client_for(uri).delete_run(run_ids(uri)["trial 0"])
+    assert sync(folder, uri)
+    assert content(uri) == before
+
+
+@pytest.mark.usefixtures("without_report")
+def test_a_run_that_is_deleted_while_its_search_runs_is_made_anew(uri, tmp_path, caplog):
+    folder, spec, facts = begin(tmp_path, trials=3)
+    ledger, recorder = Ledger(folder / "ledger.jsonl", spec.epochs), Recorder.connect(uri, spec.name)
+    recorder.open(spec, facts, folder, ledger.events, ledger.sync)
+    ledger.listeners.append(recorder.wake)
+    with caplog.at_level(logging.WARNING):
+        for number, event in enumerate(events(spec)):
+            ledger.append(event)
+            if number in (4, 12):  # of trial 0 while it trains, and of trial 1 after its end
+                name = "trial 0" if number == 4 else "trial 1"
+                until(lambda: not recorder.behind)
+                until(lambda name=name: name in run_ids(uri))
+                recorder.client.delete_run(run_ids(uri)[name])
+        assert recorder.close("FINISHED", None)
+    ledger.close()
+    assert_whole(uri, folder)
+    assert sorted(caplog.messages) == [f"MLflow has no run of trial {n} any more; it is made anew." for n in (0, 1)]
+
+
 def test_a_trial_that_goes_on_after_an_interruption_is_shown_as_running_and_then_as_over(uri, tmp_path):
     folder, spec, facts = begin(tmp_path, trials=1)
     ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
@@ -579,7 +654,7 @@ def test_postgresql_gets_all_of_a_search_and_its_password_stays_secret(postgres,
     assert SECRET not in (folder / RECORDED).read_text() + caplog.text + "".join(capfd.readouterr())
     (folder / RECORDED).unlink()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", postgres)
-    (folder / "search.json").write_text(json.dumps(dataclasses.asdict(facts) | {"tracking_uri": store.public(postgres)}))
+    (folder / "search.json").write_text(json.dumps(dataclasses.asdict(facts) | {"tracking_uri": uris.public(postgres)}))
     assert sync(folder)  # the search keeps no password; the environment has it
     assert_whole(postgres, folder)
     with pytest.raises(TrackingError) as refused:

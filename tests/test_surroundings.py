@@ -6,10 +6,12 @@ import json
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import termios
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import pytest
 from mlflow import MlflowClient
 from servers import until
 
+from vit_search.spec import signals
 from vit_search.tracking.ledger import Launched, Reported, read_events, read_trials
 
 ROOT = Path(__file__).parents[1]
@@ -95,14 +98,23 @@ def test_niceness_of_a_cluster_is_refused(tmp_path):
 
 
 UID = 12345
-ALONE = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o mode=1777 none /tmp && mkdir -m 700 /tmp/ray && exec "$@"', "sh"]
+BASE = Path(sys.base_prefix)
+CLOSED = next((folder for folder in reversed(BASE.parents) if not folder.stat().st_mode & 0o001), None)
+"""A folder on the way to Python that other accounts cannot enter, such as root's home."""
+
+MOUNTS = "mount -t tmpfs -o mode=1777 none /tmp && mkdir -m 700 /tmp/ray"
 """A /tmp of its own, in which root has a /tmp/ray that others cannot enter."""
+
+if CLOSED:
+    MOUNTS += f" && mkdir /tmp/python && mount --bind {BASE} /tmp/python && mount -t tmpfs -o mode=755 none {CLOSED}"
+    MOUNTS += f" && mkdir -p {BASE} && mount --bind /tmp/python {BASE}"
+ALONE = ["unshare", "-m", "sh", "-c", f'{MOUNTS} && exec "$@"', "sh"]
 
 
 @pytest.fixture
 def nameless():
     """A folder of an account that the system does not know, with what it takes to run a command as that account."""
-    before = [*ALONE, "setpriv", "--reuid", str(UID), "--regid", str(UID), "--clear-groups"]
+    before = [*ALONE, "setpriv", "--reuid", str(UID), "--regid", str(UID), "--clear-groups", "env"]
     if os.getuid() != 0 or not shutil.which("unshare") or not shutil.which("setpriv"):
         pytest.skip("root, unshare and setpriv are needed")
     with tempfile.TemporaryDirectory(prefix="vs-", dir="/var/tmp") as place:
@@ -186,3 +198,54 @@ def test_a_search_whose_terminal_goes_away_ends_as_by_sigterm(tmp_path):
     runs = client.search_runs([client.get_experiment_by_name(facts["spec_name"]).experiment_id])
     assert len(runs) == 3
     assert {run.info.status for run in runs} == {"KILLED"}
+
+
+@pytest.mark.parametrize(("before", "ends"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)], ids=["terminal", "nohup"])
+def test_a_server_and_a_driver_end_with_their_terminal_but_not_under_nohup(before, ends):
+    from vit_search.cluster import driver
+    from vit_search.production import serving
+
+    around, stop = signal.signal(signal.SIGHUP, before), threading.Event()
+    try:
+        with serving._signals(stop), serving._signals(stop):  # the second time because Ray puts a handler of its own in between
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.wait(10 if ends else 0.3) == ends
+        with driver._Child() as child:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert child.told_to_stop.wait(10 if ends else 0.3) == ends
+        assert signal.getsignal(signal.SIGHUP) == before
+    finally:
+        signal.signal(signal.SIGHUP, around)
+
+
+def test_a_terminal_that_is_gone_is_still_known_as_one(tmp_path):
+    master, slave = pty.openpty()
+    os.close(master)
+    with (tmp_path / "file").open("w") as file:
+        assert not signals._is_terminal(file.fileno())
+    assert signals._is_terminal(slave)
+    assert not os.isatty(slave)
+    os.close(slave)
+
+
+def test_an_account_without_name_and_home_is_told_what_to_set(nameless):
+    folder, before = nameless
+    code = """
+from vit_search import ray_token
+from vit_search.cluster import services
+from vit_search.errors import VitSearchError
+from vit_search.vit import data
+for ask in (ray_token.place, data.default_cache, services._own_name):
+    try:
+        print(ask())
+    except VitSearchError as error:
+        print(error)
+"""
+    command = [*before, "-u", "HOME", "-u", "VIT_SEARCH_CACHE", "-u", "XDG_CACHE_HOME", sys.executable, "-P", "-c", code]
+    around = {k: v for k, v in os.environ.items() if k != "RAY_AUTH_TOKEN_PATH"}
+    done = subprocess.run(command, cwd=folder, env=around, capture_output=True, text=True, timeout=600)
+    assert done.stdout.splitlines() == [
+        "this account has no home folder for Ray's token; set HOME, or name a file with RAY_AUTH_TOKEN_PATH.",
+        "this account has no home folder for decoded images; set HOME, or name a folder with VIT_SEARCH_CACHE.",
+        f"uid {UID} has no name on this machine, and PostgreSQL needs one; add it to /etc/passwd, or start the head as root.",
+    ], done.stderr

@@ -68,7 +68,8 @@ Result = TypeVar("Result")
 
 Output = Annotated[Path, typer.Option(help="Folder of all searches.")]
 Tracking = Annotated[
-    str | None, typer.Option(help="MLflow server or database; by default MLFLOW_TRACKING_URI, else SQLite in ./mlruns.db.")
+    str | None,
+    typer.Option(help="MLflow server or database; by default MLFLOW_TRACKING_URI, else the search's own, else SQLite in ./mlruns.db."),
 ]
 Address = Annotated[
     str | None,
@@ -751,8 +752,9 @@ def ui(
 ) -> None:
     """Serve MLflow's pages on 127.0.0.1."""
     from vit_search.tracking import pages, store
+    from vit_search.tracking.uris import of_newest
 
-    uri = store.resolve_uri(tracking_uri)
+    uri = of_newest(tracking_uri)
     if uri.startswith("http"):
         out.print(f"MLflow already runs at {uri}")
         return
@@ -815,10 +817,11 @@ def doctor(
     from vit_search.errors import ClusterError
     from vit_search.tracking import doctor as practice
     from vit_search.tracking import store
+    from vit_search.tracking.uris import of_newest
 
     if problem := token.problem():
         raise ClusterError(problem)
-    client = store.client_for(tracking_uri)
+    client = store.client_for(of_newest(tracking_uri))
     found = practice.zombies(client, stranger_hours=stranger_hours)
     if not found:
         out.print("No run is open without somebody at work on it.")
@@ -872,9 +875,9 @@ def promote(
     folder = _trained(search, output, tracking_uri) or searches.find(output, search)
     spec, facts = searches.read(folder)
     planned = finalists.plan(folder, top=rules.top, seeds=rules.seeds, train_on=rules.retrain_on)
-    from vit_search.tracking import store
+    from vit_search.tracking.uris import resolve_uri
 
-    uri = tracking_uri or store.with_password(facts.tracking_uri)
+    uri = resolve_uri(tracking_uri, folder, facts)
     if dry_run:
         _print_promotion_plan(planned, rules, name or spec.name, uri)
         return
@@ -936,9 +939,9 @@ def gate(
     spec, facts = searches.read(folder)
     with err.status("measuring …"):
         from vit_search.production import gates, promotion
-        from vit_search.tracking import store
+        from vit_search.tracking.uris import resolve_uri
 
-        uri = tracking_uri or store.with_password(facts.tracking_uri)
+        uri = resolve_uri(tracking_uri, folder, facts)
         judged = promotion.examine(folder, trial, rules, name or spec.name, tracking_uri=uri)
     if as_json:
         sys.stdout.write(json.dumps([one.to_dict() for one in judged], indent=1) + "\n")
@@ -1176,10 +1179,11 @@ def rollback(
         raise PromotionError("--reason is empty; say why, e.g. --reason 'wrong on night photos'.")
     from vit_search.production import references, registry
     from vit_search.tracking import store
+    from vit_search.tracking.uris import of_newest
 
     name = references.name_of(name)
     with err.status("loading the version …"):
-        client = store.client_for(tracking_uri)
+        client = store.client_for(of_newest(tracking_uri))
         done = registry.rollback(
             client, name, to=to, reason=reason.strip(), by=user_name(), check=lambda version: registry.load_problem(client, version)
         )
@@ -1200,9 +1204,10 @@ def history(
 
     from vit_search.production import references, registry
     from vit_search.tracking import store
+    from vit_search.tracking.uris import of_newest
 
     name = references.name_of(name)
-    client = store.client_for(tracking_uri)
+    client = store.client_for(of_newest(tracking_uri))
     records = registry.history(client, name)
     problems = registry.verify(client, name) if verify else []
     if as_json:
@@ -1232,9 +1237,10 @@ def repair(name: ModelName, tracking_uri: Tracking = None) -> None:
     """
     from vit_search.production import references, registry
     from vit_search.tracking import store
+    from vit_search.tracking.uris import of_newest
 
     name = references.name_of(name)
-    out.print(_escaped(registry.repair(store.client_for(tracking_uri), name)), soft_wrap=True)
+    out.print(_escaped(registry.repair(store.client_for(of_newest(tracking_uri)), name)), soft_wrap=True)
 
 
 @app.command()
@@ -1261,11 +1267,12 @@ def _command(search: str | None, output: Path, tracking_uri: str | None, name: s
     try:
         folder = searches.find(output, search)
     except SearchError:
-        if search is None or tracking_uri is None:
+        named = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        if search is None or not named:
             raise
         from vit_search.tracking import recorder
 
-        answer = recorder.command(tracking_uri, search, control.in_words(name, arguments), control.ANSWER_WITHIN_S + recorder.LOOK_EVERY_S)
+        answer = recorder.command(named, search, control.in_words(name, arguments), control.ANSWER_WITHIN_S + recorder.LOOK_EVERY_S)
     else:
         ending = name in ("stop", "cancel") and not arguments and _awaited(folder)
         if ending:

@@ -22,7 +22,7 @@ from typing import IO, Any
 from vit_search.cluster import record
 from vit_search.errors import ClusterError, VitSearchError
 from vit_search.spec import search_file
-from vit_search.spec.terminal import ending_signals, leave_terminal
+from vit_search.spec.signals import ending_signals, leave_terminal
 
 INTERRUPTED = 130
 PR_SET_PDEATHSIG = 1

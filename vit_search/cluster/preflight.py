@@ -131,7 +131,7 @@ def measure(*, data: Path | None = None, search: str | None = None) -> Facts:
         places = [str(folder / check) for folder in ([place] if cache.is_relative_to(place) else [place, cache])]
         try:
             told = _ask(alive, _tell, lambda node: (places, node, str(place), str(cache), str(data) if data else ""))
-            uri, mlflow_problem = _mlflow(around["MLFLOW_TRACKING_URI"])  # while they work
+            uri, mlflow_problem = _mlflow(around.get("MLFLOW_TRACKING_URI") or f"sqlite:///{place / 'mlruns.db'}")  # while they work
             answers = {node: _answer(reference) for node, reference in told.items()}
             there = [node for node, answer in answers.items() if "trouble" not in answer and not answer["storage"] and not answer["cache"]]
             seen = {node: _answer(reference) for node, reference in _ask(there, _read, lambda node: (places, there)).items()}
@@ -237,13 +237,13 @@ def _unlike(one: Mapping[str, str], other: Mapping[str, str]) -> Callable[[str, 
 
 def _mlflow(uri: str) -> tuple[str, str]:
     """The tracking URI without a password, and why it cannot be used."""
-    from vit_search.tracking import store  # MLflow's import takes seconds, in which the nodes work
+    from vit_search.tracking import store, uris  # MLflow's import takes seconds, in which the nodes work
 
     try:
         store.client_for(uri)
     except VitSearchError as error:
-        return store.public(uri), str(error)
-    return store.public(uri), ""
+        return uris.public(uri), str(error)
+    return uris.public(uri), ""
 
 
 def _kept(place: Path) -> float | None:

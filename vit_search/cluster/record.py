@@ -89,8 +89,8 @@ def folder_of(search: str) -> Path:
 
 
 def surroundings(place: Path) -> dict[str, str]:
-    """Where a driver keeps decoded images and its records, for what the head's environment does not say."""
-    return {"VIT_SEARCH_CACHE": str(place / "cache"), "MLFLOW_TRACKING_URI": f"sqlite:///{place / 'mlruns.db'}"} | os.environ
+    """The environment of a driver: decoded images go to the storage where the head's own names no other place."""
+    return {"VIT_SEARCH_CACHE": str(place / "cache")} | os.environ
 
 
 def submitted(folder: Path) -> bool:

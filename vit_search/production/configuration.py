@@ -30,8 +30,9 @@ def configuration(model: str, *, tracking_uri: str | None = None) -> FixedFile:
         return _written(described, name=_file_name(folder), about=[str(folder)], searched=None)
     from vit_search.production import registry
     from vit_search.tracking.store import client_for
+    from vit_search.tracking.uris import of_newest
 
-    client = client_for(tracking_uri)
+    client = client_for(of_newest(tracking_uri))
     version = references.find_version(client, model)
     with tempfile.TemporaryDirectory() as place:
         described = describe(registry.fetch_files(client, version, Path(place)))

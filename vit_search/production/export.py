@@ -30,6 +30,7 @@ from vit_search.production import references, registry
 from vit_search.spec.search_file import nearest
 from vit_search.tracking import model_package
 from vit_search.tracking.store import client_for
+from vit_search.tracking.uris import of_newest
 from vit_search.vit import checkpoint
 from vit_search.vit.checkpoint import ServedModel
 
@@ -84,7 +85,7 @@ def export(model: str, format: str, path: Path | None = None, *, tracking_uri: s
         served = checkpoint.load_model(trained)
         difference = write(served, path, format, {"weights_sha256": checkpoint.weights_sha256(trained)}, folder=trained)
         return Exported(path, str(trained), "", difference)
-    client = client_for(tracking_uri)
+    client = client_for(of_newest(tracking_uri))
     version = references.find_version(client, model)
     path = path or Path(f"{version.name}-{version.version}{FORMATS[format]}")
     _check_free(path)

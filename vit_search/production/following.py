@@ -28,7 +28,7 @@ from vit_search.production.endpoint import load
 from vit_search.production.references import GONE, Reference
 from vit_search.production.state import State, Version
 from vit_search.spec.files import write_whole
-from vit_search.tracking import store  # before mlflow, whose settings it makes
+from vit_search.tracking import store, uris  # before mlflow, whose settings it makes
 from vit_search.vit import checkpoint
 
 import mlflow  # isort: skip
@@ -85,8 +85,8 @@ class Follower:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._target, self._uri, self._file, self._say = target, store.resolve_uri(tracking_uri), state, say
-        key = hashlib.sha256(f"{store.public(self._uri)}\n{target.name}".encode()).hexdigest()[:24]
+        self._target, self._uri, self._file, self._say = target, uris.of_newest(tracking_uri), state, say
+        key = hashlib.sha256(f"{uris.public(self._uri)}\n{target.name}".encode()).hexdigest()[:24]
         self._home = cache / "serving" / key
         self._client: MlflowClient | None = None
         self._lock = threading.Lock()

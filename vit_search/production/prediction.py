@@ -18,9 +18,6 @@ from pathlib import Path
 from vit_search.errors import DataError, PromotionError
 from vit_search.production import references
 
-CHECKPOINT = "artifacts/checkpoint"
-"""Where a model of MLflow keeps it."""
-
 
 @dataclass(frozen=True)
 class Prediction:
@@ -72,17 +69,17 @@ def _fetched(model: str, place: Path, tracking_uri: str | None) -> Path:
     """The checkpoint of a model that MLflow has."""
     from vit_search.production import registry
     from vit_search.tracking.store import client_for, in_short
+    from vit_search.tracking.uris import of_newest
 
     import mlflow  # isort: skip  (after store, which makes its settings)
     from mlflow.exceptions import MlflowException  # isort: skip
 
-    client = client_for(tracking_uri)
+    client = client_for(of_newest(tracking_uri))
     if not model.startswith(("models:/m-", "runs:/")):
         return registry.fetch_files(client, references.find_version(client, model), place)
     try:
-        return Path(
-            mlflow.artifacts.download_artifacts(f"{model.rstrip('/')}/{CHECKPOINT}", dst_path=str(place), tracking_uri=client.tracking_uri)
-        )
+        uri = f"{model.rstrip('/')}/{registry.CHECKPOINT}"
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(place), tracking_uri=client.tracking_uri))
     except (MlflowException, OSError) as error:
         raise PromotionError(f"{model}: no model of vit_search can be loaded from there ({in_short(error)}); {references.FORMS}.") from None
 
@@ -124,7 +121,7 @@ def _answer() -> None:
             [one.image, one.label, one.probability] for one in classify(Path(folder), [Path(image) for image in images], source=model)
         ]
     except VitSearchError as error:
-        told = str(error).replace(f"{folder}/", "")
+        told = str(error).replace(f"{folder}/", f"{model}: ")
     sys.stdout.write(json.dumps(told))
 
 

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 CHAMPION, PREVIOUS = "champion", "previous"
 INTENT, HEAD = "promotion_intent", "history_head"
+CHECKPOINT = "artifacts/checkpoint"
+"""Where a model of MLflow keeps ours."""
 VERDICTS = ("passed", "forced")
 """Values of a version's tag `verdict` that let it become the champion."""
 
@@ -308,7 +310,7 @@ def fetch_files(client: MlflowClient, version: Any, place: Path) -> Path:
         version: as MLflow gives it; where it has a tag `weights_sha256`, the weights must be those.
     Raises: PromotionError when the files are gone, damaged, or others than were registered.
     """
-    uri = f"models:/{version.name}/{version.version}/artifacts/checkpoint"
+    uri = f"models:/{version.name}/{version.version}/{CHECKPOINT}"
     with _loading(version, place):
         home = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(place), tracking_uri=client.tracking_uri))
         found = weights_sha256(home)
@@ -335,6 +337,10 @@ def _loading(version: Any, place: Path) -> Iterator[None]:
         yield
     except (MlflowException, OSError, CheckpointError) as error:
         said = in_short(error).replace(f"{place}/", "")
+        if "downloading one or more artifacts" in said:  # MLflow's heading over a list of files
+            said = f"of its files, {CHECKPOINT} cannot be had; a model that `vit-search promote` has registered holds it"
+        elif "No such artifact" in said:  # MLflow knows the version, and has not got the files
+            said = "its files are not where MLflow has put them; a database in the project needs its folder mlartifacts beside it"
         raise PromotionError(f"{version.name}: version {version.version} cannot be loaded ({said})") from None
 
 

@@ -35,7 +35,7 @@ from vit_search.production.endpoint import Batcher, Endpoint, Limits, Loaded, Me
 from vit_search.production.state import State, moment, read_state
 from vit_search.spec.files import write_whole
 from vit_search.spec.pickles import REFUSED
-from vit_search.spec.terminal import ending_signals, leave_terminal
+from vit_search.spec.signals import ending_signals, leave_terminal
 from vit_search.spec.worker_env import WORKER_ENV
 from vit_search.vit.data import default_cache
 

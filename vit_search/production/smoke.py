@@ -74,7 +74,7 @@ def in_fresh_process(model_uri: str, tracking_uri: str | None = None, *, timeout
         model_uri: `models:/NAME/3`, `models:/m-…` or any that MLflow loads.
     Returns: what went wrong, in one line; empty where nothing did.
     """
-    from vit_search.tracking.store import resolve_uri  # MLflow's import, which a replica that serves does without
+    from vit_search.tracking.uris import resolve_uri
 
     told = {"MLFLOW_TRACKING_URI": resolve_uri(tracking_uri), "MLFLOW_DISABLE_TELEMETRY": "true"}  # a password in a URI is no argument
     environment = os.environ | REFUSED | told

@@ -48,7 +48,7 @@ def adopt(folder: Path, output: Path, *, tracking_uri: str | None = None) -> Pat
         ledger.append(Ended(trial=0, outcome="completed"))
     finally:
         ledger.close()
-    searches.write(made, launch.facts_of(spec, made.name, data, launch.connect(tracking_uri, spec.name)))  # last: it makes it a search
+    searches.write(made, launch.facts_of(spec, made, data, launch.connect(tracking_uri, spec.name)))  # last: it makes it a search
     return made
 
 

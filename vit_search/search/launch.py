@@ -49,8 +49,8 @@ from vit_search.spec.config import EpochResult
 from vit_search.spec.files import write_whole
 from vit_search.spec.rungs import boundaries
 from vit_search.spec.search_file import NAME, SearchSpec
+from vit_search.spec.signals import ending_signals, leave_terminal
 from vit_search.spec.space import Value
-from vit_search.spec.terminal import ending_signals, leave_terminal
 from vit_search.spec.worker_env import WORKER_ENV
 from vit_search.tracking import searches
 from vit_search.tracking.ledger import (
@@ -71,6 +71,7 @@ from vit_search.tracking.ledger import (
     trial_folder,
 )
 from vit_search.tracking.searches import Hindsight, SearchFacts
+from vit_search.tracking.uris import resolve_uri, to_keep
 from vit_search.vit import checkpoint_files
 from vit_search.vit.data import TRAINED_AND_VALIDATED_ON, DataSet, kept_speed, prepare
 
@@ -168,7 +169,7 @@ def run(
             if lessons:
                 write_whole(folder / EARLIER, json.dumps(lessons))
             write_whole(folder / PLAN, json.dumps(planning.plan(spec, _known_speed(spec)).to_dict(), indent=1))
-            facts = facts_of(spec, folder.name, data, recorder)
+            facts = facts_of(spec, folder, data, recorder)
             searches.write(folder, facts)
             return drive(spec, folder, data, recorder, facts, watch, work=work, address=address)
         except NoTrialCompletedError:
@@ -217,10 +218,10 @@ def connect(tracking_uri: str | None, name: str) -> Recorder:
     return Recorder.connect(tracking_uri, name)
 
 
-def facts_of(spec: SearchSpec, name: str, data: DataSet, recorder: Recorder, *, promotes: str = "") -> SearchFacts:
-    """What is true of a search that begins now, in this process."""
+def facts_of(spec: SearchSpec, folder: Path, data: DataSet, recorder: Recorder, *, name: str = "", promotes: str = "") -> SearchFacts:
+    """What is true of a search that begins now, in this process; named after its folder unless it has a name."""
     return SearchFacts(
-        search=name,
+        search=name or folder.name,
         search_id=uuid.uuid4().hex,
         spec_name=spec.name,
         text=spec.text,
@@ -231,7 +232,7 @@ def facts_of(spec: SearchSpec, name: str, data: DataSet, recorder: Recorder, *, 
         images=data.summary,
         code_version=_code_version(),
         environment=_environment(),
-        tracking_uri=recorder.public_uri,
+        tracking_uri=to_keep(recorder.public_uri, folder),
         space_hash=spec.space.space_hash,
         git_commit=_git(Path.cwd(), "rev-parse", "HEAD"),
         packages=_packages(),
@@ -262,9 +263,7 @@ def resume(
     spec, facts = resumable.check(folder, extend or {})
     data = check_untouched(folder, spec, facts)
     spec.check_data(len(data.classes))
-    from vit_search.tracking.store import with_password
-
-    recorder = connect(tracking_uri or with_password(facts.tracking_uri), spec.name)
+    recorder = connect(resolve_uri(tracking_uri, folder, facts), spec.name)
     return drive(spec, folder, data, recorder, facts, watch, extend or {}, address=address)
 
 

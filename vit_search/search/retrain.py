@@ -12,7 +12,7 @@ from vit_search.spec.files import write_whole
 from vit_search.tracking import finalists, ledger, searches
 from vit_search.tracking.finalists import Plan
 from vit_search.tracking.recorder import Recorder
-from vit_search.tracking.store import with_password
+from vit_search.tracking.uris import resolve_uri
 
 
 def retrain(
@@ -28,12 +28,12 @@ def retrain(
     place = plan.place
     if place is not None and not plan.left and not ledger.held(place / "ledger.jsonl"):
         return None
-    recorder = Recorder.connect(tracking_uri or with_password(facts.tracking_uri), plan.spec.name)
+    recorder = Recorder.connect(resolve_uri(tracking_uri, plan.search, facts), plan.spec.name)
     if place is None:
         place = _new_place(plan.search)
         write_whole(place / finalists.PLANNED, plan.text)
         name = f"{plan.search.name}-promotion-{place.name}"
-        searches.write(place, launch.facts_of(plan.spec, name, data, recorder, promotes=plan.search.name))
+        searches.write(place, launch.facts_of(plan.spec, place, data, recorder, name=name, promotes=plan.search.name))
     spec, own = searches.read(place)
     return launch.drive(spec, place, data, recorder, own, watch, planned=plan.trainings, address=address)
 

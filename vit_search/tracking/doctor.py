@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,11 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import RunTag, ViewType
 
+from vit_search.errors import SearchError
+from vit_search.tracking import searches
 from vit_search.tracking.ledger import held
+
+HERE = socket.gethostname()
 
 SILENT_S = 600.0
 """A driver that has not said for so long that it is alive is dead; it says so each minute."""
@@ -64,14 +69,30 @@ def close(client: MlflowClient, found: list[Zombie]) -> None:
 
 
 def _dead(tags: dict[str, str], started_ms: int, now: float) -> str:
-    """Why a search has no driver any more; empty where it has one."""
-    ledger = Path(tags.get("search_folder", "")) / "ledger.jsonl"
-    if ledger.is_file():
-        return "" if held(ledger) else f"nobody runs {tags.get('search_folder')}"
+    """Why a search has no driver any more; empty where it has one, or where nobody can tell yet."""
+    driven = _driven(tags)
+    if driven is not None:
+        return "" if driven else f"nobody runs {tags.get('search_folder')}"
     silent = now - float(tags.get("alive_at", started_ms / 1000))
     return (
         f"its driver on {tags.get('driver_host', 'another machine')} has been silent for {silent / 60:.0f} min" if silent > SILENT_S else ""
     )
+
+
+def _driven(tags: dict[str, str]) -> bool | None:
+    """Whether a driver holds the search's ledger; None where the ledger is not here to tell.
+
+    A folder of this name may be another machine's, or another search's by now: the search's own has its id.
+    """
+    folder = Path(tags.get("search_folder", ""))
+    try:
+        if searches.read_facts(folder).search_id != tags["search_id"]:
+            return None
+        if held(folder / "ledger.jsonl"):
+            return True
+        return False if tags.get("driver_host", HERE) == HERE else None
+    except (OSError, SearchError):
+        return None
 
 
 def _last_sign(client: MlflowClient, run: Any) -> float:

@@ -15,9 +15,10 @@ import re
 import socket
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from vit_search.spec.config import EpochResult
 from vit_search.spec.rungs import levels
 from vit_search.spec.search_file import SearchSpec
 from vit_search.spec.user import user_name
-from vit_search.tracking import datasets, overview, search_state, searches, views
+from vit_search.tracking import artifacts, datasets, overview, search_state, searches, views
 from vit_search.tracking.ledger import (
     Broke,
     Ended,
@@ -51,7 +52,8 @@ from vit_search.tracking.ledger import (
 )
 from vit_search.tracking.search_state import State
 from vit_search.tracking.searches import COST_FIELDS, Hindsight, SearchFacts
-from vit_search.tracking.store import client_for, in_short, public, with_password
+from vit_search.tracking.store import client_for, in_short
+from vit_search.tracking.uris import SQLITE, absolute, kept_uri, public, resolve_uri
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +128,7 @@ def sync(folder: Path, tracking_uri: str | None = None) -> bool:
     Raises: SearchError when the folder holds no search or a driver runs it; TrackingError when MLflow does not answer.
     """
     spec, facts = searches.read(folder)
-    recorder = Recorder.connect(tracking_uri or with_password(facts.tracking_uri), spec.name)
+    recorder = Recorder.connect(resolve_uri(tracking_uri, folder, facts), spec.name)
     ledger = Ledger(folder / "ledger.jsonl", spec.epochs)  # held meanwhile, so that no driver takes the search up
     try:
         hindsight, trials = searches.read_hindsight(folder), ledger.trials.values()
@@ -167,7 +169,15 @@ class Recorder:
         self._trials: dict[int, Trial] = {}
         """As of the events taken."""
         self._spent = Spent()
+        self._folded = 0
+        """Events that they and `_spent` know of."""
         self._runs: dict[int, str] = {}
+        self._ready = False
+        """Whether what MLflow has is known."""
+        self._deleted: set[str] = set()
+        """Runs of the search itself that were noted and are gone."""
+        self._made_anew: set[int] = set()
+        """Trials whose run was gone from MLflow; it is made anew once."""
         self._unsure: set[int] = set()
         """Trials whose run was asked for without an answer: it may be there all the same."""
         self._to_reopen: set[int] = set()
@@ -194,17 +204,20 @@ class Recorder:
     def connect(tracking_uri: str | None, experiment: str) -> Recorder:
         """Reach MLflow and find or make the experiment that holds the searches of this name.
 
-        Raises: TrackingError when it cannot be reached.
+        Raises: TrackingError when it cannot be reached, or the artifacts of a SQLite store are not to be found.
         """
         client = client_for(tracking_uri)
+        uri = mlflow.get_tracking_uri()
+        database = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
         found = client.get_experiment_by_name(experiment)
         if found is not None and found.lifecycle_stage == "deleted":
             raise TrackingError(f"{experiment}: MLflow's experiment of this name is deleted; restore it there, or rename the search.")
         if found is not None:
+            if database and (missing := artifacts.missing(database, found.artifact_location)):
+                home = artifacts.place_of(database, experiment)
+                raise TrackingError(f"{missing}: the artifacts of {experiment} were in this folder, and it is gone; bring it to {home}.")
             return Recorder(client, found.experiment_id)
-        place = None
-        if mlflow.get_tracking_uri().startswith("sqlite"):
-            place = (Path("mlartifacts").resolve() / experiment).as_uri()
+        place = artifacts.place_of(database, experiment).as_uri() if database else None
         try:
             kind = {"mlflow.experimentKind": "custom_model_development"}  # the pages for training, not those for chat
             return Recorder(client, client.create_experiment(experiment, artifact_location=place, tags=kind))
@@ -245,13 +258,20 @@ class Recorder:
             self._given_up.set()
             _log.warning("MLflow has not got all of it: the rest stays in the ledger; `vit-search sync %s` sends it.", name)
             return False
-        try:
-            for step in self._last_steps(status, hindsight):
+        said: list[str] = []
+        for step in self._last_steps(status, hindsight):
+            try:
                 self._persist(step, patience_s)
-        except (MlflowException, OSError, CheckpointError) as error:
-            _log.warning("MLflow did not get the summary (%s); `vit-search sync %s` sends it again.", in_short(error), name)
-            return False
-        return True
+            except (MlflowException, OSError, CheckpointError) as error:
+                if in_short(error) not in said:
+                    said.append(in_short(error))
+                    _log.warning("MLflow did not get all of the summary (%s); `vit-search sync %s` sends it again.", said[-1], name)
+                if not _refused(error):  # it is away, and the other steps would wait for it in vain
+                    break
+        if said:
+            with contextlib.suppress(MlflowException, OSError):
+                self.client.set_terminated(self.parent_run, status)
+        return not said
 
     def discard(self) -> None:
         """Leave no run of a search that was refused before its first trial."""
@@ -274,7 +294,7 @@ class Recorder:
                 step()
                 return
             except (MlflowException, OSError) as error:
-                if time.monotonic() > end or (isinstance(error, MlflowException) and error.error_code in REFUSALS):
+                if time.monotonic() > end or _refused(error):
                     raise
                 time.sleep(1)
 
@@ -282,17 +302,27 @@ class Recorder:
 
     def _take_up(self) -> None:
         """Find the search's runs or make its parent run, and remember what MLflow has."""
-        noted = self._read_notes()
-        self._find_runs()
-        if self.parent_run:
-            self.client.update_run(self.parent_run, status="RUNNING")
-        else:
+        noted, runs = self._read_notes()
+        parent = self._find_parent(noted)
+        if parent is None:
+            if noted in self._deleted:
+                _log.warning("MLflow has no run of %s any more; it is made anew, and all is sent again.", self._facts.search)
             self._make_parent()
-        if not noted:  # a driver that got no further than its run, or MLflow's lost answer, may have left it without them
+            for run in self._find(f"tags.`mlflow.parentRunId` = '{noted}'") if noted in self._deleted else ():
+                self.client.set_tag(run.info.run_id, "mlflow.parentRunId", self.parent_run)
+        else:
+            self.parent_run = parent.info.run_id
+            self.client.update_run(self.parent_run, status="RUNNING")
+            self.client.log_batch(self.parent_run, tags=[RunTag("search_folder", str(self._folder.resolve())), *_alive()])
+        if self.parent_run != noted:
+            self._taken = 0
+            # a driver that got no further than its run, or MLflow's lost answer, may have left it without them
             self.client.log_text(self.parent_run, self._facts.text, "search.yaml")
             self.client.log_dict(self.parent_run, self._facts.resolved, "resolved.json")
             self.client.log_dict(self.parent_run, self._facts.environment, "environment.json")
             self.client.log_text(self.parent_run, self._facts.packages, "requirements.txt")
+        self._runs = dict(runs)
+        self._find_runs()
         had = self._events[: self._taken]
         for event in had:
             self._fold(event)
@@ -302,30 +332,63 @@ class Recorder:
         with contextlib.suppress(OSError):  # of a full disk: what is not noted is sent again
             self._notes = (self._folder / RECORDED).open("a", encoding="utf-8")
         self._note(store=self.public_uri, experiment=self.experiment_id, parent=self.parent_run)
+        for number, run_id in self._runs.items():
+            if self.parent_run != noted or runs.get(number) != run_id:
+                self._note(trial=number, run=run_id)
+        self._ready = True
 
-    def _read_notes(self) -> bool:
-        """Whether earlier drivers have noted anything of this store, where MLflow still has the parent run."""
-        notes: list[dict[str, Any]] = []
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            for line in (self._folder / RECORDED).read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError):  # a line that a crash has cut
-                    notes.append(json.loads(line))
+    def _read_notes(self) -> tuple[str, dict[int, str]]:
+        """The parent run and the trials' runs that earlier drivers have noted of this store; empty where they have noted nothing."""
         parent, taken = "", 0
         runs: dict[int, str] = {}
-        for note in notes:
+        for note in _notes(self._folder):
             if "parent" in note:
-                here = (note.get("store"), note.get("experiment")) == (self.public_uri, self.experiment_id)
+                here = (absolute(note.get("store", "")), note.get("experiment")) == (self.public_uri, self.experiment_id)
                 if not here or note["parent"] != parent:
                     parent, taken, runs = note["parent"] if here else "", 0, {}
             elif "run" in note:
                 runs[int(note["trial"])] = str(note["run"])
             else:
                 taken = int(note["taken"])
-        if not parent or not self._is_there(parent):
-            return False
-        self.parent_run, self._runs = parent, runs
-        self._taken = taken if taken <= len(self._events) else 0
-        return True
+        self._taken = taken if parent and taken <= len(self._events) else 0
+        return parent, runs
+
+    def _find_parent(self, noted: str) -> Any:
+        """This search's own run; None where MLflow has none, or none but that of a search of which this one is a copy."""
+        if noted and not self._is_there(noted):
+            self._deleted.add(noted)
+        elif noted:
+            found = [self.client.get_run(noted)]
+        if not noted or noted in self._deleted:
+            found = self._find(f"tags.search_id = '{self._facts.search_id}'")
+        originals = {run.info.run_id: self._original(run.data.tags) for run in found}
+        own = [run for run in found if originals[run.info.run_id] is None]
+        if found and not own:
+            self._part_from(next(folder for folder in originals.values() if folder is not None))
+        return own[-1] if own else None
+
+    def _original(self, tags: dict[str, str]) -> Path | None:
+        """The folder of the search whose run has these tags, where this search is a copy of it and both write here; else None."""
+        folder = Path(tags.get("search_folder") or self._folder)
+        try:
+            if folder.samefile(self._folder):
+                return None
+            theirs = searches.read_facts(folder)
+        except (OSError, SearchError):  # it was moved here
+            return None
+        stores = {absolute(note["store"]) for note in _notes(folder) if "store" in note} | {kept_uri(folder, theirs)}
+        return folder if theirs.search_id == self._facts.search_id and self.public_uri in stores else None
+
+    def _part_from(self, original: Path) -> None:
+        """Give a copied search runs of its own: two that wrote into the same would double each point."""
+        name = self._folder.resolve().name
+        _log.warning("%s is a copy of %s, whose runs in MLflow it leaves alone; it gets runs of its own.", self._folder, original)
+        self._facts = replace(
+            self._facts, search=name if self._facts.search == original.name else self._facts.search, search_id=uuid.uuid4().hex
+        )
+        with contextlib.suppress(OSError):  # of a full disk: it is parted from its original again the next time
+            (self._folder / RECORDED).unlink(missing_ok=True)
+            searches.write_facts(self._folder, self._facts)
 
     def _is_there(self, run: str) -> bool:
         try:
@@ -336,16 +399,16 @@ class Recorder:
             raise
 
     def _find_runs(self) -> None:
-        """This search's runs by their tags: a driver may have died before it noted the last ones. And the ranks that they carry."""
-        if not self.parent_run:
-            for run in self._find(f"tags.search_id = '{self._facts.search_id}'"):
-                self.parent_run = run.info.run_id
-        if self.parent_run:
-            for run in self._find(f"tags.`mlflow.parentRunId` = '{self.parent_run}'"):
-                number = int(run.data.tags["trial"])
-                self._runs.setdefault(number, run.info.run_id)
+        """The trials' runs, those that are noted first, and the ranks that they carry; a run that is gone is forgotten."""
+        found: dict[int, str] = {}
+        for run in self._find(f"tags.`mlflow.parentRunId` = '{self.parent_run}'"):
+            number = _trial_of(run)
+            if number is not None and (number not in found or self._runs.get(number) == run.info.run_id):
+                found[number] = run.info.run_id
                 if "rank" in run.data.tags:
                     self._ranks[number] = int(run.data.tags["rank"])
+        self._runs = found
+        self._ranks = {number: rank for number, rank in self._ranks.items() if number in found}
 
     def _make_parent(self) -> None:
         facts = self._facts
@@ -356,6 +419,7 @@ class Recorder:
             "metric": f"{facts.mode} {facts.metric}",
             **({"promotes": facts.promotes} if facts.promotes else {}),
             **self._common_tags(),
+            **{tag.key: tag.value for tag in _alive()},
         }
         self.parent_run = self.client.create_run(self.experiment_id, run_name=facts.search, tags=tags).info.run_id
 
@@ -397,7 +461,7 @@ class Recorder:
     def _work(self) -> None:
         try:
             self._insist(self._take_up)
-            if self.parent_run:  # else MLflow refuses it for good, which has been said
+            if self._ready:  # else MLflow refuses it for good, which has been said
                 self._insist(self._write_views)
                 self._insist(partial(self._log_inputs, self.parent_run, datasets.splits(self._facts)))
                 self._drain()
@@ -408,6 +472,8 @@ class Recorder:
 
     def _drain(self) -> None:
         while True:
+            for number in self._without_run():
+                self._insist(self._make_anew, number)
             self._news.wait(LOOK_EVERY_S)
             if self._news.is_set():
                 self._closing.wait(GATHER_S)
@@ -423,7 +489,8 @@ class Recorder:
             try:
                 self._look()
             except Exception as error:  # the next look may find it
-                self._say_away(error)
+                if not _refused(error):  # as where the search's own run was deleted, which the end says
+                    self._say_away(error)
 
     def _look(self) -> None:
         """Between events: obey a command that somebody has written as a tag on the parent run, and show how the search stands."""
@@ -440,11 +507,11 @@ class Recorder:
             self._describe(RANKED_LIVE, driven=True)
         if now - self._alive >= ALIVE_EVERY_S:
             self._alive = now
-            alive = [RunTag("alive_at", str(int(time.time()))), RunTag("driver_host", socket.gethostname())]
-            self.client.log_batch(self.parent_run, tags=alive)
+            self.client.log_batch(self.parent_run, tags=_alive())
 
     def _fold(self, event: Event) -> None:
         fold(self._trials, event)
+        self._folded += 1
         self._spent.take(event, self._trials, self._spec.epochs)
 
     def _send_all(self, events: list[Event]) -> None:
@@ -480,8 +547,9 @@ class Recorder:
                 self._steps += 1
                 return
             except Exception as error:
-                if isinstance(error, MlflowException) and error.error_code in REFUSALS:
-                    _log.warning("MLflow refuses a record%s (%s).", f" of trial {args[0]}" if args else "", in_short(error))
+                if _refused(error):
+                    of = f" of trial {args[0]}" if args and isinstance(args[0], int) else ""
+                    _log.warning("MLflow refuses a record%s (%s).", of, in_short(error))
                     return
                 self._say_away(error)
                 if self._given_up.wait(pause):
@@ -495,7 +563,33 @@ class Recorder:
             _log.warning("MLflow does not answer (%s); the search goes on and sends it later.", in_short(error))
 
     def _send(self, number: int, news: list[_OfTrial]) -> None:
-        """Bring a trial's run up to date. Doing it again changes nothing."""
+        """Bring a trial's run up to date, or make it anew where it was deleted. Doing it again changes nothing."""
+        try:
+            self._send_news(number, news)
+        except MlflowException as error:
+            if not _refused(error) or number not in self._runs or self._is_there(self._runs[number]):
+                raise
+            self._forget(number)
+            self._make_anew(number)
+
+    def _forget(self, number: int) -> None:
+        """A trial's run is gone from MLflow."""
+        self._runs.pop(number, None)
+        self._ranks.pop(number, None)
+
+    def _without_run(self) -> list[int]:
+        """Trials whose run is gone, and was not yet made anew: where MLflow refuses it once, it is not asked again and again."""
+        return [number for number in self._trials if number not in self._runs and number not in self._made_anew]
+
+    def _make_anew(self, number: int) -> None:
+        """Give a trial the run that somebody has deleted, with all that it held."""
+        if number not in self._made_anew:
+            _log.warning("MLflow has no run of trial %d any more; it is made anew.", number)
+        self._made_anew.add(number)
+        told = [e for e in self._events[: self._folded] if isinstance(e, _OfTrial) and e.trial == number]
+        self._send_news(number, told)
+
+    def _send_news(self, number: int, news: list[_OfTrial]) -> None:
         trial, last = self._trials[number], news[-1]
         fresh = self._make_run(trial)
         run_id = self._runs[number]
@@ -523,7 +617,7 @@ class Recorder:
         try:
             self._log(run_id, metrics, params, tags)
         except MlflowException as error:
-            if error.error_code not in REFUSALS:
+            if not _refused(error) or not self._is_there(run_id):
                 raise
             _log.warning("MLflow refuses a record of trial %d (%s); the rest of it is sent.", number, in_short(error))
             for some_metrics, some_params, some_tags in ((metrics, [], []), ([], params, []), ([], [], tags)):
@@ -642,25 +736,40 @@ class Recorder:
         sound = [t for t in ranking if t.value(self._spec.metric) is not None and t.outcome not in ("diverged", "failed")]
         ranks = {trial.number: rank for rank, trial in enumerate(sound[:places], 1)}
         for number in self._ranks.keys() - ranks.keys():
-            with _not_there():
+            with self._deletable(number), _not_there():
                 self.client.delete_tag(self._runs[number], "rank")
-            del self._ranks[number]
+            self._ranks.pop(number, None)
         for number, rank in ranks.items():
-            if self._ranks.get(number) != rank:
-                self.client.set_tag(self._runs[number], "rank", str(rank))
-                self._ranks[number] = rank
+            if number in self._runs and self._ranks.get(number) != rank:
+                with self._deletable(number):
+                    self.client.set_tag(self._runs[number], "rank", str(rank))
+                    self._ranks[number] = rank
+
+    @contextlib.contextmanager
+    def _deletable(self, number: int) -> Iterator[None]:
+        """A trial's run may have been deleted meanwhile; it is then forgotten, to be made anew."""
+        try:
+            yield
+        except MlflowException as error:
+            if not _refused(error) or self._is_there(self._runs[number]):
+                raise
+            self._forget(number)
 
     def _drop_doubles(self) -> None:
         """Delete the runs that MLflow made without our hearing of it; each has a twin."""
         if not self._unsure - self._runs.keys() and not self._said_away:
             return
         for run in self._find(f"tags.`mlflow.parentRunId` = '{self.parent_run}'"):
-            if self._runs.get(int(run.data.tags["trial"])) != run.info.run_id:
+            number = _trial_of(run)
+            if number is not None and self._runs.get(number) != run.info.run_id:
                 self.client.delete_run(run.info.run_id)
 
     def _last_steps(self, status: str, hindsight: Hindsight | None) -> Iterator[Callable[[], object]]:
         """What the end of a search adds, piece by piece: ranks, leaderboard, counts, ledger, report, the best models, its status."""
         client, parent, spec = self.client, self.parent_run, self._spec
+        yield self._find_runs
+        for number in self._without_run():
+            yield partial(self._make_anew, number)
         left = [number for number, trial in self._trials.items() if trial.outcome == "running"]  # by a driver that has died
         self._trials = search_state.as_they_stand(self._trials, (), State("interrupted"))
         for number in left:
@@ -726,7 +835,9 @@ class Recorder:
         from vit_search.tracking.model_package import link_to_parent, log_model  # torch is imported here
         from vit_search.vit import checkpoint
 
-        run, place = self._runs[trial.number], trial_folder(self._folder, trial.number) / "checkpoint"
+        run, place = self._runs.get(trial.number), trial_folder(self._folder, trial.number) / "checkpoint"
+        if run is None:
+            return
         known = self.client.search_logged_models([self.experiment_id], filter_string=f"source_run_id = '{run}'")
         model_id = next((model.model_id for model in known if model.status == LoggedModelStatus.READY), None)
         if model_id is None and checkpoint.exists(place):
@@ -738,6 +849,32 @@ class Recorder:
             self.client.set_logged_model_tags(model_id, tags)
         if model_id is not None:
             link_to_parent(self.client, run, model_id)
+
+
+def _trial_of(run: Any) -> int | None:
+    """The number of the trial that a run belongs to; None for one that somebody else has put below the search's run."""
+    number = run.data.tags.get("trial", "")
+    return int(number) if number.isdecimal() else None
+
+
+def _refused(error: Exception) -> bool:
+    """Whether MLflow refuses it for good."""
+    return isinstance(error, MlflowException) and error.error_code in REFUSALS
+
+
+def _alive() -> list[RunTag]:
+    """By these tags tracking/doctor.py tells a driver at work from a dead one."""
+    return [RunTag("alive_at", str(int(time.time()))), RunTag("driver_host", socket.gethostname())]
+
+
+def _notes(folder: Path) -> list[dict[str, Any]]:
+    """What drivers have noted of MLflow in a search's folder, in order; a line that a crash has cut is left out."""
+    notes: list[dict[str, Any]] = []
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for line in (folder / RECORDED).read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                notes.append(json.loads(line))
+    return notes
 
 
 @contextlib.contextmanager

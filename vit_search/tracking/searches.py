@@ -25,7 +25,7 @@ class SearchFacts:
     search: str
     """Folder name; unique in its output folder."""
     search_id: str
-    """Random; by it MLflow's runs are found again, wherever the folder has moved."""
+    """Random; by it MLflow's runs are found again, wherever the folder has moved. A copy that goes on beside its original gets another."""
     spec_name: str
     text: str
     """The search file as written."""
@@ -37,7 +37,7 @@ class SearchFacts:
     code_version: str
     environment: dict[str, str]
     tracking_uri: str
-    """Without a password."""
+    """Without a password; the path of a SQLite file in the search's project is relative to the project."""
     space_hash: str = ""
     """As Space.space_hash; empty in searches of versions before 0.2."""
     git_commit: str = ""
@@ -85,8 +85,13 @@ def read_hindsight(folder: Path) -> Hindsight | None:
 
 def write(folder: Path, facts: SearchFacts) -> None:
     """Write a new search's file and facts; search.json comes last, and makes the folder a search."""
-    for name, text in (("search.yaml", facts.text), ("search.json", json.dumps(asdict(facts), indent=1))):
-        write_whole(folder / name, text)
+    write_whole(folder / "search.yaml", facts.text)
+    write_facts(folder, facts)
+
+
+def write_facts(folder: Path, facts: SearchFacts) -> None:
+    """Write search.json alone, whole or not at all."""
+    write_whole(folder / "search.json", json.dumps(asdict(facts), indent=1))
 
 
 def read(folder: Path) -> tuple[SearchSpec, SearchFacts]:
@@ -94,11 +99,16 @@ def read(folder: Path) -> tuple[SearchSpec, SearchFacts]:
 
     Raises: SearchError when the folder does not hold them.
     """
+    facts = read_facts(folder)
+    return search_file.load(folder / "search.yaml"), facts
+
+
+def read_facts(folder: Path) -> SearchFacts:
+    """A search's facts alone; otherwise as `read`."""
     try:
-        facts = SearchFacts(**json.loads((folder / "search.json").read_text(encoding="utf-8")))
+        return SearchFacts(**json.loads((folder / "search.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise SearchError(f"{folder}: not the folder of a search ({error}).") from None
-    return search_file.load(folder / "search.yaml"), facts
 
 
 def objective_values(spec: SearchSpec, trial: Trial) -> list[float] | None:

@@ -1,4 +1,4 @@
-"""The MLflow that a search writes to: found, reached, and named without what must stay secret."""
+"""The MLflow that is meant: found, reached, and named without what must stay secret."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 for _name, _value in {
     "MLFLOW_MODEL_CATALOG_URI": "",
@@ -27,34 +27,18 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from vit_search.errors import TrackingError
+from vit_search.tracking import artifacts
+from vit_search.tracking.uris import DEFAULT_DATABASE, ENVIRONMENT, SQLITE, public, resolve_uri
 
-DEFAULT_DATABASE = "mlruns.db"
+_log = logging.getLogger(__name__)
+
 DATABASES = ("postgresql", "postgresql+psycopg", "postgresql+psycopg2", "mysql", "mysql+pymysql")
-
-
-def resolve_uri(given: str | None) -> str:
-    """The tracking URI: as given, else MLFLOW_TRACKING_URI, else SQLite in ./mlruns.db."""
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(DEFAULT_DATABASE).resolve()}"
-
-
-def public(uri: str) -> str:
-    """A tracking URI without its password."""
-    parts = urlsplit(uri)
-    if not parts.password:
-        return uri
-    return urlunsplit(parts._replace(netloc=f"{parts.username}@{parts.hostname}" + (f":{parts.port}" if parts.port else "")))
-
-
-def with_password(uri: str) -> str:
-    """The public URI that a search has kept, with the password where MLFLOW_TRACKING_URI names the same place and has it."""
-    known = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return known if known and public(known) == uri else uri
 
 
 def in_short(error: Exception) -> str:
     """The first line of what MLflow or a database said, without a password."""
     said = next(iter(str(error).splitlines()), type(error).__name__)
-    for uri in (mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI", "")):
+    for uri in (mlflow.get_tracking_uri(), os.environ.get(ENVIRONMENT, "")):
         secret = urlsplit(uri).password
         said = said.replace(secret, "…") if secret else said
     return said
@@ -73,18 +57,20 @@ def client_for(given: str | None) -> MlflowClient:
     if parts.scheme in ("http", "https"):
         _check_server(uri)
     elif parts.scheme == "sqlite":
-        place = Path(uri.removeprefix("sqlite:///"))
+        place = Path(uri.removeprefix(SQLITE))
         if not os.access(place if place.exists() else place.parent, os.W_OK):
             raise TrackingError(f"{place}: the tracking database cannot be written; name another with --tracking-uri.")
     elif parts.scheme not in DATABASES:
         raise TrackingError(f"{public(uri)}: no tracking URI that MLflow writes to; use http://…, sqlite:///FILE or postgresql://….")
-    mlflow.set_tracking_uri(uri)
+    with _environment_kept():
+        mlflow.set_tracking_uri(uri)
     try:
         if parts.scheme in DATABASES:  # MLflow itself would try ten times, for 102 s
             sqlalchemy.create_engine(uri).connect().close()
         with _one_at_a_time(uri):
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
+            moved = artifacts.find_again(Path(uri.removeprefix(SQLITE))) if parts.scheme == "sqlite" else None
     except Exception as error:
         said = in_short(error)
         mend = "mend it or name another."
@@ -95,19 +81,34 @@ def client_for(given: str | None) -> MlflowClient:
         elif parts.scheme in DATABASES:
             mend = "see that it runs, and the account in the URI."
         raise TrackingError(f"{public(uri)}: the tracking store does not answer ({said}); {mend}") from None
+    if moved is not None:
+        _log.warning("MLflow: the artifacts are taken from the folder of the database from now on, no more from %s.", moved)
     return client
 
 
 @contextlib.contextmanager
 def _one_at_a_time(uri: str) -> Iterator[None]:
     """MLflow makes the tables of a new SQLite file one by one, and two processes that do so at once stop each other."""
-    place = Path(uri.removeprefix("sqlite:///"))
+    place = Path(uri.removeprefix(SQLITE))
     with contextlib.ExitStack() as stack:
-        if uri.startswith("sqlite:///"):
+        if uri.startswith(SQLITE):
             with contextlib.suppress(OSError):  # a folder that takes no new file, or a storage without locks
                 lock = stack.enter_context(place.with_name(f".{place.name}.lock").open("w"))
                 fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def _environment_kept() -> Iterator[None]:
+    """MLflow writes what it is told into MLFLOW_TRACKING_URI, where the next search would take it for the user's word."""
+    before = os.environ.get(ENVIRONMENT)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(ENVIRONMENT, None)
+        else:
+            os.environ[ENVIRONMENT] = before
 
 
 def _check_server(uri: str) -> None:
