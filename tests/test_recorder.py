@@ -212,7 +212,7 @@ def test_mlflow_lists_a_trials_metric_first_and_a_trial_sent_epoch_by_epoch_is_t
     shutil.copy(migrated, tmp_path / "other.db")
     (folder / RECORDED).unlink()
     assert sync(folder, f"sqlite:///{tmp_path / 'other.db'}")
-    assert content(f"sqlite:///{tmp_path / 'other.db'}") == content(uri)
+    assert content(f"sqlite:///{tmp_path / 'other.db'}")[1:] == content(uri)[1:]  # the trial's run
 
 
 def data_sets(client, run):
