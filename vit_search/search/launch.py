@@ -237,6 +237,9 @@ def facts_of(spec: SearchSpec, folder: Path, data: DataSet, recorder: Recorder, 
         git_commit=_git(Path.cwd(), "rev-parse", "HEAD"),
         packages=_packages(),
         promotes=promotes,
+        splits=dict(data.counts),
+        image_shape=(data.channels, *data.image_size),
+        classes=len(data.classes),
     )
 
 
