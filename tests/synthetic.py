@@ -20,11 +20,11 @@ training: {lr: {float: [1e-3, 1e-2], log: true}}
 """
 
 
-def begin(home, name="made-1", *, trials=6, epochs=4):
-    """A search's folder, its spec and its facts, before its first event."""
+def begin(home, name="made-1", *, trials=6, epochs=4, more=""):
+    """A search's folder, its spec and its facts, before its first event; `more` is added to its file."""
     folder = home / name
     folder.mkdir(parents=True, mode=0o700)
-    spec = search_file.parse(FILE % (trials, epochs))
+    spec = search_file.parse(FILE % (trials, epochs) + more)
     facts = SearchFacts(
         search=name,
         search_id=uuid.uuid4().hex,
@@ -40,6 +40,9 @@ def begin(home, name="made-1", *, trials=6, epochs=4):
         space_hash=spec.space.space_hash,
         git_commit="c" * 40,
         packages="torch==2\n",
+        splits={"train": 1258, "val": 179, "holdout": 90, "test": 270},
+        image_shape=(1, 8, 8),
+        classes=10,
     )
     searches.write(folder, facts)
     return folder, spec, facts

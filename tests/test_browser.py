@@ -113,6 +113,43 @@ def test_ui_prints_the_page_of_the_search_and_that_page_is_of_training_without_a
     assert kept["mlflow.settings.telemetry.enabled_v1"] == "false"
     expect(page.get_by_text("collects usage data")).to_have_count(0)
     expect(page.get_by_text("Welcome to MLflow Assistant")).to_have_count(0)
+    expect(page.locator("[data-assistant-ui]:visible")).to_have_count(0)
+    expect(page.locator("[data-assistant-ui]")).not_to_have_count(0)  # MLflow still names it so, or the page would not hide it
+
+
+def test_the_first_page_shows_the_metric_of_each_search_and_keeps_the_columns_that_a_person_takes_away(search, pages, page, screenshots):
+    _, uri = search
+    client, experiment, parent = runs(uri)
+    best = client.get_run(parent).data.metrics["best/val_accuracy"]
+    page.goto(f"{pages}/#/experiments/{experiment}/runs?workflowType=machine_learning")
+    row = page.get_by_role("row").filter(has=page.get_by_role("link", name="made-1", exact=True))
+    expect(row).to_be_visible()
+    heads = page.get_by_role("columnheader")
+    for name in ("best/val_accuracy", "val_accuracy", "outcome", "dim", "depth", "lr"):
+        expect(heads.filter(has_text=re.compile(f"^{name}$"))).to_have_count(1)
+    expect(page.locator("[role=gridcell]", has_text=f"{best:.4f}"[:5]).first).to_be_visible()
+    page.screenshot(path=screenshots / "columns.png")
+    key = f'MLflowLocalStorage-1.1-ExperimentPage-["{experiment}"]-ReactComponentState'
+    page.evaluate(
+        "key => { const state = JSON.parse(localStorage.getItem(key)); state.selectedColumns = ['metrics.`lr`'];"
+        " localStorage.setItem(key, JSON.stringify(state)) }",
+        key,
+    )
+    page.reload()
+    expect(heads.filter(has_text=re.compile("^outcome$"))).to_have_count(0)
+    expect(heads.filter(has_text=re.compile("^lr$"))).to_have_count(1)
+
+
+def test_the_view_of_the_trials_opens_from_its_menu_with_the_best_one_first(search, pages, page, screenshots):
+    _, uri = search
+    client, experiment, _ = runs(uri)
+    (best,) = client.search_runs([experiment], "tags.search = 'made-1' and tags.rank = '1'")
+    page.goto(f"{pages}/#/experiments/{experiment}/runs")
+    page.get_by_test_id("saved-views-trigger").click()
+    page.get_by_text("trials, best val_accuracy first").click()
+    expect(page.get_by_text("100 matching runs")).to_be_visible()
+    expect(page.get_by_role("link", name=re.compile(r"^trial \d+$")).first).to_have_text(best.info.run_name)
+    page.screenshot(path=screenshots / "view.png")
 
 
 def test_ui_executes_nothing_of_the_current_folder_and_prints_no_request(search, pages, page):
@@ -137,6 +174,7 @@ def test_a_parent_with_a_hundred_children_opens_and_its_links_lead_to_the_stoppe
     client, experiment, parent = runs(uri)
     page.goto(f"{pages}/#/experiments/{experiment}/runs/{parent}")
     expect(page.get_by_text("100 of 100 trials over")).to_be_visible()
+    expect(page.get_by_text(f"digits/train ({'d' * 32})")).to_be_visible()
     page.screenshot(path=screenshots / "parent.png")
     link = page.get_by_role("link", name="stopped early")
     expect(link).to_be_visible()
@@ -156,6 +194,8 @@ def test_the_charts_of_a_trial_draw(search, pages, page, screenshots):
     best = client.search_runs([experiment], "tags.search = 'made-1' and tags.rank = '1'")[0].info.run_id
     page.goto(f"{pages}/#/experiments/{experiment}/runs/{best}/model-metrics")
     expect(page.locator(".js-plotly-plot .scatterlayer .trace").first).to_be_attached()
+    points = page.locator(".js-plotly-plot").first.locator(".scatterlayer .trace .point")
+    expect(points).to_have_count(8)  # the best so far at each of the epochs, which all improved it
     page.screenshot(path=screenshots / "charts.png")
     assert errors(page) == []
 

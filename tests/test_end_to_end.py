@@ -191,6 +191,12 @@ def test_mlflow_holds_one_parent_and_one_child_per_trial_with_each_epoch_once(wa
         best = sorted((row for row in known.values() if row["outcome"] == "completed"), key=lambda row: -row["val_accuracy"])[:2]
         models = client.search_logged_models([experiment], filter_string=f"tags.search = '{search}'")
         assert sorted(model.tags["trial"] for model in models) == sorted(str(row["trial"]) for row in best)
+        assert sorted(model.model_id for model in parent.outputs.model_outputs) == sorted(model.model_id for model in models)
+        for model in models:
+            run = client.get_run(model.source_run_id)
+            assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+            shown = {metric.key: metric.value for metric in model.metrics}
+            assert (shown["val_accuracy"], shown["epochs"]) == (run.data.metrics["val_accuracy"], 4)
 
 
 def test_the_csv_has_a_line_per_trial(walked):
@@ -248,6 +254,7 @@ def test_a_killed_promotion_goes_on_and_trains_each_finalist_once(promoted):
     assert (parent.info.run_name, parent.data.tags["verdict"]) == ("small-1-promotion-1", "passed")
     assert "## Intended use" in parent.data.tags["mlflow.note.content"]
     version = client.get_model_version_by_alias("small", "champion")
+    assert [output.model_id for output in parent.outputs.model_outputs] == [version.model_id]
     assert (str(version.version), version.tags["search"], version.tags["test_reading"]) == ("1", "small-1", "1")
     refused = vit_search(folder, "resume", "searches/small-1/promotions/1", check=False)
     assert refused.returncode == 2

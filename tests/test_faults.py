@@ -122,7 +122,7 @@ def test_a_shell_with_too_few_open_files_is_refused_at_once_and_leaves_no_search
             {},
             "resources.cpus: a trial asks for 999 CPUs and this machine has",
         ),
-        (("", ""), {"RAY_TMPDIR": "/proc/nowhere"}, "error: Ray "),
+        (("", ""), {"RAY_TMPDIR": "/proc/nowhere"}, "/proc/nowhere"),
     ],
     ids=["too large", "Ray does not start"],
 )

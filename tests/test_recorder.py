@@ -17,12 +17,13 @@ from pathlib import Path
 import psycopg
 import pytest
 import servers
+from mlflow.types import Schema
 from servers import SECRET, until
 from synthetic import FILE, begin, events, made, result
 
 from vit_search.errors import SearchError, TrackingError
 from vit_search.spec import search_file
-from vit_search.tracking import doctor, search_state, store, uris
+from vit_search.tracking import datasets, doctor, search_state, searches, store, uris
 from vit_search.tracking.ledger import Broke, Ended, Launched, Ledger, Left, Proposed, Reported, read_trials
 from vit_search.tracking.recorder import RECORDED, STATUS, Recorder, sync
 from vit_search.tracking.search_state import State
@@ -145,6 +146,154 @@ def test_the_parent_tells_how_the_search_stands_and_links_to_its_trials(uri, tmp
         table["trial"].tolist()[0]
         == max((t for t in read_trials(folder / "ledger.jsonl") if t.outcome == "completed"), key=lambda t: t.value("val_accuracy")).number
     )
+
+
+# What MLflow's pages show of it
+
+
+def sent(home, uri, trials, **search):
+    """A whole search of these trials, each the values of the metric by epoch and the trial's outcome; its runs by name."""
+    folder, spec, _ = begin(home, trials=len(trials), **search)
+    ledger, at = Ledger(folder / "ledger.jsonl", spec.epochs), 1_700_000_000.0
+    for number, (values, outcome) in enumerate(trials):
+        ledger.append(Proposed(trial=number, params={"dim": 32, "depth": 1, "lr": 2e-3}, at=at))
+        for epoch, value in enumerate(values, 1):
+            ledger.append(Reported(trial=number, result=result(epoch, 0.5, **{spec.metric: value}), at=at + epoch))
+        ledger.append(Ended(trial=number, outcome=outcome, at=at + 10))
+    ledger.close()
+    assert sync(folder, uri)
+    client = store.client_for(uri)
+    experiment = client.get_experiment_by_name("made").experiment_id
+    return folder, client, {run.info.run_name: run.info.run_id for run in client.search_runs([experiment])}
+
+
+def curve(client, run, name):
+    """(step, value, seconds since the trial began) of each point."""
+    points = client.get_metric_history(run, name)
+    return sorted((p.step, p.value, p.timestamp / 1000 - 1_700_000_000) for p in points)
+
+
+@pytest.mark.parametrize(("mode", "metric", "sign"), [("max", "val_accuracy", 1), ("min", "val_loss", -1)])
+def test_a_trials_best_is_a_curve_of_the_epochs_that_improved_it(uri, tmp_path, mode, metric, sign):
+    values = [sign * value for value in (0.5, 0.4, 0.6, 0.6)]
+    _, client, runs = sent(tmp_path, uri, [(values, "completed"), ([math.nan], "diverged")], more=f"metric: {metric}\nmode: {mode}\n")
+    assert curve(client, runs["trial 0"], f"best/{metric}") == [(1, sign * 0.5, 1), (3, sign * 0.6, 3), (4, sign * 0.6, 10)]
+    assert curve(client, runs["trial 1"], f"best/{metric}") == []
+
+
+def test_no_metric_of_a_whole_trial_is_a_lone_point_that_mlflow_draws_as_a_curve(uri, tmp_path):
+    """MLflow draws a metric whose last step is 0 as a bar, and every other as a curve."""
+    _, client, runs = sent(tmp_path, uri, [([0.1, 0.2, 0.3, 0.4], "completed"), ([0.1, 0.2], "stopped"), ([], "failed")])
+    assert curve(client, runs["trial 0"], "epochs") == [(0, 0, 0), (4, 4, 10)]
+    assert curve(client, runs["trial 0"], "rung") == [(0, 0, 0), (4, 2, 10)]
+    assert curve(client, runs["trial 0"], "device_seconds") == [(0, 0, 0), (4, 8, 10)]
+    assert [(step, at) for step, _, at in curve(client, runs["trial 0"], "params")] == [(0, 0)]
+    assert curve(client, runs["trial 2"], "epochs") == [(0, 0, 0), (0, 0, 10)]
+    for name in ("trial 0", "trial 1", "made-1"):
+        for metric in client.get_run(runs[name]).data.metrics:
+            points = curve(client, runs[name], metric)
+            assert len({step for step, _, _ in points}) > 1 or points[-1][0] == 0, metric
+    assert [point[:2] for point in curve(client, runs["made-1"], "best/val_accuracy")] == [(1, 0.4), (3, 0.4)]
+
+
+def test_mlflow_lists_a_trials_metric_first_and_a_trial_sent_epoch_by_epoch_is_the_same(uri, migrated, tmp_path):
+    """MLflow's page of a comparison begins with the first metric that it is given."""
+    folder, spec, facts = begin(tmp_path, trials=1)
+    ledger, recorder = Ledger(folder / "ledger.jsonl", spec.epochs), Recorder.connect(uri, spec.name)
+    recorder.open(spec, facts, folder, ledger.events, ledger.sync)
+    ledger.listeners.append(recorder.wake)
+    for event in events(spec):
+        ledger.append(event)
+        until(lambda: not recorder.behind)
+    assert recorder.close("FINISHED", None)
+    ledger.close()
+    run = recorder.client.search_runs([recorder.experiment_id], "tags.trial = '0'")[0]
+    assert next(iter(run.data.metrics)) == "best/val_accuracy"
+    shutil.copy(migrated, tmp_path / "other.db")
+    (folder / RECORDED).unlink()
+    assert sync(folder, f"sqlite:///{tmp_path / 'other.db'}")
+    assert content(f"sqlite:///{tmp_path / 'other.db'}")[1:] == content(uri)[1:]  # the trial's run
+
+
+def data_sets(client, run):
+    """(name, digest, context, images) of each data set of a run, in a fixed order."""
+    return sorted(
+        (used.dataset.name, used.dataset.digest, {tag.key: tag.value for tag in used.tags}["mlflow.data.context"], images(used.dataset))
+        for used in client.get_run(run).inputs.dataset_inputs
+    )
+
+
+def images(dataset):
+    return json.loads(dataset.profile)["images"]
+
+
+def test_each_run_names_the_splits_that_it_uses_once(uri, tmp_path):
+    folder, client, runs = sent(tmp_path, uri, [([0.5], "stopped")])
+    used = [("digits/train", "d" * 32, "train", 1258), ("digits/val", "d" * 32, "val", 179)]
+    others = [("digits/holdout", "d" * 32, "holdout", 90), ("digits/test", "d" * 32, "test", 270)]
+    for _ in range(2):
+        assert data_sets(client, runs["trial 0"]) == used
+        assert data_sets(client, runs["made-1"]) == sorted(used + others)
+        (folder / RECORDED).unlink()
+        assert sync(folder, uri)  # all of it again
+    first = client.get_run(runs["trial 0"]).inputs.dataset_inputs[0].dataset
+    assert (first.source_type, json.loads(first.source)) == ("code", {"tags": {"loader": "sklearn.datasets.load_digits"}})
+    assert Schema.from_json(json.dumps(json.loads(first.schema)["mlflow_colspec"])).input_names() == ["image", "label"]
+    assert json.loads(first.profile) | {"images": 0} == {"images": 0, "classes": 10, "channels": 1, "height": 8, "width": 8}
+    experiment = client.get_run(runs["made-1"]).info.experiment_id
+    assert len(client.search_runs([experiment], f"dataset.digest = '{'d' * 32}' and dataset.context = 'train'")) == 2
+
+
+def test_a_folder_of_images_is_named_by_its_path_and_a_training_on_more_names_more(tmp_path):
+    _, _, facts = begin(tmp_path)
+    data = {"name": "image_folder", "path": str(tmp_path / "pets")}
+    facts = dataclasses.replace(facts, resolved={"data": data, "train_on": "train+val"}, splits={}, image_shape=(), classes=0)
+    names = datasets.splits_of_a_trial(facts)
+    assert names == ("train", "val", "holdout")
+    first = datasets.inputs(facts, names)[0].dataset
+    assert (first.name, first.source_type, json.loads(first.source)) == ("pets/train", "local", {"uri": str(tmp_path / "pets")})
+    assert (first.schema, first.profile) == (None, "{}")  # of a search of an earlier version
+    assert datasets.splits(facts) == ("train", "val")
+
+
+def columns(client, view):
+    experiment = client.get_experiment_by_name("made")
+    kept = json.loads(experiment.tags[f"mlflow.sharedViewState.{view}"])
+    return json.loads(kept["state"])
+
+
+def test_an_experiments_page_has_a_column_for_the_newest_searchs_metric(uri, tmp_path):
+    _, client, _ = sent(tmp_path, uri, [([0.5], "stopped")])
+    tags = client.get_experiment_by_name("made").tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert (tags["mlflow.experiment.primaryMetric.name"], tags["mlflow.experiment.primaryMetric.greaterIsBetter"]) == (
+        "val_accuracy",
+        "true",
+    )
+    shown = columns(client, "searches")
+    assert shown["selectedColumns"] == [
+        "metrics.`best/val_accuracy`",
+        "metrics.`val_accuracy`",
+        "metrics.`epochs`",
+        "tags.`outcome`",
+        "params.`dim`",
+        "params.`depth`",
+        "params.`lr`",
+    ]
+    assert (shown["orderByKey"], shown["orderByAsc"]) == ("attributes.start_time", False)
+    assert (columns(client, "trials")["orderByKey"], columns(client, "trials")["orderByAsc"]) == ("metrics.`val_accuracy`", False)
+    sent(tmp_path / "b", uri, [([0.5], "stopped")], name="made-2", more="metric: val_loss\nmode: min\n")
+    assert "metrics.`best/val_loss`" in columns(client, "searches")["selectedColumns"]
+    assert (columns(client, "trials")["orderByKey"], columns(client, "trials")["orderByAsc"]) == ("metrics.`val_loss`", True)
+    assert client.get_experiment_by_name("made").tags["mlflow.experiment.primaryMetric.greaterIsBetter"] == "false"
+
+
+def test_a_promotion_leaves_the_columns_as_they_are(uri, tmp_path):
+    folder, spec, facts = begin(tmp_path, trials=1)
+    Ledger(folder / "ledger.jsonl", spec.epochs).close()
+    searches.write(folder, dataclasses.replace(facts, promotes="made-1"))
+    assert sync(folder, uri)
+    assert not [name for name in store.client_for(uri).get_experiment_by_name("made").tags if "View" in name]
 
 
 def test_the_filters_of_the_readme_find_what_they_say(uri, tmp_path):

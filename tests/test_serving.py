@@ -421,6 +421,17 @@ async def load_of(url, bodies, *, workers=8, until=None, **headers):
     return statuses, answers
 
 
+def test_the_memory_of_large_images_is_given_back(server):
+    """Each takes 200 MB while it is decoded."""
+    (replica,) = (process for process in server.children() if "ServeReplica" in " ".join(process.cmdline()))
+    raw = io.BytesIO()
+    Image.new("RGBA", (5000, 5000), (9, 8, 7, 100)).save(raw, "PNG")
+    assert server.post(IMAGES[0])[0] == 200
+    before = replica.memory_info().rss
+    assert {server.post(raw.getvalue())[0] for _ in range(3)} == {200}
+    assert replica.memory_info().rss - before < 100e6
+
+
 def test_bad_requests_among_good_ones_fail_alone(server, registry):
     bad = [(body, kind) for body, kind, *_ in BAD.values()]
     good = [(image, "image/png") for image in IMAGES]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -108,6 +109,8 @@ def _classifier() -> Iterator[Callable[[Path, Sequence[Path], str], list[Predict
 
 def _answer() -> None:
     """What the second process does: one question from its standard input, the answer or an error's text as JSON."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches both processes, and the first one speaks
+
     import torch  # noqa: F401 -- the long wait, before the question comes
 
     from vit_search.errors import VitSearchError

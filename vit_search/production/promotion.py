@@ -30,7 +30,7 @@ from vit_search.spec.files import write_whole
 from vit_search.spec.policy import Policy
 from vit_search.tracking import finalists, ledger, searches
 from vit_search.tracking.finalists import Finalist, Retrained
-from vit_search.tracking.model_package import log_model
+from vit_search.tracking.model_package import link_to_parent, log_model
 from vit_search.tracking.searches import SearchFacts
 from vit_search.tracking.store import client_for
 from vit_search.vit import checkpoint
@@ -468,7 +468,9 @@ def _logged(client: mlflow.MlflowClient, candidate: Candidate, retrained: Retrai
     uri = next((str(model.model_uri) for model in known if model.status == LoggedModelStatus.READY), "")
     if not uri:
         name = f"{retrained.run_name}-trial-{candidate.finalist.numbers[candidate.index]}".replace(".", "-")
-        uri = log_model(candidate.folder, run_id=candidate.run_id, name=name, pt2=retrained.spec.log_pt2)
+        spec = retrained.spec
+        uri = log_model(candidate.folder, run_id=candidate.run_id, name=name, step=spec.epochs, pt2=spec.log_pt2)
+    link_to_parent(client, candidate.run_id, uri.rpartition("/")[2])
     return uri
 
 

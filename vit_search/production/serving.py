@@ -49,6 +49,9 @@ LOOK_S = 0.2
 AGAIN_S = 60.0
 """Until a replica tries once more what the follower took and it could not: a GPU that was full, say."""
 
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(8 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
+"""Makes glibc return the memory of a large image, which Pillow keeps in pieces of 16 MiB, once it is answered."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -110,7 +113,7 @@ def serve(model: str, settings: Settings, *, tracking_uri: str | None = None, sa
             ray_actor_options={
                 "num_cpus": 1,
                 "num_gpus": min(1.0, torch.cuda.device_count() / settings.replicas) if settings.gpus else 0,
-                "runtime_env": {"env_vars": WORKER_ENV | REFUSED | {"OMP_NUM_THREADS": str(threads)}},
+                "runtime_env": {"env_vars": WORKER_ENV | GIVES_BACK | REFUSED | {"OMP_NUM_THREADS": str(threads)}},
             },
             health_check_period_s=2,
         )(Replica)

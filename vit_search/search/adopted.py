@@ -36,9 +36,21 @@ def adopt(folder: Path, output: Path, *, tracking_uri: str | None = None) -> Pat
     data = prepare(spec.data_config)
     if data.data_hash != described.data_hash:
         raise SearchError(f"{folder}: the data set has changed since this model was trained; train it again with `vit-search train`.")
+    launch.check_output(output)
+    recorder = launch.connect(tracking_uri, spec.name)
     made = launch.new_folder(output, spec.name)
-    shutil.copytree(folder, trial_folder(made, 0) / "checkpoint")
-    (made / ADOPTED).write_text(described.weights_sha256, encoding="utf-8")
+    try:
+        shutil.copytree(folder, trial_folder(made, 0) / "checkpoint")
+        (made / ADOPTED).write_text(described.weights_sha256, encoding="utf-8")
+        _write_ledger(made, spec, described)
+        searches.write(made, launch.facts_of(spec, made, data, recorder))  # last: it makes it a search
+    except OSError as error:
+        shutil.rmtree(made, ignore_errors=True)
+        raise SearchError(f"{made}: cannot be written ({error.strerror}); make room or name another folder with --output.") from None
+    return made
+
+
+def _write_ledger(made: Path, spec: SearchSpec, described: Described) -> None:
     ledger = Ledger(made / "ledger.jsonl", spec.epochs)
     try:
         ledger.append(Launched(host=socket.gethostname(), pid=os.getpid()))
@@ -48,8 +60,6 @@ def adopt(folder: Path, output: Path, *, tracking_uri: str | None = None) -> Pat
         ledger.append(Ended(trial=0, outcome="completed"))
     finally:
         ledger.close()
-    searches.write(made, launch.facts_of(spec, made, data, launch.connect(tracking_uri, spec.name)))  # last: it makes it a search
-    return made
 
 
 ADOPTED = "adopted"

@@ -158,7 +158,7 @@ def run(
         raise SpecError(f"none of 2000 random proposals can be run, the first because: {problem} See `vit-search lint`.")
     if address is None:
         check_limits()
-    _check_output(output)
+    check_output(output)
     lessons = _lessons(spec, output)
     data = prepare(spec.data_config, download=download)
     spec.check_data(len(data.classes))
@@ -237,6 +237,9 @@ def facts_of(spec: SearchSpec, folder: Path, data: DataSet, recorder: Recorder, 
         git_commit=_git(Path.cwd(), "rev-parse", "HEAD"),
         packages=_packages(),
         promotes=promotes,
+        splits=dict(data.counts),
+        image_shape=(data.channels, *data.image_size),
+        classes=len(data.classes),
     )
 
 
@@ -800,7 +803,7 @@ def _signals(control: Control) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _check_output(output: Path) -> None:
+def check_output(output: Path) -> None:
     """Refuse a folder that cannot be written before anything else is made."""
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature, set_model
 from mlflow.pyfunc.model import PythonModel
@@ -105,11 +106,12 @@ class RawPixels(nn.Module):
         return logits
 
 
-def log_model(folder: Path, *, run_id: str, name: str = "model", end_status: str = "FINISHED", pt2: bool = False) -> str:
+def log_model(folder: Path, *, run_id: str, name: str = "model", step: int = 0, end_status: str = "FINISHED", pt2: bool = False) -> str:
     """Log a checkpoint as the model of a run, with signature, example and class names, without the optimiser's state.
 
     Args:
         folder: a checkpoint. run_id: of an ended run; it has `end_status` again afterwards. name: of the logged model.
+        step: of the run's metrics that MLflow is to show with the model: its last epoch.
         pt2: whether the model holds `artifacts/model.pt2` besides, for `torch.export.load`: uint8 pixels of the trained size,
             (batch, height, width, channels) for any batch, to logits in float32. It resizes nothing and needs none of our code.
     Returns: the model's URI, `models:/m-…`.
@@ -128,6 +130,7 @@ def log_model(folder: Path, *, run_id: str, name: str = "model", end_status: str
             artifacts["pt2"] = str(Path(place) / "model.pt2")
         info = mlflow.pyfunc.log_model(
             name=name,
+            step=step,
             python_model=__file__,
             artifacts=artifacts,
             signature=ModelSignature(
@@ -141,6 +144,16 @@ def log_model(folder: Path, *, run_id: str, name: str = "model", end_status: str
         )
     mlflow.MlflowClient().set_terminated(run_id, end_status)
     return str(info.model_uri)
+
+
+def link_to_parent(client: mlflow.MlflowClient, run_id: str, model_id: str) -> None:
+    """Show a trial's logged model on its search's page, too. Doing it again changes nothing."""
+    parent = client.get_run(run_id).data.tags.get("mlflow.parentRunId")
+    if parent is None:
+        return
+    outputs = client.get_run(parent).outputs
+    if model_id not in [model.model_id for model in (outputs.model_outputs if outputs else [])]:
+        client.log_outputs(parent, [LoggedModelOutput(model_id, step=0)])
 
 
 def facts(served: checkpoint.ServedModel) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from vit_search.spec.cost import in_time
 from vit_search.spec.search_file import SearchSpec
-from vit_search.tracking import searches
+from vit_search.tracking import searches, views
 from vit_search.tracking.ledger import Spent, Trial, best
 from vit_search.tracking.searches import SearchFacts
 
@@ -90,7 +90,7 @@ def leaderboard(spec: SearchSpec, ranking: Sequence[Trial], runs: dict[int, str]
 
 def _link(experiment_id: str, search: str, rule: str, metric: str, mode: str) -> str:
     """To MLflow's list of runs with a filter in its search box; sorted, since it would fold the trials into the search's run otherwise."""
-    condition, key = quote(f"tags.search = '{search}' and {rule}", safe=""), quote(f"metrics.`{metric}`", safe="")
+    condition, key = quote(f"tags.search = '{search}' and {rule}", safe=""), quote(views.column("metrics", metric), safe="")
     return f"#/experiments/{experiment_id}/runs?searchFilter={condition}&orderByKey={key}&orderByAsc={str(mode == 'min').lower()}"
 
 

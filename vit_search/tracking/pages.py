@@ -6,12 +6,17 @@ head, could have it fetch the commands from a server of theirs. No setting of ML
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
+import os
 import sys
 import time
 import urllib.request
 import webbrowser
 from typing import Any
+
+from vit_search.tracking import views
 
 SAFE_PATH = {"PYTHONSAFEPATH": "1", "MLFLOW_UVICORN_OPTS": "--app-dir /dev/null"}
 """The server imports nothing from the current folder. Uvicorn would put it first in `sys.path`; /dev/null holds no module."""
@@ -50,17 +55,17 @@ def without_accounts() -> Any:
     async def served(scope: Any, receive: Any, send: Any) -> None:
         asked = scope["path"] if scope["type"] == "http" else ""
         refused = ASSISTANT in asked
-        here = _Prepared(send).send if asked == "/" else send
+        here = _Prepared(send, _head(await asyncio.to_thread(_first_views))).send if asked == "/" else send
         await (PlainTextResponse(REFUSED, 403) if refused else app)(scope, receive, here)
 
     return served
 
 
 class _Prepared:
-    """MLflow's first page on its way to the browser, with a script in it that makes our choices unless the user has made others."""
+    """MLflow's first page on its way to the browser, with something more in its head."""
 
-    def __init__(self, send: Any) -> None:
-        self._send, self._body = send, b""
+    def __init__(self, send: Any, head: str) -> None:
+        self._send, self._head, self._body = send, head, b""
         self._start: dict[str, Any] = {}
 
     async def send(self, message: Any) -> None:
@@ -70,18 +75,55 @@ class _Prepared:
         self._body += message.get("body", b"")
         if message.get("more_body"):
             return
-        body = self._body.replace(b"<head>", b"<head>" + _script().encode(), 1)
+        body = self._body.replace(b"<head>", b"<head>" + self._head.encode(), 1)
         changing = (b"content-length", b"etag", b"last-modified")
         headers = [(name, value) for name, value in self._start["headers"] if name.lower() not in changing]
         await self._send(self._start | {"headers": [*headers, (b"content-length", str(len(body)).encode())]})
         await self._send({"type": "http.response.body", "body": body})
 
 
-def _script() -> str:
-    values = json.dumps({name: json.dumps(value) for name, value in CHOICES.items()})
-    return (
-        f"<script>for (const [k, v] of Object.entries({values})) if (localStorage.getItem(k) === null) localStorage.setItem(k, v)</script>"
-    )
+SCRIPT = """
+for (const [key, value] of Object.entries(CHOICES))
+  if (localStorage.getItem(key) === null) localStorage.setItem(key, JSON.stringify(value));
+for (const [id, view] of Object.entries(VIEWS)) {
+  const key = `MLflowLocalStorage-1.1-ExperimentPage-["${id}"]-ReactComponentState`, seen = `vit_search.view-${id}`;
+  if (localStorage.getItem(seen) === JSON.stringify(view)) continue;
+  const own = JSON.parse(localStorage.getItem(key) ?? "{}");
+  const columns = new Set([...view.selectedColumns, ...(own.selectedColumns ?? [])]);
+  localStorage.setItem(key, JSON.stringify({...view, ...own, selectedColumns: [...columns]}));
+  localStorage.setItem(seen, JSON.stringify(view));
+}
+"""
+"""Makes our choices unless the user has made others, and adds an experiment's columns once; the user may take them away again."""
+
+STYLE = "[data-assistant-ui] { display: none !important }"
+
+
+def _head(first_views: dict[str, Any]) -> str:
+    """What goes into the head of MLflow's page."""
+    choices, views_ = (json.dumps(values).replace("<", "\\u003c") for values in (CHOICES, first_views))  # a tag may hold `</script>`
+    return f"<style>{STYLE}</style><script>{{ const CHOICES = {choices}, VIEWS = {views_};{SCRIPT}}}</script>"
+
+
+def _first_views() -> dict[str, Any]:
+    """Order and columns with which each experiment's page begins, by its id; none while the store does not answer."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = _client().search_experiments(filter_string=KIND)
+    except MlflowException:
+        return {}
+    states = {experiment.experiment_id: views.first_state(experiment.tags) for experiment in found}
+    return {key: state for key, state in states.items() if state is not None}
+
+
+@functools.cache
+def _client() -> Any:
+    """Of the store behind this server."""
+    from mlflow import MlflowClient
+    from mlflow.server.constants import BACKEND_STORE_URI_ENV_VAR
+
+    return MlflowClient(os.environ[BACKEND_STORE_URI_ENV_VAR])
 
 
 def address(client: Any, port: int) -> str:

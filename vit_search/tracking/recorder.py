@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import re
 import socket
 import threading
@@ -32,7 +33,7 @@ from vit_search.spec.config import EpochResult
 from vit_search.spec.rungs import levels
 from vit_search.spec.search_file import SearchSpec
 from vit_search.spec.user import user_name
-from vit_search.tracking import artifacts, overview, search_state, searches
+from vit_search.tracking import artifacts, datasets, overview, search_state, searches, views
 from vit_search.tracking.ledger import (
     Broke,
     Ended,
@@ -81,6 +82,9 @@ DESCRIBE_EVERY_S = 10.0
 
 ALIVE_EVERY_S = 60.0
 """How often the parent run's tag `alive_at` says that a driver is at work; by it tracking/doctor.py tells a dead one."""
+
+GROWING = ("rung", "epochs", "device_seconds")
+"""Metrics of a trial that begin at 0 and have their value at its end."""
 
 RANKED_LIVE, RANKED = 10, 100
 """So many trials of the leaderboard carry their rank as a tag, while a search runs and after its end."""
@@ -304,12 +308,13 @@ class Recorder:
             if noted in self._deleted:
                 _log.warning("MLflow has no run of %s any more; it is made anew, and all is sent again.", self._facts.search)
             self._make_parent()
-            for run in self._find(f"tags.`mlflow.parentRunId` = '{noted}'") if noted in self._deleted else ():
-                self.client.set_tag(run.info.run_id, "mlflow.parentRunId", self.parent_run)
         else:
             self.parent_run = parent.info.run_id
             self.client.update_run(self.parent_run, status="RUNNING")
             self.client.log_batch(self.parent_run, tags=[RunTag("search_folder", str(self._folder.resolve())), *_alive()])
+        if noted in self._deleted:  # its trials' runs are still there, and go on below the new one
+            for run in self._find(f"tags.`mlflow.parentRunId` = '{noted}'"):
+                self.client.set_tag(run.info.run_id, "mlflow.parentRunId", self.parent_run)
         if self.parent_run != noted:
             self._taken = 0
             # a driver that got no further than its run, or MLflow's lost answer, may have left it without them
@@ -458,6 +463,8 @@ class Recorder:
         try:
             self._insist(self._take_up)
             if self._ready:  # else MLflow refuses it for good, which has been said
+                self._insist(self._write_views)
+                self._insist(partial(self._log_inputs, self.parent_run, datasets.splits(self._facts)))
                 self._drain()
         except _GivenUpError:
             pass
@@ -591,7 +598,10 @@ class Recorder:
         if (number in self._to_reopen or sent_again) and not isinstance(last, Ended):
             self.client.update_run(run_id, status="RUNNING")
             self._to_reopen.discard(number)
-        metrics = [point for event in news if isinstance(event, Reported) for point in _points(event)]
+        reports = [event for event in news if isinstance(event, Reported)]
+        metrics = self._best_points(trial, reports) + [point for event in reports for point in _points(event)]
+        if isinstance(last, Ended) or any(report.result.epoch == 1 for report in reports):  # at its end again: once is enough for MLflow
+            metrics += self._first_points(trial)
         tags = [RunTag("outcome", trial.outcome)]
         if trial.breakdowns:
             told = "\n".join(f"{'once' if times == 1 else f'{times} times'}: {why}" for why, times in Counter(trial.breakdowns).items())
@@ -601,7 +611,10 @@ class Recorder:
             tags.append(RunTag("rung", str(self._rung(trial))))
             if last.reason:
                 tags.append(RunTag("reason", last.reason[:5000]))
-        params = self._params(trial) if isinstance(news[0], Proposed) else []
+        params: list[Param] = []
+        if isinstance(news[0], Proposed):
+            self._log_inputs(run_id, datasets.splits_of_a_trial(self._facts))
+            params = self._params(trial)
         try:
             self._log(run_id, metrics, params, tags)
         except MlflowException as error:
@@ -656,18 +669,52 @@ class Recorder:
         rungs = levels(grace_epochs=how.grace_epochs, reduction_factor=how.reduction_factor, epochs=self._spec.epochs)
         return max((rung for rung in rungs if rung <= len(trial.results)), default=0)
 
+    # A trial's figures. MLflow draws a metric whose last step is 0 as a bar and any other as a curve, so that what grows has
+    # points at both ends of the trial, and what is known from the start stands at step 0. It lists metrics, and compares trials
+    # by the first of them, in the order in which they come.
+
+    def _first_points(self, trial: Trial) -> list[Metric]:
+        cost, at = self._space.cost(trial.params), int(trial.began * 1000)
+        constants = {name: float(getattr(cost, COST_FIELDS[name])) for name in ("params", "train_flops")}
+        return [Metric(name, value, at, 0) for name, value in (constants | dict.fromkeys(GROWING, 0.0)).items()]
+
+    def _best_points(self, trial: Trial, reports: list[Reported]) -> list[Metric]:
+        """Each reported epoch at which the trial was better than ever before."""
+        metric, sign = self._spec.metric, 1 if self._spec.mode == "max" else -1
+        at = {report.result.epoch: int(report.at * 1000) for report in reports}
+        best_yet, points = -math.inf, []
+        for result in trial.results:
+            value = getattr(result, metric)
+            if value is not None and math.isfinite(value) and sign * value > best_yet:
+                best_yet = sign * value
+                if result.epoch in at:
+                    points.append(Metric(f"best/{metric}", float(value), at[result.epoch], result.epoch))
+        return points
+
     def _end_points(self, trial: Trial, event: Ended) -> list[Metric]:
         """What is to be known of a whole trial, to sort by in MLflow's pages."""
-        spec, at = self._spec, int(event.at * 1000)
-        cost = self._space.cost(trial.params)
+        spec, epochs = self._spec, len(trial.results)
+        grown = (self._rung(trial), epochs, trial.device_seconds(spec.resources.devices))
         values: dict[str, float | None] = {f"best/{spec.metric}": trial.best_value(spec.metric, spec.mode)}
-        values |= {
-            "rung": self._rung(trial),
-            "epochs": len(trial.results),
-            "device_seconds": trial.device_seconds(spec.resources.devices),
-            **{name: float(getattr(cost, COST_FIELDS[name])) for name in ("params", "train_flops")},
-        }
-        return [Metric(name, float(value), at, len(trial.results)) for name, value in values.items() if value is not None]
+        values |= dict(zip(GROWING, map(float, grown), strict=True))
+        return [Metric(name, value, int(event.at * 1000), epochs) for name, value in values.items() if value is not None]
+
+    def _log_inputs(self, run_id: str, splits: tuple[str, ...]) -> None:
+        """The data set, split by split; MLflow leaves out what the run has already. A refusal costs no other record."""
+        try:
+            self.client.log_inputs(run_id, datasets.inputs(self._facts, splits))
+        except MlflowException as error:
+            if error.error_code not in REFUSALS:
+                raise
+            _log.warning("MLflow refuses the data set of run %s (%s).", run_id, in_short(error))
+
+    def _write_views(self) -> None:
+        """Have the experiment's page show the newest search's metric, outcome and searched parameters."""
+        spec, experiment = self._spec, self.client.get_experiment(self.experiment_id)
+        wanted = views.tags(metric=spec.metric, mode=spec.mode, searched=self._space.searched, created_at=experiment.creation_time or 0)
+        for name, value in wanted.items():
+            if experiment.tags.get(name) != value and not self._facts.promotes:  # a promotion searches nothing
+                self.client.set_experiment_tag(self.experiment_id, name, value)
 
     # How the search stands, and its end
 
@@ -724,11 +771,11 @@ class Recorder:
         yield self._find_runs
         for number in self._without_run():
             yield partial(self._make_anew, number)
-        left = [number for number, trial in self._trials.items() if trial.outcome == "running"]  # by a driver that has died
-        self._trials = search_state.as_they_stand(self._trials, (), State("interrupted"))
-        for number in left:
-            yield partial(self._end_left_trial, number)
-        ranking = ranked(self._trials.values(), spec.metric, spec.mode)
+        trials = search_state.as_they_stand(self._trials, (), State("interrupted"))
+        for number, trial in trials.items():
+            if trial is not self._trials[number]:  # left without an end by a driver that has died
+                yield partial(self._end_left_trial, trial)
+        ranking = ranked(trials.values(), spec.metric, spec.mode)
         yield self._drop_doubles
         yield partial(self._describe, RANKED, driven=False)
         # not MLflow's log_table, which appends to an older one
@@ -739,6 +786,9 @@ class Recorder:
             tags["best_trial"] = str(winner.number)
         now = int(time.time() * 1000)
         figures = [Metric(name, float(value), now, 0) for name, value in self._figures(ranking, hindsight).items()]
+        if self._best is not None:  # where the curve of the best trial ends
+            last = max(int(event.at * 1000) for event in self._events if isinstance(event, Ended))
+            figures.append(Metric(f"best/{spec.metric}", self._best, last, sum(trial.over for trial in ranking)))
         yield partial(client.log_batch, parent, metrics=figures, tags=[RunTag(name, value) for name, value in tags.items()])
         if hindsight is not None and hindsight.plan is not None:
             yield partial(client.log_dict, parent, hindsight.plan, "plan.json")
@@ -749,10 +799,10 @@ class Recorder:
                 yield partial(self._log_model, trial)
         yield partial(client.set_terminated, parent, status)
 
-    def _end_left_trial(self, number: int) -> None:
+    def _end_left_trial(self, trial: Trial) -> None:
         """A trial without an end in the ledger, whose run a resume will open again."""
-        if number in self._runs:
-            run, trial = self._runs[number], self._trials[number]
+        if trial.number in self._runs:
+            run = self._runs[trial.number]
             self.client.log_batch(run, tags=[RunTag("outcome", trial.outcome), RunTag("reason", trial.reason)])
             self.client.set_terminated(run, STATUS["interrupted"])
 
@@ -783,19 +833,23 @@ class Recorder:
 
     def _log_model(self, trial: Trial) -> None:
         """A trial's model, unless an earlier end of this search has logged it, or its checkpoint is gone."""
-        from vit_search.tracking.model_package import log_model  # torch is imported here
+        from vit_search.tracking.model_package import link_to_parent, log_model  # torch is imported here
         from vit_search.vit import checkpoint
 
         run, place = self._runs.get(trial.number), trial_folder(self._folder, trial.number) / "checkpoint"
-        if run is None or not checkpoint.exists(place):
+        if run is None:
             return
         known = self.client.search_logged_models([self.experiment_id], filter_string=f"source_run_id = '{run}'")
-        if any(model.status == LoggedModelStatus.READY for model in known):
-            return
-        name = f"{self._facts.search}-trial-{trial.number}".replace(".", "-")
-        uri = log_model(place, run_id=run, name=name, end_status=STATUS["completed"], pt2=self._spec.log_pt2)
-        tags = {"search": self._facts.search, "trial": str(trial.number), self._spec.metric: str(trial.value(self._spec.metric))}
-        self.client.set_logged_model_tags(uri.rpartition("/")[2], tags)
+        model_id = next((model.model_id for model in known if model.status == LoggedModelStatus.READY), None)
+        if model_id is None and checkpoint.exists(place):
+            name = f"{self._facts.search}-trial-{trial.number}".replace(".", "-")
+            step = len(trial.results)
+            uri = log_model(place, run_id=run, name=name, step=step, end_status=STATUS["completed"], pt2=self._spec.log_pt2)
+            model_id = uri.rpartition("/")[2]
+            tags = {"search": self._facts.search, "trial": str(trial.number), self._spec.metric: str(trial.value(self._spec.metric))}
+            self.client.set_logged_model_tags(model_id, tags)
+        if model_id is not None:
+            link_to_parent(self.client, run, model_id)
 
 
 def _trial_of(run: Any) -> int | None:

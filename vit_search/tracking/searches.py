@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ class SearchFacts:
     """Classes, images and skipped files in one line; empty in searches of versions before 0.2."""
     promotes: str = ""
     """The search whose best trials are trained anew here, for promotion; empty in a search."""
+    splits: Mapping[str, int] = field(default_factory=dict)
+    """Images in each split; this and the next two are empty in searches of earlier versions."""
+    image_shape: Sequence[int] = ()
+    """Channels, height, width."""
+    classes: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,84 @@
+"""A search's images as MLflow's inputs: one data set for each split, under the search's data hash. Reads no image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Dataset, DatasetInput, InputTag
+
+from vit_search.tracking.searches import SearchFacts
+
+DIGEST_LENGTH = 32
+"""Of the data hash. MLflow takes 36 characters; the cache folder of a set is named by the same 32."""
+
+LOADERS = {
+    "digits": "sklearn.datasets.load_digits",
+    "mnist": "torchvision.datasets.MNIST",
+    "fashion_mnist": "torchvision.datasets.FashionMNIST",
+    "cifar10": "torchvision.datasets.CIFAR10",
+    "cifar100": "torchvision.datasets.CIFAR100",
+}
+"""Where the named sets come from."""
+
+
+def splits(facts: SearchFacts) -> tuple[str, ...]:
+    """Those that hold images. Searches of earlier versions kept no counts: all have these two."""
+    return tuple(name for name, images in facts.splits.items() if images) or ("train", "val")
+
+
+def splits_of_a_trial(facts: SearchFacts) -> tuple[str, ...]:
+    """Those that a trial trains and is validated on. It opens no other."""
+    return ("train", "val", "holdout") if facts.resolved.get("train_on") == "train+val" else ("train", "val")
+
+
+def inputs(facts: SearchFacts, names: Iterable[str]) -> list[DatasetInput]:
+    """The splits of these names, for `MlflowClient.log_inputs`.
+
+    MLflow tells data sets apart by name and digest, so that each split has a name of its own: `digits/train`.
+    """
+    data = facts.resolved["data"]
+    title = Path(data["path"]).name if data["name"] == "image_folder" else data["name"]
+    kind, source = _source(data)
+    return [
+        DatasetInput(
+            Dataset(
+                name=f"{title}/{name}"[:500],
+                digest=facts.data_hash[:DIGEST_LENGTH],
+                source_type=kind,
+                source=json.dumps(source),
+                schema=_schema(facts),
+                profile=json.dumps(_profile(facts, name)),
+            ),
+            [InputTag("mlflow.data.context", name)],
+        )
+        for name in names
+    ]
+
+
+def _source(data: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Type and content, as MLflow's own sources write them."""
+    if data["name"] == "image_folder":
+        return "local", {"uri": data["path"]}
+    return "code", {"tags": {"loader": LOADERS[data["name"]]}}
+
+
+def _schema(facts: SearchFacts) -> str | None:
+    """Images and labels as the search reads them; None where it kept no shape."""
+    if not facts.image_shape:
+        return None
+    image = {"dtype": "uint8", "shape": [-1, *facts.image_shape]}
+    columns = [
+        {"name": "image", "type": "tensor", "tensor-spec": image, "required": True},
+        {"name": "label", "type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1]}, "required": True},
+    ]
+    return json.dumps({"mlflow_colspec": columns})
+
+
+def _profile(facts: SearchFacts, name: str) -> dict[str, Any]:
+    values: dict[str, Any] = {"images": facts.splits.get(name), "classes": facts.classes or None}
+    if facts.image_shape:
+        values |= dict(zip(("channels", "height", "width"), facts.image_shape, strict=True))
+    return {key: value for key, value in values.items() if value is not None}
