@@ -840,6 +840,7 @@ def doctor(
         out.print("No run is open without somebody at work on it.")
         return
     table = Table("experiment", "run", "id", "why it is dead", box=None, header_style="dim")
+    table.columns[2].min_width = 32  # an id that is cut names nothing
     for zombie in found:
         table.add_row(*map(_escaped, (zombie.experiment, zombie.name, zombie.run_id, zombie.reason)))
     out.print(table)
