@@ -101,7 +101,7 @@ def short():
 KEPT = """
 import os, shutil, sys
 from vit_search import cli, ray_session
-from vit_search.vit.machine import WORKER_ENV
+from vit_search.spec.worker_env import WORKER_ENV
 
 sys.argv = ["vit-search", "run", "small.yaml"]
 with ray_session.session(env=WORKER_ENV):

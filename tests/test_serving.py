@@ -277,10 +277,14 @@ def test_images_that_are_batched_with_others_give_the_same_within_1e_5(server, r
 
             return await asyncio.gather(*[one(image) for image in IMAGES * 5])
 
-    before = server.metric("vit_search_batch_images_count")
-    found = np.array(asyncio.run(together()))
-    assert np.abs(found - np.array([chances(registry, [image])[0] for image in IMAGES] * 5)).max() < 1e-5
-    assert server.metric("vit_search_batch_images_count") - before < 100  # some were classified together
+    alone = np.array([chances(registry, [image])[0] for image in IMAGES] * 5)
+    for _ in range(20):  # until some were classified together: a slow client's requests may come one by one
+        before = server.metric("vit_search_batch_images_count")
+        assert np.abs(np.array(asyncio.run(together())) - alone).max() < 1e-5
+        if server.metric("vit_search_batch_images_count") - before < 100:
+            break
+    else:
+        pytest.fail("no two images were classified together")
     assert server.metric("vit_search_queue_length") == 0
 
 
@@ -769,7 +773,7 @@ def test_two_replicas_share_the_port_the_token_and_the_metrics_and_end_cleanly(r
 def test_a_mistake_is_one_line_and_exit_code_2(registry):
     code, said = refused_at_once("nothing@champion", "--tracking-uri", registry.uri)
     assert (code, len(said.strip().splitlines())) == (2, 1)
-    assert "error: nothing: the registry has no such model, or no alias champion of it" in said
+    assert "error: nothing@champion: no registered model named nothing; choose from digits." in said
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "example.invalid"])

@@ -38,7 +38,7 @@ def parse(text: str) -> Reference:
 
     Raises: PromotionError for anything else.
     """
-    found = re.fullmatch(r"(?:models:/)?([^/:]+)(?:@([A-Za-z0-9_.-]+)|/([0-9]+))", text)
+    found = re.fullmatch(r"(?:models:/)?([^/:@]+)(?:@([A-Za-z0-9_.-]+)|/([0-9]+))", text)
     if not found:
         raise PromotionError(f"{text}: names no model; {FORMS}.")
     return Reference(found[1], found[2] or "", found[3] or "")

@@ -49,7 +49,7 @@ LOOK_S = 0.2
 AGAIN_S = 60.0
 """Until a replica tries once more what the follower took and it could not: a GPU that was full, say."""
 
-GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(8 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(8 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20), "MALLOC_TOP_PAD_": str(2**17)}
 """Makes glibc return the memory of a large image, which Pillow keeps in pieces of 16 MiB, once it is answered."""
 
 

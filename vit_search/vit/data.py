@@ -152,7 +152,7 @@ def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = F
 def _refuse_open(*folders: Path) -> None:
     """Raises: DataError where other accounts could put other images or labels into the cache."""
     for folder in folders:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # missing; what cannot be looked at cannot be read either
             reason = open_to_others(folder)
             if reason is not None:
                 raise DataError(f"{folder}: images of this cache cannot be trusted: {reason}, or set VIT_SEARCH_CACHE to another.")
