@@ -224,8 +224,12 @@ def test_doctor_never_closes_the_runs_of_a_running_search(project, said):
         assert client.get_run(recorder.parent_run).info.status == "RUNNING"
         assert doctor.zombies(client) == []
         client.set_tag(recorder.parent_run, "search_folder", str(old))
-        client.set_tag(recorder.parent_run, "driver_host", "another")
-        assert doctor.zombies(client) == []
+        for _ in range(10):  # the recorder writes its own host now and then
+            client.set_tag(recorder.parent_run, "driver_host", "another")
+            found = doctor.zombies(client)
+            if client.get_run(recorder.parent_run).data.tags["driver_host"] == "another":
+                break
+        assert found == []
     finally:
         recorder.close("KILLED", None)
         ledger.close()

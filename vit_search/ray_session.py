@@ -42,7 +42,7 @@ for _name, _value in {
 
 import psutil
 import ray
-from ray._private import ray_constants, worker
+from ray._private import ray_constants, utils, worker
 from ray._private.state import state
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # of Cython
 from ray.job_config import JobConfig
@@ -53,6 +53,8 @@ from vit_search.errors import ClusterError, LostClusterError
 # Ray 2.60 prints its daemons' messages between our own lines, whatever `log_to_driver` says: a dead worker's fills the terminal. The
 # ledger has why a trial broke down; the messages are in Ray's logs.
 worker.print_to_stdstream = lambda data, ignore_prefix: None
+# It sends the command line to its head. That may hold a password, or characters that this locale has not: then Ray does not start.
+utils.get_entrypoint_name = lambda: "vit-search"
 
 LOOPBACK_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """At 0 Ray 2.60 keeps the node address 127.0.0.1; else it takes one that others reach, and its daemons listen everywhere.
