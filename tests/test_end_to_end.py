@@ -161,7 +161,9 @@ def test_a_worker_that_is_killed_is_retried_from_its_checkpoint(walked, tmp_path
             worker.kill()
         _, said = driver.communicate(timeout=600)
     assert driver.returncode == 0, said
-    assert rows(tmp_path, "small-1") == rows(folder, "small-1")
+    found = rows(tmp_path, "small-1")
+    assert sum(row.pop("breakdowns", 0) for row in found.values()) >= 1
+    assert found == rows(folder, "small-1")
 
 
 def test_mlflow_holds_one_parent_and_one_child_per_trial_with_each_epoch_once(walked):

@@ -235,7 +235,7 @@ BAD = {
     "no base64": (np.array(["Grüße"]), "row 0: text that is not base64 .*; give the base64 of a PNG or JPEG file"),
     "no image": (np.array([text(b"hello")]), "row 0: no image that can be decoded .of no known format."),
     "truncated": (np.array([text(file(PHOTO)), text(file(PHOTO)[:900])]), "row 1: no image that can be decoded .*truncated"),
-    "bomb": (np.array([text(BOMB)]), "row 0: 30000x3000 pixels; give an image of at most 64,000,000"),
+    "bomb": (np.array([text(BOMB)]), "row 0: 30000x3000 pixels; give an image of at most 25,000,000"),
     "a name": (np.array([None], object), "row 0: nothing; give uint8 pixels"),
     "other column": (pd.DataFrame({"picture": ["x"]}), "missing inputs"),
     "no rows": (pd.DataFrame({"image": []}), "schema"),
