@@ -1,6 +1,5 @@
 """How a search stands, in one word, from its ledger: while a driver has it, after one died, and on a cluster."""
 
-import json
 import time
 
 import pytest
@@ -36,12 +35,20 @@ def folder(tmp_path):
     spec = search_file.parse(FILE)
     made = tmp_path / "told-1"
     made.mkdir()
-    facts = {
-        "search": "told-1", "search_id": "1", "spec_name": "told", "text": FILE, "resolved": spec.model_dump(mode="json", by_alias=True),
-        "metric": spec.metric, "mode": spec.mode, "data_hash": "", "code_version": "", "environment": {}, "tracking_uri": "",
-    }  # fmt: skip
-    (made / "search.yaml").write_text(FILE)
-    (made / "search.json").write_text(json.dumps(facts))
+    facts = searches.SearchFacts(
+        search="told-1",
+        search_id="1",
+        spec_name="told",
+        text=FILE,
+        resolved=spec.model_dump(mode="json", by_alias=True),
+        metric=spec.metric,
+        mode=spec.mode,
+        data_hash="",
+        code_version="",
+        environment={},
+        tracking_uri="",
+    )
+    searches.write(made, facts)
     return made
 
 
