@@ -256,7 +256,7 @@ def test_a_killed_promotion_goes_on_and_trains_each_finalist_once(promoted):
     assert (parent.info.run_name, parent.data.tags["verdict"]) == ("small-1-promotion-1", "passed")
     assert "## Intended use" in parent.data.tags["mlflow.note.content"]
     version = client.get_model_version_by_alias("small", "champion")
-    assert [output.model_id for output in parent.outputs.model_outputs] == [version.model_id]
+    assert [f"models:/{output.model_id}" for output in parent.outputs.model_outputs] == [version.source]
     assert (str(version.version), version.tags["search"], version.tags["test_reading"]) == ("1", "small-1", "1")
     refused = vit_search(folder, "resume", "searches/small-1/promotions/1", check=False)
     assert refused.returncode == 2

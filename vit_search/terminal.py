@@ -33,11 +33,20 @@ SECTIONS = {
 """Commands in the order of the help; one that is listed nowhere comes last, under Other."""
 
 
+class _Console(Console):
+    """Rich's, which would break sentences in a pipe, too, where a program looks for them."""
+
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
+        """Print; text is one line in a pipe, tables are as wide as the console."""
+        text = all(isinstance(thing, str) for thing in objects)
+        super().print(*objects, soft_wrap=text and not self.is_terminal if soft_wrap is None else soft_wrap, **options)
+
+
 def console() -> Console:
     """Standard output: as wide as its terminal, or as COLUMNS says."""
     columns = os.environ.get("COLUMNS", "")
     given = columns.isascii() and columns.isdigit() and int(columns) > 0
-    return Console(highlight=False, width=int(columns) if given else None if sys.stdout.isatty() else PIPE_WIDTH)
+    return _Console(highlight=False, width=int(columns) if given else None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 class Commands(TyperGroup):
