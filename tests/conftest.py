@@ -18,3 +18,13 @@ def no_tracking_server_left_behind():
     """MLflow's set_tracking_uri writes to the environment, which the commands that later tests start would inherit."""
     yield
     os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory):
+    """An empty database of MLflow's; to make one takes seconds."""
+    from vit_search.tracking import store  # MLflow, which few tests need
+
+    path = tmp_path_factory.mktemp("empty") / "mlruns.db"
+    store.client_for(f"sqlite:///{path}")
+    return path

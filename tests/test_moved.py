@@ -19,14 +19,6 @@ def gathered_at_once(monkeypatch):
     monkeypatch.setattr("vit_search.tracking.recorder.Recorder._pages", lambda self: ())  # a report's pictures take seconds
 
 
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory):
-    """An empty database of MLflow's; to make one takes seconds."""
-    path = tmp_path_factory.mktemp("empty") / "mlruns.db"
-    store.client_for(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
 def project(migrated, tmp_path, monkeypatch):
     """A project with a search that MLflow has, as an older version leaves it: with the full path of its database."""

@@ -36,14 +36,6 @@ def gathered_at_once(monkeypatch):
     monkeypatch.setattr("vit_search.tracking.recorder.GATHER_S", 0.0)
 
 
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory):
-    """An empty database of MLflow's; to make one takes seconds."""
-    path = tmp_path_factory.mktemp("empty") / "mlruns.db"
-    store.client_for(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
 def uri(migrated, tmp_path, monkeypatch):
     shutil.copy(migrated, tmp_path / "mlruns.db")
