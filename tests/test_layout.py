@@ -24,15 +24,17 @@ ARROWS = {
         "spec",
         "errors",
         "ray_token",
+        "start_up",
     },  # vit: plan --calibrate measures this machine
     "cluster": {"spec", "tracking", "ray_session", "ray_token", "errors"},
-    "search": {"ray_session", "tracking", "vit", "spec", "errors"},
+    "search": {"ray_session", "tracking", "vit", "spec", "errors", "start_up"},  # start_up: a worker's
     "production": {"ray_session", "tracking", "vit", "spec", "errors"},  # ray_session: serving.py alone, see HEAVY
     "tracking": {"vit", "spec", "errors"},  # vit: model_package.py rebuilds a model
     "vit": {"spec", "errors"},
     "spec": {"errors"},
     "leaderboard": {"terminal", "tracking", "spec"},
     "terminal": set(),
+    "start_up": set(),
     "ray_session": {"ray_folder", "ray_token", "ray_trouble", "errors"},
     "ray_folder": {"errors"},
     "ray_trouble": {"errors"},

@@ -22,6 +22,7 @@ from vit_search import cli_cluster, terminal
 from vit_search.errors import LostClusterError, PromotionError, SearchError, TrackingError, VitSearchError
 from vit_search.spec.cost import in_rounded_time, in_time
 from vit_search.spec.user import user_name
+from vit_search.start_up import collect_rarely
 from vit_search.terminal import OUTCOME_STYLE
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ SearchName = Annotated[str | None, typer.Argument(help="A search by name or fold
 
 def main() -> None:
     """Run the command line; a user's mistake is one line and an exit code, never a traceback."""
+    collect_rarely()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # no character that a locale lacks ends a command half-way

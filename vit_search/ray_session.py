@@ -26,6 +26,7 @@ for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_agent_register_timeout_ms": "300000",  # a busy two-core machine needs more than 15 s (ray#65983)
     "RAY_raylet_start_wait_time_s": "300",
+    "RAY_prestart_worker_first_driver": "0",  # Tune's trials ask for an environment of their own, so these workers would stay idle
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",

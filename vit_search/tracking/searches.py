@@ -6,13 +6,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vit_search.errors import SearchError
-from vit_search.spec import search_file
+from vit_search.spec.expressions import nearest
 from vit_search.spec.files import write_whole
-from vit_search.spec.search_file import SearchSpec
 from vit_search.tracking.ledger import Trial, front
+
+if TYPE_CHECKING:
+    from vit_search.spec.search_file import SearchSpec
 
 COST_FIELDS = {"params": "params", "flops": "forward_flops", "train_flops": "train_flops"}
 """Objectives that follow from the configuration alone, and the fields of Cost that hold them."""
@@ -100,6 +102,8 @@ def read(folder: Path) -> tuple[SearchSpec, SearchFacts]:
     Raises: SearchError when the folder does not hold them.
     """
     facts = read_facts(folder)
+    from vit_search.spec import search_file  # here: most commands need the facts alone
+
     return search_file.load(folder / "search.yaml"), facts
 
 
@@ -146,4 +150,4 @@ def find(output: Path, name: str | None) -> Path:
     names = [p.name for p in known]
     if name in names:
         return output / name
-    raise SearchError(f"{output}: no search named {name!r}; {search_file.nearest(name, names)}")
+    raise SearchError(f"{output}: no search named {name!r}; {nearest(name, names)}")
