@@ -29,6 +29,12 @@ NODE_ENV = {
 }
 
 
+def marked(value):
+    """The processes whose environment bears our mark with this value."""
+    every = psutil.process_iter(["cmdline", "environ"])
+    return [process for process in every if (process.info["environ"] or {}).get(MARK) == str(value) and process.pid != os.getpid()]
+
+
 class Cluster:
     """Nodes are started and killed one by one; all of them, and what they have started, die with `end`.
 
@@ -137,12 +143,7 @@ class Cluster:
 
     def processes(self, *words):
         """Those of this cluster, with all these words in their command line."""
-        found = []
-        for process in psutil.process_iter(["cmdline", "environ"]):
-            line, around = process.info["cmdline"] or [], process.info["environ"] or {}
-            if around.get(MARK) == str(self.temp) and process.pid != os.getpid() and all(word in line for word in words):
-                found.append(process)
-        return found
+        return [process for process in marked(self.temp) if all(word in (process.info["cmdline"] or []) for word in words)]
 
     def end(self):
         """Kill everything at once, as a power cut would; the storage stays, and `start` makes a new Ray on it."""

@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -104,9 +105,9 @@ def assert_whole(cluster, search, trials, epochs):
 
 
 def test_a_search_is_handed_over_and_seen_through_and_no_secret_shows(cluster, laptop):
+    search = submitted(vit_search(laptop, cluster, "submit", "tiny.yaml"))
+    assert re.search(rf"^{search} is (starting|running|finished)", vit_search(laptop, cluster, "status").stdout, re.MULTILINE)
     done = vit_search(laptop, cluster, "submit", "tiny.yaml", "--wait")
-    search = submitted(done)
-    assert "is submitted" in done.stdout
     assert "2 of 2 trials" in done.stdout
     assert_whole(cluster, search, trials=2, epochs=2)
 
@@ -361,6 +362,31 @@ def test_a_cluster_that_asks_for_no_token_is_refused_and_never_told_one(monkeypa
         assert set(_Open.seen) == {None}
     finally:
         server.shutdown()
+
+
+def test_a_head_whose_agent_is_not_there_yet_is_waited_for():
+    tries = []
+
+    class Starting:
+        def submit_job(self, **job):
+            tries.append(job)
+            if len(tries) < 3:
+                raise RuntimeError("Request failed with status code 500: No available agent to submit job, please try again later.")
+
+    jobs.submit_job(Starting(), submission_id="a")
+    assert tries == [{"submission_id": "a"}] * 3
+
+    with pytest.raises(RuntimeError, match="No available agent"):
+        tries.clear()
+        jobs.submit_job(Starting(), patience_s=0, submission_id="a")
+    assert len(tries) == 1
+
+    class Refusing:
+        def submit_job(self, **job):
+            raise RuntimeError("Job with submission_id a already exists.")
+
+    with pytest.raises(RuntimeError, match="already exists"):
+        jobs.submit_job(Refusing(), submission_id="a")
 
 
 @pytest.mark.parametrize(

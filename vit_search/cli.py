@@ -511,38 +511,25 @@ def status(
     Also what stopping has saved.
     """
     if address is not None:
-        words = ["status", *([search] if search else []), *(["--json"] if as_json else []), *(["--watch"] if watch else [])]
-        cli_cluster.remotely(address, words, insecure=insecure, follow=watch)
+        cli_cluster.status_there(address, search, as_json=as_json, watch=watch, insecure=insecure)
         return
     from vit_search.cluster import record
     from vit_search.tracking import searches
 
     if search is not None and record.submitted(output / search) and not (output / search / "ledger.jsonl").exists():
-        _print_unbegun(output / search, as_json)
+        cli_cluster.print_unbegun(search, record.state(output / search).word, as_json)
         if not watch:
             return
         while _starting(output / search):
             time.sleep(2)
         if not (output / search / "ledger.jsonl").exists():
-            _print_unbegun(output / search, as_json)
+            cli_cluster.print_unbegun(search, record.state(output / search).word, as_json)
             return
     folder = searches.find(output, search)
     _print_status(folder, as_json)
     if watch:
         _watch_status(folder)
         _print_status(folder, as_json)
-
-
-def _print_unbegun(folder: Path, as_json: bool) -> None:
-    """How a search stands that was submitted to a cluster and has no trials yet."""
-    from vit_search.cluster import record
-    from vit_search.tracking import search_state
-
-    state = record.state(folder).word
-    if as_json:
-        sys.stdout.write(json.dumps({"search": folder.name, "state": state, "running": False}, indent=1) + "\n")
-    else:
-        out.print(f"[bold]{_escaped(folder.name)}[/] is {state}: {search_state.WORDS[state]}.", soft_wrap=True)
 
 
 def _watch_status(folder: Path) -> None:

@@ -162,6 +162,32 @@ def remotely(address: str, words: Sequence[str], *, insecure: bool = False, foll
         sys.exit(code)
 
 
+def status_there(address: str, search: str | None, *, as_json: bool, watch: bool, insecure: bool) -> None:
+    """Say how a search on a cluster stands, by default the one that was submitted last."""
+    jobs, there = _connect(address, insecure)
+    name = search or jobs.newest(there)
+    told = False
+    while name and jobs.is_beginning(there, name):
+        if not told:
+            print_unbegun(name, "starting", as_json)
+        if not watch:
+            return
+        told = True
+        time.sleep(2)
+    words = ["status", *([name] if name else []), *(["--json"] if as_json else []), *(["--watch"] if watch else [])]
+    remotely(address, words, insecure=insecure, follow=watch)
+
+
+def print_unbegun(search: str, state: str, as_json: bool) -> None:
+    """How a search stands that was submitted to a cluster and has no trials yet."""
+    from vit_search.tracking import search_state
+
+    if as_json:
+        sys.stdout.write(json.dumps({"search": search, "state": state, "running": False}, indent=1) + "\n")
+    else:
+        out.print(f"[bold]{_escaped(search)}[/] is {state}: {search_state.WORDS[state]}.", soft_wrap=True)
+
+
 def resume_there(address: str, search: str | None, insecure: bool) -> None:
     """Have a cluster take up a search that was submitted to it."""
     jobs, there = _connect(address, insecure)

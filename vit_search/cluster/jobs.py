@@ -51,6 +51,13 @@ KEPT_WITHIN_S = 120.0
 
 INTERRUPTED = 130
 
+NO_AGENT = "No available agent"
+AGENT_STARTS_WITHIN_S = 120.0
+"""How long a head that was just started may take until its agent runs jobs; Ray's own 10 s are too short on a busy machine."""
+
+BEGINS_WITHIN_S = 300.0
+"""What a submitted job gets to make its search's folder."""
+
 ANSWERS_WITHIN_S = 300.0
 """What a short job on the head gets."""
 
@@ -190,6 +197,9 @@ def _talking(address: str) -> Iterator[None]:
             raise ClusterError(f"{address}: it refuses this machine's token; copy the head's ~/.ray/auth_token anew, mode 0600.") from None
         if "ray[default]" in said:
             raise ClusterError("Ray's Jobs API is not installed here; pip install 'vit_search[cluster]'.") from None
+        if NO_AGENT in said:
+            mend = "see its dashboard_agent.log: another Ray there may have its port; then start Ray with --dashboard-agent-listen-port 0"
+            raise ClusterError(f"{address}: the head has no agent that runs jobs; {mend}.") from None
         raise ClusterError(f"{address}: the Jobs API failed ({said[:300]}); {TUNNEL}.") from None
 
 
@@ -294,13 +304,29 @@ def _start(client: JobSubmissionClient, job: str, search: str, words: Sequence[s
         runtime["working_dir"] = folder
     facts = {"vit_search": "driver", "search": search, "user": user_name(), "version": version("vit_search")}
     try:
-        client.submit_job(entrypoint=f"exec {shlex.join(words)}", submission_id=job, metadata=facts | told, runtime_env=runtime)
+        submit_job(client, entrypoint=f"exec {shlex.join(words)}", submission_id=job, metadata=facts | told, runtime_env=runtime)
     except RuntimeError as error:
         if "already exists" in str(error):
             return False
         with _talking(client.get_address()):
             raise
     return True
+
+
+def submit_job(client: JobSubmissionClient, *, patience_s: float = AGENT_STARTS_WITHIN_S, **job: Any) -> None:
+    """Submit a job. A head that was started a moment ago has no agent yet that runs jobs; wait for it.
+
+    Raises: RuntimeError, as Ray's client does.
+    """
+    end = time.monotonic() + patience_s
+    while True:
+        try:
+            client.submit_job(**job)
+            return
+        except RuntimeError as error:
+            if NO_AGENT not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(1)
 
 
 def launches(client: JobSubmissionClient) -> dict[str, list[Launch]]:
@@ -331,11 +357,29 @@ def states(cluster: Cluster, last: Sequence[Launch]) -> dict[str, str]:
     Args:
         last: of each search, its last job.
     """
-    told: dict[str, dict[str, str]] = {}
+    told = _states_of_folders(cluster)
+    return {launch.search: told.get(launch.search, launch.state) for launch in last}
+
+
+def _states_of_folders(cluster: Cluster) -> dict[str, str]:
+    """What the folders on the head say, by search."""
     with contextlib.suppress(ClusterError, ValueError):  # a head of another version, or without its storage
         code, said = on_head(cluster, ["vit-search", "cluster", "states"], storage=False)
-        told = json.loads(said.strip().rpartition("\n")[2]) if code == 0 else {}
-    return {launch.search: told[launch.search]["word"] if launch.search in told else launch.state for launch in last}
+        if code == 0:
+            return {name: state["word"] for name, state in json.loads(said.strip().rpartition("\n")[2]).items()}
+    return {}
+
+
+def newest(cluster: Cluster) -> str | None:
+    """The search that was submitted last; None where this Ray knows of none."""
+    return next(reversed(launches(cluster.client)), None)
+
+
+def is_beginning(cluster: Cluster, search: str) -> bool:
+    """Whether a search was submitted a moment ago, and its job has not made its folder yet."""
+    last = launches(cluster.client).get(search, [])[-1:]
+    young = bool(last) and not last[0].over and time.time() - last[0].began < BEGINS_WITHIN_S
+    return young and search not in _states_of_folders(cluster)
 
 
 def _known(cluster: Cluster, search: str) -> list[Launch]:
@@ -396,7 +440,7 @@ def on_head(cluster: Cluster, words: Sequence[str], *, storage: bool = True, wri
     client = cluster.client
     with _talking(cluster.address):
         _remove_old(client)
-        client.submit_job(entrypoint=entry, submission_id=job, metadata={"vit_search": "command", "user": user_name()})
+        submit_job(client, entrypoint=entry, submission_id=job, metadata={"vit_search": "command", "user": user_name()})
         try:
             if write is not None:
                 _follow(cluster, job, write)

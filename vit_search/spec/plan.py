@@ -46,8 +46,8 @@ LEARNERS = ("auto", "tpe", "gp", "cmaes")
 """Samplers that propose better as they go."""
 
 BORROWED = 7.0
-"""By how much a mean epoch may be wrong that is foretold by another search's calibration: over five files of search_spaces/ it was 0.2
-to 6.8 of what its own said, on two busy cores where its own of another round was 0.33 to 3.0 (tests/benchmarks/borrowed_speed.py)."""
+"""By how much a mean epoch may be wrong that is foretold by another search's calibration: over five files of search_spaces/ it was 0.54
+to 6.46 of what its own said, where its own of another round was 0.70 to 1.43 (2026-11-29, tests/benchmarks/borrowed_speed.py)."""
 
 EVALUATED_AT_ONCE = 128
 """Images of a batch in evaluation; vit/training.py has the number for a CPU."""
