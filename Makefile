@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart install test test-slow bench check format lock clean
+.PHONY: quickstart install test test-slow bench check audit format lock clean
 .DELETE_ON_ERROR:
 
 quickstart: install ## install, then search Vision Transformers on the handwritten digits
@@ -36,6 +36,9 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+audit: install ## an SBOM of the lock, and the known vulnerabilities of what it pins: docs/SECURITY.md
+	$(BIN)/python tests/audit.py
 
 bench: install ## the peers, and the tables of tests/benchmarks but search_quality's: about three hours on two cores
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[bench]'

@@ -194,6 +194,25 @@ def test_the_account_of_searches_sees_what_it_has_made_and_nothing_else(head):
     assert ask(head, "POST", "/api/2.0/mlflow/runs/create", account="searches", body=run_)[0] == 200
 
 
+@with_postgres
+def test_the_account_of_searches_cannot_move_the_champion_of_another_account(head):
+    """But it manages a model that it has registered itself: promotions need an account of their own."""
+
+    def move(account, name):
+        body = {"name": name, "alias": "champion", "version": "1"}
+        return ask(head, "POST", "/api/2.0/mlflow/registered-models/alias", account=account, body=body)
+
+    for name, owner in (("of the admin", "admin"), ("of the searches", "searches")):
+        made = ask(head, "POST", "/api/2.0/mlflow/registered-models/create", account=owner, body={"name": name})
+        assert made[0] == 200, made
+        body = {"name": name, "source": "s3://nowhere/model"}
+        made = ask(head, "POST", "/api/2.0/mlflow/model-versions/create", account=owner, body=body)
+        assert made[0] == 200, made
+    assert move("admin", "of the admin")[0] == 200
+    assert move("searches", "of the admin")[0] == 403
+    assert move("searches", "of the searches")[0] == 200
+
+
 OPEN_TO_ALL = {  # what MLflow 3.17 answers without an account; each tells nothing of what is kept
     "/health",  # that it lives
     "/api/3.0/mlflow/server-info",  # its version, and which of its features are on

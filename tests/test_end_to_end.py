@@ -461,7 +461,21 @@ def serve_mlflow(folder, uri):
     return servers.start_mlflow(folder, f"sqlite:///{folder / 'server.db'}", uri.rpartition(":")[2])
 
 
-def test_ui_answers_on_loopback_alone_and_to_its_own_name_alone(walked):
+@pytest.fixture
+def hostile(walked):
+    """Modules in the folder of the search that leave a mark when they are imported; the mark."""
+    folder = walked[0]
+    places = [folder / "random.py", folder / "numpy.py", folder / "mlflow" / "__init__.py"]
+    for path in places:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("open('mark', 'a').write(__name__)")
+    yield folder / "mark"
+    for path in places:
+        path.unlink()
+    (folder / "mlflow").rmdir()
+
+
+def test_ui_answers_on_loopback_alone_to_its_own_name_alone_and_imports_nothing_from_the_current_folder(walked, hostile):
     folder, _, _, _ = walked
     port = free_port()
     with subprocess.Popen([COMMAND, "ui", "--port", str(port)], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
@@ -485,6 +499,7 @@ def test_ui_answers_on_loopback_alone_and_to_its_own_name_alone(walked):
             processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
             listening = {c.laddr.ip for p in processes for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
             assert listening == {"127.0.0.1"}
+            assert not hostile.exists(), hostile.read_text()
         finally:
             server.send_signal(signal.SIGINT)
             server.wait(timeout=600)

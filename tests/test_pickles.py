@@ -1,4 +1,4 @@
-"""No pickle that another has written is run: not by our commands, not in any process that we start, whatever the shell says."""
+"""No pickle in a model file is run: not by our commands, not in any process that we start, whatever the shell says."""
 
 import json
 import os

@@ -2,7 +2,8 @@
 
 supervisord keeps them, under a state folder on a disk of the head's own: never on shared storage, where a database's locks do not
 hold. PostgreSQL listens on a socket file alone, MLflow on 127.0.0.1 alone and for accounts alone. Secrets are made once, as files
-that their owner alone reads; a service gets them through its environment, when it is started.
+that their owner alone reads; a service gets them through its environment, when it is started. On a head of cluster.yaml that owner is
+the account of Ray, so whoever holds Ray's token can read them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from vit_search.tracking import pages
 
 ADMIN = "admin"
 SEARCHES = "searches"
-"""The MLflow account of searches: it reads and writes what it has made, nothing else."""
+"""The MLflow account of searches: it reads and writes what it has made, nothing else. It manages the models that it has registered."""
 
 POSTGRES_ACCOUNT = "postgres"
 """PostgreSQL refuses to run as root; where we do, it runs as this one."""

@@ -1,8 +1,10 @@
-"""No pickle is loaded: the switches by which torch and MLflow refuse them, in this process and in those that it starts.
+"""No model file is unpickled: the switches by which torch and MLflow refuse it, in this process and in those that it starts.
 
 Importing vit_search throws them, whatever the shell says, since a `.pt`, a `.pt2` or a model in MLflow may be another's, and a
 pickle runs what its writer pleases. `VIT_SEARCH_ALLOW_PICKLE=1`, set before the import, leaves them as they are: for a program
 that loads pickles of its own beside vit_search.
+
+Two kinds of pickles are loaded: CIFAR's files, after torchvision has compared their MD5, and what Ray's own processes send each other.
 """
 
 from __future__ import annotations
