@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 
 from vit_search import cli_cluster, terminal
 from vit_search.errors import LostClusterError, PromotionError, SearchError, TrackingError, VitSearchError
@@ -51,7 +50,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 out = terminal.console()
-err = Console(stderr=True, highlight=False)
+err = terminal.console(stderr=True)
 
 INTERRUPTED = 130
 """Exit code of a search ended by Ctrl-C, as a shell gives it."""
@@ -142,7 +141,7 @@ def run(
     share = spec.space.feasible_share()
     if 0 < share < 0.05:
         err.print(f"[yellow]note:[/] only {share:.1%} of random proposals can be built; tighten the choices of patch_size, dim and heads.")
-    with err.status("preparing the data, MLflow and Ray …"):
+    with err.status("preparing the data, MLflow and Ray …"):  # the imports take a second or two
         from vit_search.search import launch
     options: dict[str, Any] = {"output": output, "tracking_uri": tracking_uri, "download": download, "address": address, "name": name}
     _finish(_watched(lambda watch: launch.run(spec, watch=watch, **options)))
@@ -226,7 +225,7 @@ def _print_images(spec: SearchSpec) -> None:
     path = Path(spec.data.path or "").expanduser()
     if spec.data.name == "image_folder" and path.is_dir():
         listing = folders.scan(path)
-        err.print(_escaped(listing.summary), soft_wrap=True)
+        err.print(_escaped(listing.summary))
         spec.check_data(len(listing.classes))
 
 
@@ -886,7 +885,7 @@ def promote(
         _print_promotion_plan(planned, rules, name or spec.name, uri)
         return
     if planned.left:
-        err.print(_trainings(planned), soft_wrap=True)
+        err.print(_trainings(planned))
         with err.status("preparing the data, MLflow and Ray …"):
             from vit_search.search.retrain import retrain
         result = _watched(lambda watch: retrain(planned, tracking_uri=uri, watch=watch))
@@ -1394,6 +1393,8 @@ class _Screen:
 
     def __init__(self) -> None:
         self._live: Any = None
+        self._preparing = err.status("preparing the data, MLflow and Ray …")
+        self._preparing.start()
         self._closed, self._last_line = threading.Event(), time.monotonic()
         self.search = ""
         """Its name, once it runs."""
@@ -1407,10 +1408,11 @@ class _Screen:
         self._ledger, self._spec, self._control, self._began = ledger, spec, control, time.monotonic()
         self.search = ledger.folder.name
         self._epochs_before = self._epochs()
+        self._preparing.stop()
         err.print(_escaped(f"{self.search}: {ledger.folder}"), soft_wrap=True)
         images = searches.read(ledger.folder)[1].images
         if images:
-            err.print(_escaped(images), soft_wrap=True)
+            err.print(_escaped(images))
         if err.is_terminal:
             from rich.live import Live
 
@@ -1424,7 +1426,7 @@ class _Screen:
 
         def line(event: Event) -> None:
             if isinstance(event, Commanded):
-                err.print(_escaped(f"{event.by}: {event.name}: {event.answer}"), soft_wrap=True)
+                err.print(_escaped(f"{event.by}: {event.name}: {event.answer}"))
             elif isinstance(event, Broke):
                 self._say_breakdown(event)
             elif isinstance(event, Reported) and event.result.epoch in rungs and event.result.epoch < spec.epochs:
@@ -1446,7 +1448,7 @@ class _Screen:
 
     def _say_breakdown(self, event: Broke) -> None:
         what = "is tried again" if event.again else "broke down"
-        err.print(_escaped(f"trial {event.trial:3d} {what}: {event.reason}"), soft_wrap=True)
+        err.print(_escaped(f"trial {event.trial:3d} {what}: {event.reason}"))
 
     def _report_every_minute(self) -> None:
         """Where nothing else was printed for a minute, say how far the search is."""
@@ -1463,6 +1465,7 @@ class _Screen:
     def close(self) -> None:
         """Take the picture away."""
         self._closed.set()
+        self._preparing.stop()
         if self._live is not None:
             self._live.stop()
 

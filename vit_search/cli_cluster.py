@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from vit_search import terminal
 from vit_search.errors import SearchError
 from vit_search.spec.cost import in_time, in_units
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from vit_search.cluster.jobs import Cluster
     from vit_search.cluster.preflight import Facts, Finding, Node
     from vit_search.cluster.services import Service
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 cluster = typer.Typer(help="Make a Ray cluster, and look one over.", no_args_is_help=True, rich_markup_mode=None)
 out = terminal.console()
-err = Console(stderr=True, highlight=False)
+err = terminal.console(stderr=True)
 
 
 def join(app: typer.Typer) -> None:

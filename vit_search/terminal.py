@@ -42,11 +42,12 @@ class _Console(Console):
         super().print(*objects, soft_wrap=text and not self.is_terminal if soft_wrap is None else soft_wrap, **options)
 
 
-def console() -> Console:
-    """Standard output: as wide as its terminal, or as COLUMNS says."""
+def console(*, stderr: bool = False) -> Console:
+    """Standard output, or standard error: as wide as its terminal, or as COLUMNS says."""
     columns = os.environ.get("COLUMNS", "")
     given = columns.isascii() and columns.isdigit() and int(columns) > 0
-    return _Console(highlight=False, width=int(columns) if given else None if sys.stdout.isatty() else PIPE_WIDTH)
+    on_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return _Console(stderr=stderr, highlight=False, width=int(columns) if given else None if on_terminal else PIPE_WIDTH)
 
 
 class Commands(TyperGroup):
