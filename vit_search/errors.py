@@ -31,10 +31,6 @@ class OutOfMemoryError(VitSearchError):
     """A training step does not fit into the memory of its device."""
 
 
-class PackError(VitSearchError):
-    """Trainings that cannot be packed together; the message names the member and the field."""
-
-
 class SearchError(VitSearchError):
     """A search folder cannot be made, found, read or resumed."""
 
