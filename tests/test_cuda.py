@@ -21,7 +21,6 @@ from vit_search.spec.cost import cost_of, in_units
 from vit_search.vit import augment, calibrate, checkpoint, machine, single
 from vit_search.vit.data import prepare
 from vit_search.vit.model import ViT
-from vit_search.vit.packed import fit_packed
 from vit_search.vit.splits import Split, StreamedSplit, load_split
 from vit_search.vit.training import DivergedError, Normalisation, evaluate, fit, latency_ms, start
 
@@ -285,48 +284,6 @@ def test_a_file_with_fixed_values_trains_on_the_gpu_that_it_asks_for_and_is_take
     assert list(single.train(spec, config, prepared, tmp_path / "c")) == whole
 
 
-# Packed
-
-
-def packed(configs, splits):
-    train, val, normalisation = splits
-    states = [start(told, normalisation, CUDA) for told in configs]
-    list(fit_packed(states, train, val))
-    return states
-
-
-def test_a_member_of_a_pack_equals_the_same_training_alone(digits):
-    configs = [
-        changed(PLAIN, seed=1, lr=1e-2, weight_decay=0.5, clip_norm=None, shift=1, flip=True),
-        changed(PLAIN, seed=2, beta2=0.9, label_smoothing=0.0, warmup_fraction=0.5, epochs=3),
-        changed(PLAIN, seed=3, clip_norm=0.1, erasing=0.5, mixup=0.4, cutmix=0.4, ema_decay=0.9),
-    ]
-    for state, told in zip(packed(configs, digits), configs, strict=True):
-        assert state.epoch == told.training.epochs
-        assert losses(state) == pytest.approx(losses(trained(told, digits)), rel=2e-3)
-
-
-def test_a_pack_with_dropout_learns_and_who_is_beside_a_member_changes_nothing(digits):
-    config = changed(PLAIN, model={"dropout": 0.2, "drop_path": 0.2}, precision="bfloat16", epochs=6)
-    first = packed([config, changed(config, seed=2)], digits)[0]
-    other = packed([changed(config, model={"dropout": 0.0, "attention_dropout": 0.3}, seed=3), config], digits)[1]
-    assert losses(first) == pytest.approx(losses(other), rel=1e-3)
-    assert first.history[-1].train_loss < first.history[0].train_loss
-    assert losses(first) != pytest.approx(losses(trained(config, digits)), rel=1e-9)
-    assert losses(first) == pytest.approx(losses(trained(config, digits)), rel=0.2)
-
-
-def test_a_training_goes_from_a_pack_through_a_checkpoint_to_one_alone(digits, tmp_path):
-    config = changed(PLAIN, epochs=3)
-    train, val, normalisation = digits
-    state, beside = start(config, normalisation, CUDA), start(changed(config, seed=2), normalisation, CUDA)
-    next(fit_packed([beside, state], train, val))
-    checkpoint.save(tmp_path / "c", state, classes=tuple("0123456789"), data_hash="h")
-    resumed = checkpoint.load_training(tmp_path / "c", config, "cuda")
-    list(fit(resumed, train, val))
-    assert losses(resumed) == pytest.approx(losses(trained(config, digits)), rel=2e-3)
-
-
 # Memory
 
 
@@ -385,14 +342,6 @@ def test_a_validation_that_does_not_fit_is_done_in_smaller_batches(share_of_memo
     tight = trained(config, (few, split, normalisation)).history[0]
     assert (tight.train_loss, tight.val_loss) == pytest.approx((whole.train_loss, whole.val_loss), rel=1e-3)
     assert tight.peak_memory_bytes - held < 0.6 * need
-
-
-def test_a_pack_that_does_not_fit_says_so(share_of_memory):
-    split, normalisation = noise(1024)
-    states = [start(changed(LARGE, seed=seed), normalisation, CUDA) for seed in range(3)]
-    share_of_memory(torch.cuda.memory_allocated() + cost_of(LARGE.model, 512, device="cuda").train_bytes)
-    with pytest.raises(OutOfMemoryError, match="3 packed trainings did not fit into memory; pack fewer"):
-        list(fit_packed(states, split, Split(split.images[:8], split.labels[:8])))
 
 
 # Cost
