@@ -152,7 +152,9 @@ def test_a_cache_into_which_others_may_write_is_refused(tmp_path):
     assert {oct(path.stat().st_mode & 0o777) for path in data.folder.iterdir()} == {"0o644"}
     for folder, mode in ((cache, 0o777), (cache, 0o775), (data.folder, 0o757)):
         folder.chmod(mode)
-        with pytest.raises(DataError, match=f"{folder.name}: images of this cache cannot be trusted: mode {mode:04o} lets others write"):
+        with pytest.raises(
+            DataError, match=f"{folder.name}: images of this cache cannot be trusted: other accounts may write into .*{mode:04o}"
+        ):
             digits(cache)
         folder.chmod(0o755)
     assert digits(cache).data_hash == data.data_hash
@@ -161,7 +163,7 @@ def test_a_cache_into_which_others_may_write_is_refused(tmp_path):
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
 def test_a_cache_of_another_account_is_refused(tmp_path):
     os.chown(digits(tmp_path).folder, 12345, -1)
-    with pytest.raises(DataError, match=r"it belongs to another account \(uid 12345\)"):
+    with pytest.raises(DataError, match=r"belongs to another account \(uid 12345\)"):
         digits(tmp_path)
 
 

@@ -36,7 +36,7 @@ ARROWS = {
     "terminal": set(),
     "start_up": set(),
     "ray_session": {"ray_folder", "ray_token", "ray_trouble", "errors"},
-    "ray_folder": {"errors"},
+    "ray_folder": {"spec", "errors"},
     "ray_trouble": {"errors"},
     "ray_token": {"spec", "errors"},
     "errors": set(),

@@ -20,6 +20,7 @@ import typer
 from vit_search import cli_cluster, terminal
 from vit_search.errors import LostClusterError, PromotionError, SearchError, TrackingError, VitSearchError
 from vit_search.spec.cost import in_rounded_time, in_time
+from vit_search.spec.numbers import whole_number
 from vit_search.spec.user import user_name
 from vit_search.start_up import collect_rarely
 from vit_search.terminal import OUTCOME_STYLE
@@ -442,8 +443,9 @@ def stop(
         cli_cluster.remotely(address, ["stop", *([search] if search else [])], insecure=insecure)
         return
     name, slash, trial = (search or "").rpartition("/")
-    if slash and trial.isdigit():
-        _command(name or None, output, tracking_uri, "stop", trial=int(trial))
+    number = whole_number(trial) if slash else None
+    if number is not None:
+        _command(name or None, output, tracking_uri, "stop", trial=number)
     else:
         _command(search, output, tracking_uri, "stop")
 

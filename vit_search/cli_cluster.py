@@ -15,6 +15,7 @@ import typer
 from vit_search import terminal
 from vit_search.errors import SearchError
 from vit_search.spec.cost import in_time, in_units
+from vit_search.spec.numbers import whole_number
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -229,7 +230,8 @@ def _write(text: str) -> None:
 
 def _trial(search: str) -> tuple[str, int | None]:
     name, slash, trial = search.rpartition("/")
-    return (name, int(trial)) if slash and trial.isdigit() else (search, None)
+    number = whole_number(trial) if slash else None
+    return (search, None) if number is None else (name, number)
 
 
 def _events(output: Path, search: str, trial: int | None, follow: bool) -> None:

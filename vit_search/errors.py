@@ -35,6 +35,10 @@ class SearchError(VitSearchError):
     """A search folder cannot be made, found, read or resumed."""
 
 
+class LinkError(VitSearchError):
+    """A file that would be written is a link, which may lead anywhere, or no file."""
+
+
 class StorageError(VitSearchError):
     """The folder of a search cannot be written, or is not seen, from where a trial runs."""
 

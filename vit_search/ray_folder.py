@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from vit_search.errors import ClusterError
+from vit_search.errors import ClusterError, LinkError
+from vit_search.spec.files import open_to_write, way_open_to_others
 
 PREFIX = "vs-ray-"
 """Of the folders' names; short, as the path of a socket is."""
@@ -27,10 +28,6 @@ LOCK = "lock"
 SOCKET = f"{PREFIX}12345678/0/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 LONGEST = 107 - len(f"/{SOCKET}")
 """Bytes that are left for the path of the folder around ours: Linux takes 107 for a socket's."""
-
-OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-NOBODY = Path("/proc/sys/kernel/overflowuid")
-"""Whom a container shows as the owner of what belongs to an account that it does not know."""
 
 
 @contextlib.contextmanager
@@ -54,7 +51,7 @@ def _make(parent: Path) -> tuple[Path, IO[str]]:
     folder = None
     try:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-        lock = (folder / f"{LOCK}.new").open("w")
+        lock = open_to_write(folder / f"{LOCK}.new")
         fcntl.flock(lock, fcntl.LOCK_EX)
         (folder / f"{LOCK}.new").rename(folder / LOCK)
         return folder, lock
@@ -89,14 +86,7 @@ def _problem(path: Path) -> str:
         path = path.resolve(strict=True)
         if (length := len(os.fsencode(path))) > LONGEST:
             return f"its path has {length} bytes, and a socket's path leaves room for {LONGEST}"
-        known = {0, os.getuid(), int(NOBODY.read_text()) if NOBODY.exists() else 0}
-        for folder in (path, *path.parents):
-            about = folder.stat()
-            if about.st_uid not in known:
-                return f"{folder} belongs to another account"
-            if about.st_mode & OTHERS_WRITE and not about.st_mode & stat.S_ISVTX:
-                return f"other accounts may write into {folder} (mode {stat.S_IMODE(about.st_mode):04o})"
-        return "" if os.access(path, os.W_OK | os.X_OK) else "it cannot be written"
+        return way_open_to_others(path) or ("" if os.access(path, os.W_OK | os.X_OK) else "it cannot be written")
     except OSError as error:
         return (error.strerror or str(error)).lower()
 
@@ -104,9 +94,9 @@ def _problem(path: Path) -> str:
 def _remove_leftovers(parent: Path) -> None:
     """Remove the folders of processes of ours that are dead."""
     for folder in parent.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, LinkError):
             about = folder.lstat()
             if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid():
-                with (folder / LOCK).open("r+") as lock:
+                with open_to_write(folder / LOCK, "r+") as lock:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(folder, ignore_errors=True)

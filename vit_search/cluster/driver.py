@@ -22,6 +22,7 @@ from typing import IO, Any
 from vit_search.cluster import record
 from vit_search.errors import ClusterError, VitSearchError
 from vit_search.spec import search_file
+from vit_search.spec.files import open_to_write
 from vit_search.spec.signals import ending_signals, leave_terminal
 
 INTERRUPTED = 130
@@ -71,7 +72,7 @@ def drive(search: str, say: Callable[[str], None], *, again: bool = False, pinne
         raise
     asked = {"wanted": "running", "ended": None} if again else {}
     record.change(folder, launches=known.launches + 1, **asked, **({"version": pinned} if pinned else {}))
-    with _Child() as child, (folder / record.LOCK).open("w") as lock:
+    with _Child() as child, open_to_write(folder / record.LOCK) as lock:
         while True:
             if not _alone(folder, lock, child, say):
                 return INTERRUPTED

@@ -36,6 +36,7 @@ from vit_search.cluster import preflight
 from vit_search.cluster.preflight import Facts
 from vit_search.errors import ClusterError, SpecError
 from vit_search.spec import search_file
+from vit_search.spec.numbers import whole_number
 from vit_search.spec.search_file import SearchSpec
 from vit_search.spec.user import user_name
 
@@ -279,8 +280,8 @@ def submit_again(client: JobSubmissionClient, search: str, number: int, words: S
     Returns: its id; whoever else asks at this moment gets the same.
     """
     numbers = (launch.job.removeprefix(f"{search}-") for launch in launches(client).get(search, []))
-    taken = [int(text) for text in numbers if text.isdigit()]
-    job = f"{search}-{max([number, *(n + 1 for n in taken)])}"
+    taken = [one for text in numbers if (one := whole_number(text)) is not None]
+    job = f"{search}-{max([number, *(one + 1 for one in taken)])}"
     _start(client, job, search, words, {}, None)
     return job
 

@@ -57,22 +57,22 @@ def keep(address: str, say: Callable[[str], None], *, every_s: float = 10.0) -> 
 
 def look(client: JobSubmissionClient, place: Path, tried: dict[str, _Tried], say: Callable[[str], None]) -> None:
     """Look at all searches once."""
-    waiting = [(folder, submission) for folder, submission in record.all_of(place) if not submission.asleep and not record.driven(folder)]
-    if not waiting:
-        return
-    known = jobs.launches(client)
-    for folder, submission in waiting:
-        last = known.get(submission.search, [None])[-1]
-        if last is not None and not last.over:
-            continue
-        if last is not None and last.status == "STOPPED":
-            record.change(folder, wanted="stopped")
-            say(f"{submission.search}: its job was stopped; it will not be taken up.")
-            continue
+    known: dict[str, list[jobs.Launch]] | None = None
+    for folder, submission in record.all_of(place):
         own = tried.setdefault(submission.search, _Tried())
         try:
+            if submission.asleep or record.driven(folder):
+                continue
+            known = jobs.launches(client) if known is None else known
+            last = known.get(submission.search, [None])[-1]
+            if last is not None and not last.over:
+                continue
+            if last is not None and last.status == "STOPPED":
+                record.change(folder, wanted="stopped")
+                say(f"{submission.search}: its job was stopped; it will not be taken up.")
+                continue
             _submit_again(client, folder, submission, own, say)
-        except VitSearchError as error:
+        except VitSearchError as error:  # of this search alone: others may change its folder, say
             if str(error) != own.trouble:
                 say(f"{submission.search}: {error}")
             own.trouble = str(error)

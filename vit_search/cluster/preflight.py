@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vit_search.cluster import record
 from vit_search.errors import ClusterError, VitSearchError
+from vit_search.spec.files import write_whole
 from vit_search.spec.search_file import SearchSpec
 
 PACKAGES = ("vit_search", "ray", "torch", "mlflow", "optuna")
@@ -350,7 +351,7 @@ def _write(folder: Path, name: str, *, keep: bool = True) -> str:
     """Put a file into a folder; why that does not work."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(name)
+        write_whole(folder / name, name)
         if not keep:
             (folder / name).unlink()
     except OSError as error:

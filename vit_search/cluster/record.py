@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from vit_search.errors import ClusterError, VitSearchError
-from vit_search.spec.files import write_whole
-from vit_search.tracking import ledger, search_state
+from vit_search.spec.files import locked, make_folder, open_to_write, write_whole
+from vit_search.tracking import ledger, search_state, searches
 from vit_search.tracking.search_state import Snapshot, State
 
 STORAGE = "VIT_SEARCH_STORAGE"
@@ -114,15 +114,16 @@ def read(folder: Path) -> Submission:
 def begin(folder: Path, submission: Submission, text: str) -> None:
     """Make the folder of a new search, with its file and its submission."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
+    make_folder(folder)
+    searches.check_own(folder)
     write_whole(folder / FILE, text)
     _write(folder, submission)
 
 
 def change(folder: Path, **values: Any) -> Submission:
     """Write down what has changed; several processes may do so at once."""
-    with (folder / f"{RECORD}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    searches.check_own(folder)
+    with locked(folder / f"{RECORD}.lock"):
         changed = replace(read(folder), **values)
         _write(folder, changed)
     return changed
@@ -159,7 +160,7 @@ def driven(folder: Path) -> bool:
     path = folder / LOCK
     if not path.exists():
         return False
-    with path.open("a") as lock:
+    with open_to_write(path) as lock:
         return not taken(lock)
 
 

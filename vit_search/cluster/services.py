@@ -30,7 +30,7 @@ from pathlib import Path
 import psutil
 
 from vit_search.errors import ClusterError
-from vit_search.spec.files import write_private, write_whole
+from vit_search.spec.files import belongs_to_other, make_folder, open_to_write, write_private, write_whole
 from vit_search.tracking import pages
 
 ADMIN = "admin"
@@ -195,7 +195,7 @@ def supervise(state: Path, programs: list[Program]) -> None:
     check_state(state)
     folder, logs = state / "supervisor", state / "logs"
     for part in (folder, logs):
-        part.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(part, parents=True)
     conf = folder / "supervisord.conf"
     write_whole(conf, _configuration(state, programs))
     if _runs(state):
@@ -320,17 +320,19 @@ def _folders(head: Head, storage: Path) -> Iterator[None]:
     """The folders, closed to others; for as long as the context lasts no other process starts services in them."""
     root = os.getuid() == 0
     try:
-        head.state.mkdir(parents=True, exist_ok=True)
+        make_folder(head.state, parents=True)
+        if problem := belongs_to_other(head.state):
+            raise ClusterError(f"{problem}; chown it, or name another folder with --state.")
         head.state.chmod(0o711 if root else 0o700)  # PostgreSQL's account passes through
         for part in (head.secrets, head.logs, head.state / "artifacts", head.sockets.parent, head.sockets):
-            part.mkdir(mode=0o700, exist_ok=True)
+            make_folder(part)
             part.chmod(0o700)
         if root:
             for part in (head.sockets.parent, head.sockets):
                 shutil.chown(part, _account().pw_uid, _account().pw_gid)
         for part in (storage / "searches", storage / "cache"):
             part.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (head.state / "lock").open("w")
+        lock = open_to_write(head.state / "lock")
     except OSError as error:
         raise ClusterError(f"{error.filename}: cannot be made ({error.strerror}); mount the disk, or name a folder with --state.") from None
     with lock:
@@ -363,7 +365,8 @@ def _make_database(head: Head, binaries: Path) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     _made([str(binaries / "initdb"), "-D", str(fresh), "-U", superuser, "--auth=peer", "-E", "UTF8", "--no-locale"], as_account)
     rules = [f"local all {superuser} peer", "local mlflow,mlflow_auth mlflow scram-sha-256"]
-    (fresh / "pg_hba.conf").write_text("\n".join(rules) + "\n", encoding="utf-8")
+    with open_to_write(fresh / "pg_hba.conf", "w") as file:
+        file.write("\n".join(rules) + "\n")
     password = head.secret("postgres_password")
     statements = [f"CREATE ROLE mlflow LOGIN PASSWORD '{password}'"]
     statements += [f"CREATE DATABASE {name} OWNER mlflow" for name in ("mlflow", "mlflow_auth")]

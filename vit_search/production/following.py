@@ -27,7 +27,7 @@ from vit_search.production import references
 from vit_search.production.endpoint import load
 from vit_search.production.references import GONE, Reference
 from vit_search.production.state import State, Version
-from vit_search.spec.files import write_whole
+from vit_search.spec.files import make_folder, open_to_others, write_whole
 from vit_search.tracking import store, uris  # before mlflow, whose settings it makes
 from vit_search.vit import checkpoint
 
@@ -102,7 +102,9 @@ class Follower:
         Raises: TrackingError when the registry is away and the cache holds none; ServingError when there is no such model, or it
             is not one to serve.
         """
-        self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self._home, parents=True)
+        if problem := open_to_others(self._home):
+            raise ServingError(f"{problem}; chown it and chmod go-w, or set VIT_SEARCH_CACHE to another folder.")
         for left in self._home.glob(".new-*"):
             if time.time() - left.stat().st_mtime > 3600:  # of a process that was killed
                 shutil.rmtree(left, ignore_errors=True)

@@ -26,7 +26,7 @@ from vit_search.production.evidence import Costs, OnImages, SideBySide
 from vit_search.production.gates import Gate
 from vit_search.production.lock import abandoned, locked
 from vit_search.spec.cost import cost_of
-from vit_search.spec.files import write_whole
+from vit_search.spec.files import make_folder, write_whole
 from vit_search.spec.policy import Policy
 from vit_search.tracking import finalists, ledger, searches
 from vit_search.tracking.finalists import Finalist, Retrained
@@ -395,7 +395,7 @@ def _read(
         "linear_probe": probe,
     }
     path = _reading_path(retrained, candidate, champion)
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     write_whole(path, json.dumps(told))
     return read
 

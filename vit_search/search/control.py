@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from vit_search.errors import SearchError, SpecError, VitSearchError
-from vit_search.spec.files import write_whole
+from vit_search.spec.files import make_folder, write_whole
 from vit_search.spec.search_file import SearchSpec, nearest
 from vit_search.spec.space import Value
 from vit_search.spec.user import user_name
-from vit_search.tracking import search_state
+from vit_search.tracking import search_state, searches
 from vit_search.tracking.ledger import Commanded, Event, Ledger, changed, held
 
 _log = logging.getLogger(__name__)
@@ -66,12 +66,14 @@ SETTINGS = tuple(f.name for f in fields(Settings))
 def ask(folder: Path, name: str, arguments: Mapping[str, Any], wait_s: float = ANSWER_WITHIN_S) -> str:
     """Give a running search a command and wait for its answer.
 
-    Raises: SearchError when no driver runs the search, it refuses, or it does not answer in time; the command is then withdrawn.
+    Raises: SearchError when no driver runs the search, others can change its folder, it refuses, or it does not answer in time; the
+        command is then withdrawn.
     """
     if not held(folder / "ledger.jsonl"):
         raise SearchError(f"{folder}: no driver runs this search now; `vit-search resume {folder.name}` goes on with it.")
+    searches.check_own(folder)
     place = folder / "commands"
-    place.mkdir(mode=0o700, exist_ok=True)
+    make_folder(place)
     key = f"{time.time_ns()}-{uuid.uuid4().hex[:8]}"
     asked, answered = place / f"{key}.json", place / f"{key}.answer.json"
     write_whole(asked, json.dumps({"name": name, "arguments": dict(arguments), "by": user_name()}))

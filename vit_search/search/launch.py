@@ -46,7 +46,8 @@ from vit_search.search.suggest import IN_A_ROW, OptunaSearcher
 from vit_search.search.work import train_trial
 from vit_search.spec import plan as planning
 from vit_search.spec.config import EpochResult
-from vit_search.spec.files import write_whole
+from vit_search.spec.files import make_folder, write_whole
+from vit_search.spec.numbers import whole_number
 from vit_search.spec.rungs import boundaries
 from vit_search.spec.search_file import NAME, SearchSpec
 from vit_search.spec.signals import ending_signals, leave_terminal
@@ -272,8 +273,7 @@ def check_untouched(folder: Path, spec: SearchSpec, facts: SearchFacts) -> DataS
 
     Raises: SearchError when others may write into its folder, or its file or its data have changed.
     """
-    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
-        raise SearchError(f"{folder}: others may write into this folder; make it yours alone: chown and chmod go-w, then resume.")
+    searches.check_own(folder)
     resumable.check_unchanged(folder / "search.yaml", facts.text)
     data = prepare(spec.data_config)
     if data.data_hash != facts.data_hash:
@@ -299,6 +299,7 @@ def drive(
         planned: parameters and `seed` (as a search file's) of every trial, in the place of proposals.
     """
     began = time.monotonic()
+    searches.check_own(folder)
     if spec.train_on != "train" and not data.counts["holdout"]:
         raise SpecError("train_on: no image is left for the holdout to validate on; raise data.holdout_fraction, or train on train.")
     ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
@@ -511,7 +512,8 @@ def _collect(folder: Path, trials: Mapping[int, Trial], spec: SearchSpec) -> Non
     So the disk holds at most `keep_checkpoints` of them, with several objectives those on the Pareto front besides, and two
     generations for each trial that is not over.
     """
-    places = {int(place.parent.name): place for place in (folder / "trials").glob("*/checkpoint")}
+    numbered = ((whole_number(place.parent.name), place) for place in (folder / "trials").glob("*/checkpoint"))
+    places = {number: place for number, place in numbered if number is not None}
     over = [trials[number] for number in places if number in trials and trials[number].over]
     keep = kept(over, spec.metric, spec.mode, spec.keep_checkpoints) | searches.pareto(spec, over)
     for trial in over:
@@ -816,8 +818,8 @@ def check_output(output: Path) -> None:
 
 def new_folder(output: Path, name: str) -> Path:
     """The next free `name-N`; two launches at once get two folders."""
-    taken = (int(p.name.rpartition("-")[2]) for p in output.glob(f"{name}-*") if p.name.rpartition("-")[2].isdigit())
-    number = max(taken, default=0) + 1
+    taken = (whole_number(path.name.rpartition("-")[2]) for path in output.glob(f"{name}-*"))
+    number = max((number for number in taken if number is not None), default=0) + 1
     while True:
         folder = output / f"{name}-{number}"
         try:
@@ -834,7 +836,8 @@ def _named_folder(output: Path, name: str) -> Path:
             f"--as {name!r}: no name of a folder; use letters, digits, '.', '_' and '-', at most 64, a letter or digit first."
         )
     folder = output / name
-    folder.mkdir(mode=0o700, exist_ok=True)
+    make_folder(folder)
+    searches.check_own(folder)
     if (folder / "search.json").exists():
         raise SearchError(f"{folder}: a search is here already; `vit-search resume {name}` goes on with it.")
     return folder

@@ -21,10 +21,11 @@ def check(folder: Path, extend: Mapping[str, float]) -> tuple[SearchSpec, Search
 
     Args:
         extend: settings that are to be changed first.
-    Raises: SearchError when it is a promotion's, an older version ranked it wrongly, its file has changed, or a driver has it;
-        SpecError for settings that mean nothing.
+    Raises: SearchError when others can change it, it is a promotion's, an older version ranked it wrongly, its file has changed, or a
+        driver has it; SpecError for settings that mean nothing.
     """
     spec, facts = searches.read(folder)
+    searches.check_own(folder)
     if facts.promotes:
         raise SearchError(f"{folder}: trainings of a promotion; go on with `vit-search promote {facts.promotes}`.")
     if facts.mode != spec.mode:  # version 0.1 took max where a file did not say

@@ -8,7 +8,7 @@ from typing import Any
 
 from vit_search.search import launch
 from vit_search.search.launch import SearchResult
-from vit_search.spec.files import write_whole
+from vit_search.spec.files import make_folder, write_whole
 from vit_search.tracking import finalists, ledger, searches
 from vit_search.tracking.finalists import Plan
 from vit_search.tracking.recorder import Recorder
@@ -40,7 +40,7 @@ def retrain(
 
 def _new_place(folder: Path) -> Path:
     """The next free number below the search's folder."""
-    (folder / "promotions").mkdir(mode=0o700, exist_ok=True)
+    make_folder(folder / "promotions")
     number = 1
     while True:
         try:

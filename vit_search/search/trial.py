@@ -96,7 +96,7 @@ def _broken(told: dict[str, Any], error: Exception) -> dict[str, Any]:
     """What only a change of the code can mend."""
     folder = Path(told["folder"])
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
+    write_whole(folder / "error.txt", traceback.format_exc().encode(errors="backslashreplace"))
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     return {"failure": "failed", "reason": f"{reason} (see {folder / 'error.txt'})"}
 

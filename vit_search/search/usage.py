@@ -10,6 +10,8 @@ from typing import Any
 import psutil
 import pynvml
 
+from vit_search.spec.numbers import whole_number
+
 EVERY_S = 1.0
 """Between two looks. Each costs some 0.2 ms of the trial's own thread."""
 
@@ -75,7 +77,7 @@ def _gpu() -> Any:
     seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
     with contextlib.suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
-        if seen.isdigit():
-            return pynvml.nvmlDeviceGetHandleByIndex(int(seen))
+        if (index := whole_number(seen)) is not None:
+            return pynvml.nvmlDeviceGetHandleByIndex(index)
         return pynvml.nvmlDeviceGetHandleByUUID(seen) if seen else None
     return None

@@ -29,6 +29,14 @@ def place_of(database: Path, experiment: str) -> Path:
     return database.resolve().parent / FOLDER / experiment
 
 
+def new_place(database: Path, experiment: str) -> Path:
+    """`place_of`, below a folder that is closed to other accounts where it is new, as searches are."""
+    place = place_of(database, experiment)
+    with contextlib.suppress(OSError):  # MLflow says what is wrong
+        place.parent.mkdir(mode=0o700, exist_ok=True)
+    return place
+
+
 def find_again(database: Path) -> Path | None:
     """Have a database name the artifacts beside it, after its project was moved or copied.
 
@@ -42,6 +50,20 @@ def find_again(database: Path) -> Path | None:
                 _rename(opened, old, f"{home.as_uri()}/")
                 return path_of(old)
     return None
+
+
+def addresses(database: Path) -> set[str]:
+    """Where artifacts are said to lie that lie in no folder of this machine.
+
+    Raises: sqlite3.Error when it cannot be read.
+    """
+    with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", timeout=20, uri=True)) as opened:
+        return {
+            text
+            for table, column in PATHS
+            for (text,) in opened.execute(f"SELECT DISTINCT {column} FROM {table} WHERE {column} LIKE '%:%'")  # noqa: S608 -- names of ours
+            if not text.startswith("file:")
+        }
 
 
 def missing(database: Path, location: str) -> Path | None:

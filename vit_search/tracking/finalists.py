@@ -122,9 +122,10 @@ def plan(folder: Path, *, top: int, seeds: int, train_on: str = "train+val") -> 
     Args:
         folder: of the search. top: how many trials at most. seeds: how many times each.
         train_on: as in a search file. Where there is no holdout it is the training images alone, seen on the search's validation images.
-    Raises: SearchError when no trial has come to full length; DataError.
+    Raises: SearchError when no trial has come to full length, or others can change the search; DataError.
     """
     spec, facts = searches.read(folder)
+    searches.check_own(folder)
     finalists = _best(folder, spec, top)
     values = spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
     for key in ("start_with", "learn_from", "objectives", "limits"):
@@ -148,6 +149,7 @@ def read(plan: Plan) -> Retrained:
     if place is None or plan.left:
         raise SearchError(f"{plan.search}: {plan.left} of {plan.spec.trials} trainings are left; `vit-search promote {plan.search.name}`.")
     spec, facts = searches.read(place)
+    searches.check_own(place)
     trials = {trial.number: trial for trial in ledger.read_trials(place / "ledger.jsonl")}
     sound: list[Finalist] = []
     lost: dict[int, str] = {}

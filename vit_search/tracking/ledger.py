@@ -22,6 +22,7 @@ from typing import IO, Any, Literal
 
 from vit_search.errors import SearchError
 from vit_search.spec.config import EpochResult
+from vit_search.spec.files import open_to_write, write_whole
 from vit_search.spec.space import Value
 
 Outcome = Literal["completed", "stopped", "diverged", "failed", "interrupted"]
@@ -232,7 +233,7 @@ class Ledger:
 
     def __init__(self, path: Path, epochs: int = 0) -> None:
         self.folder, self._path, self._epochs = path.parent, path, epochs
-        self._file: IO[bytes] = path.open("a+b")
+        self._file: IO[bytes] = open_to_write(path, "a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -248,15 +249,13 @@ class Ledger:
             self._take(_decode(line))
         whole = b"".join(lines)
         if not _holds(_copy_of(path), whole):
-            fresh = path.with_suffix(".new")
-            fresh.write_bytes(whole)
-            fresh.rename(_copy_of(path))
+            write_whole(_copy_of(path), whole)
         if not _holds(path, whole):  # after the copy is whole: a crash in here loses nothing
             self._file.truncate(0)
             self._file.write(whole)
             self._file.flush()
             os.fsync(self._file.fileno())
-        self._copy: IO[bytes] = _copy_of(path).open("ab")
+        self._copy: IO[bytes] = open_to_write(_copy_of(path), "ab")
 
     def append(self, event: Event) -> None:
         """Write an event and tell the listeners. An epoch that is already known is dropped: retries report it again.

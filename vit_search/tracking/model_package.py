@@ -46,7 +46,7 @@ IMAGE = "image"
 CODE = ("__init__.py", "errors.py", "spec", "vit", "tracking/__init__.py", "tracking/model_package.py")
 """What of this package a served model runs; nothing in it imports ray or optuna."""
 
-REQUIREMENTS = ("torch", "torchvision", "einops", "safetensors", "numpy", "pandas", "pillow", "pyyaml", "filelock")
+REQUIREMENTS = ("torch", "torchvision", "einops", "safetensors", "numpy", "pandas", "pillow", "pyyaml")
 
 
 class PackagedViT(PythonModel):

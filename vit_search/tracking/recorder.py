@@ -30,6 +30,7 @@ from mlflow.exceptions import MlflowException
 
 from vit_search.errors import CheckpointError, SearchError, TrackingError
 from vit_search.spec.config import EpochResult
+from vit_search.spec.files import open_to_write
 from vit_search.spec.rungs import levels
 from vit_search.spec.search_file import SearchSpec
 from vit_search.spec.user import user_name
@@ -125,9 +126,10 @@ def sync(folder: Path, tracking_uri: str | None = None) -> bool:
     Args:
         tracking_uri: in place of the one that the search was launched with; MLflow there gets the whole search.
     Returns: False where MLflow went away meanwhile.
-    Raises: SearchError when the folder holds no search or a driver runs it; TrackingError when MLflow does not answer.
+    Raises: SearchError when there is no search, others can change it, or a driver runs it; TrackingError when MLflow does not answer.
     """
     spec, facts = searches.read(folder)
+    searches.check_own(folder)
     recorder = Recorder.connect(resolve_uri(tracking_uri, folder, facts), spec.name)
     ledger = Ledger(folder / "ledger.jsonl", spec.epochs)  # held meanwhile, so that no driver takes the search up
     try:
@@ -217,7 +219,7 @@ class Recorder:
                 home = artifacts.place_of(database, experiment)
                 raise TrackingError(f"{missing}: the artifacts of {experiment} were in this folder, and it is gone; bring it to {home}.")
             return Recorder(client, found.experiment_id)
-        place = artifacts.place_of(database, experiment).as_uri() if database else None
+        place = artifacts.new_place(database, experiment).as_uri() if database else None
         try:
             kind = {"mlflow.experimentKind": "custom_model_development"}  # the pages for training, not those for chat
             return Recorder(client, client.create_experiment(experiment, artifact_location=place, tags=kind))
@@ -331,7 +333,7 @@ class Recorder:
                 self._improved(event)
         self._to_reopen = {number for number, trial in self._trials.items() if not trial.over}
         with contextlib.suppress(OSError):  # of a full disk: what is not noted is sent again
-            self._notes = (self._folder / RECORDED).open("a", encoding="utf-8")
+            self._notes = open_to_write(self._folder / RECORDED)
         self._note(store=self.public_uri, experiment=self.experiment_id, parent=self.parent_run)
         for number, run_id in self._runs.items():
             if self.parent_run != noted or runs.get(number) != run_id:

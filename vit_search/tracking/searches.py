@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vit_search.errors import SearchError
 from vit_search.spec.expressions import nearest
-from vit_search.spec.files import write_whole
+from vit_search.spec.files import open_to_others, write_whole
 from vit_search.tracking.ledger import Trial, front
 
 if TYPE_CHECKING:
@@ -113,6 +113,30 @@ def read_facts(folder: Path) -> SearchFacts:
         return SearchFacts(**json.loads((folder / "search.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise SearchError(f"{folder}: not the folder of a search ({error}).") from None
+
+
+def check_own(folder: Path) -> None:
+    """Refuse to write into a search's folder that other accounts can change, or in which a link would lead the writing elsewhere.
+
+    Its own entries and those of its folders are looked at; what lies deeper is renamed or opened in ways that follow no link.
+    Raises: SearchError.
+    """
+    mend = "make it yours alone with chown and chmod go-w, or go on in a copy of it"
+    try:
+        if problem := open_to_others(folder):
+            raise SearchError(f"{folder}: {problem}; {mend}.")
+        closed = not folder.stat().st_mode & 0o011
+        for path in folder.iterdir():
+            inside = [path, *path.iterdir()] if path.is_dir() and not path.is_symlink() else [path]
+            if link := next((one for one in inside if one.is_symlink()), None):
+                raise SearchError(f"{link}: a link, which is not followed for writing; remove it, or put what it names there.")
+            if not closed and path.is_dir() and (problem := open_to_others(path)):
+                raise SearchError(f"{folder}: {problem}; {mend}.")
+    except FileNotFoundError as error:
+        if not folder.exists():
+            raise SearchError(f"{folder}: not the folder of a search ({error}).") from None
+    except OSError as error:
+        raise SearchError(f"{folder}: cannot be looked at ({error.strerror}).") from None
 
 
 def objective_values(spec: SearchSpec, trial: Trial) -> list[float] | None:

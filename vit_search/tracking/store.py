@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import urllib.request
@@ -26,9 +25,10 @@ import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from vit_search.errors import TrackingError
+from vit_search.errors import TrackingError, VitSearchError
+from vit_search.spec.files import locked
 from vit_search.tracking import artifacts
-from vit_search.tracking.uris import DEFAULT_DATABASE, ENVIRONMENT, SQLITE, public, resolve_uri
+from vit_search.tracking.uris import DEFAULT_DATABASE, ENVIRONMENT, SQLITE, public, refuse_artifacts, resolve_uri
 
 _log = logging.getLogger(__name__)
 
@@ -53,11 +53,10 @@ def client_for(given: str | None) -> MlflowClient:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # 60 lines for each error of a database, which it raises, too
-    parts = urlsplit(uri)
+    parts, place = urlsplit(uri), Path(uri.removeprefix(SQLITE))
     if parts.scheme in ("http", "https"):
         _check_server(uri)
     elif parts.scheme == "sqlite":
-        place = Path(uri.removeprefix(SQLITE))
         if not os.access(place if place.exists() else place.parent, os.W_OK):
             raise TrackingError(f"{place}: the tracking database cannot be written; name another with --tracking-uri.")
     elif parts.scheme not in DATABASES:
@@ -68,9 +67,15 @@ def client_for(given: str | None) -> MlflowClient:
         if parts.scheme in DATABASES:  # MLflow itself would try ten times, for 102 s
             sqlalchemy.create_engine(uri).connect().close()
         with _one_at_a_time(uri):
+            if parts.scheme == "sqlite":
+                _make_closed(place)
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
-            moved = artifacts.find_again(Path(uri.removeprefix(SQLITE))) if parts.scheme == "sqlite" else None
+            moved = artifacts.find_again(place) if parts.scheme == "sqlite" else None
+            for address in artifacts.addresses(place) if parts.scheme == "sqlite" else ():
+                refuse_artifacts(address, place)
+    except VitSearchError:
+        raise
     except Exception as error:
         said = in_short(error)
         mend = "mend it or name another."
@@ -86,6 +91,12 @@ def client_for(given: str | None) -> MlflowClient:
     return client
 
 
+def _make_closed(database: Path) -> None:
+    """Make a new database that other accounts cannot read, as searches are; an empty file is one for SQLite."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(database, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+
 @contextlib.contextmanager
 def _one_at_a_time(uri: str) -> Iterator[None]:
     """MLflow makes the tables of a new SQLite file one by one, and two processes that do so at once stop each other."""
@@ -93,8 +104,7 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if uri.startswith(SQLITE):
             with contextlib.suppress(OSError):  # a folder that takes no new file, or a storage without locks
-                lock = stack.enter_context(place.with_name(f".{place.name}.lock").open("w"))
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                stack.enter_context(locked(place.with_name(f".{place.name}.lock")))
         yield
 
 

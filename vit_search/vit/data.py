@@ -24,13 +24,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from filelock import FileLock
 
 from vit_search.errors import DataError, TooLargeError
 from vit_search.spec import folders
 from vit_search.spec.config import DATA_SETS, DataConfig
 from vit_search.spec.cost import memory_of_this_machine
-from vit_search.spec.files import open_to_others
+from vit_search.spec.files import locked, open_to_others
 from vit_search.spec.folders import ImageFolder
 
 SplitName = Literal["train", "val", "holdout", "test"]
@@ -138,7 +137,7 @@ def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = F
         if not cache.exists():
             cache.mkdir(parents=True, exist_ok=True)
             cache.chmod(0o755)  # whatever the umask is: see _refuse_open
-        with FileLock(cache / f".{key[:32]}.lock"):
+        with locked(cache / f".{key[:32]}.lock"):
             found = _open(folder, key, root)
             if found is None:
                 found = _make(config, folder, key, root, hashes, limit, listing)
@@ -154,8 +153,9 @@ def _refuse_open(*folders: Path) -> None:
     for folder in folders:
         with contextlib.suppress(OSError):  # missing; what cannot be looked at cannot be read either
             reason = open_to_others(folder)
-            if reason is not None:
-                raise DataError(f"{folder}: images of this cache cannot be trusted: {reason}, or set VIT_SEARCH_CACHE to another.")
+            if reason:
+                mend = "chown it and chmod go-w, or set VIT_SEARCH_CACHE to another"
+                raise DataError(f"{folder}: images of this cache cannot be trusted: {reason}; {mend}.")
 
 
 def _with_summary(data: DataSet, listing: ImageFolder | None) -> DataSet:

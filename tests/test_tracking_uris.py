@@ -1,0 +1,304 @@
+"""What a search's folder may name as its MLflow, and what is refused: the folder may come from anybody."""
+
+import dataclasses
+import os
+import shutil
+import socket
+import sqlite3
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from synthetic import made
+
+from vit_search import cli
+from vit_search.errors import TrackingError
+from vit_search.search import launch
+from vit_search.tracking import searches, store, uris
+from vit_search.tracking.recorder import sync
+from vit_search.vit.data import prepare
+
+MEND = "if it is meant, name it with --tracking-uri or MLFLOW_TRACKING_URI."
+
+
+@pytest.fixture(autouse=True)
+def no_credentials(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in uris.CREDENTIALS:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def gathered_at_once(monkeypatch):
+    monkeypatch.setattr("vit_search.tracking.recorder.GATHER_S", 0.0)
+    monkeypatch.setattr("vit_search.tracking.recorder.Recorder._pages", lambda self: ())  # a report's pictures take seconds
+
+
+@pytest.fixture
+def project(migrated, tmp_path, monkeypatch):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    shutil.copy(migrated, folder / "mlruns.db")
+    return folder
+
+
+def naming(project, uri, **facts):
+    """A search of the project that names this address in its search.json."""
+    search, _, known = made(project / "searches")
+    searches.write_facts(search, dataclasses.replace(known, tracking_uri=uri, **facts))
+    return search
+
+
+def resolved(search, given=None):
+    return uris.resolve_uri(given, search, searches.read_facts(search))
+
+
+@pytest.fixture
+def listener():
+    """A server of somebody else: its address, and the header Authorization of each request, None where there is none."""
+    seen = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.headers.get("Authorization"))
+            self.send_response(200 if self.path == "/health" else 404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", seen
+    server.shutdown()
+    server.server_close()
+
+
+# Credentials
+
+
+def promote(search):
+    sys.argv = ["vit-search", "promote", str(search), "--dry-run"]
+    cli.app(standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [sync, launch.resume, lambda search: launch.resume(search, extend={"trials": 9}), promote],
+    ids=["sync", "resume", "extend", "promote --dry-run"],
+)
+def test_no_server_that_a_search_alone_names_is_sent_credentials(act, project, listener, monkeypatch):
+    address, seen = listener
+    search = naming(project, address)
+    spec, facts = searches.read(search)
+    searches.write_facts(search, dataclasses.replace(facts, data_hash=prepare(spec.data_config).data_hash))
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "of another server")
+    with pytest.raises(TrackingError) as refused:
+        act(search)
+    said = "and MLFLOW_TRACKING_USERNAME may be meant for another server, so nothing is sent there"
+    assert str(refused.value) == f"{search / 'search.json'}: its records are said to be in {address}, {said}; {MEND}"
+    assert seen == []
+
+
+@pytest.mark.parametrize("name", uris.CREDENTIALS)
+def test_each_kind_of_credentials_counts(name, project, monkeypatch):
+    search = naming(project, "http://127.0.0.1:9")
+    assert resolved(search) == "http://127.0.0.1:9"
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(TrackingError, match=name):
+        resolved(search)
+
+
+def test_the_credentials_file_of_mlflow_counts_too(project, tmp_path):
+    search = naming(project, "http://127.0.0.1:9")
+    (tmp_path / "home/.mlflow").mkdir(parents=True)
+    (tmp_path / "home/.mlflow/credentials").write_text("[mlflow]\nmlflow_tracking_username = me\n")
+    with pytest.raises(TrackingError, match="~/.mlflow/credentials may be meant for another server"):
+        resolved(search)
+
+
+@pytest.mark.parametrize("by", ["--tracking-uri", "MLFLOW_TRACKING_URI"])
+def test_a_server_that_the_user_names_gets_them(by, project, listener, monkeypatch):
+    address, seen = listener
+    search = naming(project, address)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "mine")
+    if by == "MLFLOW_TRACKING_URI":
+        monkeypatch.setenv(by, address)
+    with pytest.raises(TrackingError, match="does not answer"):  # it is no MLflow
+        sync(search, address if by == "--tracking-uri" else None)
+    assert seen[-1] == "Bearer mine"
+
+
+def test_a_command_that_names_no_search_is_refused_too_and_does_not_go_on_elsewhere(project, monkeypatch):
+    naming(project, "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "mine")
+    with pytest.raises(TrackingError, match="nothing is sent there"):
+        uris.of_newest(None)
+
+
+@pytest.mark.parametrize("scheme", ["http", "mlflow-artifacts"])
+def test_no_server_that_a_database_names_for_artifacts_is_sent_credentials(scheme, project, listener, monkeypatch):
+    address, seen = listener
+    search = naming(project, "sqlite:///mlruns.db")
+    assert sync(search)
+    place = f"{scheme}{address.removeprefix('http')}/api/2.0/mlflow-artifacts/artifacts"
+    with sqlite3.connect(project / "mlruns.db") as database:
+        database.execute("UPDATE experiments SET artifact_location = ? WHERE name = 'made'", (place,))
+        database.execute("UPDATE runs SET artifact_uri = ? || '/' || run_uuid", (place,))
+    database.close()
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "of another server")
+    with pytest.raises(TrackingError, match=f"mlruns.db: artifacts are said to be in {address}/.*, and MLFLOW_TRACKING_PASSWORD may be"):
+        sync(search)
+    assert seen == []
+
+
+def test_a_database_may_name_a_bucket_but_no_file_server(project):
+    for uri in ("s3://bucket/a", "gs://bucket/a", "file:///a/b", "/a/b", "models:/m-1", "runs:/1/model", "mlflow-artifacts:/1"):
+        uris.refuse_artifacts(uri, project / "mlruns.db")
+    with pytest.raises(TrackingError, match="sftp://elsewhere/a, and a file may name http, https and sqlite alone"):
+        uris.refuse_artifacts("sftp://elsewhere/a", project / "mlruns.db")
+
+
+# Addresses
+
+INTERNAL = [
+    "http://169.254.169.254",
+    "http://169.254.169.254/latest/meta-data",
+    "http://169.254.1.2:5000",
+    "http://2852039166",
+    "http://0xa9fea9fe",
+    "http://0251.0376.0251.0376",
+    "http://169.16689662",
+    "http://[fe80::1]:5000",
+    "http://[::ffff:169.254.169.254]",
+    "http://[64:ff9b::a9fe:a9fe]",
+    "http://[fd00:ec2::254]",
+    "http://metadata.google.internal",
+    "https://METADATA.google.internal.",
+    "http://100.100.100.200",
+]
+
+
+@pytest.mark.parametrize("uri", INTERNAL)
+def test_an_address_of_the_cloud_itself_is_refused_however_it_is_written(uri, project):
+    search = naming(project, uri)
+    with pytest.raises(TrackingError, match="an address of the machine's own network or of its cloud"):
+        resolved(search)
+    assert resolved(search, uri) == uri  # as the user says
+
+
+def test_a_name_that_leads_to_such_an_address_is_refused(project, monkeypatch):
+    answers = {"looks.example": "169.254.169.254", "plain.example": "192.0.2.1"}
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_: [(2, 1, 6, "", (answers[host], 0))])
+    assert resolved(naming(project, "http://plain.example")) == "http://plain.example"
+    shutil.rmtree(project / "searches")
+    with pytest.raises(TrackingError, match="its cloud"):
+        resolved(naming(project, "http://looks.example"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("postgresql://me@host/db", "http, https and sqlite alone"),
+        ("postgresql+psycopg://me@host/db", "http, https and sqlite alone"),
+        ("databricks", "http, https and sqlite alone"),
+        ("file:///etc", "http, https and sqlite alone"),
+        ("ftp://host/x", "http, https and sqlite alone"),
+        ("sqlite+pysqlite:////etc/x", "http, https and sqlite alone"),
+        ("sqlite:relative.db", "http, https and sqlite alone"),
+        ("http://good.example\\@169.254.169.254", "no plain address"),
+        ("http://169.254.169.254#@good.example", "no plain address"),
+        ("http://me:word@good.example", "no plain address"),
+        ("http://good.example/../x?y", "no plain address"),
+        ("http://good.exämple", "no plain address"),
+        ("http://[", "no plain address"),
+        ("http://a\nb", "is no address"),
+        ("sqlite:///a\0b", "is no address"),
+        (5, "is no address"),
+    ],
+)
+def test_other_schemes_and_addresses_that_can_be_read_in_two_ways_are_refused(uri, said, project):
+    with pytest.raises(TrackingError, match=said) as refused:
+        resolved(naming(project, uri))
+    assert "\n" not in str(refused.value) and ":word" not in str(refused.value)
+
+
+# Databases
+
+
+def test_a_database_elsewhere_is_refused_unless_it_has_the_search_s_records(project, tmp_path, migrated):
+    other = tmp_path / "other" / "mlruns.db"
+    other.parent.mkdir()
+    shutil.copy(migrated, other)
+    (project / "mlruns.db").unlink()
+    search, before = naming(project, f"sqlite:///{other}"), other.read_bytes()
+    with pytest.raises(TrackingError, match="which is no mlruns.db of this project and has no record of this search") as refused:
+        sync(search)
+    assert str(refused.value).endswith(MEND)
+    assert other.read_bytes() == before and not (project / "mlruns.db").exists()
+    assert sync(search, f"sqlite:///{other}")
+    assert resolved(search) == f"sqlite:///{other}"  # which has them by now
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["{home}/new.db", "{home}/cookies.sqlite", "cookies.sqlite", ".config/cookies.sqlite", "../elsewhere/mlruns.db", "{home}/a/../x"],
+)
+def test_no_file_above_the_project_or_beside_it_is_opened_or_made(path, project, tmp_path):
+    for name in ("cookies.sqlite", ".config/cookies.sqlite", "elsewhere/mlruns.db"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        sqlite3.connect(tmp_path / name).execute("CREATE TABLE cookies (a)").connection.close()
+    (project / "mlruns.db").unlink()
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    search = naming(project, f"sqlite:///{path.format(home=tmp_path)}")
+    with pytest.raises(TrackingError, match="which is no mlruns.db of this project"):
+        sync(search)
+    after = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and search not in file.parents}
+    assert after == before
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///mlruns.db", "sqlite:///{project}/mlruns.db", ""])
+def test_a_database_that_is_a_link_is_refused_unless_the_user_names_it(uri, project, tmp_path, migrated):
+    target = shutil.copy(migrated, tmp_path / "target.db")
+    before = Path(target).read_bytes()
+    (project / "mlruns.db").unlink()
+    (project / "mlruns.db").symlink_to(target)
+    search = naming(project, uri.format(project=project))
+    with pytest.raises(TrackingError, match="which is a link"):
+        sync(search)
+    assert Path(target).read_bytes() == before
+    (tmp_path / "target.db").unlink()  # one that leads nowhere would be made
+    with pytest.raises(TrackingError, match="which is a link"):
+        sync(search)
+    assert not (tmp_path / "target.db").exists()
+    assert resolved(search, "sqlite:///mlruns.db") == f"sqlite:///{target}"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize("uri", ["sqlite:///mlruns.db", ""])
+def test_a_database_of_another_account_is_refused_unless_the_user_names_it(uri, project):
+    os.chown(project / "mlruns.db", 12345, -1)
+    search = naming(project, uri)
+    with pytest.raises(TrackingError, match=r"mlruns.db belongs to another account \(uid 12345\); if it is meant, name it"):
+        resolved(search)
+    assert resolved(search, "sqlite:///mlruns.db") == f"sqlite:///{project / 'mlruns.db'}"
+
+
+def test_what_is_new_is_closed_to_others_and_what_is_there_stays_as_it_is(project):
+    (project / "mlruns.db").chmod(0o664)
+    search, before = naming(project, ""), os.umask(0)
+    try:
+        assert sync(search)
+        assert ((project / "mlruns.db").stat().st_mode & 0o777, (project / "mlartifacts").stat().st_mode & 0o777) == (0o664, 0o700)
+        store.client_for(f"sqlite:///{project / 'new.db'}")
+    finally:
+        os.umask(before)
+    assert (project / "new.db").stat().st_mode & 0o777 == 0o600
