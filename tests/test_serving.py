@@ -31,6 +31,7 @@ from PIL import Image
 from vit_search.errors import PromotionError, ServingError
 from vit_search.production import following, listener, references, serving, smoke
 from vit_search.production.endpoint import Batcher, Endpoint, Held, Limits, Metrics, Told, exposition, load
+from vit_search.production.host_header import hosts_of
 from vit_search.production.state import read_state
 from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.tracking.model_package import log_model
@@ -392,7 +393,9 @@ def test_a_body_that_never_ends_is_given_up_and_holds_up_nobody(server):
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 600)) for _ in range(30)]
         for connection in slow:
-            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 100\r\n\r\n0123456789")
+            connection.sendall(
+                b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 100\r\n\r\n0123456789"
+            )
         began = time.monotonic()
         assert server.post(IMAGES[0])[0] == 200
         assert time.monotonic() - began < 5  # before the others are given up
@@ -753,7 +756,8 @@ def test_two_replicas_share_the_port_the_token_and_the_metrics_and_end_cleanly(r
         children = found.children()
         assert len([process for process in children if "ServeReplica" in " ".join(process.cmdline())]) == 2
         port = int(found.url.rpartition(":")[2])
-        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer s3cret-Token\r\nContent-Type: image/png\r\nContent-Length: "
+        head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer s3cret-Token\r\n"
+        head += b"Content-Type: image/png\r\nContent-Length: "
         slow = socket.create_connection(("127.0.0.1", port), 600)  # a request that is under way when the end comes is answered
         slow.sendall(head + b"%d\r\n\r\n" % len(IMAGES[0]))
         time.sleep(0.3)
@@ -1073,7 +1077,7 @@ def asked(registry, body, kind, limits, *, broken=False):
         batcher = Batcher(model, asyncio.get_running_loop(), 4, metrics.batches.add)
         if broken:
             model.served.model.forward = None  # the device is gone, say
-        endpoint = Endpoint(batcher, metrics, limits, "", lambda: Told({}, {}, []))
+        endpoint = Endpoint(batcher, metrics, limits, "", lambda: Told({}, {}, []), hosts_of("127.0.0.1"))
         sent = []
 
         async def receive():
@@ -1082,7 +1086,8 @@ def asked(registry, body, kind, limits, *, broken=False):
         async def send(message):
             sent.append(message)
 
-        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [(b"content-type", kind)]}
+        scope = {"type": "http", "method": "POST", "http_version": "1.1", "path": "/predict"}
+        scope["headers"] = [(b"host", b"localhost"), (b"content-type", kind)]
         await endpoint(scope, receive, send)
         assert batcher.alive
         return sent[0]["status"], json.loads(sent[1]["body"]), endpoint.held.bytes

@@ -121,7 +121,7 @@ def test_the_credentials_file_of_mlflow_counts_too(project, tmp_path):
     search = naming(project, "http://127.0.0.1:9")
     (tmp_path / "home/.mlflow").mkdir(parents=True)
     (tmp_path / "home/.mlflow/credentials").write_text("[mlflow]\nmlflow_tracking_username = me\n")
-    with pytest.raises(TrackingError, match="~/.mlflow/credentials may be meant for another server"):
+    with pytest.raises(TrackingError, match=r"~/\.mlflow/credentials may be meant for another server"):
         resolved(search)
 
 
@@ -240,7 +240,7 @@ def test_a_database_elsewhere_is_refused_unless_it_has_the_search_s_records(proj
     shutil.copy(migrated, other)
     (project / "mlruns.db").unlink()
     search, before = naming(project, f"sqlite:///{other}"), other.read_bytes()
-    with pytest.raises(TrackingError, match="which is no mlruns.db of this project and has no record of this search") as refused:
+    with pytest.raises(TrackingError, match=r"which is no mlruns\.db of this project and has no record of this search") as refused:
         sync(search)
     assert str(refused.value).endswith(MEND)
     assert other.read_bytes() == before and not (project / "mlruns.db").exists()
@@ -259,7 +259,7 @@ def test_no_file_above_the_project_or_beside_it_is_opened_or_made(path, project,
     (project / "mlruns.db").unlink()
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     search = naming(project, f"sqlite:///{path.format(home=tmp_path)}")
-    with pytest.raises(TrackingError, match="which is no mlruns.db of this project"):
+    with pytest.raises(TrackingError, match=r"which is no mlruns\.db of this project"):
         sync(search)
     after = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and search not in file.parents}
     assert after == before

@@ -1069,6 +1069,9 @@ def serve(
     model: Annotated[str, typer.Argument(help="NAME@champion, which is followed, NAME/3, or a folder that `train` made.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; one that others reach needs VIT_SEARCH_SERVE_TOKEN.")] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A further name by which requests call the server; again for more.")
+    ] = None,
     replicas: Annotated[int, typer.Option(min=1, max=256, help="Processes that classify; they share the port.")] = 1,
     gpus: Annotated[bool, typer.Option("--gpus", help="Classify on GPUs.")] = False,
     batch: Annotated[int, typer.Option(min=1, max=4096, help="Images classified at once.")] = 32,
@@ -1083,7 +1086,8 @@ def serve(
     from vit_search.production.endpoint import Limits
 
     limits = Limits(batch=batch, queue=queue, body_bytes=int(max_mib * 2**20), timeout_s=timeout)
-    settings = serving.Settings(host=host, port=port, replicas=replicas, gpus=gpus, limits=limits, poll_s=poll)
+    names = tuple(allow_host or ())
+    settings = serving.Settings(host=host, port=port, allow_hosts=names, replicas=replicas, gpus=gpus, limits=limits, poll_s=poll)
     serving.serve(model, settings, tracking_uri=tracking_uri, say=lambda line: err.print(_escaped(line), soft_wrap=True))
     sys.stdout.flush()
     sys.stderr.flush()

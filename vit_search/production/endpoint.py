@@ -28,6 +28,7 @@ import torch
 
 from vit_search.errors import DataError, ServingError, TooLargeError
 from vit_search.production import smoke
+from vit_search.production.host_header import Hosts
 from vit_search.vit import augment, checkpoint
 from vit_search.vit.requests import pixels_of
 
@@ -351,8 +352,8 @@ class Told:
 class Endpoint:
     """The ASGI application. Errors are one line of JSON, `{"error": …}`."""
 
-    def __init__(self, batcher: Batcher, metrics: Metrics, limits: Limits, token: str, tell: Callable[[], Told]) -> None:
-        self._batcher, self._metrics, self._limits, self._tell = batcher, metrics, limits, tell
+    def __init__(self, batcher: Batcher, metrics: Metrics, limits: Limits, token: str, tell: Callable[[], Told], hosts: Hosts) -> None:
+        self._batcher, self._metrics, self._limits, self._tell, self._hosts = batcher, metrics, limits, tell, hosts
         self._token = hashlib.sha256(token.encode()).digest() if token else b""
         self.held = Held(limits.held_bytes)
 
@@ -363,6 +364,8 @@ class Endpoint:
         headers = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
         kind = b"application/json"
         try:
+            if problem := self._hosts.problem(scope["headers"], scope["http_version"]):
+                raise RefusedError(*problem, connection="close")
             status, body = await self._predict(scope, receive) if predicts else self._about(scope)
             if path == "/metrics":
                 kind = b"text/plain; version=0.0.4; charset=utf-8"

@@ -32,6 +32,7 @@ import torch
 from vit_search.errors import ServingError
 from vit_search.production import references
 from vit_search.production.endpoint import Batcher, Endpoint, Limits, Loaded, Metrics, Told, load
+from vit_search.production.host_header import hosts_of
 from vit_search.production.state import State, moment, read_state
 from vit_search.spec.files import write_whole
 from vit_search.spec.pickles import REFUSED
@@ -62,6 +63,8 @@ class Settings:
     """0 for a free one."""
     replicas: int = 1
     gpus: bool = False
+    allow_hosts: tuple[str, ...] = ()
+    """Further names by which requests may call the server; see host_header.py."""
     limits: Limits = field(default_factory=Limits)
     poll_s: float = 2.0
     """Between looks at the registry."""
@@ -78,6 +81,7 @@ def serve(model: str, settings: Settings, *, tracking_uri: str | None = None, sa
     token = os.environ.get(TOKEN, "").strip()
     if not token and not _loopback(settings.host):
         raise ServingError(f"--host {settings.host}: others can reach it; set {TOKEN} to a secret that they must know, or drop --host.")
+    _check_hosts(settings)
     if settings.gpus and not torch.cuda.is_available():
         raise ServingError("--gpus: torch finds no GPU on this machine; drop it.")
     from vit_search.ray_session import session  # before Ray Serve: it makes Ray's settings
@@ -191,7 +195,8 @@ class Replica:
 
         limits = self._settings.limits
         self._batcher = Batcher(model, asyncio.get_running_loop(), limits.batch, self._metrics.batches.add)
-        endpoint = Endpoint(self._batcher, self._metrics, limits, os.environ.get(TOKEN, "").strip(), self._tell)
+        hosts = hosts_of(self._settings.host, self._settings.allow_hosts)
+        endpoint = Endpoint(self._batcher, self._metrics, limits, os.environ.get(TOKEN, "").strip(), self._tell, hosts)
         server = listener.server(endpoint, timeout_s=limits.timeout_s, held=endpoint.held)
         serving = asyncio.create_task(server.serve(sockets=[listener.bind(self._settings.host, self._port)]))
         while not (server.started or serving.done()):
@@ -332,6 +337,12 @@ def _wait_for_drained(run: Path, settings: Settings) -> None:
     end = time.monotonic() + settings.limits.timeout_s + 2
     while len(list(run.glob("drained-*"))) < settings.replicas and time.monotonic() < end:
         time.sleep(0.05)
+
+
+def _check_hosts(settings: Settings) -> None:
+    """Raises: ServingError for an --allow-host that is no name. A --host that is none is told when its port is taken."""
+    with contextlib.suppress(OSError):
+        hosts_of(settings.host, settings.allow_hosts)
 
 
 def _loopback(host: str) -> bool:

@@ -1,0 +1,67 @@
+"""By which names a server may be called. A web page can have its own name lead to 127.0.0.1, and then reads what the server answers there:
+the header Host still tells that name. A page cannot do so with an address in the place of a name, so addresses of ours pass."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from vit_search.errors import ServingError
+
+NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
+HEADER = re.compile(r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?")
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """What a request's Host may be, whatever the port: it may come through a tunnel."""
+
+    names: frozenset[str]
+    addresses: frozenset[str]
+    """Besides those of the loopback."""
+    all_addresses: bool
+
+    def problem(self, headers: Sequence[tuple[bytes, bytes]], version: str) -> tuple[int, str] | None:
+        """The status and reason with which a request is refused; None where it may be answered.
+
+        Args:
+            headers: of the request, with names in lower case. version: of HTTP; 1.0 has no Host, and no browser speaks it.
+        """
+        given = [value.decode("latin-1") for name, value in headers if name == b"host"]
+        if not given and version == "1.0":
+            return None
+        found = HEADER.fullmatch(given[0].lower()) if len(given) == 1 else None
+        if found is None:
+            return 400, "give one header Host, as NAME or NAME:PORT."
+        host = found["host"]
+        if self._allowed(host.removesuffix(".")):
+            return None
+        return 421, f"this server is not called {host[:253]}; start it with --allow-host {host[:253]} if that is one of its names."
+
+    def _allowed(self, host: str) -> bool:
+        try:
+            address = ipaddress.ip_address(host[1:-1] if host.startswith("[") else host)
+        except ValueError:
+            return host in self.names
+        return self.all_addresses or address.is_loopback or str(address) in self.addresses
+
+
+def hosts_of(listens_on: str, more: Iterable[str] = ()) -> Hosts:
+    """The hosts of a server.
+
+    Args:
+        listens_on: the name or address it is bound to; 0.0.0.0 and :: are all addresses of its machine.
+        more: names given with --allow-host.
+    Raises: ServingError for what is no name.
+    """
+    names = {"localhost", *(name.lower().removesuffix(".") for name in more)}
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise ServingError(f"--allow-host {name}: no name of a host; give it without scheme and port, e.g. models.example.org.")
+    found = {ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in socket.getaddrinfo(listens_on, None)}
+    if NAME.fullmatch(listens_on.lower()):
+        names.add(listens_on.lower())
+    return Hosts(frozenset(names), frozenset(map(str, found)), any(address.is_unspecified for address in found))
