@@ -1052,7 +1052,7 @@ def predict(
 
     from vit_search.production import prediction
 
-    predictions = prediction.predict(model, images, tracking_uri=tracking_uri)
+    predictions = prediction.predict(model, images, tracking_uri=tracking_uri, say=_note)
     if as_json:
         sys.stdout.write(json.dumps([vars(p) for p in predictions], indent=1) + "\n")
         return
@@ -1214,9 +1214,14 @@ def history(
     client = store.client_for(of_newest(tracking_uri))
     records = registry.history(client, name)
     problems = registry.verify(client, name) if verify else []
+    notes: list[str] = []
+    if verify:
+        with err.status("verifying …") as shown_status:
+            wrong, notes = registry.verify_files(client, name, say=lambda text: shown_status.update(f"{text} …"))
+        problems += wrong
     if as_json:
         shown: Any = [json.loads(record.text()) for record in records]
-        sys.stdout.write(json.dumps({"records": shown, "problems": problems} if verify else shown, indent=1) + "\n")
+        sys.stdout.write(json.dumps({"records": shown, "problems": problems, "notes": notes} if verify else shown, indent=1) + "\n")
     else:
         table = Table("when (UTC)", "who", "action", "version", "test accuracy", "reason", box=None, header_style="dim")
         for record in records:
@@ -1225,10 +1230,13 @@ def history(
             when = record.at[:19].replace("T", " ")
             table.add_row(*map(_escaped, (when, f"{record.by} on {record.host}", record.action, versions, accuracy, record.reason)))
         out.print(table if records else f"{name}: no version has been made the champion yet.")
+        for note in notes:
+            _note(f"{name}: {note}")
         for problem in problems:
             err.print(f"[bold red]error:[/] {_escaped(f'{name}: {problem}')}", soft_wrap=True)
         if verify and not problems:
-            out.print(f"The history is whole, and the aliases of {name} agree with it.")
+            files = "all files of its versions are those" if not notes else "the files of its versions, as far as covered, are those"
+            out.print(f"The history is whole, the aliases of {name} agree with it, and {files} that were registered.")
     if problems:
         sys.exit(1)
 
@@ -1261,6 +1269,10 @@ cli_cluster.join(app)
 def _as_text(words: str) -> str:
     """What a person wrote, also where the locale (as C) has no letters beyond ASCII and takes each of their bytes for one."""
     return os.fsencode(words).decode("utf-8", "backslashreplace")
+
+
+def _note(text: str) -> None:
+    err.print(f"[yellow]note:[/] {_escaped(text)}", soft_wrap=True)
 
 
 def _given(**options: float | None) -> dict[str, float]:
