@@ -106,7 +106,7 @@ def is_mute(text):
 
 
 def mutations(events):
-    """One thing about one event is changed: a field is gone, is new, is renamed, or has another value; events are lost or stand elsewhere."""
+    """One thing is changed: a field is gone, new, renamed, or has another value; an event is lost, or stands elsewhere."""
     for i, event in enumerate(events):
         for path in paths(event):
             for value in (*VALUES, "delete", "rename"):
@@ -135,7 +135,7 @@ def paths(value):
 
 def test_no_forged_ledger_ends_in_a_traceback_or_speaks_to_the_terminal(search, command):
     folder, events = search
-    drawn = random.Random(0).sample(list(mutations(events)), 120)
+    drawn = random.Random(0).sample(list(mutations(events)), 40)
     codes = set()
     for changed in drawn:
         write(folder, changed)
@@ -149,7 +149,7 @@ def test_no_forged_ledger_ends_in_a_traceback_or_speaks_to_the_terminal(search, 
 
 def test_no_report_of_a_forged_ledger_does_either(search, command):
     folder, events = search
-    for changed in random.Random(1).sample(list(mutations(events)), 12):
+    for changed in random.Random(1).sample(list(mutations(events)), 6):
         write(folder, changed)
         code, said = command("report", "made-1")
         assert code in (0, 2) and is_mute(said), said
@@ -290,13 +290,7 @@ WEIGHTS = {
 def test_a_forged_config_is_refused_before_a_model_is_built(change, said, tmp_path, monkeypatch):
     folder = saved(tmp_path / "c")
     forge(folder, change)
-    real = checkpoint.ViT
-
-    def built(config):
-        assert torch.get_default_device().type == "meta", "a model was built"
-        return real(config)
-
-    monkeypatch.setattr(checkpoint, "ViT", built)
+    monkeypatch.delattr(checkpoint, "ViT")  # whoever builds one fails
     with pytest.raises(CheckpointError, match=said) as refused:
         checkpoint.load_model(folder)
     assert str(refused.value).startswith(str(folder)) and "\n" not in str(refused.value)

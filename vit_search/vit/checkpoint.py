@@ -42,7 +42,7 @@ from vit_search.vit.checkpoint_files import (
     trial_config,
     weights_sha256,
 )
-from vit_search.vit.model import ViT
+from vit_search.vit.model import ViT, shapes
 from vit_search.vit.training import Normalisation, Training, start
 
 __all__ = [
@@ -207,8 +207,7 @@ def _check_weights(folder: Path, config: ModelConfig) -> None:
 
     Raises: DamagedCheckpointError.
     """
-    with torch.device("meta"):
-        wanted = {name: (list(weight.shape), "F32") for name, weight in ViT(config).state_dict().items()}
+    wanted = {name: (list(shape), "F32") for name, shape in shapes(config).items()}
     try:
         with safe_open(folder / MODEL, framework="pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
