@@ -54,7 +54,7 @@ def written(
                 "parameters": f"{costs.params:,}",
                 "file": f"{costs.file_bytes:,} bytes",
                 "latency": "; ".join(f"{key}: {one.p50_ms:.3g} ms (95 %: {one.p95_ms:.3g})" for key, one in costs.latency.items()),
-                "trained on": f"{markdown(' and '.join(served.trained_on))}, {config.training.epochs} epochs, seed {markdown(tags['seed'])}",
+                "trained on": markdown(f"{' and '.join(served.trained_on)}, {config.training.epochs} epochs, seed {tags['seed']}"),
                 "data": f"{markdown(config.data.name)}, data hash {markdown(served.data_hash[:16])}…",
                 "code": markdown(tags["code_version"]),
             }
