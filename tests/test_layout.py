@@ -33,7 +33,7 @@ ARROWS = {
     "vit": {"spec", "errors"},
     "spec": {"errors"},
     "leaderboard": {"terminal", "tracking", "spec"},
-    "terminal": set(),
+    "terminal": {"spec"},  # plain_text.py
     "start_up": set(),
     "ray_session": {"ray_folder", "ray_token", "ray_trouble", "errors"},
     "ray_folder": {"spec", "errors"},

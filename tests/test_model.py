@@ -8,7 +8,7 @@ from torch import nn
 
 from vit_search.errors import SpecError
 from vit_search.spec.config import ModelConfig
-from vit_search.vit.model import DropPath, ViT, decayed, interpolate, patchify, resized, sincos2d
+from vit_search.vit.model import DropPath, ViT, decayed, interpolate, patchify, resized, shapes, sincos2d
 
 
 def test_a_patch_holds_neighbouring_pixels():
@@ -190,3 +190,18 @@ def test_relu_and_post_norm_are_what_their_names_say():
     expected = block.norm2(after + block.mlp.down(block.mlp.up(after).clamp(min=0)))
     assert torch.allclose(model.encoder(tokens), expected, atol=1e-6)
     assert isinstance(model.encoder.norm, nn.Identity)  # a post-norm block ends in its own
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"pool": "cls", "layer_scale": 0.1, "qkv_bias": False},
+        {"norm": "post", "positions": "sincos2d", "dim_head": 5, "num_classes": 0},
+        {"mlp_dim": 7, "depth": 3, "image_size": (8, 12), "in_channels": 3},
+    ],
+    ids=str,
+)
+def test_the_shapes_of_a_model_are_told_without_making_it(fields):
+    config = ModelConfig(**{"image_size": (8, 8), "in_channels": 1, "num_classes": 5, "patch_size": 4, "dim": 16, "heads": 2} | fields)
+    assert shapes(config) == {name: tuple(weight.shape) for name, weight in ViT(config).state_dict().items()}

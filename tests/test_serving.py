@@ -36,7 +36,7 @@ from vit_search.production.state import read_state
 from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
-from vit_search.vit import augment, checkpoint, training
+from vit_search.vit import augment, checkpoint, checkpoint_files, training
 from vit_search.vit.data import read_image
 
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
@@ -99,8 +99,10 @@ class Registry:
         run = client.create_run(experiment).info.run_id
         client.set_terminated(run)
         uri = log_model(folder, run_id=run)
+        model = client.get_logged_model(uri.rpartition("/")[2])
         given = {"golden": smoke.golden(checkpoint.load_model(folder)), "weights_sha256": self.sha256(seed), "verdict": "passed"}
-        made = client.create_model_version(self.name, uri, tags=given | tags, model_id=uri.rpartition("/")[2])
+        given["files_sha256"] = model.tags["files_sha256"]
+        made = client.create_model_version(self.name, uri, tags=given | tags, model_id=model.model_id)
         self.seeds[str(made.version)] = seed
         return str(made.version)
 
@@ -622,11 +624,22 @@ def test_a_version_whose_weights_have_one_byte_flipped_is_not_taken(first, regis
     raw = bytearray(weights.read_bytes())
     raw[-5] ^= 1
     weights.write_bytes(raw)
-    not_taken(first, registry, version, "its sha256 is not the recorded one")
+    not_taken(first, registry, version, "holds another artifacts/checkpoint/model.safetensors than was registered")
+
+
+def test_a_version_whose_class_names_are_swapped_is_not_taken(first, registry):
+    version = registry.add(29)
+    config = registry.weights(version).with_name("config.json")
+    document = json.loads(config.read_text())
+    document["classes"] = document["classes"][::-1]
+    config.write_text(checkpoint_files.signed(document))
+    not_taken(first, registry, version, "holds another artifacts/checkpoint/config.json than was registered")
 
 
 def test_a_version_that_is_another_than_the_registered_one_is_not_taken(first, registry):
-    not_taken(first, registry, registry.add(31, weights_sha256="0" * 64), "sha256 is .*, not the registered 0{12}")
+    version = registry.add(31, weights_sha256="0" * 64)
+    registry.client.delete_model_version_tag("digits", version, "files_sha256")  # as a version of vit_search 0.1 is registered
+    not_taken(first, registry, version, "holds other weights than were registered")
 
 
 def test_a_version_that_does_not_answer_as_it_did_is_not_taken(first, registry):
@@ -646,7 +659,7 @@ def test_a_version_without_files_is_not_taken(first, registry):
 
 def test_a_version_without_tags_is_taken_for_what_it_is(first, registry):
     version = registry.add(35)
-    for tag in ("golden", "weights_sha256", "verdict"):
+    for tag in ("golden", "weights_sha256", "files_sha256", "verdict"):
         registry.client.delete_model_version_tag("digits", version, tag)
     registry.point(version)
     servers.until(lambda: first.version() == f"digits/{version}")

@@ -21,9 +21,10 @@ from vit_search import cli_cluster, terminal
 from vit_search.errors import LostClusterError, PromotionError, SearchError, TrackingError, VitSearchError
 from vit_search.spec.cost import in_rounded_time, in_time
 from vit_search.spec.numbers import whole_number
+from vit_search.spec.plain_text import one_line, plain
 from vit_search.spec.user import user_name
 from vit_search.start_up import collect_rarely
-from vit_search.terminal import OUTCOME_STYLE
+from vit_search.terminal import OUTCOME_STYLE, escaped
 
 if TYPE_CHECKING:
     from vit_search.production.gates import Gate
@@ -99,7 +100,7 @@ def main() -> None:
     try:
         app()
     except VitSearchError as error:
-        err.print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True)
+        err.print(f"[bold red]error:[/] {escaped(str(error))}", soft_wrap=True)
         if isinstance(error, LostClusterError):
             sys.stderr.flush()
             os._exit(error.exit_code)  # threads of Ray's wait for its head, and the interpreter for them
@@ -226,7 +227,7 @@ def _print_images(spec: SearchSpec) -> None:
     path = Path(spec.data.path or "").expanduser()
     if spec.data.name == "image_folder" and path.is_dir():
         listing = folders.scan(path)
-        err.print(_escaped(listing.summary))
+        err.print(escaped(listing.summary))
         spec.check_data(len(listing.classes))
 
 
@@ -238,9 +239,9 @@ def _print_report(report: Report) -> None:
 
     from vit_search.spec.cost import in_units
 
-    out.print(f"[bold]{report.name}[/]: {report.valid_share:.1%} of {report.draws:,} random proposals can be run")
+    out.print(f"[bold]{escaped(report.name)}[/]: {report.valid_share:.1%} of {report.draws:,} random proposals can be run")
     for reason, count in report.invalid.items():
-        out.print(f"  {count / report.draws:6.1%}  {_escaped(reason)}")
+        out.print(f"  {count / report.draws:6.1%}  {escaped(reason)}")
     if report.combinations is not None:
         out.print(
             f"{report.combinations:,} combinations, {report.valid_combinations or 0:,} of them can be run, for {report.trials:,} trials"
@@ -259,10 +260,10 @@ def _print_report(report: Report) -> None:
             table.add_row(label, *(shown(int(value)) for value in values))
         out.print(table)
     for limit in report.limits:
-        out.print(f"[dim]limit[/]  {_escaped(limit.limit)}: excludes {limit.excluded:.0%}, alone {limit.alone:.0%}")
+        out.print(f"[dim]limit[/]  {escaped(limit.limit)}: excludes {limit.excluded:.0%}, alone {limit.alone:.0%}")
     findings = Table.grid(padding=(0, 2, 0, 0))
     for finding in report.findings:
-        findings.add_row(f"[{SEVERITY_STYLE[finding.severity]}]{finding.severity}[/]", _escaped(f"{finding.where}: {finding.text}"))
+        findings.add_row(f"[{SEVERITY_STYLE[finding.severity]}]{finding.severity}[/]", escaped(f"{finding.where}: {finding.text}"))
     out.print(findings if report.findings else "[green]nothing odd[/]")
 
 
@@ -307,7 +308,7 @@ def _print_plan(plan: Plan) -> None:
     for label, text in rows:
         table.add_row(f"[dim]{label}[/]", text)
     head = f"{plan.trials:,} trials of up to {plan.epochs:,} epochs, stopping {plan.stopping}, {plan.concurrency} at once"
-    out.print(f"[bold]{plan.name}[/]: {head}")
+    out.print(f"[bold]{escaped(plan.name)}[/]: {head}")
     out.print(table)
 
 
@@ -326,7 +327,7 @@ def _speed(speed: Speed, plan: Plan) -> str:
 
     if not speed.measured:
         return f"{_count(speed.flops_per_s)} floating-point operations a second, as stated"
-    said = f"{_escaped(speed.device)}, measured {speed.measured} with {speed.processes} at once"
+    said = f"{escaped(speed.device)}, measured {speed.measured} with {speed.processes} at once"
     odd = [f"for {plan.borrowed}: the times may be wrong by a factor of {BORROWED:g}"] * bool(plan.borrowed)
     odd += [f"not {plan.concurrency}"] * (speed.processes != min(plan.concurrency, speed.room))
     said += f" [yellow]{', '.join(odd)}; --calibrate measures anew[/]" if odd else ""
@@ -549,7 +550,7 @@ def _watch_status(folder: Path) -> None:
         if winner:
             said += f", best {spec.metric} {winner.value(spec.metric):.4f} (trial {winner.number})"
         if said != before:
-            out.print(_escaped(f"{time.strftime('%H:%M:%S')}  {said}"), soft_wrap=True)
+            out.print(escaped(f"{time.strftime('%H:%M:%S')}  {said}"), soft_wrap=True)
         before = said
         time.sleep(2)
 
@@ -596,22 +597,22 @@ def _print_status(folder: Path, as_json: bool) -> None:
         sys.stdout.write(json.dumps(facts, indent=1) + "\n")
         return
     over = sum(trial.over for trial in trials.values())
-    out.print(f"[bold]{folder.name}[/] is {state.word}: {over} of {settings.trials} trials over, {settings.concurrency} at a time")
+    out.print(f"[bold]{escaped(folder.name)}[/] is {state.word}: {over} of {settings.trials} trials over, {settings.concurrency} at a time")
     for line in _what_next(folder, state):
-        out.print(f"  {_escaped(line)}", soft_wrap=True)
+        out.print(f"  {escaped(line)}", soft_wrap=True)
     out.print("  " + ", ".join(f"[{OUTCOME_STYLE[name]}]{count} {name}[/]" for name, count in counts.items()))
     for line in _breakdowns(trials.values()):
-        out.print(f"  {_escaped(line)}", soft_wrap=True)
+        out.print(f"  {escaped(line)}", soft_wrap=True)
     if winner:
         params = ", ".join(f"{key} {_number(value)}" for key, value in spec.space.trained(winner.params).items())
-        out.print(f"  best {spec.metric} {winner.value(spec.metric):.4f}: trial {winner.number} ({params})")
+        out.print(escaped(f"  best {spec.metric} {winner.value(spec.metric):.4f}: trial {winner.number} ({params})"))
     out.print(f"  {_spent(spent)}")
     for line in _hindsight(hindsight) if hindsight and not state.driven else []:
-        out.print(f"  {line}")
+        out.print(f"  {escaped(line)}")
     for event in commands[-5:]:
         arguments = " ".join(f"{key}={value}" for key, value in event.arguments.items())
         out.print(
-            _escaped(
+            escaped(
                 f"  {time.strftime('%H:%M', time.localtime(event.at))} {event.by}: {f'{event.name} {arguments}'.strip()}: {event.answer}"
             )
         )
@@ -661,7 +662,9 @@ def show(
         names = list(dict.fromkeys(name for i, t in enumerate(trials, 1) for name in _row(t, spec.metric, space, i)))
         writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(_row(t, spec.metric, space, i) for i, t in enumerate(trials, 1))
+        for i, t in enumerate(trials, 1):
+            row = _row(t, spec.metric, space, i)
+            writer.writerow({name: plain(value) if isinstance(value, str) else value for name, value in row.items()})
     else:
         _print_leaderboard(folder.name, trials, spec, top)
 
@@ -687,7 +690,7 @@ def report(
 
         page, twin = reporting.write(folder, awaited=_awaited(folder))
     _print_markdown(twin)
-    out.print(f"\nPage:  [bold]{_escaped(str(page))}[/]", soft_wrap=True)
+    out.print(f"\nPage:  [bold]{escaped(str(page))}[/]", soft_wrap=True)
 
 
 @app.command()
@@ -708,7 +711,7 @@ def compare(
 
         page, twin = reporting.compare(*folders)
     _print_markdown(twin)
-    out.print(f"\nPage:  [bold]{_escaped(str(page))}[/]", soft_wrap=True)
+    out.print(f"\nPage:  [bold]{escaped(str(page))}[/]", soft_wrap=True)
 
 
 def _write_next(folder: Path, path: Path) -> None:
@@ -718,11 +721,11 @@ def _write_next(folder: Path, path: Path) -> None:
     made = digest.digest(folder).next
     _write_new(path, made.text, "--next")
     for change in made.changes:
-        out.print(_escaped(f"{change.parameter}: {change.before} is now {change.after}: {change.why}"), soft_wrap=True)
+        out.print(escaped(f"{change.parameter}: {change.before} is now {change.after}: {change.why}"), soft_wrap=True)
     if made.note:
-        out.print(_escaped(f"no range is changed: {made.note}"), soft_wrap=True)
-    out.print(f"\nNext:  vit-search lint {_escaped(str(path))}", soft_wrap=True)
-    out.print(f"       vit-search run {_escaped(str(path))}", soft_wrap=True)
+        out.print(escaped(f"no range is changed: {made.note}"), soft_wrap=True)
+    out.print(f"\nNext:  vit-search lint {escaped(str(path))}", soft_wrap=True)
+    out.print(f"       vit-search run {escaped(str(path))}", soft_wrap=True)
 
 
 def _write_new(path: Path, text: str, option: str) -> None:
@@ -738,7 +741,7 @@ def _write_new(path: Path, text: str, option: str) -> None:
 
 def _print_markdown(path: Path) -> None:
     """Rendered on a terminal, as it stands in a pipe."""
-    text = path.read_text(encoding="utf-8")
+    text = plain(path.read_text(encoding="utf-8"))
     if not sys.stdout.isatty():
         sys.stdout.write(text)
         return
@@ -759,7 +762,7 @@ def ui(
 
     uri = of_newest(tracking_uri)
     if uri.startswith("http"):
-        out.print(f"MLflow already runs at {uri}")
+        out.print(f"MLflow already runs at {escaped(uri)}")
         return
     client = store.client_for(uri)  # one clear line where it cannot be opened
     _check_port(port)
@@ -799,7 +802,7 @@ def sync(search: SearchName = None, output: Output = Path("searches"), tracking_
         done = recorder.sync(folder, tracking_uri)
     if not done:
         sys.exit(NOT_RECORDED)
-    out.print(f"MLflow has all of {folder.name}.")
+    out.print(f"MLflow has all of {escaped(folder.name)}.")
 
 
 @app.command()
@@ -832,7 +835,7 @@ def doctor(
     table = Table("experiment", "run", "id", "why it is dead", box=None, header_style="dim")
     table.columns[2].min_width = 32  # an id that is cut names nothing
     for zombie in found:
-        table.add_row(*map(_escaped, (zombie.experiment, zombie.name, zombie.run_id, zombie.reason)))
+        table.add_row(*map(escaped, (zombie.experiment, zombie.name, zombie.run_id, zombie.reason)))
     out.print(table)
     if close:
         practice.close(client, found)
@@ -892,7 +895,10 @@ def promote(
             from vit_search.search.retrain import retrain
         result = _watched(lambda watch: retrain(planned, tracking_uri=uri, watch=watch))
         if result is not None and result.interrupted:
-            err.print(f"\n[yellow]Interrupted.[/] Nothing is lost; go on with:  [bold]vit-search promote {folder.name}[/]", soft_wrap=True)
+            err.print(
+                f"\n[yellow]Interrupted.[/] Nothing is lost; go on with:  [bold]vit-search promote {escaped(folder.name)}[/]",
+                soft_wrap=True,
+            )
             sys.exit(INTERRUPTED)
     retrained = finalists.read(planned)
     with err.status("loading torch and MLflow …") as status:
@@ -914,7 +920,7 @@ def _trained(search: str | None, output: Path, tracking_uri: str | None) -> Path
         from vit_search.search import adopted
 
         folder = adopted.adopt(trained, output, tracking_uri=tracking_uri)
-    err.print(_escaped(f"{folder}: a search of one trial, which is {trained}"), soft_wrap=True)
+    err.print(escaped(f"{folder}: a search of one trial, which is {trained}"), soft_wrap=True)
     return folder
 
 
@@ -983,13 +989,13 @@ def _print_promotion_plan(planned: FinalistPlan, rules: Policy, name: str, uri: 
         ("trainings", _trainings(planned) if planned.left else "done already"),
         ("time", f"about {in_rounded_time(planned.left * planned.spec.epochs * epoch_s / planned.spec.concurrency)} of training"),
         ("champion", now),
-        ("test split", _escaped(gates.readings(readings + 1, rules).said)),
+        ("test split", gates.readings(readings + 1, rules).said),
         ("policy", f"{rules.digest[:12]}…, mode {rules.better.mode}"),
     ]
     table = Table.grid(padding=(0, 2, 0, 0))
     for label, text in rows:
-        table.add_row(f"[dim]{label}[/]", text)
-    out.print(f"[bold]{name}[/] from {planned.search.name}: nothing is trained, read or registered by --dry-run")
+        table.add_row(f"[dim]{label}[/]", escaped(text))
+    out.print(f"[bold]{escaped(name)}[/] from {escaped(planned.search.name)}: nothing is trained, read or registered by --dry-run")
     out.print(table)
 
 
@@ -1002,11 +1008,12 @@ def _print_promotion(done: Promotion, retrained: Retrained) -> None:
         chosen = "[bold green]chosen[/]" if one.trial == finalist.trial else ""
         table.add_row(str(one.trial), f"{one.searched_value:.4f}", f"{one.mean:.4f}", f"{one.deviation:.4f}", chosen)
     for trial, reason in retrained.lost.items():
-        table.add_row(str(trial), "", "", "", f"[red]{_escaped(reason)}[/]")
+        table.add_row(str(trial), "", "", "", f"[red]{escaped(reason)}[/]")
     out.print(table)
     if done.verdict == "again":
         out.print(
-            f"\n[bold]{done.name}[/] version {done.version} is the [bold green]champion[/] already; the test split was not read again"
+            f"\n[bold]{escaped(done.name)}[/] version {done.version} is the [bold green]champion[/] already; "
+            "the test split was not read again"
         )
         return
     out.print()
@@ -1022,14 +1029,16 @@ def _print_promotion(done: Promotion, retrained: Retrained) -> None:
         out.print("\nthe test split was not read")
     if done.verdict == "refused":
         stays = f"version {done.champion} stays champion" if done.champion else "there is no champion"
-        out.print(f"[bold red]not promoted[/]: version {done.version} of {done.name} is refused, and {stays}")
+        out.print(f"[bold red]not promoted[/]: version {done.version} of {escaped(done.name)} is refused, and {stays}")
         return
     if done.verdict == "forced":
-        out.print(f"[bold red]forced[/]: {_escaped(done.tags['forced'])}", soft_wrap=True)
+        out.print(f"[bold red]forced[/]: {escaped(done.tags['forced'])}", soft_wrap=True)
     before = f", in place of version {done.champion}" if done.champion else ""
-    out.print(f"[bold]{done.name}[/] version {done.version} is now [bold green]champion[/]{before}: trial {finalist.trial} trained anew")
-    out.print(f"\nNext:  vit-search predict --model {done.name}@champion IMAGE…")
-    out.print(f"       vit-search serve {done.name}@champion")
+    out.print(
+        f"[bold]{escaped(done.name)}[/] version {done.version} is now [bold green]champion[/]{before}: trial {finalist.trial} trained anew"
+    )
+    out.print(f"\nNext:  vit-search predict --model {escaped(done.name)}@champion IMAGE…")
+    out.print(f"       vit-search serve {escaped(done.name)}@champion")
 
 
 def _print_gates(judged: list[Gate]) -> None:
@@ -1038,7 +1047,7 @@ def _print_gates(judged: list[Gate]) -> None:
     words = {True: "[green]passed[/]", False: "[bold red]refused[/]", None: "[dim]–[/]"}
     table = Table("gate", "", "seen", box=None, header_style="dim")
     for one in sorted(judged, key=lambda one: int(one.id[1:])):
-        table.add_row(f"{one.id} {one.name}", words[one.passed], _escaped(one.said))
+        table.add_row(f"{one.id} {one.name}", words[one.passed], escaped(one.said))
     out.print(table)
 
 
@@ -1054,13 +1063,13 @@ def predict(
 
     from vit_search.production import prediction
 
-    predictions = prediction.predict(model, images, tracking_uri=tracking_uri)
+    predictions = prediction.predict(model, images, tracking_uri=tracking_uri, say=_note)
     if as_json:
         sys.stdout.write(json.dumps([vars(p) for p in predictions], indent=1) + "\n")
         return
     table = Table("image", "label", "probability", box=None, header_style="dim")
     for p in predictions:
-        table.add_row(_escaped(p.image), f"[bold]{_escaped(p.label)}[/]", f"{p.probability:.3f}")
+        table.add_row(escaped(p.image), f"[bold]{escaped(p.label)}[/]", f"{p.probability:.3f}")
     out.print(table)
 
 
@@ -1088,7 +1097,7 @@ def serve(
     limits = Limits(batch=batch, queue=queue, body_bytes=int(max_mib * 2**20), timeout_s=timeout)
     names = tuple(allow_host or ())
     settings = serving.Settings(host=host, port=port, allow_hosts=names, replicas=replicas, gpus=gpus, limits=limits, poll_s=poll)
-    serving.serve(model, settings, tracking_uri=tracking_uri, say=lambda line: err.print(_escaped(line), soft_wrap=True))
+    serving.serve(model, settings, tracking_uri=tracking_uri, say=lambda line: err.print(escaped(line), soft_wrap=True))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # all is ended by now; Python would take seconds to take torch, Ray and MLflow apart, object by object
@@ -1110,7 +1119,7 @@ def export(
 
         done = exporting.export(model, format, output, tracking_uri=tracking_uri)
     out.print(
-        f"[bold]{_escaped(str(done.path))}[/]: {_escaped(done.name)}{f' version {done.version}' if done.version else ''}", soft_wrap=True
+        f"[bold]{escaped(str(done.path))}[/]: {escaped(done.name)}{f' version {done.version}' if done.version else ''}", soft_wrap=True
     )
     batches = " and ".join(map(str, exporting.BATCHES))
     out.print(
@@ -1134,13 +1143,13 @@ def config(
 
     made = configuration.configuration(model, tracking_uri=tracking_uri)
     if output is None:
-        sys.stdout.write(made.text)
+        sys.stdout.write(plain(made.text))
     else:
         _write_new(output, made.text, "--output")
-        out.print(f"Next:  vit-search train {_escaped(str(output))}", soft_wrap=True)
+        out.print(f"Next:  vit-search train {escaped(str(output))}", soft_wrap=True)
     if not made.same:
         err.print(
-            f"[yellow]note:[/] {_escaped(model)} was not made by `promote`: no file can tell its seed, and train gives another model.",
+            f"[yellow]note:[/] {escaped(model)} was not made by `promote`: no file can tell its seed, and train gives another model.",
             soft_wrap=True,
         )
 
@@ -1170,7 +1179,7 @@ def train(
         shown = f"{spec.metric} {value:.4f}" if value is not None else ""
         took = _seconds(result.seconds)
         out.print(f"epoch {result.epoch:3d} of {spec.epochs}  {shown}  train_loss {result.train_loss:.4f}  {took}", soft_wrap=True)
-    out.print(f"[bold]{_escaped(str(folder))}[/] holds the model; weights: sha256 {checkpoint.weights_sha256(folder)}", soft_wrap=True)
+    out.print(f"[bold]{escaped(str(folder))}[/] holds the model; weights: sha256 {checkpoint.weights_sha256(folder)}", soft_wrap=True)
 
 
 @app.command()
@@ -1197,7 +1206,7 @@ def rollback(
         done = registry.rollback(
             client, name, to=to, reason=reason.strip(), by=user_name(), check=lambda version: registry.load_problem(client, version)
         )
-    out.print(f"[bold]{name}[/] version {done.version} is [bold green]champion[/] again, in place of version {done.came_from}")
+    out.print(f"[bold]{escaped(name)}[/] version {done.version} is [bold green]champion[/] again, in place of version {done.came_from}")
 
 
 @app.command()
@@ -1220,21 +1229,29 @@ def history(
     client = store.client_for(of_newest(tracking_uri))
     records = registry.history(client, name)
     problems = registry.verify(client, name) if verify else []
+    notes: list[str] = []
+    if verify:
+        with err.status("verifying …") as shown_status:
+            wrong, notes = registry.verify_files(client, name, say=lambda text: shown_status.update(f"{text} …"))
+        problems += wrong
     if as_json:
         shown: Any = [json.loads(record.text()) for record in records]
-        sys.stdout.write(json.dumps({"records": shown, "problems": problems} if verify else shown, indent=1) + "\n")
+        sys.stdout.write(json.dumps({"records": shown, "problems": problems, "notes": notes} if verify else shown, indent=1) + "\n")
     else:
         table = Table("when (UTC)", "who", "action", "version", "test accuracy", "reason", box=None, header_style="dim")
         for record in records:
             accuracy = _decimals(record.facts.get("test_accuracy", ""))
             versions = f"{record.came_from or '–'} → {record.version}"
             when = record.at[:19].replace("T", " ")
-            table.add_row(*map(_escaped, (when, f"{record.by} on {record.host}", record.action, versions, accuracy, record.reason)))
-        out.print(table if records else f"{name}: no version has been made the champion yet.")
+            table.add_row(*map(escaped, (when, f"{record.by} on {record.host}", record.action, versions, accuracy, record.reason)))
+        out.print(table if records else f"{escaped(name)}: no version has been made the champion yet.")
+        for note in notes:
+            _note(f"{name}: {note}")
         for problem in problems:
-            err.print(f"[bold red]error:[/] {_escaped(f'{name}: {problem}')}", soft_wrap=True)
+            err.print(f"[bold red]error:[/] {escaped(f'{name}: {problem}')}", soft_wrap=True)
         if verify and not problems:
-            out.print(f"The history is whole, and the aliases of {name} agree with it.")
+            files = "all files of its versions are those" if not notes else "the files of its versions, as far as covered, are those"
+            out.print(f"The history is whole, the aliases of {escaped(name)} agree with it, and {files} that were registered.")
     if problems:
         sys.exit(1)
 
@@ -1250,7 +1267,7 @@ def repair(name: ModelName, tracking_uri: Tracking = None) -> None:
     from vit_search.tracking.uris import of_newest
 
     name = references.name_of(name)
-    out.print(_escaped(registry.repair(store.client_for(of_newest(tracking_uri)), name)), soft_wrap=True)
+    out.print(escaped(registry.repair(store.client_for(of_newest(tracking_uri)), name)), soft_wrap=True)
 
 
 @app.command()
@@ -1267,6 +1284,10 @@ cli_cluster.join(app)
 def _as_text(words: str) -> str:
     """What a person wrote, also where the locale (as C) has no letters beyond ASCII and takes each of their bytes for one."""
     return os.fsencode(words).decode("utf-8", "backslashreplace")
+
+
+def _note(text: str) -> None:
+    err.print(f"[yellow]note:[/] {escaped(text)}", soft_wrap=True)
 
 
 def _given(**options: float | None) -> dict[str, float]:
@@ -1298,7 +1319,7 @@ def _command(search: str | None, output: Path, tracking_uri: str | None, name: s
             answer = f"no driver runs it now, and none will be started; `vit-search resume {folder.name}` goes on with it."
         else:
             answer = control.ask(folder, name, arguments)
-    out.print(_escaped(answer))
+    out.print(escaped(answer))
 
 
 def _spent(spent: Spent) -> str:
@@ -1316,7 +1337,7 @@ def _work(spent: Spent) -> str:
 
 
 def _interrupted(name: str) -> str:
-    return f"\n[yellow]Interrupted.[/] Nothing is lost; go on with:  [bold]vit-search resume {name}[/]"
+    return f"\n[yellow]Interrupted.[/] Nothing is lost; go on with:  [bold]vit-search resume {escaped(name)}[/]"
 
 
 def _hindsight(hindsight: Hindsight) -> list[str]:
@@ -1364,20 +1385,22 @@ def _finish(result: SearchResult) -> None:
         from vit_search.search.limits import option
 
         more = f"vit-search extend {name} {option(result.ended_by)} …"
-        out.print(f"ended by {_escaped(result.ended_by)}; go on with:  {more}", soft_wrap=True)
+        out.print(f"ended by {escaped(result.ended_by)}; go on with:  {more}", soft_wrap=True)
     out.print(f"{spent.epochs} epochs trained, {spent.saved_epochs} saved against no stopping ({spent.saved_share:.0%})")
     out.print(_work(spent))
     for line in _hindsight(result.hindsight):
-        out.print(line)
+        out.print(escaped(line))
     if result.interrupted:
         err.print(_interrupted(name), soft_wrap=True)
         sys.exit(INTERRUPTED)
     if not result.recorded:
-        err.print(f"\n[yellow]MLflow has not got all of it.[/] Send the rest later:  [bold]vit-search sync {name}[/]", soft_wrap=True)
+        err.print(
+            f"\n[yellow]MLflow has not got all of it.[/] Send the rest later:  [bold]vit-search sync {escaped(name)}[/]", soft_wrap=True
+        )
         sys.exit(NOT_RECORDED)
     out.print("\nNext:  vit-search ui               browse the trials in MLflow")
-    out.print(f"       vit-search show {name}", soft_wrap=True)
-    out.print(f"       vit-search promote {name}", soft_wrap=True)
+    out.print(f"       vit-search show {escaped(name)}", soft_wrap=True)
+    out.print(f"       vit-search promote {escaped(name)}", soft_wrap=True)
 
 
 def _print_leaderboard(name: str, trials: list[Trial], spec: SearchSpec, top: int) -> None:
@@ -1415,10 +1438,10 @@ class _Screen:
         self.search = ledger.folder.name
         self._epochs_before = self._epochs()
         self._preparing.stop()
-        err.print(_escaped(f"{self.search}: {ledger.folder}"), soft_wrap=True)
+        err.print(escaped(f"{self.search}: {ledger.folder}"), soft_wrap=True)
         images = searches.read(ledger.folder)[1].images
         if images:
-            err.print(_escaped(images))
+            err.print(escaped(images))
         if err.is_terminal:
             from rich.live import Live
 
@@ -1432,7 +1455,7 @@ class _Screen:
 
         def line(event: Event) -> None:
             if isinstance(event, Commanded):
-                err.print(_escaped(f"{event.by}: {event.name}: {event.answer}"))
+                err.print(escaped(f"{event.by}: {event.name}: {event.answer}"))
             elif isinstance(event, Broke):
                 self._say_breakdown(event)
             elif isinstance(event, Reported) and event.result.epoch in rungs and event.result.epoch < spec.epochs:
@@ -1443,9 +1466,7 @@ class _Screen:
                 trial = ledger.trials[event.trial]
                 value = trial.value(spec.metric)
                 said = f"trial {trial.number:3d} {trial.outcome:<11} after {len(trial.results):3d} epochs"
-                err.print(
-                    f"{said}  {spec.metric} {value:.4f}" if value is not None else f"{said}  {_escaped(trial.reason)}", soft_wrap=True
-                )
+                err.print(f"{said}  {spec.metric} {value:.4f}" if value is not None else f"{said}  {escaped(trial.reason)}", soft_wrap=True)
             else:
                 return
             self._last_line = time.monotonic()
@@ -1454,7 +1475,7 @@ class _Screen:
 
     def _say_breakdown(self, event: Broke) -> None:
         what = "is tried again" if event.again else "broke down"
-        err.print(_escaped(f"trial {event.trial:3d} {what}: {event.reason}"))
+        err.print(escaped(f"trial {event.trial:3d} {what}: {event.reason}"))
 
     def _report_every_minute(self) -> None:
         """Where nothing else was printed for a minute, say how far the search is."""
@@ -1502,10 +1523,10 @@ class _Screen:
         bar.add_row(ProgressBar(total=wanted, completed=len(over), width=60))  # alone it would not end its line
         parts: list[Any] = [head, bar]
         if self._control.state != "running":
-            parts.append(f"[yellow]{_escaped(self._control.ending or self._control.state)}[/]")
+            parts.append(f"[yellow]{escaped(self._control.ending or self._control.state)}[/]")
         winner = best(trials, spec.metric, spec.mode)
         if winner:
-            params = ", ".join(f"{k} {_number(v)}" for k, v in spec.space.trained(winner.params).items())
+            params = escaped(", ".join(f"{k} {_number(v)}" for k, v in spec.space.trained(winner.params).items()))
             parts.append(f"best so far: [bold green]{winner.value(spec.metric):.4f}[/] {spec.metric}, trial {winner.number} ({params})")
         for trial in trials:
             if trial.outcome == "running":
@@ -1523,7 +1544,7 @@ class _Screen:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else one_line(str(value))
 
 
 def _decimals(text: str) -> str:
@@ -1532,9 +1553,3 @@ def _decimals(text: str) -> str:
         return f"{float(text):.4f}"
     except ValueError:
         return text or "–"
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -16,6 +16,8 @@ from vit_search import terminal
 from vit_search.errors import SearchError
 from vit_search.spec.cost import in_time, in_units
 from vit_search.spec.numbers import whole_number
+from vit_search.spec.plain_text import one_line, plain
+from vit_search.terminal import escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,12 +65,15 @@ def submit(
     with err.status("measuring the cluster …"):
         handed = jobs.submit(there, file, key=key, again=again, download=download)
     for warning in handed.warnings:
-        err.print(f"[yellow]warning:[/] {_escaped(warning)}", soft_wrap=True)
+        err.print(f"[yellow]warning:[/] {escaped(warning)}", soft_wrap=True)
     if handed.new:
-        out.print(f"[bold]{handed.search}[/] is submitted.", soft_wrap=True)
+        out.print(f"[bold]{escaped(handed.search)}[/] is submitted.", soft_wrap=True)
     else:
-        out.print(f"[bold]{handed.search}[/] was submitted before: {handed.state}. --again starts another search.", soft_wrap=True)
-    where = f"{handed.search} --address {there.address}"
+        out.print(
+            f"[bold]{escaped(handed.search)}[/] was submitted before: {escaped(handed.state)}. --again starts another search.",
+            soft_wrap=True,
+        )
+    where = escaped(f"{handed.search} --address {there.address}")
     if wait:
         try:
             sys.exit(jobs.wait(there, handed.search, write=_write))
@@ -99,8 +104,8 @@ def list_(address: Url, as_json: Annotated[bool, typer.Option("--json", help="As
         first, last = all_of[0], all_of[-1]
         took = in_time((last.ended or time.time()) - first.began)
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(first.began))
-        table.add_row(*map(_escaped, (search, states[search], str(len(all_of)), began, took, first.user, last.version)))
-    out.print(table if known else f"{there.address}: no search was submitted since its Ray was started.")
+        table.add_row(*map(escaped, (search, states[search], str(len(all_of)), began, took, first.user, last.version)))
+    out.print(table if known else f"{escaped(there.address)}: no search was submitted since its Ray was started.")
 
 
 def logs(
@@ -159,7 +164,7 @@ def remotely(address: str, words: Sequence[str], *, insecure: bool = False, foll
     jobs, there = _connect(address, insecure)
     code, said = jobs.on_head(there, ["vit-search", *words], write=_write if follow else None)
     if not follow:
-        (sys.stdout if code == 0 else sys.stderr).write(said)
+        (sys.stdout if code == 0 else sys.stderr).write(plain(said))
     if code:
         sys.exit(code)
 
@@ -187,14 +192,14 @@ def print_unbegun(search: str, state: str, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps({"search": search, "state": state, "running": False}, indent=1) + "\n")
     else:
-        out.print(f"[bold]{_escaped(search)}[/] is {state}: {search_state.WORDS[state]}.", soft_wrap=True)
+        out.print(f"[bold]{escaped(search)}[/] is {state}: {search_state.WORDS[state]}.", soft_wrap=True)
 
 
 def resume_there(address: str, search: str | None, insecure: bool) -> None:
     """Have a cluster take up a search that was submitted to it."""
     jobs, there = _connect(address, insecure)
     job = jobs.resume(there, _named(search))
-    out.print(f"[bold]{search}[/] is taken up again, as job {job}.", soft_wrap=True)
+    out.print(f"[bold]{escaped(search)}[/] is taken up again, as job {escaped(job)}.", soft_wrap=True)
 
 
 def cancel_there(address: str, search: str | None, insecure: bool) -> None:
@@ -203,7 +208,8 @@ def cancel_there(address: str, search: str | None, insecure: bool) -> None:
     if not jobs.cancel(there, _named(search)):
         raise SearchError(f"{search}: no job runs it now.")
     out.print(
-        f"{search}: ending now; `vit-search resume {search} --address {there.address}` goes on from the last checkpoints.", soft_wrap=True
+        escaped(f"{search}: ending now; `vit-search resume {search} --address {there.address}` goes on from the last checkpoints."),
+        soft_wrap=True,
     )
 
 
@@ -219,12 +225,12 @@ def _connect(address: str, insecure: bool) -> tuple[Any, Cluster]:
 
     there = jobs.connect(address, insecure=insecure)
     if there.warning:
-        err.print(f"[yellow]warning:[/] {_escaped(there.warning)}", soft_wrap=True)
+        err.print(f"[yellow]warning:[/] {escaped(there.warning)}", soft_wrap=True)
     return jobs, there
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(plain(text))
     sys.stdout.flush()
 
 
@@ -248,7 +254,7 @@ def _events(output: Path, search: str, trial: int | None, follow: bool) -> None:
         if trial is not None and not events:
             raise SearchError(f"{folder.name}: there is no trial {trial} yet; `vit-search show {folder.name}` lists its trials.")
         for event in events[said:]:
-            _write(f"{time.strftime('%m-%d %H:%M:%S', time.localtime(event.at))}  {_told(event, metric, trial is None)}\n")
+            _write(f"{time.strftime('%m-%d %H:%M:%S', time.localtime(event.at))}  {one_line(_told(event, metric, trial is None))}\n")
         said = len(events)
         ended = trial is not None and isinstance(events[-1], ledger.Ended) and events[-1].outcome != "interrupted"
         if not follow or ended or not running:
@@ -302,7 +308,7 @@ def _told(event: Event, metric: str, named: bool) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else one_line(str(value))
 
 
 def _print_facts(facts: Facts, found: list[Finding]) -> None:
@@ -321,9 +327,9 @@ def _print_facts(facts: Facts, found: list[Finding]) -> None:
         lines.append(("may come", f"up to {shape.count} of {shape.name}, {size} each"))
     grid = Table.grid(padding=(0, 2, 0, 0))
     for label, text in lines:
-        grid.add_row(f"[dim]{label}[/]", _escaped(text))
+        grid.add_row(f"[dim]{label}[/]", escaped(text))
     for finding in found:
-        grid.add_row(f"[{'bold red' if finding.severity == 'error' else 'yellow'}]{finding.severity}[/]", _escaped(finding.text))
+        grid.add_row(f"[{'bold red' if finding.severity == 'error' else 'yellow'}]{finding.severity}[/]", escaped(finding.text))
     out.print(grid)
     wrong = sum(finding.severity == "error" for finding in found)
     out.print("[bold green]ready[/]" if not wrong else f"[bold red]not ready[/]: {wrong} to mend")
@@ -333,18 +339,12 @@ def _cells(node: Node, versions: dict[str, str]) -> list[str]:
     """A node's row; what is unknown is a dash."""
     name = f"{node.name}{' (head)' if node.head else ''}"
     gpus = f"{node.gpus:g}{f' {node.accelerator}' if node.accelerator else ''}"
-    start = [_escaped(name), node.address, f"{node.cpus:g}", gpus, in_units(node.memory)]
+    start = [escaped(name), escaped(node.address), f"{node.cpus:g}", escaped(gpus), in_units(node.memory)]
     if node.trouble:
         return [*start, *["–"] * 5]
     fine = [node.versions == versions, not node.storage, not node.cache]
     clock = f"{node.skew_s:+.3f} s" if abs(node.skew_s) < 100 else f"{node.skew_s:+.0f} s"
     return [*start, in_units(node.free_memory), *("ok" if good else "[red]no[/]" for good in fine), clock]
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 @cluster.command(hidden=True)
@@ -405,7 +405,7 @@ def keep(
 
 
 def _say(console: Console) -> Callable[[str], None]:
-    return lambda text: console.print(_escaped(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"), soft_wrap=True)
+    return lambda text: console.print(escaped(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"), soft_wrap=True)
 
 
 # --- the cluster itself: cluster check, render, kuberay, token, head, keep ----------------------------------------------
@@ -564,5 +564,5 @@ def _print_services(found: list[Service]) -> None:
         answers = "" if service.answers is None else "yes" if service.answers else "[red]no[/]"
         style = "green" if service.well else "red"
         cells = (service.detail, service.where, str(service.log))
-        table.add_row(service.name, f"[{style}]{service.state}[/]", _escaped(cells[0]), answers, *map(_escaped, cells[1:]))
+        table.add_row(escaped(service.name), f"[{style}]{escaped(service.state)}[/]", escaped(cells[0]), answers, *map(escaped, cells[1:]))
     out.print(table, soft_wrap=True)

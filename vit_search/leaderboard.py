@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rich.markup import escape
-
+from vit_search.spec.plain_text import one_line
 from vit_search.spec.search_file import SearchSpec
-from vit_search.terminal import OUTCOME_STYLE
+from vit_search.terminal import OUTCOME_STYLE, escaped
 from vit_search.tracking import searches
 from vit_search.tracking.ledger import Trial
 
@@ -50,11 +49,11 @@ def lines(name: str, trials: list[Trial], spec: SearchSpec, *, top: int, width: 
     scores = _scores(spec, shown, searches.pareto(spec, trials))
     facts = [_Column("outcome", [trial.outcome for trial in shown], left=True), _Column("epochs", [str(len(t.results)) for t in shown])]
     trained = [spec.space.trained(trial.params) for trial in shown]
-    params = [_Column(key, [number(values[key]) for values in trained]) for key in spec.space.searched]
+    params = [_Column(one_line(key), [number(values[key]) for values in trained]) for key in spec.space.searched]
     same = [f"{column.name} {column.cells[0]}" for column in (*facts, *params) if column.same]
     table = [*scores, *(column for column in facts if not column.same)]
     params = [column for column in params if not column.same]
-    text = [f"[bold]{escape(f'{name}: {spec.metric}, {spec.mode}')}[/]"]
+    text = [f"[bold]{escaped(f'{name}: {spec.metric}, {spec.mode}')}[/]"]
     if same:
         text += _wrapped(["in all rows:", *_listed(same)], width, indent=0)
     if _width([*table, *params]) <= width:
@@ -65,13 +64,13 @@ def lines(name: str, trials: list[Trial], spec: SearchSpec, *, top: int, width: 
             text.append(_row(table, i))
             text += _wrapped(_listed([f"{column.name} {column.cells[i]}" for column in params]), width, indent=INDENT)
     if len(shown) < len(trials):
-        text.append(f"[dim]{escape(f'{len(trials) - len(shown)} more: vit-search show {name} --top 0')}[/]")
+        text.append(f"[dim]{escaped(f'{len(trials) - len(shown)} more: vit-search show {name} --top 0')}[/]")
     return text
 
 
 def number(value: Any) -> str:
     """A parameter's value, of a float its first three digits."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else one_line(str(value))
 
 
 def _scores(spec: SearchSpec, shown: list[Trial], ahead: set[int]) -> list[_Column]:
@@ -101,7 +100,7 @@ def _width(columns: list[_Column]) -> int:
 def _row(columns: list[_Column], i: int) -> str:
     """Row i; the header where i is -1."""
     if i < 0:
-        return f"[dim]{escape('  '.join(column.padded(column.name) for column in columns).rstrip())}[/]"
+        return f"[dim]{escaped('  '.join(column.padded(column.name) for column in columns).rstrip())}[/]"
     padded = [column.padded(column.cells[i]) for column in columns]
     padded[-1] = padded[-1].rstrip()
     return "  ".join(_styled(column, column.cells[i], text) for column, text in zip(columns, padded, strict=True))
@@ -109,7 +108,7 @@ def _row(columns: list[_Column], i: int) -> str:
 
 def _styled(column: _Column, cell: str, padded: str) -> str:
     style = OUTCOME_STYLE.get(cell, "") if column.name == "outcome" else "bold green" if cell == "*" else ""
-    return f"[{style}]{escape(padded)}[/]" if style else escape(padded)
+    return f"[{style}]{escaped(padded)}[/]" if style else escaped(padded)
 
 
 def _listed(parts: list[str]) -> list[str]:
@@ -124,4 +123,4 @@ def _wrapped(parts: list[str], width: int, *, indent: int) -> list[str]:
             text[-1] += f" {part}"
         else:
             text.append(" " * (indent if not text or indent else INDENT) + part)
-    return [escape(line) for line in text]
+    return [escaped(line) for line in text]

@@ -7,7 +7,10 @@ import sys
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from typer.core import TyperGroup
+
+from vit_search.spec.plain_text import plain
 
 OUTCOME_STYLE = {
     "completed": "green",
@@ -34,7 +37,11 @@ SECTIONS = {
 
 
 class _Console(Console):
-    """Rich's, which would break sentences in a pipe, too, where a program looks for them."""
+    """Rich's, which would break sentences in a pipe, too, where a program looks for them, and would let text speak to the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Any:
+        """All text on its way to the terminal; its control characters are written out."""
+        return super().render_str(plain(text), **options)
 
     def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
         """Print; text is one line in a pipe, tables are as wide as the console."""
@@ -42,12 +49,17 @@ class _Console(Console):
         super().print(*objects, soft_wrap=text and not self.is_terminal if soft_wrap is None else soft_wrap, **options)
 
 
+def escaped(text: object) -> str:
+    """Text of others, for rich: no markup of theirs is taken for ours."""
+    return escape(plain(str(text)))
+
+
 def console(*, stderr: bool = False) -> Console:
     """Standard output, or standard error: as wide as its terminal, or as COLUMNS says."""
     columns = os.environ.get("COLUMNS", "")
     given = columns.isascii() and columns.isdigit() and int(columns) > 0
     on_terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return _Console(stderr=stderr, highlight=False, width=int(columns) if given else None if on_terminal else PIPE_WIDTH)
+    return _Console(stderr=stderr, highlight=False, emoji=False, width=int(columns) if given else None if on_terminal else PIPE_WIDTH)
 
 
 class Commands(TyperGroup):

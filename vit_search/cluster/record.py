@@ -14,6 +14,7 @@ from typing import IO, Any, Literal
 
 from vit_search.errors import ClusterError, VitSearchError
 from vit_search.spec.files import locked, make_folder, open_to_write, write_whole
+from vit_search.spec.strict_json import Count, Moment, build
 from vit_search.tracking import ledger, search_state, searches
 from vit_search.tracking.search_state import Snapshot, State
 
@@ -50,8 +51,8 @@ class Submission:
     space_hash: str
     download: bool
     """Whether a data set that is missing may be fetched."""
-    at: float
-    launches: int = 0
+    at: Moment
+    launches: Count = 0
     """Jobs that took it up."""
     wanted: Literal["running", "stopped"] = "running"
     """As people want it; a search that is to run and that nobody runs is submitted again by the keeper."""
@@ -104,10 +105,10 @@ def read(folder: Path) -> Submission:
     Raises: ClusterError where it has none, or one that is damaged.
     """
     try:
-        return Submission(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        return build(Submission, json.loads((folder / RECORD).read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ClusterError(f"{folder}: no search was submitted here; see `vit-search list`.") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ClusterError(f"{folder / RECORD}: cannot be read ({error}); submit the search file again with --again.") from None
 
 

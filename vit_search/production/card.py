@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from vit_search.production import gates
 from vit_search.production.evidence import Costs, OnImages
 from vit_search.production.gates import Gate
+from vit_search.spec.plain_text import markdown
 from vit_search.tracking.finalists import Finalist, Retrained
 from vit_search.vit.checkpoint import ServedModel
 
@@ -35,12 +36,16 @@ def written(
     config, spec = served.config, retrained.spec
     height, width = config.model.image_size
     kind = "grey" if config.model.in_channels == 1 else "RGB"
-    verdict = {"passed": "passed every gate", "refused": "**refused**", "forced": f"**forced**: {tags.get('forced', '')}"}[tags["verdict"]]
+    verdict = {"passed": "passed every gate", "refused": "**refused**", "forced": f"**forced**: {markdown(tags.get('forced', ''))}"}[
+        tags["verdict"]
+    ]
     parts = [
-        f"# {name}: a Vision Transformer for {len(served.classes)} classes",
-        f"This version {verdict}. It is trial {finalist.trial} of search {retrained.search}, trained anew as {retrained.run_name}.",
+        f"# {markdown(name)}: a Vision Transformer for {len(served.classes)} classes",
+        f"This version {verdict}. It is trial {finalist.trial} of search {markdown(retrained.search)}, "
+        f"trained anew as {markdown(retrained.run_name)}.",
         "## Intended use",
-        f"Images of the kind of data set `{config.data.name}`, {kind}, of any size (resized to {height}x{width} as in training), are given "
+        f"Images of the kind of data set {markdown(config.data.name)}, {kind}, of any size "
+        f"(resized to {height}x{width} as in training), are given "
         f"one of {_some(served.classes)}. Every image gets one of these classes, whatever it shows: nothing tells that it is none of them.",
         "## Model and training",
         _pairs(
@@ -49,9 +54,9 @@ def written(
                 "parameters": f"{costs.params:,}",
                 "file": f"{costs.file_bytes:,} bytes",
                 "latency": "; ".join(f"{key}: {one.p50_ms:.3g} ms (95 %: {one.p95_ms:.3g})" for key, one in costs.latency.items()),
-                "trained on": f"{' and '.join(served.trained_on)}, {config.training.epochs} epochs, seed {tags['seed']}",
-                "data": f"`{config.data.name}`, data hash `{served.data_hash[:16]}…`",
-                "code": tags["code_version"],
+                "trained on": markdown(f"{' and '.join(served.trained_on)}, {config.training.epochs} epochs, seed {tags['seed']}"),
+                "data": f"{markdown(config.data.name)}, data hash {markdown(served.data_hash[:16])}…",
+                "code": markdown(tags["code_version"]),
             }
         ),
         "## How it was chosen",
@@ -73,9 +78,9 @@ def _test(seen: OnImages) -> list[str]:
         "calibration error": f"{seen.ece:.4f} (15 bins)",
     } | {f"accuracy under {kind}": f"{value:.4f}" for kind, value in seen.corrupted_accuracies.items()}
     recalls = sorted(((recall, name) for recall, name in zip(seen.recalls, seen.classes, strict=True) if recall is not None))
-    parts = [_pairs(figures), "Worst classes: " + ", ".join(f"{_cell(name)} {recall:.3f}" for recall, name in recalls[:5]) + "."]
+    parts = [_pairs(figures), "Worst classes: " + ", ".join(f"{markdown(name)} {recall:.3f}" for recall, name in recalls[:5]) + "."]
     if len(seen.classes) <= MOST_CLASSES:
-        names = [_cell(name) for name in seen.classes]
+        names = [markdown(name) for name in seen.classes]
         rows = [f"| **{name}** |{''.join(map(_count, row))}" for name, row in zip(names, seen.confusion.tolist(), strict=True)]
         head = [f"| is \\ taken for | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
         parts.append("\n".join([*head, *rows]))
@@ -104,7 +109,7 @@ def _finalists(retrained: Retrained, chosen: Finalist) -> str:
     for one in retrained.finalists:
         mark = "chosen" if one.trial == chosen.trial else ""
         rows.append(f"| {one.trial} | {one.searched_value:.4f} | {one.mean:.4f} | {one.deviation:.4f} | {len(one.values)} | {mark} |")
-    return "\n".join([*rows, *(f"| {trial} | | | | | {_cell(reason)} |" for trial, reason in retrained.lost.items())])
+    return "\n".join([*rows, *(f"| {trial} | | | | | {markdown(reason)} |" for trial, reason in retrained.lost.items())])
 
 
 def _count(images: int) -> str:
@@ -113,13 +118,9 @@ def _count(images: int) -> str:
 
 
 def _pairs(values: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in values.items())])
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in values.items())])
 
 
 def _some(classes: Sequence[str]) -> str:
-    shown = ", ".join(f"`{_cell(name)}`" for name in classes[:MOST_CLASSES])
+    shown = ", ".join(markdown(name) for name in classes[:MOST_CLASSES])
     return shown if len(classes) <= MOST_CLASSES else f"{shown} and {len(classes) - MOST_CLASSES} more classes"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").replace("`", "'").split())

@@ -29,6 +29,8 @@ import torch
 from vit_search.errors import DataError, ServingError, TooLargeError
 from vit_search.production import smoke
 from vit_search.production.host_header import Hosts
+from vit_search.production.state import Version
+from vit_search.tracking import model_files
 from vit_search.vit import augment, checkpoint
 from vit_search.vit.requests import pixels_of
 
@@ -114,19 +116,21 @@ class Loaded:
         return json.dumps({"predictions": rows}).encode()
 
 
-def load(folder: Path, version: str, weights_sha256: str, golden: str, *, device: str = "cpu", batch: int = 32) -> Loaded:
-    """Load a checkpoint, hold it against its sha256 and its golden logits, and warm it up for batches up to `batch`.
+def load(version: Version, *, device: str = "cpu", batch: int = 32) -> Loaded:
+    """Load a version, hold its files against their sha256 and its golden logits, and warm it up for batches up to `batch`.
 
-    Raises: CheckpointError; ServingError when it does not answer as it should.
+    Raises: CheckpointError; PromotionError for other files than were registered; ServingError when it does not answer as it should.
     """
+    folder = Path(version.folder)
+    try:
+        model_files.check(folder, version.tags, version.name)
+    except OSError as error:
+        raise ServingError(f"{version.name}: its files cannot be read ({error.strerror})") from None
     served = checkpoint.load_model(folder, device)
-    seen = json.loads((folder / checkpoint.CONFIG).read_text())["sha256"][checkpoint.MODEL]  # load_model has held the file against it
-    if weights_sha256 and seen != weights_sha256:
-        raise ServingError(f"{version}: the weights' sha256 is {seen[:12]}…, not the registered {weights_sha256[:12]}…")
-    problem = smoke.problem(served, golden)
+    problem = smoke.problem(served, version.golden)
     if problem:
-        raise ServingError(f"{version}: fails its smoke test: {problem}")
-    loaded = Loaded(served, version, seen)
+        raise ServingError(f"{version.name}: fails its smoke test: {problem}")
+    loaded = Loaded(served, version.name, checkpoint.weights_sha256(folder))
     height, width = served.config.model.image_size
     size = 1
     while size <= batch:

@@ -23,15 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from vit_search.errors import ServingError, TrackingError, VitSearchError
-from vit_search.production import references
+from vit_search.production import references, registry
 from vit_search.production.endpoint import load
 from vit_search.production.references import GONE, Reference
 from vit_search.production.state import State, Version
 from vit_search.spec.files import make_folder, open_to_others, write_whole
-from vit_search.tracking import store, uris  # before mlflow, whose settings it makes
+from vit_search.tracking import model_files, store, uris  # before mlflow, whose settings it makes
 from vit_search.vit import checkpoint
 
-import mlflow  # isort: skip
 from mlflow import MlflowClient  # isort: skip
 from mlflow.exceptions import MlflowException  # isort: skip
 
@@ -58,8 +57,9 @@ class Fixed:
         folder = self._file.with_name("model")
         checkpoint.copy_for_serving(self._source, folder)
         name = str(self._source)
-        loaded = load(folder, name, "", "", batch=1)
-        self._state = State(Version(name, loaded.weights_sha256, "", str(folder), 0), "", name, time.time())
+        version = Version(name, "", "", str(folder), 0)
+        version = dataclasses.replace(version, weights_sha256=load(version, batch=1).weights_sha256)
+        self._state = State(version, "", name, time.time())
         self._say("from its folder, which no gate has judged; `vit-search promote` has it judged")
         write_whole(self._file, json.dumps(dataclasses.asdict(self._state)))
         return self._state
@@ -213,9 +213,9 @@ class Follower:
         known = version and (version.created, tags.get("weights_sha256", version.weights_sha256))
         if version is None or known != (_created(named), version.weights_sha256):
             version = self._fetch(named, folder)
-        version = dataclasses.replace(version, golden=tags.get("golden", ""))
+        version = dataclasses.replace(version, golden=tags.get("golden", ""), files_sha256=tags.get(model_files.RECORD, ""))
         try:
-            loaded = load(folder, version.name, version.weights_sha256, version.golden, batch=1)
+            loaded = load(version, batch=1)
         except VitSearchError:
             shutil.rmtree(folder, ignore_errors=True)  # a damaged copy, or of a damaged original: fetched anew next time
             raise
@@ -230,11 +230,7 @@ class Follower:
         assert self._client is not None
         place = Path(tempfile.mkdtemp(prefix=".new-", dir=self._home))
         try:
-            uri = self._client.get_model_version_download_uri(named.name, str(named.version)).rstrip("/")
-            mlflow.artifacts.download_artifacts(f"{uri}/artifacts/checkpoint", dst_path=str(place), tracking_uri=self._uri)
-            source = place / "checkpoint"
-            if not (source / checkpoint.MODEL).is_file():
-                raise ServingError(f"{_name(named)}: holds no artifacts/checkpoint/{checkpoint.MODEL}; promote it with vit-search")
+            source = registry.fetch_files(self._client, named, place)
             shutil.rmtree(folder, ignore_errors=True)
             source.rename(folder)
         finally:
@@ -255,7 +251,7 @@ class Follower:
         if version is None:
             return None
         try:
-            load(folder, version.name, version.weights_sha256, version.golden, batch=1)
+            load(version, batch=1)
         except VitSearchError as error:
             self._say(f"the cache's copy of {version.name} is no good ({error})")
             return None

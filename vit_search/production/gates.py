@@ -18,6 +18,7 @@ from typing import Any
 from vit_search.production import gate
 from vit_search.production.evidence import Costs, OnImages, Parity, SideBySide, corruption_drop, ece_gap
 from vit_search.production.gate import Comparison
+from vit_search.spec.plain_text import markdown
 from vit_search.spec.policy import Policy
 from vit_search.spec.rungs import wilson
 
@@ -72,12 +73,8 @@ def reasons(gates: Iterable[Gate]) -> list[str]:
 def table(gates: Iterable[Gate]) -> str:
     """All gates as a Markdown table, in the order of their numbers."""
     words = {True: "passed", False: "**refused**", None: "does not apply"}
-    rows = [f"| {one.id} {one.name} | {words[one.passed]} | {_cell(one.said)} |" for one in sorted(gates, key=lambda g: int(g.id[1:]))]
+    rows = [f"| {one.id} {one.name} | {words[one.passed]} | {markdown(one.said)} |" for one in sorted(gates, key=lambda g: int(g.id[1:]))]
     return "\n".join(["| gate | verdict | seen |", "|---|---|---|", *rows]) + "\n"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
 
 
 def _judged(id: str, name: str, problems: Sequence[str], said: str) -> Gate:

@@ -1,7 +1,8 @@
 """Image files classified by a registered model, or by one that was trained here.
 
 Torch takes as long to import as MLflow. So where a registry must be asked, a second process imports torch and decodes the images
-meanwhile; it is this very file. No code of a registered model is run, its checkpoint alone is read.
+meanwhile; it is this very file. No code of a registered model is run. Its checkpoint alone is read, once its files are those that were
+registered.
 """
 
 from __future__ import annotations
@@ -29,19 +30,22 @@ class Prediction:
     probability: float
 
 
-def predict(model: str, images: Sequence[Path], *, tracking_uri: str | None = None) -> list[Prediction]:
+def predict(
+    model: str, images: Sequence[Path], *, tracking_uri: str | None = None, say: Callable[[str], None] = lambda text: None
+) -> list[Prediction]:
     """Classify image files.
 
     Args:
         model: as references.py reads it, or another URI under which MLflow has the model: `models:/m-…`, `runs:/…`.
         images: of any size; they are resized as the model's training images were.
+        say: told where no record vouches for the model's files.
     Raises: PromotionError when the model cannot be loaded; DataError for a file that is no image; TrackingError.
     """
     folder = references.folder_of(model)
     if folder is not None:
         return classify(folder, images, source=model)
     with _classifier() as ask, tempfile.TemporaryDirectory() as place:
-        return ask(_fetched(model, Path(place), tracking_uri), images, model)
+        return ask(_fetched(model, Path(place), tracking_uri, say), images, model)
 
 
 def classify(folder: Path, images: Sequence[Path], *, source: str) -> list[Prediction]:
@@ -66,23 +70,20 @@ def classify(folder: Path, images: Sequence[Path], *, source: str) -> list[Predi
     return [Prediction(str(path), label, probability) for path, (probability, label) in zip(images, best, strict=True)]
 
 
-def _fetched(model: str, place: Path, tracking_uri: str | None) -> Path:
+def _fetched(model: str, place: Path, tracking_uri: str | None, say: Callable[[str], None]) -> Path:
     """The checkpoint of a model that MLflow has."""
     from vit_search.production import registry
-    from vit_search.tracking.store import client_for, in_short
+    from vit_search.tracking.model_files import ALL
+    from vit_search.tracking.store import client_for
     from vit_search.tracking.uris import of_newest
-
-    import mlflow  # isort: skip  (after store, which makes its settings)
-    from mlflow.exceptions import MlflowException  # isort: skip
 
     client = client_for(of_newest(tracking_uri))
     if not model.startswith(("models:/m-", "runs:/")):
         return registry.fetch_files(client, references.find_version(client, model), place)
-    try:
-        uri = f"{model.rstrip('/')}/{registry.CHECKPOINT}"
-        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(place), tracking_uri=client.tracking_uri))
-    except (MlflowException, OSError) as error:
-        raise PromotionError(f"{model}: no model of vit_search can be loaded from there ({in_short(error)}); {references.FORMS}.") from None
+    folder, covered = registry.fetch_logged(client, model, place)
+    if covered != ALL:
+        say(f"{model}: no sha256 of its files is recorded; whoever may write to MLflow's artifacts could have changed them.")
+    return folder
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from vit_search.production.lock import abandoned, locked
 from vit_search.spec.cost import cost_of
 from vit_search.spec.files import make_folder, write_whole
 from vit_search.spec.policy import Policy
-from vit_search.tracking import finalists, ledger, searches
+from vit_search.tracking import finalists, ledger, model_files, searches
 from vit_search.tracking.finalists import Finalist, Retrained
 from vit_search.tracking.model_package import link_to_parent, log_model
 from vit_search.tracking.searches import SearchFacts
@@ -155,7 +155,7 @@ def promote(
         kept = _kept_reading(retrained, candidate, against)
         reading = kept.number if kept else int(model.tags.get(count, 0)) + 1
         say("answering in a fresh process")
-        uri = _logged(client, candidate, retrained)
+        uri, record = _logged(client, candidate, retrained)
         judged = [
             gates.integrity(
                 _parities(candidate, policy), policy, expected_sha256=candidate.weights_sha256, found_sha256=evidence.weights_sha256(served)
@@ -184,7 +184,7 @@ def promote(
     tags = _tags(retrained, candidate, policy, asked, judged, read, verdict, costs)
     text = card.written(asked.name, retrained, candidate.finalist, served, tags, judged, read.seen if read else None, costs)
     _keep_evidence(client, candidate, judged, read, costs, beside, text, tags)
-    version = _registered(client, asked.name, candidate, uri, tags, text)
+    version = _registered(client, asked.name, candidate, uri, tags, text, record)
     done = Promotion(
         asked.name,
         version,
@@ -461,17 +461,31 @@ def _champion(client: mlflow.MlflowClient, name: str) -> Any:
     return client.get_model_version(name, version) if version is not None else None
 
 
-def _logged(client: mlflow.MlflowClient, candidate: Candidate, retrained: Retrained) -> str:
-    """The model in the candidate's run, logged where an earlier promotion has not."""
+def _logged(client: mlflow.MlflowClient, candidate: Candidate, retrained: Retrained) -> tuple[str, str]:
+    """The model in the candidate's run and the record of its files, logged where an earlier promotion has not.
+
+    The smoke test runs its code, so a model of an earlier promotion must be what that one has logged.
+
+    Raises: PromotionError where its files have changed since.
+    """
     experiment = client.get_run(candidate.run_id).info.experiment_id
     known = client.search_logged_models([experiment], filter_string=f"source_run_id = '{candidate.run_id}'")
-    uri = next((str(model.model_uri) for model in known if model.status == LoggedModelStatus.READY), "")
-    if not uri:
-        name = f"{retrained.run_name}-trial-{candidate.finalist.numbers[candidate.index]}".replace(".", "-")
-        spec = retrained.spec
-        uri = log_model(candidate.folder, run_id=candidate.run_id, name=name, step=spec.epochs, pt2=spec.log_pt2)
+    with tempfile.TemporaryDirectory() as place:
+        checkpoint.copy_for_serving(candidate.folder, Path(place) / "checkpoint")
+        own = model_files.digests(Path(place) / "checkpoint", model_files.CHECKPOINT)
+        for model in known:
+            record, uri = model.tags.get(model_files.RECORD, ""), str(model.model_uri)
+            if model.status == LoggedModelStatus.READY and record and own.items() <= model_files.read(record, uri).items():
+                home = mlflow.artifacts.download_artifacts(uri, dst_path=f"{place}/model", tracking_uri=client.tracking_uri)
+                model_files.check(Path(home), model.tags, uri, inside="")
+                break
+        else:
+            name = f"{retrained.run_name}-trial-{candidate.finalist.numbers[candidate.index]}".replace(".", "-")
+            spec = retrained.spec
+            uri = log_model(candidate.folder, run_id=candidate.run_id, name=name, step=spec.epochs, pt2=spec.log_pt2)
+            record = client.get_logged_model(uri.rpartition("/")[2]).tags[model_files.RECORD]
     link_to_parent(client, candidate.run_id, uri.rpartition("/")[2])
-    return uri
+    return uri, record
 
 
 def _smoke_problem(client: mlflow.MlflowClient, uri: str) -> str:
@@ -564,14 +578,17 @@ def _keep_evidence(
     client.set_tag(parent, "mlflow.note.content", text)
 
 
-def _registered(client: mlflow.MlflowClient, name: str, candidate: Candidate, uri: str, tags: Mapping[str, str], text: str) -> str:
-    """The candidate's version with its evidence; made once, whatever is repeated."""
+def _registered(
+    client: mlflow.MlflowClient, name: str, candidate: Candidate, uri: str, tags: Mapping[str, str], text: str, record: str
+) -> str:
+    """The candidate's version with its evidence and the record of its files; made once, whatever is repeated."""
+    model_id = uri.rpartition("/")[2]
     with locked(client, name):
         known = next((v for v in client.search_model_versions(f"name = '{name}'") if _is(v, candidate)), None)
+        if known is None or known.source == uri:  # a version of vit_search 0.1 may be of another logged model
+            tags = {**tags, model_files.RECORD: record}
         if known is None:
-            made = client.create_model_version(
-                name, uri, run_id=candidate.run_id, tags=dict(tags), description=text, model_id=uri.rpartition("/")[2]
-            )
+            made = client.create_model_version(name, uri, run_id=candidate.run_id, tags=dict(tags), description=text, model_id=model_id)
             return str(made.version)
         for key, value in tags.items():
             if known.tags.get(key) != value:

@@ -37,18 +37,18 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from vit_search.errors import CheckpointError, PromotionError, PromotionRefusedError, TrackingError
+from vit_search.production import references
 from vit_search.production.lock import LEASE_S, Lock, insist, is_lock, locked, sweep
 from vit_search.spec.expressions import nearest
+from vit_search.tracking import model_files
+from vit_search.tracking.model_files import CHECKPOINT
 from vit_search.tracking.store import in_short
-from vit_search.vit.checkpoint_files import weights_sha256
 
 if TYPE_CHECKING:
     from vit_search.vit.checkpoint import ServedModel
 
 CHAMPION, PREVIOUS = "champion", "previous"
 INTENT, HEAD = "promotion_intent", "history_head"
-CHECKPOINT = "artifacts/checkpoint"
-"""Where a model of MLflow keeps ours."""
 VERDICTS = ("passed", "forced")
 """Values of a version's tag `verdict` that let it become the champion."""
 
@@ -307,18 +307,43 @@ def fetch_files(client: MlflowClient, version: Any, place: Path) -> Path:
     """The checkpoint of a registered version, fetched into a folder; only weights and config.json are.
 
     Args:
-        version: as MLflow gives it; where it has a tag `weights_sha256`, the weights must be those.
+        version: as MLflow gives it; its tags record the files.
     Raises: PromotionError when the files are gone, damaged, or others than were registered.
     """
     uri = f"models:/{version.name}/{version.version}/{CHECKPOINT}"
     with _loading(version, place):
         home = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(place), tracking_uri=client.tracking_uri))
-        found = weights_sha256(home)
-        if found != version.tags.get("weights_sha256", found):
-            raise PromotionError(
-                f"{version.name}: version {version.version} holds other weights than were registered (sha256 {found[:12]}…); take another."
-            )
+        model_files.check(home, version.tags or {}, _whose(version))
         return home
+
+
+def fetch_logged(client: MlflowClient, uri: str, place: Path) -> tuple[Path, str]:
+    """The checkpoint of a model that is not registered, fetched into a folder.
+
+    Args:
+        uri: `models:/m-…`, or `runs:/RUN/NAME`, whose record is the logged model's of that run and name.
+    Returns: the folder, and what of it was recorded; see model_files.check.
+    Raises: PromotionError.
+    """
+    uri = uri.rstrip("/")
+    try:
+        logged = _logged_model(client, uri)
+        source = f"{logged.artifact_location if logged else uri}/{CHECKPOINT}"
+        home = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(place), tracking_uri=client.tracking_uri))
+        return home, model_files.check(home, logged.tags if logged else {}, uri)
+    except (MlflowException, OSError) as error:
+        raise PromotionError(f"{uri}: no model of vit_search can be loaded from there ({in_short(error)}); {references.FORMS}.") from None
+
+
+def _logged_model(client: MlflowClient, uri: str) -> Any:
+    """As MLflow gives it; None where it has the files of a run, and no logged model of them."""
+    if uri.startswith("models:/"):
+        return client.get_logged_model(uri.removeprefix("models:/"))
+    run, _, name = uri.removeprefix("runs:/").partition("/")
+    if not re.fullmatch("[0-9a-f]{32}", run):
+        return None
+    logged = client.search_logged_models([client.get_run(run).info.experiment_id], filter_string=f"source_run_id = '{run}'")
+    return next((model for model in logged if model.name == name), None)
 
 
 def fetch_version(client: MlflowClient, version: Any, place: Path) -> tuple[ServedModel, Path]:
@@ -341,7 +366,7 @@ def _loading(version: Any, place: Path) -> Iterator[None]:
             said = f"of its files, {CHECKPOINT} cannot be had; a model that `vit-search promote` has registered holds it"
         elif "No such artifact" in said:  # MLflow knows the version, and has not got the files
             said = "its files are not where MLflow has put them; a database in the project needs its folder mlartifacts beside it"
-        raise PromotionError(f"{version.name}: version {version.version} cannot be loaded ({said})") from None
+        raise PromotionError(f"{_whose(version)} cannot be loaded ({said})") from None
 
 
 def load_version(client: MlflowClient, version: Any) -> ServedModel:
@@ -357,6 +382,48 @@ def load_problem(client: MlflowClient, version: Any) -> str:
     except PromotionError as error:
         return str(error)
     return ""
+
+
+def verify_files(client: MlflowClient, name: str, say: Callable[[str], None] = lambda text: None) -> tuple[list[str], list[str]]:
+    """Hold all files of all versions of a model against what was recorded when they were registered; they are fetched for that.
+
+    Args:
+        say: told what is done next, in a few words.
+    Returns: what is wrong, and what no record covers.
+    """
+    problems: list[str] = []
+    covered: dict[str, list[str]] = {}
+    with _spoken(name):
+        versions = sorted(insist(client.search_model_versions, f"name = '{name}'"), key=lambda one: int(one.version))
+    for version in versions:
+        say(f"verifying the files of version {version.version}")
+        with tempfile.TemporaryDirectory() as place:
+            try:
+                found, code = _verified(client, version, Path(place))
+            except PromotionError as error:
+                problems.append(str(error).removeprefix(f"{name}: "))
+                continue
+        covered.setdefault(found, []).append(str(version.version))
+        if code:
+            covered.setdefault(model_files.CACHE, []).append(str(version.version))
+    notes = {
+        model_files.WEIGHTS_ALONE: "only the weights are covered, since an earlier vit_search has registered it; promote it again",
+        model_files.NOTHING: "no sha256 was recorded, so nothing vouches for its files; `vit-search promote` records them",
+        model_files.CACHE: "code/ holds compiled Python (__pycache__), which nothing covers; delete it before `mlflow models serve`",
+    }
+    return problems, [f"version {', '.join(covered[key])}: {text}" for key, text in notes.items() if key in covered]
+
+
+def _verified(client: MlflowClient, version: Any, place: Path) -> tuple[str, int]:
+    """What of a version's files is recorded, and how many of compiled Python it has."""
+    uri = f"models:/{version.name}/{version.version}"
+    with _loading(version, place):
+        home = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(place), tracking_uri=client.tracking_uri))
+        return model_files.check(home, version.tags or {}, _whose(version), inside=""), model_files.compiled(home)
+
+
+def _whose(version: Any) -> str:
+    return f"{version.name}: version {version.version}"
 
 
 def _read(client: MlflowClient, name: str) -> _State:
@@ -384,11 +451,11 @@ def _settled(client: MlflowClient, lock: Lock, state: _State) -> tuple[_State, l
         if state.texts.get(record.n, state.intent) != state.intent:  # somebody has written a record of this number
             record = dataclasses.replace(record, n=state.next_number, before=state.before)
         _complete(client, lock, record, moved=state.champion == record.version)
-        return _read(client, lock.name), [f"finished the {_noun(record.action)} to version {record.version} that {_whose(record)}"]
+        return _read(client, lock.name), [f"finished the {_noun(record.action)} to version {record.version} that {_begun(record)}"]
     else:
-        said = f"dropped the {_noun(record.action)} to version {record.version} that {_whose(record)}: {_named(state.champion)} as before"
+        said = f"dropped the {_noun(record.action)} to version {record.version} that {_begun(record)}: {_named(state.champion)} as before"
         if state.champion != record.came_from:
-            said = f"dropped the {_noun(record.action)} to version {record.version} that {_whose(record)}"
+            said = f"dropped the {_noun(record.action)} to version {record.version} that {_begun(record)}"
     _write(lock, client.delete_registered_model_tag, lock.name, INTENT)
     return dataclasses.replace(state, intent=None), [said]
 
@@ -533,7 +600,7 @@ def _noun(action: str) -> str:
     return "promotion" if action in ("promote", "force") else action
 
 
-def _whose(record: Record) -> str:
+def _begun(record: Record) -> str:
     return f"{record.by} began on {record.host} at {record.at}"
 
 

@@ -173,8 +173,7 @@ class Replica:
             raise RuntimeError(f"the replica has stopped answering ({self._broken})")
 
     def _load(self, state: State) -> Loaded:
-        chosen, device, batch = state.version, "cuda" if self._settings.gpus else "cpu", self._settings.limits.batch
-        return load(Path(chosen.folder), chosen.name, chosen.weights_sha256, chosen.golden, device=device, batch=batch)
+        return load(state.version, device="cuda" if self._settings.gpus else "cpu", batch=self._settings.limits.batch)
 
     def _listen(self, model: Loaded, began: threading.Event) -> None:
         """An event loop of its own, apart from those of Ray."""

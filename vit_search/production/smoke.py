@@ -77,6 +77,7 @@ def in_fresh_process(model_uri: str, tracking_uri: str | None = None, *, timeout
     from vit_search.tracking.uris import resolve_uri
 
     told = {"MLFLOW_TRACKING_URI": resolve_uri(tracking_uri), "MLFLOW_DISABLE_TELEMETRY": "true"}  # a password in a URI is no argument
+    told |= {"PYTHONDONTWRITEBYTECODE": "1"}  # MLflow does not copy a model that lies on this machine
     environment = os.environ | REFUSED | told
     script = Path(__file__).with_name("fresh.py")
     with tempfile.TemporaryDirectory() as place:

@@ -20,6 +20,14 @@ class Version:
     """Of its checkpoint."""
     created: int
     """When it was registered: a registry that was made anew may use a number again."""
+    files_sha256: str = ""
+    """As the registry records it; see tracking/model_files.py. Empty where it does not."""
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What model_files.check holds its files against."""
+        known = {"weights_sha256": self.weights_sha256, "files_sha256": self.files_sha256}
+        return {key: value for key, value in known.items() if value}
 
 
 @dataclass(frozen=True)

@@ -303,12 +303,13 @@ def drive(
     if spec.train_on != "train" and not data.counts["holdout"]:
         raise SpecError("train_on: no image is left for the holdout to validate on; raise data.holdout_fraction, or train on train.")
     ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
-    if extend:
-        try:
+    try:
+        searches.check_trials(folder, spec, ledger.trials.values())
+        if extend:
             resumable.check_extension(spec, folder, ledger.events, extend)
-        except (SpecError, SearchError):
-            ledger.close()
-            raise
+    except (SpecError, SearchError):
+        ledger.close()
+        raise
     rungs = _rungs(spec)
     recorder.open(spec, facts, folder, ledger.events, ledger.sync)
     ledger.listeners.append(recorder.wake)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from vit_search.errors import SpecError
+from vit_search.spec.strict_json import Seconds, Share, build
 
 DATA_SETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "image_folder")
 
@@ -246,45 +247,38 @@ class TrialConfig:
 
         Raises: SpecError for a field that this version does not know, or an unknown schema number.
         """
-        if values.get("schema") != 1:
-            raise SpecError(
-                f"config schema is {values.get('schema')!r}; this version reads 1. Use the version of vit_search that wrote it."
-            )
+        schema = values.get("schema") if isinstance(values, dict) else None
+        if schema != 1:
+            raise SpecError(f"config schema is {schema!r}; this version reads 1. Use the version of vit_search that wrote it.")
         try:
-            model = values["model"] | {"image_size": tuple(values["model"]["image_size"])}
-            return TrialConfig(
-                data=DataConfig(**values["data"]),
-                model=ModelConfig(**model),
-                training=TrainingConfig(**values["training"]),
-                seed=values["seed"],
-            )
-        except (KeyError, TypeError) as error:
-            raise SpecError(f"config: {error}; it was written by another version of vit_search.") from None
+            return build(TrialConfig, {key: value for key, value in values.items() if key != "schema"}, "config")
+        except ValueError as error:
+            raise SpecError(f"{error}; it was written by another version of vit_search, or changed.") from None
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
     """What one epoch of training gave. A search's metric is one of these fields."""
 
-    epoch: int
+    epoch: Annotated[int, (1, 100_000)]
     """1 for the first."""
     train_loss: float
-    train_accuracy: float
+    train_accuracy: Share
     """Fraction in [0, 1], measured on the augmented batches while training."""
     val_loss: float
-    val_accuracy: float
+    val_accuracy: Share
     """Fraction in [0, 1] of the whole validation split."""
-    val_top5_accuracy: float | None
+    val_top5_accuracy: Share | None
     """None with fewer than 5 classes."""
     lr: float
     """Learning rate of the last step."""
-    images_per_s: float
+    images_per_s: Annotated[float, (0, 1e15)]
     """Training images per second, evaluation left out."""
-    seconds: float
+    seconds: Seconds
     """Wall time of training and evaluation."""
-    peak_memory_bytes: int
+    peak_memory_bytes: Annotated[int, (0, 2**63)]
     """Peak of the device's allocator on CUDA; the process's peak resident size on CPU."""
-    latency_ms: float | None = None
+    latency_ms: Annotated[float, (0, 1e12)] | None = None
     """Median time to classify one image, where a search has it as an objective."""
 
 

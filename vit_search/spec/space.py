@@ -230,6 +230,15 @@ class FloatRange(_Conditional):
 Distribution = Choice[Any] | IntRange | FloatRange
 
 
+def _rounded_off(parameter: Distribution, value: Any) -> bool:
+    """Whether a number lies outside of a range by its last bits alone, or between its steps: samplers round."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isinstance(parameter, FloatRange):
+        return False
+    low, high = parameter.range
+    most = 1e-9 * max(abs(low), abs(high))
+    return low - most <= value <= high + most
+
+
 def _check_range(low: float, high: float, log: bool) -> None:
     if low > high:
         raise ValueError(f"low {low:g} is above high {high:g}; swap them")
@@ -415,6 +424,17 @@ class Space:
         """The searched parameters as a trial is trained with them: its proposal, and what a condition sets instead of asking."""
         values = self.complete(params)
         return {**{name: values[name] for name in self.searched}, **params}
+
+    def misfit(self, params: Mapping[str, Value]) -> str:
+        """Why a trial of this very space cannot have such parameters, with its name first; empty where it can."""
+        for name, value in params.items():
+            if name not in self.searched:
+                return f"{name!r:.60} is not searched"
+            fault = self.searched[name].fault(value)
+            if fault and not (isinstance(self.searched[name], FloatRange) and _rounded_off(self.searched[name], value)):
+                return f"{name}: {fault}"
+        missing = [name for name, value in self.complete(params).items() if isinstance(value, (Choice, IntRange, FloatRange))]
+        return f"{missing[0]} is missing" if missing else ""
 
     def problem(self, params: Mapping[str, Value]) -> str | None:
         """Why a proposal cannot be run, or None. A proposal with a problem is never trained (law 3)."""

@@ -299,7 +299,7 @@ def _capacity(events: Iterable[Event], concurrency: int) -> float:
             total += max(0.0, event.at - last) * concurrency
         last = event.at
         if isinstance(event, Commanded) and event.name == "set":
-            concurrency = event.arguments.get("concurrency", concurrency)
+            concurrency = int(event.arguments.get("concurrency") or concurrency)
     return total
 
 

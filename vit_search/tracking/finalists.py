@@ -184,7 +184,9 @@ def choose(finalists: tuple[Finalist, ...], mode: str, params: Callable[[Finalis
 def _best(folder: Path, spec: SearchSpec, top: int) -> tuple[Trial, ...]:
     """The first trials of the leaderboard that came to full length with a metric, no two of the same parameters."""
     found: list[Trial] = []
-    for trial in ledger.ranked(ledger.read_trials(folder / "ledger.jsonl"), spec.metric, spec.mode):
+    trials = ledger.read_trials(folder / "ledger.jsonl")
+    searches.check_trials(folder, spec, trials)
+    for trial in ledger.ranked(trials, spec.metric, spec.mode):
         if trial.outcome == "completed" and trial.value(spec.metric) is not None and all(trial.params != other.params for other in found):
             found.append(trial)
     if not found:

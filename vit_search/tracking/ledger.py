@@ -18,12 +18,13 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
 from vit_search.errors import SearchError
 from vit_search.spec.config import EpochResult
 from vit_search.spec.files import open_to_write, write_whole
 from vit_search.spec.space import Value
+from vit_search.spec.strict_json import LARGEST, Count, Moment, build
 
 Outcome = Literal["completed", "stopped", "diverged", "failed", "interrupted"]
 
@@ -34,16 +35,16 @@ class Launched:
 
     host: str
     pid: int
-    at: float = field(default_factory=time.time)
+    at: Moment = field(default_factory=time.time)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proposed:
     """A trial got its number and its parameters."""
 
-    trial: int
+    trial: Count
     params: dict[str, Value]
-    at: float = field(default_factory=time.time)
+    at: Moment = field(default_factory=time.time)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,54 +53,54 @@ class Infeasible:
 
     params: dict[str, Value]
     reason: str
-    at: float = field(default_factory=time.time)
+    at: Moment = field(default_factory=time.time)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reported:
     """A trial finished an epoch."""
 
-    trial: int
+    trial: Count
     result: EpochResult
     system: dict[str, float] = field(default_factory=dict)
     """What it took of the machine, by MLflow's names, where the search file asks for it; see search/usage.py."""
-    devices: float = 0.0
+    devices: Annotated[float, (0, 1e6)] = 0.0
     """GPUs, or cores where it had none, that it held, where the file leaves that to us; else 0."""
-    at: float = field(default_factory=time.time)
+    at: Moment = field(default_factory=time.time)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outgrown:
     """A trial did not fit into its share of a GPU; it goes on from its checkpoint with the next larger one."""
 
-    trial: int
-    gpus: float
+    trial: Count
+    gpus: Annotated[float, (0, 1e6)]
     """The share."""
-    memory: int
+    memory: Annotated[int, (0, 2**63)]
     """Bytes that it was allowed."""
     reason: str = ""
-    at: float = field(default_factory=time.time)
+    at: Moment = field(default_factory=time.time)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Broke:
     """A trial's process died, hung, or lost its node or its storage; search/recovery.py says what is done about it."""
 
-    trial: int
+    trial: Count
     reason: str
     again: bool
     """Whether it is tried again, from its last checkpoint."""
-    at: float = field(default_factory=time.time)
+    at: Moment = field(default_factory=time.time)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
     """A trial came to an end; `interrupted` is the one outcome that `resume` takes up again."""
 
-    trial: int
+    trial: Count
     outcome: Outcome
     reason: str = ""
-    at: float = field(default_factory=time.time)
+    at: Moment = field(default_factory=time.time)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +108,10 @@ class Commanded:
     """A person asked for something, and what the driver answered; search/control.py lists them."""
 
     name: str
-    arguments: dict[str, Any]
+    arguments: dict[str, Value]
     answer: str
     by: str
-    at: float = field(default_factory=time.time)
+    at: Moment = field(default_factory=time.time)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,7 @@ class Left:
     state: Literal["finished", "stopped", "interrupted", "failed"]
     """As tracking/search_state.py has it."""
     reason: str = ""
-    at: float = field(default_factory=time.time)
+    at: Moment = field(default_factory=time.time)
 
 
 Event = Launched | Proposed | Infeasible | Reported | Outgrown | Broke | Ended | Commanded | Left
@@ -245,8 +246,8 @@ class Ledger:
         self.listeners: list[Callable[[Event], None]] = []
         self._lock = threading.RLock()
         lines = _sound_lines(path)
-        for line in lines:
-            self._take(_decode(line))
+        for event in _decoded(path, lines):
+            self._take(event)
         whole = b"".join(lines)
         if not _holds(_copy_of(path), whole):
             write_whole(_copy_of(path), whole)
@@ -322,7 +323,7 @@ def read_events(path: Path) -> list[Event]:
     """
     if not path.exists() and not _copy_of(path).exists():
         raise SearchError(f"{path}: missing; {path.parent} is not the folder of a search.")
-    return [_decode(line) for line in _sound_lines(path)]
+    return _decoded(path, _sound_lines(path))
 
 
 def told(events: Iterable[Event], epochs: int) -> tuple[dict[int, Trial], Spent]:
@@ -411,13 +412,48 @@ def _encode(event: Event) -> bytes:
     return f"{zlib.crc32(body.encode()):08x} {body}\n".encode()
 
 
+def _decoded(path: Path, lines: Sequence[bytes]) -> list[Event]:
+    """The events of a ledger's lines, each of which can follow those before.
+
+    Raises: SearchError that names the line.
+    """
+    events: list[Event] = []
+    proposed: set[int] = set()
+    for number, line in enumerate(lines, 1):
+        try:
+            event = _decode(line)
+            if isinstance(event, Proposed):
+                proposed.add(event.trial)
+            elif isinstance(event, Reported | Outgrown | Broke | Ended) and event.trial not in proposed:
+                raise ValueError(f"trial: {event.trial} was not proposed before")
+        except (ValueError, RecursionError) as error:
+            raise SearchError(f"{path}:{number}: {error or 'too many brackets'}; restore the file from a copy.") from None
+        events.append(event)
+    return events
+
+
 def _decode(line: bytes) -> Event:
+    """Raises: ValueError for what is no event of this version."""
     values = json.loads(line.partition(b" ")[2])
-    kind = _KINDS[values.pop("event")]
-    if kind is Reported:
-        values["result"] = EpochResult(**values["result"])
-    event: Event = kind(**values)
+    name = values.pop("event", None) if isinstance(values, dict) else None
+    if not isinstance(name, str) or name not in _KINDS:
+        raise ValueError(f"event {name!r:.60}: unknown here; use the version of vit_search that wrote it")
+    event: Event = build(_KINDS[name], values)
+    if isinstance(event, Commanded) and event.name == "set":
+        build(_Changes, event.arguments, "arguments")
     return event
+
+
+@dataclass(frozen=True)
+class _Changes:
+    """What the command `set` may name; search/control.py's Settings."""
+
+    trials: Annotated[int, (1, 10**9)] = 1
+    concurrency: Annotated[int, (1, 10**6)] = 1
+    hours: Annotated[float, (0, 1e9)] = 1
+    device_hours: Annotated[float, (0, 1e9)] = 1
+    target: Annotated[float, (-LARGEST, LARGEST)] = 1
+    patience: Annotated[int, (1, 10**9)] = 1
 
 
 def _copy_of(path: Path) -> Path:

@@ -36,6 +36,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vit_search.errors import DataError
+from vit_search.tracking import model_files
 from vit_search.vit import augment, checkpoint
 from vit_search.vit.requests import pixels_of
 from vit_search.vit.training import EVALUATED_AT_ONCE
@@ -43,7 +44,7 @@ from vit_search.vit.training import EVALUATED_AT_ONCE
 IMAGE = "image"
 """The input's name: the column of a DataFrame."""
 
-CODE = ("__init__.py", "errors.py", "spec", "vit", "tracking/__init__.py", "tracking/model_package.py")
+CODE = ("__init__.py", "errors.py", "spec", "vit", "tracking/__init__.py", "tracking/model_files.py", "tracking/model_package.py")
 """What of this package a served model runs; nothing in it imports ray or optuna."""
 
 REQUIREMENTS = ("torch", "torchvision", "einops", "safetensors", "numpy", "pandas", "pillow", "pyyaml")
@@ -109,17 +110,20 @@ class RawPixels(nn.Module):
 def log_model(folder: Path, *, run_id: str, name: str = "model", step: int = 0, end_status: str = "FINISHED", pt2: bool = False) -> str:
     """Log a checkpoint as the model of a run, with signature, example and class names, without the optimiser's state.
 
+    The sha256 of each of its files is its tag `files_sha256`; see model_files.py.
+
     Args:
         folder: a checkpoint. run_id: of an ended run; it has `end_status` again afterwards. name: of the logged model.
         step: of the run's metrics that MLflow is to show with the model: its last epoch.
         pt2: whether the model holds `artifacts/model.pt2` besides, for `torch.export.load`: uint8 pixels of the trained size,
             (batch, height, width, channels) for any batch, to logits in float32. It resizes nothing and needs none of our code.
     Returns: the model's URI, `models:/m-…`.
+    Raises: PromotionError where MLflow gives another checkpoint back than it was given.
     """
     served = checkpoint.load_model(folder)
     height, width = served.config.model.image_size
     chances = [ColSpec(DataType.double, f"p_{name}") for name in served.classes]
-    told = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "version")]
+    columns = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "version")]
     with tempfile.TemporaryDirectory() as place, mlflow.start_run(run_id=run_id), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's, about type hints and the like; ours are errors
         slim = Path(place) / "checkpoint"
@@ -135,13 +139,19 @@ def log_model(folder: Path, *, run_id: str, name: str = "model", step: int = 0, 
             artifacts=artifacts,
             signature=ModelSignature(
                 inputs=Schema([TensorSpec(np.dtype(object), (-1,), IMAGE)]),
-                outputs=Schema([*told, *chances]),
+                outputs=Schema([*columns, *chances]),
             ),
             input_example=pd.DataFrame({IMAGE: [_black(height, width)]}),
             code_paths=[str(_copy_code(Path(place) / "code"))],
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
             metadata=facts(served),
         )
+        with tempfile.TemporaryDirectory() as again:
+            home = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=again))
+            sent = {model_files.RECORD: json.dumps(model_files.digests(slim, model_files.CHECKPOINT))}
+            model_files.check(home / model_files.CHECKPOINT, sent, str(info.model_uri))
+            told = {model_files.RECORD: model_files.record(home)}
+        mlflow.MlflowClient().set_logged_model_tags(info.model_id, told)
     mlflow.MlflowClient().set_terminated(run_id, end_status)
     return str(info.model_uri)
 

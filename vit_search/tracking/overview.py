@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from vit_search.spec.cost import in_time
+from vit_search.spec.plain_text import markdown
 from vit_search.spec.search_file import SearchSpec
 from vit_search.tracking import searches, views
 from vit_search.tracking.ledger import Spent, Trial, best
@@ -44,7 +45,7 @@ def described(
     over = sum(trial.over for trial in ranking)
     said = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())) or "none yet"
     lines = [
-        f"**{state}**: {over} of {wanted} trials over ({said}); seen at {time.strftime('%Y-%m-%d %H:%M:%S %Z')}",
+        f"**{markdown(state)}**: {over} of {wanted} trials over ({said}); seen at {time.strftime('%Y-%m-%d %H:%M:%S %Z')}",
         "",
         "Trials: "
         + " · ".join(f"[{name}]({_link(experiment_id, facts.search, rule, spec.metric, spec.mode)})" for name, rule in FILTERS.items()),
@@ -96,4 +97,4 @@ def _link(experiment_id: str, search: str, rule: str, metric: str, mode: str) ->
 
 def _short(value: Any) -> str:
     text = f"{value:.3g}" if isinstance(value, float) else "–" if value is None else str(value)
-    return text.replace("|", "\\|")
+    return markdown(text)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import html
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from vit_search.spec.plain_text import code_block, plain
+from vit_search.spec.plain_text import markdown as escape_markdown
 from vit_search.tracking.pictures import Picture
 
 
@@ -66,26 +67,26 @@ class Page:
 
 def markdown(page: Page) -> str:
     """For a terminal; pictures are named and left to the page, tables hold their numbers."""
-    parts = [f"# {_plain(page.title)}", _plain(page.lead)]
+    parts = [f"# {escape_markdown(page.title)}", escape_markdown(page.lead)]
     if page.figures:
-        parts.append("\n".join(f"- {_plain(name)}: **{_plain(value)}**" for name, value in page.figures))
+        parts.append("\n".join(f"- {escape_markdown(name)}: **{escape_markdown(value)}**" for name, value in page.figures))
     for section in page.sections:
-        parts.append(f"## {_plain(section.title)}")
+        parts.append(f"## {escape_markdown(section.title)}")
         for block in section.blocks:
             if isinstance(block, Text):
-                parts.append(_plain(block.text))
+                parts.append(escape_markdown(block.text))
             elif isinstance(block, Table):
-                parts += [_plain(block.caption)] if block.caption else []
+                parts += [escape_markdown(block.caption)] if block.caption else []
                 lines = [
-                    [_plain(name.removesuffix(">")) for name in block.head],
+                    [escape_markdown(name.removesuffix(">")) for name in block.head],
                     ["--:" if name.endswith(">") else ":--" for name in block.head],
                 ]
-                lines += [[_plain(cell) for cell in row] for row in block.rows]
+                lines += [[escape_markdown(cell) for cell in row] for row in block.rows]
                 parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
             elif isinstance(block, Code):
-                parts.append(f"```yaml\n{block.text}```")
+                parts.append(code_block(block.text, "yaml"))
             else:
-                parts.append("On the page: " + " ".join(_plain(picture.alt) for picture in block.pictures))
+                parts.append("On the page: " + " ".join(escape_markdown(picture.alt) for picture in block.pictures))
     return "\n\n".join(parts) + "\n"
 
 
@@ -172,14 +173,7 @@ def _right(right: bool) -> str:
 
 
 def _escaped(text: str) -> str:
-    return html.escape(text)
-
-
-def _plain(text: str) -> str:
-    """A text that Markdown takes as it stands, on one line; nothing else is escaped, since people read the source, too."""
-    text = re.sub(r"([\\`*\[<|])", r"\\\1", " ".join(text.split()))
-    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word, as in val_accuracy, it marks nothing
-    return re.sub(r"^(\d*)(?=#+ |>|[+-] |(?<=\d)[.)] )", r"\1\\", text)  # a heading, a quotation, a list
+    return html.escape(plain(text))
 
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"

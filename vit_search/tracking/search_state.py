@@ -129,6 +129,7 @@ def read(folder: Path, *, driven: bool | None = None, awaited: bool = False) -> 
     if driven is None:
         driven = before or ledger.held(path)  # one that came meanwhile has written its launch
     trials, spent = ledger.told(events, spec.epochs)
+    searches.check_trials(folder, spec, trials.values())
     wanted = int(ledger.changed(events).get("trials", spec.trials))
     closed = searches.read_hindsight(folder) is not None
     state = of_events(events, trials.values(), wanted, driven=driven, awaited=awaited, closed=closed)

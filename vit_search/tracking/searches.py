@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from vit_search.errors import SearchError
+from vit_search.errors import SearchError, SpecError
 from vit_search.spec.expressions import nearest
 from vit_search.spec.files import open_to_others, write_whole
+from vit_search.spec.strict_json import Count, Fraction, build
 from vit_search.tracking.ledger import Trial, front
 
 if TYPE_CHECKING:
@@ -61,11 +62,11 @@ class SearchFacts:
 class Hindsight:
     """What only the end of a search tells; written to hindsight.json there, and anew when it is extended."""
 
-    doomed: int
+    doomed: Count
     """Audited trials that completed and would have been stopped."""
-    wrongly: int
+    wrongly: Count
     """Those of them that were better than the median of what was let through."""
-    interval: tuple[float, float]
+    interval: tuple[Fraction, Fraction]
     """Of wrongly / doomed, 95 %; 0 to 1 where there are none."""
     plan: dict[str, Any] | None
     """What the plan of the start foretold beside what came, as spec/plan.py's `compare` gives it."""
@@ -79,10 +80,38 @@ def write_hindsight(folder: Path, hindsight: Hindsight) -> None:
 def read_hindsight(folder: Path) -> Hindsight | None:
     """What `write_hindsight` kept; None where the search has not come to an end, or the file is damaged: it decides nothing."""
     try:
-        values = json.loads((folder / "hindsight.json").read_text(encoding="utf-8"))
-        return Hindsight(**{**values, "interval": tuple(values["interval"])})
-    except (OSError, ValueError, TypeError, KeyError):
+        hindsight = build(Hindsight, json.loads((folder / "hindsight.json").read_text(encoding="utf-8")))
+        if hindsight.plan is not None:
+            build(_Compared, hindsight.plan)
+        return hindsight
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """What was foretold beside what came; spec/plan.py's `compare`."""
+
+    predicted: Annotated[float, (0, 1e18)] | None
+    actual: Annotated[float, (0, 1e18)]
+    ratio: Annotated[float, (0, 1e18)] | None
+
+
+@dataclass(frozen=True)
+class _Speed:
+    device: str
+    measured: str
+    borrowed: str = ""
+
+
+@dataclass(frozen=True)
+class _Compared:
+    trials: _Pair
+    trials_at: dict[str, _Pair]
+    epochs: _Pair
+    device_seconds: _Pair
+    wall_seconds: _Pair
+    speed: _Speed | None = None
 
 
 def write(folder: Path, facts: SearchFacts) -> None:
@@ -110,9 +139,30 @@ def read(folder: Path) -> tuple[SearchSpec, SearchFacts]:
 def read_facts(folder: Path) -> SearchFacts:
     """A search's facts alone; otherwise as `read`."""
     try:
-        return SearchFacts(**json.loads((folder / "search.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return build(SearchFacts, json.loads((folder / "search.json").read_text(encoding="utf-8")))
+    except OSError as error:
         raise SearchError(f"{folder}: not the folder of a search ({error}).") from None
+    except (ValueError, RecursionError) as error:
+        raise SearchError(f"{folder / 'search.json'}: not the facts of a search ({error}); restore the file from a copy.") from None
+
+
+def check_trials(folder: Path, spec: SearchSpec, trials: Iterable[Trial]) -> None:
+    """Refuse trials whose parameters the search file does not know.
+
+    Raises: SearchError.
+    """
+    for trial in trials:
+        try:
+            misfit = spec.space.misfit(trial.params)
+            if not misfit:
+                spec.space.cost(trial.params)
+        except SpecError as error:
+            misfit = str(error)
+        if misfit:
+            raise SearchError(
+                f"{folder / 'ledger.jsonl'}: trial {trial.number}: {misfit.rstrip('.')}; "
+                "put search.yaml back as it was when the search began, or restore the ledger from a copy."
+            )
 
 
 def check_own(folder: Path) -> None:

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vit_search.errors import CheckpointError, DamagedCheckpointError
-from vit_search.spec.config import EpochResult, TrialConfig
+from vit_search.spec.config import EpochResult, ModelConfig, TrialConfig
 from vit_search.vit.checkpoint_files import (
     CONFIG,
     MODEL,
@@ -42,7 +42,7 @@ from vit_search.vit.checkpoint_files import (
     trial_config,
     weights_sha256,
 )
-from vit_search.vit.model import ViT
+from vit_search.vit.model import ViT, shapes
 from vit_search.vit.training import Normalisation, Training, start
 
 __all__ = [
@@ -160,11 +160,12 @@ def _load_training(folder: Path, config: TrialConfig, device: torch.device | str
     saved = trial_config(folder, document)
     if saved != config:
         raise CheckpointError(f"{folder}: {_difference(saved, config)}; start this configuration as a new trial.")
+    _check_weights(folder, config.model)
     training = start(config, _normalisation(document, device), device)
     _load_weights(folder, training.outcome)
     try:
         _load_optimiser(training, load_file(folder / OPTIMISER, device=str(device)))
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, KeyError, ValueError) as error:
         raise DamagedCheckpointError(f"{folder / OPTIMISER}: does not fit its config.json ({error}).") from None
     training.accumulation = document["accumulation"]
     if training.scaler.is_enabled():
@@ -180,8 +181,12 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> ServedModel:
     """
     document = read(folder, needs=(MODEL,))
     config = trial_config(folder, document)
+    _check_weights(folder, config.model)
     model = ViT(config.model)
     _load_weights(folder, model)
+    for name, weight in model.state_dict().items():
+        if not weight.isfinite().all():
+            raise DamagedCheckpointError(f"{folder / MODEL}: {name} holds numbers that are not finite; use another checkpoint.")
     return ServedModel(
         model=model.to(device).eval(),
         config=config,
@@ -195,6 +200,24 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> ServedModel:
 def _normalisation(document: dict[str, Any], device: torch.device | str) -> Normalisation:
     values = document["normalisation"]
     return Normalisation.of(tuple(values["mean"]), tuple(values["std"]), device)
+
+
+def _check_weights(folder: Path, config: ModelConfig) -> None:
+    """Hold the names, shapes and types in the weights' header against those of the model, before anything of their size is made.
+
+    Raises: DamagedCheckpointError.
+    """
+    wanted = {name: (list(shape), "F32") for name, shape in shapes(config).items()}
+    try:
+        with safe_open(folder / MODEL, framework="pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
+            found = {name: (list(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
+    except SafetensorError as error:
+        raise DamagedCheckpointError(f"{folder / MODEL}: no file of safetensors ({error}); use another checkpoint.") from None
+    for name in sorted(wanted.keys() | found.keys()):
+        if found.get(name) != wanted.get(name):
+            seen, due = (" of ".join(map(str, one[name][::-1])) if name in one else "nothing" for one in (found, wanted))
+            raise DamagedCheckpointError(f"{folder / MODEL}: does not fit its config.json ({name}: {seen}, and {due} belongs there).")
 
 
 def _load_weights(folder: Path, model: ViT) -> None:
@@ -217,6 +240,8 @@ def _load_optimiser(training: Training, tensors: dict[str, Tensor]) -> None:
     parameters = dict(training.model.named_parameters())
     for path, value in tensors.items():
         name, _, key = path.rpartition("/")
+        if value.dtype != torch.float32 or (key != "step" and value.shape != parameters[name].shape):
+            raise ValueError(f"{path}: {value.dtype} of {list(value.shape)}")
         if key == WEIGHT:
             parameters[name].data.copy_(value)
         else:

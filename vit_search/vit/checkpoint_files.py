@@ -8,12 +8,34 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from vit_search.errors import CheckpointError, DamagedCheckpointError, SpecError
-from vit_search.spec.config import TrialConfig
+from vit_search.spec.config import EpochResult, TrialConfig
+from vit_search.spec.strict_json import LARGEST, Count, build
 
 MODEL, OPTIMISER, CONFIG = "model.safetensors", "optimiser.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class _Normalisation:
+    mean: list[Annotated[float, (-LARGEST, LARGEST)]]
+    std: list[Annotated[float, (0, LARGEST)]]
+
+
+@dataclass(frozen=True)
+class _Document:
+    """What config.json holds; `read` holds it against this, `trial_config` the configuration inside."""
+
+    config: dict[str, Any]
+    normalisation: _Normalisation
+    classes: list[str]
+    data_hash: str
+    trained_on: list[str]
+    accumulation: Count
+    scaler: dict[str, Any]
+    history: list[EpochResult]
+    sha256: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -92,7 +114,8 @@ def read(folder: Path, needs: tuple[str, ...] = (MODEL, OPTIMISER)) -> dict[str,
     """
     recover(folder)
     try:
-        document: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+        document: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        build(_Document, document)
         own = document["sha256"].pop(CONFIG, None)
         found = {name: sha256_of(folder / name) for name in needs}
         found |= {CONFIG: _digest(document)} if own else {}
@@ -105,20 +128,31 @@ def read(folder: Path, needs: tuple[str, ...] = (MODEL, OPTIMISER)) -> dict[str,
         raise DamagedCheckpointError(
             f"{error.filename}: missing. Name a checkpoint folder with config.json and {' and '.join(needs)}."
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, RecursionError) as error:
         raise DamagedCheckpointError(f"{folder / CONFIG}: damaged ({error}). Use another checkpoint.") from None
     return document
 
 
 def trial_config(folder: Path, document: dict[str, Any]) -> TrialConfig:
-    """The configuration in config.json.
+    """The configuration in config.json, which fits its classes and its normalisation.
 
     Raises: CheckpointError where this version knows no such configuration.
     """
     try:
-        return TrialConfig.from_dict(document["config"])
+        config = TrialConfig.from_dict(document["config"])
     except SpecError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
+    classes, channels = document["classes"], config.model.in_channels
+    if len(classes) != config.model.num_classes or len(set(classes)) < len(classes):
+        raise CheckpointError(
+            f"{folder / CONFIG}: {len(set(classes))} names of classes, and the head has {config.model.num_classes}; use another checkpoint."
+        )
+    for name, values in document["normalisation"].items():
+        if len(values) != channels:
+            raise CheckpointError(
+                f"{folder / CONFIG}: normalisation.{name} has {len(values)} values for {channels} channels; use another checkpoint."
+            )
+    return config
 
 
 def signed(document: dict[str, Any]) -> str:

@@ -243,6 +243,38 @@ class ViT(nn.Module):
         return logits
 
 
+def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's weights and buffers by their names in its state_dict, without making any."""
+    dim, inner, hidden = config.dim, config.heads * config.head_width, config.mlp_width
+    found: dict[str, tuple[int, ...]] = {"positions": (1, config.tokens, dim)}
+
+    def linear(name: str, out: int, into: int, bias: bool = True) -> None:
+        found[f"{name}.weight"] = (out, into)
+        if bias:
+            found[f"{name}.bias"] = (out,)
+
+    def norm(name: str) -> None:
+        found[f"{name}.weight"] = found[f"{name}.bias"] = (dim,)
+
+    linear("embed", dim, config.in_channels * config.patch_size**2)
+    if config.pool == "cls":
+        found["cls_token"] = (1, 1, dim)
+    for block in (f"encoder.blocks.{i}" for i in range(config.depth)):
+        norm(f"{block}.norm1")
+        norm(f"{block}.norm2")
+        linear(f"{block}.attention.qkv", 3 * inner, dim, bias=config.qkv_bias)
+        linear(f"{block}.attention.projection", dim, inner)
+        linear(f"{block}.mlp.up", hidden, dim)
+        linear(f"{block}.mlp.down", dim, hidden)
+        if config.layer_scale is not None:
+            found[f"{block}.scale1.factor"] = found[f"{block}.scale2.factor"] = (dim,)
+    if config.norm == "pre":
+        norm("encoder.norm")
+    if config.num_classes:
+        linear("head", config.num_classes, dim)
+    return found
+
+
 def resized(model: ViT, image_size: tuple[int, int]) -> ViT:
     """A copy of a model for images of another size: the same weights, with positions interpolated in two dimensions.
 

@@ -1,0 +1,50 @@
+"""The model card: what others have written into it is text, not HTML and not a link."""
+
+import dataclasses
+
+import numpy as np
+from markdown_it import MarkdownIt
+
+from vit_search.production import card
+from vit_search.production.evidence import Costs, OnImages
+from vit_search.production.gates import Gate
+from vit_search.spec import search_file
+from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.tracking.finalists import Finalist, Retrained
+from vit_search.vit.checkpoint import ServedModel
+
+EVIL = "<script>alert(1)</script>[a](javascript:alert(1)) ![b](javascript:c) <javascript:d> `|\n# x \u202e\x1b[2J\x07"
+
+
+def test_nothing_in_a_card_is_html_or_a_link(tmp_path):
+    spec = search_file.parse(
+        "name: tiny\ndata: {name: digits}\ntrials: 1\nepochs: 1\nmodel: {patch_size: 4, dim: 16, depth: 1, heads: 2}\n"
+    )
+    config = TrialConfig(
+        data=dataclasses.replace(DataConfig(name="digits"), name=EVIL),
+        model=ModelConfig(image_size=(8, 8), in_channels=1, num_classes=2, patch_size=4, dim=16, heads=2, depth=1),
+        training=TrainingConfig(epochs=1),
+        seed=0,
+    )
+    served = ServedModel(None, config, None, (EVIL, "dog"), EVIL, (EVIL,))
+    finalist = Finalist(0, {}, 0.9, (1,), (0.9,), (tmp_path,), (0,), (0.9,))
+    retrained = Retrained(tmp_path, EVIL, EVIL, EVIL, spec, (finalist,), {1: EVIL})
+    seen = OnImages(
+        classes=(EVIL, "dog"),
+        labels=np.array([0, 1]),
+        predictions=np.array([0, 0]),
+        label_nll=np.zeros(2),
+        confidence=np.array([0.9, 0.6]),
+        loss=0.1,
+        brier=0.0,
+        corrupted={},
+    )
+    tags = {"verdict": "forced", "forced": EVIL, "seed": EVIL, "optimism": "0.1", "code_version": EVIL, "test_reading": "1"}
+    judged = [Gate("G1", "integrity", False, EVIL)]
+    costs = Costs(params=1, file_bytes=1, flops=1, latency={}, peak_memory_bytes={})
+    text = card.written(EVIL, retrained, finalist, served, tags, judged, seen, costs)
+    tokens = [*MarkdownIt("commonmark").enable("table").parse(text)]
+    tokens += [child for token in tokens for child in token.children or ()]
+    assert {token.type for token in tokens} & {"html_block", "html_inline", "link_open", "image"} == set()
+    assert [token for token in tokens if token.type == "heading_open" and token.tag == "h1"] == [tokens[0]]
+    assert not any(mark in text for mark in "\x1b\x07\u202e")

@@ -1,0 +1,111 @@
+"""The sha256 of every file of a model in MLflow: recorded as a tag when it is logged and registered, verified wherever it is loaded.
+
+    files_sha256  tag of a logged model, and of the version that is registered of it: JSON
+                  {"MLmodel": "…", "artifacts/checkpoint/config.json": "…", "code/": "…", …}; the files below code/ count as one
+
+Two things are not covered. `registered_model_meta` is written by MLflow where a version is downloaded. Compiled Python below code/
+(`__pycache__`) is written by Python where `mlflow models serve` ran on the store itself; `compiled` finds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from vit_search.errors import PromotionError
+from vit_search.vit.checkpoint_files import sha256_of, weights_sha256
+
+RECORD, WEIGHTS = "files_sha256", "weights_sha256"
+"""Tags. Versions of vit_search 0.1 have the second one alone."""
+
+CHECKPOINT = "artifacts/checkpoint"
+"""Where a model of MLflow keeps ours."""
+
+CODE = "code/"
+META = "registered_model_meta"
+CACHE = "__pycache__"
+
+ALL, WEIGHTS_ALONE, NOTHING = "every file", "the weights alone", "nothing"
+"""What `check` could hold against a record."""
+
+
+def record(folder: Path) -> str:
+    """The tag's text, for a whole model."""
+    return json.dumps(digests(folder), sort_keys=True)
+
+
+def digests(folder: Path, inside: str = "") -> dict[str, str]:
+    """The sha256 of each file, by its path in the model.
+
+    Args:
+        folder: of the model, or of a part of it. inside: where that part lies in the model.
+    Raises: OSError.
+    """
+    found: dict[str, str] = {}
+    code: list[str] = []
+    for path in sorted(folder.rglob("*")):
+        name = "/".join([*([inside] if inside else []), *path.relative_to(folder).parts])
+        if path.is_symlink():
+            found[name] = "a link"
+        elif not path.is_file() or name == META or CACHE in path.parts:
+            continue
+        elif name.startswith(CODE):
+            code.append(f"{sha256_of(path)}  {name}\n")
+        else:
+            found[name] = sha256_of(path)
+    if code:
+        found[CODE] = hashlib.sha256("".join(code).encode()).hexdigest()
+    return found
+
+
+def compiled(folder: Path) -> int:
+    """How many files of compiled Python a model holds, which no record covers."""
+    return sum(path.is_file() for path in folder.rglob(f"{CACHE}/*"))
+
+
+def check(folder: Path, tags: Mapping[str, str], whose: str, inside: str = CHECKPOINT) -> str:
+    """Hold files that were fetched from MLflow against what was recorded of them.
+
+    Args:
+        folder: of the checkpoint, or of the whole model where `inside` is empty; then a file that was added is refused, too.
+        tags: of the version or the logged model. whose: what the user calls it, for the message.
+    Returns: ALL, WEIGHTS_ALONE or NOTHING, by what the tags record.
+    Raises: PromotionError that names the file; OSError.
+    """
+    if RECORD not in tags:
+        weights = folder if inside else folder / CHECKPOINT
+        if WEIGHTS not in tags:
+            return NOTHING
+        found = weights_sha256(weights)
+        if found != tags[WEIGHTS]:
+            raise PromotionError(f"{whose} holds other weights than were registered (sha256 {found[:12]}…); take another.")
+        return WEIGHTS_ALONE
+    recorded = {name: digest for name, digest in read(tags[RECORD], whose).items() if name.startswith(inside)}
+    files = digests(folder, inside)
+    for name in sorted(recorded.keys() | (files.keys() if not inside else set())):
+        if name not in recorded:
+            raise PromotionError(f"{whose} holds {name}, which was not registered with it; take another.")
+        if name not in files:
+            raise PromotionError(f"{whose} has lost {name}, which was registered with it; take another.")
+        if files[name] != recorded[name]:
+            raise PromotionError(f"{whose} holds another {name} than was registered (sha256 {files[name][:12]}…); take another.")
+    return ALL
+
+
+def read(text: str, whose: str) -> dict[str, str]:
+    """What a tag records.
+
+    Raises: PromotionError where it does not record the checkpoint.
+    """
+    try:
+        recorded = json.loads(text)
+        if not all(isinstance(part, str) for pair in recorded.items() for part in pair):
+            raise ValueError("a digest that is no text")
+        missing = [name for name in ("config.json", "model.safetensors") if f"{CHECKPOINT}/{name}" not in recorded]
+        if missing:
+            raise ValueError(f"it does not name {' and '.join(missing)}")
+    except (ValueError, AttributeError) as error:
+        raise PromotionError(f"{whose}: the tag {RECORD} cannot be read ({error}); take another.") from None
+    return dict(recorded)
