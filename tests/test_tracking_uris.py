@@ -14,7 +14,7 @@ import pytest
 from synthetic import made
 
 from vit_search import cli
-from vit_search.errors import TrackingError
+from vit_search.errors import SearchError, TrackingError
 from vit_search.search import launch
 from vit_search.tracking import searches, store, uris
 from vit_search.tracking.recorder import sync
@@ -222,11 +222,11 @@ def test_a_name_that_leads_to_such_an_address_is_refused(project, monkeypatch):
         ("http://[", "no plain address"),
         ("http://a\nb", "is no address"),
         ("sqlite:///a\0b", "is no address"),
-        (5, "is no address"),
+        (5, "tracking_uri: 5 is not str"),
     ],
 )
 def test_other_schemes_and_addresses_that_can_be_read_in_two_ways_are_refused(uri, said, project):
-    with pytest.raises(TrackingError, match=said) as refused:
+    with pytest.raises((TrackingError, SearchError), match=said) as refused:
         resolved(naming(project, uri))
     assert "\n" not in str(refused.value) and ":word" not in str(refused.value)
 

@@ -118,7 +118,7 @@ def _any_of(checks: list[_Check], value: Any, where: str) -> Any:
 
 
 def _listed(origin: Any, checks: list[_Check], repeated: bool, value: Any, where: str) -> Any:
-    if not isinstance(value, list):
+    if not isinstance(value, list | tuple):  # a tuple: of values that were never written to a file
         _refuse(value, where, "a list")
     if not repeated and len(value) != len(checks):
         _refuse(value, where, f"a list of {len(checks)}")
