@@ -304,6 +304,11 @@ def test_forged_weights_are_refused(weights, said, tmp_path):
         checkpoint.load_model(folder)
 
 
+def test_a_configuration_is_read_from_json_and_from_another_process(tmp_path):
+    config = checkpoint.load_model(saved(tmp_path / "c")).config
+    assert TrialConfig.from_dict(config.to_dict()) == TrialConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
 def test_a_sound_checkpoint_is_read_as_before(tmp_path):
     folder = saved(tmp_path / "c", pool="cls", layer_scale=0.1, positions="sincos2d")
     assert checkpoint.load_model(folder).classes == describe(folder).classes == ("cat", "dog")
