@@ -5,6 +5,7 @@ import json
 import random
 import sys
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -155,6 +156,19 @@ def test_no_report_of_a_forged_ledger_does_either(search, command):
         assert code in (0, 2) and is_mute(said), said
         if code == 0:
             assert is_mute((folder / "report.md").read_text()) and is_mute((folder / "report.html").read_text().split("<script>")[0])
+
+
+@pytest.mark.parametrize("metric", ["val_loss", "train_loss"])
+def test_losses_of_any_size_are_told(metric, tmp_path, command):
+    """Training can give them; a mean or a difference of two may be infinite."""
+    folder, spec, _ = synthetic.begin(tmp_path / "searches", trials=6, epochs=4, more=f"metric: {metric}\n")
+    held = Ledger(folder / "ledger.jsonl", spec.epochs)
+    for number, event in enumerate(synthetic.events(spec)):
+        huge = (1e308, -1e308, 1.7e308)[number % 3]
+        held.append(replace(event, result=replace(event.result, **{metric: huge})) if isinstance(event, Reported) else event)
+    held.close()
+    for words in (*COMMANDS, ["report", "made-1"]):
+        assert command(*words)[0] == 0
 
 
 @pytest.mark.parametrize("kind", ["ended", "broke", "infeasible", "outgrown", "commanded", "launched", "left"])

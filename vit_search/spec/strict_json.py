@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_
 T = TypeVar("T")
 
 LARGEST = 1e39
-"""Of any number: that of float32 is 3.4e38."""
+"""Of what must be finite: the largest of float32 is 3.4e38."""
 
 Seconds = Annotated[float, (0, 1e10)]
 Moment = Annotated[float, (0, 253_402_300_799)]
@@ -87,7 +88,7 @@ def _check_of(hint: Any) -> _Check:
     if dataclasses.is_dataclass(hint):
         return functools.partial(_built, hint)
     if hint is float:
-        return lambda value, where: _number(value, where, float, -LARGEST, LARGEST, finite=False)
+        return lambda value, where: _number(value, where, float, -sys.float_info.max, sys.float_info.max, finite=False)
     if hint is int:
         return lambda value, where: _number(value, where, int, -(2**63), 2**63)
     if hint is Any:
