@@ -118,6 +118,26 @@ def test_a_copied_project_writes_to_its_own_mlflow_and_says_so(project, tmp_path
     assert uris.resolve_uri(None, copy / "searches/made-1", facts) == f"sqlite:///{project / 'mlruns.db'}"
 
 
+@pytest.mark.parametrize("elsewhere", [True, False], ids=["in a copy", "where it was"])
+def test_a_search_whose_run_is_deleted_keeps_its_trials_runs(project, tmp_path, monkeypatch, said, elsewhere):
+    folder = project
+    if elsewhere:  # what was noted of the original's database says nothing about this one
+        folder = shutil.copytree(project, tmp_path / "copy")
+        monkeypatch.chdir(folder)
+    client = store.client_for(f"sqlite:///{folder / 'mlruns.db'}")
+    experiment = client.get_experiment_by_name("made").experiment_id
+    (own,) = [run for run in client.search_runs([experiment]) if "search_id" in run.data.tags]
+    trials = {run.info.run_id for run in client.search_runs([experiment])} - {own.info.run_id}
+    client.delete_run(own.info.run_id)
+    assert sync(folder / "searches/made-1")
+    assert said.messages[-1] == "MLflow has no run of made-1 any more; it is made anew, and all is sent again."
+    assert runs_of(folder, "made-1") == [("FINISHED", str(folder / "searches/made-1"), 6)]
+    (anew,) = [run for run in client.search_runs([experiment]) if "search_id" in run.data.tags]
+    below = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{anew.info.run_id}'")
+    assert {run.info.run_id for run in below} == trials
+    assert points_of(folder, "made-1") == [1, 2, 3, 4]
+
+
 def test_what_mlflow_is_told_is_not_taken_for_the_users_word(project, monkeypatch):
     store.client_for(f"sqlite:///{project / 'mlruns.db'}")
     assert (

@@ -25,7 +25,7 @@ from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelStatus, Metric, Param, RunTag
+from mlflow.entities import LoggedModelStatus, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from vit_search.errors import CheckpointError, SearchError, TrackingError
@@ -177,7 +177,7 @@ class Recorder:
         self._ready = False
         """Whether what MLflow has is known."""
         self._deleted: set[str] = set()
-        """Runs of the search itself that were noted and are gone."""
+        """Runs of the search itself that are gone."""
         self._made_anew: set[int] = set()
         """Trials whose run was gone from MLflow; it is made anew once."""
         self._unsure: set[int] = set()
@@ -307,15 +307,16 @@ class Recorder:
         noted, runs = self._read_notes()
         parent = self._find_parent(noted)
         if parent is None:
-            if noted in self._deleted:
+            self._deleted |= self._deleted_parents()  # also those that were noted in the project of which this one is a copy
+            if self._deleted:
                 _log.warning("MLflow has no run of %s any more; it is made anew, and all is sent again.", self._facts.search)
             self._make_parent()
         else:
             self.parent_run = parent.info.run_id
             self.client.update_run(self.parent_run, status="RUNNING")
             self.client.log_batch(self.parent_run, tags=[RunTag("search_folder", str(self._folder.resolve())), *_alive()])
-        if noted in self._deleted:  # its trials' runs are still there, and go on below the new one
-            for run in self._find(f"tags.`mlflow.parentRunId` = '{noted}'"):
+        for deleted in self._deleted:  # its trials' runs are still there, and go on below the new one
+            for run in self._find(f"tags.`mlflow.parentRunId` = '{deleted}'"):
                 self.client.set_tag(run.info.run_id, "mlflow.parentRunId", self.parent_run)
         if self.parent_run != noted:
             self._taken = 0
@@ -369,6 +370,11 @@ class Recorder:
         if found and not own:
             self._part_from(next(folder for folder in originals.values() if folder is not None))
         return own[-1] if own else None
+
+    def _deleted_parents(self) -> set[str]:
+        """Runs of this search itself that somebody has deleted in MLflow."""
+        found = self._find(f"tags.search_id = '{self._facts.search_id}'", ViewType.DELETED_ONLY)
+        return {run.info.run_id for run in found if self._original(run.data.tags) is None}
 
     def _original(self, tags: dict[str, str]) -> Path | None:
         """The folder of the search whose run has these tags, where this search is a copy of it and both write here; else None."""
@@ -441,12 +447,12 @@ class Recorder:
         }
         return {name: value for name, value in tags.items() if value}
 
-    def _find(self, condition: str) -> list[Any]:
+    def _find(self, condition: str, view: int = ViewType.ACTIVE_ONLY) -> list[Any]:
         found: list[Any] = []
         token = None
         while True:
             page = self.client.search_runs(
-                [self.experiment_id], condition, max_results=1000, order_by=["attributes.start_time"], page_token=token
+                [self.experiment_id], condition, view, max_results=1000, order_by=["attributes.start_time"], page_token=token
             )
             found.extend(page)
             token = page.token
