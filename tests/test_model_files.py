@@ -202,7 +202,7 @@ def test_compiled_python_is_covered_by_nothing_and_verify_says_so(store, verifie
     (place / "errors.cpython-312.pyc").write_bytes(b"x")
     code, shown, said = verified()
     assert code == 0
-    assert said.startswith("note: pets: version 1: code/ holds compiled Python (__pycache__), which nothing covers")
+    assert said.startswith("note: pets: version 1: holds compiled Python (__pycache__), which nothing covers")
     assert "as far as covered" in shown
 
 

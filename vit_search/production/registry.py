@@ -409,7 +409,7 @@ def verify_files(client: MlflowClient, name: str, say: Callable[[str], None] = l
     notes = {
         model_files.WEIGHTS_ALONE: "only the weights are covered, since an earlier vit_search has registered it; promote it again",
         model_files.NOTHING: "no sha256 was recorded, so nothing vouches for its files; `vit-search promote` records them",
-        model_files.CACHE: "code/ holds compiled Python (__pycache__), which nothing covers; delete it before `mlflow models serve`",
+        model_files.CACHE: "holds compiled Python (__pycache__), which nothing covers; delete it before `mlflow models serve`",
     }
     return problems, [f"version {', '.join(covered[key])}: {text}" for key, text in notes.items() if key in covered]
 

@@ -13,11 +13,14 @@ named `image` and whose index holds 0, since MLflow looks at the row of that lab
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import shutil
+import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -124,7 +127,7 @@ def log_model(folder: Path, *, run_id: str, name: str = "model", step: int = 0, 
     height, width = served.config.model.image_size
     chances = [ColSpec(DataType.double, f"p_{name}") for name in served.classes]
     columns = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "version")]
-    with tempfile.TemporaryDirectory() as place, mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as place, mlflow.start_run(run_id=run_id), warnings.catch_warnings(), _no_bytecode():
         warnings.simplefilter("ignore")  # MLflow's, about type hints and the like; ours are errors
         slim = Path(place) / "checkpoint"
         checkpoint.copy_for_serving(folder, slim)
@@ -154,6 +157,16 @@ def log_model(folder: Path, *, run_id: str, name: str = "model", step: int = 0, 
         mlflow.MlflowClient().set_logged_model_tags(info.model_id, told)
     mlflow.MlflowClient().set_terminated(run_id, end_status)
     return str(info.model_uri)
+
+
+@contextlib.contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """MLflow imports the model's code before it sends the files; Python would add compiled code to them, which no record covers."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def link_to_parent(client: mlflow.MlflowClient, run_id: str, model_id: str) -> None:
