@@ -237,7 +237,7 @@ def told(tmp_path):
             raise SpecError("no dim")
         made.append(params)
 
-    yield Control(tmp_path, ledger, Settings(8, 2, None, None, None, None), lambda: None, add), ledger, made
+    yield Control(tmp_path, ledger, Settings(8, 2, None, None, None, None), lambda: None, add, metric="val_accuracy"), ledger, made
     ledger.close()
 
 
@@ -247,6 +247,7 @@ def told(tmp_path):
         ("puase", "unknown command 'puase'; did you mean pause?"),
         ("pause now", "'pause now': 'now' has no value; after pause write NAME=VALUE, or nothing."),
         ("fly away", "unknown command 'fly'; choose from pause, continue, stop, cancel, set, add."),
+        ("set target=7", "target: 7 cannot be reached, since val_accuracy is a fraction in [0, 1]; write 0.07."),
         ("set", "set what? give trials, concurrency, hours, device_hours, target or patience."),
         ("set trails=9", "set: unknown argument 'trails'; did you mean trials?"),
         ("set trials=nine", "trials is 'nine'; give a whole number above 0."),

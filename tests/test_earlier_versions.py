@@ -5,6 +5,7 @@ whose driver was killed in the middle; their MLflow database and the champion's 
 The file is never made anew: that a later version reads it is the point.
 """
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -31,10 +32,10 @@ def project(tmp_path_factory):
     return folder
 
 
-def vit_search(project, *words):
+def vit_search(project, *words, code=0):
     done = subprocess.run([COMMAND, *words], cwd=project, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stderr if code else done.stdout
 
 
 def test_a_search_that_was_killed_resumes_where_it_stood(project):
@@ -86,3 +87,11 @@ def test_its_records_are_read(project):
     assert "val_accuracy" in vit_search(project, "report", "small-1")
     shown = vit_search(project, "promote", "small-1", "--policy", "policy.yaml", "--dry-run")
     assert "version 1" in shown
+
+
+def test_a_search_that_still_runs_is_not_promoted(project):
+    with (project / "searches/small-1/ledger.jsonl").open() as ledger:
+        fcntl.flock(ledger, fcntl.LOCK_EX)  # as its driver does
+        said = vit_search(project, "promote", "small-1", "--policy", "policy.yaml", code=2)
+    assert "is running this search; wait for it or stop it." in said
+    assert not (project / "searches/small-1/promotions/2").exists()

@@ -139,3 +139,9 @@ def test_a_folder_that_its_file_does_not_tell_of_is_not_promoted(inside, tmp_pat
     with pytest.raises(SearchError, match=r"no search\.yaml beside the model"):
         adopted.adopt(tmp_path / "pets", tmp_path)
     assert list(tmp_path.glob("pets-*")) == []
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_a_model_without_a_name_is_refused_with_the_forms_that_there_are(text):
+    with pytest.raises(PromotionError, match="no model is named; write it like digits@champion, digits/3 or trained/digits"):
+        references.folder_of(text)

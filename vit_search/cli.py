@@ -873,7 +873,7 @@ def promote(
     from vit_search.production import references
     from vit_search.spec import search_file
     from vit_search.spec.policy import load
-    from vit_search.tracking import finalists, searches
+    from vit_search.tracking import finalists, ledger, searches
 
     if name is not None:
         name = references.name_of(name)
@@ -889,6 +889,7 @@ def promote(
     if dry_run:
         _print_promotion_plan(planned, rules, name or spec.name, uri)
         return
+    ledger.check_free(folder / "ledger.jsonl")  # a search that still runs may find a better one
     if planned.left:
         err.print(_trainings(planned))
         with err.status("preparing the data, MLflow and Ray …"):

@@ -57,6 +57,8 @@ def folder_of(text: str) -> Path | None:
 
     Raises: PromotionError for a folder that holds no model.
     """
+    if not text.strip():
+        raise PromotionError(f"no model is named; {FORMS}.")
     if re.fullmatch(r"[a-z]+:/.*|[^/:]+(@[A-Za-z0-9_.-]+|/[0-9]+)", text):
         return None
     folder = Path(text).expanduser()

@@ -21,7 +21,7 @@ from typing import Any
 
 from vit_search.errors import SearchError, SpecError, VitSearchError
 from vit_search.spec.files import make_folder, write_whole
-from vit_search.spec.search_file import SearchSpec, nearest
+from vit_search.spec.search_file import SearchSpec, check_target, nearest
 from vit_search.spec.space import Value
 from vit_search.spec.user import user_name
 from vit_search.tracking import search_state, searches
@@ -131,6 +131,7 @@ class Control:
         changed: called after each command that was obeyed, and when the search is cancelled.
         add: queues a hand-made trial; raises SpecError for one that cannot be run.
         begun: whether an open trial has found a place; the others wait for one.
+        metric: that trials are ranked by, of which a target is a value.
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class Control:
         changed: Callable[[], None],
         add: Callable[[dict[str, Value]], None],
         begun: Callable[[int], bool] = lambda trial: True,
+        metric: str = "",
     ) -> None:
         self.settings = settings
         self.paused = False
@@ -153,7 +155,7 @@ class Control:
         """Why every running trial is to be stopped after its epoch; empty while none is."""
         self._stopping: dict[int, str] = {}
         self._folder, self._ledger, self._changed, self._add = folder / "commands", ledger, changed, add
-        self._begun = begun
+        self._begun, self._metric = begun, metric
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="control", daemon=True)
 
@@ -248,7 +250,7 @@ class Control:
 
     def _set(self, arguments: dict[str, Any]) -> str:
         _no_more("set", arguments, SETTINGS)
-        check_settings(arguments, known=len(self._ledger.trials))
+        check_settings(arguments, known=len(self._ledger.trials), metric=self._metric)
         self.settings = replace(self.settings, **arguments)
         return ", ".join(f"{key} is now {value:g}" for key, value in arguments.items()) + "."
 
@@ -272,8 +274,8 @@ class Control:
         write_whole(path.with_suffix(".answer.json"), json.dumps({"done": done, "answer": answer}))
 
 
-def check_settings(arguments: Mapping[str, Any], known: int) -> None:
-    """Refuse settings that mean nothing; `known` trials exist already.
+def check_settings(arguments: Mapping[str, Any], known: int, metric: str) -> None:
+    """Refuse settings that mean nothing; `known` trials exist already, which are ranked by `metric`.
 
     Raises: SpecError.
     """
@@ -284,6 +286,8 @@ def check_settings(arguments: Mapping[str, Any], known: int) -> None:
         least = -math.inf if key == "target" else 0
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not least < value < math.inf:
             raise SpecError(f"{key} is {value!r}; give {'a whole number' if whole else 'a number'}{'' if least else ' above 0'}.")
+    if "target" in arguments:
+        check_target(arguments["target"], metric, "target")
     if arguments.get("trials", known) < known:
         raise SpecError(f"trials={arguments['trials']} is less than the {known} that have started; use `stop` to start no more.")
 

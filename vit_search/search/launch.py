@@ -358,7 +358,7 @@ def drive(
             _collect(folder, ledger.trials, spec)
         obey()
 
-    control = Control(folder, ledger, settings, obey, searcher.add, searcher.has_begun)
+    control = Control(folder, ledger, settings, obey, searcher.add, searcher.has_begun, spec.metric)
     recorder.obey = lambda text: control.obey_text(text, by="MLflow")
     obey()
     _collect(folder, ledger.trials, spec)

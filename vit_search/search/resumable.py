@@ -58,7 +58,7 @@ def check_extension(spec: SearchSpec, folder: Path, events: Sequence[Event], ext
     Raises: SpecError, SearchError.
     """
     trials, spent = told(events, spec.epochs)
-    check_settings(extend, known=len(trials))
+    check_settings(extend, known=len(trials), metric=spec.metric)
     settings = dataclasses.replace(Settings.of(spec, events), **extend)  # type: ignore[arg-type]
     reached = limits_of(spec, events, settings).reached(spent)
     if reached:

@@ -189,6 +189,16 @@ class Limits(_Part):
     """Trials that end in a row without a better metric."""
 
 
+def check_target(target: float, metric: str, where: str) -> None:
+    """Refuse a target that no trial can reach.
+
+    Raises: SpecError.
+    """
+    if metric in FRACTIONS and not 0 <= target <= 1:
+        mend = f"write {target / 100:g}" if 1 < target <= 100 else "give a value in it"
+        raise SpecError(f"{where}: {target:g} cannot be reached, since {metric} is a fraction in [0, 1]; {mend}.")
+
+
 class SearchSpec(_Part):
     """A search file: which images, which Vision Transformers, how many trials."""
 
@@ -357,10 +367,8 @@ class SearchSpec(_Part):
             if objective.metric in seen:
                 raise SpecError(f"objectives.{i}.metric: {objective.metric} is an objective already; list each metric once.")
             seen.append(objective.metric)
-        target = self.limits.target
-        if target is not None and self.metric in FRACTIONS and not 0 <= target <= 1:
-            mend = f"write {target / 100:g}" if 1 < target <= 100 else "give a value in it"
-            raise SpecError(f"limits.target: {target:g} cannot be reached, since {self.metric} is a fraction in [0, 1]; {mend}.")
+        if self.limits.target is not None:
+            check_target(self.limits.target, self.metric, "limits.target")
 
     def _check_stopping(self) -> None:
         if self.stopping.kind == "none":
