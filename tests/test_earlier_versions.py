@@ -95,3 +95,10 @@ def test_a_search_that_still_runs_is_not_promoted(project):
         said = vit_search(project, "promote", "small-1", "--policy", "policy.yaml", code=2)
     assert "is running this search; wait for it or stop it." in said
     assert not (project / "searches/small-1/promotions/2").exists()
+
+
+def test_what_its_searches_cannot_do_is_told_with_what_can_be_done(project):
+    assert "this search is finished; `vit-search extend small-1 --trials N` goes on" in vit_search(project, "pause", "small-1", code=2)
+    assert "there is no trial 99; `vit-search show small-1` lists its trials" in vit_search(project, "gate", "small-1", "99", code=2)
+    assert "are one search" in vit_search(project, "compare", "small-1", "searches/small-1", code=2)
+    assert vit_search(project, "status", "small-1", "--watch").count("small-1 is finished") == 1

@@ -80,8 +80,9 @@ def test_every_command_understands_a_name(form, inside, tmp_path):
         ("pets@champoin", "pets@champoin: pets has no alias champoin; did you mean champion?"),
         ("models:/pets/7", "models:/pets/7: pets has no version 7; there are 1."),
         ("pets", "pets: names no version; write pets@champion, or pets/1 for one version."),
-        ("trained/pet", "trained/pet: no such folder; did you mean pets?"),
+        ("trained/pet", "trained/pet: no such folder; did you mean trained/pets?"),
         ("trained", "trained: a folder without a model; `vit-search train FILE` makes one."),
+        ("pets/one", "pets/one: no such folder, and no version: that is a number, as in digits/3. An alias stands behind @."),
         ("a/b/c", "a/b/c: no such folder; `vit-search train FILE` makes one."),
     ],
 )
@@ -145,3 +146,9 @@ def test_a_folder_that_its_file_does_not_tell_of_is_not_promoted(inside, tmp_pat
 def test_a_model_without_a_name_is_refused_with_the_forms_that_there_are(text):
     with pytest.raises(PromotionError, match="no model is named; write it like digits@champion, digits/3 or trained/digits"):
         references.folder_of(text)
+
+
+@pytest.mark.parametrize("text", ["trained/pets", "a/b", "", "pets@"])
+def test_what_is_no_name_of_a_registered_model_has_no_history(text):
+    with pytest.raises(PromotionError, match="not the name of a registered model; give it without a folder, like digits"):
+        references.name_of(text)

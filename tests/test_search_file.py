@@ -198,3 +198,8 @@ learn_from: [digits-1]
     jsonschema.validate(strict_yaml.parse(HEAD + text, "t.yaml").values, schema)
     assert all("description" in key or "$ref" in key for key in schema["properties"].values())
     assert all("description" in key for part in ("Objective", "Limits", "Stopping") for key in schema["$defs"][part]["properties"].values())
+
+
+def test_a_misspelt_key_is_told_before_the_one_that_is_missing_for_it():
+    with pytest.raises(SpecError, match=r"^t\.yaml:3: trails: unknown key; did you mean trials\?"):
+        search_file.parse(HEAD.replace("trials", "trails"), "t.yaml")

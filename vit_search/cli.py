@@ -529,13 +529,12 @@ def status(
             return
     folder = searches.find(output, search)
     _print_status(folder, as_json)
-    if watch:
-        _watch_status(folder)
+    if watch and _watch_status(folder):
         _print_status(folder, as_json)
 
 
-def _watch_status(folder: Path) -> None:
-    """A line for each change, until no driver runs the search and none is to come."""
+def _watch_status(folder: Path) -> bool:
+    """Whether there was anything to watch: a line for each change, until no driver runs the search and none is to come."""
     from vit_search.cluster import record
     from vit_search.tracking import ledger
 
@@ -553,6 +552,7 @@ def _watch_status(folder: Path) -> None:
             out.print(escaped(f"{time.strftime('%H:%M:%S')}  {said}"), soft_wrap=True)
         before = said
         time.sleep(2)
+    return bool(before)
 
 
 def _starting(folder: Path) -> bool:
@@ -706,6 +706,8 @@ def compare(
     from vit_search.tracking import searches
 
     folders = searches.find(output, first), searches.find(output, second)
+    if folders[0].samefile(folders[1]):
+        raise SearchError(f"{first} and {second} are one search; name another to compare it with.")
     with err.status("reading the ledgers …"):
         from vit_search.tracking import report as reporting
 
@@ -968,9 +970,11 @@ def _trainings(planned: FinalistPlan) -> str:
     spec, which = planned.spec, ", ".join(str(trial.number) for trial in planned.finalists)
     on = "training and validation images" if spec.train_on == "train+val" else "training images"
     seen = "holdout" if spec.train_on == "train+val" else "validation images"
-    some = f"{planned.left} of {spec.trials} trainings are left" if planned.left < spec.trials else f"{spec.trials} trainings"
+    all_of_them = f"{spec.trials} training{'s' if spec.trials > 1 else ''}"
+    some = f"{planned.left} of {all_of_them} {'are' if planned.left > 1 else 'is'} left" if planned.left < spec.trials else all_of_them
     seeds = f"{len(planned.seeds)} fresh seed{'s' if len(planned.seeds) > 1 else ''}"
-    return f"{some}: trials {which} with {seeds} each, {spec.epochs} epochs on {on}, seen on the {seen}"
+    trials = "trials" if len(planned.finalists) > 1 else "trial"
+    return f"{some}: {trials} {which} with {seeds} each, {spec.epochs} epochs on {on}, seen on the {seen}"
 
 
 def _print_promotion_plan(planned: FinalistPlan, rules: Policy, name: str, uri: str) -> None:
@@ -1436,13 +1440,13 @@ class _Screen:
         from vit_search.tracking.ledger import Broke, Commanded, Ended, Reported
 
         self._ledger, self._spec, self._control, self._began = ledger, spec, control, time.monotonic()
-        self.search = ledger.folder.name
+        facts = searches.read_facts(ledger.folder)
+        self.search = facts.search
         self._epochs_before = self._epochs()
         self._preparing.stop()
         err.print(escaped(f"{self.search}: {ledger.folder}"), soft_wrap=True)
-        images = searches.read(ledger.folder)[1].images
-        if images:
-            err.print(escaped(images))
+        if facts.images:
+            err.print(escaped(facts.images))
         if err.is_terminal:
             from rich.live import Live
 

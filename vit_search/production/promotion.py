@@ -224,6 +224,8 @@ def examine(folder: Path, number: int, policy: Policy, name: str, *, tracking_ur
     client = client_for(tracking_uri)
     spec, facts = searches.read(folder)
     place = ledger.trial_folder(folder, number) / "checkpoint"
+    if number not in {trial.number for trial in ledger.read_trials(folder / "ledger.jsonl")}:
+        raise PromotionError(f"{folder.name}: there is no trial {number}; `vit-search show {folder.name}` lists its trials.")
     if not checkpoint.exists(place):
         raise PromotionError(f"{folder}: the checkpoint of trial {number} is not kept; raise keep_checkpoints, or name one of the best.")
     served = checkpoint.load_model(place)

@@ -45,9 +45,14 @@ def parse(text: str) -> Reference:
 
 
 def name_of(text: str) -> str:
-    """The registered model's name, for commands that are about all its versions; a text that is no reference as it is."""
+    """The registered model's name, for commands that are about all its versions.
+
+    Raises: PromotionError for what names none, as the folder of a trained model.
+    """
     found = re.fullmatch(r"(?:models:/)?([^/:@]+)(?:@[A-Za-z0-9_.-]+|/[0-9]+)?/?", text)
-    return found[1] if found else text
+    if not found:
+        raise PromotionError(f"{text or repr(text)}: not the name of a registered model; give it without a folder, like digits.")
+    return found[1]
 
 
 def folder_of(text: str) -> Path | None:
@@ -67,8 +72,10 @@ def folder_of(text: str) -> Path | None:
     if folder.is_dir():
         raise PromotionError(f"{text}: a folder without a model; `vit-search train FILE` makes one.")
     if "/" in text.rstrip("/"):
-        known = sorted(path.parent.name for path in folder.parent.glob(f"*/{CONFIG}")) if folder.parent.is_dir() else []
-        mend = nearest(folder.name, known) if known else "`vit-search train FILE` makes one."
+        if not folder.parent.is_dir() and text.count("/") == 1:
+            raise PromotionError(f"{text}: no such folder, and no version: that is a number, as in digits/3. An alias stands behind @.")
+        known = sorted(str(path.parent) for path in folder.parent.glob(f"*/{CONFIG}"))
+        mend = nearest(str(folder), known) if known else "`vit-search train FILE` makes one."
         raise PromotionError(f"{text}: no such folder; {mend}")
     return None
 

@@ -70,6 +70,8 @@ def ask(folder: Path, name: str, arguments: Mapping[str, Any], wait_s: float = A
         command is then withdrawn.
     """
     if not held(folder / "ledger.jsonl"):
+        if search_state.read(folder).state.word == "finished":
+            raise SearchError(f"{folder}: this search is finished; `vit-search extend {folder.name} --trials N` goes on beyond its limits.")
         raise SearchError(f"{folder}: no driver runs this search now; `vit-search resume {folder.name}` goes on with it.")
     searches.check_own(folder)
     place = folder / "commands"

@@ -435,8 +435,9 @@ def _validated(document: strict_yaml.Document, source: str, text: str) -> Search
     try:
         spec = SearchSpec.model_validate(document.values)
     except ValidationError as error:
-        found = sorted(error.errors(include_url=False), key=lambda e: e["type"] == "missing")  # a misspelt key before the one it misses
-        problems = [_in_words(dict(e), document) for e in found]
+        found = error.errors(include_url=False)
+        wrong = [e for e in found if e["type"] != "missing"] or found  # a misspelt key before the one that is missing for it
+        problems = [_in_words(dict(e), document) for e in wrong]
         path, message = min(problems, key=lambda problem: document.line(problem[0]))
         raise refuse(path, message) from None
     spec._text = text
