@@ -113,6 +113,15 @@ def test_many_classes_are_shortened(tmp_path):
     assert scan(tmp_path).summary.startswith("12 classes: c00, c01, c02, c03, c04, c05, c06, c07, c08, c09, … 2 more; 36 images")
 
 
+def test_a_class_whose_images_are_of_no_kind_that_is_read_is_refused_with_what_was_skipped(tmp_path):
+    write(tmp_path, *many("cat", 4))
+    (tmp_path / "dog").mkdir()
+    for number in range(2):
+        (tmp_path / "dog" / f"{number}.heic").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"dog: 0 images; each class needs .* and test \(2 files skipped: 2 \.heic\)\.$"):
+        scan(tmp_path)
+
+
 def test_an_empty_class_folder_is_refused_with_an_empty_and_a_filled_cache(tmp_path):
     write(tmp_path / "p", *many("cat", 4), *many("dog", 4))
     prepare(config(tmp_path / "p"), cache=tmp_path / "cache")

@@ -229,6 +229,8 @@ def _print_images(spec: SearchSpec) -> None:
         listing = folders.scan(path)
         err.print(escaped(listing.summary))
         spec.check_data(len(listing.classes))
+    elif spec.data.path and not path.exists():
+        err.print(escaped(f"note: {path} is not on this machine, so its images are not looked at; `run` needs them."))
 
 
 SEVERITY_STYLE = {"error": "bold red", "warning": "yellow", "hint": "cyan"}

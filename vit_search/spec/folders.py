@@ -57,13 +57,18 @@ def summary(classes: tuple[str, ...], images: int, skipped: Mapping[str, int], s
     if splits:
         parts[-1] += " (" + ", ".join(f"{name} {splits[name]:,}" for name in ("train", "val", "holdout", "test") if splits.get(name)) + ")"
     if skipped:
-        order = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in order[:REASONS_SHOWN])
-        others = sum(count for _, count in order[REASONS_SHOWN:])
-        reasons += f", {others:,} others" if others else ""
-        total = sum(skipped.values())
-        parts.append(f"{total:,} {'file' if total == 1 else 'files'} skipped: {reasons}")
+        parts.append(_left_out(skipped))
     return "; ".join(parts)
+
+
+def _left_out(skipped: Mapping[str, int]) -> str:
+    """Which files are no images of the set, and how many."""
+    order = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in order[:REASONS_SHOWN])
+    others = sum(count for _, count in order[REASONS_SHOWN:])
+    reasons += f", {others:,} others" if others else ""
+    total = sum(skipped.values())
+    return f"{total:,} {'file' if total == 1 else 'files'} skipped: {reasons}"
 
 
 def scan(root: Path) -> ImageFolder:
@@ -104,7 +109,10 @@ def _scan(root: Path) -> ImageFolder:
             found = sorted(_images(home / name, skipped, (_identity(root), _identity(home))))
             files += [(path, label, split) for path in found]
             if split in ("", "train") and len(found) < 3:
-                raise DataError(f"{home / name}: {len(found)} images; each class needs at least 3, for training, validation and test.")
+                left_out = f" ({_left_out(skipped)})" if skipped else ""
+                raise DataError(
+                    f"{home / name}: {len(found)} images; each class needs at least 3, for training, validation and test{left_out}."
+                )
         if split and not any(own == split for _, _, own in files):
             raise DataError(f"{home}: no images; put images into its class folders, or remove {home.name} to have it split off train.")
     return ImageFolder(
