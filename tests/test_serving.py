@@ -32,7 +32,7 @@ from vit_search.errors import PromotionError, ServingError
 from vit_search.production import following, listener, references, serving, smoke
 from vit_search.production.endpoint import Batcher, Endpoint, Held, Limits, Metrics, Told, exposition, load
 from vit_search.production.host_header import hosts_of
-from vit_search.production.state import read_state
+from vit_search.production.state import Version, read_state
 from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
@@ -888,7 +888,7 @@ def test_a_model_that_was_registered_anew_under_the_same_number_is_fetched_again
 
 
 def test_the_samples_of_several_replicas_stand_together(registry):
-    model = load(registry.home / "seed-1", "digits/1", "", "")
+    model = load(Version("digits/1", "", "", str(registry.home / "seed-1"), 0))
     one, other = Metrics("a"), Metrics("b")
     one.seconds.add(0.002)
     other.batches.add(32)
@@ -1085,7 +1085,7 @@ def asked(registry, body, kind, limits, *, broken=False):
     """The status and the JSON that an endpoint in this process answers, and the bytes that it holds afterwards."""
 
     async def call():
-        model = load(registry.home / "seed-1", "digits/1", "", "")
+        model = load(Version("digits/1", "", "", str(registry.home / "seed-1"), 0))
         metrics = Metrics("a")
         batcher = Batcher(model, asyncio.get_running_loop(), 4, metrics.batches.add)
         if broken:
