@@ -3,6 +3,7 @@
 Environment of the driver: COUNTED, a file that gets a line for each epoch begun; SLOW_S, seconds of sleep in each epoch.
 """
 
+import dataclasses
 import json
 import os
 import time
@@ -47,8 +48,8 @@ def main():
     def work(told):
         counted(told, place, slow_s)
 
-    def driven(*arguments, **options):
-        return drive(*arguments, **options | {"work": work})
+    def driven(*arguments, options, **more):
+        return drive(*arguments, options=dataclasses.replace(options, work=work), **more)
 
     launch.drive = driven
     cli.main()

@@ -80,7 +80,7 @@ def events(spec, *, seed=0, at=1_700_000_000.0):
 def made(home, name="made-1", *, trials=6, epochs=4, seed=0):
     """A whole search, over, that MLflow has not heard of."""
     folder, spec, facts = begin(home, name, trials=trials, epochs=epochs)
-    ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
+    ledger = Ledger(folder / "ledger.jsonl")
     for event in events(spec, seed=seed):
         ledger.append(event)
     ledger.close()

@@ -82,7 +82,7 @@ def retrained(plan, *outcomes):
     write_whole(place / finalists.PLANNED, plan.text)
     facts = dataclasses.replace(searches.read(plan.search)[1], search="made-1-promotion-1", text=plan.spec.text, promotes="made-1")
     searches.write(place, facts)
-    book = Ledger(place / "ledger.jsonl", plan.spec.epochs)
+    book = Ledger(place / "ledger.jsonl")
     for number, outcome in enumerate(outcomes):
         book.append(Proposed(trial=number, params=plan.trainings[number][0]))
         for epoch in range(1, plan.spec.epochs + 1 if isinstance(outcome, float) else 2):

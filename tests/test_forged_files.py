@@ -77,7 +77,7 @@ def command(tmp_path, monkeypatch, capfd):
 def search(tmp_path):
     """A small search with an event of every kind; its folder, and the events as JSON."""
     folder, spec, _ = synthetic.begin(tmp_path / "searches", trials=3, epochs=2)
-    held = Ledger(folder / "ledger.jsonl", spec.epochs)
+    held = Ledger(folder / "ledger.jsonl")
     for event in synthetic.events(spec):
         held.append(event)
     at = held.events[-1].at
@@ -162,7 +162,7 @@ def test_no_report_of_a_forged_ledger_does_either(search, command):
 def test_losses_of_any_size_are_told(metric, tmp_path, command):
     """Training can give them; a mean or a difference of two may be infinite."""
     folder, spec, _ = synthetic.begin(tmp_path / "searches", trials=6, epochs=4, more=f"metric: {metric}\n")
-    held = Ledger(folder / "ledger.jsonl", spec.epochs)
+    held = Ledger(folder / "ledger.jsonl")
     for number, event in enumerate(synthetic.events(spec)):
         huge = (1e308, -1e308, 1.7e308)[number % 3]
         held.append(replace(event, result=replace(event.result, **{metric: huge})) if isinstance(event, Reported) else event)

@@ -146,7 +146,7 @@ def test_a_full_disk_is_one_line_and_the_ledger_stays_whole(path, monkeypatch):
 
 
 def test_what_was_spent_is_counted_by_hand(tmp_path):
-    ledger = Ledger(tmp_path / "ledger.jsonl", epochs=9)
+    ledger = Ledger(tmp_path / "ledger.jsonl")
     for event in (
         Launched(host="a", pid=1, at=100.0),
         Proposed(trial=0, params={}, at=101.0),
@@ -163,7 +163,7 @@ def test_what_was_spent_is_counted_by_hand(tmp_path):
     assert spent.saved_seconds == 21.0  # 7 epochs at 3 s
     assert spent.wall_seconds == 9.0 + 6.0
     ledger.close()
-    again = Ledger(tmp_path / "ledger.jsonl", epochs=9)
+    again = Ledger(tmp_path / "ledger.jsonl")
     assert again.spent == spent
     again.close()
 
@@ -198,7 +198,7 @@ def test_the_leaderboard_puts_full_length_first_then_the_metric(tmp_path, mode, 
 
 
 def test_only_what_a_stopping_rule_cut_counts_as_saved(tmp_path):
-    ledger = Ledger(tmp_path / "ledger.jsonl", 10)
+    ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.append(Launched(host="here", pid=1, at=0.0))
     for number, (outcome, reason) in enumerate(
         [("stopped", ""), ("stopped", "stopped by hand"), ("stopped", "limits.target"), ("interrupted", "the driver stopped")]

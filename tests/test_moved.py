@@ -226,7 +226,7 @@ def test_doctor_never_closes_the_runs_of_a_running_search(project, said):
     client, old = store.client_for(f"sqlite:///{project / 'mlruns.db'}"), project / "searches/made-1"
     moved = old.rename(project / "searches/made-2")
     spec, facts = searches.read(moved)
-    ledger = Ledger(moved / "ledger.jsonl", spec.epochs)
+    ledger = Ledger(moved / "ledger.jsonl")
     recorder = Recorder.connect(uris.resolve_uri(None, moved, facts), spec.name)
     recorder.open(spec, facts, moved, ledger.events, ledger.sync)
     try:

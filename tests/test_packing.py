@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from vit_search.search.packing import ENOUGH, LEAST, MOST, Held, Nodes, Packing, request
+from vit_search.search.suggest import OptunaSearcher
 
 from vit_search.errors import OutOfMemoryError, SpecError
 from vit_search.ray_session import Shape
 from vit_search.search.limits import Limits
-from vit_search.search.packing import ENOUGH, LEAST, MOST, Held, Nodes, Packing, request
-from vit_search.search.suggest import OptunaSearcher
 from vit_search.spec import lint, plan, search_file, shares
 from vit_search.spec.config import EpochResult
 from vit_search.tracking import ledger as ledgers
@@ -211,7 +211,7 @@ def test_a_trial_that_outgrows_its_share_gets_the_next_one_each_time_and_keeps_i
 
 
 def test_a_resume_knows_all_that_was_learnt(tmp_path):
-    ledger, packed = Ledger(tmp_path / "ledger.jsonl", 4), packing()
+    ledger, packed = Ledger(tmp_path / "ledger.jsonl"), packing()
     ledger.listeners.append(packed.take)
     rng, asked = random.Random(0), {}
     for trial in range(30):

@@ -146,7 +146,7 @@ def test_the_parent_tells_how_the_search_stands_and_links_to_its_trials(uri, tmp
 def sent(home, uri, trials, **search):
     """A whole search of these trials, each the values of the metric by epoch and the trial's outcome; its runs by name."""
     folder, spec, _ = begin(home, trials=len(trials), **search)
-    ledger, at = Ledger(folder / "ledger.jsonl", spec.epochs), 1_700_000_000.0
+    ledger, at = Ledger(folder / "ledger.jsonl"), 1_700_000_000.0
     for number, (values, outcome) in enumerate(trials):
         ledger.append(Proposed(trial=number, params={"dim": 32, "depth": 1, "lr": 2e-3}, at=at))
         for epoch, value in enumerate(values, 1):
@@ -191,7 +191,7 @@ def test_no_metric_of_a_whole_trial_is_a_lone_point_that_mlflow_draws_as_a_curve
 def test_mlflow_lists_a_trials_metric_first_and_a_trial_sent_epoch_by_epoch_is_the_same(uri, migrated, tmp_path):
     """MLflow's page of a comparison begins with the first metric that it is given."""
     folder, spec, facts = begin(tmp_path, trials=1)
-    ledger, recorder = Ledger(folder / "ledger.jsonl", spec.epochs), Recorder.connect(uri, spec.name)
+    ledger, recorder = Ledger(folder / "ledger.jsonl"), Recorder.connect(uri, spec.name)
     recorder.open(spec, facts, folder, ledger.events, ledger.sync)
     ledger.listeners.append(recorder.wake)
     for event in events(spec):
@@ -282,7 +282,7 @@ def test_an_experiments_page_has_a_column_for_the_newest_searchs_metric(uri, tmp
 
 def test_a_promotion_leaves_the_columns_as_they_are(uri, tmp_path):
     folder, spec, facts = begin(tmp_path, trials=1)
-    Ledger(folder / "ledger.jsonl", spec.epochs).close()
+    Ledger(folder / "ledger.jsonl").close()
     searches.write(folder, dataclasses.replace(facts, promotes="made-1"))
     assert sync(folder, uri)
     assert not [name for name in store.client_for(uri).get_experiment_by_name("made").tags if "View" in name]
@@ -403,7 +403,7 @@ def test_a_store_that_is_spelled_another_way_is_the_same_store(uri, tmp_path):
 @pytest.mark.usefixtures("without_report")
 def test_a_run_that_is_deleted_while_its_search_runs_is_made_anew(uri, tmp_path, caplog):
     folder, spec, facts = begin(tmp_path, trials=3)
-    ledger, recorder = Ledger(folder / "ledger.jsonl", spec.epochs), Recorder.connect(uri, spec.name)
+    ledger, recorder = Ledger(folder / "ledger.jsonl"), Recorder.connect(uri, spec.name)
     recorder.open(spec, facts, folder, ledger.events, ledger.sync)
     ledger.listeners.append(recorder.wake)
     with caplog.at_level(logging.WARNING):
@@ -422,7 +422,7 @@ def test_a_run_that_is_deleted_while_its_search_runs_is_made_anew(uri, tmp_path,
 
 def test_a_trial_that_goes_on_after_an_interruption_is_shown_as_running_and_then_as_over(uri, tmp_path):
     folder, spec, facts = begin(tmp_path, trials=1)
-    ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
+    ledger = Ledger(folder / "ledger.jsonl")
     for event in (
         Proposed(trial=0, params={"dim": 32, "depth": 1, "lr": 2e-3}),
         Reported(trial=0, result=result(1, 0.5)),
@@ -433,7 +433,7 @@ def test_a_trial_that_goes_on_after_an_interruption_is_shown_as_running_and_then
     assert sync(folder, uri)
     assert [run[1] for run in content(uri)] == ["KILLED", "KILLED"]
 
-    ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
+    ledger = Ledger(folder / "ledger.jsonl")
     recorder = Recorder.connect(uri, spec.name)
     recorder.open(spec, facts, folder, ledger.events, ledger.sync)
     ledger.listeners.append(recorder.wake)
@@ -451,7 +451,7 @@ def test_a_trial_that_goes_on_after_an_interruption_is_shown_as_running_and_then
 
 def test_of_a_dead_driver_mlflow_says_what_status_does(uri, tmp_path):
     folder, spec, facts = begin(tmp_path, trials=2)
-    ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
+    ledger = Ledger(folder / "ledger.jsonl")
     for event in (
         Launched(host="here", pid=1),
         *(Proposed(trial=number, params={"dim": 32, "depth": 1, "lr": 2e-3}) for number in (0, 1)),
@@ -472,7 +472,7 @@ def test_of_a_dead_driver_mlflow_says_what_status_does(uri, tmp_path):
     assert found.data.tags["mlflow.note.content"].startswith("**interrupted (its driver died)**: 0 of 2 trials over (2 interrupted)")
     assert "the search is interrupted (its driver died)." in (folder / "report.md").read_text()
 
-    ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
+    ledger = Ledger(folder / "ledger.jsonl")
     recorder = Recorder.connect(uri, spec.name)
     recorder.open(spec, facts, folder, ledger.events, ledger.sync)
     ledger.listeners.append(recorder.wake)
@@ -489,7 +489,7 @@ def test_of_a_dead_driver_mlflow_says_what_status_does(uri, tmp_path):
 
 def test_a_driver_at_work_keeps_its_search_to_itself(uri, tmp_path):
     folder, spec, _ = made(tmp_path)
-    ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
+    ledger = Ledger(folder / "ledger.jsonl")
     with pytest.raises(SearchError, match="is running this search; wait for it or stop it"):
         sync(folder, uri)
     ledger.close()
@@ -497,7 +497,7 @@ def test_a_driver_at_work_keeps_its_search_to_itself(uri, tmp_path):
 
 def test_nothing_is_sent_before_the_disk_has_it(uri, tmp_path):
     folder, spec, facts = begin(tmp_path, trials=2)
-    ledger, synced, recorder = Ledger(folder / "ledger.jsonl", spec.epochs), [], Recorder.connect(uri, spec.name)
+    ledger, synced, recorder = Ledger(folder / "ledger.jsonl"), [], Recorder.connect(uri, spec.name)
 
     def sync_ledger():
         ledger.sync()
@@ -518,7 +518,7 @@ def test_nothing_is_sent_before_the_disk_has_it(uri, tmp_path):
 @pytest.mark.parametrize("value", [0.0, -0.0, 1e308, -1e308, 5e-324, 0.1 + 0.2, math.inf, -math.inf, math.nan])
 def test_odd_numbers_come_back_as_they_were(uri, tmp_path, value):
     folder, spec, _ = begin(tmp_path, trials=1)
-    ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
+    ledger = Ledger(folder / "ledger.jsonl")
     ledger.append(Proposed(trial=0, params={"dim": 32, "depth": 1, "lr": 2e-3}))
     ledger.append(Reported(trial=0, result=result(1, 0.5, val_loss=value)))
     ledger.append(Ended(trial=0, outcome="stopped"))
@@ -536,7 +536,7 @@ def test_odd_numbers_come_back_as_they_were(uri, tmp_path, value):
 def test_a_database_that_is_locked_for_a_while_costs_nothing_and_at_most_one_line(uri, tmp_path, capfd, caplog, seconds):
     """MLflow waits for 20 s by itself."""
     folder, spec, facts = begin(tmp_path)
-    ledger, recorder = Ledger(folder / "ledger.jsonl", spec.epochs), Recorder.connect(uri, spec.name)
+    ledger, recorder = Ledger(folder / "ledger.jsonl"), Recorder.connect(uri, spec.name)
     with sqlite3.connect(tmp_path / "mlruns.db", isolation_level=None, check_same_thread=False) as lock:
         lock.execute("BEGIN EXCLUSIVE")
         recorder.open(spec, facts, folder, ledger.events, ledger.sync)
@@ -567,7 +567,7 @@ def test_doctor_finds_runs_of_dead_drivers_and_of_strangers_and_leaves_the_livin
     alive, alive_spec, alive_facts = begin(tmp_path / "b", "made-2")
     ledgers = {}
     for folder, spec, facts in ((dead, dead_spec, dead_facts), (alive, alive_spec, alive_facts)):
-        ledger = ledgers[folder] = Ledger(folder / "ledger.jsonl", spec.epochs)
+        ledger = ledgers[folder] = Ledger(folder / "ledger.jsonl")
         ledger.append(Proposed(trial=0, params={"dim": 32, "depth": 1, "lr": 2e-3}))
         recorder = Recorder.connect(uri, spec.name)
         recorder.open(spec, facts, folder, ledger.events, ledger.sync)
@@ -765,7 +765,7 @@ def test_a_server_that_never_comes_back_leaves_a_search_that_sync_completes(serv
     away = threading.Event()
     proxy = Mischief(server, garbage=lambda head: away.is_set())
     folder, spec, facts = begin(tmp_path, "made-6")
-    ledger, recorder = Ledger(folder / "ledger.jsonl", spec.epochs), Recorder.connect(proxy.uri, spec.name)
+    ledger, recorder = Ledger(folder / "ledger.jsonl"), Recorder.connect(proxy.uri, spec.name)
     recorder.open(spec, facts, folder, ledger.events, ledger.sync)
     ledger.listeners.append(recorder.wake)
     for number, event in enumerate(events(spec)):

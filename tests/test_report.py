@@ -82,7 +82,7 @@ def begun(home, text, name="t-1", data_hash="d" * 64):
     spec = search_file.parse(text)
     facts = SearchFacts(name, "id", spec.name, text, {}, spec.metric, spec.mode, data_hash, "v", {}, "sqlite://")
     searches.write(folder, facts)
-    return folder, Ledger(folder / "ledger.jsonl", spec.epochs)
+    return folder, Ledger(folder / "ledger.jsonl")
 
 
 def tiny(home, mode="max", metric="val_accuracy", name="t-1", **more):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import pytest
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
+from vit_search.search.suggest import History, OptunaSearcher, Past
 
 from vit_search.errors import SpecError
 from vit_search.search import suggest
-from vit_search.search.suggest import History, OptunaSearcher, Past
 from vit_search.spec import search_file
 from vit_search.spec.config import EpochResult
 from vit_search.tracking.ledger import Commanded, Ended, Infeasible, Proposed, Reported

@@ -29,7 +29,7 @@ from vit_search.terminal import OUTCOME_STYLE, escaped
 if TYPE_CHECKING:
     from vit_search.production.gates import Gate
     from vit_search.production.promotion import Promotion
-    from vit_search.search.control import Control
+    from vit_search.search.driver import Driver
     from vit_search.search.launch import SearchResult
     from vit_search.spec.lint import Report
     from vit_search.spec.plan import Plan, Speed
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from vit_search.spec.space import Space
     from vit_search.tracking.finalists import Plan as FinalistPlan
     from vit_search.tracking.finalists import Retrained
-    from vit_search.tracking.ledger import Broke, Event, Ledger, Spent, Trial
+    from vit_search.tracking.ledger import Broke, Event, Spent, Trial
     from vit_search.tracking.search_state import State
     from vit_search.tracking.searches import Hindsight
 
@@ -571,7 +571,7 @@ def _awaited(folder: Path) -> bool:
 
 def _print_status(folder: Path, as_json: bool) -> None:
     from vit_search.cluster import record
-    from vit_search.search.control import Settings
+    from vit_search.search.commands import Settings
     from vit_search.tracking import ledger, searches
 
     now = record.snapshot(folder)
@@ -1435,18 +1435,18 @@ class _Screen:
         self.search = ""
         """Its name, once it runs."""
 
-    def watch(self, ledger: Ledger, spec: SearchSpec, control: Control) -> Callable[[Event], None]:
+    def watch(self, driver: Driver, spec: SearchSpec, folder: Path) -> Callable[[Event], None]:
         """Begin; what comes back is told every event."""
         from vit_search.spec.rungs import levels
         from vit_search.tracking import searches
         from vit_search.tracking.ledger import Broke, Commanded, Ended, Reported
 
-        self._ledger, self._spec, self._control, self._began = ledger, spec, control, time.monotonic()
-        facts = searches.read_facts(ledger.folder)
+        self._driver, self._spec, self._began = driver, spec, time.monotonic()
+        facts = searches.read_facts(folder)
         self.search = facts.search
         self._epochs_before = self._epochs()
         self._preparing.stop()
-        err.print(escaped(f"{self.search}: {ledger.folder}"), soft_wrap=True)
+        err.print(escaped(f"{self.search}: {folder}"), soft_wrap=True)
         if facts.images:
             err.print(escaped(facts.images))
         if err.is_terminal:
@@ -1466,11 +1466,11 @@ class _Screen:
             elif isinstance(event, Broke):
                 self._say_breakdown(event)
             elif isinstance(event, Reported) and event.result.epoch in rungs and event.result.epoch < spec.epochs:
-                value = ledger.trials[event.trial].value(spec.metric)
+                value = driver.trials[event.trial].value(spec.metric)
                 score = "" if value is None else f"  {spec.metric} {value:.4f}"
                 err.print(f"trial {event.trial:3d} at epoch {event.result.epoch:3d} of {spec.epochs}{score}", soft_wrap=True)
             elif isinstance(event, Ended):
-                trial = ledger.trials[event.trial]
+                trial = driver.trials[event.trial]
                 value = trial.value(spec.metric)
                 said = f"trial {trial.number:3d} {trial.outcome:<11} after {len(trial.results):3d} epochs"
                 err.print(f"{said}  {spec.metric} {value:.4f}" if value is not None else f"{said}  {escaped(trial.reason)}", soft_wrap=True)
@@ -1488,12 +1488,12 @@ class _Screen:
         """Where nothing else was printed for a minute, say how far the search is."""
         while not self._closed.wait(max(1.0, self._last_line + REPORT_EVERY_S - time.monotonic())):
             if time.monotonic() - self._last_line >= REPORT_EVERY_S:
-                trials = list(self._ledger.trials.values())
+                trials = list(self._driver.trials.values())
                 over = sum(trial.over for trial in trials)
                 running = f"{sum(trial.outcome == 'running' for trial in trials)} running"
-                now = running if self._control.state == "running" else self._control.state
+                now = running if self._driver.word == "running" else self._driver.word
                 spent = in_time(time.monotonic() - self._began)
-                err.print(f"{over} of {self._control.settings.trials} trials, {now}, {self._epochs()} epochs, {spent} spent")
+                err.print(f"{over} of {self._driver.settings.trials} trials, {now}, {self._epochs()} epochs, {spent} spent")
                 self._last_line = time.monotonic()
 
     def close(self) -> None:
@@ -1504,7 +1504,7 @@ class _Screen:
             self._live.stop()
 
     def _epochs(self) -> int:
-        return sum(len(t.results) for t in list(self._ledger.trials.values()))
+        return sum(len(t.results) for t in list(self._driver.trials.values()))
 
     def _picture(self) -> Any:
         from rich.console import Group
@@ -1513,7 +1513,7 @@ class _Screen:
 
         from vit_search.tracking.ledger import best
 
-        spec, trials, wanted = self._spec, list(self._ledger.trials.values()), self._control.settings.trials
+        spec, trials, wanted = self._spec, list(self._driver.trials.values()), self._driver.settings.trials
         over = [t for t in trials if t.over]
         stopped = sum(t.outcome == "stopped" for t in over)
         spent = time.monotonic() - self._began
@@ -1529,8 +1529,8 @@ class _Screen:
         bar = Table.grid()
         bar.add_row(ProgressBar(total=wanted, completed=len(over), width=60))  # alone it would not end its line
         parts: list[Any] = [head, bar]
-        if self._control.state != "running":
-            parts.append(f"[yellow]{escaped(self._control.ending or self._control.state)}[/]")
+        if self._driver.word != "running":
+            parts.append(f"[yellow]{escaped(self._driver.ending or self._driver.word)}[/]")
         winner = best(trials, spec.metric, spec.mode)
         if winner:
             params = escaped(", ".join(f"{k} {_number(v)}" for k, v in spec.space.trained(winner.params).items()))

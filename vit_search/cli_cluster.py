@@ -300,7 +300,7 @@ def _told(event: Event, metric: str, named: bool) -> str:
         return trial + event.outcome + (f": {event.reason}" if event.reason else "")
     if isinstance(event, ledger.Broke):
         return f"{trial}broke down: {event.reason}" + ("; it is tried again from its last checkpoint" if event.again else "")
-    if isinstance(event, ledger.Outgrown):
+    if isinstance(event, ledger.OutgrewShare):
         return f"{trial}outgrew its {event.gpus:g} of a GPU, goes on with more: {event.reason}"
     if isinstance(event, ledger.Left):
         return f"the driver let it go: {event.state}" + (f", {event.reason}" if event.reason else "")

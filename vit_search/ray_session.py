@@ -14,10 +14,10 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 OUTLIVE_HEAD_S = "600"
 """Seconds after which Ray ends a driver whose head is dead, without a word: we do it before, with one; see `watched`."""
@@ -33,7 +33,7 @@ for _name, _value in {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_gcs_rpc_server_reconnect_timeout_s": OUTLIVE_HEAD_S,
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # search/suggest.py says how many; Tune's one would start processes and nodes in turn
+    "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # search/driver.py says how many; Tune's one would start processes and nodes in turn
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failure is reported without the metric
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the ledger tells why a trial failed, in a line
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the ledger is our state; Tune's own snapshots are never read
@@ -50,6 +50,9 @@ from ray.job_config import JobConfig
 
 from vit_search import ray_folder, ray_token, ray_trouble
 from vit_search.errors import ClusterError, LostClusterError
+
+if TYPE_CHECKING:
+    from vit_search.search.gpu_sharing import GpuSharing
 
 # Ray 2.60 prints its daemons' messages between our own lines, whatever `log_to_driver` says: a dead worker's fills the terminal. The
 # ledger has why a trial broke down; the messages are in Ray's logs.
@@ -179,18 +182,27 @@ class Head:
     """The nodes that are there, and the kinds that may come."""
     leaving: Collection[str] = ()
     """Ids of nodes that get no more work, since they are about to be taken away."""
+    lost: ClusterError | None = None
+    """Set where it does not answer any more."""
+
+    def nodes(self) -> Mapping[str, Mapping[str, float]]:
+        """What each living node has, by its id."""
+        return {node["NodeID"]: node["Resources"] for node in nodes_alive()}
+
+    def slots(self, sharing: GpuSharing) -> float:
+        """How many trials run at the same time, on nodes that are there or may come."""
+        return sharing.slots(self.shapes)
 
 
 @contextlib.contextmanager
-def watched(search: str, lost: Callable[[ClusterError], None]) -> Iterator[Head]:
+def watched(search: str) -> Iterator[Head]:
     """The cluster's head, looked after by threads of its own.
 
     Args:
         search: its name, for the message.
-        lost: called from a thread where the head does not answer any more.
     """
     address, over, head = ray.get_runtime_context().gcs_address, threading.Event(), Head(shapes())
-    listening = threading.Thread(target=_listen, args=(address, over, search, lost), name="head", daemon=True)
+    listening = threading.Thread(target=_listen, args=(head, address, over, search), name="head", daemon=True)
     looking = threading.Thread(target=_look, args=(head, over), name="leaving", daemon=True)  # its own: the call waits for a dead head
     listening.start()
     looking.start()
@@ -202,7 +214,7 @@ def watched(search: str, lost: Callable[[ClusterError], None]) -> Iterator[Head]
             thread.join(LOOK_EVERY_S + 1)
 
 
-def _listen(address: str, over: threading.Event, search: str, lost: Callable[[ClusterError], None]) -> None:
+def _listen(head: Head, address: str, over: threading.Event, search: str) -> None:
     host, _, port = address.rpartition(":")
     heard = time.monotonic()
     while not over.wait(LOOK_EVERY_S):
@@ -212,7 +224,8 @@ def _listen(address: str, over: threading.Event, search: str, lost: Callable[[Cl
         except OSError as error:
             if time.monotonic() - heard > LOST_AFTER_S:
                 mend = f"start the cluster again, then `vit-search resume {search}` with its --address"
-                lost(LostClusterError(f"{address}: the head of the Ray cluster has not answered for {LOST_AFTER_S:g} s ({error}); {mend}."))
+                silent = f"the head of the Ray cluster has not answered for {LOST_AFTER_S:g} s ({error})"
+                head.lost = LostClusterError(f"{address}: {silent}; {mend}.")
                 return
 
 

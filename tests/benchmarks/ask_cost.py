@@ -14,8 +14,8 @@ import time
 
 import optuna
 from rounds import cpu_seconds, table
-
 from vit_search.search.suggest import ENOUGH, OptunaSearcher
+
 from vit_search.spec import search_file
 from vit_search.spec.config import EpochResult
 from vit_search.spec.space import Space

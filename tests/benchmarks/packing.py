@@ -30,8 +30,8 @@ from typing import Any
 
 from gpu_sharing import BATCH, SHAPES
 from rounds import table
-
 from vit_search.search.suggest import AHEAD
+
 from vit_search.spec import search_file, shares
 from vit_search.spec.config import TrialConfig
 from vit_search.spec.plan import NOISE, Images, Rule, images_bytes, images_of, work

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 from rounds import table
 from scipy.stats import rankdata, wilcoxon
+from vit_search.search.suggest import SHOWN, OptunaSearcher
 
 from vit_search.search.stopping import Rungs, RungScheduler
-from vit_search.search.suggest import SHOWN, OptunaSearcher
 from vit_search.spec.rungs import boundaries
 from vit_search.spec.space import Asks, Choice, FloatRange, IntRange
 

@@ -59,7 +59,7 @@ class Cost:
 def ours(uri: str, home: Path, happens: list[Event], trials: int, epochs: int) -> Cost:
     """Through the ledger and the recorder."""
     folder, spec, facts = begin(home, trials=trials, epochs=epochs)
-    ledger, recorder = Ledger(folder / "ledger.jsonl", spec.epochs), Recorder.connect(uri, spec.name)
+    ledger, recorder = Ledger(folder / "ledger.jsonl"), Recorder.connect(uri, spec.name)
     recorder.open(spec, facts, folder, ledger.events, ledger.sync)
     ledger.listeners.append(recorder.wake)
     blocked: list[float] = []
@@ -166,7 +166,7 @@ def large(trials: int, epochs: int) -> None:
     with tempfile.TemporaryDirectory() as place:
         os.chdir(place)
         folder, spec, _ = begin(Path(place) / "searches", trials=trials, epochs=epochs)
-        ledger = Ledger(folder / "ledger.jsonl", spec.epochs)
+        ledger = Ledger(folder / "ledger.jsonl")
         began = time.perf_counter()
         for event in events(spec):
             ledger.append(event)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from vit_search.errors import SearchError
 from vit_search.search import launch
+from vit_search.search.facts import facts_of
+from vit_search.search.search_folder import check_output, new_folder
 from vit_search.spec import search_file
 from vit_search.spec.config import EpochResult
 from vit_search.spec.search_file import SearchSpec
@@ -36,22 +38,22 @@ def adopt(folder: Path, output: Path, *, tracking_uri: str | None = None) -> Pat
     data = prepare(spec.data_config)
     if data.data_hash != described.data_hash:
         raise SearchError(f"{folder}: the data set has changed since this model was trained; train it again with `vit-search train`.")
-    launch.check_output(output)
+    check_output(output)
     recorder = launch.connect(tracking_uri, spec.name)
-    made = launch.new_folder(output, spec.name)
+    made = new_folder(output, spec.name)
     try:
         shutil.copytree(folder, trial_folder(made, 0) / "checkpoint")
         (made / ADOPTED).write_text(described.weights_sha256, encoding="utf-8")
-        _write_ledger(made, spec, described)
-        searches.write(made, launch.facts_of(spec, made, data, recorder))  # last: it makes it a search
+        _write_ledger(made, described)
+        searches.write(made, facts_of(spec, made, data, recorder))  # last: it makes it a search
     except OSError as error:
         shutil.rmtree(made, ignore_errors=True)
         raise SearchError(f"{made}: cannot be written ({error.strerror}); make room or name another folder with --output.") from None
     return made
 
 
-def _write_ledger(made: Path, spec: SearchSpec, described: Described) -> None:
-    ledger = Ledger(made / "ledger.jsonl", spec.epochs)
+def _write_ledger(made: Path, described: Described) -> None:
+    ledger = Ledger(made / "ledger.jsonl")
     try:
         ledger.append(Launched(host=socket.gethostname(), pid=os.getpid()))
         ledger.append(Proposed(trial=0, params={}))

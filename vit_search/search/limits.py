@@ -1,52 +1,47 @@
-"""When a search is done before all of its trials are: time spent, a target reached, no improvement."""
+"""When a search is done before all of its trials are: time spent, a target reached, no improvement, the same failure from the start."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
-
-from vit_search.tracking.ledger import Ended, Event, Spent, Trial
-
-
-class Asked(Protocol):
-    """The limits that somebody set: a search file's section, or the settings as they stand."""
-
-    @property
-    def hours(self) -> float | None: ...  # noqa: D102
-    @property
-    def device_hours(self) -> float | None: ...  # noqa: D102
-    @property
-    def target(self) -> float | None: ...  # noqa: D102
-    @property
-    def patience(self) -> int | None: ...  # noqa: D102
+from vit_search.search.commands import Commands, Settings
+from vit_search.tracking.ledger import Commanded, Ended, Event, Progress
 
 
 class Limits:
-    """What the limits of a search come to, event by event; a ledger's events fed again rebuild it.
+    """What the limits of a search come to.
 
     Args:
-        asked: the limits.
+        commands: have the limits as they stand. progress: of the search. Both take in an event before this does.
         metric: what trials are ranked by. mode: "min" or "max".
         devices: GPUs, or CPU cores where it uses none, that every trial holds; None where each has its own.
     """
 
-    def __init__(self, asked: Asked, *, metric: str, mode: str, devices: float | None) -> None:
-        self._asked = asked
+    def __init__(self, commands: Commands, progress: Progress, *, metric: str, mode: str, devices: float | None) -> None:
+        self.ending = ""
+        """The limit that was reached, in words; empty while none is. Trials then end after their epoch."""
+        self._commands, self._progress = commands, progress
         self._metric, self._sign, self._devices = metric, 1.0 if mode == "max" else -1.0, devices
         self._best: float | None = None
         self._since_best = 0
         self._completed: dict[int, float] = {}
         """Scores of full-length trials, the first to end first."""
+        self._first: list[Ended] = []
+        """The first three trials to end."""
 
-    def change(self, asked: Asked) -> None:
-        """Other limits from here on, for what has happened, too."""
-        self._asked = asked
+    @property
+    def settings(self) -> Settings:
+        """As they stand."""
+        return self._commands.settings
 
-    def take(self, event: Event, trials: Mapping[int, Trial]) -> None:
-        """One more event, after `trials` has taken it."""
-        if not isinstance(event, Ended) or event.outcome == "interrupted":
-            return
-        trial = trials[event.trial]
+    def apply(self, event: Event) -> None:
+        """Take in one more event. A limit that was reached stays so, until a command changes the limits."""
+        if isinstance(event, Ended) and event.outcome != "interrupted":
+            self._apply_end(event)
+        if isinstance(event, Commanded) and event.name == "set":
+            self.ending = ""
+        self.ending = self.ending or self._reached()
+
+    def _apply_end(self, event: Ended) -> None:
+        trial = self._progress.trials[event.trial]
         value = trial.value(self._metric)
         lost = value is None or trial.outcome in ("diverged", "failed")
         score = None if lost else self._sign * (value or 0.0)
@@ -56,23 +51,31 @@ class Limits:
             self._since_best += 1
         if trial.outcome == "completed" and score is not None:
             self._completed[trial.number] = score
+        if len(self._first) < 3:
+            self._first.append(event)
 
-    def reached(self, spent: Spent) -> str | None:
-        """The limit that ends the search, in words; None while none does."""
-        asked = self._asked
-        if asked.target is not None:
-            there = next((number for number, score in self._completed.items() if score >= self._sign * asked.target), None)
+    @property
+    def common_failure(self) -> str:
+        """Why the first three trials to end failed, where all three failed for one reason, as the next would; else empty."""
+        reasons = {event.reason.partition(" (see ")[0] for event in self._first if event.outcome == "failed"}
+        failed = sum(event.outcome == "failed" for event in self._first)
+        return reasons.pop() if failed == 3 and len(reasons) == 1 else ""
+
+    def _reached(self) -> str:
+        limits, spent = self.settings, self._progress.spent
+        if limits.target is not None:
+            there = next((number for number, score in self._completed.items() if score >= self._sign * limits.target), None)
             if there is not None:
-                return f"limits.target: trial {there} reached {asked.target:g}"
-        if asked.patience is not None and self._since_best >= asked.patience:
+                return f"limits.target: trial {there} reached {limits.target:g}"
+        if limits.patience is not None and self._since_best >= limits.patience:
             return f"limits.patience: no improvement in {self._since_best} trials"
-        if asked.hours is not None and spent.wall_seconds >= 3600 * asked.hours:
-            return f"limits.hours: {asked.hours:g} h are over"
-        if asked.device_hours is not None and spent.device_seconds(self._devices) >= 3600 * asked.device_hours:
-            return f"limits.device_hours: {asked.device_hours:g} h are spent"
-        return None
+        if limits.hours is not None and spent.wall_seconds >= 3600 * limits.hours:
+            return f"limits.hours: {limits.hours:g} h are over"
+        if limits.device_hours is not None and spent.device_seconds(self._devices) >= 3600 * limits.device_hours:
+            return f"limits.device_hours: {limits.device_hours:g} h are spent"
+        return ""
 
 
-def option(reached: str) -> str:
-    """The command line's option that changes a limit, from what `Limits.reached` says of it."""
-    return "--" + reached.partition(":")[0].removeprefix("limits.").replace("_", "-")
+def option(ending: str) -> str:
+    """The command line's option that changes a limit, from what `Limits.ending` says of it."""
+    return "--" + ending.partition(":")[0].removeprefix("limits.").replace("_", "-")

@@ -7,25 +7,19 @@
 | node | its node was lost, preempted, or cut off | MAX_LOSSES times: nobody's fault, but a trial may kill its node |
 | storage | its node could not write the search's folder, or does not see it | MAX_MOVES times; then the search ends, to be resumed |
 
-Who hung, or could not write, is tried on another node, where there is one that is fit for it. Who is on a node that is about to be
-taken away goes to another one after its epoch.
+A trial that hung, or could not write, is tried on another node, where there is one that is fit for it. A trial on a node that is about
+to be taken away goes to another one after its epoch. The driver does both (driver.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import ray
-from ray.tune import PlacementGroupFactory
-
-from vit_search.errors import ClusterError, SearchError, VitSearchError
-from vit_search.tracking.ledger import Broke
+from vit_search.tracking.ledger import Broke, Event, Launched
 
 MAX_RETRIES = 3
 """How often a trial whose process dies is taken up from its checkpoint."""
@@ -51,12 +45,6 @@ START_S = 600.0
 SILENT_S = 60.0
 """Seconds that it may be silent at least after that, however short its epochs are."""
 
-WAIT_S = 900.0
-"""Seconds that a trial waits for another node where there is none any more."""
-
-NODE_ID = "ray.io/node-id"
-"""Ray's label of a node."""
-
 Cause = Literal["own", "memory", "node", "storage"]
 
 
@@ -67,12 +55,6 @@ def cause_of(error: str) -> Cause:
     if any(sign in error for sign in MEMORY_SIGNS):
         return "memory"
     return "node" if any(sign in error for sign in NODE_SIGNS) else "own"
-
-
-def last_error(trial: Any) -> str:
-    """What Tune wrote down when a trial's process failed; its own `get_error` looks where the file is put later."""
-    path = Path(trial.error_file or "")
-    return path.read_text(encoding="utf-8", errors="replace").rpartition("Failure #")[2].strip() if path.is_file() else ""
 
 
 def in_words(error: str) -> str:
@@ -87,108 +69,48 @@ def in_words(error: str) -> str:
     return "its worker process died" if not error or "actor died" in error or "actor is dead" in error else error.splitlines()[-1]
 
 
-def nodes() -> dict[str, Mapping[str, float]]:
-    """What each living node has, by its id."""
-    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
-
-
-@dataclass
-class _Past:
-    """How often a trial broke down, and which nodes it is kept off."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    avoided: set[str] = field(default_factory=set)
-    silent_s: float = 0.0
-
-
 class Recovery:
-    """Decides about each breakdown; Tune itself retries for ever.
+    """How often each trial broke down, and whether it is tried once more."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, Counter[str]] = {}
+
+    def apply(self, event: Event) -> None:
+        """Take in one more event. With a new driver, storage that failed counts no more: somebody has mended it."""
+        if isinstance(event, Broke):
+            self._counts.setdefault(event.trial, Counter())[event.cause] += 1
+        elif isinstance(event, Launched):
+            for counts in self._counts.values():
+                counts["storage"] = 0
+
+    def halvings(self, trial: int) -> int:
+        """How often a trial's micro-batch is halved: once, where a lack of memory ended it."""
+        return min(1, self._counts.get(trial, Counter())["memory"])
+
+    def tries_again(self, trial: int, cause: Cause) -> bool:
+        """Whether a trial that breaks down for this cause now is tried again."""
+        counts = self._counts.get(trial, Counter()) + Counter([cause])
+        if cause == "storage":
+            return counts["storage"] <= MAX_MOVES
+        return counts["own"] + counts["memory"] <= MAX_RETRIES and counts["node"] <= MAX_LOSSES
+
+    def given_up_because(self, trial: int, reason: str) -> str:
+        """Why a trial that broke down is not tried again, for a person; empty where its storage failed, which ends the search instead."""
+        counts = self._counts.get(trial, Counter())
+        if counts["own"] + counts["memory"] > MAX_RETRIES:
+            return f"{reason} (after {MAX_RETRIES} retries)"
+        return f"{reason}, {counts['node']} times" if counts["node"] > MAX_LOSSES else ""
+
+
+def nodes_to_avoid(needed: Mapping[str, float], avoided: Collection[str], living: Mapping[str, Mapping[str, float]]) -> frozenset[str]:
+    """The nodes of `avoided` that a trial is to be kept off; none where no other node has what it needs.
 
     Args:
-        give_up: told the number of a trial that is not tried again, and why.
-        end: ends the search with an error, so that it can be resumed.
-        record: told of each breakdown.
-        living: the cluster's nodes.
+        needed: amounts by the names of Ray's resources. living: the same of each node, by its id.
     """
-
-    def __init__(
-        self,
-        give_up: Callable[[int, str], None],
-        end: Callable[[VitSearchError], None],
-        record: Callable[[Broke], None],
-        living: Callable[[], Mapping[str, Mapping[str, float]]] = nodes,
-    ) -> None:
-        self._give_up, self._end, self._record, self._living = give_up, end, record, living
-        self._pasts: dict[int, _Past] = {}
-        self._waiting: dict[int, tuple[float, PlacementGroupFactory]] = {}
-
-    def started(self, number: int) -> None:
-        """A trial's process begins."""
-        self._waiting.pop(number, None)
-
-    def look(self, now: float) -> None:
-        """End the search where a trial waits in vain for another node than those it is kept off; a resume lets it go anywhere."""
-        for number, (since, asked) in self._waiting.items():
-            if now - since > WAIT_S and elsewhere(asked, self._past(number).avoided, self._living()) is None:
-                kept_off = (
-                    f"no node has come for {WAIT_S / 60:.0f} minutes but those that it is kept off, since it hung or could not write there"
-                )
-                self._end(ClusterError(f"trial {number}: {kept_off}; mend or add a node, then resume the search."))
-
-    def hung(self, number: int, silent_s: float) -> None:
-        """A trial's process is about to be ended because nothing was heard of it for so long."""
-        self._past(number).silent_s = silent_s
-
-    def broke(self, trial: Any) -> None:
-        """Take in a breakdown of Tune's trial and say where it is to be tried next; called before it is queued again."""
-        number, error = trial.config["trial"], last_error(trial)
-        past, cause, reason = self._past(number), cause_of(error), in_words(error)
-        hung, past.silent_s = past.silent_s, 0.0
-        if hung and cause != "node":
-            cause, reason = "own", f"it hung: not heard of for {hung:.0f} s"
-        past.counts[cause] += 1
-        if cause == "memory" and trial.config["halvings"] == 0:
-            trial.config["halvings"] = 1
-        if hung or cause == "storage":
-            past.avoided.add(node_of(Path(trial.config["folder"])))
-        worn_out, lost = past.counts["own"] + past.counts["memory"] > MAX_RETRIES, past.counts["node"] > MAX_LOSSES
-        nowhere = past.counts["storage"] > MAX_MOVES
-        self._record(Broke(trial=number, reason=reason, again=not (worn_out or lost or nowhere)))
-        if worn_out:
-            self._give_up(number, f"{reason} (after {MAX_RETRIES} retries)")
-        elif lost:
-            self._give_up(number, f"{reason}, {past.counts['node']} times")
-        elif nowhere:
-            self._end(SearchError(f"trial {number}: {reason}"))
-        asked = trial.placement_group_factory
-        other = elsewhere(asked, past.avoided, self._living())
-        trial.placement_group_factory = other or PlacementGroupFactory(asked.bundles, asked.strategy)
-        if other:
-            self._waiting[number] = time.monotonic(), other
-
-    def moves(self, trial: Any, leaving: Collection[str]) -> PlacementGroupFactory | None:
-        """Where a trial that has just saved an epoch goes, if its node is one of those that are leaving; None to stay.
-
-        It stays where no other node is fit for it: so it loses an epoch at most.
-        """
-        if not leaving or node_of(Path(trial.config["folder"])) not in leaving:
-            return None
-        return elsewhere(trial.placement_group_factory, self._past(trial.config["trial"]).avoided | set(leaving), self._living())
-
-    def _past(self, number: int) -> _Past:
-        return self._pasts.setdefault(number, _Past())
-
-
-def elsewhere(
-    asked: PlacementGroupFactory, avoided: Collection[str], living: Mapping[str, Mapping[str, float]]
-) -> PlacementGroupFactory | None:
-    """The same resources on any other node; None where no node is to be avoided, or no other one has as much."""
-    needed, named = asked.required_resources, sorted(set(avoided) - {""})
     fit = [node for node, has in living.items() if all(has.get(name, 0) >= amount for name, amount in needed.items())]
-    if not named or all(node in named for node in fit):
-        return None
-    selector = [{NODE_ID: f"!in({', '.join(named)})"}] * len(asked.bundles)
-    return PlacementGroupFactory(asked.bundles, asked.strategy, bundle_label_selector=selector)
+    named = frozenset(avoided) - {""}
+    return named if any(node not in named for node in fit) else frozenset()
 
 
 class Patience:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vit_search.errors import SearchError
-from vit_search.search.control import Settings, check_settings
+from vit_search.search.commands import Commands, Settings, check_settings
 from vit_search.search.limits import Limits, option
 from vit_search.spec.search_file import SearchSpec
 from vit_search.tracking import searches
-from vit_search.tracking.ledger import Event, Trial, check_free, fold, read_events, told
+from vit_search.tracking.ledger import Commanded, Event, Progress, check_free, read_events
 from vit_search.tracking.searches import SearchFacts
 
 
@@ -57,19 +56,23 @@ def check_extension(spec: SearchSpec, folder: Path, events: Sequence[Event], ext
 
     Raises: SpecError, SearchError.
     """
-    trials, spent = told(events, spec.epochs)
-    check_settings(extend, known=len(trials), metric=spec.metric)
-    settings = dataclasses.replace(Settings.of(spec, events), **extend)  # type: ignore[arg-type]
-    reached = limits_of(spec, events, settings).reached(spent)
-    if reached:
-        raise SearchError(f"{folder.name} would end at once by {reached}; add {option(reached)} with a new limit.")
+    progress, limits = _standing(spec, events)
+    check_settings(extend, known=len(progress.trials), metric=spec.metric)
+    _, limits = _standing(spec, [*events, Commanded(name="set", arguments=dict(extend), answer="", by="")])
+    if limits.ending:
+        raise SearchError(f"{folder.name} would end at once by {limits.ending}; add {option(limits.ending)} with a new limit.")
 
 
-def limits_of(spec: SearchSpec, events: Iterable[Event], settings: Settings) -> Limits:
-    """The limits as a ledger has brought them nearer."""
-    limits = Limits(settings, metric=spec.metric, mode=spec.mode, devices=spec.resources.devices)
-    trials: dict[int, Trial] = {}
+def is_work_left(spec: SearchSpec, events: Sequence[Event]) -> bool:
+    """Whether trials are left to run, as far as it is seen without the search's whole state."""
+    progress, limits = _standing(spec, events)
+    return not limits.ending and sum(trial.over for trial in progress.trials.values()) < limits.settings.trials
+
+
+def _standing(spec: SearchSpec, events: Iterable[Event]) -> tuple[Progress, Limits]:
+    progress, commands = Progress(spec.epochs), Commands(Settings.of(spec), spec.metric)
+    limits = Limits(commands, progress, metric=spec.metric, mode=spec.mode, devices=spec.resources.devices)
     for event in events:
-        fold(trials, event)
-        limits.take(event, trials)
-    return limits
+        for component in (progress, commands, limits):
+            component.apply(event)
+    return progress, limits

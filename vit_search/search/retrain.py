@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from vit_search.search import launch
-from vit_search.search.launch import SearchResult
+from vit_search.search.facts import facts_of
+from vit_search.search.launch import Options, SearchResult, Watch
 from vit_search.spec.files import make_folder, write_whole
 from vit_search.tracking import finalists, ledger, searches
 from vit_search.tracking.finalists import Plan
@@ -15,9 +14,7 @@ from vit_search.tracking.recorder import Recorder
 from vit_search.tracking.uris import resolve_uri
 
 
-def retrain(
-    plan: Plan, *, tracking_uri: str | None = None, watch: Callable[..., Any] | None = None, address: str | None = None
-) -> SearchResult | None:
+def retrain(plan: Plan, *, tracking_uri: str | None = None, watch: Watch | None = None, address: str | None = None) -> SearchResult | None:
     """Train what a plan asks for, or go on with it after a death; None where it is done already.
 
     Raises: SearchError when another process is at it, or the search's folder has been changed; DataError; TrackingError;
@@ -33,9 +30,9 @@ def retrain(
         place = _new_place(plan.search)
         write_whole(place / finalists.PLANNED, plan.text)
         name = f"{plan.search.name}-promotion-{place.name}"
-        searches.write(place, launch.facts_of(plan.spec, place, data, recorder, name=name, promotes=plan.search.name))
+        searches.write(place, facts_of(plan.spec, place, data, recorder, name=name, promotes=plan.search.name))
     spec, own = searches.read(place)
-    return launch.drive(spec, place, data, recorder, own, watch, planned=plan.trainings, address=address)
+    return launch.drive(spec, place, data, recorder, own, options=Options(watch=watch, address=address), planned=plan.trainings)
 
 
 def _new_place(folder: Path) -> Path:

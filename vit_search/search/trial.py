@@ -21,6 +21,7 @@ import torch
 from ray import tune
 
 from vit_search.errors import DamagedCheckpointError, OutOfMemoryError, StorageError, VitSearchError
+from vit_search.search.messages import Epoch, Failed, Outgrown, Report, TrialOrder, Waiting, encode
 from vit_search.search.usage import Meter
 from vit_search.spec.config import TrialConfig
 from vit_search.spec.cost import in_units
@@ -34,23 +35,18 @@ _log = logging.getLogger(__name__)
 PAUSES_S = (1, 2, 4, 8, 15, 30)
 """Between tries to write a checkpoint: a minute in all, which a server of files takes to start again."""
 
-Given = TypeVar("Given")
+Result = TypeVar("Result")
 
 
 class OvertakenError(RuntimeError):
     """Another process has taken this trial up; this one must not write any more."""
 
 
-def train_trial(told: dict[str, Any]) -> None:
+def train_trial(config: dict[str, Any]) -> None:
     """Tune's function trainable.
 
     Args:
-        told: `trial` (number), `config` (TrialConfig as a dict), `folder` (of this trial, on storage that every node
-            sees), `data` (a prepared DataSet), `train_on` (as in a search file), `halvings` (how often a lack of
-            memory has killed it: each halves the micro-batch), `latency` (whether to measure the time to classify an image),
-            `usage` (whether to tell what each epoch took of the machine), and what `Packing.told` adds: `resources` (that it
-            holds), `threads`, `decoders` (processes that decode images), `halves` (whether a lack of memory halves the
-            micro-batch; else it asks for a larger share of a GPU).
+        config: a TrialOrder as Tune brings it.
 
     An epoch is saved before it is reported, and a trial that starts again reports what its checkpoint holds once more:
     the driver drops what it knows. An error of ours or of the user is reported, not raised: Tune's retries are for
@@ -58,78 +54,84 @@ def train_trial(told: dict[str, Any]) -> None:
 
     Raises: StorageError.
     """
-    guarded(_train, told)
+    guarded(_train, TrialOrder.decode(config))
 
 
-def guarded(train: Callable[[dict[str, Any]], None], told: dict[str, Any]) -> None:
+def guarded(train: Callable[[TrialOrder], None], order: TrialOrder) -> None:
     """Have a trial trained, and report what came in between."""
-    failure = _failure(train, told)
+    failure = _failure(train, order)
     if failure is not None:  # what was raised is gone by now, and with it the memory that its frames held
-        tune.report({"trial": told["trial"], **failure})
+        send(order, failure)
 
 
-def _failure(train: Callable[[dict[str, Any]], None], told: dict[str, Any]) -> dict[str, Any] | None:
+def send(order: TrialOrder, report: Report) -> None:
+    """Report to the driver, through Tune."""
+    tune.report(encode(order.trial, report))
+
+
+def _failure(train: Callable[[TrialOrder], None], order: TrialOrder) -> Failed | Outgrown | None:
     try:
-        train(told)
+        train(order)
     except OvertakenError:
         pass  # whoever replaced it reports
     except StorageError:
         raise
     except OSError as error:
         if error.errno is not None:
-            raise StorageError(_ailing(Path(told["folder"]), error)) from None
-        return _broken(told, error)  # of a library, about what it read
+            raise StorageError(_ailing(order.folder, error)) from None
+        return _broken(order, error)  # of a library, about what it read
     except training.DivergedError as error:
-        return {"failure": "diverged", "reason": str(error)}
+        return Failed("diverged", str(error))
     except VitSearchError as error:
-        if isinstance(error, OutOfMemoryError) and not told["halves"]:
-            return {"outgrown": True, "reason": str(error)}
-        return {"failure": "failed", "reason": str(error)}
+        if isinstance(error, OutOfMemoryError) and not order.halves:
+            return Outgrown(str(error))
+        return Failed("failed", str(error))
     except Exception as error:
-        if isinstance(error, RuntimeError) and machine.out_of_memory(error) and not told["halves"]:
-            return {"outgrown": True, "reason": f"{type(error).__name__}: {error}".splitlines()[0]}
-        return _broken(told, error)
+        if isinstance(error, RuntimeError) and machine.out_of_memory(error) and not order.halves:
+            return Outgrown(f"{type(error).__name__}: {error}".splitlines()[0])
+        return _broken(order, error)
     return None
 
 
-def _broken(told: dict[str, Any], error: Exception) -> dict[str, Any]:
+def _broken(order: TrialOrder, error: Exception) -> Failed:
     """What only a change of the code can mend."""
-    folder = Path(told["folder"])
+    folder = order.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "error.txt", traceback.format_exc().encode(errors="backslashreplace"))
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return {"failure": "failed", "reason": f"{reason} (see {folder / 'error.txt'})"}
+    return Failed("failed", f"{reason} (see {folder / 'error.txt'})")
 
 
-def _train(told: dict[str, Any]) -> None:
-    torch.set_num_threads(told["threads"])
-    os.environ["OMP_NUM_THREADS"] = str(told["threads"])  # of the processes that it starts
-    machine.limit_memory(told["resources"]["GPU"])
+def _train(order: TrialOrder) -> None:
+    torch.set_num_threads(order.threads)
+    os.environ["OMP_NUM_THREADS"] = str(order.threads)  # of the processes that it starts
+    machine.limit_memory(order.gpus)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config, folder, data = TrialConfig.from_dict(told["config"]), Path(told["folder"]) / "checkpoint", told["data"]
-    trained_on, validated_on = TRAINED_AND_VALIDATED_ON[told["train_on"]]
+    assert order.data is not None, "a trial that trains has data"
+    config, folder, data = TrialConfig.from_dict(order.config), order.folder / "checkpoint", order.data
+    trained_on, validated_on = TRAINED_AND_VALIDATED_ON[order.train_on]
     node = ray.get_runtime_context().get_node_id()
-    mark = _patiently(told, lambda: _own(folder.parent, node), PAUSES_S[:3])
+    mark = _patiently(order, lambda: _own(folder.parent, node), PAUSES_S[:3])
     splits = (trained_on, validated_on)
-    train, val = _patiently(told, lambda: [_split(data, names, device, told["decoders"]) for names in splits], PAUSES_S[:3])
-    state = _patiently(told, lambda: _where_it_stood(folder, config, device))
+    train, val = _patiently(order, lambda: [_split(data, names, device, order.decoders) for names in splits], PAUSES_S[:3])
+    state = _patiently(order, lambda: _where_it_stood(folder, config, device))
     if state is None:
         state = training.start(config, training.Normalisation.of(data.mean, data.std, device), device)
-    state.halves = told["halves"]
-    state.accumulation = max(state.accumulation, config.training.accumulation * 2 ** told["halvings"])
+    state.halves = order.halves
+    state.accumulation = max(state.accumulation, config.training.accumulation * 2**order.halvings)
     for result in state.history:
-        tune.report({"trial": told["trial"], **dataclasses.asdict(result)})
+        send(order, Epoch(result))
     latency = state.history[-1].latency_ms if state.history else None
-    with Meter() if told["usage"] else contextlib.nullcontext() as meter:
+    with Meter() if order.usage else contextlib.nullcontext() as meter:
         for result in training.fit(state, train, val):
             if not math.isfinite(result.train_loss):
                 raise training.DivergedError(f"the training loss is {result.train_loss} in epoch {result.epoch}")
-            if told["latency"]:
+            if order.latency:
                 latency = latency or training.latency_ms(state.outcome)
                 result = dataclasses.replace(result, latency_ms=latency)
                 state.history[-1] = result
-            _patiently(told, lambda: _save(folder, state, data, trained_on, mark))
-            tune.report({"trial": told["trial"], **dataclasses.asdict(result), **(meter.read() if meter else {})})
+            _patiently(order, lambda: _save(folder, state, data, trained_on, mark))
+            send(order, Epoch(result, meter.read() if meter else {}))
 
 
 def _own(folder: Path, node: str) -> str:
@@ -181,7 +183,7 @@ def _save(folder: Path, state: training.Training, data: DataSet, trained_on: tup
     checkpoint.save(folder, state, classes=data.classes, data_hash=data.data_hash, trained_on=trained_on, check=check)
 
 
-def _patiently(told: dict[str, Any], act: Callable[[], Given], pauses: tuple[int, ...] = PAUSES_S) -> Given:
+def _patiently(order: TrialOrder, act: Callable[[], Result], pauses: tuple[int, ...] = PAUSES_S) -> Result:
     """Do what needs the storage, again and again where it fails, and tell the driver of each pause.
 
     Raises: StorageError when it fails to the end.
@@ -190,12 +192,12 @@ def _patiently(told: dict[str, Any], act: Callable[[], Given], pauses: tuple[int
         try:
             return act()
         except OSError as error:
-            tune.report({"trial": told["trial"], "waiting": str(error)})
+            send(order, Waiting(str(error)))
             time.sleep(pause)
     try:
         return act()
     except OSError as error:
-        raise StorageError(_ailing(Path(told["folder"]), error)) from None
+        raise StorageError(_ailing(order.folder, error)) from None
 
 
 def _ailing(folder: Path, error: OSError) -> str:

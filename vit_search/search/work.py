@@ -7,9 +7,9 @@ from typing import Any
 from vit_search.start_up import collect_rarely
 
 
-def train_trial(told: dict[str, Any]) -> None:
+def train_trial(config: dict[str, Any]) -> None:
     """See trial.py, whose function of this name it is."""
     collect_rarely()
     from vit_search.search import trial
 
-    trial.train_trial(told)
+    trial.train_trial(config)

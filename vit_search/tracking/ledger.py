@@ -70,7 +70,7 @@ class Reported:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outgrown:
+class OutgrewShare:
     """A trial did not fit into its share of a GPU; it goes on from its checkpoint with the next larger one."""
 
     trial: Count
@@ -90,6 +90,8 @@ class Broke:
     reason: str
     again: bool
     """Whether it is tried again, from its last checkpoint."""
+    cause: str = ""
+    """A key of the table in search/recovery.py; empty in ledgers of versions before 0.3."""
     at: Moment = field(default_factory=time.time)
 
 
@@ -124,13 +126,13 @@ class Left:
     at: Moment = field(default_factory=time.time)
 
 
-Event = Launched | Proposed | Infeasible | Reported | Outgrown | Broke | Ended | Commanded | Left
+Event = Launched | Proposed | Infeasible | Reported | OutgrewShare | Broke | Ended | Commanded | Left
 _KINDS: dict[str, Any] = {
     "launched": Launched,
     "proposed": Proposed,
     "infeasible": Infeasible,
     "reported": Reported,
-    "outgrown": Outgrown,
+    "outgrown": OutgrewShare,
     "broke": Broke,
     "ended": Ended,
     "commanded": Commanded,
@@ -223,31 +225,66 @@ class Spent:
                 self.saved_epochs += full - len(results)
 
 
+@dataclass
+class Progress:
+    """What the events of a ledger come to: its trials by their numbers, and what they cost."""
+
+    epochs: int
+    """Of a full training, to count what stopping saved."""
+    trials: dict[int, Trial] = field(default_factory=dict)
+    unfinished: dict[int, None] = field(default_factory=dict)
+    """Numbers of those that are not over, ascending."""
+    spent: Spent = field(default_factory=Spent)
+
+    @staticmethod
+    def of(events: Iterable[Event], epochs: int) -> Progress:
+        """Of all of them."""
+        progress = Progress(epochs)
+        for event in events:
+            progress.apply(event)
+        return progress
+
+    def apply(self, event: Event) -> None:
+        """Take in one more event."""
+        if isinstance(event, Proposed):
+            self.trials[event.trial] = Trial(event.trial, event.params, began=event.at)
+            self.unfinished[event.trial] = None
+        elif isinstance(event, Reported):
+            trial = self.trials[event.trial]
+            trial.results.append(event.result)
+            trial.weighed_seconds += event.result.seconds * event.devices
+            trial.outcome = "running"
+        elif isinstance(event, Broke):
+            self.trials[event.trial].breakdowns.append(event.reason)
+        elif isinstance(event, Ended):
+            trial = self.trials[event.trial]
+            trial.outcome, trial.reason, trial.ended = event.outcome, event.reason, event.at
+            if trial.over:
+                self.unfinished.pop(event.trial, None)
+        self.spent.take(event, self.trials, self.epochs)
+
+
 class Ledger:
     """The file `ledger.jsonl` of one search and its copy, held by one driver at a time; any thread may append.
 
     Args:
         path: of the file; made where it is missing.
-        epochs: of a full training, to count what stopping saved.
     Raises: SearchError when another driver holds it, or both files are damaged before their end.
     """
 
-    def __init__(self, path: Path, epochs: int = 0) -> None:
-        self.folder, self._path, self._epochs = path.parent, path, epochs
+    def __init__(self, path: Path) -> None:
+        self.folder, self._path = path.parent, path
         self._file: IO[bytes] = open_to_write(path, "a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
             raise _taken(path) from None
-        self.events: list[Event] = []
-        self.trials: dict[int, Trial] = {}
-        self.spent = Spent()
         self.listeners: list[Callable[[Event], None]] = []
+        """Told of each event, in this order, once it is written."""
         self._lock = threading.RLock()
         lines = _sound_lines(path)
-        for event in _decoded(path, lines):
-            self._take(event)
+        self.events = _decoded(path, lines)
         whole = b"".join(lines)
         if not _holds(_copy_of(path), whole):
             write_whole(_copy_of(path), whole)
@@ -259,13 +296,11 @@ class Ledger:
         self._copy: IO[bytes] = open_to_write(_copy_of(path), "ab")
 
     def append(self, event: Event) -> None:
-        """Write an event and tell the listeners. An epoch that is already known is dropped: retries report it again.
+        """Write an event and tell the listeners.
 
         Raises: SearchError when the disk is full or the file cannot be written.
         """
         with self._lock:
-            if isinstance(event, Reported) and event.result.epoch <= len(self.trials[event.trial].results):
-                return
             line = _encode(event)
             try:
                 self._file.write(line)
@@ -278,7 +313,7 @@ class Ledger:
                 raise SearchError(
                     f"{self._path}: cannot be written ({error.strerror}); make room, then `vit-search resume {self._path.parent.name}`."
                 ) from None
-            self._take(event)
+            self.events.append(event)
             for listener in self.listeners:
                 listener(event)
 
@@ -294,27 +329,6 @@ class Ledger:
             with contextlib.suppress(OSError):  # of a full disk: what could not be written was said when it happened
                 file.close()
 
-    def _take(self, event: Event) -> None:
-        self.events.append(event)
-        fold(self.trials, event)
-        self.spent.take(event, self.trials, self._epochs)
-
-
-def fold(trials: dict[int, Trial], event: Event) -> None:
-    """Bring the trials up to date with one more event."""
-    if isinstance(event, Proposed):
-        trials[event.trial] = Trial(event.trial, event.params, began=event.at)
-    elif isinstance(event, Reported):
-        trial = trials[event.trial]
-        trial.results.append(event.result)
-        trial.weighed_seconds += event.result.seconds * event.devices
-        trial.outcome = "running"
-    elif isinstance(event, Broke):
-        trials[event.trial].breakdowns.append(event.reason)
-    elif isinstance(event, Ended):
-        trial = trials[event.trial]
-        trial.outcome, trial.reason, trial.ended = event.outcome, event.reason, event.at
-
 
 def read_events(path: Path) -> list[Event]:
     """All that is known of a search. Any process may ask at any time.
@@ -324,16 +338,6 @@ def read_events(path: Path) -> list[Event]:
     if not path.exists() and not _copy_of(path).exists():
         raise SearchError(f"{path}: missing; {path.parent} is not the folder of a search.")
     return _decoded(path, _sound_lines(path))
-
-
-def told(events: Iterable[Event], epochs: int) -> tuple[dict[int, Trial], Spent]:
-    """The trials by their numbers and what they cost, from all events."""
-    trials: dict[int, Trial] = {}
-    spent = Spent()
-    for event in events:
-        fold(trials, event)
-        spent.take(event, trials, epochs)
-    return trials, spent
 
 
 def changed(events: Iterable[Event]) -> dict[str, Any]:
@@ -347,7 +351,7 @@ def changed(events: Iterable[Event]) -> dict[str, Any]:
 
 def read_trials(path: Path) -> list[Trial]:
     """The trials of a search, running or over, in the order of their numbers; otherwise as `read_events`."""
-    return list(told(read_events(path), epochs=0)[0].values())
+    return list(Progress.of(read_events(path), epochs=0).trials.values())
 
 
 def held(path: Path) -> bool:
@@ -424,7 +428,7 @@ def _decoded(path: Path, lines: Sequence[bytes]) -> list[Event]:
             event = _decode(line)
             if isinstance(event, Proposed):
                 proposed.add(event.trial)
-            elif isinstance(event, Reported | Outgrown | Broke | Ended) and event.trial not in proposed:
+            elif isinstance(event, Reported | OutgrewShare | Broke | Ended) and event.trial not in proposed:
                 raise ValueError(f"trial: {event.trial} was not proposed before")
         except (ValueError, RecursionError) as error:
             raise SearchError(f"{path}:{number}: {error or 'too many brackets'}; restore the file from a copy.") from None

@@ -41,13 +41,12 @@ from vit_search.tracking.ledger import (
     Event,
     Ledger,
     Outcome,
+    Progress,
     Proposed,
     Reported,
-    Spent,
     Trial,
     best,
     changed,
-    fold,
     ranked,
     trial_folder,
 )
@@ -131,9 +130,9 @@ def sync(folder: Path, tracking_uri: str | None = None) -> bool:
     spec, facts = searches.read(folder)
     searches.check_own(folder)
     recorder = Recorder.connect(resolve_uri(tracking_uri, folder, facts), spec.name)
-    ledger = Ledger(folder / "ledger.jsonl", spec.epochs)  # held meanwhile, so that no driver takes the search up
+    ledger = Ledger(folder / "ledger.jsonl")  # held meanwhile, so that no driver takes the search up
     try:
-        hindsight, trials = searches.read_hindsight(folder), ledger.trials.values()
+        hindsight, trials = searches.read_hindsight(folder), Progress.of(ledger.events, spec.epochs).trials.values()
         open_yet = hindsight is None or not all(trial.over for trial in trials)
         status = "KILLED" if open_yet else "FINISHED" if any(trial.outcome == "completed" for trial in trials) else "FAILED"
         recorder.open(spec, facts, folder, ledger.events, ledger.sync)
@@ -155,10 +154,9 @@ class Recorder:
     def __init__(self, client: MlflowClient, experiment_id: str) -> None:
         self.client, self.experiment_id = client, experiment_id
         self.parent_run = ""
-        self.wanted = 0
-        """Trials that the search is to run in all; the driver changes it with its settings."""
-        self.obey: Callable[[str], str] | None = None
-        """Does what a tag `command` of the parent run says, and gives the answer."""
+        self._wanted = 0
+        """Trials that the search is to run in all."""
+        self._obey: Callable[[str], str] | None = None
         self._spec: SearchSpec
         self._facts: SearchFacts
         self._folder: Path
@@ -168,11 +166,10 @@ class Recorder:
         """Events that MLflow has."""
         self._steps = 0
         """Calls that it has taken, to see that it is at work."""
-        self._trials: dict[int, Trial] = {}
+        self._progress = Progress(0)
         """As of the events taken."""
-        self._spent = Spent()
         self._folded = 0
-        """Events that they and `_spent` know of."""
+        """Events that it knows of."""
         self._runs: dict[int, str] = {}
         self._ready = False
         """Whether what MLflow has is known."""
@@ -227,16 +224,24 @@ class Recorder:
             raise TrackingError(f"{experiment}: MLflow refuses an experiment of this name ({error.message}).") from None
 
     def open(
-        self, spec: SearchSpec, facts: SearchFacts, folder: Path, events: list[Event], sync: Callable[[], None] = lambda: None
+        self,
+        spec: SearchSpec,
+        facts: SearchFacts,
+        folder: Path,
+        events: list[Event],
+        sync: Callable[[], None] = lambda: None,
+        obey: Callable[[str], str] | None = None,
     ) -> None:
         """Find this search's runs or make its parent run, and begin to send what MLflow has not got.
 
         Args:
             events: of the ledger, which the list grows with.
             sync: has the disk hold them all; called before they are sent, so that a loss of power takes nothing back.
+            obey: does what a tag `command` of the parent run says, and gives the answer.
         """
+        self._obey, self._progress = obey, Progress(spec.epochs)
         self._spec, self._facts, self._folder, self._events, self._sync = spec, facts, folder, events, sync
-        self._space, self.wanted = spec.space, changed(events).get("trials", spec.trials)
+        self._space, self._wanted = spec.space, changed(events).get("trials", spec.trials)
         self._news.set()
         self._thread.start()
 
@@ -332,7 +337,7 @@ class Recorder:
             self._fold(event)
             if isinstance(event, Ended):
                 self._improved(event)
-        self._to_reopen = {number for number, trial in self._trials.items() if not trial.over}
+        self._to_reopen = {number for number, trial in self._progress.trials.items() if not trial.over}
         with contextlib.suppress(OSError):  # of a full disk: what is not noted is sent again
             self._notes = open_to_write(self._folder / RECORDED)
         self._note(store=self.public_uri, experiment=self.experiment_id, parent=self.parent_run)
@@ -507,10 +512,10 @@ class Recorder:
         if now - self._looked >= LOOK_EVERY_S:
             self._looked = now
             text = self.client.get_run(self.parent_run).data.tags.get("command")
-            if text and self.obey is not None:
+            if text and self._obey is not None:
                 with _not_there():
                     self.client.delete_tag(self.parent_run, "command")
-                self.client.set_tag(self.parent_run, "command_answer", f"{text}: {self.obey(text)}")
+                self.client.set_tag(self.parent_run, "command_answer", f"{text}: {self._obey(text)}")
         if now - self._described >= DESCRIBE_EVERY_S:
             self._described = now
             self._describe(RANKED_LIVE, driven=True)
@@ -519,9 +524,9 @@ class Recorder:
             self.client.log_batch(self.parent_run, tags=_alive())
 
     def _fold(self, event: Event) -> None:
-        fold(self._trials, event)
+        self._progress.apply(event)
         self._folded += 1
-        self._spent.take(event, self._trials, self._spec.epochs)
+        self._wanted = int(changed([event]).get("trials", self._wanted))
 
     def _send_all(self, events: list[Event]) -> None:
         """All that is new of a trial goes in as few calls as MLflow allows: a search may outrun it by thousands."""
@@ -541,11 +546,11 @@ class Recorder:
     def _improved(self, event: Ended) -> list[Metric]:
         """A point of the parent's curve of the best full-length trial so far, over the number of trials that are over."""
         metric, sign = self._spec.metric, 1 if self._spec.mode == "max" else -1
-        value = self._trials[event.trial].value(metric) if event.outcome == "completed" else None
+        value = self._progress.trials[event.trial].value(metric) if event.outcome == "completed" else None
         if value is None or (self._best is not None and sign * value <= sign * self._best):
             return []
         self._best = value
-        return [Metric(f"best/{metric}", value, int(event.at * 1000), sum(trial.over for trial in self._trials.values()))]
+        return [Metric(f"best/{metric}", value, int(event.at * 1000), sum(trial.over for trial in self._progress.trials.values()))]
 
     def _insist(self, step: Callable[..., None], *args: Any) -> None:
         """Try until MLflow answers; a search goes on meanwhile. What MLflow refuses for good is said and left out."""
@@ -588,7 +593,7 @@ class Recorder:
 
     def _without_run(self) -> list[int]:
         """Trials whose run is gone, and was not yet made anew: where MLflow refuses it once, it is not asked again and again."""
-        return [number for number in self._trials if number not in self._runs and number not in self._made_anew]
+        return [number for number in self._progress.trials if number not in self._runs and number not in self._made_anew]
 
     def _make_anew(self, number: int) -> None:
         """Give a trial the run that somebody has deleted, with all that it held."""
@@ -599,7 +604,7 @@ class Recorder:
         self._send_news(number, told)
 
     def _send_news(self, number: int, news: list[_OfTrial]) -> None:
-        trial, last = self._trials[number], news[-1]
+        trial, last = self._progress.trials[number], news[-1]
         fresh = self._make_run(trial)
         run_id = self._runs[number]
         sent_again = isinstance(news[0], Proposed) and not fresh
@@ -728,15 +733,15 @@ class Recorder:
 
     def _describe(self, places: int, *, driven: bool) -> None:
         """The parent's description, and the first trials' ranks as tags."""
-        state = search_state.of_events(self._events[:], self._trials.values(), self.wanted, driven=driven)
-        trials = search_state.as_they_stand(self._trials, self._events[:], state)
+        state = search_state.of_events(self._events[:], self._progress.trials.values(), self._wanted, driven=driven)
+        trials = search_state.as_they_stand(self._progress.trials, self._events[:], state)
         ranking = ranked(trials.values(), self._spec.metric, self._spec.mode)
         text = overview.described(
             self._spec,
             self._facts,
             ranking,
-            self._spent,
-            wanted=self.wanted,
+            self._progress.spent,
+            wanted=self._wanted,
             state=f"{state.word} ({state.reason})" if state.reason else state.word,
             experiment_id=self.experiment_id,
             runs=self._runs,
@@ -779,9 +784,9 @@ class Recorder:
         yield self._find_runs
         for number in self._without_run():
             yield partial(self._make_anew, number)
-        trials = search_state.as_they_stand(self._trials, (), State("interrupted"))
+        trials = search_state.as_they_stand(self._progress.trials, (), State("interrupted"))
         for number, trial in trials.items():
-            if trial is not self._trials[number]:  # left without an end by a driver that has died
+            if trial is not self._progress.trials[number]:  # left without an end by a driver that has died
                 yield partial(self._end_left_trial, trial)
         ranking = ranked(trials.values(), spec.metric, spec.mode)
         yield self._drop_doubles
@@ -815,7 +820,7 @@ class Recorder:
             self.client.set_terminated(run, STATUS["interrupted"])
 
     def _figures(self, ranking: list[Trial], hindsight: Hindsight | None) -> dict[str, float]:
-        outcomes, spent = Counter(trial.outcome for trial in ranking), self._spent
+        outcomes, spent = Counter(trial.outcome for trial in ranking), self._progress.spent
         audits = {"audits_to_be_stopped": hindsight.doomed, "audits_wrongly": hindsight.wrongly} if hindsight else {}
         return {
             "trials": len(ranking),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vit_search.spec.search_file import SearchSpec
 from vit_search.tracking import ledger, searches
-from vit_search.tracking.ledger import Commanded, Event, Launched, Left, Reported, Spent, Trial
+from vit_search.tracking.ledger import Commanded, Event, Launched, Left, Progress, Reported, Spent, Trial
 from vit_search.tracking.searches import SearchFacts
 
 WORDS = {
@@ -128,12 +128,13 @@ def read(folder: Path, *, driven: bool | None = None, awaited: bool = False) -> 
     events = ledger.read_events(path)
     if driven is None:
         driven = before or ledger.held(path)  # one that came meanwhile has written its launch
-    trials, spent = ledger.told(events, spec.epochs)
+    progress = Progress.of(events, spec.epochs)
+    trials = progress.trials
     searches.check_trials(folder, spec, trials.values())
     wanted = int(ledger.changed(events).get("trials", spec.trials))
     closed = searches.read_hindsight(folder) is not None
     state = of_events(events, trials.values(), wanted, driven=driven, awaited=awaited, closed=closed)
-    return Snapshot(spec, facts, events, as_they_stand(trials, events, state), spent, wanted, state)
+    return Snapshot(spec, facts, events, as_they_stand(trials, events, state), progress.spent, wanted, state)
 
 
 def as_they_stand(trials: Mapping[int, Trial], events: Sequence[Event], state: State) -> dict[int, Trial]:

@@ -1,0 +1,146 @@
+"""What people have asked of a search while it ran: its settings as they stand, a pause, trials to stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from vit_search.errors import SpecError
+from vit_search.spec.search_file import SearchSpec, check_target, nearest
+from vit_search.tracking.ledger import Commanded, Event, Launched
+
+COMMANDS = {
+    "pause": "hold all trials after their epoch and free their devices",
+    "continue": "go on after a pause",
+    "stop": "start no more trials and let the running ones end; with trial=N, stop that trial after its epoch",
+    "cancel": "end now; `vit-search resume` goes on",
+    "set": "trials=N, concurrency=N, hours=H, device_hours=H, target=VALUE or patience=N",
+    "add": "propose a trial with these parameters next",
+}
+"""Every command, and what it does."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a command may change of what the search file says."""
+
+    trials: int
+    concurrency: int
+    hours: float | None = None
+    device_hours: float | None = None
+    target: float | None = None
+    patience: int | None = None
+
+    @staticmethod
+    def of(spec: SearchSpec, events: Iterable[Event] = ()) -> Settings:
+        """Those of a search file, and what the commands of a ledger have made of them."""
+        commands = Commands(Settings(spec.trials, spec.concurrency, **spec.limits.model_dump()), spec.metric)
+        for event in events:
+            commands.apply(event)
+        return commands.settings
+
+
+SETTINGS = tuple(f.name for f in fields(Settings))
+
+
+class Commands:
+    """What the commands in a ledger come to.
+
+    Args:
+        settings: as the search file has them.
+        metric: that trials are ranked by, of which a target is a value.
+    """
+
+    def __init__(self, settings: Settings, metric: str) -> None:
+        self.settings, self._metric = settings, metric
+        self.paused = False
+        self.draining = False
+        """Whether no more trials are to start."""
+        self._stopped: set[int] = set()
+
+    def apply(self, event: Event) -> None:
+        """Take in one more event. A pause, or a stop of the whole search, ends with the driver that obeyed it."""
+        if isinstance(event, Launched):
+            self.paused = self.draining = False
+        elif isinstance(event, Commanded):
+            if event.name == "set":
+                self.settings = replace(self.settings, **event.arguments)  # type: ignore[arg-type]
+            elif event.name == "pause":
+                self.paused = True
+            elif event.name == "continue":
+                self.paused = self.draining = False
+            elif event.name == "stop" and "trial" in event.arguments:
+                self._stopped.add(event.arguments["trial"])  # type: ignore[arg-type]
+            elif event.name == "stop":
+                self.draining = True
+
+    def stop_reason(self, trial: int) -> str:
+        """Why a trial is to be stopped after its epoch; empty where nobody has asked for it."""
+        return "stopped by hand" if trial in self._stopped else ""
+
+    def answer(self, name: str, arguments: Mapping[str, Any], running: list[int], known: int) -> str:
+        """What is said to whoever gives a command, which changes nothing yet.
+
+        Args:
+            running: numbers of the trials that a process is at work on. known: trials that exist.
+        Raises: SpecError for a command that makes no sense.
+        """
+        if name == "stop":
+            return self._answer_stop(arguments, running)
+        if name == "set":
+            check_arguments("set", arguments, SETTINGS)
+            check_settings(arguments, known=known, metric=self._metric)
+            return ", ".join(f"{key} is now {value:g}" for key, value in arguments.items()) + "."
+        if name == "add":
+            return "it will be the next trial to be proposed."
+        if name not in COMMANDS:
+            raise SpecError(f"unknown command {name!r}; {nearest(name, list(COMMANDS))}")
+        check_arguments(name, arguments, ())
+        if name == "pause":
+            return f"pausing: {_count(len(running), 'running trial')} will be held after the epoch at hand."
+        if name == "continue":
+            return "going on." if self.paused or self.draining else "it was neither paused nor stopping; nothing changed."
+        return "ending now; `vit-search resume` goes on from the last checkpoints."
+
+    def _answer_stop(self, arguments: Mapping[str, Any], running: list[int]) -> str:
+        check_arguments("stop", arguments, ("trial",))
+        if "trial" not in arguments:
+            return f"no more trials will start; {_count(len(running), 'running trial')} will go on to the end."
+        trial = arguments["trial"]
+        if trial not in running:
+            raise SpecError(f"trial {trial} is not running; running: {', '.join(map(str, sorted(running))) or 'none'}.")
+        return f"trial {trial} will be stopped after the epoch at hand."
+
+
+def check_settings(arguments: Mapping[str, Any], known: int, metric: str) -> None:
+    """Refuse settings that mean nothing; `known` trials exist already, which are ranked by `metric`.
+
+    Raises: SpecError.
+    """
+    if not arguments:
+        raise SpecError(f"set what? give {', '.join(SETTINGS[:-1])} or {SETTINGS[-1]}.")
+    for key, value in arguments.items():
+        whole = key in ("trials", "concurrency", "patience")
+        least = -math.inf if key == "target" else 0
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not least < value < math.inf:
+            raise SpecError(f"{key} is {value!r}; give {'a whole number' if whole else 'a number'}{'' if least else ' above 0'}.")
+    if "target" in arguments:
+        check_target(arguments["target"], metric, "target")
+    if arguments.get("trials", known) < known:
+        raise SpecError(f"trials={arguments['trials']} is less than the {known} that have started; use `stop` to start no more.")
+
+
+def check_arguments(command: str, arguments: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    """Refuse an argument that a command does not take.
+
+    Raises: SpecError.
+    """
+    for key in arguments:
+        if key not in names:
+            raise SpecError(f"{command}: unknown argument {key!r}; {nearest(key, names) if names else 'it takes none.'}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

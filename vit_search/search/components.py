@@ -1,0 +1,133 @@
+"""Everything that follows from the events of a search: one object for each kind of state, each of which changes by `apply` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from vit_search.errors import SpecError
+from vit_search.search.commands import Commands, Settings
+from vit_search.search.gpu_sharing import GpuSharing, Nodes
+from vit_search.search.limits import Limits
+from vit_search.search.proposals.proposals import Lesson, ProposalOptions, Proposals
+from vit_search.search.recovery import Recovery
+from vit_search.search.stopping import rule_of
+from vit_search.search.stopping.rule import StoppingRule
+from vit_search.spec.search_file import SearchSpec
+from vit_search.spec.space import Space, Value
+from vit_search.tracking.ledger import Broke, Ended, Event, Outcome, Progress, Reported
+
+
+class Verdicts:
+    """Which trials are to end after what was last heard of them, and how. The last component to take in an event."""
+
+    def __init__(self, epochs: int, commands: Commands, limits: Limits, stopping: StoppingRule, recovery: Recovery) -> None:
+        self.due: dict[int, tuple[Outcome, str]] = {}
+        """Outcome and reason, by the trial's number."""
+        self._epochs, self._commands, self._limits = epochs, commands, limits
+        self._stopping, self._recovery = stopping, recovery
+
+    def apply(self, event: Event) -> None:
+        """Take in one more event."""
+        if isinstance(event, Ended):
+            self.due.pop(event.trial, None)
+        elif isinstance(event, Broke) and not event.again and (reason := self._recovery.given_up_because(event.trial, event.reason)):
+            self.due[event.trial] = "failed", reason
+        elif isinstance(event, Reported):
+            reason = self._commands.stop_reason(event.trial) or self._limits.ending
+            if event.result.epoch >= self._epochs:
+                self.due[event.trial] = "completed", ""
+            elif reason or self._stopping.decide(event.trial):
+                self.due[event.trial] = "stopped", reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Components:
+    """The state of a search."""
+
+    progress: Progress
+    commands: Commands
+    proposals: Proposals
+    stopping: StoppingRule
+    limits: Limits
+    sharing: GpuSharing
+    recovery: Recovery
+    verdicts: Verdicts
+
+    def apply(self, event: Event) -> None:
+        """Take in one more event: each component after those that it asks."""
+        self.progress.apply(event)
+        self.commands.apply(event)
+        self.proposals.apply(event)
+        self.stopping.apply(event)
+        self.limits.apply(event)
+        self.sharing.apply(event)
+        self.recovery.apply(event)
+        self.verdicts.apply(event)
+
+
+@dataclass(frozen=True)
+class Images:
+    """What the state of a search depends on of its data."""
+
+    channels: int
+    classes: int
+    resident_bytes: int = 0
+    """Of the splits that a trial has on its GPU; streamed ones never lie there."""
+
+
+def components_of(
+    spec: SearchSpec,
+    images: Images,
+    *,
+    nodes: Nodes | None = None,
+    first: Sequence[Mapping[str, Value]] = (),
+    lessons: Sequence[Lesson] = (),
+) -> Components:
+    """The state of a search before its first event.
+
+    Args:
+        nodes: of the cluster; None where no trial is to be run, or the file leaves nothing to us.
+        first: points to propose first. lessons: trials of other searches.
+    Raises: SpecError where hardly anything fits into the cluster's GPUs.
+    """
+    progress, commands, recovery, stopping = Progress(spec.epochs), Commands(Settings.of(spec), spec.metric), Recovery(), rule_of(spec)
+    limits = Limits(commands, progress, metric=spec.metric, mode=spec.mode, devices=spec.resources.devices)
+    options = ProposalOptions(
+        metric=spec.metric,
+        mode=spec.mode,
+        epochs=spec.epochs,
+        seed=spec.seed,
+        sampler=spec.sampler,
+        levels=stopping.levels,
+        goals=spec.objectives,
+        first=first,
+        lessons=lessons,
+    )
+    space = spec.space if nodes is None or not nodes.gpu_memory else within(spec.space, nodes.gpu_memory)
+    sharing = GpuSharing(
+        spec, commands, channels=images.channels, classes=images.classes, images=images.resident_bytes, nodes=nodes
+    )  # fmt: skip
+    return Components(
+        progress=progress,
+        commands=commands,
+        proposals=Proposals(space, options),
+        stopping=stopping,
+        limits=limits,
+        sharing=sharing,
+        recovery=recovery,
+        verdicts=Verdicts(spec.epochs, commands, limits, stopping, recovery),
+    )
+
+
+def within(space: Space, gpu_memory: int) -> Space:
+    """A space without what is predicted to need more than one GPU of so many bytes.
+
+    Raises: SpecError where hardly anything is left.
+    """
+    smaller = replace(space, gpu_memory=gpu_memory)
+    if smaller.feasible_share() == 0:
+        problem = smaller.problem(smaller.draw(Random(0)))  # noqa: S311 -- a sample of the space, not a secret
+        raise SpecError(f"none of 2000 random proposals can be run, the first because: {problem} Lower model.dim or batch_size.")
+    return smaller

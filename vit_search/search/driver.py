@@ -1,0 +1,466 @@
+"""One search: what has happened so far, and what happens next. Knows no Ray, no MLflow and no terminal.
+
+A search is a fold over its ledger. Each component has one way to change, `apply(event)`. Whatever happens is appended to the ledger
+and then applied to all components, in the same order while the search runs and when it is rebuilt. So a search that was killed at any
+moment goes on as if nothing had been.
+
+What a resume does not need (which process has started, which node is leaving) is in `Launch`, which begins empty.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from vit_search.errors import ClusterError, SearchError, VitSearchError
+from vit_search.search.commands import Settings
+from vit_search.search.components import Components
+from vit_search.search.gpu_sharing import GpuSharing
+from vit_search.search.messages import (
+    Continue,
+    Decision,
+    Epoch,
+    Failed,
+    Finished,
+    Hold,
+    KillWorker,
+    Move,
+    Outgrown,
+    Report,
+    Stop,
+    TrialOrder,
+    Wait,
+    Waiting,
+)
+from vit_search.search.recovery import Patience, cause_of, in_words, node_of, nodes_to_avoid
+from vit_search.spec.space import Value
+from vit_search.tracking import search_state
+from vit_search.tracking.ledger import (
+    Broke,
+    Commanded,
+    Ended,
+    Event,
+    Infeasible,
+    Outcome,
+    OutgrewShare,
+    Progress,
+    Proposed,
+    Reported,
+    Trial,
+)
+
+_log = logging.getLogger(__name__)
+
+AHEAD = 4
+"""Trials that a driver lets wait beyond the places that there are, or a quarter as many as run where that is more.
+
+What waits was proposed knowing less than it could have; but processes, and an autoscaler's nodes, start for what waits alone, and a
+trial that asks for more than has come free must not hold up those behind it.
+"""
+
+IN_A_ROW = 4
+"""Proposals after which Tune is to look for what trials report: 2,000 at once else kept it from that for three minutes."""
+
+WAIT_S = 900.0
+"""Seconds that a trial waits for another node where there is none any more."""
+
+
+class Book(Protocol):
+    """Where events are kept: tracking.ledger's Ledger."""
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """All so far."""
+        ...
+
+    @property
+    def listeners(self) -> list[Callable[[Event], None]]:
+        """Told of each event, in this order, once it is kept."""
+        ...
+
+    def append(self, event: Event) -> None:
+        """Keep one more."""
+        ...
+
+
+class Cluster(Protocol):
+    """What is known of the cluster at this moment."""
+
+    @property
+    def leaving(self) -> Collection[str]:
+        """Ids of nodes that get no more work, since they are about to be taken away."""
+        ...
+
+    @property
+    def lost(self) -> ClusterError | None:
+        """Set where the head of the cluster does not answer any more."""
+        ...
+
+    def nodes(self) -> Mapping[str, Mapping[str, float]]:
+        """What each living node has, by its id."""
+        ...
+
+    def slots(self, sharing: GpuSharing) -> float:
+        """How many trials run at the same time."""
+        ...
+
+
+@dataclass
+class Launch:
+    """What is true of this driver alone, and of no other that takes the search up."""
+
+    given: set[int] = field(default_factory=set)
+    """Trials that were ordered and are not over: they run, are held, or wait for a place."""
+    begun: set[int] = field(default_factory=set)
+    """Those of them that a process has taken up."""
+    allowed: int = IN_A_ROW
+    """Proposals until the next tick."""
+    cancelled: bool = False
+    trouble: VitSearchError | None = None
+    """What ended the search against everybody's will."""
+    silent_s: dict[int, float] = field(default_factory=dict)
+    """Of trials whose process was ended because nothing was heard of it."""
+    avoided: dict[int, set[str]] = field(default_factory=dict)
+    """Nodes that a trial is kept off."""
+    waiting_since: dict[int, float] = field(default_factory=dict)
+    """Trials that broke down and wait for a node that they are not kept off."""
+
+
+class Driver:
+    """Runs one search.
+
+    Args:
+        ledger: of the search; its events are applied first.
+        components: as they are before the first event.
+        orders: makes the order of a trial from its number, its parameters and what it holds.
+        cluster: that it runs on.
+        patience: for trials that are silent.
+        train_flops: training FLOPs of a trial's parameters, from which it is told how long an epoch may take.
+        clock: seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        ledger: Book,
+        components: Components,
+        orders: Callable[[int, Mapping[str, Value], Components], TrialOrder],
+        *,
+        cluster: Cluster,
+        patience: Patience,
+        train_flops: Callable[[Mapping[str, Value]], float],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ledger, self._state, self._orders = ledger, components, orders
+        self._cluster, self._patience, self._train_flops, self._clock = cluster, patience, train_flops, clock
+        self._launch = Launch()
+        self._lock = threading.RLock()
+        """Commands come from threads of their own."""
+        for event in ledger.events:
+            components.apply(event)
+        ledger.listeners.insert(0, components.apply)
+        self._finish_decided_trials()
+
+    # What is asked of it
+
+    @property
+    def trials(self) -> Mapping[int, Trial]:
+        """By their numbers."""
+        return self._state.progress.trials
+
+    @property
+    def progress(self) -> Progress:
+        """The trials and what they cost."""
+        return self._state.progress
+
+    @property
+    def settings(self) -> Settings:
+        """As they stand."""
+        return self._state.commands.settings
+
+    @property
+    def paused(self) -> bool:
+        """Whether trials are held."""
+        return self._state.commands.paused
+
+    @property
+    def draining(self) -> bool:
+        """Whether somebody asked for no more trials to start."""
+        return self._state.commands.draining
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether all trials are to end at once."""
+        return self._launch.cancelled
+
+    @property
+    def ending(self) -> str:
+        """The limit that ends the search; empty while none does."""
+        return self._state.limits.ending
+
+    @property
+    def trouble(self) -> VitSearchError | None:
+        """The error that ended the search."""
+        return self._launch.trouble
+
+    @property
+    def over(self) -> bool:
+        """Whether no more trials start."""
+        return bool(self.ending or self._state.limits.common_failure or self.draining or self.cancelled)
+
+    @property
+    def word(self) -> str:
+        """The search's state; see search_state.py."""
+        return search_state.of_driver(paused=self.paused, stopping=self.draining, ending=self.cancelled or bool(self.ending))
+
+    @property
+    def work_left(self) -> bool:
+        """Whether there are trials to run."""
+        return not self.over and sum(trial.over for trial in self.trials.values()) < self.settings.trials
+
+    def audits(self) -> list[tuple[int, int | None]]:
+        """See StoppingRule.audits."""
+        return self._state.stopping.audits()
+
+    def must_end(self, trial: int) -> bool:
+        """Whether a trial that was ordered is to be ended now: all are, or it is over, or must not start any more."""
+        return self.cancelled or self.trials[trial].over or self._withdrawn(trial)
+
+    # What it orders
+
+    def propose(self) -> TrialOrder | Wait | Finished:
+        """The next trial to start: one that was interrupted, or a new one."""
+        with self._lock:
+            nothing: Wait | Finished = Wait() if self._launch.given else Finished()
+            if self.over:
+                return nothing
+            if self.paused or not self._room():
+                return Wait()
+            number = self._first_waiting()
+            if number is None:
+                number = self._propose_new()
+            if number is None:
+                return nothing
+            self._launch.given.add(number)
+            self._launch.allowed -= 1
+            return self._order(number)
+
+    def _room(self) -> bool:
+        """Whether one more trial may be open."""
+        given, running = len(self._launch.given), len(self._launch.begun)
+        if self._launch.allowed < 1 or given >= self.settings.concurrency:
+            return False
+        return given < max(running, self._cluster.slots(self._state.sharing)) + max(AHEAD, running // 4)
+
+    def _first_waiting(self) -> int | None:
+        return next((number for number in self.progress.unfinished if number not in self._launch.given), None)
+
+    def _propose_new(self) -> int | None:
+        """The number of a new trial; None where there are enough, or nothing is left that can be built."""
+        number = len(self.trials)
+        while number < self.settings.trials and (proposal := self._state.proposals.ask()) is not None:
+            params, problem = proposal
+            if problem is None:
+                self._append(Proposed(trial=number, params=params))
+                return number
+            self._append(Infeasible(params=params, reason=problem))
+        return None
+
+    def _order(self, trial: int) -> TrialOrder:
+        return self._orders(trial, self.trials[trial].params, self._state)
+
+    # What it is told of trials
+
+    def started(self, trial: int) -> None:
+        """A process has taken a trial up."""
+        with self._lock:
+            self._launch.begun.add(trial)
+            self._launch.waiting_since.pop(trial, None)
+            self._patience.start(trial, self._train_flops(self.trials[trial].params), self._clock())
+
+    def report(self, trial: int, report: Report) -> Decision:
+        """A worker has reported."""
+        with self._lock:
+            if isinstance(report, Waiting):
+                _log.warning("trial %d waits for its storage: %s", trial, report.reason)
+                self._patience.hear(trial, self._clock(), None)
+                return Continue()
+            if isinstance(report, Failed):
+                self._end(trial, report.outcome, report.reason)
+                return Stop()
+            if isinstance(report, Outgrown):
+                return self._give_larger_share(trial, report.reason)
+            return self._take_epoch(trial, report)
+
+    def _take_epoch(self, trial: int, epoch: Epoch) -> Decision:
+        """An epoch that is already known changes nothing: retries report it again."""
+        self._patience.hear(trial, self._clock(), epoch.result.seconds)
+        if epoch.result.epoch > len(self.trials[trial].results):
+            devices = self._state.sharing.reported_devices(trial)
+            self._append(Reported(trial=trial, result=epoch.result, system=epoch.system, devices=devices))
+        self._finish_decided_trials()
+        if self.trials[trial].over:
+            return Stop()
+        if self.paused:
+            self._patience.forget(trial)
+            return Hold()
+        return self._leave_node(trial)
+
+    def _leave_node(self, trial: int) -> Decision:
+        """Move a trial whose node is about to be taken away. It stays where no other node is fit for it: so it loses an epoch at most."""
+        order = self._order(trial)
+        if not self._cluster.leaving or node_of(order.folder) not in self._cluster.leaving:
+            return Continue()
+        avoid = self._avoid(order, self._cluster.leaving)
+        if not avoid:
+            return Continue()
+        self._patience.forget(trial)
+        return Move(order, avoid)
+
+    def _give_larger_share(self, trial: int, reason: str) -> Decision:
+        sharing = self._state.sharing
+        gpus = sharing.devices(trial).gpus
+        assert gpus < 1, "a trial with a whole GPU makes its micro-batches smaller"
+        _log.warning("trial %d outgrew %g of a GPU: %s", trial, gpus, reason)
+        self._append(OutgrewShare(trial=trial, gpus=gpus, memory=sharing.allowed_bytes(trial), reason=reason))
+        self._patience.forget(trial)
+        order = self._order(trial)
+        return Move(order, self._avoid(order))
+
+    def broke(self, trial: int, error: str) -> Decision:
+        """A trial's process died: it moves, or stops where it is given up.
+
+        Args:
+            error: what Ray says of it.
+        """
+        with self._lock:
+            self._patience.forget(trial)
+            if self.trials[trial].over:
+                return Stop()
+            cause, reason = cause_of(error), in_words(error)
+            silent_s = self._launch.silent_s.pop(trial, 0.0)
+            if silent_s and cause != "node":
+                cause, reason = "own", f"it hung: not heard of for {silent_s:.0f} s"
+            again = self._state.recovery.tries_again(trial, cause)
+            self._append(Broke(trial=trial, reason=reason, again=again, cause=cause))
+            self._finish_decided_trials()
+            if not again:
+                if not self.trials[trial].over:
+                    self.fail(SearchError(f"trial {trial}: {reason}"))
+                return Stop()
+            return self._retry(trial, avoid_node=bool(silent_s) or cause == "storage")
+
+    def _retry(self, trial: int, *, avoid_node: bool) -> Move:
+        order = self._order(trial)
+        if avoid_node:
+            self._launch.avoided.setdefault(trial, set()).add(node_of(order.folder))
+        avoid = self._avoid(order)
+        if avoid:
+            self._launch.waiting_since[trial] = self._clock()
+        return Move(order, avoid)
+
+    def _avoid(self, order: TrialOrder, besides: Collection[str] = ()) -> frozenset[str]:
+        avoided = self._launch.avoided.get(order.trial, set()) | set(besides)
+        return nodes_to_avoid({"CPU": order.cpus, "GPU": order.gpus}, avoided, self._cluster.nodes()) if avoided else frozenset()
+
+    def released(self, trial: int) -> None:
+        """No process runs a trial any more, or it was withdrawn before one did. Where it is not over, it can be ordered again."""
+        with self._lock:
+            begun = trial in self._launch.begun
+            self._patience.forget(trial)
+            self._launch.given.discard(trial)
+            self._launch.begun.discard(trial)
+            if begun and not self.trials[trial].over and not self.cancelled:
+                self._end(trial, "stopped", self._state.commands.stop_reason(trial) or self.ending)
+
+    def _withdrawn(self, trial: int) -> bool:
+        """Whether a trial that waits for a place is to start no more, or not for now."""
+        return (self.over or self.paused) and trial not in self._launch.begun
+
+    # What it is told besides
+
+    def command(self, name: str, arguments: dict[str, Any], by: str) -> tuple[bool, str]:
+        """Do what a person asks for.
+
+        Returns: whether it was done, and the answer in words.
+        """
+        with self._lock:
+            running = [number for number in self.progress.unfinished if number in self._launch.begun]
+            try:
+                if name == "add":
+                    self._state.proposals.check_point(arguments)
+                answer = self._state.commands.answer(name, arguments, running, len(self.trials))
+                self._append(Commanded(name=name, arguments=arguments, answer=answer, by=by))
+            except VitSearchError as error:
+                return False, str(error)
+            self._launch.cancelled = self._launch.cancelled or name == "cancel"
+            return True, answer
+
+    def cancel(self) -> None:
+        """End the search now, in a way that `resume` can go on from."""
+        self._launch.cancelled = True
+
+    def fail(self, error: VitSearchError) -> None:
+        """The same because of an error."""
+        self._launch.trouble = self._launch.trouble or error
+        self.cancel()
+
+    def tick(self) -> list[KillWorker]:
+        """Time has passed.
+
+        Returns: processes that are to be ended because nothing was heard of them for too long; `broke` is told when they have.
+        """
+        with self._lock:
+            now = self._clock()
+            self._launch.allowed = IN_A_ROW
+            if self._cluster.lost is not None:
+                self.fail(self._cluster.lost)
+            self._end_vain_waits(now)
+            silent = {trial: s for trial, s in self._patience.silent(now).items() if trial in self._launch.begun}
+            for trial, seconds in silent.items():
+                _log.warning("trial %d has not reported for %.0f seconds; its process is ended.", trial, seconds)
+                self._launch.silent_s[trial] = seconds
+                self._patience.forget(trial)
+            return [KillWorker(trial) for trial in silent]
+
+    def _end_vain_waits(self, now: float) -> None:
+        """End the search where a trial waits in vain for another node than those it is kept off; a resume lets it go anywhere."""
+        for trial, since in self._launch.waiting_since.items():
+            if now - since > WAIT_S and not self._avoid(self._order(trial)):
+                reason = (
+                    f"no node has come for {WAIT_S / 60:.0f} minutes but those that it is kept off, since it hung or could not write there"
+                )
+                self.fail(ClusterError(f"trial {trial}: {reason}; mend or add a node, then resume the search."))
+
+    def interrupt(self, *, ended: bool) -> bool:
+        """Leave the trials that are not over to a resume; called at the end.
+
+        Args:
+            ended: whether the search came to its end, and no error ended it.
+        Returns: whether one of them had begun.
+        """
+        with self._lock:
+            begun = False
+            for number in [number for number in self.progress.unfinished if self.trials[number].outcome == "running"]:
+                waits = ended and not self.cancelled and number not in self._launch.given
+                reason = "the search was stopped before it began" if waits else "the driver stopped"
+                self._append(Ended(trial=number, outcome="interrupted", reason=reason))
+                begun = begun or not waits
+            return begun
+
+    # How its state changes
+
+    def _finish_decided_trials(self) -> None:
+        for trial, (outcome, reason) in list(self._state.verdicts.due.items()):
+            self._end(trial, outcome, reason)
+
+    def _end(self, trial: int, outcome: Outcome, reason: str = "") -> None:
+        if not self.trials[trial].over:
+            self._append(Ended(trial=trial, outcome=outcome, reason=reason))
+
+    def _append(self, event: Event) -> None:
+        """The one place where the state changes: the ledger writes the event, then tells the components, then everybody else."""
+        self._ledger.append(event)

@@ -1,0 +1,177 @@
+"""The trials of a search on Ray: a session, a node that is large enough, Tune, and how a search is interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vit_search.ray_session import Head, Shape, session, shapes, watched  # isort: skip  (before ray, whose settings it makes)
+from ray import tune
+from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.execution import class_cache
+
+from vit_search.errors import LostClusterError, SearchError, VitSearchError
+from vit_search.search.driver import Driver
+from vit_search.search.tune import NoProgress, TuneCallback, TuneScheduler, TuneSearcher, resources_of
+from vit_search.spec.search_file import SearchSpec
+from vit_search.spec.signals import ending_signals, leave_terminal
+from vit_search.spec.worker_env import WORKER_ENV
+
+# Tune hands these to its workers through their runtime environment, which Ray writes into its logs and shows to whoever asks.
+class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+    {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+)
+
+# Its snapshots are never read; where one cannot be written, our own line says what is wrong with the disk.
+logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+
+NODES_JOIN_WITHIN_S = 60.0
+"""How long a search waits for a node that has room for a trial: after a restart the head is there before the others."""
+
+
+@contextlib.contextmanager
+def cluster_of(spec: SearchSpec, search: str, address: str | None) -> Iterator[Head]:
+    """The Ray cluster that a search runs on; see `ray_session.session`.
+
+    Raises: ClusterError, SearchError where no trial fits.
+    """
+    with ray_for(spec, address), watched(search) as head:
+        yield head
+
+
+def run_trials(driver: Driver, folder: Path, work: Callable[[dict[str, Any]], None], head: Head, *, apart: bool) -> None:
+    """Run trials until all are over, a limit is reached, or somebody ends the search.
+
+    Args:
+        folder: of the search.
+        work: what a worker does with a trial's configuration.
+        apart: whether the head may be lost while this machine is not; see `_fit_apart`.
+    Raises: what ended the search, as one of our errors where it is one.
+    """
+    tuner = Tuner(
+        tune.with_resources(work, resources_of),
+        tune_config=TuneConfig(
+            search_alg=TuneSearcher(driver),
+            scheduler=TuneScheduler(driver),
+            num_samples=-1,  # the driver says when it is enough, and how many at a time
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: f"{trial.config['trial']:04d}",
+            trial_name_creator=lambda trial: f"trial_{trial.config['trial']:04d}",
+        ),
+        run_config=RunConfig(
+            name="tune",
+            storage_path=str(folder.resolve()),
+            callbacks=[TuneCallback(driver), NoProgress()],
+            failure_config=FailureConfig(max_failures=-1),  # recovery.py says when it is enough
+            verbose=0,
+        ),
+    )
+    with _signals(driver):
+        try:
+            if apart:
+                _fit_apart(tuner, driver, head)
+            else:
+                tuner.fit()
+        except Exception as error:
+            raise driver.trouble or _storage_trouble(folder, error) or error from None
+        if driver.trouble:
+            raise driver.trouble
+
+
+def _fit_apart(tuner: Tuner, driver: Driver, head: Head) -> None:
+    """Tune in a thread of its own, which is left behind where the cluster's head is lost: its calls would wait for it."""
+    ended: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            tuner.fit()
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=fit, name="tune", daemon=True)
+    thread.start()
+    while thread.is_alive() and not isinstance(head.lost, LostClusterError):
+        thread.join(0.2)
+    if head.lost is not None:
+        driver.fail(head.lost)
+    elif ended:
+        raise ended[0]
+
+
+def _storage_trouble(folder: Path, error: BaseException) -> VitSearchError | None:
+    """What Tune has wrapped up: an error of ours, or of the driver's own storage; None for any other."""
+    causes, known = [error], {id(error)}
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and id(cause) not in known:
+        causes.append(cause)
+        known.add(id(cause))
+    ours = next((cause for cause in causes if isinstance(cause, VitSearchError)), None)
+    storage = next((cause for cause in causes if isinstance(cause, OSError) and cause.errno), None)
+    if ours is None and storage is not None:
+        return SearchError(f"{folder}: cannot be written ({storage}); make room or mend it, then `vit-search resume {folder.name}`.")
+    return ours
+
+
+@contextlib.contextmanager
+def ray_for(spec: SearchSpec, address: str | None) -> Iterator[None]:
+    """A Ray with a node that has what a trial asks for, or an autoscaler that may add one: Tune then waits for it."""
+    resources = spec.resources
+    threads = (
+        {} if resources.cpus == "auto" else {"OMP_NUM_THREADS": str(max(1, int(resources.cpus)))}
+    )  # else Ray makes it the trial's cores
+    with session(address, env=WORKER_ENV | threads):
+        end = time.monotonic() + (0 if address is None else NODES_JOIN_WITHIN_S)
+        while problem := _too_large(spec, shapes(), address):
+            if time.monotonic() > end:
+                raise SearchError(problem)
+            time.sleep(1)
+        yield
+
+
+def _too_large(spec: SearchSpec, there: list[Shape], address: str | None) -> str:
+    """Why a trial fits on no node; empty where it does, or where the file tells the memory of GPUs that start when they are asked for."""
+    resources = spec.resources
+    if address is None:
+        there = [shape for shape in there if shape.count is None]
+    elif resources.gpu_bytes:
+        return ""
+    cpus, gpus = resources.least
+    if any(shape.cpus >= cpus and shape.gpus >= gpus for shape in there):
+        return ""
+    where = "this machine" if address is None else "the largest node of the cluster"
+    for name, asked, most in (("cpu", cpus, max(shape.cpus for shape in there)), ("gpu", gpus, max(shape.gpus for shape in there))):
+        if asked > most:
+            mend = "lower it"
+            if getattr(resources, f"{name}s") == "auto":
+                mend = "write 0" if resources.gpu_bytes else "write 0, or, where a cluster starts nodes by itself, add gpu_memory"
+            return f"resources.{name}s: a trial asks for {asked:g} {name.upper()}s and {where} has {most:g}; {mend}."
+    return f"resources: a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, and no node of the cluster has both; lower one."
+
+
+@contextlib.contextmanager
+def _signals(driver: Driver) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and a lost terminal end the search cleanly the first time; the second Ctrl-C ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        if driver.cancelled and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if number == signal.SIGHUP:
+            leave_terminal()
+        driver.cancel()  # a job's stop reaches a search twice, from Ray and from its driver
+
+    before = {number: signal.signal(number, stop) for number in ending_signals()}
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,61 @@
+"""What the end of a search tells of its stopping and of its plan."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vit_search.spec import plan as planning
+from vit_search.spec.rungs import wilson
+from vit_search.spec.search_file import SearchSpec
+from vit_search.tracking.ledger import Progress, Trial
+from vit_search.tracking.searches import Hindsight
+
+PLAN = "plan.json"
+
+
+def look_back(folder: Path, spec: SearchSpec, progress: Progress, audits: Iterable[tuple[int, int | None]]) -> Hindsight:
+    """What was stopped wrongly, and what the plan foretold beside what came.
+
+    Args:
+        audits: see StoppingRule.audits.
+    """
+    trials = list(progress.trials.values())
+    finals = {trial.number: value for trial in trials if trial.outcome == "completed" and (value := trial.value(spec.metric)) is not None}
+    doomed, wrongly, low, high = false_kills(audits, finals, spec.mode)
+    return Hindsight(doomed, wrongly, (low, high), _beside_plan(folder, spec, trials, progress))
+
+
+def false_kills(audits: Iterable[tuple[int, int | None]], finals: Mapping[int, float], mode: str) -> tuple[int, int, float, float]:
+    """How often stopping was wrong, from trials that nothing could stop.
+
+    Wrong: the trial would have been stopped, and its full-length value is better than the median of the full-length values
+    of all trials that the rungs let through.
+
+    Args:
+        audits: (trial, epoch at which it would have been stopped, or None), as `StoppingRule.audits` gives them.
+        finals: full-length value of each completed trial, audits among them.
+        mode: "min" or "max".
+    Returns: would-be-stopped trials that completed, those wrongly stopped, and a 95 % interval (Wilson 1927) of their share,
+        which is 0 to 1 where there are none.
+    """
+    sign = 1.0 if mode == "max" else -1.0
+    stopped = {trial for trial, epoch in audits if epoch is not None and trial in finals}
+    through = [sign * value for trial, value in finals.items() if trial not in stopped]
+    wrong = sum(sign * finals[trial] > statistics.median(through) for trial in stopped) if through else 0
+    return len(stopped), wrong, *wilson(wrong, len(stopped))
+
+
+def _beside_plan(folder: Path, spec: SearchSpec, trials: Sequence[Trial], progress: Progress) -> dict[str, Any] | None:
+    """What was foretold at the start beside what came; None where the plan is missing or damaged: it decides nothing."""
+    try:
+        plan = planning.Plan.from_dict(json.loads((folder / PLAN).read_text()))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    lengths = Counter(len(trial.results) for trial in trials)
+    device_seconds = progress.spent.device_seconds(spec.resources.devices)
+    return planning.compare(plan, lengths, device_seconds=device_seconds, wall_seconds=progress.spent.wall_seconds)

@@ -1,0 +1,47 @@
+"""Makes the order of a trial from its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vit_search.search.components import Components
+from vit_search.search.messages import TrialOrder
+from vit_search.spec.search_file import SearchSpec
+from vit_search.spec.space import Value
+from vit_search.tracking.ledger import trial_folder
+from vit_search.vit.data import DataSet
+
+
+@dataclass(frozen=True)
+class Orders:
+    """Of one search."""
+
+    spec: SearchSpec
+    folder: Path
+    data: DataSet
+    seeds: Sequence[int] = ()
+    """Of each trial, as a search file's `seed`; it is then trained as the first trial of a search with that seed would be."""
+
+    def __call__(self, trial: int, params: Mapping[str, Value], components: Components) -> TrialOrder:
+        """The order of a trial as things stand now."""
+        spec, number = (self.spec.model_copy(update={"seed": self.seeds[trial]}), 0) if self.seeds else (self.spec, trial)
+        config = spec.trial_config(dict(params), in_channels=self.data.channels, num_classes=len(self.data.classes), trial=number)
+        sharing = components.sharing
+        devices = sharing.devices(trial)
+        return TrialOrder(
+            trial=trial,
+            config=config.to_dict(),
+            folder=trial_folder(self.folder.resolve(), trial),
+            data=self.data,
+            train_on=spec.train_on,
+            cpus=devices.cpus,
+            gpus=devices.gpus,
+            threads=devices.threads,
+            decoders=sharing.decoders(trial),
+            halves=sharing.halves(trial),
+            halvings=components.recovery.halvings(trial),
+            usage=spec.system_metrics,
+            latency=any(objective.metric == "latency_ms" for objective in spec.objectives),
+        )

@@ -1,0 +1,139 @@
+"""A search's proposals as an Optuna study: in their true states, or as a sampler is shown them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from vit_search.search.proposals.history import Goal, Past, Shown, values_at
+from vit_search.spec.space import Space
+
+
+def truth(pasts: Iterable[Past], space: Space, *, epochs: int, modes: Sequence[str], goals: Sequence[Goal] = ()) -> optuna.Study:
+    """Every proposal in its true state (law 6).
+
+    COMPLETE at full length alone, with its value or values; stopped ones PRUNED with every intermediate value; diverged and
+    crashed ones FAIL; those that cannot be built PRUNED, with the constraint `buildable` violated; RUNNING while open.
+
+    Args:
+        pasts: what is known. space: what was asked for.
+        epochs: length of a full training.
+        modes: "min" or "max" of the first metric and of each of `goals`.
+    """
+    study = optuna.create_study(directions=[_direction(mode) for mode in modes])
+    known = distributions(space)
+    for past in pasts:
+        values = values_at(past, epochs, goals) if past.state == "completed" else None
+        states = {"completed": TrialState.COMPLETE if values else TrialState.FAIL, "running": TrialState.RUNNING}
+        state = states.get(past.state, TrialState.PRUNED if past.state in ("stopped", "infeasible") else TrialState.FAIL)
+        study.add_trial(_frozen(past, known, state, values, dict(past.values)))
+    return study
+
+
+class StudyView:
+    """Makes a study of what a sampler is shown; trials that have not changed are made once.
+
+    Args:
+        known: the searched parameters in Optuna's terms.
+    """
+
+    def __init__(self, known: Mapping[str, BaseDistribution]) -> None:
+        self._known = known
+        self._frozen: dict[int, tuple[tuple[TrialState, list[float] | None, bool], FrozenTrial]] = {}
+
+    def of(self, view: Sequence[Shown], modes: Sequence[str], *, infeasible: bool = True) -> optuna.Study:
+        """A study of History.view.
+
+        Args:
+            infeasible: whether to show what cannot be built.
+        """
+        study = optuna.create_study(directions=[_direction(mode) for mode in modes])
+        shown = [one for one in view if infeasible or one[1] != TrialState.PRUNED]
+        constrained = any(past.state == "infeasible" for past, _, _ in shown)
+        for past, state, values in shown:
+            study.add_trial(self._light(past, state, values, constrained))
+        return study
+
+    def _light(self, past: Past, state: TrialState, values: list[float] | None, constrained: bool) -> FrozenTrial:
+        key = (state, values, constrained)
+        kept = self._frozen.get(id(past))
+        if kept is None or kept[0] != key:
+            trial = _frozen(past, self._known, state, values, constrained=constrained)
+            trial.__class__ = _LightTrial
+            kept = self._frozen[id(past)] = (key, trial)
+        return kept[1]
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """The searched parameters in Optuna's terms."""
+    noted = _Noted()
+    for name, parameter in space.searched.items():
+        parameter.ask(noted, name)
+    return noted.found
+
+
+def _frozen(
+    past: Past,
+    known: Mapping[str, BaseDistribution],
+    state: TrialState,
+    values: list[float] | None,
+    intermediate: dict[int, float] | None = None,
+    constrained: bool = True,
+) -> FrozenTrial:
+    return create_trial(
+        state=state,
+        values=values,
+        params=dict(past.params),
+        distributions={name: known[name] for name in past.params},
+        intermediate_values=intermediate,
+        system_attrs=dict(past.attributes),
+        constraints={"buildable": 1.0 if past.state == "infeasible" else -1.0} if constrained else None,
+    )
+
+
+def _direction(mode: str) -> StudyDirection:
+    return StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
+
+
+class _Noted:
+    """Asks for nothing: notes which distributions a space has."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, BaseDistribution] = {}
+
+    def suggest_categorical(self, name: str, choices: list[Any], /) -> Any:
+        self.found[name] = CategoricalDistribution(choices)
+
+    def suggest_int(self, name: str, low: int, high: int, /, *, step: int, log: bool) -> int:
+        self.found[name] = IntDistribution(low, high, log=log, step=step)
+        return low
+
+    def suggest_float(self, name: str, low: float, high: float, /, *, step: float | None, log: bool) -> float:
+        self.found[name] = FloatDistribution(low, high, log=log, step=step)
+        return low
+
+
+class _LightTrial(FrozenTrial):
+    """A trial that Optuna's storage takes without the deep copy, which costs more than all else in an ask."""
+
+    def __deepcopy__(self, memo: Any) -> FrozenTrial:
+        made = _LightTrial.__new__(_LightTrial)
+        made.__dict__.update(self.__dict__)
+        return made
+
+
+class JointTPESampler(optuna.samplers.TPESampler):
+    """TPE over a space that is the same in all trials, which Optuna would find out anew from all of them at each ask."""
+
+    def __init__(self, known: Mapping[str, BaseDistribution], **options: Any) -> None:
+        super().__init__(**options)
+        self._joint = {name: one for name, one in sorted(known.items()) if not one.single()}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All parameters, where any trial is known."""
+        return dict(self._joint) if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)) else {}

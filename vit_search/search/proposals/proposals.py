@@ -1,0 +1,231 @@
+"""Which trial is proposed next: points that people give, then those of a sampler; what cannot be built is never run."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import optuna
+
+from vit_search.errors import SpecError
+from vit_search.search.proposals.history import SHOWN, Goal, History, Params, Past, State, params_key
+from vit_search.search.proposals.optuna_study import StudyView, distributions, truth
+from vit_search.search.proposals.samplers import SAMPLERS, Proposal, Question, chosen, draw_at_random
+from vit_search.spec.config import METRICS, EpochResult
+from vit_search.spec.space import Space, Value
+from vit_search.tracking.ledger import Commanded, Ended, Event, Infeasible, Proposed, Reported
+
+REDRAWS = 3
+"""Further asks after one that repeats an earlier proposal; then chance decides, as often again; then the repeat is run."""
+
+STUBBORN = 20
+"""Proposals in a row that cannot be built before chance takes over until one can."""
+
+DROPPED = 100
+"""The same before a point to start with, or a hand-made one, is dropped whose open parameters cannot be filled in."""
+
+GIVE_UP = 1000
+"""The same before the search ends."""
+
+Lesson = tuple[Mapping[str, Value], Mapping[int, float], str]
+"""Of another search's trial: parameters, values by epoch, outcome."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposalOptions:
+    """What the proposals of a search follow from, besides its events."""
+
+    metric: str
+    """A field of EpochResult."""
+    mode: str
+    """"min" or "max"."""
+    epochs: int
+    """Length of a full training."""
+    seed: int
+    sampler: str = "auto"
+    """A key of SAMPLERS; "grid" proposes every point once."""
+    levels: Sequence[int] = ()
+    """The rungs, at which trials are compared; the full length is added."""
+    goals: Sequence[Goal] = ()
+    """Further objectives, each a metric with its mode."""
+    first: Sequence[Mapping[str, Value]] = ()
+    """Points to propose before the sampler is asked; what one leaves out is asked of the sampler."""
+    lessons: Sequence[Lesson] = ()
+    """Trials of other searches, shown to the sampler as far as they fit the space."""
+    shown: int = SHOWN
+    """Observations that a sampler is shown at most."""
+
+
+class Proposals:
+    """The proposals of one search and what came of them.
+
+    Args:
+        space: what to ask for. options: see there.
+    """
+
+    def __init__(self, space: Space, options: ProposalOptions) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._space, self._options = space, options
+        self._modes = [options.mode, *(goal.mode for goal in options.goals)]
+        self._distributions = distributions(space)
+        self._study = StudyView(self._distributions)
+        self.history = History([*options.levels, options.epochs], self._modes, options.goals)
+        self._indices: list[int] = []
+        """In the history, by the trial's number."""
+        self._tried: set[tuple[tuple[str, Value], ...]] = set()
+        self._queue = deque(dict(point) for point in options.first)
+        self._grid: Iterator[Params] = space.grid() if options.sampler == "grid" else iter(())
+        self._infeasible_in_a_row = 0
+        self._asked: Proposal | None = None
+        """The proposal that the next event holds, where it has just been asked for."""
+        for lesson in options.lessons:
+            past = self._fitting(*lesson)
+            if past is not None:
+                self.history.add(past)
+        self._lessons = len(self.history.pasts)
+        self._partial = any(len(past.params) < len(self._distributions) for past in self.history.pasts)
+
+    def apply(self, event: Event) -> None:
+        """Take in one more event."""
+        if isinstance(event, (Infeasible, Proposed)):
+            self._apply_proposal(event)
+        elif isinstance(event, Reported):
+            self._apply_report(event.trial, event.result)
+        elif isinstance(event, Ended) and event.outcome != "interrupted":
+            past = self._past(event.trial)
+            lost = event.outcome in ("completed", "stopped") and not past.values
+            self.history.end(self._indices[event.trial], "failed" if lost else event.outcome)
+        elif isinstance(event, Commanded) and event.name == "add":
+            self._queue.appendleft(dict(event.arguments))
+
+    def ask(self) -> tuple[Params, str | None] | None:
+        """The next proposal, and why it cannot be built, where it cannot; None where there is nothing left to propose.
+
+        Nothing has changed until `apply` gets the event.
+        """
+        if self._infeasible_in_a_row >= GIVE_UP and not self._queue:
+            return None
+        self._asked = self._next()
+        return None if self._asked is None else (self._asked.params, self._space.problem(self._asked.params))
+
+    def check_point(self, params: Mapping[str, Value]) -> None:
+        """Refuse a hand-made point that cannot be run.
+
+        Raises: SpecError.
+        """
+        self._space.check_point(params, "add")
+
+    def truth(self) -> optuna.Study:
+        """All proposals of this search in their true states."""
+        pasts = self.history.pasts[self._lessons :]
+        return truth(pasts, self._space, epochs=self._options.epochs, modes=self._modes, goals=self._options.goals)
+
+    def view(self) -> optuna.Study:
+        """What Optuna's samplers would be shown now."""
+        shown = self.history.view(self._options.shown)
+        return self._study.of(shown, self._modes, infeasible=self._options.sampler != "cmaes")
+
+    def sampler(self) -> str:
+        """Who proposes next."""
+        name = self._options.sampler
+        return chosen(self._question({}, 0)) if name == "auto" else name
+
+    def _next(self) -> Proposal | None:
+        """The next point: one of the queue, or a sampler's that is new where that can be had."""
+        by_chance = self._infeasible_in_a_row >= STUBBORN
+        if self._queue:
+            return self._sample(self._queue[0], 0, by_chance)
+        if self._options.sampler == "grid":
+            point = next((point for point in self._grid if params_key(point) not in self._tried), None)
+            return None if point is None else Proposal(point, {})
+        redraws = 0 if self.sampler() == "gp" else REDRAWS  # its choice follows from the view, hardly from the seed
+        first: Proposal | None = None
+        for draw in range(1 + redraws + REDRAWS):
+            proposal = self._sample({}, draw, by_chance or draw > redraws)
+            if params_key(proposal.params) not in self._tried:
+                return proposal
+            first = first or proposal
+        return first
+
+    def _sample(self, given: Mapping[str, Value], draw: int, by_chance: bool) -> Proposal:
+        question = self._question(given, draw)
+        return draw_at_random(question) if by_chance else SAMPLERS[self._options.sampler](question)
+
+    def _question(self, given: Mapping[str, Value], draw: int) -> Question:
+        index = len(self.history.pasts) - self._lessons
+        digest = hashlib.sha256((f"{self._options.seed}/{index}" + (f"/{draw}" if draw else "")).encode()).digest()
+        return Question(
+            space=self._space,
+            history=self.history,
+            shown=self._options.shown,
+            modes=self._modes,
+            goals=self._options.goals,
+            study=self._study,
+            distributions=self._distributions,
+            tried=self._tried,
+            partial=self._partial,
+            given=given,
+            index=index,
+            draw=draw,
+            search_seed=self._options.seed,
+            seed=int.from_bytes(digest[:4], "big"),
+            rng=random.Random(digest),  # noqa: S311 -- proposals are no secrets
+        )
+
+    def _apply_proposal(self, event: Infeasible | Proposed) -> None:
+        attributes: Mapping[str, object] = {}
+        if self._options.sampler == "cmaes":  # it keeps its state with its trials, and nowhere else
+            asked = self._asked or self._next()
+            attributes = asked.attributes if asked else {}
+        self._asked = None
+        params, feasible = dict(event.params), isinstance(event, Proposed)
+        index = self.history.add(Past(params, attributes=dict(attributes)))
+        if isinstance(event, Proposed):
+            assert event.trial == len(self._indices), "trials are numbered in the order of their proposals"
+            self._indices.append(index)
+            self.history.pasts[index].others = self._costs(params)
+        else:
+            self.history.end(index, "infeasible")
+        self._tried.add(params_key(params))
+        self._infeasible_in_a_row = 0 if feasible else self._infeasible_in_a_row + 1
+        self._drop_from_queue(params, feasible)
+
+    def _drop_from_queue(self, params: Params, feasible: bool) -> None:
+        """Take the point out of the queue that a proposal came from, unless its open parameters are to be filled in otherwise."""
+        point = next((point for point in self._queue if all(params.get(name, value) == value for name, value in point.items())), None)
+        if point is not None and (feasible or params.keys() <= point.keys() or self._infeasible_in_a_row % DROPPED == 0):
+            self._queue.remove(point)
+
+    def _apply_report(self, trial: int, result: EpochResult) -> None:
+        value, past = getattr(result, self._options.metric), self._past(trial)
+        if value is None or not math.isfinite(value):
+            return
+        if result.epoch not in past.values:
+            goals = {goal.metric: getattr(result, goal.metric, None) for goal in self._options.goals}
+            past.others |= {name: float(v) for name, v in goals.items() if v is not None and math.isfinite(v)}
+        self.history.report(self._indices[trial], result.epoch, float(value))
+
+    def _past(self, trial: int) -> Past:
+        return self.history.pasts[self._indices[trial]]
+
+    def _costs(self, params: Mapping[str, Value]) -> dict[str, float]:
+        """What a model costs, as far as that is an objective."""
+        if all(goal.metric in METRICS for goal in self._options.goals):
+            return {}
+        cost = self._space.cost(params)
+        return {"params": float(cost.params), "flops": float(cost.forward_flops), "train_flops": float(cost.train_flops)}
+
+    def _fitting(self, params: Mapping[str, Value], values: Mapping[int, float], outcome: str) -> Past | None:
+        """Another search's trial as far as it fits: the parameters that both have, where all its values lie in our ranges."""
+        ours = {name: value for name, value in params.items() if name in self._space.searched}
+        if not ours or any(self._space.searched[name].fault(value) for name, value in ours.items()):
+            return None
+        state: State = "diverged" if outcome == "diverged" else "failed" if outcome == "failed" else "stopped"
+        try:
+            return Past(ours, state, dict(values), self._costs(ours))
+        except SpecError:
+            return None

@@ -1,0 +1,175 @@
+"""Samplers: from what is known to one proposal. A new one is a function here, or in a file of its own, and a line in SAMPLERS.
+
+A proposal follows from the history, the seed and its own index alone: every ask gets a random generator seeded anew. So a search that
+is rebuilt from its ledger goes on as the one that wrote it would have.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import TrialState
+
+from vit_search.search.proposals import gaussian
+from vit_search.search.proposals.history import ENOUGH, Goal, History, Params, params_key
+from vit_search.search.proposals.optuna_study import JointTPESampler, StudyView
+from vit_search.spec.asks import AtQuantiles, Drawn, Given
+from vit_search.spec.space import Asks, Space, Value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """All that one proposal follows from."""
+
+    space: Space
+    history: History
+    shown: int
+    """Observations that a sampler is shown at most."""
+    modes: Sequence[str]
+    """"min" or "max" of the first metric and of each of `goals`."""
+    goals: Sequence[Goal]
+    study: StudyView
+    distributions: Mapping[str, BaseDistribution]
+    tried: Set[tuple[tuple[str, Value], ...]]
+    """All proposals so far."""
+    partial: bool
+    """Whether trials of earlier searches, which are shown, lack some of the parameters."""
+    given: Mapping[str, Value]
+    """Parameters that are fixed already; the sampler fills in the others."""
+    index: int
+    """Of the proposal, from 0."""
+    draw: int
+    """How often it was asked for before; the answers repeated earlier proposals."""
+    search_seed: int
+    seed: int
+    """Of this ask."""
+    rng: random.Random
+
+    def suggest(self, asks: Asks) -> Params:
+        """The parameters as `asks` has them, but for what is given."""
+        return self.space.suggest(Given(self.given, asks) if self.given else asks)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A sampler's answer."""
+
+    params: Params
+    attributes: Mapping[str, Any]
+    """What the sampler wants to find again at this trial."""
+
+
+Sampler = Callable[[Question], Proposal]
+
+
+def draw_at_random(question: Question) -> Proposal:
+    """Independent draws from the space."""
+    return Proposal(question.suggest(Drawn(question.rng)), {})
+
+
+def sobol(question: Question) -> Proposal:
+    """The next point of a scrambled Sobol sequence, which fills the space evenly; a further draw of the same point is random."""
+    from scipy.stats import qmc  # type: ignore[import-untyped]  # slow to import, and seldom asked for
+
+    if question.draw:
+        return draw_at_random(question)
+    engine = qmc.Sobol(max(1, len(question.distributions)), scramble=True, rng=question.search_seed)
+    if question.index:
+        engine.fast_forward(question.index)
+    quantiles = dict(zip(question.distributions, map(float, engine.random(1)[0]), strict=False))
+    return Proposal(question.suggest(AtQuantiles(quantiles)), {})
+
+
+def gp(question: Question) -> Proposal:
+    """The most promising point by our Gaussian process: new, and such that it can be built. Random while there is too little to go by."""
+    view = question.history.view(question.shown)
+    observed = [(past.params, values) for past, state, values in view if state == TrialState.COMPLETE and values]
+    if len(observed) < ENOUGH or not question.space.searched:
+        return draw_at_random(question)
+    running = [past.params for past, state, _ in view if state == TrialState.RUNNING]
+    scores = scalar([values for _, values in observed], question.modes, question.rng)
+
+    def suits(params: Mapping[str, Value]) -> bool:
+        return params_key(params) not in question.tried and question.space.problem(params) is None
+
+    points = [params for params, _ in observed]
+    best = gaussian.propose(question.space, points, scores, running, question.rng, suits, question.given)
+    return Proposal(best, {}) if best is not None else draw_at_random(question)
+
+
+def tpe(question: Question) -> Proposal:
+    """Optuna's tree-structured Parzen estimator. Random while it would draw at random itself."""
+    if question.history.observations < ENOUGH:
+        return draw_at_random(question)
+    options: dict[str, Any] = {"seed": question.seed, "multivariate": True, "n_startup_trials": ENOUGH, "constant_liar": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of `group`
+        if question.space.conditional or question.partial:
+            sampler: optuna.samplers.BaseSampler = optuna.samplers.TPESampler(**options, group=True)
+        else:
+            sampler = JointTPESampler(question.distributions, **options)
+    return _ask_optuna(question, sampler)
+
+
+def cmaes(question: Question) -> Proposal:
+    """Optuna's CMA-ES, whose state lies in its trials' attributes."""
+    return _ask_optuna(question, optuna.samplers.CmaEsSampler(seed=question.seed, n_startup_trials=ENOUGH), infeasible=False)
+
+
+def auto(question: Question) -> Proposal:
+    """The sampler with the least regret in tests/benchmarks/RESULTS.md that suits what is known."""
+    return SAMPLERS[chosen(question)](question)
+
+
+def chosen(question: Question) -> str:
+    """Our Gaussian process while all observations can be shown to it; TPE beyond, and where that was not measured: with conditions,
+    several objectives, or trials of other searches that lack some parameters.
+    """
+    suits = not (question.space.conditional or question.goals or question.partial)
+    return "gp" if suits and question.history.observations <= question.shown else "tpe"
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "auto": auto,
+    "gp": gp,
+    "tpe": tpe,
+    "cmaes": cmaes,
+    "random": draw_at_random,
+    "qmc": sobol,
+    "grid": draw_at_random,  # what a point to start with leaves open; Proposals goes through the grid itself
+}
+"""By `sampler` of a search file."""
+
+
+def _ask_optuna(question: Question, sampler: optuna.samplers.BaseSampler, infeasible: bool = True) -> Proposal:
+    study = question.study.of(question.history.view(question.shown), question.modes, infeasible=infeasible)
+    study.sampler = sampler
+    params = question.suggest(study.ask())
+    return Proposal(params, dict(study.get_trials(deepcopy=False)[-1].system_attrs))
+
+
+def scalar(values: Sequence[Sequence[float]], modes: Sequence[str], rng: random.Random) -> list[float]:
+    """One score for each list of objective values, more is better: the first, or several weighed anew at each ask.
+
+    Several: the augmented Chebyshev norm of the losses with random weights, each loss in shares of its range (ParEGO: Knowles
+    2006, https://doi.org/10.1109/TEVC.2005.851274), so that asks in a row look for different compromises.
+    """
+    signs = [1.0 if mode == "max" else -1.0 for mode in modes]
+    scores = [[sign * value for sign, value in zip(signs, row, strict=True)] for row in values]
+    if len(modes) == 1:
+        return [row[0] for row in scores]
+    drawn = [rng.expovariate(1) for _ in modes]
+    weights = [weight / sum(drawn) for weight in drawn]
+    best, worst = [max(column) for column in zip(*scores, strict=True)], [min(column) for column in zip(*scores, strict=True)]
+
+    def loss(row: Sequence[float]) -> float:
+        parts = [w * (b - value) / ((b - least) or 1.0) for w, value, b, least in zip(weights, row, best, worst, strict=True)]
+        return float(max(parts) + 0.05 * sum(parts))
+
+    return [-loss(row) for row in scores]

@@ -1,0 +1,59 @@
+"""What Ray tells of a cluster's nodes to those that place trials on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pynvml
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from vit_search.errors import SearchError
+from vit_search.search.gpu_sharing import Nodes
+from vit_search.spec.search_file import Resources
+
+ANSWER_WITHIN_S = 120
+
+
+def living_nodes() -> dict[str, Mapping[str, float]]:
+    """What each living node has, by its id."""
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+
+
+def nodes_of(resources: Resources) -> Nodes:
+    """What the cluster that this process is connected to has.
+
+    Raises: SearchError where it must be known how much memory a GPU has, and nobody says.
+    """
+    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]  # type: ignore[no-untyped-call]
+    with_gpus = [node for node in alive if node["Resources"].get("GPU", 0) > 0]
+    memory = resources.gpu_bytes
+    if resources.gpus == "auto" and not memory:
+        memory = min((_gpu_memory_of(node["NodeID"]) for node in with_gpus), default=0)
+        if not memory:
+            who = "a node does not tell what its GPUs have" if with_gpus else "no node with GPUs is up to be asked"
+            raise SearchError(f"resources.gpu_memory: {who}; write it, e.g. gpu_memory: 80GiB.")
+    return Nodes(
+        gpu_memory=memory,
+        gpus=sum(node["Resources"]["GPU"] for node in with_gpus),
+        cores_per_gpu=min((node["Resources"]["CPU"] / node["Resources"]["GPU"] for node in with_gpus), default=0.0),
+        cores=min((node["Resources"]["CPU"] for node in alive), default=1.0),
+        count=max(1, len(alive)),
+    )
+
+
+def _gpu_memory_of(node: str) -> int:
+    """Bytes of a node's smallest GPU; 0 where it does not tell."""
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    answer = ray.remote(_smallest_gpu).options(num_cpus=0, scheduling_strategy=there).remote()
+    return int(ray.get(answer, timeout=ANSWER_WITHIN_S))
+
+
+def _smallest_gpu() -> int:
+    """Asked of the driver library, which makes no CUDA context."""
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return min((int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles), default=0)
+    except pynvml.NVMLError:
+        return 0

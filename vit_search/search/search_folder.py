@@ -1,0 +1,117 @@
+"""The folder of a search: made, given up again, kept small."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from vit_search.errors import SearchError
+from vit_search.spec.files import make_folder
+from vit_search.spec.numbers import whole_number
+from vit_search.spec.search_file import NAME, SearchSpec
+from vit_search.spec.space import Value
+from vit_search.tracking import searches
+from vit_search.tracking.ledger import Trial, kept, read_trials
+from vit_search.vit import checkpoint_files
+
+EARLIER = "earlier.json"
+
+
+def check_output(output: Path) -> None:
+    """Refuse a folder that cannot be written before anything else is made."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(output, os.W_OK | os.X_OK) else "permission denied"
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise SearchError(f"{output}: cannot be written ({reason}); name another folder with --output.")
+
+
+def new_folder(output: Path, name: str) -> Path:
+    """The next free `name-N`; two launches at once get two folders."""
+    taken = (whole_number(path.name.rpartition("-")[2]) for path in output.glob(f"{name}-*"))
+    number = max((number for number in taken if number is not None), default=0) + 1
+    while True:
+        folder = output / f"{name}-{number}"
+        try:
+            folder.mkdir(mode=0o700)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def named_folder(output: Path, name: str) -> Path:
+    """The folder of a search whose name was chosen for it; one that a death left without a search in it is used again."""
+    if not re.fullmatch(NAME, name):
+        raise SearchError(
+            f"--as {name!r}: no name of a folder; use letters, digits, '.', '_' and '-', at most 64, a letter or digit first."
+        )
+    folder = output / name
+    make_folder(folder)
+    searches.check_own(folder)
+    if (folder / "search.json").exists():
+        raise SearchError(f"{folder}: a search is here already; `vit-search resume {name}` goes on with it.")
+    return folder
+
+
+def has_trials(folder: Path) -> bool:
+    """Whether a search has begun; also where its ledger cannot be read, since nothing of it may then be removed."""
+    try:
+        return (folder / "ledger.jsonl").exists() and bool(read_trials(folder / "ledger.jsonl"))
+    except (SearchError, OSError):
+        return True
+
+
+def remove(folder: Path, before: Collection[Path]) -> None:
+    """Take a search away that was refused before its first trial; `before` was in its folder already, for a cluster's driver."""
+    for path in set(folder.iterdir()) - set(before):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if not before:
+        folder.rmdir()
+
+
+def read_lessons(spec: SearchSpec, output: Path) -> list[tuple[dict[str, Value], dict[int, float], str]]:
+    """Parameters, values by epoch and outcome of the trials of earlier searches that the search file names."""
+    lessons: list[tuple[dict[str, Value], dict[int, float], str]] = []
+    for name in spec.learn_from:
+        trials = read_trials(searches.find(output, name) / "ledger.jsonl")
+        for trial in trials:
+            values = {result.epoch: getattr(result, spec.metric) for result in trial.results}
+            known = {epoch: value for epoch, value in values.items() if value is not None and math.isfinite(value)}
+            if trial.over and known:
+                lessons.append((trial.params, known, trial.outcome))
+    return lessons
+
+
+def kept_lessons(folder: Path) -> list[tuple[dict[str, Value], dict[int, float], str]]:
+    """The same as it stood when this search began: what a resume proposes must not change with the other searches."""
+    if not (folder / EARLIER).exists():
+        return []
+    lessons = json.loads((folder / EARLIER).read_text())
+    return [(params, {int(epoch): value for epoch, value in values.items()}, outcome) for params, values, outcome in lessons]
+
+
+def delete_old_checkpoints(folder: Path, trials: Mapping[int, Trial], spec: SearchSpec) -> None:
+    """Remove the checkpoints that nobody will ask for: of the trials that are over, all but the best few are.
+
+    So the disk holds at most `keep_checkpoints` of them, with several objectives those on the Pareto front besides, and two
+    generations for each trial that is not over.
+    """
+    numbered = ((whole_number(place.parent.name), place) for place in (folder / "trials").glob("*/checkpoint"))
+    places = {number: place for number, place in numbered if number is not None}
+    over = [trials[number] for number in places if number in trials and trials[number].over]
+    keep = kept(over, spec.metric, spec.mode, spec.keep_checkpoints) | searches.pareto(spec, over)
+    for trial in over:
+        checkpoint_files.drop_older(places[trial.number])
+        if trial.number not in keep:
+            shutil.rmtree(places[trial.number], ignore_errors=True)
+            with contextlib.suppress(OSError):
+                (places[trial.number].parent / "owner").unlink()
+                places[trial.number].parent.rmdir()  # unless there is an error.txt to read

@@ -1,0 +1,17 @@
+"""HyperBand: several ASHAs side by side, each with a later first rung (Li et al. 2018, https://arxiv.org/abs/1603.06560)."""
+
+from __future__ import annotations
+
+from vit_search.search.stopping.asha import Asha
+from vit_search.search.stopping.rule import chance
+
+
+class Hyperband(Asha):
+    """A trial is compared with those of its bracket alone. The brackets run asynchronously; each gets about as many epochs."""
+
+    def first_rung(self, trial: int) -> int:
+        """The trial's bracket: how many of the first rungs are not for it, drawn from the seed and its number."""
+        factor, count = self.options.reduction_factor, len(self.levels) + 1
+        shares = [factor ** (count - 1 - bracket) / (count - bracket) for bracket in range(count)]
+        drawn = chance(self.options.seed, "bracket", trial) * sum(shares)
+        return next((bracket for bracket in range(count) if drawn < sum(shares[: bracket + 1])), count - 1)

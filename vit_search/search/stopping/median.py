@@ -1,0 +1,35 @@
+"""The median rule: a trial ends that never was better than half of the others (Golovin et al. 2017, section 3.2.1).
+
+https://dl.acm.org/doi/10.1145/3097983.3098043
+"""
+
+from __future__ import annotations
+
+import bisect
+import statistics
+from collections.abc import Callable, Mapping
+
+from vit_search.search.stopping.rule import StoppingOptions, StoppingRule
+from vit_search.spec.space import Value
+
+STARTUP = 5
+"""Other results at an epoch before their median stops anybody; Optuna's own default."""
+
+
+class Median(StoppingRule):
+    """From grace_epochs on, a trial's best value so far is held against the median of what the others had at that epoch."""
+
+    def __init__(self, options: StoppingOptions, train_flops: Callable[[Mapping[str, Value]], float] = lambda params: 0.0) -> None:
+        super().__init__(options, train_flops)
+        self._scores: dict[tuple[int, int], list[float]] = {}
+        """Ascending, by (epoch, group)."""
+        self._best: dict[int, float] = {}
+
+    def falls_short(self, trial: int, epoch: int, score: float, group: int) -> bool:
+        """See the base class."""
+        best = self._best[trial] = max(score, self._best.get(trial, score))
+        others = self._scores.setdefault((epoch, group), [])
+        looks = len(others) >= STARTUP and self.options.grace_epochs <= epoch < self.options.epochs
+        below = looks and best < statistics.median(others)
+        bisect.insort(others, score)
+        return below

@@ -1,0 +1,103 @@
+"""What all stopping rules have in common: metric and direction, audits, groups of models of similar size."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from vit_search.spec.rungs import levels
+from vit_search.spec.space import Value
+from vit_search.tracking.ledger import Ended, Event, Proposed, Reported
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoppingOptions:
+    """What a search file says of stopping, and what it depends on besides."""
+
+    metric: str
+    """That trials are compared by."""
+    mode: str
+    """"min" or "max"."""
+    epochs: int
+    """Length of a full training."""
+    grace_epochs: int = 3
+    """Epochs that each trial may train."""
+    reduction_factor: int = 3
+    """The best 1 / reduction_factor of a rung go on; the next rung is so many times as long."""
+    audit_share: float = 0.0
+    """Share of the trials that are never stopped, in [0, 1). What they reach counts like any other value."""
+    boundaries: Sequence[float] = ()
+    """Training FLOPs that part the trials into groups which are compared among themselves alone; see `rungs.boundaries`."""
+    seed: int = 0
+    """With a trial's number decides its bracket and whether it is an audit."""
+
+
+class StoppingRule(ABC):
+    """Decides after each epoch whether a trial ends early. The decisions follow from the events alone.
+
+    Args:
+        options: see there.
+        train_flops: training FLOPs of a trial's parameters; asked where `options.boundaries` part the trials.
+    """
+
+    stops: ClassVar[bool] = True
+    """Whether the rule stops anything at all."""
+
+    def __init__(self, options: StoppingOptions, train_flops: Callable[[Mapping[str, Value]], float] = lambda params: 0.0) -> None:
+        self.options = options
+        self.levels = levels(grace_epochs=options.grace_epochs, reduction_factor=options.reduction_factor, epochs=options.epochs)
+        """The rungs: epochs at which trials are compared, ascending. Samplers compare them there, too."""
+        self._sign, self._train_flops = 1.0 if options.mode == "max" else -1.0, train_flops
+        self._groups: dict[int, int] = {}
+        self._ends: set[int] = set()
+        """Trials that are to end after the epoch that they last reported."""
+        self._would: dict[int, int | None] = {}
+
+    @abstractmethod
+    def falls_short(self, trial: int, epoch: int, score: float, group: int) -> bool:
+        """Take in a trial's score at an epoch, more is better, each once and in order; True where the trial is to end here."""
+
+    def apply(self, event: Event) -> None:
+        """Take in one more event."""
+        if isinstance(event, Proposed) and self.options.boundaries:
+            self._groups[event.trial] = bisect.bisect_right(self.options.boundaries, self._train_flops(event.params))
+        elif isinstance(event, Reported):
+            self._apply_value(event.trial, event.result.epoch, getattr(event.result, self.options.metric))
+        elif isinstance(event, Ended):
+            self._ends.discard(event.trial)
+
+    def decide(self, trial: int) -> bool:
+        """Whether a trial is to end after the epoch that it last reported."""
+        return trial in self._ends
+
+    def audits(self) -> list[tuple[int, int | None]]:
+        """Trials that nothing stops, each with the epoch at which it would have been stopped, or None."""
+        return list(self._would.items())
+
+    def is_audit(self, trial: int) -> bool:
+        """Whether a trial is one that nothing stops."""
+        return self.stops and chance(self.options.seed, "audit", trial) < self.options.audit_share
+
+    def _apply_value(self, trial: int, epoch: int, value: float | None) -> None:
+        """NaN and None end even an audit, and leave no trace."""
+        audit = self.is_audit(trial)
+        if audit:
+            self._would.setdefault(trial, None)
+        if value is None or not math.isfinite(value):
+            self._ends.add(trial)
+            return
+        ends = self.falls_short(trial, epoch, self._sign * value, self._groups.get(trial, 0))
+        if audit and ends and self._would[trial] is None:
+            self._would[trial] = epoch
+        if ends and not audit:
+            self._ends.add(trial)
+
+
+def chance(*words: object) -> float:
+    """A number in [0, 1) that follows from the words alone."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, words)).encode()).digest()[:8], "big") / 2**64

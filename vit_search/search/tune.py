@@ -1,0 +1,162 @@
+"""Ray Tune's side of a search: three subclasses that ask the driver, and decide nothing themselves.
+
+Tune's snapshots hold nothing of them: the ledger is what a search is rebuilt from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune import Callback, PlacementGroupFactory
+from ray.tune.experiment import Trial
+from ray.tune.progress_reporter import TrialProgressCallback
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from vit_search.search.driver import Driver
+from vit_search.search.messages import Continue, Finished, Hold, Move, Stop, TrialOrder, Wait, decode
+
+NODE_ID = "ray.io/node-id"
+"""Ray's label of a node."""
+
+
+class TuneSearcher(Searcher):
+    """Tune asks it for the next trial."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(metric="epoch", mode="max")  # Tune wants them; nobody asks for them
+        self._driver = driver
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        """A configuration; None for not now; Searcher.FINISHED, which Tune does not take back."""
+        order = self._driver.propose()
+        if isinstance(order, Wait):
+            return None
+        return Searcher.FINISHED if isinstance(order, Finished) else order.encode()
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Nothing: TuneCallback hears of it, too."""
+
+    def __reduce__(self) -> Any:
+        """Nothing of it is in Tune's snapshots."""
+        return object, ()
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing, likewise."""
+
+
+class TuneScheduler(FIFOScheduler):
+    """Tune asks it what becomes of a trial that has reported or broken down, and which one runs next."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._driver = driver
+
+    def __reduce__(self) -> Any:
+        """Nothing of it is in Tune's snapshots."""
+        return object, ()
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """STOP, CONTINUE, or NOOP for a trial that is held."""
+        decision = self._driver.report(number_of(trial), decode(result))
+        if isinstance(decision, Continue):
+            return str(TrialScheduler.CONTINUE)
+        if isinstance(decision, Stop):
+            return str(TrialScheduler.STOP)
+        # Not PAUSE: Tune would then have its worker save, and ours rebuilds itself from its own checkpoint.
+        tune_controller.pause_trial(trial, should_checkpoint=False)
+        if not isinstance(decision, Hold):
+            # Only now: while a trial runs or waits, Tune keeps it in places that it finds by its resources, and the worker that it keeps
+            # for reuse would be the one that the trial leaves.
+            redirect(trial, decision)
+        return str(TrialScheduler.NOOP)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Its process died; Tune is about to queue it again."""
+        decision = self._driver.broke(number_of(trial), last_error(trial))
+        if isinstance(decision, Move):
+            redirect(trial, decision)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """The oldest that waits, among live trials alone: Tune's own way looks through all trials at each of its steps.
+
+        None while the search is paused or cancelled. Trials that are to end at once end here.
+        """
+        live = sorted(tune_controller.get_live_trials(), key=number_of)
+        for trial in live:
+            if self._driver.must_end(number_of(trial)):
+                tune_controller.stop_trial(trial)
+        if self._driver.paused and not any(trial.status == Trial.RUNNING for trial in live):
+            time.sleep(0.1)  # Tune waits for nothing where nothing runs, and would keep a core busy
+        if self._driver.cancelled or self._driver.paused:
+            return None
+        return next((trial for trial in live if trial.status in (Trial.PENDING, Trial.PAUSED)), None)
+
+
+class TuneCallback(Callback):
+    """Tune tells it when a process starts or ends, and at each of its steps."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    def __reduce__(self) -> Any:
+        """Nothing of it is in Tune's snapshots."""
+        return object, ()
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Kill the processes that hang; Tune then takes them for dead."""
+        kills = {action.trial for action in self._driver.tick()}
+        for trial in trials if kills else ():
+            if number_of(trial) in kills and trial.temporary_state.ray_actor is not None:
+                ray.kill(trial.temporary_state.ray_actor)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A process takes the trial up."""
+        self._driver.started(number_of(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """No process runs it any more."""
+        self._driver.released(number_of(trial))
+
+
+class NoProgress(TrialProgressCallback):
+    """In the place of Tune's own, which prints each trial that ends without a result, whatever `verbose` says."""
+
+    def _print(self, msg: str) -> None:
+        pass
+
+
+def number_of(trial: Any) -> int:
+    """Our number of Tune's trial."""
+    return int(trial.config["trial"])
+
+
+def request(order: TrialOrder, avoid: Collection[str] = ()) -> PlacementGroupFactory:
+    """What Tune is to ask Ray for: the trial's devices, on any node but those to avoid."""
+    bundles = [{"CPU": order.cpus, "GPU": order.gpus}]
+    if not avoid:
+        return PlacementGroupFactory(bundles)
+    return PlacementGroupFactory(bundles, bundle_label_selector=[{NODE_ID: f"!in({', '.join(sorted(avoid))})"}])
+
+
+def redirect(trial: Any, move: Move) -> None:
+    """Have Tune start its trial as it is ordered now."""
+    trial.set_config(trial.config | move.order.encode())
+    trial.placement_group_factory = request(move.order, move.avoid)
+    trial.invalidate_json_state()
+
+
+def last_error(trial: Any) -> str:
+    """What Tune wrote down when a trial's process failed; its own `get_error` looks where the file is put later."""
+    path = Path(trial.error_file or "")
+    return path.read_text(encoding="utf-8", errors="replace").rpartition("Failure #")[2].strip() if path.is_file() else ""
+
+
+def resources_of(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """The same from a trial's configuration, as Tune asks for it."""
+    return request(TrialOrder.decode(config))
