@@ -1,5 +1,6 @@
 """Work that goes wrong, in place of a trial's; run by test_faults.py in a process of its own, since it starts a Ray."""
 
+import functools
 import json
 import os
 import time
@@ -9,10 +10,13 @@ from vit_search.search import launch  # before ray: it sets what ray reads when 
 
 # isort: split
 import ray
-from ray import tune
 
 from vit_search.errors import VitSearchError
+from vit_search.search.messages import Epoch, Failed, TrialOrder
+from vit_search.search.trial import send
 from vit_search.spec import search_file
+from vit_search.spec.config import EpochResult
+from vit_search.tracking.ledger import read_trials
 
 FILE = """
 name: faulty
@@ -27,54 +31,56 @@ training: {lr: {float: [1e-3, 1e-2], log: true}}
 """
 
 
-def report(told, epoch, **other):
-    tune.report(
-        {
-            "trial": told["trial"], "epoch": epoch, "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.5,
-            "val_top5_accuracy": 0.5, "lr": 0.1, "images_per_s": 1.0, "seconds": 0.1, "peak_memory_bytes": 1, "latency_ms": None,
-        }
-        | other
-    )  # fmt: skip
+def report(order, epoch, **other):
+    values = {
+        "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.5, "val_top5_accuracy": 0.5, "lr": 0.1,
+        "images_per_s": 1.0, "seconds": 0.1, "peak_memory_bytes": 1,
+    }  # fmt: skip
+    send(order, Epoch(EpochResult(epoch=epoch, **(values | other))))
 
 
-def attempt(told):
+def attempt(order):
     """Count the attempts of a trial in its folder."""
-    folder = Path(told["folder"])
+    folder = order.folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"attempt-{time.time_ns()}").touch()
     return len(list(folder.glob("attempt-*")))
 
 
-def dies(told):
+def dies(order):
     """Trial 1 kills its process at each attempt."""
-    attempt(told)
-    report(told, 1)
-    if told["trial"] == 1:
+    attempt(order)
+    report(order, 1)
+    if order.trial == 1:
         os.kill(os.getpid(), 9)
-    report(told, 2)
+    report(order, 2)
 
 
-def hangs(told):
+def hangs(order):
     """Trial 0 hangs the first time."""
-    if attempt(told) == 1 and told["trial"] == 0:
+    if attempt(order) == 1 and order.trial == 0:
         time.sleep(3600)
-    report(told, 1)
-    report(told, 2)
+    report(order, 1)
+    report(order, 2)
 
 
-def raises(told):
+def raises(order):
     """Every trial fails in the same way."""
-    attempt(told)
-    tune.report({"trial": told["trial"], "failure": "failed", "reason": "ValueError: no such thing"})
+    attempt(order)
+    send(order, Failed("failed", "ValueError: no such thing"))
 
 
-def gets_small(told):
-    """Ray's memory monitor ends trial 0 once; then it is told to halve its micro-batch."""
-    if attempt(told) == 1 and told["trial"] == 0:
+def gets_small(order):
+    """Ray's memory monitor ends trial 0 once; then it is order to halve its micro-batch."""
+    if attempt(order) == 1 and order.trial == 0:
         raise ray.exceptions.OutOfMemoryError("the node is out of memory")
-    (Path(told["folder"]) / "halvings").write_text(str(told["halvings"]))
-    report(told, 1)
-    report(told, 2)
+    (order.folder / "halvings").write_text(str(order.halvings))
+    report(order, 1)
+    report(order, 2)
+
+
+def ordered(work, config):
+    work(TrialOrder.decode(config))
 
 
 def main():
@@ -84,12 +90,12 @@ def main():
         output = Path(work.__name__)
         began = time.monotonic()
         try:
-            launch.run(spec, output=output, tracking_uri="sqlite:///mlruns.db", work=work)
+            launch.run(spec, output=output, tracking_uri="sqlite:///mlruns.db", work=functools.partial(ordered, work))
             said = ""
         except VitSearchError as error:
             said = str(error)
         seconds = time.monotonic() - began
-        trials = launch.read_trials(output / "faulty-1" / "ledger.jsonl")
+        trials = read_trials(output / "faulty-1" / "ledger.jsonl")
         found[work.__name__] = {
             "said": said,
             "seconds": seconds,

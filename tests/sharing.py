@@ -1,4 +1,4 @@
-"""A search whose trials share one GPU that Ray is told of, and no machine needs to have; run by test_packing.py in its own process."""
+"""A search whose trials share one GPU that Ray is told of, and no machine needs to have; run by test_gpu_sharing.py in its own process."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import torch
 from faulty import report
 
 from vit_search.errors import SearchError
+from vit_search.search.messages import TrialOrder
 from vit_search.search.trial import guarded
 from vit_search.spec import search_file, shares
 from vit_search.spec.config import TrialConfig
@@ -32,8 +33,8 @@ training: {batch_size: {choice: [8192, 8191, 8190, 40000]}}
 """Predicted: half of 16 GiB for each of three, and more than there is."""
 
 
-def note(told, what, value):
-    folder = Path(told["folder"])
+def note(order, what, value):
+    folder = order.folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{what}-{time.time_ns()}").write_text(json.dumps(value))
 
@@ -42,44 +43,44 @@ def noted(folder, what):
     return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{what}-*"))]
 
 
-def others_at_work(told, wait_s):
+def others_at_work(order, wait_s):
     """Which trials have begun and not ended; for so long, at most, it is waited for one."""
-    place = Path(told["folder"]).parents[1] / "at work"
+    place = order.folder.parents[1] / "at work"
     place.mkdir(exist_ok=True)
-    (place / str(told["trial"])).touch()
+    (place / str(order.trial)).touch()
     end = time.monotonic() + wait_s
-    while not (found := sorted(int(path.name) for path in place.iterdir() if path.name != str(told["trial"]))) and time.monotonic() < end:
+    while not (found := sorted(int(path.name) for path in place.iterdir() if path.name != str(order.trial))) and time.monotonic() < end:
         time.sleep(0.05)
     return found
 
 
-def train(told):
+def train(order):
     """Trials 0 and 1 meet; trial 2 wants a whole GPU once it has trained an epoch, whatever is predicted."""
-    config, context = TrialConfig.from_dict(told["config"]), ray.get_runtime_context()
-    peak, first = shares.training_bytes(config.model, config.training), told["trial"] < 2
+    config, context = TrialConfig.from_dict(order.config), ray.get_runtime_context()
+    peak, first = shares.training_bytes(config.model, config.training), order.trial < 2
     note(
-        told,
+        order,
         "start",
         {
             "gpus": context.get_assigned_resources().get("GPU", 0),
             "which": context.get_accelerator_ids()["GPU"],
             "cores": context.get_assigned_resources().get("CPU", 0),
-            "threads": told["threads"],
-            "halves": told["halves"],
-            "others": others_at_work(told, 600 if first else 0),
+            "threads": order.threads,
+            "halves": order.halves,
+            "others": others_at_work(order, 600 if first else 0),
         },
     )
-    report(told, 1, peak_memory_bytes=peak)
+    report(order, 1, peak_memory_bytes=peak)
     if first:
         time.sleep(1)  # so that the other sees it, too
-    elif told["resources"]["GPU"] < 1:
+    elif order.gpus < 1:
         raise torch.OutOfMemoryError("CUDA out of memory")
-    (Path(told["folder"]).parents[1] / "at work" / str(told["trial"])).unlink()
-    report(told, 2, peak_memory_bytes=peak)
+    (order.folder.parents[1] / "at work" / str(order.trial)).unlink()
+    report(order, 2, peak_memory_bytes=peak)
 
 
-def work(told):
-    guarded(train, told)
+def work(config):
+    guarded(train, TrialOrder.decode(config))
 
 
 def main():

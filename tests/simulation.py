@@ -178,4 +178,4 @@ def in_a_copy(work):
         answer = file.read()
     os.waitpid(child, 0)
     assert answer, "the copy failed; its traceback stands above"
-    return pickle.loads(answer)  # noqa: S301 -- our own
+    return pickle.loads(answer)

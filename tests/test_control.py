@@ -11,17 +11,17 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
+from simulation import Book, driver_of
 from test_end_to_end import COMMAND, until, vit_search
 from test_ledger import result
 
-from vit_search.errors import SearchError, SpecError
-from vit_search.search import control, launch, resumable
-from vit_search.search.control import Control, Settings
+from vit_search.errors import SearchError
+from vit_search.search import control, execution, resumable, search_folder
+from vit_search.search.commands import Commands, Settings
 from vit_search.search.limits import Limits
 from vit_search.spec import search_file
-from vit_search.spec.search_file import Limits as Asked
 from vit_search.tracking import ledger as books
-from vit_search.tracking.ledger import Commanded, Ended, Ledger, Proposed, Reported, Spent
+from vit_search.tracking.ledger import Commanded, Ended, Progress, Proposed, Reported
 
 FILE = """
 name: told
@@ -227,18 +227,12 @@ def test_words_and_commands_are_inverses(text):
 
 
 @pytest.fixture
-def told(tmp_path):
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append(Proposed(trial=0, params={}))
-    made = []
-
-    def add(params):
-        if "dim" not in params:
-            raise SpecError("no dim")
-        made.append(params)
-
-    yield Control(tmp_path, ledger, Settings(8, 2, None, None, None, None), lambda: None, add, metric="val_accuracy"), ledger, made
-    ledger.close()
+def driver():
+    """A driver whose first trial runs, and its events."""
+    book = Book()
+    made = driver_of(search_file.parse(FILE.replace("trials: 3", "trials: 8")), book)
+    made.started(made.propose().trial)
+    return made, book
 
 
 @pytest.mark.parametrize(
@@ -258,39 +252,38 @@ def told(tmp_path):
         ("set target=high", "target is 'high'; give a number."),
         ("set patience=2.5", "patience is 2.5; give a whole number above 0."),
         ("stop trial=7", "trial 7 is not running; running: 0."),
-        ("add lr=1", "no dim"),
+        ("add lr=1", "add: lr: 1 is outside of its range, 0.001 to 0.01."),
         ("", "an empty line is no command; write e.g. `set trials=40`."),
         ("add 'a", '"add \'a" is no command (No closing quotation); write e.g. `set trials=40`.'),
     ],
 )
-def test_a_command_that_makes_no_sense_is_refused_and_changes_nothing(told, text, answer):
-    commands, ledger, made = told
-    assert commands.obey_text(text, by="me") == answer
-    assert commands.settings == Settings(8, 2, None, None, None, None)
-    assert not made
-    assert not [e for e in ledger.events if isinstance(e, Commanded)]
+def test_a_command_that_makes_no_sense_is_refused_and_changes_nothing(driver, text, answer):
+    made, book = driver
+    before = list(book.events)
+    assert control.obey_text(made, text, by="me") == answer
+    assert made.settings == Settings(8, 2)
+    assert book.events == before
 
 
-def test_settings_are_rebuilt_from_the_ledger(told):
-    commands, ledger, _ = told
-    commands.obey_text("set trials=40", by="me")
-    commands.obey_text("set hours=2 concurrency=3", by="me")
-    spec = search_file.parse(FILE)
-    assert Settings.of(spec, ledger.events) == Settings(40, 3, 2, None, None, None)
+def test_settings_are_rebuilt_from_the_ledger(driver):
+    made, book = driver
+    control.obey_text(made, "set trials=40", by="me")
+    control.obey_text(made, "set hours=2 concurrency=3", by="me")
+    assert Settings.of(search_file.parse(FILE), book.events) == made.settings == Settings(40, 3, 2)
 
 
-def _fed(asked, outcomes, mode="max", seconds=0.0):
-    limits, trials, spent = Limits(asked, metric="val_accuracy", mode=mode, devices=2), {}, Spent()
+def _fed(limits, outcomes, mode="max", seconds=0.0):
+    progress = Progress(4)
+    made = Limits(Commands(Settings(50, 1, **limits), "val_accuracy"), progress, metric="val_accuracy", mode=mode, devices=2)
     for number, (value, outcome) in enumerate(outcomes):
         for event in (
             Proposed(trial=number, params={}, at=10.0 * number),
             Reported(trial=number, result=result(1, value, seconds), at=10.0 * number + 9),
             Ended(trial=number, outcome=outcome, at=10.0 * number + 10),
         ):
-            books.fold(trials, event)
-            spent.take(event, trials, 4)
-            limits.take(event, trials)
-    return limits.reached(spent)
+            progress.apply(event)
+            made.apply(event)
+    return made.ending or None
 
 
 @pytest.mark.parametrize(
@@ -310,17 +303,17 @@ def _fed(asked, outcomes, mode="max", seconds=0.0):
     ],
 )
 def test_limits(asked, mode, outcomes, reached):
-    assert _fed(Asked(**asked), outcomes, mode, seconds=5.0) == reached
+    assert _fed(asked, outcomes, mode, seconds=5.0) == reached
 
 
 @pytest.mark.parametrize(("before", "ends"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)], ids=["terminal", "nohup"])
-def test_a_lost_terminal_ends_a_search_as_sigterm_does_but_not_under_nohup(told, before, ends):
-    control, _, _ = told
+def test_a_lost_terminal_ends_a_search_as_sigterm_does_but_not_under_nohup(driver, before, ends):
+    made, _ = driver
     around = signal.signal(signal.SIGHUP, before)
     try:
-        with launch._signals(control):
+        with execution._signals(made):
             os.kill(os.getpid(), signal.SIGHUP)
-            assert control.cancelled.is_set() == ends
+            assert made.cancelled == ends
         assert signal.getsignal(signal.SIGHUP) == before
     finally:
         signal.signal(signal.SIGHUP, around)
@@ -350,7 +343,7 @@ def test_of_a_refused_search_only_what_a_cluster_had_put_there_stays(tmp_path):
     (folder / "tune").mkdir(parents=True)
     for name in ("submitted.json", "search.json", "ledger.jsonl"):
         (folder / name).touch()
-    launch._remove(folder, {folder / "submitted.json"})
+    search_folder.remove(folder, {folder / "submitted.json"})
     assert [path.name for path in folder.iterdir()] == ["submitted.json"]
-    launch._remove(folder, ())
+    search_folder.remove(folder, ())
     assert not folder.exists()

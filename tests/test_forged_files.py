@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from vit_search import cli
 from vit_search.errors import CheckpointError, SearchError
-from vit_search.search import control
+from vit_search.search import commands
 from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.spec.plain_text import code_block, markdown, one_line, plain
 from vit_search.tracking import ledger, searches
-from vit_search.tracking.ledger import Broke, Commanded, Ended, Infeasible, Launched, Ledger, Left, Outgrown, Proposed, Reported
+from vit_search.tracking.ledger import Broke, Commanded, Ended, Infeasible, Launched, Ledger, Left, OutgrewShare, Proposed, Reported
 from vit_search.vit import checkpoint, training
 from vit_search.vit.checkpoint_files import describe, sha256_of, signed
 
@@ -83,7 +83,7 @@ def search(tmp_path):
     at = held.events[-1].at
     for event in (
         Infeasible(params={"lr": 0.1}, reason="too large", at=at),
-        Outgrown(trial=0, gpus=0.5, memory=1, reason="memory", at=at),
+        OutgrewShare(trial=0, gpus=0.5, memory=1, reason="memory", at=at),
         Broke(trial=0, reason="killed", again=True, at=at),
         Commanded(name="set", arguments={"trials": 4, "hours": 2.5}, answer="done", by="ann", at=at),
         Commanded(name="add", arguments={"lr": 0.002}, answer="done", by="ann", at=at),
@@ -212,14 +212,14 @@ def test_an_event_of_a_newer_version_is_told(search):
 def test_an_event_is_read_as_it_was_written(search):
     folder, _ = search
     before = ledger.read_events(folder / "ledger.jsonl")
-    assert {type(event) for event in before} == {Launched, Proposed, Infeasible, Reported, Outgrown, Broke, Ended, Commanded, Left}
+    assert {type(event) for event in before} == {Launched, Proposed, Infeasible, Reported, OutgrewShare, Broke, Ended, Commanded, Left}
     assert before == [ledger._decode(ledger._encode(event)) for event in before]
     lost = Reported(trial=0, result=synthetic.result(1, 0.5, train_loss=float("nan"), val_accuracy=float("nan")), at=1.0)
     assert np.isnan(ledger._decode(ledger._encode(lost)).result.train_loss)
 
 
 def test_what_the_ledger_lets_set_is_what_the_control_sets():
-    assert set(ledger._Changes.__dataclass_fields__) == set(control.SETTINGS)
+    assert set(ledger._Changes.__dataclass_fields__) == set(commands.SETTINGS)
 
 
 @pytest.mark.parametrize("value", ["delete", "more", *VALUES], ids=str)

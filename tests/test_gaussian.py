@@ -12,9 +12,9 @@ from scipy.optimize import check_grad
 from scipy.stats import norm
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
-from vit_search.search.suggest import scalar
 
-from vit_search.search import gaussian
+from vit_search.search.proposals import gaussian
+from vit_search.search.proposals.samplers import scalar
 from vit_search.spec import search_file
 from vit_search.spec.asks import AtQuantiles, quantile
 

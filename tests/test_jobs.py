@@ -21,7 +21,7 @@ from vit_search.cluster import driver, jobs, preflight, record
 from vit_search.cluster.preflight import Facts, Node
 from vit_search.errors import ClusterError, SpecError
 from vit_search.ray_session import Shape, _to_come
-from vit_search.search import launch
+from vit_search.search import execution
 from vit_search.spec import search_file
 from vit_search.tracking import ledger as books
 
@@ -458,11 +458,11 @@ def test_a_trial_must_fit_on_one_node_that_is_there_or_may_come(cpus, gpus, type
     spec = search_file.parse(FILE + f"resources: {{cpus: {cpus}, gpus: {gpus}}}\n")
     places = [Shape("head", 0, 0), Shape("worker", 8, 1), *types]
     assert (preflight.lacks(spec, places) == "") is fits
-    assert (launch._too_large(spec, places, "auto") == "") is fits
+    assert (execution._too_large(spec, places, "auto") == "") is fits
     found = preflight.findings(replace(FACTS, types=types), spec, own=VERSIONS)
     assert (not found) is fits
     if not types:
-        assert (launch._too_large(spec, [Shape("own", cpus, 0)], None) == "") is (gpus == 0)
+        assert (execution._too_large(spec, [Shape("own", cpus, 0)], None) == "") is (gpus == 0)
 
 
 def test_what_an_autoscaler_may_add_is_read_from_what_ray_up_leaves(tmp_path):

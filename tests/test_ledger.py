@@ -15,6 +15,7 @@ from vit_search.tracking.ledger import (
     Ended,
     Launched,
     Ledger,
+    Progress,
     Proposed,
     Reported,
     best,
@@ -59,7 +60,7 @@ def test_a_line_that_a_crash_cut_off_in_both_is_dropped_and_written_again(path):
         path.write_bytes(whole[:-cut])
         copy_of(path).write_bytes(whole[: -cut - 1])
         ledger = Ledger(path)
-        assert ledger.trials[0].outcome == "running"
+        assert Progress.of(ledger.events, 0).trials[0].outcome == "running"
         ledger.append(Ended(trial=0, outcome="stopped", at=ledger.events[0].at))
         ledger.close()
         assert [t.outcome for t in read_trials(path)] == ["stopped"]
@@ -95,13 +96,6 @@ def test_damage_before_the_end_of_both_is_refused_with_its_line(path):
     with pytest.raises(SearchError, match=r"ledger\.jsonl:2: this line is damaged"):
         Ledger(path)
     assert path.read_bytes() == damaged  # nothing was written over
-
-
-def test_an_epoch_reported_twice_counts_once(path):
-    ledger = Ledger(path)
-    ledger.append(Reported(trial=0, result=result(1, 0.9)))
-    assert [r.val_accuracy for r in ledger.trials[0].results] == [0.5]
-    ledger.close()
 
 
 def test_a_second_driver_is_refused_and_told_who_has_the_search(path):
@@ -158,13 +152,13 @@ def test_what_was_spent_is_counted_by_hand(tmp_path):
         Reported(trial=1, result=result(1, 0.5, seconds=5.0), at=3715.0),
     ):
         ledger.append(event)
-    spent = ledger.spent
+    spent = Progress.of(ledger.events, 9).spent
     assert (spent.epochs, spent.trial_seconds, spent.stopped_seconds) == (3, 11.0, 6.0)
     assert spent.saved_seconds == 21.0  # 7 epochs at 3 s
     assert spent.wall_seconds == 9.0 + 6.0
     ledger.close()
     again = Ledger(tmp_path / "ledger.jsonl")
-    assert again.spent == spent
+    assert Progress.of(again.events, 9).spent == spent
     again.close()
 
 
@@ -191,9 +185,10 @@ def test_the_leaderboard_puts_full_length_first_then_the_metric(tmp_path, mode, 
         if value is not None:
             ledger.append(Reported(trial=number, result=result(1, value)))
         ledger.append(Ended(trial=number, outcome=outcome))
-    assert [t.number for t in ranked(ledger.trials.values(), "val_accuracy", mode)] == order
-    assert best(ledger.trials.values(), "val_accuracy", mode).number == order[0]
-    assert kept(ledger.trials.values(), "val_accuracy", mode, 2) == {0, 1}
+    trials = Progress.of(ledger.events, 0).trials
+    assert [t.number for t in ranked(trials.values(), "val_accuracy", mode)] == order
+    assert best(trials.values(), "val_accuracy", mode).number == order[0]
+    assert kept(trials.values(), "val_accuracy", mode, 2) == {0, 1}
     ledger.close()
 
 
@@ -207,6 +202,7 @@ def test_only_what_a_stopping_rule_cut_counts_as_saved(tmp_path):
         ledger.append(Reported(trial=number, result=synthetic.result(1, 0.5), at=0.0))
         ledger.append(Reported(trial=number, result=synthetic.result(2, 0.5), at=0.0))
         ledger.append(Ended(trial=number, outcome=outcome, reason=reason, at=0.0))
-    assert (ledger.spent.epochs, ledger.spent.saved_epochs, ledger.spent.saved_seconds) == (8, 8, 16.0)
-    assert ledger.spent.saved_share == 0.5
+    spent = Progress.of(ledger.events, 10).spent
+    assert (spent.epochs, spent.saved_epochs, spent.saved_seconds) == (8, 8, 16.0)
+    assert spent.saved_share == 0.5
     ledger.close()

@@ -11,7 +11,8 @@ from synthetic import begin, made
 from vit_search import cli, ray_folder
 from vit_search.cluster import record, services
 from vit_search.errors import ClusterError, LinkError, SearchError
-from vit_search.search import control, launch, resumable, trial
+from vit_search.search import control, resumable, search_folder, trial
+from vit_search.search.messages import TrialOrder
 from vit_search.spec import files
 from vit_search.spec.config import DataConfig
 from vit_search.spec.numbers import whole_number
@@ -159,8 +160,8 @@ def test_a_data_cache_s_lock_follows_no_link(tmp_path, victim, monkeypatch):
 
 def test_a_trial_s_error_replaces_a_link(tmp_path, victim):
     (tmp_path / "error.txt").symlink_to(victim)
-    told = trial._broken({"folder": str(tmp_path)}, RuntimeError("broken"))
-    assert told["reason"].startswith("RuntimeError: broken") and not (tmp_path / "error.txt").is_symlink()
+    failed = trial._broken(TrialOrder(trial=0, config={}, folder=tmp_path), RuntimeError("broken"))
+    assert failed.reason.startswith("RuntimeError: broken") and not (tmp_path / "error.txt").is_symlink()
 
 
 def test_what_is_written_whole_replaces_a_link(tmp_path, victim):
@@ -246,7 +247,7 @@ def test_ray_s_folder_is_judged_by_the_same_rule(tmp_path, monkeypatch):
 def test_a_folder_with_an_odd_name_stops_no_search(name, tmp_path):
     (tmp_path / "tiny-4").mkdir()
     (tmp_path / name).mkdir()
-    folder = launch.new_folder(tmp_path, "tiny")
+    folder = search_folder.new_folder(tmp_path, "tiny")
     assert folder.name == "tiny-5" and stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 

@@ -51,7 +51,7 @@ def test_why_a_trial_failed_is_kept_whatever_characters_it_has(tmp_path):
     ("environment", "dash"), [(ASCII, b"\\u2013"), (LATIN_1, b"\\u2013"), ({"PYTHONIOENCODING": "utf-8"}, "–".encode())]
 )
 def test_a_leaderboard_is_printed_in_any_locale(tmp_path, environment, dash):
-    folder, spec, _ = begin(tmp_path / "searches")
+    folder, _, _ = begin(tmp_path / "searches")
     ledger = Ledger(folder / "ledger.jsonl")
     ledger.append(Launched(host="here", pid=1))
     ledger.append(Proposed(trial=0, params={"dim": 32, "depth": 1, "lr": 1e-3}))

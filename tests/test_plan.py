@@ -201,19 +201,19 @@ def test_a_limit_of_time_that_comes_first_is_named():
 @pytest.mark.parametrize("mode", ["min", "max"])
 @pytest.mark.parametrize("strata", [1, 2])
 def test_the_rule_decides_as_the_searchs_own(kind, mode, strata):
-    from vit_search.search.stopping import Rungs
+    from test_stopping import Ruled
 
     made = spec(f"stopping: {{kind: {kind}, strata: {strata}, audit_share: 0}}\n" + SEARCHED)
     boundaries = [10.0] if strata == 2 else []
     rule = Rule(made, boundaries)
-    real = Rungs(mode=mode, epochs=27, grace_epochs=3, reduction_factor=3, kind=kind, strata=strata, boundaries=boundaries, seed=7)
+    real = Ruled(kind, mode=mode, epochs=27, grace_epochs=3, boundaries=boundaries, seed=7)
     rng, sign, alike = random.Random(1), 1 if mode == "max" else -1, Counter()
     for trial in range(200):
         worth, flops = rng.random(), rng.choice([5.0, 15.0])
         for epoch in planning._looks(made):
             worth += 0.001  # a trial's best is its last
             stops = real.stops(trial, epoch, sign * worth, flops)
-            assert rule.falls_short(epoch, worth, flops, real.bracket(trial)) == stops
+            assert rule.falls_short(epoch, worth, flops, real.rule.first_rung(trial) if kind == "hyperband" else 0) == stops
             alike[stops] += 1
             if stops:
                 break
@@ -221,24 +221,24 @@ def test_the_rule_decides_as_the_searchs_own(kind, mode, strata):
 
 
 def test_hyperbands_brackets_have_the_searchs_shares():
-    from vit_search.search.stopping import Rungs
+    from test_stopping import Ruled
 
     made = spec("stopping: {kind: hyperband}")
     rule, rng = Rule(made), random.Random(0)
-    real = Rungs(mode="max", epochs=27, grace_epochs=3, reduction_factor=3, kind="hyperband")
-    ours, theirs = (Counter(b) for b in ([rule.bracket(rng.random()) for _ in range(5000)], [real.bracket(i) for i in range(5000)]))
+    real = Ruled("hyperband", epochs=27, grace_epochs=3).rule
+    ours, theirs = (Counter(b) for b in ([rule.bracket(rng.random()) for _ in range(5000)], [real.first_rung(i) for i in range(5000)]))
     assert {b: n / 5000 for b, n in ours.items()} == {b: pytest.approx(n / 5000, abs=0.03) for b, n in theirs.items()}
 
 
 @pytest.mark.parametrize("audit_share", [0, 0.2])
 def test_as_many_trials_reach_each_rung_as_by_the_searchs_own_rungs(audit_share):
-    from vit_search.search.stopping import Rungs
+    from test_stopping import Ruled
 
     trials, epochs = 40, 27
     made = spec(f"sampler: random\nstopping: {{audit_share: {audit_share}}}\n" + SEARCHED, HEAD.replace("trials: 9", f"trials: {trials}"))
     rng, reached = random.Random(3), Counter()
     for search in range(600):  # one trial at a time, of exchangeable worth
-        rungs = Rungs(mode="max", epochs=epochs, grace_epochs=3, reduction_factor=3, audit_share=audit_share, seed=search)
+        rungs = Ruled(epochs=epochs, grace_epochs=3, audit_share=audit_share, seed=search)
         for trial in range(trials):
             worth = rng.gauss(0, 1)
             for epoch in (3, 9, 27):
@@ -369,7 +369,7 @@ def test_a_calibration_foretells_what_it_measured():
 
 
 def test_calibration_has_the_environment_of_a_trial():
-    from vit_search.search.launch import WORKER_ENV
+    from vit_search.spec.worker_env import WORKER_ENV
     from vit_search.vit import calibrate
 
     assert calibrate.WORKER_ENV is WORKER_ENV

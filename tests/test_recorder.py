@@ -281,7 +281,7 @@ def test_an_experiments_page_has_a_column_for_the_newest_searchs_metric(uri, tmp
 
 
 def test_a_promotion_leaves_the_columns_as_they_are(uri, tmp_path):
-    folder, spec, facts = begin(tmp_path, trials=1)
+    folder, _, facts = begin(tmp_path, trials=1)
     Ledger(folder / "ledger.jsonl").close()
     searches.write(folder, dataclasses.replace(facts, promotes="made-1"))
     assert sync(folder, uri)
@@ -488,7 +488,7 @@ def test_of_a_dead_driver_mlflow_says_what_status_does(uri, tmp_path):
 
 
 def test_a_driver_at_work_keeps_its_search_to_itself(uri, tmp_path):
-    folder, spec, _ = made(tmp_path)
+    folder, _, _ = made(tmp_path)
     ledger = Ledger(folder / "ledger.jsonl")
     with pytest.raises(SearchError, match="is running this search; wait for it or stop it"):
         sync(folder, uri)
@@ -517,7 +517,7 @@ def test_nothing_is_sent_before_the_disk_has_it(uri, tmp_path):
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 1e308, -1e308, 5e-324, 0.1 + 0.2, math.inf, -math.inf, math.nan])
 def test_odd_numbers_come_back_as_they_were(uri, tmp_path, value):
-    folder, spec, _ = begin(tmp_path, trials=1)
+    folder, _, _ = begin(tmp_path, trials=1)
     ledger = Ledger(folder / "ledger.jsonl")
     ledger.append(Proposed(trial=0, params={"dim": 32, "depth": 1, "lr": 2e-3}))
     ledger.append(Reported(trial=0, result=result(1, 0.5, val_loss=value)))

@@ -3,10 +3,11 @@
 import time
 
 import pytest
+from simulation import Book, driver_of
 from test_ledger import result
 
 from vit_search.cluster import record
-from vit_search.search.control import Control, Settings
+from vit_search.search.control import obey_text
 from vit_search.spec import search_file
 from vit_search.tracking import search_state, searches
 from vit_search.tracking.ledger import Commanded, Ended, Launched, Ledger, Left, Proposed, Reported
@@ -54,7 +55,7 @@ def folder(tmp_path):
 
 def told(folder, *events, driven=False):
     """What is read of a ledger of these events, while it is held or after that."""
-    ledger = Ledger(folder / "ledger.jsonl", 3)
+    ledger = Ledger(folder / "ledger.jsonl")
     for event in events:
         ledger.append(event)
     if not driven:
@@ -140,19 +141,17 @@ def test_an_older_version_that_ended_by_a_limit_left_its_summary_alone(folder):
     assert record.snapshot(folder).state == State("finished")
 
 
-def test_the_driver_and_its_ledger_say_the_same(tmp_path):
-    """Whatever was told in whatever order: what Control shows on the terminal is what others read."""
-    ledger = Ledger(tmp_path / "ledger.jsonl", 3)
-    for event in START:
-        ledger.append(event)
-    control = Control(tmp_path, ledger, Settings(3, 2, None, None, None, None), lambda: None, lambda params: None)
+def test_the_driver_and_its_ledger_say_the_same():
+    """Whatever was told in whatever order: what the driver shows on the terminal is what others read."""
+    book = Book(START)
+    driver = driver_of(search_file.parse(FILE), book)
+    driver.started(driver.propose().trial)
     seen = []
     for text in ("pause", "continue", "stop", "pause", "continue", "stop trial=0", "pause", "stop", "cancel"):
-        control.obey_text(text, by="me")
-        seen.append(control.state)
-        assert search_state.of_events(ledger.events, [], 3, driven=True).word == control.state, text
+        obey_text(driver, text, by="me")
+        seen.append(driver.word)
+        assert search_state.of_events(book.events, [], 3, driven=True).word == driver.word, text
     assert seen == ["paused", "running", "stopping", "paused", "running", "running", "paused", "paused", "ending"]
-    ledger.close()
 
 
 def test_on_a_cluster_its_record_and_its_jobs_lock_count_too(folder):

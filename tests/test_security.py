@@ -24,7 +24,7 @@ from servers import SECRET
 
 from vit_search.errors import SearchError, TrackingError
 from vit_search.production import registry
-from vit_search.search import launch
+from vit_search.search import search_folder
 from vit_search.tracking import store
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ model: {patch_size: 4, depth: 1, dim: 16, heads: 2}
 )
 def test_the_name_of_a_new_folder_cannot_leave_its_place(name, tmp_path):
     with pytest.raises(SearchError, match="no name of a folder"):
-        launch._named_folder(tmp_path, name)
+        search_folder.named_folder(tmp_path, name)
     assert list(tmp_path.iterdir()) == []
 
 

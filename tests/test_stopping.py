@@ -4,17 +4,40 @@ import random
 from collections import Counter
 
 import pytest
-from ray.tune.experiment import Trial
+from simulation import result
 
-from vit_search.search.stopping import Rungs, RungScheduler, false_kills
+from vit_search.search.hindsight import false_kills
+from vit_search.search.stopping import RULES, StoppingOptions
 from vit_search.spec import search_file
 from vit_search.spec.rungs import boundaries, levels
+from vit_search.tracking.ledger import Ended, Proposed, Reported
 
 KINDS = ("asha", "hyperband", "median", "none")
 
 
+class Ruled:
+    """A rule, and a short way to tell it what a trial has reached."""
+
+    def __init__(self, kind="asha", mode="max", grace_epochs=1, reduction_factor=3, epochs=9, **more):
+        options = StoppingOptions(
+            metric="val_accuracy", mode=mode, epochs=epochs, grace_epochs=grace_epochs, reduction_factor=reduction_factor, **more
+        )
+        self.rule, self.proposed = RULES[kind](options, lambda params: params["flops"]), set()
+
+    def stops(self, trial, epoch, value, flops=0.0):
+        """Whether a trial is to end after it has reported an epoch's value."""
+        if trial not in self.proposed:
+            self.rule.apply(Proposed(trial=trial, params={"flops": flops}))
+            self.proposed.add(trial)
+        self.rule.apply(Reported(trial=trial, result=result(epoch, value)))
+        ends = self.rule.decide(trial)
+        if ends:
+            self.rule.apply(Ended(trial=trial, outcome="stopped"))
+        return ends
+
+
 def asha(mode="max", factor=3, epochs=9, **more):
-    return Rungs(mode=mode, grace_epochs=1, reduction_factor=factor, epochs=epochs, **more)
+    return Ruled(mode=mode, reduction_factor=factor, epochs=epochs, **more)
 
 
 def test_there_is_no_rung_at_full_length():
@@ -47,7 +70,7 @@ def test_a_tie_with_the_cutoff_goes_on():
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_the_median_stops_whoever_never_was_better_than_half_of_the_others(mode):
     sign = 1 if mode == "max" else -1
-    rungs = Rungs(mode=mode, grace_epochs=2, reduction_factor=3, epochs=4, kind="median")
+    rungs = Ruled("median", mode=mode, grace_epochs=2, epochs=4)
     for trial in range(5):  # 1, 2, 3, 4, 5 at every epoch: the median is 3
         for epoch in (1, 2, 3, 4):
             assert not rungs.stops(trial, epoch, sign * (trial + 1.0))  # too few others
@@ -58,10 +81,12 @@ def test_the_median_stops_whoever_never_was_better_than_half_of_the_others(mode)
 
 def test_a_hyperband_trial_is_first_looked_at_on_its_brackets_rung():
     rungs = asha(kind="hyperband", epochs=27)  # rungs at 1, 3, 9
-    counts = Counter(rungs.bracket(trial) for trial in range(4000))
+    counts = Counter(rungs.rule.first_rung(trial) for trial in range(4000))
     # 27/4, 9/3, 3/2 and 1/1 of 12.25: the same number of epochs for each bracket
     assert [counts[b] / 4000 for b in range(4)] == pytest.approx([0.551, 0.245, 0.122, 0.082], abs=0.02)
-    good, weak = (trial for trial in range(4000) if rungs.bracket(trial) == 1) and [t for t in range(100) if rungs.bracket(t) == 1][:2]
+    good, weak = (trial for trial in range(4000) if rungs.rule.first_rung(trial) == 1) and [
+        t for t in range(100) if rungs.rule.first_rung(t) == 1
+    ][:2]
     rungs.stops(good, 1, 0.9), rungs.stops(good, 3, 0.9)
     assert [rungs.stops(weak, epoch, 0.1) for epoch in (1, 2, 3)] == [False, False, True]
 
@@ -70,15 +95,15 @@ def test_a_hyperband_trial_is_first_looked_at_on_its_brackets_rung():
 def test_the_same_results_in_the_same_order_rebuild_the_same_rungs(kind):
     rng = random.Random(1)
     events = [(trial, epoch, rng.random(), rng.random()) for epoch in range(1, 9) for trial in rng.sample(range(40), 40)]
-    once, again = (asha(factor=2, kind=kind, audit_share=0.2, strata=2, boundaries=[0.5], seed=3) for _ in range(2))
+    once, again = (asha(factor=2, kind=kind, audit_share=0.2, boundaries=[0.5], seed=3) for _ in range(2))
     first = [once.stops(*event) for event in events]
     assert [again.stops(*event) for event in events] == first
-    assert once.audits() == again.audits()
+    assert once.rule.audits() == again.rule.audits()
     assert any(first) == (kind != "none")
 
 
 def test_strata_are_held_against_themselves_alone_and_share_the_last_rung():
-    rungs = asha(strata=2, boundaries=[10.0])
+    rungs = asha(boundaries=[10.0])
     assert not rungs.stops(0, 1, 0.9, 5.0)
     assert rungs.stops(1, 1, 0.1, 5.0)
     assert not rungs.stops(2, 1, 0.2, 50.0)  # the first of the large ones
@@ -105,7 +130,7 @@ model: {dim: {choice: [16, 24, 32, 64]}, heads: {choice: [2, 3, 4]}, depth: {int
 
 def test_an_audit_goes_on_and_remembers_when_it_would_have_been_stopped():
     rungs = asha(audit_share=0.5, seed=1)
-    audits = [trial for trial in range(1000) if rungs._audits(trial)]
+    audits = [trial for trial in range(1000) if rungs.rule.is_audit(trial)]
     assert len(audits) == pytest.approx(500, abs=50)
     good = next(trial for trial in range(1000) if trial not in audits)
     assert not rungs.stops(good, 1, 0.9)
@@ -113,8 +138,8 @@ def test_an_audit_goes_on_and_remembers_when_it_would_have_been_stopped():
     assert not rungs.stops(audits[1], 1, 0.95)
     assert not rungs.stops(good, 3, 0.9)
     assert not rungs.stops(audits[0], 3, 0.05)
-    assert rungs.audits() == [(audits[0], 1), (audits[1], None)]
-    assert asha().audits() == []
+    assert rungs.rule.audits() == [(audits[0], 1), (audits[1], None)]
+    assert asha().rule.audits() == []
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -125,46 +150,3 @@ def test_a_false_kill_ends_better_than_half_of_those_let_through(sign):
     assert (stopped, wrong) == (2, 1)
     assert (low, high) == pytest.approx((0.0945, 0.9055), abs=1e-4)  # Wilson for 1 of 2
     assert false_kills([(2, None)], finals, "max") == (0, 0, 0.0, 1.0)
-
-
-class Controller:
-    """As much of Tune's as the scheduler asks for."""
-
-    def __init__(self, trials):
-        self.trials, self.held, self.stopped = trials, [], []
-
-    def get_live_trials(self):
-        return set(self.trials)
-
-    def pause_trial(self, trial, should_checkpoint):
-        self.held.append((trial, should_checkpoint))
-
-    def stop_trial(self, trial):
-        self.stopped.append(trial)
-
-
-class OneTrial:
-    def __init__(self, number, status=Trial.RUNNING):
-        self.config, self.status = {"trial": number}, status
-
-
-def test_tune_is_told_what_the_rungs_and_the_person_say():
-    asked, flags = {"stop": set(), "paused": False}, []
-    scheduler = RungScheduler(
-        asha(), "val_accuracy", lambda trial, result: (flags.append(trial), True)[1],
-        paused=lambda: asked["paused"], asked_to_stop=lambda trial: trial in asked["stop"],
-    )  # fmt: skip
-    one, two, waiting = OneTrial(0), OneTrial(1), OneTrial(2, Trial.PAUSED)
-    tune = Controller([waiting, one, two])
-    assert scheduler.on_trial_result(tune, one, {"epoch": 1, "val_accuracy": 0.9}) == "CONTINUE"
-    assert scheduler.on_trial_result(tune, two, {"epoch": 1, "val_accuracy": 0.1}) == "STOP"
-    assert scheduler.on_trial_result(tune, two, {"failure": "diverged"}) == "STOP"
-    assert flags == [0, 1]  # a failure is no result
-    assert scheduler.choose_trial_to_run(tune) is waiting
-    asked["paused"] = True
-    assert scheduler.on_trial_result(tune, one, {"epoch": 2, "val_accuracy": 0.9}) == "NOOP"
-    assert tune.held == [(one, False)]
-    assert scheduler.choose_trial_to_run(tune) is None
-    assert scheduler.on_trial_result(tune, one, {"epoch": 9, "val_accuracy": 0.9}) == "CONTINUE"  # the last one: it ends by itself
-    asked["stop"].add(0)
-    assert scheduler.on_trial_result(tune, one, {"epoch": 2, "val_accuracy": 0.9}) == "STOP"

@@ -1,5 +1,6 @@
 """Trials that share a GPU: what each asks for, what is learnt from what they took, and a real Ray that places them."""
 
+import dataclasses
 import json
 import math
 import random
@@ -8,16 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from vit_search.search.packing import ENOUGH, LEAST, MOST, Held, Nodes, Packing, request
-from vit_search.search.suggest import OptunaSearcher
 
 from vit_search.errors import OutOfMemoryError, SpecError
 from vit_search.ray_session import Shape
+from vit_search.search.commands import Commands, Settings
+from vit_search.search.components import within
+from vit_search.search.gpu_sharing import ENOUGH, LEAST, MOST, Devices, GpuSharing, Nodes
 from vit_search.search.limits import Limits
 from vit_search.spec import lint, plan, search_file, shares
 from vit_search.spec.config import EpochResult
 from vit_search.tracking import ledger as ledgers
-from vit_search.tracking.ledger import Ledger, Outgrown, Proposed, Reported, read_events
+from vit_search.tracking.ledger import OutgrewShare, Progress, Proposed, Reported, read_events
 from vit_search.vit import machine, training
 
 GIB = 2**30
@@ -35,8 +37,9 @@ SPEC = search_file.parse(FILE)
 NODES = Nodes(gpu_memory=16 * GIB, gpus=4, cores_per_gpu=6, cores=12, count=2)
 
 
-def packing(spec=SPEC, nodes=NODES):
-    return Packing(spec, channels=1, classes=10, images=0, nodes=nodes)
+def sharing(spec=SPEC, nodes=NODES, **settings):
+    commands = Commands(dataclasses.replace(Settings.of(spec), **settings), spec.metric)
+    return GpuSharing(spec, commands, channels=1, classes=10, images=0, nodes=nodes)
 
 
 def need(batch_size):
@@ -102,11 +105,10 @@ def test_what_no_gpu_holds_is_never_proposed_and_the_reason_says_so():
     assert SPEC.space.problem({"batch_size": 16384}) is None
     unknown = search_file.parse(FILE.replace(", gpu_memory: 16GiB", ""))
     assert unknown.space.problem({"batch_size": 40000}) is None
-    searcher = OptunaSearcher(unknown.space, metric="val_accuracy", mode="max", epochs=4, trials=5, seed=0, sampler="grid", levels=[])
-    searcher.fit_into(16 * GIB)  # as the cluster tells
-    assert [searcher.suggest(str(i))["batch_size"] for i in range(4)] == [256, 2048, 8192, 16384]
+    known = within(unknown.space, 16 * GIB)  # as the cluster tells
+    assert [known.problem({"batch_size": size}) is None for size in (256, 2048, 8192, 16384, 40000)] == [True] * 4 + [False]
     with pytest.raises(SpecError, match=r"none of 2000 random proposals can be run, the first because: training would take"):
-        searcher.fit_into(GIB // 2)
+        within(unknown.space, GIB // 2)
 
 
 # Cores and threads
@@ -114,11 +116,10 @@ def test_what_no_gpu_holds_is_never_proposed_and_the_reason_says_so():
 
 @pytest.mark.parametrize(("gpus", "cores", "threads"), [(1 / 8, 0.75, 1), (1 / 4, 1.5, 1), (1 / 2, 3, 3), (1, 6, 6)])
 def test_a_trial_has_as_many_cores_as_its_share_of_a_gpu_and_as_many_threads(gpus, cores, threads):
-    packed = packing()
-    packed.take(proposed(0, {1 / 8: 256, 1 / 4: 2048, 1 / 2: 8192, 1: 16384}[gpus]))
-    held = packed.ask(0)
-    assert (held, held.threads) == (Held(cores, gpus), threads)
-    assert request(packed.told(0)).bundles == [{"CPU": cores, "GPU": gpus}]
+    shared = sharing()
+    shared.apply(proposed(0, {1 / 8: 256, 1 / 4: 2048, 1 / 2: 8192, 1: 16384}[gpus]))
+    devices = shared.devices(0)
+    assert (devices, devices.threads) == (Devices(cores, gpus), threads)
 
 
 @pytest.mark.parametrize(
@@ -126,24 +127,25 @@ def test_a_trial_has_as_many_cores_as_its_share_of_a_gpu_and_as_many_threads(gpu
     [(1, 100, 1), (4, 100, 1), (5, 100, 1 / 2), (9, 100, 1 / 4), (100, 100, 1 / 8), (100, 96, 1 / 4), (100, 48, 1 / 2), (100, 24, 1)],
 )
 def test_a_trial_has_more_than_it_needs_where_places_would_stay_empty(concurrency, trials, share):
-    packed = packing()  # Ray fills one of the GPUs before it begins another
-    packed.take(proposed(0))
-    packed.concurrency, packed.trials = concurrency, trials
-    assert packed.ask(0).gpus == share
+    shared = sharing(concurrency=concurrency, trials=trials)  # Ray fills one of the GPUs before it begins another
+    shared.apply(proposed(0))
+    assert shared.devices(0).gpus == share
 
 
 @pytest.mark.parametrize(("concurrency", "cores"), [(1, 12), (2, 12), (3, 6), (8, 3), (24, 1), (100, 1)])
 def test_without_gpus_a_node_s_cores_are_shared_among_the_trials_that_run_at_once(concurrency, cores):
     text = FILE.replace(", gpus: auto, gpu_memory: 16GiB", "").replace("concurrency: 100", f"concurrency: {concurrency}")
-    assert packing(search_file.parse(text)).ask(0) == Held(cores, 0)  # of two nodes with 12 cores
+    shared = sharing(search_file.parse(text))
+    shared.apply(proposed(0))
+    assert shared.devices(0) == Devices(cores, 0)  # of two nodes with 12 cores
 
 
 def test_numbers_in_the_file_mean_what_they_say():
-    packed = packing(search_file.parse(FILE.replace("{cpus: auto, gpus: auto, gpu_memory: 16GiB}", "{cpus: 2.5, gpus: 0.3}")), None)
-    packed.take(proposed(0, 8192))
-    assert packed.ask(0) == Held(2.5, 0.3)
-    assert packed.told(0) == {"resources": {"CPU": 2.5, "GPU": 0.3}, "threads": 2, "decoders": None, "halves": True}
-    assert packed.devices(0) == 0.0  # the file says it
+    shared = sharing(search_file.parse(FILE.replace("{cpus: auto, gpus: auto, gpu_memory: 16GiB}", "{cpus: 2.5, gpus: 0.3}")), None)
+    shared.apply(proposed(0, 8192))
+    assert shared.devices(0) == Devices(2.5, 0.3)
+    assert (shared.devices(0).threads, shared.decoders(0), shared.halves(0)) == (2, None, True)
+    assert shared.reported_devices(0) == 0.0  # the file says it
 
 
 @pytest.mark.parametrize(
@@ -165,83 +167,86 @@ def test_a_file_is_refused_with_the_mend(told, said):
 
 
 def test_one_trial_that_takes_more_than_predicted_raises_the_shares_of_those_after_it():
-    packed = packing()
-    packed.take(proposed(0, 2048))
-    assert packed.ask(0).gpus == 1 / 4
-    packed.take(reported(0, 2 * need(2048), 1 / 4))
-    packed.take(proposed(1, 2048))
-    assert packed.factor == pytest.approx(2, rel=1e-6)
-    assert packed.ask(1).gpus == 1 / 2
+    shared = sharing()
+    shared.apply(proposed(0, 2048))
+    assert shared.devices(0).gpus == 1 / 4
+    shared.apply(reported(0, 2 * need(2048), 1 / 4))
+    shared.apply(proposed(1, 2048))
+    assert shared.factor == pytest.approx(2, rel=1e-6)
+    assert shared.devices(1).gpus == 1 / 2
 
 
 def test_that_trials_take_less_is_believed_of_enough_of_them_and_never_below_a_floor():
-    packed = packing()
+    shared = sharing()
     for trial in range(ENOUGH):
-        assert packed.factor == 1
-        packed.take(proposed(trial, 2048))
-        packed.take(reported(trial, need(2048) * (0.8 if trial == 3 else 0.4), 1 / 4))
-    assert packed.factor == pytest.approx(0.8, rel=1e-6)  # of ten, the largest
+        assert shared.factor == 1
+        shared.apply(proposed(trial, 2048))
+        shared.apply(reported(trial, need(2048) * (0.8 if trial == 3 else 0.4), 1 / 4))
+    assert shared.factor == pytest.approx(0.8, rel=1e-6)  # of ten, the largest
     for trial in range(ENOUGH, 40):
-        packed.take(proposed(trial, 2048))
-        packed.take(reported(trial, need(2048) * 0.1, 1 / 4))
-    assert packed.factor == LEAST
+        shared.apply(proposed(trial, 2048))
+        shared.apply(reported(trial, need(2048) * 0.1, 1 / 4))
+    assert shared.factor == LEAST
 
 
 def test_nothing_is_learnt_from_the_peaks_of_cuda_graphs_which_leave_out_the_graphs_own_memory():
-    packed = packing(search_file.parse(FILE.replace("training: {", "training: {cuda_graphs: {choice: [true, false]}, ")))
+    shared = sharing(search_file.parse(FILE.replace("training: {", "training: {cuda_graphs: {choice: [true, false]}, ")))
     for trial in range(2 * ENOUGH):
-        packed.take(Proposed(trial=trial, params={"batch_size": 2048, "cuda_graphs": trial % 2 == 0}))
-        packed.take(reported(trial, need(2048) * (0.1 if trial % 2 == 0 else 0.7), 1 / 4))
-    assert packed.factor == pytest.approx(0.7, rel=1e-6)
+        shared.apply(Proposed(trial=trial, params={"batch_size": 2048, "cuda_graphs": trial % 2 == 0}))
+        shared.apply(reported(trial, need(2048) * (0.1 if trial % 2 == 0 else 0.7), 1 / 4))
+    assert shared.factor == pytest.approx(0.7, rel=1e-6)
+
+
+def outgrew(trial, gpus):
+    return OutgrewShare(trial=trial, gpus=gpus, memory=int(gpus * 16 * GIB) - shares.CONTEXT, reason="no room", at=0)
 
 
 def test_a_trial_that_outgrows_its_share_gets_the_next_one_each_time_and_keeps_it():
-    packed = packing()
-    packed.take(proposed(0))
+    shared = sharing()
+    shared.apply(proposed(0))
     for share, more in ((1 / 8, 1 / 4), (1 / 4, 1 / 2), (1 / 2, 1)):
-        assert packed.ask(0).gpus == share
-        assert not packed.told(0)["halves"]
-        event = packed.outgrown(0, "no room")
-        assert event == Outgrown(trial=0, gpus=share, memory=int(share * 16 * GIB) - shares.CONTEXT, reason="no room", at=event.at)
-        packed.take(event)
-        assert packed.ask(0).gpus == more
-    assert packed.told(0)["halves"]  # the micro-batch, at last
-    assert packed.outgrown(0, "no room") is None
-    assert packed.factor == MOST
+        assert (shared.devices(0).gpus, shared.halves(0)) == (share, False)
+        assert shared.allowed_bytes(0) == outgrew(0, share).memory
+        shared.apply(outgrew(0, share))
+        assert shared.devices(0).gpus == more
+    assert shared.halves(0)  # the micro-batch, at last
+    assert shared.factor == MOST
 
 
-def test_a_resume_knows_all_that_was_learnt(tmp_path):
-    ledger, packed = Ledger(tmp_path / "ledger.jsonl"), packing()
-    ledger.listeners.append(packed.take)
-    rng, asked = random.Random(0), {}
+def test_a_resume_knows_all_that_was_learnt():
+    shared, rng, events = sharing(), random.Random(0), []
     for trial in range(30):
-        ledger.append(proposed(trial, rng.choice([256, 2048, 8192])))
-        packed.ask(trial)
-        while rng.random() < 0.2 and (event := packed.outgrown(trial, "")):
-            ledger.append(event)
-            packed.ask(trial)
+        events.append(proposed(trial, rng.choice([256, 2048, 8192])))
+        shared.apply(events[-1])
+        while rng.random() < 0.2 and shared.devices(trial).gpus < 1:
+            events.append(outgrew(trial, shared.devices(trial).gpus))
+            shared.apply(events[-1])
         for epoch in range(1, rng.randrange(4) + 1):
-            ledger.append(reported(trial, rng.uniform(0.3, 0.9) * need(2048), packed.devices(trial), epoch))
-    ledger.close()
-    again = packing()
-    for event in read_events(tmp_path / "ledger.jsonl"):
-        again.take(event)
-    for trial in range(30):
-        asked[trial] = packed.ask(trial)
-    assert again.factor == packed.factor
-    assert {trial: again.ask(trial) for trial in range(30)} == asked
-    assert len({held.gpus for held in asked.values()}) > 2
+            events.append(reported(trial, rng.uniform(0.3, 0.9) * need(2048), shared.reported_devices(trial), epoch))
+            shared.apply(events[-1])
+    again = sharing()
+    for event in events:
+        again.apply(event)
+    assert again.factor == shared.factor
+    devices = [shared.devices(trial) for trial in range(30)]
+    assert [again.devices(trial) for trial in range(30)] == devices
+    assert len({one.gpus for one in devices}) > 2
 
 
 def test_device_hours_count_each_trial_s_own_share():
     events = [proposed(0), proposed(1), reported(0, 1, 1 / 8), reported(1, 1, 1), reported(0, 1, 1 / 4, epoch=2)]
-    trials, spent = ledgers.told(events, epochs=4)
-    assert spent.device_seconds(None) == 2 * (1 / 8 + 1 + 1 / 4)
-    assert trials[0].device_seconds(None) == 2 * (1 / 8 + 1 / 4)
-    assert spent.device_seconds(3) == 3 * 6  # where the file says how many each has
-    asked = SPEC.limits.model_copy(update={"device_hours": 2.75 / 3600})
-    assert Limits(asked, metric="val_accuracy", mode="max", devices=None).reached(spent) == "limits.device_hours: 0.000763889 h are spent"
-    assert Limits(asked, metric="val_accuracy", mode="max", devices=0.4).reached(spent) is None
+    progress = Progress.of(events, 4)
+    assert progress.spent.device_seconds(None) == 2 * (1 / 8 + 1 + 1 / 4)
+    assert progress.trials[0].device_seconds(None) == 2 * (1 / 8 + 1 / 4)
+    assert progress.spent.device_seconds(3) == 3 * 6  # where the file says how many each has
+    commands = Commands(dataclasses.replace(Settings.of(SPEC), device_hours=2.75 / 3600), "val_accuracy")
+    for devices, ending in ((None, "limits.device_hours: 0.000763889 h are spent"), (0.4, "")):
+        progress = Progress(4)
+        limits = Limits(commands, progress, metric="val_accuracy", mode="max", devices=devices)
+        for event in events:
+            progress.apply(event)
+            limits.apply(event)
+        assert limits.ending == ending
 
 
 # In the worker
@@ -350,19 +355,19 @@ def test_a_trial_that_runs_out_of_memory_goes_on_with_the_next_larger_share_from
     folder, _, (_, _, third) = searched
     assert [(start["gpus"], start["halves"]) for start in third] == [(0.5, False), (1.0, True)]
     events = read_events(folder / "shared-1" / "ledger.jsonl")
-    assert [(e.trial, e.gpus) for e in events if isinstance(e, Outgrown)] == [(2, 0.5)]
+    assert [(e.trial, e.gpus) for e in events if isinstance(e, OutgrewShare)] == [(2, 0.5)]
     assert [(e.trial, e.result.epoch, e.devices) for e in events if isinstance(e, Reported) and e.trial == 2] == [(2, 1, 0.5), (2, 2, 1.0)]
-    trials, spent = ledgers.told(events, epochs=2)
-    assert [trial.outcome for trial in trials.values()] == ["completed"] * 3
-    assert spent.device_seconds(None) == pytest.approx(0.1 * (5 * 0.5 + 1))
+    progress = Progress.of(events, 2)
+    assert [trial.outcome for trial in progress.trials.values()] == ["completed"] * 3
+    assert progress.spent.device_seconds(None) == pytest.approx(0.1 * (5 * 0.5 + 1))
     (refused,) = [event for event in events if isinstance(event, ledgers.Infeasible)]
     assert "of a GPU, and a whole one has 15.2 GiB" in refused.reason
 
 
 def test_places_are_counted_node_by_node_with_those_that_may_come():
-    packing = Packing(search_file.parse(FILE), channels=1, classes=10, images=0)
+    shared = sharing()
     shapes = [Shape("head", 0, 0), Shape("a", 4, 1), Shape("b", 7.5, 2), Shape("more", 4, 1, count=3)]
-    assert packing.places(shapes) == 0  # nothing was asked for yet
+    assert shared.slots(shapes) == 0  # nothing was asked for yet
     for cpus, gpus, places in [
         (2, 0, 2 + 3 + 6),
         (2, 0.5, 2 + 3 + 6),
@@ -371,6 +376,6 @@ def test_places_are_counted_node_by_node_with_those_that_may_come():
         (1, 2, 1),
         (0, 0.1, 10 + 20 + 30),
     ]:
-        packing._held[0] = Held(cpus, gpus)
-        assert packing.places(shapes) == places
-    assert packing.places([*shapes, Shape("of any size", math.inf, math.inf, count=2)]) == math.inf
+        shared._devices[0] = Devices(cpus, gpus)
+        assert shared.slots(shapes) == places
+    assert shared.slots([*shapes, Shape("of any size", math.inf, math.inf, count=2)]) == math.inf
