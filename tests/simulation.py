@@ -39,6 +39,16 @@ class Book:
 
 
 @dataclass
+class Shape:
+    """A node with so many CPUs and GPUs."""
+
+    name: str
+    cpus: float
+    gpus: float
+    count: int | None = None
+
+
+@dataclass
 class Cluster:
     """As many places as it is told."""
 
@@ -50,8 +60,9 @@ class Cluster:
     def nodes(self):
         return self.living
 
-    def slots(self, sharing):
-        return self.places
+    @property
+    def shapes(self):
+        return [Shape("all", self.places, 0 if self.places < math.inf else math.inf)]
 
 
 def order(trial, params, components):

@@ -252,7 +252,7 @@ def driver():
         ("set target=high", "target is 'high'; give a number."),
         ("set patience=2.5", "patience is 2.5; give a whole number above 0."),
         ("stop trial=7", "trial 7 is not running; running: 0."),
-        ("add lr=1", "add: lr: 1 is outside of its range, 0.001 to 0.01."),
+        ("add lr=1", "add.lr: 1 lies outside 0.001 to 0.01; choose a value inside, or widen the range."),
         ("", "an empty line is no command; write e.g. `set trials=40`."),
         ("add 'a", '"add \'a" is no command (No closing quotation); write e.g. `set trials=40`.'),
     ],

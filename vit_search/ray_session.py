@@ -17,7 +17,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 OUTLIVE_HEAD_S = "600"
 """Seconds after which Ray ends a driver whose head is dead, without a word: we do it before, with one; see `watched`."""
@@ -50,9 +50,6 @@ from ray.job_config import JobConfig
 
 from vit_search import ray_folder, ray_token, ray_trouble
 from vit_search.errors import ClusterError, LostClusterError
-
-if TYPE_CHECKING:
-    from vit_search.search.gpu_sharing import GpuSharing
 
 # Ray 2.60 prints its daemons' messages between our own lines, whatever `log_to_driver` says: a dead worker's fills the terminal. The
 # ledger has why a trial broke down; the messages are in Ray's logs.
@@ -188,10 +185,6 @@ class Head:
     def nodes(self) -> Mapping[str, Mapping[str, float]]:
         """What each living node has, by its id."""
         return {node["NodeID"]: node["Resources"] for node in nodes_alive()}
-
-    def slots(self, sharing: GpuSharing) -> float:
-        """How many trials run at the same time, on nodes that are there or may come."""
-        return sharing.slots(self.shapes)
 
 
 @contextlib.contextmanager

@@ -14,12 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vit_search.errors import ClusterError, SearchError, VitSearchError
 from vit_search.search.commands import Settings
 from vit_search.search.components import Components
-from vit_search.search.gpu_sharing import GpuSharing
 from vit_search.search.messages import (
     Continue,
     Decision,
@@ -52,6 +51,9 @@ from vit_search.tracking.ledger import (
     Reported,
     Trial,
 )
+
+if TYPE_CHECKING:
+    from vit_search.ray_session import Shape
 
 _log = logging.getLogger(__name__)
 
@@ -100,12 +102,13 @@ class Cluster(Protocol):
         """Set where the head of the cluster does not answer any more."""
         ...
 
-    def nodes(self) -> Mapping[str, Mapping[str, float]]:
-        """What each living node has, by its id."""
+    @property
+    def shapes(self) -> Sequence[Shape]:
+        """The nodes that are there, and the kinds that may come."""
         ...
 
-    def slots(self, sharing: GpuSharing) -> float:
-        """How many trials run at the same time."""
+    def nodes(self) -> Mapping[str, Mapping[str, float]]:
+        """What each living node has, by its id."""
         ...
 
 
@@ -253,7 +256,7 @@ class Driver:
         given, running = len(self._launch.given), len(self._launch.begun)
         if self._launch.allowed < 1 or given >= self.settings.concurrency:
             return False
-        return given < max(running, self._cluster.slots(self._state.sharing)) + max(AHEAD, running // 4)
+        return given < max(running, self._state.sharing.slots(self._cluster.shapes)) + max(AHEAD, running // 4)
 
     def _first_waiting(self) -> int | None:
         return next((number for number in self.progress.unfinished if number not in self._launch.given), None)
