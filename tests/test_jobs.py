@@ -196,7 +196,7 @@ def test_what_no_node_can_run_and_paths_of_the_laptop_are_refused_before_anythin
     (laptop / "gpus.yaml").write_text(FILE + "resources: {gpus: 3}\n")
     done = vit_search(laptop, cluster, "submit", "gpus.yaml", check=False)
     assert done.returncode == 2
-    assert "a trial asks for 1 CPUs and 3 GPUs, and no node nor node type has as many" in done.stderr
+    assert "a trial asks for 1 CPU and 3 GPUs, and no node nor node type has as many" in done.stderr
     (laptop / "here.yaml").write_text(FILE.replace("{name: digits, train_limit: 500}", "{name: image_folder, path: photos, image_size: 8}"))
     done = vit_search(laptop, cluster, "submit", "here.yaml", check=False)
     assert "'photos' is a path of this machine; name the folder on the cluster in full." in done.stderr

@@ -20,7 +20,7 @@ import typer
 from vit_search import cli_cluster, terminal
 from vit_search.errors import LostClusterError, PromotionError, SearchError, TrackingError, VitSearchError
 from vit_search.spec.cost import in_rounded_time, in_time
-from vit_search.spec.numbers import whole_number
+from vit_search.spec.numbers import counted, whole_number
 from vit_search.spec.plain_text import one_line, plain
 from vit_search.spec.user import user_name
 from vit_search.start_up import collect_rarely
@@ -246,7 +246,8 @@ def _print_report(report: Report) -> None:
         out.print(f"  {count / report.draws:6.1%}  {escaped(reason)}")
     if report.combinations is not None:
         out.print(
-            f"{report.combinations:,} combinations, {report.valid_combinations or 0:,} of them can be run, for {report.trials:,} trials"
+            f"{counted(report.combinations, 'combination')}, {report.valid_combinations or 0:,} of them can be run, "
+            f"for {counted(report.trials, 'trial')}"
         )
     if report.spreads:
         table = Table(box=None, header_style="dim")
@@ -309,7 +310,7 @@ def _print_plan(plan: Plan) -> None:
     table = Table.grid(padding=(0, 2, 0, 0))
     for label, text in rows:
         table.add_row(f"[dim]{label}[/]", text)
-    head = f"{plan.trials:,} trials of up to {plan.epochs:,} epochs, stopping {plan.stopping}, {plan.concurrency} at once"
+    head = f"{counted(plan.trials, 'trial')} of up to {counted(plan.epochs, 'epoch')}, stopping {plan.stopping}, {plan.concurrency} at once"
     out.print(f"[bold]{escaped(plan.name)}[/]: {head}")
     out.print(table)
 
@@ -546,7 +547,7 @@ def _watch_status(folder: Path) -> bool:
         spec, trials = now.spec, now.trials.values()
         running = sum(trial.outcome == "running" for trial in trials)
         said = "" if now.state.word == "running" else f"{now.state.word}: "
-        said += f"{sum(trial.over for trial in trials)} trials over, {running} running"
+        said += f"{counted(sum(trial.over for trial in trials), 'trial')} over, {running} running"
         winner = ledger.best(trials, spec.metric, spec.mode)
         if winner:
             said += f", best {spec.metric} {winner.value(spec.metric):.4f} (trial {winner.number})"
@@ -599,7 +600,10 @@ def _print_status(folder: Path, as_json: bool) -> None:
         sys.stdout.write(json.dumps(facts, indent=1) + "\n")
         return
     over = sum(trial.over for trial in trials.values())
-    out.print(f"[bold]{escaped(folder.name)}[/] is {state.word}: {over} of {settings.trials} trials over, {settings.concurrency} at a time")
+    out.print(
+        f"[bold]{escaped(folder.name)}[/] is {state.word}: {over} of {counted(settings.trials, 'trial')} over, "
+        f"{settings.concurrency} at a time"
+    )
     for line in _what_next(folder, state):
         out.print(f"  {escaped(line)}", soft_wrap=True)
     out.print("  " + ", ".join(f"[{OUTCOME_STYLE[name]}]{count} {name}[/]" for name, count in counts.items()))
@@ -972,11 +976,11 @@ def _trainings(planned: FinalistPlan) -> str:
     spec, which = planned.spec, ", ".join(str(trial.number) for trial in planned.finalists)
     on = "training and validation images" if spec.train_on == "train+val" else "training images"
     seen = "holdout" if spec.train_on == "train+val" else "validation images"
-    all_of_them = f"{spec.trials} training{'s' if spec.trials > 1 else ''}"
+    all_of_them = counted(spec.trials, "training")
     some = f"{planned.left} of {all_of_them} {'are' if planned.left > 1 else 'is'} left" if planned.left < spec.trials else all_of_them
-    seeds = f"{len(planned.seeds)} fresh seed{'s' if len(planned.seeds) > 1 else ''}"
+    seeds = counted(len(planned.seeds), "fresh seed")
     trials = "trials" if len(planned.finalists) > 1 else "trial"
-    return f"{some}: {trials} {which} with {seeds} each, {spec.epochs} epochs on {on}, seen on the {seen}"
+    return f"{some}: {trials} {which} with {seeds} each, {counted(spec.epochs, 'epoch')} on {on}, seen on the {seen}"
 
 
 def _print_promotion_plan(planned: FinalistPlan, rules: Policy, name: str, uri: str) -> None:
@@ -1029,7 +1033,7 @@ def _print_promotion(done: Promotion, retrained: Retrained) -> None:
         low, high = done.seen.interval
         when = f"seen at reading {done.reading}, and not read again" if done.read_before else f"reading {done.reading} of this test split"
         out.print(
-            f"\ntest accuracy [bold]{done.seen.accuracy:.4f}[/] on {done.seen.images:,} images "
+            f"\ntest accuracy [bold]{done.seen.accuracy:.4f}[/] on {counted(done.seen.images, 'image')} "
             f"(95 % interval {low:.4f} to {high:.4f}; {when})"
         )
     else:
@@ -1338,7 +1342,7 @@ def _work(spent: Spent) -> str:
     """The same without the wall time."""
     share = spent.stopped_seconds / spent.trial_seconds if spent.trial_seconds else 0.0
     return (
-        f"{in_time(spent.trial_seconds)} of training in {spent.epochs:,} epochs, "
+        f"{in_time(spent.trial_seconds)} of training in {counted(spent.epochs, 'epoch')}, "
         f"{share:.0%} of it in stopped trials; stopping saved {in_time(spent.saved_seconds)}"
     )
 
@@ -1351,12 +1355,12 @@ def _hindsight(hindsight: Hindsight) -> list[str]:
     """What a search showed of its stopping and its plan, in words."""
     lines = []
     if hindsight.doomed:
-        told = f"{hindsight.doomed} audited {'trials' if hindsight.doomed > 1 else 'trial'} would have been stopped"
+        told = f"{counted(hindsight.doomed, 'audited trial')} would have been stopped"
         low, high = hindsight.interval
         lines.append(f"{told}, {hindsight.wrongly} of them wrongly (95 % interval of the share: {low:.0%} to {high:.0%})")
     if hindsight.plan:
         epochs, wall = hindsight.plan["epochs"], hindsight.plan["wall_seconds"]
-        line = f"planned {epochs['predicted']:,.0f} epochs, trained {epochs['actual']:,}"
+        line = f"planned {counted(round(epochs['predicted']), 'epoch')}, trained {epochs['actual']:,}"
         if wall["predicted"]:
             line += f"; planned about {in_rounded_time(wall['predicted'])}, took {in_time(wall['actual'])} with Ray's and MLflow's own time"
             borrowed = (hindsight.plan.get("speed") or {}).get("borrowed")
@@ -1387,13 +1391,16 @@ def _finish(result: SearchResult) -> None:
     ended = [t for t in trials if t.over]
     stopped = sum(t.outcome == "stopped" for t in ended)
     share = stopped / max(len(ended), 1)
-    out.print(f"{len(ended)} of {result.settings.trials} trials in {in_time(spent.wall_seconds)}, {stopped} stopped early ({share:.0%})")
+    out.print(
+        f"{len(ended)} of {counted(result.settings.trials, 'trial')} in {in_time(spent.wall_seconds)}, "
+        f"{stopped} stopped early ({share:.0%})"
+    )
     if result.ended_by.startswith("limits."):
         from vit_search.search.limits import option
 
         more = f"vit-search extend {name} {option(result.ended_by)} …"
         out.print(f"ended by {escaped(result.ended_by)}; go on with:  {more}", soft_wrap=True)
-    out.print(f"{spent.epochs} epochs trained, {spent.saved_epochs} saved against no stopping ({spent.saved_share:.0%})")
+    out.print(f"{counted(spent.epochs, 'epoch')} trained, {spent.saved_epochs} saved against no stopping ({spent.saved_share:.0%})")
     out.print(_work(spent))
     for line in _hindsight(result.hindsight):
         out.print(escaped(line))
@@ -1472,7 +1479,7 @@ class _Screen:
             elif isinstance(event, Ended):
                 trial = ledger.trials[event.trial]
                 value = trial.value(spec.metric)
-                said = f"trial {trial.number:3d} {trial.outcome:<11} after {len(trial.results):3d} epochs"
+                said = f"trial {trial.number:3d} {trial.outcome:<11} after {counted(len(trial.results), 'epoch'):>10}"
                 err.print(f"{said}  {spec.metric} {value:.4f}" if value is not None else f"{said}  {escaped(trial.reason)}", soft_wrap=True)
             else:
                 return
@@ -1493,7 +1500,8 @@ class _Screen:
                 running = f"{sum(trial.outcome == 'running' for trial in trials)} running"
                 now = running if self._control.state == "running" else self._control.state
                 spent = in_time(time.monotonic() - self._began)
-                err.print(f"{over} of {self._control.settings.trials} trials, {now}, {self._epochs()} epochs, {spent} spent")
+                trained = counted(self._epochs(), "epoch")
+                err.print(f"{over} of {counted(self._control.settings.trials, 'trial')}, {now}, {trained}, {spent} spent")
                 self._last_line = time.monotonic()
 
     def close(self) -> None:
@@ -1525,7 +1533,7 @@ class _Screen:
             missing = per_trial * wanted - self._epochs()
             left = in_rounded_time(max(0.0, missing) * spent / trained)
         rest = f"about {left} left" if len(over) < wanted else "sending the last records to MLflow"
-        head.add_row(f"[bold]{len(over)}[/] of {wanted} trials", f"{stopped} stopped early", f"{in_time(spent)} spent", rest)
+        head.add_row(f"[bold]{len(over)}[/] of {counted(wanted, 'trial')}", f"{stopped} stopped early", f"{in_time(spent)} spent", rest)
         bar = Table.grid()
         bar.add_row(ProgressBar(total=wanted, completed=len(over), width=60))  # alone it would not end its line
         parts: list[Any] = [head, bar]

@@ -15,7 +15,7 @@ import typer
 from vit_search import terminal
 from vit_search.errors import SearchError
 from vit_search.spec.cost import in_time, in_units
-from vit_search.spec.numbers import whole_number
+from vit_search.spec.numbers import counted, whole_number
 from vit_search.spec.plain_text import one_line, plain
 from vit_search.terminal import escaped
 
@@ -323,7 +323,7 @@ def _print_facts(facts: Facts, found: list[Finding]) -> None:
     versions = ", ".join(f"{name} {number}" for name, number in facts.head.versions.items())
     lines = [("versions", versions), ("storage", facts.storage), ("cache", facts.cache), ("MLflow", facts.mlflow)]
     for shape in facts.types:
-        size = f"{shape.cpus:g} CPUs and {shape.gpus:g} GPUs" if shape.cpus < float("inf") else "of unknown size"
+        size = f"{counted(shape.cpus, 'CPU')} and {counted(shape.gpus, 'GPU')}" if shape.cpus < float("inf") else "of unknown size"
         lines.append(("may come", f"up to {shape.count} of {shape.name}, {size} each"))
     grid = Table.grid(padding=(0, 2, 0, 0))
     for label, text in lines:

@@ -24,6 +24,7 @@ from typing import Any
 from vit_search.cluster.record import HEAD_STATE, STORAGE
 from vit_search.errors import ClusterError
 from vit_search.spec import strict_yaml
+from vit_search.spec.numbers import counted
 from vit_search.spec.strict_yaml import Document, NodePath
 
 TOKEN_FILE = "~/.ray/auth_token"  # noqa: S105 -- a path
@@ -370,7 +371,7 @@ def _bounded(file: File) -> Found:
         elif isinstance(of_all, int) and most > of_all:
             yield (
                 file.line("available_node_types", name, "max_workers"),
-                f"{name} may have {most} workers, all together {of_all}; lower it.",
+                f"{name} may have {counted(most, 'worker')}, all together {of_all}; lower it.",
             )
     if file.at("available_node_types", file.head, "max_workers", default=0) != 0:
         yield file.line("available_node_types", file.head, "max_workers"), "workers of the head's type; leave its max_workers out."
@@ -485,7 +486,10 @@ def _instances(file: File) -> Found:
         asked = file.at("available_node_types", name, "resources", "GPU")
         there = gpus_of(instance)
         if name != file.head and isinstance(asked, int) and asked != there:
-            yield file.line("available_node_types", name, "resources"), f"{instance} has {there} GPUs, not {asked}; leave it to Ray: {{}}."
+            yield (
+                file.line("available_node_types", name, "resources"),
+                f"{instance} has {counted(there, 'GPU')}, not {asked}; leave it to Ray: {{}}.",
+            )
         if not file.at(*place, "ImageId"):
             yield file.line(*place), f"{name} has no ImageId, and Ray takes one of Ubuntu 18.04; name today's Deep Learning image."
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vit_search.errors import DataError
 from vit_search.spec.config import IMAGE_ENDINGS
+from vit_search.spec.numbers import counted
 
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Folder names, in lower case, that stand for a split."""
@@ -53,7 +54,7 @@ def summary(classes: tuple[str, ...], images: int, skipped: Mapping[str, int], s
         splits: images in each split, where they are told.
     """
     names = ", ".join(classes[:SHOWN]) + (f", … {len(classes) - SHOWN} more" if len(classes) > SHOWN else "")
-    parts = [f"{len(classes)} classes: {names}", f"{images:,} images"]
+    parts = [f"{counted(len(classes), 'class')}: {names}", counted(images, "image")]
     if splits:
         parts[-1] += " (" + ", ".join(f"{name} {splits[name]:,}" for name in ("train", "val", "holdout", "test") if splits.get(name)) + ")"
     if skipped:
@@ -66,9 +67,9 @@ def _left_out(skipped: Mapping[str, int]) -> str:
     order = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in order[:REASONS_SHOWN])
     others = sum(count for _, count in order[REASONS_SHOWN:])
-    reasons += f", {others:,} others" if others else ""
+    reasons += f", {counted(others, 'other')}" if others else ""
     total = sum(skipped.values())
-    return f"{total:,} {'file' if total == 1 else 'files'} skipped: {reasons}"
+    return f"{counted(total, 'file')} skipped: {reasons}"
 
 
 def scan(root: Path) -> ImageFolder:
@@ -111,7 +112,8 @@ def _scan(root: Path) -> ImageFolder:
             if split in ("", "train") and len(found) < 3:
                 left_out = f" ({_left_out(skipped)})" if skipped else ""
                 raise DataError(
-                    f"{home / name}: {len(found)} images; each class needs at least 3, for training, validation and test{left_out}."
+                    f"{home / name}: {counted(len(found), 'image')}; each class needs at least 3, "
+                    f"for training, validation and test{left_out}."
                 )
         if split and not any(own == split for _, _, own in files):
             raise DataError(f"{home}: no images; put images into its class folders, or remove {home.name} to have it split off train.")

@@ -28,6 +28,7 @@ from vit_search.spec.config import (
 )
 from vit_search.spec.cost import memory_of_this_machine
 from vit_search.spec.expressions import nearest as nearest  # others ask for it here
+from vit_search.spec.numbers import counted
 from vit_search.spec.shares import SMALLEST
 from vit_search.spec.space import FORMS, FloatRange, IntRange, Space, Value, path_of, section
 
@@ -484,7 +485,7 @@ def _in_words(error: dict[str, Any], document: strict_yaml.Document) -> tuple[tu
             key = ".".join(map(str, path))
         return path, f"{key}: {text}."
     if kind == "too_long":
-        return path, f"{key}: {error['ctx']['actual_length']:,} entries; give at most {error['ctx']['max_length']:,}."
+        return path, f"{key}: {counted(error['ctx']['actual_length'], 'entry', 'entries')}; give at most {error['ctx']['max_length']:,}."
     if kind == "too_short":
         return path, f"{key}: the list is empty; give at least one value."
     if kind == "string_pattern_mismatch":
