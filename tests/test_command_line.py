@@ -40,3 +40,27 @@ def test_the_help_lists_each_command_once_in_its_section():
     assert titles == ["Options:", "Search:", "Results:", "Production:", "Cluster:"]
     for name in listed:
         assert sum(line.startswith(f"  {name} ") for line in shown.splitlines()) == 1, name
+
+
+NAMES = ("search", "state", "jobs", "took", "by")
+ROWS = [["cats-and-dogs-3f2a9c", "[red]failed[/]", "2", "12 min 30 s", "ada"], ["a", "running", "11", "3 s", ""]]
+
+
+def test_a_table_that_fits_has_a_line_for_each_row():
+    assert terminal.table(NAMES, ROWS, width=80, right=["jobs"]) == [
+        "[dim]search                state    jobs  took         by[/]",
+        "cats-and-dogs-3f2a9c  [red]failed[/]      2  12 min 30 s  ada",
+        "a                     running    11  3 s",
+    ]
+
+
+def test_what_does_not_fit_beside_stands_below_and_nothing_is_cut():
+    assert terminal.table(NAMES, ROWS, width=40, right=["jobs"]) == [
+        "[dim]search                state    jobs[/]",
+        "cats-and-dogs-3f2a9c  [red]failed[/]      2",
+        "    took 12 min 30 s, by ada",
+        "a                     running    11",
+        "    took 3 s",
+    ]
+    narrow = terminal.table(NAMES, ROWS, width=5)
+    assert narrow[1:3] == ["cats-and-dogs-3f2a9c", "    state [red]failed[/],"]

@@ -20,8 +20,8 @@ import typer
 from vit_search import cli_cluster, terminal
 from vit_search.errors import LostClusterError, PromotionError, SearchError, TrackingError, VitSearchError
 from vit_search.spec.cost import in_rounded_time, in_time
-from vit_search.spec.numbers import counted, whole_number
-from vit_search.spec.plain_text import one_line, plain
+from vit_search.spec.numbers import counted, value_text, whole_number
+from vit_search.spec.plain_text import plain
 from vit_search.spec.user import user_name
 from vit_search.start_up import collect_rarely
 from vit_search.terminal import OUTCOME_STYLE, escaped
@@ -610,7 +610,7 @@ def _print_status(folder: Path, as_json: bool) -> None:
     for line in _breakdowns(trials.values()):
         out.print(f"  {escaped(line)}", soft_wrap=True)
     if winner:
-        params = ", ".join(f"{key} {_number(value)}" for key, value in spec.space.trained(winner.params).items())
+        params = ", ".join(f"{key} {value_text(value)}" for key, value in spec.space.trained(winner.params).items())
         out.print(escaped(f"  best {spec.metric} {winner.value(spec.metric):.4f}: trial {winner.number} ({params})"))
     out.print(f"  {_spent(spent)}")
     for line in _hindsight(hindsight) if hindsight and not state.driven else []:
@@ -1541,7 +1541,7 @@ class _Screen:
             parts.append(f"[yellow]{escaped(self._control.ending or self._control.state)}[/]")
         winner = best(trials, spec.metric, spec.mode)
         if winner:
-            params = escaped(", ".join(f"{k} {_number(v)}" for k, v in spec.space.trained(winner.params).items()))
+            params = escaped(", ".join(f"{k} {value_text(v)}" for k, v in spec.space.trained(winner.params).items()))
             parts.append(f"best so far: [bold green]{winner.value(spec.metric):.4f}[/] {spec.metric}, trial {winner.number} ({params})")
         for trial in trials:
             if trial.outcome == "running":
@@ -1556,10 +1556,6 @@ class _Screen:
                 )
                 parts.append(row)
         return Group(*parts)
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else one_line(str(value))
 
 
 def _decimals(text: str) -> str:

@@ -1,8 +1,11 @@
-"""Numbers that are read from names of folders and from arguments, and counts in words."""
+"""Numbers that are read from names of folders and from arguments, and counts and values as they are shown."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
+
+from vit_search.spec.plain_text import one_line
 
 
 def whole_number(text: str) -> int | None:
@@ -18,3 +21,10 @@ def counted(number: float, one: str, many: str | None = None) -> str:
     """
     noun = one if number == 1 else many or one + ("es" if one.endswith("s") else "s")
     return f"{number:g} {noun}" if isinstance(number, float) else f"{number:,} {noun}"
+
+
+def value_text(value: Any) -> str:
+    """A parameter's value: of a float its first three digits, for no value a dash."""
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if isinstance(value, float) else one_line(str(value))
