@@ -1062,6 +1062,23 @@ def _print_gates(judged: list[Gate]) -> None:
     out.print(table)
 
 
+def _registry(model: str, tracking_uri: str | None) -> str:
+    """The MLflow to ask for a model. A name that it cannot have is refused before torch and MLflow are imported, which takes seconds."""
+    from vit_search.production import references
+    from vit_search.tracking.uris import of_newest
+
+    uri = of_newest(tracking_uri)
+    references.check_known(uri, model)
+    return uri
+
+
+def _registry_or_folder(model: str, tracking_uri: str | None) -> str | None:
+    """The same for a model that may be the folder that `train` made, which needs no MLflow."""
+    from vit_search.production import references
+
+    return _registry(model, tracking_uri) if references.folder_of(model) is None else tracking_uri
+
+
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
@@ -1074,7 +1091,9 @@ def predict(
 
     from vit_search.production import prediction
 
-    predictions = prediction.predict(model, images, tracking_uri=tracking_uri, say=_note)
+    for image in images:
+        prediction.check_readable(image)  # before the seconds that torch and MLflow take to import
+    predictions = prediction.predict(model, images, tracking_uri=_registry_or_folder(model, tracking_uri), say=_note)
     if as_json:
         sys.stdout.write(json.dumps([vars(p) for p in predictions], indent=1) + "\n")
         return
@@ -1102,6 +1121,11 @@ def serve(
     tracking_uri: Tracking = None,
 ) -> None:
     """Serve a registered model over HTTP, and follow its alias."""
+    from vit_search.production import references
+
+    if references.folder_of(model) is None:
+        references.parse(model)
+    tracking_uri = _registry_or_folder(model, tracking_uri)
     from vit_search.production import serving
     from vit_search.production.endpoint import Limits
 
@@ -1125,6 +1149,10 @@ def export(
 
     The file is kept only if its logits agree with the model's own.
     """
+    from vit_search.production.formats import check_format
+
+    check_format(format)
+    tracking_uri = _registry_or_folder(model, tracking_uri)
     with err.status("exporting …"):
         from vit_search.production import export as exporting
 
@@ -1152,7 +1180,7 @@ def config(
     """
     from vit_search.production import configuration
 
-    made = configuration.configuration(model, tracking_uri=tracking_uri)
+    made = configuration.configuration(model, tracking_uri=_registry_or_folder(model, tracking_uri))
     if output is None:
         sys.stdout.write(plain(made.text))
     else:
@@ -1207,13 +1235,15 @@ def rollback(
     reason = _as_text(reason)
     if not reason.strip():
         raise PromotionError("--reason is empty; say why, e.g. --reason 'wrong on night photos'.")
-    from vit_search.production import references, registry
-    from vit_search.tracking import store
-    from vit_search.tracking.uris import of_newest
+    from vit_search.production import references
 
     name = references.name_of(name)
+    tracking_uri = _registry(name, tracking_uri)
+    from vit_search.production import registry
+    from vit_search.tracking import store
+
     with err.status("loading the version …"):
-        client = store.client_for(of_newest(tracking_uri))
+        client = store.client_for(tracking_uri)
         done = registry.rollback(
             client, name, to=to, reason=reason.strip(), by=user_name(), check=lambda version: registry.load_problem(client, version)
         )
@@ -1232,12 +1262,14 @@ def history(
     """Show who made which version the champion, when and why."""
     from rich.table import Table
 
-    from vit_search.production import references, registry
-    from vit_search.tracking import store
-    from vit_search.tracking.uris import of_newest
+    from vit_search.production import references
 
     name = references.name_of(name)
-    client = store.client_for(of_newest(tracking_uri))
+    tracking_uri = _registry(name, tracking_uri)
+    from vit_search.production import registry
+    from vit_search.tracking import store
+
+    client = store.client_for(tracking_uri)
     records = registry.history(client, name)
     problems = registry.verify(client, name) if verify else []
     notes: list[str] = []
@@ -1273,12 +1305,14 @@ def repair(name: ModelName, tracking_uri: Tracking = None) -> None:
 
     Its lock is taken away.
     """
-    from vit_search.production import references, registry
-    from vit_search.tracking import store
-    from vit_search.tracking.uris import of_newest
+    from vit_search.production import references
 
     name = references.name_of(name)
-    out.print(escaped(registry.repair(store.client_for(of_newest(tracking_uri)), name)), soft_wrap=True)
+    tracking_uri = _registry(name, tracking_uri)
+    from vit_search.production import registry
+    from vit_search.tracking import store
+
+    out.print(escaped(registry.repair(store.client_for(tracking_uri), name)), soft_wrap=True)
 
 
 @app.command()
