@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -11,14 +12,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from vit_search import cli_cluster, terminal
-from vit_search.errors import LostClusterError, PromotionError, SearchError, TrackingError, VitSearchError
+from vit_search.errors import DataError, LostClusterError, PromotionError, SearchError, SpecError, TrackingError, VitSearchError
 from vit_search.spec.cost import in_rounded_time, in_time
 from vit_search.spec.numbers import counted, value_text, whole_number
 from vit_search.spec.plain_text import plain
@@ -146,7 +147,28 @@ def run(
     with err.status("preparing the data, MLflow and Ray …"):  # the imports take a second or two
         from vit_search.search import launch
     options: dict[str, Any] = {"output": output, "tracking_uri": tracking_uri, "download": download, "address": address, "name": name}
-    _finish(_watched(lambda watch: launch.run(spec, watch=watch, **options)))
+    with _named(file):
+        result = _watched(lambda watch: launch.run(spec, watch=watch, **options))
+    _finish(result)
+
+
+@contextlib.contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """What is wrong with the images is told with the search file and the line that name them, as other mistakes are."""
+    from vit_search.spec import strict_yaml
+    from vit_search.spec.search_file import SearchSpec
+
+    try:
+        yield
+    except (DataError, SpecError) as error:
+        key = tuple(str(error).partition(":")[0].split("."))
+        if key[0] in SearchSpec.model_fields:
+            text = str(error)
+        elif isinstance(error, DataError):
+            key, text = ("data", "path"), f"data.path: {error}"
+        else:
+            raise
+        raise type(error)(f"{file}:{strict_yaml.load(file).line(key)}: {text}") from None
 
 
 def _set_niceness(nice: int | None, address: str | None) -> None:
@@ -174,8 +196,9 @@ def lint(
     from vit_search.spec import search_file
 
     spec = search_file.load(file)
-    report = linting.lint(spec)
-    _print_images(spec)
+    with _named(file):
+        report = linting.lint(spec)
+        _print_images(spec)
     if as_json:
         sys.stdout.write(json.dumps(report.to_dict(), indent=1) + "\n")
     else:
@@ -207,13 +230,14 @@ def plan(
         raise SearchError("--calibrate and --flops-per-s: a speed is measured or stated; drop one of the two.")
     kept = kept_speed(gpus=spec.resources.on_gpu)
     if calibrate:
-        with err.status("measuring this machine …"):
+        with err.status("measuring this machine …"), _named(file):
             from vit_search.vit import calibrate as calibration
 
             planning.save_speed(calibration.calibrate(spec, concurrency=concurrency), kept)
     speed = planning.load_speed(kept) if flops_per_s is None else planning.stated_speed(flops_per_s)
-    made = planning.plan(spec, speed, concurrency=concurrency)
-    _print_images(spec)
+    with _named(file):
+        made = planning.plan(spec, speed, concurrency=concurrency)
+        _print_images(spec)
     if as_json:
         sys.stdout.write(json.dumps(made.to_dict(), indent=1) + "\n")
     else:
@@ -1210,7 +1234,7 @@ def train(
     spec = search_file.load(file)
     fixed_file.check_fixed(spec, str(file))
     folder = output or Path("trained") / spec.name
-    with err.status("preparing the data …"):
+    with err.status("preparing the data …"), _named(file):
         data = prepare(spec.data_config, download=download)
     config = spec.trial_config({}, in_channels=data.channels, num_classes=len(data.classes), trial=0)
     for result in single.train(spec, config, data, folder):
