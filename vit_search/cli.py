@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -140,16 +141,33 @@ def run(
     from vit_search.spec import search_file
 
     _set_niceness(nice, address)
-    spec = search_file.load(file)
-    share = spec.space.feasible_share()
+    with _nothing_started():
+        spec = search_file.load(file)
+        share = spec.space.feasible_share()
     if 0 < share < 0.05:
         err.print(f"[yellow]note:[/] only {share:.1%} of random proposals can be built; tighten the choices of patch_size, dim and heads.")
-    with err.status("preparing the data, MLflow and Ray …"):  # the imports take a second or two
+    with err.status("preparing the data, MLflow and Ray …"), _nothing_started():  # the imports take a second or two
         from vit_search.search import launch
     options: dict[str, Any] = {"output": output, "tracking_uri": tracking_uri, "download": download, "address": address, "name": name}
     with _named(file):
         result = _watched(lambda watch: launch.run(spec, watch=watch, **options))
     _finish(result)
+
+
+@contextlib.contextmanager
+def _nothing_started() -> Iterator[None]:
+    """Ctrl-C ends the process at once, with one line: in the middle of an import, it could leave a traceback, or be swallowed."""
+
+    def end(*_: object) -> None:
+        clear = "\r\x1b[2K\x1b[?25h" if err.is_terminal else ""  # the spinner, which has hidden the cursor
+        os.write(2, f"{clear}interrupted; nothing was started.\n".encode())
+        os._exit(INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
@@ -403,7 +421,7 @@ def resume(
 
     folder = searches.find(output, search)
     resumable.check(folder, {})  # at once, and not after ten seconds of imports
-    with err.status("preparing MLflow and Ray …"):
+    with err.status("preparing MLflow and Ray …"), _nothing_started():
         from vit_search.search import launch
     _finish(_watched(lambda watch: launch.resume(folder, tracking_uri=tracking_uri, watch=watch, address=address)))
 
@@ -435,7 +453,7 @@ def extend(
     if not more:
         raise SearchError("extend by what? Give --trials, --hours, --device-hours, --concurrency, --target or --patience.")
     resumable.check(folder, more)
-    with err.status("preparing MLflow and Ray …"):
+    with err.status("preparing MLflow and Ray …"), _nothing_started():
         from vit_search.search import launch
     _finish(_watched(lambda watch: launch.resume(folder, tracking_uri=tracking_uri, extend=more, watch=watch, address=address)))
 
@@ -924,7 +942,7 @@ def promote(
     ledger.check_free(folder / "ledger.jsonl")  # a search that still runs may find a better one
     if planned.left:
         err.print(_trainings(planned))
-        with err.status("preparing the data, MLflow and Ray …"):
+        with err.status("preparing the data, MLflow and Ray …"), _nothing_started():
             from vit_search.search.retrain import retrain
         result = _watched(lambda watch: retrain(planned, tracking_uri=uri, watch=watch))
         if result is not None and result.interrupted:
