@@ -1452,7 +1452,7 @@ def _watched(work: Callable[[Any], Result]) -> Result:
         return work(screen.watch)
     except KeyboardInterrupt:  # a second Ctrl-C; the first one ends a search by itself
         screen.close()
-        err.print(_interrupted(screen.search) if screen.search else "interrupted", soft_wrap=True)
+        err.print(_interrupted(screen.search) if screen.search else "interrupted; nothing was started.", soft_wrap=True)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(INTERRUPTED)  # Ray, whose own end this may have cut off, would make an exit code of 1 of it
