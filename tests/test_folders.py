@@ -5,10 +5,13 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from vit_search.cli import app
 from vit_search.errors import DataError
 from vit_search.spec.config import DataConfig
 from vit_search.spec.folders import scan
+from vit_search.spec.plain_text import plain
 from vit_search.spec.plan import images_of
 from vit_search.vit.data import prepare, read_image, read_split
 
@@ -197,3 +200,24 @@ def test_a_folder_of_classes_keeps_the_hash_that_older_searches_know(tmp_path):
     data = prepare(config(tmp_path / "p"), cache=tmp_path / "cache")
     assert data.data_hash == "39298f3a031bff2d8b5158b46febc887a36303f021e7cc3507967d9f6adbf35a"
     assert data.counts == {"train": 2, "val": 2, "holdout": 0, "test": 2}
+
+
+@pytest.mark.parametrize("command", ["run", "lint", "plan", "train"])
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([], "photos: missing; data.path names a folder of class folders."),
+        (many("train/cat", 3) + many("cat", 3), "photos: "),
+        (many("cat", 3), "photos: one class only, 'cat'; put the images into at least two folders, one per class."),
+        (many("cat", 3) + many("d\udcf6g", 3), "photos: the class folder 'd\\xf6g' has a name that cannot be printed; rename it."),
+    ],
+)
+def test_what_is_wrong_with_the_images_is_told_at_the_line_that_names_them(tmp_path, monkeypatch, command, files, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.yaml").write_text("name: t\ntrials: 1\nepochs: 1\ndata:\n  name: image_folder\n  path: photos\n  image_size: 8\n")
+    write(tmp_path / "photos", *files)
+    if command != "run" and not files and command != "train":
+        return  # a folder that is elsewhere is no mistake for lint
+    done = CliRunner().invoke(app, [command, "t.yaml"])
+    assert isinstance(done.exception, DataError)
+    assert plain(str(done.exception)).startswith(f"t.yaml:6: data.path: {said}")

@@ -15,8 +15,10 @@ from pathlib import Path
 import mlflow
 import pytest
 from clusters import BIN, Cluster
+from rich.console import Console
 from servers import SECRET, free_port, until
 
+from vit_search import cli_cluster
 from vit_search.cluster import driver, jobs, preflight, record
 from vit_search.cluster.preflight import Facts, Node
 from vit_search.errors import ClusterError, SpecError
@@ -196,7 +198,7 @@ def test_what_no_node_can_run_and_paths_of_the_laptop_are_refused_before_anythin
     (laptop / "gpus.yaml").write_text(FILE + "resources: {gpus: 3}\n")
     done = vit_search(laptop, cluster, "submit", "gpus.yaml", check=False)
     assert done.returncode == 2
-    assert "a trial asks for 1 CPUs and 3 GPUs, and no node nor node type has as many" in done.stderr
+    assert "a trial asks for 1 CPU and 3 GPUs, and no node nor node type has as many" in done.stderr
     (laptop / "here.yaml").write_text(FILE.replace("{name: digits, train_limit: 500}", "{name: image_folder, path: photos, image_size: 8}"))
     done = vit_search(laptop, cluster, "submit", "here.yaml", check=False)
     assert "'photos' is a path of this machine; name the folder on the cluster in full." in done.stderr
@@ -429,6 +431,16 @@ def test_what_is_wrong_with_a_node_is_said(changes, severity, said):
     found = preflight.findings(replace(FACTS, nodes=[HEAD, replace(WORKER, **changes)]), own=VERSIONS)
     assert [one.severity for one in found] == ([severity] if severity else [])
     assert said in "".join(one.text for one in found)
+
+
+def test_the_nodes_fit_80_columns_and_no_name_is_cut(capsys, monkeypatch):
+    monkeypatch.setattr(cli_cluster, "out", Console(width=80, highlight=False))
+    names = ["ip-10-20-30-41.us-west-2.compute.internal", "ip-10-20-30-42.us-west-2.compute.internal"]
+    nodes = [replace(node, name=name, accelerator="NVIDIA H200") for node, name in zip([HEAD, WORKER], names, strict=True)]
+    cli_cluster._print_facts(replace(FACTS, nodes=nodes), [])
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) <= 80
+    assert [line.split()[0] for line in shown[:5]] == ["node", names[0], "memory", names[1], "memory"]
 
 
 def test_versions_that_differ_from_the_laptops_an_mlflow_that_is_away_and_a_missing_keeper_are_told():

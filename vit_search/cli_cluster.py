@@ -15,7 +15,7 @@ import typer
 from vit_search import terminal
 from vit_search.errors import SearchError
 from vit_search.spec.cost import in_time, in_units
-from vit_search.spec.numbers import whole_number
+from vit_search.spec.numbers import counted, value_text, whole_number
 from vit_search.spec.plain_text import one_line, plain
 from vit_search.terminal import escaped
 
@@ -89,8 +89,6 @@ def list_(address: Url, as_json: Annotated[bool, typer.Option("--json", help="As
 
     It knows those since the cluster's Ray was started.
     """
-    from rich.table import Table
-
     jobs, there = _connect(address, insecure)
     known = jobs.launches(there.client)
     with err.status("asking the head …"):
@@ -99,13 +97,17 @@ def list_(address: Url, as_json: Annotated[bool, typer.Option("--json", help="As
         shown = [{"search": search, "state": states[search], "jobs": [asdict(job) for job in all_of]} for search, all_of in known.items()]
         sys.stdout.write(json.dumps(shown, indent=1) + "\n")
         return
-    table = Table("search", "state", "jobs", "submitted", "took", "by", "vit_search", box=None, header_style="dim")
+    rows = []
     for search, all_of in known.items():
         first, last = all_of[0], all_of[-1]
         took = in_time((last.ended or time.time()) - first.began)
-        began = time.strftime("%Y-%m-%d %H:%M", time.localtime(first.began))
-        table.add_row(*map(escaped, (search, states[search], str(len(all_of)), began, took, first.user, last.version)))
-    out.print(table if known else f"{escaped(there.address)}: no search was submitted since its Ray was started.")
+        began = time.strftime("%m-%d %H:%M", time.localtime(first.began))
+        rows.append([*map(escaped, (search, states[search], str(len(all_of)), began, took, first.user, last.version))])
+    if not known:
+        out.print(f"{escaped(there.address)}: no search was submitted since its Ray was started.")
+        return
+    for line in terminal.table(("search", "state", "jobs", "submitted", "took", "by", "vit_search"), rows, width=out.width):
+        out.print(line, soft_wrap=True)
 
 
 def logs(
@@ -288,7 +290,7 @@ def _told(event: Event, metric: str, named: bool) -> str:
     if isinstance(event, ledger.Launched):
         return f"a driver took it up: process {event.pid} on {event.host}"
     if isinstance(event, ledger.Proposed):
-        return trial + "proposed: " + ", ".join(f"{name} {_number(value)}" for name, value in event.params.items())
+        return trial + "proposed: " + ", ".join(f"{name} {value_text(value)}" for name, value in event.params.items())
     if isinstance(event, ledger.Infeasible):
         return f"not run: {event.reason}"
     if isinstance(event, ledger.Reported):
@@ -307,23 +309,20 @@ def _told(event: Event, metric: str, named: bool) -> str:
     return f"{event.by}: {event.name}: {event.answer}"
 
 
-def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else one_line(str(value))
+RIGHT = ("CPUs", "GPUs", "memory", "free", "clock")
+"""Columns of numbers."""
 
 
 def _print_facts(facts: Facts, found: list[Finding]) -> None:
     from rich.table import Table
 
-    table = Table(box=None, header_style="dim")
-    for column in ("node", "address", "CPUs", "GPUs", "memory", "free", "versions", "storage", "cache", "clock"):
-        table.add_column(column, justify="right" if column in ("CPUs", "GPUs", "memory", "free", "clock") else "left")
-    for node in facts.nodes:
-        table.add_row(*_cells(node, facts.head.versions))
-    out.print(table)
+    columns = ("node", "address", "CPUs", "GPUs", "memory", "free", "versions", "storage", "cache", "clock")
+    for line in terminal.table(columns, [_cells(node, facts.head.versions) for node in facts.nodes], width=out.width, right=RIGHT):
+        out.print(line, soft_wrap=True)
     versions = ", ".join(f"{name} {number}" for name, number in facts.head.versions.items())
     lines = [("versions", versions), ("storage", facts.storage), ("cache", facts.cache), ("MLflow", facts.mlflow)]
     for shape in facts.types:
-        size = f"{shape.cpus:g} CPUs and {shape.gpus:g} GPUs" if shape.cpus < float("inf") else "of unknown size"
+        size = f"{counted(shape.cpus, 'CPU')} and {counted(shape.gpus, 'GPU')}" if shape.cpus < float("inf") else "of unknown size"
         lines.append(("may come", f"up to {shape.count} of {shape.name}, {size} each"))
     grid = Table.grid(padding=(0, 2, 0, 0))
     for label, text in lines:

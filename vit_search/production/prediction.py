@@ -48,6 +48,14 @@ def predict(
         return ask(_fetched(model, Path(place), tracking_uri, say), images, model)
 
 
+def check_readable(path: Path) -> None:
+    """Raises: DataError for a file that is missing, a folder, or closed to this account."""
+    try:
+        path.open("rb").close()
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); name an image file.") from None
+
+
 def classify(folder: Path, images: Sequence[Path], *, source: str) -> list[Prediction]:
     """What the model of a checkpoint sees in image files.
 

@@ -47,7 +47,7 @@ from vit_search.search.work import train_trial
 from vit_search.spec import plan as planning
 from vit_search.spec.config import EpochResult
 from vit_search.spec.files import make_folder, write_whole
-from vit_search.spec.numbers import whole_number
+from vit_search.spec.numbers import counted, whole_number
 from vit_search.spec.rungs import boundaries
 from vit_search.spec.search_file import NAME, SearchSpec
 from vit_search.spec.signals import ending_signals, leave_terminal
@@ -402,7 +402,9 @@ def drive(
         recorded = not refused and recorder.close(status, None if interrupted else hindsight, patience_s=60 if ended else 30)
         ledger.close()
     if not interrupted and not completed:
-        raise NoTrialCompletedError(f"{folder}: none of {len(trials)} trials reached full length; {control.ending or _why(trials)}")
+        raise NoTrialCompletedError(
+            f"{folder}: none of {counted(len(trials), 'trial')} reached full length; {control.ending or _why(trials)}"
+        )
     return SearchResult(
         folder=folder,
         spec=spec,
@@ -779,8 +781,8 @@ def _too_large(spec: SearchSpec, places: list[Shape], address: str | None) -> st
             mend = "lower it"
             if getattr(told, f"{name}s") == "auto":
                 mend = "write 0" if told.gpu_bytes else "write 0, or, where a cluster starts nodes by itself, add gpu_memory"
-            return f"resources.{name}s: a trial asks for {asked:g} {name.upper()}s and {where} has {most:g}; {mend}."
-    return f"resources: a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, and no node of the cluster has both; lower one."
+            return f"resources.{name}s: a trial asks for {counted(asked, name.upper())} and {where} has {most:g}; {mend}."
+    return f"resources: a trial asks for {counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}, and no node of the cluster has both; lower one."
 
 
 @contextlib.contextmanager

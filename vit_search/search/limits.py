@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from vit_search.spec.numbers import counted
 from vit_search.tracking.ledger import Ended, Event, Spent, Trial
 
 
@@ -65,7 +66,7 @@ class Limits:
             if there is not None:
                 return f"limits.target: trial {there} reached {asked.target:g}"
         if asked.patience is not None and self._since_best >= asked.patience:
-            return f"limits.patience: no improvement in {self._since_best} trials"
+            return f"limits.patience: no improvement in {counted(self._since_best, 'trial')}"
         if asked.hours is not None and spent.wall_seconds >= 3600 * asked.hours:
             return f"limits.hours: {asked.hours:g} h are over"
         if asked.device_hours is not None and spent.device_seconds(self._devices) >= 3600 * asked.device_hours:

@@ -25,6 +25,7 @@ import ray
 from ray.tune import PlacementGroupFactory
 
 from vit_search.errors import ClusterError, SearchError, VitSearchError
+from vit_search.spec.numbers import counted
 from vit_search.tracking.ledger import Broke
 
 MAX_RETRIES = 3
@@ -157,7 +158,7 @@ class Recovery:
         if worn_out:
             self._give_up(number, f"{reason} (after {MAX_RETRIES} retries)")
         elif lost:
-            self._give_up(number, f"{reason}, {past.counts['node']} times")
+            self._give_up(number, f"{reason}, {counted(past.counts['node'], 'time')}")
         elif nowhere:
             self._end(SearchError(f"trial {number}: {reason}"))
         asked = trial.placement_group_factory

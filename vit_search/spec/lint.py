@@ -15,6 +15,7 @@ from vit_search.errors import DataError
 from vit_search.spec import expressions, folders, shares
 from vit_search.spec.config import COUNTS, model_problem
 from vit_search.spec.cost import Cost, in_units, memory_of_this_machine
+from vit_search.spec.numbers import counted
 from vit_search.spec.plan import images_of
 from vit_search.spec.rungs import wilson
 from vit_search.spec.search_file import SearchSpec
@@ -248,7 +249,7 @@ def _never(space: Space, drawn: Sequence[_Draw]) -> Iterator[Finding]:
         lost = [value for value in parameter.values() if tried[value] >= SEEN and not run[value]]
         for i, value in enumerate(lost[:3]):
             reasons = Counter(draw.reasons[0] for draw in drawn if draw.params.get(name) == value and draw.reasons)
-            more = f", and {len(lost) - 3} more values" if i == 2 and len(lost) > 3 else ""
+            more = f", and {counted(len(lost) - 3, 'more value')}" if i == 2 and len(lost) > 3 else ""
             seen = f"{_spelt(value)} is in no proposal that can be run ({reasons.most_common(1)[0][0]}){more}"
             yield Finding("warning", path_of(name), f"{seen}; leave it out.")
 
@@ -326,13 +327,16 @@ def _repeats(spec: SearchSpec, usable: int | None, duplicates: float) -> Iterato
     if spec.trials > usable:
         end = "the grid ends there" if spec.sampler == "grid" else "the rest repeat"
         yield Finding(
-            "warning", "trials", f"{spec.trials:,} trials, but only {usable:,} different proposals can be run: {end}; ask for fewer."
+            "warning",
+            "trials",
+            f"{counted(spec.trials, 'trial')}, but only {counted(usable, 'different proposal')} can be run: {end}; ask for fewer.",
         )
     elif spec.sampler == "grid" and spec.trials < usable:
-        seen = f"{spec.trials:,} trials try {spec.trials / usable:.0%} of the grid's {usable:,} combinations"
+        seen = f"{spec.trials / usable:.0%} of the grid's {usable:,} combinations are tried by {counted(spec.trials, 'trial')}"
         yield Finding("hint", "trials", f"{seen}; ask for all of them, or for another sampler.")
     elif duplicates >= 1 and duplicates >= 0.05 * spec.trials:
-        seen = f"about {duplicates:.0f} of {spec.trials:,} trials repeat one of {usable:,} combinations, or more as the sampler learns"
+        of = f"{counted(spec.trials, 'trial')} repeat one of {counted(usable, 'combination')}"
+        seen = f"about {duplicates:.0f} of {of}, or more as the sampler learns"
         yield Finding("hint", "trials", f"{seen}; add values or ask for fewer.")
 
 
@@ -351,7 +355,7 @@ def _stopping(spec: SearchSpec) -> Iterator[Finding]:
             "warning", "stopping.kind", f"median needs 5 trials to hold the next against, and trials is {spec.trials}; write asha."
         )
     if stopping.strata > 1 and spec.trials < 2 * stopping.strata * stopping.reduction_factor:
-        seen = f"about {spec.trials / stopping.strata:.0f} trials in each of {stopping.strata} groups part hardly at all"
+        seen = f"about {counted(round(spec.trials / stopping.strata), 'trial')} in each of {stopping.strata} groups part hardly at all"
         yield Finding("hint", "stopping.strata", f"{seen}; ask for fewer groups or more trials.")
 
 
@@ -365,7 +369,8 @@ def _few_images(spec: SearchSpec) -> Iterator[Finding]:
     count, split = (images.holdout, "holdout") if on_holdout else (images.val, "validation")
     if count < LEAST_IMAGES:
         low, high = wilson(0.9 * count, count)
-        seen = f"{count} {split} images: an accuracy of 0.90 on them has a 95 % interval of {low:.2f} to {high:.2f}, {high - low:.2f} wide"
+        interval = f"a 95 % interval of {low:.2f} to {high:.2f}, {high - low:.2f} wide"
+        seen = f"{counted(count, f'{split} image')}: an accuracy of 0.90 on them has {interval}"
         own = spec.data.name not in COUNTS and not on_holdout and "val" in folders.scan(Path(spec.data.path or "").expanduser()).splits
         key = "data.holdout_fraction" if on_holdout else "data.val_fraction"
         where, mend = ("data.path", "add images to them") if own else (key, "raise it, or add images")
@@ -382,7 +387,7 @@ def _warm_up(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
 def _together(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
     """What trials at once and whole epochs come to."""
     if spec.concurrency > spec.trials:
-        yield Finding("hint", "concurrency", f"{spec.concurrency:,} at once, but only {spec.trials:,} trials; lower it.")
+        yield Finding("hint", "concurrency", f"{spec.concurrency:,} at once, but only {counted(spec.trials, 'trial')}; lower it.")
     most, have = max(draw.cost.train_bytes for draw in valid if draw.cost is not None), memory_of_this_machine()
     if not spec.resources.on_gpu and most * spec.concurrency > have >= most:
         seen = f"{spec.concurrency:,} of the largest trials take {in_units(most * spec.concurrency)}, and this machine has {in_units(have)}"
@@ -391,7 +396,7 @@ def _together(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
         train = images_of(spec.data_config).train
         share = sum(draw.values["batch_size"] > train for draw in valid) / len(valid)
         if share:
-            seen = f"in {share:.0%} of the proposals an epoch of {train:,} images is less than one batch"
+            seen = f"in {share:.0%} of the proposals an epoch of {counted(train, 'image')} is less than one batch"
             yield Finding("warning", "training.batch_size", f"{seen}; lower it.")
 
 

@@ -243,6 +243,18 @@ def _knows(database: Path, search_id: str) -> bool:
     return False
 
 
+def names_in(uri: str) -> set[str] | None:
+    """The registered models in a SQLite database of MLflow's, none where the file is missing; None where that cannot be told."""
+    database = Path(uri.removeprefix(SQLITE))
+    if not uri.startswith(SQLITE) or "?" in uri:
+        return None
+    if not os.path.lexists(database):
+        return set()
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as found:
+        return {str(name) for (name,) in found.execute("SELECT name FROM registered_models")}
+    return None
+
+
 def public(uri: str) -> str:
     """A tracking URI without its password."""
     parts = urlsplit(uri)
