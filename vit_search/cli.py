@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from vit_search.production.promotion import Promotion
     from vit_search.search.control import Control
     from vit_search.search.launch import SearchResult
+    from vit_search.spec.lint import Finding as LintFinding
     from vit_search.spec.lint import Report
     from vit_search.spec.plan import Plan, Speed
     from vit_search.spec.policy import Policy
@@ -165,16 +166,18 @@ def _set_niceness(nice: int | None, address: str | None) -> None:
 def lint(
     file: Annotated[Path, typer.Argument(help="A search file.")],
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    output: Output = Path("searches"),
 ) -> None:
     """Find what is wrong or wasted in a search file.
 
     That is what can never run, repeats, or makes no difference. Trains nothing.
     """
+    from vit_search.spec import cost, search_file
     from vit_search.spec import lint as linting
-    from vit_search.spec import search_file
 
     spec = search_file.load(file)
-    report = linting.lint(spec)
+    beyond = linting.beyond_this_machine(spec, cost.cpus_of_this_machine(), cost.gpus_of_this_machine())
+    report = linting.lint(spec, further=[*_missing_searches(spec, output), *beyond])
     _print_images(spec)
     if as_json:
         sys.stdout.write(json.dumps(report.to_dict(), indent=1) + "\n")
@@ -182,6 +185,18 @@ def lint(
         _print_report(report)
     if report.failed:
         sys.exit(2)
+
+
+def _missing_searches(spec: SearchSpec, output: Path) -> Iterable[LintFinding]:
+    """Searches to learn from that are not here; `run` refuses them."""
+    from vit_search.spec.lint import Finding
+    from vit_search.tracking import searches
+
+    for i, name in enumerate(spec.learn_from):
+        try:
+            searches.find(output, name)
+        except SearchError as error:
+            yield Finding("warning", f"learn_from.{i}", f"{name}: {error} `run` needs it where the search will run.")
 
 
 @app.command()
