@@ -147,6 +147,7 @@ def lint(spec: SearchSpec, draws: int = 2_000, further: Sequence[Finding] = ()) 
     findings += _repeats(spec, usable, duplicates)
     findings += _stopping(spec)
     findings += _few_images(spec)
+    findings += _missing_classes(spec)
     findings += _scales(space)
     order = ("error", "warning", "hint")
     return Report(
@@ -392,6 +393,20 @@ def _few_images(spec: SearchSpec) -> Iterator[Finding]:
         key = "data.holdout_fraction" if on_holdout else "data.val_fraction"
         where, mend = ("data.path", "add images to them") if own else (key, "raise it, or add images")
         yield Finding("warning", where, f"{seen}; {mend}.")
+
+
+def _missing_classes(spec: SearchSpec) -> Iterator[Finding]:
+    """Classes of an image folder that its own val or test has no image of."""
+    if spec.data.name in COUNTS or spec.data.path is None:
+        return
+    try:
+        listing = folders.scan(Path(spec.data.path).expanduser())
+    except DataError:
+        return  # as in `_few_images`
+    for split, names in listing.missing.items():
+        which = "they are" if len(names) > 1 else "it is"
+        seen = f"{split} has no image of {folders.in_short(names)}, so nothing tells how well {which} recognised"
+        yield Finding("warning", "data.path", f"{seen}; add images, or remove {split} to have it split off train.")
 
 
 def _warm_up(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
