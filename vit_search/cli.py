@@ -846,7 +846,7 @@ def doctor(
 
     if problem := token.problem():
         raise ClusterError(problem)
-    client = store.client_for(of_newest(tracking_uri))
+    client = store.client_for(of_newest(tracking_uri), needs="write" if close else "read")
     found = practice.zombies(client, stranger_hours=stranger_hours)
     if not found:
         out.print("No run is open without somebody at work on it.")
@@ -1001,7 +1001,7 @@ def _print_promotion_plan(planned: FinalistPlan, rules: Policy, name: str, uri: 
     from vit_search.production import gates, promotion
     from vit_search.tracking import store
 
-    client = store.client_for(uri)
+    client = store.client_for(uri, needs="read")
     champion = promotion.champion_of(client, name)
     readings = promotion.readings_of(client, name, json.loads(planned.text)["data"])
     trained = [result for trial in planned.finalists for result in trial.results]
@@ -1224,7 +1224,7 @@ def rollback(
 
     name = references.name_of(name)
     with err.status("loading the version …"):
-        client = store.client_for(of_newest(tracking_uri))
+        client = store.client_for(of_newest(tracking_uri), needs="write")
         done = registry.rollback(
             client, name, to=to, reason=reason.strip(), by=user_name(), check=lambda version: registry.load_problem(client, version)
         )
@@ -1248,7 +1248,7 @@ def history(
     from vit_search.tracking.uris import of_newest
 
     name = references.name_of(name)
-    client = store.client_for(of_newest(tracking_uri))
+    client = store.client_for(of_newest(tracking_uri), needs="read")
     records = registry.history(client, name)
     problems = registry.verify(client, name) if verify else []
     notes: list[str] = []
@@ -1289,7 +1289,7 @@ def repair(name: ModelName, tracking_uri: Tracking = None) -> None:
     from vit_search.tracking.uris import of_newest
 
     name = references.name_of(name)
-    out.print(escaped(registry.repair(store.client_for(of_newest(tracking_uri)), name)), soft_wrap=True)
+    out.print(escaped(registry.repair(store.client_for(of_newest(tracking_uri), needs="write"), name)), soft_wrap=True)
 
 
 @app.command()
