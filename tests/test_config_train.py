@@ -192,16 +192,36 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ("seed: 1\n", "seed was 0 when it was saved and is now 1000003"),
-        ("train_on: train+val\n", "trained on other images than the file asks for"),
+        ("seed: 1\n", "one: seed was 0 when it was saved and is now 1000003; it is left as it is. {mend}"),
+        ("train_on: train+val\n", "one: trained on other images than the file asks for; it is left as it is. {mend}"),
     ],
 )
 def test_a_folder_of_another_training_is_refused(more, said, tmp_path):
     train(FIXED, tmp_path / "one")
     before = (tmp_path / "one/model.safetensors").read_bytes()
-    with pytest.raises(CheckpointError, match=f"{said}.*name another folder with --output"):
+    mend = f"Name another folder with --output, or remove {tmp_path / 'one'}."
+    with pytest.raises(CheckpointError) as raised:
         train(FIXED + more, tmp_path / "one")
+    assert str(raised.value).endswith(said.format(mend=mend))
     assert (tmp_path / "one/model.safetensors").read_bytes() == before
+
+
+def test_a_training_that_is_done_is_not_trained_again_and_says_so(tmp_path):
+    (tmp_path / "t.yaml").write_text(FIXED)
+    assert vit_search(tmp_path, "train", "t.yaml").stdout.startswith("epoch   1 of 1  ")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "trained/t").glob("*.safetensors")}
+    again = vit_search(tmp_path, "train", "t.yaml")
+    assert again.returncode == 0
+    assert again.stdout.startswith("trained/t holds this model already, and nothing was trained; weights: sha256 ")
+    assert again.stdout.count("\n") == 1
+    (tmp_path / "t.yaml").write_text(FIXED.replace("epochs: 1", "epochs: 2"))
+    longer = vit_search(tmp_path, "train", "t.yaml")
+    assert (longer.returncode, longer.stdout) == (2, "")
+    assert longer.stderr == (
+        "error: trained/t: training.epochs was 1 when it was saved and is now 2; it is left as it is. "
+        "Name another folder with --output, or remove trained/t.\n"
+    )
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "trained/t").glob("*.safetensors")} == before
 
 
 def test_what_this_machine_or_the_data_lack_is_said_before_training(tmp_path):

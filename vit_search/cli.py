@@ -1196,12 +1196,16 @@ def train(
     with err.status("preparing the data …"):
         data = prepare(spec.data_config, download=download)
     config = spec.trial_config({}, in_channels=data.channels, num_classes=len(data.classes), trial=0)
+    done = single.is_done(folder, config)
     for result in single.train(spec, config, data, folder):
+        if done:
+            continue
         value = getattr(result, spec.metric)
         shown = f"{spec.metric} {value:.4f}" if value is not None else ""
         took = _seconds(result.seconds)
         out.print(f"epoch {result.epoch:3d} of {spec.epochs}  {shown}  train_loss {result.train_loss:.4f}  {took}", soft_wrap=True)
-    out.print(f"[bold]{escaped(str(folder))}[/] holds the model; weights: sha256 {checkpoint.weights_sha256(folder)}", soft_wrap=True)
+    holds = "holds this model already, and nothing was trained" if done else "holds the model"
+    out.print(f"[bold]{escaped(str(folder))}[/] {holds}; weights: sha256 {checkpoint.weights_sha256(folder)}", soft_wrap=True)
 
 
 @app.command()
