@@ -431,17 +431,35 @@ def extend(
 
 
 @app.command()
-def pause(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None) -> None:
+def pause(
+    search: SearchName = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+    address: cli_cluster.There = None,
+    insecure: cli_cluster.Insecure = False,
+) -> None:
     """Hold a running search after the epoch at hand.
 
     Its trials free their devices; `continue` goes on.
     """
+    if address is not None:
+        cli_cluster.remotely(address, ["pause", *_if_named(search)], insecure=insecure)
+        return
     _command(search, output, tracking_uri, "pause")
 
 
 @app.command(name="continue")
-def continue_(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None) -> None:
+def continue_(
+    search: SearchName = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+    address: cli_cluster.There = None,
+    insecure: cli_cluster.Insecure = False,
+) -> None:
     """Go on with a search that was paused."""
+    if address is not None:
+        cli_cluster.remotely(address, ["continue", *_if_named(search)], insecure=insecure)
+        return
     _command(search, output, tracking_uri, "continue")
 
 
@@ -458,7 +476,7 @@ def stop(
     Running trials end by themselves. One trial, as SEARCH/TRIAL, stops after its epoch.
     """
     if address is not None:
-        cli_cluster.remotely(address, ["stop", *([search] if search else [])], insecure=insecure)
+        cli_cluster.remotely(address, ["stop", *_if_named(search)], insecure=insecure)
         return
     name, slash, trial = (search or "").rpartition("/")
     number = whole_number(trial) if slash else None
@@ -497,9 +515,15 @@ def set_(
     patience: Annotated[int | None, typer.Option(help="Trials in a row without a better metric.")] = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
+    address: cli_cluster.There = None,
+    insecure: cli_cluster.Insecure = False,
 ) -> None:
     """Change the size of a running search."""
     given = _given(trials=trials, concurrency=concurrency, hours=hours, device_hours=device_hours, target=target, patience=patience)
+    if address is not None:
+        changes = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+        cli_cluster.remotely(address, ["set", *_if_named(search), *changes], insecure=insecure)
+        return
     _command(search, output, tracking_uri, "set", **given)
 
 
@@ -509,11 +533,18 @@ def add(
     search: SearchName = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
+    address: cli_cluster.There = None,
+    insecure: cli_cluster.Insecure = False,
 ) -> None:
     """Have a running search try these parameters next."""
     from vit_search.spec import strict_yaml
 
-    _command(search, output, tracking_uri, "add", **strict_yaml.load(file).values)
+    parameters = strict_yaml.load(file).values
+    if address is not None:
+        sent = {"parameters.yaml": file.read_text(encoding="utf-8")}
+        cli_cluster.remotely(address, ["add", *sent, *_if_named(search)], insecure=insecure, files=sent)
+        return
+    _command(search, output, tracking_uri, "add", **parameters)
 
 
 @app.command()
@@ -1310,6 +1341,11 @@ cli_cluster.join(app)
 def _as_text(words: str) -> str:
     """What a person wrote, also where the locale (as C) has no letters beyond ASCII and takes each of their bytes for one."""
     return os.fsencode(words).decode("utf-8", "backslashreplace")
+
+
+def _if_named(search: str | None) -> list[str]:
+    """A search as the argument of a command on a cluster's head, which takes the newest in its storage where none is named."""
+    return [search] if search else []
 
 
 def _note(text: str) -> None:
