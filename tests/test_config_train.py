@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import servers
+from PIL import Image
 
 from vit_search.errors import CheckpointError, SearchError, SpecError
 from vit_search.production.configuration import configuration
@@ -222,6 +223,17 @@ def test_a_training_that_is_done_is_not_trained_again_and_says_so(tmp_path):
         "Name another folder with --output, or remove trained/t.\n"
     )
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "trained/t").glob("*.safetensors")} == before
+
+
+def test_train_says_which_images_it_reads_and_what_their_folder_lacks(tmp_path):
+    for name, count in {"train/cat": 4, "train/dog": 4, "val/cat": 2}.items():
+        (tmp_path / "p" / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (8, 8), (number, len(name), 0)).save(tmp_path / "p" / name / f"{number}.png")
+    (tmp_path / "t.yaml").write_text(FIXED.replace("{name: digits, train_limit: 100}", "{name: image_folder, path: p, image_size: 8}"))
+    done = vit_search(tmp_path, "train", "t.yaml")
+    assert done.returncode == 0
+    assert "2 classes: cat, dog; 10 images (train 8, val 2); val has no image of dog\n" in done.stderr
 
 
 def test_what_this_machine_or_the_data_lack_is_said_before_training(tmp_path):

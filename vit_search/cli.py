@@ -1228,6 +1228,8 @@ def train(
         data = prepare(spec.data_config, download=download)
     config = spec.trial_config({}, in_channels=data.channels, num_classes=len(data.classes), trial=0)
     done = single.is_done(folder, config)
+    if spec.data.name == "image_folder" and not done:
+        err.print(escaped(data.summary), soft_wrap=True)
     for result in single.train(spec, config, data, folder):
         if done:
             continue
