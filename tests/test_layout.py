@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -137,8 +138,9 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize(("words", "absent"), COMMANDS.items(), ids=COMMANDS)
-def test_a_command_imports_nothing_heavy_that_it_does_not_need(words, absent, tmp_path):
+def test_a_command_imports_nothing_heavy_that_it_does_not_need(words, absent, tmp_path, migrated):
     """Each ends with an error, or with nothing to tell, once it has asked an empty MLflow or looked for the search."""
+    shutil.copy(migrated, tmp_path / "mlruns.db")
     code = "import sys; from vit_search import cli\ntry: cli.main()\nfinally: print(*sys.modules, file=open('loaded', 'w'))"
     done = subprocess.run([sys.executable, "-c", code, *words.split()], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 2), done.stderr
