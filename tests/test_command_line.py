@@ -1,15 +1,18 @@
-"""What the command line itself answers, before any command runs."""
+"""What the command line itself answers, and which search a command takes where none is named."""
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
 
 import pytest
+from synthetic import made
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from vit_search import terminal
 from vit_search.cli import app
+from vit_search.errors import VitSearchError
 
 
 def test_the_version_is_printed():
@@ -81,3 +84,22 @@ def test_ctrl_c_during_the_imports_of_run_is_one_line(tmp_path, wait_s):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted; nothing was started.\n")
     assert not (tmp_path / "searches").exists()
+
+
+def test_logs_takes_the_newest_search_where_none_is_named(tmp_path):
+    for at, name in enumerate(("new-1", "old-1")):  # not by name, nor by the order in which they were made
+        made(tmp_path, name, seed=at)
+        os.utime(tmp_path / name / "search.json", (2e9 - at, 2e9 - at))
+    named, newest, other = (
+        CliRunner().invoke(app, ["logs", *words, "--output", str(tmp_path)]).output for words in (["new-1"], [], ["old-1"])
+    )
+    assert newest == named != other
+
+
+@pytest.mark.parametrize("name", ["status", "logs", "pause", "continue", "stop", "cancel", "set", "add", "resume"])
+def test_a_command_on_a_running_search_takes_the_address_of_its_cluster(name, tmp_path):
+    (tmp_path / "x.yaml").write_text("depth: 2\n")
+    file = [str(tmp_path / "x.yaml")] if name == "add" else []
+    done = CliRunner().invoke(app, [name, *file, "made-1", "--address", "http://", "--insecure"])
+    assert isinstance(done.exception, VitSearchError)
+    assert str(done.exception) == "--address http://: no URL of a Jobs API; give one such as http://127.0.0.1:8265."

@@ -1,10 +1,12 @@
 """What a search's folder may name as its MLflow, and what is refused: the folder may come from anybody."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import socket
 import sqlite3
+import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -302,3 +304,75 @@ def test_what_is_new_is_closed_to_others_and_what_is_there_stays_as_it_is(projec
     finally:
         os.umask(before)
     assert (project / "new.db").stat().st_mode & 0o777 == 0o600
+
+
+READING = [
+    "status", "show", "list --address http://127.0.0.1:9", "logs digits-1", "report", "compare a b", "history pets",
+    "history pets --verify", "doctor", "doctor --close", "config pets@champion", "export pets@champion --format pt2",
+    "predict --model pets@champion x.png", "rollback pets --reason mistake", "repair pets", "promote --dry-run", "gate digits-1 0",
+    "serve pets@champion --port 0",
+]  # fmt: skip
+"""Commands that make no search, nor anything else where there is none."""
+
+
+@pytest.mark.parametrize("words", READING)
+def test_a_command_that_reads_makes_nothing_in_an_empty_folder(words, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("VIT_SEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", ["vit-search", *words.split()])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    said = capsys.readouterr().err.splitlines()
+    assert (left.value.code, len([line for line in said if line.startswith("error:")])) == (2, 1), said
+    if "address" not in words:
+        assert "vit-search run FILE" in said[-1]  # what is missing, and what makes it
+    assert list(folder.iterdir()) == []
+
+
+def test_a_file_without_mlflows_tables_is_no_tracking_database(tmp_path):
+    database = tmp_path / "mlruns.db"
+    with contextlib.closing(sqlite3.connect(database)) as opened:
+        opened.execute("CREATE TABLE cookies (text)")
+    before = database.read_bytes()
+    for needs in ("read", "write"):
+        with pytest.raises(TrackingError, match=r"mlruns.db: no tracking database of MLflow's is there; `vit-search run FILE` makes one"):
+            store.client_for(f"sqlite:///{database}", needs=needs)
+    assert database.read_bytes() == before
+
+
+BOUND = [] if os.getuid() else ["setpriv", "--bounding-set", "-dac_override"]
+"""What takes away root's right to write where nobody may."""
+
+
+@pytest.mark.skipif(bool(BOUND) and shutil.which("setpriv") is None, reason="root writes everywhere, and setpriv is not here")
+def test_a_database_that_cannot_be_written_is_read(project):
+    client = store.client_for(None)
+    client.create_registered_model("pets")
+    run = client.create_run(client.create_experiment("elsewhere"), start_time=1)
+    (project / ".mlruns.db.lock").unlink()
+    before = (project / "mlruns.db").read_bytes()
+    (project / "mlruns.db").chmod(0o444)
+    project.chmod(0o555)
+
+    def typed(words):
+        code = "from vit_search import cli; cli.main()"
+        done = subprocess.run([*BOUND, sys.executable, "-c", code, *words.split()], capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    try:
+        code, out, err = typed("history pets")
+        assert (code, err) == (0, "") and "pets: no version has been made the champion yet." in out
+        code, out, _ = typed("doctor")
+        assert code == 1 and run.info.run_id in out
+        code, out, err = typed("config pets@champion")
+        assert code == 2 and "pets" in err and "written" not in err
+        for words in ("doctor --close", "rollback pets --reason mistake", "repair pets"):
+            code, _, err = typed(words)
+            expected = f"error: {project / 'mlruns.db'}: the tracking database cannot be written; name another with --tracking-uri.\n"
+            assert (code, err) == (2, expected)
+        assert [path.name for path in project.iterdir()] == ["mlruns.db"]
+        assert (project / "mlruns.db").read_bytes() == before
+    finally:
+        project.chmod(0o755)

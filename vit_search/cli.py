@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vit_search.production.promotion import Promotion
     from vit_search.search.control import Control
     from vit_search.search.launch import SearchResult
+    from vit_search.spec.lint import Finding as LintFinding
     from vit_search.spec.lint import Report
     from vit_search.spec.plan import Plan, Speed
     from vit_search.spec.policy import Policy
@@ -205,17 +206,19 @@ def _set_niceness(nice: int | None, address: str | None) -> None:
 def lint(
     file: Annotated[Path, typer.Argument(help="A search file.")],
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    output: Output = Path("searches"),
 ) -> None:
     """Find what is wrong or wasted in a search file.
 
     That is what can never run, repeats, or makes no difference. Trains nothing.
     """
+    from vit_search.spec import cost, search_file
     from vit_search.spec import lint as linting
-    from vit_search.spec import search_file
 
     spec = search_file.load(file)
     with _named(file):
-        report = linting.lint(spec)
+        beyond = linting.beyond_this_machine(spec, cost.cpus_of_this_machine(), cost.gpus_of_this_machine())
+        report = linting.lint(spec, further=[*_missing_searches(spec, output), *beyond])
         _print_images(spec)
     if as_json:
         sys.stdout.write(json.dumps(report.to_dict(), indent=1) + "\n")
@@ -223,6 +226,18 @@ def lint(
         _print_report(report)
     if report.failed:
         sys.exit(2)
+
+
+def _missing_searches(spec: SearchSpec, output: Path) -> Iterable[LintFinding]:
+    """Searches to learn from that are not here; `run` refuses them."""
+    from vit_search.spec.lint import Finding
+    from vit_search.tracking import searches
+
+    for i, name in enumerate(spec.learn_from):
+        try:
+            searches.find(output, name)
+        except SearchError as error:
+            yield Finding("warning", f"learn_from.{i}", f"{name}: {error} `run` needs it where the search will run.")
 
 
 @app.command()
@@ -459,17 +474,35 @@ def extend(
 
 
 @app.command()
-def pause(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None) -> None:
+def pause(
+    search: SearchName = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+    address: cli_cluster.There = None,
+    insecure: cli_cluster.Insecure = False,
+) -> None:
     """Hold a running search after the epoch at hand.
 
     Its trials free their devices; `continue` goes on.
     """
+    if address is not None:
+        cli_cluster.remotely(address, ["pause", *_if_named(search)], insecure=insecure)
+        return
     _command(search, output, tracking_uri, "pause")
 
 
 @app.command(name="continue")
-def continue_(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None) -> None:
+def continue_(
+    search: SearchName = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+    address: cli_cluster.There = None,
+    insecure: cli_cluster.Insecure = False,
+) -> None:
     """Go on with a search that was paused."""
+    if address is not None:
+        cli_cluster.remotely(address, ["continue", *_if_named(search)], insecure=insecure)
+        return
     _command(search, output, tracking_uri, "continue")
 
 
@@ -486,7 +519,7 @@ def stop(
     Running trials end by themselves. One trial, as SEARCH/TRIAL, stops after its epoch.
     """
     if address is not None:
-        cli_cluster.remotely(address, ["stop", *([search] if search else [])], insecure=insecure)
+        cli_cluster.remotely(address, ["stop", *_if_named(search)], insecure=insecure)
         return
     name, slash, trial = (search or "").rpartition("/")
     number = whole_number(trial) if slash else None
@@ -525,9 +558,15 @@ def set_(
     patience: Annotated[int | None, typer.Option(help="Trials in a row without a better metric.")] = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
+    address: cli_cluster.There = None,
+    insecure: cli_cluster.Insecure = False,
 ) -> None:
     """Change the size of a running search."""
     given = _given(trials=trials, concurrency=concurrency, hours=hours, device_hours=device_hours, target=target, patience=patience)
+    if address is not None:
+        changes = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+        cli_cluster.remotely(address, ["set", *_if_named(search), *changes], insecure=insecure)
+        return
     _command(search, output, tracking_uri, "set", **given)
 
 
@@ -537,11 +576,18 @@ def add(
     search: SearchName = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
+    address: cli_cluster.There = None,
+    insecure: cli_cluster.Insecure = False,
 ) -> None:
     """Have a running search try these parameters next."""
     from vit_search.spec import strict_yaml
 
-    _command(search, output, tracking_uri, "add", **strict_yaml.load(file).values)
+    parameters = strict_yaml.load(file).values
+    if address is not None:
+        sent = {"parameters.yaml": file.read_text(encoding="utf-8")}
+        cli_cluster.remotely(address, ["add", *sent, *_if_named(search)], insecure=insecure, files=sent)
+        return
+    _command(search, output, tracking_uri, "add", **parameters)
 
 
 @app.command()
@@ -877,7 +923,7 @@ def doctor(
 
     if problem := token.problem():
         raise ClusterError(problem)
-    client = store.client_for(of_newest(tracking_uri))
+    client = store.client_for(of_newest(tracking_uri), needs="write" if close else "read")
     found = practice.zombies(client, stranger_hours=stranger_hours)
     if not found:
         out.print("No run is open without somebody at work on it.")
@@ -1032,7 +1078,7 @@ def _print_promotion_plan(planned: FinalistPlan, rules: Policy, name: str, uri: 
     from vit_search.production import gates, promotion
     from vit_search.tracking import store
 
-    client = store.client_for(uri)
+    client = store.client_for(uri, needs="read")
     champion = promotion.champion_of(client, name)
     readings = promotion.readings_of(client, name, json.loads(planned.text)["data"])
     trained = [result for trial in planned.finalists for result in trial.results]
@@ -1255,12 +1301,18 @@ def train(
     with err.status("preparing the data …"), _named(file):
         data = prepare(spec.data_config, download=download)
     config = spec.trial_config({}, in_channels=data.channels, num_classes=len(data.classes), trial=0)
+    done = single.is_done(folder, config)
+    if spec.data.name == "image_folder" and not done:
+        err.print(escaped(data.summary), soft_wrap=True)
     for result in single.train(spec, config, data, folder):
+        if done:
+            continue
         value = getattr(result, spec.metric)
         shown = f"{spec.metric} {value:.4f}" if value is not None else ""
         took = _seconds(result.seconds)
         out.print(f"epoch {result.epoch:3d} of {spec.epochs}  {shown}  train_loss {result.train_loss:.4f}  {took}", soft_wrap=True)
-    out.print(f"[bold]{escaped(str(folder))}[/] holds the model; weights: sha256 {checkpoint.weights_sha256(folder)}", soft_wrap=True)
+    holds = "holds this model already, and nothing was trained" if done else "holds the model"
+    out.print(f"[bold]{escaped(str(folder))}[/] {holds}; weights: sha256 {checkpoint.weights_sha256(folder)}", soft_wrap=True)
 
 
 @app.command()
@@ -1285,7 +1337,7 @@ def rollback(
     from vit_search.tracking import store
 
     with err.status("loading the version …"):
-        client = store.client_for(tracking_uri)
+        client = store.client_for(tracking_uri, needs="write")
         done = registry.rollback(
             client, name, to=to, reason=reason.strip(), by=user_name(), check=lambda version: registry.load_problem(client, version)
         )
@@ -1311,7 +1363,7 @@ def history(
     from vit_search.production import registry
     from vit_search.tracking import store
 
-    client = store.client_for(tracking_uri)
+    client = store.client_for(tracking_uri, needs="read")
     records = registry.history(client, name)
     problems = registry.verify(client, name) if verify else []
     notes: list[str] = []
@@ -1354,7 +1406,7 @@ def repair(name: ModelName, tracking_uri: Tracking = None) -> None:
     from vit_search.production import registry
     from vit_search.tracking import store
 
-    out.print(escaped(registry.repair(store.client_for(tracking_uri), name)), soft_wrap=True)
+    out.print(escaped(registry.repair(store.client_for(tracking_uri, needs="write"), name)), soft_wrap=True)
 
 
 @app.command()
@@ -1371,6 +1423,11 @@ cli_cluster.join(app)
 def _as_text(words: str) -> str:
     """What a person wrote, also where the locale (as C) has no letters beyond ASCII and takes each of their bytes for one."""
     return os.fsencode(words).decode("utf-8", "backslashreplace")
+
+
+def _if_named(search: str | None) -> list[str]:
+    """A search as the argument of a command on a cluster's head, which takes the newest in its storage where none is named."""
+    return [search] if search else []
 
 
 def _note(text: str) -> None:

@@ -32,7 +32,7 @@ def configuration(model: str, *, tracking_uri: str | None = None) -> FixedFile:
     from vit_search.tracking.store import client_for
     from vit_search.tracking.uris import of_newest
 
-    client = client_for(of_newest(tracking_uri))
+    client = client_for(of_newest(tracking_uri), needs="read")
     version = references.find_version(client, model)
     with tempfile.TemporaryDirectory() as place:
         described = describe(registry.fetch_files(client, version, Path(place)))

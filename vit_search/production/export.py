@@ -82,7 +82,7 @@ def export(model: str, format: str, path: Path | None = None, *, tracking_uri: s
         served = checkpoint.load_model(trained)
         difference = write(served, path, format, {"weights_sha256": checkpoint.weights_sha256(trained)}, folder=trained)
         return Exported(path, str(trained), "", difference)
-    client = client_for(of_newest(tracking_uri))
+    client = client_for(of_newest(tracking_uri), needs="read")
     version = references.find_version(client, model)
     path = path or Path(f"{version.name}-{version.version}{FORMATS[format]}")
     _check_free(path)

@@ -183,7 +183,7 @@ class Follower:
         """
         try:
             if self._client is None:
-                self._client = store.client_for(self._uri)
+                self._client = store.client_for(self._uri, needs="read")
             if self._target.alias:
                 return self._client.get_model_version_by_alias(self._target.name, self._target.alias)
             return self._client.get_model_version(self._target.name, self._target.version)

@@ -85,7 +85,7 @@ def _fetched(model: str, place: Path, tracking_uri: str | None, say: Callable[[s
     from vit_search.tracking.store import client_for
     from vit_search.tracking.uris import of_newest
 
-    client = client_for(of_newest(tracking_uri))
+    client = client_for(of_newest(tracking_uri), needs="read")
     if not model.startswith(("models:/m-", "runs:/")):
         return registry.fetch_files(client, references.find_version(client, model), place)
     folder, covered = registry.fetch_logged(client, model, place)

@@ -221,7 +221,7 @@ def examine(folder: Path, number: int, policy: Policy, name: str, *, tracking_ur
     Args:
         folder: of the search. number: of a trial whose checkpoint is kept. name: of the registered model it would replace.
     """
-    client = client_for(tracking_uri)
+    client = client_for(tracking_uri, needs="read")
     spec, facts = searches.read(folder)
     place = ledger.trial_folder(folder, number) / "checkpoint"
     if number not in {trial.number for trial in ledger.read_trials(folder / "ledger.jsonl")}:

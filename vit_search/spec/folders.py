@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,7 +44,23 @@ class ImageFolder:
     @property
     def summary(self) -> str:
         """One line: `2 classes: cat, dog; 80 images; 10 files skipped: 8 .heic, 2 hidden`."""
-        return summary(self.classes, len(self.files), self.skipped, Counter(self.splits))
+        lacks = (f"{split} has no image of {in_short(names)}" for split, names in self.missing.items())
+        return "; ".join((summary(self.classes, len(self.files), self.skipped, Counter(self.splits)), *lacks))
+
+    @property
+    def missing(self) -> dict[str, tuple[str, ...]]:
+        """Classes of which a split (val or test) has no image; splits that have all of them are left out."""
+        there = set(zip(self.splits, self.labels, strict=False))  # no splits where the folder has none
+        lacks = {
+            split: tuple(name for label, name in enumerate(self.classes) if (split, label) not in there)
+            for split in sorted(set(self.splits), reverse=True)  # val first
+        }
+        return {split: names for split, names in lacks.items() if names}
+
+
+def in_short(classes: Sequence[str]) -> str:
+    """Names of classes, the first few of many."""
+    return ", ".join(classes[:SHOWN]) + (f", … {len(classes) - SHOWN} more" if len(classes) > SHOWN else "")
 
 
 def summary(classes: tuple[str, ...], images: int, skipped: Mapping[str, int], splits: Mapping[str, int] | None = None) -> str:
@@ -54,8 +70,7 @@ def summary(classes: tuple[str, ...], images: int, skipped: Mapping[str, int], s
         images: as many as were found, or, where `splits` are of a set that `train_limit` shortens, as are used.
         splits: images in each split, where they are told.
     """
-    names = ", ".join(classes[:SHOWN]) + (f", … {len(classes) - SHOWN} more" if len(classes) > SHOWN else "")
-    parts = [f"{counted(len(classes), 'class')}: {names}", counted(images, "image")]
+    parts = [f"{counted(len(classes), 'class')}: {in_short(classes)}", counted(images, "image")]
     if splits:
         parts[-1] += " (" + ", ".join(f"{name} {splits[name]:,}" for name in ("train", "val", "holdout", "test") if splits.get(name)) + ")"
     if skipped:

@@ -117,8 +117,12 @@ class _Draw:
     """None where it makes no ViT."""
 
 
-def lint(spec: SearchSpec, draws: int = 2_000) -> Report:
-    """Look a checked search file over, from so many random proposals of a fixed seed."""
+def lint(spec: SearchSpec, draws: int = 2_000, further: Sequence[Finding] = ()) -> Report:
+    """Look a checked search file over, from so many random proposals of a fixed seed.
+
+    Args:
+        further: findings that the file alone does not show, e.g. `beyond_this_machine`.
+    """
     rng, space = random.Random(0), spec.space  # noqa: S311 -- a sample of the space, not a secret
     drawn = [_looked_at(space, space.draw(rng)) for _ in range(draws)]
     valid = [draw for draw in drawn if not draw.reasons]
@@ -128,7 +132,7 @@ def lint(spec: SearchSpec, draws: int = 2_000) -> Report:
     usable = None if size is None else _usable(space, size, share)
     limits = tuple(_bindings(space, drawn))
     duplicates = _duplicates(spec, usable)
-    findings: list[Finding] = []
+    findings: list[Finding] = list(further)
     if not valid:
         worst = next(iter(invalid))
         findings.append(Finding("error", _home(worst), f"none of {draws:,} random proposals can be run, most since {worst}; widen it."))
@@ -144,6 +148,7 @@ def lint(spec: SearchSpec, draws: int = 2_000) -> Report:
     findings += _repeats(spec, usable, duplicates)
     findings += _stopping(spec)
     findings += _few_images(spec)
+    findings += _missing_classes(spec)
     findings += _scales(space)
     order = ("error", "warning", "hint")
     return Report(
@@ -159,6 +164,24 @@ def lint(spec: SearchSpec, draws: int = 2_000) -> Report:
         limits=limits,
         findings=tuple(sorted(findings, key=lambda finding: order.index(finding.severity))),
     )
+
+
+def beyond_this_machine(spec: SearchSpec, cpus: int, gpus: int | None) -> Iterator[Finding]:
+    """What one trial asks for and a machine lacks; a hint, since the search may run on a cluster that has it.
+
+    Args:
+        cpus, gpus: of the machine; None where its GPUs cannot be counted.
+    """
+    elsewhere, asked = "run it on a cluster that has {}, or", spec.resources
+    if asked.cpus != "auto" and asked.cpus > cpus:
+        seen = f"a trial takes {asked.cpus:g} CPUs, and this machine has {cpus}"
+        yield Finding("hint", "resources.cpus", f"{seen}; {elsewhere.format('them')} lower it.")
+    least = 1 if asked.gpus == "auto" else math.ceil(asked.gpus)
+    if gpus is not None and least > gpus:
+        takes = "GPUs" if asked.gpus == "auto" else f"{asked.gpus:g} GPU{'s' if asked.gpus > 1 else ''}"
+        seen = f"a trial takes {takes}, and this machine has {gpus or 'none'}"
+        mend = "lower it" if gpus else "write 0"
+        yield Finding("hint", "resources.gpus", f"{seen}; {elsewhere.format('them' if least > 1 else 'one')} {mend}.")
 
 
 def _looked_at(space: Space, params: dict[str, Any]) -> _Draw:
@@ -375,6 +398,20 @@ def _few_images(spec: SearchSpec) -> Iterator[Finding]:
         key = "data.holdout_fraction" if on_holdout else "data.val_fraction"
         where, mend = ("data.path", "add images to them") if own else (key, "raise it, or add images")
         yield Finding("warning", where, f"{seen}; {mend}.")
+
+
+def _missing_classes(spec: SearchSpec) -> Iterator[Finding]:
+    """Classes of an image folder that its own val or test has no image of."""
+    if spec.data.name in COUNTS or spec.data.path is None:
+        return
+    try:
+        listing = folders.scan(Path(spec.data.path).expanduser())
+    except DataError:
+        return  # as in `_few_images`
+    for split, names in listing.missing.items():
+        which = "they are" if len(names) > 1 else "it is"
+        seen = f"{split} has no image of {folders.in_short(names)}, so nothing tells how well {which} recognised"
+        yield Finding("warning", "data.path", f"{seen}; add images, or remove {split} to have it split off train.")
 
 
 def _warm_up(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
