@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vit_search.spec.pickles import REFUSED
+from vit_search.spec.strict_json import parse
 from vit_search.vit import augment
 from vit_search.vit.checkpoint import ServedModel
 
@@ -54,7 +55,7 @@ def problem(served: ServedModel, expected: str = "") -> str:
     if not expected:
         return ""
     try:
-        known = torch.tensor(json.loads(expected), dtype=torch.float32)
+        known = torch.tensor(parse(expected), dtype=torch.float32)
     except (ValueError, TypeError, RuntimeError):
         return f"the golden logits are no table of numbers: {expected[:40]!r}"
     together = together[:, :CLASSES_KEPT]
