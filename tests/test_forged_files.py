@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import shutil
 import sys
 import zlib
 from dataclasses import replace
@@ -156,6 +157,51 @@ def test_no_report_of_a_forged_ledger_does_either(search, command):
         assert code in (0, 2) and is_mute(said), said
         if code == 0:
             assert is_mute((folder / "report.md").read_text()) and is_mute((folder / "report.html").read_text().split("<script>")[0])
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("images", [*VALUES, {"val": EVIL}, {"val": 1e999}, {"val": 10**30}, {"val": -1}, {"val": [1]}])
+def test_a_forged_plan_changes_no_report(images, search, command):
+    folder, _ = search
+    (folder / "plan.json").write_text(json.dumps({"images": images}))
+    code, said = command("report", "made-1")
+    assert code == 0 and is_mute(said), said
+
+
+@pytest.mark.parametrize("name", ["plan.json", "hindsight.json", "search.json", "ledger.jsonl"])
+def test_a_file_of_too_many_brackets_is_damaged(name, search, command):
+    folder, _ = search
+    (folder / name).write_text(DEEP)
+    for words in (["show"], ["status"], ["report", "made-1"]):
+        code, said = command(*words)
+        assert code == 0 or (code == 2 and said.startswith("error: ") and said.count("\n") == 1), said
+
+
+NOTES = (
+    '{"parent": 1, "store": 1, "experiment": 1}',
+    '{"parent": "x", "store": null}',
+    '{"trial": "x", "run": "y"}',
+    '{"trial": 1e999, "run": 1}',
+    '{"taken": "x"}',
+    '{"taken": -1}',
+    '{"run": "y"}',
+    '{"more": 1}',
+    "{}",
+    "[]",
+    "1",
+    "null",
+    '"parent"',
+    DEEP,
+)
+
+
+def test_forged_notes_of_what_mlflow_has_are_left_out(search, migrated, tmp_path, command):
+    folder, _ = search
+    shutil.copy(migrated, tmp_path / "mlruns.db")
+    (folder / "recorded.jsonl").write_text("".join(f"{note}\n" for note in NOTES))
+    assert command("sync", "made-1")[0] == 0
 
 
 @pytest.mark.parametrize("metric", ["val_loss", "train_loss"])

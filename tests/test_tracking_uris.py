@@ -30,6 +30,8 @@ def no_credentials(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in uris.CREDENTIALS:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(uris.REDIRECTS, "true")  # what a test sets is taken back
+    monkeypatch.delenv(uris.REDIRECTS)
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +127,31 @@ def test_the_credentials_file_of_mlflow_counts_too(project, tmp_path):
     (tmp_path / "home/.mlflow/credentials").write_text("[mlflow]\nmlflow_tracking_username = me\n")
     with pytest.raises(TrackingError, match=r"~/\.mlflow/credentials may be meant for another server"):
         resolved(search)
+
+
+@pytest.mark.parametrize("by", [".netrc", "NETRC"])
+@pytest.mark.parametrize("entry", ["machine 127.0.0.1", "default"])
+def test_a_password_of_netrc_counts_too_whatever_the_port(entry, by, project, listener, tmp_path, monkeypatch):
+    address, seen = listener
+    search, path = naming(project, address), tmp_path / "home" / by
+    path.parent.mkdir()
+    path.write_text(f"{entry} login me password of-another-server\n")
+    path.chmod(0o600)
+    if by == "NETRC":
+        monkeypatch.setenv(by, str(path))
+    with pytest.raises(TrackingError, match=f"and {path if by == 'NETRC' else '~/.netrc'} may be meant for another server"):
+        sync(search)
+    assert seen == []
+    with pytest.raises(TrackingError, match="does not answer"):  # it is no MLflow
+        sync(search, address)
+    assert seen[-1] == "Basic bWU6b2YtYW5vdGhlci1zZXJ2ZXI="
+
+
+def test_netrc_of_other_hosts_does_not_count(project, tmp_path):
+    search = naming(project, "http://127.0.0.1:9")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/.netrc").write_text("machine git.example login me password mine\n")
+    assert resolved(search) == "http://127.0.0.1:9"
 
 
 @pytest.mark.parametrize("by", ["--tracking-uri", "MLFLOW_TRACKING_URI"])
@@ -231,6 +258,39 @@ def test_other_schemes_and_addresses_that_can_be_read_in_two_ways_are_refused(ur
     with pytest.raises((TrackingError, SearchError), match=said) as refused:
         resolved(naming(project, uri))
     assert "\n" not in str(refused.value) and ":word" not in str(refused.value)
+
+
+@pytest.mark.parametrize("from_path", ["/health", "/api"])
+def test_a_server_that_a_search_alone_names_leads_nowhere_else(from_path, project, listener):
+    target, seen = listener
+
+    class Redirect(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(307 if self.path.startswith(from_path) else 200)
+            self.send_header("Location", target + self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Redirect)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}"
+        search = naming(project, address)
+        with pytest.raises(TrackingError, match="does not answer"):
+            sync(search)
+        assert seen == []
+        os.environ[uris.REDIRECTS] = "true"  # as the user says
+        with contextlib.suppress(TrackingError):  # neither is a whole MLflow
+            store.client_for(resolved(search))
+        assert seen
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 # Databases

@@ -38,6 +38,7 @@ from vit_search.errors import ClusterError, SpecError
 from vit_search.spec import search_file
 from vit_search.spec.numbers import whole_number
 from vit_search.spec.search_file import SearchSpec
+from vit_search.spec.strict_json import parse
 from vit_search.spec.user import user_name
 
 for _chatty in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
@@ -373,7 +374,7 @@ def _states_of_folders(cluster: Cluster) -> dict[str, str]:
     with contextlib.suppress(ClusterError, ValueError):  # a head of another version, or without its storage
         code, said = on_head(cluster, ["vit-search", "cluster", "states"], storage=False)
         if code == 0:
-            return {name: state["word"] for name, state in json.loads(said.strip().rpartition("\n")[2]).items()}
+            return {name: state["word"] for name, state in parse(said.strip().rpartition("\n")[2]).items()}
     return {}
 
 
@@ -507,7 +508,7 @@ def measure(cluster: Cluster, spec: SearchSpec | None = None, *, search: str = "
     if code != 0 or not last.startswith("{"):
         raise ClusterError(f"{cluster.address}: {last.removeprefix('error: ') or 'the head said nothing'}")
     try:
-        return Facts.from_dict(json.loads(last))
+        return Facts.from_dict(parse(last))
     except (ValueError, TypeError, KeyError):
         raise ClusterError(f"{cluster.address}: its vit_search is of another version than this one; install the same on both.") from None
 

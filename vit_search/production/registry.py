@@ -41,6 +41,7 @@ from vit_search.production import references
 from vit_search.production.lock import LEASE_S, Lock, insist, is_lock, locked, sweep
 from vit_search.spec.expressions import nearest
 from vit_search.spec.numbers import counted
+from vit_search.spec.strict_json import parse
 from vit_search.tracking import model_files
 from vit_search.tracking.model_files import CHECKPOINT
 from vit_search.tracking.store import in_short
@@ -93,7 +94,7 @@ class Record:
     def parse(cls, text: str) -> Record:
         """Raises: ValueError for what is not a record's text."""
         try:
-            values = json.loads(text)
+            values = parse(text)
             record = cls(came_from=values.pop("from"), **values)
             texts = [record.action, record.by, record.host, record.at, record.reason, record.before, *record.facts, *record.facts.values()]
             versions = [record.version, *([] if record.came_from is None else [record.came_from])]

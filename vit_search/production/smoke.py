@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vit_search.spec.numbers import counted
 from vit_search.spec.pickles import REFUSED
+from vit_search.spec.strict_json import parse
 from vit_search.vit import augment
 from vit_search.vit.checkpoint import ServedModel
 
@@ -55,7 +56,7 @@ def problem(served: ServedModel, expected: str = "") -> str:
     if not expected:
         return ""
     try:
-        known = torch.tensor(json.loads(expected), dtype=torch.float32)
+        known = torch.tensor(parse(expected), dtype=torch.float32)
     except (ValueError, TypeError, RuntimeError):
         return f"the golden logits are no table of numbers: {expected[:40]!r}"
     together = together[:, :CLASSES_KEPT]

@@ -8,7 +8,7 @@ import os
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 for _name, _value in {
@@ -17,6 +17,7 @@ for _name, _value in {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_UV_AUTO_DETECT": "false",  # it would put uv.lock, pyproject.toml and .python-version of the current folder into models
     "GIT_PYTHON_REFRESH": "quiet",
 }.items():
     os.environ.setdefault(_name, _value)
@@ -29,7 +30,7 @@ from mlflow.exceptions import MlflowException
 from vit_search.errors import TrackingError, VitSearchError
 from vit_search.spec.files import locked
 from vit_search.tracking import artifacts
-from vit_search.tracking.uris import DEFAULT_DATABASE, ENVIRONMENT, SQLITE, public, refuse_artifacts, resolve_uri
+from vit_search.tracking.uris import DEFAULT_DATABASE, ENVIRONMENT, REDIRECTS, SQLITE, public, refuse_artifacts, resolve_uri
 
 _log = logging.getLogger(__name__)
 
@@ -132,11 +133,19 @@ def _environment_kept() -> Iterator[None]:
             os.environ[ENVIRONMENT] = before
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Takes a redirect for an error, as MLflow does when it is told so."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """None: not followed."""
+
+
 def _check_server(uri: str) -> None:
     if urlsplit(uri).password:
         raise TrackingError("the tracking URI carries a password; drop it and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.")
+    opener = urllib.request.build_opener(*([] if os.environ.get(REDIRECTS, "true").lower() in ("true", "1") else [_NoRedirects]))
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):  # noqa: S310 -- http(s) only, by the caller's test
+        with opener.open(f"{uri.rstrip('/')}/health", timeout=10):  # http(s) only, by the caller's test
             pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from vit_search.errors import CheckpointError, DamagedCheckpointError, SpecError
 from vit_search.spec.config import EpochResult, TrialConfig
 from vit_search.spec.numbers import counted
-from vit_search.spec.strict_json import LARGEST, Count, build
+from vit_search.spec.strict_json import LARGEST, Count, build, parse
 
 MODEL, OPTIMISER, CONFIG = "model.safetensors", "optimiser.safetensors", "config.json"
 
@@ -115,7 +115,7 @@ def read(folder: Path, needs: tuple[str, ...] = (MODEL, OPTIMISER)) -> dict[str,
     """
     recover(folder)
     try:
-        document: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        document: dict[str, Any] = parse((folder / CONFIG).read_text(encoding="utf-8"))
         build(_Document, document)
         own = document["sha256"].pop(CONFIG, None)
         found = {name: sha256_of(folder / name) for name in needs}
