@@ -1,6 +1,7 @@
 """Rows F42 to F53 of the fault catalogue that one search file can show: read as written, or refused in one line, and soon."""
 
 import random
+import re
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from vit_search.errors import SpecError
 from vit_search.spec import search_file, strict_yaml
-from vit_search.spec.search_file import Limits, ModelSection, Objective, SearchSpec, Stopping, TrainingSection
+from vit_search.spec.search_file import Limits, ModelSection, Objective, Resources, SearchSpec, Stopping, TrainingSection
 
 HEAD = "name: t\ndata: {name: digits}\ntrials: 2\nepochs: 3\n"
 
@@ -67,12 +68,12 @@ def test_any_value_is_taken_or_refused_and_nothing_else_happens(key, value):
     [
         ("model: {dim: 16384, depth: 256, heads: 1}", "model.dim: even the smallest model of this space takes about"),
         ("model: {dim: {int: [8192, 16384], step: 8192}, depth: 256, heads: 1}", "model.dim: even the smallest model"),
-        ("training: {batch_size: 10000000}", "training.batch_size: 10000000 will not do: should be less than or equal to 1048576"),
-        ("model: {dim: 1000000000}", "model.dim: 1000000000 will not do: should be less than or equal to 16384"),
-        ("model: {dropout: 1.0}", "model.dropout: 1.0 will not do: should be less than 1"),
-        ("model: {dropout: -0.1}", "model.dropout: -0.1 will not do: should be greater than or equal to 0"),
-        ("model: {depth: 0}", "model.depth: 0 will not do: should be greater than or equal to 1"),
-        ("model: {dim: 64.0}", "model.dim: 64.0 will not do: should be a valid integer"),
+        ("training: {batch_size: 10000000}", "training.batch_size: 10000000 will not do; give at most 1048576."),
+        ("model: {dim: 1000000000}", "model.dim: 1000000000 will not do; give at most 16384."),
+        ("model: {dropout: 1.0}", "model.dropout: 1.0 will not do; give less than 1."),
+        ("model: {dropout: -0.1}", "model.dropout: -0.1 will not do; give at least 0."),
+        ("model: {depth: 0}", "model.depth: 0 will not do; give at least 1."),
+        ("model: {dim: 64.0}", "model.dim: 64.0 will not do; write a whole number, as 64, "),
         ("training: {lr: {float: [1e-4, 1e-2], step: 1}}", "training.lr.float: the step 1 is longer than the range"),
         ("model: {depth: {int: [1, 4], step: 2}}", "model.depth.int: steps of 2 from 1 never reach 4; end at 3."),
         ("model: {lr: 1e-3}", "model.lr: unknown key; it belongs under training."),
@@ -212,7 +213,7 @@ BAD = [  # (what stands from line 5 on, the line, where and what was seen, the m
         7, "model.dropout.when: dropout waits for drop_path waits for dropout", "drop one of these conditions.",
     ),
     # points to start with
-    ("start_with: {depth: 2}", 5, "start_with: {'depth': 2} will not do", "write a list of mappings, as [{lr: 1e-3}]."),
+    ("start_with: {depth: 2}", 5, "start_with: {depth: 2} will not do", "write a list of mappings, as [{lr: 1e-3}]."),
     ("start_with: [2]", 5, "start_with.0: 2 will not do", "write a list of mappings, as [{lr: 1e-3}]."),
     ("start_with: [{}]", 5, "start_with.0: names no parameter", "give at least one, or leave the point out."),
     ("start_with: [{dim: 64}]", 5, "start_with.0.dim: the file fixes it at 64", "drop it, or give it a distribution."),
@@ -253,11 +254,11 @@ BAD = [  # (what stands from line 5 on, the line, where and what was seen, the m
     ("learn_from: [a, a]", 5, "learn_from.1: a stands twice", "list each search once."),
     # presets
     ("preset: tny", 5, "preset: 'tny' will not do", "did you mean tiny?"),
-    ("preset: large", 5, "preset: 'large' will not do: should be 'tiny', 'small' or 'base'", "choose one of these."),
-    ("preset: [tiny]", 5, "preset: ['tiny'] will not do", "choose one of these."),
+    ("preset: large", 5, "preset: 'large' will not do", "choose from tiny, small, base."),
+    ("preset: [tiny]", 5, "preset: ['tiny'] will not do", "did you mean tiny?"),
     ("preset: tiny\nmodel: {dim: 64}", 6, "model.heads: 0 of 2 pairs of heads and dim fit", "for dim=64 choose from 1, 2, 4"),
     # objectives
-    ("objectives: {metric: params}", 5, "objectives: {'metric': 'params'} will not do", "write a list, as [{metric: params}]."),
+    ("objectives: {metric: params}", 5, "objectives: {metric: 'params'} will not do", "write a list, as [{metric: params}]."),
     ("objectives: [params]", 5, "objectives.0: 'params' will not do", "write a list, as [{metric: params}]."),
     ("objectives: [{mode: min}]", 5, "objectives.0.metric: missing", "add it."),
     ("objectives: [{metric: parms}]", 5, "objectives.0.metric: 'parms' will not do", "did you mean params?"),
@@ -265,7 +266,7 @@ BAD = [  # (what stands from line 5 on, the line, where and what was seen, the m
     ("metric: val_loss\nmode: max", 6, "mode: max contradicts val_loss", "drop the key, or write min."),
     (
         "objectives: [{metric: params, mode: least}]",
-        5, "objectives.0.mode: 'least' will not do: should be 'min' or 'max'", "choose one of these.",
+        5, "objectives.0.mode: 'least' will not do", "choose from min, max.",
     ),
     (
         "objectives: [{metric: params}, {metric: params}]",
@@ -277,7 +278,7 @@ BAD = [  # (what stands from line 5 on, the line, where and what was seen, the m
     ),
     ("objectives: [" + ", ".join(f"{{metric: {m}}}" for m in search_file.COSTS) + "]", 5, "objectives: 4 entries", "give at most 3."),
     ("stopping: none", 5, "stopping: 'none' will not do", "write a mapping, as {kind: none}"),
-    ("sampler: bayes", 5, "sampler: 'bayes' will not do", "choose one of these."),
+    ("sampler: bayes", 5, "sampler: 'bayes' will not do", "choose from auto, gp, tpe, cmaes, random, grid, qmc."),
     # samplers
     ("sampler: tpee", 5, "sampler: 'tpee' will not do", "did you mean tpe?"),
     (
@@ -298,22 +299,22 @@ BAD = [  # (what stands from line 5 on, the line, where and what was seen, the m
     ),
     # stopping, limits, and the rest
     ("stopping: {kind: ahsa}", 5, "stopping.kind: 'ahsa' will not do", "did you mean asha?"),
-    ("stopping: {audit_share: 1}", 5, "stopping.audit_share: 1 will not do", "should be less than 1"),
-    ("stopping: {audit_share: 5%}", 5, "stopping.audit_share: '5%' will not do", "should be a valid number"),
-    ("stopping: {strata: 0}", 5, "stopping.strata: 0 will not do", "should be greater than or equal to 1"),
-    ("stopping: {strata: 11}", 5, "stopping.strata: 11 will not do", "should be less than or equal to 10"),
+    ("stopping: {audit_share: 1}", 5, "stopping.audit_share: 1 will not do", "give less than 1."),
+    ("stopping: {audit_share: 5%}", 5, "stopping.audit_share: '5%' will not do", "give a number."),
+    ("stopping: {strata: 0}", 5, "stopping.strata: 0 will not do", "give at least 1."),
+    ("stopping: {strata: 11}", 5, "stopping.strata: 11 will not do", "give at most 10."),
     ("stopping: {kind: none, strata: 3}", 5, "stopping.strata: 3 groups, but kind: none stops no trial", "drop one of the two."),
-    ("limits: 3", 5, "limits: 3 will not do", "should be a valid dictionary"),
-    ("limits: {hours: 0}", 5, "limits.hours: 0 will not do", "should be greater than 0"),
-    ("limits: {hours: two}", 5, "limits.hours: 'two' will not do", "should be a valid number"),
+    ("limits: 3", 5, "limits: 3 will not do", "write `key: value` lines under it."),
+    ("limits: {hours: 0}", 5, "limits.hours: 0 will not do", "give more than 0."),
+    ("limits: {hours: two}", 5, "limits.hours: 'two' will not do", "give a number."),
     ("limits: {hours: 1:30}", 5, "1:30 can be read in more than one way", "write a decimal number"),
-    ("limits: {device_hours: -1}", 5, "limits.device_hours: -1 will not do", "should be greater than 0"),
-    ("limits: {patience: 1.5}", 5, "limits.patience: 1.5 will not do", "should be a valid integer"),
+    ("limits: {device_hours: -1}", 5, "limits.device_hours: -1 will not do", "give more than 0."),
+    ("limits: {patience: 1.5}", 5, "limits.patience: 1.5 will not do", "give a whole number."),
     ("limits: {target: 97}", 5, "limits.target: 97 cannot be reached, since val_accuracy is a fraction in [0, 1]", "write 0.97."),
     ("limits: {target: -1}", 5, "limits.target: -1 cannot be reached", "give a value in it."),
-    ("keep_checkpoints: 0", 5, "keep_checkpoints: 0 will not do", "should be greater than or equal to 1"),
-    ("stall_minutes: 0", 5, "stall_minutes: 0 will not do", "should be greater than 0"),
-    ("stall_minutes: true", 5, "stall_minutes: True will not do", "should be a valid number"),
+    ("keep_checkpoints: 0", 5, "keep_checkpoints: 0 will not do", "give at least 1."),
+    ("stall_minutes: 0", 5, "stall_minutes: 0 will not do", "give more than 0."),
+    ("stall_minutes: true", 5, "stall_minutes: true will not do", "give a number."),
 ]  # fmt: skip
 
 
@@ -323,6 +324,24 @@ def test_a_bad_file_gets_one_line_with_where_what_and_the_mend(text, line, seen,
     assert said.startswith(f"t.yaml:{line}: ")
     assert seen in said
     assert mend in said[said.index(seen) :]
+
+
+FIELDS = [("", key) for key in SearchSpec.model_fields] + [
+    (section, key)
+    for section, kind in (("stopping", Stopping), ("resources", Resources), ("limits", Limits), ("model", ModelSection))
+    for key in kind.model_fields
+]
+
+
+@pytest.mark.parametrize(("section", "key"), FIELDS, ids=".".join)
+def test_no_refusal_speaks_the_language_of_pydantic(section, key):
+    whole = {"name": "t", "data": {"name": "digits"}, "trials": 2, "epochs": 3}
+    for value in (None, "abc", 1.5, -1, True, [1], [], {"a": 1}, 1e30, {"choice": 3}, {"float": 3}, {"int": ["a", 2], "log": "maybe"}):
+        try:
+            search_file._validated(strict_yaml.Document(whole | ({section: {key: value}} if section else {key: value}), {}), "t.yaml", "")
+        except SpecError as error:
+            said = str(error)
+            assert not re.search(r"should|valid|instance|dictionary|tuple|integer|boolean|permitted|pattern|None|True", said), said
 
 
 def test_an_image_that_a_preset_cannot_cut_is_told_to_give_a_patch_size():

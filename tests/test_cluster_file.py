@@ -160,6 +160,23 @@ def test_each_rule_refuses_what_it_is_for(folder, mutant):
     assert found == {rule}
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("upscaling_speed:", "upscaling_sped:", "upscaling_sped: unknown key; did you mean upscaling_speed?"),
+        ("resources: {}                   #", "resources: {GPU: 0.5}           #", "resources.GPU: 0.5 will not do; give a whole number."),
+        ("cache_stopped_nodes: false", "cache_stopped_nodes: nope", "cache_stopped_nodes: 'nope' will not do; give true or false."),
+        ("\nmax_workers:", "\nmax_workers: # ", "max_workers: has no value; give a whole number."),
+    ],
+)
+def test_what_ray_refuses_is_said_in_plain_words_at_its_line(folder, old, new, said):
+    text = changed(old, new)
+    (found,) = [finding for finding in checked(folder, text).findings if finding.rule == "R0"]
+    assert found.text.startswith("Ray refuses it: ")
+    assert found.text.endswith(said)
+    assert found.line == 1 + text[: text.index(new)].count("\n") + new.startswith("\n")
+
+
 def test_every_rule_has_a_mutant():
     assert {rule for rule, _ in MUTANTS.values()} == {f"R{number}" for number in range(lint.RULES + 1)}  # R0 is Ray's schema
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import servers
+from PIL import Image
 
 from vit_search.errors import CheckpointError, SearchError, SpecError
 from vit_search.production.configuration import configuration
@@ -90,7 +91,7 @@ def test_train_makes_of_what_config_prints_the_promoted_model_to_the_bit(home, t
     assert f"# weights: sha256 {digest}\n" in printed.stdout
     assert sorted(path.name for path in (tmp_path / "trained").iterdir()) == ["small"]
     again = vit_search(tmp_path, "train", "champion.yaml")  # nothing is left to train
-    assert again.stdout == done.stdout
+    assert again.stdout == f"trained/small holds this model already, and nothing was trained; weights: sha256 {digest}\n"
 
 
 def test_the_file_says_where_it_comes_from_and_has_a_value_for_each_parameter(home):
@@ -192,16 +193,47 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ("seed: 1\n", "seed was 0 when it was saved and is now 1000003"),
-        ("train_on: train+val\n", "trained on other images than the file asks for"),
+        ("seed: 1\n", "one: seed was 0 when it was saved and is now 1000003; it is left as it is. {mend}"),
+        ("train_on: train+val\n", "one: trained on other images than the file asks for; it is left as it is. {mend}"),
     ],
 )
 def test_a_folder_of_another_training_is_refused(more, said, tmp_path):
     train(FIXED, tmp_path / "one")
     before = (tmp_path / "one/model.safetensors").read_bytes()
-    with pytest.raises(CheckpointError, match=f"{said}.*name another folder with --output"):
+    mend = f"Name another folder with --output, or remove {tmp_path / 'one'}."
+    with pytest.raises(CheckpointError) as raised:
         train(FIXED + more, tmp_path / "one")
+    assert str(raised.value).endswith(said.format(mend=mend))
     assert (tmp_path / "one/model.safetensors").read_bytes() == before
+
+
+def test_a_training_that_is_done_is_not_trained_again_and_says_so(tmp_path):
+    (tmp_path / "t.yaml").write_text(FIXED)
+    assert vit_search(tmp_path, "train", "t.yaml").stdout.startswith("epoch   1 of 1  ")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "trained/t").glob("*.safetensors")}
+    again = vit_search(tmp_path, "train", "t.yaml")
+    assert again.returncode == 0
+    assert again.stdout.startswith("trained/t holds this model already, and nothing was trained; weights: sha256 ")
+    assert again.stdout.count("\n") == 1
+    (tmp_path / "t.yaml").write_text(FIXED.replace("epochs: 1", "epochs: 2"))
+    longer = vit_search(tmp_path, "train", "t.yaml")
+    assert (longer.returncode, longer.stdout) == (2, "")
+    assert longer.stderr == (
+        "error: trained/t: training.epochs was 1 when it was saved and is now 2; it is left as it is. "
+        "Name another folder with --output, or remove trained/t.\n"
+    )
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "trained/t").glob("*.safetensors")} == before
+
+
+def test_train_says_which_images_it_reads_and_what_their_folder_lacks(tmp_path):
+    for name, count in {"train/cat": 4, "train/dog": 4, "val/cat": 2}.items():
+        (tmp_path / "p" / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (8, 8), (number, len(name), 0)).save(tmp_path / "p" / name / f"{number}.png")
+    (tmp_path / "t.yaml").write_text(FIXED.replace("{name: digits, train_limit: 100}", "{name: image_folder, path: p, image_size: 8}"))
+    done = vit_search(tmp_path, "train", "t.yaml")
+    assert done.returncode == 0
+    assert "2 classes: cat, dog; 10 images (train 8, val 2); val has no image of dog\n" in done.stderr
 
 
 def test_what_this_machine_or_the_data_lack_is_said_before_training(tmp_path):

@@ -542,6 +542,7 @@ def test_ctrl_c_closes_all_and_names_resume(tmp_path, signals):
 )
 def test_a_refusal_is_one_line_with_exit_code_2_and_leaves_no_search(tmp_path, arguments, line):
     (tmp_path / "small.yaml").write_text(FILE)
+    (tmp_path / "x.png").touch()
     folder = FILE.replace("{name: digits, train_limit: 1000}", "{name: image_folder, path: nowhere, image_size: 8}")
     (tmp_path / "folder.yaml").write_text(folder)
     (tmp_path / "mnist.yaml").write_text(

@@ -151,7 +151,7 @@ def test_a_name_without_a_value_has_none():
         ("open('x')", "unknown function open; write min(a, b), max(a, b), log2(a)."),
         ("dim(3)", "unknown function dim"),
         ("min(3)(4)", "min(3)(4) may not stand here"),
-        ("min(3)", "min of 1 values; write min(a, b)."),
+        ("min(3)", "min of 1 value; write min(a, b)."),
         ("log2(3, 4)", "log2 of 2 values; write log2(a)."),
         ("min > 3", "unknown name min; write min(a, b)."),
         ("params < 5M", "5M is no number; write a plain one as 5e6, or a unit of bytes: kB, KB, MB"),

@@ -5,10 +5,14 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from vit_search.cli import app
 from vit_search.errors import DataError
+from vit_search.spec import lint, search_file
 from vit_search.spec.config import DataConfig
 from vit_search.spec.folders import scan
+from vit_search.spec.plain_text import plain
 from vit_search.spec.plan import images_of
 from vit_search.vit.data import prepare, read_image, read_split
 
@@ -82,6 +86,33 @@ def test_a_class_that_only_a_later_split_has_is_refused(tmp_path):
     write(tmp_path, *many("train/cat", 3), *many("train/dog", 3), "val/bird/1.png")
     with pytest.raises(DataError, match=r"val: the class 'bird' is not in train; add images of it there, or remove the folder"):
         scan(tmp_path)
+
+
+def test_a_class_that_a_later_split_lacks_is_named(tmp_path):
+    for name in ("bird", "cat", "dog"):
+        write(tmp_path / "p", *many(f"train/{name}", 5))
+    write(tmp_path / "p", *many("val/cat", 2), *many("test/cat", 2), *many("test/dog", 2), *many("test/bird", 1))
+    (tmp_path / "p" / "val" / "dog").mkdir()  # a folder without an image is as good as none
+    assert scan(tmp_path / "p").missing == {"val": ("bird", "dog")}
+    expected = "3 classes: bird, cat, dog; 22 images (train 15, val 2, test 5); val has no image of bird, dog"
+    assert scan(tmp_path / "p").summary == expected
+    assert prepare(config(tmp_path / "p"), cache=tmp_path / "cache").summary == expected
+    (tmp_path / "p" / "test" / "bird" / "0.png").unlink()
+    assert scan(tmp_path / "p").missing == {"val": ("bird", "dog"), "test": ("bird",)}
+    file = "name: t\ndata: {name: image_folder, path: %s, image_size: 8}\ntrials: 9\nepochs: 9\nmodel: {depth: {int: [1, 4]}}\n"
+    found = lint.lint(search_file.parse(file % (tmp_path / "p")), 50).findings
+    ending = "recognised; add images, or remove"
+    assert [one.text for one in found if (one.severity, one.where) == ("warning", "data.path") and "no image" in one.text] == [
+        f"val has no image of bird, dog, so nothing tells how well they are {ending} val to have it split off train.",
+        f"test has no image of bird, so nothing tells how well it is {ending} test to have it split off train.",
+    ]
+
+
+def test_no_class_is_missing_where_all_are_there(tmp_path):
+    write(tmp_path / "flat", *many("cat", 3), *many("dog", 3))
+    assert scan(tmp_path / "flat").missing == {}
+    write(tmp_path / "p", *many("train/cat", 3), *many("train/dog", 3), *many("val/cat", 1), *many("val/dog", 1))
+    assert scan(tmp_path / "p").missing == {}
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -197,3 +228,24 @@ def test_a_folder_of_classes_keeps_the_hash_that_older_searches_know(tmp_path):
     data = prepare(config(tmp_path / "p"), cache=tmp_path / "cache")
     assert data.data_hash == "39298f3a031bff2d8b5158b46febc887a36303f021e7cc3507967d9f6adbf35a"
     assert data.counts == {"train": 2, "val": 2, "holdout": 0, "test": 2}
+
+
+@pytest.mark.parametrize("command", ["run", "lint", "plan", "train"])
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([], "photos: missing; data.path names a folder of class folders."),
+        (many("train/cat", 3) + many("cat", 3), "photos: "),
+        (many("cat", 3), "photos: one class only, 'cat'; put the images into at least two folders, one per class."),
+        (many("cat", 3) + many("d\udcf6g", 3), "photos: the class folder 'd\\xf6g' has a name that cannot be printed; rename it."),
+    ],
+)
+def test_what_is_wrong_with_the_images_is_told_at_the_line_that_names_them(tmp_path, monkeypatch, command, files, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.yaml").write_text("name: t\ntrials: 1\nepochs: 1\ndata:\n  name: image_folder\n  path: photos\n  image_size: 8\n")
+    write(tmp_path / "photos", *files)
+    if command != "run" and not files and command != "train":
+        return  # a folder that is elsewhere is no mistake for lint
+    done = CliRunner().invoke(app, [command, "t.yaml"])
+    assert isinstance(done.exception, DataError)
+    assert plain(str(done.exception)).startswith(f"t.yaml:6: data.path: {said}")

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import shutil
 import sys
 import zlib
 from dataclasses import replace
@@ -12,10 +13,11 @@ import pytest
 import synthetic
 import torch
 from safetensors.torch import load_file, save_file
+from test_end_to_end import until
 
 from vit_search import cli
 from vit_search.errors import CheckpointError, SearchError
-from vit_search.search import commands
+from vit_search.search import commands, control, search_folder
 from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.spec.plain_text import code_block, markdown, one_line, plain
 from vit_search.tracking import ledger, searches
@@ -156,6 +158,51 @@ def test_no_report_of_a_forged_ledger_does_either(search, command):
         assert code in (0, 2) and is_mute(said), said
         if code == 0:
             assert is_mute((folder / "report.md").read_text()) and is_mute((folder / "report.html").read_text().split("<script>")[0])
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("images", [*VALUES, {"val": EVIL}, {"val": 1e999}, {"val": 10**30}, {"val": -1}, {"val": [1]}])
+def test_a_forged_plan_changes_no_report(images, search, command):
+    folder, _ = search
+    (folder / "plan.json").write_text(json.dumps({"images": images}))
+    code, said = command("report", "made-1")
+    assert code == 0 and is_mute(said), said
+
+
+@pytest.mark.parametrize("name", ["plan.json", "hindsight.json", "search.json", "ledger.jsonl"])
+def test_a_file_of_too_many_brackets_is_damaged(name, search, command):
+    folder, _ = search
+    (folder / name).write_text(DEEP)
+    for words in (["show"], ["status"], ["report", "made-1"]):
+        code, said = command(*words)
+        assert code == 0 or (code == 2 and said.startswith("error: ") and said.count("\n") == 1), said
+
+
+NOTES = (
+    '{"parent": 1, "store": 1, "experiment": 1}',
+    '{"parent": "x", "store": null}',
+    '{"trial": "x", "run": "y"}',
+    '{"trial": 1e999, "run": 1}',
+    '{"taken": "x"}',
+    '{"taken": -1}',
+    '{"run": "y"}',
+    '{"more": 1}',
+    "{}",
+    "[]",
+    "1",
+    "null",
+    '"parent"',
+    DEEP,
+)
+
+
+def test_forged_notes_of_what_mlflow_has_are_left_out(search, migrated, tmp_path, command):
+    folder, _ = search
+    shutil.copy(migrated, tmp_path / "mlruns.db")
+    (folder / "recorded.jsonl").write_text("".join(f"{note}\n" for note in NOTES))
+    assert command("sync", "made-1")[0] == 0
 
 
 @pytest.mark.parametrize("metric", ["val_loss", "train_loss"])
@@ -326,3 +373,32 @@ def test_a_configuration_is_read_from_json_and_from_another_process(tmp_path):
 def test_a_sound_checkpoint_is_read_as_before(tmp_path):
     folder = saved(tmp_path / "c", pool="cls", layer_scale=0.1, positions="sincos2d")
     assert checkpoint.load_model(folder).classes == describe(folder).classes == ("cat", "dog")
+
+
+FORGED_LESSONS = ["[" * 100_000, "{}", "[1]", "[[{}, {}]]", '[[{"dim": []}, {}, "completed"]]', '[[{}, {"one": 1.0}, "completed"]]']
+
+
+@pytest.mark.parametrize("text", FORGED_LESSONS, ids=lambda text: text[:20])
+def test_forged_lessons_of_other_searches_are_one_line(text, tmp_path):
+    (tmp_path / "earlier.json").write_text(text)
+    with pytest.raises(SearchError, match=r"earlier\.json: .*; restore the file from a copy\.$"):
+        search_folder.kept_lessons(tmp_path)
+
+
+class Silent:
+    """A driver that does whatever it is told."""
+
+    def command(self, name, arguments, by):
+        return True, "done."
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1", "{}", '{"name": "set", "arguments": [], "by": "me"}', "\x00"], ids=lambda t: t[:20])
+def test_after_a_forged_command_a_search_still_listens(text, tmp_path):
+    (tmp_path / "commands").mkdir()
+    listening = control.Control(tmp_path, Silent())
+    with listening:
+        for name, content in (("1", text), ("2", '{"name": "pause", "arguments": {}, "by": "me"}')):
+            (tmp_path / "commands" / f"{name}.json").write_text(content)
+        until(lambda: (tmp_path / "commands" / "2.answer.json").exists())
+    assert json.loads((tmp_path / "commands" / "2.answer.json").read_text()) == {"done": True, "answer": "done."}
+    assert json.loads((tmp_path / "commands" / "1.answer.json").read_text())["done"] is False

@@ -151,10 +151,10 @@ def test_numbers_in_the_file_mean_what_they_say():
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        ("{gpus: autp}", "resources.gpus: 'autp' will not do: should be 'auto'; did you mean auto?"),
+        ("{gpus: autp}", "resources.gpus: 'autp' will not do; did you mean auto?"),
         ("{gpus: auto, gpu_memory: 80 GB}", "resources.gpu_memory: '80 GB' is no size; write e.g. 80GiB."),
         ("{gpus: 1, gpu_memory: 80GiB}", "resources.gpu_memory: it decides nothing unless gpus is auto; drop it, or write gpus: auto."),
-        ("{cpus: 0}", "resources.cpus: 0 will not do: should be greater than 0"),
+        ("{cpus: 0}", "resources.cpus: 0 will not do; give more than 0."),
     ],
 )
 def test_a_file_is_refused_with_the_mend(told, said):

@@ -15,8 +15,10 @@ from pathlib import Path
 import mlflow
 import pytest
 from clusters import BIN, Cluster
+from rich.console import Console
 from servers import SECRET, free_port, until
 
+from vit_search import cli_cluster
 from vit_search.cluster import driver, jobs, preflight, record
 from vit_search.cluster.preflight import Facts, Node
 from vit_search.errors import ClusterError, SpecError
@@ -115,7 +117,12 @@ def test_a_search_is_handed_over_and_seen_through_and_no_secret_shows(cluster, l
     (shown,) = json.loads(vit_search(laptop, cluster, "list", "--json").stdout)
     assert (shown["search"], shown["state"], len(shown["jobs"])) == (search, "finished", 1)
     assert f"{search} is finished: 2 of 2 trials over" in vit_search(laptop, cluster, "status", search).stdout
+    again = vit_search(laptop, cluster, "resume", search, check=False)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert again.stderr.startswith(f"error: {search}: this search is finished; `vit-search extend {search} --trials N --address auto`, on ")
+    assert [one.job for one in jobs.launches(reached(cluster).client)[search]] == [search]  # no job was started for that
     said = vit_search(laptop, cluster, "logs", search).stdout
+    assert vit_search(laptop, cluster, "logs").stdout == said  # the newest by default
     named, images, *rest = said.splitlines()
     assert named.startswith(f"{search}: ")
     assert named.endswith(f"searches/{search}")
@@ -141,6 +148,33 @@ def test_a_search_is_handed_over_and_seen_through_and_no_secret_shows(cluster, l
         texts += [path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file()]
     for secret in (SECRET, cluster.token_file.read_text()):
         assert not [text for text in texts if secret in text]
+
+
+def test_a_running_search_takes_every_command_from_a_laptop(cluster, laptop):
+    text = LONG.replace("name: long", "name: told")
+    (laptop / "told.yaml").write_text(text)
+    (laptop / "point.yaml").write_text("{depth: 2, lr: 0.005}\n")
+    search = submitted(vit_search(laptop, cluster, "submit", "told.yaml"))
+    until(lambda: sum(map(len, epochs_of(cluster, search).values())) >= 2)
+    assert "2 running trials will be held" in vit_search(laptop, cluster, "pause", search).stdout
+    paused = vit_search(laptop, cluster, "status", search).stdout
+    assert f"{search} is paused" in paused and f"go on with:  vit-search continue {search} --address {cluster.url}\n" in paused
+    vit_search(laptop, cluster, "set", search, "--trials", "9", "--hours", "2.5")
+    vit_search(laptop, cluster, "add", "point.yaml", search)
+    vit_search(laptop, cluster, "continue", search)
+    bad = vit_search(laptop, cluster, "set", search, "--trials", "0", check=False)
+    assert bad.returncode == 2 and bad.stderr.startswith("error: ") and bad.stderr.count("\n") == 1
+    vit_search(laptop, cluster, "cancel", search)
+    until(lambda: jobs.launches(reached(cluster).client)[search][-1].over)
+    given = json.loads(vit_search(laptop, cluster, "status", search, "--json").stdout)["commands"]
+    assert [(one["name"], one["arguments"]) for one in given] == [
+        ("pause", {}),
+        ("set", {"trials": 9, "hours": 2.5}),
+        ("add", {"depth": 2, "lr": 0.005}),
+        ("continue", {}),
+    ]
+    assert f"go on with:  vit-search resume {search} --address {cluster.url}\n" in vit_search(laptop, cluster, "status", search).stdout
+    assert f"vit-search resume {search} --address {cluster.url}\n" in vit_search(laptop, cluster, "logs", search).stdout
 
 
 def test_eight_at_once_are_one_search(cluster, laptop):
@@ -196,7 +230,7 @@ def test_what_no_node_can_run_and_paths_of_the_laptop_are_refused_before_anythin
     (laptop / "gpus.yaml").write_text(FILE + "resources: {gpus: 3}\n")
     done = vit_search(laptop, cluster, "submit", "gpus.yaml", check=False)
     assert done.returncode == 2
-    assert "a trial asks for 1 CPUs and 3 GPUs, and no node nor node type has as many" in done.stderr
+    assert "a trial asks for 1 CPU and 3 GPUs, and no node nor node type has as many" in done.stderr
     (laptop / "here.yaml").write_text(FILE.replace("{name: digits, train_limit: 500}", "{name: image_folder, path: photos, image_size: 8}"))
     done = vit_search(laptop, cluster, "submit", "here.yaml", check=False)
     assert "'photos' is a path of this machine; name the folder on the cluster in full." in done.stderr
@@ -331,6 +365,31 @@ def test_eight_commands_at_once_are_one_search(cluster, laptop):
 # Without Ray
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("go on with:  vit-search resume a-1\n", "go on with:  vit-search resume a-1 --address http://h:1\n"),
+        ("go on with:  vit-search resume a-1 --address URL\n", "go on with:  vit-search resume a-1 --address http://h:1\n"),
+        ("vit-search resume a.b-1 --address auto", "vit-search resume a.b-1 --address auto"),
+        (
+            "see `vit-search logs a-1/3`, or vit-search status a-1.",
+            "see `vit-search logs a-1/3 --address http://h:1`, or vit-search status a-1 --address http://h:1.",
+        ),
+        ('{"reason": "vit-search resume a-1"}', '{"reason": "vit-search resume a-1 --address http://h:1"}'),
+        ("`vit-search resume` goes on; vit-search show a-1", "`vit-search resume` goes on; vit-search show a-1"),  # show has no address
+    ],
+)
+def test_a_command_that_the_head_names_gets_the_address_that_works_here(said, expected):
+    assert cli_cluster.addressed(said, "http://h:1") == expected
+
+
+def test_a_head_is_quoted_in_whole_lines(capsys):
+    with cli_cluster._writing("http://h:1") as write:
+        for part in ("one\nvit-search res", "ume a-1", "\ntw", "o"):
+            write(part)
+    assert capsys.readouterr().out == "one\nvit-search resume a-1 --address http://h:1\ntwo"
+
+
 class _Open(http.server.BaseHTTPRequestHandler):
     """A Jobs API that asks nobody for a token."""
 
@@ -429,6 +488,16 @@ def test_what_is_wrong_with_a_node_is_said(changes, severity, said):
     found = preflight.findings(replace(FACTS, nodes=[HEAD, replace(WORKER, **changes)]), own=VERSIONS)
     assert [one.severity for one in found] == ([severity] if severity else [])
     assert said in "".join(one.text for one in found)
+
+
+def test_the_nodes_fit_80_columns_and_no_name_is_cut(capsys, monkeypatch):
+    monkeypatch.setattr(cli_cluster, "out", Console(width=80, highlight=False))
+    names = ["ip-10-20-30-41.us-west-2.compute.internal", "ip-10-20-30-42.us-west-2.compute.internal"]
+    nodes = [replace(node, name=name, accelerator="NVIDIA H200") for node, name in zip([HEAD, WORKER], names, strict=True)]
+    cli_cluster._print_facts(replace(FACTS, nodes=nodes), [])
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) <= 80
+    assert [line.split()[0] for line in shown[:5]] == ["node", names[0], "memory", names[1], "memory"]
 
 
 def test_versions_that_differ_from_the_laptops_an_mlflow_that_is_away_and_a_missing_keeper_are_told():

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -137,15 +138,36 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize(("words", "absent"), COMMANDS.items(), ids=COMMANDS)
-def test_a_command_imports_nothing_heavy_that_it_does_not_need(words, absent, tmp_path):
+def test_a_command_imports_nothing_heavy_that_it_does_not_need(words, absent, tmp_path, migrated):
     """Each ends with an error, or with nothing to tell, once it has asked an empty MLflow or looked for the search."""
+    shutil.copy(migrated, tmp_path / "mlruns.db")
+    (tmp_path / "x.png").touch()
+    assert not loaded_by(words, tmp_path) & ({"torch", "torchvision", "ray", "optuna"} | absent)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "history digits", "rollback digits --reason x", "config digits@champion", "serve digits@champion", "serve digits",
+        "export digits@champion --format onnx", "export digits@champion --format onx",
+        "predict --model digits@champion here.png", "predict --model digits@champion gone.png",
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_before_the_seconds_of_heavy_imports(words, tmp_path):
+    (tmp_path / "here.png").touch()
+    assert not loaded_by(words, tmp_path) & {"torch", "ray", "optuna", "mlflow", "pandas"}
+    assert not (tmp_path / "mlruns.db").exists()
+
+
+def loaded_by(words, tmp_path):
+    """The modules that a command imports."""
     code = "import sys; from vit_search import cli\ntry: cli.main()\nfinally: print(*sys.modules, file=open('loaded', 'w'))"
     done = subprocess.run([sys.executable, "-c", code, *words.split()], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 2), done.stderr
     assert "Traceback" not in done.stderr
     loaded = set((tmp_path / "loaded").read_text().split())
     assert "typer" in loaded
-    assert not loaded & ({"torch", "torchvision", "ray", "optuna"} | absent)
+    return loaded
 
 
 def test_classifying_imports_neither_mlflow_nor_torchs_compiler():

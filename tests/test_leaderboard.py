@@ -74,7 +74,7 @@ def test_at_80_columns_scores_stay_in_the_table_and_parameters_stand_below():
         f"1      0        0.9000  {flops(ONE):11,}        1.25  *",
         "    depth 3, pos_init_std 0.02, layer_scale 0.0001, auto_augment trivial_augment",
         f"2      1        0.8000  {flops(TWO):11,}        1.25  *",
-        "    depth 2, pos_init_std 0.5, layer_scale None, auto_augment rand_augment",
+        "    depth 2, pos_init_std 0.5, layer_scale –, auto_augment rand_augment",
     ]
 
 
@@ -82,7 +82,7 @@ def test_where_they_fit_parameters_are_columns():
     _, _, header, first, second = lines(LONG, [ONE, TWO], 200)
     assert header.split()[5:] == ["front", "depth", "pos_init_std", "layer_scale", "auto_augment"]
     assert first.split()[6:] == ["3", "0.02", "0.0001", "trivial_augment"]
-    assert second.split()[6:] == ["2", "0.5", "None", "rand_augment"]
+    assert second.split()[6:] == ["2", "0.5", "–", "rand_augment"]
     assert len(header) == len(first)  # what is right-justified ends in one column
 
 

@@ -15,7 +15,7 @@ from vit_search.search import control, resumable, search_folder, trial
 from vit_search.search.messages import TrialOrder
 from vit_search.spec import files
 from vit_search.spec.config import DataConfig
-from vit_search.spec.numbers import whole_number
+from vit_search.spec.numbers import counted, whole_number
 from vit_search.tracking import finalists, ledger, searches, store
 from vit_search.tracking.recorder import RECORDED, sync
 from vit_search.vit import data
@@ -253,3 +253,10 @@ def test_a_folder_with_an_odd_name_stops_no_search(name, tmp_path):
 
 def test_whole_numbers_are_ascii_digits():
     assert [whole_number(text) for text in ("0", "0012", "²", "٣", "", "-1", "1_0", "9" * 19)] == [0, 12, *[None] * 6]
+
+
+def test_a_count_of_one_has_a_noun_in_the_singular():
+    assert [counted(number, "trial") for number in (0, 1, 2, 1562)] == ["0 trials", "1 trial", "2 trials", "1,562 trials"]
+    assert [counted(number, "class") for number in (1, 10)] == ["1 class", "10 classes"]
+    assert [counted(number, "entry", "entries") for number in (1, 2)] == ["1 entry", "2 entries"]
+    assert [counted(number, "GPU") for number in (0.5, 1.0, 2.0)] == ["0.5 GPUs", "1 GPU", "2 GPUs"]

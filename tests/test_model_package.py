@@ -468,3 +468,18 @@ def test_the_server_refuses_a_malformed_request_with_400(server, body, said):
     status, answer = asked(server, body)
     assert status == 400, answer
     assert said in answer
+
+
+def test_no_file_of_the_current_folder_is_sent_with_a_model(logged, tmp_path, monkeypatch):
+    """MLflow takes a folder with these files for a project of uv's, and would follow the link."""
+    folder, tracking_uri, _ = logged
+    (tmp_path / "secret").write_text("of the account")
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'x'\nversion = '0'\n")
+    (tmp_path / "uv.lock").symlink_to("secret")
+    monkeypatch.chdir(tmp_path)
+    client = client_for(tracking_uri)
+    run = client.create_run(client.get_experiment_by_name("digits").experiment_id).info.run_id
+    uri = log_model(folder / "checkpoint", run_id=run)
+    home = Path(client.get_logged_model(uri.rpartition("/")[2]).artifact_location.removeprefix("file://"))
+    assert (home / "MLmodel").is_file()
+    assert not [name for name in ("uv.lock", "pyproject.toml", ".python-version") if (home / name).exists()]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 import re
 import subprocess
@@ -17,7 +18,7 @@ from vit_search.spec import lint as linting
 from vit_search.spec import plan as planning
 from vit_search.spec import search_file
 from vit_search.spec.config import COUNTS, SHAPES, DataConfig
-from vit_search.spec.cost import cost_of, in_rounded_time
+from vit_search.spec.cost import cost_of, gpus_of_this_machine, in_rounded_time
 from vit_search.spec.plan import Images, Rule, Speed, compare, epoch_seconds, images_of, stated_speed, train_seconds
 
 HEAD = "name: t\ndata: {name: digits}\ntrials: 9\nepochs: 27\n"
@@ -75,7 +76,8 @@ def test_a_sound_file_has_no_findings():
         ("model: {depth: {int: [1, 200]}}\nconstraints: [depth < 3]", "warning", "constraints", "random proposals can be run; 99% cannot"),
         ("model: {depth: {int: [1, 4]}}", "warning", "trials", "9 trials, but only 4 different proposals can be run: the rest repeat"),
         ("sampler: grid\nmodel: {depth: {int: [1, 4]}}", "warning", "trials", "the grid ends there"),
-        ("sampler: grid\nmodel: {depth: {int: [1, 18]}}", "hint", "trials", "9 trials try 50% of the grid's 18 combinations"),
+        ("trials: 1\nconcurrency: 2", "hint", "concurrency", "2 at once, but only 1 trial; lower it."),
+        ("sampler: grid\nmodel: {depth: {int: [1, 18]}}", "hint", "trials", "50% of the grid's 18 combinations are tried by 9 trials"),
         ("stopping: {grace_epochs: 27}", "warning", "stopping.grace_epochs", "the first look is at epoch 27 of 27, so no trial is ever"),
         ("stopping: {grace_epochs: 9}", "hint", "stopping.grace_epochs", "one rung only, at epoch 9 of 27"),
         ("stopping: {kind: median}\ntrials: 5", "warning", "stopping.kind", "median needs 5 trials"),
@@ -406,6 +408,91 @@ def test_lint_prints_what_it_found(file, capsys, monkeypatch):
     assert code == 2 and "error" in out and "constraints: none of 2,000 random proposals can be run" in out
 
 
+def test_lint_names_searches_to_learn_from_that_are_missing(file, tmp_path, capsys, monkeypatch):
+    (tmp_path / "here" / "digits-1").mkdir(parents=True)
+    (tmp_path / "here" / "digits-1" / "search.json").write_text("{}")
+    elsewhere = tmp_path / "wide-1"
+    elsewhere.mkdir()
+    (elsewhere / "search.json").write_text("{}")
+    file.write_text(HEAD + SEARCHED + f"learn_from: [digits-1, digts-1, {elsewhere}]\n")
+    code, out, err = typed(capsys, monkeypatch, "lint", file, "--output", tmp_path / "here", "--json")
+    assert (code, err) == (0, "")
+    (missing,) = json.loads(out)["findings"]
+    assert (missing["severity"], missing["where"]) == ("warning", "learn_from.1")
+    assert missing["text"] == (
+        f"digts-1: {tmp_path / 'here'}: no search named 'digts-1'; did you mean digits-1? `run` needs it where the search will run."
+    )
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = typed(capsys, monkeypatch, "lint", file, "--json")  # ./searches, which is not there
+    assert [finding["where"] for finding in json.loads(out)["findings"]] == ["learn_from.0", "learn_from.1"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "cpus", "gpus", "expected"),
+    [
+        ("{cpus: 2, gpus: 1}", 2, 1, []),
+        ("{cpus: auto, gpus: auto}", 1, 1, []),
+        ("{cpus: 1, gpus: 0}", 1, 0, []),
+        ("{cpus: 1, gpus: 0.5}", 1, 1, []),
+        (
+            "{cpus: 3}",
+            2,
+            0,
+            [("resources.cpus", "a trial takes 3 CPUs, and this machine has 2; run it on a cluster that has them, or lower it.")],
+        ),
+        (
+            "{gpus: 0.5}",
+            2,
+            0,
+            [("resources.gpus", "a trial takes 0.5 GPU, and this machine has none; run it on a cluster that has one, or write 0.")],
+        ),
+        (
+            "{gpus: auto}",
+            2,
+            0,
+            [("resources.gpus", "a trial takes GPUs, and this machine has none; run it on a cluster that has one, or write 0.")],
+        ),
+        (
+            "{gpus: 4}",
+            2,
+            1,
+            [("resources.gpus", "a trial takes 4 GPUs, and this machine has 1; run it on a cluster that has them, or lower it.")],
+        ),
+        ("{gpus: 4}", 2, None, []),  # cannot be counted here
+    ],
+)
+def test_lint_hints_at_what_this_machine_lacks(asked, cpus, gpus, expected):
+    found = list(linting.beyond_this_machine(spec(f"resources: {asked}\n"), cpus, gpus))
+    assert [(finding.severity, finding.where, finding.text) for finding in found] == [("hint", *one) for one in expected]
+
+
+def test_lint_looks_at_this_machine(file, capsys, monkeypatch):
+    file.write_text(HEAD + SEARCHED + "resources: {cpus: 1024}\n")
+    code, out, _ = typed(capsys, monkeypatch, "lint", file, "--json")
+    assert code == 0
+    assert f"a trial takes 1024 CPUs, and this machine has {os.cpu_count()};" in json.loads(out)["findings"][-1]["text"]
+
+
+@pytest.mark.parametrize(
+    ("files", "shown", "expected"),
+    [
+        ([], None, 0),
+        (["nvidiactl", "nvidia-uvm", "nvidia0", "nvidia1", "nvidia10"], None, 3),
+        (["nvidia0", "nvidia1"], "1", 1),
+        (["nvidia0", "nvidia1"], "", 0),
+        (["kfd"], None, None),  # an AMD GPU has no file of its own
+        (["kfd", "nvidia0"], None, 1),
+    ],
+)
+def test_gpus_are_counted_by_their_device_files(files, shown, expected, tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    for name in files:
+        (tmp_path / name).touch()
+    assert gpus_of_this_machine(tmp_path) == expected
+
+
 def test_plan_prints_what_it_costs(file, capsys, monkeypatch):
     code, out, _ = typed(capsys, monkeypatch, "plan", file)
     assert code == 0 and "time    unknown: add --calibrate" in out and "less than without stopping" in out
@@ -491,6 +578,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, said, file, capsys, monkey
 
 @pytest.mark.parametrize("words", [["lint"], ["plan", "--flops-per-s", "1e10"], ["plan"]])
 def test_neither_torch_nor_ray_is_needed(words, file):
+    file.write_text(file.read_text() + "learn_from: [digits-1]\nresources: {gpus: 64}\n")
     code = f"import sys; from vit_search import cli; sys.argv = ['vit-search', {words[0]!r}, {str(file)!r}, *{words[1:]!r}]\n"
     code += "try:\n    cli.main()\nfinally:\n    print(' '.join(sys.modules))\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -441,7 +441,7 @@ def test_a_trial_that_goes_on_after_an_interruption_is_shown_as_running_and_then
     until(lambda: [run[1] for run in content(uri)] == ["RUNNING", "RUNNING"])
     until(lambda: content(uri)[0][2].get("state") == "running")
     description = recorder.client.get_run(recorder.parent_run).data.tags["mlflow.note.content"]
-    assert description.startswith("**running**: 0 of 1 trials over (1 running)")
+    assert description.startswith("**running**: 0 of 1 trial over (1 running)")
     for event in (*(Reported(trial=0, result=result(e, 0.6)) for e in (3, 4)), Ended(trial=0, outcome="completed")):
         ledger.append(event)
     assert recorder.close("FINISHED", None)

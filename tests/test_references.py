@@ -92,6 +92,14 @@ def test_a_slip_gets_the_nearest_name(name, said, inside):
             ask()
 
 
+def test_a_name_that_the_database_does_not_have_is_refused_without_mlflow(inside):
+    uri = f"sqlite:///{inside / 'mlruns.db'}"
+    with pytest.raises(PromotionError, match=r"^pats@champion: no registered model named pats; did you mean pets\?$"):
+        references.check_known(uri, "pats@champion")
+    for known in ("pets", "pets/7", "models:/pets@champion", "models:/m-123"):
+        references.check_known(uri, known)
+
+
 def test_a_damaged_image_is_told_by_the_second_process_too(inside):
     for model in ("pets@champion", "trained/pets"):
         with pytest.raises(DataError, match=r"^pets.yaml: no image that can be decoded"):

@@ -554,6 +554,13 @@ def test_after_records_were_removed_their_numbers_stay_missing(client):
     assert [r.n for r in registry.history(client, "digits")] == [1, 2, 4]
 
 
+def test_a_record_of_too_many_brackets_is_told_as_one_that_cannot_be_read(client):
+    for key in ("history.000003", registry.INTENT):
+        client.set_registered_model_tag("digits", key, "[" * 4900)
+    assert [r.n for r in registry.history(client, "digits")] == [1, 2]
+    assert "the tag promotion_intent cannot be read" in "\n".join(registry.verify(client, "digits"))
+
+
 def test_a_champion_that_an_outsider_has_made_is_told_left_alone_and_stays_in_the_evidence(client):
     client.create_model_version("digits", SOURCE)
     client.set_registered_model_alias("digits", "champion", "5")

@@ -143,7 +143,7 @@ def test_a_search_needs_no_network(short):
     alone = ["unshare", "-n", "sh", "-c", 'ip link set lo up 2>/dev/null; exec "$@"', "sh"]
     env = os.environ | {"RAY_TMPDIR": str(short)}
     done = command("run", "small.yaml", cwd=short, env=env, before=alone)
-    assert done.returncode == 0 and "1 of 1 trials" in done.stdout, done.stderr
+    assert done.returncode == 0 and "1 of 1 trial in" in done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")

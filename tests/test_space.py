@@ -449,7 +449,7 @@ def test_a_range_with_equal_ends_keeps_its_condition():
         ("model: {depth: {int: [0, 0]}}", "model.depth: 0 is out of bounds; give at least 1, at most 256"),
         ("training: {lr: {float: [0, 0]}}", "training.lr: 0 is out of bounds; give more than 0, at most 10"),
         ("model: {depth: {int: [1.5, 1.5]}}", "model.depth.int.0: 1.5 will not do"),
-        ("model: {depth: {int: [true, true]}}", "model.depth.int.0: True will not do"),
+        ("model: {depth: {int: [true, true]}}", "model.depth.int.0: true will not do"),
         ("model: {depth: {int: [1, 1], stp: 1}}", "model.depth.stp: unknown key; did you mean step?"),
     ],
 )

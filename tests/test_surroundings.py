@@ -47,8 +47,17 @@ MARK = "open({marker!r}, 'a').write(__name__ + ' in ' + ' '.join(__import__('sys
 
 
 def hostile(folder):
-    """Modules in a folder which, imported, leave a mark; the mark."""
+    """Modules in a folder which, imported, leave a mark, and a library which does so when it is looked for; the mark."""
     marker = folder / "marker"
+    os.mkfifo(folder / "libcuda.so.1")  # whoever opens it to read lets the thread go on, and reads nothing
+
+    def mark():
+        with contextlib.suppress(OSError):  # the folder is gone
+            while True:
+                with (folder / "libcuda.so.1").open("wb"):
+                    marker.write_text("libcuda.so.1")
+
+    threading.Thread(target=mark, daemon=True).start()
     for name in HOSTILE:
         path = folder / f"{name}.py"
         path.parent.mkdir(exist_ok=True)
@@ -78,6 +87,22 @@ def test_what_lies_in_the_current_folder_is_not_imported_and_trials_are_as_nice_
     assert driver.returncode == 0, output
     assert "2 of 2 trials" in output
     assert nice == {3 + os.nice(0)}
+
+
+@pytest.mark.parametrize("code", ["import torch", "import torchvision", "from vit_search.vit import model"])
+def test_no_library_of_the_current_folder_is_loaded_with_torch(code, tmp_path):
+    marker = hostile(tmp_path)
+    code = f"import os, vit_search; {code}; print(os.getcwd())"
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert not marker.exists(), marker.read_text()
+    assert done.stdout.strip() == str(tmp_path), done.stderr
+
+
+def test_torch_is_imported_from_a_folder_that_is_gone(tmp_path):
+    code = "import os, vit_search; os.rmdir(os.getcwd()); import torch; print(torch.__name__, vit_search.__name__)"
+    (tmp_path / "gone").mkdir()
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path / "gone", capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "torch vit_search", done.stderr
 
 
 def test_every_ray_is_started_in_one_place_and_every_python_with_a_safe_path():

@@ -1,10 +1,12 @@
 """What a search's folder may name as its MLflow, and what is refused: the folder may come from anybody."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import socket
 import sqlite3
+import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +30,8 @@ def no_credentials(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in uris.CREDENTIALS:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(uris.REDIRECTS, "true")  # what a test sets is taken back
+    monkeypatch.delenv(uris.REDIRECTS)
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +127,31 @@ def test_the_credentials_file_of_mlflow_counts_too(project, tmp_path):
     (tmp_path / "home/.mlflow/credentials").write_text("[mlflow]\nmlflow_tracking_username = me\n")
     with pytest.raises(TrackingError, match=r"~/\.mlflow/credentials may be meant for another server"):
         resolved(search)
+
+
+@pytest.mark.parametrize("by", [".netrc", "NETRC"])
+@pytest.mark.parametrize("entry", ["machine 127.0.0.1", "default"])
+def test_a_password_of_netrc_counts_too_whatever_the_port(entry, by, project, listener, tmp_path, monkeypatch):
+    address, seen = listener
+    search, path = naming(project, address), tmp_path / "home" / by
+    path.parent.mkdir()
+    path.write_text(f"{entry} login me password of-another-server\n")
+    path.chmod(0o600)
+    if by == "NETRC":
+        monkeypatch.setenv(by, str(path))
+    with pytest.raises(TrackingError, match=f"and {path if by == 'NETRC' else '~/.netrc'} may be meant for another server"):
+        sync(search)
+    assert seen == []
+    with pytest.raises(TrackingError, match="does not answer"):  # it is no MLflow
+        sync(search, address)
+    assert seen[-1] == "Basic bWU6b2YtYW5vdGhlci1zZXJ2ZXI="
+
+
+def test_netrc_of_other_hosts_does_not_count(project, tmp_path):
+    search = naming(project, "http://127.0.0.1:9")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/.netrc").write_text("machine git.example login me password mine\n")
+    assert resolved(search) == "http://127.0.0.1:9"
 
 
 @pytest.mark.parametrize("by", ["--tracking-uri", "MLFLOW_TRACKING_URI"])
@@ -231,6 +260,39 @@ def test_other_schemes_and_addresses_that_can_be_read_in_two_ways_are_refused(ur
     assert "\n" not in str(refused.value) and ":word" not in str(refused.value)
 
 
+@pytest.mark.parametrize("from_path", ["/health", "/api"])
+def test_a_server_that_a_search_alone_names_leads_nowhere_else(from_path, project, listener):
+    target, seen = listener
+
+    class Redirect(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(307 if self.path.startswith(from_path) else 200)
+            self.send_header("Location", target + self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Redirect)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}"
+        search = naming(project, address)
+        with pytest.raises(TrackingError, match="does not answer"):
+            sync(search)
+        assert seen == []
+        os.environ[uris.REDIRECTS] = "true"  # as the user says
+        with contextlib.suppress(TrackingError):  # neither is a whole MLflow
+            store.client_for(resolved(search))
+        assert seen
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 # Databases
 
 
@@ -302,3 +364,75 @@ def test_what_is_new_is_closed_to_others_and_what_is_there_stays_as_it_is(projec
     finally:
         os.umask(before)
     assert (project / "new.db").stat().st_mode & 0o777 == 0o600
+
+
+READING = [
+    "status", "show", "list --address http://127.0.0.1:9", "logs digits-1", "report", "compare a b", "history pets",
+    "history pets --verify", "doctor", "doctor --close", "config pets@champion", "export pets@champion --format pt2",
+    "predict --model pets@champion x.png", "rollback pets --reason mistake", "repair pets", "promote --dry-run", "gate digits-1 0",
+    "serve pets@champion --port 0",
+]  # fmt: skip
+"""Commands that make no search, nor anything else where there is none."""
+
+
+@pytest.mark.parametrize("words", READING)
+def test_a_command_that_reads_makes_nothing_in_an_empty_folder(words, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("VIT_SEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", ["vit-search", *words.split()])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    said = capsys.readouterr().err.splitlines()
+    assert (left.value.code, len([line for line in said if line.startswith("error:")])) == (2, 1), said
+    if "address" not in words:
+        assert "vit-search run FILE" in said[-1]  # what is missing, and what makes it
+    assert list(folder.iterdir()) == []
+
+
+def test_a_file_without_mlflows_tables_is_no_tracking_database(tmp_path):
+    database = tmp_path / "mlruns.db"
+    with contextlib.closing(sqlite3.connect(database)) as opened:
+        opened.execute("CREATE TABLE cookies (text)")
+    before = database.read_bytes()
+    for needs in ("read", "write"):
+        with pytest.raises(TrackingError, match=r"mlruns.db: no tracking database of MLflow's is there; `vit-search run FILE` makes one"):
+            store.client_for(f"sqlite:///{database}", needs=needs)
+    assert database.read_bytes() == before
+
+
+BOUND = [] if os.getuid() else ["setpriv", "--bounding-set", "-dac_override"]
+"""What takes away root's right to write where nobody may."""
+
+
+@pytest.mark.skipif(bool(BOUND) and shutil.which("setpriv") is None, reason="root writes everywhere, and setpriv is not here")
+def test_a_database_that_cannot_be_written_is_read(project):
+    client = store.client_for(None)
+    client.create_registered_model("pets")
+    run = client.create_run(client.create_experiment("elsewhere"), start_time=1)
+    (project / ".mlruns.db.lock").unlink()
+    before = (project / "mlruns.db").read_bytes()
+    (project / "mlruns.db").chmod(0o444)
+    project.chmod(0o555)
+
+    def typed(words):
+        code = "from vit_search import cli; cli.main()"
+        done = subprocess.run([*BOUND, sys.executable, "-c", code, *words.split()], capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    try:
+        code, out, err = typed("history pets")
+        assert (code, err) == (0, "") and "pets: no version has been made the champion yet." in out
+        code, out, _ = typed("doctor")
+        assert code == 1 and run.info.run_id in out
+        code, out, err = typed("config pets@champion")
+        assert code == 2 and "pets" in err and "written" not in err
+        for words in ("doctor --close", "rollback pets --reason mistake", "repair pets"):
+            code, _, err = typed(words)
+            expected = f"error: {project / 'mlruns.db'}: the tracking database cannot be written; name another with --tracking-uri.\n"
+            assert (code, err) == (2, expected)
+        assert [path.name for path in project.iterdir()] == ["mlruns.db"]
+        assert (project / "mlruns.db").read_bytes() == before
+    finally:
+        project.chmod(0o755)

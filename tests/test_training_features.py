@@ -564,7 +564,7 @@ def test_a_second_shortage_ends_the_training(digits, monkeypatch, caplog):
 def test_a_batch_of_one_image_that_does_not_fit_is_not_halved(digits, monkeypatch, caplog):
     state = start(changed(PLAIN, batch_size=1), digits[2])
     out_of_memory_once_at(monkeypatch, state, {0})
-    with pytest.raises(training.OutOfMemoryError, match="predicted for 1 images"):
+    with pytest.raises(training.OutOfMemoryError, match="predicted for 1 image,"):
         next(fit(state, *digits[:2]))
     assert caplog.messages == []
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit_search.spec.pickles import refuse_pickles
+from vit_search.spec.torch_import import import_torch_at_root
 
 if TYPE_CHECKING:
     from vit_search.search.launch import SearchResult
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["load_search", "run_search"]
 
 refuse_pickles()
+import_torch_at_root()
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow looks at it when it is imported, whichever room does that first
 
 

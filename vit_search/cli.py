@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from vit_search import cli_cluster, terminal
-from vit_search.errors import LostClusterError, PromotionError, SearchError, TrackingError, VitSearchError
+from vit_search.errors import DataError, LostClusterError, PromotionError, SearchError, SpecError, TrackingError, VitSearchError
 from vit_search.spec.cost import in_rounded_time, in_time
-from vit_search.spec.numbers import whole_number
-from vit_search.spec.plain_text import one_line, plain
+from vit_search.spec.numbers import counted, value_text, whole_number
+from vit_search.spec.plain_text import plain
 from vit_search.spec.user import user_name
 from vit_search.start_up import collect_rarely
 from vit_search.terminal import OUTCOME_STYLE, escaped
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from vit_search.production.promotion import Promotion
     from vit_search.search.driver import Driver
     from vit_search.search.launch import SearchResult
+    from vit_search.spec.lint import Finding as LintFinding
     from vit_search.spec.lint import Report
     from vit_search.spec.plan import Plan, Speed
     from vit_search.spec.policy import Policy
@@ -139,14 +142,52 @@ def run(
     from vit_search.spec import search_file
 
     _set_niceness(nice, address)
-    spec = search_file.load(file)
-    share = spec.space.feasible_share()
+    with _nothing_started():
+        spec = search_file.load(file)
+        share = spec.space.feasible_share()
     if 0 < share < 0.05:
         err.print(f"[yellow]note:[/] only {share:.1%} of random proposals can be built; tighten the choices of patch_size, dim and heads.")
-    with err.status("preparing the data, MLflow and Ray …"):  # the imports take a second or two
+    with err.status("preparing the data, MLflow and Ray …"), _nothing_started():  # the imports take a second or two
         from vit_search.search import launch
     options: dict[str, Any] = {"output": output, "tracking_uri": tracking_uri, "download": download, "address": address, "name": name}
-    _finish(_watched(lambda watch: launch.run(spec, watch=watch, **options)))
+    with _named(file):
+        result = _watched(lambda watch: launch.run(spec, watch=watch, **options))
+    _finish(result)
+
+
+@contextlib.contextmanager
+def _nothing_started() -> Iterator[None]:
+    """Ctrl-C ends the process at once, with one line: in the middle of an import, it could leave a traceback, or be swallowed."""
+
+    def end(*_: object) -> None:
+        clear = "\r\x1b[2K\x1b[?25h" if err.is_terminal else ""  # the spinner, which has hidden the cursor
+        os.write(2, f"{clear}interrupted; nothing was started.\n".encode())
+        os._exit(INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """What is wrong with the images is told with the search file and the line that name them, as other mistakes are."""
+    from vit_search.spec import strict_yaml
+    from vit_search.spec.search_file import SearchSpec
+
+    try:
+        yield
+    except (DataError, SpecError) as error:
+        key = tuple(str(error).partition(":")[0].split("."))
+        if key[0] in SearchSpec.model_fields:
+            text = str(error)
+        elif isinstance(error, DataError):
+            key, text = ("data", "path"), f"data.path: {error}"
+        else:
+            raise
+        raise type(error)(f"{file}:{strict_yaml.load(file).line(key)}: {text}") from None
 
 
 def _set_niceness(nice: int | None, address: str | None) -> None:
@@ -165,23 +206,38 @@ def _set_niceness(nice: int | None, address: str | None) -> None:
 def lint(
     file: Annotated[Path, typer.Argument(help="A search file.")],
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    output: Output = Path("searches"),
 ) -> None:
     """Find what is wrong or wasted in a search file.
 
     That is what can never run, repeats, or makes no difference. Trains nothing.
     """
+    from vit_search.spec import cost, search_file
     from vit_search.spec import lint as linting
-    from vit_search.spec import search_file
 
     spec = search_file.load(file)
-    report = linting.lint(spec)
-    _print_images(spec)
+    with _named(file):
+        beyond = linting.beyond_this_machine(spec, cost.cpus_of_this_machine(), cost.gpus_of_this_machine())
+        report = linting.lint(spec, further=[*_missing_searches(spec, output), *beyond])
+        _print_images(spec)
     if as_json:
         sys.stdout.write(json.dumps(report.to_dict(), indent=1) + "\n")
     else:
         _print_report(report)
     if report.failed:
         sys.exit(2)
+
+
+def _missing_searches(spec: SearchSpec, output: Path) -> Iterable[LintFinding]:
+    """Searches to learn from that are not here; `run` refuses them."""
+    from vit_search.spec.lint import Finding
+    from vit_search.tracking import searches
+
+    for i, name in enumerate(spec.learn_from):
+        try:
+            searches.find(output, name)
+        except SearchError as error:
+            yield Finding("warning", f"learn_from.{i}", f"{name}: {error} `run` needs it where the search will run.")
 
 
 @app.command()
@@ -207,13 +263,14 @@ def plan(
         raise SearchError("--calibrate and --flops-per-s: a speed is measured or stated; drop one of the two.")
     kept = kept_speed(gpus=spec.resources.on_gpu)
     if calibrate:
-        with err.status("measuring this machine …"):
+        with err.status("measuring this machine …"), _named(file):
             from vit_search.vit import calibrate as calibration
 
             planning.save_speed(calibration.calibrate(spec, concurrency=concurrency), kept)
     speed = planning.load_speed(kept) if flops_per_s is None else planning.stated_speed(flops_per_s)
-    made = planning.plan(spec, speed, concurrency=concurrency)
-    _print_images(spec)
+    with _named(file):
+        made = planning.plan(spec, speed, concurrency=concurrency)
+        _print_images(spec)
     if as_json:
         sys.stdout.write(json.dumps(made.to_dict(), indent=1) + "\n")
     else:
@@ -246,7 +303,8 @@ def _print_report(report: Report) -> None:
         out.print(f"  {count / report.draws:6.1%}  {escaped(reason)}")
     if report.combinations is not None:
         out.print(
-            f"{report.combinations:,} combinations, {report.valid_combinations or 0:,} of them can be run, for {report.trials:,} trials"
+            f"{counted(report.combinations, 'combination')}, {report.valid_combinations or 0:,} of them can be run, "
+            f"for {counted(report.trials, 'trial')}"
         )
     if report.spreads:
         table = Table(box=None, header_style="dim")
@@ -309,7 +367,7 @@ def _print_plan(plan: Plan) -> None:
     table = Table.grid(padding=(0, 2, 0, 0))
     for label, text in rows:
         table.add_row(f"[dim]{label}[/]", text)
-    head = f"{plan.trials:,} trials of up to {plan.epochs:,} epochs, stopping {plan.stopping}, {plan.concurrency} at once"
+    head = f"{counted(plan.trials, 'trial')} of up to {counted(plan.epochs, 'epoch')}, stopping {plan.stopping}, {plan.concurrency} at once"
     out.print(f"[bold]{escaped(plan.name)}[/]: {head}")
     out.print(table)
 
@@ -378,7 +436,7 @@ def resume(
 
     folder = searches.find(output, search)
     resumable.check(folder, {})  # at once, and not after ten seconds of imports
-    with err.status("preparing MLflow and Ray …"):
+    with err.status("preparing MLflow and Ray …"), _nothing_started():
         from vit_search.search import launch
     _finish(_watched(lambda watch: launch.resume(folder, tracking_uri=tracking_uri, watch=watch, address=address)))
 
@@ -410,23 +468,41 @@ def extend(
     if not more:
         raise SearchError("extend by what? Give --trials, --hours, --device-hours, --concurrency, --target or --patience.")
     resumable.check(folder, more)
-    with err.status("preparing MLflow and Ray …"):
+    with err.status("preparing MLflow and Ray …"), _nothing_started():
         from vit_search.search import launch
     _finish(_watched(lambda watch: launch.resume(folder, tracking_uri=tracking_uri, extend=more, watch=watch, address=address)))
 
 
 @app.command()
-def pause(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None) -> None:
+def pause(
+    search: SearchName = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+    address: cli_cluster.There = None,
+    insecure: cli_cluster.Insecure = False,
+) -> None:
     """Hold a running search after the epoch at hand.
 
     Its trials free their devices; `continue` goes on.
     """
+    if address is not None:
+        cli_cluster.remotely(address, ["pause", *_if_named(search)], insecure=insecure)
+        return
     _command(search, output, tracking_uri, "pause")
 
 
 @app.command(name="continue")
-def continue_(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None) -> None:
+def continue_(
+    search: SearchName = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+    address: cli_cluster.There = None,
+    insecure: cli_cluster.Insecure = False,
+) -> None:
     """Go on with a search that was paused."""
+    if address is not None:
+        cli_cluster.remotely(address, ["continue", *_if_named(search)], insecure=insecure)
+        return
     _command(search, output, tracking_uri, "continue")
 
 
@@ -443,7 +519,7 @@ def stop(
     Running trials end by themselves. One trial, as SEARCH/TRIAL, stops after its epoch.
     """
     if address is not None:
-        cli_cluster.remotely(address, ["stop", *([search] if search else [])], insecure=insecure)
+        cli_cluster.remotely(address, ["stop", *_if_named(search)], insecure=insecure)
         return
     name, slash, trial = (search or "").rpartition("/")
     number = whole_number(trial) if slash else None
@@ -482,9 +558,15 @@ def set_(
     patience: Annotated[int | None, typer.Option(help="Trials in a row without a better metric.")] = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
+    address: cli_cluster.There = None,
+    insecure: cli_cluster.Insecure = False,
 ) -> None:
     """Change the size of a running search."""
     given = _given(trials=trials, concurrency=concurrency, hours=hours, device_hours=device_hours, target=target, patience=patience)
+    if address is not None:
+        changes = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+        cli_cluster.remotely(address, ["set", *_if_named(search), *changes], insecure=insecure)
+        return
     _command(search, output, tracking_uri, "set", **given)
 
 
@@ -494,11 +576,18 @@ def add(
     search: SearchName = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
+    address: cli_cluster.There = None,
+    insecure: cli_cluster.Insecure = False,
 ) -> None:
     """Have a running search try these parameters next."""
     from vit_search.spec import strict_yaml
 
-    _command(search, output, tracking_uri, "add", **strict_yaml.load(file).values)
+    parameters = strict_yaml.load(file).values
+    if address is not None:
+        sent = {"parameters.yaml": file.read_text(encoding="utf-8")}
+        cli_cluster.remotely(address, ["add", *sent, *_if_named(search)], insecure=insecure, files=sent)
+        return
+    _command(search, output, tracking_uri, "add", **parameters)
 
 
 @app.command()
@@ -546,7 +635,7 @@ def _watch_status(folder: Path) -> bool:
         spec, trials = now.spec, now.trials.values()
         running = sum(trial.outcome == "running" for trial in trials)
         said = "" if now.state.word == "running" else f"{now.state.word}: "
-        said += f"{sum(trial.over for trial in trials)} trials over, {running} running"
+        said += f"{counted(sum(trial.over for trial in trials), 'trial')} over, {running} running"
         winner = ledger.best(trials, spec.metric, spec.mode)
         if winner:
             said += f", best {spec.metric} {winner.value(spec.metric):.4f} (trial {winner.number})"
@@ -599,14 +688,17 @@ def _print_status(folder: Path, as_json: bool) -> None:
         sys.stdout.write(json.dumps(facts, indent=1) + "\n")
         return
     over = sum(trial.over for trial in trials.values())
-    out.print(f"[bold]{escaped(folder.name)}[/] is {state.word}: {over} of {settings.trials} trials over, {settings.concurrency} at a time")
+    out.print(
+        f"[bold]{escaped(folder.name)}[/] is {state.word}: {over} of {counted(settings.trials, 'trial')} over, "
+        f"{settings.concurrency} at a time"
+    )
     for line in _what_next(folder, state):
         out.print(f"  {escaped(line)}", soft_wrap=True)
     out.print("  " + ", ".join(f"[{OUTCOME_STYLE[name]}]{count} {name}[/]" for name, count in counts.items()))
     for line in _breakdowns(trials.values()):
         out.print(f"  {escaped(line)}", soft_wrap=True)
     if winner:
-        params = ", ".join(f"{key} {_number(value)}" for key, value in spec.space.trained(winner.params).items())
+        params = ", ".join(f"{key} {value_text(value)}" for key, value in spec.space.trained(winner.params).items())
         out.print(escaped(f"  best {spec.metric} {winner.value(spec.metric):.4f}: trial {winner.number} ({params})"))
     out.print(f"  {_spent(spent)}")
     for line in _hindsight(hindsight) if hindsight and not state.driven else []:
@@ -831,7 +923,7 @@ def doctor(
 
     if problem := token.problem():
         raise ClusterError(problem)
-    client = store.client_for(of_newest(tracking_uri))
+    client = store.client_for(of_newest(tracking_uri), needs="write" if close else "read")
     found = practice.zombies(client, stranger_hours=stranger_hours)
     if not found:
         out.print("No run is open without somebody at work on it.")
@@ -896,7 +988,7 @@ def promote(
     ledger.check_free(folder / "ledger.jsonl")  # a search that still runs may find a better one
     if planned.left:
         err.print(_trainings(planned))
-        with err.status("preparing the data, MLflow and Ray …"):
+        with err.status("preparing the data, MLflow and Ray …"), _nothing_started():
             from vit_search.search.retrain import retrain
         result = _watched(lambda watch: retrain(planned, tracking_uri=uri, watch=watch))
         if result is not None and result.interrupted:
@@ -972,11 +1064,11 @@ def _trainings(planned: FinalistPlan) -> str:
     spec, which = planned.spec, ", ".join(str(trial.number) for trial in planned.finalists)
     on = "training and validation images" if spec.train_on == "train+val" else "training images"
     seen = "holdout" if spec.train_on == "train+val" else "validation images"
-    all_of_them = f"{spec.trials} training{'s' if spec.trials > 1 else ''}"
+    all_of_them = counted(spec.trials, "training")
     some = f"{planned.left} of {all_of_them} {'are' if planned.left > 1 else 'is'} left" if planned.left < spec.trials else all_of_them
-    seeds = f"{len(planned.seeds)} fresh seed{'s' if len(planned.seeds) > 1 else ''}"
+    seeds = counted(len(planned.seeds), "fresh seed")
     trials = "trials" if len(planned.finalists) > 1 else "trial"
-    return f"{some}: {trials} {which} with {seeds} each, {spec.epochs} epochs on {on}, seen on the {seen}"
+    return f"{some}: {trials} {which} with {seeds} each, {counted(spec.epochs, 'epoch')} on {on}, seen on the {seen}"
 
 
 def _print_promotion_plan(planned: FinalistPlan, rules: Policy, name: str, uri: str) -> None:
@@ -986,7 +1078,7 @@ def _print_promotion_plan(planned: FinalistPlan, rules: Policy, name: str, uri: 
     from vit_search.production import gates, promotion
     from vit_search.tracking import store
 
-    client = store.client_for(uri)
+    client = store.client_for(uri, needs="read")
     champion = promotion.champion_of(client, name)
     readings = promotion.readings_of(client, name, json.loads(planned.text)["data"])
     trained = [result for trial in planned.finalists for result in trial.results]
@@ -1029,7 +1121,7 @@ def _print_promotion(done: Promotion, retrained: Retrained) -> None:
         low, high = done.seen.interval
         when = f"seen at reading {done.reading}, and not read again" if done.read_before else f"reading {done.reading} of this test split"
         out.print(
-            f"\ntest accuracy [bold]{done.seen.accuracy:.4f}[/] on {done.seen.images:,} images "
+            f"\ntest accuracy [bold]{done.seen.accuracy:.4f}[/] on {counted(done.seen.images, 'image')} "
             f"(95 % interval {low:.4f} to {high:.4f}; {when})"
         )
     else:
@@ -1058,6 +1150,23 @@ def _print_gates(judged: list[Gate]) -> None:
     out.print(table)
 
 
+def _registry(model: str, tracking_uri: str | None) -> str:
+    """The MLflow to ask for a model. A name that it cannot have is refused before torch and MLflow are imported, which takes seconds."""
+    from vit_search.production import references
+    from vit_search.tracking.uris import of_newest
+
+    uri = of_newest(tracking_uri)
+    references.check_known(uri, model)
+    return uri
+
+
+def _registry_or_folder(model: str, tracking_uri: str | None) -> str | None:
+    """The same for a model that may be the folder that `train` made, which needs no MLflow."""
+    from vit_search.production import references
+
+    return _registry(model, tracking_uri) if references.folder_of(model) is None else tracking_uri
+
+
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
@@ -1070,7 +1179,9 @@ def predict(
 
     from vit_search.production import prediction
 
-    predictions = prediction.predict(model, images, tracking_uri=tracking_uri, say=_note)
+    for image in images:
+        prediction.check_readable(image)  # before the seconds that torch and MLflow take to import
+    predictions = prediction.predict(model, images, tracking_uri=_registry_or_folder(model, tracking_uri), say=_note)
     if as_json:
         sys.stdout.write(json.dumps([vars(p) for p in predictions], indent=1) + "\n")
         return
@@ -1098,6 +1209,11 @@ def serve(
     tracking_uri: Tracking = None,
 ) -> None:
     """Serve a registered model over HTTP, and follow its alias."""
+    from vit_search.production import references
+
+    if references.folder_of(model) is None:
+        references.parse(model)
+    tracking_uri = _registry_or_folder(model, tracking_uri)
     from vit_search.production import serving
     from vit_search.production.endpoint import Limits
 
@@ -1121,6 +1237,10 @@ def export(
 
     The file is kept only if its logits agree with the model's own.
     """
+    from vit_search.production.formats import check_format
+
+    check_format(format)
+    tracking_uri = _registry_or_folder(model, tracking_uri)
     with err.status("exporting …"):
         from vit_search.production import export as exporting
 
@@ -1148,7 +1268,7 @@ def config(
     """
     from vit_search.production import configuration
 
-    made = configuration.configuration(model, tracking_uri=tracking_uri)
+    made = configuration.configuration(model, tracking_uri=_registry_or_folder(model, tracking_uri))
     if output is None:
         sys.stdout.write(plain(made.text))
     else:
@@ -1178,15 +1298,21 @@ def train(
     spec = search_file.load(file)
     fixed_file.check_fixed(spec, str(file))
     folder = output or Path("trained") / spec.name
-    with err.status("preparing the data …"):
+    with err.status("preparing the data …"), _named(file):
         data = prepare(spec.data_config, download=download)
     config = spec.trial_config({}, in_channels=data.channels, num_classes=len(data.classes), trial=0)
+    done = single.is_done(folder, config)
+    if spec.data.name == "image_folder" and not done:
+        err.print(escaped(data.summary), soft_wrap=True)
     for result in single.train(spec, config, data, folder):
+        if done:
+            continue
         value = getattr(result, spec.metric)
         shown = f"{spec.metric} {value:.4f}" if value is not None else ""
         took = _seconds(result.seconds)
         out.print(f"epoch {result.epoch:3d} of {spec.epochs}  {shown}  train_loss {result.train_loss:.4f}  {took}", soft_wrap=True)
-    out.print(f"[bold]{escaped(str(folder))}[/] holds the model; weights: sha256 {checkpoint.weights_sha256(folder)}", soft_wrap=True)
+    holds = "holds this model already, and nothing was trained" if done else "holds the model"
+    out.print(f"[bold]{escaped(str(folder))}[/] {holds}; weights: sha256 {checkpoint.weights_sha256(folder)}", soft_wrap=True)
 
 
 @app.command()
@@ -1203,13 +1329,15 @@ def rollback(
     reason = _as_text(reason)
     if not reason.strip():
         raise PromotionError("--reason is empty; say why, e.g. --reason 'wrong on night photos'.")
-    from vit_search.production import references, registry
-    from vit_search.tracking import store
-    from vit_search.tracking.uris import of_newest
+    from vit_search.production import references
 
     name = references.name_of(name)
+    tracking_uri = _registry(name, tracking_uri)
+    from vit_search.production import registry
+    from vit_search.tracking import store
+
     with err.status("loading the version …"):
-        client = store.client_for(of_newest(tracking_uri))
+        client = store.client_for(tracking_uri, needs="write")
         done = registry.rollback(
             client, name, to=to, reason=reason.strip(), by=user_name(), check=lambda version: registry.load_problem(client, version)
         )
@@ -1228,12 +1356,14 @@ def history(
     """Show who made which version the champion, when and why."""
     from rich.table import Table
 
-    from vit_search.production import references, registry
-    from vit_search.tracking import store
-    from vit_search.tracking.uris import of_newest
+    from vit_search.production import references
 
     name = references.name_of(name)
-    client = store.client_for(of_newest(tracking_uri))
+    tracking_uri = _registry(name, tracking_uri)
+    from vit_search.production import registry
+    from vit_search.tracking import store
+
+    client = store.client_for(tracking_uri, needs="read")
     records = registry.history(client, name)
     problems = registry.verify(client, name) if verify else []
     notes: list[str] = []
@@ -1269,12 +1399,14 @@ def repair(name: ModelName, tracking_uri: Tracking = None) -> None:
 
     Its lock is taken away.
     """
-    from vit_search.production import references, registry
-    from vit_search.tracking import store
-    from vit_search.tracking.uris import of_newest
+    from vit_search.production import references
 
     name = references.name_of(name)
-    out.print(escaped(registry.repair(store.client_for(of_newest(tracking_uri)), name)), soft_wrap=True)
+    tracking_uri = _registry(name, tracking_uri)
+    from vit_search.production import registry
+    from vit_search.tracking import store
+
+    out.print(escaped(registry.repair(store.client_for(tracking_uri, needs="write"), name)), soft_wrap=True)
 
 
 @app.command()
@@ -1291,6 +1423,11 @@ cli_cluster.join(app)
 def _as_text(words: str) -> str:
     """What a person wrote, also where the locale (as C) has no letters beyond ASCII and takes each of their bytes for one."""
     return os.fsencode(words).decode("utf-8", "backslashreplace")
+
+
+def _if_named(search: str | None) -> list[str]:
+    """A search as the argument of a command on a cluster's head, which takes the newest in its storage where none is named."""
+    return [search] if search else []
 
 
 def _note(text: str) -> None:
@@ -1338,7 +1475,7 @@ def _work(spent: Spent) -> str:
     """The same without the wall time."""
     share = spent.stopped_seconds / spent.trial_seconds if spent.trial_seconds else 0.0
     return (
-        f"{in_time(spent.trial_seconds)} of training in {spent.epochs:,} epochs, "
+        f"{in_time(spent.trial_seconds)} of training in {counted(spent.epochs, 'epoch')}, "
         f"{share:.0%} of it in stopped trials; stopping saved {in_time(spent.saved_seconds)}"
     )
 
@@ -1351,12 +1488,12 @@ def _hindsight(hindsight: Hindsight) -> list[str]:
     """What a search showed of its stopping and its plan, in words."""
     lines = []
     if hindsight.doomed:
-        told = f"{hindsight.doomed} audited {'trials' if hindsight.doomed > 1 else 'trial'} would have been stopped"
+        told = f"{counted(hindsight.doomed, 'audited trial')} would have been stopped"
         low, high = hindsight.interval
         lines.append(f"{told}, {hindsight.wrongly} of them wrongly (95 % interval of the share: {low:.0%} to {high:.0%})")
     if hindsight.plan:
         epochs, wall = hindsight.plan["epochs"], hindsight.plan["wall_seconds"]
-        line = f"planned {epochs['predicted']:,.0f} epochs, trained {epochs['actual']:,}"
+        line = f"planned {counted(round(epochs['predicted']), 'epoch')}, trained {epochs['actual']:,}"
         if wall["predicted"]:
             line += f"; planned about {in_rounded_time(wall['predicted'])}, took {in_time(wall['actual'])} with Ray's and MLflow's own time"
             borrowed = (hindsight.plan.get("speed") or {}).get("borrowed")
@@ -1372,7 +1509,7 @@ def _watched(work: Callable[[Any], Result]) -> Result:
         return work(screen.watch)
     except KeyboardInterrupt:  # a second Ctrl-C; the first one ends a search by itself
         screen.close()
-        err.print(_interrupted(screen.search) if screen.search else "interrupted", soft_wrap=True)
+        err.print(_interrupted(screen.search) if screen.search else "interrupted; nothing was started.", soft_wrap=True)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(INTERRUPTED)  # Ray, whose own end this may have cut off, would make an exit code of 1 of it
@@ -1387,13 +1524,16 @@ def _finish(result: SearchResult) -> None:
     ended = [t for t in trials if t.over]
     stopped = sum(t.outcome == "stopped" for t in ended)
     share = stopped / max(len(ended), 1)
-    out.print(f"{len(ended)} of {result.settings.trials} trials in {in_time(spent.wall_seconds)}, {stopped} stopped early ({share:.0%})")
+    out.print(
+        f"{len(ended)} of {counted(result.settings.trials, 'trial')} in {in_time(spent.wall_seconds)}, "
+        f"{stopped} stopped early ({share:.0%})"
+    )
     if result.ended_by.startswith("limits."):
         from vit_search.search.limits import option
 
         more = f"vit-search extend {name} {option(result.ended_by)} …"
         out.print(f"ended by {escaped(result.ended_by)}; go on with:  {more}", soft_wrap=True)
-    out.print(f"{spent.epochs} epochs trained, {spent.saved_epochs} saved against no stopping ({spent.saved_share:.0%})")
+    out.print(f"{counted(spent.epochs, 'epoch')} trained, {spent.saved_epochs} saved against no stopping ({spent.saved_share:.0%})")
     out.print(_work(spent))
     for line in _hindsight(result.hindsight):
         out.print(escaped(line))
@@ -1472,7 +1612,7 @@ class _Screen:
             elif isinstance(event, Ended):
                 trial = driver.trials[event.trial]
                 value = trial.value(spec.metric)
-                said = f"trial {trial.number:3d} {trial.outcome:<11} after {len(trial.results):3d} epochs"
+                said = f"trial {trial.number:3d} {trial.outcome:<11} after {counted(len(trial.results), 'epoch'):>10}"
                 err.print(f"{said}  {spec.metric} {value:.4f}" if value is not None else f"{said}  {escaped(trial.reason)}", soft_wrap=True)
             else:
                 return
@@ -1493,7 +1633,8 @@ class _Screen:
                 running = f"{sum(trial.outcome == 'running' for trial in trials)} running"
                 now = running if self._driver.word == "running" else self._driver.word
                 spent = in_time(time.monotonic() - self._began)
-                err.print(f"{over} of {self._driver.settings.trials} trials, {now}, {self._epochs()} epochs, {spent} spent")
+                trained = counted(self._epochs(), "epoch")
+                err.print(f"{over} of {counted(self._driver.settings.trials, 'trial')}, {now}, {trained}, {spent} spent")
                 self._last_line = time.monotonic()
 
     def close(self) -> None:
@@ -1525,7 +1666,7 @@ class _Screen:
             missing = per_trial * wanted - self._epochs()
             left = in_rounded_time(max(0.0, missing) * spent / trained)
         rest = f"about {left} left" if len(over) < wanted else "sending the last records to MLflow"
-        head.add_row(f"[bold]{len(over)}[/] of {wanted} trials", f"{stopped} stopped early", f"{in_time(spent)} spent", rest)
+        head.add_row(f"[bold]{len(over)}[/] of {counted(wanted, 'trial')}", f"{stopped} stopped early", f"{in_time(spent)} spent", rest)
         bar = Table.grid()
         bar.add_row(ProgressBar(total=wanted, completed=len(over), width=60))  # alone it would not end its line
         parts: list[Any] = [head, bar]
@@ -1533,7 +1674,7 @@ class _Screen:
             parts.append(f"[yellow]{escaped(self._driver.ending or self._driver.word)}[/]")
         winner = best(trials, spec.metric, spec.mode)
         if winner:
-            params = escaped(", ".join(f"{k} {_number(v)}" for k, v in spec.space.trained(winner.params).items()))
+            params = escaped(", ".join(f"{k} {value_text(v)}" for k, v in spec.space.trained(winner.params).items()))
             parts.append(f"best so far: [bold green]{winner.value(spec.metric):.4f}[/] {spec.metric}, trial {winner.number} ({params})")
         for trial in trials:
             if trial.outcome == "running":
@@ -1548,10 +1689,6 @@ class _Screen:
                 )
                 parts.append(row)
         return Group(*parts)
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else one_line(str(value))
 
 
 def _decimals(text: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +17,7 @@ import typer
 from vit_search import terminal
 from vit_search.errors import SearchError
 from vit_search.spec.cost import in_time, in_units
-from vit_search.spec.numbers import whole_number
+from vit_search.spec.numbers import counted, value_text, whole_number
 from vit_search.spec.plain_text import one_line, plain
 from vit_search.terminal import escaped
 
@@ -76,7 +78,9 @@ def submit(
     where = escaped(f"{handed.search} --address {there.address}")
     if wait:
         try:
-            sys.exit(jobs.wait(there, handed.search, write=_write))
+            with _writing(there.address) as write:
+                code = jobs.wait(there, handed.search, write=write)
+            sys.exit(code)
         except KeyboardInterrupt:
             err.print(f"It goes on without you; to end it:  vit-search cancel {where}", soft_wrap=True)
             raise
@@ -89,8 +93,6 @@ def list_(address: Url, as_json: Annotated[bool, typer.Option("--json", help="As
 
     It knows those since the cluster's Ray was started.
     """
-    from rich.table import Table
-
     jobs, there = _connect(address, insecure)
     known = jobs.launches(there.client)
     with err.status("asking the head …"):
@@ -99,17 +101,24 @@ def list_(address: Url, as_json: Annotated[bool, typer.Option("--json", help="As
         shown = [{"search": search, "state": states[search], "jobs": [asdict(job) for job in all_of]} for search, all_of in known.items()]
         sys.stdout.write(json.dumps(shown, indent=1) + "\n")
         return
-    table = Table("search", "state", "jobs", "submitted", "took", "by", "vit_search", box=None, header_style="dim")
+    rows = []
     for search, all_of in known.items():
         first, last = all_of[0], all_of[-1]
         took = in_time((last.ended or time.time()) - first.began)
-        began = time.strftime("%Y-%m-%d %H:%M", time.localtime(first.began))
-        table.add_row(*map(escaped, (search, states[search], str(len(all_of)), began, took, first.user, last.version)))
-    out.print(table if known else f"{escaped(there.address)}: no search was submitted since its Ray was started.")
+        began = time.strftime("%m-%d %H:%M", time.localtime(first.began))
+        rows.append([*map(escaped, (search, states[search], str(len(all_of)), began, took, first.user, last.version))])
+    if not known:
+        out.print(f"{escaped(there.address)}: no search was submitted since its Ray was started.")
+        return
+    for line in terminal.table(("search", "state", "jobs", "submitted", "took", "by", "vit_search"), rows, width=out.width):
+        out.print(line, soft_wrap=True)
 
 
 def logs(
-    search: Annotated[str, typer.Argument(help="A search, or one trial of it as SEARCH/TRIAL.", metavar="SEARCH[/TRIAL]")],
+    search: Annotated[
+        str | None,
+        typer.Argument(help="A search, or one trial of it as SEARCH/TRIAL; the newest search by default.", metavar="SEARCH[/TRIAL]"),
+    ] = None,
     address: There = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until it ends.")] = False,
     output: Annotated[Path, typer.Option(help="Folder of all searches, without --address.")] = Path("searches"),
@@ -119,12 +128,18 @@ def logs(
 
     Of a search on a cluster, print what its driver has said.
     """
-    name, trial = _trial(search)
+    name, trial = (None, None) if search is None else _trial(search)
     if address is None:
         _events(output, name, trial, follow)
-    elif trial is None:
+    elif search is None or trial is None:
         jobs, there = _connect(address, insecure)
-        jobs.logs(there, name, write=_write, follow=follow)
+        name = name or jobs.newest(there)
+        if name is None:
+            raise SearchError(
+                f"{there.address}: no search was submitted since its Ray was started; submit one with `vit-search submit FILE`."
+            )
+        with _writing(there.address) as write:
+            jobs.logs(there, name, write=write, follow=follow)
     else:
         remotely(address, ["logs", search, *(["--follow"] if follow else [])], insecure=insecure, follow=follow)
 
@@ -159,12 +174,19 @@ def check_there(
         sys.exit(2)
 
 
-def remotely(address: str, words: Sequence[str], *, insecure: bool = False, follow: bool = False) -> None:
-    """Run one of our commands on a cluster's head, over the searches in its storage; print what it says, leave with its exit code."""
+def remotely(
+    address: str, words: Sequence[str], *, insecure: bool = False, follow: bool = False, files: Mapping[str, str] | None = None
+) -> None:
+    """Run one of our commands on a cluster's head, over the searches in its storage; print what it says, leave with its exit code.
+
+    Args:
+        files: texts by their names, which the command reads there.
+    """
     jobs, there = _connect(address, insecure)
-    code, said = jobs.on_head(there, ["vit-search", *words], write=_write if follow else None)
+    with _writing(there.address) as write:
+        code, said = jobs.on_head(there, ["vit-search", *words], write=write if follow else None, files=files)
     if not follow:
-        (sys.stdout if code == 0 else sys.stderr).write(plain(said))
+        (sys.stdout if code == 0 else sys.stderr).write(plain(addressed(said, there.address)))
     if code:
         sys.exit(code)
 
@@ -234,13 +256,45 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
+HINTED = re.compile(r"(vit-search (?:status|logs|resume|pause|continue|stop|cancel|set) )([\w./-]+)( --address [^\s`]+)?")
+"""A command on a search, in what the head says; from a laptop it takes the same name and an address."""
+
+
+def addressed(text: str, address: str) -> str:
+    """What the head has said, with the cluster's address in the commands that it names, so that they work where they are read."""
+
+    def command(found: re.Match[str]) -> str:
+        start, name, there = found.groups()
+        search = name.rstrip(".")  # the sentence may end there
+        return found[0] if there not in (None, " --address URL") else f"{start}{search} --address {address}{name[len(search) :]}"
+
+    return HINTED.sub(command, text)
+
+
+@contextlib.contextmanager
+def _writing(address: str) -> Iterator[Callable[[str], None]]:
+    """What prints, whole lines at a time, what the head says piece by piece."""
+    held = ""
+
+    def write(text: str) -> None:
+        nonlocal held
+        lines, newline, held = (held + text).rpartition("\n")
+        if newline:
+            _write(addressed(lines + newline, address))
+
+    try:
+        yield write
+    finally:
+        _write(addressed(held, address))
+
+
 def _trial(search: str) -> tuple[str, int | None]:
     name, slash, trial = search.rpartition("/")
     number = whole_number(trial) if slash else None
     return (search, None) if number is None else (name, number)
 
 
-def _events(output: Path, search: str, trial: int | None, follow: bool) -> None:
+def _events(output: Path, search: str | None, trial: int | None, follow: bool) -> None:
     """What happened in a search, or in one of its trials, a line each, with the error that it left."""
     from vit_search.tracking import ledger, searches
 
@@ -288,7 +342,7 @@ def _told(event: Event, metric: str, named: bool) -> str:
     if isinstance(event, ledger.Launched):
         return f"a driver took it up: process {event.pid} on {event.host}"
     if isinstance(event, ledger.Proposed):
-        return trial + "proposed: " + ", ".join(f"{name} {_number(value)}" for name, value in event.params.items())
+        return trial + "proposed: " + ", ".join(f"{name} {value_text(value)}" for name, value in event.params.items())
     if isinstance(event, ledger.Infeasible):
         return f"not run: {event.reason}"
     if isinstance(event, ledger.Reported):
@@ -307,23 +361,20 @@ def _told(event: Event, metric: str, named: bool) -> str:
     return f"{event.by}: {event.name}: {event.answer}"
 
 
-def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else one_line(str(value))
+RIGHT = ("CPUs", "GPUs", "memory", "free", "clock")
+"""Columns of numbers."""
 
 
 def _print_facts(facts: Facts, found: list[Finding]) -> None:
     from rich.table import Table
 
-    table = Table(box=None, header_style="dim")
-    for column in ("node", "address", "CPUs", "GPUs", "memory", "free", "versions", "storage", "cache", "clock"):
-        table.add_column(column, justify="right" if column in ("CPUs", "GPUs", "memory", "free", "clock") else "left")
-    for node in facts.nodes:
-        table.add_row(*_cells(node, facts.head.versions))
-    out.print(table)
+    columns = ("node", "address", "CPUs", "GPUs", "memory", "free", "versions", "storage", "cache", "clock")
+    for line in terminal.table(columns, [_cells(node, facts.head.versions) for node in facts.nodes], width=out.width, right=RIGHT):
+        out.print(line, soft_wrap=True)
     versions = ", ".join(f"{name} {number}" for name, number in facts.head.versions.items())
     lines = [("versions", versions), ("storage", facts.storage), ("cache", facts.cache), ("MLflow", facts.mlflow)]
     for shape in facts.types:
-        size = f"{shape.cpus:g} CPUs and {shape.gpus:g} GPUs" if shape.cpus < float("inf") else "of unknown size"
+        size = f"{counted(shape.cpus, 'CPU')} and {counted(shape.gpus, 'GPU')}" if shape.cpus < float("inf") else "of unknown size"
         lines.append(("may come", f"up to {shape.count} of {shape.name}, {size} each"))
     grid = Table.grid(padding=(0, 2, 0, 0))
     for label, text in lines:

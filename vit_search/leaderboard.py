@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from vit_search.spec.numbers import value_text
 from vit_search.spec.plain_text import one_line
 from vit_search.spec.search_file import SearchSpec
 from vit_search.terminal import OUTCOME_STYLE, escaped
@@ -49,7 +49,7 @@ def lines(name: str, trials: list[Trial], spec: SearchSpec, *, top: int, width: 
     scores = _scores(spec, shown, searches.pareto(spec, trials))
     facts = [_Column("outcome", [trial.outcome for trial in shown], left=True), _Column("epochs", [str(len(t.results)) for t in shown])]
     trained = [spec.space.trained(trial.params) for trial in shown]
-    params = [_Column(one_line(key), [number(values[key]) for values in trained]) for key in spec.space.searched]
+    params = [_Column(one_line(key), [value_text(values[key]) for values in trained]) for key in spec.space.searched]
     same = [f"{column.name} {column.cells[0]}" for column in (*facts, *params) if column.same]
     table = [*scores, *(column for column in facts if not column.same)]
     params = [column for column in params if not column.same]
@@ -66,11 +66,6 @@ def lines(name: str, trials: list[Trial], spec: SearchSpec, *, top: int, width: 
     if len(shown) < len(trials):
         text.append(f"[dim]{escaped(f'{len(trials) - len(shown)} more: vit-search show {name} --top 0')}[/]")
     return text
-
-
-def number(value: Any) -> str:
-    """A parameter's value, of a float its first three digits."""
-    return f"{value:.3g}" if isinstance(value, float) else one_line(str(value))
 
 
 def _scores(spec: SearchSpec, shown: list[Trial], ahead: set[int]) -> list[_Column]:

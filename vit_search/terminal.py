@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 from typer.core import TyperGroup
 
 from vit_search.spec.plain_text import plain
@@ -60,6 +62,38 @@ def console(*, stderr: bool = False) -> Console:
     given = columns.isascii() and columns.isdigit() and int(columns) > 0
     on_terminal = (sys.stderr if stderr else sys.stdout).isatty()
     return _Console(stderr=stderr, highlight=False, emoji=False, width=int(columns) if given else None if on_terminal else PIPE_WIDTH)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int, right: Collection[str] = ()) -> list[str]:
+    """A table as lines of rich's markup; no cell is cut or broken.
+
+    Columns that do not fit stand below their row, each with its name, in a line of their own.
+
+    Args:
+        rows: cells in rich's markup. width: columns of the terminal. right: names of the columns that are aligned to the right.
+    """
+
+    def length(cell: str) -> int:
+        return Text.from_markup(cell).cell_len
+
+    def padded(cell: str, i: int) -> str:
+        space = " " * (widths[i] - length(cell))
+        return space + cell if columns[i] in right else cell + space
+
+    widths = [max(map(length, cells)) for cells in zip(columns, *rows, strict=True)]
+    beside = max((n for n in range(len(columns) + 1) if sum(widths[:n]) + 2 * (n - 1) <= width), default=0) or 1
+    lines = [f"[dim]{'  '.join(padded(columns[i], i) for i in range(beside)).rstrip()}[/]"]
+    for row in rows:
+        lines.append("  ".join(padded(row[i], i) for i in range(beside)).rstrip())
+        below = ""
+        for name, cell in [(columns[i], row[i]) for i in range(beside, len(columns)) if row[i]]:
+            part = f"{name} {cell}"
+            if below and length(below) + 2 + length(part) > width:
+                lines.append(f"{below},")
+                below = ""
+            below = f"{below}, {part}" if below else f"    {part}"
+        lines += [below] * bool(below)
+    return lines
 
 
 class Commands(TyperGroup):

@@ -23,6 +23,7 @@ from vit_search.cluster import record
 from vit_search.errors import ClusterError, VitSearchError
 from vit_search.spec import search_file
 from vit_search.spec.files import open_to_write
+from vit_search.spec.numbers import counted
 from vit_search.spec.signals import ending_signals, leave_terminal
 
 INTERRUPTED = 130
@@ -118,7 +119,7 @@ def _see_through(folder: Path, lock: IO[str], child: _Child, say: Callable[[str]
         tries = 0 if record.progress(folder) > before else tries
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         if tries == len(PAUSES_S):
-            say(f"{folder.name}: its driver {how}, {tries + 1} times in a row without progress; given up for now.")
+            say(f"{folder.name}: its driver {how}, {counted(tries + 1, 'time')} in a row without progress; given up for now.")
             return code if code > 0 else 1, False
         say(f"{folder.name}: its driver {how}; it is started again in {PAUSES_S[tries]} s.")
         child.told_to_stop.wait(PAUSES_S[tries])

@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +38,7 @@ from vit_search.errors import ClusterError, SpecError
 from vit_search.spec import search_file
 from vit_search.spec.numbers import whole_number
 from vit_search.spec.search_file import SearchSpec
+from vit_search.spec.strict_json import parse
 from vit_search.spec.user import user_name
 
 for _chatty in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
@@ -51,6 +52,8 @@ KEPT_WITHIN_S = 120.0
 """How long a killed job is given to be taken up by the keeper, by who waits for its end."""
 
 INTERRUPTED = 130
+NOT_RECORDED = 5
+"""Exit code of a driver that saw its search through while MLflow was away: it is taken up again to send the rest."""
 
 NO_AGENT = "No available agent"
 AGENT_STARTS_WITHIN_S = 120.0
@@ -260,16 +263,20 @@ def resume(cluster: Cluster, search: str) -> str:
     """Have a search taken up that was stopped, has failed, or has ended before its last trial.
 
     Returns: the job's id.
-    Raises: ClusterError where it runs, or is not there.
+    Raises: ClusterError where it runs, is finished, or is not there.
     """
     known = launches(cluster.client).get(search, [])
+    told = _states_of_folders(cluster)
     if known and not known[-1].over:
-        state = states(cluster, known[-1:])[search]
+        state = told.get(search, known[-1].state)
         raise ClusterError(f"{search}: a job has it, and it is {state}; `vit-search status {search} --address {cluster.address}`.")
     if not known:  # this Ray is younger than the search, or the name is wrong
         code, said = on_head(cluster, ["vit-search", "status", search, "--json"])
         if code != 0:
             raise ClusterError(said.strip().rpartition("error: ")[2])
+    if told.get(search) == "finished" and not (known and known[-1].code == NOT_RECORDED):
+        mend = f"`vit-search extend {search} --trials N --address auto`, on the head, goes on beyond its limits"
+        raise ClusterError(f"{search}: this search is finished; {mend}.")
     words = ["vit-search", "cluster", "drive", search, "--again", "--pin", version("vit_search")]
     return submit_again(cluster.client, search, 2, words)
 
@@ -367,7 +374,7 @@ def _states_of_folders(cluster: Cluster) -> dict[str, str]:
     with contextlib.suppress(ClusterError, ValueError):  # a head of another version, or without its storage
         code, said = on_head(cluster, ["vit-search", "cluster", "states"], storage=False)
         if code == 0:
-            return {name: state["word"] for name, state in json.loads(said.strip().rpartition("\n")[2]).items()}
+            return {name: state["word"] for name, state in parse(said.strip().rpartition("\n")[2]).items()}
     return {}
 
 
@@ -426,11 +433,19 @@ def wait(cluster: Cluster, search: str, *, write: Callable[[str], None]) -> int:
             time.sleep(2)
 
 
-def on_head(cluster: Cluster, words: Sequence[str], *, storage: bool = True, write: Callable[[str], None] | None = None) -> tuple[int, str]:
+def on_head(
+    cluster: Cluster,
+    words: Sequence[str],
+    *,
+    storage: bool = True,
+    write: Callable[[str], None] | None = None,
+    files: Mapping[str, str] | None = None,
+) -> tuple[int, str]:
     """Run one of our commands on the head, as a short job that the next one removes.
 
     Args:
         words: `vit-search` and what follows it.
+        files: texts by their names, which the command finds in the folder where it runs.
         storage: whether it takes `--output`, which is then the folder of searches there.
         write: told what it says while it runs, if given.
     Returns: its exit code, and what it said.
@@ -439,9 +454,14 @@ def on_head(cluster: Cluster, words: Sequence[str], *, storage: bool = True, wri
     job = f"vit-search-{uuid.uuid4().hex[:12]}"
     entry = f"exec {shlex.join(words)}" + (f" --output {STORAGE}" if storage else "")
     client = cluster.client
-    with _talking(cluster.address):
+    with _talking(cluster.address), tempfile.TemporaryDirectory() as folder:
         _remove_old(client)
-        submit_job(client, entrypoint=entry, submission_id=job, metadata={"vit_search": "command", "user": user_name()})
+        for name, text in (files or {}).items():
+            Path(folder, name).write_text(text, encoding="utf-8")
+        runtime = {"working_dir": folder} if files else None
+        submit_job(
+            client, entrypoint=entry, submission_id=job, metadata={"vit_search": "command", "user": user_name()}, runtime_env=runtime
+        )
         try:
             if write is not None:
                 _follow(cluster, job, write)
@@ -488,7 +508,7 @@ def measure(cluster: Cluster, spec: SearchSpec | None = None, *, search: str = "
     if code != 0 or not last.startswith("{"):
         raise ClusterError(f"{cluster.address}: {last.removeprefix('error: ') or 'the head said nothing'}")
     try:
-        return Facts.from_dict(json.loads(last))
+        return Facts.from_dict(parse(last))
     except (ValueError, TypeError, KeyError):
         raise ClusterError(f"{cluster.address}: its vit_search is of another version than this one; install the same on both.") from None
 

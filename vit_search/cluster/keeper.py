@@ -17,6 +17,7 @@ from ray.job_submission import JobSubmissionClient
 from vit_search.cluster import jobs, record
 from vit_search.errors import VitSearchError
 from vit_search.spec.files import write_whole
+from vit_search.spec.numbers import counted
 
 PAUSES_S = (0, 30, 120, 600)
 """Before each further submission of a search that has got nowhere since the last one; then it is stopped."""
@@ -86,7 +87,7 @@ def _submit_again(
         tried.progress, tried.times = progress, 0
     if tried.times == len(PAUSES_S):
         record.change(folder, wanted="stopped")
-        say(f"{submission.search}: submitted {tried.times} times without progress; stopped. `vit-search logs` says why.")
+        say(f"{submission.search}: submitted {counted(tried.times, 'time')} without progress; stopped. `vit-search logs` says why.")
         return
     now = time.monotonic()
     if tried.times and now - tried.at < PAUSES_S[tried.times]:

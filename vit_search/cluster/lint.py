@@ -24,7 +24,10 @@ from typing import Any
 from vit_search.cluster.record import HEAD_STATE, STORAGE
 from vit_search.errors import ClusterError
 from vit_search.spec import strict_yaml
+from vit_search.spec.expressions import nearest
+from vit_search.spec.numbers import counted
 from vit_search.spec.strict_yaml import Document, NodePath
+from vit_search.spec.wanted import spelt
 
 TOKEN_FILE = "~/.ray/auth_token"  # noqa: S105 -- a path
 PORT = 6379
@@ -229,10 +232,42 @@ def ray_refuses(config: dict[str, Any]) -> tuple[NodePath, str] | None:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             validate_config(prepare_config(copy.deepcopy(config)))
     except Exception as error:  # whatever it raises is what it has against the file
-        where = tuple(getattr(error, "absolute_path", ()))
-        text = str(getattr(error, "message", "") or error) or said.getvalue()
-        return where, " ".join(text.split())[:300] or type(error).__name__
+        return _in_words(error, said.getvalue())
     return None
+
+
+_KINDS = {
+    "integer": "give a whole number.",
+    "number": "give a number.",
+    "string": "give a text.",
+    "boolean": "give true or false.",
+    "array": "give a list.",
+    "object": "write `key: value` lines under it.",
+}
+
+
+def _in_words(error: Exception, said: str) -> tuple[NodePath, str]:
+    """Where and what Ray has refused, with the mend; `error` may be one of jsonschema, whose words are for programmers."""
+    where: NodePath = tuple(getattr(error, "absolute_path", ()))
+    rule, limit, seen = (getattr(error, name, None) for name in ("validator", "validator_value", "instance"))
+    key, value = ".".join(map(str, where)) or "the file", "has no value" if seen is None else f"{spelt(seen)} will not do"
+    if rule == "type" and limit in _KINDS:
+        return where, f"{key}: {value}; {_KINDS[str(limit)]}"
+    if rule in ("minimum", "maximum") and isinstance(limit, (int, float)):
+        return where, f"{key}: {value}; give {'at least' if rule == 'minimum' else 'at most'} {limit:g}."
+    if rule == "enum" and isinstance(limit, list):
+        return where, f"{key}: {value}; choose from {', '.join(map(str, limit))}."
+    if rule == "additionalProperties" and isinstance(seen, dict):
+        known = list(getattr(error, "schema", {}).get("properties", {}))
+        unknown = next(name for name in seen if name not in known)
+        return (*where, unknown), f"{'.'.join(map(str, (*where, unknown)))}: unknown key; {nearest(str(unknown), known)}"
+    if isinstance(error, KeyError):
+        return where, f"the key {error.args[0]} is missing; add it."
+    text = str(getattr(error, "message", "") or error) or said
+    text = " ".join(text.split())[:300].rstrip(".") or type(error).__name__
+    if isinstance(error, (TypeError, AttributeError)):  # Ray takes a text for a list, or a list for a mapping
+        text = f"a value has another form than it expects ({text})"
+    return where, f"{text}; mend it as docs.ray.io's cluster YAML reference says."
 
 
 # --- the rules ----------------------------------------------------------------------------------------------------------
@@ -243,7 +278,7 @@ Found = Iterator[tuple[int, str]]
 def _schema(file: File) -> Iterator[Finding]:
     if refused := ray_refuses(file.document.values):
         where, text = refused
-        yield Finding(file.line(*where), "R0", f"Ray refuses it: {text}; mend it as docs.ray.io's cluster YAML reference says.")
+        yield Finding(file.line(*where), "R0", f"Ray refuses it: {text}")
 
 
 def _token(file: File) -> Found:
@@ -370,7 +405,7 @@ def _bounded(file: File) -> Found:
         elif isinstance(of_all, int) and most > of_all:
             yield (
                 file.line("available_node_types", name, "max_workers"),
-                f"{name} may have {most} workers, all together {of_all}; lower it.",
+                f"{name} may have {counted(most, 'worker')}, all together {of_all}; lower it.",
             )
     if file.at("available_node_types", file.head, "max_workers", default=0) != 0:
         yield file.line("available_node_types", file.head, "max_workers"), "workers of the head's type; leave its max_workers out."
@@ -485,7 +520,10 @@ def _instances(file: File) -> Found:
         asked = file.at("available_node_types", name, "resources", "GPU")
         there = gpus_of(instance)
         if name != file.head and isinstance(asked, int) and asked != there:
-            yield file.line("available_node_types", name, "resources"), f"{instance} has {there} GPUs, not {asked}; leave it to Ray: {{}}."
+            yield (
+                file.line("available_node_types", name, "resources"),
+                f"{instance} has {counted(there, 'GPU')}, not {asked}; leave it to Ray: {{}}.",
+            )
         if not file.at(*place, "ImageId"):
             yield file.line(*place), f"{name} has no ImageId, and Ray takes one of Ubuntu 18.04; name today's Deep Learning image."
 

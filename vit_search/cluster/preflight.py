@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from vit_search.cluster import record
 from vit_search.errors import ClusterError, VitSearchError
 from vit_search.spec.files import write_whole
+from vit_search.spec.numbers import counted
 from vit_search.spec.search_file import SearchSpec
 
 PACKAGES = ("vit_search", "ray", "torch", "mlflow", "optuna")
@@ -211,9 +212,9 @@ def lacks(spec: SearchSpec, places: list[Shape]) -> str:
     cpus, gpus = spec.resources.least
     if any(shape.cpus >= cpus and shape.gpus >= gpus for shape in places):
         return ""
-    largest = ", ".join(f"{shape.name} {shape.cpus:g} CPUs and {shape.gpus:g} GPUs" for shape in _largest(places))
+    largest = ", ".join(f"{shape.name} {counted(shape.cpus, 'CPU')} and {counted(shape.gpus, 'GPU')}" for shape in _largest(places))
     return (
-        f"resources: a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, and no node nor node type has as many "
+        f"resources: a trial asks for {counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}, and no node nor node type has as many "
         f"(the largest: {largest or 'there is none'}); lower it, or add such a node."
     )
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from vit_search.production import gates
 from vit_search.production.evidence import Costs, OnImages
 from vit_search.production.gates import Gate
+from vit_search.spec.numbers import counted
 from vit_search.spec.plain_text import markdown
 from vit_search.tracking.finalists import Finalist, Retrained
 from vit_search.vit.checkpoint import ServedModel
@@ -40,7 +41,7 @@ def written(
         tags["verdict"]
     ]
     parts = [
-        f"# {markdown(name)}: a Vision Transformer for {len(served.classes)} classes",
+        f"# {markdown(name)}: a Vision Transformer for {counted(len(served.classes), 'class')}",
         f"This version {verdict}. It is trial {finalist.trial} of search {markdown(retrained.search)}, "
         f"trained anew as {markdown(retrained.run_name)}.",
         "## Intended use",
@@ -54,7 +55,9 @@ def written(
                 "parameters": f"{costs.params:,}",
                 "file": f"{costs.file_bytes:,} bytes",
                 "latency": "; ".join(f"{key}: {one.p50_ms:.3g} ms (95 %: {one.p95_ms:.3g})" for key, one in costs.latency.items()),
-                "trained on": markdown(f"{' and '.join(served.trained_on)}, {config.training.epochs} epochs, seed {tags['seed']}"),
+                "trained on": markdown(
+                    f"{' and '.join(served.trained_on)}, {counted(config.training.epochs, 'epoch')}, seed {tags['seed']}"
+                ),
                 "data": f"{markdown(config.data.name)}, data hash {markdown(served.data_hash[:16])}…",
                 "code": markdown(tags["code_version"]),
             }
@@ -72,7 +75,7 @@ def written(
 def _test(seen: OnImages) -> list[str]:
     low, high = seen.interval
     figures = {
-        "accuracy": f"**{seen.accuracy:.4f}** on {seen.images:,} images (95 % interval {low:.4f} to {high:.4f})",
+        "accuracy": f"**{seen.accuracy:.4f}** on {counted(seen.images, 'image')} (95 % interval {low:.4f} to {high:.4f})",
         "macro F1": f"{seen.macro_f1:.4f}",
         "loss": f"{seen.loss:.4f} nats",
         "calibration error": f"{seen.ece:.4f} (15 bins)",
@@ -98,7 +101,8 @@ def _limits(seen: OnImages | None, tags: Mapping[str, str]) -> list[str]:
         said.append(f"Of the corruptions that were tried, {worst[0]} harms it most: {seen.accuracy:.4f} falls to {worst[1]:.4f}.")
     if int(tags.get("test_reading", 0)) > 1:
         said.append(
-            f"This test split had been read {int(tags['test_reading']) - 1} times before, so its figures are less fresh than they look."
+            f"This test split had been read {counted(int(tags['test_reading']) - 1, 'time')} before, "
+            "so its figures are less fresh than they look."
         )
     return said
 
@@ -123,4 +127,4 @@ def _pairs(values: Mapping[str, str]) -> str:
 
 def _some(classes: Sequence[str]) -> str:
     shown = ", ".join(markdown(name) for name in classes[:MOST_CLASSES])
-    return shown if len(classes) <= MOST_CLASSES else f"{shown} and {len(classes) - MOST_CLASSES} more classes"
+    return shown if len(classes) <= MOST_CLASSES else f"{shown} and {counted(len(classes) - MOST_CLASSES, 'more class')}"

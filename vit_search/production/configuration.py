@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from vit_search.production import references
 from vit_search.spec.fixed_file import FixedFile, fixed_file
+from vit_search.spec.strict_json import parse
 from vit_search.vit.checkpoint_files import Described, describe
 from vit_search.vit.data import TRAINED_AND_VALIDATED_ON
 
@@ -32,7 +32,7 @@ def configuration(model: str, *, tracking_uri: str | None = None) -> FixedFile:
     from vit_search.tracking.store import client_for
     from vit_search.tracking.uris import of_newest
 
-    client = client_for(of_newest(tracking_uri))
+    client = client_for(of_newest(tracking_uri), needs="read")
     version = references.find_version(client, model)
     with tempfile.TemporaryDirectory() as place:
         described = describe(registry.fetch_files(client, version, Path(place)))
@@ -71,7 +71,7 @@ def _of_its_search(client: Any, version: Any) -> dict[str, Any] | None:
         run = client.get_run(version.run_id)
         parent = run.data.tags.get("mlflow.parentRunId", version.run_id)
         with tempfile.TemporaryDirectory() as place:
-            resolved = json.loads(Path(client.download_artifacts(parent, "resolved.json", place)).read_text())
+            resolved = parse(Path(client.download_artifacts(parent, "resolved.json", place)).read_text())
         return {key: resolved[key] for key in FROM_THE_SEARCH}
     except (MlflowException, OSError, ValueError, KeyError, TypeError):
         return None

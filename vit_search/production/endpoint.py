@@ -30,6 +30,7 @@ from vit_search.errors import DataError, ServingError, TooLargeError
 from vit_search.production import smoke
 from vit_search.production.host_header import Hosts
 from vit_search.production.state import Version
+from vit_search.spec.numbers import counted
 from vit_search.tracking import model_files
 from vit_search.vit import augment, checkpoint
 from vit_search.vit.requests import pixels_of
@@ -492,7 +493,7 @@ class Endpoint:
         if not inputs:
             raise RefusedError(400, "no image: `inputs` is empty; give at least one.")
         if len(inputs) > self._limits.images:
-            raise RefusedError(413, f"{len(inputs):,} images; give at most {self._limits.images} in one request.")
+            raise RefusedError(413, f"{counted(len(inputs), 'image')}; give at most {self._limits.images} in one request.")
         return inputs
 
 

@@ -27,15 +27,12 @@ import torch
 
 from vit_search.errors import PromotionError
 from vit_search.production import references, registry
-from vit_search.spec.search_file import nearest
+from vit_search.production.formats import FORMATS, check_format
 from vit_search.tracking import model_package
 from vit_search.tracking.store import client_for
 from vit_search.tracking.uris import of_newest
 from vit_search.vit import checkpoint
 from vit_search.vit.checkpoint import ServedModel
-
-FORMATS = {"safetensors": "", "pt2": ".pt2", "onnx": ".onnx"}
-"""What can be written, and the ending of its name."""
 
 OPSET = 18
 """Of ONNX; torch's exporter writes its operators for this one, and onnxruntime has known it since 1.14 (February 2023)."""
@@ -77,7 +74,7 @@ def export(model: str, format: str, path: Path | None = None, *, tracking_uri: s
         path: of the file, or of the folder that safetensors makes; by default NAME-VERSION with the format's ending, here.
     Raises: PromotionError when the model cannot be had, a file is there already, or the export disagrees with the model.
     """
-    _check_format(format)
+    check_format(format)
     trained = references.folder_of(model)
     if trained is not None:
         path = path or Path(f"{trained.resolve().name}{FORMATS[format] or '-' + format}")
@@ -85,7 +82,7 @@ def export(model: str, format: str, path: Path | None = None, *, tracking_uri: s
         served = checkpoint.load_model(trained)
         difference = write(served, path, format, {"weights_sha256": checkpoint.weights_sha256(trained)}, folder=trained)
         return Exported(path, str(trained), "", difference)
-    client = client_for(of_newest(tracking_uri))
+    client = client_for(of_newest(tracking_uri), needs="read")
     version = references.find_version(client, model)
     path = path or Path(f"{version.name}-{version.version}{FORMATS[format]}")
     _check_free(path)
@@ -109,7 +106,7 @@ def write(
     Returns: the largest absolute difference of its logits from the model's own.
     Raises: PromotionError when it differs by more than TOLERANCE, when something is there already, when an extra is missing.
     """
-    _check_format(format)
+    check_format(format)
     _check_free(path)
     told = model_package.facts(served) | dict(facts)
     try:
@@ -142,7 +139,7 @@ def reader(path: Path, format: str) -> Reader:
 
     Raises: PromotionError for such an archive, or where an extra is missing; CheckpointError for a damaged folder.
     """
-    _check_format(format)
+    check_format(format)
     if format == "safetensors":
         return eager(checkpoint.load_model(path))
     if format == "pt2":
@@ -235,11 +232,6 @@ def _extra(name: str) -> Any:
 @torch.inference_mode()
 def _numbers(model: Callable[[torch.Tensor], torch.Tensor], images: np.ndarray) -> np.ndarray:
     return model(torch.from_numpy(images)).numpy()
-
-
-def _check_format(format: str) -> None:
-    if format not in FORMATS:
-        raise PromotionError(f"--format {format}: unknown; {nearest(format, tuple(FORMATS))}")
 
 
 def _check_free(path: Path) -> None:

@@ -28,6 +28,7 @@ from vit_search.production.endpoint import load
 from vit_search.production.references import GONE, Reference
 from vit_search.production.state import State, Version
 from vit_search.spec.files import make_folder, open_to_others, write_whole
+from vit_search.spec.strict_json import parse
 from vit_search.tracking import model_files, store, uris  # before mlflow, whose settings it makes
 from vit_search.vit import checkpoint
 
@@ -183,7 +184,7 @@ class Follower:
         """
         try:
             if self._client is None:
-                self._client = store.client_for(self._uri)
+                self._client = store.client_for(self._uri, needs="read")
             if self._target.alias:
                 return self._client.get_model_version_by_alias(self._target.name, self._target.alias)
             return self._client.get_model_version(self._target.name, self._target.version)
@@ -242,7 +243,7 @@ class Follower:
         number, seen = self._target.version, 0.0
         if self._target.alias:
             try:
-                pointed = json.loads((self._home / f"{self._target.alias}.json").read_text())
+                pointed = parse((self._home / f"{self._target.alias}.json").read_text())
                 number, seen = pointed["version"].rpartition("/")[2], pointed["seen"]
             except (OSError, ValueError, KeyError):
                 return None
@@ -275,5 +276,5 @@ def _created(version: Any) -> int:
 
 def _read_version(folder: Path) -> Version | None:
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return dataclasses.replace(Version(**json.loads((folder / VERSION).read_text())), folder=str(folder))
+        return dataclasses.replace(Version(**parse((folder / VERSION).read_text())), folder=str(folder))
     return None

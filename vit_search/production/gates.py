@@ -18,6 +18,7 @@ from typing import Any
 from vit_search.production import gate
 from vit_search.production.evidence import Costs, OnImages, Parity, SideBySide, corruption_drop, ece_gap
 from vit_search.production.gate import Comparison
+from vit_search.spec.numbers import counted
 from vit_search.spec.plain_text import markdown
 from vit_search.spec.policy import Policy
 from vit_search.spec.rungs import wilson
@@ -202,7 +203,8 @@ def seeds(accuracies: Sequence[float], policy: Policy, *, images: int, registere
     spread, middle = stdev(accuracies), mean(accuracies)
     chance = max(middle * (1 - middle), 0.0) / max(images, 1)
     told = (
-        f"accuracy {middle:.4f}, deviation {spread:.4f} over {len(accuracies)} seeds on {images:,} images, chance alone {chance**0.5:.4f}"
+        f"accuracy {middle:.4f}, deviation {spread:.4f} over {len(accuracies)} seeds on {counted(images, 'image')}, "
+        f"chance alone {chance**0.5:.4f}"
     )
     problems = []
     if policy.seed_sd is not None and spread > (policy.seed_sd**2 + chance) ** 0.5 + 1e-12:
@@ -365,7 +367,7 @@ def classes(candidate: OnImages, champion: OnImages | None, policy: Policy) -> G
     worst, name = min(recalls)
     counts = dict(zip(candidate.classes, candidate.confusion.sum(1).tolist(), strict=True))
     low, high = wilson(round(worst * counts[name]), counts[name])
-    told = f"worst class {name}: {worst:.4f} of {counts[name]:,} images (95 % interval {low:.4f} to {high:.4f})"
+    told = f"worst class {name}: {worst:.4f} of {counted(counts[name], 'image')} (95 % interval {low:.4f} to {high:.4f})"
     floor, allowed, problems = policy.floors.worst_class, policy.class_drop, []
     if floor is not None and worst < floor:
         problems.append(f"{told}, at least {floor:g} is asked for")
@@ -374,7 +376,7 @@ def classes(candidate: OnImages, champion: OnImages | None, policy: Policy) -> G
         for drop, bad in zip(drops, holm([one.p for one in drops], BEYOND_CHANCE), strict=True):
             if bad:
                 problems.append(
-                    f"class {drop.name} lost {drop.drop:.4f} of its {drop.images:,} images to the champion, "
+                    f"class {drop.name} lost {drop.drop:.4f} of its {counted(drop.images, 'image')} to the champion, "
                     f"{allowed:g} is allowed (p = {drop.p:.2g})"
                 )
         largest = max(drops, key=lambda one: one.drop)

@@ -48,6 +48,14 @@ def predict(
         return ask(_fetched(model, Path(place), tracking_uri, say), images, model)
 
 
+def check_readable(path: Path) -> None:
+    """Raises: DataError for a file that is missing, a folder, or closed to this account."""
+    try:
+        path.open("rb").close()
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); name an image file.") from None
+
+
 def classify(folder: Path, images: Sequence[Path], *, source: str) -> list[Prediction]:
     """What the model of a checkpoint sees in image files.
 
@@ -77,7 +85,7 @@ def _fetched(model: str, place: Path, tracking_uri: str | None, say: Callable[[s
     from vit_search.tracking.store import client_for
     from vit_search.tracking.uris import of_newest
 
-    client = client_for(of_newest(tracking_uri))
+    client = client_for(of_newest(tracking_uri), needs="read")
     if not model.startswith(("models:/m-", "runs:/")):
         return registry.fetch_files(client, references.find_version(client, model), place)
     folder, covered = registry.fetch_logged(client, model, place)

@@ -28,6 +28,7 @@ from vit_search.production.lock import abandoned, locked
 from vit_search.spec.cost import cost_of
 from vit_search.spec.files import make_folder, write_whole
 from vit_search.spec.policy import Policy
+from vit_search.spec.strict_json import parse
 from vit_search.tracking import finalists, ledger, model_files, searches
 from vit_search.tracking.finalists import Finalist, Retrained
 from vit_search.tracking.model_package import link_to_parent, log_model
@@ -221,7 +222,7 @@ def examine(folder: Path, number: int, policy: Policy, name: str, *, tracking_ur
     Args:
         folder: of the search. number: of a trial whose checkpoint is kept. name: of the registered model it would replace.
     """
-    client = client_for(tracking_uri)
+    client = client_for(tracking_uri, needs="read")
     spec, facts = searches.read(folder)
     place = ledger.trial_folder(folder, number) / "checkpoint"
     if number not in {trial.number for trial in ledger.read_trials(folder / "ledger.jsonl")}:
@@ -405,7 +406,7 @@ def _read(
 def _kept_reading(retrained: Retrained, candidate: Candidate, champion: Any) -> _Reading | None:
     """What an earlier promotion of this candidate against this champion has seen on the test split."""
     try:
-        told = json.loads(_reading_path(retrained, candidate, champion).read_text(encoding="utf-8"))
+        told = parse(_reading_path(retrained, candidate, champion).read_text(encoding="utf-8"))
         rival = OnImages.from_dict(told["rival"]) if told["rival"] else None
         seen = OnImages.from_dict(told["seen"])
         return _Reading(told["reading"], told["policy"], seen, rival, told["majority"], told["linear_probe"], fresh=False)

@@ -80,6 +80,29 @@ def folder_of(text: str) -> Path | None:
     return None
 
 
+def check_known(uri: str, text: str) -> None:
+    """Refuse a model that a SQLite registry does not have, without MLflow, whose import takes seconds. Where in doubt, do nothing.
+
+    Args:
+        uri: of the registry. text: a name alone, or a name with an alias or a version.
+    Raises: PromotionError that names the nearest known model.
+    """
+    try:
+        name = parse(text).name
+    except PromotionError:
+        if not re.fullmatch(r"[^/:@]+", text):
+            return
+        name = text
+    from vit_search.tracking.uris import names_in
+
+    known = names_in(uri)
+    if known is None or any(one == name or one.startswith(f"{name} (") for one in known):  # the latter: its lock, which `repair` clears
+        return
+    models = sorted(one for one in known if re.fullmatch(r"[A-Za-z0-9._-]+", one))  # the others are locks, mostly
+    mend = nearest(name, models) if models else "none is registered yet: `vit-search promote` makes one."
+    raise PromotionError(f"{text}: no registered model {'of this name' if name == text else f'named {name}'}; {mend}")
+
+
 def find_version(client: Any, text: str) -> Any:
     """The version that a name means, as MLflow gives it.
 

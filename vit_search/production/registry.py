@@ -40,6 +40,8 @@ from vit_search.errors import CheckpointError, PromotionError, PromotionRefusedE
 from vit_search.production import references
 from vit_search.production.lock import LEASE_S, Lock, insist, is_lock, locked, sweep
 from vit_search.spec.expressions import nearest
+from vit_search.spec.numbers import counted
+from vit_search.spec.strict_json import parse
 from vit_search.tracking import model_files
 from vit_search.tracking.model_files import CHECKPOINT
 from vit_search.tracking.store import in_short
@@ -92,7 +94,7 @@ class Record:
     def parse(cls, text: str) -> Record:
         """Raises: ValueError for what is not a record's text."""
         try:
-            values = json.loads(text)
+            values = parse(text)
             record = cls(came_from=values.pop("from"), **values)
             texts = [record.action, record.by, record.host, record.at, record.reason, record.before, *record.facts, *record.facts.values()]
             versions = [record.version, *([] if record.came_from is None else [record.came_from])]
@@ -253,7 +255,7 @@ def repair(client: MlflowClient, name: str, *, lease_s: float = LEASE_S, wait_s:
             cleared = len(lock.dead) + sweep(client, lock)
             last = state.last
     if cleared:
-        said.append(f"cleared the lock of {cleared} dead process{'es' if cleared > 1 else ''} away")
+        said.append(f"cleared the lock of {counted(cleared, 'dead process')} away")
     if state.champion != (last.version if last else None):
         should = f"the last record says version {last.version}" if last else "the history is empty"
         said.append(f"{_named(state.champion)}, but {should}: somebody else moved the alias, and it is left so")

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vit_search.spec.numbers import counted
 from vit_search.spec.pickles import REFUSED
+from vit_search.spec.strict_json import parse
 from vit_search.vit import augment
 from vit_search.vit.checkpoint import ServedModel
 
@@ -42,7 +44,7 @@ def problem(served: ServedModel, expected: str = "") -> str:
     images = _images(served)
     together = _logits(served, images)
     if together.shape != (IMAGES, len(served.classes)):
-        return f"the logits are {tuple(together.shape)}, for {len(served.classes)} classes and {IMAGES} images"
+        return f"the logits are {tuple(together.shape)}, for {counted(len(served.classes), 'class')} and {counted(IMAGES, 'image')}"
     if not together.isfinite().all():
         return "the logits are not finite"
     sums = together.softmax(-1).sum(-1)
@@ -54,7 +56,7 @@ def problem(served: ServedModel, expected: str = "") -> str:
     if not expected:
         return ""
     try:
-        known = torch.tensor(json.loads(expected), dtype=torch.float32)
+        known = torch.tensor(parse(expected), dtype=torch.float32)
     except (ValueError, TypeError, RuntimeError):
         return f"the golden logits are no table of numbers: {expected[:40]!r}"
     together = together[:, :CLASSES_KEPT]

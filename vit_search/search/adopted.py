@@ -13,6 +13,7 @@ from vit_search.search.facts import facts_of
 from vit_search.search.search_folder import check_output, new_folder
 from vit_search.spec import search_file
 from vit_search.spec.config import EpochResult
+from vit_search.spec.numbers import counted
 from vit_search.spec.search_file import SearchSpec
 from vit_search.tracking import searches
 from vit_search.tracking.ledger import Ended, Launched, Ledger, Proposed, Reported, trial_folder
@@ -78,5 +79,7 @@ def _file_of(folder: Path, described: Described) -> SearchSpec:
     if spec.trial_config({}, in_channels=model.in_channels, num_classes=model.num_classes, trial=0) != described.config:
         raise SearchError(f"{path}: not the file that this model was trained from; train it again with `vit-search train`.")
     if len(described.history) < spec.epochs:
-        raise SearchError(f"{folder}: trained for {len(described.history)} of {spec.epochs} epochs; go on with `vit-search train`.")
+        raise SearchError(
+            f"{folder}: trained for {len(described.history)} of {counted(spec.epochs, 'epoch')}; go on with `vit-search train`."
+        )
     return spec

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from vit_search.errors import SpecError
+from vit_search.spec.numbers import counted
 from vit_search.spec.search_file import SearchSpec, check_target, nearest
 from vit_search.tracking.ledger import Commanded, Event, Launched
 
@@ -99,7 +100,7 @@ class Commands:
             raise SpecError(f"unknown command {name!r}; {nearest(name, list(COMMANDS))}")
         check_arguments(name, arguments, ())
         if name == "pause":
-            return f"pausing: {_count(len(running), 'running trial')} will be held after the epoch at hand."
+            return f"pausing: {counted(len(running), 'running trial')} will be held after the epoch at hand."
         if name == "continue":
             return "going on." if self.paused or self.draining else "it was neither paused nor stopping; nothing changed."
         return "ending now; `vit-search resume` goes on from the last checkpoints."
@@ -107,7 +108,7 @@ class Commands:
     def _answer_stop(self, arguments: Mapping[str, Any], running: list[int]) -> str:
         check_arguments("stop", arguments, ("trial",))
         if "trial" not in arguments:
-            return f"no more trials will start; {_count(len(running), 'running trial')} will go on to the end."
+            return f"no more trials will start; {counted(len(running), 'running trial')} will go on to the end."
         trial = arguments["trial"]
         if trial not in running:
             raise SpecError(f"trial {trial} is not running; running: {', '.join(map(str, sorted(running))) or 'none'}.")
@@ -140,7 +141,3 @@ def check_arguments(command: str, arguments: Mapping[str, Any], names: tuple[str
     for key in arguments:
         if key not in names:
             raise SpecError(f"{command}: unknown argument {key!r}; {nearest(key, names) if names else 'it takes none.'}")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,8 @@ from vit_search.search.commands import COMMANDS
 from vit_search.spec.files import make_folder, write_whole
 from vit_search.spec.search_file import nearest
 from vit_search.spec.space import Value
+from vit_search.spec.strict_json import build
+from vit_search.spec.strict_json import parse as parse_json
 from vit_search.spec.user import user_name
 from vit_search.tracking import search_state, searches
 from vit_search.tracking.ledger import held
@@ -53,7 +56,7 @@ def ask(folder: Path, name: str, arguments: Mapping[str, Any], wait_s: float = A
                 f"{folder}: the search did not answer within {wait_s:g} s; see whether its driver still runs, then ask again."
             )
         time.sleep(0.05)
-    answer = json.loads(reply.read_text())
+    answer = parse_json(reply.read_bytes())
     reply.unlink()
     if not answer["done"]:
         raise SearchError(f"{folder.name}: {answer['answer']}")
@@ -87,6 +90,15 @@ def in_words(name: str, arguments: Mapping[str, Any]) -> str:
     return " ".join(
         [name, *(f"{key}={shlex.quote(value if isinstance(value, str) else json.dumps(value))}" for key, value in arguments.items())]
     )
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A command as it lies in the folder."""
+
+    name: str
+    arguments: dict[str, Value]
+    by: str
 
 
 class Obedient(Protocol):
@@ -142,11 +154,11 @@ class Control:
 
     def _answer(self, path: Path) -> None:
         try:
-            question = json.loads(path.read_text())
-            done, answer = self._driver.command(question["name"], question["arguments"], question["by"])
+            question = build(_Question, parse_json(path.read_bytes()))
+            done, answer = self._driver.command(question.name, question.arguments, question.by)
         except FileNotFoundError:
             return  # withdrawn
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             done, answer = False, f"{path.name}: no command ({error})."
         path.unlink(missing_ok=True)
         write_whole(path.with_suffix(".answer.json"), json.dumps({"done": done, "answer": answer}))

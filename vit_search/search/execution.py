@@ -20,6 +20,7 @@ from ray.tune.execution import class_cache
 from vit_search.errors import LostClusterError, SearchError, VitSearchError
 from vit_search.search.driver import Driver
 from vit_search.search.tune import NoProgress, TuneCallback, TuneScheduler, TuneSearcher, resources_of
+from vit_search.spec.numbers import counted
 from vit_search.spec.search_file import SearchSpec
 from vit_search.spec.signals import ending_signals, leave_terminal
 from vit_search.spec.worker_env import WORKER_ENV
@@ -150,8 +151,8 @@ def _too_large(spec: SearchSpec, there: list[Shape], address: str | None) -> str
             mend = "lower it"
             if getattr(resources, f"{name}s") == "auto":
                 mend = "write 0" if resources.gpu_bytes else "write 0, or, where a cluster starts nodes by itself, add gpu_memory"
-            return f"resources.{name}s: a trial asks for {asked:g} {name.upper()}s and {where} has {most:g}; {mend}."
-    return f"resources: a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, and no node of the cluster has both; lower one."
+            return f"resources.{name}s: a trial asks for {counted(asked, name.upper())} and {where} has {most:g}; {mend}."
+    return f"resources: a trial asks for {counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}, and no node of the cluster has both; lower one."
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from vit_search.spec import plan as planning
 from vit_search.spec.rungs import wilson
 from vit_search.spec.search_file import SearchSpec
+from vit_search.spec.strict_json import parse
 from vit_search.tracking.ledger import Progress, Trial
 from vit_search.tracking.searches import Hindsight
 
@@ -53,7 +53,7 @@ def false_kills(audits: Iterable[tuple[int, int | None]], finals: Mapping[int, f
 def _beside_plan(folder: Path, spec: SearchSpec, trials: Sequence[Trial], progress: Progress) -> dict[str, Any] | None:
     """What was foretold at the start beside what came; None where the plan is missing or damaged: it decides nothing."""
     try:
-        plan = planning.Plan.from_dict(json.loads((folder / PLAN).read_text()))
+        plan = planning.Plan.from_dict(parse((folder / PLAN).read_bytes()))
     except (OSError, ValueError, TypeError, KeyError):
         return None
     lengths = Counter(len(trial.results) for trial in trials)

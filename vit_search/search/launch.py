@@ -44,6 +44,7 @@ from vit_search.search.stopping import train_flops_of
 from vit_search.search.work import train_trial
 from vit_search.spec import plan as planning
 from vit_search.spec.files import write_whole
+from vit_search.spec.numbers import counted
 from vit_search.spec.search_file import SearchSpec
 from vit_search.spec.space import Value
 from vit_search.spec.user import user_name
@@ -256,7 +257,9 @@ def drive(
     finally:  # an error of ours leaves a search that can be resumed, and no run open
         end = _finish(spec, folder, ledger, driver, recorder, ended=ended, refused=not ended and first_launch)
     if end.nothing_completed:
-        raise NoTrialCompletedError(f"{folder}: none of {len(end.trials)} trials reached full length; {driver.ending or _why(end.trials)}")
+        raise NoTrialCompletedError(
+            f"{folder}: none of {counted(len(end.trials), 'trial')} reached full length; {driver.ending or _why(end.trials)}"
+        )
     return SearchResult(
         folder=folder,
         spec=spec,
@@ -368,7 +371,7 @@ def _finish(
         with contextlib.suppress(OSError):
             searches.write_hindsight(folder, hindsight)
     status = "KILLED" if interrupted else "FAILED" if nothing_completed or not ended else "FINISHED"
-    if refused:
+    if refused and driver is not None:
         recorder.discard()
     recorded = (
         driver is not None and not refused and recorder.close(status, None if interrupted else hindsight, patience_s=60 if ended else 30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vit_search.search.commands import Commands, Settings
+from vit_search.spec.numbers import counted
 from vit_search.tracking.ledger import Commanded, Ended, Event, Progress
 
 
@@ -68,7 +69,7 @@ class Limits:
             if there is not None:
                 return f"limits.target: trial {there} reached {limits.target:g}"
         if limits.patience is not None and self._since_best >= limits.patience:
-            return f"limits.patience: no improvement in {self._since_best} trials"
+            return f"limits.patience: no improvement in {counted(self._since_best, 'trial')}"
         if limits.hours is not None and spent.wall_seconds >= 3600 * limits.hours:
             return f"limits.hours: {limits.hours:g} h are over"
         if limits.device_hours is not None and spent.device_seconds(self._devices) >= 3600 * limits.device_hours:

@@ -19,6 +19,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
+from vit_search.spec.numbers import counted
 from vit_search.tracking.ledger import Broke, Event, Launched
 
 MAX_RETRIES = 3
@@ -99,7 +100,7 @@ class Recovery:
         counts = self._counts.get(trial, Counter())
         if counts["own"] + counts["memory"] > MAX_RETRIES:
             return f"{reason} (after {MAX_RETRIES} retries)"
-        return f"{reason}, {counts['node']} times" if counts["node"] > MAX_LOSSES else ""
+        return f"{reason}, {counted(counts['node'], 'time')}" if counts["node"] > MAX_LOSSES else ""
 
 
 def nodes_to_avoid(needed: Mapping[str, float], avoided: Collection[str], living: Mapping[str, Mapping[str, float]]) -> frozenset[str]:

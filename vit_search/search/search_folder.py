@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import re
 import shutil
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from vit_search.errors import SearchError
@@ -16,8 +16,9 @@ from vit_search.spec.files import make_folder
 from vit_search.spec.numbers import whole_number
 from vit_search.spec.search_file import NAME, SearchSpec
 from vit_search.spec.space import Value
+from vit_search.spec.strict_json import build, parse
 from vit_search.tracking import searches
-from vit_search.tracking.ledger import Trial, kept, read_trials
+from vit_search.tracking.ledger import Outcome, Trial, kept, read_trials
 from vit_search.vit import checkpoint_files
 
 EARLIER = "earlier.json"
@@ -91,11 +92,31 @@ def read_lessons(spec: SearchSpec, output: Path) -> list[tuple[dict[str, Value],
 
 
 def kept_lessons(folder: Path) -> list[tuple[dict[str, Value], dict[int, float], str]]:
-    """The same as it stood when this search began: what a resume proposes must not change with the other searches."""
-    if not (folder / EARLIER).exists():
+    """The same as it stood when this search began: what a resume proposes must not change with the other searches.
+
+    Raises: SearchError where the file is no list of them.
+    """
+    path = folder / EARLIER
+    if not path.exists():
         return []
-    lessons = json.loads((folder / EARLIER).read_text())
-    return [(params, {int(epoch): value for epoch, value in values.items()}, outcome) for params, values, outcome in lessons]
+    try:
+        rows = parse(path.read_bytes())
+        if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 3 for row in rows):
+            raise ValueError("no list of trials")
+        lessons = [build(_Lesson, {"params": params, "values": values, "outcome": outcome}) for params, values, outcome in rows]
+        return [(lesson.params, {int(epoch): value for epoch, value in lesson.values.items()}, lesson.outcome) for lesson in lessons]
+    except ValueError as error:
+        raise SearchError(f"{path}: {error}; restore the file from a copy.") from None
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """A trial of another search, as it is kept."""
+
+    params: dict[str, Value]
+    values: dict[str, float]
+    """By epoch."""
+    outcome: Outcome
 
 
 def delete_old_checkpoints(folder: Path, trials: Mapping[int, Trial], spec: SearchSpec) -> None:

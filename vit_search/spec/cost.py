@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from vit_search.spec.config import ModelConfig
@@ -135,6 +137,20 @@ def _kept(config: ModelConfig, device: Device, half: bool) -> int:
 def memory_of_this_machine() -> int:
     """Bytes of main memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def cpus_of_this_machine() -> int:
+    """Cores that a Ray of our own counts here."""
+    return os.cpu_count() or 1
+
+
+def gpus_of_this_machine(devices: Path = Path("/dev")) -> int | None:
+    """NVIDIA GPUs that a process sees here, told by their device files; None where others may be there that have no such files."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = len([path for path in devices.glob("nvidia*") if re.fullmatch("nvidia[0-9]+", path.name)])
+    if not there and any((devices / name).exists() for name in ("kfd", "dxg")):  # AMD's, and those of a Linux inside Windows
+        return None
+    return there if shown is None else min(there, len([name for name in shown.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]))
 
 
 def in_time(seconds: float) -> str:

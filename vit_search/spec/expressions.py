@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vit_search.errors import SpecError
+from vit_search.spec.numbers import counted
 
 MAX_LENGTH = 1000
 """Characters of an expression."""
@@ -352,7 +353,7 @@ def _copied(node: ast.expr, refuse: Callable[..., SpecError], depth: int) -> Nod
             return Comparison(copied(first), tuple((_SIGNS[type(op)], copied(part)) for op, part in zip(ops, rest, strict=True)))
         case ast.Call(func=ast.Name(id=name), args=arguments) if name in FUNCTIONS:
             if (len(arguments) == 1) != (name == "log2") or not arguments:
-                raise refuse(f"{name} of {len(arguments)} values", f"write {FUNCTIONS[name]}")
+                raise refuse(f"{name} of {counted(len(arguments), 'value')}", f"write {FUNCTIONS[name]}")
             return Call(name, tuple(copied(argument) for argument in arguments))
         case ast.Call(func=ast.Name(id=name)):
             raise refuse(f"unknown function {name}", f"write {', '.join(FUNCTIONS.values())}")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vit_search.errors import DataError
 from vit_search.spec.config import IMAGE_ENDINGS
+from vit_search.spec.numbers import counted
+from vit_search.spec.plain_text import file_name
 
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Folder names, in lower case, that stand for a split."""
@@ -42,7 +44,23 @@ class ImageFolder:
     @property
     def summary(self) -> str:
         """One line: `2 classes: cat, dog; 80 images; 10 files skipped: 8 .heic, 2 hidden`."""
-        return summary(self.classes, len(self.files), self.skipped, Counter(self.splits))
+        lacks = (f"{split} has no image of {in_short(names)}" for split, names in self.missing.items())
+        return "; ".join((summary(self.classes, len(self.files), self.skipped, Counter(self.splits)), *lacks))
+
+    @property
+    def missing(self) -> dict[str, tuple[str, ...]]:
+        """Classes of which a split (val or test) has no image; splits that have all of them are left out."""
+        there = set(zip(self.splits, self.labels, strict=False))  # no splits where the folder has none
+        lacks = {
+            split: tuple(name for label, name in enumerate(self.classes) if (split, label) not in there)
+            for split in sorted(set(self.splits), reverse=True)  # val first
+        }
+        return {split: names for split, names in lacks.items() if names}
+
+
+def in_short(classes: Sequence[str]) -> str:
+    """Names of classes, the first few of many."""
+    return ", ".join(classes[:SHOWN]) + (f", … {len(classes) - SHOWN} more" if len(classes) > SHOWN else "")
 
 
 def summary(classes: tuple[str, ...], images: int, skipped: Mapping[str, int], splits: Mapping[str, int] | None = None) -> str:
@@ -52,8 +70,7 @@ def summary(classes: tuple[str, ...], images: int, skipped: Mapping[str, int], s
         images: as many as were found, or, where `splits` are of a set that `train_limit` shortens, as are used.
         splits: images in each split, where they are told.
     """
-    names = ", ".join(classes[:SHOWN]) + (f", … {len(classes) - SHOWN} more" if len(classes) > SHOWN else "")
-    parts = [f"{len(classes)} classes: {names}", f"{images:,} images"]
+    parts = [f"{counted(len(classes), 'class')}: {in_short(classes)}", counted(images, "image")]
     if splits:
         parts[-1] += " (" + ", ".join(f"{name} {splits[name]:,}" for name in ("train", "val", "holdout", "test") if splits.get(name)) + ")"
     if skipped:
@@ -66,9 +83,9 @@ def _left_out(skipped: Mapping[str, int]) -> str:
     order = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in order[:REASONS_SHOWN])
     others = sum(count for _, count in order[REASONS_SHOWN:])
-    reasons += f", {others:,} others" if others else ""
+    reasons += f", {counted(others, 'other')}" if others else ""
     total = sum(skipped.values())
-    return f"{total:,} {'file' if total == 1 else 'files'} skipped: {reasons}"
+    return f"{counted(total, 'file')} skipped: {reasons}"
 
 
 def scan(root: Path) -> ImageFolder:
@@ -97,13 +114,14 @@ def _scan(root: Path) -> ImageFolder:
     classes = tuple(folder.name for folder in _folders(homes.get("train", root)))
     for name in classes:
         if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):  # Cs: bytes that are not UTF-8
-            raise DataError(f"{root}: the class folder {name!r} has a name that cannot be printed; rename it.")
+            raise DataError(f"{root}: the class folder '{file_name(name)}' has a name that cannot be printed; rename it.")
     files: list[tuple[Path, int, str]] = []
     for split, home in homes.items():
         unknown = [folder.name for folder in _folders(home) if folder.name not in classes]
         if unknown:
             raise DataError(
-                f"{home}: the class {unknown[0]!r} is not in {homes['train'].name}; add images of it there, or remove the folder."
+                f"{home}: the class '{file_name(unknown[0])}' is not in {homes['train'].name}; add images of it there, "
+                "or remove the folder."
             )
         for label, name in enumerate(classes):
             found = sorted(_images(home / name, skipped, (_identity(root), _identity(home))))
@@ -111,7 +129,8 @@ def _scan(root: Path) -> ImageFolder:
             if split in ("", "train") and len(found) < 3:
                 left_out = f" ({_left_out(skipped)})" if skipped else ""
                 raise DataError(
-                    f"{home / name}: {len(found)} images; each class needs at least 3, for training, validation and test{left_out}."
+                    f"{home / name}: {counted(len(found), 'image')}; each class needs at least 3, "
+                    f"for training, validation and test{left_out}."
                 )
         if split and not any(own == split for _, _, own in files):
             raise DataError(f"{home}: no images; put images into its class folders, or remove {home.name} to have it split off train.")
@@ -154,8 +173,9 @@ def _splits(root: Path, folders: list[Path]) -> dict[str, Path]:
 def _too_few(folders: list[Path]) -> str:
     """Why fewer than two class folders will not do."""
     if folders and len(_folders(folders[0])) > 1:
-        return f"one folder only, {folders[0].name!r}, which holds {len(_folders(folders[0]))} folders; give data.path: {folders[0]}"
-    seen = f"one class only, {folders[0].name!r}" if folders else "no class folders"
+        name, inside = file_name(folders[0].name), len(_folders(folders[0]))
+        return f"one folder only, '{name}', which holds {inside} folders; give data.path: {folders[0]}"
+    seen = f"one class only, '{file_name(folders[0].name)}'" if folders else "no class folders"
     return f"{seen}; put the images into at least two folders, one per class."
 
 
@@ -214,5 +234,5 @@ def _reason(path: Path) -> str:
     """Why a visible file is left out."""
     if not path.exists():
         return "broken link"
-    ending = path.suffix.lower().encode(errors="backslashreplace").decode()  # a Latin-1 name must not end what writes the summary
+    ending = file_name(path.suffix.lower())  # a Latin-1 name must not end what writes the summary
     return ending if ending and ending.isprintable() else "without an ending"

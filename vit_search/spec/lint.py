@@ -15,6 +15,7 @@ from vit_search.errors import DataError
 from vit_search.spec import expressions, folders, shares
 from vit_search.spec.config import COUNTS, model_problem
 from vit_search.spec.cost import Cost, in_units, memory_of_this_machine
+from vit_search.spec.numbers import counted
 from vit_search.spec.plan import images_of
 from vit_search.spec.rungs import wilson
 from vit_search.spec.search_file import SearchSpec
@@ -116,8 +117,12 @@ class _Draw:
     """None where it makes no ViT."""
 
 
-def lint(spec: SearchSpec, draws: int = 2_000) -> Report:
-    """Look a checked search file over, from so many random proposals of a fixed seed."""
+def lint(spec: SearchSpec, draws: int = 2_000, further: Sequence[Finding] = ()) -> Report:
+    """Look a checked search file over, from so many random proposals of a fixed seed.
+
+    Args:
+        further: findings that the file alone does not show, e.g. `beyond_this_machine`.
+    """
     rng, space = random.Random(0), spec.space  # noqa: S311 -- a sample of the space, not a secret
     drawn = [_looked_at(space, space.draw(rng)) for _ in range(draws)]
     valid = [draw for draw in drawn if not draw.reasons]
@@ -127,7 +132,7 @@ def lint(spec: SearchSpec, draws: int = 2_000) -> Report:
     usable = None if size is None else _usable(space, size, share)
     limits = tuple(_bindings(space, drawn))
     duplicates = _duplicates(spec, usable)
-    findings: list[Finding] = []
+    findings: list[Finding] = list(further)
     if not valid:
         worst = next(iter(invalid))
         findings.append(Finding("error", _home(worst), f"none of {draws:,} random proposals can be run, most since {worst}; widen it."))
@@ -143,6 +148,7 @@ def lint(spec: SearchSpec, draws: int = 2_000) -> Report:
     findings += _repeats(spec, usable, duplicates)
     findings += _stopping(spec)
     findings += _few_images(spec)
+    findings += _missing_classes(spec)
     findings += _scales(space)
     order = ("error", "warning", "hint")
     return Report(
@@ -158,6 +164,24 @@ def lint(spec: SearchSpec, draws: int = 2_000) -> Report:
         limits=limits,
         findings=tuple(sorted(findings, key=lambda finding: order.index(finding.severity))),
     )
+
+
+def beyond_this_machine(spec: SearchSpec, cpus: int, gpus: int | None) -> Iterator[Finding]:
+    """What one trial asks for and a machine lacks; a hint, since the search may run on a cluster that has it.
+
+    Args:
+        cpus, gpus: of the machine; None where its GPUs cannot be counted.
+    """
+    elsewhere, asked = "run it on a cluster that has {}, or", spec.resources
+    if asked.cpus != "auto" and asked.cpus > cpus:
+        seen = f"a trial takes {asked.cpus:g} CPUs, and this machine has {cpus}"
+        yield Finding("hint", "resources.cpus", f"{seen}; {elsewhere.format('them')} lower it.")
+    least = 1 if asked.gpus == "auto" else math.ceil(asked.gpus)
+    if gpus is not None and least > gpus:
+        takes = "GPUs" if asked.gpus == "auto" else f"{asked.gpus:g} GPU{'s' if asked.gpus > 1 else ''}"
+        seen = f"a trial takes {takes}, and this machine has {gpus or 'none'}"
+        mend = "lower it" if gpus else "write 0"
+        yield Finding("hint", "resources.gpus", f"{seen}; {elsewhere.format('them' if least > 1 else 'one')} {mend}.")
 
 
 def _looked_at(space: Space, params: dict[str, Any]) -> _Draw:
@@ -248,7 +272,7 @@ def _never(space: Space, drawn: Sequence[_Draw]) -> Iterator[Finding]:
         lost = [value for value in parameter.values() if tried[value] >= SEEN and not run[value]]
         for i, value in enumerate(lost[:3]):
             reasons = Counter(draw.reasons[0] for draw in drawn if draw.params.get(name) == value and draw.reasons)
-            more = f", and {len(lost) - 3} more values" if i == 2 and len(lost) > 3 else ""
+            more = f", and {counted(len(lost) - 3, 'more value')}" if i == 2 and len(lost) > 3 else ""
             seen = f"{_spelt(value)} is in no proposal that can be run ({reasons.most_common(1)[0][0]}){more}"
             yield Finding("warning", path_of(name), f"{seen}; leave it out.")
 
@@ -326,13 +350,16 @@ def _repeats(spec: SearchSpec, usable: int | None, duplicates: float) -> Iterato
     if spec.trials > usable:
         end = "the grid ends there" if spec.sampler == "grid" else "the rest repeat"
         yield Finding(
-            "warning", "trials", f"{spec.trials:,} trials, but only {usable:,} different proposals can be run: {end}; ask for fewer."
+            "warning",
+            "trials",
+            f"{counted(spec.trials, 'trial')}, but only {counted(usable, 'different proposal')} can be run: {end}; ask for fewer.",
         )
     elif spec.sampler == "grid" and spec.trials < usable:
-        seen = f"{spec.trials:,} trials try {spec.trials / usable:.0%} of the grid's {usable:,} combinations"
+        seen = f"{spec.trials / usable:.0%} of the grid's {usable:,} combinations are tried by {counted(spec.trials, 'trial')}"
         yield Finding("hint", "trials", f"{seen}; ask for all of them, or for another sampler.")
     elif duplicates >= 1 and duplicates >= 0.05 * spec.trials:
-        seen = f"about {duplicates:.0f} of {spec.trials:,} trials repeat one of {usable:,} combinations, or more as the sampler learns"
+        of = f"{counted(spec.trials, 'trial')} repeat one of {counted(usable, 'combination')}"
+        seen = f"about {duplicates:.0f} of {of}, or more as the sampler learns"
         yield Finding("hint", "trials", f"{seen}; add values or ask for fewer.")
 
 
@@ -351,7 +378,7 @@ def _stopping(spec: SearchSpec) -> Iterator[Finding]:
             "warning", "stopping.kind", f"median needs 5 trials to hold the next against, and trials is {spec.trials}; write asha."
         )
     if stopping.strata > 1 and spec.trials < 2 * stopping.strata * stopping.reduction_factor:
-        seen = f"about {spec.trials / stopping.strata:.0f} trials in each of {stopping.strata} groups part hardly at all"
+        seen = f"about {counted(round(spec.trials / stopping.strata), 'trial')} in each of {stopping.strata} groups part hardly at all"
         yield Finding("hint", "stopping.strata", f"{seen}; ask for fewer groups or more trials.")
 
 
@@ -365,11 +392,26 @@ def _few_images(spec: SearchSpec) -> Iterator[Finding]:
     count, split = (images.holdout, "holdout") if on_holdout else (images.val, "validation")
     if count < LEAST_IMAGES:
         low, high = wilson(0.9 * count, count)
-        seen = f"{count} {split} images: an accuracy of 0.90 on them has a 95 % interval of {low:.2f} to {high:.2f}, {high - low:.2f} wide"
+        interval = f"a 95 % interval of {low:.2f} to {high:.2f}, {high - low:.2f} wide"
+        seen = f"{counted(count, f'{split} image')}: an accuracy of 0.90 on them has {interval}"
         own = spec.data.name not in COUNTS and not on_holdout and "val" in folders.scan(Path(spec.data.path or "").expanduser()).splits
         key = "data.holdout_fraction" if on_holdout else "data.val_fraction"
         where, mend = ("data.path", "add images to them") if own else (key, "raise it, or add images")
         yield Finding("warning", where, f"{seen}; {mend}.")
+
+
+def _missing_classes(spec: SearchSpec) -> Iterator[Finding]:
+    """Classes of an image folder that its own val or test has no image of."""
+    if spec.data.name in COUNTS or spec.data.path is None:
+        return
+    try:
+        listing = folders.scan(Path(spec.data.path).expanduser())
+    except DataError:
+        return  # as in `_few_images`
+    for split, names in listing.missing.items():
+        which = "they are" if len(names) > 1 else "it is"
+        seen = f"{split} has no image of {folders.in_short(names)}, so nothing tells how well {which} recognised"
+        yield Finding("warning", "data.path", f"{seen}; add images, or remove {split} to have it split off train.")
 
 
 def _warm_up(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
@@ -382,7 +424,7 @@ def _warm_up(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
 def _together(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
     """What trials at once and whole epochs come to."""
     if spec.concurrency > spec.trials:
-        yield Finding("hint", "concurrency", f"{spec.concurrency:,} at once, but only {spec.trials:,} trials; lower it.")
+        yield Finding("hint", "concurrency", f"{spec.concurrency:,} at once, but only {counted(spec.trials, 'trial')}; lower it.")
     most, have = max(draw.cost.train_bytes for draw in valid if draw.cost is not None), memory_of_this_machine()
     if not spec.resources.on_gpu and most * spec.concurrency > have >= most:
         seen = f"{spec.concurrency:,} of the largest trials take {in_units(most * spec.concurrency)}, and this machine has {in_units(have)}"
@@ -391,7 +433,7 @@ def _together(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
         train = images_of(spec.data_config).train
         share = sum(draw.values["batch_size"] > train for draw in valid) / len(valid)
         if share:
-            seen = f"in {share:.0%} of the proposals an epoch of {train:,} images is less than one batch"
+            seen = f"in {share:.0%} of the proposals an epoch of {counted(train, 'image')} is less than one batch"
             yield Finding("warning", "training.batch_size", f"{seen}; lower it.")
 
 

@@ -15,6 +15,7 @@ import yaml
 from vit_search.errors import SpecError
 from vit_search.spec import search_file
 from vit_search.spec.config import ModelConfig, TrainingConfig, within
+from vit_search.spec.numbers import counted
 from vit_search.spec.search_file import SearchSpec
 from vit_search.spec.space import Choice, FloatRange, IntRange, Space, Value
 
@@ -312,7 +313,7 @@ def _written(
     if best:
         values["start_with"] = best
         why["start_with"] = f"the best of {search}"
-    drawn = f"drawn from the best {good} of {of} trials" if edits else "the same ranges"
+    drawn = f"drawn from the best {good} of {counted(of, 'trial')}" if edits else "the same ranges"
     return f"# After {search}: {drawn}; a line that differs says why.\n" + _lines(values, why)
 
 

@@ -10,8 +10,16 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029
 
 
 def plain(text: str) -> str:
-    """A text whose control characters and direction marks are written out, as `\\x1b` or `\\u202e`; colours are dropped."""
+    """A text whose control characters and direction marks are written out, as `\\x1b` or `\\u202e`; colours are dropped.
+
+    So are bytes of a file's name that are no UTF-8: `caf\\xe9.jpg`.
+    """
     return _UNSAFE.sub(_spelt, _COLOUR.sub("", text))
+
+
+def file_name(name: str) -> str:
+    """A file's name on one line; its newlines and tabs are written out, too."""
+    return plain(name).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def one_line(text: str) -> str:
@@ -36,4 +44,6 @@ def code_block(text: str, language: str = "") -> str:
 
 def _spelt(found: re.Match[str]) -> str:
     number = ord(found[0])
+    if 0xDC80 <= number <= 0xDCFF:  # a byte of a file's name that is not UTF-8, as Python holds it
+        number -= 0xDC00
     return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"

@@ -27,6 +27,7 @@ from vit_search.spec.cost import Cost, cost_of
 from vit_search.spec.files import write_whole
 from vit_search.spec.rungs import levels
 from vit_search.spec.search_file import SearchSpec
+from vit_search.spec.strict_json import parse
 
 DRAWS = 1_000
 """Proposals that stand for all that a search may try."""
@@ -139,7 +140,7 @@ def load_speed(path: Path) -> Speed | None:
     Raises: SpecError when the file is damaged or of another version.
     """
     try:
-        speed = Speed(**json.loads(path.read_text()))
+        speed = Speed(**parse(path.read_text()))
         figures = [getattr(speed, f.name) for f in dataclasses.fields(Speed) if f.type == "float"]
         if not all(isinstance(figure, (int, float)) and math.isfinite(figure) and figure >= 0 for figure in figures):
             raise ValueError

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, fiel
 from vit_search.errors import SpecError
 from vit_search.spec import strict_yaml
 from vit_search.spec.expressions import nearest
+from vit_search.spec.wanted import spelt, wanted
 
 Corruption = Literal["gaussian_noise", "blur", "contrast", "brightness", "translate", "jpeg"]
 CORRUPTIONS: tuple[Corruption, ...] = ("gaussian_noise", "blur", "contrast", "brightness", "translate", "jpeg")
@@ -218,20 +219,10 @@ def _in_words(error: dict[str, Any]) -> tuple[strict_yaml.NodePath, str]:
     key = ".".join(map(str, path))
     if error["type"] == "extra_forbidden":
         return path, f"{key}: unknown key; {nearest(str(path[-1]), list(_section(path[:-1]).model_fields))}"
-    seen = repr(error["input"])
-    seen = seen if len(seen) <= 60 else seen[:57] + "..."
+    seen = "has no value" if error["input"] is None else f"{spelt(error['input'])} will not do"
     if error["type"] == "value_error":
         return path, f"{key}: {error['ctx']['error']}."
-    if error["type"] == "tuple_type":
-        return path, f"{key}: {seen} will not do; give a list."
-    wanted = error["msg"].removeprefix("Input should be ")
-    wanted = f"a number {wanted}" if wanted.startswith(("greater", "less")) else wanted
-    if error["type"] == "literal_error":
-        options = [option.strip("'") for option in str(error["ctx"]["expected"]).replace(" or ", ", ").split(", ")]
-        return path, f"{key}: {seen} will not do; {nearest(str(error['input']), options)}"
-    if error["type"] in ("model_type", "model_attributes_type"):
-        return path, f"{key}: {seen} is no mapping; write `key: value` lines under it."
-    return path, f"{key}: {seen} will not do; give {wanted[0].lower()}{wanted[1:]}."
+    return path, f"{key}: {seen}; {wanted(error)}"
 
 
 def _section(path: strict_yaml.NodePath) -> type[BaseModel]:

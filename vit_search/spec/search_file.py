@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
@@ -28,8 +29,10 @@ from vit_search.spec.config import (
 )
 from vit_search.spec.cost import memory_of_this_machine
 from vit_search.spec.expressions import nearest as nearest  # others ask for it here
+from vit_search.spec.numbers import counted
 from vit_search.spec.shares import SMALLEST
 from vit_search.spec.space import FORMS, FloatRange, IntRange, Space, Value, path_of, section
+from vit_search.spec.wanted import spelt, wanted
 
 if TYPE_CHECKING:  # made from the dataclasses' fields when imported, so their keys are not known to a type checker
     DataSection: TypeAlias = Any
@@ -475,7 +478,7 @@ def _in_words(error: dict[str, Any], document: strict_yaml.Document) -> tuple[tu
     if kind == "missing":
         return path[:-1], f"{key}: missing; add it."
     if kind == "union_tag_invalid":
-        return path, f"{key}: {_short(seen)} is no value and no distribution; {_wanted(path)}"
+        return path, f"{key}: {spelt(seen)} is no value and no distribution; {_mend(path, error)}"
     if kind == "value_error":
         text = str(error["ctx"]["error"])
         if text.startswith("@"):
@@ -484,20 +487,15 @@ def _in_words(error: dict[str, Any], document: strict_yaml.Document) -> tuple[tu
             key = ".".join(map(str, path))
         return path, f"{key}: {text}."
     if kind == "too_long":
-        return path, f"{key}: {error['ctx']['actual_length']:,} entries; give at most {error['ctx']['max_length']:,}."
+        return path, f"{key}: {counted(error['ctx']['actual_length'], 'entry', 'entries')}; give at most {error['ctx']['max_length']:,}."
     if kind == "too_short":
         return path, f"{key}: the list is empty; give at least one value."
     if kind == "string_pattern_mismatch":
         return (
             path,
-            f"{key}: {_short(seen)} will not do as a name; use letters, digits, '.', '_' and '-', at most 64, a letter or digit first.",
+            f"{key}: {spelt(seen)} will not do as a name; use letters, digits, '.', '_' and '-', at most 64, a letter or digit first.",
         )
-    return path, f"{key}: {_short(seen)} will not do: {error['msg'].removeprefix('Input ')}; {_wanted(path, seen, error['msg'])}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return path, f"{key}: {'has no value' if seen is None else f'{spelt(seen)} will not do'}; {_mend(path, error)}"
 
 
 def _section(path: tuple[str | int, ...]) -> type[BaseModel]:
@@ -529,8 +527,8 @@ _LISTS = {
 }
 
 
-def _wanted(path: tuple[str | int, ...], seen: Any = None, message: str = "") -> str:
-    """What may stand at a path."""
+def _mend(path: tuple[str | int, ...], error: Mapping[str, Any]) -> str:
+    """What may stand at a path, in place of what pydantic has refused."""
     home = _section(path)
     if path == ("stopping",):
         return "write a mapping, as {kind: none} or {kind: asha, grace_epochs: 3}."
@@ -539,17 +537,16 @@ def _wanted(path: tuple[str | int, ...], seen: Any = None, message: str = "") ->
     if path and path[0] in _LISTS and (len(path) == 1 or isinstance(path[-1], int)):
         return _LISTS[str(path[0])]
     config = {ModelSection: ModelConfig, TrainingSection: TrainingConfig}.get(home)
-    if config is None or len(path) < 2:
-        options = re.findall(r"'([^']*)'", message)
-        mend = nearest(seen, options) if isinstance(seen, str) and options else ""
-        return mend if mend.startswith("did") else "choose one of these." if options else "see `vit-search schema`."
+    mend = wanted(error)
+    if config is None or len(path) < 2 or path[-1] in ("step", "log") or mend.startswith(("give at", "give less", "give more", "did")):
+        return mend
     annotation = field_types(config)[str(path[1])]
     if get_origin(annotation) is Literal:
         return f"write {' or '.join(map(str, get_args(annotation)))}, or {{choice: [...]}} of them."
-    kind = str(annotation).removeprefix("<class '").removesuffix("'>")
+    kind = str(annotation).removeprefix("<class '").removesuffix("'>").removesuffix(" | None")
     examples = {
-        "int": "64, {choice: [32, 64]} or {int: [32, 96], step: 16}",
-        "float": "1e-3, {choice: [1e-3, 2e-3]} or {float: [1e-4, 1e-2], log: true}",
+        "int": "a whole number, as 64, {choice: [32, 64]} or {int: [32, 96], step: 16}",
+        "float": "a number, as 1e-3, {choice: [1e-3, 2e-3]} or {float: [1e-4, 1e-2], log: true}",
+        "bool": "true, false or {choice: [true, false]}",
     }
-    base = kind.removesuffix(" | None")
-    return f"write e.g. {examples[base]}." if base in examples else f"write {kind} or {{choice: [...]}}."
+    return f"write {examples[kind]}." if kind in examples else f"write {kind} or {{choice: [...]}}."

@@ -35,6 +35,7 @@ from vit_search.spec import expressions, shares
 from vit_search.spec.config import FROM_DATA, ModelConfig, TrainingConfig, bounds_text, field_types, model_problem, within
 from vit_search.spec.cost import Cost, cost_of, in_units
 from vit_search.spec.expressions import Expression, nearest
+from vit_search.spec.numbers import counted
 
 T = TypeVar("T")
 Value = int | float | bool | str | None
@@ -530,13 +531,14 @@ class Space:
             common = math.gcd(height, width)
             divisors = ", ".join(str(d) for d in range(1, common + 1) if common % d == 0)
             raise SpecError(
-                f"model.patch_size: 0 of {len(patches)} values divide the image of {height}x{width} pixels; choose from {divisors}."
+                f"model.patch_size: 0 of {counted(len(patches), 'value')} divide the image of {height}x{width} pixels; "
+                f"choose from {divisors}."
             )
         heads, dims = self._values("heads"), self._values("dim")
         if None in self._values("dim_head") and not any(dim % head == 0 for head in heads for dim in dims):
             divisors = ", ".join(str(d) for d in range(1, min(dims[0], 64) + 1) if dims[0] % d == 0)
             raise SpecError(
-                f"model.heads: 0 of {len(heads) * len(dims)} pairs of heads and dim fit, since heads must divide dim; "
+                f"model.heads: 0 of {counted(len(heads) * len(dims), 'pair')} of heads and dim fit, since heads must divide dim; "
                 f"for dim={dims[0]} choose from {divisors}."
             )
         self._check_memory()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import sys
 import types
@@ -28,6 +29,17 @@ Share = Annotated[float, (0, 1, "or not finite")]
 """A metric that is a fraction, of a trial that may have diverged."""
 
 _Check = Callable[[Any, str], Any]
+
+
+def parse(text: str | bytes) -> Any:
+    """The values of a JSON text.
+
+    Raises: ValueError for what is no JSON, or has too many brackets for Python's parser.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("too many brackets") from None
 
 
 def build(kind: type[T], values: Any, where: str = "") -> T:

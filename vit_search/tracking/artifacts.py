@@ -52,6 +52,15 @@ def find_again(database: Path) -> Path | None:
     return None
 
 
+def is_mlflows(database: Path) -> bool:
+    """Whether a SQLite file has MLflow's tables. Opened to be read alone, so that none are made.
+
+    Raises: sqlite3.Error when it cannot be read.
+    """
+    with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", timeout=20, uri=True)) as opened:
+        return opened.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'").fetchone() is not None
+
+
 def addresses(database: Path) -> set[str]:
     """Where artifacts are said to lie that lie in no folder of this machine.
 

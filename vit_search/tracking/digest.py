@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from vit_search.spec.next_file import NextFile, Seen, Stuck
 from vit_search.spec.rungs import boundaries, levels, wilson
 from vit_search.spec.search_file import SearchSpec
 from vit_search.spec.space import Space
+from vit_search.spec.strict_json import parse
 from vit_search.tracking import ledger, search_state, searches
 from vit_search.tracking.ledger import Broke, Commanded, Ended, Event, Launched, Proposed, Reported, Spent, Trial
 from vit_search.tracking.search_state import State
@@ -282,7 +282,9 @@ def _val_images(folder: Path, spec: SearchSpec) -> int | None:
     """Images that trials are validated on: as counted when the search began, or by the data set's name; None where neither tells."""
     split = "val" if spec.train_on == "train" else "holdout"
     try:
-        return int(json.loads((folder / "plan.json").read_text(encoding="utf-8"))["images"][split])
+        count = parse((folder / "plan.json").read_text(encoding="utf-8"))["images"][split]
+        if type(count) is int and 0 < count < 10**9:
+            return count
     except (OSError, ValueError, TypeError, KeyError):
         pass
     try:

@@ -24,7 +24,7 @@ from vit_search.errors import SearchError
 from vit_search.spec.config import EpochResult
 from vit_search.spec.files import open_to_write, write_whole
 from vit_search.spec.space import Value
-from vit_search.spec.strict_json import LARGEST, Count, Moment, build
+from vit_search.spec.strict_json import LARGEST, Count, Moment, build, parse
 
 Outcome = Literal["completed", "stopped", "diverged", "failed", "interrupted"]
 
@@ -438,7 +438,7 @@ def _decoded(path: Path, lines: Sequence[bytes]) -> list[Event]:
 
 def _decode(line: bytes) -> Event:
     """Raises: ValueError for what is no event of this version."""
-    values = json.loads(line.partition(b" ")[2])
+    values = parse(line.partition(b" ")[2])
     name = values.pop("event", None) if isinstance(values, dict) else None
     if not isinstance(name, str) or name not in _KINDS:
         raise ValueError(f"event {name!r:.60}: unknown here; use the version of vit_search that wrote it")

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vit_search.errors import PromotionError
+from vit_search.spec.strict_json import parse
 from vit_search.vit.checkpoint_files import sha256_of, weights_sha256
 
 RECORD, WEIGHTS = "files_sha256", "weights_sha256"
@@ -100,7 +101,7 @@ def read(text: str, whose: str) -> dict[str, str]:
     Raises: PromotionError where it does not record the checkpoint.
     """
     try:
-        recorded = json.loads(text)
+        recorded = parse(text)
         if not all(isinstance(part, str) for pair in recorded.items() for part in pair):
             raise ValueError("a digest that is no text")
         missing = [name for name in ("config.json", "model.safetensors") if f"{CHECKPOINT}/{name}" not in recorded]

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from vit_search.spec.cost import in_time
+from vit_search.spec.numbers import counted
 from vit_search.spec.plain_text import markdown
 from vit_search.spec.search_file import SearchSpec
 from vit_search.tracking import searches, views
@@ -45,12 +46,12 @@ def described(
     over = sum(trial.over for trial in ranking)
     said = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())) or "none yet"
     lines = [
-        f"**{markdown(state)}**: {over} of {wanted} trials over ({said}); seen at {time.strftime('%Y-%m-%d %H:%M:%S %Z')}",
+        f"**{markdown(state)}**: {over} of {counted(wanted, 'trial')} over ({said}); seen at {time.strftime('%Y-%m-%d %H:%M:%S %Z')}",
         "",
         "Trials: "
         + " · ".join(f"[{name}]({_link(experiment_id, facts.search, rule, spec.metric, spec.mode)})" for name, rule in FILTERS.items()),
         "",
-        f"{in_time(spent.wall_seconds)} of wall time, {in_time(spent.trial_seconds)} of training in {spent.epochs:,} epochs, "
+        f"{in_time(spent.wall_seconds)} of wall time, {in_time(spent.trial_seconds)} of training in {counted(spent.epochs, 'epoch')}, "
         f"{in_time(spent.stopped_seconds)} of it in stopped trials; stopping saved {in_time(spent.saved_seconds)}.",
         "",
     ]

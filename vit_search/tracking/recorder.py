@@ -18,7 +18,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from vit_search.spec.config import EpochResult
 from vit_search.spec.files import open_to_write
 from vit_search.spec.rungs import levels
 from vit_search.spec.search_file import SearchSpec
+from vit_search.spec.strict_json import Count, build, parse
 from vit_search.spec.user import user_name
 from vit_search.tracking import artifacts, datasets, overview, search_state, searches, views
 from vit_search.tracking.ledger import (
@@ -355,10 +356,10 @@ class Recorder:
                 here = (absolute(note.get("store", "")), note.get("experiment")) == (self.public_uri, self.experiment_id)
                 if not here or note["parent"] != parent:
                     parent, taken, runs = note["parent"] if here else "", 0, {}
-            elif "run" in note:
-                runs[int(note["trial"])] = str(note["run"])
+            elif {"trial", "run"} <= note.keys():
+                runs[note["trial"]] = note["run"]
             else:
-                taken = int(note["taken"])
+                taken = note.get("taken", taken)
         self._taken = taken if parent and taken <= len(self._events) else 0
         return parent, runs
 
@@ -881,13 +882,27 @@ def _alive() -> list[RunTag]:
     return [RunTag("alive_at", str(int(time.time()))), RunTag("driver_host", socket.gethostname())]
 
 
+@dataclass(frozen=True)
+class _Noted:
+    """A line of RECORDED: the parent's run and where it is, or a trial's run, or how many events MLflow has taken."""
+
+    store: str = ""
+    experiment: str = ""
+    parent: str = ""
+    trial: Count = 0
+    run: str = ""
+    taken: Count = 0
+
+
 def _notes(folder: Path) -> list[dict[str, Any]]:
-    """What drivers have noted of MLflow in a search's folder, in order; a line that a crash has cut is left out."""
+    """What drivers have noted of MLflow in a search's folder, in order; a line that a crash has cut, or somebody forged, is left out."""
     notes: list[dict[str, Any]] = []
     with contextlib.suppress(OSError, UnicodeDecodeError):
         for line in (folder / RECORDED).read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError):
-                notes.append(json.loads(line))
+                note = parse(line)
+                build(_Noted, note)
+                notes.append(note)
     return notes
 
 

@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 from vit_search.errors import SearchError
 from vit_search.spec.cost import in_time
 from vit_search.spec.files import write_whole
+from vit_search.spec.numbers import counted
 from vit_search.tracking import importance, page, pictures
 from vit_search.tracking.digest import SURE, VALIDATED, Digest, Winner, apart, digest
 from vit_search.tracking.importance import Importance
@@ -87,7 +88,7 @@ def of_search(d: Digest) -> Page:
     ]
     goal = f"{d.metric} to be made {'large' if d.spec.mode == 'max' else 'small'}"
     reason = f" ({d.state.reason})" if d.state.reason else ""
-    lead = f"{_count(len(d.standing), 'trial')} of {d.wanted:,} begun, {goal}; the search is {d.state.word}{reason}."
+    lead = f"{counted(len(d.standing), 'trial')} of {d.wanted:,} begun, {goal}; the search is {d.state.word}{reason}."
     lead += f" Images: {d.images}." if d.images else ""
     return Page(f"{d.name}: report", lead, _figures(d), sections)
 
@@ -136,7 +137,7 @@ def of_two(a: Digest, b: Digest) -> Page:
     ]
     lead = f"Two searches over the same images, for the {'largest' if a.spec.mode == 'max' else 'smallest'} {a.metric}."
     if a.spec.epochs != b.spec.epochs:
-        lead += f" A full training is {a.spec.epochs} epochs in {a.name} and {b.spec.epochs} in {b.name}."
+        lead += f" A full training is {counted(a.spec.epochs, 'epoch')} in {a.name} and {b.spec.epochs} in {b.name}."
     return Page(f"{a.name} and {b.name} compared", lead, [], sections)
 
 
@@ -189,7 +190,7 @@ def _winner(d: Digest) -> list[page.Block]:
             Table(head, rows, f"Runners-up of full length{'' if len(w.rivals) < ROWS else f', the first {ROWS - 1} of {len(w.rivals):,}'}.")
         )
         if told:
-            alike = f"{_count(w.alike, 'runner-up', 'runners-up')} cannot be told from the winner on {w.images:,} images"
+            alike = f"{counted(w.alike, 'runner-up', 'runners-up')} cannot be told from the winner on {w.images:,} images"
             blocks.append(Text(
                 f"{alike if w.alike else 'Every runner-up can be told from the winner'} (two-proportion test, "
                 f"which tells them apart where p is below {SURE:g}); it is "
@@ -209,13 +210,13 @@ def _rival(d: Digest, trial: Trial, value: float, extra: Sequence[str], names: S
 
 
 def _who(d: Digest, w: Winner) -> str:
-    text = f"Trial {w.trial.number}: {d.metric} {_value(w.value)} after {_count(len(w.trial.results), 'epoch')}."
+    text = f"Trial {w.trial.number}: {d.metric} {_value(w.value)} after {counted(len(w.trial.results), 'epoch')}."
     return text if w.trial.outcome == "completed" else f"{text} It is {w.trial.outcome}: no trial has reached full length yet."
 
 
 def _too_good(d: Digest, w: Winner) -> str:
     count = d.outcomes.get("completed", 0)
-    text = f"The best of {_count(count, 'full-length trial')} looks better than it is, for it was chosen by these very images"
+    text = f"The best of {counted(count, 'full-length trial')} looks better than it is, for it was chosen by these very images"
     if not w.optimism:
         return text + "; promote tests it on images that nothing was chosen by."
     return (
@@ -237,7 +238,7 @@ def _winners(a: Digest, b: Digest) -> list[page.Block]:
             sure = "which chance explains" if p >= SURE else "more than chance explains"
             blocks.append(
                 Text(
-                    f"{ahead}, {sure} on {images:,} images (two-proportion test, p = {p:.3f}; "
+                    f"{ahead}, {sure} on {counted(images, 'image')} (two-proportion test, p = {p:.3f}; "
                     "conservative, since both see the same images)."
                 )
             )
@@ -375,7 +376,7 @@ def _stopping(d: Digest) -> list[page.Block]:
         ]
     low, high = h.interval
     return [Text(
-        f"False kills of {d.name}: of {_count(h.doomed, 'audited trial')} that would have been stopped, {h.wrongly} ended better than "
+        f"False kills of {d.name}: of {counted(h.doomed, 'audited trial')} that would have been stopped, {h.wrongly} ended better than "
         f"the median of those let through: {h.wrongly / h.doomed:.0%}, 95 % interval {low:.0%} to {high:.0%}."
     )]  # fmt: skip
 
@@ -397,7 +398,7 @@ def _waste_table(digests: Sequence[Digest]) -> Table:
     outcomes = list(dict.fromkeys(name for d in digests for name in d.waste.by_outcome))
     rows = [[f"in {name} trials", *(share(d, d.waste.by_outcome.get(name, 0.0)) for d in digests)] for name in outcomes]
     rows.append(
-        ["in repeats of parameters tried before", *(f"{share(d, d.waste.repeated)}, {_count(d.waste.repeats, 'trial')}" for d in digests)]
+        ["in repeats of parameters tried before", *(f"{share(d, d.waste.repeated)}, {counted(d.waste.repeats, 'trial')}" for d in digests)]
     )
     rows.append(["saved by stopping", *(in_time(d.waste.saved) for d in digests)])
     rows.append(["refused proposals, never trained", *(f"{d.infeasible:,}" for d in digests)])
@@ -448,7 +449,7 @@ def _borders(d: Digest) -> list[page.Block]:
     if not d.next.good:
         return [Text(d.next.note + ".")]
     if not d.stuck:
-        return [Text(f"None: the best {d.next.good} of {d.next.of:,} trials crowd at no end of a range.")]
+        return [Text(f"None: the best {d.next.good} of {counted(d.next.of, 'trial')} crowd at no end of a range.")]
     rows = [
         [
             s.parameter,
@@ -492,10 +493,6 @@ def _ranges(a: Digest, b: Digest) -> Table:
 
     names = dict.fromkeys([*a.space.searched, *b.space.searched])
     return Table(("parameter", a.name, b.name), [[name, said(a, name), said(b, name)] for name in names])
-
-
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def _value(value: float) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from vit_search.errors import SearchError, SpecError
 from vit_search.spec.expressions import nearest
 from vit_search.spec.files import open_to_others, write_whole
-from vit_search.spec.strict_json import Count, Fraction, build
+from vit_search.spec.strict_json import Count, Fraction, build, parse
 from vit_search.tracking.ledger import Trial, front
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def write_hindsight(folder: Path, hindsight: Hindsight) -> None:
 def read_hindsight(folder: Path) -> Hindsight | None:
     """What `write_hindsight` kept; None where the search has not come to an end, or the file is damaged: it decides nothing."""
     try:
-        hindsight = build(Hindsight, json.loads((folder / "hindsight.json").read_text(encoding="utf-8")))
+        hindsight = build(Hindsight, parse((folder / "hindsight.json").read_text(encoding="utf-8")))
         if hindsight.plan is not None:
             build(_Compared, hindsight.plan)
         return hindsight
@@ -139,7 +139,7 @@ def read(folder: Path) -> tuple[SearchSpec, SearchFacts]:
 def read_facts(folder: Path) -> SearchFacts:
     """A search's facts alone; otherwise as `read`."""
     try:
-        return build(SearchFacts, json.loads((folder / "search.json").read_text(encoding="utf-8")))
+        return build(SearchFacts, parse((folder / "search.json").read_text(encoding="utf-8")))
     except OSError as error:
         raise SearchError(f"{folder}: not the folder of a search ({error}).") from None
     except (ValueError, RecursionError) as error:

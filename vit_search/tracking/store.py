@@ -8,6 +8,7 @@ import os
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 for _name, _value in {
@@ -16,6 +17,7 @@ for _name, _value in {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_UV_AUTO_DETECT": "false",  # it would put uv.lock, pyproject.toml and .python-version of the current folder into models
     "GIT_PYTHON_REFRESH": "quiet",
 }.items():
     os.environ.setdefault(_name, _value)
@@ -28,9 +30,11 @@ from mlflow.exceptions import MlflowException
 from vit_search.errors import TrackingError, VitSearchError
 from vit_search.spec.files import locked
 from vit_search.tracking import artifacts
-from vit_search.tracking.uris import DEFAULT_DATABASE, ENVIRONMENT, SQLITE, public, refuse_artifacts, resolve_uri
+from vit_search.tracking.uris import DEFAULT_DATABASE, ENVIRONMENT, REDIRECTS, SQLITE, public, refuse_artifacts, resolve_uri
 
 _log = logging.getLogger(__name__)
+
+NONE_YET = "no tracking database of MLflow's is there; `vit-search run FILE` makes one, or name another with --tracking-uri."
 
 DATABASES = ("postgresql", "postgresql+psycopg", "postgresql+psycopg2", "mysql", "mysql+pymysql")
 
@@ -44,20 +48,26 @@ def in_short(error: Exception) -> str:
     return said
 
 
-def client_for(given: str | None) -> MlflowClient:
+def client_for(given: str | None, needs: Literal["make", "write", "read"] = "make") -> MlflowClient:
     """A client whose server or database answers.
 
+    Args:
+        needs: what is done with a SQLite file: made where it is missing, written to, or read alone, which it need not allow to be
+            written for. The last two make no file.
     Raises: TrackingError, one line, when it does not.
     """
     uri = resolve_uri(given)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # 60 lines for each error of a database, which it raises, too
-    parts, place = urlsplit(uri), Path(uri.removeprefix(SQLITE))
+    parts, place, writable = urlsplit(uri), Path(uri.removeprefix(SQLITE)), True
     if parts.scheme in ("http", "https"):
         _check_server(uri)
     elif parts.scheme == "sqlite":
-        if not os.access(place if place.exists() else place.parent, os.W_OK):
+        if needs != "make" and not place.exists():
+            raise TrackingError(f"{place}: {NONE_YET}")
+        writable = os.access(place if place.exists() else place.parent, os.W_OK)
+        if needs != "read" and not writable:
             raise TrackingError(f"{place}: the tracking database cannot be written; name another with --tracking-uri.")
     elif parts.scheme not in DATABASES:
         raise TrackingError(f"{public(uri)}: no tracking URI that MLflow writes to; use http://…, sqlite:///FILE or postgresql://….")
@@ -66,12 +76,14 @@ def client_for(given: str | None) -> MlflowClient:
     try:
         if parts.scheme in DATABASES:  # MLflow itself would try ten times, for 102 s
             sqlalchemy.create_engine(uri).connect().close()
-        with _one_at_a_time(uri):
-            if parts.scheme == "sqlite":
+        with _one_at_a_time(uri) if writable else contextlib.nullcontext():
+            if parts.scheme == "sqlite" and needs == "make":
                 _make_closed(place)
+            elif parts.scheme == "sqlite" and not artifacts.is_mlflows(place):
+                raise TrackingError(f"{place}: {NONE_YET}")
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
-            moved = artifacts.find_again(place) if parts.scheme == "sqlite" else None
+            moved = artifacts.find_again(place) if parts.scheme == "sqlite" and writable else None
             for address in artifacts.addresses(place) if parts.scheme == "sqlite" else ():
                 refuse_artifacts(address, place)
     except VitSearchError:
@@ -121,11 +133,19 @@ def _environment_kept() -> Iterator[None]:
             os.environ[ENVIRONMENT] = before
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Takes a redirect for an error, as MLflow does when it is told so."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """None: not followed."""
+
+
 def _check_server(uri: str) -> None:
     if urlsplit(uri).password:
         raise TrackingError("the tracking URI carries a password; drop it and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.")
+    opener = urllib.request.build_opener(*([] if os.environ.get(REDIRECTS, "true").lower() in ("true", "1") else [_NoRedirects]))
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):  # noqa: S310 -- http(s) only, by the caller's test
+        with opener.open(f"{uri.rstrip('/')}/health", timeout=10):  # http(s) only, by the caller's test
             pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)

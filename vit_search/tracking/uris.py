@@ -32,6 +32,7 @@ CREDENTIALS = tuple(f"MLFLOW_TRACKING_{name}" for name in ("USERNAME", "PASSWORD
 """What MLflow takes from the environment and sends to its server, whichever that is."""
 CREDENTIALS_FILE = Path("~/.mlflow/credentials")
 """The same from a file."""
+REDIRECTS = "MLFLOW_ALLOW_HTTP_REDIRECTS"
 
 ADDRESS = re.compile(r"https?://([A-Za-z0-9._-]+@)?([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
 """A server's address that no two programs read in two ways."""
@@ -74,6 +75,7 @@ def resolve_uri(given: str | None = None, folder: Path | None = None, facts: Sea
         _refuse_database(_kept_path(folder, facts), folder, facts.search_id)
     else:
         _refuse_server(kept, f"{folder / 'search.json'}: its records are said to be in")
+        os.environ.setdefault(REDIRECTS, "false")  # which would lead to addresses that are refused here
     written = Path(facts.tracking_uri.removeprefix(SQLITE))
     if written.is_absolute() and SQLITE + str(written.resolve()) != kept and written.exists():
         _log.warning("MLflow: %s, of this project; %s names %s, of the one it was copied from.", kept, folder.name, facts.tracking_uri)
@@ -178,7 +180,7 @@ def _refuse_server(uri: str, said: str) -> None:
         reason = "which is no plain address of a server"
     elif _internal(urlsplit(uri).hostname or ""):
         reason = "an address of the machine's own network or of its cloud"
-    elif (secret := _credentials()) and _origin(uri) != _origin(os.environ.get(ENVIRONMENT, "")):
+    elif (secret := _credentials(uri)) and _origin(uri) != _origin(os.environ.get(ENVIRONMENT, "")):
         reason = f"and {secret} may be meant for another server, so nothing is sent there"
     if reason:
         raise TrackingError(f"{said} {_shown(uri)}, {reason}; {MEND}")
@@ -194,10 +196,17 @@ def refuse_artifacts(uri: str, database: Path) -> None:
         _refuse_server(uri.replace("mlflow-artifacts:", "http:", 1), f"{database}: artifacts are said to be in")
 
 
-def _credentials() -> str:
-    """Where MLflow finds credentials; empty where it has none."""
+def _credentials(uri: str) -> str:
+    """Where MLflow finds credentials for a server; empty where it has none."""
     named = next((name for name in CREDENTIALS if os.environ.get(name, "").lower() not in ("", "false", "0")), "")
-    return named or (str(CREDENTIALS_FILE) if CREDENTIALS_FILE.expanduser().exists() else "")
+    return named or (str(CREDENTIALS_FILE) if CREDENTIALS_FILE.expanduser().exists() else "") or _netrc(uri)
+
+
+def _netrc(uri: str) -> str:
+    """The file `.netrc`, if it has an account for a server's host, whatever the port, or for all hosts: MLflow's library would send it."""
+    from requests.utils import get_netrc_auth  # here: most commands ask no server
+
+    return os.environ.get("NETRC", "~/.netrc") if get_netrc_auth(uri) else ""
 
 
 def _origin(uri: str) -> tuple[str, str, int] | None:
@@ -241,6 +250,18 @@ def _knows(database: Path, search_id: str) -> bool:
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as found:
         return found.execute("SELECT 1 FROM tags WHERE key = 'search_id' AND value = ?", (search_id,)).fetchone() is not None
     return False
+
+
+def names_in(uri: str) -> set[str] | None:
+    """The registered models in a SQLite database of MLflow's, none where the file is missing; None where that cannot be told."""
+    database = Path(uri.removeprefix(SQLITE))
+    if not uri.startswith(SQLITE) or "?" in uri:
+        return None
+    if not os.path.lexists(database):
+        return set()
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as found:
+        return {str(name) for (name,) in found.execute("SELECT name FROM registered_models")}
+    return None
 
 
 def public(uri: str) -> str:

@@ -9,6 +9,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from vit_search.spec.strict_json import parse
+
 SEARCHES, TRIALS = "searches", "trials"
 """Names of the two views, in tags and addresses."""
 
@@ -46,7 +48,7 @@ def column(kind: str, name: str) -> str:
 def first_state(experiment_tags: Mapping[str, str]) -> dict[str, Any] | None:
     """Order and columns of the first view; None where the tags hold none, or one that is not of this form."""
     try:
-        state = json.loads(json.loads(experiment_tags[tag(SEARCHES)])["state"])
+        state = parse(parse(experiment_tags[tag(SEARCHES)])["state"])
         sound = all(isinstance(name, str) for name in state["selectedColumns"])
     except (KeyError, TypeError, ValueError):
         return None

@@ -30,6 +30,7 @@ import torch
 from vit_search.errors import SpecError
 from vit_search.spec.config import TrialConfig
 from vit_search.spec.cost import cost_of
+from vit_search.spec.numbers import counted
 from vit_search.spec.plan import EVALUATED_AT_ONCE, Speed, evaluation_seconds, images_of, share_of_gpu, speed_key, work
 from vit_search.spec.search_file import SearchSpec
 from vit_search.spec.worker_env import WORKER_ENV
@@ -81,7 +82,7 @@ def calibrate(spec: SearchSpec, *, concurrency: int | None = None, seconds: floa
         each = [future.result() for future in told]
     return dataclasses.replace(
         fitted(configs, [_mean(parts) for parts in zip(*each, strict=True)]),
-        device=f"{torch.cuda.get_device_name() if device == 'cuda' else _processor()}, {threads} thread{'s' * (threads > 1)}",
+        device=f"{torch.cuda.get_device_name() if device == 'cuda' else _processor()}, {counted(threads, 'thread')}",
         measured=date.today().isoformat(),
         name=spec.name,
         key=speed_key(spec),

@@ -159,7 +159,7 @@ def _load_training(folder: Path, config: TrialConfig, device: torch.device | str
     document = read(folder)
     saved = trial_config(folder, document)
     if saved != config:
-        raise CheckpointError(f"{folder}: {_difference(saved, config)}; start this configuration as a new trial.")
+        raise CheckpointError(f"{folder}: {_difference(saved, config)}; it is left as it is.")
     _check_weights(folder, config.model)
     training = start(config, _normalisation(document, device), device)
     _load_weights(folder, training.outcome)

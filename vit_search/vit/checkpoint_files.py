@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 from vit_search.errors import CheckpointError, DamagedCheckpointError, SpecError
 from vit_search.spec.config import EpochResult, TrialConfig
-from vit_search.spec.strict_json import LARGEST, Count, build
+from vit_search.spec.numbers import counted
+from vit_search.spec.strict_json import LARGEST, Count, build, parse
 
 MODEL, OPTIMISER, CONFIG = "model.safetensors", "optimiser.safetensors", "config.json"
 
@@ -114,7 +115,7 @@ def read(folder: Path, needs: tuple[str, ...] = (MODEL, OPTIMISER)) -> dict[str,
     """
     recover(folder)
     try:
-        document: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        document: dict[str, Any] = parse((folder / CONFIG).read_text(encoding="utf-8"))
         build(_Document, document)
         own = document["sha256"].pop(CONFIG, None)
         found = {name: sha256_of(folder / name) for name in needs}
@@ -145,12 +146,14 @@ def trial_config(folder: Path, document: dict[str, Any]) -> TrialConfig:
     classes, channels = document["classes"], config.model.in_channels
     if len(classes) != config.model.num_classes or len(set(classes)) < len(classes):
         raise CheckpointError(
-            f"{folder / CONFIG}: {len(set(classes))} names of classes, and the head has {config.model.num_classes}; use another checkpoint."
+            f"{folder / CONFIG}: {counted(len(set(classes)), 'name')} of classes, and the head has {config.model.num_classes}; "
+            "use another checkpoint."
         )
     for name, values in document["normalisation"].items():
         if len(values) != channels:
             raise CheckpointError(
-                f"{folder / CONFIG}: normalisation.{name} has {len(values)} values for {channels} channels; use another checkpoint."
+                f"{folder / CONFIG}: normalisation.{name} has {counted(len(values), 'value')} for {counted(channels, 'channel')}; "
+                "use another checkpoint."
             )
     return config
 

@@ -31,6 +31,8 @@ from vit_search.spec.config import DATA_SETS, DataConfig
 from vit_search.spec.cost import memory_of_this_machine
 from vit_search.spec.files import locked, open_to_others
 from vit_search.spec.folders import ImageFolder
+from vit_search.spec.numbers import counted
+from vit_search.spec.strict_json import parse
 
 SplitName = Literal["train", "val", "holdout", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "holdout", "test")
@@ -527,7 +529,9 @@ def _limited(config: DataConfig, source: _Source, train: np.ndarray) -> np.ndarr
     if config.train_limit is None or config.train_limit >= len(train):
         return train
     if config.train_limit < len(source.classes):
-        raise DataError(f"data.train_limit: {config.train_limit} images for {len(source.classes)} classes; give at least one each.")
+        raise DataError(
+            f"data.train_limit: {counted(config.train_limit, 'image')} for {len(source.classes)} classes; give at least one each."
+        )
     return _carve(train, source.labels, config.train_limit / len(train), (config.split_seed, 3))[1]
 
 
@@ -609,7 +613,7 @@ def _put(fresh: Path, folder: Path) -> None:
 def _open(folder: Path, key: str, root: Path | None) -> DataSet | None:
     """A cache folder, or None where it is missing, damaged or of another key."""
     try:
-        document = json.loads((folder / "data.json").read_text())
+        document = parse((folder / "data.json").read_text())
         sound = document["data_hash"] == key and all((folder / n).stat().st_size == size for n, size in document["bytes"].items())
         return _described(folder, document, root) if sound else None
     except (OSError, ValueError, KeyError):

@@ -14,6 +14,7 @@ from vit_search.errors import CheckpointError, SearchError, SpecError
 from vit_search.spec.config import EpochResult, TrialConfig
 from vit_search.spec.files import write_whole
 from vit_search.vit import checkpoint, training
+from vit_search.vit.checkpoint_files import describe
 from vit_search.vit.data import TRAINED_AND_VALIDATED_ON, DataSet
 from vit_search.vit.splits import load_split
 
@@ -22,6 +23,15 @@ FILE = "search.yaml"
 
 if TYPE_CHECKING:
     from vit_search.spec.search_file import SearchSpec
+
+
+def is_done(folder: Path, config: TrialConfig) -> bool:
+    """Whether a folder holds this very training, trained to its end; False where it is damaged, which `train` mends or tells of."""
+    try:
+        described = describe(folder)
+    except CheckpointError:
+        return False
+    return described.config == config and len(described.history) >= config.training.epochs
 
 
 def train(spec: SearchSpec, config: TrialConfig, data: DataSet, folder: Path) -> Iterator[EpochResult]:
@@ -67,8 +77,12 @@ def _where_it_stood(folder: Path, config: TrialConfig, data: DataSet, trained_on
     try:
         state = checkpoint.load_training(folder, config, device)
     except CheckpointError as error:
-        raise CheckpointError(f"{error} Or name another folder with --output.") from None
+        raise CheckpointError(f"{error} {_elsewhere(folder)}") from None
     before = checkpoint.load_model(folder)
     if (before.data_hash, before.trained_on) != (data.data_hash, trained_on):
-        raise CheckpointError(f"{folder}: trained on other images than the file asks for; name another folder with --output.")
+        raise CheckpointError(f"{folder}: trained on other images than the file asks for; it is left as it is. {_elsewhere(folder)}")
     return state
+
+
+def _elsewhere(folder: Path) -> str:
+    return f"Name another folder with --output, or remove {folder}."

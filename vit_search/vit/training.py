@@ -19,6 +19,7 @@ from vit_search.errors import OutOfMemoryError
 from vit_search.spec import shares
 from vit_search.spec.config import EpochResult, TrainingConfig, TrialConfig
 from vit_search.spec.cost import cost_of, in_units
+from vit_search.spec.numbers import counted
 from vit_search.vit import augment, machine
 from vit_search.vit.augment import Targets
 from vit_search.vit.model import ViT, decayed
@@ -289,7 +290,7 @@ def _memory_told(training: Training) -> str:
     half = machine.autocast_type(config, device) is not None
     size = math.ceil(config.training.batch_size / training.accumulation)
     need = cost_of(config.model, size, device="cuda" if device.type == "cuda" else "cpu", half=half).train_bytes
-    return f"{in_units(need)} predicted for {size} images, {in_units(machine.free_bytes(device))} free"
+    return f"{in_units(need)} predicted for {counted(size, 'image')}, {in_units(machine.free_bytes(device))} free"
 
 
 def _gradients(training: Training, forward: Forward, images: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
