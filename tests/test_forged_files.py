@@ -13,7 +13,7 @@ import pytest
 import synthetic
 import torch
 from safetensors.torch import load_file, save_file
-from test_end_to_end import until
+from servers import until
 
 from vit_search import cli
 from vit_search.errors import CheckpointError, SearchError
