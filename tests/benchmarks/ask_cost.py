@@ -14,8 +14,9 @@ import time
 
 import optuna
 from rounds import cpu_seconds, table
-from vit_search.search.suggest import ENOUGH, OptunaSearcher
 
+from vit_search.search.proposals.history import ENOUGH
+from vit_search.search.proposals.proposals import ProposalOptions, Proposals
 from vit_search.spec import search_file
 from vit_search.spec.config import EpochResult
 from vit_search.spec.space import Space
@@ -54,31 +55,44 @@ def history(space: Space, trials: int, running: int) -> list[Event]:
     return events
 
 
+def proposals_of(space: Space, sampler: str, events: list[Event]) -> Proposals:
+    """What has seen these events."""
+    options = ProposalOptions(metric="val_accuracy", mode="max", epochs=30, seed=0, sampler=sampler, levels=LEVELS)
+    proposals = Proposals(space, options)
+    for event in events:
+        proposals.apply(event)
+    return proposals
+
+
+def propose(proposals: Proposals, number: int) -> None:
+    """The next proposal that can be built, and those that cannot on its way."""
+    while (proposal := proposals.ask()) is not None:
+        params, problem = proposal
+        if problem is None:
+            proposals.apply(Proposed(trial=number, params=params))
+            return
+        proposals.apply(Infeasible(params=params, reason=problem))
+
+
 def seconds(space: Space, sampler: str, trials: int, running: int, asks: int) -> float:
     """Processor time of a proposal, those that cannot be built on its way included: the median."""
-    searcher = OptunaSearcher(
-        space, metric="val_accuracy", mode="max", epochs=30, trials=10**6, seed=0, sampler=sampler, levels=LEVELS
-    )  # fmt: skip
-    searcher.replay(history(space, trials, running))
-    for i in range(running):
-        searcher.suggest(f"open{i}")
+    proposals = proposals_of(space, sampler, history(space, trials, running))
     spent = []
-    for i in range(asks + 1):
+    for number in range(trials + running, trials + running + asks + 1):
         began = cpu_seconds()
-        searcher.suggest(str(i))
+        propose(proposals, number)
         spent.append(cpu_seconds() - began)
-        searcher.on_trial_result(str(i), {"epoch": 3, "val_accuracy": random.Random(i).random()})
-        searcher.on_trial_complete(str(i))
+        proposals.apply(Reported(trial=number, result=_result(3, random.Random(number).random())))
+        proposals.apply(Ended(trial=number, outcome="stopped"))
     return statistics.median(spent[1:])  # the first makes what is kept
 
 
 def seconds_of_optuna(space: Space, trials: int, asks: int) -> float:
     """Processor time of a proposal by Optuna's Gaussian process from the same history, as little of it as ours is shown."""
-    searcher = OptunaSearcher(space, metric="val_accuracy", mode="max", epochs=30, trials=10**6, seed=0, sampler="tpe", levels=LEVELS)
-    searcher.replay(history(space, trials, 0))
+    proposals = proposals_of(space, "tpe", history(space, trials, 0))
     spent = []
     for i in range(asks + 1):
-        study = searcher.view()
+        study = proposals.view()
         study.sampler = optuna.samplers.GPSampler(seed=i, n_startup_trials=ENOUGH)
         began = cpu_seconds()
         space.suggest(study.ask())

@@ -3,7 +3,7 @@
     python tests/benchmarks/packing.py [--space FILE] [--memory 80] [--gpus 1 8] [--trials 400] [--concurrency N] [--measured FILE]
 
 Proposals are drawn at random from the space and stopped by its rungs (spec/plan.py's Rule) by a worth that is drawn, too. Shares are
-those of search/packing.py before it has learnt anything; a few trials wait for theirs to come free (search/suggest.py, AHEAD), and
+those of search/gpu_sharing.py before it has learnt anything; a few trials wait for theirs to come free (search/driver.py, AHEAD), and
 those that fit go first. One for each GPU: the same with whole ones.
 
 How fast a trial is on its GPU:
@@ -30,8 +30,8 @@ from typing import Any
 
 from gpu_sharing import BATCH, SHAPES
 from rounds import table
-from vit_search.search.suggest import AHEAD
 
+from vit_search.search.driver import AHEAD
 from vit_search.spec import search_file, shares
 from vit_search.spec.config import TrialConfig
 from vit_search.spec.plan import NOISE, Images, Rule, images_bytes, images_of, work
@@ -162,7 +162,7 @@ def drawn(spec: SearchSpec, prices: Prices, trials: int, memory: int, seed: int)
 
 
 def share_of(config: TrialConfig, images: Images, memory: int) -> float:
-    """As search/packing.py gives it before anything is learnt."""
+    """As search/gpu_sharing.py gives it before anything is learnt."""
     need = shares.Need(shares.training_bytes(config.model, config.training), images_bytes(config, images))
     return shares.share_of(need, memory) or 1.0
 

@@ -1,4 +1,4 @@
-"""Does the search find good models for its budget? The shipped searcher and scheduler on real learning curves, nothing trained.
+"""Does the search find good models for its budget? The shipped driver on real learning curves, nothing trained.
 
 A cluster is simulated by bench.py, which is handed to the project's people beside the repository: asynchronous workers on LCBench
 (Zimmer et al. 2021, https://arxiv.org/abs/2006.13799; multi-layer perceptrons, 7 parameters, 50 epochs) through the surrogate of
@@ -24,16 +24,29 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from rounds import table
 from scipy.stats import rankdata, wilcoxon
-from vit_search.search.suggest import SHOWN, OptunaSearcher
 
-from vit_search.search.stopping import Rungs, RungScheduler
+from vit_search.ray_session import Shape
+from vit_search.search.commands import Commands, Settings
+from vit_search.search.components import Components, Verdicts
+from vit_search.search.driver import Driver
+from vit_search.search.gpu_sharing import GpuSharing
+from vit_search.search.limits import Limits
+from vit_search.search.messages import Continue, Epoch, TrialOrder
+from vit_search.search.proposals.history import SHOWN
+from vit_search.search.proposals.proposals import ProposalOptions, Proposals
+from vit_search.search.recovery import Patience, Recovery
+from vit_search.search.stopping import RULES, StoppingOptions
+from vit_search.spec.config import EpochResult
 from vit_search.spec.rungs import boundaries
+from vit_search.spec.search_file import Resources
 from vit_search.spec.space import Asks, Choice, FloatRange, IntRange
+from vit_search.tracking.ledger import Event, Progress
 
 BENCH = Path(__file__).parents[3] / "shared" / "bench"
 SYNE_TUNE = ("asha", "mobster")
@@ -72,43 +85,86 @@ class Space:
         return Cost(weights, 6 * weights)
 
 
+class Events(list[Event]):
+    """A ledger in memory, as far as a driver asks for one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listeners: list[Callable[[Event], None]] = []
+
+    @property
+    def events(self) -> list[Event]:
+        return self
+
+    def append(self, event: Event) -> None:
+        super().append(event)
+        for listener in self.listeners:
+            listener(event)
+
+
+class Endless:
+    """A cluster with room for every trial: bench.py counts its workers."""
+
+    leaving, lost, shapes = (), None, (Shape("all", math.inf, math.inf),)
+
+    def nodes(self) -> dict[str, dict[str, float]]:
+        return {}
+
+
 class Ours:
-    """The shipped searcher and scheduler, driven as Tune drives them."""
+    """The shipped driver, told of each epoch by bench.py."""
 
     def __init__(self, task: Any, seed: int, *, sampler: str = "tpe", most: int = SHOWN, **stopping: Any) -> None:
-        space = Space(task)
         asked = {"kind": "asha", "grace_epochs": 3, "reduction_factor": 3, "audit_share": 0.05, "strata": 1} | stopping
-        rungs = Rungs(mode="max", epochs=task.R, seed=seed, boundaries=boundaries(space, asked["strata"]), **asked)
-        params: dict[int, Mapping[str, Any]] = {}
-        self.searcher = OptunaSearcher(
-            space, metric="acc", mode="max", epochs=task.R, trials=10**6, seed=seed, sampler=sampler, levels=rungs.levels, most=most,
-            record=lambda event: params.__setitem__(event.trial, event.params),
+        kind, strata, space = str(asked.pop("kind")), int(asked.pop("strata")), Space(task)
+
+        def train_flops(params: Mapping[str, Any]) -> float:
+            return float(space.cost(params).train_flops)
+
+        parts = boundaries(space, strata)
+        options = StoppingOptions(metric="val_accuracy", mode="max", epochs=task.R, seed=seed, boundaries=parts, **asked)
+        rule, progress, recovery = RULES[kind](options, train_flops), Progress(task.R), Recovery()
+        commands = Commands(Settings(trials=10**6, concurrency=10**6), "val_accuracy")
+        limits = Limits(commands, progress, metric="val_accuracy", mode="max", devices=1)
+        proposed = ProposalOptions(
+            metric="val_accuracy", mode="max", epochs=task.R, seed=seed, sampler=sampler, levels=rule.levels, shown=most
         )  # fmt: skip
-        flops = (lambda trial: float(space.cost(params[trial]).train_flops)) if asked["strata"] > 1 else (lambda trial: None)
-        self.scheduler, self.trials, self.last, self.epochs = RungScheduler(rungs, "acc", flops=flops), {}, {}, task.R
+        components = Components(
+            progress=progress,
+            commands=commands,
+            proposals=Proposals(space, proposed),
+            stopping=rule,
+            limits=limits,
+            sharing=GpuSharing(SimpleNamespace(resources=Resources()), commands, channels=1, classes=2, images=0, nodes=None),
+            recovery=recovery,
+            verdicts=Verdicts(task.R, commands, limits, rule, recovery),
+        )
+        patience = Patience(math.inf, 1)
+        self.driver = Driver(Events(), components, _order, cluster=Endless(), patience=patience, train_flops=train_flops)
 
     def ask(self) -> tuple[str, int, dict[str, Any]]:
-        said = self.searcher.suggest(str(len(self.trials)))
-        assert isinstance(said, dict)
-        number = said.pop("trial")
-        self.trials[number] = _Trial({"trial": number})
-        return "new", number, said
+        self.driver.tick()
+        order = self.driver.propose()
+        assert isinstance(order, TrialOrder)
+        self.driver.started(order.trial)
+        return "new", order.trial, order.config
 
     def report(self, number: int, epoch: int, value: float) -> str:
-        self.last[number] = {"epoch": epoch, "acc": value}
-        decision = self.scheduler.on_trial_result(None, self.trials[number], self.last[number])
-        if decision == "STOP" or epoch >= self.epochs:
-            return "stop"
-        self.searcher.on_trial_result(str(number), self.last[number])
-        return "continue"
+        return "continue" if self.driver.report(number, Epoch(_result(epoch, value))) == Continue() else "stop"
 
     def ended(self, number: int, epoch: int, value: float, action: str, full: bool) -> None:
-        self.searcher.on_trial_complete(str(number), self.last[number])
+        self.driver.released(number)
 
 
-@dataclass
-class _Trial:
-    config: dict[str, int]
+def _order(trial: int, params: Mapping[str, Any], components: Components) -> TrialOrder:
+    return TrialOrder(trial=trial, config=dict(params), folder=Path())
+
+
+def _result(epoch: int, value: float) -> EpochResult:
+    return EpochResult(
+        epoch=epoch, train_loss=1.0, train_accuracy=0.5, val_loss=1.0, val_accuracy=value, val_top5_accuracy=None,
+        lr=1e-3, images_per_s=1.0, seconds=1.0, peak_memory_bytes=1,
+    )  # fmt: skip
 
 
 def _parameter(p: Any) -> Choice[Any] | IntRange | FloatRange:
