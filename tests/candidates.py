@@ -1,18 +1,18 @@
-"""Retrained finalists as search/retrain.py leaves them, without Ray: real trainings of tiny models, their runs in MLflow."""
+"""Retrained finalists as promotion/retrain.py leaves them, without Ray: real trainings of tiny models, their runs in MLflow."""
 
 import dataclasses
 import json
 
 import synthetic
 
-from vit_search.spec import search_file
-from vit_search.spec.config import ModelConfig, TrainingConfig, TrialConfig
-from vit_search.tracking import searches
-from vit_search.tracking.finalists import Finalist, Retrained
+from vit_search.config import search_file
+from vit_search.config.trial import ModelConfig, TrainingConfig, TrialConfig
+from vit_search.data.batches import load_split
+from vit_search.data.data_set import prepare
+from vit_search.ledger import searches
+from vit_search.promotion.finalists import Finalist, Retrained
 from vit_search.tracking.store import client_for
 from vit_search.vit import checkpoint, training
-from vit_search.vit.data import prepare
-from vit_search.vit.splits import load_split
 
 FILE = """
 name: tiny
@@ -81,8 +81,7 @@ def main():
     import sys
     from pathlib import Path
 
-    from vit_search.production import promotion
-    from vit_search.spec import policy
+    from vit_search.promotion import policy, promotion
 
     told = json.loads(sys.argv[1])
     if told.get("die_at"):

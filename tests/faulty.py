@@ -11,12 +11,12 @@ from vit_search.search import launch  # before ray: it sets what ray reads when 
 # isort: split
 import ray
 
+from vit_search.config import search_file
+from vit_search.config.trial import EpochResult
 from vit_search.errors import VitSearchError
+from vit_search.ledger.ledger import read_trials
 from vit_search.search.messages import Epoch, Failed, TrialOrder
 from vit_search.search.trial import send
-from vit_search.spec import search_file
-from vit_search.spec.config import EpochResult
-from vit_search.tracking.ledger import read_trials
 
 FILE = """
 name: faulty

@@ -8,7 +8,7 @@ from pathlib import Path
 
 folder = Path(sys.argv[1])
 lines = ["[mlflow]", "default_permission = NO_PERMISSIONS", f"database_uri = sqlite:///{folder}/auth.db", "admin_username = admin"]
-lines.append("authorization_function = vit_search.tracking.pages:authenticate")
+lines.append("authorization_function = vit_search.tracking.server_app:authenticate")
 (folder / "auth.ini").write_text("\n".join(lines) + "\n")
 os.environ |= {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"), "MLFLOW_AUTH_ADMIN_PASSWORD": "long-enough-1234"}
 os.environ |= {"MLFLOW_FLASK_SERVER_SECRET_KEY": "any", "_MLFLOW_SGI_NAME": "uvicorn", "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true"}

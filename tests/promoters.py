@@ -8,8 +8,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from vit_search.errors import TrackingError
-from vit_search.production import lock as locking
-from vit_search.production import registry
+from vit_search.registry import lock as locking
+from vit_search.registry import registry
 
 
 class Cut:

@@ -12,11 +12,11 @@ import ray
 import torch
 from faulty import report
 
+from vit_search.config import search_file, shares
+from vit_search.config.trial import TrialConfig
 from vit_search.errors import SearchError
 from vit_search.search.messages import TrialOrder
 from vit_search.search.trial import guarded
-from vit_search.spec import search_file, shares
-from vit_search.spec.config import TrialConfig
 
 FILE = """
 name: shared

@@ -15,13 +15,13 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vit_search.config.trial import EpochResult
+from vit_search.ledger.ledger import Commanded, Launched, Left
 from vit_search.search.components import Images, components_of
 from vit_search.search.driver import Driver
 from vit_search.search.gpu_sharing import Nodes
 from vit_search.search.messages import Epoch, Outgrown, TrialOrder
 from vit_search.search.recovery import Patience
-from vit_search.spec.config import EpochResult
-from vit_search.tracking.ledger import Commanded, Launched, Left
 
 NODE_LOST = "The actor died unexpectedly before finishing this task.\nThe actor died because its node has died. Node Id: 21ab"
 

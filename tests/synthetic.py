@@ -3,11 +3,11 @@
 import random
 import uuid
 
-from vit_search.spec import search_file
-from vit_search.spec.config import EpochResult
-from vit_search.tracking import searches
-from vit_search.tracking.ledger import Ended, Launched, Ledger, Proposed, Reported
-from vit_search.tracking.searches import SearchFacts
+from vit_search.config import search_file
+from vit_search.config.trial import EpochResult
+from vit_search.ledger import searches
+from vit_search.ledger.ledger import Ended, Launched, Ledger, Proposed, Reported
+from vit_search.ledger.searches import SearchFacts
 
 FILE = """
 name: made

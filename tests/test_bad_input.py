@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vit_search.config import search_file, strict_yaml
+from vit_search.config.search_file import Limits, ModelSection, Objective, Resources, SearchSpec, Stopping, TrainingSection
 from vit_search.errors import SpecError
-from vit_search.spec import search_file, strict_yaml
-from vit_search.spec.search_file import Limits, ModelSection, Objective, Resources, SearchSpec, Stopping, TrainingSection
 
 HEAD = "name: t\ndata: {name: digits}\ntrials: 2\nepochs: 3\n"
 

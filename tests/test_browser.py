@@ -12,7 +12,8 @@ import servers
 from playwright.sync_api import expect, sync_playwright
 from synthetic import made
 
-from vit_search.tracking import report, store
+from vit_search.report import report
+from vit_search.tracking import store
 from vit_search.tracking.recorder import sync
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 from markdown_it import MarkdownIt
 
-from vit_search.production import card
-from vit_search.production.evidence import Costs, OnImages
-from vit_search.production.gates import Gate
-from vit_search.spec import search_file
-from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
-from vit_search.tracking.finalists import Finalist, Retrained
+from vit_search.config import search_file
+from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.promotion import card
+from vit_search.promotion.evidence import Costs, OnImages
+from vit_search.promotion.finalists import Finalist, Retrained
+from vit_search.promotion.gates import Gate
 from vit_search.vit.checkpoint import ServedModel
 
 EVIL = "<script>alert(1)</script>[a](javascript:alert(1)) ![b](javascript:c) <javascript:d> `|\n# x \u202e\x1b[2J\x07"

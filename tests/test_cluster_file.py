@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vit_search import ray_token as token
 from vit_search.cluster import lint, render
+from vit_search.config import strict_yaml
 from vit_search.errors import ClusterError, SpecError
-from vit_search.spec import strict_yaml
+from vit_search.runtime import ray_token as token
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

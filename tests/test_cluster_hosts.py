@@ -17,7 +17,7 @@ import pytest
 from hosts import POSSIBLE, network
 from servers import POSTGRES
 
-from vit_search.spec import strict_yaml
+from vit_search.config import strict_yaml
 
 ROOT = Path(__file__).parents[1]
 FILE = strict_yaml.load(ROOT / "cluster.yaml").values

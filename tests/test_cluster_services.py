@@ -19,9 +19,9 @@ import psutil
 import pytest
 from servers import POSTGRES, free_port, until
 
-from vit_search import ray_token as token
 from vit_search.cluster import services, spot
 from vit_search.errors import ClusterError
+from vit_search.runtime import ray_token as token
 
 VIT_SEARCH = str(Path(sys.executable).with_name("vit-search"))
 PLANTED = {"AWS_SECRET_ACCESS_KEY": "planted0Key1Of2AWS3", "RAY_AUTH_TOKEN": "planted0Token1Of2Ray3"}

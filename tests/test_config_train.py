@@ -11,16 +11,16 @@ import pytest
 import servers
 from PIL import Image
 
+from vit_search.config import search_file
+from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.data.batches import load_split
+from vit_search.data.data_set import prepare
 from vit_search.errors import CheckpointError, SearchError, SpecError
-from vit_search.production.configuration import configuration
-from vit_search.spec import search_file
-from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
-from vit_search.spec.fixed_file import check_fixed, fixed_file
+from vit_search.planning.fixed_file import check_fixed, fixed_file
+from vit_search.registry.configuration import configuration
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
-from vit_search.vit import checkpoint, single, training
-from vit_search.vit.data import prepare
-from vit_search.vit.splits import load_split
+from vit_search.vit import checkpoint, train_once, training
 
 FIXED = "name: t\ndata: {name: digits, train_limit: 100}\ntrials: 1\nepochs: 1\nstopping: {kind: none}\nmodel: {dim: 16, depth: 1}\n"
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
@@ -177,7 +177,7 @@ def train(text, folder):
     spec = search_file.parse(text)
     data = prepare(spec.data_config)
     config = spec.trial_config({}, in_channels=data.channels, num_classes=len(data.classes), trial=0)
-    return list(single.train(spec, config, data, folder))
+    return list(train_once.train(spec, config, data, folder))
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

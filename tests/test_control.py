@@ -15,13 +15,13 @@ from simulation import Book, driver_of
 from test_end_to_end import COMMAND, until, vit_search
 from test_ledger import result
 
+from vit_search.config import search_file
 from vit_search.errors import SearchError
+from vit_search.ledger import ledger as books
+from vit_search.ledger.ledger import Commanded, Ended, Progress, Proposed, Reported
 from vit_search.search import control, execution, resumable, search_folder
 from vit_search.search.commands import Commands, Settings
 from vit_search.search.limits import Limits
-from vit_search.spec import search_file
-from vit_search.tracking import ledger as books
-from vit_search.tracking.ledger import Commanded, Ended, Progress, Proposed, Reported
 
 FILE = """
 name: told
@@ -320,7 +320,7 @@ def test_a_lost_terminal_ends_a_search_as_sigterm_does_but_not_under_nohup(drive
 
 
 def test_an_account_without_a_name_is_called_by_its_number():
-    code = "import os; from vit_search.spec.user import user_name; os.setuid(12345); print(user_name())"
+    code = "import os; from vit_search.runtime.user import user_name; os.setuid(12345); print(user_name())"
     if os.getuid() != 0:
         pytest.skip("only root may take another account")
     nameless = {k: v for k, v in os.environ.items() if k not in ("LOGNAME", "USER", "LNAME", "USERNAME")}

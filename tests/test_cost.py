@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from vit_search.spec.config import ModelConfig
-from vit_search.spec.cost import cost_of
-from vit_search.vit.machine import native_bfloat16
+from vit_search.config.cost import cost_of
+from vit_search.config.trial import ModelConfig
+from vit_search.runtime.machine import native_bfloat16
 from vit_search.vit.model import ViT
 
 ANY_MODEL = st.fixed_dictionaries(

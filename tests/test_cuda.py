@@ -14,14 +14,15 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vit_search.config import search_file
+from vit_search.config.cost import cost_of, in_units
+from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.data.batches import Split, StreamedSplit, load_split
+from vit_search.data.data_set import prepare
 from vit_search.errors import OutOfMemoryError
-from vit_search.spec import search_file
-from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
-from vit_search.spec.cost import cost_of, in_units
-from vit_search.vit import augment, calibrate, checkpoint, machine, single
-from vit_search.vit.data import prepare
+from vit_search.runtime import machine
+from vit_search.vit import augment, calibrate, checkpoint, train_once
 from vit_search.vit.model import ViT
-from vit_search.vit.splits import Split, StreamedSplit, load_split
 from vit_search.vit.training import DivergedError, Normalisation, evaluate, fit, latency_ms, start
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -278,10 +279,10 @@ def test_a_file_with_fixed_values_trains_on_the_gpu_that_it_asks_for_and_is_take
     )
     spec = search_file.parse("\n".join(told))
     config = spec.trial_config({}, in_channels=1, num_classes=10, trial=0)
-    whole = list(single.train(spec, config, prepared, tmp_path / "c"))
+    whole = list(train_once.train(spec, config, prepared, tmp_path / "c"))
     assert [result.epoch for result in whole] == [1, 2, 3]
     assert 0 < whole[0].peak_memory_bytes < 2**30
-    assert list(single.train(spec, config, prepared, tmp_path / "c")) == whole
+    assert list(train_once.train(spec, config, prepared, tmp_path / "c")) == whole
 
 
 # Memory

@@ -19,10 +19,10 @@ import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from vit_search.config.trial import DataConfig
+from vit_search.data import data_set as data_module
+from vit_search.data.data_set import prepare, read_image, read_split
 from vit_search.errors import DataError
-from vit_search.spec.config import DataConfig
-from vit_search.vit import data as data_module
-from vit_search.vit.data import prepare, read_image, read_split
 
 FASHION = Path(__file__).parents[2] / "shared" / "data" / "FashionMNIST" / "raw"
 
@@ -359,7 +359,7 @@ def test_an_image_that_is_converted_in_strips_has_the_same_bits(image, kind, cha
 PEAK = """
 import sys
 from pathlib import Path
-from vit_search.vit.data import read_image
+from vit_search.data.data_set import read_image
 
 def peak():
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))

@@ -22,9 +22,9 @@ from PIL import Image
 from servers import free_port, until
 from sklearn.datasets import load_digits
 
-from vit_search.spec import search_file
-from vit_search.tracking.ledger import Ended, Infeasible, Proposed, Reported, read_events
-from vit_search.vit.data import prepare
+from vit_search.config import search_file
+from vit_search.data.data_set import prepare
+from vit_search.ledger.ledger import Ended, Infeasible, Proposed, Reported, read_events
 
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
 FILE = """
@@ -350,10 +350,10 @@ def test_what_is_served_equals_what_was_trained_to_the_bit(walked):
     folder, _, _, _ = walked
     code = """
 import sys, mlflow, numpy as np, torch
-from vit_search.spec import search_file
-from vit_search.tracking.ledger import Ended, Infeasible, Proposed, Reported, read_events
+from vit_search.config import search_file
+from vit_search.ledger.ledger import Ended, Infeasible, Proposed, Reported, read_events
 from vit_search.vit import checkpoint, training, augment
-from vit_search.vit.data import prepare, read_split
+from vit_search.data.data_set import prepare, read_split
 mlflow.set_tracking_uri("sqlite:///mlruns.db")
 client = mlflow.MlflowClient()
 experiment = [client.get_experiment_by_name("small").experiment_id]

@@ -11,15 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from vit_search.production import evidence
-from vit_search.production.corruptions import corrupted
-from vit_search.production.evidence import Costs, Latency, OnImages, Parity, SideBySide
-from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
-from vit_search.spec.policy import CORRUPTIONS
+from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.data.batches import Split, StreamedSplit, load_split
+from vit_search.data.data_set import prepare, read_split
+from vit_search.promotion import evidence
+from vit_search.promotion.corruptions import corrupted
+from vit_search.promotion.evidence import Costs, Latency, OnImages, Parity, SideBySide
+from vit_search.promotion.policy import CORRUPTIONS
 from vit_search.tracking.model_package import RawPixels
 from vit_search.vit import checkpoint, training
-from vit_search.vit.data import prepare, read_split
-from vit_search.vit.splits import Split, StreamedSplit, load_split
 
 
 def config(*, epochs=6, train_limit=600, seed=1, **model):

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
+from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.errors import PromotionError
-from vit_search.production import export
-from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.promotion import export
 from vit_search.tracking import model_package
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vit_search.config.expressions import MAX_NESTING, Arithmetic, Comparison, Constant, Name, UndecidedError, parse, parse_condition
 from vit_search.errors import SpecError
-from vit_search.spec.expressions import MAX_NESTING, Arithmetic, Comparison, Constant, Name, UndecidedError, parse, parse_condition
 
 VALUES = {"params": 7_412_000, "dim": 64, "heads": 4, "mlp_dim": None, "pool": "mean", "flip": True, "lr": 0.001}
 

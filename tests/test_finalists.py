@@ -6,12 +6,13 @@ import json
 import pytest
 import synthetic
 
+from vit_search.config import search_file
 from vit_search.errors import SearchError
-from vit_search.spec import search_file
-from vit_search.spec.files import write_whole
-from vit_search.tracking import finalists, ledger, searches
-from vit_search.tracking.finalists import Finalist, choose
-from vit_search.tracking.ledger import Ended, Ledger, Proposed, Reported
+from vit_search.files import write_whole
+from vit_search.ledger import ledger, searches
+from vit_search.ledger.ledger import Ended, Ledger, Proposed, Reported
+from vit_search.promotion import finalists
+from vit_search.promotion.finalists import Finalist, choose
 
 
 def finalist(number, *values, seeds=()):

@@ -6,10 +6,10 @@ from collections import Counter
 import pytest
 from PIL import Image
 
+from vit_search.config.trial import DataConfig
+from vit_search.data import image_folder
+from vit_search.data.data_set import prepare, read_images
 from vit_search.errors import DataError
-from vit_search.spec import folders
-from vit_search.spec.config import DataConfig
-from vit_search.vit.data import prepare, read_images
 
 LATIN_1 = "caf\udce9"
 """How Python spells a name of the bytes caf\\xe9, which are not UTF-8."""
@@ -37,7 +37,7 @@ def test_a_split_without_images_is_refused_and_not_drawn_from_train(tmp_path):
     for kind in ("cat", "dog"):
         (tmp_path / "val" / kind).mkdir(parents=True)
     with pytest.raises(DataError, match=r"val: no images; put images into its class folders, or remove val"):
-        folders.scan(tmp_path)
+        image_folder.scan(tmp_path)
 
 
 def test_a_link_up_to_the_root_does_not_make_dogs_of_cats(tmp_path):
@@ -47,8 +47,8 @@ def test_a_link_up_to_the_root_does_not_make_dogs_of_cats(tmp_path):
         photos(tmp_path / "split" / split)
     (tmp_path / "split" / "train" / "dog" / "up").symlink_to("..")
     (tmp_path / "split" / "val" / "dog" / "top").symlink_to("../..")
-    assert Counter(folders.scan(tmp_path / "photos").labels) == {0: 4, 1: 4}
-    assert Counter(folders.scan(tmp_path / "split").labels) == {0: 8, 1: 8}
+    assert Counter(image_folder.scan(tmp_path / "photos").labels) == {0: 4, 1: 4}
+    assert Counter(image_folder.scan(tmp_path / "split").labels) == {0: 8, 1: 8}
 
 
 def test_a_hidden_folder_counts_its_files_wherever_it_lies(tmp_path):
@@ -57,16 +57,16 @@ def test_a_hidden_folder_counts_its_files_wherever_it_lies(tmp_path):
     fill(tmp_path / ".trash", 3)
     fill(tmp_path / "train" / ".trash", 2)
     fill(tmp_path / "test" / "cat" / ".trash", 1)
-    assert folders.scan(tmp_path).skipped == {"hidden": 6}
+    assert image_folder.scan(tmp_path).skipped == {"hidden": 6}
 
 
 def test_what_lies_beside_class_folders_is_skipped_and_named(tmp_path):
     for split in ("train", "test"):
         photos(tmp_path / split)
     (tmp_path / "train" / "labels.csv").touch()
-    assert folders.scan(tmp_path).skipped == {".csv": 1}
+    assert image_folder.scan(tmp_path).skipped == {".csv": 1}
     fill(photos(tmp_path / "plain"), 3)
-    assert folders.scan(tmp_path / "plain").skipped == {"outside a class folder": 3}
+    assert image_folder.scan(tmp_path / "plain").skipped == {"outside a class folder": 3}
 
 
 @pytest.mark.parametrize("name", ["می\u200cروم", "猫\u3000犬", "👩\u200d🚀", "café", "a b"])
@@ -80,19 +80,19 @@ def test_a_class_name_of_any_script_is_kept(tmp_path, name):
 def test_a_class_name_that_would_break_a_line_is_refused_in_one(tmp_path, name):
     fill(photos(tmp_path) / name)
     with pytest.raises(DataError, match="rename it") as refused:
-        folders.scan(tmp_path)
+        image_folder.scan(tmp_path)
     assert str(refused.value).isprintable()
 
 
 def test_an_ending_in_latin_1_can_be_written_to_a_file(tmp_path):
     (photos(tmp_path) / "cat" / f"x.{LATIN_1}").touch()
-    assert folders.scan(tmp_path).summary.encode().endswith(rb"1 file skipped: 1 .caf\xe9")
+    assert image_folder.scan(tmp_path).summary.encode().endswith(rb"1 file skipped: 1 .caf\xe9")
 
 
 def test_many_endings_are_shortened():
     skipped = {f".{i:04}": 1 for i in range(1000)}
     expected = "1,000 files skipped: 1 .0000, 1 .0001, 1 .0002, 1 .0003, 1 .0004, 1 .0005, 994 others"
-    assert folders.summary(("cat", "dog"), 8, skipped).endswith(expected)
+    assert image_folder.summary(("cat", "dog"), 8, skipped).endswith(expected)
 
 
 def test_a_streamed_set_with_a_file_name_in_latin_1_is_opened_again(tmp_path):

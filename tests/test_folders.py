@@ -8,13 +8,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vit_search.cli import app
+from vit_search.config import search_file
+from vit_search.config.trial import DataConfig
+from vit_search.data.data_set import prepare, read_image, read_split
+from vit_search.data.image_folder import scan
 from vit_search.errors import DataError
-from vit_search.spec import lint, search_file
-from vit_search.spec.config import DataConfig
-from vit_search.spec.folders import scan
-from vit_search.spec.plain_text import plain
-from vit_search.spec.plan import images_of
-from vit_search.vit.data import prepare, read_image, read_split
+from vit_search.planning import lint
+from vit_search.planning.plan import images_of
+from vit_search.text import plain
 
 
 def write(root, *names, seed=0):

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from servers import until
 
 from vit_search import cli
+from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.errors import CheckpointError, SearchError
+from vit_search.ledger import ledger, searches
+from vit_search.ledger.ledger import Broke, Commanded, Ended, Infeasible, Launched, Ledger, Left, OutgrewShare, Proposed, Reported
 from vit_search.search import commands, control, search_folder
-from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
-from vit_search.spec.plain_text import code_block, markdown, one_line, plain
-from vit_search.tracking import ledger, searches
-from vit_search.tracking.ledger import Broke, Commanded, Ended, Infeasible, Launched, Ledger, Left, OutgrewShare, Proposed, Reported
+from vit_search.text import code_block, markdown, one_line, plain
 from vit_search.vit import checkpoint, training
 from vit_search.vit.checkpoint_files import describe, sha256_of, signed
 

@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit_search.production import evidence, gates
-from vit_search.production.evidence import Costs, Latency, OnImages, Parity, Ratio, SideBySide
-from vit_search.production.gate import Comparison
-from vit_search.production.gates import Gate
-from vit_search.spec import policy
-from vit_search.spec.policy import CORRUPTIONS, Policy
+from vit_search.promotion import evidence, gates, policy
+from vit_search.promotion.comparison import Comparison
+from vit_search.promotion.evidence import Costs, Latency, OnImages, Parity, Ratio, SideBySide
+from vit_search.promotion.gates import Gate
+from vit_search.promotion.policy import CORRUPTIONS, Policy
 from vit_search.vit import checkpoint
 
 DEFAULT = policy.load(None)

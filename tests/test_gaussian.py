@@ -13,10 +13,10 @@ from scipy.stats import norm
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
+from vit_search.config import search_file
+from vit_search.config.asks import AtQuantiles, quantile
 from vit_search.search.proposals import gaussian
 from vit_search.search.proposals.samplers import scalar
-from vit_search.spec import search_file
-from vit_search.spec.asks import AtQuantiles, quantile
 
 HEAD = "name: t\ndata: {name: digits}\ntrials: 20\nepochs: 3\n"
 SPACE = search_file.parse(

@@ -10,17 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from vit_search.config import search_file, shares
+from vit_search.config.trial import EpochResult
 from vit_search.errors import OutOfMemoryError, SpecError
-from vit_search.ray_session import Shape
+from vit_search.ledger import ledger as ledgers
+from vit_search.ledger.ledger import OutgrewShare, Progress, Proposed, Reported, read_events
+from vit_search.planning import lint, plan
+from vit_search.runtime import machine
+from vit_search.runtime.ray_session import Shape
 from vit_search.search.commands import Commands, Settings
 from vit_search.search.components import within
 from vit_search.search.gpu_sharing import ENOUGH, LEAST, MOST, Devices, GpuSharing, Nodes
 from vit_search.search.limits import Limits
-from vit_search.spec import lint, plan, search_file, shares
-from vit_search.spec.config import EpochResult
-from vit_search.tracking import ledger as ledgers
-from vit_search.tracking.ledger import OutgrewShare, Progress, Proposed, Reported, read_events
-from vit_search.vit import machine, training
+from vit_search.vit import training
 
 GIB = 2**30
 FILE = """

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from vit_search.errors import ServingError
-from vit_search.production import listener
-from vit_search.production.endpoint import Endpoint, Limits, Metrics, Told
-from vit_search.production.host_header import hosts_of
+from vit_search.serving import listener
+from vit_search.serving.endpoint import Endpoint, Limits, Metrics, Told
+from vit_search.serving.host_header import hosts_of
 
 MORE = ("models.example.org", "Gateway.")
 

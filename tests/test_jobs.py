@@ -21,11 +21,11 @@ from servers import SECRET, free_port, until
 from vit_search import cli_cluster
 from vit_search.cluster import driver, jobs, preflight, record
 from vit_search.cluster.preflight import Facts, Node
+from vit_search.config import search_file
 from vit_search.errors import ClusterError, SpecError
-from vit_search.ray_session import Shape, _to_come
+from vit_search.ledger import ledger as books
+from vit_search.runtime.ray_session import Shape, _to_come
 from vit_search.search import execution
-from vit_search.spec import search_file
-from vit_search.tracking import ledger as books
 
 FILE = """
 name: tiny

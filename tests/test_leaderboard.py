@@ -10,8 +10,8 @@ import pytest
 from synthetic import made, result
 
 from vit_search import leaderboard
-from vit_search.spec import search_file
-from vit_search.tracking.ledger import Trial
+from vit_search.config import search_file
+from vit_search.ledger.ledger import Trial
 
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
 LONG = """

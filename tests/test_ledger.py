@@ -8,9 +8,9 @@ import threading
 import pytest
 import synthetic
 
+from vit_search.config.trial import EpochResult
 from vit_search.errors import SearchError
-from vit_search.spec.config import EpochResult
-from vit_search.tracking.ledger import (
+from vit_search.ledger.ledger import (
     Commanded,
     Ended,
     Launched,

@@ -8,17 +8,19 @@ import sys
 import pytest
 from synthetic import begin, made
 
-from vit_search import cli, ray_folder
+from vit_search import cli, files
 from vit_search.cluster import record, services
+from vit_search.config.trial import DataConfig
+from vit_search.data import data_set
 from vit_search.errors import ClusterError, LinkError, SearchError
+from vit_search.ledger import ledger, searches
+from vit_search.promotion import finalists
+from vit_search.runtime import ray_folder
 from vit_search.search import control, resumable, search_folder, trial
 from vit_search.search.messages import TrialOrder
-from vit_search.spec import files
-from vit_search.spec.config import DataConfig
-from vit_search.spec.numbers import counted, whole_number
-from vit_search.tracking import finalists, ledger, searches, store
+from vit_search.text import counted, whole_number
+from vit_search.tracking import store
 from vit_search.tracking.recorder import RECORDED, sync
-from vit_search.vit import data
 
 KEPT = b"not ours\n"
 ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
@@ -150,12 +152,12 @@ def test_locks_and_marks_of_a_cluster_follow_no_link(tmp_path, victim):
 
 def test_a_data_cache_s_lock_follows_no_link(tmp_path, victim, monkeypatch):
     config, cache = DataConfig(name="digits"), tmp_path / "cache"
-    key = data.prepare(config, cache=cache).folder.name
+    key = data_set.prepare(config, cache=cache).folder.name
     (cache / f".{key}.lock").unlink()
     (cache / f".{key}.lock").symlink_to(victim)
     (cache / key / "data.json").unlink()
     with pytest.raises(LinkError):
-        data.prepare(config, cache=cache)
+        data_set.prepare(config, cache=cache)
 
 
 def test_a_trial_s_error_replaces_a_link(tmp_path, victim):
@@ -220,7 +222,7 @@ def test_an_owner_whom_a_container_does_not_know_counts_as_ours_there_and_as_ano
     (tmp_path / "folder").mkdir(mode=0o700)
     os.chown(tmp_path / "folder", nobody, -1)
     assert files.open_to_others(tmp_path / "folder") == f"{tmp_path / 'folder'} belongs to another account (uid {nobody})"
-    inside = "from vit_search.spec.files import open_to_others as f; import pathlib, sys; sys.exit(f(pathlib.Path(sys.argv[1])) or 0)"
+    inside = "from vit_search.files import open_to_others as f; import pathlib, sys; sys.exit(f(pathlib.Path(sys.argv[1])) or 0)"
     command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", inside, str(tmp_path / "folder")]
     if subprocess.run(["unshare", "--user", "--map-root-user", "true"], check=False, capture_output=True).returncode:
         pytest.skip("no user namespaces here")

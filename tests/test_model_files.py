@@ -13,11 +13,13 @@ import yaml
 from PIL import Image
 
 from vit_search import cli
+from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.errors import PromotionError, ServingError
-from vit_search.production import configuration, export, following, prediction, promotion, references, registry
-from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.promotion import export, promotion
+from vit_search.promotion.finalists import Finalist
+from vit_search.registry import configuration, references, registry
+from vit_search.serving import alias_follower, prediction
 from vit_search.tracking import model_files
-from vit_search.tracking.finalists import Finalist
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
 from vit_search.vit import checkpoint, training
@@ -75,7 +77,7 @@ def store(home, monkeypatch):
 
 def served(home, place):
     said = []
-    follower = following.Follower(references.parse("pets@champion"), None, place / "state.json", place / "cache", said.append)
+    follower = alias_follower.Follower(references.parse("pets@champion"), None, place / "state.json", place / "cache", said.append)
     return follower.start()
 
 

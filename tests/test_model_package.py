@@ -23,14 +23,14 @@ import torch
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from vit_search.production import prediction
-from vit_search.spec import search_file
-from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config import search_file
+from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.data.batches import load_split
+from vit_search.data.data_set import prepare, read_image, read_split
+from vit_search.serving import prediction
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.recorder import client_for
 from vit_search.vit import augment, checkpoint, training
-from vit_search.vit.data import prepare, read_image, read_split
-from vit_search.vit.splits import load_split
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -8,8 +8,9 @@ import pytest
 from synthetic import made
 
 from vit_search.errors import TrackingError
-from vit_search.tracking import doctor, searches, store, uris
-from vit_search.tracking.ledger import Ledger
+from vit_search.ledger import searches
+from vit_search.ledger.ledger import Ledger
+from vit_search.tracking import doctor, store, uris
 from vit_search.tracking.recorder import Recorder, sync
 
 

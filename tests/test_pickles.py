@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 from ray import cloudpickle
 
+from vit_search.config import search_file
+from vit_search.config.trial import DataConfig, EpochResult, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.runtime.pickles import REFUSED
 from vit_search.search import launch
-from vit_search.spec import search_file
-from vit_search.spec.config import DataConfig, EpochResult, ModelConfig, TrainingConfig, TrialConfig
-from vit_search.spec.pickles import REFUSED
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
 from vit_search.vit import checkpoint, checkpoint_files, training

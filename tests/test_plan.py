@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from vit_search import cli
+from vit_search.config import search_file
+from vit_search.config.cost import cost_of, gpus_of_this_machine, in_rounded_time
+from vit_search.config.trial import COUNTS, SHAPES, DataConfig
 from vit_search.errors import DataError, SpecError
-from vit_search.spec import lint as linting
-from vit_search.spec import plan as planning
-from vit_search.spec import search_file
-from vit_search.spec.config import COUNTS, SHAPES, DataConfig
-from vit_search.spec.cost import cost_of, gpus_of_this_machine, in_rounded_time
-from vit_search.spec.plan import Images, Rule, Speed, compare, epoch_seconds, images_of, stated_speed, train_seconds
+from vit_search.planning import lint as linting
+from vit_search.planning import plan as planning
+from vit_search.planning.plan import Images, Rule, Speed, compare, epoch_seconds, images_of, stated_speed, train_seconds
 
 HEAD = "name: t\ndata: {name: digits}\ntrials: 9\nepochs: 27\n"
 SEARCHED = "model: {patch_size: 4, depth: {int: [1, 4]}}\ntraining: {warmup_fraction: 0, lr: {float: [1e-4, 1e-2], log: true}}\n"
@@ -283,7 +283,7 @@ def test_images_are_counted_before_they_are_read():
 
 
 def test_images_of_digits_are_those_of_the_prepared_set():
-    from vit_search.vit.data import prepare
+    from vit_search.data.data_set import prepare
 
     for config in (
         DataConfig(name="digits"),
@@ -371,7 +371,7 @@ def test_a_calibration_foretells_what_it_measured():
 
 
 def test_calibration_has_the_environment_of_a_trial():
-    from vit_search.spec.worker_env import WORKER_ENV
+    from vit_search.runtime.worker_env import WORKER_ENV
     from vit_search.vit import calibrate
 
     assert calibrate.WORKER_ENV is WORKER_ENV

@@ -4,9 +4,10 @@ import jsonschema
 import pytest
 from pydantic import BaseModel
 
+from vit_search.config import strict_yaml
 from vit_search.errors import SpecError
-from vit_search.production.corruptions import corrupted
-from vit_search.spec import policy, strict_yaml
+from vit_search.promotion import policy
+from vit_search.promotion.corruptions import corrupted
 
 WHOLE = """
 top: 5

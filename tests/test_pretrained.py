@@ -6,8 +6,8 @@ from timm.models.vision_transformer import VisionTransformer as Timm
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer as Torchvision
 
+from vit_search.config.trial import ModelConfig
 from vit_search.errors import CheckpointError
-from vit_search.spec.config import ModelConfig
 from vit_search.vit.model import ViT
 from vit_search.vit.pretrained import from_timm, from_torchvision
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vit_search.config import search_file
+from vit_search.data.data_set import prepare
 from vit_search.errors import PromotionError, PromotionRefusedError
-from vit_search.production import gates, promotion, registry
-from vit_search.spec import policy, search_file
+from vit_search.promotion import gates, policy, promotion
+from vit_search.registry import registry
 from vit_search.tracking.store import client_for
-from vit_search.vit.data import prepare
 
 POLICY = """
 floors: {linear_probe: false}

@@ -10,11 +10,11 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from simulation import result
 
+from vit_search.config import search_file
 from vit_search.errors import SpecError
+from vit_search.ledger.ledger import Commanded, Ended, Infeasible, Proposed, Reported
 from vit_search.search.proposals.history import SHOWN, History, Past
 from vit_search.search.proposals.proposals import ProposalOptions, Proposals
-from vit_search.spec import search_file
-from vit_search.tracking.ledger import Commanded, Ended, Infeasible, Proposed, Reported
 
 HEAD = "name: t\ndata: {name: digits}\ntrials: 20\nepochs: 3\n"
 SPEC = search_file.parse(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from vit_search import ray_folder
 from vit_search.errors import ClusterError
+from vit_search.runtime import ray_folder
 
 VIT_SEARCH = Path(sys.executable).with_name("vit-search")
 UNSHARED = pytest.mark.skipif(

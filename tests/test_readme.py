@@ -11,9 +11,10 @@ import psutil
 import pytest
 from clusters import MARK, marked
 
+from vit_search.config import search_file
 from vit_search.errors import SpecError
-from vit_search.spec import policy, search_file
-from vit_search.tracking.ledger import read_trials
+from vit_search.ledger.ledger import read_trials
+from vit_search.promotion import policy
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -21,12 +21,13 @@ from mlflow.types import Schema
 from servers import SECRET, until
 from synthetic import FILE, begin, events, made, result
 
+from vit_search.config import search_file
 from vit_search.errors import SearchError, TrackingError
-from vit_search.spec import search_file
-from vit_search.tracking import datasets, doctor, search_state, searches, store, uris
-from vit_search.tracking.ledger import Broke, Ended, Launched, Ledger, Left, Proposed, Reported, read_trials
+from vit_search.ledger import search_state, searches
+from vit_search.ledger.ledger import Broke, Ended, Launched, Ledger, Left, Proposed, Reported, read_trials
+from vit_search.ledger.search_state import State
+from vit_search.tracking import datasets, doctor, store, uris
 from vit_search.tracking.recorder import RECORDED, STATUS, Recorder, sync
-from vit_search.tracking.search_state import State
 
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
 
@@ -779,7 +780,7 @@ def test_a_server_that_never_comes_back_leaves_a_search_that_sync_completes(serv
     ledger.close()
     assert len(content(server, "made-6")) < 7
     away.clear()
-    from vit_search.tracking import searches
+    from vit_search.ledger import searches
 
     searches.write_hindsight(folder, searches.Hindsight(0, 0, (0.0, 1.0), None))
     done = subprocess.run(

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.errors import SearchError, StorageError
 from vit_search.search import execution, recovery, trial
 from vit_search.search.messages import TrialOrder
 from vit_search.search.recovery import Patience, cause_of, in_words, nodes_to_avoid
-from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.vit import checkpoint, training
 
 DIED = "The actor died unexpectedly before finishing this task.\n\tclass_name: ImplicitFunc\n"

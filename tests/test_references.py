@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 from vit_search.errors import DataError, PromotionError, SearchError
-from vit_search.production import export, following, prediction, references, registry
-from vit_search.production.configuration import configuration
-from vit_search.production.state import read_state
-from vit_search.search import adopted
-from vit_search.tracking import finalists, ledger, searches
+from vit_search.ledger import ledger, searches
+from vit_search.promotion import adopted, export, finalists
+from vit_search.registry import references, registry
+from vit_search.registry.configuration import configuration
+from vit_search.serving import alias_follower, prediction
+from vit_search.serving.state import read_state
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
 from vit_search.vit import checkpoint
@@ -116,7 +117,7 @@ def test_history_takes_any_name_of_the_model(inside):
 def test_a_trained_folder_is_served_as_it_was_when_serving_began(inside, tmp_path):
     said = []
     shutil.copytree("trained/pets", tmp_path / "pets")
-    follower = following.Fixed(tmp_path / "pets", tmp_path / "state.json", said.append)
+    follower = alias_follower.Fixed(tmp_path / "pets", tmp_path / "state.json", said.append)
     state = follower.start()
     shutil.rmtree(tmp_path / "pets")
     follower.poll()

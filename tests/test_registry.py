@@ -18,10 +18,10 @@ from mlflow import MlflowClient
 from promoters import Cut, aliases, back, child, contestant, dies_with_the_lock, promote
 
 from vit_search import cli
+from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.errors import PromotionError, PromotionRefusedError
-from vit_search.production import lock as locking
-from vit_search.production import registry
-from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.registry import lock as locking
+from vit_search.registry import registry
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
 from vit_search.vit import checkpoint, training
@@ -30,7 +30,7 @@ SOURCE = "s3://nowhere/model"
 """Of versions whose files nobody reads."""
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["pytest", "vit_search.production.registry", "mlflow.store.model_registry.sqlalchemy_store"])
+FORK.set_forkserver_preload(["pytest", "vit_search.registry.registry", "mlflow.store.model_registry.sqlalchemy_store"])
 """Each child starts in milliseconds, and from a process that has no database open; so what it does is in a file that imports little."""
 
 

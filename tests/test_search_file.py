@@ -6,9 +6,9 @@ import jsonschema
 import pytest
 
 from vit_search import load_search
+from vit_search.config import search_file, strict_yaml
+from vit_search.config.trial import DIRECTIONS, METRICS
 from vit_search.errors import SpecError
-from vit_search.spec import search_file, strict_yaml
-from vit_search.spec.config import DIRECTIONS, METRICS
 
 ROOT = Path(__file__).parents[1]
 HEAD = "name: t\ndata: {name: digits}\ntrials: 2\nepochs: 3\n"

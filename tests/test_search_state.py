@@ -7,11 +7,11 @@ from simulation import Book, driver_of
 from test_ledger import result
 
 from vit_search.cluster import record
+from vit_search.config import search_file
+from vit_search.ledger import search_state, searches
+from vit_search.ledger.ledger import Commanded, Ended, Launched, Ledger, Left, Proposed, Reported
+from vit_search.ledger.search_state import DRIVEN, WORDS, State
 from vit_search.search.control import obey_text
-from vit_search.spec import search_file
-from vit_search.tracking import search_state, searches
-from vit_search.tracking.ledger import Commanded, Ended, Launched, Ledger, Left, Proposed, Reported
-from vit_search.tracking.search_state import DRIVEN, WORDS, State
 
 FILE = """
 name: told

@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 from servers import SECRET
 
 from vit_search.errors import SearchError, TrackingError
-from vit_search.production import registry
+from vit_search.registry import registry
 from vit_search.search import search_folder
 from vit_search.tracking import store
 
@@ -102,7 +102,7 @@ def short():
 KEPT = """
 import os, shutil, sys
 from vit_search import cli, ray_session
-from vit_search.spec.worker_env import WORKER_ENV
+from vit_search.runtime.worker_env import WORKER_ENV
 
 sys.argv = ["vit-search", "run", "small.yaml"]
 with ray_session.session(env=WORKER_ENV):

@@ -28,16 +28,17 @@ import servers
 import torch
 from PIL import Image
 
+from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.data.data_set import read_image
 from vit_search.errors import PromotionError, ServingError
-from vit_search.production import following, listener, references, serving, smoke
-from vit_search.production.endpoint import Batcher, Endpoint, Held, Limits, Metrics, Told, exposition, load
-from vit_search.production.host_header import hosts_of
-from vit_search.production.state import Version, read_state
-from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.registry import references, smoke
+from vit_search.serving import alias_follower, listener, serving
+from vit_search.serving.endpoint import Batcher, Endpoint, Held, Limits, Metrics, Told, exposition, load
+from vit_search.serving.host_header import hosts_of
+from vit_search.serving.state import Version, read_state
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
 from vit_search.vit import augment, checkpoint, checkpoint_files, training
-from vit_search.vit.data import read_image
 
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
 CLASSES = tuple("0123456789")
@@ -856,7 +857,7 @@ def test_a_version_that_failed_is_tried_again_after_longer_and_longer(registry, 
     said, now = [], [1000.0]
     registry.point("1", "trial")
     target, place = references.Reference("digits", "trial"), tmp_path / "state.json"
-    follower = following.Follower(target, registry.uri, place, tmp_path, said.append, clock=lambda: now[0])
+    follower = alias_follower.Follower(target, registry.uri, place, tmp_path, said.append, clock=lambda: now[0])
     follower.start()
     bad = registry.add(40, verdict="refused")
     registry.point(bad, "trial")
@@ -878,12 +879,12 @@ def test_a_version_that_failed_is_tried_again_after_longer_and_longer(registry, 
 def test_a_model_that_was_registered_anew_under_the_same_number_is_fetched_again(registry, tmp_path):
     registry.point("1", "again")
     target = references.Reference("digits", "again")
-    state = following.Follower(target, registry.uri, tmp_path / "s", tmp_path, lambda line: None).start()
+    state = alias_follower.Follower(target, registry.uri, tmp_path / "s", tmp_path, lambda line: None).start()
     copy = Path(state.version.folder)
     told = json.loads((copy / "version.json").read_text())
     (copy / "version.json").write_text(json.dumps(told | {"created": 7}))
     before = (copy / "model.safetensors").stat().st_ino
-    following.Follower(target, registry.uri, tmp_path / "s", tmp_path, lambda line: None).start()
+    alias_follower.Follower(target, registry.uri, tmp_path / "s", tmp_path, lambda line: None).start()
     assert (copy / "model.safetensors").stat().st_ino != before
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vit_search.production import smoke
-from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.registry import smoke
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
 from vit_search.vit import checkpoint, training

@@ -12,11 +12,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vit_search.config import presets, search_file
+from vit_search.config.cost import cost_of
+from vit_search.config.space import Choice, FloatRange, IntRange, Space
+from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.errors import SpecError
-from vit_search.spec import presets, search_file
-from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
-from vit_search.spec.cost import cost_of
-from vit_search.spec.space import Choice, FloatRange, IntRange, Space
 
 HEAD = "name: t\ndata: {name: digits}\ntrials: 2\nepochs: 3\n"
 POOL = """model:
@@ -172,7 +172,7 @@ def test_memory_in_a_reason_has_units():
 
 def test_the_cost_is_computed_once_a_proposal(monkeypatch):
     parameters, calls = space("").parameters, []
-    monkeypatch.setattr("vit_search.spec.space.cost_of", lambda *args: calls.append(1) or cost_of(*args))
+    monkeypatch.setattr("vit_search.config.space.cost_of", lambda *args: calls.append(1) or cost_of(*args))
     found = bare(parameters, constraints=("params > 3", "flops > 3", "train_memory > 3"))
     assert found.problem({}) is None
     assert len(calls) == 1

@@ -16,11 +16,12 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
+from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.data import data_set
+from vit_search.data.batches import Split, StreamedSplit, load_split
+from vit_search.data.data_set import prepare, read_split
 from vit_search.errors import DataError
-from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
-from vit_search.vit import checkpoint, data
-from vit_search.vit.data import prepare, read_split
-from vit_search.vit.splits import Split, StreamedSplit, load_split
+from vit_search.vit import checkpoint
 from vit_search.vit.training import Normalisation, evaluate, fit, start
 
 SPLITS = ("train", "val", "test")
@@ -254,7 +255,7 @@ def test_a_set_is_decoded_once(photos, decoded, monkeypatch):
     def never(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(data, "read_image", never)
+    monkeypatch.setattr(data_set, "read_image", never)
     before = {path.name: path.stat().st_mtime_ns for path in decoded.folder.iterdir()}
     assert prepare(config_of(photos), cache=photos.parent / "decoded") == decoded
     assert {path.name: path.stat().st_mtime_ns for path in decoded.folder.iterdir()} == before
@@ -266,7 +267,7 @@ def _decodes_for_ever(connection, cache):
         connection.send("decoding")
         time.sleep(600)
 
-    data._write = held
+    data_set._write = held
     digits(cache)
 
 
@@ -351,4 +352,4 @@ def test_an_image_with_damaged_exif_is_refused_not_a_crash():
     damaged = raw.getvalue().replace(b"\x01\x0e\x00\x02", b"\x01\x00\x00\x02")  # a width that is a text: struct.error inside PIL
     assert damaged != raw.getvalue()
     with pytest.raises(DataError, match=r"no image that can be decoded \(.+\); replace or remove it"):
-        data.read_image(damaged, None, 3)
+        data_set.read_image(damaged, None, 3)

@@ -6,11 +6,11 @@ from collections import Counter
 import pytest
 from simulation import result
 
+from vit_search.config import search_file
+from vit_search.ledger.ledger import Ended, Proposed, Reported
+from vit_search.planning.rungs import boundaries, levels
 from vit_search.search.hindsight import false_kills
 from vit_search.search.stopping import RULES, StoppingOptions
-from vit_search.spec import search_file
-from vit_search.spec.rungs import boundaries, levels
-from vit_search.tracking.ledger import Ended, Proposed, Reported
 
 KINDS = ("asha", "hyperband", "median", "none")
 

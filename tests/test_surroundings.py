@@ -20,8 +20,8 @@ import pytest
 from mlflow import MlflowClient
 from servers import until
 
-from vit_search.spec import signals
-from vit_search.tracking.ledger import Launched, Reported, read_events, read_trials
+from vit_search.ledger.ledger import Launched, Reported, read_events, read_trials
+from vit_search.runtime import signals
 
 ROOT = Path(__file__).parents[1]
 VIT_SEARCH = Path(sys.executable).with_name("vit-search")
@@ -228,7 +228,7 @@ def test_a_search_whose_terminal_goes_away_ends_as_by_sigterm(tmp_path):
 @pytest.mark.parametrize(("before", "ends"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)], ids=["terminal", "nohup"])
 def test_a_server_and_a_driver_end_with_their_terminal_but_not_under_nohup(before, ends):
     from vit_search.cluster import driver
-    from vit_search.production import serving
+    from vit_search.serving import serving
 
     around, stop = signal.signal(signal.SIGHUP, before), threading.Event()
     try:

@@ -16,11 +16,12 @@ import pytest
 from synthetic import made
 
 from vit_search import cli
+from vit_search.data.data_set import prepare
 from vit_search.errors import SearchError, TrackingError
+from vit_search.ledger import searches
 from vit_search.search import launch
-from vit_search.tracking import searches, store, uris
+from vit_search.tracking import store, uris
 from vit_search.tracking.recorder import sync
-from vit_search.vit.data import prepare
 
 MEND = "if it is meant, name it with --tracking-uri or MLFLOW_TRACKING_URI."
 

@@ -7,11 +7,11 @@ import shutil
 import pytest
 import torch
 
+from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.data.batches import Split
+from vit_search.data.data_set import prepare, read_split
 from vit_search.errors import CheckpointError, DamagedCheckpointError
-from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.vit import augment, checkpoint, training
-from vit_search.vit.data import prepare, read_split
-from vit_search.vit.splits import Split
 from vit_search.vit.training import Normalisation, fit, latency_ms, lr_at, start
 
 CONFIG = TrialConfig(

@@ -7,9 +7,9 @@ from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial
 from simulation import Book, Cluster, driver_of, result
 
+from vit_search.config import search_file
 from vit_search.search.messages import Epoch, Failed, Outgrown, TrialOrder, Waiting, decode, encode
 from vit_search.search.tune import TuneScheduler, TuneSearcher, last_error, request
-from vit_search.spec import search_file
 
 SPEC = search_file.parse("""
 name: t

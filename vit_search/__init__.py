@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit_search.spec.pickles import refuse_pickles
-from vit_search.spec.torch_import import import_torch_at_root
+from vit_search.runtime.pickles import refuse_pickles
+from vit_search.runtime.torch_import import import_torch_at_root
 
 if TYPE_CHECKING:
+    from vit_search.config.search_file import SearchSpec
     from vit_search.search.launch import SearchResult
-    from vit_search.spec.search_file import SearchSpec
 
 __all__ = ["load_search", "run_search"]
 
@@ -25,7 +25,7 @@ def load_search(path: str | Path) -> SearchSpec:
 
     Raises: SpecError, one line: file, line, key, what was seen, the mend.
     """
-    from vit_search.spec import search_file
+    from vit_search.config import search_file
 
     return search_file.load(Path(path))
 

@@ -20,30 +20,29 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from vit_search import cli_cluster, terminal
+from vit_search.config.cost import in_rounded_time, in_time
 from vit_search.errors import DataError, LostClusterError, PromotionError, SearchError, SpecError, TrackingError, VitSearchError
-from vit_search.spec.cost import in_rounded_time, in_time
-from vit_search.spec.numbers import counted, value_text, whole_number
-from vit_search.spec.plain_text import plain
-from vit_search.spec.user import user_name
-from vit_search.start_up import collect_rarely
+from vit_search.runtime.start_up import collect_rarely
+from vit_search.runtime.user import user_name
 from vit_search.terminal import OUTCOME_STYLE, escaped
+from vit_search.text import counted, plain, value_text, whole_number
 
 if TYPE_CHECKING:
-    from vit_search.production.gates import Gate
-    from vit_search.production.promotion import Promotion
+    from vit_search.config.search_file import SearchSpec
+    from vit_search.config.space import Space
+    from vit_search.ledger.ledger import Broke, Event, Spent, Trial
+    from vit_search.ledger.search_state import State
+    from vit_search.ledger.searches import Hindsight
+    from vit_search.planning.lint import Finding as LintFinding
+    from vit_search.planning.lint import Report
+    from vit_search.planning.plan import Plan, Speed
+    from vit_search.promotion.finalists import Plan as FinalistPlan
+    from vit_search.promotion.finalists import Retrained
+    from vit_search.promotion.gates import Gate
+    from vit_search.promotion.policy import Policy
+    from vit_search.promotion.promotion import Promotion
     from vit_search.search.driver import Driver
     from vit_search.search.launch import SearchResult
-    from vit_search.spec.lint import Finding as LintFinding
-    from vit_search.spec.lint import Report
-    from vit_search.spec.plan import Plan, Speed
-    from vit_search.spec.policy import Policy
-    from vit_search.spec.search_file import SearchSpec
-    from vit_search.spec.space import Space
-    from vit_search.tracking.finalists import Plan as FinalistPlan
-    from vit_search.tracking.finalists import Retrained
-    from vit_search.tracking.ledger import Broke, Event, Spent, Trial
-    from vit_search.tracking.search_state import State
-    from vit_search.tracking.searches import Hindsight
 
 app = typer.Typer(
     help="Search for the best Vision Transformer for your images, browse the trials in MLflow, promote the best one.",
@@ -139,7 +138,7 @@ def run(
     nice: Nice = None,
 ) -> None:
     """Start a search and see it through."""
-    from vit_search.spec import search_file
+    from vit_search.config import search_file
 
     _set_niceness(nice, address)
     with _nothing_started():
@@ -174,8 +173,8 @@ def _nothing_started() -> Iterator[None]:
 @contextlib.contextmanager
 def _named(file: Path) -> Iterator[None]:
     """What is wrong with the images is told with the search file and the line that name them, as other mistakes are."""
-    from vit_search.spec import strict_yaml
-    from vit_search.spec.search_file import SearchSpec
+    from vit_search.config import strict_yaml
+    from vit_search.config.search_file import SearchSpec
 
     try:
         yield
@@ -212,8 +211,8 @@ def lint(
 
     That is what can never run, repeats, or makes no difference. Trains nothing.
     """
-    from vit_search.spec import cost, search_file
-    from vit_search.spec import lint as linting
+    from vit_search.config import cost, search_file
+    from vit_search.planning import lint as linting
 
     spec = search_file.load(file)
     with _named(file):
@@ -230,8 +229,8 @@ def lint(
 
 def _missing_searches(spec: SearchSpec, output: Path) -> Iterable[LintFinding]:
     """Searches to learn from that are not here; `run` refuses them."""
-    from vit_search.spec.lint import Finding
-    from vit_search.tracking import searches
+    from vit_search.ledger import searches
+    from vit_search.planning.lint import Finding
 
     for i, name in enumerate(spec.learn_from):
         try:
@@ -252,9 +251,9 @@ def plan(
 
     The time is that of this machine. Trains nothing.
     """
-    from vit_search.spec import plan as planning
-    from vit_search.spec import search_file
-    from vit_search.vit.data import kept_speed
+    from vit_search.config import search_file
+    from vit_search.data.data_set import kept_speed
+    from vit_search.planning import plan as planning
 
     spec = search_file.load(file)
     if concurrency is not None and not 1 <= concurrency <= 10_000:
@@ -279,11 +278,12 @@ def plan(
 
 def _print_images(spec: SearchSpec) -> None:
     """What lies in an image folder, in one line, and whether its classes allow the metric."""
-    from vit_search.spec import folders
 
     path = Path(spec.data.path or "").expanduser()
     if spec.data.name == "image_folder" and path.is_dir():
-        listing = folders.scan(path)
+        from vit_search.data import image_folder
+
+        listing = image_folder.scan(path)
         err.print(escaped(listing.summary))
         spec.check_data(len(listing.classes))
     elif spec.data.path and not path.exists():
@@ -296,7 +296,7 @@ SEVERITY_STYLE = {"error": "bold red", "warning": "yellow", "hint": "cyan"}
 def _print_report(report: Report) -> None:
     from rich.table import Table
 
-    from vit_search.spec.cost import in_units
+    from vit_search.config.cost import in_units
 
     out.print(f"[bold]{escaped(report.name)}[/]: {report.valid_share:.1%} of {report.draws:,} random proposals can be run")
     for reason, count in report.invalid.items():
@@ -330,7 +330,7 @@ def _print_report(report: Report) -> None:
 def _print_plan(plan: Plan) -> None:
     from rich.table import Table
 
-    from vit_search.spec.cost import in_units
+    from vit_search.config.cost import in_units
 
     low, high = plan.trained_epochs_range
     epochs = f"about [bold]{_rounded(plan.trained_epochs)}[/] ({_rounded(low)} to {_rounded(high)})"
@@ -374,7 +374,7 @@ def _print_plan(plan: Plan) -> None:
 
 def _gpu_shares(plan: Plan) -> str:
     """How many trials share a GPU."""
-    from vit_search.spec.cost import in_units
+    from vit_search.config.cost import in_units
 
     parts = [f"{share.trials:.0%} of the trials {1 / share.gpus:.0f} to a GPU" for share in plan.shares if share.gpus < 1]
     parts += [f"{share.trials:.0%} have one alone" for share in plan.shares if share.gpus >= 1]
@@ -383,7 +383,7 @@ def _gpu_shares(plan: Plan) -> str:
 
 def _speed(speed: Speed, plan: Plan) -> str:
     """Where a plan's seconds come from, and what may be wrong with them."""
-    from vit_search.spec.plan import BORROWED
+    from vit_search.planning.plan import BORROWED
 
     if not speed.measured:
         return f"{_count(speed.flops_per_s)} floating-point operations a second, as stated"
@@ -431,8 +431,8 @@ def resume(
     if address is not None and address.startswith(("http://", "https://")):
         cli_cluster.resume_there(address, search, insecure)
         return
+    from vit_search.ledger import searches
     from vit_search.search import resumable
-    from vit_search.tracking import searches
 
     folder = searches.find(output, search)
     resumable.check(folder, {})  # at once, and not after ten seconds of imports
@@ -459,8 +459,8 @@ def extend(
 
     It keeps its sampler, its rungs and its MLflow run.
     """
+    from vit_search.ledger import searches
     from vit_search.search import resumable
-    from vit_search.tracking import searches
 
     _set_niceness(nice, address)
     folder = searches.find(output, search)
@@ -580,7 +580,7 @@ def add(
     insecure: cli_cluster.Insecure = False,
 ) -> None:
     """Have a running search try these parameters next."""
-    from vit_search.spec import strict_yaml
+    from vit_search.config import strict_yaml
 
     parameters = strict_yaml.load(file).values
     if address is not None:
@@ -607,7 +607,7 @@ def status(
         cli_cluster.status_there(address, search, as_json=as_json, watch=watch, insecure=insecure)
         return
     from vit_search.cluster import record
-    from vit_search.tracking import searches
+    from vit_search.ledger import searches
 
     if search is not None and record.submitted(output / search) and not (output / search / "ledger.jsonl").exists():
         cli_cluster.print_unbegun(search, record.state(output / search).word, as_json)
@@ -627,7 +627,7 @@ def status(
 def _watch_status(folder: Path) -> bool:
     """Whether there was anything to watch: a line for each change, until no driver runs the search and none is to come."""
     from vit_search.cluster import record
-    from vit_search.tracking import ledger
+    from vit_search.ledger import ledger
 
     before = ""
     while ledger.held(folder / "ledger.jsonl") or _awaited(folder):
@@ -660,8 +660,8 @@ def _awaited(folder: Path) -> bool:
 
 def _print_status(folder: Path, as_json: bool) -> None:
     from vit_search.cluster import record
+    from vit_search.ledger import ledger, searches
     from vit_search.search.commands import Settings
-    from vit_search.tracking import ledger, searches
 
     now = record.snapshot(folder)
     spec, events, trials, spent, state = now.spec, now.events, now.trials, now.spent, now.state
@@ -744,7 +744,7 @@ def show(
     top: Annotated[int, typer.Option(help="Rows of the table; 0 for all.")] = 10,
 ) -> None:
     """Print the leaderboard of a search, running or over."""
-    from vit_search.tracking import ledger, search_state, searches
+    from vit_search.ledger import ledger, search_state, searches
 
     folder = searches.find(output, search)
     now = search_state.read(folder)
@@ -773,14 +773,14 @@ def report(
 
     It writes report.html and report.md into the search's folder, running or over, and prints the latter.
     """
-    from vit_search.tracking import searches
+    from vit_search.ledger import searches
 
     folder = searches.find(output, search)
     if next_to is not None:
         _write_next(folder, next_to)
         return
     with err.status("reading the ledger …"):
-        from vit_search.tracking import report as reporting
+        from vit_search.report import report as reporting
 
         page, twin = reporting.write(folder, awaited=_awaited(folder))
     _print_markdown(twin)
@@ -797,13 +797,13 @@ def compare(
 
     It writes compare-A-B.html and .md beside their folders, and prints the latter.
     """
-    from vit_search.tracking import searches
+    from vit_search.ledger import searches
 
     folders = searches.find(output, first), searches.find(output, second)
     if folders[0].samefile(folders[1]):
         raise SearchError(f"{first} and {second} are one search; name another to compare it with.")
     with err.status("reading the ledgers …"):
-        from vit_search.tracking import report as reporting
+        from vit_search.report import report as reporting
 
         page, twin = reporting.compare(*folders)
     _print_markdown(twin)
@@ -812,7 +812,7 @@ def compare(
 
 def _write_next(folder: Path, path: Path) -> None:
     """The next search file, and what is new in it; never over a file that is there."""
-    from vit_search.tracking import digest
+    from vit_search.report import digest
 
     made = digest.digest(folder).next
     _write_new(path, made.text, "--next")
@@ -853,23 +853,25 @@ def ui(
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Serve MLflow's pages on 127.0.0.1."""
-    from vit_search.tracking import pages, store
+    from vit_search.tracking import store
     from vit_search.tracking.uris import of_newest
 
     uri = of_newest(tracking_uri)
     if uri.startswith("http"):
         out.print(f"MLflow already runs at {escaped(uri)}")
         return
+    from vit_search.tracking import server_app
+
     client = store.client_for(uri)  # one clear line where it cannot be opened
     _check_port(port)
-    page = pages.address(client, port)
+    page = server_app.address(client, port)
     hosts = f"127.0.0.1:{port},localhost:{port}"
     command = [sys.executable, "-P", "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--allowed-hosts", hosts, "--workers", "1", "--app-name", "vit-search"]
     out.print(f"MLflow: [bold]{page}[/]   (Ctrl-C ends it)", soft_wrap=True)
     if open_:
-        subprocess.Popen([sys.executable, "-P", "-m", "vit_search.tracking.pages", page])
-    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri} | pages.SETTINGS | pages.QUIET
+        subprocess.Popen([sys.executable, "-P", "-m", "vit_search.tracking.server_app", page])
+    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri} | server_app.SETTINGS | server_app.QUIET
     os.execve(sys.executable, command, environment)  # noqa: S606 -- the server takes this process's place, and its Ctrl-C
 
 
@@ -889,7 +891,7 @@ def sync(search: SearchName = None, output: Output = Path("searches"), tracking_
 
     The search's driver must be gone: a running one sends by itself.
     """
-    from vit_search.tracking import searches
+    from vit_search.ledger import searches
 
     folder = searches.find(output, search)
     with err.status("sending …"):
@@ -915,15 +917,19 @@ def doctor(
     """
     from rich.table import Table
 
-    from vit_search import ray_token as token
     from vit_search.errors import ClusterError
+    from vit_search.runtime import ray_token as token
     from vit_search.tracking import doctor as practice
     from vit_search.tracking import store
     from vit_search.tracking.uris import of_newest
 
     if problem := token.problem():
         raise ClusterError(problem)
-    client = store.client_for(of_newest(tracking_uri), needs="write" if close else "read")
+    uri = of_newest(tracking_uri)
+    if tracking_uri is None and not store.is_made(uri):
+        out.print("No search was recorded here: there is no run to look at.")
+        return
+    client = store.client_for(uri, needs="write" if close else "read")
     found = practice.zombies(client, stranger_hours=stranger_hours)
     if not found:
         out.print("No run is open without somebody at work on it.")
@@ -966,10 +972,11 @@ def promote(
     reason, approve_by = _as_text(reason), _as_text(approve_by)
     if force != bool(reason.strip()):
         raise SearchError("--force and --reason go together: say why the gates are to be passed over, e.g. --force --reason 'a fix'.")
-    from vit_search.production import references
-    from vit_search.spec import search_file
-    from vit_search.spec.policy import load
-    from vit_search.tracking import finalists, ledger, searches
+    from vit_search.config import search_file
+    from vit_search.ledger import ledger, searches
+    from vit_search.promotion import finalists
+    from vit_search.promotion.policy import load
+    from vit_search.registry import references
 
     if name is not None:
         name = references.name_of(name)
@@ -989,7 +996,7 @@ def promote(
     if planned.left:
         err.print(_trainings(planned))
         with err.status("preparing the data, MLflow and Ray …"), _nothing_started():
-            from vit_search.search.retrain import retrain
+            from vit_search.promotion.retrain import retrain
         result = _watched(lambda watch: retrain(planned, tracking_uri=uri, watch=watch))
         if result is not None and result.interrupted:
             err.print(
@@ -999,7 +1006,7 @@ def promote(
             sys.exit(INTERRUPTED)
     retrained = finalists.read(planned)
     with err.status("loading torch and MLflow …") as status:
-        from vit_search.production import promotion
+        from vit_search.promotion import promotion
 
         asked = promotion.Asked(name or spec.name, user_name(), reason.strip(), approve_by.strip(), expect_current.strip())
         done = promotion.promote(retrained, rules, asked, tracking_uri=uri, say=lambda text: status.update(f"{text} …"))
@@ -1014,7 +1021,7 @@ def _trained(search: str | None, output: Path, tracking_uri: str | None) -> Path
     if search is None or not (trained / "config.json").is_file():
         return None
     with err.status("preparing the data and MLflow …"):
-        from vit_search.search import adopted
+        from vit_search.promotion import adopted
 
         folder = adopted.adopt(trained, output, tracking_uri=tracking_uri)
     err.print(escaped(f"{folder}: a search of one trial, which is {trained}"), soft_wrap=True)
@@ -1035,10 +1042,10 @@ def gate(
 
     Exit code 3 where one refuses. Trains and registers nothing.
     """
-    from vit_search.production import references
-    from vit_search.spec import search_file
-    from vit_search.spec.policy import load
-    from vit_search.tracking import searches
+    from vit_search.config import search_file
+    from vit_search.ledger import searches
+    from vit_search.promotion.policy import load
+    from vit_search.registry import references
 
     if name is not None:
         name = references.name_of(name)
@@ -1046,7 +1053,7 @@ def gate(
     rules, folder = load(policy), searches.find(output, search)
     spec, facts = searches.read(folder)
     with err.status("measuring …"):
-        from vit_search.production import gates, promotion
+        from vit_search.promotion import gates, promotion
         from vit_search.tracking.uris import resolve_uri
 
         uri = resolve_uri(tracking_uri, folder, facts)
@@ -1075,7 +1082,7 @@ def _print_promotion_plan(planned: FinalistPlan, rules: Policy, name: str, uri: 
     """What a promotion would do."""
     from rich.table import Table
 
-    from vit_search.production import gates, promotion
+    from vit_search.promotion import gates, promotion
     from vit_search.tracking import store
 
     client = store.client_for(uri, needs="read")
@@ -1152,7 +1159,7 @@ def _print_gates(judged: list[Gate]) -> None:
 
 def _registry(model: str, tracking_uri: str | None) -> str:
     """The MLflow to ask for a model. A name that it cannot have is refused before torch and MLflow are imported, which takes seconds."""
-    from vit_search.production import references
+    from vit_search.registry import references
     from vit_search.tracking.uris import of_newest
 
     uri = of_newest(tracking_uri)
@@ -1162,7 +1169,7 @@ def _registry(model: str, tracking_uri: str | None) -> str:
 
 def _registry_or_folder(model: str, tracking_uri: str | None) -> str | None:
     """The same for a model that may be the folder that `train` made, which needs no MLflow."""
-    from vit_search.production import references
+    from vit_search.registry import references
 
     return _registry(model, tracking_uri) if references.folder_of(model) is None else tracking_uri
 
@@ -1177,7 +1184,7 @@ def predict(
     """Classify image files with a registered model."""
     from rich.table import Table
 
-    from vit_search.production import prediction
+    from vit_search.serving import prediction
 
     for image in images:
         prediction.check_readable(image)  # before the seconds that torch and MLflow take to import
@@ -1209,13 +1216,13 @@ def serve(
     tracking_uri: Tracking = None,
 ) -> None:
     """Serve a registered model over HTTP, and follow its alias."""
-    from vit_search.production import references
+    from vit_search.registry import references
 
     if references.folder_of(model) is None:
         references.parse(model)
     tracking_uri = _registry_or_folder(model, tracking_uri)
-    from vit_search.production import serving
-    from vit_search.production.endpoint import Limits
+    from vit_search.serving import serving
+    from vit_search.serving.endpoint import Limits
 
     limits = Limits(batch=batch, queue=queue, body_bytes=int(max_mib * 2**20), timeout_s=timeout)
     names = tuple(allow_host or ())
@@ -1237,12 +1244,12 @@ def export(
 
     The file is kept only if its logits agree with the model's own.
     """
-    from vit_search.production.formats import check_format
+    from vit_search.promotion.formats import check_format
 
     check_format(format)
     tracking_uri = _registry_or_folder(model, tracking_uri)
     with err.status("exporting …"):
-        from vit_search.production import export as exporting
+        from vit_search.promotion import export as exporting
 
         done = exporting.export(model, format, output, tracking_uri=tracking_uri)
     out.print(
@@ -1266,7 +1273,7 @@ def config(
 
     It is a search file with fixed values, for `train`.
     """
-    from vit_search.production import configuration
+    from vit_search.registry import configuration
 
     made = configuration.configuration(model, tracking_uri=_registry_or_folder(model, tracking_uri))
     if output is None:
@@ -1291,9 +1298,10 @@ def train(
 
     A training that was interrupted goes on where it stood.
     """
-    from vit_search.spec import fixed_file, search_file
-    from vit_search.vit import checkpoint, single
-    from vit_search.vit.data import prepare
+    from vit_search.config import search_file
+    from vit_search.data.data_set import prepare
+    from vit_search.planning import fixed_file
+    from vit_search.vit import checkpoint, train_once
 
     spec = search_file.load(file)
     fixed_file.check_fixed(spec, str(file))
@@ -1301,10 +1309,10 @@ def train(
     with err.status("preparing the data …"), _named(file):
         data = prepare(spec.data_config, download=download)
     config = spec.trial_config({}, in_channels=data.channels, num_classes=len(data.classes), trial=0)
-    done = single.is_done(folder, config)
+    done = train_once.is_done(folder, config)
     if spec.data.name == "image_folder" and not done:
         err.print(escaped(data.summary), soft_wrap=True)
-    for result in single.train(spec, config, data, folder):
+    for result in train_once.train(spec, config, data, folder):
         if done:
             continue
         value = getattr(result, spec.metric)
@@ -1329,11 +1337,11 @@ def rollback(
     reason = _as_text(reason)
     if not reason.strip():
         raise PromotionError("--reason is empty; say why, e.g. --reason 'wrong on night photos'.")
-    from vit_search.production import references
+    from vit_search.registry import references
 
     name = references.name_of(name)
     tracking_uri = _registry(name, tracking_uri)
-    from vit_search.production import registry
+    from vit_search.registry import registry
     from vit_search.tracking import store
 
     with err.status("loading the version …"):
@@ -1356,11 +1364,11 @@ def history(
     """Show who made which version the champion, when and why."""
     from rich.table import Table
 
-    from vit_search.production import references
+    from vit_search.registry import references
 
     name = references.name_of(name)
     tracking_uri = _registry(name, tracking_uri)
-    from vit_search.production import registry
+    from vit_search.registry import registry
     from vit_search.tracking import store
 
     client = store.client_for(tracking_uri, needs="read")
@@ -1399,11 +1407,11 @@ def repair(name: ModelName, tracking_uri: Tracking = None) -> None:
 
     Its lock is taken away.
     """
-    from vit_search.production import references
+    from vit_search.registry import references
 
     name = references.name_of(name)
     tracking_uri = _registry(name, tracking_uri)
-    from vit_search.production import registry
+    from vit_search.registry import registry
     from vit_search.tracking import store
 
     out.print(escaped(registry.repair(store.client_for(tracking_uri, needs="write"), name)), soft_wrap=True)
@@ -1412,7 +1420,7 @@ def repair(name: ModelName, tracking_uri: Tracking = None) -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of a search file, for editors."""
-    from vit_search.spec import search_file
+    from vit_search.config import search_file
 
     sys.stdout.write(json.dumps(search_file.json_schema(), indent=2) + "\n")
 
@@ -1441,8 +1449,8 @@ def _given(**options: float | None) -> dict[str, float]:
 
 def _command(search: str | None, output: Path, tracking_uri: str | None, name: str, **arguments: Any) -> None:
     """Have a running search do something: through its folder, or through MLflow where the folder is not here."""
+    from vit_search.ledger import searches
     from vit_search.search import control
-    from vit_search.tracking import searches
 
     try:
         folder = searches.find(output, search)
@@ -1577,9 +1585,9 @@ class _Screen:
 
     def watch(self, driver: Driver, spec: SearchSpec, folder: Path) -> Callable[[Event], None]:
         """Begin; what comes back is told every event."""
-        from vit_search.spec.rungs import levels
-        from vit_search.tracking import searches
-        from vit_search.tracking.ledger import Broke, Commanded, Ended, Reported
+        from vit_search.ledger import searches
+        from vit_search.ledger.ledger import Broke, Commanded, Ended, Reported
+        from vit_search.planning.rungs import levels
 
         self._driver, self._spec, self._began = driver, spec, time.monotonic()
         facts = searches.read_facts(folder)
@@ -1652,7 +1660,7 @@ class _Screen:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
-        from vit_search.tracking.ledger import best
+        from vit_search.ledger.ledger import best
 
         spec, trials, wanted = self._spec, list(self._driver.trials.values()), self._driver.settings.trials
         over = [t for t in trials if t.over]

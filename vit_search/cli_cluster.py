@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vit_search import terminal
+from vit_search.config.cost import in_time, in_units
 from vit_search.errors import SearchError
-from vit_search.spec.cost import in_time, in_units
-from vit_search.spec.numbers import counted, value_text, whole_number
-from vit_search.spec.plain_text import one_line, plain
 from vit_search.terminal import escaped
+from vit_search.text import counted, one_line, plain, value_text, whole_number
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from vit_search.cluster.jobs import Cluster
     from vit_search.cluster.preflight import Facts, Finding, Node
     from vit_search.cluster.services import Service
-    from vit_search.tracking.ledger import Event
+    from vit_search.ledger.ledger import Event
 
 cluster = typer.Typer(help="Make a Ray cluster, and look one over.", no_args_is_help=True, rich_markup_mode=None)
 out = terminal.console()
@@ -154,7 +153,7 @@ def check_there(
 
     Exit code 2 where something is wrong.
     """
-    from vit_search.spec import search_file
+    from vit_search.config import search_file
 
     spec = search_file.load(file) if file else None
     jobs, there = _connect(address, insecure)
@@ -209,7 +208,7 @@ def status_there(address: str, search: str | None, *, as_json: bool, watch: bool
 
 def print_unbegun(search: str, state: str, as_json: bool) -> None:
     """How a search stands that was submitted to a cluster and has no trials yet."""
-    from vit_search.tracking import search_state
+    from vit_search.ledger import search_state
 
     if as_json:
         sys.stdout.write(json.dumps({"search": search, "state": state, "running": False}, indent=1) + "\n")
@@ -296,7 +295,7 @@ def _trial(search: str) -> tuple[str, int | None]:
 
 def _events(output: Path, search: str | None, trial: int | None, follow: bool) -> None:
     """What happened in a search, or in one of its trials, a line each, with the error that it left."""
-    from vit_search.tracking import ledger, searches
+    from vit_search.ledger import ledger, searches
 
     folder = searches.find(output, search)
     path, metric = folder / "ledger.jsonl", searches.read(folder)[0].metric
@@ -321,7 +320,7 @@ def _events(output: Path, search: str | None, trial: int | None, follow: bool) -
 
 def _of_trial(events: Sequence[Event], trial: int) -> list[Event]:
     """A trial's events, and the drivers that took it up again."""
-    from vit_search.tracking import ledger
+    from vit_search.ledger import ledger
 
     found: list[Event] = []
     goes_on = False
@@ -336,7 +335,7 @@ def _of_trial(events: Sequence[Event], trial: int) -> list[Event]:
 
 def _told(event: Event, metric: str, named: bool) -> str:
     """An event in words."""
-    from vit_search.tracking import ledger
+    from vit_search.ledger import ledger
 
     trial = f"trial {event.trial}: " if named and hasattr(event, "trial") else ""
     if isinstance(event, ledger.Launched):
@@ -529,7 +528,7 @@ def token(show: Annotated[bool, typer.Option("--show", help="Print the token its
 
     It also sees that nobody else can read it.
     """
-    from vit_search import ray_token as tokens
+    from vit_search.runtime import ray_token as tokens
 
     made = tokens.ensure()
     for line in made.mended:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vit_search.spec.numbers import value_text
-from vit_search.spec.plain_text import one_line
-from vit_search.spec.search_file import SearchSpec
+from vit_search.config.search_file import SearchSpec
+from vit_search.ledger import searches
+from vit_search.ledger.ledger import Trial
 from vit_search.terminal import OUTCOME_STYLE, escaped
-from vit_search.tracking import searches
-from vit_search.tracking.ledger import Trial
+from vit_search.text import one_line, value_text
 
 INDENT = 4
 """Columns before a trial's parameters where they stand below its scores."""

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.text import Text
 from typer.core import TyperGroup
 
-from vit_search.spec.plain_text import plain
+from vit_search.text import plain
 
 OUTCOME_STYLE = {
     "completed": "green",

@@ -23,9 +23,9 @@ from peers import timm
 from rounds import cpu_seconds, surroundings, table
 from torch import Tensor, nn
 
-from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
-from vit_search.vit.data import prepare
-from vit_search.vit.splits import load_split
+from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.data.batches import load_split
+from vit_search.data.data_set import prepare
 from vit_search.vit.training import Normalisation, Training, evaluate, fit, start
 
 

@@ -44,9 +44,9 @@ from ray.tune import Trainable
 from rounds import surroundings, table
 from simulated import SEARCH, curve, result
 
-from vit_search.ray_session import LOOPBACK_ALONE
-from vit_search.spec import search_file
-from vit_search.tracking.ledger import Ended, Proposed, Reported, read_events
+from vit_search.config import search_file
+from vit_search.ledger.ledger import Ended, Proposed, Reported, read_events
+from vit_search.runtime.ray_session import LOOPBACK_ALONE
 
 HOSTS = 2
 

@@ -103,7 +103,7 @@ def register(home: Path) -> None:
     from mlflow import MlflowClient
     from PIL import Image
 
-    from vit_search.production import registry
+    from vit_search.registry import registry
     from vit_search.tracking import store
     from vit_search.tracking.model_package import log_model
     from vit_search.vit import checkpoint

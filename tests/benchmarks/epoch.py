@@ -41,9 +41,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 
-from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
-from vit_search.vit.data import DataSet, prepare
-from vit_search.vit.splits import load_split
+from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.data.batches import load_split
+from vit_search.data.data_set import DataSet, prepare
 from vit_search.vit.training import Normalisation, fit, start
 
 SHAPES = {

@@ -18,14 +18,14 @@ from pathlib import Path
 
 import torch
 
-from vit_search.spec import search_file
-from vit_search.spec.config import TrialConfig
-from vit_search.spec.plan import epoch_seconds, images_of
-from vit_search.spec.search_file import SearchSpec
-from vit_search.spec.worker_env import WORKER_ENV
+from vit_search.config import search_file
+from vit_search.config.search_file import SearchSpec
+from vit_search.config.trial import TrialConfig
+from vit_search.data.batches import load_split
+from vit_search.data.data_set import DataSet, prepare
+from vit_search.planning.plan import epoch_seconds, images_of
+from vit_search.runtime.worker_env import WORKER_ENV
 from vit_search.vit import calibrate, checkpoint, training
-from vit_search.vit.data import DataSet, prepare
-from vit_search.vit.splits import load_split
 
 
 def drawn(spec: SearchSpec, data: DataSet, count: int, seed: int) -> list[TrialConfig]:

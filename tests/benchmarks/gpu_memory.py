@@ -1,4 +1,4 @@
-"""What a training takes of a GPU's memory, against what spec/cost.py foretells (`train_bytes`).
+"""What a training takes of a GPU's memory, against what config/cost.py foretells (`train_bytes`).
 
     python tests/benchmarks/gpu_memory.py [--shapes 9] [--vit-s16] [--json FILE]
 
@@ -27,12 +27,13 @@ from pathlib import Path
 import torch
 from rounds import surroundings, table
 
-from vit_search.spec import search_file
-from vit_search.spec.config import TrialConfig
-from vit_search.spec.cost import cost_of
-from vit_search.vit import augment, machine
+from vit_search.config import search_file
+from vit_search.config.cost import cost_of
+from vit_search.config.trial import TrialConfig
+from vit_search.data.batches import Split
+from vit_search.runtime import machine
+from vit_search.vit import augment
 from vit_search.vit.calibrate import proposals
-from vit_search.vit.splits import Split
 from vit_search.vit.training import Normalisation, evaluate, start, train_step
 
 SPACES = Path(__file__).resolve().parents[2] / "search_spaces"

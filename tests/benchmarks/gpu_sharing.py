@@ -7,7 +7,7 @@ search has them; the optimiser and the evaluation of one batch in each epoch of 
 
 First table: images a second in all for each number of processes, against one alone, and what tests/benchmarks/packing.py
 foretells from `busy`, the share of its time that the GPU works for one alone (its kernels by torch's profiler, over the time of
-an epoch without it): k processes in all are worth min(k, 1 / busy) alone. Second table, memory of one: as spec/cost.py predicts
+an epoch without it): k processes in all are worth min(k, 1 / busy) alone. Second table, memory of one: as config/cost.py predicts
 it, the peak that the allocator gave out, the peak that it holds, and what the GPU lacks besides the context.
 """
 
@@ -26,10 +26,10 @@ from typing import Any
 import torch
 from rounds import surroundings, table
 
-from vit_search.spec.config import DataConfig, EpochResult, ModelConfig, TrainingConfig, TrialConfig
-from vit_search.spec.cost import cost_of
-from vit_search.vit.machine import autocast_type
-from vit_search.vit.splits import Split
+from vit_search.config.cost import cost_of
+from vit_search.config.trial import DataConfig, EpochResult, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.data.batches import Split
+from vit_search.runtime.machine import autocast_type
 from vit_search.vit.training import Normalisation, fit, start
 
 STEPS, BATCH = 10, 128

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/half_precision.py [--device cuda] [--rounds 9]
 
-`work` is images x tokens x width squared, in millions; vit_search/vit/machine.py draws its line on a CPU through this
+`work` is images x tokens x width squared, in millions; vit_search/runtime/machine.py draws its line on a CPU through this
 table (HALF_PAYS): each of the casts that autocast adds costs the same few microseconds, however small the matrix.
 """
 
@@ -14,8 +14,8 @@ import torch
 from rounds import clock_of, in_turns, ratios, spread, surroundings, table
 from train_step import as_trained
 
-from vit_search.spec.config import ModelConfig
-from vit_search.vit.machine import HALF_PAYS, native_bfloat16
+from vit_search.config.trial import ModelConfig
+from vit_search.runtime.machine import HALF_PAYS, native_bfloat16
 
 CPU_SIZES = ((8, 4, 32), (8, 2, 32), (8, 2, 64), (28, 4, 32), (32, 4, 32))
 GPU_SIZES = ((8, 2, 32), (8, 2, 256), (32, 4, 32), (32, 4, 128), (32, 2, 128))

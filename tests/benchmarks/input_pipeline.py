@@ -41,11 +41,11 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.data.batches import Split, load_split
+from vit_search.data.data_set import prepare
 from vit_search.vit import augment
 from vit_search.vit.augment import Targets
-from vit_search.vit.data import prepare
-from vit_search.vit.splits import Split, load_split
 from vit_search.vit.training import Normalisation, fit, lr_at, start, train_step
 
 SHIFT = 2

@@ -31,7 +31,7 @@ from ray.tune.search.optuna import OptunaSearch
 from rounds import ratios, spread, surroundings, table
 from simulated import SEARCH, our_trial, start_ray, stock_trial
 
-from vit_search.spec import search_file
+from vit_search.config import search_file
 
 FEW = (2, 1)
 """Trials and epochs of the smallest search."""

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/packing.py [--space FILE] [--memory 80] [--gpus 1 8] [--trials 400] [--concurrency N] [--measured FILE]
 
-Proposals are drawn at random from the space and stopped by its rungs (spec/plan.py's Rule) by a worth that is drawn, too. Shares are
+Proposals are drawn at random from the space and stopped by its rungs (planning/plan.py's Rule) by a worth that is drawn, too. Shares are
 those of search/gpu_sharing.py before it has learnt anything; a few trials wait for theirs to come free (search/driver.py, AHEAD), and
 those that fit go first. One for each GPU: the same with whole ones.
 
@@ -31,19 +31,19 @@ from typing import Any
 from gpu_sharing import BATCH, SHAPES
 from rounds import table
 
+from vit_search.config import search_file, shares
+from vit_search.config.search_file import SearchSpec
+from vit_search.config.trial import TrialConfig
+from vit_search.planning.plan import NOISE, Images, Rule, images_bytes, images_of, work
+from vit_search.planning.rungs import levels
 from vit_search.search.driver import AHEAD
-from vit_search.spec import search_file, shares
-from vit_search.spec.config import TrialConfig
-from vit_search.spec.plan import NOISE, Images, Rule, images_bytes, images_of, work
-from vit_search.spec.rungs import levels
-from vit_search.spec.search_file import SearchSpec
 
 SPACE = Path(__file__).resolve().parents[2] / "search_spaces" / "cifar10.yaml"
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Seconds of a training step, by the kinds of work of spec/plan.py."""
+    """Seconds of a training step, by the kinds of work of planning/plan.py."""
 
     host: Mapping[str, float]
     apart: float

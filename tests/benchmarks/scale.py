@@ -27,8 +27,8 @@ import torch
 from rounds import surroundings, table
 from simulated import SEARCH, our_trial, start_ray
 
-from vit_search.spec import search_file
-from vit_search.tracking.ledger import Proposed, read_events
+from vit_search.config import search_file
+from vit_search.ledger.ledger import Proposed, read_events
 
 
 def searched(trials: int, epochs: int, folder: Path) -> list[str]:

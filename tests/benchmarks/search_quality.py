@@ -31,7 +31,12 @@ import numpy as np
 from rounds import table
 from scipy.stats import rankdata, wilcoxon
 
-from vit_search.ray_session import Shape
+from vit_search.config.search_file import Resources
+from vit_search.config.space import Asks, Choice, FloatRange, IntRange
+from vit_search.config.trial import EpochResult
+from vit_search.ledger.ledger import Event, Progress
+from vit_search.planning.rungs import boundaries
+from vit_search.runtime.ray_session import Shape
 from vit_search.search.commands import Commands, Settings
 from vit_search.search.components import Components, Verdicts
 from vit_search.search.driver import Driver
@@ -42,11 +47,6 @@ from vit_search.search.proposals.history import SHOWN
 from vit_search.search.proposals.proposals import ProposalOptions, Proposals
 from vit_search.search.recovery import Patience, Recovery
 from vit_search.search.stopping import RULES, StoppingOptions
-from vit_search.spec.config import EpochResult
-from vit_search.spec.rungs import boundaries
-from vit_search.spec.search_file import Resources
-from vit_search.spec.space import Asks, Choice, FloatRange, IntRange
-from vit_search.tracking.ledger import Event, Progress
 
 BENCH = Path(__file__).parents[3] / "shared" / "bench"
 SYNE_TUNE = ("asha", "mobster")

@@ -10,7 +10,7 @@ from pathlib import Path
 import ray
 from ray import tune
 
-from vit_search.spec.config import EpochResult
+from vit_search.config.trial import EpochResult
 
 SEARCH = """
 name: simulated

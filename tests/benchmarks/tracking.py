@@ -36,9 +36,9 @@ from ray.air.integrations.mlflow import MLflowLoggerCallback
 from rounds import ratios, spread, surroundings, table
 from synthetic import begin, events, result
 
-from vit_search.spec.config import EpochResult
+from vit_search.config.trial import EpochResult
+from vit_search.ledger.ledger import Ended, Event, Ledger, Proposed, Reported
 from vit_search.tracking import store
-from vit_search.tracking.ledger import Ended, Event, Ledger, Proposed, Reported
 from vit_search.tracking.recorder import Recorder, sync
 
 POINTS = sum(getattr(result(1, 0.5), field.name) is not None for field in dataclasses.fields(EpochResult)) - 1

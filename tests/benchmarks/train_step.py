@@ -34,8 +34,8 @@ from rounds import clock_of, in_turns, ratios, spread, surroundings, table
 from torch import nn
 from torch.nn import functional as F
 
-from vit_search.spec.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
-from vit_search.spec.cost import cost_of
+from vit_search.config.cost import cost_of
+from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.vit.augment import Targets
 from vit_search.vit.training import Normalisation, start, train_step
 

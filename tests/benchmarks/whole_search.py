@@ -36,10 +36,10 @@ from ray import tune
 from rounds import ratios, spread, surroundings, table
 from usual_trial import usual_trial
 
-from vit_search.spec import search_file
-from vit_search.spec.config import DataConfig
-from vit_search.tracking.ledger import Reported, read_events
-from vit_search.vit.data import prepare
+from vit_search.config import search_file
+from vit_search.config.trial import DataConfig
+from vit_search.data.data_set import prepare
+from vit_search.ledger.ledger import Reported, read_events
 
 SEARCHES = {
     "digits": """

@@ -1,0 +1,1 @@
+"""Searches on a shared Ray cluster: its file, its jobs, its head."""

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from vit_search.cluster import record
+from vit_search.config import search_file
 from vit_search.errors import ClusterError, VitSearchError
-from vit_search.spec import search_file
-from vit_search.spec.files import open_to_write
-from vit_search.spec.numbers import counted
-from vit_search.spec.signals import ending_signals, leave_terminal
+from vit_search.files import open_to_write
+from vit_search.runtime.signals import ending_signals, leave_terminal
+from vit_search.text import counted
 
 INTERRUPTED = 130
 PR_SET_PDEATHSIG = 1

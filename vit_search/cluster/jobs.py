@@ -27,19 +27,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from vit_search import ray_session  # noqa: F401  # isort: skip  (before ray, whose settings it makes)
+from vit_search.text import nearest
+
+from vit_search.runtime import ray_session  # noqa: F401  # isort: skip  (before ray, whose settings it makes)
 from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobSubmissionClient
 
-from vit_search import ray_token as token
 from vit_search.cluster import preflight
 from vit_search.cluster.preflight import Facts
+from vit_search.config import search_file
+from vit_search.config.search_file import SearchSpec
+from vit_search.config.strict_json import parse
 from vit_search.errors import ClusterError, SpecError
-from vit_search.spec import search_file
-from vit_search.spec.numbers import whole_number
-from vit_search.spec.search_file import SearchSpec
-from vit_search.spec.strict_json import parse
-from vit_search.spec.user import user_name
+from vit_search.runtime import ray_token as token
+from vit_search.runtime.user import user_name
+from vit_search.text import whole_number
 
 for _chatty in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
     logging.getLogger(f"ray.{_chatty}").setLevel(logging.WARNING)
@@ -397,7 +399,7 @@ def _known(cluster: Cluster, search: str) -> list[Launch]:
     """
     known = launches(cluster.client)
     if search not in known:
-        hint = f"; {search_file.nearest(search, list(known))}" if known else "; submit one with `vit-search submit FILE`."
+        hint = f"; {nearest(search, list(known))}" if known else "; submit one with `vit-search submit FILE`."
         raise ClusterError(f"{cluster.address}: no search named {search!r} since this Ray was started{hint}")
     return known[search]
 

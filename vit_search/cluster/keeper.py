@@ -16,8 +16,8 @@ from ray.job_submission import JobSubmissionClient
 
 from vit_search.cluster import jobs, record
 from vit_search.errors import VitSearchError
-from vit_search.spec.files import write_whole
-from vit_search.spec.numbers import counted
+from vit_search.files import write_whole
+from vit_search.text import counted
 
 PAUSES_S = (0, 30, 120, 600)
 """Before each further submission of a search that has got nowhere since the last one; then it is stopped."""

@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from vit_search.cluster.record import HEAD_STATE, STORAGE
+from vit_search.config import strict_yaml
+from vit_search.config.strict_yaml import Document, NodePath
+from vit_search.config.wanted import spelt
 from vit_search.errors import ClusterError
-from vit_search.spec import strict_yaml
-from vit_search.spec.expressions import nearest
-from vit_search.spec.numbers import counted
-from vit_search.spec.strict_yaml import Document, NodePath
-from vit_search.spec.wanted import spelt
+from vit_search.text import counted, nearest
 
 TOKEN_FILE = "~/.ray/auth_token"  # noqa: S105 -- a path
 PORT = 6379

@@ -14,16 +14,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from vit_search.ray_session import Shape, nodes_alive, session, shapes  # isort: skip  (before ray, whose settings it makes)
+from vit_search.runtime.ray_session import Shape, nodes_alive, session, shapes  # isort: skip  (before ray, whose settings it makes)
 import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vit_search.cluster import record
+from vit_search.config.search_file import SearchSpec
 from vit_search.errors import ClusterError, VitSearchError
-from vit_search.spec.files import write_whole
-from vit_search.spec.numbers import counted
-from vit_search.spec.search_file import SearchSpec
+from vit_search.files import write_whole
+from vit_search.text import counted
 
 PACKAGES = ("vit_search", "ray", "torch", "mlflow", "optuna")
 """Whose versions decide what a trial computes, or whether nodes understand each other."""

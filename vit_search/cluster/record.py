@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from vit_search.config.strict_json import Count, Moment, build
 from vit_search.errors import ClusterError, VitSearchError
-from vit_search.spec.files import locked, make_folder, open_to_write, write_whole
-from vit_search.spec.strict_json import Count, Moment, build
-from vit_search.tracking import ledger, search_state, searches
-from vit_search.tracking.search_state import Snapshot, State
+from vit_search.files import locked, make_folder, open_to_write, write_whole
+from vit_search.ledger import ledger, search_state, searches
+from vit_search.ledger.search_state import Snapshot, State
 
 STORAGE = "VIT_SEARCH_STORAGE"
 """Names, on every node, the folder that all nodes see; set where Ray is started."""

@@ -12,9 +12,9 @@ import yaml
 from vit_search.cluster.lint import File, gpus_of
 from vit_search.cluster.record import STORAGE
 from vit_search.cluster.services import ADMIN, SEARCHES, mlflow_accounts, mlflow_command
+from vit_search.config import search_file, strict_yaml
 from vit_search.errors import ClusterError
-from vit_search.spec import search_file, strict_yaml
-from vit_search.tracking import pages
+from vit_search.tracking import server_app
 
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?")
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?")
@@ -366,7 +366,7 @@ def _mlflow(image: str) -> list[dict[str, Any]]:
     lines = ["umask 077", f"printf '%s\\n' {' '.join(_quoted(line) for line in settings)} > /tmp/mlflow_auth.ini"]
     lines += ['export MLFLOW_BACKEND_STORE_URI="postgresql+psycopg://mlflow:${POSTGRES_PASSWORD}@postgres:5432/mlflow"', f"exec {server}"]
     off = {"MLFLOW_AUTH_CONFIG_PATH": "/tmp/mlflow_auth.ini", "HOME": "/tmp"}  # noqa: S108
-    off |= pages.SETTINGS | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    off |= server_app.SETTINGS | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     secret = [_secret("POSTGRES_PASSWORD", "postgres_password"), _secret("MLFLOW_AUTH_ADMIN_PASSWORD", "mlflow_admin_password")]
     secret.append(_secret("MLFLOW_FLASK_SERVER_SECRET_KEY", "mlflow_secret_key"))
     container = {

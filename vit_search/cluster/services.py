@@ -30,8 +30,8 @@ from pathlib import Path
 import psutil
 
 from vit_search.errors import ClusterError
-from vit_search.spec.files import belongs_to_other, make_folder, open_to_write, write_private, write_whole
-from vit_search.tracking import pages
+from vit_search.files import belongs_to_other, make_folder, open_to_write, write_private, write_whole
+from vit_search.tracking import server_app
 
 ADMIN = "admin"
 SEARCHES = "searches"
@@ -263,7 +263,7 @@ def run_mlflow(head: Head) -> None:
         "MLFLOW_AUTH_CONFIG_PATH": str(settings),
         "MLFLOW_AUTH_ADMIN_PASSWORD": head.secret("mlflow_admin_password"),
         "MLFLOW_FLASK_SERVER_SECRET_KEY": head.secret("mlflow_secret_key"),
-        **pages.SETTINGS,
+        **server_app.SETTINGS,
     }
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         environment.pop(name, None)
@@ -289,7 +289,7 @@ def mlflow_accounts(database: str) -> list[str]:
         "default_permission = NO_PERMISSIONS",
         f"database_uri = {database}",
         f"admin_username = {ADMIN}",
-        "authorization_function = vit_search.tracking.pages:authenticate",
+        "authorization_function = vit_search.tracking.server_app:authenticate",
         f"auth_cache_ttl_seconds = {REMEMBERED_S}",
     ]
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from vit_search.config.search_file import SearchSpec, check_target
 from vit_search.errors import SpecError
-from vit_search.spec.numbers import counted
-from vit_search.spec.search_file import SearchSpec, check_target, nearest
-from vit_search.tracking.ledger import Commanded, Event, Launched
+from vit_search.ledger.ledger import Commanded, Event, Launched
+from vit_search.text import counted, nearest
 
 COMMANDS = {
     "pause": "hold all trials after their epoch and free their devices",

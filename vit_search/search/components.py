@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
+from vit_search.config.search_file import SearchSpec
+from vit_search.config.space import Space, Value
 from vit_search.errors import SpecError
+from vit_search.ledger.ledger import Broke, Ended, Event, Outcome, Progress, Reported
 from vit_search.search.commands import Commands, Settings
 from vit_search.search.gpu_sharing import GpuSharing, Nodes
 from vit_search.search.limits import Limits
@@ -14,9 +17,6 @@ from vit_search.search.proposals.proposals import Lesson, ProposalOptions, Propo
 from vit_search.search.recovery import Recovery
 from vit_search.search.stopping import rule_of
 from vit_search.search.stopping.rule import StoppingRule
-from vit_search.spec.search_file import SearchSpec
-from vit_search.spec.space import Space, Value
-from vit_search.tracking.ledger import Broke, Ended, Event, Outcome, Progress, Reported
 
 
 class Verdicts:

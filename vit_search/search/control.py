@@ -17,16 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from vit_search.config.space import Value
+from vit_search.config.strict_json import build
+from vit_search.config.strict_json import parse as parse_json
 from vit_search.errors import SearchError, SpecError
+from vit_search.files import make_folder, write_whole
+from vit_search.ledger import search_state, searches
+from vit_search.ledger.ledger import held
+from vit_search.runtime.user import user_name
 from vit_search.search.commands import COMMANDS
-from vit_search.spec.files import make_folder, write_whole
-from vit_search.spec.search_file import nearest
-from vit_search.spec.space import Value
-from vit_search.spec.strict_json import build
-from vit_search.spec.strict_json import parse as parse_json
-from vit_search.spec.user import user_name
-from vit_search.tracking import search_state, searches
-from vit_search.tracking.ledger import held
+from vit_search.text import nearest
 
 LOOK_EVERY_S = 0.5
 ANSWER_WITHIN_S = 10.0

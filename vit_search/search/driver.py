@@ -16,7 +16,22 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vit_search.config.space import Value
 from vit_search.errors import ClusterError, SearchError, VitSearchError
+from vit_search.ledger import search_state
+from vit_search.ledger.ledger import (
+    Broke,
+    Commanded,
+    Ended,
+    Event,
+    Infeasible,
+    Outcome,
+    OutgrewShare,
+    Progress,
+    Proposed,
+    Reported,
+    Trial,
+)
 from vit_search.search.commands import Settings
 from vit_search.search.components import Components
 from vit_search.search.messages import (
@@ -36,24 +51,9 @@ from vit_search.search.messages import (
     Waiting,
 )
 from vit_search.search.recovery import Patience, cause_of, in_words, node_of, nodes_to_avoid
-from vit_search.spec.space import Value
-from vit_search.tracking import search_state
-from vit_search.tracking.ledger import (
-    Broke,
-    Commanded,
-    Ended,
-    Event,
-    Infeasible,
-    Outcome,
-    OutgrewShare,
-    Progress,
-    Proposed,
-    Reported,
-    Trial,
-)
 
 if TYPE_CHECKING:
-    from vit_search.ray_session import Shape
+    from vit_search.runtime.ray_session import Shape
 
 _log = logging.getLogger(__name__)
 

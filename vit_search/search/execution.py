@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vit_search.ray_session import Head, Shape, session, shapes, watched  # isort: skip  (before ray, whose settings it makes)
+from vit_search.runtime.ray_session import Head, Shape, session, shapes, watched  # isort: skip  (before ray, whose settings it makes)
 from ray import tune
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.execution import class_cache
 
+from vit_search.config.search_file import SearchSpec
 from vit_search.errors import LostClusterError, SearchError, VitSearchError
+from vit_search.runtime.signals import ending_signals, leave_terminal
+from vit_search.runtime.worker_env import WORKER_ENV
 from vit_search.search.driver import Driver
 from vit_search.search.tune import NoProgress, TuneCallback, TuneScheduler, TuneSearcher, resources_of
-from vit_search.spec.numbers import counted
-from vit_search.spec.search_file import SearchSpec
-from vit_search.spec.signals import ending_signals, leave_terminal
-from vit_search.spec.worker_env import WORKER_ENV
+from vit_search.text import counted
 
 # Tune hands these to its workers through their runtime environment, which Ray writes into its logs and shows to whoever asks.
 class_cache.ENV_VARS_TO_PROPAGATE.difference_update(

@@ -10,10 +10,10 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_search.spec.search_file import SearchSpec
-from vit_search.tracking.searches import SearchFacts
+from vit_search.config.search_file import SearchSpec
+from vit_search.data.data_set import DataSet
+from vit_search.ledger.searches import SearchFacts
 from vit_search.tracking.uris import to_keep
-from vit_search.vit.data import DataSet
 
 if TYPE_CHECKING:
     from vit_search.tracking.recorder import Recorder

@@ -1,7 +1,7 @@
 """CPU cores and GPU share of a trial, from its predicted memory and from what the trials before it took.
 
 Ray takes a share as a number: it places trials by it, and holds nobody to it. So each worker limits its own allocator to its share
-(vit/machine.py); a trial that outgrows it is held, and goes on from its checkpoint with the next larger one. All that is learnt
+(runtime/machine.py); a trial that outgrows it is held, and goes on from its checkpoint with the next larger one. All that is learnt
 follows from the ledger's events, and a resume knows it again.
 """
 
@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vit_search.config import shares
+from vit_search.config.search_file import SearchSpec
+from vit_search.ledger.ledger import Event, OutgrewShare, Proposed, Reported
 from vit_search.search.commands import Commands
-from vit_search.spec import shares
-from vit_search.spec.search_file import SearchSpec
-from vit_search.tracking.ledger import Event, OutgrewShare, Proposed, Reported
 
 if TYPE_CHECKING:
-    from vit_search.ray_session import Shape
+    from vit_search.runtime.ray_session import Shape
 
 ENOUGH = 10
 """Trials of which a peak is known before the prediction is trusted to be too high; that it is too low is believed of the first."""

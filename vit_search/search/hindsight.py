@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vit_search.spec import plan as planning
-from vit_search.spec.rungs import wilson
-from vit_search.spec.search_file import SearchSpec
-from vit_search.spec.strict_json import parse
-from vit_search.tracking.ledger import Progress, Trial
-from vit_search.tracking.searches import Hindsight
+from vit_search.config.search_file import SearchSpec
+from vit_search.config.strict_json import parse
+from vit_search.ledger.ledger import Progress, Trial
+from vit_search.ledger.searches import Hindsight
+from vit_search.planning import plan as planning
+from vit_search.stats import wilson
 
 PLAN = "plan.json"
 

@@ -16,8 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit_search.ray_session import Head, check_limits  # isort: skip  (before ray, whose settings it makes)
+from vit_search.runtime.ray_session import Head, check_limits  # isort: skip  (before ray, whose settings it makes)
+from vit_search.config.search_file import SearchSpec
+from vit_search.config.space import Value
+from vit_search.data.data_set import TRAINED_AND_VALIDATED_ON, DataSet, kept_speed, prepare
 from vit_search.errors import NoTrialCompletedError, SearchError, SpecError, VitSearchError
+from vit_search.files import write_whole
+from vit_search.ledger import searches
+from vit_search.ledger.ledger import Commanded, Ended, Event, Launched, Ledger, Left, Progress, Spent, Trial, best, ranked
+from vit_search.ledger.searches import Hindsight, SearchFacts
+from vit_search.planning import plan as planning
+from vit_search.runtime.user import user_name
 from vit_search.search import resumable
 from vit_search.search.commands import Settings
 from vit_search.search.components import Images, components_of
@@ -42,17 +51,8 @@ from vit_search.search.search_folder import (
 )
 from vit_search.search.stopping import train_flops_of
 from vit_search.search.work import train_trial
-from vit_search.spec import plan as planning
-from vit_search.spec.files import write_whole
-from vit_search.spec.numbers import counted
-from vit_search.spec.search_file import SearchSpec
-from vit_search.spec.space import Value
-from vit_search.spec.user import user_name
-from vit_search.tracking import searches
-from vit_search.tracking.ledger import Commanded, Ended, Event, Launched, Ledger, Left, Progress, Spent, Trial, best, ranked
-from vit_search.tracking.searches import Hindsight, SearchFacts
+from vit_search.text import counted
 from vit_search.tracking.uris import resolve_uri
-from vit_search.vit.data import TRAINED_AND_VALIDATED_ON, DataSet, kept_speed, prepare
 
 if TYPE_CHECKING:
     from vit_search.tracking.recorder import Recorder

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from vit_search.ledger.ledger import Commanded, Ended, Event, Progress
 from vit_search.search.commands import Commands, Settings
-from vit_search.spec.numbers import counted
-from vit_search.tracking.ledger import Commanded, Ended, Event, Progress
+from vit_search.text import counted
 
 
 class Limits:

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vit_search.spec.config import EpochResult
+from vit_search.config.trial import EpochResult
 
 if TYPE_CHECKING:
-    from vit_search.vit.data import DataSet
+    from vit_search.data.data_set import DataSet
 
 
 @dataclass(frozen=True, kw_only=True)

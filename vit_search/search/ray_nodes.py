@@ -8,9 +8,9 @@ import pynvml
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from vit_search.config.search_file import Resources
 from vit_search.errors import SearchError
 from vit_search.search.gpu_sharing import Nodes
-from vit_search.spec.search_file import Resources
 
 ANSWER_WITHIN_S = 120
 

@@ -19,8 +19,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
-from vit_search.spec.numbers import counted
-from vit_search.tracking.ledger import Broke, Event, Launched
+from vit_search.ledger.ledger import Broke, Event, Launched
+from vit_search.text import counted
 
 MAX_RETRIES = 3
 """How often a trial whose process dies is taken up from its checkpoint."""

@@ -6,13 +6,13 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from vit_search.config.search_file import SearchSpec
 from vit_search.errors import SearchError
+from vit_search.ledger import searches
+from vit_search.ledger.ledger import Commanded, Event, Progress, check_free, read_events
+from vit_search.ledger.searches import SearchFacts
 from vit_search.search.commands import Commands, Settings, check_settings
 from vit_search.search.limits import Limits, option
-from vit_search.spec.search_file import SearchSpec
-from vit_search.tracking import searches
-from vit_search.tracking.ledger import Commanded, Event, Progress, check_free, read_events
-from vit_search.tracking.searches import SearchFacts
 
 
 def check(folder: Path, extend: Mapping[str, float]) -> tuple[SearchSpec, SearchFacts]:

@@ -11,14 +11,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vit_search.config.search_file import NAME, SearchSpec
+from vit_search.config.space import Value
+from vit_search.config.strict_json import build, parse
 from vit_search.errors import SearchError
-from vit_search.spec.files import make_folder
-from vit_search.spec.numbers import whole_number
-from vit_search.spec.search_file import NAME, SearchSpec
-from vit_search.spec.space import Value
-from vit_search.spec.strict_json import build, parse
-from vit_search.tracking import searches
-from vit_search.tracking.ledger import Outcome, Trial, kept, read_trials
+from vit_search.files import make_folder
+from vit_search.ledger import searches
+from vit_search.ledger.ledger import Outcome, Trial, kept, read_trials
+from vit_search.text import whole_number
 from vit_search.vit import checkpoint_files
 
 EARLIER = "earlier.json"

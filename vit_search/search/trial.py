@@ -20,15 +20,16 @@ import ray
 import torch
 from ray import tune
 
+from vit_search.config.cost import in_units
+from vit_search.config.trial import TrialConfig
+from vit_search.data.batches import Split, StreamedSplit, load_split
+from vit_search.data.data_set import TRAINED_AND_VALIDATED_ON, DataSet, SplitName
 from vit_search.errors import DamagedCheckpointError, OutOfMemoryError, StorageError, VitSearchError
+from vit_search.files import write_whole
+from vit_search.runtime import machine
 from vit_search.search.messages import Epoch, Failed, Outgrown, Report, TrialOrder, Waiting, encode
 from vit_search.search.usage import Meter
-from vit_search.spec.config import TrialConfig
-from vit_search.spec.cost import in_units
-from vit_search.spec.files import write_whole
-from vit_search.vit import checkpoint, machine, training
-from vit_search.vit.data import TRAINED_AND_VALIDATED_ON, DataSet, SplitName
-from vit_search.vit.splits import Split, StreamedSplit, load_split
+from vit_search.vit import checkpoint, training
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pynvml
 
-from vit_search.spec.numbers import whole_number
+from vit_search.text import whole_number
 
 EVERY_S = 1.0
 """Between two looks. Each costs some 0.2 ms of the trial's own thread."""

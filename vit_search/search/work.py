@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vit_search.start_up import collect_rarely
+from vit_search.runtime.start_up import collect_rarely
 
 
 def train_trial(config: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
-from vit_search.tracking.searches import SearchFacts
+from vit_search.ledger.searches import SearchFacts
 
 DIGEST_LENGTH = 32
 """Of the data hash. MLflow takes 36 characters; the cache folder of a set is named by the same 32."""

@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 from mlflow.entities import RunTag, ViewType
 
 from vit_search.errors import SearchError
-from vit_search.tracking import searches
-from vit_search.tracking.ledger import held
+from vit_search.ledger import searches
+from vit_search.ledger.ledger import held
 
 HERE = socket.gethostname()
 

@@ -14,8 +14,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from vit_search.config.strict_json import parse
 from vit_search.errors import PromotionError
-from vit_search.spec.strict_json import parse
 from vit_search.vit.checkpoint_files import sha256_of, weights_sha256
 
 RECORD, WEIGHTS = "files_sha256", "weights_sha256"

@@ -38,10 +38,10 @@ from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from PIL import Image
 from torch import Tensor, nn
 
+from vit_search.data.requests import pixels_of
 from vit_search.errors import DataError
 from vit_search.tracking import model_files
 from vit_search.vit import augment, checkpoint
-from vit_search.vit.requests import pixels_of
 from vit_search.vit.training import EVALUATED_AT_ONCE
 
 IMAGE = "image"

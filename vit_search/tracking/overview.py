@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from vit_search.spec.cost import in_time
-from vit_search.spec.numbers import counted
-from vit_search.spec.plain_text import markdown
-from vit_search.spec.search_file import SearchSpec
-from vit_search.tracking import searches, views
-from vit_search.tracking.ledger import Spent, Trial, best
-from vit_search.tracking.searches import SearchFacts
+from vit_search.config.cost import in_time
+from vit_search.config.search_file import SearchSpec
+from vit_search.ledger import searches
+from vit_search.ledger.ledger import Spent, Trial, best
+from vit_search.ledger.searches import SearchFacts
+from vit_search.text import counted, markdown
+from vit_search.tracking import views
 
 FILTERS = {
     "completed": "tags.outcome = 'completed'",

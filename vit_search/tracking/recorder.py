@@ -28,15 +28,13 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
+from vit_search.config.search_file import SearchSpec
+from vit_search.config.strict_json import Count, build, parse
+from vit_search.config.trial import EpochResult
 from vit_search.errors import CheckpointError, SearchError, TrackingError
-from vit_search.spec.config import EpochResult
-from vit_search.spec.files import open_to_write
-from vit_search.spec.rungs import levels
-from vit_search.spec.search_file import SearchSpec
-from vit_search.spec.strict_json import Count, build, parse
-from vit_search.spec.user import user_name
-from vit_search.tracking import artifacts, datasets, overview, search_state, searches, views
-from vit_search.tracking.ledger import (
+from vit_search.files import open_to_write
+from vit_search.ledger import search_state, searches
+from vit_search.ledger.ledger import (
     Broke,
     Ended,
     Event,
@@ -51,8 +49,11 @@ from vit_search.tracking.ledger import (
     ranked,
     trial_folder,
 )
-from vit_search.tracking.search_state import State
-from vit_search.tracking.searches import COST_FIELDS, Hindsight, SearchFacts
+from vit_search.ledger.search_state import State
+from vit_search.ledger.searches import COST_FIELDS, Hindsight, SearchFacts
+from vit_search.planning.rungs import levels
+from vit_search.runtime.user import user_name
+from vit_search.tracking import artifacts, datasets, overview, views
 from vit_search.tracking.store import client_for, in_short
 from vit_search.tracking.uris import SQLITE, absolute, kept_uri, public, resolve_uri
 
@@ -838,7 +839,7 @@ class Recorder:
     def _pages(self) -> tuple[Path, ...]:
         """The report, written into the search's folder; a picture that cannot be drawn must not cost the rest of the record."""
         try:
-            from vit_search.tracking import report  # plotly and optuna are imported here, at the end, and not by every command
+            from vit_search.report import report  # plotly and optuna are imported here, at the end, and not by every command
 
             return report.write(self._folder, driven=False)
         except Exception as error:

@@ -28,7 +28,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from vit_search.errors import TrackingError, VitSearchError
-from vit_search.spec.files import locked
+from vit_search.files import locked
 from vit_search.tracking import artifacts
 from vit_search.tracking.uris import DEFAULT_DATABASE, ENVIRONMENT, REDIRECTS, SQLITE, public, refuse_artifacts, resolve_uri
 
@@ -46,6 +46,11 @@ def in_short(error: Exception) -> str:
         secret = urlsplit(uri).password
         said = said.replace(secret, "…") if secret else said
     return said
+
+
+def is_made(uri: str) -> bool:
+    """Whether there is an MLflow at an address; of a server that is not asked."""
+    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
 
 
 def client_for(given: str | None, needs: Literal["make", "write", "read"] = "make") -> MlflowClient:

@@ -17,9 +17,9 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from vit_search.errors import SearchError, TrackingError
-from vit_search.spec.files import belongs_to_other
-from vit_search.tracking import searches
-from vit_search.tracking.searches import SearchFacts
+from vit_search.files import belongs_to_other
+from vit_search.ledger import searches
+from vit_search.ledger.searches import SearchFacts
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vit_search.spec.strict_json import parse
+from vit_search.config.strict_json import parse
 
 SEARCHES, TRIALS = "searches", "trials"
 """Names of the two views, in tags and addresses."""

@@ -1,0 +1,1 @@
+"""One Vision Transformer and its training. Knows no Ray, Optuna or MLflow."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from vit_search.config.strict_json import LARGEST, Count, build, parse
+from vit_search.config.trial import EpochResult, TrialConfig
 from vit_search.errors import CheckpointError, DamagedCheckpointError, SpecError
-from vit_search.spec.config import EpochResult, TrialConfig
-from vit_search.spec.numbers import counted
-from vit_search.spec.strict_json import LARGEST, Count, build, parse
+from vit_search.text import counted
 
 MODEL, OPTIMISER, CONFIG = "model.safetensors", "optimiser.safetensors", "config.json"
 

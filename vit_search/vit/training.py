@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vit_search.config import shares
+from vit_search.config.cost import cost_of, in_units
+from vit_search.config.trial import EpochResult, TrainingConfig, TrialConfig
+from vit_search.data.batches import Split, StreamedSplit
 from vit_search.errors import OutOfMemoryError
-from vit_search.spec import shares
-from vit_search.spec.config import EpochResult, TrainingConfig, TrialConfig
-from vit_search.spec.cost import cost_of, in_units
-from vit_search.spec.numbers import counted
-from vit_search.vit import augment, machine
+from vit_search.runtime import machine
+from vit_search.seeds import derive_seed
+from vit_search.text import counted
+from vit_search.vit import augment
 from vit_search.vit.augment import Targets
 from vit_search.vit.model import ViT, decayed
-from vit_search.vit.seeds import derive_seed
-from vit_search.vit.splits import Split, StreamedSplit
 
 _log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vit_search.spec.asks import AtQuantiles, Given, quantile
-from vit_search.spec.space import Choice, Distribution, FloatRange, Space, Value
+from vit_search.config.asks import AtQuantiles, Given, quantile
+from vit_search.config.space import Choice, Distribution, FloatRange, Space, Value
 
 Matrix = npt.NDArray[np.float64]
 

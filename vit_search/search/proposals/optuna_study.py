@@ -10,8 +10,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from vit_search.config.space import Space
 from vit_search.search.proposals.history import Goal, Past, Shown, values_at
-from vit_search.spec.space import Space
 
 
 def truth(pasts: Iterable[Past], space: Space, *, epochs: int, modes: Sequence[str], goals: Sequence[Goal] = ()) -> optuna.Study:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import optuna
 
+from vit_search.config.space import Space, Value
+from vit_search.config.trial import METRICS, EpochResult
 from vit_search.errors import SpecError
+from vit_search.ledger.ledger import Commanded, Ended, Event, Infeasible, Proposed, Reported
 from vit_search.search.proposals.history import SHOWN, Goal, History, Params, Past, State, params_key
 from vit_search.search.proposals.optuna_study import StudyView, distributions, truth
 from vit_search.search.proposals.samplers import SAMPLERS, Proposal, Question, chosen, draw_at_random
-from vit_search.spec.config import METRICS, EpochResult
-from vit_search.spec.space import Space, Value
-from vit_search.tracking.ledger import Commanded, Ended, Event, Infeasible, Proposed, Reported
 
 REDRAWS = 3
 """Further asks after one that repeats an earlier proposal; then chance decides, as often again; then the repeat is run."""

@@ -16,11 +16,11 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
+from vit_search.config.asks import AtQuantiles, Drawn, Given
+from vit_search.config.space import Asks, Space, Value
 from vit_search.search.proposals import gaussian
 from vit_search.search.proposals.history import ENOUGH, Goal, History, Params, params_key
 from vit_search.search.proposals.optuna_study import JointTPESampler, StudyView
-from vit_search.spec.asks import AtQuantiles, Drawn, Given
-from vit_search.spec.space import Asks, Space, Value
 
 
 @dataclass(frozen=True, kw_only=True)

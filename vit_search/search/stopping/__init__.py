@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from vit_search.config.search_file import SearchSpec
+from vit_search.config.space import Value
+from vit_search.planning.rungs import boundaries
 from vit_search.search.stopping.asha import Asha
 from vit_search.search.stopping.hyperband import Hyperband
 from vit_search.search.stopping.median import Median
 from vit_search.search.stopping.none import NoStopping
 from vit_search.search.stopping.rule import StoppingOptions, StoppingRule
-from vit_search.spec.rungs import boundaries
-from vit_search.spec.search_file import SearchSpec
-from vit_search.spec.space import Value
 
 RULES: dict[str, type[StoppingRule]] = {"asha": Asha, "hyperband": Hyperband, "median": Median, "none": NoStopping}
 """By `stopping.kind` of a search file."""

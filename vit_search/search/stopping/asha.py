@@ -5,8 +5,8 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Mapping
 
+from vit_search.config.space import Value
 from vit_search.search.stopping.rule import StoppingOptions, StoppingRule
-from vit_search.spec.space import Value
 
 
 class Asha(StoppingRule):

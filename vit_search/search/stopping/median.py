@@ -9,8 +9,8 @@ import bisect
 import statistics
 from collections.abc import Callable, Mapping
 
+from vit_search.config.space import Value
 from vit_search.search.stopping.rule import StoppingOptions, StoppingRule
-from vit_search.spec.space import Value
 
 STARTUP = 5
 """Other results at an epoch before their median stops anybody; Optuna's own default."""

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vit_search.spec.rungs import levels
-from vit_search.spec.space import Value
-from vit_search.tracking.ledger import Ended, Event, Proposed, Reported
+from vit_search.config.space import Value
+from vit_search.ledger.ledger import Ended, Event, Proposed, Reported
+from vit_search.planning.rungs import levels
 
 
 @dataclass(frozen=True, kw_only=True)

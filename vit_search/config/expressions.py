@@ -1,0 +1,449 @@
+"""Constraints and conditions as text: read into a small tree of our own, and decided for a proposal. Nothing is ever run.
+
+Text is cut into tokens first, so that only what is listed here reaches Python's parser; its tree is then copied node by
+node. Length, nesting and the size of numbers are bounded, so that no expression takes long.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import itertools
+import keyword
+import math
+import operator
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vit_search.errors import SpecError
+from vit_search.text import counted, nearest
+
+MAX_LENGTH = 1000
+"""Characters of an expression."""
+
+MAX_NESTING = 50
+"""Operations inside one another; a sum of as many terms is nested as deep."""
+
+MAX_BITS = 4096
+"""Bits of a whole number on the way."""
+
+UNITS = {
+    "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
+}  # fmt: skip
+"""What may follow a number, in bytes."""
+
+FUNCTIONS = {"min": "min(a, b)", "max": "max(a, b)", "log2": "log2(a)"}
+"""Functions, and how each is written."""
+
+ALLOWED = "names, numbers (8GiB, 1e6), 'texts', true, false, none, + - * / // % **, comparisons, and, or, not, min, max, log2, ( )"
+
+_TOKEN = re.compile(
+    r"(?P<space>\s+)"
+    r"|(?P<text>'[^'\\]*'|\"[^\"\\]*\")"
+    r"|(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)(?P<unit>[A-Za-z_]\w*| [kKMGT]i?B\b)?"
+    r"|(?P<word>[A-Za-z_]\w*)"
+    r"|(?P<sign>\*\*|//|<=|>=|==|!=|[-+*/%<>(),])",
+    re.ASCII,
+)
+_WORDS = {"true": "True", "false": "False", "none": "None", "null": "None", "True": "True", "False": "False", "None": "None"}
+_MENDS = {
+    "&": "write and", "|": "write or", "!": "write not", "=": "write == to compare", "^": "write ** for a power",
+    "is": "write ==", "in": "write a == 1 or a == 2", "if": "write it with and, or", "[": "write a == 1 or a == 2",
+    ".": "write the name alone, as dim for model.dim", "'": "close the quotes", '"': "close the quotes", "\\": "remove it",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A number, a text, true, false or none."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Name:
+    """The value of a parameter or of a cost."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Unary:
+    """`-a`, `+a` or `not a`."""
+
+    sign: str
+    operand: Node
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """`a + b` and its like."""
+
+    sign: str
+    left: Node
+    right: Node
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`a < b`, or a chain as `a < b <= c`."""
+
+    first: Node
+    rest: tuple[tuple[str, Node], ...]
+
+
+@dataclass(frozen=True)
+class Logic:
+    """`a and b` or `a or b`, of two and more."""
+
+    sign: str
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """`min`, `max` or `log2` of something."""
+
+    function: str
+    arguments: tuple[Node, ...]
+
+
+Node = Constant | Name | Unary | Arithmetic | Comparison | Logic | Call
+
+
+class UndecidedError(Exception):
+    """An expression has no value for these numbers; the message says why."""
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A text and what it means."""
+
+    text: str
+    """As it was written."""
+    tree: Node = field(repr=False)
+    spelling: str = field(repr=False)
+    """The text with one way to write each thing: equal expressions that differ in blanks and quotes alone have equal spellings."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that it asks for, each once, in the order of the text."""
+        return tuple(dict.fromkeys(node.name for node in walk(self.tree) if isinstance(node, Name)))
+
+    @property
+    def texts(self) -> tuple[tuple[str, str], ...]:
+        """The texts that names are compared with: (name, text)."""
+        found: list[tuple[str, str]] = []
+        for node in walk(self.tree):
+            if isinstance(node, Comparison):
+                chain = (node.first, *(part for _, part in node.rest))
+                for pair in itertools.pairwise(chain):
+                    found += [
+                        (a.name, b.value)
+                        for a, b in (pair, pair[::-1])
+                        if isinstance(a, Name) and isinstance(b, Constant) and isinstance(b.value, str)
+                    ]
+        return tuple(found)
+
+    @property
+    def alone(self) -> tuple[str, ...]:
+        """The names that must be true or false, since they are compared with nothing."""
+        found: list[str] = []
+        below = [self.tree]
+        while below:
+            node = below.pop()
+            if isinstance(node, Name):
+                found.append(node.name)
+            below += node.parts if isinstance(node, Logic) else (node.operand,) if isinstance(node, Unary) and node.sign == "not" else ()
+        return tuple(found)
+
+    def value(self, values: Mapping[str, Any]) -> Any:
+        """Its value, as Python would have it.
+
+        Raises: UndecidedError where there is none: a division by zero, an order between a number and none or a text,
+            a number too large, a name without a value.
+        """
+        try:
+            return _value(self.tree, values)
+        except ZeroDivisionError:
+            raise UndecidedError("it divides by zero") from None
+        except OverflowError:
+            raise UndecidedError("its numbers grow too large") from None
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Whether its value is true; what has no value does not hold."""
+        try:
+            return bool(self.value(values))
+        except UndecidedError:
+            return False
+
+    def failure(self, values: Mapping[str, Any], shown: Mapping[str, str] | None = None) -> str | None:
+        """Why it does not hold, with the values it saw, or None when it holds.
+
+        Args:
+            values: by name.
+            shown: values in words, for those that are hard to read as they are.
+        """
+        try:
+            if self.value(values):
+                return None
+            why = ""
+        except UndecidedError as error:
+            why = str(error)
+        seen = ", ".join(f"{name} is {(shown or {}).get(name) or in_words(values[name])}" for name in self.names if name in values)
+        return f"{self.text} does not hold: {'; '.join(part for part in (why, seen) if part) or 'it is false'}"
+
+
+def parse(text: str, names: Iterable[str]) -> Expression:
+    """Read an expression over some names.
+
+    Raises: SpecError, one line: the text, what was seen, the mend.
+    """
+    expression = _read(text)
+    known = set(names)
+    for name in expression.names:
+        if name not in known:
+            mend = f"write {FUNCTIONS[name]}." if name in FUNCTIONS else f"{nearest(name, sorted(known))} A text is quoted: '{name}'."
+            raise SpecError(f"`{_short(text)}`: unknown name {name}; {mend}")
+    return expression
+
+
+def parse_condition(text: str, names: Iterable[str]) -> Expression:
+    """The same for what holds or does not: a comparison, or a name that is true or false.
+
+    Raises: SpecError.
+    """
+    expression = parse(text, names)
+    if not _asks(expression.tree):
+        raise SpecError(f"`{_short(text)}`: gives a value where something should hold or not; compare it, as in dim % heads == 0.")
+    return expression
+
+
+def walk(node: Node) -> Iterator[Node]:
+    """A node and all below it, left to right."""
+    yield node
+    below: tuple[Node, ...] = ()
+    if isinstance(node, Unary):
+        below = (node.operand,)
+    elif isinstance(node, Arithmetic):
+        below = (node.left, node.right)
+    elif isinstance(node, Comparison):
+        below = (node.first, *(part for _, part in node.rest))
+    elif isinstance(node, Logic):
+        below = node.parts
+    elif isinstance(node, Call):
+        below = node.arguments
+    for part in below:
+        yield from walk(part)
+
+
+def in_words(value: Any) -> str:
+    """A value as an expression spells it, with its thousands apart."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:g}" if isinstance(value, float) else repr(value)
+
+
+@functools.lru_cache(maxsize=1024)
+def _read(text: str) -> Expression:
+    def refuse(seen: str, mend: str = f"write {ALLOWED}") -> SpecError:
+        return SpecError(f"`{_short(text)}`: {seen}; {mend}.")
+
+    if not isinstance(text, str) or len(text) > MAX_LENGTH:
+        raise refuse(f"{len(text):,} characters", f"write at most {MAX_LENGTH:,}, or two expressions")
+    tokens = list(_tokens(text, refuse))
+    if not tokens:
+        raise SpecError("the expression is empty; write a comparison, as depth * dim <= 2048.")
+    spelling = " ".join(tokens)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what Python thinks of 1 < 'a'
+            body = ast.parse(spelling, mode="eval").body
+    except SyntaxError as error:
+        if tokens.count("(") != tokens.count(")"):
+            raise refuse("not every parenthesis has its other half", "add it or remove it") from None
+        if not error.offset:
+            raise refuse("breaks off", "write what follows") from None
+        begun, at = 0, 0  # the token that the parser stopped at
+        while at < len(tokens) - 1 and begun + len(tokens[at]) < error.offset:
+            begun, at = begun + len(tokens[at]) + 1, at + 1
+        raise refuse(f"cannot be read at {_short(tokens[at], 20)}") from None
+    except (ValueError, RecursionError, MemoryError):
+        raise refuse("cannot be read") from None
+    return Expression(text, _copied(body, refuse, 1), spelling)
+
+
+def _tokens(text: str, refuse: Callable[..., SpecError]) -> Iterator[str]:
+    """Tokens as Python spells them."""
+    at = 0
+    while at < len(text):
+        found = _TOKEN.match(text, at)
+        if found is None:
+            raise refuse(f"{text[at]!r} may not stand here", _MENDS.get(text[at], f"write {ALLOWED}"))
+        at = found.end()
+        kind = found.lastgroup if found.lastgroup != "unit" else "number"
+        token = found[0]
+        if kind == "number":
+            yield _number(found["number"], (found["unit"] or "").strip(), refuse)
+        elif kind == "text":
+            yield repr(token[1:-1])
+        elif kind == "word":
+            word = _WORDS.get(token, token)
+            if keyword.iskeyword(word) and word not in ("and", "or", "not", "True", "False", "None"):
+                raise refuse(f"{token} may not stand here", _MENDS.get(token, f"write {ALLOWED}"))
+            yield word
+        elif kind == "sign":
+            yield token
+
+
+def _number(digits: str, unit: str, refuse: Callable[..., SpecError]) -> str:
+    if re.fullmatch(r"0[0-9].*", digits):
+        raise refuse(f"{digits} can be read in more than one way", "write the number without leading zeros")
+    value: int | float = int(digits) if digits.isdecimal() else float(digits)
+    if unit:
+        if unit not in UNITS:
+            raise refuse(f"{digits}{unit} is no number", f"write a plain one as 5e6, or a unit of bytes: {', '.join(UNITS)}")
+        value = value * UNITS[unit]
+        value = int(value) if math.isfinite(value) and value == int(value) else value
+    if not math.isfinite(value):
+        raise refuse(f"{digits}{unit} is too large a number", "write a smaller one")
+    return repr(value)
+
+
+_SIGNS: dict[type[ast.AST], str] = {
+    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%", ast.Pow: "**",
+    ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=",
+    ast.And: "and", ast.Or: "or", ast.Not: "not", ast.USub: "-", ast.UAdd: "+",
+}  # fmt: skip
+
+
+def _copied(node: ast.expr, refuse: Callable[..., SpecError], depth: int) -> Node:
+    """Our own tree; whatever is not listed is refused."""
+    if depth > MAX_NESTING:
+        raise refuse(f"nested more than {MAX_NESTING} deep", "write two expressions")
+
+    def copied(below: ast.expr) -> Node:
+        return _copied(below, refuse, depth + 1)
+
+    match node:
+        case ast.Constant(value=value) if value is None or isinstance(value, (bool, int, float, str)):
+            return Constant(value)
+        case ast.Name(id=name):
+            return Name(name)
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in _SIGNS:
+            return Unary(_SIGNS[type(op)], copied(operand))
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _SIGNS:
+            return Arithmetic(_SIGNS[type(op)], copied(left), copied(right))
+        case ast.BoolOp(op=op, values=parts):
+            return Logic(_SIGNS[type(op)], tuple(copied(part) for part in parts))
+        case ast.Compare(left=first, ops=ops, comparators=rest) if all(type(op) in _SIGNS for op in ops):
+            return Comparison(copied(first), tuple((_SIGNS[type(op)], copied(part)) for op, part in zip(ops, rest, strict=True)))
+        case ast.Call(func=ast.Name(id=name), args=arguments) if name in FUNCTIONS:
+            if (len(arguments) == 1) != (name == "log2") or not arguments:
+                raise refuse(f"{name} of {counted(len(arguments), 'value')}", f"write {FUNCTIONS[name]}")
+            return Call(name, tuple(copied(argument) for argument in arguments))
+        case ast.Call(func=ast.Name(id=name)):
+            raise refuse(f"unknown function {name}", f"write {', '.join(FUNCTIONS.values())}")
+    raise refuse(f"{_short(ast.unparse(node), 20)} may not stand here")
+
+
+def _asks(node: Node) -> bool:
+    """Whether a node holds or does not, as far as its form shows."""
+    if isinstance(node, Logic):
+        return all(_asks(part) for part in node.parts)
+    if isinstance(node, Unary):
+        return node.sign == "not" and _asks(node.operand)
+    return isinstance(node, (Comparison, Name)) or (isinstance(node, Constant) and isinstance(node.value, bool))
+
+
+_ORDERS: dict[str, Callable[[Any, Any], bool]] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+_EQUALS: dict[str, Callable[[Any, Any], bool]] = {"==": operator.eq, "!=": operator.ne}
+_SUMS: dict[str, Callable[[Any, Any], Any]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "//": operator.floordiv, "%": operator.mod,
+}  # fmt: skip
+
+
+def _value(node: Node, values: Mapping[str, Any]) -> Any:
+    match node:
+        case Constant(value):
+            return value
+        case Name(name):
+            value = values.get(name, values)
+            if value is not None and not isinstance(value, (bool, int, float, str)):
+                raise UndecidedError(f"{name} has no value")
+            return value
+        case Unary("not", operand):
+            return not _value(operand, values)
+        case Unary(sign, operand):
+            value = _numbers(sign, _value(operand, values))[0]
+            return -value if sign == "-" else +value
+        case Arithmetic(sign, left, right):
+            a, b = _numbers(sign, _value(left, values), _value(right, values))
+            return _bounded(_power(a, b) if sign == "**" else _SUMS[sign](a, b))
+        case Comparison(first, rest):
+            left_value = _value(first, values)
+            for sign, part in rest:
+                right_value = _value(part, values)
+                if not _compared(sign, left_value, right_value):
+                    return False
+                left_value = right_value
+            return True
+        case Logic(sign, parts):
+            result = None
+            for part in parts:
+                result = _value(part, values)
+                if bool(result) == (sign == "or"):
+                    break
+            return result
+        case Call("log2", (argument,)):
+            value = _numbers("log2", _value(argument, values))[0]
+            if value <= 0:
+                raise UndecidedError(f"log2 of {in_words(value)}")
+            return math.log2(value)
+        case Call(function, arguments):
+            return (min if function == "min" else max)(_numbers(function, *(_value(argument, values) for argument in arguments)))
+    raise AssertionError(node)
+
+
+def _numbers(where: str, *operands: Any) -> tuple[Any, ...]:
+    for operand in operands:
+        if not isinstance(operand, (int, float)):
+            raise UndecidedError(f"{where} takes numbers, not {in_words(operand)}")
+    return operands
+
+
+def _compared(sign: str, left: Any, right: Any) -> bool:
+    """Two values held against each other; equality is defined between all of them, an order between two numbers or two texts."""
+    if sign in _EQUALS:
+        return _EQUALS[sign](left, right)
+    if all(isinstance(v, (int, float)) for v in (left, right)) or (isinstance(left, str) and isinstance(right, str)):
+        return _ORDERS[sign](left, right)
+    raise UndecidedError(f"{in_words(left)} {sign} {in_words(right)} has no meaning")
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    if isinstance(base, int) and isinstance(exponent, int) and abs(base) > 1 and exponent * base.bit_length() > MAX_BITS:
+        raise OverflowError
+    return base**exponent
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, complex):
+        raise UndecidedError("a root of a negative number")
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise OverflowError
+    if isinstance(value, float) and not math.isfinite(value):
+        raise OverflowError
+    return value
+
+
+def _short(text: str, most: int = 60) -> str:
+    """A text on one line, cut where it is long."""
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(text).split()))
+    return line if len(line) <= most else line[: most - 3] + "..."

@@ -1,0 +1,74 @@
+"""Presets: distributions around the Vision Transformers of the literature, for whatever a search file leaves out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from vit_search.config.trial import SHAPES
+
+TOKENS = (16, 256)
+"""Patches that an image is cut into, at least and at most, where its size allows: 196 in DeiT, 64 in ViTs for CIFAR at patch 4."""
+
+_MODELS: dict[str, dict[str, Any]] = {  # every heads divides every dim, into heads of 24 to 160
+    "tiny": {"dim": {"int": [144, 240], "step": 48}, "heads": {"choice": [3, 6]}, "drop_path": {"float": [0.0, 0.1]}},
+    "small": {"dim": {"int": [288, 480], "step": 96}, "heads": {"choice": [3, 6, 12]}, "drop_path": {"float": [0.0, 0.2]}},
+    "base": {"dim": {"int": [576, 960], "step": 192}, "heads": {"choice": [6, 12]}, "drop_path": {"float": [0.0, 0.4]}},
+}
+_TRAINING: dict[str, Any] = {
+    "batch_size": 128,
+    "lr": {"float": [1e-4, 2e-3], "log": True},
+    "weight_decay": {"float": [0.01, 0.3], "log": True},
+    "mixup": {"choice": [0.0, 0.2, 0.8]},
+    "cutmix": {"choice": [0.0, 1.0]},
+}
+
+PRESETS = tuple(_MODELS)
+
+
+def fill(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a search file with its preset's distributions for what `model` and `training` leave out.
+
+    Dim, heads and depth lie around DeiT-Ti, DeiT-S and DeiT-B: dim 192, 384, 768; heads 3, 6, 12; depth 12; MLP 4 times as
+    wide, which is our default too. Training lies around table 9 of the same paper (AdamW, weight decay 0.05, mixup 0.8, CutMix 1,
+    drop path 0.1) and, since most images here are smaller than ImageNet's, around L. Beyer et al. (lr 1e-3, mixup 0.2).
+    What depends on the images, flips and crops, is left to the file.
+    Raises: ValueError where the image cannot be cut into patches sensibly.
+    Source: H. Touvron et al. 2021, https://arxiv.org/abs/2012.12877; L. Beyer et al. 2022, https://arxiv.org/abs/2205.01580
+    """
+    preset, data = values.get("preset"), values.get("data")
+    model, training = values.get("model", {}), values.get("training", {})
+    if preset not in PRESETS or not all(isinstance(section, dict) for section in (data, model, training)):
+        return dict(values)  # what is wrong with it is told later
+    own: dict[str, Any] = {"depth": {"int": [8, 16], "step": 4}, **_MODELS[str(preset)]}
+    size = _size(data or {})
+    if size is not None and "patch_size" not in model:
+        patches = patch_sizes(size)
+        own["patch_size"] = {"choice": patches} if len(patches) > 1 else patches[0]
+    return {**values, "model": {**own, **model}, "training": {**_TRAINING, **training}}
+
+
+def patch_sizes(image_size: tuple[int, int]) -> list[int]:
+    """Patch sizes that divide an image into a sensible number of patches.
+
+    Raises: ValueError where none does.
+    """
+    height, width = image_size
+    common = math.gcd(height, width)
+    tokens = {p: height * width // p**2 for p in range(1, common + 1) if common % p == 0}
+    sensible = [p for p, count in tokens.items() if TOKENS[0] <= count <= TOKENS[1]]
+    if not sensible:
+        raise ValueError(
+            f"@preset@no patch size cuts {height}x{width} pixels into {TOKENS[0]} to {TOKENS[1]} patches; "
+            "give model.patch_size, or a data.image_size that is a multiple of 8"
+        )
+    return sensible
+
+
+def _size(data: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width, as far as the data section tells."""
+    name, side = data.get("name"), data.get("image_size")
+    if isinstance(name, str) and name in SHAPES:
+        return SHAPES[name][0]
+    return (side, side) if isinstance(side, int) and not isinstance(side, bool) and 1 <= side <= 1024 else None

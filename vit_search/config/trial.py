@@ -1,0 +1,319 @@
+"""What one trial is: its data, model and training, as frozen dataclasses of plain Python.
+
+Every default and every bound stands here once. The search file's parameters (config/space.py), the JSON Schema, the
+model and its training all read them from these classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, get_type_hints
+
+from vit_search.config.strict_json import Seconds, Share, build
+from vit_search.errors import SpecError
+
+DATA_SETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "image_folder")
+
+IMAGE_ENDINGS = frozenset(
+    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff"}
+    | {".avif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi", ".tga"}
+)
+"""What counts as an image in a folder: what Pillow reads without another program."""
+
+
+def knob(
+    default: Any, doc: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None, lt: float | None = None
+) -> Any:
+    """A dataclass field with its meaning and its bounds, which `check_bounds` and the JSON Schema read; `...` is no default."""
+    bounds = {name: bound for name, bound in (("ge", ge), ("gt", gt), ("le", le), ("lt", lt)) if bound is not None}
+    metadata = {"doc": doc, "bounds": bounds}
+    return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
+
+
+def bounds_text(bounds: dict[str, float]) -> str:
+    """The bounds in words: `at least 1, at most 256`."""
+    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    return ", ".join(f"{words[name]} {bound:.10g}" for name, bound in bounds.items())
+
+
+def within(value: float, bounds: dict[str, float]) -> bool:
+    """Whether a number is finite and inside its bounds."""
+    return (
+        math.isfinite(value)
+        and value >= bounds.get("ge", -math.inf)
+        and value > bounds.get("gt", -math.inf)
+        and value <= bounds.get("le", math.inf)
+        and value < bounds.get("lt", math.inf)
+    )
+
+
+def check_bounds(config: Any) -> None:
+    """Refuse a dataclass of knobs whose numbers lie outside their bounds.
+
+    Raises: SpecError that names the field, its value and the bounds.
+    """
+    for f in dataclasses.fields(config):
+        value, bounds = getattr(config, f.name), f.metadata.get("bounds", {})
+        numbers = [one for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, (int, float))]
+        if bounds and not all(within(number, bounds) for number in numbers):
+            raise SpecError(f"{f.name} is {value!r}; give {bounds_text(bounds)}.")
+
+
+SHAPES: dict[str, tuple[tuple[int, int], int, int]] = {
+    "digits": ((8, 8), 1, 10),
+    "mnist": ((28, 28), 1, 10),
+    "fashion_mnist": ((28, 28), 1, 10),
+    "cifar10": ((32, 32), 3, 10),
+    "cifar100": ((32, 32), 3, 100),
+}
+"""Image size, channels and classes of the named data sets."""
+
+COUNTS: dict[str, tuple[int, int]] = {
+    "digits": (1_797, 0),
+    "mnist": (60_000, 10_000),
+    "fashion_mnist": (60_000, 10_000),
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+}
+"""Labelled images of the named data sets, and images of a test split of their own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how they are split."""
+
+    name: str = knob(..., "digits (embedded), mnist, fashion_mnist, cifar10, cifar100, or image_folder.")
+    path: str | None = knob(
+        None,
+        "Folder of the data set: what torchvision calls root, or for image_folder one sub-folder of images per class. Not for digits.",
+    )
+    image_size: int | None = knob(
+        None, "Side in pixels to which image_folder resizes its images; the other sets have their own.", ge=1, le=1024
+    )
+    channels: Literal[1, 3] = knob(3, "Channels that image_folder decodes to: 1 (grey) or 3 (RGB).")
+    val_fraction: float = knob(0.1, "Share of the labelled images that the search validates on.", gt=0, lt=0.9)
+    holdout_fraction: float = knob(
+        0.05,
+        "Share that only promotion looks at, to choose among the best trials; 0 for none: it then looks at the search's own.",
+        ge=0,
+        lt=0.9,
+    )
+    test_fraction: float = knob(
+        0.15, "Share kept for promotion alone, where the set has no test split of its own (digits, image_folder).", gt=0, lt=0.9
+    )
+    split_seed: int = knob(0, "Seed of the stratified split. Another seed is another data set.", ge=0, le=2**31 - 1)
+    train_limit: int | None = knob(None, "Train on this many images only, stratified; all of them by default.", ge=2)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """One Vision Transformer. The first three fields come from the data, all others from the search file."""
+
+    image_size: tuple[int, int] = knob(..., "Height and width in pixels.", ge=1, le=1024)
+    in_channels: int = knob(..., "Channels of an image.", ge=1, le=1024)
+    num_classes: int = knob(..., "Classes; 0 gives token features instead of logits.", ge=0, le=1_000_000)
+    patch_size: int = knob(
+        4, "Side of a patch in pixels; it must divide the image's height and width. Halving it makes 4 x the tokens.", ge=1, le=1024
+    )
+    dim: int = knob(64, "Width of a token.", ge=1, le=16384)
+    depth: int = knob(3, "Number of encoder blocks.", ge=1, le=256)
+    heads: int = knob(4, "Attention heads; they must divide dim unless dim_head is given.", ge=1, le=256)
+    dim_head: int | None = knob(None, "Width of a head; dim / heads by default.", ge=1, le=4096)
+    mlp_ratio: float = knob(4.0, "Hidden width of a block's MLP, as a multiple of dim.", gt=0, le=64)
+    mlp_dim: int | None = knob(None, "Hidden width of a block's MLP, in place of mlp_ratio.", ge=1, le=65536)
+    dropout: float = knob(
+        0.0, "Dropout of embedding, attention, projection and MLP, where the four below do not say otherwise.", ge=0, lt=1
+    )
+    embedding_dropout: float | None = knob(None, "Dropout after patches and positions are added.", ge=0, lt=1)
+    attention_dropout: float | None = knob(None, "Dropout of attention weights.", ge=0, lt=1)
+    projection_dropout: float | None = knob(None, "Dropout after attention's output projection.", ge=0, lt=1)
+    mlp_dropout: float | None = knob(None, "Dropout after both layers of the MLP.", ge=0, lt=1)
+    drop_path: float = knob(
+        0.0, "Chance that a sample skips a branch in the last block; it grows linearly from 0 at the first.", ge=0, lt=1
+    )
+    activation: Literal["gelu", "relu"] = knob("gelu", "Activation of the MLP.")
+    norm: Literal["pre", "post"] = knob("pre", "LayerNorm before each branch (the ViT paper) or after each sum (Vaswani et al.).")
+    pool: Literal["mean", "cls"] = knob("mean", "What the head sees: the mean of the tokens, or a class token.")
+    positions: Literal["learned", "sincos2d"] = knob("learned", "Position embedding.")
+    init: Literal["xavier", "trunc_normal_02"] = knob("xavier", "Initialisation of linear layers; trunc_normal_02 is the paper's.")
+    pos_init_std: float = knob(
+        0.3, "Standard deviation of learned positions and class token at the start; 0.02 is the paper's.", gt=0, le=10
+    )
+    qkv_bias: bool = knob(True, "Whether queries, keys and values have a bias.")
+    layer_scale: float | None = knob(None, "Initial scale of each branch (Touvron et al. 2021); none by default.", gt=0, le=10)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        problem = model_problem(self.image_size, self.patch_size, self.dim, self.heads, self.dim_head)
+        if problem:
+            raise SpecError(problem)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        """Length of the sequence that the encoder sees, class token included."""
+        return self.grid[0] * self.grid[1] + (self.pool == "cls")
+
+    @property
+    def head_width(self) -> int:
+        """Width of one attention head."""
+        return self.dim_head or self.dim // self.heads
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden width of a block's MLP, at least 1."""
+        return self.mlp_dim or max(1, round(self.dim * self.mlp_ratio))
+
+
+def model_problem(image_size: tuple[int, int], patch_size: int, dim: int, heads: int, dim_head: int | None = None) -> str | None:
+    """Why these numbers make no ViT, in one line, or None when they do."""
+    if image_size[0] % patch_size or image_size[1] % patch_size:
+        return f"patch_size: {patch_size} does not divide the image of {image_size[0]}x{image_size[1]} pixels."
+    if dim_head is None and dim % heads:
+        return f"heads: {heads} does not divide dim={dim}; choose a divisor, or give dim_head."
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How one model is trained."""
+
+    epochs: int = knob(25, "Length of a full training.", ge=1, le=100_000)
+    batch_size: int = knob(32, "Images per optimiser step.", ge=1, le=1_048_576)
+    accumulation: int = knob(
+        1, "Micro-batches whose gradients make one step, to save memory; batch_size is shared among them.", ge=1, le=4096
+    )
+    lr: float = knob(1e-3, "Peak learning rate of AdamW, reached after the warm-up.", gt=0, le=10)
+    weight_decay: float = knob(0.05, "AdamW's decay of weight matrices; norms, biases, tokens and positions have none.", ge=0, le=10)
+    beta2: float = knob(0.99, "AdamW's second moment decay.", gt=0, lt=1)
+    warmup_fraction: float = knob(0.1, "Share of all steps in which the learning rate climbs from 0.", ge=0, lt=1)
+    clip_norm: float | None = knob(1.0, "Gradients are scaled down to this norm; null for no clipping.", gt=0)
+    label_smoothing: float = knob(0.1, "Share of the target spread evenly over all classes.", ge=0, lt=1)
+    shift: int = knob(0, "Training images are moved by up to this many pixels each way: the random crop of padded images.", ge=0, le=256)
+    crop_scale: float = knob(
+        1.0, "Least share of its area that a random crop keeps of an image, resized to the whole; 1 for none.", gt=0, le=1
+    )
+    flip: bool = knob(False, "Training images are mirrored left to right with chance 1/2.")
+    auto_augment: Literal["none", "trivial_augment", "rand_augment"] = knob(
+        "none", "Random operations on colours and shapes, image by image."
+    )
+    rand_augment_ops: int = knob(2, "Operations one after another in rand_augment.", ge=1, le=14)
+    rand_augment_magnitude: int = knob(9, "Their strength in rand_augment.", ge=0, le=30)
+    erasing: float = knob(0.0, "Chance that a box of 2 to 33 % of a training image is overwritten with the mean.", ge=0, le=1)
+    mixup: float = knob(0.0, "Parameter of the Beta distribution by which two images are blended; 0 for none.", ge=0, le=100)
+    cutmix: float = knob(0.0, "The same for a box of another image pasted in; with mixup too, each image draws one of them.", ge=0, le=100)
+    ema_decay: float | None = knob(
+        None, "Decay per step of an average of the weights, which is then what is validated and served; null for none.", gt=0, lt=1
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = knob(
+        "auto", "Of matrix products in forward and backward; auto is bfloat16 where the machine has it, else float32. Weights stay float32."
+    )
+    tf32: bool = knob(True, "Whether a GPU may round the inputs of float32 matrix products to TF32.")
+    compile: bool = knob(False, "Compile the model with torch.compile on a GPU; ignored on a CPU, where it does not pay.")
+    cuda_graphs: bool = knob(False, "Replay the model's kernels on a GPU as one CUDA graph; pays where launches take longer than the work.")
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialConfig:
+    """All that one worker is told, and all that a checkpoint needs to be rebuilt."""
+
+    data: DataConfig
+    model: ModelConfig
+    training: TrainingConfig
+    seed: int = knob(..., "Of all random numbers of the training.", ge=0, le=2**63 - 1)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self) | {"schema": 1}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> TrialConfig:
+        """The inverse of `to_dict`.
+
+        Raises: SpecError for a field that this version does not know, or an unknown schema number.
+        """
+        schema = values.get("schema") if isinstance(values, dict) else None
+        if schema != 1:
+            raise SpecError(f"config schema is {schema!r}; this version reads 1. Use the version of vit_search that wrote it.")
+        try:
+            return build(TrialConfig, {key: value for key, value in values.items() if key != "schema"}, "config")
+        except ValueError as error:
+            raise SpecError(f"{error}; it was written by another version of vit_search, or changed.") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochResult:
+    """What one epoch of training gave. A search's metric is one of these fields."""
+
+    epoch: Annotated[int, (1, 100_000)]
+    """1 for the first."""
+    train_loss: float
+    train_accuracy: Share
+    """Fraction in [0, 1], measured on the augmented batches while training."""
+    val_loss: float
+    val_accuracy: Share
+    """Fraction in [0, 1] of the whole validation split."""
+    val_top5_accuracy: Share | None
+    """None with fewer than 5 classes."""
+    lr: float
+    """Learning rate of the last step."""
+    images_per_s: Annotated[float, (0, 1e15)]
+    """Training images per second, evaluation left out."""
+    seconds: Seconds
+    """Wall time of training and evaluation."""
+    peak_memory_bytes: Annotated[int, (0, 2**63)]
+    """Peak of the device's allocator on CUDA; the process's peak resident size on CPU."""
+    latency_ms: Annotated[float, (0, 1e12)] | None = None
+    """Median time to classify one image, where a search has it as an objective."""
+
+
+Direction = Literal["min", "max"]
+
+DIRECTIONS: dict[str, Direction] = {
+    "train_loss": "min",
+    "train_accuracy": "max",
+    "val_loss": "min",
+    "val_accuracy": "max",
+    "val_top5_accuracy": "max",
+    "images_per_s": "max",
+    "seconds": "min",
+    "peak_memory_bytes": "min",
+    "params": "min",
+    "flops": "min",
+    "train_flops": "min",
+    "latency_ms": "min",
+}
+"""Whether a smaller or a larger value of a metric, or of a model's cost, is better. A search file's `mode` follows from it."""
+
+METRICS = tuple(f.name for f in dataclasses.fields(EpochResult) if f.name not in ("epoch", "lr", "latency_ms"))
+"""What a search can optimise."""
+
+FRACTIONS = tuple(name for name in METRICS if name.endswith("accuracy"))
+"""Metrics that are fractions in [0, 1]."""
+
+LEAST_CLASSES = {"val_top5_accuracy": 5}
+"""Metrics that are measured only with so many classes or more."""
+
+
+FROM_DATA = ("image_size", "in_channels", "num_classes")
+"""Fields of ModelConfig that the data set decides."""
+
+
+def field_types(config: type[Any]) -> dict[str, Any]:
+    """Name to resolved type of a config's fields."""
+    return get_type_hints(config)

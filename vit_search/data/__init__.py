@@ -1,0 +1,1 @@
+"""From image files to batches: data sets and their splits, the cache, decoding."""

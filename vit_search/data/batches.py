@@ -1,0 +1,168 @@
+"""A split as training sees it: batches of bytes on the training device, from memory or streamed from files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vit_search.data.data_set import DataSet, SplitName, read_image, read_split
+from vit_search.errors import DataError
+from vit_search.runtime.machine import free_bytes
+from vit_search.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and labels of one split, in memory."""
+
+    images: Tensor
+    """(n, channels, height, width), uint8; on the training device, or in main memory where that has no room for them."""
+    labels: Tensor
+    """(n,), int64, on the training device."""
+
+    cropped = False
+    """Whether batches come randomly cropped already."""
+
+    def __len__(self) -> int:
+        """Images in the split."""
+        return len(self.labels)
+
+    def batches(self, parts: Iterable[Tensor], seed: int | None = None, crop_scale: float = 1.0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and labels of each part, both on the training device; `seed` and `crop_scale` matter to streamed splits alone.
+
+        Args:
+            parts: indices of each batch, on the CPU.
+        """
+        device = self.labels.device
+        for part in parts:
+            if self.images.device == device:
+                part = part.to(device, non_blocking=True)
+                yield self.images.index_select(0, part), self.labels[part]
+            else:
+                images = self.images.index_select(0, part).pin_memory().to(device, non_blocking=True)
+                yield images, self.labels[part.to(device)]
+
+
+class StreamedSplit:
+    """Images of one split, decoded by worker processes while the batches before them train.
+
+    A training image is drawn from (seed, its index) alone, so neither the number of workers nor a resume changes it.
+
+    Args:
+        root: folder of the files. names: (n,), their names below it.
+        labels: (n,), int64, on the training device.
+        image_size: height and width. channels: 1 or 3.
+        workers: processes; one less than the machine's cores by default.
+    """
+
+    cropped = True
+
+    def __init__(
+        self, root: Path, names: np.ndarray, labels: Tensor, image_size: tuple[int, int], channels: int, workers: int | None = None
+    ) -> None:
+        self.labels = labels
+        self._files = _Files(root, names, image_size, channels)
+        self._order = _Order()
+        workers = max(1, len(os.sched_getaffinity(0)) - 1) if workers is None else workers
+        self._loader: DataLoader[Tensor] = DataLoader(
+            self._files,
+            batch_sampler=self._order,
+            collate_fn=_as_it_comes,
+            generator=torch.Generator(),  # an epoch begins with a draw, which must not come from the one that dropout draws from
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            persistent_workers=workers > 0,
+            pin_memory=labels.device.type == "cuda",
+        )
+
+    def __len__(self) -> int:
+        """Images in the split."""
+        return len(self.labels)
+
+    def batches(self, parts: Iterable[Tensor], seed: int | None = None, crop_scale: float = 1.0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and labels of each part, both on the training device.
+
+        Args:
+            parts: indices of each batch, on the CPU.
+            seed: of the random crops; None for the centre of each image.
+            crop_scale: least share of the area that a random crop keeps; 1 for the centre.
+        Raises: DataError that names the file, where one cannot be decoded.
+        """
+        chosen = list(parts)
+        self._order.batches = [[(int(i), seed, crop_scale) for i in part] for part in chosen]
+        device = self.labels.device
+        for part, images in zip(chosen, self._loader, strict=True):
+            if isinstance(images, DataError):
+                raise DataError(*images.args)  # raised itself, it would hold this frame, and the frame it: no end for the workers
+            yield images.to(device, non_blocking=True), self.labels[part.to(device)]
+
+
+Drawn = tuple[int, int | None, float]
+"""Index, seed and crop_scale of one image: what a worker is told."""
+
+
+class _Order:
+    """The batch sampler of an epoch, filled anew before each."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Drawn]] = []
+
+    def __iter__(self) -> Iterator[list[Drawn]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def _as_it_comes(batch: Any) -> Any:
+    return batch
+
+
+class _Files(Dataset[Tensor]):
+    """Decodes image files to bytes."""
+
+    def __init__(self, root: Path, names: np.ndarray, image_size: tuple[int, int], channels: int) -> None:
+        from torchvision.transforms.v2 import RandomResizedCrop  # slow to import: for streamed splits alone, and before their workers start
+
+        self.root, self.names, self.image_size, self.channels = root, names, image_size, channels
+        self._crop = RandomResizedCrop
+
+    def __getitems__(self, batch: list[Drawn]) -> Tensor | DataError:
+        """A batch; or what is wrong with it, since what a worker raises arrives with a traceback for a message."""
+        try:
+            return torch.stack([self[drawn] for drawn in batch])
+        except DataError as error:
+            return error
+
+    def __getitem__(self, drawn: Drawn) -> Tensor:
+        index, seed, crop_scale = drawn
+        path = self.root / str(self.names[index])
+        if seed is None or crop_scale == 1:
+            return torch.from_numpy(read_image(path, self.image_size, self.channels))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, index))
+            crop = self._crop(self.image_size, scale=(crop_scale, 1), antialias=True)
+            cropped: Tensor = crop(torch.from_numpy(read_image(path, None, self.channels)))
+        return cropped
+
+
+def load_split(data: DataSet, *names: SplitName, device: torch.device | str = "cpu", decoders: int | None = None) -> Split | StreamedSplit:
+    """A split, or several as one, on its way to a device: moved there whole where it takes less than half of what is free.
+
+    On the CPU all processes of a machine share the pages of the cache's files, but for several as one. `decoders` is the number of
+    processes that decode files; see StreamedSplit.
+    """
+    device = torch.device(device)
+    images, labels = read_split(data, *names)
+    if data.root is not None:
+        return StreamedSplit(data.root, images, torch.from_numpy(labels).to(device), data.image_size, data.channels, decoders)
+    fits = images.nbytes < free_bytes(device) / 2
+    return Split(torch.from_numpy(images).to(device if fits else "cpu"), torch.from_numpy(labels).to(device))

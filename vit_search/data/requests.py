@@ -1,0 +1,56 @@
+"""What a person may send to be classified: an image file as bytes or base64, or decoded pixels; read by the rules of training."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any
+
+import numpy as np
+
+from vit_search.data.data_set import MAX_FILE_BYTES, fit_pixels, read_image
+from vit_search.errors import DataError, TooLargeError
+
+MAX_PIXELS = 25 * 10**6
+"""Width times height of an image: what cameras of 24 megapixels make. Less than in training, where nobody else chooses the files."""
+
+
+def pixels_of(value: Any, size: tuple[int, int], channels: int) -> np.ndarray:
+    """One image of a request.
+
+    Args:
+        value: an image file, as bytes or as base64 text; or its pixels, whole numbers 0 to 255, (height, width, 1 or 3).
+        size: height and width that the model was trained on.
+        channels: 1 (grey) or 3 (RGB).
+    Returns: uint8 (channels, height, width) of that size.
+    Raises: DataError that says what is wrong with it; TooLargeError, one of them, where it is that.
+    """
+    if isinstance(value, (str, bytes)):
+        return read_image(_decoded(value) if isinstance(value, str) else value, size, channels, max_pixels=MAX_PIXELS)
+    return fit_pixels(_checked(value), size, channels)
+
+
+def _decoded(text: str) -> bytes:
+    """An image file from base64; line breaks, as the command base64 makes them, are allowed."""
+    if len(text) > MAX_FILE_BYTES * 4 // 3 + 4:
+        raise TooLargeError(f"{len(text):,} characters; give an image file of at most {MAX_FILE_BYTES:,} bytes.")
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"text that is not base64 ({error}); give the base64 of a PNG or JPEG file.") from None
+
+
+def _checked(value: Any) -> np.ndarray:
+    """Decoded pixels: bytes, or whole numbers from JSON."""
+    try:
+        pixels = value if isinstance(value, np.ndarray) and value.dtype != object else np.array(np.asarray(value, object).tolist())
+    except ValueError:
+        raise DataError("rows of different lengths; give (height, width, channels).") from None
+    if pixels.dtype.kind not in "iu":
+        seen = "nothing" if pixels.size == 0 or value is None else f"values of type {pixels.dtype}"
+        raise DataError(f"{seen}; give uint8 pixels, 0 to 255, or an image file as base64 or bytes.")
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
+        raise DataError(f"shape {pixels.shape}; give (height, width, channels) with 1 channel (grey) or 3 (RGB).")
+    if pixels.dtype != np.uint8 and (pixels.min() < 0 or pixels.max() > 255):
+        raise DataError(f"pixels from {pixels.min()} to {pixels.max()}; give 0 to 255.")
+    return pixels.astype(np.uint8, copy=False)

@@ -1,0 +1,1 @@
+"""What has happened in a search: its events, its folder, how it stands."""

@@ -1,0 +1,157 @@
+"""How a search stands, in one word: for `status`, `show`, `list`, the report and MLflow alike. The ledger tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vit_search.config.search_file import SearchSpec
+from vit_search.ledger import ledger, searches
+from vit_search.ledger.ledger import Commanded, Event, Launched, Left, Progress, Reported, Spent, Trial
+from vit_search.ledger.searches import SearchFacts
+
+WORDS = {
+    "starting": "a driver prepares its data, MLflow and Ray",
+    "running": "a driver is at work",
+    "paused": "its trials are held, and none starts",
+    "stopping": "no more trials start; the running ones go on to their end",
+    "ending": "its driver ends the trials, or sends the last records to MLflow",
+    "waiting for a driver": "the cluster's keeper is to take it up",
+    "finished": "all trials are over, or a limit was reached",
+    "stopped": "`stop` ended it before its last trial",
+    "interrupted": "cancelled, or its driver died or met an error",
+    "failed": "no trial reached full length",
+    "refused": "its driver refused it before its first trial",
+}
+"""Every state, and what it means."""
+
+DRIVEN = ("running", "paused", "stopping", "ending")
+"""Those in which a driver holds the ledger."""
+
+
+@dataclass(frozen=True)
+class State:
+    """How a search stands."""
+
+    word: str
+    """A key of WORDS."""
+    reason: str = ""
+    """Why, in one line, where it is known."""
+
+    @property
+    def driven(self) -> bool:
+        """Whether a driver is at work on it."""
+        return self.word in DRIVEN
+
+    @property
+    def resumable(self) -> bool:
+        """Whether trials are left that a resume goes on with, and nobody else does."""
+        return self.word in ("interrupted", "stopped")
+
+
+def of_driver(*, paused: bool, stopping: bool, ending: bool) -> str:
+    """The state of a search that a driver is at work on, by what it was told since its launch."""
+    return "ending" if ending else "paused" if paused else "stopping" if stopping else "running"
+
+
+def of_events(
+    events: Sequence[Event], trials: Collection[Trial], wanted: int, *, driven: bool, awaited: bool = False, closed: bool = False
+) -> State:
+    """The state of a search.
+
+    Args:
+        trials: as the events make them. wanted: how many are to be run in all.
+        driven: whether a driver holds the ledger.
+        awaited: whether a cluster's keeper is to take it up.
+        closed: whether a driver has written the summary of its end: versions before 0.2 left nothing else.
+    """
+    launch = events[_last_launch(events) :]
+    left = next((event for event in reversed(launch) if isinstance(event, Left)), None)
+    if driven:
+        return State("ending", "the last records are being sent to MLflow") if left else State(_told(launch))
+    if left is not None and left.state != "interrupted":
+        return State(left.state, left.reason)
+    over = sum(trial.over for trial in trials)
+    if left is None and (over >= wanted or (closed and over == len(trials))):  # of an older version, or killed after the last trial
+        return State("finished" if any(trial.outcome == "completed" for trial in trials) else "failed")
+    if awaited:
+        return State("waiting for a driver")
+    cut_off = any(isinstance(event, Launched | Reported) for event in launch[-1:])
+    died = left is None and (cut_off or any(trial.outcome == "running" for trial in trials))
+    return State("interrupted", left.reason if left else "its driver died" if died else "")
+
+
+def _last_launch(events: Sequence[Event]) -> int:
+    return next((i for i in range(len(events) - 1, -1, -1) if isinstance(events[i], Launched)), 0)
+
+
+def _told(launch: Sequence[Event]) -> str:
+    """What the commands since the last launch come to."""
+    paused = stopping = ending = False
+    for event in launch:
+        if isinstance(event, Commanded):
+            if event.name == "continue":
+                paused = stopping = False
+            paused = paused or event.name == "pause"
+            stopping = stopping or (event.name == "stop" and "trial" not in event.arguments)
+            ending = ending or event.name == "cancel"
+    return of_driver(paused=paused, stopping=stopping, ending=ending)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A search at one moment."""
+
+    spec: SearchSpec
+    facts: SearchFacts
+    events: list[Event]
+    trials: dict[int, Trial]
+    """By number. Those without an end have the outcome that is true now: running, held or waiting, or, without a driver, interrupted."""
+    spent: Spent
+    wanted: int
+    """Trials asked for, after what was changed while it ran."""
+    state: State
+
+
+def read(folder: Path, *, driven: bool | None = None, awaited: bool = False) -> Snapshot:
+    """A search as it stands. Any process may ask at any time.
+
+    Args:
+        driven: whether a driver is at work; by default, whether one holds the ledger, as one still does that writes the last report.
+        awaited: whether a cluster's keeper is to take it up.
+    Raises: SearchError where the folder holds no search, or its ledger is damaged.
+    """
+    spec, facts = searches.read(folder)
+    path = folder / "ledger.jsonl"
+    before = path.exists() and ledger.held(path)
+    events = ledger.read_events(path)
+    if driven is None:
+        driven = before or ledger.held(path)  # one that came meanwhile has written its launch
+    progress = Progress.of(events, spec.epochs)
+    trials = progress.trials
+    searches.check_trials(folder, spec, trials.values())
+    wanted = int(ledger.changed(events).get("trials", spec.trials))
+    closed = searches.read_hindsight(folder) is not None
+    state = of_events(events, trials.values(), wanted, driven=driven, awaited=awaited, closed=closed)
+    return Snapshot(spec, facts, events, as_they_stand(trials, events, state), progress.spent, wanted, state)
+
+
+def as_they_stand(trials: Mapping[int, Trial], events: Sequence[Event], state: State) -> dict[int, Trial]:
+    """The trials, with what is true of those without an end, which the ledger calls running; see Snapshot."""
+    begun: set[int] = set()
+    held: set[int] = set()
+    if state.word == "paused":
+        launch = events[_last_launch(events) :]
+        pause = max(i for i, event in enumerate(launch) if isinstance(event, Commanded) and event.name == "pause")
+        begun = {event.trial for event in launch if isinstance(event, Reported)}
+        held = {event.trial for event in launch[pause:] if isinstance(event, Reported)}
+
+    def now(trial: Trial) -> Trial:
+        if trial.outcome != "running" or (state.driven and state.word != "paused"):
+            return trial
+        if not state.driven:
+            return replace(trial, outcome="interrupted", reason="its driver died")
+        return replace(trial, outcome="held" if trial.number in held else "running" if trial.number in begun else "waiting")
+
+    return {number: now(trial) for number, trial in trials.items()}

@@ -1,0 +1,1 @@
+"""What a search will cost, before any GPU is used, and what is wrong with its file."""

@@ -1,0 +1,354 @@
+"""The search file to run after a search: ranges drawn in around its good trials, or widened where those are stuck at a border."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import yaml
+
+from vit_search.config import search_file
+from vit_search.config.search_file import SearchSpec
+from vit_search.config.space import Choice, FloatRange, IntRange, Space, Value
+from vit_search.config.trial import ModelConfig, TrainingConfig, within
+from vit_search.errors import SpecError
+from vit_search.text import counted
+
+GOOD_SHARE = 0.2
+"""The best fifth of the trials are the good ones, by which ranges are drawn anew and parameters weighed."""
+
+FEWEST = 5
+"""Good trials at least, and trials of full length without which nothing is changed."""
+
+OUTER = 0.1
+"""Share of a range, on its own scale, that counts as its border."""
+
+STUCK_BELOW = 0.01
+"""A parameter is stuck where chance would put as many good trials to its border this seldom, and half as many at most."""
+
+MARGIN = 0.1
+"""Share of a range that is kept on either side of what the good trials cover."""
+
+NARROWEST = 0.25
+"""Of a range at least this share is kept."""
+
+FACTOR = 3.0
+"""A logarithmic range is widened by this factor; another by half of its width."""
+
+UNLUCKY_BELOW = 0.05
+"""A choice that no good trial has is dropped where that would be bad luck this seldom, and it was tried `FEWEST` times."""
+
+_BOUNDS = {f.name: f.metadata.get("bounds", {}) for config in (ModelConfig, TrainingConfig) for f in fields(config)}
+
+Side = Literal["low", "high"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A trial as the next file looks at it."""
+
+    params: Mapping[str, Value]
+    completed: bool
+    """Whether it reached full length."""
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """A parameter whose good trials crowd at an end of its range."""
+
+    parameter: str
+    side: Side
+    end: float
+    """Where the range ends there."""
+    crowd: int
+    """Good trials in the outer tenth."""
+    good: int
+    """All good trials that have the parameter."""
+    expected: float
+    """How many of them chance would put there."""
+    legal_end: bool
+    """Whether no value beyond it makes sense, so that the range cannot be widened."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A line of the next file that differs."""
+
+    parameter: str
+    before: str
+    after: str
+    why: str
+
+
+@dataclass(frozen=True)
+class NextFile:
+    """A search file that `search_file.parse` accepts, and what is new in it."""
+
+    text: str
+    changes: tuple[Change, ...]
+    good: int
+    """How many trials the changes are drawn from."""
+    of: int
+    note: str
+    """Why nothing was changed; empty where something was."""
+
+
+def good_ones(standing: Sequence[Seen]) -> Sequence[Seen]:
+    """The best fifth of the trials, at least `FEWEST`; none while too few have reached full length."""
+    if sum(seen.completed for seen in standing) < FEWEST:
+        return ()
+    return standing[: max(FEWEST, math.ceil(GOOD_SHARE * len(standing)))]
+
+
+def position(parameter: IntRange | FloatRange, value: float) -> float:
+    """Where a value lies in its range, on the range's own scale: 0 at its low end, 1 at its high end."""
+    low, high = (_scaled(parameter, end) for end in parameter.range)
+    return (_scaled(parameter, value) - low) / (high - low)
+
+
+def stuck(space: Space, standing: Sequence[Seen]) -> list[Stuck]:
+    """Parameters of which more good trials lie in the outer tenth of the range than chance would put there (binomial test).
+
+    Chance is what random proposals that can be run do, from a fixed seed: conditions and constraints count.
+
+    Args:
+        standing: trials, the best first.
+    """
+    good = good_ones(standing)
+    if not good:
+        return []
+    rng = random.Random(0)  # noqa: S311 -- a sample of the space, not a secret
+    drawn = [params for params in (space.draw(rng) for _ in range(1000)) if space.problem(params) is None]
+    found = []
+    for name, parameter in space.searched.items():
+        if isinstance(parameter, Choice):
+            continue
+        at = [position(parameter, seen.params[name]) for seen in good if name in seen.params]  # type: ignore[arg-type]
+        by_chance = [position(parameter, params[name]) for params in drawn if name in params]  # type: ignore[arg-type]
+        for side, end in (("low", 0), ("high", 1)):
+            crowd, share = (sum(abs(place - end) <= OUTER + 1e-9 for place in places) for places in (at, by_chance))
+            chance = (share + 1) / (len(by_chance) + 2)
+            if len(at) >= FEWEST and crowd >= 2 * chance * len(at) and _at_least(crowd, len(at), chance) < STUCK_BELOW:
+                legal = _extended(name, parameter, side) is None  # type: ignore[arg-type]
+                found.append(Stuck(name, side, float(parameter.range[end]), crowd, len(at), chance * len(at), legal))  # type: ignore[arg-type]
+    return found
+
+
+def next_file(spec: SearchSpec, search: str, standing: Sequence[Seen]) -> NextFile:
+    """The file to launch next.
+
+    It has the search's name, learns from the search and starts with its best points; ranges are drawn in around the good trials,
+    widened where those are stuck at a border, and choices are dropped that were tried often and never among the good ones. Each
+    changed line says why. Of changes that together make no sound file the widened ranges go first, then all.
+
+    Args:
+        spec: of the search that was run. search: its folder's name.
+        standing: its trials that are over and have a metric, the best first.
+    """
+    good = good_ones(standing)
+    edits = _edits(spec.space, standing, good) if good else {}
+    completed = [seen.params for seen in standing if seen.completed]
+    for kept in (edits, {name: edit for name, edit in edits.items() if not edit.widens}, {}):
+        text = _written(spec, search, kept, completed, len(good), len(standing))
+        try:
+            sound = search_file.parse(text).space.feasible_share(200) > 0
+        except SpecError:
+            sound = False
+        if sound:
+            break
+    else:
+        text = _written(spec, search, {}, [], 0, 0)
+    reached = len(completed)
+    notes = [
+        f"only {reached} {'trial has' if reached == 1 else 'trials have'} reached full length, and {FEWEST} are needed to draw ranges anew"
+    ]
+    notes += ["the good trials cover the whole of each range and lie at no border"]
+    changes = tuple(Change(name, edit.before, edit.after, edit.why) for name, edit in kept.items())
+    return NextFile(text, changes, len(good), len(standing), "" if changes else notes[bool(good)])
+
+
+@dataclass(frozen=True)
+class _Edit:
+    """A parameter's new distribution."""
+
+    values: list[Any]
+    """The choices, or low and high."""
+    before: str
+    after: str
+    why: str
+    widens: bool = False
+
+
+def _edits(space: Space, standing: Sequence[Seen], good: Sequence[Seen]) -> dict[str, _Edit]:
+    asked = " ".join(parameter.when or "" for parameter in space.searched.values())
+    ends = {(one.parameter, one.side): one for one in stuck(space, standing) if not one.legal_end}
+    found: dict[str, _Edit] = {}
+    for name, parameter in space.searched.items():
+        values = [seen.params[name] for seen in good if name in seen.params]
+        if len(values) < FEWEST:
+            continue
+        if not isinstance(parameter, Choice):
+            edit = _drawn_anew(name, parameter, [float(v) for v in values], {s: ends[name, s] for s in _SIDES if (name, s) in ends})  # type: ignore[arg-type]
+        elif re.search(rf"\b{name}\b", asked):
+            edit = None  # conditions name its values
+        else:
+            edit = _fewer(parameter, values, [seen.params[name] for seen in standing if name in seen.params])
+        if edit is not None:
+            found[name] = edit
+    return found
+
+
+_SIDES: tuple[Side, Side] = ("low", "high")
+
+
+def _fewer(parameter: Choice[Any], good: Sequence[Any], tried: Sequence[Any]) -> _Edit | None:
+    """Without the choices that had their chance; at least two are left."""
+    among, times = Counter(good), Counter(tried)
+    share = len(good) / len(tried)
+    out = [c for c in parameter.choice if not among[c] and times[c] >= FEWEST and (1 - share) ** times[c] < UNLUCKY_BELOW]
+    left = [c for c in parameter.choice if c not in out]
+    if not out or len(left) < 2:
+        return None
+    said = ", ".join(f"{flow(c)} ({times[c]} tried)" for c in out)
+    return _Edit(left, flow(parameter.choice), flow(left), f"none of the best {len(good)} has {said}")
+
+
+def _drawn_anew(name: str, parameter: IntRange | FloatRange, good: Sequence[float], ends: Mapping[Side, Stuck]) -> _Edit | None:
+    """Low and high around the good values, and beyond a border at which they are stuck."""
+    before = parameter.range
+    low, high = (_scaled(parameter, end) for end in before)
+    at = [_scaled(parameter, value) for value in good]
+    new = [max(low, min(at) - MARGIN * (high - low)), min(high, max(at) + MARGIN * (high - low))]
+    lacks = NARROWEST * (high - low) - (new[1] - new[0])
+    if lacks > 0:
+        new = [new[0] - lacks / 2, new[1] + lacks / 2]
+        over = max(0.0, low - new[0]) - max(0.0, new[1] - high)
+        new = [new[0] + over, new[1] + over]
+    after = [_snapped(parameter, new[0], "low"), _snapped(parameter, new[1], "high")]
+    for side in ends:
+        extended = _extended(name, parameter, side)
+        assert extended is not None, "a legal end is not widened"
+        after[_SIDES.index(side)] = extended
+    if after[1] <= after[0] or (not ends and position(parameter, after[1]) - position(parameter, after[0]) > 1 - MARGIN):
+        return None
+    why = [f"{one.crowd} of the best {one.good} lie at the {'lower' if one.side == 'low' else 'upper'} end" for one in ends.values()]
+    if after[0] > before[0] or after[1] < before[1]:
+        why.append(f"the best {len(good)} lie between {_short(min(good))} and {_short(max(good))}")
+    return _Edit(after, flow(list(before)), flow(after), "; ".join(why), bool(ends))
+
+
+def _extended(name: str, parameter: IntRange | FloatRange, side: Side) -> float | None:
+    """The end of a range moved outward as far as the parameter's bounds allow; None where that is not at all."""
+    end, width, bounds = parameter.range[_SIDES.index(side)], parameter.range[1] - parameter.range[0], _BOUNDS[name]
+    sign = -1 if side == "low" else 1
+    for part in (1.0, 0.5, 0.25, 0.1):
+        if parameter.log:
+            reached: float = end * FACTOR ** (sign * part)
+        else:
+            reached = end + sign * part * width / 2
+        legal = bounds.get("ge", -math.inf) if side == "low" else bounds.get("le", math.inf)
+        reached = max(reached, legal) if side == "low" else min(reached, legal)
+        if isinstance(parameter, IntRange) or parameter.step is not None:
+            step = parameter.step or 1
+            steps = math.floor(abs(reached - end) / step + 1e-9)
+            moved = end + sign * steps * step
+            reached = int(moved) if isinstance(parameter, IntRange) else round(moved, 12)
+        else:
+            reached = reached if reached == legal else float(f"{reached:.2g}")
+        if reached != end and (reached - end) * sign > 0 and within(reached, bounds):
+            return reached
+    return None
+
+
+def _snapped(parameter: IntRange | FloatRange, scaled: float, side: Side) -> float:
+    """The nearest tidy value outward that the range has."""
+    low, high = parameter.range
+    value = math.exp(scaled) if parameter.log else scaled
+    outward = math.floor if side == "low" else math.ceil
+    shift = -1e-9 if side == "high" else 1e-9
+    if isinstance(parameter, IntRange):
+        return min(high, max(low, low + parameter.step * outward((value - low) / parameter.step + shift)))
+    if parameter.step is not None:
+        return min(high, max(low, round(low + parameter.step * outward((value - low) / parameter.step + shift), 12)))
+    size = abs(value) if parameter.log else high - low
+    unit = 10.0 ** (math.floor(math.log10(size)) - 1)  # two digits, of the value or of the range's width
+    return min(high, max(low, float(f"{unit * outward(value / unit + shift):.6g}")))
+
+
+def _scaled(parameter: IntRange | FloatRange, value: float) -> float:
+    return math.log(value) if parameter.log else float(value)
+
+
+def _at_least(hits: int, count: int, chance: float) -> float:
+    """The chance of so many hits or more."""
+    return sum(math.comb(count, k) * chance**k * (1 - chance) ** (count - k) for k in range(hits, count + 1))
+
+
+def _written(
+    spec: SearchSpec, search: str, edits: Mapping[str, _Edit], completed: Sequence[Mapping[str, Value]], good: int, of: int
+) -> str:
+    """The file, a key a line."""
+    values: dict[str, Any] = spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    values["seed"] = (spec.seed + 1) % 2**31
+    values["learn_from"] = list(dict.fromkeys([*values.get("learn_from", []), search]))
+    values.pop("start_with", None)
+    notes = {f"{part}.{name}": edit for part in ("model", "training") for name, edit in edits.items() if name in (values.get(part) or {})}
+    for path, edit in notes.items():
+        part, name = path.split(".")
+        form = next(form for form in ("choice", "int", "float") if form in values[part][name])
+        values[part][name][form] = edit.values
+    why = {path: f"was {edit.before}: {edit.why}" for path, edit in notes.items()}
+    why |= {"seed": f"not {search}'s: other draws", "learn_from": f"what {search} has seen"}
+    try:
+        space = search_file.parse(_lines(values, {})).space
+    except SpecError:
+        space = None
+    best = [dict(params) for params in completed if space is not None and _lies_in(space, params)]
+    best = [params for i, params in enumerate(best) if params not in best[:i]][:3]
+    if best:
+        values["start_with"] = best
+        why["start_with"] = f"the best of {search}"
+    drawn = f"drawn from the best {good} of {counted(of, 'trial')}" if edits else "the same ranges"
+    return f"# After {search}: {drawn}; a line that differs says why.\n" + _lines(values, why)
+
+
+def _lies_in(space: Space, params: Mapping[str, Value]) -> bool:
+    try:
+        space.check_point(params, "start_with")
+    except SpecError:
+        return False
+    return True
+
+
+def _lines(values: Mapping[str, Any], why: Mapping[str, str]) -> str:
+    lines = []
+
+    def say(text: str, path: str) -> None:
+        lines.append(text + (f" # {why[path]}" if path in why else ""))
+
+    for key, value in values.items():
+        if key in ("model", "training") and value:
+            say(f"{key}:", key)
+            for name, one in value.items():
+                say(f"  {name}: {flow(one)}", f"{key}.{name}")
+        elif key in ("start_with", "constraints", "objectives") and value:
+            say(f"{key}:", key)
+            lines.extend(f"  - {flow(one)}" for one in value)
+        else:
+            say(f"{key}: {flow(value)}", key)
+    return "\n".join(lines) + "\n"
+
+
+def flow(value: Any) -> str:
+    """A value on one line of YAML."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**9, sort_keys=False, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}"

@@ -1,0 +1,30 @@
+"""Where trials are looked at, and how they are parted by size: what stopping, its plan and its report agree on."""
+
+from __future__ import annotations
+
+import random
+import statistics
+
+from vit_search.config.space import Space
+
+
+def levels(*, grace_epochs: int, reduction_factor: int, epochs: int) -> list[int]:
+    """The rungs, grace_epochs * reduction_factor**k, below a full training's length: a finished trial is not stopped."""
+    found, rung = [], grace_epochs
+    while rung < epochs:
+        found.append(rung)
+        rung *= reduction_factor
+    return found
+
+
+def boundaries(space: Space, strata: int, draws: int = 2000) -> list[float]:
+    """Training FLOPs that part the proposals that can be run into `strata` groups of equal share: strata - 1 of them, ascending.
+
+    From a sample with a fixed seed, so a resumed search has the same ones.
+    """
+    if strata == 1:
+        return []
+    rng = random.Random(0)  # noqa: S311 -- a sample of the space, not a secret
+    drawn = (space.draw(rng) for _ in range(draws))
+    flops = [float(space.cost(params).train_flops) for params in drawn if space.problem(params) is None]
+    return statistics.quantiles(flops, n=strata, method="inclusive") if len(flops) > 1 else []

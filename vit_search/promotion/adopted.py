@@ -1,0 +1,85 @@
+"""What `vit-search train` has made, as a search of one trial: so the same gates judge it as any other candidate for promotion."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from pathlib import Path
+
+from vit_search.config import search_file
+from vit_search.config.search_file import SearchSpec
+from vit_search.config.trial import EpochResult
+from vit_search.data.data_set import prepare
+from vit_search.errors import SearchError
+from vit_search.ledger import searches
+from vit_search.ledger.ledger import Ended, Launched, Ledger, Proposed, Reported, trial_folder
+from vit_search.search import launch
+from vit_search.search.facts import facts_of
+from vit_search.search.search_folder import check_output, new_folder
+from vit_search.text import counted
+from vit_search.vit.checkpoint_files import Described, describe
+from vit_search.vit.train_once import FILE
+
+
+def adopt(folder: Path, output: Path, *, tracking_uri: str | None = None) -> Path:
+    """Make a search of a trained folder, or find the one that was made of it before.
+
+    Args:
+        folder: of the model, with the search file that it was trained from.
+        output: folder of all searches.
+    Returns: the search's folder. Its one trial has the model's epochs and its checkpoint.
+    Raises: SearchError when the training is not over, or its file or its data are not what it was trained with; CheckpointError.
+    """
+    described = describe(folder)
+    spec = _file_of(folder, described)
+    for known in sorted(output.glob(f"{spec.name}-*/{ADOPTED}")):
+        if known.read_text(encoding="utf-8") == described.weights_sha256 and (known.parent / "search.json").is_file():
+            return known.parent
+    data = prepare(spec.data_config)
+    if data.data_hash != described.data_hash:
+        raise SearchError(f"{folder}: the data set has changed since this model was trained; train it again with `vit-search train`.")
+    check_output(output)
+    recorder = launch.connect(tracking_uri, spec.name)
+    made = new_folder(output, spec.name)
+    try:
+        shutil.copytree(folder, trial_folder(made, 0) / "checkpoint")
+        (made / ADOPTED).write_text(described.weights_sha256, encoding="utf-8")
+        _write_ledger(made, described)
+        searches.write(made, facts_of(spec, made, data, recorder))  # last: it makes it a search
+    except OSError as error:
+        shutil.rmtree(made, ignore_errors=True)
+        raise SearchError(f"{made}: cannot be written ({error.strerror}); make room or name another folder with --output.") from None
+    return made
+
+
+def _write_ledger(made: Path, described: Described) -> None:
+    ledger = Ledger(made / "ledger.jsonl")
+    try:
+        ledger.append(Launched(host=socket.gethostname(), pid=os.getpid()))
+        ledger.append(Proposed(trial=0, params={}))
+        for result in described.history:
+            ledger.append(Reported(trial=0, result=EpochResult(**result)))
+        ledger.append(Ended(trial=0, outcome="completed"))
+    finally:
+        ledger.close()
+
+
+ADOPTED = "adopted"
+"""The weights' sha256 of the model that a search was made of."""
+
+
+def _file_of(folder: Path, described: Described) -> SearchSpec:
+    """The search file that a model was trained from, held against the model."""
+    path = folder / FILE
+    if not path.is_file():
+        raise SearchError(f"{folder}: no {FILE} beside the model, as `vit-search train` leaves it at its end; run that again.")
+    spec = search_file.load(path)
+    model = described.config.model
+    if spec.trial_config({}, in_channels=model.in_channels, num_classes=model.num_classes, trial=0) != described.config:
+        raise SearchError(f"{path}: not the file that this model was trained from; train it again with `vit-search train`.")
+    if len(described.history) < spec.epochs:
+        raise SearchError(
+            f"{folder}: trained for {len(described.history)} of {counted(spec.epochs, 'epoch')}; go on with `vit-search train`."
+        )
+    return spec

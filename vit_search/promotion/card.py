@@ -1,0 +1,129 @@
+"""The model card of a version, in Markdown: what it is for, how it came about, how good it is and where it is not.
+
+After Mitchell et al. 2019, Model Cards for Model Reporting, https://doi.org/10.1145/3287560.3287596.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from vit_search.promotion import gates
+from vit_search.promotion.evidence import Costs, OnImages
+from vit_search.promotion.finalists import Finalist, Retrained
+from vit_search.promotion.gates import Gate
+from vit_search.text import counted, markdown
+from vit_search.vit.checkpoint import ServedModel
+
+MOST_CLASSES = 20
+"""Of the confusion matrix; with more, the worst classes are listed."""
+
+
+def written(
+    name: str,
+    retrained: Retrained,
+    finalist: Finalist,
+    served: ServedModel,
+    tags: Mapping[str, str],
+    judged: Sequence[Gate],
+    seen: OnImages | None,
+    costs: Costs,
+) -> str:
+    """The card of a version.
+
+    Args:
+        name: of the registered model. tags: of the version. seen: on the test images; None where they were not looked at.
+    """
+    config, spec = served.config, retrained.spec
+    height, width = config.model.image_size
+    kind = "grey" if config.model.in_channels == 1 else "RGB"
+    verdict = {"passed": "passed every gate", "refused": "**refused**", "forced": f"**forced**: {markdown(tags.get('forced', ''))}"}[
+        tags["verdict"]
+    ]
+    parts = [
+        f"# {markdown(name)}: a Vision Transformer for {counted(len(served.classes), 'class')}",
+        f"This version {verdict}. It is trial {finalist.trial} of search {markdown(retrained.search)}, "
+        f"trained anew as {markdown(retrained.run_name)}.",
+        "## Intended use",
+        f"Images of the kind of data set {markdown(config.data.name)}, {kind}, of any size "
+        f"(resized to {height}x{width} as in training), are given "
+        f"one of {_some(served.classes)}. Every image gets one of these classes, whatever it shows: nothing tells that it is none of them.",
+        "## Model and training",
+        _pairs(
+            {
+                "patch, depth, dim, heads": f"{config.model.patch_size}, {config.model.depth}, {config.model.dim}, {config.model.heads}",
+                "parameters": f"{costs.params:,}",
+                "file": f"{costs.file_bytes:,} bytes",
+                "latency": "; ".join(f"{key}: {one.p50_ms:.3g} ms (95 %: {one.p95_ms:.3g})" for key, one in costs.latency.items()),
+                "trained on": markdown(
+                    f"{' and '.join(served.trained_on)}, {counted(config.training.epochs, 'epoch')}, seed {tags['seed']}"
+                ),
+                "data": f"{markdown(config.data.name)}, data hash {markdown(served.data_hash[:16])}…",
+                "code": markdown(tags["code_version"]),
+            }
+        ),
+        "## How it was chosen",
+        _finalists(retrained, finalist),
+        f"The search saw {spec.metric} {finalist.searched_value:.4f} of this configuration; {len(finalist.values)} fresh trainings have "
+        f"{finalist.mean:.4f} in the mean: the search {_overstated(float(tags['optimism']))}.",
+    ]
+    parts += ["## Test", *_test(seen)] if seen is not None else ["## Test", "The test split was not read: a gate before it refused."]
+    parts += ["## Gates", gates.table(judged), "## Limits", *_limits(seen, tags)]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _test(seen: OnImages) -> list[str]:
+    low, high = seen.interval
+    figures = {
+        "accuracy": f"**{seen.accuracy:.4f}** on {counted(seen.images, 'image')} (95 % interval {low:.4f} to {high:.4f})",
+        "macro F1": f"{seen.macro_f1:.4f}",
+        "loss": f"{seen.loss:.4f} nats",
+        "calibration error": f"{seen.ece:.4f} (15 bins)",
+    } | {f"accuracy under {kind}": f"{value:.4f}" for kind, value in seen.corrupted_accuracies.items()}
+    recalls = sorted(((recall, name) for recall, name in zip(seen.recalls, seen.classes, strict=True) if recall is not None))
+    parts = [_pairs(figures), "Worst classes: " + ", ".join(f"{markdown(name)} {recall:.3f}" for recall, name in recalls[:5]) + "."]
+    if len(seen.classes) <= MOST_CLASSES:
+        names = [markdown(name) for name in seen.classes]
+        rows = [f"| **{name}** |{''.join(map(_count, row))}" for name, row in zip(names, seen.confusion.tolist(), strict=True)]
+        head = [f"| is \\ taken for | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+        parts.append("\n".join([*head, *rows]))
+    return parts
+
+
+def _overstated(optimism: float) -> str:
+    return f"overstated it by {optimism:.4f}" if optimism > 0 else f"did not overstate it ({optimism:+.4f})"
+
+
+def _limits(seen: OnImages | None, tags: Mapping[str, str]) -> list[str]:
+    said = ["Accuracy holds for images that come from where the test images come from; nothing here says how it is elsewhere."]
+    if seen is not None and seen.corrupted_accuracies:
+        worst = min(seen.corrupted_accuracies.items(), key=lambda one: one[1])
+        said.append(f"Of the corruptions that were tried, {worst[0]} harms it most: {seen.accuracy:.4f} falls to {worst[1]:.4f}.")
+    if int(tags.get("test_reading", 0)) > 1:
+        said.append(
+            f"This test split had been read {counted(int(tags['test_reading']) - 1, 'time')} before, "
+            "so its figures are less fresh than they look."
+        )
+    return said
+
+
+def _finalists(retrained: Retrained, chosen: Finalist) -> str:
+    on = "validation" if retrained.spec.train_on == "train" else "holdout"
+    rows = [f"| trial | in the search | mean on {on} images | deviation | seeds | |", "|---|---:|---:|---:|---:|---|"]
+    for one in retrained.finalists:
+        mark = "chosen" if one.trial == chosen.trial else ""
+        rows.append(f"| {one.trial} | {one.searched_value:.4f} | {one.mean:.4f} | {one.deviation:.4f} | {len(one.values)} | {mark} |")
+    return "\n".join([*rows, *(f"| {trial} | | | | | {markdown(reason)} |" for trial, reason in retrained.lost.items())])
+
+
+def _count(images: int) -> str:
+    """A cell of the confusion matrix; MLflow's pages set the columns close together, so that it brings its own space."""
+    return f"\u2002{images or '·'}\u2002|"
+
+
+def _pairs(values: Mapping[str, str]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in values.items())])
+
+
+def _some(classes: Sequence[str]) -> str:
+    shown = ", ".join(markdown(name) for name in classes[:MOST_CLASSES])
+    return shown if len(classes) <= MOST_CLASSES else f"{shown} and {counted(len(classes) - MOST_CLASSES, 'more class')}"

@@ -1,0 +1,74 @@
+"""Six corruptions of test images, each at one stated strength, the same each time: what a camera, a network or a hand does to a picture.
+
+Five are of Hendrycks and Dietterich 2019 (https://arxiv.org/abs/1903.12261), at strengths of their sets for small images
+(CIFAR-10-C); lengths grow with the image's side, from their 32 pixels. `translate` is ours.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vit_search.promotion.policy import Corruption
+from vit_search.seeds import derive_seed
+
+NOISE = 0.08
+"""Deviation on the scale 0 to 1: severity 3 of 5 in CIFAR-10-C, 1 in ImageNet-C."""
+BLUR = 0.7
+"""Deviation of the Gaussian in pixels of a side of 32: severity 3 in CIFAR-10-C; at least 0.5 pixels."""
+CONTRAST = 0.5
+"""Of the distance to the image's mean: severity 2 in CIFAR-10-C."""
+BRIGHTNESS = 0.2
+"""Added on the scale 0 to 1: severity 4 in CIFAR-10-C, which adds it to the value in HSV."""
+TRANSLATE = 1 / 16
+"""Of the side, at least a pixel, towards a corner that the image's index decides; the edge is repeated."""
+JPEG = 50
+"""Quality: severity 4 in CIFAR-10-C."""
+
+
+def corrupted(images: Tensor, kind: Corruption, indices: Tensor) -> Tensor:
+    """Corrupt a batch; what becomes of an image follows from its pixels and its index alone.
+
+    Args:
+        images: (batch, channels, height, width), uint8, 1 or 3 channels, on any device.
+        indices: (batch,), of the images in their split.
+    Returns: the same shape, type and device.
+    """
+    if kind == "gaussian_noise":
+        drawn = [torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(derive_seed(kind, int(i)))) for i in indices]
+        return _bytes(images.float() + 255 * NOISE * torch.stack(drawn).to(images.device))
+    if kind == "blur":
+        return _blurred(images, max(0.5, BLUR * max(images.shape[2:]) / 32))
+    if kind == "contrast":
+        mean = images.float().mean((2, 3), keepdim=True)
+        return _bytes(mean + CONTRAST * (images.float() - mean))
+    if kind == "brightness":
+        return _bytes(images.float() + 255 * BRIGHTNESS)
+    if kind == "translate":
+        return _translated(images, max(1, round(TRANSLATE * max(images.shape[2:]))), indices)
+    from torchvision.transforms.v2 import functional as vision  # slow to import, and needed here alone
+
+    files = [vision.jpeg(image, JPEG) for image in images.cpu()]
+    return torch.stack(files).to(images.device)
+
+
+def _bytes(values: Tensor) -> Tensor:
+    return values.round().clamp(0, 255).to(torch.uint8)
+
+
+def _blurred(images: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur to three deviations, row by column, with the edge repeated."""
+    channels, radius = images.shape[1], int(3 * sigma + 0.5)
+    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=images.device) / sigma) ** 2)
+    weights = (weights / weights.sum()).expand(channels, 1, -1)
+    values = F.pad(images.float(), (radius, radius, radius, radius), mode="replicate")
+    values = F.conv2d(values, weights[..., None], groups=channels)
+    return _bytes(F.conv2d(values, weights[:, :, None], groups=channels))
+
+
+def _translated(images: Tensor, by: int, indices: Tensor) -> Tensor:
+    height, width = images.shape[2:]
+    wide = F.pad(images.float(), (by, by, by, by), mode="replicate").to(torch.uint8)
+    corners = [wide[:, :, y : y + height, x : x + width] for y in (0, 2 * by) for x in (0, 2 * by)]
+    return torch.stack(corners)[indices.to(images.device) % 4, torch.arange(len(images), device=images.device)]

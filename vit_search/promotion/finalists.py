@@ -1,0 +1,194 @@
+"""What a promotion chooses among: the best trials of a search, trained anew with fresh seeds, as their folder tells.
+
+The winner of many trials looks better than it is, by its luck with the validation images and with its seed. So the best few
+are trained anew at full length, each with several seeds, on training and validation images together, and seen on the
+holdout, which no trial of the search has met. Those trainings are a search of their own in `SEARCH/promotions/N`, with a
+ledger and MLflow runs, which promotion/retrain.py runs; here they are planned, found again and read.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from vit_search.config import search_file
+from vit_search.config.search_file import SearchSpec
+from vit_search.config.space import Value
+from vit_search.data.data_set import prepare
+from vit_search.errors import SearchError
+from vit_search.ledger import ledger, searches
+from vit_search.ledger.ledger import Trial
+from vit_search.seeds import derive_seed
+
+PLANNED = "planned.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The trainings that a promotion asks for."""
+
+    search: Path
+    """Folder of the search."""
+    spec: SearchSpec
+    """Of the trainings: a search that proposes nothing and stops nothing."""
+    finalists: tuple[Trial, ...]
+    seeds: tuple[int, ...]
+    """As a search file's `seed`; the same for each finalist, so that like is held against like."""
+    text: str
+    """All that decides the trainings, as `planned.json` keeps it: the same text, the same trainings."""
+
+    @property
+    def trainings(self) -> list[tuple[dict[str, Value], int]]:
+        """Parameters and seed of each, by its trial number."""
+        return [(trial.params, seed) for trial in self.finalists for seed in self.seeds]
+
+    @property
+    def place(self) -> Path | None:
+        """The folder in which these very trainings were begun; None where they were not."""
+        for path in sorted((self.search / "promotions").glob(f"*/{PLANNED}")):
+            if path.read_text(encoding="utf-8") == self.text and (path.parent / "search.json").exists():
+                return path.parent
+        return None
+
+    @property
+    def left(self) -> int:
+        """How many are not over yet."""
+        if self.place is None or not (self.place / "ledger.jsonl").exists():
+            return self.spec.trials
+        return self.spec.trials - sum(trial.over for trial in ledger.read_trials(self.place / "ledger.jsonl"))
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """One of the best trials, trained anew with several seeds."""
+
+    trial: int
+    """Its number in the search."""
+    params: dict[str, Value]
+    searched_value: float
+    """Of the metric, as the search saw it."""
+    seeds: tuple[int, ...]
+    values: tuple[float, ...]
+    """Of the metric, by seed."""
+    checkpoints: tuple[Path, ...]
+    """By seed."""
+    numbers: tuple[int, ...]
+    """By seed: the trial's number among the promotion's."""
+    accuracies: tuple[float, ...]
+    """By seed, on the same images, whatever the metric is."""
+
+    @property
+    def mean(self) -> float:
+        """Of the metric, over the seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float:
+        """Of the metric, over the seeds; 0 with one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+    @property
+    def middle(self) -> int:
+        """Index of the seed in the middle by its value: taking the best one would be a second selection."""
+        return sorted(range(len(self.values)), key=lambda i: (self.values[i], i))[(len(self.values) - 1) // 2]
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """The trainings of a promotion, all over."""
+
+    folder: Path
+    search: str
+    """Name of the search whose best they are."""
+    run_name: str
+    """As MLflow names them, e.g. digits-1-promotion-1."""
+    search_id: str
+    """By which MLflow's runs of these trainings are found."""
+    spec: SearchSpec
+    finalists: tuple[Finalist, ...]
+    """Those of which every seed came to full length; in the order of the search's leaderboard."""
+    lost: dict[int, str]
+    """The others by their number in the search, and why."""
+
+
+def plan(folder: Path, *, top: int, seeds: int, train_on: str = "train+val") -> Plan:
+    """What is to be trained for the promotion of a search.
+
+    Args:
+        folder: of the search. top: how many trials at most. seeds: how many times each.
+        train_on: as in a search file. Where there is no holdout it is the training images alone, seen on the search's validation images.
+    Raises: SearchError when no trial has come to full length, or others can change the search; DataError.
+    """
+    spec, facts = searches.read(folder)
+    searches.check_own(folder)
+    finalists = _best(folder, spec, top)
+    values = spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    for key in ("start_with", "learn_from", "objectives", "limits"):
+        values.pop(key, None)
+    trials = len(finalists) * seeds
+    values |= {"trials": trials, "keep_checkpoints": trials, "stopping": {"kind": "none"}, "sampler": "random"}
+    values |= {"train_on": train_on if prepare(spec.data_config).counts["holdout"] else "train"}
+    own = search_file.parse(yaml.safe_dump(values, sort_keys=False))
+    fresh = tuple(derive_seed(spec.seed, "promotion", i) % 2**31 for i in range(seeds))
+    told = {"trials": [t.number for t in finalists], "params": [t.params for t in finalists], "seeds": fresh}
+    text = json.dumps(told | {"file": own.text, "data": facts.data_hash}, sort_keys=True)
+    return Plan(folder, own, finalists, fresh, text)
+
+
+def read(plan: Plan) -> Retrained:
+    """The trainings of a plan that are over.
+
+    Raises: SearchError where they are not, or none came to full length.
+    """
+    place = plan.place
+    if place is None or plan.left:
+        raise SearchError(f"{plan.search}: {plan.left} of {plan.spec.trials} trainings are left; `vit-search promote {plan.search.name}`.")
+    spec, facts = searches.read(place)
+    searches.check_own(place)
+    trials = {trial.number: trial for trial in ledger.read_trials(place / "ledger.jsonl")}
+    sound: list[Finalist] = []
+    lost: dict[int, str] = {}
+    for i, finalist in enumerate(plan.finalists):
+        numbers = tuple(range(i * len(plan.seeds), (i + 1) * len(plan.seeds)))
+        own = [trials[number] for number in numbers]
+        values = tuple(value for trial in own if trial.outcome == "completed" and (value := trial.value(spec.metric)) is not None)
+        if len(values) < len(plan.seeds):
+            lost[finalist.number] = next((trial.reason for trial in own if trial.reason), "a training did not come to full length")
+            continue
+        checkpoints = tuple(ledger.trial_folder(place, number) / "checkpoint" for number in numbers)
+        searched, accuracies = finalist.value(spec.metric) or 0.0, tuple(trial.results[-1].val_accuracy for trial in own)
+        sound.append(Finalist(finalist.number, finalist.params, searched, plan.seeds, values, checkpoints, numbers, accuracies))
+    if not sound:
+        raise SearchError(f"{place}: no finalist came to full length with every seed; the first reason: {next(iter(lost.values()))}")
+    return Retrained(place, plan.search.name, facts.search, facts.search_id, spec, tuple(sound), lost)
+
+
+def choose(finalists: tuple[Finalist, ...], mode: str, params: Callable[[Finalist], float]) -> Finalist:
+    """The cheapest of those within one standard error of the best mean (Breiman et al. 1984, the rule of one standard error).
+
+    Args:
+        mode: "min" or "max" of the metric. params: what a finalist costs.
+    """
+    sign = 1.0 if mode == "max" else -1.0
+    first = max(finalists, key=lambda one: sign * one.mean)
+    error = first.deviation / len(first.values) ** 0.5
+    near = [one for one in finalists if sign * (first.mean - one.mean) <= error]
+    return min(near, key=lambda one: (params(one), -sign * one.mean))
+
+
+def _best(folder: Path, spec: SearchSpec, top: int) -> tuple[Trial, ...]:
+    """The first trials of the leaderboard that came to full length with a metric, no two of the same parameters."""
+    found: list[Trial] = []
+    trials = ledger.read_trials(folder / "ledger.jsonl")
+    searches.check_trials(folder, spec, trials)
+    for trial in ledger.ranked(trials, spec.metric, spec.mode):
+        if trial.outcome == "completed" and trial.value(spec.metric) is not None and all(trial.params != other.params for other in found):
+            found.append(trial)
+    if not found:
+        raise SearchError(f"{folder}: no trial has reached full length yet; let the search end or `vit-search resume {folder.name}`.")
+    return tuple(found[:top])

@@ -1,0 +1,426 @@
+"""The gates between a candidate and production: pure functions of recorded evidence and a policy, each with the numbers it saw.
+
+    before the test split is read   G1 integrity, G2 lineage, G5 readings, G8 cost, G9 seeds, G10 smoke, G11 approval, G13 leak
+    after it                        G3 floors, G4 better, G6 classes, G7 calibration, G12 corruption
+
+A limit of the policy is held against what was measured as it stands. What is held against the champion is measured with noise,
+so a gate refuses where the allowed difference is exceeded beyond chance, at 5 % for each gate; G4 alone puts the burden on the
+candidate, and shares its 5 % among all readings of the test split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from vit_search.promotion.comparison import Comparison, chance, compare
+from vit_search.promotion.evidence import Costs, OnImages, Parity, SideBySide, corruption_drop, ece_gap
+from vit_search.promotion.policy import Policy
+from vit_search.stats import wilson
+from vit_search.text import counted, markdown
+
+BEYOND_CHANCE = 0.05
+"""How often a gate may refuse a candidate for a difference that is just what the policy allows."""
+
+LINEAGE = {
+    "search_id": "search",
+    "trial": "trial",
+    "config_sha256": "configuration",
+    "data_hash": "data",
+    "packages_sha256": "installed packages",
+    "seeds": "seeds",
+    "hardware": "hardware",
+    "versions": "library versions",
+}
+"""What must be known of where a model comes from, by the name of the fact; `git_commit` besides, which may be empty."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One demand, and whether it is met."""
+
+    id: str
+    name: str
+    passed: bool | None
+    """None where it does not apply."""
+    said: str
+    """One line with the numbers, or why it does not apply."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Gate:
+        """The inverse of `to_dict`."""
+        return Gate(**values)
+
+
+def verdict(gates: Iterable[Gate]) -> bool:
+    """Whether a candidate may be promoted: something was judged, and nothing refused."""
+    judged = [one.passed for one in gates if one.passed is not None]
+    return bool(judged) and all(judged)
+
+
+def reasons(gates: Iterable[Gate]) -> list[str]:
+    """Why not: a line for each gate that refused."""
+    return [f"{one.id} {one.name}: {one.said}" for one in gates if one.passed is False]
+
+
+def table(gates: Iterable[Gate]) -> str:
+    """All gates as a Markdown table, in the order of their numbers."""
+    words = {True: "passed", False: "**refused**", None: "does not apply"}
+    rows = [f"| {one.id} {one.name} | {words[one.passed]} | {markdown(one.said)} |" for one in sorted(gates, key=lambda g: int(g.id[1:]))]
+    return "\n".join(["| gate | verdict | seen |", "|---|---|---|", *rows]) + "\n"
+
+
+def _judged(id: str, name: str, problems: Sequence[str], said: str) -> Gate:
+    """Refused with its problems, or passed with what was seen."""
+    return Gate(id, name, not problems, "; ".join(problems) or said)
+
+
+# --- before the test split is read -----------------------------------------------------------------------------------------
+
+
+def integrity(parities: Sequence[Parity], policy: Policy, *, expected_sha256: str, found_sha256: str) -> Gate:
+    """G1: the weights are the recorded ones, and every exported file gives what the model in eager mode gives.
+
+    Args:
+        expected_sha256: of the weights, as recorded. found_sha256: as they are now.
+    """
+    problems = []
+    if not expected_sha256 or expected_sha256 != found_sha256:
+        was = f"{expected_sha256[:12]}… is recorded" if expected_sha256 else "none is recorded"
+        problems.append(f"the weights' sha256 is {found_sha256[:12]}…, {was}")
+    measured = {one.format: one for one in parities}
+    for name in policy.export.formats:
+        one = measured.get(name)
+        allowed = 0.0 if name == "safetensors" else policy.export.tolerance
+        if one is None:
+            problems.append(f"{name} was not measured")
+        elif one.problem:
+            problems.append(f"{name} cannot answer, {one.problem}")
+        elif not one.difference <= allowed:
+            problems.append(f"{name} differs from eager mode by {one.difference:.2g}, {allowed:.2g} is allowed")
+    seen = ", ".join(f"{one.format} {one.difference:.2g}" for one in parities if one.format in policy.export.formats)
+    return _judged("G1", "integrity", problems, f"weights {found_sha256[:12]}…; largest difference from eager mode: {seen}")
+
+
+def lineage(facts: Mapping[str, str], policy: Policy) -> Gate:
+    """G2: where the model comes from is known in full.
+
+    Args:
+        facts: by the names of LINEAGE, and `git_commit`: empty for a search that was launched outside of a checkout, and ending
+            in `-dirty` for one that was launched with changes that are not committed, as `git describe --dirty` writes it.
+    """
+    missing = [f"{words} ({name})" for name, words in LINEAGE.items() if not facts.get(name, "").strip()]
+    commit = facts.get("git_commit")
+    if commit is None:
+        missing.append("git commit (git_commit)")
+    problems = [f"not known: {', '.join(missing)}"] if missing else []
+    dirty = commit is not None and commit.endswith("-dirty")
+    if dirty and not policy.allow_dirty:
+        problems.append(f"the checkout {commit} has changes that are not committed; commit them, or give --allow-dirty")
+    told = f"commit {commit}" if commit else "not launched in a checkout"
+    return _judged("G2", "lineage", problems, f"complete; {told}{', allowed as it is' if dirty else ''}")
+
+
+def readings(reading: int, policy: Policy) -> Gate:
+    """G5: the test split has not been used up. `reading`: the one that is about to be, or was, from 1."""
+    most, budget = policy.better.most_readings, policy.better.alpha
+    allowed = Comparison(1, 0, 0, reading, budget).alpha
+    if reading > most:
+        return Gate(
+            "G5", "readings", False, f"reading {reading} of this test split, and after {most} it decides nothing; give new test images"
+        )
+    wider = f"; the interval is {1 - 2 * allowed:.2%}, wider than at the first reading" if reading > 1 else ""
+    return Gate(
+        "G5", "readings", True, f"reading {reading} of at most {most}; chance allowed here: {allowed:.2g} of {budget:g} in all{wider}"
+    )
+
+
+def cost(costs: Costs, policy: Policy, side_by_side: SideBySide | None = None) -> Gate:
+    """G8: within the policy's limits, and not much dearer than the champion.
+
+    A ratio of latency is over the limit where its whole interval is; files and memory are counted, not timed, and have no noise.
+
+    Args:
+        costs: the candidate's; with a champion those of `side_by_side`. side_by_side: None where there is no champion.
+    """
+    limits, problems, seen = policy.limits, [], [f"{costs.params:,} parameters", f"{costs.file_bytes:,} bytes"]
+    if limits.params is not None and costs.params > limits.params:
+        problems.append(f"{costs.params:,} parameters, {limits.params:,} are allowed")
+    if limits.file_bytes is not None and costs.file_bytes > limits.file_bytes:
+        problems.append(f"a file of {costs.file_bytes:,} bytes, {limits.file_bytes:,} are allowed")
+    for device, peak in costs.peak_memory_bytes.items():
+        if limits.peak_memory_bytes is not None and peak > limits.peak_memory_bytes:
+            problems.append(f"{peak:,} bytes of memory on {device} at their peak, {limits.peak_memory_bytes:,} are allowed")
+    for key, most in limits.latency_ms.model_dump().items():
+        name, _, word = key.rpartition("_")
+        if most is None:
+            continue
+        if name not in costs.latency:
+            problems.append(f"{key} was not measured, and has a limit of {most:g} ms; measure where the device is, or drop the limit")
+            continue
+        found = getattr(costs.latency[name], f"{word}_ms")
+        if not found <= most:
+            problems.append(f"{key} is {found:.3g} ms, {most:g} ms are allowed")
+    seen += [f"{name} p50 {one.p50_ms:.3g} ms, p95 {one.p95_ms:.3g} ms" for name, one in costs.latency.items()]
+    most_ratio = policy.cost_above_champion
+    if side_by_side is not None and most_ratio is not None:
+        counted = {"file": side_by_side.candidate.file_bytes / side_by_side.champion.file_bytes}
+        for device, theirs in side_by_side.champion.peak_memory_bytes.items():
+            if device in side_by_side.candidate.peak_memory_bytes:
+                counted[f"peak memory on {device}"] = side_by_side.candidate.peak_memory_bytes[device] / theirs
+        for name, value in counted.items():
+            seen.append(f"{name} {value:.2f} x the champion's")
+            if value > most_ratio:
+                problems.append(f"{name} is {value:.2f} x the champion's, {most_ratio:g} x is allowed")
+        for name, ratio in side_by_side.ratios.items():
+            told = f"{ratio.value:.2f} x the champion's (95 % interval {ratio.low:.2f} to {ratio.high:.2f})"
+            seen.append(f"{name} {told}")
+            if ratio.low > most_ratio:
+                problems.append(f"{name} is {told}, {most_ratio:g} x is allowed")
+    return _judged("G8", "cost", problems, "; ".join(seen))
+
+
+def seeds(accuracies: Sequence[float], policy: Policy, *, images: int, registered: float | None = None) -> Gate:
+    """G9: the configuration does not owe its accuracy to a lucky seed.
+
+    Equally good trainings differ on few images by chance, by at most what independent draws would: p (1 - p) / images in variance. The
+    deviation may be as large as what the policy allows and chance together. Among n values none lies further from their mean than
+    (n - 1) / √n of their deviations: two of them bind from 6 seeds on.
+
+    Args:
+        accuracies: one for each seed, on the same images. images: how many. registered: that of the model that would be registered.
+    """
+    if len(accuracies) < 2:
+        return Gate("G9", "seeds", None, "one seed shows no spread; train with more seeds")
+    spread, middle = stdev(accuracies), mean(accuracies)
+    chance = max(middle * (1 - middle), 0.0) / max(images, 1)
+    told = (
+        f"accuracy {middle:.4f}, deviation {spread:.4f} over {len(accuracies)} seeds on {counted(images, 'image')}, "
+        f"chance alone {chance**0.5:.4f}"
+    )
+    problems = []
+    if policy.seed_sd is not None and spread > (policy.seed_sd**2 + chance) ** 0.5 + 1e-12:
+        problems.append(f"{told}, {policy.seed_sd:g} is allowed beyond that")
+    if registered is not None and abs(registered - middle) > 2 * spread + 1e-12:
+        problems.append(f"the registered model's {registered:.4f} lies more than 2 deviations from the mean ({told})")
+    return _judged("G9", "seeds", problems, told)
+
+
+def smoke(problem: str) -> Gate:
+    """G10: a new process serves the model, and refuses bad requests. `problem`: empty where it does."""
+    return Gate(
+        "G10", "serving smoke test", not problem, problem or "a new process answers as the model does, and refuses what is malformed"
+    )
+
+
+def approval(protected: bool, approve_by: str, policy: Policy) -> Gate:
+    """G11: a person has approved, where the policy asks for one. `protected`: whether the registered model is tagged so."""
+    if policy.approval == "never" or (policy.approval == "protected" and not protected):
+        return Gate(
+            "G11", "approval", None, "the policy asks for none" if policy.approval == "never" else "the model is not tagged protected"
+        )
+    given = approve_by.strip()
+    return Gate("G11", "approval", bool(given), f"by {given}" if given else "nobody has approved; give --approve-by NAME")
+
+
+def leak(count: int, policy: Policy) -> Gate:
+    """G13: test images are not among those that training or selection sees."""
+    told = f"{count:,} test images stand byte for byte among the images of training, validation or holdout"
+    return _judged("G13", "leak", [f"{told}, {policy.leaked:,} are allowed; remove them"] if count > policy.leaked else [], told)
+
+
+# --- after it --------------------------------------------------------------------------------------------------------------
+
+
+def floors(seen: OnImages, policy: Policy, *, majority: float | None = None, linear_probe: float | None = None) -> Gate:
+    """G3: good enough whatever the champion is.
+
+    Args:
+        majority, linear_probe: accuracies on the same images, of naming the commonest class and of logistic regression on the
+            pixels; None where they were not measured.
+    """
+    low, high = seen.interval
+    told = f"accuracy {seen.accuracy:.4f} on {seen.images:,} test images (95 % interval {low:.4f} to {high:.4f})"
+    wanted, problems = policy.floors, []
+    if wanted.accuracy is not None and seen.accuracy < wanted.accuracy:
+        problems.append(f"{told}, at least {wanted.accuracy:g} is asked for")
+    for asked, value, words, enough in (
+        (wanted.above_majority, majority, "always naming the commonest class", seen.accuracy > (majority or 0.0)),
+        (wanted.linear_probe, linear_probe, "logistic regression on the pixels", high >= (linear_probe or 0.0)),
+    ):
+        if asked and value is None:
+            problems.append(f"{words} was not measured")
+        elif asked and value is not None and not enough:
+            problems.append(f"{told}, {'no better' if words.startswith('always') else 'worse'} than {words} ({value:.4f})")
+        elif value is not None:
+            told += f"; {words} has {value:.4f}"
+    return _judged("G3", "floors", problems, told)
+
+
+def comparison(candidate: OnImages, champion: OnImages, reading: int, policy: Policy) -> Comparison:
+    """Both models' answers on the same images, held against each other as the policy asks."""
+    assert (candidate.labels == champion.labels).all()
+    return compare(
+        candidate.predictions,
+        champion.predictions,
+        candidate.labels,
+        reading=reading,
+        budget=policy.better.alpha,
+        least_gain=policy.better.least_gain,
+        most_readings=policy.better.most_readings,
+    )
+
+
+def better(compared: Comparison | None, policy: Policy, side_by_side: SideBySide | None = None) -> Gate:
+    """G4: better than the champion; or, in mode non_inferior, no worse and cheaper.
+
+    Args:
+        compared: as `comparison` gives it; None where there is no champion. side_by_side: for non_inferior.
+    """
+    name = "better than the champion"
+    if compared is None:
+        return Gate("G4", name, None, "there is no champion; G3 stands in for the comparison")
+    if policy.better.mode == "better":
+        return _judged("G4", name, [compared.problem] if compared.problem else [], compared.in_words())
+    wanted, name = policy.better, "no worse than the champion, and cheaper"
+    told = f"{compared.in_words()}; lower bound of the gain {compared.least:+.4f}"
+    problems = []
+    if compared.reading > compared.most_readings:
+        problems.append(compared.problem)
+    elif not compared.no_worse_than(wanted.margin):
+        problems.append(f"not shown to be at most {wanted.margin:g} worse than the champion: {told}")
+    cheaper = _cheaper(side_by_side, wanted.cheaper)
+    if not cheaper:
+        problems.append(f"neither its latency nor its file is shown to be {wanted.cheaper:.0%} smaller than the champion's")
+    return _judged("G4", name, problems, f"{told}; {cheaper}")
+
+
+def _cheaper(side_by_side: SideBySide | None, share: float) -> str:
+    """What is smaller by a share; empty where nothing is."""
+    if side_by_side is None:
+        return ""
+    found = []
+    file = side_by_side.candidate.file_bytes / side_by_side.champion.file_bytes
+    if file <= 1 - share:
+        found.append(f"its file is {file:.2f} x the champion's")
+    for name, ratio in side_by_side.ratios.items():
+        if name.endswith("batch_1_p50") and ratio.high <= 1 - share:
+            found.append(f"{name} is {ratio.value:.2f} x the champion's (at most {ratio.high:.2f})")
+    return ", ".join(found)
+
+
+@dataclass(frozen=True)
+class ClassDrop:
+    """One class, of which both models classified the same images."""
+
+    name: str
+    images: int
+    drop: float
+    """The champion's recall less the candidate's."""
+    p: float
+    """How often chance shows such a drop where the true one is allowed, at most."""
+
+
+def class_drops(candidate: OnImages, champion: OnImages, allowed: float) -> list[ClassDrop]:
+    """For each class with images, what the candidate loses there.
+
+    `p` is the larger of two: McNemar's exact test that there is no drop, which keeps small classes of two equally good models from
+    failing by noise; and gate.chance's of a true drop of `allowed`, which keeps drops that the policy allows from failing in large ones.
+    """
+    found = []
+    ours, theirs = candidate.correct, champion.correct
+    for number, name in enumerate(candidate.classes):
+        own = candidate.labels == number
+        images = int(own.sum())
+        if not images:
+            continue
+        losses, wins = int((own & ~ours & theirs).sum()), int((own & ours & ~theirs).sum())
+        p = max(Comparison(images, losses, wins, 1).p, chance(losses, wins, images, allowed))
+        found.append(ClassDrop(name, images, (losses - wins) / images, p))
+    return found
+
+
+def holm(ps: Sequence[float], alpha: float) -> list[bool]:
+    """Which of several hypotheses are refuted, with chance alpha that a true one is among them (Holm 1979): the k-th smallest p, counted
+    from 0, must lie at or below alpha / (n - k), and so must all smaller ones.
+    """
+    order = sorted(range(len(ps)), key=lambda i: ps[i])
+    refuted = [False] * len(ps)
+    for rank, i in enumerate(order):
+        if ps[i] > alpha / (len(ps) - rank):
+            break
+        refuted[i] = True
+    return refuted
+
+
+def classes(candidate: OnImages, champion: OnImages | None, policy: Policy) -> Gate:
+    """G6: no class is bad, and none got worse than the policy allows, beyond chance and corrected for the number of classes."""
+    recalls = [(recall, name) for recall, name in zip(candidate.recalls, candidate.classes, strict=True) if recall is not None]
+    worst, name = min(recalls)
+    counts = dict(zip(candidate.classes, candidate.confusion.sum(1).tolist(), strict=True))
+    low, high = wilson(round(worst * counts[name]), counts[name])
+    told = f"worst class {name}: {worst:.4f} of {counted(counts[name], 'image')} (95 % interval {low:.4f} to {high:.4f})"
+    floor, allowed, problems = policy.floors.worst_class, policy.class_drop, []
+    if floor is not None and worst < floor:
+        problems.append(f"{told}, at least {floor:g} is asked for")
+    if champion is not None and allowed is not None:
+        drops = class_drops(candidate, champion, allowed)
+        for drop, bad in zip(drops, holm([one.p for one in drops], BEYOND_CHANCE), strict=True):
+            if bad:
+                problems.append(
+                    f"class {drop.name} lost {drop.drop:.4f} of its {counted(drop.images, 'image')} to the champion, "
+                    f"{allowed:g} is allowed (p = {drop.p:.2g})"
+                )
+        largest = max(drops, key=lambda one: one.drop)
+        if largest.drop > 0:
+            told += f"; largest drop {largest.drop:.4f} in class {largest.name}, p = {largest.p:.2g} for more than {allowed:g}"
+        else:
+            told += "; no class lost to the champion"
+    if floor is None and (champion is None or allowed is None):
+        return Gate("G6", "classes", None, f"no floor is set and there is no champion to compare with; {told}")
+    return _judged("G6", "classes", problems, told)
+
+
+def calibration(candidate: OnImages, champion: OnImages | None, policy: Policy) -> Gate:
+    """G7: chances mean what they say, or not much less than the champion's."""
+    told, problems = f"calibration error {candidate.ece:.4f} (15 bins)", []
+    most, allowed = policy.calibration.ece, policy.calibration.ece_above_champion
+    if most is not None and candidate.ece > most:
+        problems.append(f"{told}, {most:g} is allowed")
+    if champion is not None and allowed is not None:
+        gap, low, _ = ece_gap(candidate, champion)
+        told += f", the champion's {champion.ece:.4f}: {gap:+.4f}"
+        if min(gap, low) > allowed:
+            problems.append(f"{told} (at least {low:+.4f} beyond chance), {allowed:+g} is allowed")
+    if most is None and (champion is None or allowed is None):
+        return Gate("G7", "calibration", None, f"no limit is set and there is no champion to compare with; {told}")
+    return _judged("G7", "calibration", problems, told)
+
+
+def corruption(candidate: OnImages, champion: OnImages | None, policy: Policy) -> Gate:
+    """G12: what cameras and networks do to images does not break it, or not more than the champion."""
+    wanted = policy.robustness
+    if not wanted.kinds:
+        return Gate("G12", "corruption", None, "the policy names no corruption")
+    missing = [kind for kind in wanted.kinds if kind not in candidate.corrupted]
+    if missing or candidate.corrupted_accuracy is None:
+        return Gate("G12", "corruption", False, f"not measured: {', '.join(missing)}")
+    each = ", ".join(f"{name} {value:.4f}" for name, value in candidate.corrupted_accuracies.items())
+    told, problems = f"mean accuracy {candidate.corrupted_accuracy:.4f} on corrupted images ({each})", []
+    if wanted.accuracy is not None and candidate.corrupted_accuracy < wanted.accuracy:
+        problems.append(f"{told}, at least {wanted.accuracy:g} is asked for")
+    comparable = champion is not None and bool(set(candidate.corrupted) & set(champion.corrupted))
+    if champion is not None and comparable and wanted.drop is not None:
+        drop, low, _ = corruption_drop(candidate, champion)
+        told += f"; {-drop:+.4f} against the champion"
+        if min(drop, low) > wanted.drop:
+            problems.append(f"{told} (at least {low:.4f} lost beyond chance), a loss of {wanted.drop:g} is allowed")
+    if wanted.accuracy is None and (not comparable or wanted.drop is None):
+        return Gate("G12", "corruption", None, f"no floor is set and there is no champion to compare with; {told}")
+    return _judged("G12", "corruption", problems, told)

@@ -1,0 +1,1 @@
+"""Registered models: their versions and aliases, how they are named, loaded and tried."""

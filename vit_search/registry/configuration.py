@@ -1,0 +1,77 @@
+"""The configuration of a model as a search file with fixed values, which `vit-search train` makes the model of again."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from vit_search.config.strict_json import parse
+from vit_search.data.data_set import TRAINED_AND_VALIDATED_ON
+from vit_search.planning.fixed_file import FixedFile, fixed_file
+from vit_search.registry import references
+from vit_search.vit.checkpoint_files import Described, describe
+
+FROM_THE_SEARCH = ("metric", "mode", "resources")
+"""What the model's checkpoint does not know; resources decide the number of threads, and with it the last bits of each sum."""
+
+
+def configuration(model: str, *, tracking_uri: str | None = None) -> FixedFile:
+    """The search file of a model.
+
+    Args:
+        model: as references.py reads it.
+    Raises: PromotionError when the model cannot be had; CheckpointError.
+    """
+    folder = references.folder_of(model)
+    if folder is not None:
+        described = describe(folder)
+        return _written(described, name=_file_name(folder), about=[str(folder)], searched=None)
+    from vit_search.registry import registry
+    from vit_search.tracking.store import client_for
+    from vit_search.tracking.uris import of_newest
+
+    client = client_for(of_newest(tracking_uri), needs="read")
+    version = references.find_version(client, model)
+    with tempfile.TemporaryDirectory() as place:
+        described = describe(registry.fetch_files(client, version, Path(place)))
+    about = [f"{version.name} version {version.version}{_origin(version)}"]
+    return _written(described, name=version.name, about=about, searched=_of_its_search(client, version))
+
+
+def _written(described: Described, *, name: str, about: list[str], searched: dict[str, Any] | None) -> FixedFile:
+    about = [*about, f"weights: sha256 {described.weights_sha256}"]
+    if searched is None:
+        about.append("metric, mode and resources are the defaults: MLflow has no search of this model")
+    train_on = next((key for key, (splits, _) in TRAINED_AND_VALIDATED_ON.items() if splits == described.trained_on), "train")
+    return fixed_file(described.config, name=name, about=about, rest={"train_on": train_on} | (searched or {}))
+
+
+def _file_name(folder: Path) -> str:
+    """A name that a search file may have, of a folder that may have any."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("._-")[:64] or "model"
+
+
+def _origin(version: Any) -> str:
+    """Where a version comes from, as far as its tags tell."""
+    tags = version.tags
+    parts = [f"trial {tags['trial']} of {tags['search']}"] if {"trial", "search"} <= tags.keys() else []
+    parts += [f"test accuracy {float(tags['test_accuracy']):.4f}"] if "test_accuracy" in tags else []
+    return ": " + ", ".join(parts) if parts else ""
+
+
+def _of_its_search(client: Any, version: Any) -> dict[str, Any] | None:
+    """Metric, mode and resources of the search whose trial the model is; None where MLflow does not have it."""
+    from mlflow.exceptions import MlflowException
+
+    if not version.run_id:
+        return None
+    try:
+        run = client.get_run(version.run_id)
+        parent = run.data.tags.get("mlflow.parentRunId", version.run_id)
+        with tempfile.TemporaryDirectory() as place:
+            resolved = parse(Path(client.download_artifacts(parent, "resolved.json", place)).read_text())
+        return {key: resolved[key] for key in FROM_THE_SEARCH}
+    except (MlflowException, OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,160 @@
+"""How a person names a model: digits@champion, digits/3, either after `models:/`, or the folder that `vit-search train` has written.
+
+Every command that takes a model reads its name here. It imports neither torch nor MLflow: a folder needs no registry.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vit_search.errors import PromotionError
+from vit_search.text import nearest
+from vit_search.vit.checkpoint_files import CONFIG
+
+GONE = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}
+"""How MLflow says that an alias, a version or a model is not there; any other error is taken for a registry that is away."""
+
+FORMS = "write it like digits@champion, digits/3 or trained/digits"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A registered model by alias or by version."""
+
+    name: str
+    alias: str = ""
+    version: str = ""
+
+    def __str__(self) -> str:
+        """As a person writes it."""
+        return f"{self.name}@{self.alias}" if self.alias else f"{self.name}/{self.version}"
+
+
+def parse(text: str) -> Reference:
+    """Read `NAME@ALIAS` or `NAME/3`, with or without `models:/` before it.
+
+    Raises: PromotionError for anything else.
+    """
+    found = re.fullmatch(r"(?:models:/)?([^/:@]+)(?:@([A-Za-z0-9_.-]+)|/([0-9]+))", text)
+    if not found:
+        raise PromotionError(f"{text}: names no model; {FORMS}.")
+    return Reference(found[1], found[2] or "", found[3] or "")
+
+
+def name_of(text: str) -> str:
+    """The registered model's name, for commands that are about all its versions.
+
+    Raises: PromotionError for what names none, as the folder of a trained model.
+    """
+    found = re.fullmatch(r"(?:models:/)?([^/:@]+)(?:@[A-Za-z0-9_.-]+|/[0-9]+)?/?", text)
+    if not found:
+        raise PromotionError(f"{text or repr(text)}: not the name of a registered model; give it without a folder, like digits.")
+    return found[1]
+
+
+def folder_of(text: str) -> Path | None:
+    """The folder of a model that was trained here; None where the text names a registered model.
+
+    `digits@champion` and `digits/3` always mean the registry; for a folder of that name write `./digits/3`.
+
+    Raises: PromotionError for a folder that holds no model.
+    """
+    if not text.strip():
+        raise PromotionError(f"no model is named; {FORMS}.")
+    if re.fullmatch(r"[a-z]+:/.*|[^/:]+(@[A-Za-z0-9_.-]+|/[0-9]+)", text):
+        return None
+    folder = Path(text).expanduser()
+    if (folder / CONFIG).is_file() or (folder.with_name(folder.name + ".old") / CONFIG).is_file():
+        return folder
+    if folder.is_dir():
+        raise PromotionError(f"{text}: a folder without a model; `vit-search train FILE` makes one.")
+    if "/" in text.rstrip("/"):
+        if not folder.parent.is_dir() and text.count("/") == 1:
+            raise PromotionError(f"{text}: no such folder, and no version: that is a number, as in digits/3. An alias stands behind @.")
+        known = sorted(str(path.parent) for path in folder.parent.glob(f"*/{CONFIG}"))
+        mend = nearest(str(folder), known) if known else "`vit-search train FILE` makes one."
+        raise PromotionError(f"{text}: no such folder; {mend}")
+    return None
+
+
+def check_known(uri: str, text: str) -> None:
+    """Refuse a model that a SQLite registry does not have, without MLflow, whose import takes seconds. Where in doubt, do nothing.
+
+    Args:
+        uri: of the registry. text: a name alone, or a name with an alias or a version.
+    Raises: PromotionError that names the nearest known model.
+    """
+    try:
+        name = parse(text).name
+    except PromotionError:
+        if not re.fullmatch(r"[^/:@]+", text):
+            return
+        name = text
+    from vit_search.tracking.uris import names_in
+
+    known = names_in(uri)
+    if known is None or any(one == name or one.startswith(f"{name} (") for one in known):  # the latter: its lock, which `repair` clears
+        return
+    models = sorted(one for one in known if re.fullmatch(r"[A-Za-z0-9._-]+", one))  # the others are locks, mostly
+    mend = nearest(name, models) if models else "none is registered yet: `vit-search promote` makes one."
+    raise PromotionError(f"{text}: no registered model {'of this name' if name == text else f'named {name}'}; {mend}")
+
+
+def find_version(client: Any, text: str) -> Any:
+    """The version that a name means, as MLflow gives it.
+
+    Args:
+        client: MLflow's.
+    Raises: PromotionError that names the nearest known model, alias or version.
+    """
+    from mlflow.exceptions import MlflowException
+
+    from vit_search.tracking.store import in_short
+
+    try:
+        reference = parse(text)
+    except PromotionError:
+        if re.fullmatch(r"[^/:@]+", text):
+            raise PromotionError(f"{text}: names no version; {_forms_of(client, text)}") from None
+        raise
+    try:
+        if reference.alias:
+            return client.get_model_version_by_alias(reference.name, reference.alias)
+        return client.get_model_version(reference.name, reference.version)
+    except MlflowException as error:
+        if error.error_code not in GONE:
+            raise PromotionError(f"{text}: the registry does not tell ({in_short(error)}); try again.") from None
+        raise PromotionError(f"{text}: {missing(client, reference)}") from None
+
+
+def missing(client: Any, reference: Reference) -> str:
+    """Why the registry has no such version, and the nearest that it has."""
+    name, models = reference.name, _models(client)
+    model = models.get(name)
+    if model is None:
+        mend = nearest(name, sorted(models)) if models else "none is registered yet: `vit-search promote` makes one."
+        return f"no registered model named {name}; {mend}"
+    if reference.alias:
+        aliases = sorted(model.aliases)
+        mend = nearest(reference.alias, aliases) if aliases else f"name a version, like {name}/1."
+        return f"{name} has no alias {reference.alias}; {mend}"
+    versions = sorted((str(one.version) for one in client.search_model_versions(f"name = '{name}'")), key=int)
+    return f"{name} has no version {reference.version}; there are {', '.join(versions[-20:]) or 'none'}."
+
+
+def _forms_of(client: Any, name: str) -> str:
+    """How to name a version of a model whose bare name was given."""
+    models = _models(client)
+    if name not in models:
+        return nearest(name, sorted(models)) if models else f"{FORMS}."
+    return f"write {name}@{next(iter(sorted(models[name].aliases)), 'champion')}, or {name}/1 for one version."
+
+
+def _models(client: Any) -> dict[str, Any]:
+    """All registered models by their names."""
+    from vit_search.registry.lock import is_lock
+
+    return {model.name: model for model in client.search_registered_models(max_results=1000) if not is_lock(model.name)}

@@ -1,0 +1,121 @@
+"""Whether a model answers as it should, before it is let near production: on fixed images here, and in a fresh process through MLflow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vit_search.config.strict_json import parse
+from vit_search.runtime.pickles import REFUSED
+from vit_search.text import counted
+from vit_search.vit import augment
+from vit_search.vit.checkpoint import ServedModel
+
+TOLERANCE = 1e-4
+"""Between logits of batches of other sizes, and of other machines; float32."""
+
+IMAGES = 8
+
+CLASSES_KEPT = 1000
+"""How many classes' logits `golden` holds: MLflow takes 100,000 characters as a tag."""
+
+
+def golden(served: ServedModel) -> str:
+    """The logits of fixed images, as JSON: (8, the first 1,000 classes). What a registered version keeps as its tag `golden`."""
+    logits = _logits(served, _images(served))[:, :CLASSES_KEPT]
+    return json.dumps([[round(value, 5) for value in row] for row in logits.tolist()])
+
+
+def problem(served: ServedModel, expected: str = "") -> str:
+    """What is wrong with a model's answers to the fixed images, in one line; empty where nothing is.
+
+    Args:
+        expected: `golden` of the model when it was registered; empty where that is not known.
+    """
+    images = _images(served)
+    together = _logits(served, images)
+    if together.shape != (IMAGES, len(served.classes)):
+        return f"the logits are {tuple(together.shape)}, for {counted(len(served.classes), 'class')} and {counted(IMAGES, 'image')}"
+    if not together.isfinite().all():
+        return "the logits are not finite"
+    sums = together.softmax(-1).sum(-1)
+    if (sums - 1).abs().max() > TOLERANCE:
+        return f"the probabilities of an image add to {sums[(sums - 1).abs().argmax()]:g}"
+    alone = torch.cat([_logits(served, images[i : i + 1]) for i in range(IMAGES)])
+    if not _near(alone, together):
+        return f"the logits of an image alone are {(alone - together).abs().max():.2g} from those in a batch of {IMAGES}"
+    if not expected:
+        return ""
+    try:
+        known = torch.tensor(parse(expected), dtype=torch.float32)
+    except (ValueError, TypeError, RuntimeError):
+        return f"the golden logits are no table of numbers: {expected[:40]!r}"
+    together = together[:, :CLASSES_KEPT]
+    if known.shape != together.shape:
+        return f"the golden logits are {tuple(known.shape)}, the model's {tuple(together.shape)}"
+    if not _near(together, known):
+        return f"the logits are {(together - known).abs().max():.2g} from the golden ones"
+    return ""
+
+
+def in_fresh_process(model_uri: str, tracking_uri: str | None = None, *, timeout_s: float = 300) -> str:
+    """Load a model by mlflow.pyfunc in a new Python process, from the code that was logged with it, and have it answer 200 requests.
+
+    20 of them are malformed, and must be refused as the caller's mistake with the row named.
+
+    Args:
+        model_uri: `models:/NAME/3`, `models:/m-…` or any that MLflow loads.
+    Returns: what went wrong, in one line; empty where nothing did.
+    """
+    from vit_search.tracking.uris import resolve_uri
+
+    told = {"MLFLOW_TRACKING_URI": resolve_uri(tracking_uri), "MLFLOW_DISABLE_TELEMETRY": "true"}  # a password in a URI is no argument
+    told |= {"PYTHONDONTWRITEBYTECODE": "1"}  # MLflow does not copy a model that lies on this machine
+    environment = os.environ | REFUSED | told
+    script = Path(__file__).with_name("fresh.py")
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-P", str(script), model_uri],
+                cwd=place,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=timeout_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return f"a fresh process had not answered 200 requests after {timeout_s:g} s"
+    if done.returncode == 0:
+        return ""
+    said = done.stderr.strip().splitlines()
+    return said[-1] if said else f"a fresh process ended with {done.returncode} and said nothing"
+
+
+def _images(served: ServedModel) -> Tensor:
+    """Noise that is the same everywhere and always: uint8 (8, channels, height, width)."""
+    shape = (IMAGES, served.config.model.in_channels, *served.config.model.image_size)
+    noise = hashlib.shake_256(b"vit_search golden").digest(int(np.prod(shape)))
+    return torch.from_numpy(np.frombuffer(noise, np.uint8).reshape(shape).copy())
+
+
+@torch.inference_mode()
+def _logits(served: ServedModel, images: Tensor) -> Tensor:
+    """On the model's device; float32 (batch, classes) on the CPU."""
+    mean, std = served.normalisation.mean, served.normalisation.std
+    logits: Tensor = served.model(augment.normalise(images.to(mean.device), mean, std))
+    return logits.float().cpu()
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    """Within TOLERANCE, relative where numbers are large."""
+    return torch.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE)

@@ -1,0 +1,1 @@
+"""Reports of searches: the figures, the texts, one page of HTML."""

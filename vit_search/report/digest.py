@@ -1,0 +1,436 @@
+"""The numbers of a search's report, from its folder alone: winner, progress, survival, waste, plan, and what to run next."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist, fmean
+from typing import Any
+
+from vit_search.config.cost import Cost
+from vit_search.config.search_file import SearchSpec
+from vit_search.config.space import Space
+from vit_search.config.strict_json import parse
+from vit_search.errors import VitSearchError
+from vit_search.ledger import ledger, search_state, searches
+from vit_search.ledger.ledger import Broke, Commanded, Ended, Event, Launched, Proposed, Reported, Spent, Trial
+from vit_search.ledger.search_state import State
+from vit_search.ledger.searches import Hindsight
+from vit_search.planning import next_file, plan
+from vit_search.planning.next_file import NextFile, Seen, Stuck
+from vit_search.planning.rungs import boundaries, levels
+from vit_search.stats import wilson
+
+OUTCOMES = ("completed", "stopped", "diverged", "failed", "interrupted", "running", "held", "waiting")
+
+VALIDATED = ("val_accuracy", "val_top5_accuracy")
+"""Metrics that are a share of the validation images, so that chance can be told from worth."""
+
+SURE = 0.05
+"""Two trials are told apart where chance alone would part them so far this seldom."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A full-length trial beside the winner."""
+
+    trial: Trial
+    value: float
+    p: float | None
+    """How often two equally good trials would differ so far, had each its own images; None where the metric is no such share."""
+
+    @property
+    def alike(self) -> bool:
+        """Whether it cannot be told from the winner."""
+        return self.p is not None and self.p >= SURE
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The best trial, and how sure that is."""
+
+    trial: Trial
+    value: float
+    interval: tuple[float, float] | None
+    """Wilson, 95 %, of a share of the validation images; None where the metric is none or their number is unknown."""
+    images: int | None
+    """Of the validation split."""
+    rivals: tuple[Rival, ...]
+    """The other full-length trials, the best first."""
+    alike: int
+    """How many of them cannot be told from it."""
+    optimism: float | None
+    """By how much the best of such a number of equally good trials looks better than it is, at most."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A full-length trial as it ended."""
+
+    trial: int
+    value: float
+    ended: int
+    """Trials over by then, itself among them."""
+    hours: float
+    """A driver had been at work by then."""
+    device_hours: float
+    """All trials had trained by then, each times its GPUs or cores."""
+    best: float
+    """Of all such trials so far."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A stretch in which a trial had its place on a device."""
+
+    trial: int
+    outcome: str
+    start: float
+    """Hours of a driver at work, as `end`."""
+    end: float
+    lane: int
+
+
+@dataclass(frozen=True)
+class Survival:
+    """How many trials of a stratum came how far."""
+
+    stratum: int
+    label: str
+    reached: dict[int, int]
+    """Trials by the epoch that they reached: 0, each rung, and full length."""
+
+
+@dataclass(frozen=True)
+class Waste:
+    """Where the training time went, in seconds of trials."""
+
+    by_outcome: dict[str, float]
+    repeated: float
+    """In trials whose parameters an earlier trial had, too."""
+    repeats: int
+    saved: float
+    """What stopped trials would have taken on top, at their own pace."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digest:
+    """All that a report tells of one search."""
+
+    name: str
+    spec: SearchSpec
+    space: Space
+    data_hash: str
+    images: str
+    """Classes, images and skipped files in one line; empty in searches of older versions."""
+    state: State
+    wanted: int
+    """Trials asked for, after what was changed while it ran."""
+    standing: tuple[Trial, ...]
+    """All trials: full length first, then those that trained longer, each by the metric; lost ones last."""
+    outcomes: dict[str, int]
+    infeasible: int
+    """Proposals that could not be run, which cost nothing."""
+    spent: Spent
+    devices: float | None
+    """GPUs of every trial, or its CPU cores where it has none; None where each trial has its own."""
+    winner: Winner | None
+    steps: tuple[Step, ...]
+    costs: dict[int, Cost]
+    front: frozenset[int]
+    """Trials on the Pareto front of the search's objectives."""
+    levels: tuple[int, ...]
+    survival: tuple[Survival, ...]
+    hindsight: Hindsight | None
+    bars: tuple[Bar, ...]
+    busy: tuple[tuple[float, float], ...]
+    """(hours, trials that trained on average) over the search, in equal stretches."""
+    utilisation: float | None
+    """Seconds of training and evaluation to wall time times the trials allowed at once."""
+    waste: Waste
+    stuck: tuple[Stuck, ...]
+    next: NextFile
+
+    @property
+    def metric(self) -> str:
+        """What trials are ranked by."""
+        return str(self.spec.metric)
+
+    @property
+    def sign(self) -> float:
+        """1 where more is better, else -1."""
+        return 1.0 if self.spec.mode == "max" else -1.0
+
+
+def digest(folder: Path, *, driven: bool | None = None, awaited: bool = False) -> Digest:
+    """Everything that a report tells, of a search that runs or is over.
+
+    Args:
+        driven, awaited: as search_state.read has them.
+    Raises: SearchError where the folder holds no search, or its ledger is damaged.
+    """
+    now = search_state.read(folder, driven=driven, awaited=awaited)
+    spec, facts, events, by_number, spent = now.spec, now.facts, now.events, now.trials, now.spent
+    space, trials = spec.space, list(by_number.values())
+    order = standing(trials, spec.metric, spec.mode)
+    costs = {trial.number: space.cost(trial.params) for trial in trials}
+    devices = spec.resources.devices
+    clock = _Clock(events, by_number)
+    rungs = levels(grace_epochs=spec.stopping.grace_epochs, reduction_factor=spec.stopping.reduction_factor, epochs=spec.epochs)
+    rungs = rungs if spec.stopping.kind != "none" else []
+    seen = [Seen(t.params, t.outcome == "completed") for t in order if t.over and sound(t, spec.metric)]
+    capacity = _capacity(events, spec.concurrency)
+    return Digest(
+        name=facts.search,
+        spec=spec,
+        space=space,
+        data_hash=facts.data_hash,
+        images=facts.images,
+        state=now.state,
+        wanted=now.wanted,
+        standing=tuple(order),
+        outcomes={name: count for name in OUTCOMES if (count := sum(t.outcome == name for t in trials))},
+        infeasible=sum(isinstance(event, ledger.Infeasible) for event in events),
+        spent=spent,
+        devices=devices,
+        winner=_winner(order, spec, _val_images(folder, spec)),
+        steps=_steps(events, by_number, spec, devices, clock),
+        costs=costs,
+        front=frozenset(_front(spec, order, costs)),
+        levels=tuple(rungs),
+        survival=_survival(spec, space, trials, costs, rungs),
+        hindsight=None if now.state.driven else searches.read_hindsight(folder),
+        bars=clock.bars(),
+        busy=clock.busy(spent.wall_seconds),
+        utilisation=min(1.0, spent.trial_seconds / capacity) if capacity else None,
+        waste=_waste(trials, spent),
+        stuck=tuple(next_file.stuck(space, seen)),
+        next=next_file.next_file(spec, facts.search, seen),
+    )
+
+
+def sound(trial: Trial, metric: str) -> bool:
+    """Whether its metric says something: it has one, and did not come to grief."""
+    return trial.value(metric) is not None and trial.outcome not in ("diverged", "failed")
+
+
+def standing(trials: Iterable[Trial], metric: str, mode: str) -> list[Trial]:
+    """Trials from best to worst, those that were stopped among themselves by how far they came, then by the metric.
+
+    A rung lets the better ones through, so of two trials the one that trained longer is held for the better; the leaderboard
+    compares the metric alone, whatever the epoch.
+    """
+    sign = -1.0 if mode == "max" else 1.0
+
+    def key(trial: Trial) -> tuple[bool, bool, int, float, int]:
+        value = trial.value(metric)
+        lost = not sound(trial, metric)
+        return lost, trial.outcome != "completed", -len(trial.results), sign * (value or 0.0), trial.number
+
+    return sorted(trials, key=key)
+
+
+def apart(first: float, second: float, images: int) -> float:
+    """How often two equally good models would differ by so much on `images` images, each its own (two-proportion z-test).
+
+    Two trials see the same images, so they differ less by chance than that: the test is conservative.
+    """
+    pooled = (first + second) / 2
+    deviation = math.sqrt(2 * pooled * (1 - pooled) / images)
+    return 1.0 if first == second else 2 * (1 - NormalDist().cdf(abs(first - second) / deviation))
+
+
+def optimism(values: Sequence[float], images: int) -> float:
+    """By how much the best of equally good models is expected to look better than it is, by its validation images alone.
+
+    Each is taken to be as good as their mean, with noise of its own of the binomial's deviation; the expected largest of k such
+    draws is Blom's, Phi^-1((k - 0.375) / (k + 0.25)) deviations. Trials share their images, so it is an upper estimate.
+    Source: G. Blom 1958, Statistical Estimates and Transformed Beta-Variables.
+    """
+    count = len(values)
+    if count < 2:
+        return 0.0
+    share = (fmean(values) * images + 2) / (images + 4)  # Agresti and Coull's: 1.0 has noise, too
+    return NormalDist().inv_cdf((count - 0.375) / (count + 0.25)) * math.sqrt(share * (1 - share) / images)
+
+
+def _winner(order: Sequence[Trial], spec: SearchSpec, images: int | None) -> Winner | None:
+    first = next(iter(order), None)
+    value = None if first is None or not sound(first, spec.metric) else first.value(spec.metric)
+    if first is None or value is None:
+        return None
+    told = images if spec.metric in VALIDATED else None
+    others = [(t, v) for t in order[1:] if t.outcome == "completed" and (v := t.value(spec.metric)) is not None]
+    rivals = tuple(Rival(t, v, apart(value, v, told) if told else None) for t, v in others)
+    near = [value, *(rival.value for rival in rivals if rival.alike)]
+    return Winner(
+        trial=first,
+        value=value,
+        interval=wilson(value * told, told) if told else None,
+        images=images,
+        rivals=rivals,
+        alike=len(near) - 1,
+        optimism=optimism(near, told) if told else None,
+    )
+
+
+def _val_images(folder: Path, spec: SearchSpec) -> int | None:
+    """Images that trials are validated on: as counted when the search began, or by the data set's name; None where neither tells."""
+    split = "val" if spec.train_on == "train" else "holdout"
+    try:
+        count = parse((folder / "plan.json").read_text(encoding="utf-8"))["images"][split]
+        if type(count) is int and 0 < count < 10**9:
+            return count
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    try:
+        return int(getattr(plan.images_of(spec.data_config), split))
+    except VitSearchError:
+        return None
+
+
+def _capacity(events: Iterable[Event], concurrency: int) -> float:
+    """Seconds of a driver at work, each times the trials that were allowed at once."""
+    total, last = 0.0, None
+    for event in events:
+        if last is not None and not isinstance(event, Launched):
+            total += max(0.0, event.at - last) * concurrency
+        last = event.at
+        if isinstance(event, Commanded) and event.name == "set":
+            concurrency = int(event.arguments.get("concurrency") or concurrency)
+    return total
+
+
+class _Clock:
+    """When what happened, in hours of a driver at work: the time between a death and a resume is cut out."""
+
+    def __init__(self, events: Iterable[Event], trials: Mapping[int, Trial]) -> None:
+        self.ended: dict[int, float] = {}
+        """Hours at each trial's last end."""
+        self._trials = trials
+        self._stretches: list[tuple[float, float, int]] = []
+        self._epochs: list[tuple[float, float]] = []
+        """(hours at its end, hours that it took) of each epoch."""
+        wall, last = 0.0, None
+        opened: dict[int, tuple[float, float]] = {}
+        """Trials with a place: (since when, last heard of)."""
+        for event in events:
+            if last is not None and not isinstance(event, Launched):
+                wall += max(0.0, event.at - last) / 3600
+            last = event.at
+            if isinstance(event, Launched):
+                for number in list(opened):
+                    self._close(number, *opened.pop(number))
+            elif isinstance(event, Proposed):
+                opened[event.trial] = wall, wall
+            elif isinstance(event, Reported):
+                took = event.result.seconds / 3600
+                self._epochs.append((wall, took))
+                opened[event.trial] = opened.get(event.trial, (max(0.0, wall - took), wall))[0], wall
+            elif isinstance(event, Broke) and event.trial in opened:
+                self._close(event.trial, opened.pop(event.trial)[0], wall)
+            elif isinstance(event, Ended):
+                self.ended[event.trial] = wall
+                if event.trial in opened:
+                    self._close(event.trial, opened.pop(event.trial)[0], wall)
+        for number, (start, _) in opened.items():
+            self._close(number, start, wall)
+
+    def _close(self, number: int, start: float, end: float) -> None:
+        self._stretches.append((start, end, number))
+
+    def bars(self) -> tuple[Bar, ...]:
+        """Each stretch in the lowest lane that was free."""
+        free: list[float] = []
+        found = []
+        for start, end, number in sorted(self._stretches):
+            lane = next((i for i, until in enumerate(free) if until <= start), len(free))
+            free[lane:] = [end, *free[lane + 1 :]]
+            found.append(Bar(number, self._trials[number].outcome, start, end, lane))
+        return tuple(found)
+
+    def busy(self, wall_seconds: float, stretches: int = 100) -> tuple[tuple[float, float], ...]:
+        """How many trials trained on average, in equal stretches of the search."""
+        hours = wall_seconds / 3600
+        if not hours or not self._epochs:
+            return ()
+        width, trained = hours / stretches, [0.0] * stretches
+        for end, took in self._epochs:
+            first, last = max(0.0, end - took) / width, min(end / width, stretches)
+            for i in range(int(first), min(stretches, math.ceil(last))):
+                trained[i] += max(0.0, min(i + 1, last) - max(i, first))
+        return tuple(((i + 0.5) * width, busy) for i, busy in enumerate(trained))
+
+
+def _steps(
+    events: Iterable[Event], trials: Mapping[int, Trial], spec: SearchSpec, devices: float | None, clock: _Clock
+) -> tuple[Step, ...]:
+    found: list[Step] = []
+    ended: set[int] = set()
+    trained, better = 0.0, max if spec.mode == "max" else min
+    for event in events:
+        if isinstance(event, Reported):
+            trained += event.result.seconds * (event.devices if devices is None else devices)
+        elif isinstance(event, Ended) and event.outcome != "interrupted":
+            ended.add(event.trial)
+            value = trials[event.trial].value(spec.metric)
+            if event.outcome == "completed" and value is not None:
+                best = better(value, found[-1].best) if found else value
+                hours = clock.ended[event.trial]
+                found.append(Step(event.trial, value, len(ended), hours, trained / 3600, best))
+    return tuple(found)
+
+
+def _front(spec: SearchSpec, order: Iterable[Trial], costs: Mapping[int, Cost]) -> set[int]:
+    """Full-length trials that no other beats in all of the search's objectives; empty where it has one metric alone."""
+    if not spec.objectives:
+        return set()
+    points = {}
+    for trial in order:
+        values = [objective(trial, name, costs) for name in (spec.metric, *(goal.metric for goal in spec.objectives))]
+        known = [value for value in values if value is not None]
+        if trial.outcome == "completed" and len(known) == len(values):
+            points[trial.number] = known
+    return ledger.front(points, [spec.mode, *(goal.mode for goal in spec.objectives)])
+
+
+def objective(trial: Trial, name: str, costs: Mapping[int, Cost]) -> float | None:
+    """A trial's metric at its last epoch, or what its model costs."""
+    field = searches.COST_FIELDS.get(name)
+    return float(getattr(costs[trial.number], field)) if field else trial.value(name)
+
+
+def _survival(
+    spec: SearchSpec, space: Space, trials: Sequence[Trial], costs: Mapping[int, Cost], rungs: Sequence[int]
+) -> tuple[Survival, ...]:
+    parts = boundaries(space, spec.stopping.strata)
+    strata: dict[int, list[Trial]] = {i: [] for i in range(len(parts) + 1)}
+    for trial in trials:
+        strata[bisect.bisect_right(parts, costs[trial.number].train_flops)].append(trial)
+    labels = ["all"]
+    if parts:
+        labels = [f"up to {parts[0]:.3g} FLOPs"] + [f"{a:.3g} to {b:.3g}" for a, b in itertools.pairwise(parts)]
+        labels += [f"from {parts[-1]:.3g}"]
+    looks = [0, *rungs, spec.epochs]
+    return tuple(
+        Survival(i, labels[i], {epoch: sum(len(t.results) >= epoch for t in members) for epoch in looks}) for i, members in strata.items()
+    )
+
+
+def _waste(trials: Sequence[Trial], spent: Spent) -> Waste:
+    by_outcome = dict.fromkeys(OUTCOMES, 0.0)
+    known: Counter[tuple[tuple[str, Any], ...]] = Counter()
+    repeated, repeats = 0.0, 0
+    for trial in trials:
+        seconds = sum(result.seconds for result in trial.results)
+        by_outcome[trial.outcome] += seconds
+        key = tuple(sorted(trial.params.items()))
+        if known[key]:
+            repeated, repeats = repeated + seconds, repeats + 1
+        known[key] += 1
+    return Waste({name: seconds for name, seconds in by_outcome.items() if seconds}, repeated, repeats, spent.saved_seconds)

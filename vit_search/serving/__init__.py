@@ -1,0 +1,1 @@
+"""Registered models in production: HTTP, batches, the alias that is followed."""

@@ -1,0 +1,280 @@
+"""Follows a registered model's alias: what it names is fetched, verified, tried, and handed to those who serve; else the old one stays.
+
+The last good version of each alias is kept under the data cache, so that serving starts while the registry is away:
+
+    CACHE/serving/REGISTRY-AND-NAME/
+      3/config.json, model.safetensors    a version's checkpoint
+      3/version.json                      its name, its sha256 and its golden logits
+      champion.json                       which of them the alias named last, and when that was seen
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vit_search.config.strict_json import parse
+from vit_search.errors import ServingError, TrackingError, VitSearchError
+from vit_search.files import make_folder, open_to_others, write_whole
+from vit_search.registry import references, registry
+from vit_search.registry.references import GONE, Reference
+from vit_search.serving.endpoint import load
+from vit_search.serving.state import State, Version
+from vit_search.tracking import model_files, store, uris  # before mlflow, whose settings it makes
+from vit_search.vit import checkpoint
+
+from mlflow import MlflowClient  # isort: skip
+from mlflow.exceptions import MlflowException  # isort: skip
+
+KEPT = 4
+"""Versions in the cache, so that a rollback needs no download."""
+
+AGAIN_S, AGAIN_AT_MOST_S = 10.0, 600.0
+"""Until a version that was not taken is tried again; twice as long each time."""
+
+VERSION = "version.json"
+
+
+class Fixed:
+    """In a Follower's place where a model that was trained here is served: a copy of it, which stays what it is."""
+
+    def __init__(self, folder: Path, state: Path, say: Callable[[str], None]) -> None:
+        self._source, self._file, self._say = folder, state, say
+
+    def start(self) -> State:
+        """Copy the checkpoint, and try it.
+
+        Raises: CheckpointError; ServingError.
+        """
+        folder = self._file.with_name("model")
+        checkpoint.copy_for_serving(self._source, folder)
+        name = str(self._source)
+        version = Version(name, "", "", str(folder), 0)
+        version = dataclasses.replace(version, weights_sha256=load(version, batch=1).weights_sha256)
+        self._state = State(version, "", name, time.time())
+        self._say("from its folder, which no gate has judged; `vit-search promote` has it judged")
+        write_whole(self._file, json.dumps(dataclasses.asdict(self._state)))
+        return self._state
+
+    def poll(self) -> None:
+        """Nothing can change."""
+
+    def drain(self) -> None:
+        """Tell those who serve to finish what they have."""
+        write_whole(self._file, json.dumps(dataclasses.asdict(dataclasses.replace(self._state, draining=True))))
+
+
+class Follower:
+    """Keeps the state file true. `start` once, then `poll` now and then, from one thread."""
+
+    def __init__(
+        self,
+        target: Reference,
+        tracking_uri: str | None,
+        state: Path,
+        cache: Path,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._target, self._uri, self._file, self._say = target, uris.of_newest(tracking_uri), state, say
+        key = hashlib.sha256(f"{uris.public(self._uri)}\n{target.name}".encode()).hexdigest()[:24]
+        self._home = cache / "serving" / key
+        self._client: MlflowClient | None = None
+        self._lock = threading.Lock()
+        self._tried = ""
+        self._again = 0.0
+        self._wait = AGAIN_S
+        self._pointed: tuple[str, float] | None = None
+        self._state: State | None = None
+
+    def start(self) -> State:
+        """Take what the target names, or where the registry is away, the last good version of it from the cache.
+
+        Raises: TrackingError when the registry is away and the cache holds none; ServingError when there is no such model, or it
+            is not one to serve.
+        """
+        make_folder(self._home, parents=True)
+        if problem := open_to_others(self._home):
+            raise ServingError(f"{problem}; chown it and chmod go-w, or set VIT_SEARCH_CACHE to another folder.")
+        for left in self._home.glob(".new-*"):
+            if time.time() - left.stat().st_mtime > 3600:  # of a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        now = time.time()
+        try:
+            named = self._named()
+        except (TrackingError, MlflowException, OSError) as error:
+            kept = self._kept()
+            if kept is None:
+                raise TrackingError(store.in_short(error)) from None
+            version, seen = kept
+            self._say(f"the registry does not answer ({store.in_short(error)}); {version.name} is served from the cache")
+            return self._tell(State(version, self._target.alias, version.name, seen, stale_since=now))
+        if named is None:
+            raise ServingError(f"{self._target}: {references.missing(self._client, self._target)}")
+        try:
+            return self._tell(State(self._take(named), self._target.alias, _name(named), now))
+        except (VitSearchError, MlflowException, OSError) as error:
+            kept = self._kept()
+            if kept is None:
+                raise ServingError(f"{_name(named)}: cannot be served ({store.in_short(error)}).") from None
+            state = State(kept[0], self._target.alias, _name(named), now)
+            return self._tell(self._refused(state, named, error))
+
+    def poll(self) -> None:
+        """Look at the registry, and take what the alias names now if that is another version and a good one. Raises nothing."""
+        state = self._state
+        if not self._target.alias or state is None:
+            return
+        try:
+            named = self._named()
+        except Exception as error:
+            self._client = None
+            if state.stale_since is None:
+                self._say(f"the registry does not answer ({store.in_short(error)}); {state.version.name} stays")
+            self._tell(dataclasses.replace(state, stale_since=state.stale_since or time.time()))
+            return
+        if state.stale_since is not None:
+            self._say("the registry answers again")
+        before = state
+        state = dataclasses.replace(state, seen=time.time(), stale_since=None, alias_names=named and _name(named))
+        if named is None:
+            if before.alias_names is not None:
+                self._say(f"{self._target.name}: the alias {self._target.alias} is gone; {state.version.name} stays")
+        elif _name(named) == state.version.name:
+            state = dataclasses.replace(state, failed="")
+        elif _name(named) != self._tried or self._clock() >= self._again:
+            try:
+                state = dataclasses.replace(state, version=self._take(named), failed="")
+                self._say(f"{state.version.name} takes the place of {before.version.name}")
+            except Exception as error:
+                state = self._refused(state, named, error)
+        self._tell(state)
+
+    def drain(self) -> None:
+        """Tell those who serve to finish what they have."""
+        if self._state is not None:
+            self._tell(dataclasses.replace(self._state, draining=True))
+
+    def _tell(self, state: State) -> State:
+        with self._lock:
+            if self._state is not None and self._state.draining:  # a poll that ends after drain
+                state = dataclasses.replace(state, draining=True)
+            self._state = state
+            write_whole(self._file, json.dumps(dataclasses.asdict(state)))
+        pointed = (state.version.name, state.seen // 30)
+        if self._target.alias and state.stale_since is None and pointed != self._pointed:
+            write_whole(self._home / f"{self._target.alias}.json", json.dumps({"version": state.version.name, "seen": state.seen}))
+            self._pointed = pointed
+        return state
+
+    def _named(self) -> Any:
+        """The version that the target names; None where there is none.
+
+        Raises: what MLflow raises when it is away.
+        """
+        try:
+            if self._client is None:
+                self._client = store.client_for(self._uri, needs="read")
+            if self._target.alias:
+                return self._client.get_model_version_by_alias(self._target.name, self._target.alias)
+            return self._client.get_model_version(self._target.name, self._target.version)
+        except MlflowException as error:
+            if error.error_code in GONE:
+                return None
+            raise
+
+    def _refused(self, state: State, named: Any, error: Exception) -> State:
+        name, said = _name(named), store.in_short(error)
+        self._wait = min(2 * self._wait, AGAIN_AT_MOST_S) if self._tried == name else AGAIN_S
+        if self._tried != name or said != state.failed:
+            self._say(f"{name} is not taken: {said}; {state.version.name} stays")
+        self._tried, self._again = name, self._clock() + self._wait
+        return dataclasses.replace(state, failed=said, failures=state.failures + 1)
+
+    def _take(self, named: Any) -> Version:
+        """Fetch a version into the cache unless it is there, verify it and try it on this machine's CPU.
+
+        Raises: whatever speaks against it.
+        """
+        tags = named.tags or {}
+        if tags.get("verdict") == "refused":
+            raise ServingError(f"{_name(named)}: its verdict is refused")
+        folder = self._home / str(named.version)
+        version = _read_version(folder)
+        known = version and (version.created, tags.get("weights_sha256", version.weights_sha256))
+        if version is None or known != (_created(named), version.weights_sha256):
+            version = self._fetch(named, folder)
+        version = dataclasses.replace(version, golden=tags.get("golden", ""), files_sha256=tags.get(model_files.RECORD, ""))
+        try:
+            loaded = load(version, batch=1)
+        except VitSearchError:
+            shutil.rmtree(folder, ignore_errors=True)  # a damaged copy, or of a damaged original: fetched anew next time
+            raise
+        version = dataclasses.replace(version, weights_sha256=loaded.weights_sha256)
+        write_whole(folder / VERSION, json.dumps(dataclasses.asdict(version)))
+        self._tried = ""
+        self._evict(folder)
+        return version
+
+    def _fetch(self, named: Any, folder: Path) -> Version:
+        """Download a version's checkpoint, whole or not at all."""
+        assert self._client is not None
+        place = Path(tempfile.mkdtemp(prefix=".new-", dir=self._home))
+        try:
+            source = registry.fetch_files(self._client, named, place)
+            shutil.rmtree(folder, ignore_errors=True)
+            source.rename(folder)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+        return Version(_name(named), (named.tags or {}).get("weights_sha256", ""), "", str(folder), _created(named))
+
+    def _kept(self) -> tuple[Version, float] | None:
+        """The last good version of the target in the cache, verified, and when the alias was last seen to name it."""
+        number, seen = self._target.version, 0.0
+        if self._target.alias:
+            try:
+                pointed = parse((self._home / f"{self._target.alias}.json").read_text())
+                number, seen = pointed["version"].rpartition("/")[2], pointed["seen"]
+            except (OSError, ValueError, KeyError):
+                return None
+        folder = self._home / number
+        version = _read_version(folder)
+        if version is None:
+            return None
+        try:
+            load(version, batch=1)
+        except VitSearchError as error:
+            self._say(f"the cache's copy of {version.name} is no good ({error})")
+            return None
+        return version, seen or (folder / VERSION).stat().st_mtime
+
+    def _evict(self, taken: Path) -> None:
+        """Keep the newest versions; those that serve have read the old ones long since."""
+        known = sorted((path for path in self._home.glob(f"*/{VERSION}")), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in known[KEPT:]:
+            if path.parent != taken:
+                shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def _name(version: Any) -> str:
+    return f"{version.name}/{version.version}"
+
+
+def _created(version: Any) -> int:
+    return int(version.creation_timestamp or 0)
+
+
+def _read_version(folder: Path) -> Version | None:
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return dataclasses.replace(Version(**parse((folder / VERSION).read_text())), folder=str(folder))
+    return None

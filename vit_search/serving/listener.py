@@ -1,0 +1,194 @@
+"""One replica's HTTP server: uvicorn on a port that several replicas share, with limits on what comes before a request's body.
+
+The application limits bodies. Here are the limits on headers, on what frames a body, and on connections: they hold before a token
+has been read, so they hold for everybody who reaches the port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import socket
+from http import HTTPStatus
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from vit_search.serving.endpoint import Held
+
+IDLE_S = 75
+"""Without a request, after which a connection is closed: longer than clients and proxies keep theirs (15 to 60 s)."""
+HEADERS_S = 10
+"""From a request's first byte to the end of its headers."""
+HEADER_BYTES = 32 * 2**10
+"""Of a request line and its headers; of chunk sizes, chunk extensions and trailers, as many more than the body has."""
+HEADERS = 100
+"""Lines of one request, trailers included."""
+URL_BYTES = 4 * 2**10
+CONNECTIONS = 4096
+"""Of one replica at a time; more are closed."""
+SLICE = 16 * 2**10
+"""Bytes parsed at once, so that what is too long is seen before much of it is kept."""
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's, which keeps headers of any length, and waits for ever for headers that come a byte at a time."""
+
+    def __init__(self, *arguments: Any, held: Held, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._all_held = held
+        self._held = 0
+        """Header bytes of this connection that are counted there."""
+        self._in_headers = True
+        self._received = self._body = 0
+        """Bytes of this request, and how many of them are its body's."""
+        self._problem: tuple[int, str] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._arm(IDLE_S)
+        if len(self.connections) > CONNECTIONS:
+            transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._disarm()
+        self._release()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse a piece at a time, and end the connection at the first limit that is passed."""
+        for start in range(0, len(data), SLICE):
+            if self.transport.is_closing():
+                return
+            part = data[start : start + SLICE]
+            if self._in_headers:
+                if not self._received:
+                    self._arm(HEADERS_S)
+                self._held += len(part)
+                if not self._all_held.take(len(part)):
+                    self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests at once; come again.")
+                    return
+            self._received += len(part)
+            super().data_received(part)
+            if self._received - 2 * self._body > HEADER_BYTES and not self.transport.is_closing():
+                self._refuse(*_too_long(f"at most {HEADER_BYTES:,} bytes"))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_headers = True
+
+    def on_url(self, url: bytes) -> None:
+        if len(self.url) + len(url) > URL_BYTES:
+            self._stop(HTTPStatus.REQUEST_URI_TOO_LONG, f"a URL of more than {URL_BYTES:,} bytes.")
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self.headers) == HEADERS:
+            self._stop(*_too_long(f"at most {HEADERS}"))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._disarm()  # the application times the rest
+        self._in_headers = False
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._body += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._received = self._body = 0
+        self._in_headers = True
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._release()
+        self._arm(IDLE_S)
+
+    def send_400_response(self, msg: str) -> None:
+        """What the parser refuses, or one of the methods above that it calls."""
+        self._refuse(*(self._problem or (HTTPStatus.BAD_REQUEST, "no HTTP/1.1 request.")))
+
+    def _stop(self, status: int, reason: str) -> None:
+        """Refuse from within the parser."""
+        self._problem = status, reason
+        raise ValueError(reason)
+
+    def _refuse(self, status: int, reason: str) -> None:
+        body = json.dumps({"error": reason}).encode()
+        head = f"HTTP/1.1 {int(status)} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        self.transport.write(f"{head}x-content-type-options: nosniff\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+        self.transport.close()
+
+    def _release(self) -> None:
+        self._all_held.give(self._held)
+        self._held = 0
+
+    def _arm(self, seconds: float) -> None:
+        self._disarm()
+        self._timer = self.loop.call_later(seconds, self.transport.close)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _too_long(most: str) -> tuple[int, str]:
+    return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"headers, chunk extensions or trailers that are too many or too long; send {most}."
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to an address that other processes of this account may bind too; the kernel spreads connections over those
+    that listen.
+
+    Raises: OSError.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind(address)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def server(application: Any, *, timeout_s: float, held: Held) -> uvicorn.Server:
+    """A server that is not yet started; `await server.serve(sockets=[bind(…)])` until `should_exit` has been set and it has drained.
+
+    Args:
+        timeout_s: that answers may take after `should_exit`.
+        held: counts the headers of requests that are arriving or are not answered.
+    """
+    return uvicorn.Server(
+        uvicorn.Config(
+            application,
+            http=functools.partial(_Protocol, held=held),  # type: ignore[arg-type]
+            ws="none",
+            proxy_headers=False,
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=IDLE_S,
+            timeout_graceful_shutdown=max(1, round(timeout_s)),
+        )
+    )
+
+
+def event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's where it is installed, which takes less time per request."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop

@@ -1,0 +1,141 @@
+"""Image files classified by a registered model, or by one that was trained here.
+
+Torch takes as long to import as MLflow. So where a registry must be asked, a second process imports torch and decodes the images
+meanwhile; it is this very file. No code of a registered model is run. Its checkpoint alone is read, once its files are those that were
+registered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vit_search.errors import DataError, PromotionError
+from vit_search.registry import references
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image, classified."""
+
+    image: str
+    label: str
+    probability: float
+
+
+def predict(
+    model: str, images: Sequence[Path], *, tracking_uri: str | None = None, say: Callable[[str], None] = lambda text: None
+) -> list[Prediction]:
+    """Classify image files.
+
+    Args:
+        model: as references.py reads it, or another URI under which MLflow has the model: `models:/m-…`, `runs:/…`.
+        images: of any size; they are resized as the model's training images were.
+        say: told where no record vouches for the model's files.
+    Raises: PromotionError when the model cannot be loaded; DataError for a file that is no image; TrackingError.
+    """
+    folder = references.folder_of(model)
+    if folder is not None:
+        return classify(folder, images, source=model)
+    with _classifier() as ask, tempfile.TemporaryDirectory() as place:
+        return ask(_fetched(model, Path(place), tracking_uri, say), images, model)
+
+
+def check_readable(path: Path) -> None:
+    """Raises: DataError for a file that is missing, a folder, or closed to this account."""
+    try:
+        path.open("rb").close()
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); name an image file.") from None
+
+
+def classify(folder: Path, images: Sequence[Path], *, source: str) -> list[Prediction]:
+    """What the model of a checkpoint sees in image files.
+
+    Args:
+        source: what the user calls the model, for the message.
+    Raises: CheckpointError; DataError.
+    """
+    import torch
+
+    from vit_search.data.data_set import read_images
+    from vit_search.vit import augment, checkpoint
+    from vit_search.vit.training import EVALUATED_AT_ONCE
+
+    served = checkpoint.load_model(folder)
+    pixels = torch.from_numpy(read_images(images, served.config.model.image_size, served.config.model.in_channels, source=source))
+    mean, std = served.normalisation.mean, served.normalisation.std
+    with torch.inference_mode():
+        parts = [served.model(augment.normalise(part, mean, std)).softmax(-1).double() for part in pixels.split(EVALUATED_AT_ONCE)]
+    best = [(float(row.max()), served.classes[int(row.argmax())]) for part in parts for row in part]
+    return [Prediction(str(path), label, probability) for path, (probability, label) in zip(images, best, strict=True)]
+
+
+def _fetched(model: str, place: Path, tracking_uri: str | None, say: Callable[[str], None]) -> Path:
+    """The checkpoint of a model that MLflow has."""
+    from vit_search.registry import registry
+    from vit_search.tracking.model_files import ALL
+    from vit_search.tracking.store import client_for
+    from vit_search.tracking.uris import of_newest
+
+    client = client_for(of_newest(tracking_uri), needs="read")
+    if not model.startswith(("models:/m-", "runs:/")):
+        return registry.fetch_files(client, references.find_version(client, model), place)
+    folder, covered = registry.fetch_logged(client, model, place)
+    if covered != ALL:
+        say(f"{model}: no sha256 of its files is recorded; whoever may write to MLflow's artifacts could have changed them.")
+    return folder
+
+
+@contextlib.contextmanager
+def _classifier() -> Iterator[Callable[[Path, Sequence[Path], str], list[Prediction]]]:
+    """A process that has torch ready when it is asked, once."""
+    command = [sys.executable, "-P", "-m", "vit_search.serving.prediction"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
+
+        def ask(folder: Path, images: Sequence[Path], model: str) -> list[Prediction]:
+            answer, _ = process.communicate(json.dumps([str(folder), list(map(str, images)), model]))
+            if process.returncode:
+                raise PromotionError(f"{model}: the process that classifies ended with {process.returncode}; try fewer images at once.")
+            told = json.loads(answer)
+            if isinstance(told, str):
+                raise DataError(told)
+            return [Prediction(*one) for one in told]
+
+        try:
+            yield ask
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def _answer() -> None:
+    """What the second process does: one question from its standard input, the answer or an error's text as JSON."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches both processes, and the first one speaks
+
+    import torch  # noqa: F401 -- the long wait, before the question comes
+
+    from vit_search.errors import VitSearchError
+
+    question = sys.stdin.read()
+    if not question:  # the first process has ended with an error
+        return
+    folder, images, model = json.loads(question)
+    try:
+        told: object = [
+            [one.image, one.label, one.probability] for one in classify(Path(folder), [Path(image) for image in images], source=model)
+        ]
+    except VitSearchError as error:
+        told = str(error).replace(f"{folder}/", f"{model}: ")
+    sys.stdout.write(json.dumps(told))
+
+
+if __name__ == "__main__":
+    _answer()

@@ -1,0 +1,88 @@
+"""One fixed configuration trained here and now, without Ray and without MLflow, into a folder that can be taken up again."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from vit_search.config.trial import EpochResult, TrialConfig
+from vit_search.data.batches import load_split
+from vit_search.data.data_set import TRAINED_AND_VALIDATED_ON, DataSet
+from vit_search.errors import CheckpointError, SearchError, SpecError
+from vit_search.files import write_whole
+from vit_search.vit import checkpoint, training
+from vit_search.vit.checkpoint_files import describe
+
+FILE = "search.yaml"
+"""The search file that a model was trained from, in its folder once the training is over."""
+
+if TYPE_CHECKING:
+    from vit_search.config.search_file import SearchSpec
+
+
+def is_done(folder: Path, config: TrialConfig) -> bool:
+    """Whether a folder holds this very training, trained to its end; False where it is damaged, which `train` mends or tells of."""
+    try:
+        described = describe(folder)
+    except CheckpointError:
+        return False
+    return described.config == config and len(described.history) >= config.training.epochs
+
+
+def train(spec: SearchSpec, config: TrialConfig, data: DataSet, folder: Path) -> Iterator[EpochResult]:
+    """Train to full length as a trial of the search would, and save each epoch; the same numbers come of the same file.
+
+    Args:
+        spec: says how many threads or GPUs, and which splits; the number of torch's threads is set for the whole process.
+        config: its trial 0's. data: prepared.
+        folder: of the checkpoint. One of the same training is gone on with; its epochs come again, untrained.
+    Raises: SpecError for a machine that lacks what the file asks for; CheckpointError where the folder is something else or cannot
+        be written; SearchError when the loss is not finite; OutOfMemoryError.
+    """
+    trained_on, validated_on = TRAINED_AND_VALIDATED_ON[spec.train_on]
+    if not all(data.counts[name] for name in validated_on):
+        raise SpecError("train_on: no image is left for the holdout to validate on; raise data.holdout_fraction, or train on train.")
+    gpus, cpus = spec.resources.gpus, spec.resources.cpus
+    if spec.resources.on_gpu and not torch.cuda.is_available():
+        raise SpecError(f"resources.gpus: {gpus if gpus == 'auto' else f'{gpus:g}'} asked for, and this machine has none; write 0.")
+    device = "cuda" if spec.resources.on_gpu else "cpu"
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if cpus == "auto" else max(1, int(cpus)))
+    state = _where_it_stood(folder, config, data, trained_on, device)
+    yield from list(state.history)
+    parts = [load_split(data, *names, device=device) for names in (trained_on, validated_on)]
+    try:
+        for result in training.fit(state, *parts):
+            if not math.isfinite(result.train_loss):
+                raise training.DivergedError(f"the training loss is {result.train_loss} in epoch {result.epoch}")
+            checkpoint.save(folder, state, classes=data.classes, data_hash=data.data_hash, trained_on=trained_on)
+            yield result
+    except training.DivergedError as error:
+        raise SearchError(f"{folder}: {error}; lower training.lr.") from None
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error}); make room or name another folder with --output.") from None
+    checkpoint.drop_older(folder)
+    write_whole(folder / FILE, spec.text)
+
+
+def _where_it_stood(folder: Path, config: TrialConfig, data: DataSet, trained_on: tuple[str, ...], device: str) -> training.Training:
+    if not checkpoint.exists(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise CheckpointError(f"{folder}: holds something that is no checkpoint; name another folder with --output.")
+        return training.start(config, training.Normalisation.of(data.mean, data.std, device), device)
+    try:
+        state = checkpoint.load_training(folder, config, device)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} {_elsewhere(folder)}") from None
+    before = checkpoint.load_model(folder)
+    if (before.data_hash, before.trained_on) != (data.data_hash, trained_on):
+        raise CheckpointError(f"{folder}: trained on other images than the file asks for; it is left as it is. {_elsewhere(folder)}")
+    return state
+
+
+def _elsewhere(folder: Path) -> str:
+    return f"Name another folder with --output, or remove {folder}."
