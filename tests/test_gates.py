@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit_search.promotion import evidence, gates, policy
+from vit_search.promotion import comparison, evidence, gates, policy
 from vit_search.promotion.comparison import Comparison
 from vit_search.promotion.evidence import Costs, Latency, OnImages, Parity, Ratio, SideBySide
 from vit_search.promotion.gates import Gate
@@ -353,7 +353,7 @@ def test_the_chance_of_a_class_s_drop_by_hand():
 def test_four_lost_images_of_five_are_what_two_equal_models_show_once_in_16_times():
     """The estimated share of images that part the models makes chance look smaller than that in so small a class; the exact one counts."""
     ours, theirs = pair(4, 0, 5)
-    assert gates.gate.chance(4, 0, 5, 0.03) < 0.05
+    assert comparison.chance(4, 0, 5, 0.03) < 0.05
     assert gates.class_drops(ours, theirs, 0.03)[0].p == pytest.approx(1 / 16)
 
 
