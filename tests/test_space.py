@@ -496,3 +496,22 @@ def test_a_field_without_a_default_is_asked_for():
     for config in (DataConfig, ModelConfig, TrialConfig):
         with pytest.raises(TypeError, match="missing"):
             config()
+
+
+FILE_OF_0_2 = """
+name: t
+data: {name: digits}
+trials: 20
+epochs: 3
+model: {dim: {choice: [16, 24]}, heads: 2, depth: {int: [1, 4], when: 'dim > 16', else: 2}}
+training: {lr: {float: [1e-4, 1e-2], log: true}}
+"""
+HASH_OF_0_2 = "1629a4559f6532e7f693d08d6b749b1e178d9ceab032f1c5348e05e0c018f4c2"
+
+
+def test_a_field_that_came_later_changes_no_hash_while_it_has_its_default():
+    assert search_file.parse(FILE_OF_0_2).space.space_hash == HASH_OF_0_2
+    spelt = FILE_OF_0_2.replace("training: {", "training: {optimizer: adamw, momentum: 0.9, ")
+    assert search_file.parse(spelt).space.space_hash == HASH_OF_0_2
+    for other in ("optimizer: sgd", "momentum: 0.5", "optimizer: {choice: [adamw]}"):
+        assert search_file.parse(FILE_OF_0_2.replace("training: {", f"training: {{{other}, ")).space.space_hash != HASH_OF_0_2

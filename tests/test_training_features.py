@@ -14,12 +14,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from vit_search.config.cost import cost_of
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.data.batches import Split
 from vit_search.data.data_set import prepare, read_split
 from vit_search.runtime import machine
 from vit_search.vit import augment, checkpoint, training
 from vit_search.vit.model import ViT
+from vit_search.vit.optimizers import state_of
 from vit_search.vit.training import DivergedError, Normalisation, evaluate, fit, lr_at, start
 
 HALF = "bfloat16" if machine.native_bfloat16(torch.device("cpu")) else "float32"
@@ -81,7 +83,8 @@ def numbers(results):
 def bits(state):
     """All tensors that a training has."""
     models = [state.model] if state.average is None else [state.model, state.average]
-    moments = [state.optimiser.state[p][name] for p in state.model.parameters() for name in sorted(state.optimiser.state[p])]
+    kept = [state_of(state.optimiser, p) for p in state.model.parameters()]
+    moments = [one[name] for one in kept for name in sorted(one)]
     return [tensor.clone() for model in models for tensor in model.state_dict().values()] + moments
 
 
@@ -108,7 +111,10 @@ def gradients_of_each_step(state, digits):
 # Same seed, same numbers
 
 
-@pytest.mark.parametrize("fields", [{}, {"auto_augment": "rand_augment"}, {"precision": "float32"}, {"precision": "float16"}])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"auto_augment": "rand_augment"}, {"precision": "float32"}, {"precision": "float16"}, {"optimizer": "muon"}, {"optimizer": "sgd"}],
+)
 def test_with_every_feature_on_resumed_equals_uninterrupted_to_the_bit(digits, tmp_path, fields):
     config = changed(EVERYTHING, **fields)
     train, val, normalisation = digits
@@ -139,6 +145,8 @@ def test_with_every_feature_on_resumed_equals_uninterrupted_to_the_bit(digits, t
         {"ema_decay": None},
         {"weight_decay": 0.0},
         {"beta2": 0.9},
+        {"optimizer": "muon"},
+        {"optimizer": "sgd"},
     ],
     ids=lambda fields: next(iter(fields)),
 )
@@ -248,6 +256,40 @@ def test_a_step_is_adamw_s_by_hand(digits):
         shrunk = old * (1 - 0.01 * 0.5) if old.ndim == 2 else old  # positions have three axes
         # both moments, corrected for their start, are the gradient and its square
         assert torch.allclose(new, shrunk - 0.01 * gradient.view_as(old) / (gradient.view_as(old).abs() + 1e-8), atol=1e-6)
+
+
+def test_a_step_of_sgd_is_by_hand_a_step_against_nesterov_s_gradient(digits):
+    config = changed(PLAIN, optimizer="sgd", batch_size=100, epochs=1, lr=0.1, weight_decay=0.5, momentum=0.9, warmup_fraction=0.0)
+    state = start(config, digits[2])
+    before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+    (flat,) = gradients_of_each_step(state, digits)
+    for (name, old), gradient in zip(before.items(), flat.split([p.numel() for p in before.values()]), strict=True):
+        new = dict(state.model.named_parameters())[name].detach()
+        decayed = gradient.view_as(old) + (0.5 * old if old.ndim == 2 else 0)
+        assert torch.allclose(new, old - 0.1 * 1.9 * decayed, atol=1e-6)  # the first momentum is the gradient itself
+
+
+def test_muon_moves_the_matrices_of_the_blocks_by_steps_of_equal_size_and_adamw_all_else(digits):
+    config = changed(PLAIN, optimizer="muon", batch_size=100, epochs=1, lr=0.01, weight_decay=0.0, warmup_fraction=0.0)
+    adamw, muon = (start(changed(config, optimizer=name), digits[2]) for name in ("adamw", "muon"))
+    before = {name: p.detach().clone() for name, p in muon.model.named_parameters()}
+    gradients_of_each_step(adamw, digits), gradients_of_each_step(muon, digits)
+    others = dict(adamw.model.named_parameters())
+    for name, p in muon.model.named_parameters():
+        if name.startswith("encoder.blocks.") and p.ndim == 2:
+            step = ((p - before[name]).detach() / 0.01).pow(2).mean().sqrt()
+            assert 0.1 < float(step) < 0.3, name  # 0.2, the root mean square of AdamW's steps, as far as Newton-Schulz comes near it
+        else:
+            assert torch.equal(p, others[name]), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_an_optimizer_keeps_as_many_bytes_as_the_cost_model_says_and_learns(digits, optimizer):
+    config = changed(PLAIN, optimizer=optimizer, epochs=3, lr=0.1 if optimizer == "sgd" else 3e-3)
+    state = trained(config, digits)
+    kept = [value for p in state.model.parameters() for name, value in state_of(state.optimiser, p).items() if name != "step"]
+    assert sum(value.nbytes for value in kept) == cost_of(config.model, 1, optimizer).optimizer_bytes
+    assert state.history[-1].val_loss < state.history[0].val_loss
 
 
 # The average

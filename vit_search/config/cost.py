@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vit_search.config.optimizers import OPTIMIZERS
 from vit_search.config.trial import ModelConfig
 
 Device = Literal["cpu", "cuda"]
@@ -36,17 +37,20 @@ class Cost:
     """The same for forward and backward; a fused attention kernel computes its scores again, and pixels need no gradient."""
     kept_bytes: int
     """Activations that the backward pass keeps, of a whole batch, with the casts of the weights where a step is in half precision."""
+    optimizer_bytes: int
+    """What the optimizer keeps from step to step."""
     train_bytes: int
-    """Peak of a training step: weights, AdamW's two moments, and the larger of all gradients and of what the batch keeps; on a GPU
+    """Peak of a training step: weights, what the optimizer keeps, and the larger of all gradients and of what the batch keeps; on a GPU
     with the workspaces of its libraries. The allocator's slack and the process's context are left out."""
 
 
-def cost_of(config: ModelConfig, batch_size: int, *, device: Device = "cpu", half: bool = False) -> Cost:
+def cost_of(config: ModelConfig, batch_size: int, optimizer: str = "adamw", *, device: Device = "cpu", half: bool = False) -> Cost:
     """Cost of a model trained with batches of `batch_size` images.
 
     Args:
         config: the model.
         batch_size: images in memory at once: a micro-batch where gradients are accumulated.
+        optimizer: a key of OPTIMIZERS.
         device: CUDA's dropout keeps a byte per value and drops attention weights without storing them; the CPU's does not.
         half: forward in autocast to bfloat16 or float16, with float32 weights.
     """
@@ -56,21 +60,29 @@ def cost_of(config: ModelConfig, batch_size: int, *, device: Device = "cpu", hal
     if half:  # autocast keeps a cast of each matrix but the first, whose input needs no gradient
         kept += (FLOAT_BYTES // 2) * (_matrices(config) - config.in_channels * config.patch_size**2 * config.dim)
     passing = batch_size * config.tokens * config.mlp_width * (2 if half else FLOAT_BYTES)  # the gradient of the widest layer
-    weights, moments, gradients = FLOAT_BYTES * params, 2 * FLOAT_BYTES * params, FLOAT_BYTES * params
+    weights = gradients = FLOAT_BYTES * params
+    memory, hidden = OPTIMIZERS[optimizer], config.depth * _block_matrices(config)
+    kept_by_optimizer = FLOAT_BYTES * (memory.hidden * hidden + memory.others * (params - hidden))
     return Cost(
         params=params,
         tokens=config.tokens,
         forward_flops=forward,
         train_flops=train,
         kept_bytes=kept,
-        train_bytes=weights + moments + max(gradients, kept + passing) + (WORKSPACES if device == "cuda" else 0),
+        optimizer_bytes=kept_by_optimizer,
+        train_bytes=weights + kept_by_optimizer + max(gradients, kept + passing) + (WORKSPACES if device == "cuda" else 0),
     )
 
 
 def _matrices(config: ModelConfig) -> int:
     """Weights of linear layers, without biases."""
-    dim, inner, width = config.dim, config.heads * config.head_width, config.mlp_width
-    return config.in_channels * config.patch_size**2 * dim + config.depth * (4 * dim * inner + 2 * dim * width) + dim * config.num_classes
+    dim = config.dim
+    return config.in_channels * config.patch_size**2 * dim + config.depth * _block_matrices(config) + dim * config.num_classes
+
+
+def _block_matrices(config: ModelConfig) -> int:
+    """The same of one block."""
+    return 4 * config.dim * config.heads * config.head_width + 2 * config.dim * config.mlp_width
 
 
 def _params(config: ModelConfig) -> int:

@@ -51,9 +51,9 @@ def training_bytes(model: ModelConfig, training: TrainingConfig) -> int:
     """Peak of training and evaluating on a GPU, as `Need.training`."""
     pixels = model.in_channels * math.prod(model.image_size)
     micro = math.ceil(training.batch_size / training.accumulation)
-    cost = cost_of(model, micro, device="cuda", half=training.precision != "float32")
+    cost = cost_of(model, micro, training.optimizer, device="cuda", half=training.precision != "float32")
     average = FLOAT_BYTES * cost.params * (training.ema_decay is not None)
-    held = 4 * FLOAT_BYTES * cost.params + average + WORKSPACES  # weights, both moments, and gradients
+    held = 2 * FLOAT_BYTES * cost.params + cost.optimizer_bytes + average + WORKSPACES  # with weights and gradients
     inputs = 4 * FLOAT_BYTES * training.batch_size * pixels  # the images on their way through augmentation
     graphs = cost.kept_bytes * training.cuda_graphs  # a graph's memory is its own
     inner, width = model.heads * model.head_width, model.mlp_width

@@ -33,7 +33,7 @@ from pydantic import (
 from vit_search.config import expressions, shares
 from vit_search.config.cost import Cost, cost_of, in_units
 from vit_search.config.expressions import Expression
-from vit_search.config.trial import FROM_DATA, ModelConfig, TrainingConfig, bounds_text, field_types, model_problem, within
+from vit_search.config.trial import FROM_DATA, ModelConfig, TrainingConfig, bounds_text, field_types, hashed, model_problem, within
 from vit_search.errors import SpecError
 from vit_search.text import counted, nearest
 
@@ -369,7 +369,7 @@ GIVEN = ("epochs", "image_height", "image_width")
 _TYPES = {**field_types(ModelConfig), **field_types(TrainingConfig)}
 _DEFAULTS = {f.name: f.default for config in (ModelConfig, TrainingConfig) for f in fields(config)}
 _MODEL = tuple(f.name for f in fields(ModelConfig) if f.name not in FROM_DATA)
-_MEMORY = ("batch_size", "accumulation", "precision", "ema_decay", "cuda_graphs")
+_MEMORY = ("batch_size", "accumulation", "optimizer", "precision", "ema_decay", "cuda_graphs")
 """What of the training decides how much memory it takes of a GPU."""
 
 
@@ -507,7 +507,7 @@ class Space:
             if name in self._conditions:
                 parameters[name] |= {"when": self._conditions[name].spelling, "else": self._fallback(name)}
         space = {
-            "parameters": parameters,
+            "parameters": hashed(ModelConfig, hashed(TrainingConfig, parameters)),
             "constraints": sorted({rule.spelling for rule in self._rules}),
             "image_size": self.image_size,
             "in_channels": self.in_channels,
@@ -697,7 +697,7 @@ class Space:
         return None
 
     def _cost(self, values: Mapping[str, Any]) -> Cost:
-        return cost_of(self._model(values), math.ceil(values["batch_size"] / values["accumulation"]))
+        return cost_of(self._model(values), math.ceil(values["batch_size"] / values["accumulation"]), values["optimizer"])
 
     def _model(self, values: Mapping[str, Any]) -> ModelConfig:
         model = {name: values[name] for name in _MODEL if name in values}
@@ -734,7 +734,8 @@ class Space:
         model = {f.name: plain[f.name] for f in fields(ModelConfig) if f.name in _SIZES}
         model |= {"heads": 1, "dim_head": None, "pool": "mean"}  # the least that heads can cost
         shape: dict[str, Any] = {"image_size": self.image_size, "in_channels": self.in_channels, "num_classes": self.num_classes}
-        need = cost_of(ModelConfig(**shape, **model), math.ceil(plain["batch_size"] / parts)).train_bytes
+        optimizer = plain["optimizer"] or "sgd"  # which keeps the least
+        need = cost_of(ModelConfig(**shape, **model), math.ceil(plain["batch_size"] / parts), optimizer).train_bytes
         if need > self.memory_limit:
             raise SpecError(
                 f"model.dim: even the smallest model of this space takes about {in_units(need)} to train, "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -24,11 +25,23 @@ IMAGE_ENDINGS = frozenset(
 
 
 def knob(
-    default: Any, doc: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None, lt: float | None = None
+    default: Any,
+    doc: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    late: bool = False,
 ) -> Any:
-    """A dataclass field with its meaning and its bounds, which `check_bounds` and the JSON Schema read; `...` is no default."""
+    """A dataclass field with its meaning and its bounds, which `check_bounds` and the JSON Schema read; `...` is no default.
+
+    Args:
+        late: for every field that is added after version 0.2. Searches and models of older versions have hashes without it, which stay
+            as they are while it has its default; see `hashed`.
+    """
     bounds = {name: bound for name, bound in (("ge", ge), ("gt", gt), ("le", le), ("lt", lt)) if bound is not None}
-    metadata = {"doc": doc, "bounds": bounds}
+    metadata = {"doc": doc, "bounds": bounds, "late": late}
     return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
 
 
@@ -47,6 +60,16 @@ def within(value: float, bounds: dict[str, float]) -> bool:
         and value <= bounds.get("le", math.inf)
         and value < bounds.get("lt", math.inf)
     )
+
+
+def hashed(config: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a config that its hash is made of: all but late fields that have their default.
+
+    Args:
+        config: one of the classes below. values: by field, and others, which are kept.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(config) if f.metadata.get("late")}
+    return {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
 
 
 def check_bounds(config: Any) -> None:
@@ -192,9 +215,13 @@ class TrainingConfig:
     accumulation: int = knob(
         1, "Micro-batches whose gradients make one step, to save memory; batch_size is shared among them.", ge=1, le=4096
     )
-    lr: float = knob(1e-3, "Peak learning rate of AdamW, reached after the warm-up.", gt=0, le=10)
-    weight_decay: float = knob(0.05, "AdamW's decay of weight matrices; norms, biases, tokens and positions have none.", ge=0, le=10)
-    beta2: float = knob(0.99, "AdamW's second moment decay.", gt=0, lt=1)
+    optimizer: Literal["adamw", "sgd", "muon"] = knob(
+        "adamw", "muon is for the matrices of the blocks, with adamw for all other weights; sgd wants a higher lr, e.g. 0.1.", late=True
+    )
+    lr: float = knob(1e-3, "Peak learning rate, reached after the warm-up.", gt=0, le=10)
+    weight_decay: float = knob(0.05, "Decay of weight matrices; norms, biases, tokens and positions have none.", ge=0, le=10)
+    beta2: float = knob(0.99, "Decay of AdamW's second moment.", gt=0, lt=1)
+    momentum: float = knob(0.9, "Of sgd and muon.", ge=0, lt=1, late=True)
     warmup_fraction: float = knob(0.1, "Share of all steps in which the learning rate climbs from 0.", ge=0, lt=1)
     clip_norm: float | None = knob(1.0, "Gradients are scaled down to this norm; null for no clipping.", gt=0)
     label_smoothing: float = knob(0.1, "Share of the target spread evenly over all classes.", ge=0, lt=1)

@@ -27,7 +27,7 @@ import numpy as np
 
 from vit_search.config.cost import memory_of_this_machine
 from vit_search.config.strict_json import parse
-from vit_search.config.trial import DATA_SETS, DataConfig
+from vit_search.config.trial import DATA_SETS, DataConfig, hashed
 from vit_search.data import image_folder
 from vit_search.data.image_folder import ImageFolder
 from vit_search.errors import DataError, TooLargeError
@@ -423,7 +423,7 @@ def _sha256(path: Path) -> str:
 def _key(config: DataConfig, hashes: Mapping[str, str], listing: ImageFolder | None) -> str:
     """The data hash: every byte of the source, every field of the config but its place, how it is read, and FORMAT."""
     digest = hashlib.sha256(f"format {FORMAT}\n".encode())
-    fields = {name: value for name, value in vars(config).items() if name != "path"}
+    fields = {name: value for name, value in hashed(DataConfig, vars(config)).items() if name != "path"}
     digest.update(json.dumps(fields, sort_keys=True).encode())
     if config.name == "digits":
         from importlib.metadata import version

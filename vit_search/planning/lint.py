@@ -298,6 +298,8 @@ _WITHOUT_EFFECT: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str, str]]
         "neither positions nor a class token are learned",
         "positions == 'learned'",
     ),
+    "momentum": (lambda v: v["optimizer"] == "adamw", "adamw has no momentum of its own", "optimizer != 'adamw'"),
+    "beta2": (lambda v: v["optimizer"] == "sgd", "sgd has no second moment", "optimizer != 'sgd'"),
     "rand_augment_ops": (lambda v: v["auto_augment"] != "rand_augment", "there is no rand_augment", "auto_augment == 'rand_augment'"),
     "rand_augment_magnitude": (lambda v: v["auto_augment"] != "rand_augment", "there is no rand_augment", "auto_augment == 'rand_augment'"),
 }

@@ -200,7 +200,7 @@ def work(config: TrialConfig) -> dict[str, float]:
     """What one training step consists of, by the field of Speed that prices it."""
     model, training = config.model, config.training
     batch, tokens = training.batch_size, model.tokens
-    cost = cost_of(model, math.ceil(batch / training.accumulation))
+    cost = cost_of(model, math.ceil(batch / training.accumulation), training.optimizer)
     return {
         "step_s": 1.0,
         "block_s": model.depth * training.accumulation,

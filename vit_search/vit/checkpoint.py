@@ -3,7 +3,7 @@
     checkpoint/
       config.json            trial config, normalisation, classes, history, sha256 of the two files below
       model.safetensors      weights and buffers as they are served: the average, where the training keeps one
-      optimiser.safetensors  AdamW's moments and steps, and the weights behind an average; absent from a model that is only served
+      optimiser.safetensors  what the optimizer keeps of each weight, and the weights behind an average; absent where it is only served
 
 Nothing in it is a pickle. While a trial runs the generation before stands beside it as `checkpoint.old`: `save` writes a
 new folder, swaps by renaming, and what is found damaged later is replaced by the old one.
@@ -43,6 +43,7 @@ from vit_search.vit.checkpoint_files import (
     weights_sha256,
 )
 from vit_search.vit.model import ViT, shapes
+from vit_search.vit.optimizers import state_of
 from vit_search.vit.training import Normalisation, Training, start
 
 __all__ = [
@@ -63,7 +64,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 WEIGHT = "weight"
-"""Key of a weight among the keys of AdamW's state."""
+"""Key of a weight among the keys of the optimizer's state."""
 
 
 @dataclass(frozen=True)
@@ -228,9 +229,12 @@ def _load_weights(folder: Path, model: ViT) -> None:
 
 
 def _optimiser_tensors(training: Training) -> dict[str, Tensor]:
-    names = {id(p): name for name, p in training.model.named_parameters()}
-    state = training.optimiser.state
-    tensors = {f"{names[id(p)]}/{key}": value for p, values in state.items() for key, value in values.items()}
+    tensors = {
+        f"{name}/{key}": value
+        for name, p in training.model.named_parameters()
+        for key, value in state_of(training.optimiser, p).items()
+        if value is not None
+    }
     if training.average is not None:
         tensors |= {f"{name}/{WEIGHT}": p.detach() for name, p in training.model.named_parameters()}
     return tensors
@@ -245,7 +249,7 @@ def _load_optimiser(training: Training, tensors: dict[str, Tensor]) -> None:
         if key == WEIGHT:
             parameters[name].data.copy_(value)
         else:
-            training.optimiser.state[parameters[name]][key] = value
+            state_of(training.optimiser, parameters[name])[key] = value
 
 
 def _difference(saved: TrialConfig, asked: TrialConfig) -> str:

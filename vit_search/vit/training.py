@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vit_search.config import shares
-from vit_search.config.cost import cost_of, in_units
+from vit_search.config.cost import Device, cost_of, in_units
 from vit_search.config.trial import EpochResult, TrainingConfig, TrialConfig
 from vit_search.data.batches import Split, StreamedSplit
 from vit_search.errors import OutOfMemoryError
@@ -25,7 +25,8 @@ from vit_search.seeds import derive_seed
 from vit_search.text import counted
 from vit_search.vit import augment
 from vit_search.vit.augment import Targets
-from vit_search.vit.model import ViT, decayed
+from vit_search.vit.model import ViT
+from vit_search.vit.optimizers import fill_state, make_optimizer
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Training:
     config: TrialConfig
     normalisation: Normalisation
     model: ViT
-    optimiser: torch.optim.AdamW
+    optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     """Keeps float16 gradients from vanishing; does nothing in any other precision."""
     average: ViT | None
@@ -94,15 +95,12 @@ def start(config: TrialConfig, normalisation: Normalisation, device: torch.devic
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "init"))
         model = ViT(config.model).to(device)
-    matrices, others = decayed(model)
-    groups = [{"params": matrices, "weight_decay": config.training.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=config.training.lr, betas=(0.9, config.training.beta2), fused=True)
     half = machine.autocast_type(config, torch.device(device))
     return Training(
         config=config,
         normalisation=normalisation,
         model=model,
-        optimiser=optimiser,
+        optimiser=make_optimizer(model, config.training),
         scaler=torch.amp.GradScaler(torch.device(device).type, enabled=half == torch.float16),
         average=None if config.training.ema_decay is None else copy.deepcopy(model).requires_grad_(False),
         accumulation=config.training.accumulation,
@@ -240,13 +238,11 @@ def compiled(mode: str) -> Callable[..., Tensor]:
 def _graphed(training: Training, size: int) -> Forward:
     """Forward and backward of one batch size, each replayed as one CUDA graph.
 
-    A graph keeps the memory of its activations for itself, so AdamW's moments are made before it.
+    A graph keeps the memory of its activations for itself, so what the optimizer keeps is made before it.
     """
     torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # gradients come from the stream of the capture
     for weight in training.model.parameters():
-        if weight not in training.optimiser.state:
-            moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
-            training.optimiser.state[weight] = {"step": torch.zeros((), device=weight.device), **moments}
+        fill_state(training.optimiser, weight)
     model = training.config.model
     sample = torch.zeros(size, model.in_channels, *model.image_size, device=training.device)
     twin = copy.copy(training.model)  # the same weights; graphing a module replaces its forward
@@ -290,7 +286,8 @@ def _memory_told(training: Training) -> str:
     config, device = training.config, training.device
     half = machine.autocast_type(config, device) is not None
     size = math.ceil(config.training.batch_size / training.accumulation)
-    need = cost_of(config.model, size, device="cuda" if device.type == "cuda" else "cpu", half=half).train_bytes
+    where: Device = "cuda" if device.type == "cuda" else "cpu"
+    need = cost_of(config.model, size, config.training.optimizer, device=where, half=half).train_bytes
     return f"{in_units(need)} predicted for {counted(size, 'image')}, {in_units(machine.free_bytes(device))} free"
 
 

@@ -1,0 +1,92 @@
+"""Makes the optimizer of a training. A new one is a function here, and a line in each of MAKERS and config/optimizers.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vit_search.config.trial import TrainingConfig
+from vit_search.vit.model import ViT, decayed
+
+Group = dict[str, Any]
+
+
+def make_optimizer(model: ViT, config: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimizer that a config asks for; weight decay holds for matrices alone, as `decayed` has them."""
+    matrices, others = decayed(model)
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return MAKERS[config.optimizer](model, groups, config)
+
+
+def adamw(model: ViT, groups: list[Group], config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101)."""
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
+
+
+def sgd(model: ViT, groups: list[Group], config: TrainingConfig) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with Nesterov's momentum."""
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+
+
+def muon(model: ViT, groups: list[Group], config: TrainingConfig) -> torch.optim.Optimizer:
+    """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) for the matrices of the blocks, AdamW for all other weights.
+
+    Its steps are scaled to the size of AdamW's (Liu et al. 2025, https://arxiv.org/abs/2502.16982), so that `lr` and `weight_decay` mean
+    the same for both.
+    """
+    hidden = {id(p) for name, p in model.named_parameters() if name.startswith("encoder.blocks.") and p.ndim == 2}
+    inside = [p for group in groups for p in group["params"] if id(p) in hidden]
+    outside = [group | {"params": [p for p in group["params"] if id(p) not in hidden]} for group in groups]
+    return Together(
+        torch.optim.Muon(inside, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, adjust_lr_fn="match_rms_adamw"),
+        adamw(model, outside, config),
+    )
+
+
+MAKERS: dict[str, Callable[[ViT, list[Group], TrainingConfig], torch.optim.Optimizer]] = {"adamw": adamw, "sgd": sgd, "muon": muon}
+"""By `training.optimizer` of a search file."""
+
+
+class Together(torch.optim.Optimizer):
+    """Several optimizers, each with weights of its own, as one."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.param_groups = [group for part in parts for group in part.param_groups]  # their own, so that a new lr reaches them
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """A step of all of them."""
+        for part in self.parts:
+            part.step()
+
+
+def state_of(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Tensor]:
+    """What an optimizer keeps of a weight; it may be changed. Empty before the weight's first step."""
+    state: dict[str, Tensor] = _owner(optimizer, weight).state[weight]
+    return state
+
+
+def fill_state(optimizer: torch.optim.Optimizer, weight: Tensor) -> None:
+    """Make what an optimizer keeps of a weight, as it makes it itself at the first step; nothing where it is there."""
+    state = state_of(optimizer, weight)
+    if state:
+        return
+    owner = _owner(optimizer, weight)
+    if isinstance(owner, torch.optim.AdamW):
+        state |= {
+            "step": torch.zeros((), device=weight.device),
+            "exp_avg": torch.zeros_like(weight),
+            "exp_avg_sq": torch.zeros_like(weight),
+        }
+    elif owner.defaults["momentum"]:
+        state["momentum_buffer"] = torch.zeros_like(weight)
+
+
+def _owner(optimizer: torch.optim.Optimizer, weight: Tensor) -> torch.optim.Optimizer:
+    parts = optimizer.parts if isinstance(optimizer, Together) else (optimizer,)
+    return next(part for part in parts if any(weight is own for group in part.param_groups for own in group["params"]))
