@@ -12,7 +12,7 @@ from vit_search.data.data_set import prepare
 from vit_search.ledger import searches
 from vit_search.promotion.finalists import Finalist, Retrained
 from vit_search.tracking.store import client_for
-from vit_search.vit import checkpoint, training
+from vit_search.vit import checkpoint, evaluation, training
 
 FILE = """
 name: tiny
@@ -62,7 +62,7 @@ def trained(home, store, search, *, data="{name: digits}", epochs=12, seeds=1, *
             training=TrainingConfig(epochs=epochs, batch_size=64, lr=params["lr"]),
             seed=(100 + number) * 1_000_003,
         )
-        state = training.start(config, training.Normalisation.of(prepared.mean, prepared.std))
+        state = training.start(config, evaluation.Normalisation.of(prepared.mean, prepared.std))
         results = list(training.fit(state, load_split(prepared, "train", "val"), load_split(prepared, "holdout")))
         place = folder / "trials" / f"{number:04d}" / "checkpoint"
         checkpoint.save(place, state, classes=prepared.classes, data_hash=prepared.data_hash, trained_on=("train", "val"))

@@ -121,6 +121,8 @@ class World:
     """Share of the epochs in which a trial loses its node."""
     outgrows: float = 0.0
     """Share of the trials that do not fit into less than a whole GPU."""
+    score: str = "val_macro_f1"
+    """What is reported beside accuracy and loss."""
 
     def step(self):
         """One thing happens. Returns: False once nothing is left to happen."""
@@ -159,7 +161,8 @@ class World:
             return
         height = chance("height", sorted(trial.params.items()))
         value = height * (1 - math.exp(-0.4 * epoch)) + 0.01 * chance(number, epoch)
-        driver.report(number, Epoch(result(epoch, value, val_loss=2 - value, peak=int(3e8 * (1 + height)))))
+        reported = result(epoch, value, val_loss=2 - value, peak=int(3e8 * (1 + height)))
+        driver.report(number, Epoch(dataclasses.replace(reported, scores={self.score: value})))
         if self.driver.trials[number].over:
             driver.released(number)
 

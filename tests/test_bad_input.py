@@ -276,7 +276,10 @@ BAD = [  # (what stands from line 5 on, the line, where and what was seen, the m
         "objectives: [{metric: val_accuracy, mode: max}]",
         5, "objectives.0.metric: val_accuracy is an objective already", "list each metric once.",
     ),
-    ("objectives: [" + ", ".join(f"{{metric: {m}}}" for m in search_file.COSTS) + "]", 5, "objectives: 4 entries", "give at most 3."),
+    (
+        "objectives: [{metric: params}, {metric: flops}, {metric: train_flops}, {metric: latency_ms}]",
+        5, "objectives: 4 entries", "give at most 3.",
+    ),
     ("stopping: none", 5, "stopping: 'none' will not do", "write a mapping, as {kind: none}"),
     ("sampler: bayes", 5, "sampler: 'bayes' will not do", "choose from auto, gp, tpe, cmaes, random, grid, qmc."),
     # samplers

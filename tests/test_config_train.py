@@ -20,7 +20,7 @@ from vit_search.planning.fixed_file import check_fixed, fixed_file
 from vit_search.registry.configuration import configuration
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
-from vit_search.vit import checkpoint, train_once, training
+from vit_search.vit import checkpoint, evaluation, train_once, training
 
 FIXED = "name: t\ndata: {name: digits, train_limit: 100}\ntrials: 1\nepochs: 1\nstopping: {kind: none}\nmodel: {dim: 16, depth: 1}\n"
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
@@ -42,7 +42,7 @@ def vit_search(home, *arguments):
 def trained(folder, config, trained_on=("train",), validated_on=("val",)):
     """As a trial trains."""
     data = prepare(config.data)
-    state = training.start(config, training.Normalisation.of(data.mean, data.std))
+    state = training.start(config, evaluation.Normalisation.of(data.mean, data.std))
     for _ in training.fit(state, load_split(data, *trained_on), load_split(data, *validated_on)):
         checkpoint.save(folder, state, classes=data.classes, data_hash=data.data_hash, trained_on=trained_on)
 

@@ -22,8 +22,9 @@ from vit_search.data.data_set import prepare
 from vit_search.errors import OutOfMemoryError
 from vit_search.runtime import machine
 from vit_search.vit import augment, calibrate, checkpoint, train_once
+from vit_search.vit.evaluation import Normalisation, evaluate
 from vit_search.vit.model import ViT
-from vit_search.vit.training import DivergedError, Normalisation, evaluate, fit, latency_ms, start
+from vit_search.vit.training import DivergedError, fit, latency_ms, start
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 

@@ -19,7 +19,7 @@ from vit_search.promotion.corruptions import corrupted
 from vit_search.promotion.evidence import Costs, Latency, OnImages, Parity, SideBySide
 from vit_search.promotion.policy import CORRUPTIONS
 from vit_search.tracking.model_package import RawPixels
-from vit_search.vit import checkpoint, training
+from vit_search.vit import checkpoint, evaluation, training
 
 
 def config(*, epochs=6, train_limit=600, seed=1, **model):
@@ -35,7 +35,7 @@ def config(*, epochs=6, train_limit=600, seed=1, **model):
 def untrained(folder, **model):
     """A model as it was initialised, and its checkpoint."""
     state = training.start(
-        config(**model), training.Normalisation.of((0.3,) * model.get("in_channels", 1), (0.4,) * model.get("in_channels", 1))
+        config(**model), evaluation.Normalisation.of((0.3,) * model.get("in_channels", 1), (0.4,) * model.get("in_channels", 1))
     )
     checkpoint.save(folder, state, classes=tuple("0123456789")[: model.get("num_classes", 10)], data_hash="h")
     return checkpoint.load_model(folder), folder
@@ -47,7 +47,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evidence") / "checkpoint"
     told = config(dim=32)
     data = prepare(told.data)
-    state = training.start(told, training.Normalisation.of(data.mean, data.std))
+    state = training.start(told, evaluation.Normalisation.of(data.mean, data.std))
     list(training.fit(state, load_split(data, "train"), load_split(data, "val")))
     checkpoint.save(folder, state, classes=data.classes, data_hash=data.data_hash)
     return checkpoint.load_model(folder), folder, data
@@ -74,7 +74,7 @@ def test_accuracy_and_loss_are_those_of_evaluate_to_the_last_digit(trained):
     served, _, data = trained
     for name in ("val", "test"):
         split = load_split(data, name)
-        found, expected = evidence.on_images(served, split), training.evaluate(served.model, split, served.normalisation)
+        found, expected = evidence.on_images(served, split), evaluation.evaluate(served.model, split, served.normalisation)
         assert found.loss == expected.loss
         assert np.float32(found.accuracy) == np.float32(expected.accuracy)  # evaluate's is the nearest float32
         assert (found.predictions == expected.predictions.numpy()).all()

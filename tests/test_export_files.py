@@ -20,7 +20,7 @@ from vit_search.promotion import export
 from vit_search.tracking import model_package
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
-from vit_search.vit import augment, checkpoint, training
+from vit_search.vit import augment, checkpoint, evaluation, training
 
 VIT_SEARCH = Path(sys.executable).with_name("vit-search")
 IMAGES = np.random.default_rng(7).integers(0, 256, (11, 8, 12, 3), np.uint8)
@@ -35,7 +35,7 @@ def trained(folder, **fields):
     """A checkpoint of a model of RGB images that are wider than high, one channel of which never changed."""
     model = {"image_size": (8, 12), "in_channels": 3, "num_classes": 2, "patch_size": 4, "dim": 16, "heads": 2, "depth": 2} | fields
     config = TrialConfig(data=DataConfig(name="digits"), model=ModelConfig(**model), training=TrainingConfig(epochs=1), seed=2)
-    state = training.start(config, training.Normalisation.of((0.4, 0.5, 0.6), (0.2, 0.3, 0.0)))
+    state = training.start(config, evaluation.Normalisation.of((0.4, 0.5, 0.6), (0.2, 0.3, 0.0)))
     checkpoint.save(folder, state, classes=("cat", "Hündin"), data_hash="h")
     return checkpoint.load_model(folder)
 

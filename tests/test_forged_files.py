@@ -22,7 +22,7 @@ from vit_search.ledger import ledger, searches
 from vit_search.ledger.ledger import Broke, Commanded, Ended, Infeasible, Launched, Ledger, Left, OutgrewShare, Proposed, Reported
 from vit_search.search import commands, control, search_folder
 from vit_search.text import code_block, markdown, one_line, plain
-from vit_search.vit import checkpoint, training
+from vit_search.vit import checkpoint, evaluation, training
 from vit_search.vit.checkpoint_files import describe, sha256_of, signed
 
 EVIL = "\x1b]0;x\x07\x1b[2J\u202e[/][bold red]<script>[a](javascript:x)\r\x9b`|"
@@ -306,7 +306,7 @@ def test_plain_text():
 def saved(folder, **model):
     shape = {"image_size": (8, 8), "in_channels": 1, "num_classes": 2, "patch_size": 4, "dim": 16, "heads": 2, "depth": 1}
     config = TrialConfig(data=DataConfig(name="digits"), model=ModelConfig(**shape | model), training=TrainingConfig(epochs=1), seed=1)
-    state = training.start(config, training.Normalisation.of((0.4,), (0.2,)))
+    state = training.start(config, evaluation.Normalisation.of((0.4,), (0.2,)))
     checkpoint.save(folder, state, classes=("cat", "dog"), data_hash="h")
     return folder
 

@@ -22,7 +22,7 @@ from vit_search.search.commands import Commands, Settings
 from vit_search.search.components import within
 from vit_search.search.gpu_sharing import ENOUGH, LEAST, MOST, Devices, GpuSharing, Nodes
 from vit_search.search.limits import Limits
-from vit_search.vit import training
+from vit_search.vit import evaluation, training
 
 GIB = 2**30
 FILE = """
@@ -287,7 +287,7 @@ def test_a_worker_holds_its_allocator_to_its_share_and_lets_go_for_the_next_tria
 
 def test_a_training_that_may_not_halve_its_micro_batch_says_so_at_once(monkeypatch):
     config = SPEC.trial_config({"batch_size": 256}, in_channels=1, num_classes=10, trial=0)
-    state = training.start(config, training.Normalisation.of((0.5,), (0.5,)))
+    state = training.start(config, evaluation.Normalisation.of((0.5,), (0.5,)))
     state.halves = False
     images = training.torch.zeros(256, 1, 8, 8)
     targets = training.augment.Targets(training.torch.zeros(256, dtype=training.torch.int64))

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from vit_search.tracking.model_package import CODE
+
 PACKAGE = Path(__file__).parents[1] / "vit_search"
 
 BASE = {"errors", "files", "text", "stats", "seeds"}
@@ -99,6 +101,21 @@ def test_every_room_says_what_it_is_for():
     for path in FILES:
         text = path.read_text()
         assert not text or (ast.get_docstring(ast.parse(text)) or "").strip(), path
+
+
+def test_a_model_is_sent_with_all_of_our_code_that_it_runs():
+    left, sent = [PACKAGE / "tracking" / "model_package.py", PACKAGE / "__init__.py"], set()
+    while left:
+        path = left.pop()
+        inside = path.relative_to(PACKAGE)
+        assert any(str(inside) == name or inside.parts[0] == name for name in CODE), f"{inside} is not sent"
+        sent.add(path)
+        for node in ast.parse(path.read_text()).body:  # what is imported inside a function belongs to other commands
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vit_search"):
+                folder = PACKAGE.joinpath(*node.module.split(".")[1:])
+                found = {folder / "__init__.py", folder.with_suffix(".py"), *(folder / f"{alias.name}.py" for alias in node.names)}
+                left += [other for other in found if other.is_file() and other not in sent]
+    assert len(sent) > 20
 
 
 def test_nothing_loads_a_pickle_or_runs_text():

@@ -22,7 +22,7 @@ from vit_search.serving import alias_follower, prediction
 from vit_search.tracking import model_files
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
-from vit_search.vit import checkpoint, training
+from vit_search.vit import checkpoint, evaluation, training
 from vit_search.vit.checkpoint_files import copy_for_serving, signed
 
 CONFIG, WEIGHTS = "artifacts/checkpoint/config.json", "artifacts/checkpoint/model.safetensors"
@@ -35,7 +35,7 @@ def trained(folder, seed):
         training=TrainingConfig(epochs=1),
         seed=seed,
     )
-    state = training.start(config, training.Normalisation.of((0.4,), (0.2,)))
+    state = training.start(config, evaluation.Normalisation.of((0.4,), (0.2,)))
     checkpoint.save(folder, state, classes=("cat", "dog"), data_hash="h")
     return folder
 

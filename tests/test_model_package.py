@@ -30,7 +30,7 @@ from vit_search.data.data_set import prepare, read_image, read_split
 from vit_search.serving import prediction
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.recorder import client_for
-from vit_search.vit import augment, checkpoint, training
+from vit_search.vit import augment, checkpoint, evaluation, training
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -60,7 +60,7 @@ def logged(tmp_path_factory):
         seed=1,
     )
     data = prepare(config.data)
-    state = training.start(config, training.Normalisation.of(data.mean, data.std))
+    state = training.start(config, evaluation.Normalisation.of(data.mean, data.std))
     list(training.fit(state, load_split(data, "train"), load_split(data, "val")))
     checkpoint.save(folder / "checkpoint", state, classes=data.classes, data_hash=data.data_hash)
     tracking_uri = f"sqlite:///{folder / 'mlruns.db'}"
@@ -171,7 +171,7 @@ def wide(logged):
         training=TrainingConfig(epochs=1),
         seed=2,
     )
-    state = training.start(config, training.Normalisation.of((0.4, 0.5, 0.6), (0.2, 0.3, 0.0)))
+    state = training.start(config, evaluation.Normalisation.of((0.4, 0.5, 0.6), (0.2, 0.3, 0.0)))
     checkpoint.save(folder / "wide", state, classes=("cat", "dog"), data_hash="h")
     client = client_for(tracking_uri)
     run = client.create_run(client.get_experiment_by_name("digits").experiment_id).info.run_id

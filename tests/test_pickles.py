@@ -25,7 +25,7 @@ from vit_search.runtime.pickles import REFUSED
 from vit_search.search import launch
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
-from vit_search.vit import checkpoint, checkpoint_files, training
+from vit_search.vit import checkpoint, checkpoint_files, evaluation, training
 
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -95,7 +95,7 @@ def home(tmp_path_factory):
         seed=0,
     )
     checkpoint.save(
-        home / "checkpoint", training.start(config, training.Normalisation.of((0.5,), (0.2,))), classes=("a", "b"), data_hash="h"
+        home / "checkpoint", training.start(config, evaluation.Normalisation.of((0.5,), (0.2,))), classes=("a", "b"), data_hash="h"
     )
     with mlflow.start_run() as run:
         pass

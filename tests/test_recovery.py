@@ -12,7 +12,7 @@ from vit_search.errors import SearchError, StorageError
 from vit_search.search import execution, recovery, trial
 from vit_search.search.messages import TrialOrder
 from vit_search.search.recovery import Patience, cause_of, in_words, nodes_to_avoid
-from vit_search.vit import checkpoint, training
+from vit_search.vit import checkpoint, evaluation, training
 
 DIED = "The actor died unexpectedly before finishing this task.\n\tclass_name: ImplicitFunc\n"
 PROCESS = DIED + "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR"
@@ -81,7 +81,7 @@ def begun(tmp_path):
     (tmp_path / "search.json").touch()
     model = ModelConfig(patch_size=4, dim=8, depth=1, heads=1, image_size=(8, 8), in_channels=1, num_classes=10)
     config = TrialConfig(data=DataConfig(name="digits"), model=model, training=TrainingConfig(epochs=1), seed=0)
-    state = training.start(config, training.Normalisation.of((0.0,), (1.0,), "cpu"), "cpu")
+    state = training.start(config, evaluation.Normalisation.of((0.0,), (1.0,), "cpu"), "cpu")
     return tmp_path / "trials" / "0000", state
 
 

@@ -24,7 +24,7 @@ from vit_search.registry import lock as locking
 from vit_search.registry import registry
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
-from vit_search.vit import checkpoint, training
+from vit_search.vit import checkpoint, evaluation, training
 
 SOURCE = "s3://nowhere/model"
 """Of versions whose files nobody reads."""
@@ -672,7 +672,7 @@ def loadable(tmp_path):
             training=TrainingConfig(epochs=1),
             seed=seed,
         )
-        state = training.start(config, training.Normalisation.of((0.4,), (0.2,)))
+        state = training.start(config, evaluation.Normalisation.of((0.4,), (0.2,)))
         checkpoint.save(tmp_path / f"checkpoint{seed}", state, classes=("even", "odd"), data_hash="h")
         run = client.create_run(experiment).info.run_id
         uri = log_model(tmp_path / f"checkpoint{seed}", run_id=run)

@@ -7,7 +7,7 @@ import pytest
 
 from vit_search import load_search
 from vit_search.config import search_file, strict_yaml
-from vit_search.config.trial import DIRECTIONS, METRICS
+from vit_search.config.metrics import METRICS, RANKING
 from vit_search.errors import SpecError
 
 ROOT = Path(__file__).parents[1]
@@ -105,15 +105,14 @@ def test_a_file_of_an_earlier_version_has_the_defaults_of_every_new_key():
 
 
 def test_every_metric_and_cost_has_one_direction():
-    assert set(DIRECTIONS) == set(search_file.OBJECTIVES)
-    assert {name for name, mode in DIRECTIONS.items() if mode == "max"} == {
-        "train_accuracy", "val_accuracy", "val_top5_accuracy", "images_per_s",
+    assert {name for name, metric in METRICS.items() if metric.mode == "max"} == {
+        "train_accuracy", "val_accuracy", "val_top5_accuracy", "val_macro_f1", "val_balanced_accuracy", "images_per_s",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", RANKING)
 def test_the_mode_follows_from_the_metric(metric):
-    right = DIRECTIONS[metric]
+    right = METRICS[metric].mode
     wrong = {"min": "max", "max": "min"}[right]
     assert search_file.parse(HEAD + f"metric: {metric}\n").mode == right
     assert search_file.parse(HEAD + f"metric: {metric}\nmode: {right}\n").mode == right
@@ -123,8 +122,8 @@ def test_the_mode_follows_from_the_metric(metric):
 
 @pytest.mark.parametrize("metric", [name for name in search_file.OBJECTIVES if name != "val_accuracy"])
 def test_the_mode_of_an_objective_follows_from_its_metric(metric):
-    assert search_file.parse(HEAD + f"objectives: [{{metric: {metric}}}]\n").objectives[0].mode == DIRECTIONS[metric]
-    wrong = {"min": "max", "max": "min"}[DIRECTIONS[metric]]
+    assert search_file.parse(HEAD + f"objectives: [{{metric: {metric}}}]\n").objectives[0].mode == METRICS[metric].mode
+    wrong = {"min": "max", "max": "min"}[METRICS[metric].mode]
     with pytest.raises(SpecError, match=rf"objectives\.0\.mode: {wrong} contradicts {metric}"):
         search_file.parse(HEAD + f"objectives: [{{metric: {metric}, mode: {wrong}}}]\n")
 

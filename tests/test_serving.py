@@ -38,7 +38,7 @@ from vit_search.serving.host_header import hosts_of
 from vit_search.serving.state import Version, read_state
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
-from vit_search.vit import augment, checkpoint, checkpoint_files, training
+from vit_search.vit import augment, checkpoint, checkpoint_files, evaluation, training
 
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
 CLASSES = tuple("0123456789")
@@ -89,7 +89,7 @@ class Registry:
             training=TrainingConfig(epochs=1),
             seed=seed,
         )
-        state = training.start(config, training.Normalisation.of((0.4,), (0.3,)))
+        state = training.start(config, evaluation.Normalisation.of((0.4,), (0.3,)))
         folder = self.home / f"seed-{seed}"
         checkpoint.save(folder, state, classes=CLASSES, data_hash="h")
         client = self.client

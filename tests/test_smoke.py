@@ -15,7 +15,7 @@ from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, Tri
 from vit_search.registry import smoke
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
-from vit_search.vit import checkpoint, training
+from vit_search.vit import checkpoint, evaluation, training
 
 
 def saved(folder, seed=1, channels=1, size=(8, 8), classes=tuple("0123456789"), **model):
@@ -26,7 +26,7 @@ def saved(folder, seed=1, channels=1, size=(8, 8), classes=tuple("0123456789"), 
         training=TrainingConfig(epochs=1),
         seed=seed,
     )
-    state = training.start(config, training.Normalisation.of((0.4,) * channels, (0.3,) * channels))
+    state = training.start(config, evaluation.Normalisation.of((0.4,) * channels, (0.3,) * channels))
     checkpoint.save(folder, state, classes=classes, data_hash="h")
     return folder
 

@@ -22,7 +22,8 @@ from vit_search.data.batches import Split, StreamedSplit, load_split
 from vit_search.data.data_set import prepare, read_split
 from vit_search.errors import DataError
 from vit_search.vit import checkpoint
-from vit_search.vit.training import Normalisation, evaluate, fit, start
+from vit_search.vit.evaluation import Normalisation, evaluate
+from vit_search.vit.training import fit, start
 
 SPLITS = ("train", "val", "test")
 

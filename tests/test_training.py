@@ -12,7 +12,8 @@ from vit_search.data.batches import Split
 from vit_search.data.data_set import prepare, read_split
 from vit_search.errors import CheckpointError, DamagedCheckpointError
 from vit_search.vit import augment, checkpoint, training
-from vit_search.vit.training import Normalisation, fit, latency_ms, lr_at, start
+from vit_search.vit.evaluation import Normalisation
+from vit_search.vit.training import fit, latency_ms, lr_at, start
 
 CONFIG = TrialConfig(
     data=DataConfig(name="digits", train_limit=200),

@@ -20,9 +20,10 @@ from vit_search.data.batches import Split
 from vit_search.data.data_set import prepare, read_split
 from vit_search.runtime import machine
 from vit_search.vit import augment, checkpoint, training
+from vit_search.vit.evaluation import Normalisation, evaluate
 from vit_search.vit.model import ViT
 from vit_search.vit.optimizers import state_of
-from vit_search.vit.training import DivergedError, Normalisation, evaluate, fit, lr_at, start
+from vit_search.vit.training import DivergedError, fit, lr_at, start
 
 HALF = "bfloat16" if machine.native_bfloat16(torch.device("cpu")) else "float32"
 
@@ -500,7 +501,8 @@ from vit_search.errors import OutOfMemoryError
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.config.cost import cost_of, in_units
 from vit_search.data.batches import Split
-from vit_search.vit.training import Normalisation, fit, start
+from vit_search.vit.training import fit, start
+from vit_search.vit.evaluation import Normalisation
 
 model = ModelConfig(image_size=(32, 32), in_channels=3, num_classes=10, patch_size=4, dim=16, heads=1, depth=2, mlp_dim=1024)
 def config(batch_size):

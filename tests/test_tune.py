@@ -1,5 +1,6 @@
 """What Tune is told: the driver's orders and decisions in its own terms."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,13 @@ class TunesTrial:
 
 
 @pytest.mark.parametrize(
-    "report", [Epoch(result(1, 0.5), {"system/cpu": 1.0}), Waiting("full"), Outgrown("no room"), Failed("failed", "no")]
+    "report",
+    [
+        Epoch(dataclasses.replace(result(1, 0.5), scores={"val_macro_f1": 0.4}), {"system/cpu": 1.0}),
+        Waiting("full"),
+        Outgrown("no room"),
+        Failed("failed", "no"),
+    ],
 )
 def test_a_report_and_an_order_come_back_as_they_were_among_what_tune_adds(report):
     assert decode(encode(3, report) | {"training_iteration": 1, "config/trial": 3}) == report

@@ -1315,7 +1315,7 @@ def train(
     for result in train_once.train(spec, config, data, folder):
         if done:
             continue
-        value = getattr(result, spec.metric)
+        value = result.value(spec.metric)
         shown = f"{spec.metric} {value:.4f}" if value is not None else ""
         took = _seconds(result.seconds)
         out.print(f"epoch {result.epoch:3d} of {spec.epochs}  {shown}  train_loss {result.train_loss:.4f}  {took}", soft_wrap=True)

@@ -346,7 +346,7 @@ def _told(event: Event, metric: str, named: bool) -> str:
         return f"not run: {event.reason}"
     if isinstance(event, ledger.Reported):
         result = event.result
-        value = getattr(result, metric)
+        value = result.value(metric)
         shown = "" if value is None or metric == "train_loss" else f", {metric} {value:.4f}"
         return f"{trial}epoch {result.epoch}: train_loss {result.train_loss:.4f}{shown}, {result.seconds:.2f} s"
     if isinstance(event, ledger.Ended):

@@ -44,7 +44,8 @@ from torchvision import transforms
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.data.batches import load_split
 from vit_search.data.data_set import DataSet, prepare
-from vit_search.vit.training import Normalisation, fit, start
+from vit_search.vit.evaluation import Normalisation
+from vit_search.vit.training import fit, start
 
 SHAPES = {
     f"p{patch_size}": ModelConfig(image_size=(28, 28), in_channels=1, num_classes=10, patch_size=patch_size, dim=64, depth=3, heads=4)

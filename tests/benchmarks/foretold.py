@@ -25,7 +25,7 @@ from vit_search.data.batches import load_split
 from vit_search.data.data_set import DataSet, prepare
 from vit_search.planning.plan import epoch_seconds, images_of
 from vit_search.runtime.worker_env import WORKER_ENV
-from vit_search.vit import calibrate, checkpoint, training
+from vit_search.vit import calibrate, checkpoint, evaluation, training
 
 
 def drawn(spec: SearchSpec, data: DataSet, count: int, seed: int) -> list[TrialConfig]:
@@ -42,7 +42,7 @@ def drawn(spec: SearchSpec, data: DataSet, count: int, seed: int) -> list[TrialC
 def epoch_of(config: TrialConfig, data: DataSet) -> float:
     """Wall seconds of the second epoch, its checkpoint included."""
     train, val = load_split(data, "train"), load_split(data, "val")
-    state = training.start(config, training.Normalisation.of(data.mean, data.std))
+    state = training.start(config, evaluation.Normalisation.of(data.mean, data.std))
     run = training.fit(state, train, val)
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(2):

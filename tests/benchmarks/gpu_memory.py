@@ -34,7 +34,8 @@ from vit_search.data.batches import Split
 from vit_search.runtime import machine
 from vit_search.vit import augment
 from vit_search.vit.calibrate import proposals
-from vit_search.vit.training import Normalisation, evaluate, start, train_step
+from vit_search.vit.evaluation import Normalisation, evaluate
+from vit_search.vit.training import start, train_step
 
 SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
 MIB = 2**20

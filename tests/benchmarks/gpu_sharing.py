@@ -30,7 +30,8 @@ from vit_search.config.cost import cost_of
 from vit_search.config.trial import DataConfig, EpochResult, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.data.batches import Split
 from vit_search.runtime.machine import autocast_type
-from vit_search.vit.training import Normalisation, fit, start
+from vit_search.vit.evaluation import Normalisation
+from vit_search.vit.training import fit, start
 
 STEPS, BATCH = 10, 128
 

@@ -56,7 +56,7 @@ from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, Tri
 from vit_search.registry import smoke
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
-from vit_search.vit import checkpoint, training
+from vit_search.vit import checkpoint, evaluation, training
 
 BIN = Path(sys.executable).parent
 CONCURRENCIES = (1, 8, 32)
@@ -87,7 +87,7 @@ def make(home: Path, uri: str, name: str, versions: int) -> bytes:
     for seed in range(1, versions + 1):
         config = TrialConfig(data=DataConfig(name="digits"), model=model, training=TrainingConfig(epochs=1), seed=seed)
         folder = home / f"{name}-{seed}"
-        state = training.start(config, training.Normalisation.of((0.4,), (0.3,)))
+        state = training.start(config, evaluation.Normalisation.of((0.4,), (0.3,)))
         checkpoint.save(folder, state, classes=tuple("0123456789"), data_hash="h")
         run = client.create_run(experiment).info.run_id
         client.set_terminated(run)

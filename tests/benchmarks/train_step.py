@@ -37,7 +37,8 @@ from torch.nn import functional as F
 from vit_search.config.cost import cost_of
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.vit.augment import Targets
-from vit_search.vit.training import Normalisation, start, train_step
+from vit_search.vit.evaluation import Normalisation
+from vit_search.vit.training import start, train_step
 
 SHAPES: dict[str, tuple[ModelConfig, int, int]] = {
     "digits": (ModelConfig(image_size=(8, 8), in_channels=3, num_classes=10, patch_size=2, dim=64, depth=4, heads=4, mlp_ratio=2), 64, 20),

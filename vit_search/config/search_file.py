@@ -12,18 +12,14 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, S
 
 from vit_search.config import presets, strict_yaml
 from vit_search.config.cost import memory_of_this_machine
+from vit_search.config.metrics import METRICS, RANKING, Direction
 from vit_search.config.shares import SMALLEST
 from vit_search.config.space import FORMS, FloatRange, IntRange, Space, Value, path_of, section
 from vit_search.config.trial import (
     DATA_SETS,
-    DIRECTIONS,
-    FRACTIONS,
     FROM_DATA,
-    LEAST_CLASSES,
-    METRICS,
     SHAPES,
     DataConfig,
-    Direction,
     ModelConfig,
     TrainingConfig,
     TrialConfig,
@@ -48,7 +44,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 COSTS = ("params", "flops", "train_flops", "latency_ms")
 """What a model costs, as an objective."""
 
-OBJECTIVES = (*METRICS, *COSTS)
+OBJECTIVES = tuple(METRICS)
 """What can be an objective beside the metric."""
 
 TRIALS_APART = 1_000_003
@@ -67,7 +63,7 @@ def _with_direction(values: Any) -> Any:
     if not isinstance(values, dict) or "mode" in values:
         return values
     metric = values.get("metric", "val_accuracy")
-    return {**values, "mode": DIRECTIONS[metric]} if isinstance(metric, str) and metric in DIRECTIONS else values
+    return {**values, "mode": METRICS[metric].mode} if isinstance(metric, str) and metric in METRICS else values
 
 
 def _with_grace(values: Any) -> Any:
@@ -82,10 +78,10 @@ def _with_grace(values: Any) -> Any:
 
 
 def _check_direction(metric: str, mode: str) -> None:
-    if mode != DIRECTIONS[metric]:
-        better = "smaller" if DIRECTIONS[metric] == "min" else "larger"
+    if mode != METRICS[metric].mode:
+        better = "smaller" if METRICS[metric].mode == "min" else "larger"
         raise ValueError(
-            f"@mode@{mode} contradicts {metric}, of which a {better} value is better; drop the key, or write {DIRECTIONS[metric]}"
+            f"@mode@{mode} contradicts {metric}, of which a {better} value is better; drop the key, or write {METRICS[metric].mode}"
         )
 
 
@@ -196,7 +192,7 @@ def check_target(target: float, metric: str, where: str) -> None:
 
     Raises: SpecError.
     """
-    if metric in FRACTIONS and not 0 <= target <= 1:
+    if METRICS[metric].fraction and not 0 <= target <= 1:
         mend = f"write {target / 100:g}" if 1 < target <= 100 else "give a value in it"
         raise SpecError(f"{where}: {target:g} cannot be reached, since {metric} is a fraction in [0, 1]; {mend}.")
 
@@ -208,7 +204,7 @@ class SearchSpec(_Part):
     """Letters, digits, `.`, `_` and `-`; searches, the MLflow experiment and the registered model are named after it."""
     data: DataSection
     """Which images, and how they are split."""
-    metric: Literal[METRICS] = "val_accuracy"  # type: ignore[valid-type]
+    metric: Literal[RANKING] = "val_accuracy"  # type: ignore[valid-type]
     """What trials are ranked by, at their last epoch."""
     mode: Direction = "max"
     """Whether a smaller or a larger metric is better. It follows from the metric; leave it out."""
@@ -357,7 +353,7 @@ class SearchSpec(_Part):
         """
         goals = [("metric", self.metric), *((f"objectives.{i}.metric", goal.metric) for i, goal in enumerate(self.objectives))]
         for key, metric in goals:
-            least = LEAST_CLASSES.get(metric, 0)
+            least = METRICS[metric].least_classes
             if classes < least:
                 raise SpecError(
                     f"{key}: {metric} needs at least {least} classes, and the data has {classes}; choose val_accuracy or val_loss."

@@ -285,7 +285,7 @@ class TrialConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
-    """What one epoch of training gave. A search's metric is one of these fields."""
+    """What one epoch of training gave."""
 
     epoch: Annotated[int, (1, 100_000)]
     """1 for the first."""
@@ -307,34 +307,13 @@ class EpochResult:
     """Peak of the device's allocator on CUDA; the process's peak resident size on CPU."""
     latency_ms: Annotated[float, (0, 1e12)] | None = None
     """Median time to classify one image, where a search has it as an objective."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """Further metrics, by their names; see vit/evaluation.py. Empty in results of versions before 0.3."""
 
-
-Direction = Literal["min", "max"]
-
-DIRECTIONS: dict[str, Direction] = {
-    "train_loss": "min",
-    "train_accuracy": "max",
-    "val_loss": "min",
-    "val_accuracy": "max",
-    "val_top5_accuracy": "max",
-    "images_per_s": "max",
-    "seconds": "min",
-    "peak_memory_bytes": "min",
-    "params": "min",
-    "flops": "min",
-    "train_flops": "min",
-    "latency_ms": "min",
-}
-"""Whether a smaller or a larger value of a metric, or of a model's cost, is better. A search file's `mode` follows from it."""
-
-METRICS = tuple(f.name for f in dataclasses.fields(EpochResult) if f.name not in ("epoch", "lr", "latency_ms"))
-"""What a search can optimise."""
-
-FRACTIONS = tuple(name for name in METRICS if name.endswith("accuracy"))
-"""Metrics that are fractions in [0, 1]."""
-
-LEAST_CLASSES = {"val_top5_accuracy": 5}
-"""Metrics that are measured only with so many classes or more."""
+    def value(self, metric: str) -> float | None:
+        """A metric's value; None where this epoch has none."""
+        value = self.scores[metric] if metric in self.scores else getattr(self, metric, None)
+        return None if value is None else float(value)
 
 
 FROM_DATA = ("image_size", "in_channels", "num_classes")

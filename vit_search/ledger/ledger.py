@@ -168,12 +168,12 @@ class Trial:
 
     def best_value(self, metric: str, mode: str) -> float | None:
         """The metric at its best epoch; None where it never was a number."""
-        values = [value for result in self.results if (value := getattr(result, metric)) is not None and math.isfinite(value)]
+        values = [value for result in self.results if (value := result.value(metric)) is not None and math.isfinite(value)]
         return (max(values) if mode == "max" else min(values)) if values else None
 
     def value(self, metric: str) -> float | None:
         """The metric at the last epoch; None before the first, or where it is not a number."""
-        value = getattr(self.results[-1], metric) if self.results else None
+        value = self.results[-1].value(metric) if self.results else None
         return None if value is None or not math.isfinite(value) else float(value)
 
 

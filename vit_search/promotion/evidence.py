@@ -33,7 +33,7 @@ from vit_search.stats import wilson
 from vit_search.tracking.model_package import RawPixels, exported
 from vit_search.vit import augment, checkpoint
 from vit_search.vit.checkpoint import ServedModel
-from vit_search.vit.training import EVALUATED_AT_ONCE
+from vit_search.vit.evaluation import EVALUATED_AT_ONCE
 
 Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]

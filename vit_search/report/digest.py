@@ -13,6 +13,7 @@ from statistics import NormalDist, fmean
 from typing import Any
 
 from vit_search.config.cost import Cost
+from vit_search.config.metrics import METRICS
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.space import Space
 from vit_search.config.strict_json import parse
@@ -27,9 +28,6 @@ from vit_search.planning.rungs import boundaries, levels
 from vit_search.stats import wilson
 
 OUTCOMES = ("completed", "stopped", "diverged", "failed", "interrupted", "running", "held", "waiting")
-
-VALIDATED = ("val_accuracy", "val_top5_accuracy")
-"""Metrics that are a share of the validation images, so that chance can be told from worth."""
 
 SURE = 0.05
 """Two trials are told apart where chance alone would part them so far this seldom."""
@@ -264,7 +262,7 @@ def _winner(order: Sequence[Trial], spec: SearchSpec, images: int | None) -> Win
     value = None if first is None or not sound(first, spec.metric) else first.value(spec.metric)
     if first is None or value is None:
         return None
-    told = images if spec.metric in VALIDATED else None
+    told = images if METRICS[spec.metric].of_images else None
     others = [(t, v) for t in order[1:] if t.outcome == "completed" and (v := t.value(spec.metric)) is not None]
     rivals = tuple(Rival(t, v, apart(value, v, told) if told else None) for t, v in others)
     near = [value, *(rival.value for rival in rivals if rival.alike)]

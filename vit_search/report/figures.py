@@ -135,7 +135,7 @@ def curves(digests: Sequence[Digest]) -> Picture:
         for (trials, name, opacity, width, dash), colour in zip(groups, colours, strict=True):
             if trials:
                 x, y, who = _joined(
-                    ([r.epoch for r in t.results], [_finite(getattr(r, d.metric)) for r in t.results], t.number) for t in trials
+                    ([r.epoch for r in t.results], [_finite(r.value(d.metric)) for r in t.results], t.number) for t in trials
                 )
                 line = {"color": colour, "width": width, "dash": dash}
                 data.append(

@@ -14,11 +14,12 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from vit_search.config.cost import in_time
+from vit_search.config.metrics import METRICS
 from vit_search.errors import SearchError
 from vit_search.files import write_whole
 from vit_search.ledger.ledger import Trial
 from vit_search.report import figures, importance, page
-from vit_search.report.digest import SURE, VALIDATED, Digest, Winner, apart, digest
+from vit_search.report.digest import SURE, Digest, Winner, apart, digest
 from vit_search.report.importance import Importance
 from vit_search.report.page import Code, Page, Row, Section, Table, Text
 from vit_search.text import counted
@@ -169,7 +170,7 @@ def _winner(d: Digest) -> list[page.Block]:
             f"95 % interval of its share of right answers on the {w.images:,} validation images: {low:.4f} to {high:.4f} (Wilson), "
             "as if it had been chosen without looking at them."
         ))  # fmt: skip
-    elif d.metric in VALIDATED:
+    elif METRICS[d.metric].of_images:
         blocks.append(Text("The number of validation images is unknown here, so there is no interval."))
     else:
         blocks.append(Text(f"{d.metric} is no share of the validation images, so no interval follows from their number."))

@@ -90,11 +90,16 @@ class Failed:
 
 Report = Epoch | Waiting | Outgrown | Failed
 
+SCORE = "score/"
+"""Before the names of an epoch's further metrics in Tune's result."""
+
 
 def encode(trial: int, report: Report) -> dict[str, Any]:
     """A report as one of Tune's results."""
     if isinstance(report, Epoch):
-        return {"trial": trial, **asdict(report.result), **report.system}
+        values = asdict(report.result)
+        scores = {SCORE + name: value for name, value in values.pop("scores").items()}  # Tune wants no dictionary in a result
+        return {"trial": trial, **values, **scores, **report.system}
     if isinstance(report, Failed):
         return {"trial": trial, "failure": report.outcome, "reason": report.reason}
     return {"trial": trial, "waiting" if isinstance(report, Waiting) else "outgrown": report.reason}
@@ -108,7 +113,8 @@ def decode(result: Mapping[str, Any]) -> Report:
         return Waiting(result["waiting"])
     if "outgrown" in result:
         return Outgrown(result["outgrown"])
-    epoch = EpochResult(**{f.name: result[f.name] for f in fields(EpochResult)})
+    scores = {name.removeprefix(SCORE): value for name, value in result.items() if name.startswith(SCORE)}
+    epoch = EpochResult(**{f.name: result[f.name] for f in fields(EpochResult) if f.name != "scores"}, scores=scores)
     return Epoch(epoch, {name: value for name, value in result.items() if name.startswith("system/")})
 
 

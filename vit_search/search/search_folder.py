@@ -84,7 +84,7 @@ def read_lessons(spec: SearchSpec, output: Path) -> list[tuple[dict[str, Value],
     for name in spec.learn_from:
         trials = read_trials(searches.find(output, name) / "ledger.jsonl")
         for trial in trials:
-            values = {result.epoch: getattr(result, spec.metric) for result in trial.results}
+            values = {result.epoch: result.value(spec.metric) for result in trial.results}
             known = {epoch: value for epoch, value in values.items() if value is not None and math.isfinite(value)}
             if trial.over and known:
                 lessons.append((trial.params, known, trial.outcome))

@@ -29,7 +29,7 @@ from vit_search.files import write_whole
 from vit_search.runtime import machine
 from vit_search.search.messages import Epoch, Failed, Outgrown, Report, TrialOrder, Waiting, encode
 from vit_search.search.usage import Meter
-from vit_search.vit import checkpoint, training
+from vit_search.vit import checkpoint, evaluation, training
 
 _log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def _train(order: TrialOrder) -> None:
     train, val = _patiently(order, lambda: [_split(data, names, device, order.decoders) for names in splits], PAUSES_S[:3])
     state = _patiently(order, lambda: _where_it_stood(folder, config, device))
     if state is None:
-        state = training.start(config, training.Normalisation.of(data.mean, data.std, device), device)
+        state = training.start(config, evaluation.Normalisation.of(data.mean, data.std, device), device)
     state.halves = order.halves
     state.accumulation = max(state.accumulation, config.training.accumulation * 2**order.halvings)
     for result in state.history:

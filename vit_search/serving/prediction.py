@@ -67,7 +67,7 @@ def classify(folder: Path, images: Sequence[Path], *, source: str) -> list[Predi
 
     from vit_search.data.data_set import read_images
     from vit_search.vit import augment, checkpoint
-    from vit_search.vit.training import EVALUATED_AT_ONCE
+    from vit_search.vit.evaluation import EVALUATED_AT_ONCE
 
     served = checkpoint.load_model(folder)
     pixels = torch.from_numpy(read_images(images, served.config.model.image_size, served.config.model.in_channels, source=source))

@@ -42,12 +42,23 @@ from vit_search.data.requests import pixels_of
 from vit_search.errors import DataError
 from vit_search.tracking import model_files
 from vit_search.vit import augment, checkpoint
-from vit_search.vit.training import EVALUATED_AT_ONCE
+from vit_search.vit.evaluation import EVALUATED_AT_ONCE
 
 IMAGE = "image"
 """The input's name: the column of a DataFrame."""
 
-CODE = ("__init__.py", "errors.py", "spec", "vit", "tracking/__init__.py", "tracking/model_files.py", "tracking/model_package.py")
+CODE = (
+    "__init__.py",
+    "errors.py",
+    "files.py",
+    "seeds.py",
+    "text.py",
+    "config",
+    "data",
+    "vit",
+    *(f"runtime/{name}.py" for name in ("__init__", "machine", "pickles", "torch_import")),
+    *(f"tracking/{name}.py" for name in ("__init__", "model_files", "model_package")),
+)
 """What of this package a served model runs; nothing in it imports ray or optuna."""
 
 REQUIREMENTS = ("torch", "torchvision", "einops", "safetensors", "numpy", "pandas", "pillow", "pyyaml")

@@ -699,7 +699,7 @@ class Recorder:
         at = {report.result.epoch: int(report.at * 1000) for report in reports}
         best_yet, points = -math.inf, []
         for result in trial.results:
-            value = getattr(result, metric)
+            value = result.value(metric)
             if value is not None and math.isfinite(value) and sign * value > best_yet:
                 best_yet = sign * value
                 if result.epoch in at:
@@ -919,5 +919,6 @@ def _not_there() -> Iterator[None]:
 
 def _points(event: Reported) -> list[Metric]:
     at = int(event.at * 1000)
-    values = {f.name: getattr(event.result, f.name) for f in fields(EpochResult) if f.name != "epoch"} | event.system
+    values = {f.name: getattr(event.result, f.name) for f in fields(EpochResult) if f.name not in ("epoch", "scores")}
+    values |= event.result.scores | event.system
     return [Metric(name, float(value), at, event.result.epoch) for name, value in values.items() if value is not None]

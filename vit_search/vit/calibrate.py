@@ -36,7 +36,7 @@ from vit_search.planning.plan import EVALUATED_AT_ONCE, Speed, evaluation_second
 from vit_search.runtime import machine
 from vit_search.runtime.worker_env import WORKER_ENV
 from vit_search.text import counted
-from vit_search.vit import checkpoint, training
+from vit_search.vit import checkpoint, evaluation, training
 
 MODELS = 9
 """Proposals that are measured."""
@@ -235,9 +235,9 @@ def _bounded(config: TrialConfig, flops: float) -> TrialConfig:
     return dataclasses.replace(config, training=told)
 
 
-def _plain(config: TrialConfig, device: str) -> training.Normalisation:
+def _plain(config: TrialConfig, device: str) -> evaluation.Normalisation:
     channels = config.model.in_channels
-    return training.Normalisation.of((0.5,) * channels, (0.25,) * channels, device)
+    return evaluation.Normalisation.of((0.5,) * channels, (0.25,) * channels, device)
 
 
 def _made_up(config: TrialConfig, count: int, generator: torch.Generator, device: str) -> Split:

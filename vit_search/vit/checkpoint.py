@@ -42,9 +42,10 @@ from vit_search.vit.checkpoint_files import (
     trial_config,
     weights_sha256,
 )
+from vit_search.vit.evaluation import Normalisation
 from vit_search.vit.model import ViT, shapes
 from vit_search.vit.optimizers import state_of
-from vit_search.vit.training import Normalisation, Training, start
+from vit_search.vit.training import Training, start
 
 __all__ = [
     "CONFIG",

@@ -15,7 +15,7 @@ from vit_search.data.batches import load_split
 from vit_search.data.data_set import TRAINED_AND_VALIDATED_ON, DataSet
 from vit_search.errors import CheckpointError, SearchError, SpecError
 from vit_search.files import write_whole
-from vit_search.vit import checkpoint, training
+from vit_search.vit import checkpoint, evaluation, training
 from vit_search.vit.checkpoint_files import describe
 
 FILE = "search.yaml"
@@ -73,7 +73,7 @@ def _where_it_stood(folder: Path, config: TrialConfig, data: DataSet, trained_on
     if not checkpoint.exists(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise CheckpointError(f"{folder}: holds something that is no checkpoint; name another folder with --output.")
-        return training.start(config, training.Normalisation.of(data.mean, data.std, device), device)
+        return training.start(config, evaluation.Normalisation.of(data.mean, data.std, device), device)
     try:
         state = checkpoint.load_training(folder, config, device)
     except CheckpointError as error:

@@ -25,6 +25,7 @@ from vit_search.seeds import derive_seed
 from vit_search.text import counted
 from vit_search.vit import augment
 from vit_search.vit.augment import Targets
+from vit_search.vit.evaluation import EVALUATED_AT_ONCE, Evaluation, Normalisation, evaluate
 from vit_search.vit.model import ViT
 from vit_search.vit.optimizers import fill_state, make_optimizer
 
@@ -39,19 +40,6 @@ Forward = Callable[[Tensor], Tensor]
 
 class DivergedError(RuntimeError):
     """The loss or a metric became NaN or infinite; the message says where."""
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """Mean and deviation of the training images per channel, on the scale 0 to 1; each (channels,)."""
-
-    mean: Tensor
-    std: Tensor
-
-    @staticmethod
-    def of(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str = "cpu") -> Normalisation:
-        """From plain numbers; a channel that never changes is divided by 1."""
-        return Normalisation(torch.tensor(mean, device=device), torch.tensor([s or 1.0 for s in std], device=device))
 
 
 @dataclass
@@ -181,6 +169,7 @@ def _train_epoch(training: Training, train: Split | StreamedSplit, val: Split | 
         images_per_s=count / (trained - began),
         seconds=time.perf_counter() - began,
         peak_memory_bytes=machine.peak_memory(device),
+        scores=evaluation.scores,
     )
 
 
@@ -354,45 +343,6 @@ def _evaluate_in_memory(training: Training, val: Split | StreamedSplit) -> Evalu
             if size == 1:
                 raise OutOfMemoryError(f"validation did not fit into memory: {_memory_told(training)}; lower dim.") from None
         size //= 2
-
-
-EVALUATED_AT_ONCE = 128
-"""Images of a batch in evaluation on a CPU: with 512, whose activations leave its caches, it takes 1.1 to 1.2 times as long."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a model does on one split."""
-
-    loss: float
-    """Mean cross-entropy in nats, without label smoothing."""
-    accuracy: float
-    top5_accuracy: float | None
-    """None with fewer than 5 classes."""
-    predictions: Tensor
-    """(n,), int64, on the CPU."""
-
-
-@torch.inference_mode()
-def evaluate(model: ViT, split: Split | StreamedSplit, normalisation: Normalisation, batch_size: int = EVALUATED_AT_ONCE) -> Evaluation:
-    """Loss and accuracy of a model on a whole split, in eval mode and in float32, as it is served."""
-    model.eval()
-    logits_of: list[Tensor] = []
-    labels_of: list[Tensor] = []
-    for images, labels in split.batches(torch.arange(len(split)).split(batch_size)):
-        logits_of.append(model(augment.normalise(images, normalisation.mean, normalisation.std)))
-        labels_of.append(labels)
-    logits, labels = torch.cat(logits_of), torch.cat(labels_of)
-    predictions = logits.argmax(1)
-    top5 = None
-    if logits.shape[1] >= 5:
-        top5 = float((logits.topk(5).indices == labels[:, None]).any(1).float().mean())
-    return Evaluation(
-        loss=float(F.cross_entropy(logits, labels)),
-        accuracy=float((predictions == labels).float().mean()),
-        top5_accuracy=top5,
-        predictions=predictions.cpu(),
-    )
 
 
 @torch.inference_mode()

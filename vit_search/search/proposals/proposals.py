@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import optuna
 
+from vit_search.config.metrics import RANKING
 from vit_search.config.space import Space, Value
-from vit_search.config.trial import METRICS, EpochResult
+from vit_search.config.trial import EpochResult
 from vit_search.errors import SpecError
 from vit_search.ledger.ledger import Commanded, Ended, Event, Infeasible, Proposed, Reported
 from vit_search.search.proposals.history import SHOWN, Goal, History, Params, Past, State, params_key
@@ -40,7 +41,7 @@ class ProposalOptions:
     """What the proposals of a search follow from, besides its events."""
 
     metric: str
-    """A field of EpochResult."""
+    """A key of METRICS."""
     mode: str
     """"min" or "max"."""
     epochs: int
@@ -201,11 +202,11 @@ class Proposals:
             self._queue.remove(point)
 
     def _apply_report(self, trial: int, result: EpochResult) -> None:
-        value, past = getattr(result, self._options.metric), self._past(trial)
+        value, past = result.value(self._options.metric), self._past(trial)
         if value is None or not math.isfinite(value):
             return
         if result.epoch not in past.values:
-            goals = {goal.metric: getattr(result, goal.metric, None) for goal in self._options.goals}
+            goals = {goal.metric: result.value(goal.metric) for goal in self._options.goals}
             past.others |= {name: float(v) for name, v in goals.items() if v is not None and math.isfinite(v)}
         self.history.report(self._indices[trial], result.epoch, float(value))
 
@@ -214,7 +215,7 @@ class Proposals:
 
     def _costs(self, params: Mapping[str, Value]) -> dict[str, float]:
         """What a model costs, as far as that is an objective."""
-        if all(goal.metric in METRICS for goal in self._options.goals):
+        if all(goal.metric in RANKING for goal in self._options.goals):
             return {}
         cost = self._space.cost(params)
         return {"params": float(cost.params), "flops": float(cost.forward_flops), "train_flops": float(cost.train_flops)}

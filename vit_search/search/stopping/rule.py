@@ -67,7 +67,7 @@ class StoppingRule(ABC):
         if isinstance(event, Proposed) and self.options.boundaries:
             self._groups[event.trial] = bisect.bisect_right(self.options.boundaries, self._train_flops(event.params))
         elif isinstance(event, Reported):
-            self._apply_value(event.trial, event.result.epoch, getattr(event.result, self.options.metric))
+            self._apply_value(event.trial, event.result.epoch, event.result.value(self.options.metric))
         elif isinstance(event, Ended):
             self._ends.discard(event.trial)
 
