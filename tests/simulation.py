@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vit_search.config.trial import EpochResult
 from vit_search.ledger.ledger import Commanded, Launched, Left
-from vit_search.search.components import Images, components_of
+from vit_search.search.components import ImageFacts, components_of
 from vit_search.search.driver import Driver
 from vit_search.search.gpu_sharing import Nodes
 from vit_search.search.messages import Epoch, Outgrown, TrialOrder
@@ -76,7 +76,7 @@ def order(trial, params, components):
 def driver_of(spec, book=None, *, cluster=None, clock=lambda: 0.0, components=None, **more):
     """A driver that takes a search up; `more` goes to components_of, unless there are components that know the book's events already."""
     book = book or Book([Launched(host="here", pid=1)])
-    fresh = components_of(spec, Images(1, 10), **more) if components is None else components
+    fresh = components_of(spec, ImageFacts(1, 10), **more) if components is None else components
     events, patience = list(book.events), Patience(60 * spec.stall_minutes, spec.stall_epochs)
     if components is not None:
         book.events.clear()
@@ -138,7 +138,7 @@ class World:
             driver.tick()
             if len(self.book.events) > before:
                 return True
-        running = [number for number in driver.progress.unfinished if number in driver._launch.given]
+        running = [number for number in driver.progress.unfinished if number in driver._runtime.given]
         if running:
             epochs = sum(len(trial.results) for trial in driver.trials.values())
             self._train(running[int(chance("next", epochs) * len(running))])

@@ -1,18 +1,18 @@
 """What the command line itself answers, and which search a command takes where none is named."""
 
-import os
 import subprocess
 import sys
 from importlib.metadata import version
 
 import pytest
-from synthetic import made
+from synthetic import begin, made
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from vit_search import terminal
 from vit_search.cli import app
 from vit_search.errors import VitSearchError
+from vit_search.ledger.ledger import Launched, Ledger
 
 
 def test_the_version_is_printed():
@@ -86,14 +86,37 @@ def test_ctrl_c_during_the_imports_of_run_is_one_line(tmp_path, wait_s):
     assert not (tmp_path / "searches").exists()
 
 
-def test_logs_takes_the_newest_search_where_none_is_named(tmp_path):
-    for at, name in enumerate(("new-1", "old-1")):  # not by name, nor by the order in which they were made
-        made(tmp_path, name, seed=at)
-        os.utime(tmp_path / name / "search.json", (2e9 - at, 2e9 - at))
+def test_logs_takes_the_search_that_began_last_where_none_is_named_whatever_times_its_files_have(tmp_path):
+    for at, name in ((2.0, "new-1"), (1.0, "old-1")):  # a copy of a project makes its files in any order
+        folder, _, _ = begin(tmp_path, name)
+        ledger = Ledger(folder / "ledger.jsonl")
+        ledger.append(Launched(host=name, pid=1, at=at))
+        ledger.close()
     named, newest, other = (
-        CliRunner().invoke(app, ["logs", *words, "--output", str(tmp_path)]).output for words in (["new-1"], [], ["old-1"])
+        CliRunner().invoke(app, ["logs", *words, "--output", str(tmp_path)]).output for words in (["new-1"], [], ["old-1/"])
     )
     assert newest == named != other
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["show", "--json", "--csv"], "--json and --csv: give one of them."),
+        (["show", "--top", "-1"], "'--top': Input should be"),
+        (["ui", "--port", "99999"], "'--port': Input should be"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(words, said):
+    done = CliRunner().invoke(app, words)
+    assert said in (str(done.exception) if isinstance(done.exception, VitSearchError) else done.output)
+
+
+def test_add_takes_a_file_with_any_keys(tmp_path):
+    (tmp_path / "x.yaml").write_text("name: digits\noutput: here\n")
+    made(tmp_path, "over-1")
+    done = CliRunner().invoke(app, ["add", str(tmp_path / "x.yaml"), "over-1", "--output", str(tmp_path)])
+    assert isinstance(done.exception, VitSearchError), done.exception
+    assert "this search is finished" in str(done.exception)
 
 
 @pytest.mark.parametrize("name", ["status", "logs", "pause", "continue", "stop", "cancel", "set", "add", "resume"])

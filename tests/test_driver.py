@@ -8,7 +8,7 @@ from vit_search.errors import ClusterError, LostClusterError, SearchError
 from vit_search.ledger.ledger import Broke, Commanded, Ended, Infeasible, Launched, Proposed, Reported
 from vit_search.planning import rungs
 from vit_search.search import stopping
-from vit_search.search.components import Images, components_of
+from vit_search.search.components import ImageFacts, components_of
 from vit_search.search.driver import IN_A_ROW
 from vit_search.search.messages import Continue, Epoch, Failed, Finished, Hold, KillWorker, Move, Stop, TrialOrder, Wait, Waiting
 
@@ -65,7 +65,7 @@ def test_a_search_cut_off_after_any_event_goes_on_as_the_one_that_was_not(case, 
     whole = told(world(spec, Book([LAUNCHED]), more).run())
     assert sum(isinstance(event, Proposed) for event in whole) >= 20
     slow = case in ("sampler cmaes", "shared GPUs")  # to rebuild; then each cut is made in a copy of what was rebuilt so far
-    components = components_of(spec, Images(1, 10), nodes=GPUS if spec.resources.gpu_memory else None, first=FIRST)
+    components = components_of(spec, ImageFacts(1, 10), nodes=GPUS if spec.resources.gpu_memory else None, first=FIRST)
     components.apply(LAUNCHED)
 
     def next_events(cut):

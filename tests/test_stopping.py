@@ -11,6 +11,7 @@ from vit_search.ledger.ledger import Ended, Proposed, Reported
 from vit_search.planning.rungs import boundaries, levels
 from vit_search.search.hindsight import false_kills
 from vit_search.search.stopping import RULES, StoppingOptions
+from vit_search.stats import wilson
 
 KINDS = ("asha", "hyperband", "median", "none")
 
@@ -150,3 +151,11 @@ def test_a_false_kill_ends_better_than_half_of_those_let_through(sign):
     assert (stopped, wrong) == (2, 1)
     assert (low, high) == pytest.approx((0.0945, 0.9055), abs=1e-4)  # Wilson for 1 of 2
     assert false_kills([(2, None)], finals, "max") == (0, 0, 0.0, 1.0)
+
+
+def test_the_interval_of_a_perfect_score_ends_at_it():
+    for count in range(1, 400):
+        assert wilson(count, count)[1] == 1.0
+        assert wilson(0, count)[0] == 0.0
+        low, high = wilson(count - 1, count)
+        assert 0 <= low < (count - 1) / count < high < 1 or count == 1

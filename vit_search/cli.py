@@ -13,8 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -524,7 +525,7 @@ def stop(
     name, slash, trial = (search or "").rpartition("/")
     number = whole_number(trial) if slash else None
     if number is not None:
-        _command(name or None, output, tracking_uri, "stop", trial=number)
+        _command(name or None, output, tracking_uri, "stop", {"trial": number})
     else:
         _command(search, output, tracking_uri, "stop")
 
@@ -567,7 +568,7 @@ def set_(
         changes = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
         cli_cluster.remotely(address, ["set", *_if_named(search), *changes], insecure=insecure)
         return
-    _command(search, output, tracking_uri, "set", **given)
+    _command(search, output, tracking_uri, "set", given)
 
 
 @app.command()
@@ -587,7 +588,7 @@ def add(
         sent = {"parameters.yaml": file.read_text(encoding="utf-8")}
         cli_cluster.remotely(address, ["add", *sent, *_if_named(search)], insecure=insecure, files=sent)
         return
-    _command(search, output, tracking_uri, "add", **parameters)
+    _command(search, output, tracking_uri, "add", parameters)
 
 
 @app.command()
@@ -741,11 +742,13 @@ def show(
     output: Output = Path("searches"),
     as_json: Annotated[bool, typer.Option("--json", help="All trials as JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="All trials as CSV.")] = False,
-    top: Annotated[int, typer.Option(help="Rows of the table; 0 for all.")] = 10,
+    top: Annotated[int, typer.Option(help="Rows of the table; 0 for all.", min=0)] = 10,
 ) -> None:
     """Print the leaderboard of a search, running or over."""
     from vit_search.ledger import ledger, search_state, searches
 
+    if as_json and as_csv:
+        raise SearchError("--json and --csv: give one of them.")
     folder = searches.find(output, search)
     now = search_state.read(folder)
     spec = now.spec
@@ -849,7 +852,7 @@ def _print_markdown(path: Path) -> None:
 @app.command()
 def ui(
     tracking_uri: Tracking = None,
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=1, max=65535)] = 5000,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Serve MLflow's pages on 127.0.0.1."""
@@ -1018,7 +1021,7 @@ def promote(
 def _trained(search: str | None, output: Path, tracking_uri: str | None) -> Path | None:
     """A search made of a folder that `train` has made; None where another is meant."""
     trained = Path(search or "")
-    if search is None or not (trained / "config.json").is_file():
+    if search is None or not (trained / "config.json").is_file() or (output / search / "search.json").is_file():
         return None
     with err.status("preparing the data and MLflow …"):
         from vit_search.promotion import adopted
@@ -1074,8 +1077,8 @@ def _trainings(planned: FinalistPlan) -> str:
     all_of_them = counted(spec.trials, "training")
     some = f"{planned.left} of {all_of_them} {'are' if planned.left > 1 else 'is'} left" if planned.left < spec.trials else all_of_them
     seeds = counted(len(planned.seeds), "fresh seed")
-    trials = "trials" if len(planned.finalists) > 1 else "trial"
-    return f"{some}: {trials} {which} with {seeds} each, {counted(spec.epochs, 'epoch')} on {on}, seen on the {seen}"
+    trials, each = ("trials", " each") if len(planned.finalists) > 1 else ("trial", "")
+    return f"{some}: {trials} {which} with {seeds}{each}, {counted(spec.epochs, 'epoch')} on {on}, seen on the {seen}"
 
 
 def _print_promotion_plan(planned: FinalistPlan, rules: Policy, name: str, uri: str) -> None:
@@ -1447,7 +1450,9 @@ def _given(**options: float | None) -> dict[str, float]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _command(search: str | None, output: Path, tracking_uri: str | None, name: str, **arguments: Any) -> None:
+def _command(
+    search: str | None, output: Path, tracking_uri: str | None, name: str, arguments: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Have a running search do something: through its folder, or through MLflow where the folder is not here."""
     from vit_search.ledger import searches
     from vit_search.search import control
@@ -1460,7 +1465,7 @@ def _command(search: str | None, output: Path, tracking_uri: str | None, name: s
             raise
         from vit_search.tracking import recorder
 
-        answer = recorder.command(named, search, control.in_words(name, arguments), control.ANSWER_WITHIN_S + recorder.LOOK_EVERY_S)
+        answer = recorder.command(named, search, control.in_words(name, dict(arguments)), control.ANSWER_WITHIN_S + recorder.LOOK_EVERY_S)
     else:
         ending = name in ("stop", "cancel") and not arguments and _awaited(folder)
         if ending:

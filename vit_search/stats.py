@@ -12,4 +12,5 @@ def wilson(hits: float, count: int, z: float = 1.959964) -> tuple[float, float]:
     share, wide = hits / count, z * z / count
     middle = (share + wide / 2) / (1 + wide)
     half = math.sqrt(share * (1 - share) * wide + wide * wide / 4) / (1 + wide)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # At the ends the bound is the share itself; rounding may put it beside, where a perfect score would be worse than itself.
+    return 0.0 if hits <= 0 else max(0.0, middle - half), 1.0 if hits >= count else min(1.0, middle + half)

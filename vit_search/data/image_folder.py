@@ -127,10 +127,8 @@ def _scan(root: Path) -> ImageFolder:
             files += [(path, label, split) for path in found]
             if split in ("", "train") and len(found) < 3:
                 left_out = f" ({_left_out(skipped)})" if skipped else ""
-                raise DataError(
-                    f"{home / name}: {counted(len(found), 'image')}; each class needs at least 3, "
-                    f"for training, validation and test{left_out}."
-                )
+                reason = "some of which are held out" if split else "for training, validation and test"
+                raise DataError(f"{home / name}: {counted(len(found), 'image')}; each class needs at least 3, {reason}{left_out}.")
         if split and not any(own == split for _, _, own in files):
             raise DataError(f"{home}: no images; put images into its class folders, or remove {home.name} to have it split off train.")
     return ImageFolder(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -209,6 +211,15 @@ def pareto(spec: SearchSpec, trials: Iterable[Trial]) -> set[int]:
     return front(points, [spec.mode, *(goal.mode for goal in spec.objectives)])
 
 
+def _began(folder: Path) -> float:
+    """When a search began, in seconds, by its ledger: a copy of its folder may have other times."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), (folder / "ledger.jsonl").open("rb") as file:
+        at = float(parse(file.readline(4096).partition(b" ")[2])["at"])
+        if math.isfinite(at):
+            return at
+    return (folder / "search.json").stat().st_mtime
+
+
 def find(output: Path, name: str | None) -> Path:
     """A search's folder by its name or path; without a name, the newest under `output`.
 
@@ -216,7 +227,8 @@ def find(output: Path, name: str | None) -> Path:
     """
     if name is not None and (Path(name) / "search.json").is_file():
         return Path(name)
-    known = sorted((p.parent for p in output.glob("*/search.json")), key=lambda p: (p / "search.json").stat().st_mtime)
+    name = name and name.rstrip("/")
+    known = sorted((p.parent for p in output.glob("*/search.json")), key=_began)
     if not known:
         raise SearchError(f"{output}: no search here; start one with `vit-search run FILE`.")
     if name is None:

@@ -375,7 +375,12 @@ def _stopping(spec: SearchSpec) -> Iterator[Finding]:
         yield Finding("warning", "stopping.grace_epochs", f"{seen}; lower it.")
     elif stopping.kind != "median" and stopping.grace_epochs * stopping.reduction_factor >= spec.epochs:
         seen = f"one rung only, at epoch {stopping.grace_epochs} of {spec.epochs}"
-        yield Finding("hint", "stopping.grace_epochs", f"{seen}; for a second one lower it or reduction_factor.")
+        least = stopping.grace_epochs == 1, stopping.reduction_factor == 2
+        mend = {
+            (False, False): "lower it or reduction_factor", (True, False): "lower reduction_factor", (False, True): "lower it",
+            (True, True): "train for more epochs",
+        }[least]  # fmt: skip
+        yield Finding("hint", "stopping.grace_epochs", f"{seen}; for a second one {mend}.")
     if stopping.kind == "median" and spec.trials <= 5:
         yield Finding(
             "warning", "stopping.kind", f"median needs 5 trials to hold the next against, and trials is {spec.trials}; write asha."

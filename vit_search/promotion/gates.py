@@ -122,7 +122,8 @@ def lineage(facts: Mapping[str, str], policy: Policy) -> Gate:
     problems = [f"not known: {', '.join(missing)}"] if missing else []
     dirty = commit is not None and commit.endswith("-dirty")
     if dirty and not policy.allow_dirty:
-        problems.append(f"the checkout {commit} has changes that are not committed; commit them, or give --allow-dirty")
+        code = facts.get("code_version", "")
+        problems.append(f"the code ({code}) has changes that are not committed; commit them, or give --allow-dirty")
     told = f"commit {commit}" if commit else "not launched in a checkout"
     return _judged("G2", "lineage", problems, f"complete; {told}{', allowed as it is' if dirty else ''}")
 

@@ -68,7 +68,7 @@ class Components:
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageFacts:
     """What the state of a search depends on of its data."""
 
     channels: int
@@ -79,7 +79,7 @@ class Images:
 
 def components_of(
     spec: SearchSpec,
-    images: Images,
+    images: ImageFacts,
     *,
     nodes: Nodes | None = None,
     first: Sequence[Mapping[str, Value]] = (),

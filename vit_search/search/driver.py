@@ -4,7 +4,7 @@ A search is a fold over its ledger. Each component has one way to change, `apply
 and then applied to all components, in the same order while the search runs and when it is rebuilt. So a search that was killed at any
 moment goes on as if nothing had been.
 
-What a resume does not need (which process has started, which node is leaving) is in `Launch`, which begins empty.
+What a resume does not need (which process has started, which node is leaving) is in `Runtime`, which begins empty.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Book(Protocol):
         ...
 
 
-class Cluster(Protocol):
+class ClusterView(Protocol):
     """What is known of the cluster at this moment."""
 
     @property
@@ -113,7 +113,7 @@ class Cluster(Protocol):
 
 
 @dataclass
-class Launch:
+class Runtime:
     """What is true of this driver alone, and of no other that takes the search up."""
 
     given: set[int] = field(default_factory=set)
@@ -152,14 +152,14 @@ class Driver:
         components: Components,
         orders: Callable[[int, Mapping[str, Value], Components], TrialOrder],
         *,
-        cluster: Cluster,
+        cluster: ClusterView,
         patience: Patience,
         train_flops: Callable[[Mapping[str, Value]], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger, self._state, self._orders = ledger, components, orders
         self._cluster, self._patience, self._train_flops, self._clock = cluster, patience, train_flops, clock
-        self._launch = Launch()
+        self._runtime = Runtime()
         self._lock = threading.RLock()
         """Commands come from threads of their own."""
         for event in ledger.events:
@@ -197,7 +197,7 @@ class Driver:
     @property
     def cancelled(self) -> bool:
         """Whether all trials are to end at once."""
-        return self._launch.cancelled
+        return self._runtime.cancelled
 
     @property
     def ending(self) -> str:
@@ -207,7 +207,7 @@ class Driver:
     @property
     def trouble(self) -> VitSearchError | None:
         """The error that ended the search."""
-        return self._launch.trouble
+        return self._runtime.trouble
 
     @property
     def over(self) -> bool:
@@ -237,7 +237,7 @@ class Driver:
     def propose(self) -> TrialOrder | Wait | Finished:
         """The next trial to start: one that was interrupted, or a new one."""
         with self._lock:
-            nothing: Wait | Finished = Wait() if self._launch.given else Finished()
+            nothing: Wait | Finished = Wait() if self._runtime.given else Finished()
             if self.over:
                 return nothing
             if self.paused or not self._room():
@@ -247,19 +247,19 @@ class Driver:
                 number = self._propose_new()
             if number is None:
                 return nothing
-            self._launch.given.add(number)
-            self._launch.allowed -= 1
+            self._runtime.given.add(number)
+            self._runtime.allowed -= 1
             return self._order(number)
 
     def _room(self) -> bool:
         """Whether one more trial may be open."""
-        given, running = len(self._launch.given), len(self._launch.begun)
-        if self._launch.allowed < 1 or given >= self.settings.concurrency:
+        given, running = len(self._runtime.given), len(self._runtime.begun)
+        if self._runtime.allowed < 1 or given >= self.settings.concurrency:
             return False
         return given < max(running, self._state.sharing.slots(self._cluster.shapes)) + max(AHEAD, running // 4)
 
     def _first_waiting(self) -> int | None:
-        return next((number for number in self.progress.unfinished if number not in self._launch.given), None)
+        return next((number for number in self.progress.unfinished if number not in self._runtime.given), None)
 
     def _propose_new(self) -> int | None:
         """The number of a new trial; None where there are enough, or nothing is left that can be built."""
@@ -280,8 +280,8 @@ class Driver:
     def started(self, trial: int) -> None:
         """A process has taken a trial up."""
         with self._lock:
-            self._launch.begun.add(trial)
-            self._launch.waiting_since.pop(trial, None)
+            self._runtime.begun.add(trial)
+            self._runtime.waiting_since.pop(trial, None)
             self._patience.start(trial, self._train_flops(self.trials[trial].params), self._clock())
 
     def report(self, trial: int, report: Report) -> Decision:
@@ -344,7 +344,7 @@ class Driver:
             if self.trials[trial].over:
                 return Stop()
             cause, reason = cause_of(error), in_words(error)
-            silent_s = self._launch.silent_s.pop(trial, 0.0)
+            silent_s = self._runtime.silent_s.pop(trial, 0.0)
             if silent_s and cause != "node":
                 cause, reason = "own", f"it hung: not heard of for {silent_s:.0f} s"
             again = self._state.recovery.tries_again(trial, cause)
@@ -359,29 +359,29 @@ class Driver:
     def _retry(self, trial: int, *, avoid_node: bool) -> Move:
         order = self._order(trial)
         if avoid_node:
-            self._launch.avoided.setdefault(trial, set()).add(node_of(order.folder))
+            self._runtime.avoided.setdefault(trial, set()).add(node_of(order.folder))
         avoid = self._avoid(order)
         if avoid:
-            self._launch.waiting_since[trial] = self._clock()
+            self._runtime.waiting_since[trial] = self._clock()
         return Move(order, avoid)
 
     def _avoid(self, order: TrialOrder, besides: Collection[str] = ()) -> frozenset[str]:
-        avoided = self._launch.avoided.get(order.trial, set()) | set(besides)
+        avoided = self._runtime.avoided.get(order.trial, set()) | set(besides)
         return nodes_to_avoid({"CPU": order.cpus, "GPU": order.gpus}, avoided, self._cluster.nodes()) if avoided else frozenset()
 
     def released(self, trial: int) -> None:
         """No process runs a trial any more, or it was withdrawn before one did. Where it is not over, it can be ordered again."""
         with self._lock:
-            begun = trial in self._launch.begun
+            begun = trial in self._runtime.begun
             self._patience.forget(trial)
-            self._launch.given.discard(trial)
-            self._launch.begun.discard(trial)
+            self._runtime.given.discard(trial)
+            self._runtime.begun.discard(trial)
             if begun and not self.trials[trial].over and not self.cancelled:
                 self._end(trial, "stopped", self._state.commands.stop_reason(trial) or self.ending)
 
     def _withdrawn(self, trial: int) -> bool:
         """Whether a trial that waits for a place is to start no more, or not for now."""
-        return (self.over or self.paused) and trial not in self._launch.begun
+        return (self.over or self.paused) and trial not in self._runtime.begun
 
     # What it is told besides
 
@@ -391,7 +391,7 @@ class Driver:
         Returns: whether it was done, and the answer in words.
         """
         with self._lock:
-            running = [number for number in self.progress.unfinished if number in self._launch.begun]
+            running = [number for number in self.progress.unfinished if number in self._runtime.begun]
             try:
                 if name == "add":
                     self._state.proposals.check_point(arguments)
@@ -399,16 +399,16 @@ class Driver:
                 self._append(Commanded(name=name, arguments=arguments, answer=answer, by=by))
             except VitSearchError as error:
                 return False, str(error)
-            self._launch.cancelled = self._launch.cancelled or name == "cancel"
+            self._runtime.cancelled = self._runtime.cancelled or name == "cancel"
             return True, answer
 
     def cancel(self) -> None:
         """End the search now, in a way that `resume` can go on from."""
-        self._launch.cancelled = True
+        self._runtime.cancelled = True
 
     def fail(self, error: VitSearchError) -> None:
         """The same because of an error."""
-        self._launch.trouble = self._launch.trouble or error
+        self._runtime.trouble = self._runtime.trouble or error
         self.cancel()
 
     def tick(self) -> list[KillWorker]:
@@ -418,20 +418,20 @@ class Driver:
         """
         with self._lock:
             now = self._clock()
-            self._launch.allowed = IN_A_ROW
+            self._runtime.allowed = IN_A_ROW
             if self._cluster.lost is not None:
                 self.fail(self._cluster.lost)
             self._end_vain_waits(now)
-            silent = {trial: s for trial, s in self._patience.silent(now).items() if trial in self._launch.begun}
+            silent = {trial: s for trial, s in self._patience.silent(now).items() if trial in self._runtime.begun}
             for trial, seconds in silent.items():
                 _log.warning("trial %d has not reported for %.0f seconds; its process is ended.", trial, seconds)
-                self._launch.silent_s[trial] = seconds
+                self._runtime.silent_s[trial] = seconds
                 self._patience.forget(trial)
             return [KillWorker(trial) for trial in silent]
 
     def _end_vain_waits(self, now: float) -> None:
         """End the search where a trial waits in vain for another node than those it is kept off; a resume lets it go anywhere."""
-        for trial, since in self._launch.waiting_since.items():
+        for trial, since in self._runtime.waiting_since.items():
             if now - since > WAIT_S and not self._avoid(self._order(trial)):
                 reason = (
                     f"no node has come for {WAIT_S / 60:.0f} minutes but those that it is kept off, since it hung or could not write there"
@@ -448,7 +448,7 @@ class Driver:
         with self._lock:
             begun = False
             for number in [number for number in self.progress.unfinished if self.trials[number].outcome == "running"]:
-                waits = ended and not self.cancelled and number not in self._launch.given
+                waits = ended and not self.cancelled and number not in self._runtime.given
                 reason = "the search was stopped before it began" if waits else "the driver stopped"
                 self._append(Ended(trial=number, outcome="interrupted", reason=reason))
                 begun = begun or not waits

@@ -55,12 +55,17 @@ def _packages() -> str:
     return "".join(f"{name}=={number}\n" for name, number in sorted(found))
 
 
+CODE = ("vit_search", "pyproject.toml", "requirements.lock")
+"""What decides in a checkout how a search runs."""
+
+
 def _code_version() -> str:
     """Package version, and the git commit where the package runs from a checkout."""
     root = Path(__file__).parents[2]
     own = f"vit_search {version('vit_search')}"
-    commit = _git(root, "describe", "--always", "--dirty") if (root / ".git").exists() else ""
-    return f"{own}, git {commit}" if commit else own
+    commit = _git(root, "describe", "--always") if (root / ".git").exists() else ""
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", *CODE) if commit else ""
+    return f"{own}, git {commit}{'-dirty' if changed else ''}" if commit else own
 
 
 def _git(folder: Path, *words: str) -> str:

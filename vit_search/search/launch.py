@@ -29,7 +29,7 @@ from vit_search.planning import plan as planning
 from vit_search.runtime.user import user_name
 from vit_search.search import resumable
 from vit_search.search.commands import Settings
-from vit_search.search.components import Images, components_of
+from vit_search.search.components import ImageFacts, components_of
 from vit_search.search.control import Control, obey_text
 from vit_search.search.driver import Driver
 from vit_search.search.execution import cluster_of, ray_for, run_trials
@@ -308,7 +308,7 @@ def _driver_of(
     shared = head.shapes and "auto" in (spec.resources.cpus, spec.resources.gpus)
     components = components_of(
         spec,
-        Images(data.channels, len(data.classes), _resident_bytes(spec, data)),
+        ImageFacts(data.channels, len(data.classes), _resident_bytes(spec, data)),
         nodes=nodes_of(spec.resources) if shared else None,
         first=[params for params, _ in planned] or spec.start_with,
         lessons=kept_lessons(folder),
@@ -364,8 +364,10 @@ def _finish(
     completed = any(trial.outcome == "completed" for trial in trials)
     stopped = driver is not None and driver.draining and not driver.ending and any(not trial.over for trial in trials)
     nothing_completed = ended and not interrupted and not completed and not stopped
+    left = _left(driver, trials, interrupted=interrupted or not ended, failed=nothing_completed)
     with contextlib.suppress(SearchError):
-        ledger.append(_left(driver, trials, interrupted=interrupted or not ended, failed=nothing_completed))
+        ledger.append(left)
+        progress.apply(left)
     hindsight = look_back(folder, spec, progress, driver.audits() if driver else ())
     if not interrupted:
         with contextlib.suppress(OSError):

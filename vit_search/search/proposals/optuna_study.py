@@ -71,7 +71,7 @@ class StudyView:
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
     """The searched parameters in Optuna's terms."""
-    noted = _Noted()
+    noted = _Distributions()
     for name, parameter in space.searched.items():
         parameter.ask(noted, name)
     return noted.found
@@ -100,7 +100,7 @@ def _direction(mode: str) -> StudyDirection:
     return StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
 
 
-class _Noted:
+class _Distributions:
     """Asks for nothing: notes which distributions a space has."""
 
     def __init__(self) -> None:
