@@ -19,7 +19,7 @@ from vit_search.config.trial import COUNTS, SHAPES, DataConfig
 from vit_search.errors import DataError, SpecError
 from vit_search.planning import lint as linting
 from vit_search.planning import plan as planning
-from vit_search.planning.plan import Images, Rule, Speed, compare, epoch_seconds, images_of, stated_speed, train_seconds
+from vit_search.planning.plan import Images, Speed, compare, epoch_seconds, images_of, stated_speed, train_seconds
 
 HEAD = "name: t\ndata: {name: digits}\ntrials: 9\nepochs: 27\n"
 SEARCHED = "model: {patch_size: 4, depth: {int: [1, 4]}}\ntraining: {warmup_fraction: 0, lr: {float: [1e-4, 1e-2], log: true}}\n"
@@ -197,39 +197,6 @@ def test_a_limit_of_time_that_comes_first_is_named():
     hours = (planning.plan(made, stated_speed(1e6)).wall_seconds or 0) / 3600
     assert planning.plan(made, stated_speed(1e6)).limit == f"limits.hours: 0.5 h are over after about {0.5 / hours:.0%} of the search"
     assert planning.plan(made, stated_speed(1e15)).limit is None
-
-
-@pytest.mark.parametrize("kind", ["asha", "hyperband", "median"])
-@pytest.mark.parametrize("mode", ["min", "max"])
-@pytest.mark.parametrize("strata", [1, 2])
-def test_the_rule_decides_as_the_searchs_own(kind, mode, strata):
-    from test_stopping import Ruled
-
-    made = spec(f"stopping: {{kind: {kind}, strata: {strata}, audit_share: 0}}\n" + SEARCHED)
-    boundaries = [10.0] if strata == 2 else []
-    rule = Rule(made, boundaries)
-    real = Ruled(kind, mode=mode, epochs=27, grace_epochs=3, boundaries=boundaries, seed=7)
-    rng, sign, alike = random.Random(1), 1 if mode == "max" else -1, Counter()
-    for trial in range(200):
-        worth, flops = rng.random(), rng.choice([5.0, 15.0])
-        for epoch in planning._looks(made):
-            worth += 0.001  # a trial's best is its last
-            stops = real.stops(trial, epoch, sign * worth, flops)
-            assert rule.falls_short(epoch, worth, flops, real.rule.first_rung(trial) if kind == "hyperband" else 0) == stops
-            alike[stops] += 1
-            if stops:
-                break
-    assert min(alike.values()) > 20
-
-
-def test_hyperbands_brackets_have_the_searchs_shares():
-    from test_stopping import Ruled
-
-    made = spec("stopping: {kind: hyperband}")
-    rule, rng = Rule(made), random.Random(0)
-    real = Ruled("hyperband", epochs=27, grace_epochs=3).rule
-    ours, theirs = (Counter(b) for b in ([rule.bracket(rng.random()) for _ in range(5000)], [real.first_rung(i) for i in range(5000)]))
-    assert {b: n / 5000 for b, n in ours.items()} == {b: pytest.approx(n / 5000, abs=0.03) for b, n in theirs.items()}
 
 
 @pytest.mark.parametrize("audit_share", [0, 0.2])

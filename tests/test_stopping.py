@@ -8,10 +8,10 @@ from simulation import result
 
 from vit_search.config import search_file
 from vit_search.ledger.ledger import Ended, Proposed, Reported
-from vit_search.planning.rungs import boundaries, levels
 from vit_search.search.hindsight import false_kills
-from vit_search.search.stopping import RULES, StoppingOptions
 from vit_search.stats import wilson
+from vit_search.stopping import RULES, StoppingOptions
+from vit_search.stopping.rungs import boundaries, levels
 
 KINDS = ("asha", "hyperband", "median", "none")
 

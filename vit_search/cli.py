@@ -1592,7 +1592,7 @@ class _Screen:
         """Begin; what comes back is told every event."""
         from vit_search.ledger import searches
         from vit_search.ledger.ledger import Broke, Commanded, Ended, Reported
-        from vit_search.planning.rungs import levels
+        from vit_search.stopping.rungs import levels
 
         self._driver, self._spec, self._began = driver, spec, time.monotonic()
         facts = searches.read_facts(folder)

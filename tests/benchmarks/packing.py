@@ -2,7 +2,7 @@
 
     python tests/benchmarks/packing.py [--space FILE] [--memory 80] [--gpus 1 8] [--trials 400] [--concurrency N] [--measured FILE]
 
-Proposals are drawn at random from the space and stopped by its rungs (planning/plan.py's Rule) by a worth that is drawn, too. Shares are
+Proposals are drawn at random from the space and stopped by its rungs (stopping/) by a worth that is drawn, too. Shares are
 those of search/gpu_sharing.py before it has learnt anything; a few trials wait for theirs to come free (search/driver.py, AHEAD), and
 those that fit go first. One for each GPU: the same with whole ones.
 
@@ -34,9 +34,10 @@ from rounds import table
 from vit_search.config import search_file, shares
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.trial import TrialConfig
-from vit_search.planning.plan import NOISE, Images, Rule, images_bytes, images_of, work
-from vit_search.planning.rungs import levels
+from vit_search.planning.plan import NOISE, Images, images_bytes, images_of, work
 from vit_search.search.driver import AHEAD
+from vit_search.stopping import rule_of
+from vit_search.stopping.rule import StoppingRule
 
 SPACE = Path(__file__).resolve().parents[2] / "search_spaces" / "cifar10.yaml"
 
@@ -169,10 +170,8 @@ def share_of(config: TrialConfig, images: Images, memory: int) -> float:
 
 def play(spec: SearchSpec, trials: Sequence[Trial], gpus: int, concurrency: int, efficiency: float, seed: int) -> Outcome:
     """A whole search."""
-    rng, rule = random.Random(seed), Rule(spec)
-    stopping = spec.stopping
-    rungs = levels(grace_epochs=stopping.grace_epochs, reduction_factor=stopping.reduction_factor, epochs=spec.epochs)
-    looks = [*rungs, spec.epochs]
+    rng, rule = random.Random(seed), rule_of(spec, parts=(), seed=seed)
+    looks = [*rule.looks, spec.epochs]
     cards, waiting = [Gpu(efficiency=efficiency) for _ in range(gpus)], list(trials)
     clock = working = held = running = 0.0
     while waiting or any(card.trials for card in cards):
@@ -205,11 +204,11 @@ def placed_next(waiting: list[Trial], cards: Sequence[Gpu], concurrency: int) ->
     return None
 
 
-def ended(trial: Trial, rule: Rule, looks: Sequence[int], rng: random.Random) -> bool:
+def ended(trial: Trial, rule: StoppingRule, looks: Sequence[int], rng: random.Random) -> bool:
     """Whether a trial that has come to a look is over; else it goes on to the next."""
     trial.epochs = looks[trial.look]
     last = trial.look + 1 == len(looks)
-    if last or (rule.falls_short(trial.epochs, trial.worth + rng.gauss(0, NOISE)) and not trial.audit):
+    if last or (rule.falls_short(id(trial), trial.epochs, trial.worth + rng.gauss(0, NOISE), 0) and not trial.audit):
         return True
     trial.look += 1
     trial.left = (looks[trial.look] - trial.epochs) * trial.epoch_s

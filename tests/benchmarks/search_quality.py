@@ -35,7 +35,6 @@ from vit_search.config.search_file import Resources
 from vit_search.config.space import Asks, Choice, FloatRange, IntRange
 from vit_search.config.trial import EpochResult
 from vit_search.ledger.ledger import Event, Progress
-from vit_search.planning.rungs import boundaries
 from vit_search.runtime.ray_session import Shape
 from vit_search.search.commands import Commands, Settings
 from vit_search.search.components import Components, Verdicts
@@ -46,7 +45,8 @@ from vit_search.search.messages import Continue, Epoch, TrialOrder
 from vit_search.search.proposals.history import SHOWN
 from vit_search.search.proposals.proposals import ProposalOptions, Proposals
 from vit_search.search.recovery import Patience, Recovery
-from vit_search.search.stopping import RULES, StoppingOptions
+from vit_search.stopping import RULES, StoppingOptions
+from vit_search.stopping.rungs import boundaries
 
 BENCH = Path(__file__).parents[3] / "shared" / "bench"
 SYNE_TUNE = ("asha", "mobster")

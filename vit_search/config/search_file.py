@@ -118,6 +118,11 @@ class Stopping(_Part):
     strata: Count = Field(1, ge=1, le=10)
     """Groups of trials by predicted training FLOPs; a trial is held against its own group alone."""
 
+    @property
+    def stops(self) -> bool:
+        """Whether any trial is stopped early."""
+        return self.kind != "none"
+
 
 def _amount(**bounds: float) -> Any:
     """A number within bounds, or auto; the tags are forms of a parameter, so that errors read alike."""
@@ -369,7 +374,7 @@ class SearchSpec(_Part):
             check_target(self.limits.target, self.metric, "limits.target")
 
     def _check_stopping(self) -> None:
-        if self.stopping.kind == "none":
+        if not self.stopping.stops:
             if self.stopping.strata > 1:
                 raise SpecError(f"stopping.strata: {self.stopping.strata} groups, but kind: none stops no trial; drop one of the two.")
         elif self.stopping.grace_epochs > self.epochs:

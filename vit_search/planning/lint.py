@@ -20,6 +20,7 @@ from vit_search.data import image_folder
 from vit_search.errors import DataError
 from vit_search.planning.plan import images_of
 from vit_search.stats import wilson
+from vit_search.stopping import rule_of
 from vit_search.text import counted
 
 Severity = Literal["error", "warning", "hint"]
@@ -367,13 +368,13 @@ def _repeats(spec: SearchSpec, usable: int | None, duplicates: float) -> Iterato
 
 
 def _stopping(spec: SearchSpec) -> Iterator[Finding]:
-    stopping = spec.stopping
-    if stopping.kind == "none":
+    stopping, rule = spec.stopping, rule_of(spec, parts=())
+    if not rule.stops:
         return
     if stopping.grace_epochs >= spec.epochs:
         seen = f"the first look is at epoch {stopping.grace_epochs} of {spec.epochs}, so no trial is ever stopped"
         yield Finding("warning", "stopping.grace_epochs", f"{seen}; lower it.")
-    elif stopping.kind != "median" and stopping.grace_epochs * stopping.reduction_factor >= spec.epochs:
+    elif len(rule.looks) == 1 and stopping.grace_epochs * stopping.reduction_factor >= spec.epochs:
         seen = f"one rung only, at epoch {stopping.grace_epochs} of {spec.epochs}"
         least = stopping.grace_epochs == 1, stopping.reduction_factor == 2
         mend = {
@@ -381,10 +382,9 @@ def _stopping(spec: SearchSpec) -> Iterator[Finding]:
             (True, True): "train for more epochs",
         }[least]  # fmt: skip
         yield Finding("hint", "stopping.grace_epochs", f"{seen}; for a second one {mend}.")
-    if stopping.kind == "median" and spec.trials <= 5:
-        yield Finding(
-            "warning", "stopping.kind", f"median needs 5 trials to hold the next against, and trials is {spec.trials}; write asha."
-        )
+    if spec.trials <= rule.startup:
+        needs = f"{stopping.kind} needs {rule.startup} trials to hold the next against, and trials is {spec.trials}"
+        yield Finding("warning", "stopping.kind", f"{needs}; write asha.")
     if stopping.strata > 1 and spec.trials < 2 * stopping.strata * stopping.reduction_factor:
         seen = f"about {counted(round(spec.trials / stopping.strata), 'trial')} in each of {stopping.strata} groups part hardly at all"
         yield Finding("hint", "stopping.strata", f"{seen}; ask for fewer groups or more trials.")
@@ -424,7 +424,7 @@ def _missing_classes(spec: SearchSpec) -> Iterator[Finding]:
 
 def _warm_up(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
     longest = spec.epochs * max(draw.values["warmup_fraction"] for draw in valid)
-    if spec.stopping.kind != "none" and spec.stopping.grace_epochs < longest and spec.stopping.grace_epochs < spec.epochs:
+    if spec.stopping.stops and spec.stopping.grace_epochs < longest and spec.stopping.grace_epochs < spec.epochs:
         seen = f"trials are stopped from epoch {spec.stopping.grace_epochs} on, while the learning rate climbs up to epoch {longest:g}"
         yield Finding("warning", "stopping.grace_epochs", f"{seen}; raise it, or lower training.warmup_fraction.")
 

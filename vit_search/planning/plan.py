@@ -1,12 +1,11 @@
 """What a search will cost, told before anything is trained: trials at each rung, epochs, FLOPs, memory, disk, and seconds.
 
-A search is played through many times with trials of random worth, by the rules of search/stopping, which this room may
-not import; tests/test_plan.py holds the two against each other. Seconds need a Speed: measured by vit/calibrate.py, or stated.
+A search is played through many times with trials of random worth, by its own stopping rule. Seconds need a Speed: measured by
+vit/calibrate.py, or stated.
 """
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import hashlib
 import heapq
@@ -28,7 +27,7 @@ from vit_search.config.trial import COUNTS, DataConfig, TrialConfig
 from vit_search.data import image_folder
 from vit_search.errors import DataError, SpecError
 from vit_search.files import write_whole
-from vit_search.planning.rungs import levels
+from vit_search.stopping import rule_of, rungs_of
 
 DRAWS = 1_000
 """Proposals that stand for all that a search may try."""
@@ -348,8 +347,7 @@ def plan(spec: SearchSpec, speed: Speed | None = None, *, concurrency: int | Non
     if size is not None:
         trials = min(trials, math.ceil(size * share))  # a grid is over when each combination was tried
     searches = _played(spec, draws, trials, concurrency, speed.start_s if speed else 0.0)
-    looks = _looks(spec)
-    lengths = sorted({*looks, spec.epochs}) if spec.stopping.kind != "median" else sorted({*_levels(spec), spec.epochs})
+    lengths = sorted({*rungs_of(spec), spec.epochs})
     epochs = [sum(search.epochs) for search in searches]
     seconds = statistics.fmean(search.seconds for search in searches)
     wall = statistics.fmean(search.wall for search in searches)
@@ -482,7 +480,7 @@ class _Search:
 def _played(spec: SearchSpec, draws: Sequence[_Draw], trials: int, concurrency: int, start_s: float) -> list[_Search]:
     """Whole searches; of a very long one a part, as often as makes the whole."""
     rng = random.Random(0)  # noqa: S311 -- chance of a simulation, not a secret
-    looks = len(_looks(spec)) + 1
+    looks = len(rule_of(spec, parts=()).looks) + 1
     part = max(1, min(trials, EVENTS // looks))
     times = max(1, min(300, EVENTS // (looks * part)))
     searches = [_play(spec, draws, part, concurrency, start_s, rng) for _ in range(times)]
@@ -503,12 +501,11 @@ def _played(spec: SearchSpec, draws: Sequence[_Draw], trials: int, concurrency: 
 
 def _play(spec: SearchSpec, draws: Sequence[_Draw], trials: int, concurrency: int, start_s: float, rng: random.Random) -> _Search:
     """One search: whoever is free takes the next trial, and each look decides on what was seen before it."""
-    rule = Rule(spec, _boundaries(spec, draws))
-    looks = [*_looks(spec), spec.epochs]
+    rule = rule_of(spec, parts=_boundaries(spec, draws), seed=rng.randrange(2**31))
+    looks = [*rule.looks, spec.epochs]
     learns = LEARNING if spec.sampler in LEARNERS else 0.0
     chosen = [rng.choice(draws) for _ in range(trials)]
     worth = [rng.gauss(0, 1) + learns * math.log1p(i / 10) for i in range(trials)]
-    brackets = [rule.bracket(rng.random()) for _ in range(trials)]
     audits = [rng.random() < spec.stopping.audit_share for _ in range(trials)]
     epochs, clock = [0] * trials, 0.0
     running: list[tuple[float, int, int]] = []
@@ -522,7 +519,7 @@ def _play(spec: SearchSpec, draws: Sequence[_Draw], trials: int, concurrency: in
         stops = epoch >= spec.epochs
         if not stops:
             score = worth[i] + rng.gauss(0, NOISE)
-            stops = rule.falls_short(epoch, score, chosen[i].cost.train_flops, brackets[i]) and not audits[i]
+            stops = rule.falls_short(i, epoch, score, rule.group(chosen[i].cost.train_flops)) and not audits[i]
         if not stops:
             heapq.heappush(running, (clock + (looks[look + 1] - epoch) * chosen[i].seconds, i, look + 1))
         elif waiting < trials:
@@ -537,51 +534,8 @@ def _play(spec: SearchSpec, draws: Sequence[_Draw], trials: int, concurrency: in
     )
 
 
-def _levels(spec: SearchSpec) -> list[int]:
-    """Rungs below a full training's length."""
-    return levels(grace_epochs=spec.stopping.grace_epochs, reduction_factor=spec.stopping.reduction_factor, epochs=spec.epochs)
-
-
-def _looks(spec: SearchSpec) -> list[int]:
-    """Epochs after which a trial may be stopped."""
-    if spec.stopping.kind == "none":
-        return []
-    return list(range(spec.stopping.grace_epochs, spec.epochs)) if spec.stopping.kind == "median" else _levels(spec)
-
-
 def _boundaries(spec: SearchSpec, draws: Sequence[_Draw]) -> list[float]:
     strata = spec.stopping.strata
     if strata == 1 or len(draws) < 2:
         return []
     return statistics.quantiles((float(draw.cost.train_flops) for draw in draws), n=strata, method="inclusive")
-
-
-class Rule:
-    """Who is stopped, as search/stopping decides it, for scores of which more is better and each trial's best is its last."""
-
-    def __init__(self, spec: SearchSpec, boundaries: Sequence[float] = ()) -> None:
-        self._kind, self._factor, self._boundaries = spec.stopping.kind, spec.stopping.reduction_factor, boundaries
-        self._levels = _levels(spec)
-        self._reached: dict[tuple[int, ...], list[float]] = {}
-
-    def bracket(self, drawn: float) -> int:
-        """HyperBand's: how many of the first rungs are not for a trial, by a number drawn from [0, 1)."""
-        if self._kind != "hyperband":
-            return 0
-        count = len(self._levels) + 1
-        shares = [self._factor ** (count - 1 - b) / (count - b) for b in range(count)]
-        return next((b for b in range(count) if drawn * sum(shares) < sum(shares[: b + 1])), count - 1)
-
-    def falls_short(self, epoch: int, score: float, flops: float = 0.0, bracket: int = 0) -> bool:
-        """Take in a score at an epoch at which trials are looked at; True when it is not enough to go on."""
-        stratum = bisect.bisect_right(self._boundaries, flops)
-        if self._kind == "median":
-            others = self._reached.setdefault((epoch, stratum), [])
-            short = len(others) >= 5 and score < statistics.median(others)
-            bisect.insort(others, score)
-            return short
-        if epoch not in self._levels[bracket:]:
-            return False
-        scores = self._reached.setdefault((epoch, 0 if epoch == self._levels[-1] else stratum, bracket), [])
-        bisect.insort(scores, score)
-        return score < scores[-max(1, len(scores) // self._factor)]

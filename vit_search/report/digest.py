@@ -24,8 +24,9 @@ from vit_search.ledger.search_state import State
 from vit_search.ledger.searches import Hindsight
 from vit_search.planning import next_file, plan
 from vit_search.planning.next_file import NextFile, Seen, Stuck
-from vit_search.planning.rungs import boundaries, levels
 from vit_search.stats import wilson
+from vit_search.stopping import rungs_of
+from vit_search.stopping.rungs import boundaries
 
 OUTCOMES = ("completed", "stopped", "diverged", "failed", "interrupted", "running", "held", "waiting")
 
@@ -179,8 +180,7 @@ def digest(folder: Path, *, driven: bool | None = None, awaited: bool = False) -
     costs = {trial.number: space.cost(trial.params) for trial in trials}
     devices = spec.resources.devices
     clock = _Clock(events, by_number)
-    rungs = levels(grace_epochs=spec.stopping.grace_epochs, reduction_factor=spec.stopping.reduction_factor, epochs=spec.epochs)
-    rungs = rungs if spec.stopping.kind != "none" else []
+    rungs = rungs_of(spec)
     seen = [Seen(t.params, t.outcome == "completed") for t in order if t.over and sound(t, spec.metric)]
     capacity = _capacity(events, spec.concurrency)
     return Digest(

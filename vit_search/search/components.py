@@ -15,8 +15,8 @@ from vit_search.search.gpu_sharing import GpuSharing, Nodes
 from vit_search.search.limits import Limits
 from vit_search.search.proposals.proposals import Lesson, ProposalOptions, Proposals
 from vit_search.search.recovery import Recovery
-from vit_search.search.stopping import rule_of
-from vit_search.search.stopping.rule import StoppingRule
+from vit_search.stopping import rule_of
+from vit_search.stopping.rule import StoppingRule
 
 
 class Verdicts:

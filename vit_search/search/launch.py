@@ -49,8 +49,8 @@ from vit_search.search.search_folder import (
     read_lessons,
     remove,
 )
-from vit_search.search.stopping import train_flops_of
 from vit_search.search.work import train_trial
+from vit_search.stopping import train_flops_of
 from vit_search.text import counted
 from vit_search.tracking.uris import resolve_uri
 

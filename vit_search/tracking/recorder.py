@@ -51,8 +51,8 @@ from vit_search.ledger.ledger import (
 )
 from vit_search.ledger.search_state import State
 from vit_search.ledger.searches import COST_FIELDS, Hindsight, SearchFacts
-from vit_search.planning.rungs import levels
 from vit_search.runtime.user import user_name
+from vit_search.stopping.rungs import levels
 from vit_search.tracking import artifacts, datasets, overview, views
 from vit_search.tracking.store import client_for, in_short
 from vit_search.tracking.uris import SQLITE, absolute, kept_uri, public, resolve_uri

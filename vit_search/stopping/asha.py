@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Callable, Mapping
 
 from vit_search.config.space import Value
-from vit_search.search.stopping.rule import StoppingOptions, StoppingRule
+from vit_search.stopping.rule import StoppingOptions, StoppingRule
 
 
 class Asha(StoppingRule):

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from vit_search.config.space import Value
 from vit_search.ledger.ledger import Ended, Event, Proposed, Reported
-from vit_search.planning.rungs import levels
+from vit_search.stopping.rungs import levels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,8 @@ class StoppingRule(ABC):
 
     stops: ClassVar[bool] = True
     """Whether the rule stops anything at all."""
+    startup: ClassVar[int] = 0
+    """Trials that must have come before one is stopped."""
 
     def __init__(self, options: StoppingOptions, train_flops: Callable[[Mapping[str, Value]], float] = lambda params: 0.0) -> None:
         self.options = options
@@ -62,10 +64,19 @@ class StoppingRule(ABC):
     def falls_short(self, trial: int, epoch: int, score: float, group: int) -> bool:
         """Take in a trial's score at an epoch, more is better, each once and in order; True where the trial is to end here."""
 
+    @property
+    def looks(self) -> list[int]:
+        """Epochs after which a trial may be stopped, ascending."""
+        return self.levels
+
+    def group(self, train_flops: float) -> int:
+        """The group of a trial, by its training FLOPs."""
+        return bisect.bisect_right(self.options.boundaries, train_flops)
+
     def apply(self, event: Event) -> None:
         """Take in one more event."""
         if isinstance(event, Proposed) and self.options.boundaries:
-            self._groups[event.trial] = bisect.bisect_right(self.options.boundaries, self._train_flops(event.params))
+            self._groups[event.trial] = self.group(self._train_flops(event.params))
         elif isinstance(event, Reported):
             self._apply_value(event.trial, event.result.epoch, event.result.value(self.options.metric))
         elif isinstance(event, Ended):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vit_search.search.stopping.asha import Asha
-from vit_search.search.stopping.rule import chance
+from vit_search.stopping.asha import Asha
+from vit_search.stopping.rule import chance
 
 
 class Hyperband(Asha):

@@ -10,14 +10,14 @@ import statistics
 from collections.abc import Callable, Mapping
 
 from vit_search.config.space import Value
-from vit_search.search.stopping.rule import StoppingOptions, StoppingRule
-
-STARTUP = 5
-"""Other results at an epoch before their median stops anybody; Optuna's own default."""
+from vit_search.stopping.rule import StoppingOptions, StoppingRule
 
 
 class Median(StoppingRule):
     """From grace_epochs on, a trial's best value so far is held against the median of what the others had at that epoch."""
+
+    startup = 5
+    """Other results at an epoch before their median stops anybody; Optuna's own default."""
 
     def __init__(self, options: StoppingOptions, train_flops: Callable[[Mapping[str, Value]], float] = lambda params: 0.0) -> None:
         super().__init__(options, train_flops)
@@ -25,11 +25,16 @@ class Median(StoppingRule):
         """Ascending, by (epoch, group)."""
         self._best: dict[int, float] = {}
 
+    @property
+    def looks(self) -> list[int]:
+        """Every epoch from grace_epochs on."""
+        return list(range(self.options.grace_epochs, self.options.epochs))
+
     def falls_short(self, trial: int, epoch: int, score: float, group: int) -> bool:
         """See the base class."""
         best = self._best[trial] = max(score, self._best.get(trial, score))
         others = self._scores.setdefault((epoch, group), [])
-        looks = len(others) >= STARTUP and self.options.grace_epochs <= epoch < self.options.epochs
+        looks = len(others) >= self.startup and self.options.grace_epochs <= epoch < self.options.epochs
         below = looks and best < statistics.median(others)
         bisect.insort(others, score)
         return below

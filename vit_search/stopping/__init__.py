@@ -1,0 +1,49 @@
+"""Stopping rules: who is stopped early, by which rule. A new rule is a file here and a line in RULES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from vit_search.config.search_file import SearchSpec
+from vit_search.config.space import Value
+from vit_search.stopping.asha import Asha
+from vit_search.stopping.hyperband import Hyperband
+from vit_search.stopping.median import Median
+from vit_search.stopping.none import NoStopping
+from vit_search.stopping.rule import StoppingOptions, StoppingRule
+from vit_search.stopping.rungs import boundaries
+
+RULES: dict[str, type[StoppingRule]] = {"asha": Asha, "hyperband": Hyperband, "median": Median, "none": NoStopping}
+"""By `stopping.kind` of a search file."""
+
+
+def rule_of(spec: SearchSpec, *, parts: Sequence[float] | None = None, seed: int | None = None) -> StoppingRule:
+    """The rule that a search file asks for.
+
+    Args:
+        parts: training FLOPs between the groups; by default, those of `boundaries`.
+        seed: in place of the file's.
+    """
+    stopping = spec.stopping
+    options = StoppingOptions(
+        metric=spec.metric,
+        mode=spec.mode,
+        epochs=spec.epochs,
+        grace_epochs=stopping.grace_epochs,
+        reduction_factor=stopping.reduction_factor,
+        audit_share=stopping.audit_share,
+        boundaries=boundaries(spec.space, stopping.strata) if parts is None else parts,
+        seed=spec.seed if seed is None else seed,
+    )
+    return RULES[stopping.kind](options, train_flops_of(spec))
+
+
+def rungs_of(spec: SearchSpec) -> list[int]:
+    """Epochs at which trials are compared, ascending; none where nothing is stopped."""
+    rule = rule_of(spec, parts=())
+    return rule.levels if rule.stops else []
+
+
+def train_flops_of(spec: SearchSpec) -> Callable[[Mapping[str, Value]], float]:
+    """Predicted training FLOPs of a trial's parameters."""
+    return lambda params: float(spec.space.cost(params).train_flops)
