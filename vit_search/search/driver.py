@@ -12,9 +12,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from vit_search.config.space import Value
 from vit_search.errors import ClusterError, SearchError, VitSearchError
@@ -50,10 +50,11 @@ from vit_search.search.messages import (
     Wait,
     Waiting,
 )
+from vit_search.search.outside import Book, ClusterView
 from vit_search.search.recovery import Patience, cause_of, in_words, node_of, nodes_to_avoid
 
 if TYPE_CHECKING:
-    from vit_search.runtime.ray_session import Shape
+    pass
 
 _log = logging.getLogger(__name__)
 
@@ -69,47 +70,6 @@ IN_A_ROW = 4
 
 WAIT_S = 900.0
 """Seconds that a trial waits for another node where there is none any more."""
-
-
-class Book(Protocol):
-    """Where events are kept: tracking.ledger's Ledger."""
-
-    @property
-    def events(self) -> Sequence[Event]:
-        """All so far."""
-        ...
-
-    @property
-    def listeners(self) -> list[Callable[[Event], None]]:
-        """Told of each event, in this order, once it is kept."""
-        ...
-
-    def append(self, event: Event) -> None:
-        """Keep one more."""
-        ...
-
-
-class ClusterView(Protocol):
-    """What is known of the cluster at this moment."""
-
-    @property
-    def leaving(self) -> Collection[str]:
-        """Ids of nodes that get no more work, since they are about to be taken away."""
-        ...
-
-    @property
-    def lost(self) -> ClusterError | None:
-        """Set where the head of the cluster does not answer any more."""
-        ...
-
-    @property
-    def shapes(self) -> Sequence[Shape]:
-        """The nodes that are there, and the kinds that may come."""
-        ...
-
-    def nodes(self) -> Mapping[str, Mapping[str, float]]:
-        """What each living node has, by its id."""
-        ...
 
 
 @dataclass
