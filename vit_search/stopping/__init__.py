@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from vit_search.config.search_file import SearchSpec
-from vit_search.config.space import Value
 from vit_search.stopping.asha import Asha
 from vit_search.stopping.hyperband import Hyperband
 from vit_search.stopping.median import Median
 from vit_search.stopping.none import NoStopping
-from vit_search.stopping.rule import StoppingOptions, StoppingRule
+from vit_search.stopping.rule import StoppingOptions, StoppingRule, TrainFlops
 from vit_search.stopping.rungs import boundaries
 
 RULES: dict[str, type[StoppingRule]] = {"asha": Asha, "hyperband": Hyperband, "median": Median, "none": NoStopping}
@@ -44,6 +43,6 @@ def rungs_of(spec: SearchSpec) -> list[int]:
     return rule.levels if rule.stops else []
 
 
-def train_flops_of(spec: SearchSpec) -> Callable[[Mapping[str, Value]], float]:
+def train_flops_of(spec: SearchSpec) -> TrainFlops:
     """Predicted training FLOPs of a trial's parameters."""
     return lambda params: float(spec.space.cost(params).train_flops)

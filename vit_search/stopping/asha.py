@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Mapping
 
-from vit_search.config.space import Value
-from vit_search.stopping.rule import StoppingOptions, StoppingRule
+from vit_search.stopping.rule import StoppingOptions, StoppingRule, TrainFlops, no_flops
 
 
 class Asha(StoppingRule):
@@ -15,7 +13,7 @@ class Asha(StoppingRule):
     Whoever ties with the cutoff goes on, and so does the first at a rung. All groups share the last rung.
     """
 
-    def __init__(self, options: StoppingOptions, train_flops: Callable[[Mapping[str, Value]], float] = lambda params: 0.0) -> None:
+    def __init__(self, options: StoppingOptions, train_flops: TrainFlops = no_flops) -> None:
         super().__init__(options, train_flops)
         self._scores: dict[tuple[int, int, int], list[float]] = {}
         """Ascending, by (epoch, group, first rung)."""

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import bisect
 import statistics
-from collections.abc import Callable, Mapping
 
-from vit_search.config.space import Value
-from vit_search.stopping.rule import StoppingOptions, StoppingRule
+from vit_search.stopping.rule import StoppingOptions, StoppingRule, TrainFlops, no_flops
 
 
 class Median(StoppingRule):
@@ -19,7 +17,7 @@ class Median(StoppingRule):
     startup = 5
     """Other results at an epoch before their median stops anybody; Optuna's own default."""
 
-    def __init__(self, options: StoppingOptions, train_flops: Callable[[Mapping[str, Value]], float] = lambda params: 0.0) -> None:
+    def __init__(self, options: StoppingOptions, train_flops: TrainFlops = no_flops) -> None:
         super().__init__(options, train_flops)
         self._scores: dict[tuple[int, int], list[float]] = {}
         """Ascending, by (epoch, group)."""

@@ -37,6 +37,15 @@ class StoppingOptions:
     """With a trial's number decides its bracket and whether it is an audit."""
 
 
+TrainFlops = Callable[[Mapping[str, Value]], float]
+"""Training FLOPs of a trial's parameters."""
+
+
+def no_flops(params: Mapping[str, Value]) -> float:
+    """Where no trials are parted by their size."""
+    return 0.0
+
+
 class StoppingRule(ABC):
     """Decides after each epoch whether a trial ends early. The decisions follow from the events alone.
 
@@ -50,7 +59,7 @@ class StoppingRule(ABC):
     startup: ClassVar[int] = 0
     """Trials that must have come before one is stopped."""
 
-    def __init__(self, options: StoppingOptions, train_flops: Callable[[Mapping[str, Value]], float] = lambda params: 0.0) -> None:
+    def __init__(self, options: StoppingOptions, train_flops: TrainFlops = no_flops) -> None:
         self.options = options
         self.levels = levels(grace_epochs=options.grace_epochs, reduction_factor=options.reduction_factor, epochs=options.epochs)
         """The rungs: epochs at which trials are compared, ascending. Samplers compare them there, too."""
