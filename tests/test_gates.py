@@ -309,6 +309,37 @@ def test_a_used_up_test_split_decides_nothing_in_either_mode():
         assert "has been read 21 times; after 20 it decides nothing" in found.said
 
 
+def of_rare_class(rare_right, frequent_right, *, rare=40, frequent=960, seed=0):
+    """A model's answers on images of a rare and of a frequent class, of which it gets shares right."""
+    rng = np.random.default_rng(seed)
+    labels = np.r_[np.ones(rare, np.int64), np.zeros(frequent, np.int64)]
+    right = np.r_[rng.random(rare) < rare_right, rng.random(frequent) < frequent_right]
+    return answers(right, labels=labels, classes=("frequent", "rare"))
+
+
+def test_by_a_score_a_model_that_learnt_the_rare_class_wins_which_accuracy_would_refuse():
+    champion, candidate = of_rare_class(0.1, 0.995), of_rare_class(0.8, 0.95, seed=1)
+    assert candidate.accuracy <= champion.accuracy
+    assert not gates.better(gates.comparison(candidate, champion, 1, DEFAULT), DEFAULT).passed
+    for metric in ("val_balanced_accuracy", "val_macro_f1"):
+        found = gates.better(gates.comparison(candidate, champion, 1, DEFAULT, metric), DEFAULT)
+        assert found.passed, found.said
+        assert f"of {metric.removeprefix('val_')} on 1,000 test images" in found.said
+
+
+def test_by_a_score_two_equal_models_win_as_seldom_as_is_allowed():
+    wins = sum(
+        gates.comparison(of_rare_class(0.6, 0.9, seed=2 * i), of_rare_class(0.6, 0.9, seed=2 * i + 1), 1, DEFAULT, "val_macro_f1").p < 0.05
+        for i in range(20)
+    )
+    assert wins <= 4  # 1 is expected; 5 or more happen once in 400 times
+    same = of_rare_class(0.6, 0.9)
+    tie = gates.comparison(same, same, 1, DEFAULT, "val_macro_f1")
+    assert (tie.gain, tie.p, tie.passes) == (0.0, 1.0, False)
+    assert tie.no_worse_than(0.01)
+    assert not gates.comparison(same, same, 10**6, DEFAULT, "val_macro_f1").no_worse_than(0.01)
+
+
 def test_the_policy_s_chance_gain_and_readings_reach_the_comparison():
     strict = asking("better: {alpha: 0.001, least_gain: 0.05, most_readings: 2}")
     found = compared(20, 0, images=1000, asked=strict)

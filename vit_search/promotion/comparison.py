@@ -27,9 +27,55 @@ MOST_READINGS = 20
 POWER = 0.8
 
 
+class Judged:
+    """What follows from a comparison of two models on the same images, whatever was compared."""
+
+    reading: int
+    budget: float
+    least_gain: float
+    most_readings: int
+
+    @property
+    def gain(self) -> float:
+        """The candidate's figure less the champion's."""
+        raise NotImplementedError
+
+    @property
+    def p(self) -> float:
+        """How often a candidate that is no better would win by so much."""
+        raise NotImplementedError
+
+    @property
+    def alpha(self) -> float:
+        """Chance that is allowed at this reading."""
+        return self.budget / (self.reading * (self.reading + 1))
+
+    @property
+    def passes(self) -> bool:
+        """Whether the candidate may take the place."""
+        return self.reading <= self.most_readings and self.gain >= self.least_gain and self.p < self.alpha
+
+    @property
+    def problem(self) -> str:
+        """Why the candidate may not take the place; empty where it may."""
+        if self.passes:
+            return ""
+        if self.reading > self.most_readings:
+            return (
+                f"this test split has been read {self.reading} times; after {self.most_readings} it decides nothing; give new test images"
+            )
+        if self.gain < self.least_gain:
+            return f"it is {'no better' if self.gain <= 0 else 'hardly better'} than the champion: {self.in_words()}"
+        return f"chance explains its gain: {self.in_words()}"
+
+    def in_words(self) -> str:
+        """The figures, in a line."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Comparison:
-    """A candidate beside the champion on the same images."""
+class Comparison(Judged):
+    """A candidate beside the champion on the same images, by how many each gets right."""
 
     images: int
     wins: int
@@ -47,11 +93,6 @@ class Comparison:
     def gain(self) -> float:
         """The candidate's accuracy less the champion's."""
         return (self.wins - self.losses) / self.images
-
-    @property
-    def alpha(self) -> float:
-        """Chance that is allowed at this reading."""
-        return self.budget / (self.reading * (self.reading + 1))
 
     @property
     def p(self) -> float:
@@ -92,24 +133,6 @@ class Comparison:
         parted = max(self.wins + self.losses, 1) / self.images
         z = NormalDist().inv_cdf
         return (z(1 - self.alpha) + z(POWER)) * math.sqrt(parted / self.images)
-
-    @property
-    def passes(self) -> bool:
-        """Whether the candidate may take the place."""
-        return self.reading <= self.most_readings and self.gain >= self.least_gain and self.p < self.alpha
-
-    @property
-    def problem(self) -> str:
-        """Why the candidate may not take the place; empty where it may."""
-        if self.passes:
-            return ""
-        if self.reading > self.most_readings:
-            return (
-                f"this test split has been read {self.reading} times; after {self.most_readings} it decides nothing; give new test images"
-            )
-        if self.gain < self.least_gain:
-            return f"it is {'no better' if self.gain <= 0 else 'hardly better'} than the champion: {self.in_words()}"
-        return f"chance explains its gain: {self.in_words()}"
 
     def in_words(self) -> str:
         """The figures, in a line."""

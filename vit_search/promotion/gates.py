@@ -18,8 +18,10 @@ from typing import Any
 from vit_search.promotion.comparison import Comparison, chance, compare
 from vit_search.promotion.evidence import Costs, OnImages, Parity, SideBySide, corruption_drop, ece_gap
 from vit_search.promotion.policy import Policy
+from vit_search.promotion.score_comparison import ScoreComparison, compare_scores
 from vit_search.stats import wilson
 from vit_search.text import counted, markdown
+from vit_search.vit.evaluation import SCORES
 
 BEYOND_CHANCE = 0.05
 """How often a gate may refuse a candidate for a difference that is just what the policy allows."""
@@ -264,21 +266,22 @@ def floors(seen: OnImages, policy: Policy, *, majority: float | None = None, lin
     return _judged("G3", "floors", problems, told)
 
 
-def comparison(candidate: OnImages, champion: OnImages, reading: int, policy: Policy) -> Comparison:
-    """Both models' answers on the same images, held against each other as the policy asks."""
+def comparison(
+    candidate: OnImages, champion: OnImages, reading: int, policy: Policy, metric: str = "val_accuracy"
+) -> Comparison | ScoreComparison:
+    """Both models' answers on the same images, held against each other as the policy asks.
+
+    Args:
+        metric: that trials were ranked by. A score of the confusion matrix decides here, too; else accuracy does.
+    """
     assert (candidate.labels == champion.labels).all()
-    return compare(
-        candidate.predictions,
-        champion.predictions,
-        candidate.labels,
-        reading=reading,
-        budget=policy.better.alpha,
-        least_gain=policy.better.least_gain,
-        most_readings=policy.better.most_readings,
-    )
+    answers = candidate.predictions, champion.predictions, candidate.labels
+    asked = policy.better
+    limits = {"reading": reading, "budget": asked.alpha, "least_gain": asked.least_gain, "most_readings": asked.most_readings}
+    return compare_scores(*answers, metric, **limits) if metric in SCORES else compare(*answers, **limits)  # type: ignore[arg-type]
 
 
-def better(compared: Comparison | None, policy: Policy, side_by_side: SideBySide | None = None) -> Gate:
+def better(compared: Comparison | ScoreComparison | None, policy: Policy, side_by_side: SideBySide | None = None) -> Gate:
     """G4: better than the champion; or, in mode non_inferior, no worse and cheaper.
 
     Args:

@@ -180,7 +180,7 @@ def promote(
         if asked.force or gates.verdict(judged):
             say("evaluating once on the test split")
             read = kept or _read(client, retrained, candidate, against, rival, data, policy, asked.name)
-            judged = [*judged, *_after(read, policy, beside)]
+            judged = [*judged, *_after(read, policy, beside, retrained.spec.metric)]
     passed = gates.verdict(judged)
     verdict = "passed" if passed else "forced" if asked.force else "refused"
     say("registering")
@@ -422,9 +422,9 @@ def _reading_path(retrained: Retrained, candidate: Candidate, champion: Any) -> 
     return retrained.folder / "readings" / f"{key}.json"
 
 
-def _after(read: _Reading, policy: Policy, beside: SideBySide | None) -> list[Gate]:
+def _after(read: _Reading, policy: Policy, beside: SideBySide | None, metric: str) -> list[Gate]:
     """The gates that need the test split."""
-    compared = gates.comparison(read.seen, read.rival, read.number, policy) if read.rival is not None else None
+    compared = gates.comparison(read.seen, read.rival, read.number, policy, metric) if read.rival is not None else None
     found = [
         gates.floors(read.seen, policy, majority=read.majority, linear_probe=read.linear_probe),
         gates.better(compared, policy, beside),
