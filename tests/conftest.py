@@ -4,6 +4,12 @@ import os
 
 import pytest
 
+# pytest imports readline, which writes the size of a terminal into the environment of all processes that tests start.
+for _name in ("COLUMNS", "LINES"):
+    if _name not in os.environ:
+        os.unsetenv(_name)
+
+
 os.environ["OMP_NUM_THREADS"] = "1"  # as a trial has it; before anything imports torch. Small tensors gain nothing from two threads
 
 
