@@ -1,4 +1,4 @@
-"""The commands for a Ray cluster, from a laptop and on its head; cli.py joins them to the others."""
+"""The commands for a Ray cluster, from a laptop and on its head; app.py joins them to the others."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vit_search import terminal
+from vit_search.cli import terminal
+from vit_search.cli.terminal import escaped
 from vit_search.config.cost import in_time, in_units
 from vit_search.errors import SearchError
-from vit_search.terminal import escaped
 from vit_search.text import counted, one_line, plain, value_text, whole_number
 
 if TYPE_CHECKING:

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from vit_search import cli_cluster, terminal
+from vit_search.cli import cluster as cli_cluster
+from vit_search.cli import terminal
+from vit_search.cli.terminal import OUTCOME_STYLE, escaped
 from vit_search.config.cost import in_rounded_time, in_time
 from vit_search.errors import DataError, LostClusterError, PromotionError, SearchError, SpecError, TrackingError, VitSearchError
 from vit_search.runtime.start_up import collect_rarely
 from vit_search.runtime.user import user_name
-from vit_search.terminal import OUTCOME_STYLE, escaped
 from vit_search.text import counted, plain, value_text, whole_number
 
 if TYPE_CHECKING:
@@ -1564,7 +1565,7 @@ def _finish(result: SearchResult) -> None:
 
 
 def _print_leaderboard(name: str, trials: list[Trial], spec: SearchSpec, top: int) -> None:
-    from vit_search import leaderboard
+    from vit_search.cli import leaderboard
 
     for line in leaderboard.lines(name, trials, spec, top=top, width=out.width):
         out.print(line, soft_wrap=True)
