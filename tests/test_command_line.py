@@ -9,8 +9,8 @@ from synthetic import begin, made
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from vit_search import terminal
-from vit_search.cli import app
+from vit_search.cli import terminal
+from vit_search.cli.app import app
 from vit_search.errors import VitSearchError
 from vit_search.ledger.ledger import Launched, Ledger
 

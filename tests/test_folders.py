@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from vit_search.cli import app
+from vit_search.cli.app import app
 from vit_search.config import search_file
 from vit_search.config.trial import DataConfig
 from vit_search.data.data_set import prepare, read_image, read_split

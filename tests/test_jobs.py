@@ -18,7 +18,8 @@ from clusters import BIN, Cluster
 from rich.console import Console
 from servers import SECRET, free_port, until
 
-from vit_search import cli_cluster
+from vit_search.cli import cluster as cluster_commands
+from vit_search.cli import remote
 from vit_search.cluster import driver, jobs, preflight, record
 from vit_search.cluster.preflight import Facts, Node
 from vit_search.config import search_file
@@ -380,11 +381,11 @@ def test_eight_commands_at_once_are_one_search(cluster, laptop):
     ],
 )
 def test_a_command_that_the_head_names_gets_the_address_that_works_here(said, expected):
-    assert cli_cluster.addressed(said, "http://h:1") == expected
+    assert remote.addressed(said, "http://h:1") == expected
 
 
 def test_a_head_is_quoted_in_whole_lines(capsys):
-    with cli_cluster._writing("http://h:1") as write:
+    with remote.writing("http://h:1") as write:
         for part in ("one\nvit-search res", "ume a-1", "\ntw", "o"):
             write(part)
     assert capsys.readouterr().out == "one\nvit-search resume a-1 --address http://h:1\ntwo"
@@ -491,10 +492,10 @@ def test_what_is_wrong_with_a_node_is_said(changes, severity, said):
 
 
 def test_the_nodes_fit_80_columns_and_no_name_is_cut(capsys, monkeypatch):
-    monkeypatch.setattr(cli_cluster, "out", Console(width=80, highlight=False))
+    monkeypatch.setattr(cluster_commands, "out", Console(width=80, highlight=False))
     names = ["ip-10-20-30-41.us-west-2.compute.internal", "ip-10-20-30-42.us-west-2.compute.internal"]
     nodes = [replace(node, name=name, accelerator="NVIDIA H200") for node, name in zip([HEAD, WORKER], names, strict=True)]
-    cli_cluster._print_facts(replace(FACTS, nodes=nodes), [])
+    cluster_commands.print_facts(replace(FACTS, nodes=nodes), [])
     shown = capsys.readouterr().out.splitlines()
     assert max(map(len, shown)) <= 80
     assert [line.split()[0] for line in shown[:5]] == ["node", names[0], "memory", names[1], "memory"]

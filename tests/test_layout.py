@@ -34,9 +34,6 @@ ARROWS = {
     "promotion": BASE | {"config", "data", "ledger", "planning", "registry", "runtime", "search", "tracking", "vit"},
     "serving": BASE | {"config", "data", "registry", "runtime", "tracking", "vit"},
     "cluster": BASE | {"config", "ledger", "runtime", "tracking"},
-    "terminal": {"text"},
-    "leaderboard": {"config", "ledger", "terminal", "text"},
-    "cli_cluster": BASE | {"cluster", "config", "ledger", "runtime", "search", "terminal", "tracking"},
     "cli": None,  # everything; nobody imports it
     "__init__": {"config", "runtime", "search"},
 }
@@ -51,8 +48,8 @@ HEAVY = {
     "onnxruntime": set(),
     "onnxscript": set(),
     "pydantic": {"config", "promotion/policy.py"},
-    "typer": {"cli.py", "cli_cluster.py", "terminal.py"},
-    "rich": {"cli.py", "cli_cluster.py", "leaderboard.py", "terminal.py"},
+    "typer": {"cli"},
+    "rich": {"cli"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from synthetic import made, result
 
-from vit_search import leaderboard
+from vit_search.cli import leaderboard
 from vit_search.config import search_file
 from vit_search.ledger.ledger import Trial
 

@@ -16,6 +16,7 @@ import pytest
 from synthetic import made
 
 from vit_search import cli
+from vit_search.cli.app import app
 from vit_search.data.data_set import prepare
 from vit_search.errors import SearchError, TrackingError
 from vit_search.ledger import searches
@@ -90,7 +91,7 @@ def listener():
 
 def promote(search):
     sys.argv = ["vit-search", "promote", str(search), "--dry-run"]
-    cli.app(standalone_mode=False)
+    app(standalone_mode=False)
 
 
 @pytest.mark.parametrize(

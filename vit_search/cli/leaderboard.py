@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vit_search.cli.terminal import OUTCOME_STYLE, escaped
 from vit_search.config.search_file import SearchSpec
 from vit_search.ledger import searches
 from vit_search.ledger.ledger import Trial
-from vit_search.terminal import OUTCOME_STYLE, escaped
 from vit_search.text import one_line, value_text
 
 INDENT = 4

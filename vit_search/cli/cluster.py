@@ -1,54 +1,38 @@
-"""The commands for a Ray cluster, from a laptop and on its head; cli.py joins them to the others."""
+"""The commands for a Ray cluster, from a laptop and on its head."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vit_search import terminal
-from vit_search.config.cost import in_time, in_units
-from vit_search.errors import SearchError
-from vit_search.terminal import escaped
-from vit_search.text import counted, one_line, plain, value_text, whole_number
+from vit_search.cli import terminal
+from vit_search.cli.app import Insecure, Url, app, err, out
+from vit_search.cli.remote import connect, writing
+from vit_search.cli.terminal import escaped
+from vit_search.config.cost import in_units
+from vit_search.text import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vit_search.cluster.jobs import Cluster
     from vit_search.cluster.preflight import Facts, Finding, Node
     from vit_search.cluster.services import Service
-    from vit_search.ledger.ledger import Event
 
 cluster = typer.Typer(help="Make a Ray cluster, and look one over.", no_args_is_help=True, rich_markup_mode=None)
-out = terminal.console()
-err = terminal.console(stderr=True)
+app.add_typer(cluster, name="cluster")
 
 
-def join(app: typer.Typer) -> None:
-    """Add them to the command line."""
-    app.command()(submit)
-    app.command(name="list")(list_)
-    app.command()(logs)
-    app.command(name="check")(check_there)
-    app.add_typer(cluster, name="cluster")
+# --- searches on a cluster: submit, check, and what they run on its head -------------------------------------------------
 
 
-# --- searches on a cluster: submit, list, logs, check -------------------------------------------------------------------
-
-Url = Annotated[str, typer.Option(help="Of the cluster's Jobs API, e.g. http://127.0.0.1:8265 at the end of a tunnel.", metavar="URL")]
-Insecure = Annotated[bool, typer.Option("--insecure", help="Also where the cluster asks for no token.")]
-There = Annotated[str | None, typer.Option(help="URL of a cluster's Jobs API: of the search NAME that was submitted there.", metavar="URL")]
-
-
+@app.command()
 def submit(
     file: Annotated[Path, typer.Argument(help="A search file; paths in it are the cluster's.")],
     address: Url,
@@ -62,7 +46,7 @@ def submit(
 
     The same file twice is one search.
     """
-    jobs, there = _connect(address, insecure)
+    jobs, there = connect(address, insecure)
     with err.status("measuring the cluster …"):
         handed = jobs.submit(there, file, key=key, again=again, download=download)
     for warning in handed.warnings:
@@ -77,7 +61,7 @@ def submit(
     where = escaped(f"{handed.search} --address {there.address}")
     if wait:
         try:
-            with _writing(there.address) as write:
+            with writing(there.address) as write:
                 code = jobs.wait(there, handed.search, write=write)
             sys.exit(code)
         except KeyboardInterrupt:
@@ -87,62 +71,7 @@ def submit(
     out.print(f"       vit-search logs {where} -f", soft_wrap=True)
 
 
-def list_(address: Url, as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False, insecure: Insecure = False) -> None:
-    """List the searches that were submitted to a cluster.
-
-    It knows those since the cluster's Ray was started.
-    """
-    jobs, there = _connect(address, insecure)
-    known = jobs.launches(there.client)
-    with err.status("asking the head …"):
-        states = jobs.states(there, [all_of[-1] for all_of in known.values()]) if known else {}
-    if as_json:
-        shown = [{"search": search, "state": states[search], "jobs": [asdict(job) for job in all_of]} for search, all_of in known.items()]
-        sys.stdout.write(json.dumps(shown, indent=1) + "\n")
-        return
-    rows = []
-    for search, all_of in known.items():
-        first, last = all_of[0], all_of[-1]
-        took = in_time((last.ended or time.time()) - first.began)
-        began = time.strftime("%m-%d %H:%M", time.localtime(first.began))
-        rows.append([*map(escaped, (search, states[search], str(len(all_of)), began, took, first.user, last.version))])
-    if not known:
-        out.print(f"{escaped(there.address)}: no search was submitted since its Ray was started.")
-        return
-    for line in terminal.table(("search", "state", "jobs", "submitted", "took", "by", "vit_search"), rows, width=out.width):
-        out.print(line, soft_wrap=True)
-
-
-def logs(
-    search: Annotated[
-        str | None,
-        typer.Argument(help="A search, or one trial of it as SEARCH/TRIAL; the newest search by default.", metavar="SEARCH[/TRIAL]"),
-    ] = None,
-    address: There = None,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until it ends.")] = False,
-    output: Annotated[Path, typer.Option(help="Folder of all searches, without --address.")] = Path("searches"),
-    insecure: Insecure = False,
-) -> None:
-    """Print what happened in a search or a trial.
-
-    Of a search on a cluster, print what its driver has said.
-    """
-    name, trial = (None, None) if search is None else _trial(search)
-    if address is None:
-        _events(output, name, trial, follow)
-    elif search is None or trial is None:
-        jobs, there = _connect(address, insecure)
-        name = name or jobs.newest(there)
-        if name is None:
-            raise SearchError(
-                f"{there.address}: no search was submitted since its Ray was started; submit one with `vit-search submit FILE`."
-            )
-        with _writing(there.address) as write:
-            jobs.logs(there, name, write=write, follow=follow)
-    else:
-        remotely(address, ["logs", search, *(["--follow"] if follow else [])], insecure=insecure, follow=follow)
-
-
+@app.command(name="check")
 def check_there(
     address: Url,
     file: Annotated[Path | None, typer.Argument(help="A search file that is to run there.", metavar="FILE")] = None,
@@ -156,7 +85,7 @@ def check_there(
     from vit_search.config import search_file
 
     spec = search_file.load(file) if file else None
-    jobs, there = _connect(address, insecure)
+    jobs, there = connect(address, insecure)
     if spec is not None:
         jobs.check_paths(spec, str(file))
     with err.status("measuring the cluster …"):
@@ -168,203 +97,17 @@ def check_there(
     if as_json:
         sys.stdout.write(json.dumps(asdict(facts) | {"findings": [asdict(one) for one in found], "ready": not wrong}, indent=1) + "\n")
     else:
-        _print_facts(facts, found)
+        print_facts(facts, found)
     if wrong:
         sys.exit(2)
-
-
-def remotely(
-    address: str, words: Sequence[str], *, insecure: bool = False, follow: bool = False, files: Mapping[str, str] | None = None
-) -> None:
-    """Run one of our commands on a cluster's head, over the searches in its storage; print what it says, leave with its exit code.
-
-    Args:
-        files: texts by their names, which the command reads there.
-    """
-    jobs, there = _connect(address, insecure)
-    with _writing(there.address) as write:
-        code, said = jobs.on_head(there, ["vit-search", *words], write=write if follow else None, files=files)
-    if not follow:
-        (sys.stdout if code == 0 else sys.stderr).write(plain(addressed(said, there.address)))
-    if code:
-        sys.exit(code)
-
-
-def status_there(address: str, search: str | None, *, as_json: bool, watch: bool, insecure: bool) -> None:
-    """Say how a search on a cluster stands, by default the one that was submitted last."""
-    jobs, there = _connect(address, insecure)
-    name = search or jobs.newest(there)
-    told = False
-    while name and jobs.is_beginning(there, name):
-        if not told:
-            print_unbegun(name, "starting", as_json)
-        if not watch:
-            return
-        told = True
-        time.sleep(2)
-    words = ["status", *([name] if name else []), *(["--json"] if as_json else []), *(["--watch"] if watch else [])]
-    remotely(address, words, insecure=insecure, follow=watch)
-
-
-def print_unbegun(search: str, state: str, as_json: bool) -> None:
-    """How a search stands that was submitted to a cluster and has no trials yet."""
-    from vit_search.ledger import search_state
-
-    if as_json:
-        sys.stdout.write(json.dumps({"search": search, "state": state, "running": False}, indent=1) + "\n")
-    else:
-        out.print(f"[bold]{escaped(search)}[/] is {state}: {search_state.WORDS[state]}.", soft_wrap=True)
-
-
-def resume_there(address: str, search: str | None, insecure: bool) -> None:
-    """Have a cluster take up a search that was submitted to it."""
-    jobs, there = _connect(address, insecure)
-    job = jobs.resume(there, _named(search))
-    out.print(f"[bold]{escaped(search)}[/] is taken up again, as job {escaped(job)}.", soft_wrap=True)
-
-
-def cancel_there(address: str, search: str | None, insecure: bool) -> None:
-    """End a search on a cluster now."""
-    jobs, there = _connect(address, insecure)
-    if not jobs.cancel(there, _named(search)):
-        raise SearchError(f"{search}: no job runs it now.")
-    out.print(
-        escaped(f"{search}: ending now; `vit-search resume {search} --address {there.address}` goes on from the last checkpoints."),
-        soft_wrap=True,
-    )
-
-
-def _named(search: str | None) -> str:
-    if search is None:
-        raise SearchError("which search? `vit-search list --address URL` shows those of a cluster.")
-    return search
-
-
-def _connect(address: str, insecure: bool) -> tuple[Any, Cluster]:
-    """The room `jobs`, whose imports take a second, and the cluster."""
-    from vit_search.cluster import jobs
-
-    there = jobs.connect(address, insecure=insecure)
-    if there.warning:
-        err.print(f"[yellow]warning:[/] {escaped(there.warning)}", soft_wrap=True)
-    return jobs, there
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(plain(text))
-    sys.stdout.flush()
-
-
-HINTED = re.compile(r"(vit-search (?:status|logs|resume|pause|continue|stop|cancel|set) )([\w./-]+)( --address [^\s`]+)?")
-"""A command on a search, in what the head says; from a laptop it takes the same name and an address."""
-
-
-def addressed(text: str, address: str) -> str:
-    """What the head has said, with the cluster's address in the commands that it names, so that they work where they are read."""
-
-    def command(found: re.Match[str]) -> str:
-        start, name, there = found.groups()
-        search = name.rstrip(".")  # the sentence may end there
-        return found[0] if there not in (None, " --address URL") else f"{start}{search} --address {address}{name[len(search) :]}"
-
-    return HINTED.sub(command, text)
-
-
-@contextlib.contextmanager
-def _writing(address: str) -> Iterator[Callable[[str], None]]:
-    """What prints, whole lines at a time, what the head says piece by piece."""
-    held = ""
-
-    def write(text: str) -> None:
-        nonlocal held
-        lines, newline, held = (held + text).rpartition("\n")
-        if newline:
-            _write(addressed(lines + newline, address))
-
-    try:
-        yield write
-    finally:
-        _write(addressed(held, address))
-
-
-def _trial(search: str) -> tuple[str, int | None]:
-    name, slash, trial = search.rpartition("/")
-    number = whole_number(trial) if slash else None
-    return (search, None) if number is None else (name, number)
-
-
-def _events(output: Path, search: str | None, trial: int | None, follow: bool) -> None:
-    """What happened in a search, or in one of its trials, a line each, with the error that it left."""
-    from vit_search.ledger import ledger, searches
-
-    folder = searches.find(output, search)
-    path, metric = folder / "ledger.jsonl", searches.read(folder)[0].metric
-    said = 0
-    while True:
-        running = ledger.held(path)
-        events = ledger.read_events(path)
-        events = events if trial is None else _of_trial(events, trial)
-        if trial is not None and not events:
-            raise SearchError(f"{folder.name}: there is no trial {trial} yet; `vit-search show {folder.name}` lists its trials.")
-        for event in events[said:]:
-            _write(f"{time.strftime('%m-%d %H:%M:%S', time.localtime(event.at))}  {one_line(_told(event, metric, trial is None))}\n")
-        said = len(events)
-        ended = trial is not None and isinstance(events[-1], ledger.Ended) and events[-1].outcome != "interrupted"
-        if not follow or ended or not running:
-            break
-        time.sleep(1)
-    error = ledger.trial_folder(folder, trial) / "error.txt" if trial is not None else None
-    if error is not None and error.is_file():
-        _write(f"\n{error}:\n{error.read_text(encoding='utf-8', errors='replace')}")
-
-
-def _of_trial(events: Sequence[Event], trial: int) -> list[Event]:
-    """A trial's events, and the drivers that took it up again."""
-    from vit_search.ledger import ledger
-
-    found: list[Event] = []
-    goes_on = False
-    for event in events:
-        if getattr(event, "trial", None) == trial:
-            found.append(event)
-            goes_on = not isinstance(event, ledger.Ended) or event.outcome == "interrupted"
-        elif isinstance(event, ledger.Launched) and goes_on:
-            found.append(event)
-    return found
-
-
-def _told(event: Event, metric: str, named: bool) -> str:
-    """An event in words."""
-    from vit_search.ledger import ledger
-
-    trial = f"trial {event.trial}: " if named and hasattr(event, "trial") else ""
-    if isinstance(event, ledger.Launched):
-        return f"a driver took it up: process {event.pid} on {event.host}"
-    if isinstance(event, ledger.Proposed):
-        return trial + "proposed: " + ", ".join(f"{name} {value_text(value)}" for name, value in event.params.items())
-    if isinstance(event, ledger.Infeasible):
-        return f"not run: {event.reason}"
-    if isinstance(event, ledger.Reported):
-        result = event.result
-        value = result.value(metric)
-        shown = "" if value is None or metric == "train_loss" else f", {metric} {value:.4f}"
-        return f"{trial}epoch {result.epoch}: train_loss {result.train_loss:.4f}{shown}, {result.seconds:.2f} s"
-    if isinstance(event, ledger.Ended):
-        return trial + event.outcome + (f": {event.reason}" if event.reason else "")
-    if isinstance(event, ledger.Broke):
-        return f"{trial}broke down: {event.reason}" + ("; it is tried again from its last checkpoint" if event.again else "")
-    if isinstance(event, ledger.OutgrewShare):
-        return f"{trial}outgrew its {event.gpus:g} of a GPU, goes on with more: {event.reason}"
-    if isinstance(event, ledger.Left):
-        return f"the driver let it go: {event.state}" + (f", {event.reason}" if event.reason else "")
-    return f"{event.by}: {event.name}: {event.answer}"
 
 
 RIGHT = ("CPUs", "GPUs", "memory", "free", "clock")
 """Columns of numbers."""
 
 
-def _print_facts(facts: Facts, found: list[Finding]) -> None:
+def print_facts(facts: Facts, found: list[Finding]) -> None:
+    """Print what was measured of a cluster: its nodes in a table, then what holds for all, and what is wrong."""
     from rich.table import Table
 
     columns = ("node", "address", "CPUs", "GPUs", "memory", "free", "versions", "storage", "cache", "clock")
@@ -466,7 +209,6 @@ State = Annotated[
     typer.Option(help="Folder of the services' data, secrets and logs, on a disk of the head's own; /mnt/vit_search-head by default."),
 ]
 Port = Annotated[int, typer.Option(help="MLflow's, on 127.0.0.1.")]
-
 FOUND = 2
 """Exit code of a check that found something."""
 

@@ -1,0 +1,180 @@
+"""The command line itself: its options, exit codes and errors, and what several files of commands share.
+
+It knows no command: each file of them imports `app` and adds its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vit_search.cli import terminal
+from vit_search.cli.terminal import escaped
+from vit_search.errors import DataError, LostClusterError, SearchError, SpecError, VitSearchError
+from vit_search.runtime.start_up import collect_rarely
+
+app = typer.Typer(
+    help="Search for the best Vision Transformer for your images, browse the trials in MLflow, promote the best one.",
+    no_args_is_help=True,
+    cls=terminal.Commands,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: rich's costs 0.25 s of imports
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = terminal.console()
+err = terminal.console(stderr=True)
+
+INTERRUPTED = 130
+"""Exit code of a search ended by Ctrl-C, as a shell gives it."""
+
+NOT_PROMOTED = 3
+"""Exit code of a promotion that a gate has refused."""
+
+NOT_RECORDED = 5
+"""Exit code of a search that came to its end while MLflow was away."""
+
+Output = Annotated[Path, typer.Option(help="Folder of all searches.")]
+Tracking = Annotated[
+    str | None,
+    typer.Option(help="MLflow server or database; by default MLFLOW_TRACKING_URI, else the search's own, else SQLite in ./mlruns.db."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Of the Ray cluster that trains, from one of its nodes: `auto`, or HOST:6379; by default this machine alone."),
+]
+Nice = Annotated[
+    int | None,
+    typer.Option(
+        "--nice",
+        help="How far trials step back for other programs of this machine: 0 not at all, 19 most; 15 by default.",
+        min=0,
+        max=19,
+    ),
+]
+PolicyFile = Annotated[Path | None, typer.Option(help="What a candidate must show; the defaults stand in README.md.", metavar="FILE")]
+ModelName = Annotated[str, typer.Argument(help="A registered model, named after its search file's `name`.", metavar="NAME")]
+SearchName = Annotated[str | None, typer.Argument(help="A search by name or folder; the newest by default.", metavar="SEARCH")]
+Url = Annotated[str, typer.Option(help="Of the cluster's Jobs API, e.g. http://127.0.0.1:8265 at the end of a tunnel.", metavar="URL")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Also where the cluster asks for no token.")]
+There = Annotated[str | None, typer.Option(help="URL of a cluster's Jobs API: of the search NAME that was submitted there.", metavar="URL")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line and an exit code, never a traceback."""
+    collect_rarely()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # no character that a locale lacks ends a command half-way
+    try:
+        app()
+    except VitSearchError as error:
+        err.print(f"[bold red]error:[/] {escaped(str(error))}", soft_wrap=True)
+        if isinstance(error, LostClusterError):
+            sys.stderr.flush()
+            os._exit(error.exit_code)  # threads of Ray's wait for its head, and the interpreter for them
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        sys.exit(INTERRUPTED)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        out.print(f"vit_search {version('vit_search')}")
+        raise typer.Exit
+
+
+@app.callback(help=app.info.help)
+def options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")] = False,
+) -> None:
+    """Options of the command line itself."""
+
+
+@contextlib.contextmanager
+def nothing_started() -> Iterator[None]:
+    """Ctrl-C ends the process at once, with one line: in the middle of an import, it could leave a traceback, or be swallowed."""
+
+    def end(*_: object) -> None:
+        clear = "\r\x1b[2K\x1b[?25h" if err.is_terminal else ""  # the spinner, which has hidden the cursor
+        os.write(2, f"{clear}interrupted; nothing was started.\n".encode())
+        os._exit(INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def naming_file(file: Path) -> Iterator[None]:
+    """What is wrong with the images is told with the search file and the line that name them, as other mistakes are."""
+    from vit_search.config import strict_yaml
+    from vit_search.config.search_file import SearchSpec
+
+    try:
+        yield
+    except (DataError, SpecError) as error:
+        key = tuple(str(error).partition(":")[0].split("."))
+        if key[0] in SearchSpec.model_fields:
+            text = str(error)
+        elif isinstance(error, DataError):
+            key, text = ("data", "path"), f"data.path: {error}"
+        else:
+            raise
+        raise type(error)(f"{file}:{strict_yaml.load(file).line(key)}: {text}") from None
+
+
+def print_note(text: str) -> None:
+    """Print a remark to standard error; the text may be of others."""
+    err.print(f"[yellow]note:[/] {escaped(text)}", soft_wrap=True)
+
+
+def as_text(words: str) -> str:
+    """What a person wrote, also where the locale (as C) has no letters beyond ASCII and takes each of their bytes for one."""
+    return os.fsencode(words).decode("utf-8", "backslashreplace")
+
+
+def given_options(**options: float | None) -> dict[str, float]:
+    """Those options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def write_new(path: Path, text: str, option: str) -> None:
+    """Write a file that the user has named after an option; never over one that is there."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise SearchError(f"{path}: a file is there already; name another one after {option}.") from None
+    except OSError as error:
+        raise SearchError(f"{path}: cannot be written ({error.strerror}); name another file after {option}.") from None
+
+
+def registry_uri(model: str, tracking_uri: str | None) -> str:
+    """The MLflow to ask for a model. A name that it cannot have is refused before torch and MLflow are imported, which takes seconds."""
+    from vit_search.registry import references
+    from vit_search.tracking.uris import of_newest
+
+    uri = of_newest(tracking_uri)
+    references.check_known(uri, model)
+    return uri
+
+
+def registry_uri_unless_folder(model: str, tracking_uri: str | None) -> str | None:
+    """The same for a model that may be the folder that `train` made, which needs no MLflow."""
+    from vit_search.registry import references
+
+    return registry_uri(model, tracking_uri) if references.folder_of(model) is None else tracking_uri

@@ -1,0 +1,237 @@
+"""The commands on a search file before it runs: lint, plan, schema."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vit_search.cli.app import Output, app, err, naming_file, out
+from vit_search.cli.terminal import escaped
+from vit_search.config.cost import in_rounded_time
+from vit_search.errors import SearchError
+from vit_search.text import counted
+
+if TYPE_CHECKING:
+    from vit_search.config.search_file import SearchSpec
+    from vit_search.planning.lint import Finding as LintFinding
+    from vit_search.planning.lint import Report
+    from vit_search.planning.plan import Plan, Speed
+
+
+@app.command()
+def lint(
+    file: Annotated[Path, typer.Argument(help="A search file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    output: Output = Path("searches"),
+) -> None:
+    """Find what is wrong or wasted in a search file.
+
+    That is what can never run, repeats, or makes no difference. Trains nothing.
+    """
+    from vit_search.config import cost, search_file
+    from vit_search.planning import lint as linting
+
+    spec = search_file.load(file)
+    with naming_file(file):
+        beyond = linting.beyond_this_machine(spec, cost.cpus_of_this_machine(), cost.gpus_of_this_machine())
+        report = linting.lint(spec, further=[*_missing_searches(spec, output), *beyond])
+        _print_images(spec)
+    if as_json:
+        sys.stdout.write(json.dumps(report.to_dict(), indent=1) + "\n")
+    else:
+        _print_report(report)
+    if report.failed:
+        sys.exit(2)
+
+
+def _missing_searches(spec: SearchSpec, output: Path) -> Iterable[LintFinding]:
+    """Searches to learn from that are not here; `run` refuses them."""
+    from vit_search.ledger import searches
+    from vit_search.planning.lint import Finding
+
+    for i, name in enumerate(spec.learn_from):
+        try:
+            searches.find(output, name)
+        except SearchError as error:
+            yield Finding("warning", f"learn_from.{i}", f"{name}: {error} `run` needs it where the search will run.")
+
+
+@app.command()
+def plan(
+    file: Annotated[Path, typer.Argument(help="A search file.")],
+    concurrency: Annotated[int | None, typer.Option(help="Trials at once; the file's by default.")] = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure this machine first, some 15 seconds, and remember it.")] = False,
+    flops_per_s: Annotated[float | None, typer.Option(help="State what a training step sustains instead, e.g. 5e10.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Tell what a search will cost: epochs, memory, disk and time.
+
+    The time is that of this machine. Trains nothing.
+    """
+    from vit_search.config import search_file
+    from vit_search.data.data_set import kept_speed
+    from vit_search.planning import plan as planning
+
+    spec = search_file.load(file)
+    if concurrency is not None and not 1 <= concurrency <= 10_000:
+        raise SearchError(f"--concurrency is {concurrency}; give 1 to 10,000 trials at once.")
+    if calibrate and flops_per_s is not None:
+        raise SearchError("--calibrate and --flops-per-s: a speed is measured or stated; drop one of the two.")
+    kept = kept_speed(gpus=spec.resources.on_gpu)
+    if calibrate:
+        with err.status("measuring this machine …"), naming_file(file):
+            from vit_search.vit import calibrate as calibration
+
+            planning.save_speed(calibration.calibrate(spec, concurrency=concurrency), kept)
+    speed = planning.load_speed(kept) if flops_per_s is None else planning.stated_speed(flops_per_s)
+    with naming_file(file):
+        made = planning.plan(spec, speed, concurrency=concurrency)
+        _print_images(spec)
+    if as_json:
+        sys.stdout.write(json.dumps(made.to_dict(), indent=1) + "\n")
+    else:
+        _print_plan(made)
+
+
+def _print_images(spec: SearchSpec) -> None:
+    """What lies in an image folder, in one line, and whether its classes allow the metric."""
+
+    path = Path(spec.data.path or "").expanduser()
+    if spec.data.name == "image_folder" and path.is_dir():
+        from vit_search.data import image_folder
+
+        listing = image_folder.scan(path)
+        err.print(escaped(listing.summary))
+        spec.check_data(len(listing.classes))
+    elif spec.data.path and not path.exists():
+        err.print(escaped(f"note: {path} is not on this machine, so its images are not looked at; `run` needs them."))
+
+
+SEVERITY_STYLE = {"error": "bold red", "warning": "yellow", "hint": "cyan"}
+
+
+def _print_report(report: Report) -> None:
+    from rich.table import Table
+
+    from vit_search.config.cost import in_units
+
+    out.print(f"[bold]{escaped(report.name)}[/]: {report.valid_share:.1%} of {report.draws:,} random proposals can be run")
+    for reason, count in report.invalid.items():
+        out.print(f"  {count / report.draws:6.1%}  {escaped(reason)}")
+    if report.combinations is not None:
+        out.print(
+            f"{counted(report.combinations, 'combination')}, {report.valid_combinations or 0:,} of them can be run, "
+            f"for {counted(report.trials, 'trial')}"
+        )
+    if report.spreads:
+        table = Table(box=None, header_style="dim")
+        for column in ("", "least", "10 %", "median", "90 %", "most"):
+            table.add_column(column, justify="right" if column else "left")
+        for name, label, shown in (
+            ("params", "parameters", _count),
+            ("flops", "FLOPs an image", _count),
+            ("train_bytes", "memory", in_units),
+        ):
+            spread = report.spreads[name]
+            values = (spread.least, spread.tenth, spread.median, spread.ninetieth, spread.most)
+            table.add_row(label, *(shown(int(value)) for value in values))
+        out.print(table)
+    for limit in report.limits:
+        out.print(f"[dim]limit[/]  {escaped(limit.limit)}: excludes {limit.excluded:.0%}, alone {limit.alone:.0%}")
+    findings = Table.grid(padding=(0, 2, 0, 0))
+    for finding in report.findings:
+        findings.add_row(f"[{SEVERITY_STYLE[finding.severity]}]{finding.severity}[/]", escaped(f"{finding.where}: {finding.text}"))
+    out.print(findings if report.findings else "[green]nothing odd[/]")
+
+
+def _print_plan(plan: Plan) -> None:
+    from rich.table import Table
+
+    from vit_search.config.cost import in_units
+
+    low, high = plan.trained_epochs_range
+    epochs = f"about [bold]{_rounded(plan.trained_epochs)}[/] ({_rounded(low)} to {_rounded(high)})"
+    if low == high:  # nothing is left to chance
+        epochs = f"[bold]{plan.trained_epochs:,.0f}[/]"
+    rows = [
+        ("images", f"{plan.images.train:,} to train on, {plan.images.val:,} to validate on"),
+        ("epochs", f"{epochs}, {plan.saved_share:.0%} less than without stopping"),
+        ("trials", ", ".join(f"{rung.trials:,.{rung.trials < 20:d}f} reach epoch {rung.epoch}" for rung in plan.rungs)),
+        ("models", f"{_count(plan.params[0])} parameters in the middle, at most {_count(plan.params[1])}"),
+        ("work", f"{_count(plan.flops)} floating-point operations"),
+        ("memory", f"{in_units(plan.train_bytes[0])} a trial, at most {in_units(plan.train_bytes[1])}, beside what torch itself takes"),
+        *([("GPUs", _gpu_shares(plan))] if plan.shares else []),
+        ("disk", f"checkpoints take at most {in_units(plan.disk_bytes)}"),
+    ]
+    if plan.speed and plan.wall_seconds_range and plan.epoch_seconds:
+        soonest, latest = map(in_rounded_time, plan.wall_seconds_range)
+        rows += [
+            (
+                "time",
+                f"about [bold]{in_rounded_time(plan.wall_seconds or 0)}[/] ({soonest} to {latest}), Ray's and MLflow's own not counted",
+            ),
+            (
+                "",
+                f"{in_rounded_time(plan.trial_seconds or 0)} of all trials, {in_rounded_time(plan.device_seconds or 0)} of GPUs or cores",
+            ),
+            ("", f"an epoch {in_rounded_time(plan.epoch_seconds[0])} in the middle, at most {in_rounded_time(plan.epoch_seconds[1])}"),
+            ("speed", _speed(plan.speed, plan)),
+        ]
+    else:
+        rows.append(("time", "unknown: add --calibrate to measure this machine, or --flops-per-s to state its speed"))
+    if plan.limit:
+        rows.append(("limit", f"[yellow]{plan.limit}[/]"))
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for label, text in rows:
+        table.add_row(f"[dim]{label}[/]", text)
+    head = f"{counted(plan.trials, 'trial')} of up to {counted(plan.epochs, 'epoch')}, stopping {plan.stopping}, {plan.concurrency} at once"
+    out.print(f"[bold]{escaped(plan.name)}[/]: {head}")
+    out.print(table)
+
+
+def _gpu_shares(plan: Plan) -> str:
+    """How many trials share a GPU."""
+    from vit_search.config.cost import in_units
+
+    parts = [f"{share.trials:.0%} of the trials {1 / share.gpus:.0f} to a GPU" for share in plan.shares if share.gpus < 1]
+    parts += [f"{share.trials:.0%} have one alone" for share in plan.shares if share.gpus >= 1]
+    return f"{', '.join(parts)}, where it has {in_units(plan.gpu_bytes)}"
+
+
+def _speed(speed: Speed, plan: Plan) -> str:
+    """Where a plan's seconds come from, and what may be wrong with them."""
+    from vit_search.planning.plan import BORROWED
+
+    if not speed.measured:
+        return f"{_count(speed.flops_per_s)} floating-point operations a second, as stated"
+    said = f"{escaped(speed.device)}, measured {speed.measured} with {speed.processes} at once"
+    odd = [f"for {plan.borrowed}: the times may be wrong by a factor of {BORROWED:g}"] * bool(plan.borrowed)
+    odd += [f"not {plan.concurrency}"] * (speed.processes != min(plan.concurrency, speed.room))
+    said += f" [yellow]{', '.join(odd)}; --calibrate measures anew[/]" if odd else ""
+    return said + (f"; [yellow]it has room for {speed.room} at once[/]" if plan.concurrency > speed.room else "")
+
+
+def _rounded(count: float) -> str:
+    """An estimated number in two digits."""
+    return f"{float(f'{count:.2g}'):,.0f}"
+
+
+def _count(value: float) -> str:
+    """A large number in three digits: 37.4 k, 1.2 M, 3.4 T."""
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= 0.9995 * size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}"
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a search file, for editors."""
+    from vit_search.config import search_file
+
+    sys.stdout.write(json.dumps(search_file.json_schema(), indent=2) + "\n")

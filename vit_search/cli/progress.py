@@ -1,0 +1,256 @@
+"""A search while it runs, and the summary at its end: live on a terminal, a line per event elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vit_search.cli.app import INTERRUPTED, NOT_RECORDED, err, out
+from vit_search.cli.terminal import escaped
+from vit_search.config.cost import in_rounded_time, in_time
+from vit_search.text import counted, value_text
+
+if TYPE_CHECKING:
+    from vit_search.config.search_file import SearchSpec
+    from vit_search.config.space import Space
+    from vit_search.ledger.ledger import Broke, Event, Spent, Trial
+    from vit_search.ledger.searches import Hindsight
+    from vit_search.search.driver import Driver
+    from vit_search.search.launch import SearchResult
+
+REPORT_EVERY_S = 60.0
+"""How long a search may print nothing where no terminal shows its progress."""
+
+Result = TypeVar("Result")
+
+
+def watched(work: Callable[[Any], Result]) -> Result:
+    """Run a search with its live picture on a terminal, or a line per ended trial elsewhere."""
+    screen = _Screen()
+    try:
+        return work(screen.watch)
+    except KeyboardInterrupt:  # a second Ctrl-C; the first one ends a search by itself
+        screen.close()
+        err.print(_interrupted(screen.search) if screen.search else "interrupted; nothing was started.", soft_wrap=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)  # Ray, whose own end this may have cut off, would make an exit code of 1 of it
+    finally:
+        screen.close()
+
+
+def finish(result: SearchResult) -> None:
+    """The leaderboard and the next commands to type."""
+    name, spec, trials, spent = result.folder.name, result.spec, result.trials, result.spent
+    print_leaderboard(name, trials, spec, 10)
+    ended = [t for t in trials if t.over]
+    stopped = sum(t.outcome == "stopped" for t in ended)
+    share = stopped / max(len(ended), 1)
+    out.print(
+        f"{len(ended)} of {counted(result.settings.trials, 'trial')} in {in_time(spent.wall_seconds)}, "
+        f"{stopped} stopped early ({share:.0%})"
+    )
+    if result.ended_by.startswith("limits."):
+        from vit_search.search.limits import option
+
+        more = f"vit-search extend {name} {option(result.ended_by)} …"
+        out.print(f"ended by {escaped(result.ended_by)}; go on with:  {more}", soft_wrap=True)
+    out.print(f"{counted(spent.epochs, 'epoch')} trained, {spent.saved_epochs} saved against no stopping ({spent.saved_share:.0%})")
+    out.print(_work(spent))
+    for line in hindsight_lines(result.hindsight):
+        out.print(escaped(line))
+    if result.interrupted:
+        err.print(_interrupted(name), soft_wrap=True)
+        sys.exit(INTERRUPTED)
+    if not result.recorded:
+        err.print(
+            f"\n[yellow]MLflow has not got all of it.[/] Send the rest later:  [bold]vit-search sync {escaped(name)}[/]", soft_wrap=True
+        )
+        sys.exit(NOT_RECORDED)
+    out.print("\nNext:  vit-search ui               browse the trials in MLflow")
+    out.print(f"       vit-search show {escaped(name)}", soft_wrap=True)
+    out.print(f"       vit-search promote {escaped(name)}", soft_wrap=True)
+
+
+def _interrupted(name: str) -> str:
+    return f"\n[yellow]Interrupted.[/] Nothing is lost; go on with:  [bold]vit-search resume {escaped(name)}[/]"
+
+
+def print_leaderboard(name: str, trials: list[Trial], spec: SearchSpec, top: int) -> None:
+    """Print the best trials as a table; all of them where `top` is 0."""
+    from vit_search.cli import leaderboard
+
+    for line in leaderboard.lines(name, trials, spec, top=top, width=out.width):
+        out.print(line, soft_wrap=True)
+
+
+def trial_row(trial: Trial, metric: str, space: Space, rank: int) -> dict[str, Any]:
+    """A trial as JSON and CSV show it."""
+    facts: dict[str, Any] = {"rank": rank, "trial": trial.number, "outcome": trial.outcome, "epochs": len(trial.results)}
+    facts[metric] = trial.value(metric)
+    broke = {"breakdowns": len(trial.breakdowns)} if trial.breakdowns else {}
+    return facts | space.trained(trial.params) | broke | ({"reason": trial.reason} if trial.reason else {})
+
+
+def spent_text(spent: Spent) -> str:
+    """What a search has cost, in words."""
+    return f"{in_time(spent.wall_seconds)} of wall time, {_work(spent)}"
+
+
+def _work(spent: Spent) -> str:
+    """The same without the wall time."""
+    share = spent.stopped_seconds / spent.trial_seconds if spent.trial_seconds else 0.0
+    return (
+        f"{in_time(spent.trial_seconds)} of training in {counted(spent.epochs, 'epoch')}, "
+        f"{share:.0%} of it in stopped trials; stopping saved {in_time(spent.saved_seconds)}"
+    )
+
+
+def hindsight_lines(hindsight: Hindsight) -> list[str]:
+    """What a search showed of its stopping and its plan, in words."""
+    lines = []
+    if hindsight.doomed:
+        told = f"{counted(hindsight.doomed, 'audited trial')} would have been stopped"
+        low, high = hindsight.interval
+        lines.append(f"{told}, {hindsight.wrongly} of them wrongly (95 % interval of the share: {low:.0%} to {high:.0%})")
+    if hindsight.plan:
+        epochs, wall = hindsight.plan["epochs"], hindsight.plan["wall_seconds"]
+        line = f"planned {counted(round(epochs['predicted']), 'epoch')}, trained {epochs['actual']:,}"
+        if wall["predicted"]:
+            line += f"; planned about {in_rounded_time(wall['predicted'])}, took {in_time(wall['actual'])} with Ray's and MLflow's own time"
+            borrowed = (hindsight.plan.get("speed") or {}).get("borrowed")
+            line += f" (planned by the speed of {borrowed})" if borrowed else ""
+        lines.append(line)
+    return lines
+
+
+class _Screen:
+    """Live progress of a search: running trials, the best so far, how many were stopped, time left."""
+
+    def __init__(self) -> None:
+        self._live: Any = None
+        self._preparing = err.status("preparing the data, MLflow and Ray …")
+        self._preparing.start()
+        self._closed, self._last_line = threading.Event(), time.monotonic()
+        self.search = ""
+        """Its name, once it runs."""
+
+    def watch(self, driver: Driver, spec: SearchSpec, folder: Path) -> Callable[[Event], None]:
+        """Begin; what comes back is told every event."""
+        from vit_search.ledger import searches
+        from vit_search.ledger.ledger import Broke, Commanded, Ended, Reported
+        from vit_search.stopping.rungs import levels
+
+        self._driver, self._spec, self._began = driver, spec, time.monotonic()
+        facts = searches.read_facts(folder)
+        self.search = facts.search
+        self._epochs_before = self._epochs()
+        self._preparing.stop()
+        err.print(escaped(f"{self.search}: {folder}"), soft_wrap=True)
+        if facts.images:
+            err.print(escaped(facts.images))
+        if err.is_terminal:
+            from rich.live import Live
+
+            self._live = Live(get_renderable=self._picture, console=err, refresh_per_second=4, transient=True)
+            self._live.start()
+            return lambda event: self._say_breakdown(event) if isinstance(event, Broke) else None
+
+        how = spec.stopping
+        rungs = levels(grace_epochs=how.grace_epochs, reduction_factor=how.reduction_factor, epochs=spec.epochs)
+        threading.Thread(target=self._report_every_minute, name="progress", daemon=True).start()
+
+        def line(event: Event) -> None:
+            if isinstance(event, Commanded):
+                err.print(escaped(f"{event.by}: {event.name}: {event.answer}"))
+            elif isinstance(event, Broke):
+                self._say_breakdown(event)
+            elif isinstance(event, Reported) and event.result.epoch in rungs and event.result.epoch < spec.epochs:
+                value = driver.trials[event.trial].value(spec.metric)
+                score = "" if value is None else f"  {spec.metric} {value:.4f}"
+                err.print(f"trial {event.trial:3d} at epoch {event.result.epoch:3d} of {spec.epochs}{score}", soft_wrap=True)
+            elif isinstance(event, Ended):
+                trial = driver.trials[event.trial]
+                value = trial.value(spec.metric)
+                said = f"trial {trial.number:3d} {trial.outcome:<11} after {counted(len(trial.results), 'epoch'):>10}"
+                err.print(f"{said}  {spec.metric} {value:.4f}" if value is not None else f"{said}  {escaped(trial.reason)}", soft_wrap=True)
+            else:
+                return
+            self._last_line = time.monotonic()
+
+        return line
+
+    def _say_breakdown(self, event: Broke) -> None:
+        what = "is tried again" if event.again else "broke down"
+        err.print(escaped(f"trial {event.trial:3d} {what}: {event.reason}"))
+
+    def _report_every_minute(self) -> None:
+        """Where nothing else was printed for a minute, say how far the search is."""
+        while not self._closed.wait(max(1.0, self._last_line + REPORT_EVERY_S - time.monotonic())):
+            if time.monotonic() - self._last_line >= REPORT_EVERY_S:
+                trials = list(self._driver.trials.values())
+                over = sum(trial.over for trial in trials)
+                running = f"{sum(trial.outcome == 'running' for trial in trials)} running"
+                now = running if self._driver.word == "running" else self._driver.word
+                spent = in_time(time.monotonic() - self._began)
+                trained = counted(self._epochs(), "epoch")
+                err.print(f"{over} of {counted(self._driver.settings.trials, 'trial')}, {now}, {trained}, {spent} spent")
+                self._last_line = time.monotonic()
+
+    def close(self) -> None:
+        """Take the picture away."""
+        self._closed.set()
+        self._preparing.stop()
+        if self._live is not None:
+            self._live.stop()
+
+    def _epochs(self) -> int:
+        return sum(len(t.results) for t in list(self._driver.trials.values()))
+
+    def _picture(self) -> Any:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        from vit_search.ledger.ledger import best
+
+        spec, trials, wanted = self._spec, list(self._driver.trials.values()), self._driver.settings.trials
+        over = [t for t in trials if t.over]
+        stopped = sum(t.outcome == "stopped" for t in over)
+        spent = time.monotonic() - self._began
+        head = Table.grid(padding=(0, 2))
+        left = "…"
+        trained = self._epochs() - self._epochs_before
+        if over and trained:
+            per_trial = sum(len(t.results) for t in over) / len(over)
+            missing = per_trial * wanted - self._epochs()
+            left = in_rounded_time(max(0.0, missing) * spent / trained)
+        rest = f"about {left} left" if len(over) < wanted else "sending the last records to MLflow"
+        head.add_row(f"[bold]{len(over)}[/] of {counted(wanted, 'trial')}", f"{stopped} stopped early", f"{in_time(spent)} spent", rest)
+        bar = Table.grid()
+        bar.add_row(ProgressBar(total=wanted, completed=len(over), width=60))  # alone it would not end its line
+        parts: list[Any] = [head, bar]
+        if self._driver.word != "running":
+            parts.append(f"[yellow]{escaped(self._driver.ending or self._driver.word)}[/]")
+        winner = best(trials, spec.metric, spec.mode)
+        if winner:
+            params = escaped(", ".join(f"{k} {value_text(v)}" for k, v in spec.space.trained(winner.params).items()))
+            parts.append(f"best so far: [bold green]{winner.value(spec.metric):.4f}[/] {spec.metric}, trial {winner.number} ({params})")
+        for trial in trials:
+            if trial.outcome == "running":
+                value = trial.value(spec.metric)
+                row = Table.grid(padding=(0, 2))
+                seen = "starting" if value is None else f"{spec.metric} {value:.4f}"
+                row.add_row(
+                    f"trial {trial.number:3d}",
+                    ProgressBar(total=spec.epochs, completed=len(trial.results), width=30),
+                    f"{len(trial.results)}/{spec.epochs}",
+                    seen,
+                )
+                parts.append(row)
+        return Group(*parts)

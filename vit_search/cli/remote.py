@@ -1,0 +1,134 @@
+"""Our commands on a Ray cluster's head, from a laptop: what they print here, and how one command goes there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vit_search.cli.app import err, out
+from vit_search.cli.terminal import escaped
+from vit_search.errors import SearchError
+from vit_search.text import plain
+
+if TYPE_CHECKING:
+    from vit_search.cluster.jobs import Cluster
+
+
+def connect(address: str, insecure: bool) -> tuple[Any, Cluster]:
+    """The room `jobs`, whose imports take a second, and the cluster."""
+    from vit_search.cluster import jobs
+
+    there = jobs.connect(address, insecure=insecure)
+    if there.warning:
+        err.print(f"[yellow]warning:[/] {escaped(there.warning)}", soft_wrap=True)
+    return jobs, there
+
+
+def remotely(
+    address: str, words: Sequence[str], *, insecure: bool = False, follow: bool = False, files: Mapping[str, str] | None = None
+) -> None:
+    """Run one of our commands on a cluster's head, over the searches in its storage; print what it says, leave with its exit code.
+
+    Args:
+        files: texts by their names, which the command reads there.
+    """
+    jobs, there = connect(address, insecure)
+    with writing(there.address) as write:
+        code, said = jobs.on_head(there, ["vit-search", *words], write=write if follow else None, files=files)
+    if not follow:
+        (sys.stdout if code == 0 else sys.stderr).write(plain(addressed(said, there.address)))
+    if code:
+        sys.exit(code)
+
+
+def status_there(address: str, search: str | None, *, as_json: bool, watch: bool, insecure: bool) -> None:
+    """Say how a search on a cluster stands, by default the one that was submitted last."""
+    jobs, there = connect(address, insecure)
+    name = search or jobs.newest(there)
+    told = False
+    while name and jobs.is_beginning(there, name):
+        if not told:
+            print_unbegun(name, "starting", as_json)
+        if not watch:
+            return
+        told = True
+        time.sleep(2)
+    words = ["status", *([name] if name else []), *(["--json"] if as_json else []), *(["--watch"] if watch else [])]
+    remotely(address, words, insecure=insecure, follow=watch)
+
+
+def print_unbegun(search: str, state: str, as_json: bool) -> None:
+    """How a search stands that was submitted to a cluster and has no trials yet."""
+    from vit_search.ledger import search_state
+
+    if as_json:
+        sys.stdout.write(json.dumps({"search": search, "state": state, "running": False}, indent=1) + "\n")
+    else:
+        out.print(f"[bold]{escaped(search)}[/] is {state}: {search_state.WORDS[state]}.", soft_wrap=True)
+
+
+def resume_there(address: str, search: str | None, insecure: bool) -> None:
+    """Have a cluster take up a search that was submitted to it."""
+    jobs, there = connect(address, insecure)
+    job = jobs.resume(there, _named(search))
+    out.print(f"[bold]{escaped(search)}[/] is taken up again, as job {escaped(job)}.", soft_wrap=True)
+
+
+def cancel_there(address: str, search: str | None, insecure: bool) -> None:
+    """End a search on a cluster now."""
+    jobs, there = connect(address, insecure)
+    if not jobs.cancel(there, _named(search)):
+        raise SearchError(f"{search}: no job runs it now.")
+    out.print(
+        escaped(f"{search}: ending now; `vit-search resume {search} --address {there.address}` goes on from the last checkpoints."),
+        soft_wrap=True,
+    )
+
+
+def _named(search: str | None) -> str:
+    if search is None:
+        raise SearchError("which search? `vit-search list --address URL` shows those of a cluster.")
+    return search
+
+
+def write_plain(text: str) -> None:
+    """Write text of others to standard output, at once; its control characters are written out."""
+    sys.stdout.write(plain(text))
+    sys.stdout.flush()
+
+
+HINTED = re.compile(r"(vit-search (?:status|logs|resume|pause|continue|stop|cancel|set) )([\w./-]+)( --address [^\s`]+)?")
+"""A command on a search, in what the head says; from a laptop it takes the same name and an address."""
+
+
+def addressed(text: str, address: str) -> str:
+    """What the head has said, with the cluster's address in the commands that it names, so that they work where they are read."""
+
+    def command(found: re.Match[str]) -> str:
+        start, name, there = found.groups()
+        search = name.rstrip(".")  # the sentence may end there
+        return found[0] if there not in (None, " --address URL") else f"{start}{search} --address {address}{name[len(search) :]}"
+
+    return HINTED.sub(command, text)
+
+
+@contextlib.contextmanager
+def writing(address: str) -> Iterator[Callable[[str], None]]:
+    """What prints, whole lines at a time, what the head says piece by piece."""
+    held = ""
+
+    def write(text: str) -> None:
+        nonlocal held
+        lines, newline, held = (held + text).rpartition("\n")
+        if newline:
+            write_plain(addressed(lines + newline, address))
+
+    try:
+        yield write
+    finally:
+        write_plain(addressed(held, address))

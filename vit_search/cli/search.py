@@ -1,0 +1,325 @@
+"""The commands that start, steer and go on with a search, and `train`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import typer
+
+from vit_search.cli.app import (
+    Address,
+    Insecure,
+    Nice,
+    Output,
+    SearchName,
+    There,
+    Tracking,
+    app,
+    err,
+    given_options,
+    naming_file,
+    nothing_started,
+    out,
+)
+from vit_search.cli.progress import finish, watched
+from vit_search.cli.remote import cancel_there, remotely, resume_there
+from vit_search.cli.status import awaits_driver
+from vit_search.cli.terminal import escaped
+from vit_search.config.cost import in_time
+from vit_search.errors import SearchError
+from vit_search.text import whole_number
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="A search file, e.g. search_spaces/digits.yaml.")],
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")] = False,
+    address: Address = None,
+    name: Annotated[str | None, typer.Option("--as", help="Name of the search's folder; by default the next free NAME-N.")] = None,
+    nice: Nice = None,
+) -> None:
+    """Start a search and see it through."""
+    from vit_search.config import search_file
+
+    _set_niceness(nice, address)
+    with nothing_started():
+        spec = search_file.load(file)
+        share = spec.space.feasible_share()
+    if 0 < share < 0.05:
+        err.print(f"[yellow]note:[/] only {share:.1%} of random proposals can be built; tighten the choices of patch_size, dim and heads.")
+    with err.status("preparing the data, MLflow and Ray …"), nothing_started():  # the imports take a second or two
+        from vit_search.search import launch
+    options: dict[str, Any] = {"output": output, "tracking_uri": tracking_uri, "download": download, "address": address, "name": name}
+    with naming_file(file):
+        result = watched(lambda watch: launch.run(spec, watch=watch, **options))
+    finish(result)
+
+
+def _set_niceness(nice: int | None, address: str | None) -> None:
+    """Ray reads the variable when it starts.
+
+    Raises: SearchError for a cluster, whose Ray has started.
+    """
+    if nice is None:
+        return
+    if address is not None:
+        raise SearchError("--nice is for trials on this machine; on a cluster, set RAY_worker_niceness where Ray is started.")
+    os.environ["RAY_worker_niceness"] = str(nice)  # noqa: SIM112 -- Ray's spelling
+
+
+@app.command()
+def resume(
+    search: SearchName = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a Ray cluster: `auto` or HOST:6379 from one of its nodes; or http://…, its Jobs API, from anywhere, "
+            "to have it go on with a search that was submitted there. By default this machine alone."
+        ),
+    ] = None,
+    insecure: Insecure = False,
+    nice: Nice = None,
+) -> None:
+    """Take up a search that was interrupted."""
+    _set_niceness(nice, address)
+    if address is not None and address.startswith(("http://", "https://")):
+        resume_there(address, search, insecure)
+        return
+    from vit_search.ledger import searches
+    from vit_search.search import resumable
+
+    folder = searches.find(output, search)
+    resumable.check(folder, {})  # at once, and not after ten seconds of imports
+    with err.status("preparing MLflow and Ray …"), nothing_started():
+        from vit_search.search import launch
+    finish(watched(lambda watch: launch.resume(folder, tracking_uri=tracking_uri, watch=watch, address=address)))
+
+
+@app.command()
+def extend(
+    search: SearchName = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all, those that ran included.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Limit of wall time in all.")] = None,
+    device_hours: Annotated[float | None, typer.Option(help="Limit of device time in all.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Trials at the same time.")] = None,
+    target: Annotated[float | None, typer.Option(help="The metric's value at which the search is done.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Trials in a row without a better metric.")] = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+    address: Address = None,
+    nice: Nice = None,
+) -> None:
+    """Go on with a finished search beyond its limits.
+
+    It keeps its sampler, its rungs and its MLflow run.
+    """
+    from vit_search.ledger import searches
+    from vit_search.search import resumable
+
+    _set_niceness(nice, address)
+    folder = searches.find(output, search)
+    more = given_options(trials=trials, hours=hours, device_hours=device_hours, concurrency=concurrency, target=target, patience=patience)
+    if not more:
+        raise SearchError("extend by what? Give --trials, --hours, --device-hours, --concurrency, --target or --patience.")
+    resumable.check(folder, more)
+    with err.status("preparing MLflow and Ray …"), nothing_started():
+        from vit_search.search import launch
+    finish(watched(lambda watch: launch.resume(folder, tracking_uri=tracking_uri, extend=more, watch=watch, address=address)))
+
+
+@app.command()
+def pause(
+    search: SearchName = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+    address: There = None,
+    insecure: Insecure = False,
+) -> None:
+    """Hold a running search after the epoch at hand.
+
+    Its trials free their devices; `continue` goes on.
+    """
+    if address is not None:
+        remotely(address, ["pause", *_if_named(search)], insecure=insecure)
+        return
+    _command(search, output, tracking_uri, "pause")
+
+
+@app.command(name="continue")
+def continue_(
+    search: SearchName = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+    address: There = None,
+    insecure: Insecure = False,
+) -> None:
+    """Go on with a search that was paused."""
+    if address is not None:
+        remotely(address, ["continue", *_if_named(search)], insecure=insecure)
+        return
+    _command(search, output, tracking_uri, "continue")
+
+
+@app.command()
+def stop(
+    search: Annotated[str | None, typer.Argument(help="A search, or one trial of it as SEARCH/TRIAL.", metavar="SEARCH[/TRIAL]")] = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+    address: There = None,
+    insecure: Insecure = False,
+) -> None:
+    """Start no more trials, or stop one trial.
+
+    Running trials end by themselves. One trial, as SEARCH/TRIAL, stops after its epoch.
+    """
+    if address is not None:
+        remotely(address, ["stop", *_if_named(search)], insecure=insecure)
+        return
+    name, slash, trial = (search or "").rpartition("/")
+    number = whole_number(trial) if slash else None
+    if number is not None:
+        _command(name or None, output, tracking_uri, "stop", {"trial": number})
+    else:
+        _command(search, output, tracking_uri, "stop")
+
+
+@app.command()
+def cancel(
+    search: SearchName = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+    address: There = None,
+    insecure: Insecure = False,
+) -> None:
+    """End a running search now; `resume` can go on with it.
+
+    It goes on from the last checkpoints.
+    """
+    if address is not None:
+        cancel_there(address, search, insecure)
+        return
+    _command(search, output, tracking_uri, "cancel")
+
+
+@app.command(name="set")
+def set_(
+    search: SearchName = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Trials at the same time.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Limit of wall time in all.")] = None,
+    device_hours: Annotated[float | None, typer.Option(help="Limit of device time in all.")] = None,
+    target: Annotated[float | None, typer.Option(help="The metric's value at which the search is done.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Trials in a row without a better metric.")] = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+    address: There = None,
+    insecure: Insecure = False,
+) -> None:
+    """Change the size of a running search."""
+    given = given_options(trials=trials, concurrency=concurrency, hours=hours, device_hours=device_hours, target=target, patience=patience)
+    if address is not None:
+        changes = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+        remotely(address, ["set", *_if_named(search), *changes], insecure=insecure)
+        return
+    _command(search, output, tracking_uri, "set", given)
+
+
+@app.command()
+def add(
+    file: Annotated[Path, typer.Argument(help="A YAML file of parameters, e.g. `{dim: 64, lr: 1e-3}`; the sampler chooses the others.")],
+    search: SearchName = None,
+    output: Output = Path("searches"),
+    tracking_uri: Tracking = None,
+    address: There = None,
+    insecure: Insecure = False,
+) -> None:
+    """Have a running search try these parameters next."""
+    from vit_search.config import strict_yaml
+
+    parameters = strict_yaml.load(file).values
+    if address is not None:
+        sent = {"parameters.yaml": file.read_text(encoding="utf-8")}
+        remotely(address, ["add", *sent, *_if_named(search)], insecure=insecure, files=sent)
+        return
+    _command(search, output, tracking_uri, "add", parameters)
+
+
+def _if_named(search: str | None) -> list[str]:
+    """A search as the argument of a command on a cluster's head, which takes the newest in its storage where none is named."""
+    return [search] if search else []
+
+
+def _command(
+    search: str | None, output: Path, tracking_uri: str | None, name: str, arguments: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Have a running search do something: through its folder, or through MLflow where the folder is not here."""
+    from vit_search.ledger import searches
+    from vit_search.search import control
+
+    try:
+        folder = searches.find(output, search)
+    except SearchError:
+        named = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        if search is None or not named:
+            raise
+        from vit_search.tracking import recorder
+
+        answer = recorder.command(named, search, control.in_words(name, dict(arguments)), control.ANSWER_WITHIN_S + recorder.LOOK_EVERY_S)
+    else:
+        ending = name in ("stop", "cancel") and not arguments and awaits_driver(folder)
+        if ending:
+            from vit_search.cluster import record
+
+            record.change(folder, wanted="stopped")
+        if ending and not record.driven(folder):
+            answer = f"no driver runs it now, and none will be started; `vit-search resume {folder.name}` goes on with it."
+        else:
+            answer = control.ask(folder, name, arguments)
+    out.print(escaped(answer))
+
+
+@app.command()
+def train(
+    file: Annotated[Path, typer.Argument(help="A search file with a value for each parameter, as `vit-search config` prints it.")],
+    output: Annotated[Path | None, typer.Option(help="Folder of the checkpoint; trained/NAME by default.", metavar="FOLDER")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")] = False,
+) -> None:
+    """Train one fixed configuration here, without Ray and MLflow.
+
+    A training that was interrupted goes on where it stood.
+    """
+    from vit_search.config import search_file
+    from vit_search.data.data_set import prepare
+    from vit_search.planning import fixed_file
+    from vit_search.vit import checkpoint, train_once
+
+    spec = search_file.load(file)
+    fixed_file.check_fixed(spec, str(file))
+    folder = output or Path("trained") / spec.name
+    with err.status("preparing the data …"), naming_file(file):
+        data = prepare(spec.data_config, download=download)
+    config = spec.trial_config({}, in_channels=data.channels, num_classes=len(data.classes), trial=0)
+    done = train_once.is_done(folder, config)
+    if spec.data.name == "image_folder" and not done:
+        err.print(escaped(data.summary), soft_wrap=True)
+    for result in train_once.train(spec, config, data, folder):
+        if done:
+            continue
+        value = result.value(spec.metric)
+        shown = f"{spec.metric} {value:.4f}" if value is not None else ""
+        took = _seconds(result.seconds)
+        out.print(f"epoch {result.epoch:3d} of {spec.epochs}  {shown}  train_loss {result.train_loss:.4f}  {took}", soft_wrap=True)
+    holds = "holds this model already, and nothing was trained" if done else "holds the model"
+    out.print(f"[bold]{escaped(str(folder))}[/] {holds}; weights: sha256 {checkpoint.weights_sha256(folder)}", soft_wrap=True)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2g} s" if value < 10 else in_time(value)

@@ -1,0 +1,73 @@
+"""The commands that use a registered model: predict, serve."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vit_search.cli.app import Tracking, app, err, out, print_note, registry_uri_unless_folder
+from vit_search.cli.terminal import escaped
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    model: Annotated[str, typer.Option(help="NAME@champion, NAME/3, or a folder that `train` made.")],
+    tracking_uri: Tracking = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Classify image files with a registered model."""
+    from rich.table import Table
+
+    from vit_search.serving import prediction
+
+    for image in images:
+        prediction.check_readable(image)  # before the seconds that torch and MLflow take to import
+    predictions = prediction.predict(model, images, tracking_uri=registry_uri_unless_folder(model, tracking_uri), say=print_note)
+    if as_json:
+        sys.stdout.write(json.dumps([vars(p) for p in predictions], indent=1) + "\n")
+        return
+    table = Table("image", "label", "probability", box=None, header_style="dim")
+    for p in predictions:
+        table.add_row(escaped(p.image), f"[bold]{escaped(p.label)}[/]", f"{p.probability:.3f}")
+    out.print(table)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="NAME@champion, which is followed, NAME/3, or a folder that `train` made.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; one that others reach needs VIT_SEARCH_SERVE_TOKEN.")] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A further name by which requests call the server; again for more.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, max=256, help="Processes that classify; they share the port.")] = 1,
+    gpus: Annotated[bool, typer.Option("--gpus", help="Classify on GPUs.")] = False,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Images classified at once.")] = 32,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that a replica holds; one more is answered 503.")] = 256,
+    max_mib: Annotated[float, typer.Option(min=0.001, max=1024, help="Largest request, MiB.")] = 16,
+    timeout: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds from a request's headers to its answer.")] = 10,
+    poll: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between looks at the registry.")] = 2,
+    tracking_uri: Tracking = None,
+) -> None:
+    """Serve a registered model over HTTP, and follow its alias."""
+    from vit_search.registry import references
+
+    if references.folder_of(model) is None:
+        references.parse(model)
+    tracking_uri = registry_uri_unless_folder(model, tracking_uri)
+    from vit_search.serving import serving
+    from vit_search.serving.endpoint import Limits
+
+    limits = Limits(batch=batch, queue=queue, body_bytes=int(max_mib * 2**20), timeout_s=timeout)
+    names = tuple(allow_host or ())
+    settings = serving.Settings(host=host, port=port, allow_hosts=names, replicas=replicas, gpus=gpus, limits=limits, poll_s=poll)
+    serving.serve(model, settings, tracking_uri=tracking_uri, say=lambda line: err.print(escaped(line), soft_wrap=True))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # all is ended by now; Python would take seconds to take torch, Ray and MLflow apart, object by object

@@ -1,0 +1,272 @@
+"""How far a search is and what has happened in it: status, logs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vit_search.cli.app import Insecure, Output, SearchName, There, app, out
+from vit_search.cli.progress import hindsight_lines, spent_text, trial_row
+from vit_search.cli.remote import connect, print_unbegun, remotely, status_there, write_plain, writing
+from vit_search.cli.terminal import OUTCOME_STYLE, escaped
+from vit_search.errors import SearchError
+from vit_search.text import counted, one_line, value_text, whole_number
+
+if TYPE_CHECKING:
+    from vit_search.ledger.ledger import Event, Trial
+    from vit_search.ledger.search_state import State
+
+
+@app.command()
+def status(
+    search: SearchName = None,
+    output: Output = Path("searches"),
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on with a line for each change, until it ends.")] = False,
+    address: There = None,
+    insecure: Insecure = False,
+) -> None:
+    """Say how far a search is, and what it has spent.
+
+    Also what stopping has saved.
+    """
+    if address is not None:
+        status_there(address, search, as_json=as_json, watch=watch, insecure=insecure)
+        return
+    from vit_search.cluster import record
+    from vit_search.ledger import searches
+
+    if search is not None and record.submitted(output / search) and not (output / search / "ledger.jsonl").exists():
+        print_unbegun(search, record.state(output / search).word, as_json)
+        if not watch:
+            return
+        while _starting(output / search):
+            time.sleep(2)
+        if not (output / search / "ledger.jsonl").exists():
+            print_unbegun(search, record.state(output / search).word, as_json)
+            return
+    folder = searches.find(output, search)
+    _print_status(folder, as_json)
+    if watch and _watch_status(folder):
+        _print_status(folder, as_json)
+
+
+def _watch_status(folder: Path) -> bool:
+    """Whether there was anything to watch: a line for each change, until no driver runs the search and none is to come."""
+    from vit_search.cluster import record
+    from vit_search.ledger import ledger
+
+    before = ""
+    while ledger.held(folder / "ledger.jsonl") or awaits_driver(folder):
+        now = record.snapshot(folder)
+        spec, trials = now.spec, now.trials.values()
+        running = sum(trial.outcome == "running" for trial in trials)
+        said = "" if now.state.word == "running" else f"{now.state.word}: "
+        said += f"{counted(sum(trial.over for trial in trials), 'trial')} over, {running} running"
+        winner = ledger.best(trials, spec.metric, spec.mode)
+        if winner:
+            said += f", best {spec.metric} {winner.value(spec.metric):.4f} (trial {winner.number})"
+        if said != before:
+            out.print(escaped(f"{time.strftime('%H:%M:%S')}  {said}"), soft_wrap=True)
+        before = said
+        time.sleep(2)
+    return bool(before)
+
+
+def _starting(folder: Path) -> bool:
+    """Whether a search was submitted to a cluster and has not begun, but will."""
+    return not (folder / "ledger.jsonl").exists() and awaits_driver(folder)
+
+
+def awaits_driver(folder: Path) -> bool:
+    """Whether a cluster's keeper is to find a driver for this search."""
+    from vit_search.cluster import record
+
+    return record.submitted(folder) and not record.read(folder).asleep
+
+
+def _print_status(folder: Path, as_json: bool) -> None:
+    from vit_search.cluster import record
+    from vit_search.ledger import ledger, searches
+    from vit_search.search.commands import Settings
+
+    now = record.snapshot(folder)
+    spec, events, trials, spent, state = now.spec, now.events, now.trials, now.spent, now.state
+    settings = Settings.of(spec, events)
+    outcomes = [trial.outcome for trial in trials.values()]
+    counts = {name: outcomes.count(name) for name in OUTCOME_STYLE if name in outcomes}
+    winner = ledger.best(trials.values(), spec.metric, spec.mode)
+    hindsight = searches.read_hindsight(folder)
+    commands = [event for event in events if isinstance(event, ledger.Commanded)]
+    if as_json:
+        facts = {
+            "search": folder.name,
+            "state": state.word,
+            "reason": state.reason,
+            "running": state.word in ("running", "stopping"),
+            "trials": settings.trials,
+            "outcomes": counts,
+            "breakdowns": [vars(event) for event in events if isinstance(event, ledger.Broke)],
+            "best": trial_row(winner, spec.metric, spec.space, 1) if winner else None,
+            "spent": {key: value for key, value in vars(spent).items() if not key.startswith("_")},
+            "hindsight": vars(hindsight) if hindsight else None,
+            "commands": [vars(event) for event in commands],
+        }
+        sys.stdout.write(json.dumps(facts, indent=1) + "\n")
+        return
+    over = sum(trial.over for trial in trials.values())
+    out.print(
+        f"[bold]{escaped(folder.name)}[/] is {state.word}: {over} of {counted(settings.trials, 'trial')} over, "
+        f"{settings.concurrency} at a time"
+    )
+    for line in _what_next(folder, state):
+        out.print(f"  {escaped(line)}", soft_wrap=True)
+    out.print("  " + ", ".join(f"[{OUTCOME_STYLE[name]}]{count} {name}[/]" for name, count in counts.items()))
+    for line in _breakdowns(trials.values()):
+        out.print(f"  {escaped(line)}", soft_wrap=True)
+    if winner:
+        params = ", ".join(f"{key} {value_text(value)}" for key, value in spec.space.trained(winner.params).items())
+        out.print(escaped(f"  best {spec.metric} {winner.value(spec.metric):.4f}: trial {winner.number} ({params})"))
+    out.print(f"  {spent_text(spent)}")
+    for line in hindsight_lines(hindsight) if hindsight and not state.driven else []:
+        out.print(f"  {escaped(line)}")
+    for event in commands[-5:]:
+        arguments = " ".join(f"{key}={value}" for key, value in event.arguments.items())
+        out.print(
+            escaped(
+                f"  {time.strftime('%H:%M', time.localtime(event.at))} {event.by}: {f'{event.name} {arguments}'.strip()}: {event.answer}"
+            )
+        )
+
+
+def _breakdowns(trials: Iterable[Trial]) -> list[str]:
+    """Which trials broke down, how often, and why the last time."""
+    broke = [trial for trial in trials if trial.breakdowns]
+    lines = [f"{len(broke)} trials broke down, the last of them:"] if len(broke) > 3 else []
+    for trial in broke[-3:]:
+        times = "once" if len(trial.breakdowns) == 1 else f"{len(trial.breakdowns)} times, the last time"
+        lines.append(f"trial {trial.number} broke down {times}: {trial.breakdowns[-1]}")
+    return lines
+
+
+def _what_next(folder: Path, state: State) -> list[str]:
+    """Why a search stands as it does, and the command that goes on with it."""
+    from vit_search.cluster import record
+
+    lines = [state.reason] if state.reason else []
+    there = " --address URL" if record.submitted(folder) else ""
+    if state.resumable:
+        lines.append(f"go on with:  vit-search resume {folder.name}{there}")
+    elif state.word == "paused":
+        lines.append(f"go on with:  vit-search continue {folder.name}")
+    return lines
+
+
+@app.command()
+def logs(
+    search: Annotated[
+        str | None,
+        typer.Argument(help="A search, or one trial of it as SEARCH/TRIAL; the newest search by default.", metavar="SEARCH[/TRIAL]"),
+    ] = None,
+    address: There = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until it ends.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder of all searches, without --address.")] = Path("searches"),
+    insecure: Insecure = False,
+) -> None:
+    """Print what happened in a search or a trial.
+
+    Of a search on a cluster, print what its driver has said.
+    """
+    name, trial = (None, None) if search is None else _trial(search)
+    if address is None:
+        _events(output, name, trial, follow)
+    elif search is None or trial is None:
+        jobs, there = connect(address, insecure)
+        name = name or jobs.newest(there)
+        if name is None:
+            raise SearchError(
+                f"{there.address}: no search was submitted since its Ray was started; submit one with `vit-search submit FILE`."
+            )
+        with writing(there.address) as write:
+            jobs.logs(there, name, write=write, follow=follow)
+    else:
+        remotely(address, ["logs", search, *(["--follow"] if follow else [])], insecure=insecure, follow=follow)
+
+
+def _trial(search: str) -> tuple[str, int | None]:
+    name, slash, trial = search.rpartition("/")
+    number = whole_number(trial) if slash else None
+    return (search, None) if number is None else (name, number)
+
+
+def _events(output: Path, search: str | None, trial: int | None, follow: bool) -> None:
+    """What happened in a search, or in one of its trials, a line each, with the error that it left."""
+    from vit_search.ledger import ledger, searches
+
+    folder = searches.find(output, search)
+    path, metric = folder / "ledger.jsonl", searches.read(folder)[0].metric
+    said = 0
+    while True:
+        running = ledger.held(path)
+        events = ledger.read_events(path)
+        events = events if trial is None else _of_trial(events, trial)
+        if trial is not None and not events:
+            raise SearchError(f"{folder.name}: there is no trial {trial} yet; `vit-search show {folder.name}` lists its trials.")
+        for event in events[said:]:
+            write_plain(f"{time.strftime('%m-%d %H:%M:%S', time.localtime(event.at))}  {one_line(_told(event, metric, trial is None))}\n")
+        said = len(events)
+        ended = trial is not None and isinstance(events[-1], ledger.Ended) and events[-1].outcome != "interrupted"
+        if not follow or ended or not running:
+            break
+        time.sleep(1)
+    error = ledger.trial_folder(folder, trial) / "error.txt" if trial is not None else None
+    if error is not None and error.is_file():
+        write_plain(f"\n{error}:\n{error.read_text(encoding='utf-8', errors='replace')}")
+
+
+def _of_trial(events: Sequence[Event], trial: int) -> list[Event]:
+    """A trial's events, and the drivers that took it up again."""
+    from vit_search.ledger import ledger
+
+    found: list[Event] = []
+    goes_on = False
+    for event in events:
+        if getattr(event, "trial", None) == trial:
+            found.append(event)
+            goes_on = not isinstance(event, ledger.Ended) or event.outcome == "interrupted"
+        elif isinstance(event, ledger.Launched) and goes_on:
+            found.append(event)
+    return found
+
+
+def _told(event: Event, metric: str, named: bool) -> str:
+    """An event in words."""
+    from vit_search.ledger import ledger
+
+    trial = f"trial {event.trial}: " if named and hasattr(event, "trial") else ""
+    if isinstance(event, ledger.Launched):
+        return f"a driver took it up: process {event.pid} on {event.host}"
+    if isinstance(event, ledger.Proposed):
+        return trial + "proposed: " + ", ".join(f"{name} {value_text(value)}" for name, value in event.params.items())
+    if isinstance(event, ledger.Infeasible):
+        return f"not run: {event.reason}"
+    if isinstance(event, ledger.Reported):
+        result = event.result
+        value = result.value(metric)
+        shown = "" if value is None or metric == "train_loss" else f", {metric} {value:.4f}"
+        return f"{trial}epoch {result.epoch}: train_loss {result.train_loss:.4f}{shown}, {result.seconds:.2f} s"
+    if isinstance(event, ledger.Ended):
+        return trial + event.outcome + (f": {event.reason}" if event.reason else "")
+    if isinstance(event, ledger.Broke):
+        return f"{trial}broke down: {event.reason}" + ("; it is tried again from its last checkpoint" if event.again else "")
+    if isinstance(event, ledger.OutgrewShare):
+        return f"{trial}outgrew its {event.gpus:g} of a GPU, goes on with more: {event.reason}"
+    if isinstance(event, ledger.Left):
+        return f"the driver let it go: {event.state}" + (f", {event.reason}" if event.reason else "")
+    return f"{event.by}: {event.name}: {event.answer}"
