@@ -29,10 +29,11 @@ BROKEN = """
 import sys
 from pathlib import Path
 from vit_search.search import trial
+from vit_search.search.messages import TrialOrder
 try:
     raise ValueError("\\u03b1\\u65e5\\udce9")
 except ValueError as error:
-    print(ascii(trial._broken({"folder": sys.argv[1]}, error)["failure"]))
+    print(ascii(trial._broken(TrialOrder(trial=0, config={}, folder=Path(sys.argv[1])), error).outcome))
 """
 
 

@@ -146,7 +146,7 @@ def trial_config(folder: Path, document: dict[str, Any]) -> TrialConfig:
     classes, channels = document["classes"], config.model.in_channels
     if len(classes) != config.model.num_classes or len(set(classes)) < len(classes):
         raise CheckpointError(
-            f"{folder / CONFIG}: {counted(len(set(classes)), 'name')} of classes, and the head has {config.model.num_classes}; "
+            f"{folder / CONFIG}: {counted(len(set(classes)), 'class name')}, and the head has {config.model.num_classes}; "
             "use another checkpoint."
         )
     for name, values in document["normalisation"].items():
