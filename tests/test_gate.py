@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vit_search.promotion.comparison import ALPHA, MOST_READINGS, Comparison, compare
+from vit_search.promotion.mcnemar import ALPHA, MOST_READINGS, Comparison, compare
 
 
 def test_images_that_only_one_gets_right_are_counted_for_it():

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit_search.promotion import comparison, evidence, gates, policy
-from vit_search.promotion.comparison import Comparison
+from vit_search.promotion import evidence, gates, mcnemar, policy
 from vit_search.promotion.evidence import Costs, Latency, OnImages, Parity, Ratio, SideBySide
 from vit_search.promotion.gates import Gate
+from vit_search.promotion.mcnemar import Comparison
 from vit_search.promotion.policy import CORRUPTIONS, Policy
 from vit_search.vit import checkpoint
 
@@ -384,7 +384,7 @@ def test_the_chance_of_a_class_s_drop_by_hand():
 def test_four_lost_images_of_five_are_what_two_equal_models_show_once_in_16_times():
     """The estimated share of images that part the models makes chance look smaller than that in so small a class; the exact one counts."""
     ours, theirs = pair(4, 0, 5)
-    assert comparison.chance(4, 0, 5, 0.03) < 0.05
+    assert mcnemar.chance(4, 0, 5, 0.03) < 0.05
     assert gates.class_drops(ours, theirs, 0.03)[0].p == pytest.approx(1 / 16)
 
 

@@ -13,7 +13,8 @@ from vit_search.data.data_set import prepare, read_split
 from vit_search.errors import CheckpointError, DamagedCheckpointError
 from vit_search.vit import augment, checkpoint, training
 from vit_search.vit.evaluation import Normalisation
-from vit_search.vit.training import fit, latency_ms, lr_at, start
+from vit_search.vit.schedule import lr_at
+from vit_search.vit.training import fit, latency_ms, start
 
 CONFIG = TrialConfig(
     data=DataConfig(name="digits", train_limit=200),

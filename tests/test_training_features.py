@@ -23,7 +23,8 @@ from vit_search.vit import augment, checkpoint, training
 from vit_search.vit.evaluation import Normalisation, evaluate
 from vit_search.vit.model import ViT
 from vit_search.vit.optimizers import state_of
-from vit_search.vit.training import DivergedError, fit, lr_at, start
+from vit_search.vit.schedule import lr_at
+from vit_search.vit.training import DivergedError, fit, start
 
 HALF = "bfloat16" if machine.native_bfloat16(torch.device("cpu")) else "float32"
 

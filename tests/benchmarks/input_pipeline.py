@@ -47,7 +47,8 @@ from vit_search.data.data_set import prepare
 from vit_search.vit import augment
 from vit_search.vit.augment import Targets
 from vit_search.vit.evaluation import Normalisation
-from vit_search.vit.training import fit, lr_at, start, train_step
+from vit_search.vit.schedule import lr_at
+from vit_search.vit.training import fit, start, train_step
 
 SHIFT = 2
 """Pixels each way, and pixels of padding: the same thing, said to each side."""

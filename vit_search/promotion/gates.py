@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from vit_search.promotion.comparison import Comparison, chance, compare
 from vit_search.promotion.evidence import Costs, OnImages, Parity, SideBySide, corruption_drop, ece_gap
+from vit_search.promotion.mcnemar import Comparison, chance, compare
+from vit_search.promotion.paired_bootstrap import ScoreComparison, compare_scores
 from vit_search.promotion.policy import Policy
-from vit_search.promotion.score_comparison import ScoreComparison, compare_scores
 from vit_search.stats import wilson
 from vit_search.text import counted, markdown
 from vit_search.vit.evaluation import SCORES

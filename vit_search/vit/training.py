@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from vit_search.config import shares
 from vit_search.config.cost import Device, cost_of, in_units
-from vit_search.config.trial import EpochResult, TrainingConfig, TrialConfig
+from vit_search.config.trial import EpochResult, TrialConfig
 from vit_search.data.batches import Split, StreamedSplit
 from vit_search.errors import OutOfMemoryError
 from vit_search.runtime import machine
@@ -28,6 +28,7 @@ from vit_search.vit.augment import Targets
 from vit_search.vit.evaluation import EVALUATED_AT_ONCE, Evaluation, Normalisation, evaluate
 from vit_search.vit.model import ViT
 from vit_search.vit.optimizers import fill_state, make_optimizer
+from vit_search.vit.schedule import lr_at
 
 _log = logging.getLogger(__name__)
 
@@ -93,14 +94,6 @@ def start(config: TrialConfig, normalisation: Normalisation, device: torch.devic
         average=None if config.training.ema_decay is None else copy.deepcopy(model).requires_grad_(False),
         accumulation=config.training.accumulation,
     )
-
-
-def lr_at(step: int, steps: int, config: TrainingConfig) -> float:
-    """Learning rate of a step counted from 0: linear warm-up to the peak, then half a cosine to 0 at `steps`."""
-    warmup = round(steps * config.warmup_fraction)
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
 def fit(training: Training, train: Split | StreamedSplit, val: Split | StreamedSplit) -> Iterator[EpochResult]:

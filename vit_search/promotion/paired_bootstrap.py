@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vit_search.promotion.comparison import ALPHA, LEAST_GAIN, MOST_READINGS, Judged
+from vit_search.promotion.mcnemar import ALPHA, LEAST_GAIN, MOST_READINGS, Judged
 from vit_search.vit.evaluation import SCORES
 
 DRAWS = 10_000
