@@ -142,7 +142,7 @@ def test_a_run_that_is_refused_leaves_no_search_neither_here_nor_in_mlflow(tmp_p
 def test_an_account_with_too_few_processes_is_refused():
     code = """
 import os, resource
-from vit_search import ray_session
+from vit_search.runtime import ray_session
 from vit_search.errors import ClusterError
 resource.setrlimit(resource.RLIMIT_NPROC, (200, 200))
 ray_session.check_limits(2)  # root is not held to it
@@ -170,7 +170,7 @@ def test_a_shared_memory_of_one_megabyte_is_enough(tmp_path):
 def test_ray_starts_on_a_machine_that_is_asked_for_four_times_what_it_has():
     code = """
 import time
-from vit_search import ray_session
+from vit_search.runtime import ray_session
 began = time.monotonic()
 with ray_session.session():
     print(round(time.monotonic() - began), end=" ", flush=True)

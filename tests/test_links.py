@@ -110,7 +110,7 @@ def test_a_ledger_that_is_a_link_or_a_pipe_is_not_opened(tmp_path, victim):
 def test_a_command_that_only_reads_does_not_empty_what_a_lock_leads_to(tmp_path, victim, migrated, monkeypatch, capsys):
     (tmp_path / "mlruns.db").write_bytes(migrated.read_bytes())
     (tmp_path / ".mlruns.db.lock").symlink_to(victim)
-    monkeypatch.setattr(sys, "argv", ["vit-search", "history", "digits"])
+    monkeypatch.setattr(sys, "argv", ["vit-search", "doctor"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2

@@ -30,7 +30,7 @@ model: {patch_size: 4, depth: 1, dim: 16, heads: 2}
 SESSION = """
 import os, stat, sys
 from pathlib import Path
-from vit_search import ray_session
+from vit_search.runtime import ray_session
 with ray_session.session():
     import ray
     sockets = Path(ray._private.worker._global_node.plasma_store_socket_name).parent
@@ -85,7 +85,8 @@ def short():
 
 def test_a_folder_goes_at_the_end_and_what_a_killed_process_left_goes_at_the_next_start(short, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", str(short))
-    code = "from vit_search import ray_folder\nimport time\nwith ray_folder.private():\n    print('in', flush=True)\n    time.sleep(600)"
+    code = "from vit_search.runtime import ray_folder\nimport time\n"
+    code += "with ray_folder.private():\n    print('in', flush=True)\n    time.sleep(600)"
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(2)]
     try:
         for process in processes:

@@ -101,7 +101,8 @@ def short():
 
 KEPT = """
 import os, shutil, sys
-from vit_search import cli, ray_session
+from vit_search import cli
+from vit_search.runtime import ray_session
 from vit_search.runtime.worker_env import WORKER_ENV
 
 sys.argv = ["vit-search", "run", "small.yaml"]

@@ -256,11 +256,11 @@ def test_a_terminal_that_is_gone_is_still_known_as_one(tmp_path):
 def test_an_account_without_name_and_home_is_told_what_to_set(nameless):
     folder, before = nameless
     code = """
-from vit_search import ray_token
+from vit_search.runtime import ray_token
 from vit_search.cluster import services
 from vit_search.errors import VitSearchError
-from vit_search.vit import data
-for ask in (ray_token.place, data.default_cache, services._own_name):
+from vit_search.data import data_set
+for ask in (ray_token.place, data_set.default_cache, services._own_name):
     try:
         print(ask())
     except VitSearchError as error:
