@@ -9,6 +9,7 @@ alpha / (t (t + 1)) at the t-th, which makes alpha over all readings that will e
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -27,7 +28,7 @@ MOST_READINGS = 20
 POWER = 0.8
 
 
-class Judged:
+class Judged(ABC):
     """What follows from a comparison of two models on the same images, whatever was compared."""
 
     reading: int
@@ -36,14 +37,14 @@ class Judged:
     most_readings: int
 
     @property
+    @abstractmethod
     def gain(self) -> float:
         """The candidate's figure less the champion's."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def p(self) -> float:
         """How often a candidate that is no better would win by so much."""
-        raise NotImplementedError
 
     @property
     def alpha(self) -> float:
@@ -68,9 +69,9 @@ class Judged:
             return f"it is {'no better' if self.gain <= 0 else 'hardly better'} than the champion: {self.in_words()}"
         return f"chance explains its gain: {self.in_words()}"
 
+    @abstractmethod
     def in_words(self) -> str:
         """The figures, in a line."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
