@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vit_search.config.space import Value
 from vit_search.errors import ClusterError, SearchError, VitSearchError
@@ -52,9 +52,6 @@ from vit_search.search.messages import (
 )
 from vit_search.search.outside import Book, ClusterView
 from vit_search.search.recovery import Patience, cause_of, in_words, node_of, nodes_to_avoid
-
-if TYPE_CHECKING:
-    pass
 
 _log = logging.getLogger(__name__)
 
