@@ -20,7 +20,7 @@ from vit_search.ledger.ledger import Commanded, Launched, Left
 from vit_search.search.components import ImageFacts, components_of
 from vit_search.search.driver import Driver
 from vit_search.search.gpu_sharing import Nodes
-from vit_search.search.messages import Epoch, Outgrown, TrialOrder
+from vit_search.search.messages import Epoch, Outgrown, Stop, TrialOrder
 from vit_search.search.recovery import Patience
 
 NODE_LOST = "The actor died unexpectedly before finishing this task.\nThe actor died because its node has died. Node Id: 21ab"
@@ -162,8 +162,7 @@ class World:
         height = chance("height", sorted(trial.params.items()))
         value = height * (1 - math.exp(-0.4 * epoch)) + 0.01 * chance(number, epoch)
         reported = result(epoch, value, val_loss=2 - value, peak=int(3e8 * (1 + height)))
-        driver.report(number, Epoch(dataclasses.replace(reported, scores={self.score: value})))
-        if self.driver.trials[number].over:
+        if driver.report(number, Epoch(dataclasses.replace(reported, scores={self.score: value}))) == Stop():
             driver.released(number)
 
     def run(self):

@@ -39,8 +39,12 @@ CASES = {
     "sampler cmaes": (FILE.format(sampler="cmaes", stopping=ASHA), {}),
     **{
         f"stopping {kind}": (FILE.format(sampler="random", stopping=ASHA.replace("{", f"{{kind: {kind}, strata: {strata}, ")), {})
-        for kind, strata in (("asha", 2), ("hyperband", 1), ("median", 2), ("none", 1))
+        for kind, strata in (("asha", 2), ("hyperband", 1), ("median", 2), ("none", 1), ("pasha", 2))
     },
+    "pasha, commands and lost nodes": (
+        FILE.format(sampler="gp", stopping=ASHA.replace("{", "{kind: pasha, ")).replace("epochs: 4", "epochs: 9"),
+        {"commands": COMMANDS, "losses": 0.2},
+    ),
     "several objectives": (FILE.format(sampler="tpe", stopping=ASHA) + "objectives: [{metric: params}, {metric: val_loss}]\n", {}),
     "a loss": (FILE.format(sampler="tpe", stopping=ASHA) + "metric: val_loss\n", {}),
     "commands": (FILE.format(sampler="gp", stopping=ASHA), {"commands": COMMANDS}),
@@ -234,6 +238,77 @@ def test_a_limit_stops_all_trials_after_their_epoch():
     assert driver.report(1, Epoch(result(1, 0.1))) == Stop()
     reason = "limits.target: trial 0 reached 0.4"
     assert (driver.ending, ended(book)[1], driver.propose()) == (reason, (1, "stopped", reason), Wait())
+
+
+PASHA = search_file.parse(
+    FILE.format(sampler="random", stopping="{kind: pasha, grace_epochs: 1, reduction_factor: 2, audit_share: 0}").replace(
+        "trials: 60", "trials: 3"
+    )
+)  # rungs at 1, 2; full length 4
+
+
+def waiting_at_the_last_rung(spec=PASHA, values=(0.1, 0.3, 0.2)):
+    """A driver whose trials all wait, each better the larger its value, and its events."""
+    driver, book = begun(3, spec)
+    for epoch in (1, 2):
+        for trial, value in sorted(enumerate(values), key=lambda pair: pair[1]):  # so that none falls short at the first rung
+            decision = driver.report(trial, Epoch(result(epoch, value)))
+            assert decision == (Stop() if epoch == 2 else Continue())
+            if epoch == 2:
+                driver.released(trial)
+    assert not ended(book)
+    return driver, book
+
+
+def test_at_the_end_the_best_of_those_that_wait_goes_on_to_full_length_and_then_the_others_end():
+    driver, book = waiting_at_the_last_rung()
+    assert numbers(driver) == [1]
+    driver.started(1)
+    assert [driver.report(1, Epoch(result(epoch, 0.3))) for epoch in (1, 2, 3, 4)] == [Continue(), Continue(), Continue(), Stop()]
+    driver.released(1)
+    assert driver.propose() == Finished()
+    assert ended(book) == [(1, "completed", ""), (0, "stopped", ""), (2, "stopped", "")]
+    assert not driver.work_left
+
+
+def test_where_the_best_fails_the_next_goes_on():
+    driver, _ = waiting_at_the_last_rung()
+    assert numbers(driver) == [1]
+    driver.report(1, Failed("failed", "no"))
+    driver.released(1)
+    assert numbers(driver) == [2]
+
+
+def test_trials_that_wait_take_no_place_and_wait_on_while_others_run():
+    driver, _ = waiting_at_the_last_rung()
+    driver.command("set", {"trials": 9, "concurrency": 2}, "me")
+    assert numbers(driver) == [3, 4]
+    assert driver.propose() == Wait()
+
+
+def test_a_search_that_starts_no_more_trials_still_trains_the_best_that_waits():
+    driver, _ = waiting_at_the_last_rung(PASHA.model_copy(update={"trials": 60}))
+    driver.command("stop", {}, "me")
+    assert numbers(driver) == [1]
+    assert not driver.must_end(1)
+
+
+def test_a_limit_ends_those_that_wait_and_a_cancelled_search_leaves_them_to_a_resume():
+    spec = PASHA.model_copy(update={"trials": 4, "limits": PASHA.limits.model_copy(update={"device_hours": 0.5})})
+    driver, book = waiting_at_the_last_rung(spec)
+    assert numbers(driver) == [3]
+    driver.started(3)
+    driver.report(3, Epoch(result(1, 0.5, seconds=3600.0)))
+    driver.released(3)
+    assert driver.propose() == Finished()
+    driver.interrupt(ended=True)
+    assert driver.ending.startswith("limits.device_hours")
+    assert ended(book) == [(trial, "stopped", driver.ending) for trial in (3, 0, 1, 2)]
+    driver, book = waiting_at_the_last_rung()
+    driver.cancel()
+    driver.interrupt(ended=True)
+    assert ended(book) == [(trial, "interrupted", "the driver stopped") for trial in range(3)]
+    assert numbers(driver_of(PASHA, Book([*book.events, LAUNCHED]))) == [1]
 
 
 def test_three_trials_that_fail_alike_end_the_search():

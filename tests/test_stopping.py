@@ -13,7 +13,7 @@ from vit_search.stats import wilson
 from vit_search.stopping import RULES, StoppingOptions
 from vit_search.stopping.rungs import boundaries, levels
 
-KINDS = ("asha", "hyperband", "median", "none")
+KINDS = tuple(RULES)
 
 
 class Ruled:
@@ -23,7 +23,7 @@ class Ruled:
         options = StoppingOptions(
             metric="val_accuracy", mode=mode, epochs=epochs, grace_epochs=grace_epochs, reduction_factor=reduction_factor, **more
         )
-        self.rule, self.proposed = RULES[kind](options, lambda params: params["flops"]), set()
+        self.rule, self.proposed, self.over = RULES[kind](options, lambda params: params["flops"]), set(), set()
 
     def stops(self, trial, epoch, value, flops=0.0):
         """Whether a trial is to end after it has reported an epoch's value."""
@@ -31,10 +31,11 @@ class Ruled:
             self.rule.apply(Proposed(trial=trial, params={"flops": flops}))
             self.proposed.add(trial)
         self.rule.apply(Reported(trial=trial, result=result(epoch, value)))
-        ends = self.rule.decide(trial)
-        if ends:
-            self.rule.apply(Ended(trial=trial, outcome="stopped"))
-        return ends
+        ending = set(self.rule.ending)
+        for number in ending:
+            self.rule.apply(Ended(trial=number, outcome="stopped"))
+        self.over |= ending
+        return trial in ending
 
 
 def asha(mode="max", factor=3, epochs=9, **more):
@@ -90,6 +91,69 @@ def test_a_hyperband_trial_is_first_looked_at_on_its_brackets_rung():
     ][:2]
     rungs.stops(good, 1, 0.9), rungs.stops(good, 3, 0.9)
     assert [rungs.stops(weak, epoch, 0.1) for epoch in (1, 2, 3)] == [False, False, True]
+
+
+def reach(rungs, curves):
+    """Let trials report their curves, one trial after the other. Returns: the trials that ended, that wait, and that go on."""
+    for trial, curve in curves.items():
+        any(rungs.stops(trial, epoch, value) for epoch, value in enumerate(curve, 1))
+    over = {trial for trial in rungs.over if trial in curves}
+    held = {trial for trial in curves if rungs.rule.holds(trial)}
+    return over, held, curves.keys() - over - held
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_with_pasha_trials_wait_at_the_second_rung_as_long_as_their_ranking_there_is_that_of_the_first(sign):
+    rungs = Ruled("pasha", mode="max" if sign == 1 else "min", reduction_factor=2, epochs=16)  # rungs at 1, 2, 4, 8
+    assert reach(rungs, {0: [sign * 0.1, sign * 0.2], 1: [sign * 0.3, sign * 0.4], 2: [sign * 0.5, sign * 0.6]}) == (
+        set(),
+        {0, 1, 2},
+        set(),
+    )
+    assert rungs.rule.last_rung == 1
+    assert rungs.rule.leader == 2
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_once_the_ranking_changes_the_best_of_those_that_wait_go_on_to_the_next_rung(sign):
+    rungs = Ruled("pasha", mode="max" if sign == 1 else "min", reduction_factor=2, epochs=16)
+    reach(rungs, {0: [sign * 0.1, sign * 0.2], 1: [sign * 0.3, sign * 0.4]})
+    ended, held, goes_on = reach(rungs, {2: [sign * 0.5, sign * 0.3]})  # second at the last rung, and was first
+    assert rungs.rule.last_rung == 2
+    assert (ended, held, goes_on) == ({2}, set(), set())  # outside the best half, of 3: the best
+    assert rungs.over == {0, 2} and not rungs.rule.holds(1)
+    assert reach(rungs, {1: [0.0] * 0}) == (set(), set(), {1})
+    assert [rungs.stops(1, epoch, sign * 0.5) for epoch in (3, 4)] == [False, False]
+    assert rungs.rule.holds(1) and rungs.rule.leader == 1
+
+
+def test_scores_that_differ_by_less_than_the_noise_count_as_equal():
+    rungs = Ruled("pasha", reduction_factor=3, grace_epochs=2, epochs=54)  # rungs at 2, 6, 18
+    up_and_down = {0: [0.1, 0.50, 0.50, 0.56, 0.50, 0.60], 1: [0.2, 0.51, 0.53, 0.53, 0.53, 0.58]}
+    assert reach(rungs, up_and_down)[1] == {0, 1}  # they swap at epochs 4, 5 and 6; 0.02 apart at the end, 0.01 at the rung before
+    assert (rungs.rule.noise, rungs.rule.last_rung) == (pytest.approx(0.02), 1)
+    reach(rungs, {2: [0.3, 0.56, 0.6, 0.6, 0.6, 0.57]})  # 0.05 ahead at the rung before, the last now
+    assert rungs.rule.last_rung == 2
+
+
+def test_without_noise_the_same_swap_raises_the_last_rung():
+    rungs = Ruled("pasha", reduction_factor=3, grace_epochs=2, epochs=54)
+    reach(rungs, {0: [0.1, 0.50, 0.5, 0.5, 0.5, 0.60], 1: [0.2, 0.51, 0.53, 0.53, 0.53, 0.58]})
+    assert rungs.rule.last_rung == 2
+
+
+def test_an_audit_does_not_wait_and_counts_in_the_ranking():
+    rungs = Ruled("pasha", reduction_factor=2, epochs=16, audit_share=0.5, seed=1)
+    audit = next(trial for trial in range(100) if rungs.rule.is_audit(trial))
+    good, weak = [trial for trial in range(100) if not rungs.rule.is_audit(trial)][:2]
+    assert reach(rungs, {audit: [0.4, 0.5], good: [0.5, 0.6], weak: [0.1]}) == ({weak}, {good}, {audit})
+    assert rungs.rule.leader == good
+    assert rungs.rule.audits() == [(audit, 2)]  # it would have ended there, as the second of two
+
+
+def test_pasha_with_two_lengths_alone_is_asha():
+    rungs = Ruled("pasha", reduction_factor=3, epochs=3)  # one rung, at 1
+    assert reach(rungs, {0: [0.5, 0.6, 0.7], 1: [0.4]}) == ({1}, set(), {0})
 
 
 @pytest.mark.parametrize("kind", KINDS)

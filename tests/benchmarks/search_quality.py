@@ -147,7 +147,7 @@ class Ours:
         order = self.driver.propose()
         assert isinstance(order, TrialOrder)
         self.driver.started(order.trial)
-        return "new", order.trial, order.config
+        return "resume" if self.driver.trials[order.trial].results else "new", order.trial, order.config
 
     def report(self, number: int, epoch: int, value: float) -> str:
         return "continue" if self.driver.report(number, Epoch(_result(epoch, value))) == Continue() else "stop"

@@ -107,8 +107,9 @@ class Objective(_Part):
 class Stopping(_Part):
     """When weak trials are stopped early."""
 
-    kind: Literal["asha", "hyperband", "median", "none"] = "asha"
-    """Asynchronous successive halving, HyperBand, trials below the median of the others, or no trial at all."""
+    kind: Literal["asha", "pasha", "hyperband", "median", "none"] = "asha"
+    """Asynchronous successive halving, the same with a last rung that is raised only as far as needed, HyperBand, trials below the
+    median of the others, or no trial at all."""
     grace_epochs: Count = Field(3, ge=1, le=100_000)
     """No trial is stopped before this many epochs."""
     reduction_factor: Count = Field(3, ge=2, le=100)

@@ -38,8 +38,10 @@ class Verdicts:
             reason = self._commands.stop_reason(event.trial) or self._limits.ending
             if event.result.epoch >= self._epochs:
                 self.due[event.trial] = "completed", ""
-            elif reason or self._stopping.decide(event.trial):
+            elif reason:
                 self.due[event.trial] = "stopped", reason
+            for trial in sorted(self._stopping.ending - self.due.keys()):
+                self.due[trial] = "stopped", ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,6 +77,8 @@ class Runtime:
     """Trials that were ordered and are not over: they run, are held, or wait for a place."""
     begun: set[int] = field(default_factory=set)
     """Those of them that a process has taken up."""
+    parked: set[int] = field(default_factory=set)
+    """Those of them whose process is ending because the stopping rule holds the trial."""
     allowed: int = IN_A_ROW
     """Proposals until the next tick."""
     cancelled: bool = False
@@ -169,7 +171,11 @@ class Driver:
     @property
     def over(self) -> bool:
         """Whether no more trials start."""
-        return bool(self.ending or self._state.limits.common_failure or self.draining or self.cancelled)
+        return self._no_trial_goes_on or self.draining
+
+    @property
+    def _no_trial_goes_on(self) -> bool:
+        return bool(self.ending or self._state.limits.common_failure or self.cancelled)
 
     @property
     def word(self) -> str:
@@ -195,13 +201,16 @@ class Driver:
         """The next trial to start: one that was interrupted, or a new one."""
         with self._lock:
             nothing: Wait | Finished = Wait() if self._runtime.given else Finished()
-            if self.over:
+            if self._no_trial_goes_on:
                 return nothing
             if self.paused or not self._room():
                 return Wait()
-            number = self._first_waiting()
-            if number is None:
-                number = self._propose_new()
+            number = None
+            if not self.draining:
+                number = self._first_waiting()
+                number = self._propose_new() if number is None else number
+            if number is None and not self._runtime.given:
+                number = self._finalist()
             if number is None:
                 return nothing
             self._runtime.given.add(number)
@@ -216,7 +225,9 @@ class Driver:
         return given < max(running, self._state.sharing.slots(self._cluster.shapes)) + max(AHEAD, running // 4)
 
     def _first_waiting(self) -> int | None:
-        return next((number for number in self.progress.unfinished if number not in self._runtime.given), None)
+        given, rule = self._runtime.given, self._state.stopping
+        waiting = (number for number in self.progress.unfinished if number not in given and not rule.holds(number))
+        return min(waiting, key=lambda number: (rule.turn(number), number), default=None)
 
     def _propose_new(self) -> int | None:
         """The number of a new trial; None where there are enough, or nothing is left that can be built."""
@@ -227,6 +238,19 @@ class Driver:
                 self._append(Proposed(trial=number, params=params))
                 return number
             self._append(Infeasible(params=params, reason=problem))
+        return None
+
+    def _finalist(self) -> int | None:
+        """Nothing else is left to train: of the trials that the stopping rule holds, the best goes on to full length.
+
+        The others end once the best has got there.
+        """
+        stopping = self._state.stopping
+        held = [number for number in self.progress.unfinished if stopping.holds(number)]
+        if stopping.leader in held:
+            return stopping.leader
+        for number in held:
+            self._end(number, "stopped")
         return None
 
     def _order(self, trial: int) -> TrialOrder:
@@ -258,11 +282,15 @@ class Driver:
     def _take_epoch(self, trial: int, epoch: Epoch) -> Decision:
         """An epoch that is already known changes nothing: retries report it again."""
         self._patience.hear(trial, self._clock(), epoch.result.seconds)
-        if epoch.result.epoch > len(self.trials[trial].results):
+        is_new = epoch.result.epoch > len(self.trials[trial].results)
+        if is_new:
             devices = self._state.sharing.reported_devices(trial)
             self._append(Reported(trial=trial, result=epoch.result, system=epoch.system, devices=devices))
         self._finish_decided_trials()
         if self.trials[trial].over:
+            return Stop()
+        if is_new and self._state.stopping.holds(trial):
+            self._runtime.parked.add(trial)
             return Stop()
         if self.paused:
             self._patience.forget(trial)
@@ -333,12 +361,15 @@ class Driver:
             self._patience.forget(trial)
             self._runtime.given.discard(trial)
             self._runtime.begun.discard(trial)
-            if begun and not self.trials[trial].over and not self.cancelled:
+            if trial in self._runtime.parked:
+                self._runtime.parked.discard(trial)
+            elif begun and not self.trials[trial].over and not self.cancelled:
                 self._end(trial, "stopped", self._state.commands.stop_reason(trial) or self.ending)
 
     def _withdrawn(self, trial: int) -> bool:
         """Whether a trial that waits for a place is to start no more, or not for now."""
-        return (self.over or self.paused) and trial not in self._runtime.begun
+        goes_on = not self.draining or self._state.stopping.holds(trial)  # the best of those that are held goes on to the end
+        return (self._no_trial_goes_on or self.paused or not goes_on) and trial not in self._runtime.begun
 
     # What it is told besides
 
@@ -405,6 +436,9 @@ class Driver:
         with self._lock:
             begun = False
             for number in [number for number in self.progress.unfinished if self.trials[number].outcome == "running"]:
+                if self.ending and not self.cancelled and self._state.stopping.holds(number):
+                    self._end(number, "stopped", self.ending)
+                    continue
                 waits = ended and not self.cancelled and number not in self._runtime.given
                 reason = "the search was stopped before it began" if waits else "the driver stopped"
                 self._append(Ended(trial=number, outcome="interrupted", reason=reason))

@@ -9,10 +9,11 @@ from vit_search.stopping.asha import Asha
 from vit_search.stopping.hyperband import Hyperband
 from vit_search.stopping.median import Median
 from vit_search.stopping.none import NoStopping
+from vit_search.stopping.pasha import Pasha
 from vit_search.stopping.rule import StoppingOptions, StoppingRule, TrainFlops
 from vit_search.stopping.rungs import boundaries
 
-RULES: dict[str, type[StoppingRule]] = {"asha": Asha, "hyperband": Hyperband, "median": Median, "none": NoStopping}
+RULES: dict[str, type[StoppingRule]] = {"asha": Asha, "hyperband": Hyperband, "median": Median, "none": NoStopping, "pasha": Pasha}
 """By `stopping.kind` of a search file."""
 
 

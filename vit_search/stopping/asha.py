@@ -24,9 +24,16 @@ class Asha(StoppingRule):
 
     def falls_short(self, trial: int, epoch: int, score: float, group: int) -> bool:
         """See the base class."""
-        first = self.first_rung(trial)
-        if epoch not in self.levels[first:]:
+        if epoch not in self.levels[self.first_rung(trial) :]:
             return False
-        scores = self._scores.setdefault((epoch, 0 if epoch == self.levels[-1] else group, first), [])
-        bisect.insort(scores, score)
+        bisect.insort(self._scores.setdefault(self._key(trial, epoch, group), []), score)
+        return self.is_below_cutoff(trial, epoch, score, group)
+
+    def is_below_cutoff(self, trial: int, epoch: int, score: float, group: int) -> bool:
+        """Whether a score that was taken in at a rung is outside the best 1 / reduction_factor there by now."""
+        scores = self._scores[self._key(trial, epoch, group)]
         return score < scores[-max(1, len(scores) // self.options.reduction_factor)]
+
+    def _key(self, trial: int, epoch: int, group: int) -> tuple[int, int, int]:
+        """Of the scores that a trial is compared with."""
+        return epoch, 0 if epoch == self.levels[-1] else group, self.first_rung(trial)

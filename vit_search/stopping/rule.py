@@ -65,8 +65,8 @@ class StoppingRule(ABC):
         """The rungs: epochs at which trials are compared, ascending. Samplers compare them there, too."""
         self._sign, self._train_flops = 1.0 if options.mode == "max" else -1.0, train_flops
         self._groups: dict[int, int] = {}
-        self._ends: set[int] = set()
-        """Trials that are to end after the epoch that they last reported."""
+        self.ending: set[int] = set()
+        """Trials that are to end after the epoch that they last reported; most rules name only the one that has just reported."""
         self._would: dict[int, int | None] = {}
 
     @abstractmethod
@@ -89,11 +89,23 @@ class StoppingRule(ABC):
         elif isinstance(event, Reported):
             self._apply_value(event.trial, event.result.epoch, event.result.value(self.options.metric))
         elif isinstance(event, Ended):
-            self._ends.discard(event.trial)
+            self.ending.discard(event.trial)
 
-    def decide(self, trial: int) -> bool:
-        """Whether a trial is to end after the epoch that it last reported."""
-        return trial in self._ends
+    def holds(self, trial: int) -> bool:
+        """Whether a trial waits without a process until the rule lets it go on or ends it. Most rules hold none."""
+        return False
+
+    def turn(self, trial: int) -> int:
+        """Of two trials that can start, the one with the smaller turn does: one that was held comes after those that ran meanwhile."""
+        return 0
+
+    @property
+    def leader(self) -> int | None:
+        """The best of the trials that wait or have waited, if any.
+
+        Once nothing else is left to train, it goes on to full length, unless it has got there; the others that wait end.
+        """
+        return None
 
     def audits(self) -> list[tuple[int, int | None]]:
         """Trials that nothing stops, each with the epoch at which it would have been stopped, or None."""
@@ -109,13 +121,18 @@ class StoppingRule(ABC):
         if audit:
             self._would.setdefault(trial, None)
         if value is None or not math.isfinite(value):
-            self._ends.add(trial)
+            self.ending.add(trial)
             return
         ends = self.falls_short(trial, epoch, self._sign * value, self._groups.get(trial, 0))
-        if audit and ends and self._would[trial] is None:
+        if ends and audit:
+            self.would_end(trial, epoch)
+        elif ends:
+            self.ending.add(trial)
+
+    def would_end(self, trial: int, epoch: int) -> None:
+        """Remember when an audit would have been stopped first."""
+        if self._would[trial] is None:
             self._would[trial] = epoch
-        if ends and not audit:
-            self._ends.add(trial)
 
 
 def chance(*words: object) -> float:

@@ -1,0 +1,145 @@
+"""PASHA: ASHA that trains to a low last rung, and raises it only while that changes the ranking (Bohdal et al. 2023).
+
+https://openreview.net/forum?id=syfgJE6nFRW
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+
+from vit_search.ledger.ledger import Ended, Event
+from vit_search.stopping.asha import Asha
+from vit_search.stopping.rule import StoppingOptions, TrainFlops, no_flops
+
+NOISE_PERCENTILE = 0.9
+"""Of the differences between trials that overtook each other back and forth. The paper's; it found little effect between 0.8 and 1."""
+
+
+class Pasha(Asha):
+    """Below the last rung it is ASHA. At the last rung trials wait, and their ranking there is compared with the one a rung earlier.
+
+    Where the two rankings agree, longer training would tell nothing new, and the last rung stays. Where they differ, the last rung
+    moves up by one: the best 1 / reduction_factor of those that wait go on, the others end. It starts at the second rung. Once it has
+    reached the full length, the rule is ASHA.
+
+    Trials whose scores differ by less than the noise count as equal. The noise is estimated from pairs of trials that overtook each
+    other at least twice.
+
+    The paper trains its winner again from the start. Here the best trial that waits goes on to full length at the end; see `leader`.
+    """
+
+    def __init__(self, options: StoppingOptions, train_flops: TrainFlops = no_flops) -> None:
+        super().__init__(options, train_flops)
+        self.last_rung = 1
+        """Index into `levels` of the rung that trials wait at; beyond its end none waits."""
+        self.noise = 0.0
+        """Difference of two scores that means nothing."""
+        self._differences: list[float] = []
+        """Ascending, at the last rung, of the pairs that the noise is estimated from."""
+        self._curves: dict[int, list[float]] = {}
+        """Scores of a trial, one for each epoch."""
+        self._ranked: dict[int, int] = {}
+        """Trials that have come to the last rung, with their groups."""
+        self._held: set[int] = set()
+        self._turns: dict[int, int] = {}
+        """Of trials that were held: the last rung that they waited at."""
+
+    def falls_short(self, trial: int, epoch: int, score: float, group: int) -> bool:
+        """See the base class."""
+        self._curves.setdefault(trial, []).append(score)
+        self._held.discard(trial)
+        below = super().falls_short(trial, epoch, score, group)
+        if self.last_rung >= len(self.levels) or epoch != self.levels[self.last_rung]:
+            return below
+        self._update_noise(trial)
+        self._ranked[trial] = group
+        if not self.is_audit(trial):
+            self._held.add(trial)
+        if self._is_stable():
+            return False
+        turn = self.turn(trial)
+        below = self._raise_last_rung()
+        self._turns[trial] = turn  # it has not waited
+        return trial in below
+
+    def holds(self, trial: int) -> bool:
+        """See the base class."""
+        return trial in self._held
+
+    def turn(self, trial: int) -> int:
+        """See the base class."""
+        return self._turns.get(trial, 0)
+
+    @property
+    def leader(self) -> int | None:
+        """See the base class."""
+        level = self.levels[self.last_rung] if self._ranked else 0
+        return max(self._ranked, key=lambda trial: (self._curves[trial][level - 1], trial not in self._held, -trial), default=None)
+
+    def apply(self, event: Event) -> None:
+        """See the base class."""
+        super().apply(event)
+        if isinstance(event, Ended) and event.outcome not in ("completed", "interrupted"):
+            self._held.discard(event.trial)
+            self._ranked.pop(event.trial, None)
+
+    def audits(self) -> list[tuple[int, int | None]]:
+        """See the base class. An audit that is not the best at the last rung would have ended there."""
+        leader = self.leader
+        return [
+            (trial, self.levels[self.last_rung] if epoch is None and trial in self._ranked and trial != leader else epoch)
+            for trial, epoch in super().audits()
+        ]
+
+    def _is_stable(self) -> bool:
+        """Whether the ranking at the last rung is that of the rung before, with trials within the noise taken as equal."""
+        level, before = self.levels[self.last_rung], self.levels[self.last_rung - 1]
+        ranking = sorted(self._ranked, key=lambda trial: -self._curves[trial][level - 1])
+        earlier = sorted(self._ranked, key=lambda trial: -self._curves[trial][before - 1])
+        scores = [-self._curves[trial][before - 1] for trial in earlier]  # ascending
+        for index, trial in enumerate(ranking):
+            first, last = index, index  # of the places whose scores follow each other within the noise of this place's
+            while first > 0 and scores[index] - scores[first - 1] <= self.noise:
+                first -= 1
+            while last + 1 < len(scores) and scores[last + 1] - scores[index] <= self.noise:
+                last += 1
+            if trial not in earlier[first : last + 1]:
+                return False
+        return True
+
+    def _update_noise(self, trial: int) -> None:
+        """Take in the pairs of a trial that has come to the last rung with those that are there."""
+        level, curve = self.levels[self.last_rung], self._curves[trial]
+        for other in self._ranked:
+            if _overtakes_twice(curve[:level], self._curves[other][:level]):
+                bisect.insort(self._differences, abs(curve[level - 1] - self._curves[other][level - 1]))
+        if self._differences:
+            self.noise = self._differences[math.ceil(NOISE_PERCENTILE * len(self._differences)) - 1]
+
+    def _raise_last_rung(self) -> set[int]:
+        """Let the best of those that wait go on.
+
+        Returns: the others, which are to end.
+        """
+        level = self.levels[self.last_rung]
+        below = {t for t in self._held if self.is_below_cutoff(t, level, self._curves[t][level - 1], self._ranked[t])}
+        for trial in self._ranked.keys() - self._held:  # audits, which nothing ends
+            if self.is_below_cutoff(trial, level, self._curves[trial][level - 1], self._ranked[trial]):
+                self.would_end(trial, level)
+        self.ending |= below
+        self._turns |= dict.fromkeys(self._held, self.last_rung)
+        self._held.clear()
+        self.last_rung += 1
+        self._differences.clear()
+        beyond = self.last_rung >= len(self.levels)
+        reached = {t: g for t, g in self._ranked.items() if not beyond and len(self._curves[t]) >= self.levels[self.last_rung]}
+        self._ranked = reached
+        return below
+
+
+def _overtakes_twice(curve: list[float], other: list[float]) -> bool:
+    """Whether one of two curves is ahead, then behind, then ahead again."""
+    ahead = [a > b for a, b in zip(curve, other, strict=True) if a != b]
+    return sum(now != before for before, now in itertools.pairwise(ahead)) >= 2
