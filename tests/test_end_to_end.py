@@ -135,6 +135,23 @@ def assert_equal(folder, whole, killed):
             assert reported[int(path.parts[-3]), result["epoch"]] == result["seconds"]
 
 
+def test_a_search_whose_trials_wait_at_a_last_rung_survives_kills_and_trains_its_best_to_full_length(tmp_path):
+    pasha = FILE.replace("epochs: 4", "epochs: 9").replace("{grace_epochs", "{kind: pasha, audit_share: 0, grace_epochs")
+    (tmp_path / "small.yaml").write_text(pasha)
+    assert len(killed_and_resumed(tmp_path, "small-1", kills=2, seed=4)) == 2
+    vit_search(tmp_path, "resume", "small-1")
+    events = read_events(tmp_path / "searches/small-1/ledger.jsonl")
+    reported = [(e.trial, e.result.epoch) for e in events if isinstance(e, Reported)]
+    assert len(reported) == len(set(reported))
+    found = rows(tmp_path, "small-1")
+    lengths = {row["epochs"]: row["outcome"] for row in found.values()}
+    assert lengths.pop(9) == "completed"
+    assert lengths.keys() <= {1, 2, 4, 8} and set(lengths.values()) == {"stopped"}
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns.db")
+    runs = client.search_runs([client.get_experiment_by_name("small").experiment_id])
+    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 6  # five trials and their parent
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_five_kills_at_random_moments_change_nothing(walked, seed, tmp_path):

@@ -10,7 +10,7 @@ from vit_search.config import search_file
 from vit_search.ledger.ledger import Ended, Proposed, Reported
 from vit_search.search.hindsight import false_kills
 from vit_search.stats import wilson
-from vit_search.stopping import RULES, StoppingOptions
+from vit_search.stopping import RULES, StoppingOptions, held_trials
 from vit_search.stopping.rungs import boundaries, levels
 
 KINDS = tuple(RULES)
@@ -149,6 +149,17 @@ def test_an_audit_does_not_wait_and_counts_in_the_ranking():
     assert reach(rungs, {audit: [0.4, 0.5], good: [0.5, 0.6], weak: [0.1]}) == ({weak}, {good}, {audit})
     assert rungs.rule.leader == good
     assert rungs.rule.audits() == [(audit, 2)]  # it would have ended there, as the second of two
+
+
+@pytest.mark.parametrize(("kind", "held"), [("pasha", {0, 1}), ("asha", set())])
+def test_who_is_held_follows_from_the_events(kind, held):
+    spec = search_file.parse(
+        "name: t\ndata: {name: digits}\ntrials: 9\nepochs: 9\nmodel: {dim: 16, heads: 2}\n"
+        f"stopping: {{kind: {kind}, grace_epochs: 1, audit_share: 0}}\n"
+    )
+    events = [Proposed(trial=trial, params={}) for trial in (0, 1)]
+    events += [Reported(trial=trial, result=result(epoch, 0.2 * trial + 0.1 * epoch)) for trial in (0, 1) for epoch in (1, 2, 3)]
+    assert held_trials(spec, events) == held
 
 
 def test_pasha_with_two_lengths_alone_is_asha():

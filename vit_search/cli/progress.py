@@ -242,7 +242,7 @@ class _Screen:
             params = escaped(", ".join(f"{k} {value_text(v)}" for k, v in spec.space.trained(winner.params).items()))
             parts.append(f"best so far: [bold green]{winner.value(spec.metric):.4f}[/] {spec.metric}, trial {winner.number} ({params})")
         for trial in trials:
-            if trial.outcome == "running":
+            if trial.outcome == "running" and not self._driver.holds(trial.number):
                 value = trial.value(spec.metric)
                 row = Table.grid(padding=(0, 2))
                 seen = "starting" if value is None else f"{spec.metric} {value:.4f}"

@@ -95,6 +95,7 @@ def _print_status(folder: Path, as_json: bool) -> None:
     from vit_search.cluster import record
     from vit_search.ledger import ledger, searches
     from vit_search.search.commands import Settings
+    from vit_search.stopping import held_trials
 
     now = record.snapshot(folder)
     spec, events, trials, spent, state = now.spec, now.events, now.trials, now.spent, now.state
@@ -104,6 +105,7 @@ def _print_status(folder: Path, as_json: bool) -> None:
     winner = ledger.best(trials.values(), spec.metric, spec.mode)
     hindsight = searches.read_hindsight(folder)
     commands = [event for event in events if isinstance(event, ledger.Commanded)]
+    held = held_trials(spec, events) if state.driven else set()
     if as_json:
         facts = {
             "search": folder.name,
@@ -112,6 +114,7 @@ def _print_status(folder: Path, as_json: bool) -> None:
             "running": state.word in ("running", "stopping"),
             "trials": settings.trials,
             "outcomes": counts,
+            "held": sorted(held),
             "breakdowns": [vars(event) for event in events if isinstance(event, ledger.Broke)],
             "best": trial_row(winner, spec.metric, spec.space, 1) if winner else None,
             "spent": {key: value for key, value in vars(spent).items() if not key.startswith("_")},
@@ -128,6 +131,10 @@ def _print_status(folder: Path, as_json: bool) -> None:
     for line in _what_next(folder, state):
         out.print(f"  {escaped(line)}", soft_wrap=True)
     out.print("  " + ", ".join(f"[{OUTCOME_STYLE[name]}]{count} {name}[/]" for name, count in counts.items()))
+    if held:
+        out.print(
+            f"  {counted(len(held), 'trial')} of them wait, without a process, until stopping.kind {spec.stopping.kind} lets them go on"
+        )
     for line in _breakdowns(trials.values()):
         out.print(f"  {escaped(line)}", soft_wrap=True)
     if winner:

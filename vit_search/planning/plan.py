@@ -489,7 +489,7 @@ def _played(spec: SearchSpec, draws: Sequence[_Draw], trials: int, concurrency: 
     more = trials / part
     return [
         _Search(
-            [n for n in s.epochs for _ in range(math.ceil(more))][:trials],
+            [s.epochs[i * part // trials] for i in range(trials)],
             s.flops * more,
             s.seconds * more,
             s.device_seconds * more,
@@ -506,25 +506,39 @@ def _play(spec: SearchSpec, draws: Sequence[_Draw], trials: int, concurrency: in
     learns = LEARNING if spec.sampler in LEARNERS else 0.0
     chosen = [rng.choice(draws) for _ in range(trials)]
     worth = [rng.gauss(0, 1) + learns * math.log1p(i / 10) for i in range(trials)]
-    audits = [rng.random() < spec.stopping.audit_share for _ in range(trials)]
     epochs, clock = [0] * trials, 0.0
     running: list[tuple[float, int, int]] = []
     """(when its next look is, trial, which look that is), the soonest first."""
-    for i in range(min(concurrency, trials)):
-        heapq.heappush(running, (start_s + looks[0] * chosen[i].seconds, i, 0))
-    waiting = len(running)
-    while running:
+    held: dict[int, int] = {}
+    """Which look comes next, by trial: of those that the rule holds, and that wait for a place since it let them go."""
+    fresh = 0
+    """The next trial to start."""
+
+    def next_trial() -> int | None:
+        """One that the rule lets go on, or a new one; at the end the best of those that it holds."""
+        waiting = next((i for i in held if not rule.holds(i)), None)
+        if waiting is None and fresh < trials:
+            return fresh
+        return rule.leader if waiting is None and not running and rule.leader in held else waiting
+
+    while True:
+        while len(running) < concurrency and (started := next_trial()) is not None:
+            look = held.pop(started, 0)
+            heapq.heappush(running, (clock + start_s + (looks[look] - epochs[started]) * chosen[started].seconds, started, look))
+            fresh = max(fresh, started + 1)
+        if not running:
+            break
         clock, i, look = heapq.heappop(running)
         epochs[i] = epoch = looks[look]
-        stops = epoch >= spec.epochs
-        if not stops:
-            score = worth[i] + rng.gauss(0, NOISE)
-            stops = rule.falls_short(i, epoch, score, rule.group(chosen[i].cost.train_flops)) and not audits[i]
-        if not stops:
+        if epoch == spec.epochs:
+            continue
+        rule.record(i, epoch, worth[i] + rng.gauss(0, NOISE), rule.group(chosen[i].cost.train_flops))
+        held = {j: next_look for j, next_look in held.items() if j not in rule.ending}
+        if rule.holds(i):
+            held[i] = look + 1
+        elif i not in rule.ending:
             heapq.heappush(running, (clock + (looks[look + 1] - epoch) * chosen[i].seconds, i, look + 1))
-        elif waiting < trials:
-            heapq.heappush(running, (clock + start_s + looks[0] * chosen[waiting].seconds, waiting, 0))
-            waiting += 1
+        rule.ending.clear()
     return _Search(
         epochs,
         sum(n * draw.epoch_flops for n, draw in zip(epochs, chosen, strict=True)),

@@ -191,6 +191,10 @@ class Driver:
         """See StoppingRule.audits."""
         return self._state.stopping.audits()
 
+    def holds(self, trial: int) -> bool:
+        """Whether a trial waits, without a process, until the stopping rule lets it go on or ends it."""
+        return self._state.stopping.holds(trial)
+
     def must_end(self, trial: int) -> bool:
         """Whether a trial that was ordered is to be ended now: all are, or it is over, or must not start any more."""
         return self.cancelled or self.trials[trial].over or self._withdrawn(trial)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from vit_search.config.search_file import SearchSpec
+from vit_search.ledger.ledger import Event, Proposed
 from vit_search.stopping.asha import Asha
 from vit_search.stopping.hyperband import Hyperband
 from vit_search.stopping.median import Median
@@ -42,6 +43,19 @@ def rungs_of(spec: SearchSpec) -> list[int]:
     """Epochs at which trials are compared, ascending; none where nothing is stopped."""
     rule = rule_of(spec, parts=())
     return rule.levels if rule.stops else []
+
+
+def held_trials(spec: SearchSpec, events: Iterable[Event]) -> set[int]:
+    """Trials that the rule of a search holds after these events; see StoppingRule.holds."""
+    rule = rule_of(spec)
+    if not rule.may_hold:
+        return set()
+    trials = set()
+    for event in events:
+        rule.apply(event)
+        if isinstance(event, Proposed):
+            trials.add(event.trial)
+    return {trial for trial in trials if rule.holds(trial)}
 
 
 def train_flops_of(spec: SearchSpec) -> TrainFlops:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+from collections.abc import Mapping
 
 from vit_search.ledger.ledger import Ended, Event
 from vit_search.stopping.asha import Asha
@@ -30,6 +31,8 @@ class Pasha(Asha):
     The paper trains its winner again from the start. Here the best trial that waits goes on to full length at the end; see `leader`.
     """
 
+    may_hold = True
+
     def __init__(self, options: StoppingOptions, train_flops: TrainFlops = no_flops) -> None:
         super().__init__(options, train_flops)
         self.last_rung = 1
@@ -38,21 +41,26 @@ class Pasha(Asha):
         """Difference of two scores that means nothing."""
         self._differences: list[float] = []
         """Ascending, at the last rung, of the pairs that the noise is estimated from."""
-        self._curves: dict[int, list[float]] = {}
-        """Scores of a trial, one for each epoch."""
+        self._curves: dict[int, dict[int, float]] = {}
+        """A trial's scores, by epoch."""
         self._ranked: dict[int, int] = {}
         """Trials that have come to the last rung, with their groups."""
         self._held: set[int] = set()
         self._turns: dict[int, int] = {}
         """Of trials that were held: the last rung that they waited at."""
 
+    @property
+    def looks(self) -> list[int]:
+        """Every epoch up to the highest rung: the noise follows from all of them."""
+        return list(range(1, self.levels[-1] + 1)) if self.levels else []
+
     def falls_short(self, trial: int, epoch: int, score: float, group: int) -> bool:
         """See the base class."""
-        self._curves.setdefault(trial, []).append(score)
+        self._curves.setdefault(trial, {})[epoch] = score
         self._held.discard(trial)
-        below = super().falls_short(trial, epoch, score, group)
+        falls_short = super().falls_short(trial, epoch, score, group)
         if self.last_rung >= len(self.levels) or epoch != self.levels[self.last_rung]:
-            return below
+            return falls_short
         self._update_noise(trial)
         self._ranked[trial] = group
         if not self.is_audit(trial):
@@ -76,7 +84,7 @@ class Pasha(Asha):
     def leader(self) -> int | None:
         """See the base class."""
         level = self.levels[self.last_rung] if self._ranked else 0
-        return max(self._ranked, key=lambda trial: (self._curves[trial][level - 1], trial not in self._held, -trial), default=None)
+        return max(self._ranked, key=lambda trial: (self._curves[trial][level], trial not in self._held, -trial), default=None)
 
     def apply(self, event: Event) -> None:
         """See the base class."""
@@ -96,9 +104,9 @@ class Pasha(Asha):
     def _is_stable(self) -> bool:
         """Whether the ranking at the last rung is that of the rung before, with trials within the noise taken as equal."""
         level, before = self.levels[self.last_rung], self.levels[self.last_rung - 1]
-        ranking = sorted(self._ranked, key=lambda trial: -self._curves[trial][level - 1])
-        earlier = sorted(self._ranked, key=lambda trial: -self._curves[trial][before - 1])
-        scores = [-self._curves[trial][before - 1] for trial in earlier]  # ascending
+        ranking = sorted(self._ranked, key=lambda trial: -self._curves[trial][level])
+        earlier = sorted(self._ranked, key=lambda trial: -self._curves[trial][before])
+        scores = [-self._curves[trial][before] for trial in earlier]  # ascending
         for index, trial in enumerate(ranking):
             first, last = index, index  # of the places whose scores follow each other within the noise of this place's
             while first > 0 and scores[index] - scores[first - 1] <= self.noise:
@@ -113,8 +121,8 @@ class Pasha(Asha):
         """Take in the pairs of a trial that has come to the last rung with those that are there."""
         level, curve = self.levels[self.last_rung], self._curves[trial]
         for other in self._ranked:
-            if _overtakes_twice(curve[:level], self._curves[other][:level]):
-                bisect.insort(self._differences, abs(curve[level - 1] - self._curves[other][level - 1]))
+            if _overtakes_twice(curve, self._curves[other], level):
+                bisect.insort(self._differences, abs(curve[level] - self._curves[other][level]))
         if self._differences:
             self.noise = self._differences[math.ceil(NOISE_PERCENTILE * len(self._differences)) - 1]
 
@@ -124,9 +132,9 @@ class Pasha(Asha):
         Returns: the others, which are to end.
         """
         level = self.levels[self.last_rung]
-        below = {t for t in self._held if self.is_below_cutoff(t, level, self._curves[t][level - 1], self._ranked[t])}
+        below = {t for t in self._held if self.is_below_cutoff(t, level, self._curves[t][level], self._ranked[t])}
         for trial in self._ranked.keys() - self._held:  # audits, which nothing ends
-            if self.is_below_cutoff(trial, level, self._curves[trial][level - 1], self._ranked[trial]):
+            if self.is_below_cutoff(trial, level, self._curves[trial][level], self._ranked[trial]):
                 self.would_end(trial, level)
         self.ending |= below
         self._turns |= dict.fromkeys(self._held, self.last_rung)
@@ -134,12 +142,13 @@ class Pasha(Asha):
         self.last_rung += 1
         self._differences.clear()
         beyond = self.last_rung >= len(self.levels)
-        reached = {t: g for t, g in self._ranked.items() if not beyond and len(self._curves[t]) >= self.levels[self.last_rung]}
+        reached = {t: g for t, g in self._ranked.items() if not beyond and self.levels[self.last_rung] in self._curves[t]}
         self._ranked = reached
         return below
 
 
-def _overtakes_twice(curve: list[float], other: list[float]) -> bool:
-    """Whether one of two curves is ahead, then behind, then ahead again."""
-    ahead = [a > b for a, b in zip(curve, other, strict=True) if a != b]
+def _overtakes_twice(curve: Mapping[int, float], other: Mapping[int, float], epochs: int) -> bool:
+    """Whether one of two curves is ahead, then behind, then ahead again, in so many epochs."""
+    both = [(curve[epoch], other[epoch]) for epoch in range(1, epochs + 1) if epoch in curve and epoch in other]
+    ahead = [a > b for a, b in both if a != b]
     return sum(now != before for before, now in itertools.pairwise(ahead)) >= 2

@@ -56,6 +56,8 @@ class StoppingRule(ABC):
 
     stops: ClassVar[bool] = True
     """Whether the rule stops anything at all."""
+    may_hold: ClassVar[bool] = False
+    """Whether trials may have to wait; see `holds`."""
     startup: ClassVar[int] = 0
     """Trials that must have come before one is stopped."""
 
@@ -71,7 +73,7 @@ class StoppingRule(ABC):
 
     @abstractmethod
     def falls_short(self, trial: int, epoch: int, score: float, group: int) -> bool:
-        """Take in a trial's score at an epoch, more is better, each once and in order; True where the trial is to end here."""
+        """Whether a trial is to end after an epoch, by its score there; more is better. `record` asks it for each epoch, in order."""
 
     @property
     def looks(self) -> list[int]:
@@ -87,12 +89,16 @@ class StoppingRule(ABC):
         if isinstance(event, Proposed) and self.options.boundaries:
             self._groups[event.trial] = self.group(self._train_flops(event.params))
         elif isinstance(event, Reported):
-            self._apply_value(event.trial, event.result.epoch, event.result.value(self.options.metric))
+            value = event.result.value(self.options.metric)
+            if value is None or not math.isfinite(value):
+                self.ending.add(event.trial)  # even an audit; it leaves no trace
+            else:
+                self.record(event.trial, event.result.epoch, self._sign * value, self._groups.get(event.trial, 0))
         elif isinstance(event, Ended):
             self.ending.discard(event.trial)
 
     def holds(self, trial: int) -> bool:
-        """Whether a trial waits without a process until the rule lets it go on or ends it. Most rules hold none."""
+        """Whether a trial waits without a process until the rule lets it go on or ends it. Most rules hold none; see `may_hold`."""
         return False
 
     def turn(self, trial: int) -> int:
@@ -115,15 +121,12 @@ class StoppingRule(ABC):
         """Whether a trial is one that nothing stops."""
         return self.stops and chance(self.options.seed, "audit", trial) < self.options.audit_share
 
-    def _apply_value(self, trial: int, epoch: int, value: float | None) -> None:
-        """NaN and None end even an audit, and leave no trace."""
+    def record(self, trial: int, epoch: int, score: float, group: int) -> None:
+        """Take in a trial's score at an epoch, more is better. `ending` then has the trials that end because of it."""
         audit = self.is_audit(trial)
         if audit:
             self._would.setdefault(trial, None)
-        if value is None or not math.isfinite(value):
-            self.ending.add(trial)
-            return
-        ends = self.falls_short(trial, epoch, self._sign * value, self._groups.get(trial, 0))
+        ends = self.falls_short(trial, epoch, score, group)
         if ends and audit:
             self.would_end(trial, epoch)
         elif ends:
