@@ -138,7 +138,7 @@ class World:
             driver.tick()
             if len(self.book.events) > before:
                 return True
-        running = [number for number in driver.progress.unfinished if number in driver._runtime.given]
+        running = [number for number in driver.progress.unfinished if number in driver._runtime.ordered]
         if running:
             epochs = sum(len(trial.results) for trial in driver.trials.values())
             self._train(running[int(chance("next", epochs) * len(running))])

@@ -21,7 +21,7 @@ from vit_search.ledger import ledger as books
 from vit_search.ledger.ledger import Commanded, Ended, Progress, Proposed, Reported
 from vit_search.search import control, execution, resumable, search_folder
 from vit_search.search.commands import Commands, Settings
-from vit_search.search.limits import Limits
+from vit_search.search.limits import SearchLimits
 
 FILE = """
 name: told
@@ -274,7 +274,7 @@ def test_settings_are_rebuilt_from_the_ledger(driver):
 
 def _fed(limits, outcomes, mode="max", seconds=0.0):
     progress = Progress(4)
-    made = Limits(Commands(Settings(50, 1, **limits), "val_accuracy"), progress, metric="val_accuracy", mode=mode, devices=2)
+    made = SearchLimits(Commands(Settings(50, 1, **limits), "val_accuracy"), progress, metric="val_accuracy", mode=mode, devices=2)
     for number, (value, outcome) in enumerate(outcomes):
         for event in (
             Proposed(trial=number, params={}, at=10.0 * number),

@@ -34,7 +34,7 @@ LOGS = np.array([-0.7, 0.1, 0.6, 0.3, -3.0])
 
 
 def process():
-    return gaussian._seen(LOGS, POINTS, SCORES)
+    return gaussian._conditioned(LOGS, POINTS, SCORES)
 
 
 def test_mean_and_deviation_are_those_of_scikit_learn():

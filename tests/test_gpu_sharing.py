@@ -21,7 +21,7 @@ from vit_search.runtime.ray_session import Shape
 from vit_search.search.commands import Commands, Settings
 from vit_search.search.components import within
 from vit_search.search.gpu_sharing import ENOUGH, LEAST, MOST, Devices, GpuSharing, Nodes
-from vit_search.search.limits import Limits
+from vit_search.search.limits import SearchLimits
 from vit_search.vit import evaluation, training
 
 GIB = 2**30
@@ -244,7 +244,7 @@ def test_device_hours_count_each_trial_s_own_share():
     commands = Commands(dataclasses.replace(Settings.of(SPEC), device_hours=2.75 / 3600), "val_accuracy")
     for devices, ending in ((None, "limits.device_hours: 0.000763889 h are spent"), (0.4, "")):
         progress = Progress(4)
-        limits = Limits(commands, progress, metric="val_accuracy", mode="max", devices=devices)
+        limits = SearchLimits(commands, progress, metric="val_accuracy", mode="max", devices=devices)
         for event in events:
             progress.apply(event)
             limits.apply(event)

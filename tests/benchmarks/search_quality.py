@@ -40,7 +40,7 @@ from vit_search.search.commands import Commands, Settings
 from vit_search.search.components import Components, Verdicts
 from vit_search.search.driver import Driver
 from vit_search.search.gpu_sharing import GpuSharing
-from vit_search.search.limits import Limits
+from vit_search.search.limits import SearchLimits
 from vit_search.search.messages import Continue, Epoch, TrialOrder
 from vit_search.search.proposals.history import SHOWN
 from vit_search.search.proposals.proposals import ProposalOptions, Proposals
@@ -125,7 +125,7 @@ class Ours:
         options = StoppingOptions(metric="val_accuracy", mode="max", epochs=task.R, seed=seed, boundaries=parts, **asked)
         rule, progress, recovery = RULES[kind](options, train_flops), Progress(task.R), Recovery()
         commands = Commands(Settings(trials=10**6, concurrency=10**6), "val_accuracy")
-        limits = Limits(commands, progress, metric="val_accuracy", mode="max", devices=1)
+        limits = SearchLimits(commands, progress, metric="val_accuracy", mode="max", devices=1)
         proposed = ProposalOptions(
             metric="val_accuracy", mode="max", epochs=task.R, seed=seed, sampler=sampler, levels=rule.levels, shown=most
         )  # fmt: skip

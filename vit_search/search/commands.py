@@ -81,18 +81,18 @@ class Commands:
         """Why a trial is to be stopped after its epoch; empty where nobody has asked for it."""
         return "stopped by hand" if trial in self._stopped else ""
 
-    def answer(self, name: str, arguments: Mapping[str, Any], running: list[int], known: int) -> str:
+    def answer(self, name: str, arguments: Mapping[str, Any], running: list[int], trial_count: int) -> str:
         """What is said to whoever gives a command, which changes nothing yet.
 
         Args:
-            running: numbers of the trials that a process is at work on. known: trials that exist.
+            running: numbers of the trials that a process is at work on. trial_count: trials that exist.
         Raises: SpecError for a command that makes no sense.
         """
         if name == "stop":
             return self._answer_stop(arguments, running)
         if name == "set":
             check_arguments("set", arguments, SETTINGS)
-            check_settings(arguments, known=known, metric=self._metric)
+            check_settings(arguments, trial_count=trial_count, metric=self._metric)
             return ", ".join(f"{key} is now {value:g}" for key, value in arguments.items()) + "."
         if name == "add":
             return "it will be the next trial to be proposed."
@@ -115,8 +115,8 @@ class Commands:
         return f"trial {trial} will be stopped after the epoch at hand."
 
 
-def check_settings(arguments: Mapping[str, Any], known: int, metric: str) -> None:
-    """Refuse settings that mean nothing; `known` trials exist already, which are ranked by `metric`.
+def check_settings(arguments: Mapping[str, Any], trial_count: int, metric: str) -> None:
+    """Refuse settings that mean nothing; `trial_count` trials exist already, which are ranked by `metric`.
 
     Raises: SpecError.
     """
@@ -129,8 +129,8 @@ def check_settings(arguments: Mapping[str, Any], known: int, metric: str) -> Non
             raise SpecError(f"{key} is {value!r}; give {'a whole number' if whole else 'a number'}{'' if least else ' above 0'}.")
     if "target" in arguments:
         check_target(arguments["target"], metric, "target")
-    if arguments.get("trials", known) < known:
-        raise SpecError(f"trials={arguments['trials']} is less than the {known} that have started; use `stop` to start no more.")
+    if arguments.get("trials", trial_count) < trial_count:
+        raise SpecError(f"trials={arguments['trials']} is less than the {trial_count} that have started; use `stop` to start no more.")
 
 
 def check_arguments(command: str, arguments: Mapping[str, Any], names: tuple[str, ...]) -> None:

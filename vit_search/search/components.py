@@ -12,7 +12,7 @@ from vit_search.errors import SpecError
 from vit_search.ledger.ledger import Broke, Ended, Event, Outcome, Progress, Reported
 from vit_search.search.commands import Commands, Settings
 from vit_search.search.gpu_sharing import GpuSharing, Nodes
-from vit_search.search.limits import Limits
+from vit_search.search.limits import SearchLimits
 from vit_search.search.proposals.proposals import Lesson, ProposalOptions, Proposals
 from vit_search.search.recovery import Recovery
 from vit_search.stopping import rule_of
@@ -22,7 +22,7 @@ from vit_search.stopping.rule import StoppingRule
 class Verdicts:
     """Which trials are to end after what was last heard of them, and how. The last component to take in an event."""
 
-    def __init__(self, epochs: int, commands: Commands, limits: Limits, stopping: StoppingRule, recovery: Recovery) -> None:
+    def __init__(self, epochs: int, commands: Commands, limits: SearchLimits, stopping: StoppingRule, recovery: Recovery) -> None:
         self.due: dict[int, tuple[Outcome, str]] = {}
         """Outcome and reason, by the trial's number."""
         self._epochs, self._commands, self._limits = epochs, commands, limits
@@ -52,7 +52,7 @@ class Components:
     commands: Commands
     proposals: Proposals
     stopping: StoppingRule
-    limits: Limits
+    limits: SearchLimits
     sharing: GpuSharing
     recovery: Recovery
     verdicts: Verdicts
@@ -95,7 +95,7 @@ def components_of(
     Raises: SpecError where hardly anything fits into the cluster's GPUs.
     """
     progress, commands, recovery, stopping = Progress(spec.epochs), Commands(Settings.of(spec), spec.metric), Recovery(), rule_of(spec)
-    limits = Limits(commands, progress, metric=spec.metric, mode=spec.mode, devices=spec.resources.devices)
+    limits = SearchLimits(commands, progress, metric=spec.metric, mode=spec.mode, devices=spec.resources.devices)
     options = ProposalOptions(
         metric=spec.metric,
         mode=spec.mode,

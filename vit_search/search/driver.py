@@ -73,7 +73,7 @@ WAIT_S = 900.0
 class Runtime:
     """What is true of this driver alone, and of no other that takes the search up."""
 
-    given: set[int] = field(default_factory=set)
+    ordered: set[int] = field(default_factory=set)
     """Trials that were ordered and are not over: they run, are held, or wait for a place."""
     begun: set[int] = field(default_factory=set)
     """Those of them that a process has taken up."""
@@ -204,7 +204,7 @@ class Driver:
     def propose(self) -> TrialOrder | Wait | Finished:
         """The next trial to start: one that was interrupted, or a new one."""
         with self._lock:
-            nothing: Wait | Finished = Wait() if self._runtime.given else Finished()
+            nothing: Wait | Finished = Wait() if self._runtime.ordered else Finished()
             if self._no_trial_goes_on:
                 return nothing
             if self.paused or not self._room():
@@ -213,24 +213,24 @@ class Driver:
             if not self.draining:
                 number = self._first_waiting()
                 number = self._propose_new() if number is None else number
-            if number is None and not self._runtime.given:
+            if number is None and not self._runtime.ordered:
                 number = self._finalist()
             if number is None:
                 return nothing
-            self._runtime.given.add(number)
+            self._runtime.ordered.add(number)
             self._runtime.allowed -= 1
             return self._order(number)
 
     def _room(self) -> bool:
         """Whether one more trial may be open."""
-        given, running = len(self._runtime.given), len(self._runtime.begun)
-        if self._runtime.allowed < 1 or given >= self.settings.concurrency:
+        ordered, running = len(self._runtime.ordered), len(self._runtime.begun)
+        if self._runtime.allowed < 1 or ordered >= self.settings.concurrency:
             return False
-        return given < max(running, self._state.sharing.slots(self._cluster.shapes)) + max(AHEAD, running // 4)
+        return ordered < max(running, self._state.sharing.slots(self._cluster.shapes)) + max(AHEAD, running // 4)
 
     def _first_waiting(self) -> int | None:
-        given, rule = self._runtime.given, self._state.stopping
-        waiting = (number for number in self.progress.unfinished if number not in given and not rule.holds(number))
+        ordered, rule = self._runtime.ordered, self._state.stopping
+        waiting = (number for number in self.progress.unfinished if number not in ordered and not rule.holds(number))
         return min(waiting, key=lambda number: (rule.turn(number), number), default=None)
 
     def _propose_new(self) -> int | None:
@@ -281,9 +281,9 @@ class Driver:
                 return Stop()
             if isinstance(report, Outgrown):
                 return self._give_larger_share(trial, report.reason)
-            return self._take_epoch(trial, report)
+            return self._record_epoch(trial, report)
 
-    def _take_epoch(self, trial: int, epoch: Epoch) -> Decision:
+    def _record_epoch(self, trial: int, epoch: Epoch) -> Decision:
         """An epoch that is already known changes nothing: retries report it again."""
         self._patience.hear(trial, self._clock(), epoch.result.seconds)
         is_new = epoch.result.epoch > len(self.trials[trial].results)
@@ -363,7 +363,7 @@ class Driver:
         with self._lock:
             begun = trial in self._runtime.begun
             self._patience.forget(trial)
-            self._runtime.given.discard(trial)
+            self._runtime.ordered.discard(trial)
             self._runtime.begun.discard(trial)
             if trial in self._runtime.parked:
                 self._runtime.parked.discard(trial)
@@ -443,7 +443,7 @@ class Driver:
                 if self.ending and not self.cancelled and self._state.stopping.holds(number):
                     self._end(number, "stopped", self.ending)
                     continue
-                waits = ended and not self.cancelled and number not in self._runtime.given
+                waits = ended and not self.cancelled and number not in self._runtime.ordered
                 reason = "the search was stopped before it began" if waits else "the driver stopped"
                 self._append(Ended(trial=number, outcome="interrupted", reason=reason))
                 begun = begun or not waits

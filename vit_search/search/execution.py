@@ -108,10 +108,10 @@ def _fit_apart(tuner: Tuner, driver: Driver, head: Head) -> None:
 
 def _storage_trouble(folder: Path, error: BaseException) -> VitSearchError | None:
     """What Tune has wrapped up: an error of ours, or of the driver's own storage; None for any other."""
-    causes, known = [error], {id(error)}
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and id(cause) not in known:
+    causes, visited = [error], {id(error)}
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and id(cause) not in visited:
         causes.append(cause)
-        known.add(id(cause))
+        visited.add(id(cause))
     ours = next((cause for cause in causes if isinstance(cause, VitSearchError)), None)
     storage = next((cause for cause in causes if isinstance(cause, OSError) and cause.errno), None)
     if ours is None and storage is not None:
@@ -146,12 +146,12 @@ def _too_large(spec: SearchSpec, there: list[Shape], address: str | None) -> str
     if any(shape.cpus >= cpus and shape.gpus >= gpus for shape in there):
         return ""
     where = "this machine" if address is None else "the largest node of the cluster"
-    for name, asked, most in (("cpu", cpus, max(shape.cpus for shape in there)), ("gpu", gpus, max(shape.gpus for shape in there))):
-        if asked > most:
+    for name, amount, most in (("cpu", cpus, max(shape.cpus for shape in there)), ("gpu", gpus, max(shape.gpus for shape in there))):
+        if amount > most:
             mend = "lower it"
             if getattr(resources, f"{name}s") == "auto":
                 mend = "write 0" if resources.gpu_bytes else "write 0, or, where a cluster starts nodes by itself, add gpu_memory"
-            return f"resources.{name}s: a trial asks for {counted(asked, name.upper())} and {where} has {most:g}; {mend}."
+            return f"resources.{name}s: a trial asks for {counted(amount, name.upper())} and {where} has {most:g}; {mend}."
     return f"resources: a trial asks for {counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}, and no node of the cluster has both; lower one."
 
 

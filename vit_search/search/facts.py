@@ -51,8 +51,8 @@ def _environment() -> dict[str, str]:
 
 def _packages() -> str:
     """All installed distributions and their versions, a line each."""
-    found = {(dist.name.lower().replace("_", "-"), dist.version) for dist in distributions() if dist.name}
-    return "".join(f"{name}=={number}\n" for name, number in sorted(found))
+    packages = {(dist.name.lower().replace("_", "-"), dist.version) for dist in distributions() if dist.name}
+    return "".join(f"{name}=={number}\n" for name, number in sorted(packages))
 
 
 CODE = ("vit_search", "pyproject.toml", "requirements.lock")
@@ -62,16 +62,16 @@ CODE = ("vit_search", "pyproject.toml", "requirements.lock")
 def _code_version() -> str:
     """Package version, and the git commit where the package runs from a checkout."""
     root = Path(__file__).parents[2]
-    own = f"vit_search {version('vit_search')}"
+    release = f"vit_search {version('vit_search')}"
     commit = _git(root, "describe", "--always") if (root / ".git").exists() else ""
     changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", *CODE) if commit else ""
-    return f"{own}, git {commit}{'-dirty' if changed else ''}" if commit else own
+    return f"{release}, git {commit}{'-dirty' if changed else ''}" if commit else release
 
 
 def _git(folder: Path, *words: str) -> str:
     """What git says of a folder; empty where it is no checkout, or git is not there."""
     try:
-        said = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
+        answer = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
     except OSError:
         return ""
-    return said.stdout.strip() if said.returncode == 0 else ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""

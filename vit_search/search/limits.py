@@ -7,7 +7,7 @@ from vit_search.search.commands import Commands, Settings
 from vit_search.text import counted
 
 
-class Limits:
+class SearchLimits:
     """What the limits of a search come to.
 
     Args:
@@ -78,5 +78,5 @@ class Limits:
 
 
 def option(ending: str) -> str:
-    """The command line's option that changes a limit, from what `Limits.ending` says of it."""
+    """The command line's option that changes a limit, from what `SearchLimits.ending` says of it."""
     return "--" + ending.partition(":")[0].removeprefix("limits.").replace("_", "-")

@@ -12,7 +12,7 @@ from vit_search.ledger import searches
 from vit_search.ledger.ledger import Commanded, Event, Progress, check_free, read_events
 from vit_search.ledger.searches import SearchFacts
 from vit_search.search.commands import Commands, Settings, check_settings
-from vit_search.search.limits import Limits, option
+from vit_search.search.limits import SearchLimits, option
 
 
 def check(folder: Path, extend: Mapping[str, float]) -> tuple[SearchSpec, SearchFacts]:
@@ -57,7 +57,7 @@ def check_extension(spec: SearchSpec, folder: Path, events: Sequence[Event], ext
     Raises: SpecError, SearchError.
     """
     progress, limits = _standing(spec, events)
-    check_settings(extend, known=len(progress.trials), metric=spec.metric)
+    check_settings(extend, trial_count=len(progress.trials), metric=spec.metric)
     _, limits = _standing(spec, [*events, Commanded(name="set", arguments=dict(extend), answer="", by="")])
     if limits.ending:
         raise SearchError(f"{folder.name} would end at once by {limits.ending}; add {option(limits.ending)} with a new limit.")
@@ -69,9 +69,9 @@ def is_work_left(spec: SearchSpec, events: Sequence[Event]) -> bool:
     return not limits.ending and sum(trial.over for trial in progress.trials.values()) < limits.settings.trials
 
 
-def _standing(spec: SearchSpec, events: Iterable[Event]) -> tuple[Progress, Limits]:
+def _standing(spec: SearchSpec, events: Iterable[Event]) -> tuple[Progress, SearchLimits]:
     progress, commands = Progress(spec.epochs), Commands(Settings.of(spec), spec.metric)
-    limits = Limits(commands, progress, metric=spec.metric, mode=spec.mode, devices=spec.resources.devices)
+    limits = SearchLimits(commands, progress, metric=spec.metric, mode=spec.mode, devices=spec.resources.devices)
     for event in events:
         for component in (progress, commands, limits):
             component.apply(event)

@@ -85,9 +85,9 @@ def read_lessons(spec: SearchSpec, output: Path) -> list[tuple[dict[str, Value],
         trials = read_trials(searches.find(output, name) / "ledger.jsonl")
         for trial in trials:
             values = {result.epoch: result.value(spec.metric) for result in trial.results}
-            known = {epoch: value for epoch, value in values.items() if value is not None and math.isfinite(value)}
-            if trial.over and known:
-                lessons.append((trial.params, known, trial.outcome))
+            finite = {epoch: value for epoch, value in values.items() if value is not None and math.isfinite(value)}
+            if trial.over and finite:
+                lessons.append((trial.params, finite, trial.outcome))
     return lessons
 
 
@@ -125,14 +125,14 @@ def delete_old_checkpoints(folder: Path, trials: Mapping[int, Trial], spec: Sear
     So the disk holds at most `keep_checkpoints` of them, with several objectives those on the Pareto front besides, and two
     generations for each trial that is not over.
     """
-    numbered = ((whole_number(place.parent.name), place) for place in (folder / "trials").glob("*/checkpoint"))
-    places = {number: place for number, place in numbered if number is not None}
-    over = [trials[number] for number in places if number in trials and trials[number].over]
+    numbered = ((whole_number(checkpoint.parent.name), checkpoint) for checkpoint in (folder / "trials").glob("*/checkpoint"))
+    folders = {number: checkpoint for number, checkpoint in numbered if number is not None}
+    over = [trials[number] for number in folders if number in trials and trials[number].over]
     keep = kept(over, spec.metric, spec.mode, spec.keep_checkpoints) | searches.pareto(spec, over)
     for trial in over:
-        checkpoint_files.drop_older(places[trial.number])
+        checkpoint_files.drop_older(folders[trial.number])
         if trial.number not in keep:
-            shutil.rmtree(places[trial.number], ignore_errors=True)
+            shutil.rmtree(folders[trial.number], ignore_errors=True)
             with contextlib.suppress(OSError):
-                (places[trial.number].parent / "owner").unlink()
-                places[trial.number].parent.rmdir()  # unless there is an error.txt to read
+                (folders[trial.number].parent / "owner").unlink()
+                folders[trial.number].parent.rmdir()  # unless there is an error.txt to read

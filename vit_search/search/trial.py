@@ -147,11 +147,11 @@ def _own(folder: Path, node: str) -> str:
 
 def _still_ours(folder: Path, mark: str) -> None:
     try:
-        found = (folder / "owner").read_text()
+        owner = (folder / "owner").read_text()
     except FileNotFoundError:  # the trial is over, or the storage is gone
         _see(folder)
-        found = ""
-    if found != mark:
+        owner = ""
+    if owner != mark:
         raise OvertakenError(f"{folder}: another process has taken this trial up")
 
 

@@ -40,14 +40,14 @@ class Meter:
         """The means since the last reading: percent of the machine's, this process's and the GPU's time, and megabytes."""
         with self._lock:
             if not self._looks:  # an epoch of less than a second
-                self._look()
+                self._read_meters()
             means = {name: value / self._looks for name, value in self._sums.items()}
             self._sums, self._looks = {}, 0
         return means
 
-    def _look(self) -> None:
+    def _read_meters(self) -> None:
         memory = psutil.virtual_memory()
-        seen = {
+        readings = {
             "system/cpu_utilization_percentage": psutil.cpu_percent(),
             "system/system_memory_usage_megabytes": memory.used / MEGABYTE,
             "system/system_memory_usage_percentage": memory.percent,
@@ -57,27 +57,27 @@ class Meter:
         if self._gpu is not None:
             with contextlib.suppress(pynvml.NVMLError):
                 held = pynvml.nvmlDeviceGetMemoryInfo(self._gpu)
-                seen |= {
+                readings |= {
                     "system/gpu_0_utilization_percentage": float(pynvml.nvmlDeviceGetUtilizationRates(self._gpu).gpu),
                     "system/gpu_0_memory_usage_megabytes": held.used / MEGABYTE,
                     "system/gpu_0_memory_usage_percentage": 100 * held.used / held.total,
                 }
         self._looks += 1
-        for name, value in seen.items():
+        for name, value in readings.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
 
     def _watch(self) -> None:
         while not self._over.wait(EVERY_S):
             with self._lock:
-                self._look()
+                self._read_meters()
 
 
 def _gpu() -> Any:
     """NVML's handle of the one GPU that Ray lets this process see; None without one."""
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
     with contextlib.suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
-        if (index := whole_number(seen)) is not None:
+        if (index := whole_number(visible)) is not None:
             return pynvml.nvmlDeviceGetHandleByIndex(index)
-        return pynvml.nvmlDeviceGetHandleByUUID(seen) if seen else None
+        return pynvml.nvmlDeviceGetHandleByUUID(visible) if visible else None
     return None

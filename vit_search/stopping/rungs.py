@@ -10,11 +10,11 @@ from vit_search.config.space import Space
 
 def levels(*, grace_epochs: int, reduction_factor: int, epochs: int) -> list[int]:
     """The rungs, grace_epochs * reduction_factor**k, below a full training's length: a finished trial is not stopped."""
-    found, rung = [], grace_epochs
+    rungs, rung = [], grace_epochs
     while rung < epochs:
-        found.append(rung)
+        rungs.append(rung)
         rung *= reduction_factor
-    return found
+    return rungs
 
 
 def boundaries(space: Space, strata: int, draws: int = 2000) -> list[float]:

@@ -77,15 +77,15 @@ def fitted(points: Matrix, scores: Matrix) -> Process:
     deviations = np.array([LENGTH[1]] * wide + [SIGNAL[1], NOISE[1]])
     squares = _squares(points, points)
     bounds = [(-3.5, 2.5)] * wide + [(-3.0, 3.0), (-9.0, 1.0)]
-    found = minimize(
+    optimum = minimize(
         _loss, means, (squares, scores, means, deviations), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 20}
     )
-    return _seen(found.x, points, scores)
+    return _conditioned(optimum.x, points, scores)
 
 
 def believing(process: Process, scores: Matrix, more: Matrix) -> Process:
     """The same after its own means have been seen at (m, d) further points; `scores` are those of its own points."""
-    return _seen(process.logs, np.vstack([process.points, more]), np.concatenate([scores, process.at(more)[0]]))
+    return _conditioned(process.logs, np.vstack([process.points, more]), np.concatenate([scores, process.at(more)[0]]))
 
 
 def log_improvement(mean: Matrix, deviation: Matrix, best: float) -> Matrix:
@@ -112,42 +112,44 @@ def standardised(scores: Matrix) -> Matrix:
 
 def propose(
     space: Space,
-    seen: Sequence[Mapping[str, Value]],
+    trials: Sequence[Mapping[str, Value]],
     scores: Sequence[float],
     running: Sequence[Mapping[str, Value]],
     rng: random.Random,
     suits: Callable[[Mapping[str, Value]], bool],
-    given: Mapping[str, Value] | None = None,
+    fixed: Mapping[str, Value] | None = None,
 ) -> dict[str, Value] | None:
-    """The point that promises the largest improvement, of those looked at that suit; None where none does.
+    """The point that promises the largest improvement, of those candidates at that suit; None where none does.
 
     Args:
         space: whose searched parameters are proposed.
-        seen, scores: trials and what they reached; more is better. At least two.
+        trials, scores: parameters of trials and what they reached; more is better. At least two.
         running: trials whose score is not known yet.
-        rng: decides which points are looked at.
+        rng: decides which points are candidates at.
         suits: whether a point may be proposed at all; asked of the most promising ones alone.
-        given: values that a proposal must have.
+        fixed: values that a proposal must have.
     """
     lots = np.random.default_rng(rng.getrandbits(64))
     axes = [_Axis.of(name, parameter) for name, parameter in space.searched.items()]
     standard = standardised(np.array(scores, float))
-    process = fitted(_encoded(axes, seen), standard)
+    process = fitted(_encoded(axes, trials), standard)
     best = float(process.at(process.points)[0].max())
     if running:
         process = believing(process, standard, _encoded(axes, running))
-    parents = [seen[i] for i in np.argsort(-standard, kind="stable")[:PARENTS]]
-    places = np.vstack([lots.random((DRAWN, len(axes))), _around(axes, parents, WIDE, NEAR, lots)])
-    found: dict[str, Value] | None = None
+    parents = [trials[i] for i in np.argsort(-standard, kind="stable")[:PARENTS]]
+    quantiles = np.vstack([lots.random((DRAWN, len(axes))), _around(axes, parents, WIDE, NEAR, lots)])
+    choice: dict[str, Value] | None = None
     for deviation in (*REFINED, None):
-        looked = [space.suggest(Given(given or {}, AtQuantiles(dict(zip(space.searched, row, strict=True))))) for row in places.tolist()]
-        looked += [found] if found else []
-        promise = log_improvement(*process.at(_encoded(axes, looked)), best)
-        found = next((looked[i] for i in np.argsort(-promise, kind="stable") if suits(looked[i])), None)
-        if found is None or deviation is None:
+        candidates = [
+            space.suggest(Given(fixed or {}, AtQuantiles(dict(zip(space.searched, row, strict=True))))) for row in quantiles.tolist()
+        ]
+        candidates += [choice] if choice else []
+        promise = log_improvement(*process.at(_encoded(axes, candidates)), best)
+        choice = next((candidates[i] for i in np.argsort(-promise, kind="stable") if suits(candidates[i])), None)
+        if choice is None or deviation is None:
             break
-        places = _around(axes, [found], (deviation,), ROUND, lots)
-    return found
+        quantiles = _around(axes, [choice], (deviation,), ROUND, lots)
+    return choice
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ class _Axis:
 
     name: str
     parameter: Distribution
-    places: Mapping[Value, float] | None
+    quantiles: Mapping[Value, float] | None
     """Of each value on the line, where there are few."""
     ordered: bool
     """False for choices that are no numbers."""
@@ -172,40 +174,40 @@ class _Axis:
         if cells is None or (cells >= MANY and ordered):
             return _Axis(name, parameter, None, ordered, 0.0)
         exact = not isinstance(parameter, FloatRange)  # 0.3 and 0.1 + 0.2 are one value of a range with steps, and two keys
-        places = {value: quantile(parameter, value) for value in parameter.values()} if exact else None
-        return _Axis(name, parameter, places, ordered, 1 / cells)
+        quantiles = {value: quantile(parameter, value) for value in parameter.values()} if exact else None
+        return _Axis(name, parameter, quantiles, ordered, 1 / cells)
 
-    def place(self, point: Mapping[str, Value]) -> float:
+    def quantile_of(self, point: Mapping[str, Value]) -> float:
         """Of a point's value; not a number where a condition has left it out."""
         if self.name not in point:
             return math.nan
         value = point[self.name]
-        return self.places[value] if self.places else quantile(self.parameter, value)
+        return self.quantiles[value] if self.quantiles else quantile(self.parameter, value)
 
 
 def _around(
     axes: Sequence[_Axis], parents: Sequence[Mapping[str, Value]], deviations: Sequence[float], count: int, lots: np.random.Generator
 ) -> Matrix:
     """(count, parameters) quantiles of points that differ from one of the parents in some: numbers by a little, choices by chance."""
-    own = np.array([[axis.place(parent) for axis in axes] for parent in parents])[np.arange(count) % len(parents)]
-    steps = lots.normal(0, 1, own.shape) * np.array(deviations)[np.arange(count) % len(deviations), None]
+    start = np.array([[axis.quantile_of(parent) for axis in axes] for parent in parents])[np.arange(count) % len(parents)]
+    steps = lots.normal(0, 1, start.shape) * np.array(deviations)[np.arange(count) % len(deviations), None]
     steps = np.copysign(np.maximum(np.abs(steps), [axis.least for axis in axes]), steps)
-    moved = lots.random(own.shape) < MOVED
+    moved = lots.random(start.shape) < MOVED
     moved[np.arange(count), lots.integers(len(axes), size=count)] = True
-    anywhere = np.isnan(own) | (moved & ~np.array([axis.ordered for axis in axes]))
-    return np.clip(np.where(anywhere, lots.random(own.shape), own + moved * steps), 0.0, 1 - 1e-9)
+    anywhere = np.isnan(start) | (moved & ~np.array([axis.ordered for axis in axes]))
+    return np.clip(np.where(anywhere, lots.random(start.shape), start + moved * steps), 0.0, 1 - 1e-9)
 
 
 def _encoded(axes: Sequence[_Axis], points: Sequence[Mapping[str, Value]]) -> Matrix:
     """A row of coordinates for each point, alike ones near each other."""
     columns: list[Matrix] = []
     for axis in axes:
-        places = np.array([axis.place(point) for point in points])
-        there = ~np.isnan(places)
+        quantiles = np.array([axis.quantile_of(point) for point in points])
+        there = ~np.isnan(quantiles)
         if axis.ordered:
-            columns.append(np.where(there, places, 0.5))
+            columns.append(np.where(there, quantiles, 0.5))
         else:
-            columns += [math.sqrt(0.5) * (places == place) for place in (axis.places or {}).values()]
+            columns += [math.sqrt(0.5) * (quantiles == value) for value in (axis.quantiles or {}).values()]
         if axis.parameter.when is not None:
             columns.append(there.astype(float))
     return np.stack(columns, axis=1)
@@ -245,7 +247,7 @@ def _loss(logs: Matrix, squares: Matrix, scores: Matrix, means: Matrix, deviatio
     return float(loss), gradient + apart / deviations
 
 
-def _seen(logs: Matrix, points: Matrix, scores: Matrix) -> Process:
+def _conditioned(logs: Matrix, points: Matrix, scores: Matrix) -> Process:
     kernel = _kernel(_squares(points, points), logs) + (math.exp(logs[-1]) + 1e-6) * np.eye(len(points))
     cholesky = np.linalg.cholesky(kernel)
     weights = np.linalg.solve(cholesky.T, np.linalg.solve(cholesky, scores))

@@ -133,19 +133,19 @@ class History:
         """
         epoch = self.level
         observed = {index: values for index in self._bounded(epoch, most) if (values := values_at(self.pasts[index], epoch, self._goals))}
-        found: dict[int, tuple[TrialState, list[float] | None]] = {
+        shown: dict[int, tuple[TrialState, list[float] | None]] = {
             index: (TrialState.COMPLETE, values) for index, values in observed.items()
         }
         third = math.ceil(len(observed) / 3)
         if observed:
             columns = zip(self._signs, zip(*observed.values(), strict=True), strict=True)
             worst = [sign * max(sign * value for value in column) for sign, column in columns]
-            found |= dict.fromkeys(self._of_state["diverged"][-third:], (TrialState.COMPLETE, worst))
+            shown |= dict.fromkeys(self._of_state["diverged"][-third:], (TrialState.COMPLETE, worst))
         if len(observed) >= ENOUGH:
-            found |= dict.fromkeys(self._of_state["infeasible"][-third:], (TrialState.PRUNED, None))
+            shown |= dict.fromkeys(self._of_state["infeasible"][-third:], (TrialState.PRUNED, None))
         early = [index for index in self._of_state["running"] if epoch not in self.pasts[index].values]
-        found |= dict.fromkeys(early[-most:], (TrialState.RUNNING, None))
-        return [(self.pasts[index], *found[index]) for index in sorted(found)]
+        shown |= dict.fromkeys(early[-most:], (TrialState.RUNNING, None))
+        return [(self.pasts[index], *shown[index]) for index in sorted(shown)]
 
     def _bounded(self, epoch: int, most: int) -> Iterable[int]:
         """The best ones and the newest of the others."""

@@ -26,12 +26,12 @@ def truth(pasts: Iterable[Past], space: Space, *, epochs: int, modes: Sequence[s
         modes: "min" or "max" of the first metric and of each of `goals`.
     """
     study = optuna.create_study(directions=[_direction(mode) for mode in modes])
-    known = distributions(space)
+    by_name = distributions(space)
     for past in pasts:
         values = values_at(past, epochs, goals) if past.state == "completed" else None
         states = {"completed": TrialState.COMPLETE if values else TrialState.FAIL, "running": TrialState.RUNNING}
         state = states.get(past.state, TrialState.PRUNED if past.state in ("stopped", "infeasible") else TrialState.FAIL)
-        study.add_trial(_frozen(past, known, state, values, dict(past.values)))
+        study.add_trial(_frozen(past, by_name, state, values, dict(past.values)))
     return study
 
 
@@ -39,11 +39,11 @@ class StudyView:
     """Makes a study of what a sampler is shown; trials that have not changed are made once.
 
     Args:
-        known: the searched parameters in Optuna's terms.
+        distributions: the searched parameters in Optuna's terms.
     """
 
-    def __init__(self, known: Mapping[str, BaseDistribution]) -> None:
-        self._known = known
+    def __init__(self, distributions: Mapping[str, BaseDistribution]) -> None:
+        self._distributions = distributions
         self._frozen: dict[int, tuple[tuple[TrialState, list[float] | None, bool], FrozenTrial]] = {}
 
     def of(self, view: Sequence[Shown], modes: Sequence[str], *, infeasible: bool = True) -> optuna.Study:
@@ -53,7 +53,7 @@ class StudyView:
             infeasible: whether to show what cannot be built.
         """
         study = optuna.create_study(directions=[_direction(mode) for mode in modes])
-        shown = [one for one in view if infeasible or one[1] != TrialState.PRUNED]
+        shown = [(past, state, values) for past, state, values in view if infeasible or state != TrialState.PRUNED]
         constrained = any(past.state == "infeasible" for past, _, _ in shown)
         for past, state, values in shown:
             study.add_trial(self._light(past, state, values, constrained))
@@ -63,7 +63,7 @@ class StudyView:
         key = (state, values, constrained)
         kept = self._frozen.get(id(past))
         if kept is None or kept[0] != key:
-            trial = _frozen(past, self._known, state, values, constrained=constrained)
+            trial = _frozen(past, self._distributions, state, values, constrained=constrained)
             trial.__class__ = _LightTrial
             kept = self._frozen[id(past)] = (key, trial)
         return kept[1]
@@ -74,12 +74,12 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
     noted = _Distributions()
     for name, parameter in space.searched.items():
         parameter.ask(noted, name)
-    return noted.found
+    return noted.distributions
 
 
 def _frozen(
     past: Past,
-    known: Mapping[str, BaseDistribution],
+    distributions: Mapping[str, BaseDistribution],
     state: TrialState,
     values: list[float] | None,
     intermediate: dict[int, float] | None = None,
@@ -89,7 +89,7 @@ def _frozen(
         state=state,
         values=values,
         params=dict(past.params),
-        distributions={name: known[name] for name in past.params},
+        distributions={name: distributions[name] for name in past.params},
         intermediate_values=intermediate,
         system_attrs=dict(past.attributes),
         constraints={"buildable": 1.0 if past.state == "infeasible" else -1.0} if constrained else None,
@@ -104,17 +104,17 @@ class _Distributions:
     """Asks for nothing: notes which distributions a space has."""
 
     def __init__(self) -> None:
-        self.found: dict[str, BaseDistribution] = {}
+        self.distributions: dict[str, BaseDistribution] = {}
 
     def suggest_categorical(self, name: str, choices: list[Any], /) -> Any:
-        self.found[name] = CategoricalDistribution(choices)
+        self.distributions[name] = CategoricalDistribution(choices)
 
     def suggest_int(self, name: str, low: int, high: int, /, *, step: int, log: bool) -> int:
-        self.found[name] = IntDistribution(low, high, log=log, step=step)
+        self.distributions[name] = IntDistribution(low, high, log=log, step=step)
         return low
 
     def suggest_float(self, name: str, low: float, high: float, /, *, step: float | None, log: bool) -> float:
-        self.found[name] = FloatDistribution(low, high, log=log, step=step)
+        self.distributions[name] = FloatDistribution(low, high, log=log, step=step)
         return low
 
 
@@ -130,9 +130,9 @@ class _LightTrial(FrozenTrial):
 class JointTPESampler(optuna.samplers.TPESampler):
     """TPE over a space that is the same in all trials, which Optuna would find out anew from all of them at each ask."""
 
-    def __init__(self, known: Mapping[str, BaseDistribution], **options: Any) -> None:
+    def __init__(self, distributions: Mapping[str, BaseDistribution], **options: Any) -> None:
         super().__init__(**options)
-        self._joint = {name: one for name, one in sorted(known.items()) if not one.single()}
+        self._joint = {name: distribution for name, distribution in sorted(distributions.items()) if not distribution.single()}
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All parameters, where any trial is known."""

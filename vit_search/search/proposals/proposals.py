@@ -152,11 +152,11 @@ class Proposals:
             first = first or proposal
         return first
 
-    def _sample(self, given: Mapping[str, Value], draw: int, by_chance: bool) -> Proposal:
-        question = self._question(given, draw)
+    def _sample(self, fixed: Mapping[str, Value], draw: int, by_chance: bool) -> Proposal:
+        question = self._question(fixed, draw)
         return draw_at_random(question) if by_chance else SAMPLERS[self._options.sampler](question)
 
-    def _question(self, given: Mapping[str, Value], draw: int) -> Question:
+    def _question(self, fixed: Mapping[str, Value], draw: int) -> Question:
         index = len(self.history.pasts) - self._lessons
         digest = hashlib.sha256((f"{self._options.seed}/{index}" + (f"/{draw}" if draw else "")).encode()).digest()
         return Question(
@@ -169,7 +169,7 @@ class Proposals:
             distributions=self._distributions,
             tried=self._tried,
             partial=self._partial,
-            given=given,
+            fixed=fixed,
             index=index,
             draw=draw,
             search_seed=self._options.seed,
@@ -180,8 +180,8 @@ class Proposals:
     def _apply_proposal(self, event: Infeasible | Proposed) -> None:
         attributes: Mapping[str, object] = {}
         if self._options.sampler == "cmaes":  # it keeps its state with its trials, and nowhere else
-            asked = self._asked or self._next()
-            attributes = asked.attributes if asked else {}
+            proposal = self._asked or self._next()
+            attributes = proposal.attributes if proposal else {}
         self._asked = None
         params, feasible = dict(event.params), isinstance(event, Proposed)
         index = self.history.add(Past(params, attributes=dict(attributes)))

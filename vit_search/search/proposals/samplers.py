@@ -40,7 +40,7 @@ class Question:
     """All proposals so far."""
     partial: bool
     """Whether trials of earlier searches, which are shown, lack some of the parameters."""
-    given: Mapping[str, Value]
+    fixed: Mapping[str, Value]
     """Parameters that are fixed already; the sampler fills in the others."""
     index: int
     """Of the proposal, from 0."""
@@ -52,8 +52,8 @@ class Question:
     rng: random.Random
 
     def suggest(self, asks: Asks) -> Params:
-        """The parameters as `asks` has them, but for what is given."""
-        return self.space.suggest(Given(self.given, asks) if self.given else asks)
+        """The parameters as `asks` has them, but for those that are fixed."""
+        return self.space.suggest(Given(self.fixed, asks) if self.fixed else asks)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def gp(question: Question) -> Proposal:
         return params_key(params) not in question.tried and question.space.problem(params) is None
 
     points = [params for params, _ in observed]
-    best = gaussian.propose(question.space, points, scores, running, question.rng, suits, question.given)
+    best = gaussian.propose(question.space, points, scores, running, question.rng, suits, question.fixed)
     return Proposal(best, {}) if best is not None else draw_at_random(question)
 
 
