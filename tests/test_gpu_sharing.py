@@ -310,7 +310,7 @@ def test_a_plan_tells_how_many_trials_share_a_gpu():
     assert sum(share.trials for share in found.shares) == pytest.approx(1)
     assert found.gpu_bytes == 16 * GIB
     assert found.device_seconds < found.trial_seconds
-    assert plan.Plan.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert plan.SearchPlan.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     assert not plan.plan(search_file.parse(FILE.replace("gpus: auto, gpu_memory: 16GiB", "gpus: 1"))).shares
 
 

@@ -234,7 +234,7 @@ def test_what_came_is_set_beside_what_was_foretold():
     assert beside["epochs"] == {"predicted": 9 * 27, "actual": 6 * 27 + 30, "ratio": pytest.approx(192 / 243)}
     assert beside["device_seconds"]["ratio"] == pytest.approx(2)
     assert beside["wall_seconds"]["ratio"] == 1
-    assert planning.Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert planning.SearchPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
     assert beside["trials"] == {"predicted": 9, "actual": 9, "ratio": 1}
     untimed = compare(planning.plan(spec("model: {depth: 2}\n")), {27: 9}, device_seconds=1.0, wall_seconds=1.0)
     assert json.loads(json.dumps(untimed))["wall_seconds"] == {"predicted": None, "actual": 1.0, "ratio": None}

@@ -18,9 +18,8 @@ from vit_search.text import counted
 
 if TYPE_CHECKING:
     from vit_search.config.search_file import SearchSpec
-    from vit_search.planning.lint import Finding as LintFinding
-    from vit_search.planning.lint import Report
-    from vit_search.planning.plan import Plan, Speed
+    from vit_search.planning.lint import LintFinding, LintReport
+    from vit_search.planning.plan import SearchPlan, Speed
 
 
 @app.command()
@@ -52,13 +51,13 @@ def lint(
 def _missing_searches(spec: SearchSpec, output: Path) -> Iterable[LintFinding]:
     """Searches to learn from that are not here; `run` refuses them."""
     from vit_search.ledger import searches
-    from vit_search.planning.lint import Finding
+    from vit_search.planning.lint import LintFinding
 
     for i, name in enumerate(spec.learn_from):
         try:
             searches.find(output, name)
         except SearchError as error:
-            yield Finding("warning", f"learn_from.{i}", f"{name}: {error} `run` needs it where the search will run.")
+            yield LintFinding("warning", f"learn_from.{i}", f"{name}: {error} `run` needs it where the search will run.")
 
 
 @app.command()
@@ -115,7 +114,7 @@ def _print_images(spec: SearchSpec) -> None:
 SEVERITY_STYLE = {"error": "bold red", "warning": "yellow", "hint": "cyan"}
 
 
-def _print_report(report: Report) -> None:
+def _print_report(report: LintReport) -> None:
     from rich.table import Table
 
     from vit_search.config.cost import in_units
@@ -149,7 +148,7 @@ def _print_report(report: Report) -> None:
     out.print(findings if report.findings else "[green]nothing odd[/]")
 
 
-def _print_plan(plan: Plan) -> None:
+def _print_plan(plan: SearchPlan) -> None:
     from rich.table import Table
 
     from vit_search.config.cost import in_units
@@ -194,7 +193,7 @@ def _print_plan(plan: Plan) -> None:
     out.print(table)
 
 
-def _gpu_shares(plan: Plan) -> str:
+def _gpu_shares(plan: SearchPlan) -> str:
     """How many trials share a GPU."""
     from vit_search.config.cost import in_units
 
@@ -203,17 +202,17 @@ def _gpu_shares(plan: Plan) -> str:
     return f"{', '.join(parts)}, where it has {in_units(plan.gpu_bytes)}"
 
 
-def _speed(speed: Speed, plan: Plan) -> str:
+def _speed(speed: Speed, plan: SearchPlan) -> str:
     """Where a plan's seconds come from, and what may be wrong with them."""
     from vit_search.planning.plan import BORROWED
 
     if not speed.measured:
         return f"{_count(speed.flops_per_s)} floating-point operations a second, as stated"
-    said = f"{escaped(speed.device)}, measured {speed.measured} with {speed.processes} at once"
+    text = f"{escaped(speed.device)}, measured {speed.measured} with {speed.processes} at once"
     odd = [f"for {plan.borrowed}: the times may be wrong by a factor of {BORROWED:g}"] * bool(plan.borrowed)
     odd += [f"not {plan.concurrency}"] * (speed.processes != min(plan.concurrency, speed.room))
-    said += f" [yellow]{', '.join(odd)}; --calibrate measures anew[/]" if odd else ""
-    return said + (f"; [yellow]it has room for {speed.room} at once[/]" if plan.concurrency > speed.room else "")
+    text += f" [yellow]{', '.join(odd)}; --calibrate measures anew[/]" if odd else ""
+    return text + (f"; [yellow]it has room for {speed.room} at once[/]" if plan.concurrency > speed.room else "")
 
 
 def _rounded(count: float) -> str:

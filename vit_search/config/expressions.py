@@ -89,7 +89,7 @@ class Arithmetic:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Relation:
     """`a < b`, or a chain as `a < b <= c`."""
 
     first: Node
@@ -112,7 +112,7 @@ class Call:
     arguments: tuple[Node, ...]
 
 
-Node = Constant | Name | Unary | Arithmetic | Comparison | Logic | Call
+Node = Constant | Name | Unary | Arithmetic | Relation | Logic | Call
 
 
 class UndecidedError(Exception):
@@ -137,29 +137,29 @@ class Expression:
     @property
     def texts(self) -> tuple[tuple[str, str], ...]:
         """The texts that names are compared with: (name, text)."""
-        found: list[tuple[str, str]] = []
+        pairs: list[tuple[str, str]] = []
         for node in walk(self.tree):
-            if isinstance(node, Comparison):
+            if isinstance(node, Relation):
                 chain = (node.first, *(part for _, part in node.rest))
                 for pair in itertools.pairwise(chain):
-                    found += [
+                    pairs += [
                         (a.name, b.value)
                         for a, b in (pair, pair[::-1])
                         if isinstance(a, Name) and isinstance(b, Constant) and isinstance(b.value, str)
                     ]
-        return tuple(found)
+        return tuple(pairs)
 
     @property
     def alone(self) -> tuple[str, ...]:
         """The names that must be true or false, since they are compared with nothing."""
-        found: list[str] = []
+        names: list[str] = []
         below = [self.tree]
         while below:
             node = below.pop()
             if isinstance(node, Name):
-                found.append(node.name)
+                names.append(node.name)
             below += node.parts if isinstance(node, Logic) else (node.operand,) if isinstance(node, Unary) and node.sign == "not" else ()
-        return tuple(found)
+        return tuple(names)
 
     def value(self, values: Mapping[str, Any]) -> Any:
         """Its value, as Python would have it.
@@ -194,8 +194,8 @@ class Expression:
             why = ""
         except UndecidedError as error:
             why = str(error)
-        seen = ", ".join(f"{name} is {(shown or {}).get(name) or in_words(values[name])}" for name in self.names if name in values)
-        return f"{self.text} does not hold: {'; '.join(part for part in (why, seen) if part) or 'it is false'}"
+        shown_values = ", ".join(f"{name} is {(shown or {}).get(name) or in_words(values[name])}" for name in self.names if name in values)
+        return f"{self.text} does not hold: {'; '.join(part for part in (why, shown_values) if part) or 'it is false'}"
 
 
 def parse(text: str, names: Iterable[str]) -> Expression:
@@ -204,10 +204,10 @@ def parse(text: str, names: Iterable[str]) -> Expression:
     Raises: SpecError, one line: the text, what was seen, the mend.
     """
     expression = _read(text)
-    known = set(names)
+    allowed = set(names)
     for name in expression.names:
-        if name not in known:
-            mend = f"write {FUNCTIONS[name]}." if name in FUNCTIONS else f"{nearest(name, sorted(known))} A text is quoted: '{name}'."
+        if name not in allowed:
+            mend = f"write {FUNCTIONS[name]}." if name in FUNCTIONS else f"{nearest(name, sorted(allowed))} A text is quoted: '{name}'."
             raise SpecError(f"`{_short(text)}`: unknown name {name}; {mend}")
     return expression
 
@@ -231,7 +231,7 @@ def walk(node: Node) -> Iterator[Node]:
         below = (node.operand,)
     elif isinstance(node, Arithmetic):
         below = (node.left, node.right)
-    elif isinstance(node, Comparison):
+    elif isinstance(node, Relation):
         below = (node.first, *(part for _, part in node.rest))
     elif isinstance(node, Logic):
         below = node.parts
@@ -252,8 +252,8 @@ def in_words(value: Any) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _read(text: str) -> Expression:
-    def refuse(seen: str, mend: str = f"write {ALLOWED}") -> SpecError:
-        return SpecError(f"`{_short(text)}`: {seen}; {mend}.")
+    def refuse(fact: str, mend: str = f"write {ALLOWED}") -> SpecError:
+        return SpecError(f"`{_short(text)}`: {fact}; {mend}.")
 
     if not isinstance(text, str) or len(text) > MAX_LENGTH:
         raise refuse(f"{len(text):,} characters", f"write at most {MAX_LENGTH:,}, or two expressions")
@@ -283,14 +283,14 @@ def _tokens(text: str, refuse: Callable[..., SpecError]) -> Iterator[str]:
     """Tokens as Python spells them."""
     at = 0
     while at < len(text):
-        found = _TOKEN.match(text, at)
-        if found is None:
+        match = _TOKEN.match(text, at)
+        if match is None:
             raise refuse(f"{text[at]!r} may not stand here", _MENDS.get(text[at], f"write {ALLOWED}"))
-        at = found.end()
-        kind = found.lastgroup if found.lastgroup != "unit" else "number"
-        token = found[0]
+        at = match.end()
+        kind = match.lastgroup if match.lastgroup != "unit" else "number"
+        token = match[0]
         if kind == "number":
-            yield _number(found["number"], (found["unit"] or "").strip(), refuse)
+            yield _number(match["number"], (match["unit"] or "").strip(), refuse)
         elif kind == "text":
             yield repr(token[1:-1])
         elif kind == "word":
@@ -343,7 +343,7 @@ def _copied(node: ast.expr, refuse: Callable[..., SpecError], depth: int) -> Nod
         case ast.BoolOp(op=op, values=parts):
             return Logic(_SIGNS[type(op)], tuple(copied(part) for part in parts))
         case ast.Compare(left=first, ops=ops, comparators=rest) if all(type(op) in _SIGNS for op in ops):
-            return Comparison(copied(first), tuple((_SIGNS[type(op)], copied(part)) for op, part in zip(ops, rest, strict=True)))
+            return Relation(copied(first), tuple((_SIGNS[type(op)], copied(part)) for op, part in zip(ops, rest, strict=True)))
         case ast.Call(func=ast.Name(id=name), args=arguments) if name in FUNCTIONS:
             if (len(arguments) == 1) != (name == "log2") or not arguments:
                 raise refuse(f"{name} of {counted(len(arguments), 'value')}", f"write {FUNCTIONS[name]}")
@@ -359,7 +359,7 @@ def _asks(node: Node) -> bool:
         return all(_asks(part) for part in node.parts)
     if isinstance(node, Unary):
         return node.sign == "not" and _asks(node.operand)
-    return isinstance(node, (Comparison, Name)) or (isinstance(node, Constant) and isinstance(node.value, bool))
+    return isinstance(node, (Relation, Name)) or (isinstance(node, Constant) and isinstance(node.value, bool))
 
 
 _ORDERS: dict[str, Callable[[Any, Any], bool]] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
@@ -386,7 +386,7 @@ def _value(node: Node, values: Mapping[str, Any]) -> Any:
         case Arithmetic(sign, left, right):
             a, b = _numbers(sign, _value(left, values), _value(right, values))
             return _bounded(_power(a, b) if sign == "**" else _SUMS[sign](a, b))
-        case Comparison(first, rest):
+        case Relation(first, rest):
             left_value = _value(first, values)
             for sign, part in rest:
                 right_value = _value(part, values)

@@ -169,7 +169,7 @@ class Resources(_Part):
     @property
     def least(self) -> tuple[float, float]:
         """CPU cores and GPUs that a trial asks for, at the least where the file leaves them to us."""
-        cpus, gpus = (SMALLEST if asked == "auto" else asked for asked in (self.cpus, self.gpus))
+        cpus, gpus = (SMALLEST if amount == "auto" else amount for amount in (self.cpus, self.gpus))
         return cpus, gpus
 
     @property
@@ -293,12 +293,12 @@ class SearchSpec(_Part):
     def space(self) -> Space:
         """Model and training parameters by their flat names."""
         sections = (self.model, self.training)
-        known = SHAPES.get(self.data.name)
+        shape = SHAPES.get(self.data.name)
         return Space(
             parameters={name: getattr(s, name) for s in sections for name in type(s).model_fields},
             image_size=self.image_size,
-            in_channels=known[1] if known else self.data.channels,
-            num_classes=known[2] if known else 1,  # an image folder's are counted later; a head's weights are few
+            in_channels=shape[1] if shape else self.data.channels,
+            num_classes=shape[2] if shape else 1,  # an image folder's are counted later; a head's weights are few
             memory_limit=LARGEST_GPU if self.resources.on_gpu else memory_of_this_machine(),
             gpu_memory=self.resources.gpu_bytes,
             constraints=tuple(self.constraints),
@@ -365,11 +365,11 @@ class SearchSpec(_Part):
                 )
 
     def _check_goal(self) -> None:
-        seen = [self.metric]
+        metrics = [self.metric]
         for i, objective in enumerate(self.objectives):
-            if objective.metric in seen:
+            if objective.metric in metrics:
                 raise SpecError(f"objectives.{i}.metric: {objective.metric} is an objective already; list each metric once.")
-            seen.append(objective.metric)
+            metrics.append(objective.metric)
         if self.limits.target is not None:
             check_target(self.limits.target, self.metric, "limits.target")
 
@@ -438,8 +438,8 @@ def _validated(document: strict_yaml.Document, source: str, text: str) -> Search
     try:
         spec = SearchSpec.model_validate(document.values)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        wrong = [e for e in found if e["type"] != "missing"] or found  # a misspelt key before the one that is missing for it
+        errors = error.errors(include_url=False)
+        wrong = [e for e in errors if e["type"] != "missing"] or errors  # a misspelt key before the one that is missing for it
         problems = [_in_words(dict(e), document) for e in wrong]
         path, message = min(problems, key=lambda problem: document.line(problem[0]))
         raise refuse(path, message) from None
@@ -459,14 +459,14 @@ def _in_words(error: dict[str, Any], document: strict_yaml.Document) -> tuple[tu
     for i, step in enumerate(error["loc"]):  # pydantic puts the tags of our forms between the keys of the file
         if i == 2 and error["loc"][0] in ("model", "training") and step in FORMS and len(error["loc"]) > 3:
             continue
-        known = (isinstance(here, dict) and step in here) or (isinstance(here, list) and isinstance(step, int) and step < len(here))
-        if known:
+        exists = (isinstance(here, dict) and step in here) or (isinstance(here, list) and isinstance(step, int) and step < len(here))
+        if exists:
             path, here = (*path, step), here[step]
         elif step not in FORMS or step == error["loc"][-1]:
             path, here = (*path, step), None
     if path and path[-1] in FORMS and error["loc"][-1] == path[-1] and here is None and error["type"] != "missing":
         path = path[:-1]
-    key, seen, kind = ".".join(map(str, path)), error["input"], error["type"]
+    key, value, kind = ".".join(map(str, path)), error["input"], error["type"]
     if kind == "extra_forbidden":
         other = {"model": ("training", TrainingSection), "training": ("model", ModelSection)}.get(str(path[0]))
         if len(path) == 2 and other and path[1] in other[1].model_fields:
@@ -478,7 +478,7 @@ def _in_words(error: dict[str, Any], document: strict_yaml.Document) -> tuple[tu
     if kind == "missing":
         return path[:-1], f"{key}: missing; add it."
     if kind == "union_tag_invalid":
-        return path, f"{key}: {spelt(seen)} is no value and no distribution; {_mend(path, error)}"
+        return path, f"{key}: {spelt(value)} is no value and no distribution; {_mend(path, error)}"
     if kind == "value_error":
         text = str(error["ctx"]["error"])
         if text.startswith("@"):
@@ -493,9 +493,9 @@ def _in_words(error: dict[str, Any], document: strict_yaml.Document) -> tuple[tu
     if kind == "string_pattern_mismatch":
         return (
             path,
-            f"{key}: {spelt(seen)} will not do as a name; use letters, digits, '.', '_' and '-', at most 64, a letter or digit first.",
+            f"{key}: {spelt(value)} will not do as a name; use letters, digits, '.', '_' and '-', at most 64, a letter or digit first.",
         )
-    return path, f"{key}: {'has no value' if seen is None else f'{spelt(seen)} will not do'}; {_mend(path, error)}"
+    return path, f"{key}: {'has no value' if value is None else f'{spelt(value)} will not do'}; {_mend(path, error)}"
 
 
 def _section(path: tuple[str | int, ...]) -> type[BaseModel]:

@@ -84,11 +84,11 @@ class Choice(_Conditional, Generic[T]):
 
     @model_validator(mode="after")
     def _each_once(self) -> Choice[T]:
-        seen: set[Any] = set()
+        listed: set[Any] = set()
         for value in self.choice:
-            if value in seen:
+            if value in listed:
                 raise ValueError(f"{value!r} is listed twice; list each value once")
-            seen.add(value)
+            listed.add(value)
         return self
 
     def ask(self, trial: Asks, name: str) -> Any:
@@ -458,8 +458,8 @@ class Space:
             if cost.train_bytes <= self.memory_limit:
                 return None
             return f"training would take about {in_units(cost.train_bytes)}, and a trial has {in_units(self.memory_limit)}."
-        told = {name: values[name] for name in _MEMORY if name in values}
-        need, room = shares.training_bytes(self._model(values), TrainingConfig(epochs=1, **told)), shares.allowed(1.0, self.gpu_memory)
+        training = {name: values[name] for name in _MEMORY if name in values}
+        need, room = shares.training_bytes(self._model(values), TrainingConfig(epochs=1, **training)), shares.allowed(1.0, self.gpu_memory)
         if need <= room:
             return None
         return f"training would take about {in_units(need)} of a GPU, and a whole one has {in_units(room)} beside its context."
@@ -485,16 +485,16 @@ class Space:
         None as well where conditions ask for parameters of more than `most` combinations, which must be gone through.
         """
         sizes = {name: parameter.size() for name, parameter in self.searched.items()}
-        asked = {name for condition in self._conditions.values() for name in condition.names}
+        deciding = {name for condition in self._conditions.values() for name in condition.names}
         total = 0
-        for i, (_, values) in enumerate(self._combinations([name for name in self._order if name in asked])):
+        for i, (_, values) in enumerate(self._combinations([name for name in self._order if name in deciding])):
             if i >= most:
                 return None
             count = 1
             for name, size in sizes.items():
                 if size is None:
                     return None
-                count *= size if name not in asked and self._is_active(name, values) else 1
+                count *= size if name not in deciding and self._is_active(name, values) else 1
             total += count
         return total
 
@@ -557,57 +557,57 @@ class Space:
                 if name in self.parameters:
                     fixed = _spelt(self.parameters[name])
                     raise SpecError(f"{where}.{name}: the file fixes it at {fixed}; drop it, or give it a distribution.")
-                at, seen = (f".{name}", "unknown parameter") if name.isidentifier() else ("", f"unknown parameter {_spelt(name)}")
-                raise SpecError(f"{where}{at}: {seen}; {nearest(name, list(self.searched)) if self.searched else 'none is searched.'}")
+                at, fact = (f".{name}", "unknown parameter") if name.isidentifier() else ("", f"unknown parameter {_spelt(name)}")
+                raise SpecError(f"{where}{at}: {fact}; {nearest(name, list(self.searched)) if self.searched else 'none is searched.'}")
             fault = self.searched[name].fault(value)
             if fault:
                 raise SpecError(f"{where}.{name}: {fault}.")
-        known: dict[str, Any] = {name: p for name, p in self.parameters.items() if name not in self.searched}
+        values: dict[str, Any] = {name: p for name, p in self.parameters.items() if name not in self.searched}
         for name in self._order:
             condition = self._conditions.get(name)
-            if condition is not None and not all(other in known for other in condition.names):
+            if condition is not None and not all(other in values for other in condition.names):
                 continue
-            why = condition.failure(known) if condition is not None else None
+            why = condition.failure(values) if condition is not None else None
             if why is not None:
                 if name in point:
                     raise SpecError(f"{where}.{name}: is not searched here, since {why}; drop it.")
-                known[name] = self._fallback(name)
+                values[name] = self._fallback(name)
             elif name in point:
-                known[name] = point[name]
-        problem = self._problem(known)
+                values[name] = point[name]
+        problem = self._problem(values)
         if problem:
             raise SpecError(f"{where}: cannot be run: {problem.rstrip('.')}; change it or leave it out.")
 
     @cached_property
     def _conditions(self) -> dict[str, Expression]:
         """Conditions by the name of the parameter that has one."""
-        found: dict[str, Expression] = {}
+        conditions: dict[str, Expression] = {}
         for name, parameter in self.searched.items():
             if parameter.when is None:
                 continue
             try:
-                found[name] = expressions.parse_condition(parameter.when, (*self.parameters, *CALCULATED, *GIVEN))
+                conditions[name] = expressions.parse_condition(parameter.when, (*self.parameters, *CALCULATED, *GIVEN))
             except SpecError as error:
                 raise SpecError(f"{path_of(name)}.when: {error}") from None
-            for other in found[name].names:
+            for other in conditions[name].names:
                 if other == name:
                     raise SpecError(f"{path_of(name)}.when: it asks for {name} itself; name other parameters.")
                 if other not in self.parameters:
                     raise SpecError(
                         f"{path_of(name)}.when: {other} is no parameter, and conditions ask for parameters alone; use it in constraints."
                     )
-        return found
+        return conditions
 
     @cached_property
     def _rules(self) -> tuple[Expression, ...]:
         """The constraints."""
-        found = []
+        rules = []
         for i, text in enumerate(self.constraints):
             try:
-                found.append(expressions.parse_condition(text, (*self.parameters, *CALCULATED, *GIVEN)))
+                rules.append(expressions.parse_condition(text, (*self.parameters, *CALCULATED, *GIVEN)))
             except SpecError as error:
                 raise SpecError(f"constraints.{i}: {error}") from None
-        return tuple(found)
+        return tuple(rules)
 
     @cached_property
     def _order(self) -> tuple[str, ...]:
@@ -673,17 +673,17 @@ class Space:
 
         return below(0)
 
-    def _problem(self, known: Mapping[str, Any]) -> str | None:
+    def _problem(self, values: Mapping[str, Any]) -> str | None:
         """Why values cannot be run, as far as they are known."""
-        shape = [known.get(name, MISSING) for name in ("patch_size", "dim", "heads", "dim_head")]
+        shape = [values.get(name, MISSING) for name in ("patch_size", "dim", "heads", "dim_head")]
         problem = None if MISSING in shape else model_problem(self.image_size, *shape)
         if problem is not None:
             return problem
-        scope: dict[str, Any] = {**known, "epochs": self.epochs, "image_height": self.image_size[0], "image_width": self.image_size[1]}
+        scope: dict[str, Any] = {**values, "epochs": self.epochs, "image_height": self.image_size[0], "image_width": self.image_size[1]}
         shown: dict[str, str] = {}
-        if all(name in known for name in (*_MODEL, "batch_size", "accumulation")):
-            cost = self._cost(known)
-            problem = self.too_large(known, cost)
+        if all(name in values for name in (*_MODEL, "batch_size", "accumulation")):
+            cost = self._cost(values)
+            problem = self.too_large(values, cost)
             if problem is not None:
                 return problem
             figures = (cost.params, cost.forward_flops, cost.train_flops, cost.train_bytes, cost.tokens)

@@ -252,7 +252,7 @@ class Share:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SearchPlan:
     """What a search is expected to cost."""
 
     name: str
@@ -305,7 +305,7 @@ class Plan:
         return dataclasses.asdict(self)
 
     @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> Plan:
+    def from_dict(values: Mapping[str, Any]) -> SearchPlan:
         """The inverse, also after a way through JSON."""
         parts = {
             "images": Images(**values["images"]),
@@ -314,7 +314,7 @@ class Plan:
             "speed": Speed(**values["speed"]) if values["speed"] else None,
         }
         pairs = {name: tuple(value) for name, value in values.items() if isinstance(value, list) and name not in parts}
-        return Plan(**{**values, **parts, **pairs})
+        return SearchPlan(**{**values, **parts, **pairs})
 
 
 @dataclass(frozen=True)
@@ -331,7 +331,7 @@ class _Draw:
     """Memory of a training."""
 
 
-def plan(spec: SearchSpec, speed: Speed | None = None, *, concurrency: int | None = None) -> Plan:
+def plan(spec: SearchSpec, speed: Speed | None = None, *, concurrency: int | None = None) -> SearchPlan:
     """What a search is expected to cost.
 
     Args:
@@ -356,7 +356,7 @@ def plan(spec: SearchSpec, speed: Speed | None = None, *, concurrency: int | Non
     memory = sorted(draw.bytes for draw in draws)
     held = Counter(draw.devices for draw in draws) if spec.resources.gpus == "auto" else Counter()
     lasting = sorted(draw.seconds for draw in draws)
-    return Plan(
+    return SearchPlan(
         name=spec.name,
         trials=trials,
         epochs=spec.epochs,
@@ -385,7 +385,7 @@ def plan(spec: SearchSpec, speed: Speed | None = None, *, concurrency: int | Non
     )
 
 
-def compare(plan: Plan, trials_by_epochs: Mapping[int, int], *, device_seconds: float, wall_seconds: float) -> dict[str, Any]:
+def compare(plan: SearchPlan, trials_by_epochs: Mapping[int, int], *, device_seconds: float, wall_seconds: float) -> dict[str, Any]:
     """What was foretold beside what came, in plain JSON values.
 
     Args:

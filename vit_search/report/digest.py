@@ -23,7 +23,7 @@ from vit_search.ledger.ledger import Broke, Commanded, Ended, Event, Launched, P
 from vit_search.ledger.search_state import State
 from vit_search.ledger.searches import Hindsight
 from vit_search.planning import next_file, plan
-from vit_search.planning.next_file import NextFile, Seen, Stuck
+from vit_search.planning.next_file import NextFile, RankedTrial, Stuck
 from vit_search.stats import wilson
 from vit_search.stopping import rungs_of
 from vit_search.stopping.rungs import boundaries
@@ -181,7 +181,7 @@ def digest(folder: Path, *, driven: bool | None = None, awaited: bool = False) -
     devices = spec.resources.devices
     clock = _Clock(events, by_number)
     rungs = rungs_of(spec)
-    seen = [Seen(t.params, t.outcome == "completed") for t in order if t.over and sound(t, spec.metric)]
+    seen = [RankedTrial(t.params, t.outcome == "completed") for t in order if t.over and sound(t, spec.metric)]
     capacity = _capacity(events, spec.concurrency)
     return Digest(
         name=facts.search,
