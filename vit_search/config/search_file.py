@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args, 
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Strict, Tag, ValidationError, model_validator
 
-from vit_search.config import presets, strict_yaml
+from vit_search.config import presets, space_checks, strict_yaml
 from vit_search.config.cost import memory_of_this_machine
+from vit_search.config.distributions import FloatRange, IntRange, Value
 from vit_search.config.metrics import METRICS, RANKING, Direction
+from vit_search.config.sections import FORMS, section
 from vit_search.config.shares import SMALLEST
-from vit_search.config.space import FORMS, FloatRange, IntRange, Space, Value, path_of, section
+from vit_search.config.space import Space, path_of
 from vit_search.config.trial import (
     DATA_SETS,
     FROM_DATA,
@@ -339,10 +341,10 @@ class SearchSpec(_Part):
         self._check_goal()
         self._check_stopping()
         space = self.space
-        space.check()
+        space_checks.check_space(space)
         self._check_sampler(space)
         for i, point in enumerate(self.start_with):
-            space.check_point(point, f"start_with.{i}")
+            space_checks.check_point(space, point, f"start_with.{i}")
             if any(point == other for other in self.start_with[:i]):
                 raise SpecError(f"start_with.{i}: the same point as one above; list each once.")
         for i, name in enumerate(self.learn_from):

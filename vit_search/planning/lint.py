@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vit_search.config import expressions, shares
+from vit_search.config import shares
 from vit_search.config.cost import Cost, in_units, memory_of_this_machine
+from vit_search.config.distributions import FloatRange
 from vit_search.config.search_file import SearchSpec
-from vit_search.config.space import CALCULATED, GIVEN, FloatRange, Space, path_of
+from vit_search.config.space import CALCULATED, Space, path_of
 from vit_search.config.trial import COUNTS, model_problem
 from vit_search.data import image_folder
 from vit_search.errors import DataError
@@ -200,15 +201,10 @@ def _looked_at(space: Space, params: dict[str, Any]) -> LintDraw:
         scope |= dict(zip(CALCULATED, figures, strict=True))
         if space.too_large(values, cost) is not None:
             reasons.append(MEMORY)
-    for text, rule in _rules(space):
+    for text, rule in zip(space.constraints, space.rules, strict=True):
         if all(name in scope for name in rule.names) and not rule.holds(scope):
             reasons.append(text)
     return LintDraw(params, values, tuple(reasons), cost)
-
-
-def _rules(space: Space) -> list[tuple[str, expressions.Expression]]:
-    names = (*space.parameters, *CALCULATED, *GIVEN)
-    return [(text, expressions.parse_condition(text, names)) for text in space.constraints]
 
 
 def _home(reason: str) -> str:

@@ -13,8 +13,10 @@ from typing import Any, Literal
 import yaml
 
 from vit_search.config import search_file
+from vit_search.config.distributions import Choice, FloatRange, IntRange, Value
 from vit_search.config.search_file import SearchSpec
-from vit_search.config.space import Choice, FloatRange, IntRange, Space, Value
+from vit_search.config.space import Space
+from vit_search.config.space_checks import check_point
 from vit_search.config.trial import ModelConfig, TrainingConfig, within
 from vit_search.errors import SpecError
 from vit_search.text import counted
@@ -320,7 +322,7 @@ def _written(
 
 def _lies_in(space: Space, params: Mapping[str, Value]) -> bool:
     try:
-        space.check_point(params, "start_with")
+        check_point(space, params, "start_with")
     except SpecError:
         return False
     return True

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit_search.runtime.ray_session import Head, check_limits  # isort: skip  (before ray, whose settings it makes)
+from vit_search.config.distributions import Value
 from vit_search.config.search_file import SearchSpec
-from vit_search.config.space import Value
 from vit_search.data.data_set import TRAINED_AND_VALIDATED_ON, DataSet, kept_speed, prepare
 from vit_search.errors import NoTrialCompletedError, SearchError, SpecError, VitSearchError
 from vit_search.files import write_whole
