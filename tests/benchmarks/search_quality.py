@@ -32,7 +32,7 @@ from rounds import table
 from scipy.stats import rankdata, wilcoxon
 
 from vit_search.config.distributions import Choice, FloatRange, IntRange, ValueSource
-from vit_search.config.search_file import Resources
+from vit_search.config.search_file_blocks import Resources
 from vit_search.config.trial import EpochResult
 from vit_search.ledger.ledger import Event, Progress
 from vit_search.runtime.ray_session import Shape

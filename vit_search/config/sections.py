@@ -9,7 +9,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from functools import partial
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from vit_search.config.distributions import Choice, Conditional, FloatRange, IntRange, StrictModel, spelling
-from vit_search.config.trial import ModelConfig, TrainingConfig, bounds_text, field_types, within
+from vit_search.config.trial import FROM_DATA, DataConfig, ModelConfig, TrainingConfig, bounds_text, field_types, within
 
 
 def _as_value(choice: type[Choice[Any]], parameter: IntRange | FloatRange) -> Any:
@@ -104,7 +104,7 @@ def _check_ends(section: Any) -> Any:
     return section
 
 
-def section(name: str, config: type[Any], *, leave_out: tuple[str, ...] = (), searched: bool) -> type[BaseModel]:
+def _section_of(name: str, config: type[Any], *, leave_out: tuple[str, ...] = (), searched: bool) -> type[BaseModel]:
     """A pydantic model with one optional key per field of a config; `searched` ones may be distributions.
 
     A key that the file leaves out keeps the config's own default: it stands in one place.
@@ -131,3 +131,12 @@ def section(name: str, config: type[Any], *, leave_out: tuple[str, ...] = (), se
 
 
 PARAMETER_TYPES = {**field_types(ModelConfig), **field_types(TrainingConfig)}
+
+if TYPE_CHECKING:  # made from the dataclasses' fields when imported, so their keys are not known to a type checker
+    DataSection: TypeAlias = Any
+    ModelSection: TypeAlias = Any
+    TrainingSection: TypeAlias = Any
+else:
+    DataSection = _section_of("DataSection", DataConfig, searched=False)
+    ModelSection = _section_of("ModelSection", ModelConfig, leave_out=FROM_DATA, searched=True)
+    TrainingSection = _section_of("TrainingSection", TrainingConfig, leave_out=("epochs",), searched=True)
