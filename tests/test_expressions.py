@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit_search.config.expressions import MAX_NESTING, Arithmetic, Constant, Name, Relation, UndecidedError, parse, parse_condition
+from vit_search.config.expression_tree import Arithmetic, Constant, Name, Relation, UndecidedError
+from vit_search.config.expressions import MAX_NESTING, parse, parse_condition
 from vit_search.errors import SpecError
 
 VALUES = {"params": 7_412_000, "dim": 64, "heads": 4, "mlp_dim": None, "pool": "mean", "flip": True, "lr": 0.001}

@@ -19,7 +19,8 @@ from vit_search.text import counted
 if TYPE_CHECKING:
     from vit_search.config.search_file import SearchSpec
     from vit_search.planning.lint import LintFinding, LintReport
-    from vit_search.planning.plan import SearchPlan, Speed
+    from vit_search.planning.plan import SearchPlan
+    from vit_search.planning.speed import Speed
 
 
 @app.command()
@@ -75,6 +76,7 @@ def plan(
     from vit_search.config import search_file
     from vit_search.data.data_set import kept_speed
     from vit_search.planning import plan as planning
+    from vit_search.planning import speed as speeds
 
     spec = search_file.load(file)
     if concurrency is not None and not 1 <= concurrency <= 10_000:
@@ -86,8 +88,8 @@ def plan(
         with err.status("measuring this machine …"), naming_file(file):
             from vit_search.vit import calibrate as calibration
 
-            planning.save_speed(calibration.calibrate(spec, concurrency=concurrency), kept)
-    speed = planning.load_speed(kept) if flops_per_s is None else planning.stated_speed(flops_per_s)
+            speeds.save_speed(calibration.calibrate(spec, concurrency=concurrency), kept)
+    speed = speeds.load_speed(kept) if flops_per_s is None else speeds.stated_speed(flops_per_s)
     with naming_file(file):
         made = planning.plan(spec, speed, concurrency=concurrency)
         _print_images(spec)
@@ -204,7 +206,7 @@ def _gpu_shares(plan: SearchPlan) -> str:
 
 def _speed(speed: Speed, plan: SearchPlan) -> str:
     """Where a plan's seconds come from, and what may be wrong with them."""
-    from vit_search.planning.plan import BORROWED
+    from vit_search.planning.speed import BORROWED
 
     if not speed.measured:
         return f"{_count(speed.flops_per_s)} floating-point operations a second, as stated"

@@ -1,7 +1,7 @@
-"""Constraints and conditions as text: read into a small tree of our own, and decided for a proposal. Nothing is ever run.
+"""Constraints and conditions as text: read, checked, and decided for a proposal. No text is ever run as code.
 
-Text is cut into tokens first, so that only what is listed here reaches Python's parser; its tree is then copied node by
-node. Length, nesting and the size of numbers are bounded, so that no expression takes long.
+The text is cut into tokens first, so that only what is listed here reaches Python's parser. Its tree is then copied node by
+node into our own (expression_tree.py). Length, nesting and the size of numbers are bounded, so that no expression takes long.
 """
 
 from __future__ import annotations
@@ -11,13 +11,26 @@ import functools
 import itertools
 import keyword
 import math
-import operator
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vit_search.config.expression_tree import (
+    Arithmetic,
+    Call,
+    Constant,
+    Logic,
+    Name,
+    Node,
+    Relation,
+    Unary,
+    UndecidedError,
+    in_words,
+    value_of,
+    walk,
+)
 from vit_search.errors import SpecError
 from vit_search.text import counted, nearest
 
@@ -26,9 +39,6 @@ MAX_LENGTH = 1000
 
 MAX_NESTING = 50
 """Operations inside one another; a sum of as many terms is nested as deep."""
-
-MAX_BITS = 4096
-"""Bits of a whole number on the way."""
 
 UNITS = {
     "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -55,68 +65,6 @@ _MENDS = {
     "is": "write ==", "in": "write a == 1 or a == 2", "if": "write it with and, or", "[": "write a == 1 or a == 2",
     ".": "write the name alone, as dim for model.dim", "'": "close the quotes", '"': "close the quotes", "\\": "remove it",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Constant:
-    """A number, a text, true, false or none."""
-
-    value: Any
-
-
-@dataclass(frozen=True)
-class Name:
-    """The value of a parameter or of a cost."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Unary:
-    """`-a`, `+a` or `not a`."""
-
-    sign: str
-    operand: Node
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """`a + b` and its like."""
-
-    sign: str
-    left: Node
-    right: Node
-
-
-@dataclass(frozen=True)
-class Relation:
-    """`a < b`, or a chain as `a < b <= c`."""
-
-    first: Node
-    rest: tuple[tuple[str, Node], ...]
-
-
-@dataclass(frozen=True)
-class Logic:
-    """`a and b` or `a or b`, of two and more."""
-
-    sign: str
-    parts: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Call:
-    """`min`, `max` or `log2` of something."""
-
-    function: str
-    arguments: tuple[Node, ...]
-
-
-Node = Constant | Name | Unary | Arithmetic | Relation | Logic | Call
-
-
-class UndecidedError(Exception):
-    """An expression has no value for these numbers; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +116,7 @@ class Expression:
             a number too large, a name without a value.
         """
         try:
-            return _value(self.tree, values)
+            return value_of(self.tree, values)
         except ZeroDivisionError:
             raise UndecidedError("it divides by zero") from None
         except OverflowError:
@@ -221,33 +169,6 @@ def parse_condition(text: str, names: Iterable[str]) -> Expression:
     if not _asks(expression.tree):
         raise SpecError(f"`{_short(text)}`: gives a value where something should hold or not; compare it, as in dim % heads == 0.")
     return expression
-
-
-def walk(node: Node) -> Iterator[Node]:
-    """A node and all below it, left to right."""
-    yield node
-    below: tuple[Node, ...] = ()
-    if isinstance(node, Unary):
-        below = (node.operand,)
-    elif isinstance(node, Arithmetic):
-        below = (node.left, node.right)
-    elif isinstance(node, Relation):
-        below = (node.first, *(part for _, part in node.rest))
-    elif isinstance(node, Logic):
-        below = node.parts
-    elif isinstance(node, Call):
-        below = node.arguments
-    for part in below:
-        yield from walk(part)
-
-
-def in_words(value: Any) -> str:
-    """A value as an expression spells it, with its thousands apart."""
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:g}" if isinstance(value, float) else repr(value)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -360,87 +281,6 @@ def _asks(node: Node) -> bool:
     if isinstance(node, Unary):
         return node.sign == "not" and _asks(node.operand)
     return isinstance(node, (Relation, Name)) or (isinstance(node, Constant) and isinstance(node.value, bool))
-
-
-_ORDERS: dict[str, Callable[[Any, Any], bool]] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
-_EQUALS: dict[str, Callable[[Any, Any], bool]] = {"==": operator.eq, "!=": operator.ne}
-_SUMS: dict[str, Callable[[Any, Any], Any]] = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "//": operator.floordiv, "%": operator.mod,
-}  # fmt: skip
-
-
-def _value(node: Node, values: Mapping[str, Any]) -> Any:
-    match node:
-        case Constant(value):
-            return value
-        case Name(name):
-            value = values.get(name, values)
-            if value is not None and not isinstance(value, (bool, int, float, str)):
-                raise UndecidedError(f"{name} has no value")
-            return value
-        case Unary("not", operand):
-            return not _value(operand, values)
-        case Unary(sign, operand):
-            value = _numbers(sign, _value(operand, values))[0]
-            return -value if sign == "-" else +value
-        case Arithmetic(sign, left, right):
-            a, b = _numbers(sign, _value(left, values), _value(right, values))
-            return _bounded(_power(a, b) if sign == "**" else _SUMS[sign](a, b))
-        case Relation(first, rest):
-            left_value = _value(first, values)
-            for sign, part in rest:
-                right_value = _value(part, values)
-                if not _compared(sign, left_value, right_value):
-                    return False
-                left_value = right_value
-            return True
-        case Logic(sign, parts):
-            result = None
-            for part in parts:
-                result = _value(part, values)
-                if bool(result) == (sign == "or"):
-                    break
-            return result
-        case Call("log2", (argument,)):
-            value = _numbers("log2", _value(argument, values))[0]
-            if value <= 0:
-                raise UndecidedError(f"log2 of {in_words(value)}")
-            return math.log2(value)
-        case Call(function, arguments):
-            return (min if function == "min" else max)(_numbers(function, *(_value(argument, values) for argument in arguments)))
-    raise AssertionError(node)
-
-
-def _numbers(where: str, *operands: Any) -> tuple[Any, ...]:
-    for operand in operands:
-        if not isinstance(operand, (int, float)):
-            raise UndecidedError(f"{where} takes numbers, not {in_words(operand)}")
-    return operands
-
-
-def _compared(sign: str, left: Any, right: Any) -> bool:
-    """Two values held against each other; equality is defined between all of them, an order between two numbers or two texts."""
-    if sign in _EQUALS:
-        return _EQUALS[sign](left, right)
-    if all(isinstance(v, (int, float)) for v in (left, right)) or (isinstance(left, str) and isinstance(right, str)):
-        return _ORDERS[sign](left, right)
-    raise UndecidedError(f"{in_words(left)} {sign} {in_words(right)} has no meaning")
-
-
-def _power(base: Any, exponent: Any) -> Any:
-    if isinstance(base, int) and isinstance(exponent, int) and abs(base) > 1 and exponent * base.bit_length() > MAX_BITS:
-        raise OverflowError
-    return base**exponent
-
-
-def _bounded(value: Any) -> Any:
-    if isinstance(value, complex):
-        raise UndecidedError("a root of a negative number")
-    if isinstance(value, int) and value.bit_length() > MAX_BITS:
-        raise OverflowError
-    if isinstance(value, float) and not math.isfinite(value):
-        raise OverflowError
-    return value
 
 
 def _short(text: str, most: int = 60) -> str:

@@ -19,7 +19,7 @@ from vit_search.config.space import CALCULATED, Space, path_of
 from vit_search.config.trial import COUNTS, model_problem
 from vit_search.data import image_folder
 from vit_search.errors import DataError
-from vit_search.planning.plan import images_of
+from vit_search.planning.image_counts import images_of
 from vit_search.stats import wilson
 from vit_search.stopping import rule_of
 from vit_search.text import counted

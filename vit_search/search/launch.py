@@ -26,6 +26,7 @@ from vit_search.ledger import searches
 from vit_search.ledger.ledger import Commanded, Ended, Event, Launched, Ledger, Left, Progress, Spent, Trial, best, ranked
 from vit_search.ledger.searches import Hindsight, SearchFacts
 from vit_search.planning import plan as planning
+from vit_search.planning import speed
 from vit_search.runtime.user import user_name
 from vit_search.search import resumable
 from vit_search.search.commands import Settings
@@ -411,8 +412,8 @@ def _resident_bytes(spec: SearchSpec, data: DataSet) -> int:
     return sum(data.counts[name] for names in parts for name in names) * data.channels * math.prod(data.image_size)
 
 
-def _known_speed(spec: SearchSpec) -> planning.Speed | None:
+def _known_speed(spec: SearchSpec) -> speed.Speed | None:
     """What `vit-search plan --calibrate` last measured of this machine, where that can be read."""
     with contextlib.suppress(SpecError):
-        return planning.load_speed(kept_speed(gpus=spec.resources.on_gpu))
+        return speed.load_speed(kept_speed(gpus=spec.resources.on_gpu))
     return None
