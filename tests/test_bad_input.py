@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vit_search.config import search_file, strict_yaml
-from vit_search.config.search_file import Limits, ModelSection, Objective, Resources, SearchSpec, Stopping, TrainingSection
+from vit_search.config.search_file import SearchSpec
+from vit_search.config.search_file_blocks import Limits, Objective, Resources, Stopping
+from vit_search.config.sections import ModelSection, TrainingSection
 from vit_search.errors import SpecError
 
 HEAD = "name: t\ndata: {name: digits}\ntrials: 2\nepochs: 3\n"

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit_search.config.expressions import MAX_NESTING, Arithmetic, Comparison, Constant, Name, UndecidedError, parse, parse_condition
+from vit_search.config.expression_tree import Arithmetic, Constant, Name, Relation, UndecidedError
+from vit_search.config.expressions import MAX_NESTING, parse, parse_condition
 from vit_search.errors import SpecError
 
 VALUES = {"params": 7_412_000, "dim": 64, "heads": 4, "mlp_dim": None, "pool": "mean", "flip": True, "lr": 0.001}
@@ -68,7 +69,7 @@ def test_names_come_once_in_the_order_of_the_text():
 
 def test_a_tree_is_plain_data_that_can_be_copied_and_sent():
     expression = parse("dim % 4 == 0", VALUES)
-    assert expression.tree == Comparison(Arithmetic("%", Name("dim"), Constant(4)), (("==", Constant(0)),))
+    assert expression.tree == Relation(Arithmetic("%", Name("dim"), Constant(4)), (("==", Constant(0)),))
     assert pickle.loads(pickle.dumps(expression)) == expression == copy.deepcopy(expression)
 
 

@@ -14,7 +14,7 @@ from vit_search.data.data_set import prepare, read_image, read_split
 from vit_search.data.image_folder import scan
 from vit_search.errors import DataError
 from vit_search.planning import lint
-from vit_search.planning.plan import images_of
+from vit_search.planning.image_counts import images_of
 from vit_search.text import plain
 
 

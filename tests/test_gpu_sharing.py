@@ -16,6 +16,7 @@ from vit_search.errors import OutOfMemoryError, SpecError
 from vit_search.ledger import ledger as ledgers
 from vit_search.ledger.ledger import OutgrewShare, Progress, Proposed, Reported, read_events
 from vit_search.planning import lint, plan
+from vit_search.planning.speed import stated_speed
 from vit_search.runtime import machine
 from vit_search.runtime.ray_session import Shape
 from vit_search.search.commands import Commands, Settings
@@ -305,12 +306,12 @@ def test_a_training_that_may_not_halve_its_micro_batch_says_so_at_once(monkeypat
 
 
 def test_a_plan_tells_how_many_trials_share_a_gpu():
-    found = plan.plan(SPEC, plan.stated_speed(1e12))
+    found = plan.plan(SPEC, stated_speed(1e12))
     assert [share.gpus for share in found.shares] == [1 / 8, 1 / 4, 1 / 2, 1]
     assert sum(share.trials for share in found.shares) == pytest.approx(1)
     assert found.gpu_bytes == 16 * GIB
     assert found.device_seconds < found.trial_seconds
-    assert plan.Plan.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert plan.SearchPlan.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     assert not plan.plan(search_file.parse(FILE.replace("gpus: auto, gpu_memory: 16GiB", "gpus: 1"))).shares
 
 

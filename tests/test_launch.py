@@ -10,6 +10,7 @@ from synthetic import begin
 from vit_search.ledger import search_state, searches
 from vit_search.ledger.ledger import Launched, Ledger
 from vit_search.planning import plan as planning
+from vit_search.planning.speed import stated_speed
 from vit_search.search import launch
 from vit_search.search.control import obey_text
 from vit_search.search.hindsight import PLAN
@@ -54,7 +55,7 @@ def test_a_stop_before_any_trial_has_begun_leaves_a_search_that_can_be_resumed_a
 
 def test_the_wall_time_beside_the_plan_is_the_one_of_the_summary(resumed):
     spec, folder, ledger, driver, recorder = resumed
-    (folder / PLAN).write_text(json.dumps(planning.plan(spec, planning.stated_speed(1e9)).to_dict()))
+    (folder / PLAN).write_text(json.dumps(planning.plan(spec, stated_speed(1e9)).to_dict()))
     obey_text(driver, "stop", by="me")
     launch._finish(spec, folder, ledger, driver, recorder, ended=True, refused=False)
     spent = search_state.read(folder).spent.wall_seconds

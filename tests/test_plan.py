@@ -19,7 +19,11 @@ from vit_search.config.trial import COUNTS, SHAPES, DataConfig
 from vit_search.errors import DataError, SpecError
 from vit_search.planning import lint as linting
 from vit_search.planning import plan as planning
-from vit_search.planning.plan import Images, Speed, compare, epoch_seconds, images_of, stated_speed, train_seconds
+from vit_search.planning import speed as speeds
+from vit_search.planning.image_counts import Images, images_of
+from vit_search.planning.plan import compare
+from vit_search.planning.simulation import NOISE
+from vit_search.planning.speed import Speed, epoch_seconds, stated_speed, train_seconds
 
 HEAD = "name: t\ndata: {name: digits}\ntrials: 9\nepochs: 27\n"
 SEARCHED = "model: {patch_size: 4, depth: {int: [1, 4]}}\ntraining: {warmup_fraction: 0, lr: {float: [1e-4, 1e-2], log: true}}\n"
@@ -212,7 +216,7 @@ def test_as_many_trials_reach_each_rung_as_by_the_searchs_own_rungs(audit_share)
             worth = rng.gauss(0, 1)
             for epoch in (3, 9, 27):
                 reached[epoch] += 1
-                if epoch < epochs and rungs.stops(trial, epoch, worth + rng.gauss(0, planning.NOISE)):
+                if epoch < epochs and rungs.stops(trial, epoch, worth + rng.gauss(0, NOISE)):
                     break
     plan = planning.plan(made)
     assert {rung.epoch: rung.trials for rung in plan.rungs} == {epoch: pytest.approx(n / 600, rel=0.08) for epoch, n in reached.items()}
@@ -234,7 +238,7 @@ def test_what_came_is_set_beside_what_was_foretold():
     assert beside["epochs"] == {"predicted": 9 * 27, "actual": 6 * 27 + 30, "ratio": pytest.approx(192 / 243)}
     assert beside["device_seconds"]["ratio"] == pytest.approx(2)
     assert beside["wall_seconds"]["ratio"] == 1
-    assert planning.Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert planning.SearchPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
     assert beside["trials"] == {"predicted": 9, "actual": 9, "ratio": 1}
     untimed = compare(planning.plan(spec("model: {depth: 2}\n")), {27: 9}, device_seconds=1.0, wall_seconds=1.0)
     assert json.loads(json.dumps(untimed))["wall_seconds"] == {"predicted": None, "actual": 1.0, "ratio": None}
@@ -300,14 +304,14 @@ def test_seconds_are_the_sum_of_what_the_parts_cost():
 
 def test_a_speed_is_kept_and_damage_is_told(tmp_path):
     path = tmp_path / "cache" / "speed.json"
-    assert planning.load_speed(path) is None
+    assert speeds.load_speed(path) is None
     speed = Speed(gflop_s=0.02, step_s=1e-3, device="box", measured="2026-11-24", name="t", processes=2, room=2)
-    planning.save_speed(speed, path)
-    assert planning.load_speed(path) == speed
+    speeds.save_speed(speed, path)
+    assert speeds.load_speed(path) == speed
     for damaged in ("", "{}", "[1]", json.dumps({"gflop_s": "x"}), json.dumps({"gflop_s": -1}), json.dumps({"gflop_s": 1, "new": 1})):
         path.write_text(damaged)
         with pytest.raises(SpecError, match="measure anew: vit-search plan --calibrate") as refused:
-            planning.load_speed(path)
+            speeds.load_speed(path)
         assert "\n" not in str(refused.value)
 
 
@@ -471,9 +475,9 @@ def test_plan_prints_what_it_costs(file, capsys, monkeypatch):
 
 def test_a_measured_speed_is_used_until_the_next_one(file, tmp_path, capsys, monkeypatch):
     kept = tmp_path / "cache" / "speed-cpu.json"
-    planning.save_speed(Speed(gflop_s=0.02, device="box", measured="2026-11-24", name="other", processes=1, room=2), kept)
+    speeds.save_speed(Speed(gflop_s=0.02, device="box", measured="2026-11-24", name="other", processes=1, room=2), kept)
     code, out, _ = typed(capsys, monkeypatch, "plan", file)
-    said = f"box, measured 2026-11-24 with 1 at once for other: the times may be wrong by a factor of {planning.BORROWED:g}"
+    said = f"box, measured 2026-11-24 with 1 at once for other: the times may be wrong by a factor of {speeds.BORROWED:g}"
     assert code == 0 and f"{said}; --calibrate measures anew" in out
     code, out, _ = typed(capsys, monkeypatch, "plan", file, "--concurrency", "4")
     assert "not 4" in out and "it has room for 2 at once" in out
@@ -514,7 +518,7 @@ def test_what_is_not_left_to_chance_is_not_rounded(file, capsys, monkeypatch):
 
 def test_a_calibration_belongs_to_one_space(file):
     made = search_file.load(file)
-    own = Speed(gflop_s=0.02, measured="2026-11-24", name=made.name, key=planning.speed_key(made))
+    own = Speed(gflop_s=0.02, measured="2026-11-24", name=made.name, key=speeds.speed_key(made))
     assert planning.plan(made, own).borrowed == ""
     file.write_text(file.read_text().replace("[1, 4]", "[1, 9]"))
     wider = search_file.load(file)

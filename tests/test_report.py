@@ -26,7 +26,7 @@ from vit_search.ledger import searches
 from vit_search.ledger.ledger import Commanded, Ended, Infeasible, Launched, Ledger, Proposed, Reported, read_trials
 from vit_search.ledger.searches import Hindsight, SearchFacts
 from vit_search.planning import next_file
-from vit_search.planning.next_file import Seen
+from vit_search.planning.next_file import RankedTrial
 from vit_search.report import figures, importance, page, report
 from vit_search.report.digest import apart, digest, optimism, standing
 from vit_search.stats import wilson
@@ -266,7 +266,7 @@ def test_what_decides_is_found_and_chance_has_its_error(tmp_path):
 def seen(space, count, score, completed=20, seed=0):
     rng = random.Random(seed)
     drawn = sorted((space.draw(rng) for _ in range(count)), key=score)
-    return [Seen(params, i < completed) for i, params in enumerate(drawn)]
+    return [RankedTrial(params, i < completed) for i, params in enumerate(drawn)]
 
 
 ONE = "name: t\ndata: {name: digits}\ntrials: 9\nepochs: 3\n"
@@ -315,7 +315,7 @@ def test_chance_alone_is_no_border():
 
 def test_a_range_is_drawn_in_around_the_good_trials_and_never_to_nothing():
     spec = search_file.parse(ONE + "training: {lr: {float: [1e-5, 1e-1], log: true}}")
-    trials = [Seen({"lr": 1e-3 * (1 + i / 1e4)}, True) for i in range(40)]
+    trials = [RankedTrial({"lr": 1e-3 * (1 + i / 1e4)}, True) for i in range(40)]
     made = next_file.next_file(spec, "t-1", trials)
     low, high = search_file.parse(made.text).space.searched["lr"].range
     assert low < 1e-3 < high

@@ -8,6 +8,7 @@ import pytest
 from vit_search import load_search
 from vit_search.config import search_file, strict_yaml
 from vit_search.config.metrics import METRICS, RANKING
+from vit_search.config.search_file_blocks import OBJECTIVES
 from vit_search.errors import SpecError
 
 ROOT = Path(__file__).parents[1]
@@ -120,7 +121,7 @@ def test_the_mode_follows_from_the_metric(metric):
         search_file.parse(HEAD + f"metric: {metric}\nmode: {wrong}\n")
 
 
-@pytest.mark.parametrize("metric", [name for name in search_file.OBJECTIVES if name != "val_accuracy"])
+@pytest.mark.parametrize("metric", [name for name in OBJECTIVES if name != "val_accuracy"])
 def test_the_mode_of_an_objective_follows_from_its_metric(metric):
     assert search_file.parse(HEAD + f"objectives: [{{metric: {metric}}}]\n").objectives[0].mode == METRICS[metric].mode
     wrong = {"min": "max", "max": "min"}[METRICS[metric].mode]

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from vit_search.config import presets, search_file
 from vit_search.config.cost import cost_of
-from vit_search.config.space import Choice, FloatRange, IntRange, Space
+from vit_search.config.distributions import Choice, FloatRange, IntRange
+from vit_search.config.space import Space
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.errors import SpecError
 

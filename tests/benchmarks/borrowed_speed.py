@@ -22,7 +22,8 @@ from unittest import mock
 from vit_search.config import search_file
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.trial import TrialConfig
-from vit_search.planning.plan import Images, Speed, epoch_seconds
+from vit_search.planning.image_counts import Images
+from vit_search.planning.speed import Speed, epoch_seconds
 from vit_search.vit import calibrate
 
 FILES = [Path(f"search_spaces/{name}.yaml") for name in ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")]

@@ -23,7 +23,8 @@ from vit_search.config.search_file import SearchSpec
 from vit_search.config.trial import TrialConfig
 from vit_search.data.batches import load_split
 from vit_search.data.data_set import DataSet, prepare
-from vit_search.planning.plan import epoch_seconds, images_of
+from vit_search.planning.image_counts import images_of
+from vit_search.planning.speed import epoch_seconds
 from vit_search.runtime.worker_env import WORKER_ENV
 from vit_search.vit import calibrate, checkpoint, evaluation, training
 

@@ -34,7 +34,10 @@ from rounds import table
 from vit_search.config import search_file, shares
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.trial import TrialConfig
-from vit_search.planning.plan import NOISE, Images, images_bytes, images_of, work
+from vit_search.planning.image_counts import Images, images_of
+from vit_search.planning.simulation import NOISE
+from vit_search.planning.speed import work
+from vit_search.planning.trial_gpu_share import images_bytes
 from vit_search.search.driver import AHEAD
 from vit_search.stopping import rule_of
 from vit_search.stopping.rule import StoppingRule
@@ -44,7 +47,7 @@ SPACE = Path(__file__).resolve().parents[2] / "search_spaces" / "cifar10.yaml"
 
 @dataclass(frozen=True)
 class Prices:
-    """Seconds of a training step, by the kinds of work of planning/plan.py."""
+    """Seconds of a training step, by the kinds of work of planning/speed.py."""
 
     host: Mapping[str, float]
     apart: float

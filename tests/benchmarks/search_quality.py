@@ -31,8 +31,8 @@ import numpy as np
 from rounds import table
 from scipy.stats import rankdata, wilcoxon
 
-from vit_search.config.search_file import Resources
-from vit_search.config.space import Asks, Choice, FloatRange, IntRange
+from vit_search.config.distributions import Choice, FloatRange, IntRange, ValueSource
+from vit_search.config.search_file_blocks import Resources
 from vit_search.config.trial import EpochResult
 from vit_search.ledger.ledger import Event, Progress
 from vit_search.runtime.ray_session import Shape
@@ -69,7 +69,7 @@ class Space:
     def __init__(self, task: Any) -> None:
         self.searched = {p.name: _parameter(p) for p in task.space}
 
-    def suggest(self, trial: Asks) -> dict[str, Any]:
+    def suggest(self, trial: ValueSource) -> dict[str, Any]:
         return {name: parameter.ask(trial, name) for name, parameter in self.searched.items()}
 
     def draw(self, rng: random.Random) -> dict[str, Any]:

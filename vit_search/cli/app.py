@@ -24,7 +24,7 @@ from vit_search.runtime.start_up import collect_rarely
 app = typer.Typer(
     help="Search for the best Vision Transformer for your images, browse the trials in MLflow, promote the best one.",
     no_args_is_help=True,
-    cls=terminal.Commands,
+    cls=terminal.CommandGroup,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: rich's costs 0.25 s of imports
@@ -87,8 +87,8 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from importlib.metadata import version
 
         out.print(f"vit_search {version('vit_search')}")

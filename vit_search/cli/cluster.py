@@ -92,12 +92,12 @@ def check_there(
         facts = jobs.measure(there, spec)
     from vit_search.cluster import preflight
 
-    found = preflight.findings(facts, spec)
-    wrong = any(finding.severity == "error" for finding in found)
+    findings = preflight.findings(facts, spec)
+    wrong = any(finding.severity == "error" for finding in findings)
     if as_json:
-        sys.stdout.write(json.dumps(asdict(facts) | {"findings": [asdict(one) for one in found], "ready": not wrong}, indent=1) + "\n")
+        sys.stdout.write(json.dumps(asdict(facts) | {"findings": [asdict(one) for one in findings], "ready": not wrong}, indent=1) + "\n")
     else:
-        print_facts(facts, found)
+        print_facts(facts, findings)
     if wrong:
         sys.exit(2)
 
@@ -106,7 +106,7 @@ RIGHT = ("CPUs", "GPUs", "memory", "free", "clock")
 """Columns of numbers."""
 
 
-def print_facts(facts: Facts, found: list[Finding]) -> None:
+def print_facts(facts: Facts, findings: list[Finding]) -> None:
     """Print what was measured of a cluster: its nodes in a table, then what holds for all, and what is wrong."""
     from rich.table import Table
 
@@ -121,10 +121,10 @@ def print_facts(facts: Facts, found: list[Finding]) -> None:
     grid = Table.grid(padding=(0, 2, 0, 0))
     for label, text in lines:
         grid.add_row(f"[dim]{label}[/]", escaped(text))
-    for finding in found:
+    for finding in findings:
         grid.add_row(f"[{'bold red' if finding.severity == 'error' else 'yellow'}]{finding.severity}[/]", escaped(finding.text))
     out.print(grid)
-    wrong = sum(finding.severity == "error" for finding in found)
+    wrong = sum(finding.severity == "error" for finding in findings)
     out.print("[bold green]ready[/]" if not wrong else f"[bold red]not ready[/]: {wrong} to mend")
 
 
@@ -298,11 +298,11 @@ def head(
     if stop:
         services.stop(this.state)
         return
-    found = services.status(this) if look else services.start(this, storage=record.storage())
-    _print_services(found)
+    states = services.status(this) if look else services.start(this, storage=record.storage())
+    _print_services(states)
     if not look:
         typer.echo(f"MLflow: {this.uri}   accounts: {services.ADMIN} and {services.SEARCHES}, passwords in {this.secrets}")
-    elif not all(service.well for service in found):
+    elif not all(service.well for service in states):
         sys.exit(UNWELL)
 
 
@@ -348,11 +348,11 @@ def serve(service: Annotated[str, typer.Argument()], state: State = None, port: 
     become(services.Head(state or record.HEAD_STATE, port))
 
 
-def _print_services(found: list[Service]) -> None:
+def _print_services(services: list[Service]) -> None:
     from rich.table import Table
 
     table = Table("service", "state", "since", "answers", "where", "log", box=None, header_style="dim")
-    for service in found:
+    for service in services:
         answers = "" if service.answers is None else "yes" if service.answers else "[red]no[/]"
         style = "green" if service.well else "red"
         cells = (service.detail, service.where, str(service.log))

@@ -33,20 +33,20 @@ def list_(address: Url, as_json: Annotated[bool, typer.Option("--json", help="As
     It knows those since the cluster's Ray was started.
     """
     jobs, there = connect(address, insecure)
-    known = jobs.launches(there.client)
+    launches = jobs.launches(there.client)
     with err.status("asking the head …"):
-        states = jobs.states(there, [all_of[-1] for all_of in known.values()]) if known else {}
+        states = jobs.states(there, [all_of[-1] for all_of in launches.values()]) if launches else {}
     if as_json:
-        shown = [{"search": search, "state": states[search], "jobs": [asdict(job) for job in all_of]} for search, all_of in known.items()]
+        shown = [{"search": name, "state": states[name], "jobs": [asdict(job) for job in all_of]} for name, all_of in launches.items()]
         sys.stdout.write(json.dumps(shown, indent=1) + "\n")
         return
     rows = []
-    for search, all_of in known.items():
+    for search, all_of in launches.items():
         first, last = all_of[0], all_of[-1]
         took = in_time((last.ended or time.time()) - first.began)
         began = time.strftime("%m-%d %H:%M", time.localtime(first.began))
         rows.append([*map(escaped, (search, states[search], str(len(all_of)), began, took, first.user, last.version))])
-    if not known:
+    if not launches:
         out.print(f"{escaped(there.address)}: no search was submitted since its Ray was started.")
         return
     for line in terminal.table(("search", "state", "jobs", "submitted", "took", "by", "vit_search"), rows, width=out.width):
@@ -239,18 +239,18 @@ def doctor(
         out.print("No search was recorded here: there is no run to look at.")
         return
     client = store.client_for(uri, needs="write" if close else "read")
-    found = practice.zombies(client, stranger_hours=stranger_hours)
-    if not found:
+    zombies = practice.zombies(client, stranger_hours=stranger_hours)
+    if not zombies:
         out.print("No run is open without somebody at work on it.")
         return
     table = Table("experiment", "run", "id", "why it is dead", box=None, header_style="dim")
     table.columns[2].min_width = 32  # an id that is cut names nothing
-    for zombie in found:
+    for zombie in zombies:
         table.add_row(*map(escaped, (zombie.experiment, zombie.name, zombie.run_id, zombie.reason)))
     out.print(table)
     if close:
-        practice.close(client, found)
-        out.print(f"closed {len(found)}")
+        practice.close(client, zombies)
+        out.print(f"closed {len(zombies)}")
     else:
         out.print("end them with:  vit-search doctor --close")
         sys.exit(1)

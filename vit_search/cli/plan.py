@@ -18,9 +18,9 @@ from vit_search.text import counted
 
 if TYPE_CHECKING:
     from vit_search.config.search_file import SearchSpec
-    from vit_search.planning.lint import Finding as LintFinding
-    from vit_search.planning.lint import Report
-    from vit_search.planning.plan import Plan, Speed
+    from vit_search.planning.lint import LintFinding, LintReport
+    from vit_search.planning.plan import SearchPlan
+    from vit_search.planning.speed import Speed
 
 
 @app.command()
@@ -52,13 +52,13 @@ def lint(
 def _missing_searches(spec: SearchSpec, output: Path) -> Iterable[LintFinding]:
     """Searches to learn from that are not here; `run` refuses them."""
     from vit_search.ledger import searches
-    from vit_search.planning.lint import Finding
+    from vit_search.planning.lint import LintFinding
 
     for i, name in enumerate(spec.learn_from):
         try:
             searches.find(output, name)
         except SearchError as error:
-            yield Finding("warning", f"learn_from.{i}", f"{name}: {error} `run` needs it where the search will run.")
+            yield LintFinding("warning", f"learn_from.{i}", f"{name}: {error} `run` needs it where the search will run.")
 
 
 @app.command()
@@ -76,6 +76,7 @@ def plan(
     from vit_search.config import search_file
     from vit_search.data.data_set import kept_speed
     from vit_search.planning import plan as planning
+    from vit_search.planning import speed as speeds
 
     spec = search_file.load(file)
     if concurrency is not None and not 1 <= concurrency <= 10_000:
@@ -87,8 +88,8 @@ def plan(
         with err.status("measuring this machine …"), naming_file(file):
             from vit_search.vit import calibrate as calibration
 
-            planning.save_speed(calibration.calibrate(spec, concurrency=concurrency), kept)
-    speed = planning.load_speed(kept) if flops_per_s is None else planning.stated_speed(flops_per_s)
+            speeds.save_speed(calibration.calibrate(spec, concurrency=concurrency), kept)
+    speed = speeds.load_speed(kept) if flops_per_s is None else speeds.stated_speed(flops_per_s)
     with naming_file(file):
         made = planning.plan(spec, speed, concurrency=concurrency)
         _print_images(spec)
@@ -115,7 +116,7 @@ def _print_images(spec: SearchSpec) -> None:
 SEVERITY_STYLE = {"error": "bold red", "warning": "yellow", "hint": "cyan"}
 
 
-def _print_report(report: Report) -> None:
+def _print_report(report: LintReport) -> None:
     from rich.table import Table
 
     from vit_search.config.cost import in_units
@@ -149,7 +150,7 @@ def _print_report(report: Report) -> None:
     out.print(findings if report.findings else "[green]nothing odd[/]")
 
 
-def _print_plan(plan: Plan) -> None:
+def _print_plan(plan: SearchPlan) -> None:
     from rich.table import Table
 
     from vit_search.config.cost import in_units
@@ -194,7 +195,7 @@ def _print_plan(plan: Plan) -> None:
     out.print(table)
 
 
-def _gpu_shares(plan: Plan) -> str:
+def _gpu_shares(plan: SearchPlan) -> str:
     """How many trials share a GPU."""
     from vit_search.config.cost import in_units
 
@@ -203,17 +204,17 @@ def _gpu_shares(plan: Plan) -> str:
     return f"{', '.join(parts)}, where it has {in_units(plan.gpu_bytes)}"
 
 
-def _speed(speed: Speed, plan: Plan) -> str:
+def _speed(speed: Speed, plan: SearchPlan) -> str:
     """Where a plan's seconds come from, and what may be wrong with them."""
-    from vit_search.planning.plan import BORROWED
+    from vit_search.planning.speed import BORROWED
 
     if not speed.measured:
         return f"{_count(speed.flops_per_s)} floating-point operations a second, as stated"
-    said = f"{escaped(speed.device)}, measured {speed.measured} with {speed.processes} at once"
+    text = f"{escaped(speed.device)}, measured {speed.measured} with {speed.processes} at once"
     odd = [f"for {plan.borrowed}: the times may be wrong by a factor of {BORROWED:g}"] * bool(plan.borrowed)
     odd += [f"not {plan.concurrency}"] * (speed.processes != min(plan.concurrency, speed.room))
-    said += f" [yellow]{', '.join(odd)}; --calibrate measures anew[/]" if odd else ""
-    return said + (f"; [yellow]it has room for {speed.room} at once[/]" if plan.concurrency > speed.room else "")
+    text += f" [yellow]{', '.join(odd)}; --calibrate measures anew[/]" if odd else ""
+    return text + (f"; [yellow]it has room for {speed.room} at once[/]" if plan.concurrency > speed.room else "")
 
 
 def _rounded(count: float) -> str:

@@ -115,9 +115,9 @@ def hindsight_lines(hindsight: Hindsight) -> list[str]:
     """What a search showed of its stopping and its plan, in words."""
     lines = []
     if hindsight.doomed:
-        told = f"{counted(hindsight.doomed, 'audited trial')} would have been stopped"
+        text = f"{counted(hindsight.doomed, 'audited trial')} would have been stopped"
         low, high = hindsight.interval
-        lines.append(f"{told}, {hindsight.wrongly} of them wrongly (95 % interval of the share: {low:.0%} to {high:.0%})")
+        lines.append(f"{text}, {hindsight.wrongly} of them wrongly (95 % interval of the share: {low:.0%} to {high:.0%})")
     if hindsight.plan:
         epochs, wall = hindsight.plan["epochs"], hindsight.plan["wall_seconds"]
         line = f"planned {counted(round(epochs['predicted']), 'epoch')}, trained {epochs['actual']:,}"
@@ -177,8 +177,10 @@ class _Screen:
             elif isinstance(event, Ended):
                 trial = driver.trials[event.trial]
                 value = trial.value(spec.metric)
-                said = f"trial {trial.number:3d} {trial.outcome:<11} after {counted(len(trial.results), 'epoch'):>10}"
-                err.print(f"{said}  {spec.metric} {value:.4f}" if value is not None else f"{said}  {escaped(trial.reason)}", soft_wrap=True)
+                start = f"trial {trial.number:3d} {trial.outcome:<11} after {counted(len(trial.results), 'epoch'):>10}"
+                err.print(
+                    f"{start}  {spec.metric} {value:.4f}" if value is not None else f"{start}  {escaped(trial.reason)}", soft_wrap=True
+                )
             else:
                 return
             self._last_line = time.monotonic()
@@ -245,12 +247,12 @@ class _Screen:
             if trial.outcome == "running" and not self._driver.holds(trial.number):
                 value = trial.value(spec.metric)
                 row = Table.grid(padding=(0, 2))
-                seen = "starting" if value is None else f"{spec.metric} {value:.4f}"
+                newest = "starting" if value is None else f"{spec.metric} {value:.4f}"
                 row.add_row(
                     f"trial {trial.number:3d}",
                     ProgressBar(total=spec.epochs, completed=len(trial.results), width=30),
                     f"{len(trial.results)}/{spec.epochs}",
-                    seen,
+                    newest,
                 )
                 parts.append(row)
         return Group(*parts)

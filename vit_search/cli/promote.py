@@ -76,8 +76,8 @@ def promote(
     if name is not None:
         name = references.name_of(name)
         search_file.check_name(name, "--name")
-    given = given_options(top=top, seeds=seeds) | ({"allow_dirty": True} if allow_dirty else {})
-    rules = load(policy).model_copy(update=given)
+    options = given_options(top=top, seeds=seeds) | ({"allow_dirty": True} if allow_dirty else {})
+    rules = load(policy).model_copy(update=options)
     folder = _trained(search, output, tracking_uri) or searches.find(output, search)
     spec, facts = searches.read(folder)
     planned = finalists.plan(folder, top=rules.top, seeds=rules.seeds, train_on=rules.retrain_on)
@@ -94,8 +94,8 @@ def promote(
     with err.status("loading torch and MLflow …") as status:
         from vit_search.promotion import promotion
 
-        asked = promotion.Asked(name or spec.name, user_name(), reason.strip(), approve_by.strip(), expect_current.strip())
-        done = promotion.promote(retrained, rules, asked, tracking_uri=uri, say=lambda text: status.update(f"{text} …"))
+        request = promotion.Asked(name or spec.name, user_name(), reason.strip(), approve_by.strip(), expect_current.strip())
+        done = promotion.promote(retrained, rules, request, tracking_uri=uri, say=lambda text: status.update(f"{text} …"))
     _print_promotion(done, retrained)
     if done.verdict == "refused":
         sys.exit(NOT_PROMOTED)
@@ -170,12 +170,12 @@ def _trainings(planned: FinalistPlan) -> str:
     """What is to be trained, in words."""
     spec, which = planned.spec, ", ".join(str(trial.number) for trial in planned.finalists)
     on = "training and validation images" if spec.train_on == "train+val" else "training images"
-    seen = "holdout" if spec.train_on == "train+val" else "validation images"
+    judged_on = "holdout" if spec.train_on == "train+val" else "validation images"
     all_of_them = counted(spec.trials, "training")
     some = f"{planned.left} of {all_of_them} {'are' if planned.left > 1 else 'is'} left" if planned.left < spec.trials else all_of_them
     seeds = counted(len(planned.seeds), "fresh seed")
     trials, each = ("trials", " each") if len(planned.finalists) > 1 else ("trial", "")
-    return f"{some}: {trials} {which} with {seeds}{each}, {counted(spec.epochs, 'epoch')} on {on}, seen on the {seen}"
+    return f"{some}: {trials} {which} with {seeds}{each}, {counted(spec.epochs, 'epoch')} on {on}, seen on the {judged_on}"
 
 
 def _print_promotion_plan(planned: FinalistPlan, rules: Policy, name: str, uri: str) -> None:

@@ -39,9 +39,9 @@ def remotely(
     """
     jobs, there = connect(address, insecure)
     with writing(there.address) as write:
-        code, said = jobs.on_head(there, ["vit-search", *words], write=write if follow else None, files=files)
+        code, answer = jobs.on_head(there, ["vit-search", *words], write=write if follow else None, files=files)
     if not follow:
-        (sys.stdout if code == 0 else sys.stderr).write(plain(addressed(said, there.address)))
+        (sys.stdout if code == 0 else sys.stderr).write(plain(addressed(answer, there.address)))
     if code:
         sys.exit(code)
 
@@ -50,13 +50,13 @@ def status_there(address: str, search: str | None, *, as_json: bool, watch: bool
     """Say how a search on a cluster stands, by default the one that was submitted last."""
     jobs, there = connect(address, insecure)
     name = search or jobs.newest(there)
-    told = False
+    printed = False
     while name and jobs.is_beginning(there, name):
-        if not told:
+        if not printed:
             print_unbegun(name, "starting", as_json)
         if not watch:
             return
-        told = True
+        printed = True
         time.sleep(2)
     words = ["status", *([name] if name else []), *(["--json"] if as_json else []), *(["--watch"] if watch else [])]
     remotely(address, words, insecure=insecure, follow=watch)
@@ -109,10 +109,10 @@ HINTED = re.compile(r"(vit-search (?:status|logs|resume|pause|continue|stop|canc
 def addressed(text: str, address: str) -> str:
     """What the head has said, with the cluster's address in the commands that it names, so that they work where they are read."""
 
-    def command(found: re.Match[str]) -> str:
-        start, name, there = found.groups()
+    def command(match: re.Match[str]) -> str:
+        start, name, there = match.groups()
         search = name.rstrip(".")  # the sentence may end there
-        return found[0] if there not in (None, " --address URL") else f"{start}{search} --address {address}{name[len(search) :]}"
+        return match[0] if there not in (None, " --address URL") else f"{start}{search} --address {address}{name[len(search) :]}"
 
     return HINTED.sub(command, text)
 

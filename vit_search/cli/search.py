@@ -224,12 +224,14 @@ def set_(
     insecure: Insecure = False,
 ) -> None:
     """Change the size of a running search."""
-    given = given_options(trials=trials, concurrency=concurrency, hours=hours, device_hours=device_hours, target=target, patience=patience)
+    options = given_options(
+        trials=trials, concurrency=concurrency, hours=hours, device_hours=device_hours, target=target, patience=patience
+    )
     if address is not None:
-        changes = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+        changes = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
         remotely(address, ["set", *_if_named(search), *changes], insecure=insecure)
         return
-    _command(search, output, tracking_uri, "set", given)
+    _command(search, output, tracking_uri, "set", options)
 
 
 @app.command()

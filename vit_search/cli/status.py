@@ -67,14 +67,14 @@ def _watch_status(folder: Path) -> bool:
         now = record.snapshot(folder)
         spec, trials = now.spec, now.trials.values()
         running = sum(trial.outcome == "running" for trial in trials)
-        said = "" if now.state.word == "running" else f"{now.state.word}: "
-        said += f"{counted(sum(trial.over for trial in trials), 'trial')} over, {running} running"
+        text = "" if now.state.word == "running" else f"{now.state.word}: "
+        text += f"{counted(sum(trial.over for trial in trials), 'trial')} over, {running} running"
         winner = ledger.best(trials, spec.metric, spec.mode)
         if winner:
-            said += f", best {spec.metric} {winner.value(spec.metric):.4f} (trial {winner.number})"
-        if said != before:
-            out.print(escaped(f"{time.strftime('%H:%M:%S')}  {said}"), soft_wrap=True)
-        before = said
+            text += f", best {spec.metric} {winner.value(spec.metric):.4f} (trial {winner.number})"
+        if text != before:
+            out.print(escaped(f"{time.strftime('%H:%M:%S')}  {text}"), soft_wrap=True)
+        before = text
         time.sleep(2)
     return bool(before)
 
@@ -218,16 +218,17 @@ def _events(output: Path, search: str | None, trial: int | None, follow: bool) -
 
     folder = searches.find(output, search)
     path, metric = folder / "ledger.jsonl", searches.read(folder)[0].metric
-    said = 0
+    printed = 0
     while True:
         running = ledger.held(path)
         events = ledger.read_events(path)
         events = events if trial is None else _of_trial(events, trial)
         if trial is not None and not events:
             raise SearchError(f"{folder.name}: there is no trial {trial} yet; `vit-search show {folder.name}` lists its trials.")
-        for event in events[said:]:
-            write_plain(f"{time.strftime('%m-%d %H:%M:%S', time.localtime(event.at))}  {one_line(_told(event, metric, trial is None))}\n")
-        said = len(events)
+        for event in events[printed:]:
+            at = time.strftime("%m-%d %H:%M:%S", time.localtime(event.at))
+            write_plain(f"{at}  {one_line(_in_words(event, metric, trial is None))}\n")
+        printed = len(events)
         ended = trial is not None and isinstance(events[-1], ledger.Ended) and events[-1].outcome != "interrupted"
         if not follow or ended or not running:
             break
@@ -241,18 +242,18 @@ def _of_trial(events: Sequence[Event], trial: int) -> list[Event]:
     """A trial's events, and the drivers that took it up again."""
     from vit_search.ledger import ledger
 
-    found: list[Event] = []
+    of_trial: list[Event] = []
     goes_on = False
     for event in events:
         if getattr(event, "trial", None) == trial:
-            found.append(event)
+            of_trial.append(event)
             goes_on = not isinstance(event, ledger.Ended) or event.outcome == "interrupted"
         elif isinstance(event, ledger.Launched) and goes_on:
-            found.append(event)
-    return found
+            of_trial.append(event)
+    return of_trial
 
 
-def _told(event: Event, metric: str, named: bool) -> str:
+def _in_words(event: Event, metric: str, named: bool) -> str:
     """An event in words."""
     from vit_search.ledger import ledger
 

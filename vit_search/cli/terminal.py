@@ -59,9 +59,9 @@ def escaped(text: object) -> str:
 def console(*, stderr: bool = False) -> Console:
     """Standard output, or standard error: as wide as its terminal, or as COLUMNS says."""
     columns = os.environ.get("COLUMNS", "")
-    given = columns.isascii() and columns.isdigit() and int(columns) > 0
+    is_width = columns.isascii() and columns.isdigit() and int(columns) > 0
     on_terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return _Console(stderr=stderr, highlight=False, emoji=False, width=int(columns) if given else None if on_terminal else PIPE_WIDTH)
+    return _Console(stderr=stderr, highlight=False, emoji=False, width=int(columns) if is_width else None if on_terminal else PIPE_WIDTH)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int, right: Collection[str] = ()) -> list[str]:
@@ -96,7 +96,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int, 
     return lines
 
 
-class Commands(TyperGroup):
+class CommandGroup(TyperGroup):
     """A group of commands whose help lists them by section."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

@@ -1,6 +1,6 @@
 """Who answers when a space asks for its values: quantiles, a point given, or chance; and the way back from a value to its quantile."""
 
-# ruff: noqa: D102 -- the methods are those of space.Asks
+# ruff: noqa: D102 -- the methods are those of distributions.ValueSource
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from vit_search.config.space import Asks, Choice, Distribution, FloatRange, Value
+from vit_search.config.distributions import Choice, Distribution, FloatRange, Value, ValueSource
 
 
 class AtQuantiles:
@@ -38,7 +38,7 @@ class AtQuantiles:
 class Given:
     """Gives the values of a point, and asks for those that it leaves out."""
 
-    def __init__(self, point: Mapping[str, Value], rest: Asks) -> None:
+    def __init__(self, point: Mapping[str, Value], rest: ValueSource) -> None:
         self._point, self._rest = point, rest
 
     def suggest_categorical(self, name: str, choices: list[Any], /) -> Any:
@@ -52,7 +52,7 @@ class Given:
 
 
 class Drawn:
-    """Asks chance."""
+    """ValueSource chance."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng

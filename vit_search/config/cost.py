@@ -117,8 +117,8 @@ def _kept(config: ModelConfig, device: Device, half: bool) -> int:
     dim, inner, width, tokens = config.dim, config.heads * config.head_width, config.mlp_width, config.tokens
     patches = math.prod(config.grid)
 
-    def drop(own: float | None, values: int) -> int:
-        return noise * values * bool(config.dropout if own is None else own)
+    def drop(rate: float | None, values: int) -> int:
+        return noise * values * bool(config.dropout if rate is None else rate)
 
     norm = tokens * (FLOAT_BYTES * dim + 2 * FLOAT_BYTES)  # its input, mean and deviation; the residual stream is float32
     attention_dropped = bool(config.dropout if config.attention_dropout is None else config.attention_dropout)

@@ -1,7 +1,7 @@
-"""Constraints and conditions as text: read into a small tree of our own, and decided for a proposal. Nothing is ever run.
+"""Constraints and conditions as text: read, checked, and decided for a proposal. No text is ever run as code.
 
-Text is cut into tokens first, so that only what is listed here reaches Python's parser; its tree is then copied node by
-node. Length, nesting and the size of numbers are bounded, so that no expression takes long.
+The text is cut into tokens first, so that only what is listed here reaches Python's parser. Its tree is then copied node by
+node into our own (expression_tree.py). Length, nesting and the size of numbers are bounded, so that no expression takes long.
 """
 
 from __future__ import annotations
@@ -11,13 +11,26 @@ import functools
 import itertools
 import keyword
 import math
-import operator
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vit_search.config.expression_tree import (
+    Arithmetic,
+    Call,
+    Constant,
+    Logic,
+    Name,
+    Node,
+    Relation,
+    Unary,
+    UndecidedError,
+    in_words,
+    value_of,
+    walk,
+)
 from vit_search.errors import SpecError
 from vit_search.text import counted, nearest
 
@@ -26,9 +39,6 @@ MAX_LENGTH = 1000
 
 MAX_NESTING = 50
 """Operations inside one another; a sum of as many terms is nested as deep."""
-
-MAX_BITS = 4096
-"""Bits of a whole number on the way."""
 
 UNITS = {
     "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -58,68 +68,6 @@ _MENDS = {
 
 
 @dataclass(frozen=True)
-class Constant:
-    """A number, a text, true, false or none."""
-
-    value: Any
-
-
-@dataclass(frozen=True)
-class Name:
-    """The value of a parameter or of a cost."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Unary:
-    """`-a`, `+a` or `not a`."""
-
-    sign: str
-    operand: Node
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """`a + b` and its like."""
-
-    sign: str
-    left: Node
-    right: Node
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """`a < b`, or a chain as `a < b <= c`."""
-
-    first: Node
-    rest: tuple[tuple[str, Node], ...]
-
-
-@dataclass(frozen=True)
-class Logic:
-    """`a and b` or `a or b`, of two and more."""
-
-    sign: str
-    parts: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Call:
-    """`min`, `max` or `log2` of something."""
-
-    function: str
-    arguments: tuple[Node, ...]
-
-
-Node = Constant | Name | Unary | Arithmetic | Comparison | Logic | Call
-
-
-class UndecidedError(Exception):
-    """An expression has no value for these numbers; the message says why."""
-
-
-@dataclass(frozen=True)
 class Expression:
     """A text and what it means."""
 
@@ -137,29 +85,29 @@ class Expression:
     @property
     def texts(self) -> tuple[tuple[str, str], ...]:
         """The texts that names are compared with: (name, text)."""
-        found: list[tuple[str, str]] = []
+        pairs: list[tuple[str, str]] = []
         for node in walk(self.tree):
-            if isinstance(node, Comparison):
+            if isinstance(node, Relation):
                 chain = (node.first, *(part for _, part in node.rest))
                 for pair in itertools.pairwise(chain):
-                    found += [
+                    pairs += [
                         (a.name, b.value)
                         for a, b in (pair, pair[::-1])
                         if isinstance(a, Name) and isinstance(b, Constant) and isinstance(b.value, str)
                     ]
-        return tuple(found)
+        return tuple(pairs)
 
     @property
     def alone(self) -> tuple[str, ...]:
         """The names that must be true or false, since they are compared with nothing."""
-        found: list[str] = []
+        names: list[str] = []
         below = [self.tree]
         while below:
             node = below.pop()
             if isinstance(node, Name):
-                found.append(node.name)
+                names.append(node.name)
             below += node.parts if isinstance(node, Logic) else (node.operand,) if isinstance(node, Unary) and node.sign == "not" else ()
-        return tuple(found)
+        return tuple(names)
 
     def value(self, values: Mapping[str, Any]) -> Any:
         """Its value, as Python would have it.
@@ -168,7 +116,7 @@ class Expression:
             a number too large, a name without a value.
         """
         try:
-            return _value(self.tree, values)
+            return value_of(self.tree, values)
         except ZeroDivisionError:
             raise UndecidedError("it divides by zero") from None
         except OverflowError:
@@ -194,8 +142,8 @@ class Expression:
             why = ""
         except UndecidedError as error:
             why = str(error)
-        seen = ", ".join(f"{name} is {(shown or {}).get(name) or in_words(values[name])}" for name in self.names if name in values)
-        return f"{self.text} does not hold: {'; '.join(part for part in (why, seen) if part) or 'it is false'}"
+        shown_values = ", ".join(f"{name} is {(shown or {}).get(name) or in_words(values[name])}" for name in self.names if name in values)
+        return f"{self.text} does not hold: {'; '.join(part for part in (why, shown_values) if part) or 'it is false'}"
 
 
 def parse(text: str, names: Iterable[str]) -> Expression:
@@ -204,10 +152,10 @@ def parse(text: str, names: Iterable[str]) -> Expression:
     Raises: SpecError, one line: the text, what was seen, the mend.
     """
     expression = _read(text)
-    known = set(names)
+    allowed = set(names)
     for name in expression.names:
-        if name not in known:
-            mend = f"write {FUNCTIONS[name]}." if name in FUNCTIONS else f"{nearest(name, sorted(known))} A text is quoted: '{name}'."
+        if name not in allowed:
+            mend = f"write {FUNCTIONS[name]}." if name in FUNCTIONS else f"{nearest(name, sorted(allowed))} A text is quoted: '{name}'."
             raise SpecError(f"`{_short(text)}`: unknown name {name}; {mend}")
     return expression
 
@@ -223,37 +171,10 @@ def parse_condition(text: str, names: Iterable[str]) -> Expression:
     return expression
 
 
-def walk(node: Node) -> Iterator[Node]:
-    """A node and all below it, left to right."""
-    yield node
-    below: tuple[Node, ...] = ()
-    if isinstance(node, Unary):
-        below = (node.operand,)
-    elif isinstance(node, Arithmetic):
-        below = (node.left, node.right)
-    elif isinstance(node, Comparison):
-        below = (node.first, *(part for _, part in node.rest))
-    elif isinstance(node, Logic):
-        below = node.parts
-    elif isinstance(node, Call):
-        below = node.arguments
-    for part in below:
-        yield from walk(part)
-
-
-def in_words(value: Any) -> str:
-    """A value as an expression spells it, with its thousands apart."""
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:g}" if isinstance(value, float) else repr(value)
-
-
 @functools.lru_cache(maxsize=1024)
 def _read(text: str) -> Expression:
-    def refuse(seen: str, mend: str = f"write {ALLOWED}") -> SpecError:
-        return SpecError(f"`{_short(text)}`: {seen}; {mend}.")
+    def refuse(fact: str, mend: str = f"write {ALLOWED}") -> SpecError:
+        return SpecError(f"`{_short(text)}`: {fact}; {mend}.")
 
     if not isinstance(text, str) or len(text) > MAX_LENGTH:
         raise refuse(f"{len(text):,} characters", f"write at most {MAX_LENGTH:,}, or two expressions")
@@ -283,14 +204,14 @@ def _tokens(text: str, refuse: Callable[..., SpecError]) -> Iterator[str]:
     """Tokens as Python spells them."""
     at = 0
     while at < len(text):
-        found = _TOKEN.match(text, at)
-        if found is None:
+        match = _TOKEN.match(text, at)
+        if match is None:
             raise refuse(f"{text[at]!r} may not stand here", _MENDS.get(text[at], f"write {ALLOWED}"))
-        at = found.end()
-        kind = found.lastgroup if found.lastgroup != "unit" else "number"
-        token = found[0]
+        at = match.end()
+        kind = match.lastgroup if match.lastgroup != "unit" else "number"
+        token = match[0]
         if kind == "number":
-            yield _number(found["number"], (found["unit"] or "").strip(), refuse)
+            yield _number(match["number"], (match["unit"] or "").strip(), refuse)
         elif kind == "text":
             yield repr(token[1:-1])
         elif kind == "word":
@@ -343,7 +264,7 @@ def _copied(node: ast.expr, refuse: Callable[..., SpecError], depth: int) -> Nod
         case ast.BoolOp(op=op, values=parts):
             return Logic(_SIGNS[type(op)], tuple(copied(part) for part in parts))
         case ast.Compare(left=first, ops=ops, comparators=rest) if all(type(op) in _SIGNS for op in ops):
-            return Comparison(copied(first), tuple((_SIGNS[type(op)], copied(part)) for op, part in zip(ops, rest, strict=True)))
+            return Relation(copied(first), tuple((_SIGNS[type(op)], copied(part)) for op, part in zip(ops, rest, strict=True)))
         case ast.Call(func=ast.Name(id=name), args=arguments) if name in FUNCTIONS:
             if (len(arguments) == 1) != (name == "log2") or not arguments:
                 raise refuse(f"{name} of {counted(len(arguments), 'value')}", f"write {FUNCTIONS[name]}")
@@ -359,88 +280,7 @@ def _asks(node: Node) -> bool:
         return all(_asks(part) for part in node.parts)
     if isinstance(node, Unary):
         return node.sign == "not" and _asks(node.operand)
-    return isinstance(node, (Comparison, Name)) or (isinstance(node, Constant) and isinstance(node.value, bool))
-
-
-_ORDERS: dict[str, Callable[[Any, Any], bool]] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
-_EQUALS: dict[str, Callable[[Any, Any], bool]] = {"==": operator.eq, "!=": operator.ne}
-_SUMS: dict[str, Callable[[Any, Any], Any]] = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "//": operator.floordiv, "%": operator.mod,
-}  # fmt: skip
-
-
-def _value(node: Node, values: Mapping[str, Any]) -> Any:
-    match node:
-        case Constant(value):
-            return value
-        case Name(name):
-            value = values.get(name, values)
-            if value is not None and not isinstance(value, (bool, int, float, str)):
-                raise UndecidedError(f"{name} has no value")
-            return value
-        case Unary("not", operand):
-            return not _value(operand, values)
-        case Unary(sign, operand):
-            value = _numbers(sign, _value(operand, values))[0]
-            return -value if sign == "-" else +value
-        case Arithmetic(sign, left, right):
-            a, b = _numbers(sign, _value(left, values), _value(right, values))
-            return _bounded(_power(a, b) if sign == "**" else _SUMS[sign](a, b))
-        case Comparison(first, rest):
-            left_value = _value(first, values)
-            for sign, part in rest:
-                right_value = _value(part, values)
-                if not _compared(sign, left_value, right_value):
-                    return False
-                left_value = right_value
-            return True
-        case Logic(sign, parts):
-            result = None
-            for part in parts:
-                result = _value(part, values)
-                if bool(result) == (sign == "or"):
-                    break
-            return result
-        case Call("log2", (argument,)):
-            value = _numbers("log2", _value(argument, values))[0]
-            if value <= 0:
-                raise UndecidedError(f"log2 of {in_words(value)}")
-            return math.log2(value)
-        case Call(function, arguments):
-            return (min if function == "min" else max)(_numbers(function, *(_value(argument, values) for argument in arguments)))
-    raise AssertionError(node)
-
-
-def _numbers(where: str, *operands: Any) -> tuple[Any, ...]:
-    for operand in operands:
-        if not isinstance(operand, (int, float)):
-            raise UndecidedError(f"{where} takes numbers, not {in_words(operand)}")
-    return operands
-
-
-def _compared(sign: str, left: Any, right: Any) -> bool:
-    """Two values held against each other; equality is defined between all of them, an order between two numbers or two texts."""
-    if sign in _EQUALS:
-        return _EQUALS[sign](left, right)
-    if all(isinstance(v, (int, float)) for v in (left, right)) or (isinstance(left, str) and isinstance(right, str)):
-        return _ORDERS[sign](left, right)
-    raise UndecidedError(f"{in_words(left)} {sign} {in_words(right)} has no meaning")
-
-
-def _power(base: Any, exponent: Any) -> Any:
-    if isinstance(base, int) and isinstance(exponent, int) and abs(base) > 1 and exponent * base.bit_length() > MAX_BITS:
-        raise OverflowError
-    return base**exponent
-
-
-def _bounded(value: Any) -> Any:
-    if isinstance(value, complex):
-        raise UndecidedError("a root of a negative number")
-    if isinstance(value, int) and value.bit_length() > MAX_BITS:
-        raise OverflowError
-    if isinstance(value, float) and not math.isfinite(value):
-        raise OverflowError
-    return value
+    return isinstance(node, (Relation, Name)) or (isinstance(node, Constant) and isinstance(node.value, bool))
 
 
 def _short(text: str, most: int = 60) -> str:

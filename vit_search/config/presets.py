@@ -41,12 +41,12 @@ def fill(values: Mapping[str, Any]) -> dict[str, Any]:
     model, training = values.get("model", {}), values.get("training", {})
     if preset not in PRESETS or not all(isinstance(section, dict) for section in (data, model, training)):
         return dict(values)  # what is wrong with it is told later
-    own: dict[str, Any] = {"depth": {"int": [8, 16], "step": 4}, **_MODELS[str(preset)]}
+    defaults: dict[str, Any] = {"depth": {"int": [8, 16], "step": 4}, **_MODELS[str(preset)]}
     size = _size(data or {})
     if size is not None and "patch_size" not in model:
         patches = patch_sizes(size)
-        own["patch_size"] = {"choice": patches} if len(patches) > 1 else patches[0]
-    return {**values, "model": {**own, **model}, "training": {**_TRAINING, **training}}
+        defaults["patch_size"] = {"choice": patches} if len(patches) > 1 else patches[0]
+    return {**values, "model": {**defaults, **model}, "training": {**_TRAINING, **training}}
 
 
 def patch_sizes(image_size: tuple[int, int]) -> list[int]:

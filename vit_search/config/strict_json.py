@@ -135,8 +135,8 @@ def _listed(origin: Any, checks: list[_Check], repeated: bool, value: Any, where
         _refuse(value, where, "a list")
     if not repeated and len(value) != len(checks):
         _refuse(value, where, f"a list of {len(checks)}")
-    found = [(checks[0] if repeated else checks[i])(one, f"{where}.{i}") for i, one in enumerate(value)]
-    return tuple(found) if origin is tuple else found
+    items = [(checks[0] if repeated else checks[i])(one, f"{where}.{i}") for i, one in enumerate(value)]
+    return tuple(items) if origin is tuple else items
 
 
 def _mapped(check: _Check, value: Any, where: str) -> Any:

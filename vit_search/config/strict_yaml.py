@@ -156,11 +156,11 @@ class _Reader:
         items: dict[str, Any] = {}
         while not isinstance(event := next(events), yaml.MappingEndEvent):
             key = self._key(event)
-            place = (*path, key)
+            key_path = (*path, key)
             if key in items:
-                raise self.refuse(event.start_mark, f"the key {key} stands twice, first in line {self.lines[place]}; keep one.")
-            self.lines[place] = event.start_mark.line + 1
-            items[key] = self._node(next(events), events, place)
+                raise self.refuse(event.start_mark, f"the key {key} stands twice, first in line {self.lines[key_path]}; keep one.")
+            self.lines[key_path] = event.start_mark.line + 1
+            items[key] = self._node(next(events), events, key_path)
         return items
 
     def _key(self, event: Any) -> str:

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
-from vit_search.config.space import Value
+from vit_search.config.distributions import Value
 from vit_search.config.strict_json import LARGEST, Count, Moment, build, parse
 from vit_search.config.trial import EpochResult
 from vit_search.errors import SearchError

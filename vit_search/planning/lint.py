@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vit_search.config import expressions, shares
+from vit_search.config import shares
 from vit_search.config.cost import Cost, in_units, memory_of_this_machine
+from vit_search.config.distributions import FloatRange
 from vit_search.config.search_file import SearchSpec
-from vit_search.config.space import CALCULATED, GIVEN, FloatRange, Space, path_of
+from vit_search.config.space import CALCULATED, Space, path_of
 from vit_search.config.trial import COUNTS, model_problem
 from vit_search.data import image_folder
 from vit_search.errors import DataError
-from vit_search.planning.plan import images_of
+from vit_search.planning.image_counts import images_of
 from vit_search.stats import wilson
 from vit_search.stopping import rule_of
 from vit_search.text import counted
@@ -40,7 +41,7 @@ LEAST_IMAGES = 100
 
 
 @dataclass(frozen=True)
-class Finding:
+class LintFinding:
     """One oddity."""
 
     severity: Severity
@@ -75,7 +76,7 @@ class Binding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class LintReport:
     """What the draws showed."""
 
     name: str
@@ -93,7 +94,7 @@ class Report:
     spreads: Mapping[str, Spread]
     """params; flops (forward, one image); train_bytes."""
     limits: tuple[Binding, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[LintFinding, ...]
     """Errors first, then warnings, then hints."""
 
     @property
@@ -107,7 +108,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class _Draw:
+class LintDraw:
     """A proposal, and all that keeps it from being run."""
 
     params: Mapping[str, Any]
@@ -119,7 +120,7 @@ class _Draw:
     """None where it makes no ViT."""
 
 
-def lint(spec: SearchSpec, draws: int = 2_000, further: Sequence[Finding] = ()) -> Report:
+def lint(spec: SearchSpec, draws: int = 2_000, further: Sequence[LintFinding] = ()) -> LintReport:
     """Look a checked search file over, from so many random proposals of a fixed seed.
 
     Args:
@@ -134,10 +135,10 @@ def lint(spec: SearchSpec, draws: int = 2_000, further: Sequence[Finding] = ()) 
     usable = None if size is None else _usable(space, size, share)
     limits = tuple(_bindings(space, drawn))
     duplicates = _duplicates(spec, usable)
-    findings: list[Finding] = list(further)
+    findings: list[LintFinding] = list(further)
     if not valid:
         worst = next(iter(invalid))
-        findings.append(Finding("error", _home(worst), f"none of {draws:,} random proposals can be run, most since {worst}; widen it."))
+        findings.append(LintFinding("error", _home(worst), f"none of {draws:,} random proposals can be run, most since {worst}; widen it."))
     else:
         findings += _few(share, invalid, draws)
         findings += _never(space, drawn)
@@ -153,7 +154,7 @@ def lint(spec: SearchSpec, draws: int = 2_000, further: Sequence[Finding] = ()) 
     findings += _missing_classes(spec)
     findings += _scales(space)
     order = ("error", "warning", "hint")
-    return Report(
+    return LintReport(
         name=spec.name,
         trials=spec.trials,
         draws=draws,
@@ -168,25 +169,25 @@ def lint(spec: SearchSpec, draws: int = 2_000, further: Sequence[Finding] = ()) 
     )
 
 
-def beyond_this_machine(spec: SearchSpec, cpus: int, gpus: int | None) -> Iterator[Finding]:
+def beyond_this_machine(spec: SearchSpec, cpus: int, gpus: int | None) -> Iterator[LintFinding]:
     """What one trial asks for and a machine lacks; a hint, since the search may run on a cluster that has it.
 
     Args:
         cpus, gpus: of the machine; None where its GPUs cannot be counted.
     """
-    elsewhere, asked = "run it on a cluster that has {}, or", spec.resources
-    if asked.cpus != "auto" and asked.cpus > cpus:
-        seen = f"a trial takes {asked.cpus:g} CPUs, and this machine has {cpus}"
-        yield Finding("hint", "resources.cpus", f"{seen}; {elsewhere.format('them')} lower it.")
-    least = 1 if asked.gpus == "auto" else math.ceil(asked.gpus)
+    elsewhere, resources = "run it on a cluster that has {}, or", spec.resources
+    if resources.cpus != "auto" and resources.cpus > cpus:
+        fact = f"a trial takes {resources.cpus:g} CPUs, and this machine has {cpus}"
+        yield LintFinding("hint", "resources.cpus", f"{fact}; {elsewhere.format('them')} lower it.")
+    least = 1 if resources.gpus == "auto" else math.ceil(resources.gpus)
     if gpus is not None and least > gpus:
-        takes = "GPUs" if asked.gpus == "auto" else f"{asked.gpus:g} GPU{'s' if asked.gpus > 1 else ''}"
-        seen = f"a trial takes {takes}, and this machine has {gpus or 'none'}"
+        takes = "GPUs" if resources.gpus == "auto" else f"{resources.gpus:g} GPU{'s' if resources.gpus > 1 else ''}"
+        fact = f"a trial takes {takes}, and this machine has {gpus or 'none'}"
         mend = "lower it" if gpus else "write 0"
-        yield Finding("hint", "resources.gpus", f"{seen}; {elsewhere.format('them' if least > 1 else 'one')} {mend}.")
+        yield LintFinding("hint", "resources.gpus", f"{fact}; {elsewhere.format('them' if least > 1 else 'one')} {mend}.")
 
 
-def _looked_at(space: Space, params: dict[str, Any]) -> _Draw:
+def _looked_at(space: Space, params: dict[str, Any]) -> LintDraw:
     values = space.complete(params)
     shape = (values["patch_size"], values["dim"], values["heads"], values["dim_head"])
     height, width = space.image_size
@@ -200,15 +201,10 @@ def _looked_at(space: Space, params: dict[str, Any]) -> _Draw:
         scope |= dict(zip(CALCULATED, figures, strict=True))
         if space.too_large(values, cost) is not None:
             reasons.append(MEMORY)
-    for text, rule in _rules(space):
+    for text, rule in zip(space.constraints, space.rules, strict=True):
         if all(name in scope for name in rule.names) and not rule.holds(scope):
             reasons.append(text)
-    return _Draw(params, values, tuple(reasons), cost)
-
-
-def _rules(space: Space) -> list[tuple[str, expressions.Expression]]:
-    names = (*space.parameters, *CALCULATED, *GIVEN)
-    return [(text, expressions.parse_condition(text, names)) for text in space.constraints]
+    return LintDraw(params, values, tuple(reasons), cost)
 
 
 def _home(reason: str) -> str:
@@ -246,28 +242,28 @@ def _spread(ordered: Sequence[float]) -> Spread:
     return Spread(*(ordered[round(last * share)] for share in (0, 0.1, 0.5, 0.9, 1)))
 
 
-def _bindings(space: Space, drawn: Sequence[_Draw]) -> Iterator[Binding]:
+def _bindings(space: Space, drawn: Sequence[LintDraw]) -> Iterator[Binding]:
     for limit in (*space.constraints, MEMORY):
-        asked = [draw for draw in drawn if draw.cost is not None or limit in draw.reasons]
-        free = [draw for draw in asked if not set(draw.reasons) - {limit}]
-        excluded = sum(limit in draw.reasons for draw in asked) / max(1, len(asked))
+        decided = [draw for draw in drawn if draw.cost is not None or limit in draw.reasons]
+        free = [draw for draw in decided if not set(draw.reasons) - {limit}]
+        excluded = sum(limit in draw.reasons for draw in decided) / max(1, len(decided))
         if excluded or limit != MEMORY:
             yield Binding(limit, excluded, sum(limit in draw.reasons for draw in free) / max(1, len(free)))
 
 
-def _few(share: float, invalid: Mapping[str, int], draws: int) -> Iterator[Finding]:
+def _few(share: float, invalid: Mapping[str, int], draws: int) -> Iterator[LintFinding]:
     if share < 0.05:
         worst = next(iter(invalid))
-        seen = f"only {share:.1%} of random proposals can be run; {invalid[worst] / draws:.0%} cannot since: {worst}"
-        yield Finding("warning", _home(worst), f"{seen}. Tighten the ranges that it asks about.")
+        fact = f"only {share:.1%} of random proposals can be run; {invalid[worst] / draws:.0%} cannot since: {worst}"
+        yield LintFinding("warning", _home(worst), f"{fact}. Tighten the ranges that it asks about.")
 
 
-def _never(space: Space, drawn: Sequence[_Draw]) -> Iterator[Finding]:
+def _never(space: Space, drawn: Sequence[LintDraw]) -> Iterator[LintFinding]:
     """Values that are in no proposal that can be run, and choices of one."""
     for name, parameter in space.searched.items():
         size = parameter.size()
         if size == 1 and parameter.when is None:
-            yield Finding("hint", path_of(name), f"one value only; write the plain value {_spelt(parameter.values()[0])}.")
+            yield LintFinding("hint", path_of(name), f"one value only; write the plain value {_spelt(parameter.values()[0])}.")
         if size is None or size < 2 or size > len(drawn):
             continue
         tried, run = (Counter(draw.params[name] for draw in part if name in draw.params) for part in (drawn, _valid(drawn)))
@@ -275,11 +271,11 @@ def _never(space: Space, drawn: Sequence[_Draw]) -> Iterator[Finding]:
         for i, value in enumerate(lost[:3]):
             reasons = Counter(draw.reasons[0] for draw in drawn if draw.params.get(name) == value and draw.reasons)
             more = f", and {counted(len(lost) - 3, 'more value')}" if i == 2 and len(lost) > 3 else ""
-            seen = f"{_spelt(value)} is in no proposal that can be run ({reasons.most_common(1)[0][0]}){more}"
-            yield Finding("warning", path_of(name), f"{seen}; leave it out.")
+            fact = f"{_spelt(value)} is in no proposal that can be run ({reasons.most_common(1)[0][0]}){more}"
+            yield LintFinding("warning", path_of(name), f"{fact}; leave it out.")
 
 
-def _valid(drawn: Sequence[_Draw]) -> list[_Draw]:
+def _valid(drawn: Sequence[LintDraw]) -> list[LintDraw]:
     return [draw for draw in drawn if not draw.reasons]
 
 
@@ -308,89 +304,91 @@ _WITHOUT_EFFECT: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str, str]]
 _GPU_ONLY = ("tf32", "compile", "cuda_graphs")
 
 
-def _idle(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
+def _idle(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
     """Parameters that are searched and make no difference."""
     for name in spec.space.searched:
         if name in _GPU_ONLY and not spec.resources.on_gpu:
-            yield Finding("warning", path_of(name), "it makes no difference without a GPU; write a plain value.")
+            yield LintFinding("warning", path_of(name), "it makes no difference without a GPU; write a plain value.")
         if name not in _WITHOUT_EFFECT:
             continue
         idle, why, condition = _WITHOUT_EFFECT[name]
-        asked = [draw for draw in valid if name in draw.params]
-        share = sum(idle(draw.values) for draw in asked) / max(1, len(asked))
-        if share == 1 and asked:
-            yield Finding("warning", path_of(name), f"it makes no difference, since {why}; write a plain value.")
+        active = [draw for draw in valid if name in draw.params]
+        share = sum(idle(draw.values) for draw in active) / max(1, len(active))
+        if share == 1 and active:
+            yield LintFinding("warning", path_of(name), f"it makes no difference, since {why}; write a plain value.")
         elif share > 0:
-            seen = f"in {share:.0%} of the proposals it makes no difference, since {why}"
-            yield Finding("hint", path_of(name), f'{seen}; add when: "{condition}".')
+            fact = f"in {share:.0%} of the proposals it makes no difference, since {why}"
+            yield LintFinding("hint", path_of(name), f'{fact}; add when: "{condition}".')
 
 
-def _conditions(space: Space, drawn: Sequence[_Draw]) -> Iterator[Finding]:
+def _conditions(space: Space, drawn: Sequence[LintDraw]) -> Iterator[LintFinding]:
     for name, parameter in space.searched.items():
         if parameter.when is None:
             continue
         active = sum(name in draw.params for draw in drawn)
         if not active:
-            yield Finding("warning", f"{path_of(name)}.when", f"{parameter.when} never holds, so it is never searched; mend it or drop it.")
+            yield LintFinding(
+                "warning", f"{path_of(name)}.when", f"{parameter.when} never holds, so it is never searched; mend it or drop it."
+            )
         elif active == len(drawn):
-            yield Finding("hint", f"{path_of(name)}.when", f"{parameter.when} always holds; drop it.")
+            yield LintFinding("hint", f"{path_of(name)}.when", f"{parameter.when} always holds; drop it.")
 
 
-def _loose(limits: Sequence[Binding], valid: int) -> Iterator[Finding]:
+def _loose(limits: Sequence[Binding], valid: int) -> Iterator[LintFinding]:
     """Limits that exclude nothing, or nothing that no other excludes."""
     for i, bound in enumerate(limits):
         if bound.limit == MEMORY:
             continue
         where = f"constraints.{i}"
         if not bound.excluded:
-            yield Finding("hint", where, f"{bound.limit} never binds: no proposal breaks it; tighten it or drop it.")
+            yield LintFinding("hint", where, f"{bound.limit} never binds: no proposal breaks it; tighten it or drop it.")
         elif not bound.alone and valid:
-            yield Finding("hint", where, f"{bound.limit} excludes nothing that something else does not exclude, too; drop it.")
+            yield LintFinding("hint", where, f"{bound.limit} excludes nothing that something else does not exclude, too; drop it.")
 
 
-def _repeats(spec: SearchSpec, usable: int | None, duplicates: float) -> Iterator[Finding]:
+def _repeats(spec: SearchSpec, usable: int | None, duplicates: float) -> Iterator[LintFinding]:
     if usable is None or not usable:
         return
     if spec.trials > usable:
         end = "the grid ends there" if spec.sampler == "grid" else "the rest repeat"
-        yield Finding(
+        yield LintFinding(
             "warning",
             "trials",
             f"{counted(spec.trials, 'trial')}, but only {counted(usable, 'different proposal')} can be run: {end}; ask for fewer.",
         )
     elif spec.sampler == "grid" and spec.trials < usable:
-        seen = f"{spec.trials / usable:.0%} of the grid's {usable:,} combinations are tried by {counted(spec.trials, 'trial')}"
-        yield Finding("hint", "trials", f"{seen}; ask for all of them, or for another sampler.")
+        fact = f"{spec.trials / usable:.0%} of the grid's {usable:,} combinations are tried by {counted(spec.trials, 'trial')}"
+        yield LintFinding("hint", "trials", f"{fact}; ask for all of them, or for another sampler.")
     elif duplicates >= 1 and duplicates >= 0.05 * spec.trials:
         of = f"{counted(spec.trials, 'trial')} repeat one of {counted(usable, 'combination')}"
-        seen = f"about {duplicates:.0f} of {of}, or more as the sampler learns"
-        yield Finding("hint", "trials", f"{seen}; add values or ask for fewer.")
+        fact = f"about {duplicates:.0f} of {of}, or more as the sampler learns"
+        yield LintFinding("hint", "trials", f"{fact}; add values or ask for fewer.")
 
 
-def _stopping(spec: SearchSpec) -> Iterator[Finding]:
+def _stopping(spec: SearchSpec) -> Iterator[LintFinding]:
     stopping, rule = spec.stopping, rule_of(spec, parts=())
     if not rule.stops:
         return
     if stopping.grace_epochs >= spec.epochs:
-        seen = f"the first look is at epoch {stopping.grace_epochs} of {spec.epochs}, so no trial is ever stopped"
-        yield Finding("warning", "stopping.grace_epochs", f"{seen}; lower it.")
+        fact = f"the first look is at epoch {stopping.grace_epochs} of {spec.epochs}, so no trial is ever stopped"
+        yield LintFinding("warning", "stopping.grace_epochs", f"{fact}; lower it.")
     elif len(rule.looks) == 1 and stopping.grace_epochs * stopping.reduction_factor >= spec.epochs:
-        seen = f"one rung only, at epoch {stopping.grace_epochs} of {spec.epochs}"
+        fact = f"one rung only, at epoch {stopping.grace_epochs} of {spec.epochs}"
         least = stopping.grace_epochs == 1, stopping.reduction_factor == 2
         mend = {
             (False, False): "lower it or reduction_factor", (True, False): "lower reduction_factor", (False, True): "lower it",
             (True, True): "train for more epochs",
         }[least]  # fmt: skip
-        yield Finding("hint", "stopping.grace_epochs", f"{seen}; for a second one {mend}.")
+        yield LintFinding("hint", "stopping.grace_epochs", f"{fact}; for a second one {mend}.")
     if spec.trials <= rule.startup:
         needs = f"{stopping.kind} needs {rule.startup} trials to hold the next against, and trials is {spec.trials}"
-        yield Finding("warning", "stopping.kind", f"{needs}; write asha.")
+        yield LintFinding("warning", "stopping.kind", f"{needs}; write asha.")
     if stopping.strata > 1 and spec.trials < 2 * stopping.strata * stopping.reduction_factor:
-        seen = f"about {counted(round(spec.trials / stopping.strata), 'trial')} in each of {stopping.strata} groups part hardly at all"
-        yield Finding("hint", "stopping.strata", f"{seen}; ask for fewer groups or more trials.")
+        fact = f"about {counted(round(spec.trials / stopping.strata), 'trial')} in each of {stopping.strata} groups part hardly at all"
+        yield LintFinding("hint", "stopping.strata", f"{fact}; ask for fewer groups or more trials.")
 
 
-def _few_images(spec: SearchSpec) -> Iterator[Finding]:
+def _few_images(spec: SearchSpec) -> Iterator[LintFinding]:
     """Too few images to tell trials apart."""
     try:
         images = images_of(spec.data_config)
@@ -401,14 +399,15 @@ def _few_images(spec: SearchSpec) -> Iterator[Finding]:
     if count < LEAST_IMAGES:
         low, high = wilson(0.9 * count, count)
         interval = f"a 95 % interval of {low:.2f} to {high:.2f}, {high - low:.2f} wide"
-        seen = f"{counted(count, f'{split} image')}: an accuracy of 0.90 on them has {interval}"
-        own = spec.data.name not in COUNTS and not on_holdout and "val" in image_folder.scan(Path(spec.data.path or "").expanduser()).splits
+        fact = f"{counted(count, f'{split} image')}: an accuracy of 0.90 on them has {interval}"
+        folder = Path(spec.data.path or "").expanduser()
+        own_split = spec.data.name not in COUNTS and not on_holdout and "val" in image_folder.scan(folder).splits
         key = "data.holdout_fraction" if on_holdout else "data.val_fraction"
-        where, mend = ("data.path", "add images to them") if own else (key, "raise it, or add images")
-        yield Finding("warning", where, f"{seen}; {mend}.")
+        where, mend = ("data.path", "add images to them") if own_split else (key, "raise it, or add images")
+        yield LintFinding("warning", where, f"{fact}; {mend}.")
 
 
-def _missing_classes(spec: SearchSpec) -> Iterator[Finding]:
+def _missing_classes(spec: SearchSpec) -> Iterator[LintFinding]:
     """Classes of an image folder that its own val or test has no image of."""
     if spec.data.name in COUNTS or spec.data.path is None:
         return
@@ -418,34 +417,34 @@ def _missing_classes(spec: SearchSpec) -> Iterator[Finding]:
         return  # as in `_few_images`
     for split, names in listing.missing.items():
         which = "they are" if len(names) > 1 else "it is"
-        seen = f"{split} has no image of {image_folder.in_short(names)}, so nothing tells how well {which} recognised"
-        yield Finding("warning", "data.path", f"{seen}; add images, or remove {split} to have it split off train.")
+        fact = f"{split} has no image of {image_folder.in_short(names)}, so nothing tells how well {which} recognised"
+        yield LintFinding("warning", "data.path", f"{fact}; add images, or remove {split} to have it split off train.")
 
 
-def _warm_up(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
+def _warm_up(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
     longest = spec.epochs * max(draw.values["warmup_fraction"] for draw in valid)
     if spec.stopping.stops and spec.stopping.grace_epochs < longest and spec.stopping.grace_epochs < spec.epochs:
-        seen = f"trials are stopped from epoch {spec.stopping.grace_epochs} on, while the learning rate climbs up to epoch {longest:g}"
-        yield Finding("warning", "stopping.grace_epochs", f"{seen}; raise it, or lower training.warmup_fraction.")
+        fact = f"trials are stopped from epoch {spec.stopping.grace_epochs} on, while the learning rate climbs up to epoch {longest:g}"
+        yield LintFinding("warning", "stopping.grace_epochs", f"{fact}; raise it, or lower training.warmup_fraction.")
 
 
-def _together(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
+def _together(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
     """What trials at once and whole epochs come to."""
     if spec.concurrency > spec.trials:
-        yield Finding("hint", "concurrency", f"{spec.concurrency:,} at once, but only {counted(spec.trials, 'trial')}; lower it.")
+        yield LintFinding("hint", "concurrency", f"{spec.concurrency:,} at once, but only {counted(spec.trials, 'trial')}; lower it.")
     most, have = max(draw.cost.train_bytes for draw in valid if draw.cost is not None), memory_of_this_machine()
     if not spec.resources.on_gpu and most * spec.concurrency > have >= most:
-        seen = f"{spec.concurrency:,} of the largest trials take {in_units(most * spec.concurrency)}, and this machine has {in_units(have)}"
-        yield Finding("hint", "concurrency", f"{seen}; lower it, or run it where there is more.")
+        fact = f"{spec.concurrency:,} of the largest trials take {in_units(most * spec.concurrency)}, and this machine has {in_units(have)}"
+        yield LintFinding("hint", "concurrency", f"{fact}; lower it, or run it where there is more.")
     if spec.data.name in COUNTS:
         train = images_of(spec.data_config).train
         share = sum(draw.values["batch_size"] > train for draw in valid) / len(valid)
         if share:
-            seen = f"in {share:.0%} of the proposals an epoch of {counted(train, 'image')} is less than one batch"
-            yield Finding("warning", "training.batch_size", f"{seen}; lower it.")
+            fact = f"in {share:.0%} of the proposals an epoch of {counted(train, 'image')} is less than one batch"
+            yield LintFinding("warning", "training.batch_size", f"{fact}; lower it.")
 
 
-def _whole_gpus(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
+def _whole_gpus(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
     """GPUs that have room for more trials than they are given."""
     auto = spec.resources.gpus == "auto"
     if not spec.resources.on_gpu or (not auto and (spec.resources.devices or 0) < 1):
@@ -456,19 +455,19 @@ def _whole_gpus(spec: SearchSpec, valid: Sequence[_Draw]) -> Iterator[Finding]:
         config = spec.trial_config(dict(draw.params), in_channels=space.in_channels, num_classes=space.num_classes, trial=0)
         steps.append(shares.share_of(shares.Need(shares.training_bytes(config.model, config.training), 0), memory) or 1.0)
     places = int(1 / sorted(steps)[len(steps) // 2])
-    seen = f"half of the proposals need at most 1/{places} of the memory of a GPU that has {in_units(memory)}"
+    fact = f"half of the proposals need at most 1/{places} of the memory of a GPU that has {in_units(memory)}"
     if places >= 4 and not auto:  # what fills half of the memory keeps a GPU busy, too
-        yield Finding("hint", "resources.gpus", f"{seen}, and hold a whole one; write auto, and small ones train beside each other.")
+        yield LintFinding("hint", "resources.gpus", f"{fact}, and hold a whole one; write auto, and small ones train beside each other.")
     elif auto and spec.concurrency < places:
-        yield Finding("hint", "concurrency", f"{spec.concurrency} at once, but {seen}; up to {places} for each GPU find a place.")
+        yield LintFinding("hint", "concurrency", f"{spec.concurrency} at once, but {fact}; up to {places} for each GPU find a place.")
 
 
-def _scales(space: Space) -> Iterator[Finding]:
+def _scales(space: Space) -> Iterator[LintFinding]:
     for name, parameter in space.searched.items():
         if not isinstance(parameter, FloatRange) or parameter.log or parameter.step is not None:
             continue
         low, high = parameter.range
         if low > 0 and high / low >= (10 if name == "lr" else 100):
             below = max(0.0, (high / 10 - low) / (high - low))
-            seen = f"{low:g} to {high:g} spans {math.log10(high / low):.1f} decades, and {below:.0%} of it lies below {high / 10:g}"
-            yield Finding("hint", path_of(name), f"{seen}; add log: true.")
+            fact = f"{low:g} to {high:g} spans {math.log10(high / low):.1f} decades, and {below:.0%} of it lies below {high / 10:g}"
+            yield LintFinding("hint", path_of(name), f"{fact}; add log: true.")

@@ -13,8 +13,10 @@ from typing import Any, Literal
 import yaml
 
 from vit_search.config import search_file
+from vit_search.config.distributions import Choice, FloatRange, IntRange, Value
 from vit_search.config.search_file import SearchSpec
-from vit_search.config.space import Choice, FloatRange, IntRange, Space, Value
+from vit_search.config.space import Space
+from vit_search.config.space_checks import check_point
 from vit_search.config.trial import ModelConfig, TrainingConfig, within
 from vit_search.errors import SpecError
 from vit_search.text import counted
@@ -49,7 +51,7 @@ Side = Literal["low", "high"]
 
 
 @dataclass(frozen=True)
-class Seen:
+class RankedTrial:
     """A trial as the next file looks at it."""
 
     params: Mapping[str, Value]
@@ -98,9 +100,9 @@ class NextFile:
     """Why nothing was changed; empty where something was."""
 
 
-def good_ones(standing: Sequence[Seen]) -> Sequence[Seen]:
+def good_ones(standing: Sequence[RankedTrial]) -> Sequence[RankedTrial]:
     """The best fifth of the trials, at least `FEWEST`; none while too few have reached full length."""
-    if sum(seen.completed for seen in standing) < FEWEST:
+    if sum(trial.completed for trial in standing) < FEWEST:
         return ()
     return standing[: max(FEWEST, math.ceil(GOOD_SHARE * len(standing)))]
 
@@ -111,7 +113,7 @@ def position(parameter: IntRange | FloatRange, value: float) -> float:
     return (_scaled(parameter, value) - low) / (high - low)
 
 
-def stuck(space: Space, standing: Sequence[Seen]) -> list[Stuck]:
+def stuck(space: Space, standing: Sequence[RankedTrial]) -> list[Stuck]:
     """Parameters of which more good trials lie in the outer tenth of the range than chance would put there (binomial test).
 
     Chance is what random proposals that can be run do, from a fixed seed: conditions and constraints count.
@@ -124,22 +126,23 @@ def stuck(space: Space, standing: Sequence[Seen]) -> list[Stuck]:
         return []
     rng = random.Random(0)  # noqa: S311 -- a sample of the space, not a secret
     drawn = [params for params in (space.draw(rng) for _ in range(1000)) if space.problem(params) is None]
-    found = []
+    crowded = []
     for name, parameter in space.searched.items():
         if isinstance(parameter, Choice):
             continue
-        at = [position(parameter, seen.params[name]) for seen in good if name in seen.params]  # type: ignore[arg-type]
+        of_good = [position(parameter, trial.params[name]) for trial in good if name in trial.params]  # type: ignore[arg-type]
         by_chance = [position(parameter, params[name]) for params in drawn if name in params]  # type: ignore[arg-type]
-        for side, end in (("low", 0), ("high", 1)):
-            crowd, share = (sum(abs(place - end) <= OUTER + 1e-9 for place in places) for places in (at, by_chance))
+        for end, side in enumerate(_SIDES):
+            crowd, share = (sum(abs(at - end) <= OUTER + 1e-9 for at in positions) for positions in (of_good, by_chance))
             chance = (share + 1) / (len(by_chance) + 2)
-            if len(at) >= FEWEST and crowd >= 2 * chance * len(at) and _at_least(crowd, len(at), chance) < STUCK_BELOW:
-                legal = _extended(name, parameter, side) is None  # type: ignore[arg-type]
-                found.append(Stuck(name, side, float(parameter.range[end]), crowd, len(at), chance * len(at), legal))  # type: ignore[arg-type]
-    return found
+            if len(of_good) >= FEWEST and crowd >= 2 * chance * len(of_good) and _at_least(crowd, len(of_good), chance) < STUCK_BELOW:
+                legal = _extended(name, parameter, side) is None
+                limit = float(parameter.range[end])
+                crowded.append(Stuck(name, side, limit, crowd, len(of_good), chance * len(of_good), legal))
+    return crowded
 
 
-def next_file(spec: SearchSpec, search: str, standing: Sequence[Seen]) -> NextFile:
+def next_file(spec: SearchSpec, search: str, standing: Sequence[RankedTrial]) -> NextFile:
     """The file to launch next.
 
     It has the search's name, learns from the search and starts with its best points; ranges are drawn in around the good trials,
@@ -152,7 +155,7 @@ def next_file(spec: SearchSpec, search: str, standing: Sequence[Seen]) -> NextFi
     """
     good = good_ones(standing)
     edits = _edits(spec.space, standing, good) if good else {}
-    completed = [seen.params for seen in standing if seen.completed]
+    completed = [trial.params for trial in standing if trial.completed]
     for kept in (edits, {name: edit for name, edit in edits.items() if not edit.widens}, {}):
         text = _written(spec, search, kept, completed, len(good), len(standing))
         try:
@@ -184,23 +187,23 @@ class _Edit:
     widens: bool = False
 
 
-def _edits(space: Space, standing: Sequence[Seen], good: Sequence[Seen]) -> dict[str, _Edit]:
-    asked = " ".join(parameter.when or "" for parameter in space.searched.values())
+def _edits(space: Space, standing: Sequence[RankedTrial], good: Sequence[RankedTrial]) -> dict[str, _Edit]:
+    conditions = " ".join(parameter.when or "" for parameter in space.searched.values())
     ends = {(one.parameter, one.side): one for one in stuck(space, standing) if not one.legal_end}
-    found: dict[str, _Edit] = {}
+    edits: dict[str, _Edit] = {}
     for name, parameter in space.searched.items():
-        values = [seen.params[name] for seen in good if name in seen.params]
+        values = [trial.params[name] for trial in good if name in trial.params]
         if len(values) < FEWEST:
             continue
         if not isinstance(parameter, Choice):
             edit = _drawn_anew(name, parameter, [float(v) for v in values], {s: ends[name, s] for s in _SIDES if (name, s) in ends})  # type: ignore[arg-type]
-        elif re.search(rf"\b{name}\b", asked):
+        elif re.search(rf"\b{name}\b", conditions):
             edit = None  # conditions name its values
         else:
-            edit = _fewer(parameter, values, [seen.params[name] for seen in standing if name in seen.params])
+            edit = _fewer(parameter, values, [trial.params[name] for trial in standing if name in trial.params])
         if edit is not None:
-            found[name] = edit
-    return found
+            edits[name] = edit
+    return edits
 
 
 _SIDES: tuple[Side, Side] = ("low", "high")
@@ -214,8 +217,8 @@ def _fewer(parameter: Choice[Any], good: Sequence[Any], tried: Sequence[Any]) ->
     left = [c for c in parameter.choice if c not in out]
     if not out or len(left) < 2:
         return None
-    said = ", ".join(f"{flow(c)} ({times[c]} tried)" for c in out)
-    return _Edit(left, flow(parameter.choice), flow(left), f"none of the best {len(good)} has {said}")
+    dropped = ", ".join(f"{flow(c)} ({times[c]} tried)" for c in out)
+    return _Edit(left, flow(parameter.choice), flow(left), f"none of the best {len(good)} has {dropped}")
 
 
 def _drawn_anew(name: str, parameter: IntRange | FloatRange, good: Sequence[float], ends: Mapping[Side, Stuck]) -> _Edit | None:
@@ -319,7 +322,7 @@ def _written(
 
 def _lies_in(space: Space, params: Mapping[str, Value]) -> bool:
     try:
-        space.check_point(params, "start_with")
+        check_point(space, params, "start_with")
     except SpecError:
         return False
     return True

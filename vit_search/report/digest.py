@@ -22,8 +22,9 @@ from vit_search.ledger import ledger, search_state, searches
 from vit_search.ledger.ledger import Broke, Commanded, Ended, Event, Launched, Proposed, Reported, Spent, Trial
 from vit_search.ledger.search_state import State
 from vit_search.ledger.searches import Hindsight
-from vit_search.planning import next_file, plan
-from vit_search.planning.next_file import NextFile, Seen, Stuck
+from vit_search.planning import next_file
+from vit_search.planning.image_counts import images_of
+from vit_search.planning.next_file import NextFile, RankedTrial, Stuck
 from vit_search.stats import wilson
 from vit_search.stopping import rungs_of
 from vit_search.stopping.rungs import boundaries
@@ -181,7 +182,7 @@ def digest(folder: Path, *, driven: bool | None = None, awaited: bool = False) -
     devices = spec.resources.devices
     clock = _Clock(events, by_number)
     rungs = rungs_of(spec)
-    seen = [Seen(t.params, t.outcome == "completed") for t in order if t.over and sound(t, spec.metric)]
+    seen = [RankedTrial(t.params, t.outcome == "completed") for t in order if t.over and sound(t, spec.metric)]
     capacity = _capacity(events, spec.concurrency)
     return Digest(
         name=facts.search,
@@ -287,7 +288,7 @@ def _val_images(folder: Path, spec: SearchSpec) -> int | None:
     except (OSError, ValueError, TypeError, KeyError):
         pass
     try:
-        return int(getattr(plan.images_of(spec.data_config), split))
+        return int(getattr(images_of(spec.data_config), split))
     except VitSearchError:
         return None
 

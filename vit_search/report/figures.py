@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from vit_search.config.space import Choice, Space
+from vit_search.config.distributions import Choice
+from vit_search.config.space import Space
 from vit_search.ledger.ledger import Trial
 from vit_search.planning.next_file import GOOD_SHARE, position
 from vit_search.report.digest import Bar, Digest, Step, sound

@@ -13,7 +13,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, create_trial
 
-from vit_search.config.space import Choice, Distribution, IntRange, Space, Value
+from vit_search.config.distributions import Choice, Distribution, IntRange, Value
+from vit_search.config.space import Space
 from vit_search.planning.next_file import GOOD_SHARE
 
 FEWEST = 25

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from vit_search.config.search_file import SearchSpec, check_target
+from vit_search.config.search_file import SearchSpec
+from vit_search.config.search_file_blocks import check_target
 from vit_search.errors import SpecError
 from vit_search.ledger.ledger import Commanded, Event, Launched
 from vit_search.text import counted, nearest

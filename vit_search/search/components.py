@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
+from vit_search.config.distributions import Value
 from vit_search.config.search_file import SearchSpec
-from vit_search.config.space import Space, Value
+from vit_search.config.space import Space
 from vit_search.errors import SpecError
 from vit_search.ledger.ledger import Broke, Ended, Event, Outcome, Progress, Reported
 from vit_search.search.commands import Commands, Settings

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from vit_search.config.space import Value
+from vit_search.config.distributions import Value
 from vit_search.config.strict_json import build
 from vit_search.config.strict_json import parse as parse_json
 from vit_search.errors import SearchError, SpecError

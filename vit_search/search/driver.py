@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vit_search.config.space import Value
+from vit_search.config.distributions import Value
 from vit_search.errors import ClusterError, SearchError, VitSearchError
 from vit_search.ledger import search_state
 from vit_search.ledger.ledger import (

@@ -53,7 +53,7 @@ def false_kills(audits: Iterable[tuple[int, int | None]], finals: Mapping[int, f
 def _beside_plan(folder: Path, spec: SearchSpec, trials: Sequence[Trial], progress: Progress) -> dict[str, Any] | None:
     """What was foretold at the start beside what came; None where the plan is missing or damaged: it decides nothing."""
     try:
-        plan = planning.Plan.from_dict(parse((folder / PLAN).read_bytes()))
+        plan = planning.SearchPlan.from_dict(parse((folder / PLAN).read_bytes()))
     except (OSError, ValueError, TypeError, KeyError):
         return None
     lengths = Counter(len(trial.results) for trial in trials)

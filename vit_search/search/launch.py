@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit_search.runtime.ray_session import Head, check_limits  # isort: skip  (before ray, whose settings it makes)
+from vit_search.config.distributions import Value
 from vit_search.config.search_file import SearchSpec
-from vit_search.config.space import Value
 from vit_search.data.data_set import TRAINED_AND_VALIDATED_ON, DataSet, kept_speed, prepare
 from vit_search.errors import NoTrialCompletedError, SearchError, SpecError, VitSearchError
 from vit_search.files import write_whole
@@ -26,6 +26,7 @@ from vit_search.ledger import searches
 from vit_search.ledger.ledger import Commanded, Ended, Event, Launched, Ledger, Left, Progress, Spent, Trial, best, ranked
 from vit_search.ledger.searches import Hindsight, SearchFacts
 from vit_search.planning import plan as planning
+from vit_search.planning import speed
 from vit_search.runtime.user import user_name
 from vit_search.search import resumable
 from vit_search.search.commands import Settings
@@ -411,8 +412,8 @@ def _resident_bytes(spec: SearchSpec, data: DataSet) -> int:
     return sum(data.counts[name] for names in parts for name in names) * data.channels * math.prod(data.image_size)
 
 
-def _known_speed(spec: SearchSpec) -> planning.Speed | None:
+def _known_speed(spec: SearchSpec) -> speed.Speed | None:
     """What `vit-search plan --calibrate` last measured of this machine, where that can be read."""
     with contextlib.suppress(SpecError):
-        return planning.load_speed(kept_speed(gpus=spec.resources.on_gpu))
+        return speed.load_speed(kept_speed(gpus=spec.resources.on_gpu))
     return None

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vit_search.config.distributions import Value
 from vit_search.config.search_file import SearchSpec
-from vit_search.config.space import Value
 from vit_search.data.data_set import DataSet
 from vit_search.ledger.ledger import trial_folder
 from vit_search.search.components import Components

@@ -8,7 +8,7 @@ import pynvml
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from vit_search.config.search_file import Resources
+from vit_search.config.search_file_blocks import Resources
 from vit_search.errors import SearchError
 from vit_search.search.gpu_sharing import Nodes
 

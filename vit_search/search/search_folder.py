@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vit_search.config.distributions import Value
 from vit_search.config.search_file import NAME, SearchSpec
-from vit_search.config.space import Value
 from vit_search.config.strict_json import build, parse
 from vit_search.errors import SearchError
 from vit_search.files import make_folder

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vit_search.config.space import Value
+from vit_search.config.distributions import Value
 from vit_search.ledger.ledger import Ended, Event, Proposed, Reported
 from vit_search.stopping.rungs import levels
 

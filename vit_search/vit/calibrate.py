@@ -1,4 +1,4 @@
-"""How fast this machine trains the models of one search: short trainings, side by side, resolved into planning/plan.py's Speed.
+"""How fast this machine trains the models of one search: short trainings, side by side, resolved into planning/speed.py's Speed.
 
 What it foretells of epochs of other proposals of search_spaces/digits.yaml, one at a time on two cores of an AMD EPYC: 1.00,
 1.04 and 1.03 of what 12 epochs took in each of three rounds, single epochs 0.77 to 1.27 (tests/benchmarks/foretold.py,
@@ -32,7 +32,9 @@ from vit_search.config.search_file import SearchSpec
 from vit_search.config.trial import TrialConfig
 from vit_search.data.batches import Split
 from vit_search.errors import SpecError
-from vit_search.planning.plan import EVALUATED_AT_ONCE, Speed, evaluation_seconds, images_of, share_of_gpu, speed_key, work
+from vit_search.planning.image_counts import images_of
+from vit_search.planning.speed import EVALUATED_AT_ONCE, Speed, evaluation_seconds, speed_key, work
+from vit_search.planning.trial_gpu_share import share_of_gpu
 from vit_search.runtime import machine
 from vit_search.runtime.worker_env import WORKER_ENV
 from vit_search.text import counted

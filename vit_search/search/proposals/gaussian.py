@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vit_search.config.asks import AtQuantiles, Given, quantile
-from vit_search.config.space import Choice, Distribution, FloatRange, Space, Value
+from vit_search.config.distributions import Choice, Distribution, FloatRange, Value
+from vit_search.config.space import Space
 
 Matrix = npt.NDArray[np.float64]
 

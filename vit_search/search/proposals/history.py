@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from optuna.trial import TrialState
 
-from vit_search.config.space import Value
+from vit_search.config.distributions import Value
 
 Params = dict[str, Value]
 

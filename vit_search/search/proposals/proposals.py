@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import optuna
 
+from vit_search.config import space_checks
+from vit_search.config.distributions import Value
 from vit_search.config.metrics import RANKING
-from vit_search.config.space import Space, Value
+from vit_search.config.space import Space
 from vit_search.config.trial import EpochResult
 from vit_search.errors import SpecError
 from vit_search.ledger.ledger import Commanded, Ended, Event, Infeasible, Proposed, Reported
@@ -118,7 +120,7 @@ class Proposals:
 
         Raises: SpecError.
         """
-        self._space.check_point(params, "add")
+        space_checks.check_point(self._space, params, "add")
 
     def truth(self) -> optuna.Study:
         """All proposals of this search in their true states."""

@@ -17,7 +17,8 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from vit_search.config.asks import AtQuantiles, Drawn, Given
-from vit_search.config.space import Asks, Space, Value
+from vit_search.config.distributions import Value, ValueSource
+from vit_search.config.space import Space
 from vit_search.search.proposals import gaussian
 from vit_search.search.proposals.history import ENOUGH, Goal, History, Params, params_key
 from vit_search.search.proposals.optuna_study import JointTPESampler, StudyView
@@ -51,7 +52,7 @@ class Question:
     """Of this ask."""
     rng: random.Random
 
-    def suggest(self, asks: Asks) -> Params:
+    def suggest(self, asks: ValueSource) -> Params:
         """The parameters as `asks` has them, but for those that are fixed."""
         return self.space.suggest(Given(self.fixed, asks) if self.fixed else asks)
 

@@ -1,0 +1,142 @@
+"""The sections `data`, `model` and `training` of a search file: one optional key for each field of a config's dataclass.
+
+A key takes a value or, where it is searched, a distribution.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Discriminator,
+    Field,
+    Strict,
+    Tag,
+    create_model,
+    model_validator,
+)
+
+from vit_search.config.distributions import Choice, Conditional, FloatRange, IntRange, StrictModel, spelling
+from vit_search.config.trial import FROM_DATA, DataConfig, ModelConfig, TrainingConfig, bounds_text, field_types, within
+
+
+def _as_value(choice: type[Choice[Any]], parameter: IntRange | FloatRange) -> Any:
+    """The one value of a range with equal ends, as a `choice` where it stands under a condition; any other range as it is."""
+    low, high = parameter.range
+    if low != high:
+        return parameter
+    if parameter.when is None:
+        return low
+    return choice(choice=[low], **parameter.model_dump(by_alias=True, include={"when", "otherwise"}))
+
+
+def _form_of(value: Any) -> str:
+    """Which form a parameter has; pydantic's discriminator."""
+    if isinstance(value, dict):
+        return next((form for form in ("choice", "int", "float") if form in value), "unclear")
+    forms: dict[type, str] = {IntRange: "int", FloatRange: "float"}
+    return "choice" if isinstance(value, Choice) else forms.get(type(value), "value")
+
+
+FORMS = ("value", "choice", "int", "float")
+"""Tags that `_form_of` gives, which pydantic puts into the path of an error."""
+
+
+def _value_type(annotation: Any, bounds: Mapping[str, float]) -> Any:
+    """A config's type with its bounds, strict: no text is taken for a number and no true for a 1."""
+    optional = type(None) in get_args(annotation)
+    bare = next(a for a in get_args(annotation) if a is not type(None)) if optional else annotation
+    strict: Any = bare
+    if bare in (int, float, bool, str):
+        limits: dict[str, Any] = {**bounds, "allow_inf_nan": False} if bare is float else dict(bounds)
+        strict = Annotated[bare, Strict(), Field(**limits)]
+    return strict | None if optional else strict
+
+
+def _parameter_type(annotation: Any, bounds: Mapping[str, float]) -> Any:
+    """A fixed value or whichever distributions make sense for the type."""
+    value: Any = _value_type(annotation, bounds)
+    numbers = set(get_args(annotation)) if isinstance(annotation, types.UnionType) else {annotation}
+    choice: Any = Choice.__class_getitem__(value)
+    simpler = AfterValidator(partial(_as_value, choice))
+    forms: list[Any] = [Annotated[value, Tag("value")], Annotated[choice, Tag("choice")]]
+    if int in numbers:
+        forms.append(Annotated[IntRange, simpler, Tag("int")])
+    if float in numbers:
+        forms.append(Annotated[FloatRange, simpler, Tag("float")])
+    return Annotated[Union[tuple(forms)], Discriminator(_form_of)]  # noqa: UP007
+
+
+def _type_fault(value: Any, annotation: Any, bounds: Mapping[str, float]) -> str | None:
+    """Why a value is none of a config's type, with the mend, or None."""
+    kinds = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    if value is None:
+        return None if type(None) in kinds else "null will not do; give a value"
+    bare = next(kind for kind in kinds if kind is not type(None))
+    if get_origin(bare) is Literal:
+        return None if value in get_args(bare) else f"{spelling(value)} will not do; choose from {', '.join(map(spelling, get_args(bare)))}"
+    fits: tuple[Any, ...] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}[bare]
+    if not isinstance(value, fits) or (isinstance(value, bool) and bare is not bool):
+        words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+        return f"{spelling(value)} will not do; give {words[bare]}"
+    return None if not bounds or within(value, dict(bounds)) else f"{value:g} is out of bounds; give {bounds_text(dict(bounds))}"
+
+
+def _check_ends(section: Any) -> Any:
+    """Ranges obey the same bounds as fixed values, at both ends, and so does what stands under `else`."""
+    config = type(section).__config__
+    for f in fields(config):
+        parameter, bounds = getattr(section, f.name, None), f.metadata.get("bounds", {})
+        if isinstance(parameter, Conditional) and "otherwise" in parameter.model_fields_set:
+            fault = _type_fault(parameter.otherwise, PARAMETER_TYPES[f.name], bounds)
+            if fault:
+                raise ValueError(f"@{f.name}.else@{fault}")
+        if bounds:
+            for end in parameter.ends() if isinstance(parameter, (Choice, IntRange, FloatRange)) else [parameter]:
+                if isinstance(end, (int, float)) and not within(end, bounds):
+                    raise ValueError(f"@{f.name}@{end:g} is out of bounds; give {bounds_text(bounds)}")
+    return section
+
+
+def _section_of(name: str, config: type[Any], *, leave_out: tuple[str, ...] = (), searched: bool) -> type[BaseModel]:
+    """A pydantic model with one optional key per field of a config; `searched` ones may be distributions.
+
+    A key that the file leaves out keeps the config's own default: it stands in one place.
+    """
+    hints = field_types(config)
+    keys: dict[str, Any] = {}
+    for f in fields(config):
+        if f.name in leave_out:
+            continue
+        make = _parameter_type if searched else _value_type
+        required = f.default is ... or f.default is MISSING
+        shown = (
+            ""
+            if required
+            else f" Default: {'null' if f.default is None else str(f.default).lower() if isinstance(f.default, bool) else f.default}."
+        )
+        default = ... if required else f.default
+        keys[f.name] = (make(hints[f.name], f.metadata.get("bounds", {})), Field(default, description=f.metadata.get("doc", "") + shown))
+    validators: dict[str, Any] = {"ends": model_validator(mode="after")(_check_ends)}
+    made: type[BaseModel] = create_model(name, __base__=StrictModel, __validators__=validators, **keys)
+    made.__config__ = config  # type: ignore[attr-defined]
+    made.__doc__ = config.__doc__
+    return made
+
+
+PARAMETER_TYPES = {**field_types(ModelConfig), **field_types(TrainingConfig)}
+
+if TYPE_CHECKING:  # made from the dataclasses' fields when imported, so their keys are not known to a type checker
+    DataSection: TypeAlias = Any
+    ModelSection: TypeAlias = Any
+    TrainingSection: TypeAlias = Any
+else:
+    DataSection = _section_of("DataSection", DataConfig, searched=False)
+    ModelSection = _section_of("ModelSection", ModelConfig, leave_out=FROM_DATA, searched=True)
+    TrainingSection = _section_of("TrainingSection", TrainingConfig, leave_out=("epochs",), searched=True)

@@ -1,0 +1,57 @@
+"""How many images each split has, counted before any image is read."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vit_search.config.trial import COUNTS, DataConfig
+from vit_search.data import image_folder
+from vit_search.errors import DataError
+
+
+@dataclass(frozen=True)
+class Images:
+    """How many images there are, without those of the test split."""
+
+    train: int
+    val: int
+    holdout: int = 0
+
+
+def images_of(config: DataConfig) -> Images:
+    """Images of all splits but the test split, before any is read; those of a folder are counted by their endings.
+
+    Raises: DataError when the folder is missing or holds no images.
+    """
+    if config.name in COUNTS:
+        labelled, own_test = COUNTS[config.name]
+    else:
+        root = Path(config.path or "").expanduser()
+        if not root.is_dir():
+            raise DataError(f"{root}: {'a file, no folder' if root.exists() else 'missing'}; data.path names a folder of class folders.")
+        listing = image_folder.scan(root)
+        if listing.splits:
+            return _images_of_splits(config, Counter(listing.splits))
+        labelled, own_test = len(listing.files), 0
+    test = 0 if own_test else math.floor(labelled * config.test_fraction + 0.5)
+    looked_at = config.val_fraction + config.holdout_fraction
+    both = math.floor((labelled - test) * looked_at / (1 if own_test else 1 - config.test_fraction) + 0.5)  # as data/data_set.py carves
+    train, holdout = max(1, labelled - test - both), math.floor(both * config.holdout_fraction / looked_at + 0.5)
+    val = both - holdout
+    return Images(train=min(train, config.train_limit or train), val=val, holdout=holdout)
+
+
+def _images_of_splits(config: DataConfig, counts: Mapping[str, int]) -> Images:
+    """Images of the splits of a folder that has its own; what it lacks comes from its training images, as data/data_set.py carves."""
+    all_train, left = counts["train"], 1.0
+    test = 0 if counts["test"] else math.floor(all_train * config.test_fraction + 0.5)
+    left -= config.test_fraction if test else 0.0
+    val = 0 if counts["val"] else math.floor((all_train - test) * config.val_fraction / left + 0.5)
+    left -= config.val_fraction if val else 0.0
+    holdout = math.floor((all_train - test - val) * config.holdout_fraction / left + 0.5)
+    train = max(1, all_train - test - val - holdout)
+    return Images(train=min(train, config.train_limit or train), val=counts["val"] or val, holdout=holdout)

@@ -1,0 +1,160 @@
+"""How fast a machine trains: the seconds of each part of a training, kept in a file, and what an epoch of a trial takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from vit_search.config.cost import cost_of
+from vit_search.config.search_file import SearchSpec
+from vit_search.config.strict_json import parse
+from vit_search.config.trial import TrialConfig
+from vit_search.errors import DataError, SpecError
+from vit_search.files import write_whole
+from vit_search.planning.image_counts import Images
+
+BORROWED = 7.0
+"""By how much a mean epoch may be wrong that is foretold by another search's calibration: over five files of search_spaces/ it was 0.54
+to 6.46 of what its own said, where its own of another round was 0.70 to 1.43 (2026-11-29, tests/benchmarks/borrowed_speed.py)."""
+
+EVALUATED_AT_ONCE = 128
+"""Images of a batch in evaluation; vit/training.py has the number for a CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What the parts of a training cost on one machine while as many trials run as a search runs at once; all in seconds."""
+
+    gflop_s: float
+    """1e9 floating-point operations of matrix products in a training step."""
+    step_s: float = 0.0
+    """A step whatever its size: the optimiser, clipping, Python."""
+    block_s: float = 0.0
+    """A block in a step, whatever its width."""
+    image_s: float = 0.0
+    """An image's way into a batch."""
+    policy_s: float = 0.0
+    """What TrivialAugment or RandAugment add to it."""
+    mscore_s: float = 0.0
+    """1e6 attention scores."""
+    mvalue_s: float = 0.0
+    """1e6 values that are normalised, activated or added."""
+    evaluation: float = 1 / 3
+    """An image's evaluation, as a share of its training."""
+    save_s: float = 0.0
+    """A checkpoint, of which each epoch writes one."""
+    mparam_save_s: float = 0.0
+    """1e6 parameters more in a checkpoint."""
+    start_s: float = 0.0
+    """A trial's model before its first epoch."""
+    device: str = "as stated"
+    measured: str = ""
+    """Date; empty where the speed is stated."""
+    name: str = ""
+    """Search file that it was measured for."""
+    key: str = ""
+    """The same as `speed_key`; empty in speeds of versions before 0.2."""
+    processes: int = 1
+    """Trainings at once while it was measured."""
+    room: int = 1
+    """How many it has room for, by its cores or GPUs and what a trial takes."""
+
+    @property
+    def flops_per_s(self) -> float:
+        """Of matrix products alone, everything else left out; infinite where they were too small to be seen."""
+        return 1e9 / self.gflop_s if self.gflop_s else math.inf
+
+
+def speed_key(spec: SearchSpec) -> str:
+    """SHA-256, in hex, of what a calibration measures: the space, and what a trial takes of the machine."""
+    return hashlib.sha256(f"{spec.space.space_hash} {spec.resources.cpus} {spec.resources.gpus}".encode()).hexdigest()
+
+
+def borrowed(speed: Speed | None, spec: SearchSpec) -> str:
+    """What a speed was measured for, where that is not this search; else empty."""
+    if speed is None or not speed.measured:
+        return ""
+    if speed.name != spec.name:
+        return speed.name
+    return f"an earlier {spec.name}" if speed.key and speed.key != speed_key(spec) else ""
+
+
+def stated_speed(flops_per_s: float) -> Speed:
+    """A speed by what a training step sustains, all of its parts included.
+
+    Raises: SpecError unless it is positive and finite.
+    """
+    if not 0 < flops_per_s < math.inf:
+        raise SpecError(f"--flops-per-s is {flops_per_s:g}; give what a training step sustains, e.g. 5e10.")
+    return Speed(gflop_s=1e9 / flops_per_s)
+
+
+def save_speed(speed: Speed, path: Path) -> None:
+    """Keep a measured speed.
+
+    Raises: DataError when the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(dataclasses.asdict(speed), indent=1) + "\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}); set VIT_SEARCH_CACHE to a folder that can.") from None
+
+
+def load_speed(path: Path) -> Speed | None:
+    """The speed kept at a path; None where there is none.
+
+    Raises: SpecError when the file is damaged or of another version.
+    """
+    try:
+        speed = Speed(**parse(path.read_text()))
+        figures = [getattr(speed, f.name) for f in dataclasses.fields(Speed) if f.type == "float"]
+        if not all(isinstance(figure, (int, float)) and math.isfinite(figure) and figure >= 0 for figure in figures):
+            raise ValueError
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError):
+        raise SpecError(f"{path}: no speed that this version can read; measure anew: vit-search plan --calibrate.") from None
+    return speed
+
+
+def work(config: TrialConfig) -> dict[str, float]:
+    """What one training step consists of, by the field of Speed that prices it."""
+    model, training = config.model, config.training
+    batch, tokens = training.batch_size, model.tokens
+    cost = cost_of(model, math.ceil(batch / training.accumulation), training.optimizer)
+    return {
+        "step_s": 1.0,
+        "block_s": model.depth * training.accumulation,
+        "image_s": batch,
+        "policy_s": batch * (training.auto_augment != "none"),
+        "gflop_s": batch * cost.train_flops / 1e9,
+        "mscore_s": batch * model.depth * model.heads * tokens**2 / 1e6,
+        "mvalue_s": batch * model.depth * tokens * (2 * model.dim + model.mlp_width) / 1e6,
+    }
+
+
+def train_seconds(speed: Speed, config: TrialConfig, images: int) -> float:
+    """Training on so many images."""
+    batch = config.training.batch_size
+    steps = math.ceil(images / batch)
+    prices: dict[str, float] = vars(speed)
+    return sum(
+        prices[name] * amount * (steps if name in ("step_s", "block_s") else images / batch) for name, amount in work(config).items()
+    )
+
+
+def evaluation_seconds(speed: Speed, config: TrialConfig, images: int) -> float:
+    """Evaluation of so many images."""
+    training = dataclasses.replace(config.training, batch_size=EVALUATED_AT_ONCE, accumulation=1, auto_augment="none")
+    return speed.evaluation * train_seconds(speed, dataclasses.replace(config, training=training), images)
+
+
+def epoch_seconds(speed: Speed, config: TrialConfig, images: Images) -> float:
+    """An epoch of one trial: training, evaluation and its checkpoint."""
+    save = speed.save_s + speed.mparam_save_s * cost_of(config.model, 1).params / 1e6
+    return train_seconds(speed, config, images.train) + evaluation_seconds(speed, config, images.val) + save
