@@ -137,7 +137,7 @@ def test_nothing_loads_a_pickle_or_runs_text():
         ("from vit_search.report import report", {"ray", "torch", "mlflow"}),
         ("from vit_search.serving import serving, endpoint, state", {"ray", "mlflow", "optuna", "pydantic"}),
         (
-            "from vit_search.vit import model, training; from vit_search.data import data_set",
+            "from vit_search.vit import model, training; from vit_search.data import cache",
             {"ray", "optuna", "mlflow", "pydantic", "safetensors"},
         ),
     ],
