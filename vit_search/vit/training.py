@@ -213,8 +213,8 @@ def compiled(mode: str) -> Callable[..., Tensor]:
     a worker that trains trial after trial compiles once per shape.
     """
     torch._dynamo.config.recompile_limit = 256  # shapes of a search; the default gives up after 8
-    compiled: Callable[..., Tensor] = torch.compile(ViT.forward, mode=mode, dynamic=False)
-    return compiled
+    forward: Callable[..., Tensor] = torch.compile(ViT.forward, mode=mode, dynamic=False)
+    return forward
 
 
 def _graphed(training: Training, size: int) -> Forward:
