@@ -8,7 +8,7 @@ import synthetic
 from vit_search.config import search_file
 from vit_search.config.trial import ModelConfig, TrainingConfig, TrialConfig
 from vit_search.data.batches import load_split
-from vit_search.data.data_set import prepare
+from vit_search.data.cache import prepare
 from vit_search.ledger import searches
 from vit_search.promotion.finalists import Finalist, Retrained
 from vit_search.tracking.store import client_for

@@ -14,7 +14,7 @@ from PIL import Image
 from vit_search.config import search_file
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.data.batches import load_split
-from vit_search.data.data_set import prepare
+from vit_search.data.cache import prepare
 from vit_search.errors import CheckpointError, SearchError, SpecError
 from vit_search.planning.fixed_file import check_fixed, fixed_file
 from vit_search.registry.configuration import configuration

@@ -18,7 +18,7 @@ from vit_search.config import search_file
 from vit_search.config.cost import cost_of, in_units
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.data.batches import Split, StreamedSplit, load_split
-from vit_search.data.data_set import prepare
+from vit_search.data.cache import prepare
 from vit_search.errors import OutOfMemoryError
 from vit_search.runtime import machine
 from vit_search.vit import augment, calibrate, checkpoint, train_once

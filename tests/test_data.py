@@ -20,8 +20,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from vit_search.config.trial import DataConfig
-from vit_search.data import data_set as data_module
-from vit_search.data.data_set import prepare, read_image, read_split
+from vit_search.data import decode
+from vit_search.data.cache import prepare, read_split
+from vit_search.data.decode import read_image
 from vit_search.errors import DataError
 
 FASHION = Path(__file__).parents[2] / "shared" / "data" / "FashionMNIST" / "raw"
@@ -351,7 +352,7 @@ def test_an_image_that_is_converted_in_strips_has_the_same_bits(image, kind, cha
     raw = io.BytesIO()
     image.save(raw, kind)
     at_once = read_image(raw.getvalue(), (16, 16), channels)
-    monkeypatch.setattr(data_module, "STRIP_PIXELS", 100)  # 3 rows of 40
+    monkeypatch.setattr(decode, "STRIP_PIXELS", 100)  # 3 rows of 40
     assert (read_image(raw.getvalue(), (16, 16), channels) == at_once).all()
     assert at_once.std() > 1
 
@@ -359,7 +360,7 @@ def test_an_image_that_is_converted_in_strips_has_the_same_bits(image, kind, cha
 PEAK = """
 import sys
 from pathlib import Path
-from vit_search.data.data_set import read_image
+from vit_search.data.decode import read_image
 
 def peak():
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))

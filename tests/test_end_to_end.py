@@ -23,7 +23,7 @@ from servers import free_port, until
 from sklearn.datasets import load_digits
 
 from vit_search.config import search_file
-from vit_search.data.data_set import prepare
+from vit_search.data.cache import prepare
 from vit_search.ledger.ledger import Ended, Infeasible, Proposed, Reported, read_events
 
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
@@ -370,7 +370,7 @@ import sys, mlflow, numpy as np, torch
 from vit_search.config import search_file
 from vit_search.ledger.ledger import Ended, Infeasible, Proposed, Reported, read_events
 from vit_search.vit import checkpoint, training, augment
-from vit_search.data.data_set import prepare, read_split
+from vit_search.data.cache import prepare, read_split
 mlflow.set_tracking_uri("sqlite:///mlruns.db")
 client = mlflow.MlflowClient()
 experiment = [client.get_experiment_by_name("small").experiment_id]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.data.batches import Split, StreamedSplit, load_split
-from vit_search.data.data_set import prepare, read_split
+from vit_search.data.cache import prepare, read_split
 from vit_search.promotion import evidence
 from vit_search.promotion.corruptions import corrupted
 from vit_search.promotion.evidence import Costs, Latency, OnImages, Parity, SideBySide

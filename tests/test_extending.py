@@ -3,14 +3,22 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from simulation import Book, World, driver_of
 
-from vit_search.config import asks, metrics, optimizers, search_file, trial
+from vit_search.config import asks, data_sets, metrics, optimizers, search_file, trial
+from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.metrics import METRICS
 from vit_search.config.optimizers import OPTIMIZERS
+from vit_search.data import cache, decode, file_hashes, sources
+from vit_search.data.cache import prepare, read_split
+from vit_search.data.sources import SOURCES, source
+from vit_search.errors import DataError
 from vit_search.ledger.ledger import Proposed
+from vit_search.planning import lint
+from vit_search.planning.plan import Images, images_of
 from vit_search.search.proposals import samplers
 from vit_search.search.proposals.samplers import SAMPLERS
 from vit_search.stopping import RULES, rule
@@ -38,11 +46,26 @@ training: {lr: {float: [1e-4, 1e-2], log: true}}
 @pytest.fixture
 def added(request):
     """What the example under a title of the page defines; what it registers is taken away again."""
-    tables = (SCORES, METRICS, MAKERS, OPTIMIZERS, RULES, SAMPLERS)
+    tables = (SCORES, METRICS, SOURCES, DATA_SETS, MAKERS, OPTIMIZERS, RULES, SAMPLERS)
     before = [dict(table) for table in tables]
     (code,) = [code for title, code in EXAMPLES if title == request.param]
     names = {"RULES": RULES}
-    for module in (asks, metrics, optimizers, trial, samplers, rule, evaluation, makers):
+    for module in (
+        asks,
+        metrics,
+        data_sets,
+        cache,
+        decode,
+        file_hashes,
+        source,
+        sources,
+        optimizers,
+        trial,
+        samplers,
+        rule,
+        evaluation,
+        makers,
+    ):
         names |= vars(module)
     exec(compile(code, "docs/extending.md", "exec"), names)
     yield names
@@ -61,6 +84,44 @@ def test_a_metric(added):
     confusion = torch.tensor([[8.0, 2.0], [3.0, 1.0]])
     assert SCORES["val_worst_recall"](confusion) == 0.25
     assert METRICS["val_worst_recall"].mode == "max"
+
+
+NUMPY = """
+name: t
+data: {name: numpy, path: %s, image_size: 8, channels: 1, holdout_fraction: 0}
+trials: 9
+epochs: 9
+model: {dim: 16, heads: 2, depth: {int: [1, 4]}}
+"""
+
+
+@pytest.mark.parametrize("added", ["A data source"], indirect=True)
+def test_a_data_source(added, tmp_path):
+    levels = np.repeat(np.arange(100, 140, dtype=np.uint8), 4 * 4).reshape(40, 4, 4, 1)
+    np.savez(tmp_path / "pets.npz", images=levels, labels=["cat", "dog"] * 20)
+    spec = search_file.parse(NUMPY % (tmp_path / "pets.npz"))
+    data = prepare(spec.data_config, cache=tmp_path / "cache")
+    assert (data.classes, data.image_size, data.channels) == (("cat", "dog"), (8, 8), 1)
+    assert data.counts == {"train": 30, "val": 4, "holdout": 0, "test": 6}
+    assert images_of(spec.data_config) == Images(train=30, val=4)
+    assert data.summary == "2 classes: cat, dog; 40 images (train 30, val 4, test 6)"
+    assert any("4 validation images" in warning.text for warning in lint.lint(spec, 50).findings)
+    images, labels = read_split(data, "train", "val", "test")
+    assert sorted(images[:, 0, 0, 0]) == list(range(100, 140))
+    assert (images[:, 0, 7, 7] % 2 == labels).all()  # the dogs' levels are odd
+    np.savez(tmp_path / "pets.npz", images=levels + 1, labels=["cat", "dog"] * 20)
+    assert prepare(spec.data_config, cache=tmp_path / "cache").data_hash != data.data_hash
+    (tmp_path / "pets.npz").write_bytes(b"no archive")
+    with pytest.raises(DataError, match=r"pets.npz: cannot be read .*; write it with numpy.savez"):
+        prepare(spec.data_config, cache=tmp_path / "cache")
+
+
+def test_every_data_set_that_a_search_file_may_name_has_a_source():
+    assert list(DATA_SETS) == list(SOURCES)
+    assert all(facts.path or facts.loader for facts in DATA_SETS.values())
+    for facts in DATA_SETS.values():
+        known = (facts.image_size, facts.channels, facts.classes, facts.labelled)
+        assert known.count(None) in (0, 4)
 
 
 @pytest.mark.parametrize("added", ["An optimizer"], indirect=True)
@@ -97,4 +158,11 @@ def test_a_sampler(added):
 
 
 def test_every_section_of_the_page_is_tried():
-    assert [title for title, _ in EXAMPLES] == ["A metric", "An optimizer", "A stopping rule", "A sampler", "A field of the search file"]
+    assert [title for title, _ in EXAMPLES] == [
+        "A metric",
+        "A data source",
+        "An optimizer",
+        "A stopping rule",
+        "A sampler",
+        "A field of the search file",
+    ]

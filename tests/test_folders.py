@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 from vit_search.cli.app import app
 from vit_search.config import search_file
 from vit_search.config.trial import DataConfig
-from vit_search.data.data_set import prepare, read_image, read_split
-from vit_search.data.image_folder import scan
+from vit_search.data.cache import prepare, read_split
+from vit_search.data.decode import read_image
+from vit_search.data.sources.image_folder import scan
 from vit_search.errors import DataError
 from vit_search.planning import lint
 from vit_search.planning.image_counts import images_of
@@ -96,7 +97,7 @@ def test_a_class_that_a_later_split_lacks_is_named(tmp_path):
     (tmp_path / "p" / "val" / "dog").mkdir()  # a folder without an image is as good as none
     assert scan(tmp_path / "p").missing == {"val": ("bird", "dog")}
     expected = "3 classes: bird, cat, dog; 22 images (train 15, val 2, test 5); val has no image of bird, dog"
-    assert scan(tmp_path / "p").summary == expected
+    assert scan(tmp_path / "p").summary() == expected
     assert prepare(config(tmp_path / "p"), cache=tmp_path / "cache").summary == expected
     (tmp_path / "p" / "test" / "bird" / "0.png").unlink()
     assert scan(tmp_path / "p").missing == {"val": ("bird", "dog"), "test": ("bird",)}
@@ -126,7 +127,7 @@ def test_what_is_left_out_is_counted_by_its_reason(tmp_path):
     for name in ("cat/a.heic", "cat/b.HEIC", "dog/notes.txt", "labels.csv"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    assert scan(tmp_path).summary == ("2 classes: cat, dog; 6 images; 7 files skipped: 2 .heic, 2 hidden, 1 .csv, 1 .txt, 1 broken link")
+    assert scan(tmp_path).summary() == ("2 classes: cat, dog; 6 images; 7 files skipped: 2 .heic, 2 hidden, 1 .csv, 1 .txt, 1 broken link")
 
 
 def test_links_are_followed_and_a_link_in_a_circle_ends(tmp_path):
@@ -136,13 +137,13 @@ def test_links_are_followed_and_a_link_in_a_circle_ends(tmp_path):
     (tmp_path / "photos" / "dog" / "more.png").symlink_to(tmp_path / "store" / "one.png")
     (tmp_path / "photos" / "dog" / "again").symlink_to(tmp_path / "photos" / "dog")
     found = scan(tmp_path / "photos")
-    assert (found.classes, len(found.files), found.labels.count(0)) == (("cat", "dog"), 7, 3)
+    assert (found.classes, len(found.files), found.labels.tolist().count(0)) == (("cat", "dog"), 7, 3)
 
 
 def test_many_classes_are_shortened(tmp_path):
     for i in range(12):
         write(tmp_path, *many(f"c{i:02d}", 3))
-    assert scan(tmp_path).summary.startswith("12 classes: c00, c01, c02, c03, c04, c05, c06, c07, c08, c09, … 2 more; 36 images")
+    assert scan(tmp_path).summary().startswith("12 classes: c00, c01, c02, c03, c04, c05, c06, c07, c08, c09, … 2 more; 36 images")
 
 
 def test_a_class_whose_images_are_of_no_kind_that_is_read_is_refused_with_what_was_skipped(tmp_path):

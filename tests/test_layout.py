@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vit_search.config.data_sets import DATA_SETS
 from vit_search.tracking.model_package import CODE
 
 PACKAGE = Path(__file__).parents[1] / "vit_search"
@@ -101,6 +102,15 @@ def test_every_room_says_what_it_is_for():
         assert not text or (ast.get_docstring(ast.parse(text)) or "").strip(), path
 
 
+def test_no_code_branches_on_the_name_of_a_data_set():
+    """Names stand in the table of what is known of each, and in data/sources/; everything else asks the source."""
+    for path in FILES:
+        inside = str(path.relative_to(PACKAGE))
+        if not inside.startswith("data/sources/") and inside != "config/data_sets.py":
+            constants = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+            assert not constants & DATA_SETS.keys(), path
+
+
 def test_a_model_is_sent_with_all_of_our_code_that_it_runs():
     left, sent = [PACKAGE / "tracking" / "model_package.py", PACKAGE / "__init__.py"], set()
     while left:
@@ -137,7 +147,7 @@ def test_nothing_loads_a_pickle_or_runs_text():
         ("from vit_search.report import report", {"ray", "torch", "mlflow"}),
         ("from vit_search.serving import serving, endpoint, state", {"ray", "mlflow", "optuna", "pydantic"}),
         (
-            "from vit_search.vit import model, training; from vit_search.data import data_set",
+            "from vit_search.vit import model, training; from vit_search.data import cache",
             {"ray", "optuna", "mlflow", "pydantic", "safetensors"},
         ),
     ],

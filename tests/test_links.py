@@ -11,7 +11,7 @@ from synthetic import begin, made
 from vit_search import cli, files
 from vit_search.cluster import record, services
 from vit_search.config.trial import DataConfig
-from vit_search.data import data_set
+from vit_search.data.cache import prepare
 from vit_search.errors import ClusterError, LinkError, SearchError
 from vit_search.ledger import ledger, searches
 from vit_search.promotion import finalists
@@ -152,12 +152,12 @@ def test_locks_and_marks_of_a_cluster_follow_no_link(tmp_path, victim):
 
 def test_a_data_cache_s_lock_follows_no_link(tmp_path, victim, monkeypatch):
     config, cache = DataConfig(name="digits"), tmp_path / "cache"
-    key = data_set.prepare(config, cache=cache).folder.name
+    key = prepare(config, cache=cache).folder.name
     (cache / f".{key}.lock").unlink()
     (cache / f".{key}.lock").symlink_to(victim)
     (cache / key / "data.json").unlink()
     with pytest.raises(LinkError):
-        data_set.prepare(config, cache=cache)
+        prepare(config, cache=cache)
 
 
 def test_a_trial_s_error_replaces_a_link(tmp_path, victim):

@@ -26,7 +26,8 @@ from PIL import Image
 from vit_search.config import search_file
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.data.batches import load_split
-from vit_search.data.data_set import prepare, read_image, read_split
+from vit_search.data.cache import prepare, read_split
+from vit_search.data.decode import read_image
 from vit_search.serving import prediction
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.recorder import client_for

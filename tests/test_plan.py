@@ -15,7 +15,7 @@ import torch
 from vit_search import cli
 from vit_search.config import search_file
 from vit_search.config.cost import cost_of, gpus_of_this_machine, in_rounded_time
-from vit_search.config.trial import COUNTS, SHAPES, DataConfig
+from vit_search.config.trial import DataConfig
 from vit_search.errors import DataError, SpecError
 from vit_search.planning import lint as linting
 from vit_search.planning import plan as planning
@@ -245,7 +245,6 @@ def test_what_came_is_set_beside_what_was_foretold():
 
 
 def test_images_are_counted_before_they_are_read():
-    assert set(COUNTS) == set(SHAPES)
     assert images_of(DataConfig(name="mnist", val_fraction=0.1)) == Images(
         train=51_000, val=6_000, holdout=3_000
     )  # it has a test split of its own
@@ -254,7 +253,7 @@ def test_images_are_counted_before_they_are_read():
 
 
 def test_images_of_digits_are_those_of_the_prepared_set():
-    from vit_search.data.data_set import prepare
+    from vit_search.data.cache import prepare
 
     for config in (
         DataConfig(name="digits"),

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from vit_search.config import search_file
-from vit_search.data.data_set import prepare
+from vit_search.data.cache import prepare
 from vit_search.errors import PromotionError, PromotionRefusedError
 from vit_search.promotion import gates, policy, promotion
 from vit_search.registry import registry

@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
-from vit_search.data.data_set import read_image
+from vit_search.data.decode import read_image
 from vit_search.errors import PromotionError, ServingError
 from vit_search.registry import references, smoke
 from vit_search.serving import alias_follower, listener, serving

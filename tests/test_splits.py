@@ -17,9 +17,11 @@ from filelock import FileLock
 from PIL import Image
 
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
-from vit_search.data import data_set
+from vit_search.data import cache as cache_module
 from vit_search.data.batches import Split, StreamedSplit, load_split
-from vit_search.data.data_set import prepare, read_split
+from vit_search.data.cache import prepare, read_split
+from vit_search.data.decode import read_image
+from vit_search.data.sources import image_folder
 from vit_search.errors import DataError
 from vit_search.vit import checkpoint
 from vit_search.vit.evaluation import Normalisation, evaluate
@@ -57,7 +59,7 @@ def streamed(photos):
 
 def stream(prepared, name, workers=0):
     names, labels = read_split(prepared, name)
-    return StreamedSplit(prepared.root, names, torch.from_numpy(labels), prepared.image_size, prepared.channels, workers=workers)
+    return StreamedSplit(prepared.reader, names, torch.from_numpy(labels), prepared.image_size, workers=workers)
 
 
 def all_of(split, size=5, **crops):
@@ -91,9 +93,9 @@ def test_trials_of_a_machine_share_the_pages_of_the_cache(decoded):
 
 
 def test_a_streamed_set_is_the_decoded_set_under_the_same_hash(decoded, streamed):
-    assert decoded.root is None
-    assert streamed.root is not None
-    alike = [field.name for field in dataclasses.fields(decoded) if field.name not in ("folder", "root", "sha256")]
+    assert decoded.reader is None
+    assert streamed.reader is not None
+    alike = [field.name for field in dataclasses.fields(decoded) if field.name not in ("folder", "reader", "sha256")]
     assert [getattr(streamed, name) for name in alike] == [getattr(decoded, name) for name in alike]  # hash, mean, deviation, counts...
     for name in SPLITS:
         split = load_split(streamed, name)
@@ -105,10 +107,10 @@ def test_a_streamed_set_is_the_decoded_set_under_the_same_hash(decoded, streamed
 
 def test_a_small_folder_is_decoded_and_one_of_more_bytes_than_asked_for_is_streamed(photos, tmp_path):
     pixels = 24 * 3 * 16 * 16
-    assert prepare(config_of(photos), cache=tmp_path / "a", stream_above=pixels).root is None
-    assert prepare(config_of(photos), cache=tmp_path / "b", stream_above=pixels - 1).root == photos.resolve()
-    assert prepare(config_of(photos), cache=tmp_path / "c", stream_above=0).root == photos.resolve()
-    assert prepare(config_of(photos), cache=tmp_path / "b").root == photos.resolve()  # as it lies in the cache
+    assert prepare(config_of(photos), cache=tmp_path / "a", stream_above=pixels).reader is None
+    assert prepare(config_of(photos), cache=tmp_path / "b", stream_above=pixels - 1).reader.root == photos.resolve()
+    assert prepare(config_of(photos), cache=tmp_path / "c", stream_above=0).reader.root == photos.resolve()
+    assert prepare(config_of(photos), cache=tmp_path / "b").reader.root == photos.resolve()  # as it lies in the cache
 
 
 def test_crops_come_from_seed_and_index_alone(streamed):
@@ -175,7 +177,7 @@ def own(photos, tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 def test_a_damaged_image_is_one_line_that_names_it_through_worker_processes_too(own, workers, damage):
-    victim = own.root / read_split(own, "val")[0][1]
+    victim = own.reader.root / read_split(own, "val")[0][1]
     if damage == "cut":
         victim.write_bytes(victim.read_bytes()[:-200])
     else:
@@ -193,15 +195,15 @@ def test_a_damaged_image_is_one_line_that_names_it_through_worker_processes_too(
 
 
 def test_a_damaged_training_image_is_refused_before_training_starts(photos, own, tmp_path):
-    victim = own.root / read_split(own, "train")[0][0]
+    victim = own.reader.root / read_split(own, "train")[0][0]
     victim.write_bytes(victim.read_bytes()[:-200])
     with pytest.raises(DataError, match=rf"{victim.name}: no image that can be decoded \(.*truncated.*\); replace or remove it\.$"):
-        prepare(config_of(own.root), cache=tmp_path / "cache", stream_above=1)
+        prepare(config_of(own.reader.root), cache=tmp_path / "cache", stream_above=1)
 
 
 def trial(prepared, **training):
     return TrialConfig(
-        data=config_of(prepared.root),
+        data=config_of(prepared.reader.root),
         model=ModelConfig(
             image_size=prepared.image_size,
             in_channels=3,
@@ -256,7 +258,7 @@ def test_a_set_is_decoded_once(photos, decoded, monkeypatch):
     def never(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(data_set, "read_image", never)
+    monkeypatch.setattr(image_folder, "read_image", never)
     before = {path.name: path.stat().st_mtime_ns for path in decoded.folder.iterdir()}
     assert prepare(config_of(photos), cache=photos.parent / "decoded") == decoded
     assert {path.name: path.stat().st_mtime_ns for path in decoded.folder.iterdir()} == before
@@ -268,7 +270,7 @@ def _decodes_for_ever(connection, cache):
         connection.send("decoding")
         time.sleep(600)
 
-    data_set._write = held
+    cache_module._write = held
     digits(cache)
 
 
@@ -353,4 +355,4 @@ def test_an_image_with_damaged_exif_is_refused_not_a_crash():
     damaged = raw.getvalue().replace(b"\x01\x0e\x00\x02", b"\x01\x00\x00\x02")  # a width that is a text: struct.error inside PIL
     assert damaged != raw.getvalue()
     with pytest.raises(DataError, match=r"no image that can be decoded \(.+\); replace or remove it"):
-        data_set.read_image(damaged, None, 3)
+        read_image(damaged, None, 3)

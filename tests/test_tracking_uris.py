@@ -17,7 +17,7 @@ from synthetic import made
 
 from vit_search import cli
 from vit_search.cli.app import app
-from vit_search.data.data_set import prepare
+from vit_search.data.cache import prepare
 from vit_search.errors import SearchError, TrackingError
 from vit_search.ledger import searches
 from vit_search.search import launch

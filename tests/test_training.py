@@ -9,7 +9,7 @@ import torch
 
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.data.batches import Split
-from vit_search.data.data_set import prepare, read_split
+from vit_search.data.cache import prepare, read_split
 from vit_search.errors import CheckpointError, DamagedCheckpointError
 from vit_search.vit import augment, checkpoint, training
 from vit_search.vit.evaluation import Normalisation

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from vit_search.config.cost import cost_of
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.data.batches import Split
-from vit_search.data.data_set import prepare, read_split
+from vit_search.data.cache import prepare, read_split
 from vit_search.runtime import machine
 from vit_search.vit import augment, checkpoint, training
 from vit_search.vit.evaluation import Normalisation, evaluate

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.data.batches import load_split
-from vit_search.data.data_set import prepare
+from vit_search.data.cache import prepare
 from vit_search.vit.evaluation import Normalisation, evaluate
 from vit_search.vit.training import Training, fit, start
 

@@ -43,7 +43,7 @@ from torchvision import transforms
 
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.data.batches import load_split
-from vit_search.data.data_set import DataSet, prepare
+from vit_search.data.cache import DataSet, prepare
 from vit_search.vit.evaluation import Normalisation
 from vit_search.vit.training import fit, start
 

@@ -22,7 +22,7 @@ from vit_search.config import search_file
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.trial import TrialConfig
 from vit_search.data.batches import load_split
-from vit_search.data.data_set import DataSet, prepare
+from vit_search.data.cache import DataSet, prepare
 from vit_search.planning.image_counts import images_of
 from vit_search.planning.speed import epoch_seconds
 from vit_search.runtime.worker_env import WORKER_ENV

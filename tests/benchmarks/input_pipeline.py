@@ -43,7 +43,7 @@ from torchvision.transforms import v2
 
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.data.batches import Split, load_split
-from vit_search.data.data_set import prepare
+from vit_search.data.cache import prepare
 from vit_search.vit import augment
 from vit_search.vit.augment import Targets
 from vit_search.vit.evaluation import Normalisation

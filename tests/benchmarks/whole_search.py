@@ -38,7 +38,7 @@ from usual_trial import usual_trial
 
 from vit_search.config import search_file
 from vit_search.config.trial import DataConfig
-from vit_search.data.data_set import prepare
+from vit_search.data.cache import prepare
 from vit_search.ledger.ledger import Reported, read_events
 
 SEARCHES = {

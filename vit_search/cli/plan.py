@@ -74,7 +74,7 @@ def plan(
     The time is that of this machine. Trains nothing.
     """
     from vit_search.config import search_file
-    from vit_search.data.data_set import kept_speed
+    from vit_search.data.cache import kept_speed
     from vit_search.planning import plan as planning
     from vit_search.planning import speed as speeds
 
@@ -100,15 +100,15 @@ def plan(
 
 
 def _print_images(spec: SearchSpec) -> None:
-    """What lies in an image folder, in one line, and whether its classes allow the metric."""
+    """What lies at the data's path, in one line, and whether its classes allow the metric."""
+    from vit_search.config.data_sets import DATA_SETS
+    from vit_search.data.sources import open_source
 
     path = Path(spec.data.path or "").expanduser()
-    if spec.data.name == "image_folder" and path.is_dir():
-        from vit_search.data import image_folder
-
-        listing = image_folder.scan(path)
-        err.print(escaped(listing.summary))
-        spec.check_data(len(listing.classes))
+    if DATA_SETS[spec.data.name].labelled is None and path.exists():
+        source = open_source(spec.data_config)
+        err.print(escaped(source.summary()))
+        spec.check_data(len(source.classes))
     elif spec.data.path and not path.exists():
         err.print(escaped(f"note: {path} is not on this machine, so its images are not looked at; `run` needs them."))
 

@@ -299,7 +299,8 @@ def train(
     A training that was interrupted goes on where it stood.
     """
     from vit_search.config import search_file
-    from vit_search.data.data_set import prepare
+    from vit_search.config.data_sets import DATA_SETS
+    from vit_search.data.cache import prepare
     from vit_search.planning import fixed_file
     from vit_search.vit import checkpoint, train_once
 
@@ -310,7 +311,7 @@ def train(
         data = prepare(spec.data_config, download=download)
     config = spec.trial_config({}, in_channels=data.channels, num_classes=len(data.classes), trial=0)
     done = train_once.is_done(folder, config)
-    if spec.data.name == "image_folder" and not done:
+    if DATA_SETS[spec.data.name].labelled is None and not done:
         err.print(escaped(data.summary), soft_wrap=True)
     for result in train_once.train(spec, config, data, folder):
         if done:

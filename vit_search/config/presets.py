@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vit_search.config.trial import SHAPES
+from vit_search.config.data_sets import DATA_SETS
 
 TOKENS = (16, 256)
 """Patches that an image is cut into, at least and at most, where its size allows: 196 in DeiT, 64 in ViTs for CIFAR at patch 4."""
@@ -69,6 +69,7 @@ def patch_sizes(image_size: tuple[int, int]) -> list[int]:
 def _size(data: Mapping[str, Any]) -> tuple[int, int] | None:
     """Height and width, as far as the data section tells."""
     name, side = data.get("name"), data.get("image_size")
-    if isinstance(name, str) and name in SHAPES:
-        return SHAPES[name][0]
+    facts = DATA_SETS.get(name) if isinstance(name, str) else None
+    if facts is not None and facts.image_size is not None:
+        return facts.image_size
     return (side, side) if isinstance(side, int) and not isinstance(side, bool) and 1 <= side <= 1024 else None

@@ -14,6 +14,7 @@ from pydantic import Field, PrivateAttr, Strict, ValidationError, model_validato
 
 from vit_search.config import presets, space_checks, strict_yaml
 from vit_search.config.cost import memory_of_this_machine
+from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.distributions import FloatRange, IntRange, Value
 from vit_search.config.metrics import METRICS, RANKING, Direction
 from vit_search.config.search_file_blocks import (
@@ -30,14 +31,7 @@ from vit_search.config.search_file_blocks import (
 from vit_search.config.search_file_errors import problem_in_words
 from vit_search.config.sections import DataSection, ModelSection, TrainingSection
 from vit_search.config.space import Space, path_of
-from vit_search.config.trial import (
-    DATA_SETS,
-    SHAPES,
-    DataConfig,
-    ModelConfig,
-    TrainingConfig,
-    TrialConfig,
-)
+from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.errors import SpecError
 from vit_search.text import nearest
 
@@ -144,20 +138,18 @@ class SearchSpec(Block):
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels, known before the data is read."""
-        if self.data.name in SHAPES:
-            return SHAPES[self.data.name][0]
-        return self.data.image_size, self.data.image_size
+        return DATA_SETS[self.data.name].image_size or (self.data.image_size, self.data.image_size)
 
     @property
     def space(self) -> Space:
         """Model and training parameters by their flat names."""
         sections = (self.model, self.training)
-        shape = SHAPES.get(self.data.name)
+        facts = DATA_SETS[self.data.name]
         return Space(
             parameters={name: getattr(s, name) for s in sections for name in type(s).model_fields},
             image_size=self.image_size,
-            in_channels=shape[1] if shape else self.data.channels,
-            num_classes=shape[2] if shape else 1,  # an image folder's are counted later; a head's weights are few
+            in_channels=facts.channels or self.data.channels,
+            num_classes=facts.classes or 1,  # those of a set that is not known yet are counted later; a head's weights are few
             memory_limit=LARGEST_GPU if self.resources.on_gpu else memory_of_this_machine(),
             gpu_memory=self.resources.gpu_bytes,
             constraints=tuple(self.constraints),
@@ -185,11 +177,13 @@ class SearchSpec(Block):
         Raises: SpecError that begins with the key's path.
         """
         if self.data.name not in DATA_SETS:
-            raise SpecError(f"data.name: unknown data set {self.data.name!r}; {nearest(self.data.name, DATA_SETS)}")
-        if self.data.name == "image_folder" and (self.data.image_size is None or self.data.path is None):
-            missing, mend = ("path", "the folder of class folders") if self.data.path is None else ("image_size", "the side in pixels")
-            raise SpecError(f"data.{missing}: image_folder needs it; give {mend}.")
-        if self.data.name in SHAPES and self.data.image_size is not None:
+            raise SpecError(f"data.name: unknown data set {self.data.name!r}; {nearest(self.data.name, list(DATA_SETS))}")
+        facts = DATA_SETS[self.data.name]
+        if facts.path and self.data.path is None:
+            raise SpecError(f"data.path: {self.data.name} needs it; give {facts.path}.")
+        if facts.image_size is None and self.data.image_size is None:
+            raise SpecError(f"data.image_size: {self.data.name} needs it; give the side in pixels.")
+        if facts.image_size is not None and self.data.image_size is not None:
             raise SpecError(f"data.image_size: {self.data.name} has its own size; drop the key.")
         if self.data.val_fraction + self.data.holdout_fraction + self.data.test_fraction >= 1:
             raise SpecError("data.val_fraction: with holdout_fraction and test_fraction nothing is left to train on; make them smaller.")

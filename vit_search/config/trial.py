@@ -12,16 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_type_hints
 
+from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.strict_json import Seconds, Share, build
 from vit_search.errors import SpecError
-
-DATA_SETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "image_folder")
-
-IMAGE_ENDINGS = frozenset(
-    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff"}
-    | {".avif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi", ".tga"}
-)
-"""What counts as an image in a folder: what Pillow reads without another program."""
 
 
 def knob(
@@ -84,30 +77,11 @@ def check_bounds(config: Any) -> None:
             raise SpecError(f"{f.name} is {value!r}; give {bounds_text(bounds)}.")
 
 
-SHAPES: dict[str, tuple[tuple[int, int], int, int]] = {
-    "digits": ((8, 8), 1, 10),
-    "mnist": ((28, 28), 1, 10),
-    "fashion_mnist": ((28, 28), 1, 10),
-    "cifar10": ((32, 32), 3, 10),
-    "cifar100": ((32, 32), 3, 100),
-}
-"""Image size, channels and classes of the named data sets."""
-
-COUNTS: dict[str, tuple[int, int]] = {
-    "digits": (1_797, 0),
-    "mnist": (60_000, 10_000),
-    "fashion_mnist": (60_000, 10_000),
-    "cifar10": (50_000, 10_000),
-    "cifar100": (50_000, 10_000),
-}
-"""Labelled images of the named data sets, and images of a test split of their own."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which images, and how they are split."""
 
-    name: str = knob(..., "digits (embedded), mnist, fashion_mnist, cifar10, cifar100, or image_folder.")
+    name: str = knob(..., f"The data set: {', '.join(DATA_SETS)}.")
     path: str | None = knob(
         None,
         "Folder of the data set: what torchvision calls root, or for image_folder one sub-folder of images per class. Not for digits.",

@@ -1,11 +1,10 @@
-"""A split as training sees it: batches of bytes on the training device, from memory or streamed from files."""
+"""A split as training sees it: batches of bytes on the training device, from memory, or decoded as they are needed."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vit_search.data.data_set import DataSet, SplitName, read_image, read_split
+from vit_search.data.cache import DataSet, read_split
+from vit_search.data.sources.source import Reader
+from vit_search.data.split import SplitName
 from vit_search.errors import DataError
 from vit_search.runtime.machine import free_bytes
 from vit_search.seeds import derive_seed
@@ -57,23 +58,21 @@ class StreamedSplit:
     A training image is drawn from (seed, its index) alone, so neither the number of workers nor a resume changes it.
 
     Args:
-        root: folder of the files. names: (n,), their names below it.
+        reader: of the source. names: (n,), of the images, as it takes them.
         labels: (n,), int64, on the training device.
-        image_size: height and width. channels: 1 or 3.
+        image_size: height and width.
         workers: processes; one less than the machine's cores by default.
     """
 
     cropped = True
 
-    def __init__(
-        self, root: Path, names: np.ndarray, labels: Tensor, image_size: tuple[int, int], channels: int, workers: int | None = None
-    ) -> None:
+    def __init__(self, reader: Reader, names: np.ndarray, labels: Tensor, image_size: tuple[int, int], workers: int | None = None) -> None:
         self.labels = labels
-        self._files = _Files(root, names, image_size, channels)
+        self._images = _Images(reader, names, image_size)
         self._order = _Order()
         workers = max(1, len(os.sched_getaffinity(0)) - 1) if workers is None else workers
         self._loader: DataLoader[Tensor] = DataLoader(
-            self._files,
+            self._images,
             batch_sampler=self._order,
             collate_fn=_as_it_comes,
             generator=torch.Generator(),  # an epoch begins with a draw, which must not come from the one that dropout draws from
@@ -126,13 +125,13 @@ def _as_it_comes(batch: Any) -> Any:
     return batch
 
 
-class _Files(Dataset[Tensor]):
-    """Decodes image files to bytes."""
+class _Images(Dataset[Tensor]):
+    """Decodes images of a streamed set to bytes."""
 
-    def __init__(self, root: Path, names: np.ndarray, image_size: tuple[int, int], channels: int) -> None:
+    def __init__(self, reader: Reader, names: np.ndarray, image_size: tuple[int, int]) -> None:
         from torchvision.transforms.v2 import RandomResizedCrop  # slow to import: for streamed splits alone, and before their workers start
 
-        self.root, self.names, self.image_size, self.channels = root, names, image_size, channels
+        self.reader, self.names, self.image_size = reader, names, image_size
         self._crop = RandomResizedCrop
 
     def __getitems__(self, batch: list[Drawn]) -> Tensor | DataError:
@@ -144,13 +143,13 @@ class _Files(Dataset[Tensor]):
 
     def __getitem__(self, drawn: Drawn) -> Tensor:
         index, seed, crop_scale = drawn
-        path = self.root / str(self.names[index])
+        name = str(self.names[index])
         if seed is None or crop_scale == 1:
-            return torch.from_numpy(read_image(path, self.image_size, self.channels))
+            return torch.from_numpy(self.reader(name, self.image_size))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, index))
             crop = self._crop(self.image_size, scale=(crop_scale, 1), antialias=True)
-            cropped: Tensor = crop(torch.from_numpy(read_image(path, None, self.channels)))
+            cropped: Tensor = crop(torch.from_numpy(self.reader(name, None)))
         return cropped
 
 
@@ -162,7 +161,7 @@ def load_split(data: DataSet, *names: SplitName, device: torch.device | str = "c
     """
     device = torch.device(device)
     images, labels = read_split(data, *names)
-    if data.root is not None:
-        return StreamedSplit(data.root, images, torch.from_numpy(labels).to(device), data.image_size, data.channels, decoders)
+    if data.reader is not None:
+        return StreamedSplit(data.reader, images, torch.from_numpy(labels).to(device), data.image_size, decoders)
     fits = images.nbytes < free_bytes(device) / 2
     return Split(torch.from_numpy(images).to(device if fits else "cpu"), torch.from_numpy(labels).to(device))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_search.data.data_set import MAX_FILE_BYTES, fit_pixels, read_image
+from vit_search.data.decode import MAX_FILE_BYTES, fit_pixels, read_image
 from vit_search.errors import DataError, TooLargeError
 
 MAX_PIXELS = 25 * 10**6
@@ -47,8 +47,8 @@ def _checked(value: Any) -> np.ndarray:
     except ValueError:
         raise DataError("rows of different lengths; give (height, width, channels).") from None
     if pixels.dtype.kind not in "iu":
-        seen = "nothing" if pixels.size == 0 or value is None else f"values of type {pixels.dtype}"
-        raise DataError(f"{seen}; give uint8 pixels, 0 to 255, or an image file as base64 or bytes.")
+        content = "nothing" if pixels.size == 0 or value is None else f"values of type {pixels.dtype}"
+        raise DataError(f"{content}; give uint8 pixels, 0 to 255, or an image file as base64 or bytes.")
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
         raise DataError(f"shape {pixels.shape}; give (height, width, channels) with 1 channel (grey) or 3 (RGB).")
     if pixels.dtype != np.uint8 and (pixels.min() < 0 or pixels.max() > 255):

@@ -6,11 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from vit_search.config.trial import COUNTS, DataConfig
-from vit_search.data import image_folder
-from vit_search.errors import DataError
+from vit_search.config.data_sets import DATA_SETS
+from vit_search.config.trial import DataConfig
+from vit_search.data.sources import open_source
 
 
 @dataclass(frozen=True)
@@ -23,30 +22,25 @@ class Images:
 
 
 def images_of(config: DataConfig) -> Images:
-    """Images of all splits but the test split, before any is read; those of a folder are counted by their endings.
+    """Images of all splits but the test split, before any is read.
 
-    Raises: DataError when the folder is missing or holds no images.
+    Raises: DataError where they must be counted, and are missing.
     """
-    if config.name in COUNTS:
-        labelled, own_test = COUNTS[config.name]
-    else:
-        root = Path(config.path or "").expanduser()
-        if not root.is_dir():
-            raise DataError(f"{root}: {'a file, no folder' if root.exists() else 'missing'}; data.path names a folder of class folders.")
-        listing = image_folder.scan(root)
-        if listing.splits:
-            return _images_of_splits(config, Counter(listing.splits))
-        labelled, own_test = len(listing.files), 0
+    facts = DATA_SETS[config.name]
+    counts = open_source(config).counts if facts.labelled is None else Counter({"": facts.labelled, "test": facts.test})
+    if not counts[""]:
+        return _images_of_splits(config, counts)
+    labelled, own_test = counts[""], counts["test"]
     test = 0 if own_test else math.floor(labelled * config.test_fraction + 0.5)
     looked_at = config.val_fraction + config.holdout_fraction
-    both = math.floor((labelled - test) * looked_at / (1 if own_test else 1 - config.test_fraction) + 0.5)  # as data/data_set.py carves
+    both = math.floor((labelled - test) * looked_at / (1 if own_test else 1 - config.test_fraction) + 0.5)  # as data/split.py carves
     train, holdout = max(1, labelled - test - both), math.floor(both * config.holdout_fraction / looked_at + 0.5)
     val = both - holdout
     return Images(train=min(train, config.train_limit or train), val=val, holdout=holdout)
 
 
 def _images_of_splits(config: DataConfig, counts: Mapping[str, int]) -> Images:
-    """Images of the splits of a folder that has its own; what it lacks comes from its training images, as data/data_set.py carves."""
+    """Images of the splits of a source that has its own; what it lacks comes from its training images, as data/split.py carves."""
     all_train, left = counts["train"], 1.0
     test = 0 if counts["test"] else math.floor(all_train * config.test_fraction + 0.5)
     left -= config.test_fraction if test else 0.0

@@ -8,16 +8,17 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from vit_search.config import shares
 from vit_search.config.cost import Cost, in_units, memory_of_this_machine
+from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.distributions import FloatRange
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.space import CALCULATED, Space, path_of
-from vit_search.config.trial import COUNTS, model_problem
-from vit_search.data import image_folder
+from vit_search.config.trial import model_problem
+from vit_search.data.sources import open_source
+from vit_search.data.sources.source import in_short
 from vit_search.errors import DataError
 from vit_search.planning.image_counts import images_of
 from vit_search.stats import wilson
@@ -400,24 +401,28 @@ def _few_images(spec: SearchSpec) -> Iterator[LintFinding]:
         low, high = wilson(0.9 * count, count)
         interval = f"a 95 % interval of {low:.2f} to {high:.2f}, {high - low:.2f} wide"
         fact = f"{counted(count, f'{split} image')}: an accuracy of 0.90 on them has {interval}"
-        folder = Path(spec.data.path or "").expanduser()
-        own_split = spec.data.name not in COUNTS and not on_holdout and "val" in image_folder.scan(folder).splits
+        own_split = not on_holdout and not _is_counted(spec) and open_source(spec.data_config).counts["val"]
         key = "data.holdout_fraction" if on_holdout else "data.val_fraction"
         where, mend = ("data.path", "add images to them") if own_split else (key, "raise it, or add images")
         yield LintFinding("warning", where, f"{fact}; {mend}.")
 
 
+def _is_counted(spec: SearchSpec) -> bool:
+    """Whether the number of images is known before the data set is on this machine."""
+    return DATA_SETS[spec.data.name].labelled is not None
+
+
 def _missing_classes(spec: SearchSpec) -> Iterator[LintFinding]:
-    """Classes of an image folder that its own val or test has no image of."""
-    if spec.data.name in COUNTS or spec.data.path is None:
+    """Classes of a set that its own val or test has no image of."""
+    if _is_counted(spec):
         return
     try:
-        listing = image_folder.scan(Path(spec.data.path).expanduser())
+        source = open_source(spec.data_config)
     except DataError:
         return  # as in `_few_images`
-    for split, names in listing.missing.items():
+    for split, names in source.missing.items():
         which = "they are" if len(names) > 1 else "it is"
-        fact = f"{split} has no image of {image_folder.in_short(names)}, so nothing tells how well {which} recognised"
+        fact = f"{split} has no image of {in_short(names)}, so nothing tells how well {which} recognised"
         yield LintFinding("warning", "data.path", f"{fact}; add images, or remove {split} to have it split off train.")
 
 
@@ -436,7 +441,7 @@ def _together(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFindi
     if not spec.resources.on_gpu and most * spec.concurrency > have >= most:
         fact = f"{spec.concurrency:,} of the largest trials take {in_units(most * spec.concurrency)}, and this machine has {in_units(have)}"
         yield LintFinding("hint", "concurrency", f"{fact}; lower it, or run it where there is more.")
-    if spec.data.name in COUNTS:
+    if _is_counted(spec):
         train = images_of(spec.data_config).train
         share = sum(draw.values["batch_size"] > train for draw in valid) / len(valid)
         if share:

@@ -10,7 +10,7 @@ from pathlib import Path
 from vit_search.config import search_file
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.trial import EpochResult
-from vit_search.data.data_set import prepare
+from vit_search.data.cache import prepare
 from vit_search.errors import SearchError
 from vit_search.ledger import searches
 from vit_search.ledger.ledger import Ended, Launched, Ledger, Proposed, Reported, trial_folder

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from vit_search.config.cost import cost_of
 from vit_search.config.trial import ModelConfig
 from vit_search.data.batches import Split, StreamedSplit, load_split
-from vit_search.data.data_set import DataSet
+from vit_search.data.cache import DataSet
 from vit_search.promotion.corruptions import corrupted
 from vit_search.promotion.policy import Corruption
 from vit_search.stats import wilson

@@ -19,7 +19,7 @@ import yaml
 from vit_search.config import search_file
 from vit_search.config.distributions import Value
 from vit_search.config.search_file import SearchSpec
-from vit_search.data.data_set import prepare
+from vit_search.data.cache import prepare
 from vit_search.errors import SearchError
 from vit_search.ledger import ledger, searches
 from vit_search.ledger.ledger import Trial

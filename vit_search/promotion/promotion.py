@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from vit_search.config.cost import cost_of
 from vit_search.config.strict_json import parse
 from vit_search.data.batches import load_split
-from vit_search.data.data_set import DataSet, prepare
+from vit_search.data.cache import DataSet, prepare
 from vit_search.errors import PromotionError, PromotionRefusedError
 from vit_search.files import make_folder, write_whole
 from vit_search.ledger import ledger, searches

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_search.config.strict_json import parse
-from vit_search.data.data_set import TRAINED_AND_VALIDATED_ON
+from vit_search.data.split import TRAINED_AND_VALIDATED_ON
 from vit_search.planning.fixed_file import FixedFile, fixed_file
 from vit_search.registry import references
 from vit_search.vit.checkpoint_files import Described, describe

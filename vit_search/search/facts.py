@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit_search.config.search_file import SearchSpec
-from vit_search.data.data_set import DataSet
+from vit_search.data.cache import DataSet
 from vit_search.ledger.searches import SearchFacts
 from vit_search.tracking.uris import to_keep
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from vit_search.runtime.ray_session import Head, check_limits  # isort: skip  (before ray, whose settings it makes)
 from vit_search.config.distributions import Value
 from vit_search.config.search_file import SearchSpec
-from vit_search.data.data_set import TRAINED_AND_VALIDATED_ON, DataSet, kept_speed, prepare
+from vit_search.data.cache import DataSet, kept_speed, prepare
+from vit_search.data.split import TRAINED_AND_VALIDATED_ON
 from vit_search.errors import NoTrialCompletedError, SearchError, SpecError, VitSearchError
 from vit_search.files import write_whole
 from vit_search.ledger import searches
@@ -406,7 +407,7 @@ def _why(trials: Sequence[Trial]) -> str:
 
 def _resident_bytes(spec: SearchSpec, data: DataSet) -> int:
     """Of the images that each trial has on its device; streamed ones never lie there."""
-    if data.root is not None:
+    if data.reader is not None:
         return 0
     parts = TRAINED_AND_VALIDATED_ON[spec.train_on]
     return sum(data.counts[name] for names in parts for name in names) * data.channels * math.prod(data.image_size)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vit_search.config.trial import EpochResult
 
 if TYPE_CHECKING:
-    from vit_search.data.data_set import DataSet
+    from vit_search.data.cache import DataSet
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,8 @@ from ray import tune
 from vit_search.config.cost import in_units
 from vit_search.config.trial import TrialConfig
 from vit_search.data.batches import Split, StreamedSplit, load_split
-from vit_search.data.data_set import TRAINED_AND_VALIDATED_ON, DataSet, SplitName
+from vit_search.data.cache import DataSet
+from vit_search.data.split import TRAINED_AND_VALIDATED_ON, SplitName
 from vit_search.errors import DamagedCheckpointError, OutOfMemoryError, StorageError, VitSearchError
 from vit_search.files import write_whole
 from vit_search.runtime import machine

@@ -65,7 +65,7 @@ def classify(folder: Path, images: Sequence[Path], *, source: str) -> list[Predi
     """
     import torch
 
-    from vit_search.data.data_set import read_images
+    from vit_search.data.decode import read_images
     from vit_search.vit import augment, checkpoint
     from vit_search.vit.evaluation import EVALUATED_AT_ONCE
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from vit_search.data.data_set import default_cache
+from vit_search.data.cache import default_cache
 from vit_search.errors import ServingError
 from vit_search.files import write_whole
 from vit_search.registry import references

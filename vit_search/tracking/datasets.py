@@ -9,19 +9,11 @@ from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
+from vit_search.config.data_sets import DATA_SETS
 from vit_search.ledger.searches import SearchFacts
 
 DIGEST_LENGTH = 32
 """Of the data hash. MLflow takes 36 characters; the cache folder of a set is named by the same 32."""
-
-LOADERS = {
-    "digits": "sklearn.datasets.load_digits",
-    "mnist": "torchvision.datasets.MNIST",
-    "fashion_mnist": "torchvision.datasets.FashionMNIST",
-    "cifar10": "torchvision.datasets.CIFAR10",
-    "cifar100": "torchvision.datasets.CIFAR100",
-}
-"""Where the named sets come from."""
 
 
 def splits(facts: SearchFacts) -> tuple[str, ...]:
@@ -40,7 +32,7 @@ def inputs(facts: SearchFacts, names: Iterable[str]) -> list[DatasetInput]:
     MLflow tells data sets apart by name and digest, so that each split has a name of its own: `digits/train`.
     """
     data = facts.resolved["data"]
-    title = Path(data["path"]).name if data["name"] == "image_folder" else data["name"]
+    title = Path(data["path"]).name if DATA_SETS[data["name"]].path else data["name"]
     kind, source = _source(data)
     return [
         DatasetInput(
@@ -60,9 +52,8 @@ def inputs(facts: SearchFacts, names: Iterable[str]) -> list[DatasetInput]:
 
 def _source(data: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Type and content, as MLflow's own sources write them."""
-    if data["name"] == "image_folder":
-        return "local", {"uri": data["path"]}
-    return "code", {"tags": {"loader": LOADERS[data["name"]]}}
+    facts = DATA_SETS[data["name"]]
+    return ("local", {"uri": data["path"]}) if facts.path else ("code", {"tags": {"loader": facts.loader}})
 
 
 def _schema(facts: SearchFacts) -> str | None:

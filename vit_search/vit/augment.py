@@ -231,8 +231,8 @@ def _policy(images: Tensor, reach: _Reach, levels: Tensor, generator: Generator)
     signs = torch.randint(2, (len(images),), generator=generator) * 2 - 1
     order = chosen.argsort(stable=True)  # images of one operation side by side
     counts = chosen.bincount(minlength=len(OPERATIONS)).tolist()
-    told = images.index_select(0, order.to(images.device)), (levels[order] / LEVELS).to(images.device), signs[order].to(images.device)
-    groups = zip(OPERATIONS, *(part.split(counts) for part in told), strict=True)
+    ordered = images.index_select(0, order.to(images.device)), (levels[order] / LEVELS).to(images.device), signs[order].to(images.device)
+    groups = zip(OPERATIONS, *(part.split(counts) for part in ordered), strict=True)
     done = [operation(*group, reach) for operation, *group in groups if len(group[0])]
     return torch.cat(done).index_select(0, order.argsort().to(images.device))
 

@@ -81,8 +81,8 @@ def calibrate(spec: SearchSpec, *, concurrency: int | None = None, seconds: floa
     configs = [_bounded(config, STEP_FLOPS[device]) for config in proposals(spec)]
     workers = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
     with mock.patch.dict(os.environ, WORKER_ENV | {"OMP_NUM_THREADS": str(threads)}), workers as pool:  # read as a process starts
-        told = [pool.submit(measure, configs, device, threads, seconds) for _ in range(processes)]
-        each = [future.result() for future in told]
+        futures = [pool.submit(measure, configs, device, threads, seconds) for _ in range(processes)]
+        each = [future.result() for future in futures]
     return dataclasses.replace(
         fitted(configs, [_mean(parts) for parts in zip(*each, strict=True)]),
         device=f"{torch.cuda.get_device_name() if device == 'cuda' else _processor()}, {counted(threads, 'thread')}",
@@ -99,8 +99,8 @@ def _gpus(spec: SearchSpec) -> float:
     if spec.resources.gpus != "auto":
         return spec.resources.gpus
     images = images_of(spec.data_config)
-    found = Counter(share_of_gpu(spec, config, images) or 1.0 for config in proposals(spec))
-    return found.most_common(1)[0][0]
+    shares = Counter(share_of_gpu(spec, config, images) or 1.0 for config in proposals(spec))
+    return shares.most_common(1)[0][0]
 
 
 def proposals(spec: SearchSpec) -> list[TrialConfig]:
@@ -226,7 +226,7 @@ def evaluated(config: TrialConfig) -> int:
 def _bounded(config: TrialConfig, flops: float) -> TrialConfig:
     """The same with a batch that takes no longer than bearable, no compilation, and no end."""
     most = max(1, int(flops / cost_of(config.model, 1).train_flops))
-    told = dataclasses.replace(
+    training = dataclasses.replace(
         config.training,
         batch_size=min(config.training.batch_size, most),
         accumulation=1 if most < config.training.batch_size else config.training.accumulation,
@@ -234,7 +234,7 @@ def _bounded(config: TrialConfig, flops: float) -> TrialConfig:
         cuda_graphs=False,
         epochs=100_000,
     )
-    return dataclasses.replace(config, training=told)
+    return dataclasses.replace(config, training=training)
 
 
 def _plain(config: TrialConfig, device: str) -> evaluation.Normalisation:

@@ -213,13 +213,13 @@ def _check_weights(folder: Path, config: ModelConfig) -> None:
     try:
         with safe_open(folder / MODEL, framework="pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
-            found = {name: (list(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
+            stored = {name: (list(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
     except SafetensorError as error:
         raise DamagedCheckpointError(f"{folder / MODEL}: no file of safetensors ({error}); use another checkpoint.") from None
-    for name in sorted(wanted.keys() | found.keys()):
-        if found.get(name) != wanted.get(name):
-            seen, due = (" of ".join(map(str, one[name][::-1])) if name in one else "nothing" for one in (found, wanted))
-            raise DamagedCheckpointError(f"{folder / MODEL}: does not fit its config.json ({name}: {seen}, and {due} belongs there).")
+    for name in sorted(wanted.keys() | stored.keys()):
+        if stored.get(name) != wanted.get(name):
+            content, due = (" of ".join(map(str, one[name][::-1])) if name in one else "nothing" for one in (stored, wanted))
+            raise DamagedCheckpointError(f"{folder / MODEL}: does not fit its config.json ({name}: {content}, and {due} belongs there).")
 
 
 def _load_weights(folder: Path, model: ViT) -> None:
@@ -253,10 +253,10 @@ def _load_optimiser(training: Training, tensors: dict[str, Tensor]) -> None:
             state_of(training.optimiser, parameters[name])[key] = value
 
 
-def _difference(saved: TrialConfig, asked: TrialConfig) -> str:
+def _difference(saved: TrialConfig, current: TrialConfig) -> str:
     for part in ("data", "model", "training"):
-        before, after = dataclasses.asdict(getattr(saved, part)), dataclasses.asdict(getattr(asked, part))
+        before, after = dataclasses.asdict(getattr(saved, part)), dataclasses.asdict(getattr(current, part))
         for name, value in before.items():
             if after[name] != value:
                 return f"{part}.{name} was {value!r} when it was saved and is now {after[name]!r}"
-    return f"seed was {saved.seed} when it was saved and is now {asked.seed}"
+    return f"seed was {saved.seed} when it was saved and is now {current.seed}"

@@ -98,7 +98,7 @@ def weights_sha256(folder: Path) -> str:
 def exists(folder: Path) -> bool:
     """Whether a checkpoint stands here, or the one before it can be put back."""
     recover(folder)
-    return any((place / CONFIG).is_file() for place in (folder, folder.with_name(folder.name + ".old")))
+    return any((candidate / CONFIG).is_file() for candidate in (folder, folder.with_name(folder.name + ".old")))
 
 
 def recover(folder: Path) -> None:
@@ -117,11 +117,11 @@ def read(folder: Path, needs: tuple[str, ...] = (MODEL, OPTIMISER)) -> dict[str,
     try:
         document: dict[str, Any] = parse((folder / CONFIG).read_text(encoding="utf-8"))
         build(_Document, document)
-        own = document["sha256"].pop(CONFIG, None)
-        found = {name: sha256_of(folder / name) for name in needs}
-        found |= {CONFIG: _digest(document)} if own else {}
-        for name, digest in found.items():
-            if digest != (own if name == CONFIG else document["sha256"][name]):
+        config_digest = document["sha256"].pop(CONFIG, None)
+        digests = {name: sha256_of(folder / name) for name in needs}
+        digests |= {CONFIG: _digest(document)} if config_digest else {}
+        for name, digest in digests.items():
+            if digest != (config_digest if name == CONFIG else document["sha256"][name]):
                 raise DamagedCheckpointError(
                     f"{folder / name}: its sha256 is not the recorded one: the file is damaged. Use another checkpoint."
                 )

@@ -37,7 +37,7 @@ def sincos2d(rows: int, cols: int, dim: int) -> Tensor:
     quarter = dim // 4
     frequencies = 10_000.0 ** -(torch.arange(quarter) / max(quarter - 1, 1))
     row, col = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
-    row_angles, col_angles = (place.flatten()[:, None] * frequencies for place in (row, col))
+    row_angles, col_angles = (index.flatten()[:, None] * frequencies for index in (row, col))
     table = torch.cat([col_angles.sin(), col_angles.cos(), row_angles.sin(), row_angles.cos()], dim=1)
     return F.pad(table, (0, dim - 4 * quarter))
 
@@ -246,19 +246,19 @@ class ViT(nn.Module):
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shapes of a model's weights and buffers by their names in its state_dict, without making any."""
     dim, inner, hidden = config.dim, config.heads * config.head_width, config.mlp_width
-    found: dict[str, tuple[int, ...]] = {"positions": (1, config.tokens, dim)}
+    shapes: dict[str, tuple[int, ...]] = {"positions": (1, config.tokens, dim)}
 
     def linear(name: str, out: int, into: int, bias: bool = True) -> None:
-        found[f"{name}.weight"] = (out, into)
+        shapes[f"{name}.weight"] = (out, into)
         if bias:
-            found[f"{name}.bias"] = (out,)
+            shapes[f"{name}.bias"] = (out,)
 
     def norm(name: str) -> None:
-        found[f"{name}.weight"] = found[f"{name}.bias"] = (dim,)
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (dim,)
 
     linear("embed", dim, config.in_channels * config.patch_size**2)
     if config.pool == "cls":
-        found["cls_token"] = (1, 1, dim)
+        shapes["cls_token"] = (1, 1, dim)
     for block in (f"encoder.blocks.{i}" for i in range(config.depth)):
         norm(f"{block}.norm1")
         norm(f"{block}.norm2")
@@ -267,12 +267,12 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         linear(f"{block}.mlp.up", hidden, dim)
         linear(f"{block}.mlp.down", dim, hidden)
         if config.layer_scale is not None:
-            found[f"{block}.scale1.factor"] = found[f"{block}.scale2.factor"] = (dim,)
+            shapes[f"{block}.scale1.factor"] = shapes[f"{block}.scale2.factor"] = (dim,)
     if config.norm == "pre":
         norm("encoder.norm")
     if config.num_classes:
         linear("head", config.num_classes, dim)
-    return found
+    return shapes
 
 
 def resized(model: ViT, image_size: tuple[int, int]) -> ViT:
@@ -301,5 +301,5 @@ def decayed(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     return matrices, [p for p in model.parameters() if id(p) not in chosen]
 
 
-def _rate(own: float | None, config: ModelConfig) -> float:
-    return config.dropout if own is None else own
+def _rate(rate: float | None, config: ModelConfig) -> float:
+    return config.dropout if rate is None else rate

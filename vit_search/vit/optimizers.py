@@ -89,4 +89,4 @@ def fill_state(optimizer: torch.optim.Optimizer, weight: Tensor) -> None:
 
 def _owner(optimizer: torch.optim.Optimizer, weight: Tensor) -> torch.optim.Optimizer:
     parts = optimizer.parts if isinstance(optimizer, Together) else (optimizer,)
-    return next(part for part in parts if any(weight is own for group in part.param_groups for own in group["params"]))
+    return next(part for part in parts if any(weight is held for group in part.param_groups for held in group["params"]))

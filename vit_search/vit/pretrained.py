@@ -77,9 +77,9 @@ def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _renamed(state: Mapping[str, Tensor], names: tuple[tuple[str, str], ...], origin: str) -> dict[str, Tensor]:
     ours: dict[str, Tensor] = {}
     for theirs, tensor in state.items():
-        found = next(((pattern, name) for pattern, name in names if re.match(pattern, theirs)), None)
-        if found is None:
+        rule = next(((pattern, name) for pattern, name in names if re.match(pattern, theirs)), None)
+        if rule is None:
             raise CheckpointError(f"{theirs}: no counterpart in our ViT; load a plain Vision Transformer of {origin}.")
-        name = re.sub(*found, theirs, count=1)
+        name = re.sub(*rule, theirs, count=1)
         ours[name] = tensor.flatten(1) if name == "embed.weight" else tensor
     return ours

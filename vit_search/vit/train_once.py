@@ -12,7 +12,8 @@ import torch
 
 from vit_search.config.trial import EpochResult, TrialConfig
 from vit_search.data.batches import load_split
-from vit_search.data.data_set import TRAINED_AND_VALIDATED_ON, DataSet
+from vit_search.data.cache import DataSet
+from vit_search.data.split import TRAINED_AND_VALIDATED_ON
 from vit_search.errors import CheckpointError, SearchError, SpecError
 from vit_search.files import write_whole
 from vit_search.vit import checkpoint, evaluation, training

@@ -114,7 +114,7 @@ def fit(training: Training, train: Split | StreamedSplit, val: Split | StreamedS
         except RuntimeError as error:
             if not machine.out_of_memory(error):
                 raise
-            raise OutOfMemoryError(f"an epoch did not fit into memory: {_memory_told(training)}; lower batch_size or dim.") from None
+            raise OutOfMemoryError(f"an epoch did not fit into memory: {_memory_in_use(training)}; lower batch_size or dim.") from None
         training.history.append(result)
         yield result
 
@@ -213,8 +213,8 @@ def compiled(mode: str) -> Callable[..., Tensor]:
     a worker that trains trial after trial compiles once per shape.
     """
     torch._dynamo.config.recompile_limit = 256  # shapes of a search; the default gives up after 8
-    made: Callable[..., Tensor] = torch.compile(ViT.forward, mode=mode, dynamic=False)
-    return made
+    forward: Callable[..., Tensor] = torch.compile(ViT.forward, mode=mode, dynamic=False)
+    return forward
 
 
 def _graphed(training: Training, size: int) -> Forward:
@@ -244,14 +244,14 @@ def _gradients_in_memory(training: Training, images: Tensor, targets: Targets) -
     except RuntimeError as error:
         if not machine.out_of_memory(error):
             raise
-        told = _memory_told(training)
+        memory = _memory_in_use(training)
         if not training.halves:
-            raise OutOfMemoryError(f"a training step did not fit into memory: {told}.") from None
+            raise OutOfMemoryError(f"a training step did not fit into memory: {memory}.") from None
         if training.accumulation > training.config.training.accumulation or training.accumulation >= len(images):
-            raise OutOfMemoryError(f"a training step did not fit into memory: {told}; lower batch_size or dim.") from None
+            raise OutOfMemoryError(f"a training step did not fit into memory: {memory}; lower batch_size or dim.") from None
     training.accumulation *= 2
     training.forwards.clear()  # graphs of the larger size, with all the memory that they keep
-    _log.warning("a training step did not fit into memory: %s; going on with %d micro-batches a step.", told, training.accumulation)
+    _log.warning("a training step did not fit into memory: %s; going on with %d micro-batches a step.", memory, training.accumulation)
     if images.is_cuda:
         torch.cuda.empty_cache()
     try:
@@ -260,11 +260,11 @@ def _gradients_in_memory(training: Training, images: Tensor, targets: Targets) -
         if not machine.out_of_memory(error):
             raise
         raise OutOfMemoryError(
-            f"a training step did not fit into memory, nor did it at half the size: {_memory_told(training)}; lower batch_size or dim."
+            f"a training step did not fit into memory, nor did it at half the size: {_memory_in_use(training)}; lower batch_size or dim."
         ) from None
 
 
-def _memory_told(training: Training) -> str:
+def _memory_in_use(training: Training) -> str:
     config, device = training.config, training.device
     half = machine.autocast_type(config, device) is not None
     size = math.ceil(config.training.batch_size / training.accumulation)
@@ -301,10 +301,10 @@ def cross_entropy(logits: Tensor, targets: Targets, label_smoothing: float) -> T
     """Mean cross-entropy in nats of a batch, its targets smoothed and perhaps mixed."""
     if targets.others is None or targets.share is None:
         return F.cross_entropy(logits, targets.labels, label_smoothing=label_smoothing)
-    own, other = (
+    of_own_label, of_other_label = (
         F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none") for labels in (targets.labels, targets.others)
     )
-    return (targets.share * own + (1 - targets.share) * other).mean()
+    return (targets.share * of_own_label + (1 - targets.share) * of_other_label).mean()
 
 
 def _update(training: Training, lr: float, step: int) -> None:
@@ -334,7 +334,7 @@ def _evaluate_in_memory(training: Training, val: Split | StreamedSplit) -> Evalu
             if not machine.out_of_memory(error):
                 raise
             if size == 1:
-                raise OutOfMemoryError(f"validation did not fit into memory: {_memory_told(training)}; lower dim.") from None
+                raise OutOfMemoryError(f"validation did not fit into memory: {_memory_in_use(training)}; lower dim.") from None
         size //= 2
 
 

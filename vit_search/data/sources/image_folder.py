@@ -1,23 +1,33 @@
-"""What lies in an image folder: its classes, its own splits, and the files that are left out. Reads names only, decodes nothing."""
+"""A folder of image files, one folder per class: its classes, its own splits, and the files that are left out."""
 
 from __future__ import annotations
 
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
-from vit_search.config.trial import IMAGE_ENDINGS
+import numpy as np
+
+from vit_search.config.trial import DataConfig
+from vit_search.data.decode import read_image
+from vit_search.data.file_hashes import fingerprint_of, sha256_by_name
+from vit_search.data.sources.source import Source, in_short
 from vit_search.errors import DataError
 from vit_search.text import counted, file_name
 
+IMAGE_ENDINGS = frozenset(
+    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff"}
+    | {".avif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi", ".tga"}
+)
+"""What counts as an image in a folder: what Pillow reads without another program."""
+
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Folder names, in lower case, that stand for a split."""
-
-SHOWN = 10
-"""Class names that a summary spells out."""
 
 REASONS_SHOWN = 6
 """Reasons for skipped files that a summary spells out; files named like a.0001 have an ending each."""
@@ -27,54 +37,73 @@ Identity = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class ImageFolder:
+class FileReader:
+    """Decodes the files of a streamed folder by their names below it."""
+
+    root: Path
+    channels: int
+
+    def __call__(self, name: str, size: tuple[int, int] | None) -> np.ndarray:
+        """uint8 (channels, height, width)."""
+        return read_image(self.root / name, size, self.channels)
+
+
+@dataclass(eq=False)
+class ImageFolder(Source):
     """The images below a folder, in an order that no file system decides."""
 
     root: Path
     classes: tuple[str, ...]
     files: tuple[Path, ...]
-    labels: tuple[int, ...]
-    """Index into `classes` of each file."""
-    splits: tuple[str, ...]
-    """Split of each file (train, val or test) as the folder gives it; empty where the folder has no splits."""
+    labels: np.ndarray
+    splits: np.ndarray | None = None
+    """As the folder gives them; None where it has no splits of its own."""
     skipped: Mapping[str, int] = field(default_factory=dict)
     """Files that were left out, by their ending, `hidden` or `broken link`."""
+    image_size: int | None = None
+    """Side in pixels to which images are resized."""
+    channels: Literal[1, 3] = 3
 
-    @property
-    def summary(self) -> str:
-        """One line: `2 classes: cat, dog; 80 images; 10 files skipped: 8 .heic, 2 hidden`."""
+    def __post_init__(self) -> None:
+        self.title = str(self.root)
+        self.reader = FileReader(self.root.resolve(), self.channels)
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:  # type: ignore[override]  # mypy does not know that it can be set
+        """Raises: DataError where the search file gives no size."""
+        if self.image_size is None:
+            raise DataError("data.image_size: image_folder needs it; give the side in pixels.")
+        return self.channels, self.image_size, self.image_size
+
+    @cached_property
+    def names(self) -> np.ndarray:
+        """The files' names below the folder."""
+        return np.array([str(path.relative_to(self.root)) for path in self.files])
+
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        return sha256_by_name(self.root, self.files)
+
+    def content_hash(self, index: int) -> str:
+        """sha256 of a file."""
+        return self._hashes[str(self.files[index].relative_to(self.root))]
+
+    def fingerprint(self) -> bytes:
+        """Names and contents of all files, and what earlier versions read in another way."""
+        own_splits = b"" if self.splits is None else b"own splits\n"  # version 0.1 took the folders of the splits for classes
+        deep = b"32 bits a pixel\n" if any(_is_deep(path) for path in self.files) else b""  # version 0.1 made black images of them
+        return fingerprint_of(self._hashes) + own_splits + deep
+
+    def read(self, index: int) -> np.ndarray:
+        """uint8, of `shape`."""
+        channels, height, width = self.shape
+        return read_image(self.files[index], (height, width), channels)
+
+    def summary(self, used: Mapping[str, int] | None = None) -> str:
+        """`2 classes: cat, dog; 80 images; 10 files skipped: 8 .heic, 2 hidden`: what lies there, whether it is used or not."""
+        left_out = (_left_out(self.skipped),) if self.skipped else ()
         lacks = (f"{split} has no image of {in_short(names)}" for split, names in self.missing.items())
-        return "; ".join((summary(self.classes, len(self.files), self.skipped, Counter(self.splits)), *lacks))
-
-    @property
-    def missing(self) -> dict[str, tuple[str, ...]]:
-        """Classes of which a split (val or test) has no image; splits that have all of them are left out."""
-        there = set(zip(self.splits, self.labels, strict=False))  # no splits where the folder has none
-        lacks = {
-            split: tuple(name for label, name in enumerate(self.classes) if (split, label) not in there)
-            for split in sorted(set(self.splits), reverse=True)  # val first
-        }
-        return {split: names for split, names in lacks.items() if names}
-
-
-def in_short(classes: Sequence[str]) -> str:
-    """Names of classes, the first few of many."""
-    return ", ".join(classes[:SHOWN]) + (f", … {len(classes) - SHOWN} more" if len(classes) > SHOWN else "")
-
-
-def summary(classes: tuple[str, ...], images: int, skipped: Mapping[str, int], splits: Mapping[str, int] | None = None) -> str:
-    """What a data set holds, in one line.
-
-    Args:
-        images: as many as were found, or, where `splits` are of a set that `train_limit` shortens, as are used.
-        splits: images in each split, where they are told.
-    """
-    parts = [f"{counted(len(classes), 'class')}: {in_short(classes)}", counted(images, "image")]
-    if splits:
-        parts[-1] += " (" + ", ".join(f"{name} {splits[name]:,}" for name in ("train", "val", "holdout", "test") if splits.get(name)) + ")"
-    if skipped:
-        parts.append(_left_out(skipped))
-    return "; ".join(parts)
+        return "; ".join((super().summary(), *left_out, *lacks))
 
 
 def _left_out(skipped: Mapping[str, int]) -> str:
@@ -85,6 +114,17 @@ def _left_out(skipped: Mapping[str, int]) -> str:
     reasons += f", {counted(others, 'other')}" if others else ""
     total = sum(skipped.values())
     return f"{counted(total, 'file')} skipped: {reasons}"
+
+
+def open_folder(config: DataConfig, downloads: Path | None, download: bool) -> ImageFolder:
+    """The folder that `data.path` names, for images of the size and channels that the search file asks for.
+
+    Raises: DataError as `scan` does, and where it is no folder.
+    """
+    root = Path(config.path or "").expanduser()
+    if not root.is_dir():
+        raise DataError(f"{root}: {'a file, no folder' if root.exists() else 'missing'}; data.path names a folder of class folders.")
+    return replace(scan(root), image_size=config.image_size, channels=config.channels)
 
 
 def scan(root: Path) -> ImageFolder:
@@ -123,20 +163,20 @@ def _scan(root: Path) -> ImageFolder:
                 "or remove the folder."
             )
         for label, name in enumerate(classes):
-            found = sorted(_images(home / name, skipped, (_identity(root), _identity(home))))
-            files += [(path, label, split) for path in found]
-            if split in ("", "train") and len(found) < 3:
+            images = sorted(_images(home / name, skipped, (_identity(root), _identity(home))))
+            files += [(path, label, split) for path in images]
+            if split in ("", "train") and len(images) < 3:
                 left_out = f" ({_left_out(skipped)})" if skipped else ""
                 reason = "some of which are held out" if split else "for training, validation and test"
-                raise DataError(f"{home / name}: {counted(len(found), 'image')}; each class needs at least 3, {reason}{left_out}.")
-        if split and not any(own == split for _, _, own in files):
+                raise DataError(f"{home / name}: {counted(len(images), 'image')}; each class needs at least 3, {reason}{left_out}.")
+        if split and not any(split_of_file == split for _, _, split_of_file in files):
             raise DataError(f"{home}: no images; put images into its class folders, or remove {home.name} to have it split off train.")
     return ImageFolder(
         root=root,
         classes=classes,
         files=tuple(path for path, _, _ in files),
-        labels=tuple(label for _, label, _ in files),
-        splits=tuple(split for _, _, split in files) if splits else (),
+        labels=np.array([label for _, label, _ in files], np.int64),
+        splits=np.array([split for _, _, split in files]) if splits else None,
         skipped=dict(skipped),
     )
 
@@ -172,8 +212,8 @@ def _too_few(folders: list[Path]) -> str:
     if folders and len(_folders(folders[0])) > 1:
         name, inside = file_name(folders[0].name), len(_folders(folders[0]))
         return f"one folder only, '{name}', which holds {inside} folders; give data.path: {folders[0]}"
-    seen = f"one class only, '{file_name(folders[0].name)}'" if folders else "no class folders"
-    return f"{seen}; put the images into at least two folders, one per class."
+    content = f"one class only, '{file_name(folders[0].name)}'" if folders else "no class folders"
+    return f"{content}; put the images into at least two folders, one per class."
 
 
 def _children(folder: Path) -> list[Path]:
@@ -233,3 +273,16 @@ def _reason(path: Path) -> str:
         return "broken link"
     ending = file_name(path.suffix.lower())  # a Latin-1 name must not end what writes the summary
     return ending if ending and ending.isprintable() else "without an ending"
+
+
+def _is_deep(path: Path) -> bool:
+    """Whether an image has 32 bits a pixel in one channel; False where it cannot be read."""
+    from PIL import Image
+
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return False
+    try:
+        with Image.open(path, formats=("TIFF",)) as image:
+            return image.mode in ("I", "F")
+    except Exception:
+        return False  # decoding says what is wrong with it

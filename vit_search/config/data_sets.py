@@ -1,0 +1,44 @@
+"""The data sets that a search file may name, and what is known of each before any image is read.
+
+A new data set is a line here, and a source in data/sources/ that reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSetFacts:
+    """What is known of one of them. What is None is known only once its source is open."""
+
+    image_size: tuple[int, int] | None = None
+    """Height and width; None where the search file says it, as `data.image_size`."""
+    channels: int | None = None
+    """None where the search file says it, as `data.channels`."""
+    classes: int | None = None
+    labelled: int | None = None
+    """Labelled images, without a test split of the set's own."""
+    test: int = 0
+    """Images of a test split of the set's own, where `labelled` is known."""
+    path: str = ""
+    """What `data.path` names, where a search file must give it."""
+    loader: str = ""
+    """The function or class that loads it, for MLflow; needed where a search file need not give a path."""
+
+
+DATA_SETS: dict[str, DataSetFacts] = {
+    "digits": DataSetFacts(image_size=(8, 8), channels=1, classes=10, labelled=1_797, loader="sklearn.datasets.load_digits"),
+    "mnist": DataSetFacts(image_size=(28, 28), channels=1, classes=10, labelled=60_000, test=10_000, loader="torchvision.datasets.MNIST"),
+    "fashion_mnist": DataSetFacts(
+        image_size=(28, 28), channels=1, classes=10, labelled=60_000, test=10_000, loader="torchvision.datasets.FashionMNIST"
+    ),
+    "cifar10": DataSetFacts(
+        image_size=(32, 32), channels=3, classes=10, labelled=50_000, test=10_000, loader="torchvision.datasets.CIFAR10"
+    ),
+    "cifar100": DataSetFacts(
+        image_size=(32, 32), channels=3, classes=100, labelled=50_000, test=10_000, loader="torchvision.datasets.CIFAR100"
+    ),
+    "image_folder": DataSetFacts(path="the folder of class folders"),
+}
+"""By `data.name` of a search file."""

@@ -1,0 +1,260 @@
+"""The cache of prepared data sets: each decoded once per machine, split by the seed, and kept under its data hash.
+
+A set has a folder of its own, with uint8 memory maps that every trial maps. The test split lies in files of its own, which a
+search never opens. A set that would fill the machine's memory is not decoded, where its source can be streamed: its folder holds
+the names of its images, and data/batches.py decodes them as they are needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit_search.config.cost import memory_of_this_machine
+from vit_search.config.strict_json import parse
+from vit_search.config.trial import DataConfig, hashed
+from vit_search.data.decode import read_all
+from vit_search.data.file_hashes import sha256_of
+from vit_search.data.sources import open_source
+from vit_search.data.sources.source import Reader, Source
+from vit_search.data.split import SplitName, split_indices
+from vit_search.errors import DataError
+from vit_search.files import locked, open_to_others
+
+FORMAT = 2
+"""Raised whenever the files of a cache folder, or how a split is drawn, change."""
+
+SAMPLE = 2000
+"""Training images of a streamed set from which mean and deviation are taken."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A prepared set on this machine's disk."""
+
+    folder: Path
+    data_hash: str
+    """sha256 of the source's content and of all that decides the split: the same hash, the same images in the same splits."""
+    image_size: tuple[int, int]
+    channels: int
+    classes: tuple[str, ...]
+    counts: Mapping[str, int]
+    """Images in each split."""
+    mean: tuple[float, ...]
+    """Per channel, of the training images alone, on the scale 0 to 1."""
+    std: tuple[float, ...]
+    test_duplicates: int
+    """Test images that stand byte for byte in another split, too."""
+    reader: Reader | None = None
+    """Decodes the images of a set that is streamed; None for a set whose pixels are in the cache."""
+    summary: str = ""
+    """Classes, images and skipped files, in one line."""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """Of each file of the splits, by its name."""
+
+
+def default_cache() -> Path:
+    """`$VIT_SEARCH_CACHE`, else `$XDG_CACHE_HOME/vit_search`, else `~/.cache/vit_search`.
+
+    Raises: DataError where none of them says where.
+    """
+    folder = os.environ.get("VIT_SEARCH_CACHE")
+    try:
+        return Path(folder) if folder else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit_search"
+    except RuntimeError:
+        raise DataError("this account has no home folder for decoded images; set HOME, or name a folder with VIT_SEARCH_CACHE.") from None
+
+
+def kept_speed(*, gpus: bool) -> Path:
+    """Where the cache keeps this machine's speed, between a calibration and the plans and searches after it."""
+    return default_cache() / f"speed-{'cuda' if gpus else 'cpu'}.json"
+
+
+def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = False, stream_above: int | None = None) -> DataSet:
+    """Find a data set in the cache, or decode and split it into the cache.
+
+    Two processes may do so at once: one decodes, and the other waits for it.
+
+    Args:
+        config: which set, and how it is split.
+        cache: folder of decoded sets; `default_cache()` by default.
+        download: whether to fetch what is missing, where the source can.
+        stream_above: bytes of pixels above which a set is streamed; a quarter of the machine's memory by default.
+    Raises: DataError when images are missing, damaged or too few, or the cache cannot be written.
+    """
+    cache = cache or default_cache()
+    source = open_source(config, cache / "downloads", download)
+    key = _key(config, source)
+    folder = cache / key[:32]
+    _refuse_open(cache, folder)
+    data = _open(folder, key, source)
+    if data is not None:
+        return data
+    limit = memory_of_this_machine() // 4 if stream_above is None else stream_above
+    try:
+        if not cache.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            cache.chmod(0o755)  # whatever the umask is: see _refuse_open
+        with locked(cache / f".{key[:32]}.lock"):
+            return _open(folder, key, source) or _make(config, folder, key, source, limit)
+    except OSError as error:
+        raise DataError(
+            f"{cache}: the data cache cannot be written ({error.strerror}); set VIT_SEARCH_CACHE to a folder that can."
+        ) from None
+
+
+def _key(config: DataConfig, source: Source) -> str:
+    """The data hash: every byte of the source, every field of the config but its place, how it is read, and FORMAT."""
+    digest = hashlib.sha256(f"format {FORMAT}\n".encode())
+    fields = {name: value for name, value in hashed(DataConfig, vars(config)).items() if name != "path"}
+    digest.update(json.dumps(fields, sort_keys=True).encode())
+    digest.update(source.fingerprint())
+    return digest.hexdigest()
+
+
+def _refuse_open(*folders: Path) -> None:
+    """Raises: DataError where other accounts could put other images or labels into the cache."""
+    for folder in folders:
+        with contextlib.suppress(OSError):  # missing; what cannot be looked at cannot be read either
+            reason = open_to_others(folder)
+            if reason:
+                mend = "chown it and chmod go-w, or set VIT_SEARCH_CACHE to another"
+                raise DataError(f"{folder}: images of this cache cannot be trusted: {reason}; {mend}.")
+
+
+def _make(config: DataConfig, folder: Path, key: str, source: Source, stream_above: int) -> DataSet:
+    streamed = source.reader is not None and len(source.labels) * math.prod(source.shape) > stream_above
+    pixels = None if streamed else read_all(range(len(source.labels)), source.read, source.shape, source=source.title)
+    splits = split_indices(config, source)
+    unfinished = f".new-{folder.name}-"
+    for left in folder.parent.glob(f"{unfinished}*"):  # by a process that was killed, since we hold the lock
+        shutil.rmtree(left, ignore_errors=True)
+    fresh = Path(tempfile.mkdtemp(prefix=unfinished, dir=folder.parent))
+    try:
+        _write(fresh, key, source, splits, pixels)
+        _put(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    data = _open(folder, key, source)
+    assert data is not None
+    return data
+
+
+def read_split(data: DataSet, *splits: SplitName) -> tuple[np.ndarray, np.ndarray]:
+    """The images and labels of one split, or of several one after another.
+
+    Returns: uint8 (n, channels, height, width), one split mapped from disk (writing changes this process's copy alone), or for a
+        streamed set (n,) names, as `data.reader` takes them; and int64 (n,).
+    Raises: DataError where a file is not what `prepare` wrote.
+    """
+    images = [np.load(_verified(data, f"{split}_images.npy"), mmap_mode="c", allow_pickle=False) for split in splits]
+    labels = [np.load(_verified(data, f"{split}_labels.npy"), allow_pickle=False) for split in splits]
+    return (images[0], labels[0]) if len(splits) == 1 else (np.concatenate(images), np.concatenate(labels))
+
+
+_verified_files: set[tuple[Path, int, int, int]] = set()
+"""Files of the cache that this process has held against their sha256: path, inode, time in ns, size."""
+
+
+def _verified(data: DataSet, name: str) -> Path:
+    """A file of a split; a gigabyte takes about a second, once per process."""
+    path = data.folder / name
+    status = path.stat()
+    version = (path, status.st_ino, status.st_mtime_ns, status.st_size)
+    if version not in _verified_files:
+        if sha256_of(path) != data.sha256[name]:
+            raise DataError(f"{path}: not what was written there; remove {data.folder}, and it is made again.")
+        _verified_files.add(version)
+    return path
+
+
+def _write(folder: Path, key: str, source: Source, splits: Mapping[SplitName, np.ndarray], pixels: np.ndarray | None) -> None:
+    """The files of a cache folder; `pixels` is None for a set that is streamed."""
+    for name, indices in splits.items():
+        np.save(folder / f"{name}_images.npy", source.names[indices] if pixels is None else pixels[indices], allow_pickle=False)
+        np.save(folder / f"{name}_labels.npy", source.labels[indices], allow_pickle=False)
+    mean, std = _mean_and_std(source, splits["train"], pixels)
+
+    def content(index: int) -> str | bytes:
+        return source.content_hash(index) if pixels is None else hashlib.sha256(pixels[index].tobytes()).digest()
+
+    others = {content(index) for name in ("train", "val", "holdout") for index in splits[name]}
+    channels, height, width = source.shape
+    document = {
+        "data_hash": key,
+        "image_size": [height, width],
+        "channels": channels,
+        "classes": list(source.classes),
+        "counts": {name: len(indices) for name, indices in splits.items()},
+        "mean": mean,
+        "std": std,
+        "test_duplicates": sum(content(index) in others for index in splits["test"]),
+        "streamed": pixels is None,
+        "bytes": {path.name: path.stat().st_size for path in sorted(folder.glob("*.npy"))},
+        "sha256": {path.name: sha256_of(path) for path in sorted(folder.glob("*.npy"))},
+    }
+    (folder / "data.json").write_text(json.dumps(document, indent=1))
+    for path in folder.iterdir():
+        path.chmod(0o644)
+
+
+def _mean_and_std(source: Source, train: np.ndarray, pixels: np.ndarray | None) -> tuple[list[float], list[float]]:
+    """Of each channel of the training images, or of a sample of them where the set is streamed, on the scale 0 to 1."""
+    if pixels is None:
+        sample = np.random.default_rng(0).permutation(train)[:SAMPLE]
+        images = read_all(sample.tolist(), source.read, source.shape, source=source.title)
+    else:
+        images = pixels[train]
+    levels = [np.bincount(images[:, c].ravel(), minlength=256) for c in range(images.shape[1])]  # exact, without a float copy
+    scale = np.arange(256) / 255
+    means = [float((level * scale).sum() / level.sum()) for level in levels]
+    stds = [math.sqrt(float((level * (scale - mean) ** 2).sum() / level.sum())) for level, mean in zip(levels, means, strict=True)]
+    return means, stds
+
+
+def _put(fresh: Path, folder: Path) -> None:
+    """Rename a finished folder into place; what stood there was damaged."""
+    fresh.chmod(0o755)
+    if folder.exists():
+        aside = Path(tempfile.mkdtemp(prefix=".old-", dir=folder.parent))
+        folder.rename(aside / "damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+    fresh.rename(folder)
+
+
+def _open(folder: Path, key: str, source: Source) -> DataSet | None:
+    """A cache folder, or None where it is missing, damaged or of another key."""
+    try:
+        document = parse((folder / "data.json").read_text())
+        sound = document["data_hash"] == key and all((folder / n).stat().st_size == size for n, size in document["bytes"].items())
+        return _described(folder, document, source) if sound else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _described(folder: Path, document: dict[str, Any], source: Source) -> DataSet:
+    return DataSet(
+        folder=folder,
+        data_hash=document["data_hash"],
+        image_size=tuple(document["image_size"]),
+        channels=document["channels"],
+        classes=tuple(document["classes"]),
+        counts=document["counts"],
+        mean=tuple(document["mean"]),
+        std=tuple(document["std"]),
+        test_duplicates=document["test_duplicates"],
+        reader=source.reader if document["streamed"] else None,
+        summary=source.summary(document["counts"]),
+        sha256=document["sha256"],
+    )

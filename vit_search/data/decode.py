@@ -1,0 +1,180 @@
+"""One image file, or its pixels, as bytes of a given size: which formats are read, and how they are scaled."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from vit_search.errors import DataError, TooLargeError
+
+T = TypeVar("T")
+
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI")
+NAMED_FORMATS = {".tga": ("TGA",)}
+"""Formats that only the file's ending tells: their content begins like any other."""
+
+DAMAGED_SHOWN = 20
+"""Damaged images that one message names."""
+
+MAX_FILE_BYTES = 64 * 2**20
+MAX_PIXELS = 64 * 10**6
+STRIP_PIXELS = 2**20
+"""Pixels that are converted at once, so that no second copy of a large image is made on the way."""
+
+
+def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode one image file, upright, to bytes.
+
+    Args:
+        file: its path, or its content.
+        size: height and width; the image is scaled until it covers them (bilinear, antialiased), and its centre cut out.
+        channels: 1 (grey) or 3 (RGB); transparency is laid on black.
+        max_pixels: width times height of the largest image that is decoded, at up to 8 bytes of memory a pixel.
+    Returns: uint8 (channels, height, width).
+    Raises: DataError that names the file and what is wrong with it.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    name = "image" if isinstance(file, bytes) else str(file)
+    try:
+        raw = file if isinstance(file, bytes) else _bounded(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            named = () if isinstance(file, bytes) else NAMED_FORMATS.get(file.suffix.lower(), ())
+            with Image.open(io.BytesIO(raw), formats=(*IMAGE_FORMATS, *named)) as opened:
+                if opened.width * opened.height > max_pixels:
+                    raise TooLargeError(f"{name}: {opened.width}x{opened.height} pixels; give an image of at most {max_pixels:,}.")
+                image: Any = opened
+                ImageOps.exif_transpose(image, in_place=True)
+                if image.mode.startswith(("I", "F")):  # 16 bits and more a pixel
+                    image = _to_bytes(image, opened.format == "PPM", name)
+                if image.mode in ("P", "PA", "LA", "RGBA") or "transparency" in image.info:
+                    image = _in_strips(image, "RGB", _on_black)
+                return _fitted(image, size, channels)
+    except DataError:
+        raise
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror}); name an image file.") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{name}: no image that can be decoded (of no known format); replace or remove it.") from None
+    except Exception as error:  # a decoder raises what damaged bytes lead it to: struct.error and TypeError for EXIF, say
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{name}: no image that can be decoded ({why}); replace or remove it.") from None
+
+
+def _strips(image: Any) -> Iterator[tuple[int, Any]]:
+    """The strips of rows of a PIL image: the first row of each, and a copy of the strip."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _in_strips(image: Any, mode: str, convert: Callable[[Any], Any]) -> Any:
+    """A PIL image of another mode, each strip of rows as `convert` makes it."""
+    from PIL import Image
+
+    whole = Image.new(mode, image.size)
+    for top, strip in _strips(image):
+        whole.paste(convert(strip), (0, top))
+    return whole
+
+
+def _on_black(image: Any) -> Any:
+    """A PIL image without its transparency."""
+    from PIL import Image
+
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
+
+
+def _to_bytes(image: Any, full_range: bool, name: str) -> Any:
+    """A PIL image of 16 or 32 bits a pixel on the scale 0 to 255.
+
+    16 bits are taken to run to 65,535, and so are 32-bit integers above 255. Fractions run to 1, or to 255 where one is above 1.
+    Args:
+        full_range: whether 32-bit integers run to 65,535 whatever they are, as Pillow makes them of a PPM file.
+    Raises: DataError where the scale cannot be told.
+    """
+    from PIL import Image
+
+    bounds = [(np.min(strip), np.max(strip)) for _, strip in _strips(image)]
+    least, most = np.min(bounds), np.max(bounds)
+    fraction = image.mode == "F"
+    scale = 255.0 if fraction and most <= 1 else 1.0 if fraction or (image.mode == "I" and most <= 255 and not full_range) else 1 / 257
+    if not (least >= 0 and round(most * scale, 4) <= 255):
+        raise DataError(f"{name}: pixels from {least:g} to {most:g}, whose scale is unknown; save it with 8 or 16 bits a pixel.")
+
+    def scaled(strip: Any) -> Any:
+        pixels = np.asarray(strip).astype(np.float64)
+        if fraction:
+            pixels = np.round(pixels * scale, 4)  # 0.2 in 32 bits is a little more than 0.2
+        elif scale < 1:
+            pixels = pixels / 257
+        return Image.fromarray(pixels.astype(np.uint8))
+
+    return _in_strips(image, "L", scaled)
+
+
+def read_images(files: Sequence[Path], size: tuple[int, int], channels: int, *, source: str) -> np.ndarray:
+    """What `read_image` makes of each of many files; see `read_all`."""
+    return read_all(files, lambda path: read_image(path, size, channels), (channels, *size), source=source)
+
+
+def read_all(images: Sequence[T], read: Callable[[T], np.ndarray], shape: tuple[int, int, int], *, source: str) -> np.ndarray:
+    """What `read` makes of each of many images.
+
+    Args:
+        shape: channels, height and width of each.
+        source: what the images belong to, for the message.
+    Returns: uint8 (n, channels, height, width).
+    Raises: DataError that names all images that cannot be used, or the first DAMAGED_SHOWN and their count.
+    """
+    pixels = np.empty((len(images), *shape), np.uint8)
+    damaged: list[str] = []
+    for i, image in enumerate(images):
+        try:
+            pixels[i] = read(image)
+        except DataError as error:
+            damaged.append(str(error))
+    if len(damaged) == 1:
+        raise DataError(damaged[0])
+    if damaged:
+        shown = "\n  ".join(damaged[:DAMAGED_SHOWN])
+        more = f"\n  and {len(damaged) - DAMAGED_SHOWN} more" if len(damaged) > DAMAGED_SHOWN else ""
+        raise DataError(f"{source}: {len(damaged)} images cannot be used:\n  {shown}{more}")
+    return pixels
+
+
+def fit_pixels(pixels: np.ndarray, size: tuple[int, int] | None, channels: int) -> np.ndarray:
+    """What `read_image` makes of an image that is decoded already: the same numbers as of its file.
+
+    Args:
+        pixels: uint8 (height, width, 1) or (height, width, 3).
+    Returns: uint8 (channels, height, width).
+    """
+    from PIL import Image
+
+    return _fitted(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), size, channels)
+
+
+def _fitted(image: Any, size: tuple[int, int] | None, channels: int) -> np.ndarray:
+    """A PIL image, in grey or RGB, to bytes."""
+    from PIL import Image, ImageOps
+
+    mode = "L" if channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)
+    if size is not None and image.size != (size[1], size[0]):
+        image = ImageOps.fit(image, (size[1], size[0]), method=Image.Resampling.BILINEAR)
+    pixels = np.asarray(image, dtype=np.uint8)
+    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _bounded(file: Path) -> bytes:
+    if file.stat().st_size > MAX_FILE_BYTES:
+        raise TooLargeError(f"{file}: {file.stat().st_size:,} bytes; give an image file of at most {MAX_FILE_BYTES:,}.")
+    return file.read_bytes()

@@ -1,0 +1,43 @@
+"""Where labelled images come from: one file per kind of source, and this table of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vit_search.config.data_sets import DATA_SETS
+from vit_search.config.trial import DataConfig
+from vit_search.data.sources.digits import Digits
+from vit_search.data.sources.image_folder import open_folder
+from vit_search.data.sources.source import Source
+from vit_search.data.sources.torchvision_sets import TorchvisionSet
+from vit_search.errors import DataError
+
+Opener = Callable[[DataConfig, Path | None, bool], Source]
+"""Opens a source: the search file's `data` section, the folder for downloaded sets, and whether to download what is missing."""
+
+SOURCES: dict[str, Opener] = {
+    "digits": Digits,
+    "mnist": TorchvisionSet,
+    "fashion_mnist": TorchvisionSet,
+    "cifar10": TorchvisionSet,
+    "cifar100": TorchvisionSet,
+    "image_folder": open_folder,
+}
+"""By `data.name` of a search file. What is known of each before it is opened stands in config/data_sets.py."""
+
+
+def open_source(config: DataConfig, downloads: Path | None = None, download: bool = False) -> Source:
+    """The images that a search file names; reads names and labels, decodes nothing.
+
+    Args:
+        downloads: folder of the sets that are downloaded and have no `data.path`; needed by those alone.
+        download: whether to download what is missing.
+    Raises: DataError when the set is unknown, missing, damaged or cannot be read in one way only.
+    """
+    if config.name not in SOURCES:
+        raise DataError(f"data.name: unknown data set {config.name!r}; choose from {', '.join(SOURCES)}.")
+    path = DATA_SETS[config.name].path
+    if path and config.path is None:
+        raise DataError(f"data.path: {config.name} needs it; name {path}.")
+    return SOURCES[config.name](config, downloads, download)

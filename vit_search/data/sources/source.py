@@ -1,0 +1,111 @@
+"""What every source of labelled images answers: classes, labels, splits, groups, fingerprint, and image i.
+
+Cache, splits, streaming, plan and lint ask these questions and no others.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from vit_search.text import counted
+
+CLASSES_SHOWN = 10
+"""Class names that a summary spells out."""
+
+
+class Reader(Protocol):
+    """Decodes an image of a streamed set by its name. It is sent to other processes, so keep it small."""
+
+    def __call__(self, name: str, size: tuple[int, int] | None) -> np.ndarray:
+        """The image, resized to a height and width, or as large as it is: uint8 (channels, height, width).
+
+        Raises: DataError that names the image and what is wrong with it.
+        """
+        ...
+
+
+class Source(ABC):
+    """The labelled images of one data set, open: names and labels are read, images are not decoded yet."""
+
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    """(n,) int64: index into `classes` of each image."""
+    splits: np.ndarray | None = None
+    """(n,) text: the split that the source itself gives each image (train, val or test), or "" for an image that vit_search shall
+    split by the seed. None: that is all of them."""
+    groups: np.ndarray | None = None
+    """(n,) int64: images of one group belong into one split. None: there are no groups. Always None today: split.py keeps none."""
+    shape: tuple[int, int, int]
+    """Channels, height and width of each image that `read` gives."""
+    title: str
+    """What messages call the whole set: its name, or its folder."""
+    reader: Reader | None = None
+    """How a set that is too large for memory is streamed; None where that cannot be. With it go `names` and `content_hash`."""
+
+    @abstractmethod
+    def fingerprint(self) -> bytes:
+        """What the data hash is made of: it must change whenever an image, a label or a split of the source changes."""
+
+    @abstractmethod
+    def read(self, index: int) -> np.ndarray:
+        """Image number `index`: uint8, of `shape`.
+
+        Raises: DataError that names the image and what is wrong with it.
+        """
+
+    @property
+    def names(self) -> np.ndarray:
+        """(n,) text: the name of each image, as `reader` takes it."""
+        raise NotImplementedError
+
+    def content_hash(self, index: int) -> str:
+        """sha256 of a streamed image as it is stored: the same for two copies of a file."""
+        raise NotImplementedError
+
+    def summary(self, used: Mapping[str, int] | None = None) -> str:
+        """What the set holds, in one line: `10 classes: 0, 1, …; 1,797 images`.
+
+        Args:
+            used: images of each split, where they have been split and `train_limit` may have left some out.
+        """
+        counts = self.counts if used is None else used
+        return summary(self.classes, sum(counts.values()), counts)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Images by the split that the source gives them; those under "" are still to be split."""
+        return Counter({"": len(self.labels)} if self.splits is None else self.splits.tolist())
+
+    @property
+    def missing(self) -> dict[str, tuple[str, ...]]:
+        """Classes of which a split of the source (val or test) has no image; splits that have all of them are left out."""
+        if self.splits is None:
+            return {}
+        present = set(zip(self.splits.tolist(), self.labels.tolist(), strict=True))
+        lacks = {
+            split: tuple(name for label, name in enumerate(self.classes) if (split, label) not in present)
+            for split in ("val", "train", "test")
+            if split in self.counts
+        }
+        return {split: names for split, names in lacks.items() if names}
+
+
+def in_short(classes: Sequence[str]) -> str:
+    """Names of classes, the first few of many."""
+    return ", ".join(classes[:CLASSES_SHOWN]) + (f", … {len(classes) - CLASSES_SHOWN} more" if len(classes) > CLASSES_SHOWN else "")
+
+
+def summary(classes: tuple[str, ...], images: int, splits: Mapping[str, int]) -> str:
+    """What a data set holds, in one line.
+
+    Args:
+        images: all of them. splits: those of each split; empty, or all under "", where they are not split yet.
+    """
+    parts = [f"{name} {splits[name]:,}" for name in ("train", "val", "holdout", "test") if splits.get(name)]
+    by_split = f" ({', '.join(parts)})" if parts else ""
+    return f"{counted(len(classes), 'class')}: {in_short(classes)}; {counted(images, 'image')}{by_split}"
