@@ -17,7 +17,9 @@ from vit_search.config import search_file
 from vit_search.data.data_set import prepare
 from vit_search.errors import PromotionError, PromotionRefusedError
 from vit_search.promotion import gates, policy, promotion
-from vit_search.registry import registry
+from vit_search.registry.champion import move_champion
+from vit_search.registry.history import read_history, verify_history
+from vit_search.registry.version_files import load_problem, load_version
 from vit_search.tracking.store import client_for
 
 POLICY = """
@@ -116,9 +118,9 @@ def test_the_first_candidate_becomes_champion_with_its_lineage_card_and_history(
         assert part in version.description
     report = json.loads(Path(mlflow.artifacts.download_artifacts(version.tags["gate_report"], tracking_uri=store)).read_text())
     assert [gates.Gate.from_dict(one) for one in report["gates"]] == first.gates
-    (record,) = registry.history(client, "tiny")
+    (record,) = read_history(client, "tiny")
     assert (record.version, record.came_from, record.by) == ("1", None, "somebody")
-    assert registry.verify(client, "tiny") == []
+    assert verify_history(client, "tiny") == []
 
 
 def test_the_seed_in_the_middle_is_the_one_that_is_registered(made, copied, fresh):
@@ -131,7 +133,7 @@ def test_the_seed_in_the_middle_is_the_one_that_is_registered(made, copied, fres
     assert (done.verdict, done.champion, str(version.version)) == ("passed", "1", done.version)
     assert str(client_for(copied).get_model_version_by_alias("tiny", "previous").version) == "1"
     assert done.reading == 2
-    served = registry.load_version(client_for(copied), version)
+    served = load_version(client_for(copied), version)
     assert (served.trained_on, served.config.seed) == (("train", "val"), strong.finalists[0].seeds[index] * 1_000_003)
 
 
@@ -157,11 +159,11 @@ def test_a_worse_one_is_refused_kept_with_its_evidence_and_not_tested_twice(made
     changed = promote(retold, copied, POLICY + "top: 4\n")
     assert "G14" in refused(changed)
     with pytest.raises(PromotionRefusedError, match="has not passed the gates"):
-        registry.move(client, "tiny", done.version, action="promote", expected=before, by="somebody")
+        move_champion(client, "tiny", done.version, action="promote", expected=before, by="somebody")
     forced = promote(retold, copied, force="a drill")
     assert (forced.verdict, forced.version, str(champion(copied).version)) == ("forced", done.version, done.version)
     assert champion(copied).tags["forced"] == "a drill"
-    assert registry.history(client, "tiny")[-1].reason == "a drill"
+    assert read_history(client, "tiny")[-1].reason == "a drill"
 
 
 def test_a_tie_is_refused_unless_the_policy_takes_a_smaller_one(made, copied, fresh):
@@ -180,7 +182,7 @@ def test_what_is_the_champion_already_is_left_alone(made, copied):
     _, first, weak, _, _ = made
     again = promote(weak, copied)
     assert (again.verdict, again.version, again.gates) == ("again", first.version, [])
-    assert len(registry.history(client_for(copied), "tiny")) == 1
+    assert len(read_history(client_for(copied), "tiny")) == 1
 
 
 def test_a_gate_before_the_test_split_leaves_it_unread(made, copied, fresh):
@@ -260,8 +262,8 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(made, copied, 
     assert str(champion(copied).version) == version
     assert f"the champion moved to version {version} while this promotion ran (expected 1); look at it and promote again" in lost.stderr
     client = client_for(copied)
-    assert [record.version for record in registry.history(client, "tiny")] == ["1", version]
-    assert registry.verify(client, "tiny") == []
+    assert [record.version for record in read_history(client, "tiny")] == ["1", version]
+    assert verify_history(client, "tiny") == []
     assert promotion.readings_of(client, "tiny", champion(copied).tags["data_hash"]) == 3  # each has read the test split
 
 
@@ -271,7 +273,7 @@ def assert_nothing_half(store, versions):
     now = champion(store)
     assert str(now.version) in versions
     assert now.tags["verdict"] == "passed"
-    assert registry.load_problem(client, now) == ""
+    assert load_problem(client, now) == ""
     return str(now.version)
 
 
@@ -301,8 +303,8 @@ def killed_and_gone_on(place, before, made, store, fresh):
     assert assert_nothing_half(store, {"4"}) == "4"
     client = client_for(store)
     assert [str(v.version) for v in client.search_model_versions("name = 'tiny'")] == ["4", "1"]
-    assert [record.version for record in registry.history(client, "tiny")] == ["1", "4"]
-    assert registry.verify(client, "tiny") == []
+    assert [record.version for record in read_history(client, "tiny")] == ["1", "4"]
+    assert verify_history(client, "tiny") == []
     assert [model.name for model in client.search_registered_models()] == ["tiny"]  # no lock is left
     assert promotion.readings_of(client, "tiny", champion(store).tags["data_hash"]) in (2, 3)  # a crash counts, too
 

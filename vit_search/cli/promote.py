@@ -275,13 +275,14 @@ def rollback(
 
     name = references.name_of(name)
     tracking_uri = registry_uri(name, tracking_uri)
-    from vit_search.registry import registry
+    from vit_search.registry.champion import rollback_champion
+    from vit_search.registry.version_files import load_problem
     from vit_search.tracking import store
 
     with err.status("loading the version …"):
         client = store.client_for(tracking_uri, needs="write")
-        done = registry.rollback(
-            client, name, to=to, reason=reason.strip(), by=user_name(), check=lambda version: registry.load_problem(client, version)
+        done = rollback_champion(
+            client, name, to=to, reason=reason.strip(), by=user_name(), check=lambda version: load_problem(client, version)
         )
     out.print(f"[bold]{escaped(name)}[/] version {done.version} is [bold green]champion[/] again, in place of version {done.came_from}")
 
@@ -302,16 +303,17 @@ def history(
 
     name = references.name_of(name)
     tracking_uri = registry_uri(name, tracking_uri)
-    from vit_search.registry import registry
+    from vit_search.registry.history import read_history, verify_history
+    from vit_search.registry.version_files import verify_files
     from vit_search.tracking import store
 
     client = store.client_for(tracking_uri, needs="read")
-    records = registry.history(client, name)
-    problems = registry.verify(client, name) if verify else []
+    records = read_history(client, name)
+    problems = verify_history(client, name) if verify else []
     notes: list[str] = []
     if verify:
         with err.status("verifying …") as shown_status:
-            wrong, notes = registry.verify_files(client, name, say=lambda text: shown_status.update(f"{text} …"))
+            wrong, notes = verify_files(client, name, say=lambda text: shown_status.update(f"{text} …"))
         problems += wrong
     if as_json:
         shown: Any = [json.loads(record.text()) for record in records]
@@ -353,10 +355,10 @@ def repair(name: ModelName, tracking_uri: Tracking = None) -> None:
 
     name = references.name_of(name)
     tracking_uri = registry_uri(name, tracking_uri)
-    from vit_search.registry import registry
+    from vit_search.registry.champion import repair_champion
     from vit_search.tracking import store
 
-    out.print(escaped(registry.repair(store.client_for(tracking_uri, needs="write"), name)), soft_wrap=True)
+    out.print(escaped(repair_champion(store.client_for(tracking_uri, needs="write"), name)), soft_wrap=True)
 
 
 @app.command()

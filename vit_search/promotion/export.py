@@ -27,7 +27,8 @@ import torch
 
 from vit_search.errors import PromotionError
 from vit_search.promotion.formats import FORMATS, check_format
-from vit_search.registry import references, registry
+from vit_search.registry import references
+from vit_search.registry.version_files import fetch_version
 from vit_search.tracking import model_package
 from vit_search.tracking.store import client_for
 from vit_search.tracking.uris import of_newest
@@ -87,7 +88,7 @@ def export(model: str, format: str, path: Path | None = None, *, tracking_uri: s
     path = path or Path(f"{version.name}-{version.version}{FORMATS[format]}")
     _check_free(path)
     with tempfile.TemporaryDirectory() as place:
-        served, folder = registry.fetch_version(client, version, Path(place))
+        served, folder = fetch_version(client, version, Path(place))
         told = {"version": f"{version.name}/{version.version}", "weights_sha256": checkpoint.weights_sha256(folder)}
         difference = write(served, path, format, told, folder=folder)
     return Exported(path, version.name, str(version.version), difference)

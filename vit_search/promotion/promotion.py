@@ -1,7 +1,7 @@
 """From the best trials to production: choose among them, judge, read the test split once, decide, move the alias.
 
 What is decided on is kept: in the promotion's folder, so that a promotion that dies goes on without reading the test split
-again, and in its run in MLflow. The champion moves last, by registry.py, and only to a version that is whole and has passed.
+again, and in its run in MLflow. The champion moves last, by registry/champion.py, and only to a version that is whole and has passed.
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ from vit_search.promotion.evidence import Costs, OnImages, SideBySide
 from vit_search.promotion.finalists import Finalist, Retrained
 from vit_search.promotion.gates import Gate
 from vit_search.promotion.policy import Policy
-from vit_search.registry import registry, smoke
+from vit_search.registry import smoke
+from vit_search.registry.champion import move_champion, repair_champion
+from vit_search.registry.history import CHAMPION, INTENT
 from vit_search.registry.lock import abandoned, locked
+from vit_search.registry.version_files import fetch_version, load_version
 from vit_search.tracking import model_files
 from vit_search.tracking.model_package import link_to_parent, log_model
 from vit_search.tracking.store import client_for
@@ -129,8 +132,8 @@ def promote(
     say("choosing among the finalists")
     candidate = _chosen(client, retrained)
     model = _registered_model(client, asked.name)
-    if registry.INTENT in model.tags or abandoned(client, asked.name):  # of one that died in mid-move
-        registry.repair(client, asked.name)
+    if INTENT in model.tags or abandoned(client, asked.name):  # of one that died in mid-move
+        repair_champion(client, asked.name)
     known = next((v for v in client.search_model_versions(f"name = '{asked.name}'") if _is(v, candidate)), None)
     champion = _champion(client, asked.name)
     if asked.expect and asked.expect != (str(champion.version) if champion else "none"):
@@ -202,10 +205,10 @@ def promote(
     )
     if verdict == "refused":
         return done
-    problem = smoke.problem(registry.load_version(client, client.get_model_version(asked.name, version)), tags["golden"])
+    problem = smoke.problem(load_version(client, client.get_model_version(asked.name, version)), tags["golden"])
     if problem:
         raise PromotionError(f"{asked.name}: version {version} does not answer as it was registered ({problem}); the champion stays.")
-    registry.move(
+    move_champion(
         client,
         asked.name,
         version,
@@ -340,7 +343,7 @@ def _fetched(client: mlflow.MlflowClient, version: Any, *, lenient: bool = False
         found: tuple[ServedModel, Path] | None = None
         if version is not None:
             try:
-                found = registry.fetch_version(client, version, Path(place))
+                found = fetch_version(client, version, Path(place))
             except PromotionError as error:
                 if not lenient:
                     raise PromotionError(
@@ -462,7 +465,7 @@ def _registered_model(client: mlflow.MlflowClient, name: str) -> Any:
 
 
 def _champion(client: mlflow.MlflowClient, name: str) -> Any:
-    version = client.get_registered_model(name).aliases.get(registry.CHAMPION)
+    version = client.get_registered_model(name).aliases.get(CHAMPION)
     return client.get_model_version(name, version) if version is not None else None
 
 
