@@ -8,7 +8,8 @@ from markdown_it import MarkdownIt
 from vit_search.config import search_file
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.promotion import card
-from vit_search.promotion.evidence import Costs, OnImages
+from vit_search.promotion.evidence.answers import SplitAnswers
+from vit_search.promotion.evidence.costs import Costs
 from vit_search.promotion.finalists import Finalist, Retrained
 from vit_search.promotion.gates import Gate
 from vit_search.vit.checkpoint import ServedModel
@@ -29,7 +30,7 @@ def test_nothing_in_a_card_is_html_or_a_link(tmp_path):
     served = ServedModel(None, config, None, (EVIL, "dog"), EVIL, (EVIL,))
     finalist = Finalist(0, {}, 0.9, (1,), (0.9,), (tmp_path,), (0,), (0.9,))
     retrained = Retrained(tmp_path, EVIL, EVIL, EVIL, spec, (finalist,), {1: EVIL})
-    seen = OnImages(
+    seen = SplitAnswers(
         classes=(EVIL, "dog"),
         labels=np.array([0, 1]),
         predictions=np.array([0, 0]),

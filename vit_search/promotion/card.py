@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vit_search.promotion import gates
-from vit_search.promotion.evidence import Costs, OnImages
+from vit_search.promotion.evidence.answers import SplitAnswers
+from vit_search.promotion.evidence.costs import Costs
 from vit_search.promotion.finalists import Finalist, Retrained
 from vit_search.promotion.gates import Gate
 from vit_search.text import counted, markdown
@@ -25,7 +26,7 @@ def written(
     served: ServedModel,
     tags: Mapping[str, str],
     judged: Sequence[Gate],
-    seen: OnImages | None,
+    seen: SplitAnswers | None,
     costs: Costs,
 ) -> str:
     """The card of a version.
@@ -71,7 +72,7 @@ def written(
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
-def _test(seen: OnImages) -> list[str]:
+def _test(seen: SplitAnswers) -> list[str]:
     low, high = seen.interval
     figures = {
         "accuracy": f"**{seen.accuracy:.4f}** on {counted(seen.images, 'image')} (95 % interval {low:.4f} to {high:.4f})",
@@ -93,7 +94,7 @@ def _overstated(optimism: float) -> str:
     return f"overstated it by {optimism:.4f}" if optimism > 0 else f"did not overstate it ({optimism:+.4f})"
 
 
-def _limits(seen: OnImages | None, tags: Mapping[str, str]) -> list[str]:
+def _limits(seen: SplitAnswers | None, tags: Mapping[str, str]) -> list[str]:
     said = ["Accuracy holds for images that come from where the test images come from; nothing here says how it is elsewhere."]
     if seen is not None and seen.corrupted_accuracies:
         worst = min(seen.corrupted_accuracies.items(), key=lambda one: one[1])

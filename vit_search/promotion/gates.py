@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from vit_search.promotion.evidence import Costs, OnImages, Parity, SideBySide, corruption_drop, ece_gap
+from vit_search.promotion.evidence.answers import SplitAnswers, corruption_drop, ece_gap
+from vit_search.promotion.evidence.costs import Costs, SideBySide
+from vit_search.promotion.evidence.parity import Parity
 from vit_search.promotion.mcnemar import Comparison, chance, compare
 from vit_search.promotion.paired_bootstrap import ScoreComparison, compare_scores
 from vit_search.promotion.policy import Policy
@@ -241,7 +243,7 @@ def leak(count: int, policy: Policy) -> Gate:
 # --- after it --------------------------------------------------------------------------------------------------------------
 
 
-def floors(seen: OnImages, policy: Policy, *, majority: float | None = None, linear_probe: float | None = None) -> Gate:
+def floors(seen: SplitAnswers, policy: Policy, *, majority: float | None = None, linear_probe: float | None = None) -> Gate:
     """G3: good enough whatever the champion is.
 
     Args:
@@ -267,7 +269,7 @@ def floors(seen: OnImages, policy: Policy, *, majority: float | None = None, lin
 
 
 def comparison(
-    candidate: OnImages, champion: OnImages, reading: int, policy: Policy, metric: str = "val_accuracy"
+    candidate: SplitAnswers, champion: SplitAnswers, reading: int, policy: Policy, metric: str = "val_accuracy"
 ) -> Comparison | ScoreComparison:
     """Both models' answers on the same images, held against each other as the policy asks.
 
@@ -331,7 +333,7 @@ class ClassDrop:
     """How often chance shows such a drop where the true one is allowed, at most."""
 
 
-def class_drops(candidate: OnImages, champion: OnImages, allowed: float) -> list[ClassDrop]:
+def class_drops(candidate: SplitAnswers, champion: SplitAnswers, allowed: float) -> list[ClassDrop]:
     """For each class with images, what the candidate loses there.
 
     `p` is the larger of two: McNemar's exact test that there is no drop, which keeps small classes of two equally good models from
@@ -363,7 +365,7 @@ def holm(ps: Sequence[float], alpha: float) -> list[bool]:
     return refuted
 
 
-def classes(candidate: OnImages, champion: OnImages | None, policy: Policy) -> Gate:
+def classes(candidate: SplitAnswers, champion: SplitAnswers | None, policy: Policy) -> Gate:
     """G6: no class is bad, and none got worse than the policy allows, beyond chance and corrected for the number of classes."""
     recalls = [(recall, name) for recall, name in zip(candidate.recalls, candidate.classes, strict=True) if recall is not None]
     worst, name = min(recalls)
@@ -391,7 +393,7 @@ def classes(candidate: OnImages, champion: OnImages | None, policy: Policy) -> G
     return _judged("G6", "classes", problems, told)
 
 
-def calibration(candidate: OnImages, champion: OnImages | None, policy: Policy) -> Gate:
+def calibration(candidate: SplitAnswers, champion: SplitAnswers | None, policy: Policy) -> Gate:
     """G7: chances mean what they say, or not much less than the champion's."""
     told, problems = f"calibration error {candidate.ece:.4f} (15 bins)", []
     most, allowed = policy.calibration.ece, policy.calibration.ece_above_champion
@@ -407,7 +409,7 @@ def calibration(candidate: OnImages, champion: OnImages | None, policy: Policy) 
     return _judged("G7", "calibration", problems, told)
 
 
-def corruption(candidate: OnImages, champion: OnImages | None, policy: Policy) -> Gate:
+def corruption(candidate: SplitAnswers, champion: SplitAnswers | None, policy: Policy) -> Gate:
     """G12: what cameras and networks do to images does not break it, or not more than the champion."""
     wanted = policy.robustness
     if not wanted.kinds:

@@ -28,8 +28,11 @@ from vit_search.errors import PromotionError, PromotionRefusedError
 from vit_search.files import make_folder, write_whole
 from vit_search.ledger import ledger, searches
 from vit_search.ledger.searches import SearchFacts
-from vit_search.promotion import card, evidence, export, finalists, gates
-from vit_search.promotion.evidence import Costs, OnImages, SideBySide
+from vit_search.promotion import card, finalists, gates
+from vit_search.promotion.evidence.answers import SplitAnswers, classify_split
+from vit_search.promotion.evidence.baselines import linear_probe_accuracy, majority_accuracy
+from vit_search.promotion.evidence.costs import Costs, SideBySide, measure_costs, measure_side_by_side
+from vit_search.promotion.evidence.parity import Parity, file_exporter, measure_parity, weights_sha256
 from vit_search.promotion.finalists import Finalist, Retrained
 from vit_search.promotion.gates import Gate
 from vit_search.promotion.policy import Policy
@@ -88,7 +91,7 @@ class Promotion:
     finalist: Finalist
     gates: list[Gate]
     """As far as they were judged: those that need the test split only where no other refused."""
-    seen: OnImages | None = None
+    seen: SplitAnswers | None = None
     """On the test images; None where they were not looked at."""
     reading: int = 0
     """Which reading of this test split that was, from 1; 0 for none."""
@@ -107,8 +110,8 @@ class _Reading:
     number: int
     policy: str
     """Digest of the policy it was read under."""
-    seen: OnImages
-    rival: OnImages | None
+    seen: SplitAnswers
+    rival: SplitAnswers | None
     majority: float
     linear_probe: float
     fresh: bool = True
@@ -164,7 +167,7 @@ def promote(
         uri, record = _logged(client, candidate, retrained)
         judged = [
             gates.integrity(
-                _parities(candidate, policy), policy, expected_sha256=candidate.weights_sha256, found_sha256=evidence.weights_sha256(served)
+                _parities(candidate, policy), policy, expected_sha256=candidate.weights_sha256, found_sha256=weights_sha256(served)
             ),
             gates.lineage(_lineage(searches.read(retrained.folder)[1], candidate), policy),
             gates.readings(reading, policy),
@@ -177,7 +180,7 @@ def promote(
             ),
             gates.smoke(_smoke_problem(client, uri)),
             gates.approval("protected" in model.tags, asked.approve_by, policy),
-            gates.leak(evidence.leaks(data), policy),
+            gates.leak(data.test_duplicates, policy),
         ]
         read: _Reading | None = None
         if asked.force or gates.verdict(judged):
@@ -244,13 +247,13 @@ def examine(folder: Path, number: int, policy: Policy, name: str, *, tracking_ur
     readings = readings_of(client, name, served.data_hash) + 1
     problem = smoke.problem(served)
     judged = [
-        gates.integrity(_parities(candidate, policy), policy, expected_sha256=digest, found_sha256=evidence.weights_sha256(served)),
+        gates.integrity(_parities(candidate, policy), policy, expected_sha256=digest, found_sha256=weights_sha256(served)),
         gates.lineage(_lineage(facts, candidate), policy),
         gates.readings(readings, policy),
         gates.cost(costs, policy, beside),
         Gate("G9", "seeds", None, "one training shows no spread; `vit-search promote` trains with fresh seeds"),
         replace(gates.smoke(problem), said=problem or "it answers here as it should; `vit-search promote` asks it in a process of its own"),
-        gates.leak(evidence.leaks(data), policy),
+        gates.leak(data.test_duplicates, policy),
     ]
     waiting = (("G3", "floors"), ("G4", "better than the champion"), ("G6", "classes"), ("G7", "calibration"), ("G12", "corruption"))
     return [*judged, *(Gate(id, words, None, "needs the test split, which `vit-search promote` alone reads") for id, words in waiting)]
@@ -355,22 +358,14 @@ def _fetched(client: mlflow.MlflowClient, version: Any, *, lenient: bool = False
 
 def _costs(candidate: Candidate, rival: tuple[ServedModel, Path] | None) -> tuple[Costs, SideBySide | None]:
     if rival is None:
-        return evidence.costs(candidate.served, candidate.folder), None
-    beside = evidence.costs_side_by_side(candidate.served, candidate.folder, *rival)
+        return measure_costs(candidate.served, candidate.folder), None
+    beside = measure_side_by_side(candidate.served, candidate.folder, *rival)
     return beside.candidate, beside
 
 
-def _parities(candidate: Candidate, policy: Policy) -> list[evidence.Parity]:
-    def exporter(name: str) -> evidence.Exporter:
-        def written(served: ServedModel, place: Path) -> evidence.Call:
-            path = place / f"model.{name}"
-            export.write(served, path, name)
-            return export.reader(path, name)
-
-        return written
-
+def _parities(candidate: Candidate, policy: Policy) -> list[Parity]:
     others = [name for name in policy.export.formats if name != "safetensors"]
-    return evidence.parity(candidate.served, candidate.folder, {name: exporter(name) for name in others})
+    return measure_parity(candidate.served, candidate.folder, {name: file_exporter(name) for name in others})
 
 
 def _read(
@@ -390,10 +385,10 @@ def _read(
         client.set_registered_model_tag(name, tag, str(number))
     split = load_split(data, "test")
     kinds = policy.robustness.kinds
-    seen = evidence.on_images(candidate.served, split, kinds)
-    theirs = evidence.on_images(rival[0], split, kinds) if rival is not None else None
-    probe = evidence.linear_probe(data, split)
-    read = _Reading(number, policy.digest, seen, theirs, evidence.majority(data, split), probe)
+    seen = classify_split(candidate.served, split, kinds)
+    theirs = classify_split(rival[0], split, kinds) if rival is not None else None
+    probe = linear_probe_accuracy(data, split)
+    read = _Reading(number, policy.digest, seen, theirs, majority_accuracy(data, split), probe)
     told = {
         "reading": number,
         "policy": policy.digest,
@@ -412,8 +407,8 @@ def _kept_reading(retrained: Retrained, candidate: Candidate, champion: Any) -> 
     """What an earlier promotion of this candidate against this champion has seen on the test split."""
     try:
         told = parse(_reading_path(retrained, candidate, champion).read_text(encoding="utf-8"))
-        rival = OnImages.from_dict(told["rival"]) if told["rival"] else None
-        seen = OnImages.from_dict(told["seen"])
+        rival = SplitAnswers.from_dict(told["rival"]) if told["rival"] else None
+        seen = SplitAnswers.from_dict(told["seen"])
         return _Reading(told["reading"], told["policy"], seen, rival, told["majority"], told["linear_probe"], fresh=False)
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -40,7 +40,6 @@ from vit_search.registry.history import (
 from vit_search.registry.lock import LEASE_S, Lock, insist, locked, sweep
 from vit_search.text import counted
 
-
 VERDICTS = ("passed", "forced")
 """Values of a version's tag `verdict` that let it become the champion."""
 

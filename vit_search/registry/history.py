@@ -27,7 +27,6 @@ from vit_search.registry.lock import insist, is_lock
 from vit_search.text import nearest
 from vit_search.tracking.store import in_short
 
-
 CHAMPION, PREVIOUS = "champion", "previous"
 
 INTENT, HEAD = "promotion_intent", "history_head"
