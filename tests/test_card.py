@@ -43,7 +43,7 @@ def test_nothing_in_a_card_is_html_or_a_link(tmp_path):
     tags = {"verdict": "forced", "forced": EVIL, "seed": EVIL, "optimism": "0.1", "code_version": EVIL, "test_reading": "1"}
     judged = [Gate("G1", "integrity", False, EVIL)]
     costs = Costs(params=1, file_bytes=1, flops=1, latency={}, peak_memory_bytes={})
-    text = card.written(EVIL, retrained, finalist, served, tags, judged, seen, costs)
+    text = card.model_card(EVIL, retrained, finalist, served, tags, judged, seen, costs)
     tokens = [*MarkdownIt("commonmark").enable("table").parse(text)]
     tokens += [child for token in tokens for child in token.children or ()]
     assert {token.type for token in tokens} & {"html_block", "html_inline", "link_open", "image"} == set()

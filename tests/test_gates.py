@@ -14,7 +14,7 @@ from vit_search.promotion.evidence.answers import SplitAnswers
 from vit_search.promotion.evidence.costs import Costs, Latency, Ratio, SideBySide
 from vit_search.promotion.evidence.parity import Parity, file_exporter, measure_parity, weights_sha256
 from vit_search.promotion.gates import Gate
-from vit_search.promotion.mcnemar import Comparison
+from vit_search.promotion.mcnemar import AccuracyComparison
 from vit_search.promotion.policy import CORRUPTIONS, Policy
 from vit_search.vit import checkpoint
 
@@ -632,9 +632,9 @@ def test_judging_never_raises_on_odd_but_legal_evidence(models, asked, reading):
 
 def test_a_comparison_knows_its_lower_bound():
     """With 10,000 images of which 100 part the models each way the gain's deviation is √200 / 10,000 = 0.0014: 1.96 of them below 0."""
-    found = Comparison(10_000, 100, 100, 1)
+    found = AccuracyComparison(10_000, 100, 100, 1)
     assert found.least == pytest.approx(-1.96 * 0.001414, rel=0.03)
     assert found.no_worse_than(0.0029)
     assert not found.no_worse_than(0.0027)
-    assert Comparison(1000, 0, 0, 1).least == pytest.approx(-(1 - 0.025 ** (1 / 1000)), abs=1e-6)  # none of 1,000 is lost
+    assert AccuracyComparison(1000, 0, 0, 1).least == pytest.approx(-(1 - 0.025 ** (1 / 1000)), abs=1e-6)  # none of 1,000 is lost
     assert dataclasses.replace(found, reading=5).least < found.least

@@ -15,8 +15,11 @@ from PIL import Image
 from vit_search import cli
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.errors import PromotionError, ServingError
-from vit_search.promotion import export, promotion
+from vit_search.promotion import export
+from vit_search.promotion.candidate import Candidate
+from vit_search.promotion.champion_model import fetched_champion
 from vit_search.promotion.finalists import Finalist
+from vit_search.promotion.registration import log_candidate
 from vit_search.registry import configuration, references
 from vit_search.registry.champion import move_champion
 from vit_search.registry.version_files import fetch_logged, load_version
@@ -85,7 +88,7 @@ def served(home, place):
 
 def rejudged(home, place):
     client = client_for(None)
-    with promotion._fetched(client, client.get_model_version("pets", "1")) as rival:
+    with fetched_champion(client, client.get_model_version("pets", "1")) as rival:
         return rival
 
 
@@ -254,11 +257,11 @@ def test_a_promotion_runs_no_code_of_a_logged_model_that_was_changed(home, store
     run = store.get_model_version("pets", "1").run_id
     finalist = Finalist(0, {}, 0.9, (1,), (0.9,), (home / "own",), (0,), (0.9,))
     own = checkpoint.load_model(home / "own")
-    candidate = promotion.Candidate(finalist, 0, own, home / "own", "", run, "", "")
-    assert promotion._logged(store, candidate, None)[0] == logged_uri()  # used again, as after a promotion that was killed
+    candidate = Candidate(finalist, 0, own, home / "own", "", run, "", "")
+    assert log_candidate(store, candidate, None).uri == logged_uri()  # used again, as after a promotion that was killed
     run_code(home, model_of(store))
     with pytest.raises(PromotionError, match=rf"^{logged_uri()} holds another MLmodel than was registered"):
-        promotion._logged(store, candidate, None)
+        log_candidate(store, candidate, None)
     assert not (home / "ran").exists()
 
 

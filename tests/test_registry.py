@@ -367,7 +367,7 @@ def test_the_lock_of_a_killed_process_of_this_machine_is_passed_at_once(client):
     began = time.monotonic()
     with locking.locked(client, "digits") as held:
         assert time.monotonic() - began < 30
-        assert (held.place, held.dead) == (SECOND, (FIRST,))
+        assert (held.lock_name, held.dead) == (SECOND, (FIRST,))
         assert locks(client) == [FIRST, SECOND]
     assert locks(client) == []
 
