@@ -85,15 +85,7 @@ def move_champion(
         last = state.last
         if state.champion == version != expected and last is not None and (last.version, last.came_from) == (version, expected):
             return last
-        if state.champion != expected:
-            change = f"moved to version {state.champion}" if state.champion is not None else "was taken away"
-            again = "roll back" if action == "rollback" else "promote"
-            raise PromotionRefusedError(
-                f"{name}: the champion {change} while this {noun_of(action)} ran (expected {expected or 'none'}); "
-                f"look at it and {again} again."
-            )
-        if version == expected:
-            raise PromotionError(f"{name}: version {version} is the champion already.")
+        _check_expected(name, version, state, expected, action)
         _check_eligible(client, name, version, state, once_champion)
         record = Record(
             n=state.next_number,
@@ -229,6 +221,18 @@ def _complete_move(client: MlflowClient, lock: Lock, record: Record, *, moved: b
 
 def _write(lock: Lock, call: Callable[..., object], *arguments: str) -> None:
     insist(call, *arguments, first=lock.check)
+
+
+def _check_expected(name: str, version: str, state: RegistryState, expected: str | None, action: str) -> None:
+    """Refuse a move whose decision was made against another champion than the present one."""
+    if state.champion != expected:
+        change = f"moved to version {state.champion}" if state.champion is not None else "was taken away"
+        again = "roll back" if action == "rollback" else "promote"
+        raise PromotionRefusedError(
+            f"{name}: the champion {change} while this {noun_of(action)} ran (expected {expected or 'none'}); look at it and {again} again."
+        )
+    if version == expected:
+        raise PromotionError(f"{name}: version {version} is the champion already.")
 
 
 def _check_eligible(client: MlflowClient, name: str, version: str, state: RegistryState, once_champion: bool) -> Any:
