@@ -138,7 +138,7 @@ def version_tags(
 
 
 def _test_tags(reading: Reading) -> dict[str, str]:
-    """What the test split said of a candidate."""
+    """The figures from the test split, as tags."""
     low, high = reading.answers.interval
     return {
         "test_accuracy": str(reading.answers.accuracy),
