@@ -81,7 +81,9 @@ def main():
     import sys
     from pathlib import Path
 
-    from vit_search.promotion import policy, promotion
+    from vit_search.promotion import policy
+    from vit_search.promotion.decision import PromotionRequest
+    from vit_search.promotion.promote import promote
 
     told = json.loads(sys.argv[1])
     if told.get("die_at"):
@@ -90,8 +92,8 @@ def main():
     one = told["finalist"]
     finalist = Finalist(one[0], one[1], one[2], tuple(one[3]), tuple(one[4]), tuple(map(Path, one[5])), tuple(one[6]), tuple(one[4]))
     retrained = Retrained(Path(told["folder"]), told["search"], told["run_name"], told["search_id"], spec, (finalist,), {})
-    asked = promotion.Asked("tiny", "somebody")
-    done = promotion.promote(retrained, policy.parse(told["policy"]), asked, tracking_uri=told["store"])
+    request = PromotionRequest("tiny", "somebody")
+    done = promote(retrained, policy.parse(told["policy"]), request, tracking_uri=told["store"])
     print(json.dumps({"verdict": done.verdict, "version": done.version, "reading": done.reading}))
 
 

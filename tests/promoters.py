@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 
 from vit_search.errors import TrackingError
 from vit_search.registry import lock as locking
-from vit_search.registry import registry
+from vit_search.registry.champion import move_champion, rollback_champion
 
 
 class Cut:
@@ -44,11 +44,11 @@ class Cut:
 
 
 def promote(client, version, expected, **options):
-    return registry.move(client, "digits", version, action="promote", expected=expected, by="ann", **options)
+    return move_champion(client, "digits", version, action="promote", expected=expected, by="ann", **options)
 
 
 def back(client, **options):
-    return registry.rollback(client, "digits", reason="worse at night", by="ben", **options)
+    return rollback_champion(client, "digits", reason="worse at night", by="ben", **options)
 
 
 def aliases(client):

@@ -8,7 +8,8 @@ from markdown_it import MarkdownIt
 from vit_search.config import search_file
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.promotion import card
-from vit_search.promotion.evidence import Costs, OnImages
+from vit_search.promotion.evidence.answers import SplitAnswers
+from vit_search.promotion.evidence.costs import Costs
 from vit_search.promotion.finalists import Finalist, Retrained
 from vit_search.promotion.gates import Gate
 from vit_search.vit.checkpoint import ServedModel
@@ -29,7 +30,7 @@ def test_nothing_in_a_card_is_html_or_a_link(tmp_path):
     served = ServedModel(None, config, None, (EVIL, "dog"), EVIL, (EVIL,))
     finalist = Finalist(0, {}, 0.9, (1,), (0.9,), (tmp_path,), (0,), (0.9,))
     retrained = Retrained(tmp_path, EVIL, EVIL, EVIL, spec, (finalist,), {1: EVIL})
-    seen = OnImages(
+    seen = SplitAnswers(
         classes=(EVIL, "dog"),
         labels=np.array([0, 1]),
         predictions=np.array([0, 0]),
@@ -42,7 +43,7 @@ def test_nothing_in_a_card_is_html_or_a_link(tmp_path):
     tags = {"verdict": "forced", "forced": EVIL, "seed": EVIL, "optimism": "0.1", "code_version": EVIL, "test_reading": "1"}
     judged = [Gate("G1", "integrity", False, EVIL)]
     costs = Costs(params=1, file_bytes=1, flops=1, latency={}, peak_memory_bytes={})
-    text = card.written(EVIL, retrained, finalist, served, tags, judged, seen, costs)
+    text = card.model_card(EVIL, retrained, finalist, served, tags, judged, seen, costs)
     tokens = [*MarkdownIt("commonmark").enable("table").parse(text)]
     tokens += [child for token in tokens for child in token.children or ()]
     assert {token.type for token in tokens} & {"html_block", "html_inline", "link_open", "image"} == set()

@@ -14,9 +14,12 @@ from PIL import Image
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.data.batches import Split, StreamedSplit, load_split
 from vit_search.data.cache import prepare, read_split
-from vit_search.promotion import evidence
-from vit_search.promotion.corruptions import corrupted
-from vit_search.promotion.evidence import Costs, Latency, OnImages, Parity, SideBySide
+from vit_search.promotion import export
+from vit_search.promotion.evidence.answers import SplitAnswers, classify_split
+from vit_search.promotion.evidence.baselines import linear_probe_accuracy, majority_accuracy
+from vit_search.promotion.evidence.corruptions import corrupted
+from vit_search.promotion.evidence.costs import LEAST_CALLS, Costs, Latency, SideBySide, _ratio, measure_costs, measure_side_by_side
+from vit_search.promotion.evidence.parity import Parity, file_exporter, measure_parity, weights_sha256
 from vit_search.promotion.policy import CORRUPTIONS
 from vit_search.tracking.model_package import RawPixels
 from vit_search.vit import checkpoint, evaluation, training
@@ -55,7 +58,7 @@ def trained(tmp_path_factory):
 
 def seen(labels, predictions, confidence=None, classes=("a", "b", "c"), corrupted=MappingProxyType({})):
     count = len(labels)
-    return OnImages(
+    return SplitAnswers(
         classes=classes,
         labels=np.array(labels),
         predictions=np.array(predictions),
@@ -74,7 +77,7 @@ def test_accuracy_and_loss_are_those_of_evaluate_to_the_last_digit(trained):
     served, _, data = trained
     for name in ("val", "test"):
         split = load_split(data, name)
-        found, expected = evidence.on_images(served, split), evaluation.evaluate(served.model, split, served.normalisation)
+        found, expected = classify_split(served, split), evaluation.evaluate(served.model, split, served.normalisation)
         assert found.loss == expected.loss
         assert np.float32(found.accuracy) == np.float32(expected.accuracy)  # evaluate's is the nearest float32
         assert (found.predictions == expected.predictions.numpy()).all()
@@ -101,7 +104,7 @@ def test_a_streamed_split_gives_the_numbers_of_one_in_memory(folder_of_images, t
     whole = load_split(prepare(told, cache=tmp_path / "b"), "test")
     assert isinstance(streamed, StreamedSplit)
     assert isinstance(whole, Split)
-    assert evidence.on_images(served, streamed, CORRUPTIONS).to_dict() == evidence.on_images(served, whole, CORRUPTIONS).to_dict()
+    assert classify_split(served, streamed, CORRUPTIONS).to_dict() == classify_split(served, whole, CORRUPTIONS).to_dict()
 
 
 def test_the_confidence_and_the_brier_score_follow_from_the_logits(trained):
@@ -110,7 +113,7 @@ def test_the_confidence_and_the_brier_score_follow_from_the_logits(trained):
     state = {name: torch.zeros_like(t) if name.startswith("head") else t for name, t in served.model.state_dict().items()}
     model = type(served.model)(served.config.model)
     model.load_state_dict(state)
-    found = evidence.on_images(dataclasses.replace(served, model=model), load_split(data, "test"))
+    found = classify_split(dataclasses.replace(served, model=model), load_split(data, "test"))
     assert found.brier == pytest.approx(0.9)
     assert found.confidence == pytest.approx(np.full(found.images, 0.1))
     assert found.label_nll == pytest.approx(np.full(found.images, math.log(10)))
@@ -123,6 +126,15 @@ def test_the_confusion_matrix_recalls_and_f1_by_hand():
     assert found.recalls == [2 / 3, 1 / 2, None]
     assert found.macro_f1 == pytest.approx((2 * 2 / (3 + 3) + 2 * 1 / (2 + 2)) / 2)
     assert found.accuracy == 3 / 5
+
+
+def test_the_confusion_matrix_counts_a_class_that_only_predictions_name_and_f1_leaves_it_out():
+    """Nothing is a c, and one a is taken for it: F1 of a is 2 · 1 / (2 + 1), of b 2 · 1 / (1 + 1), and c has no images."""
+    found = seen([0, 0, 1], [0, 2, 1])
+    assert found.confusion.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
+    assert found.confusion.dtype == np.int64
+    assert found.macro_f1 == pytest.approx((2 / 3 + 1) / 2)
+    assert found.recalls == [1 / 2, 1.0, None]
 
 
 def test_the_calibration_error_by_hand():
@@ -142,11 +154,9 @@ def test_nine_of_ten_is_ninety_percent_and_not_the_float32_below_it():
 
 def test_all_that_is_measured_goes_through_json_and_comes_back(trained):
     served, folder, data = trained
-    found = evidence.on_images(served, load_split(data, "test"), ("blur",))
-    back = OnImages.from_dict(json.loads(json.dumps(found.to_dict())))
+    found = classify_split(served, load_split(data, "test"), ("blur",))
+    back = SplitAnswers.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
     assert back.to_dict() == found.to_dict()
-    assert back.summary() == found.summary()
-    json.dumps(found.summary(), allow_nan=False)
     side = SideBySide.from_dict(json.loads(json.dumps(QUICK(served, folder).to_dict())))
     assert isinstance(side.candidate.latency["cpu_batch_1"], Latency)
     assert SideBySide.from_dict(side.to_dict()) == side
@@ -221,7 +231,7 @@ def test_jpeg_loses_a_checkerboard_and_keeps_a_plain_image():
 
 def test_safetensors_is_equal_to_the_bit_and_pt2_within_a_hundred_thousandth(trained):
     served, folder, _ = trained
-    copied, archive = evidence.parity(served, folder, {"pt2": evidence.pt2})
+    copied, archive = measure_parity(served, folder, {"pt2": file_exporter("pt2")})
     assert (copied.format, copied.difference, copied.problem) == ("safetensors", 0.0, "")
     assert copied.file_bytes > (folder / "model.safetensors").stat().st_size
     assert (archive.format, archive.problem) == ("pt2", "")
@@ -235,12 +245,13 @@ def static(served, place):
     example = torch.zeros(1, height, width, served.config.model.in_channels, dtype=torch.uint8)
     with torch.no_grad():
         torch.export.save(torch.export.export(raw, (example,)), place / "model.pt2")
-    return evidence._call(torch.export.load(place / "model.pt2").module())
+    program = torch.export.load(place / "model.pt2").module()
+    return lambda images: program(torch.from_numpy(images)).detach().numpy()
 
 
 def test_an_archive_with_a_batch_of_one_is_found_out(trained):
     served, folder, _ = trained
-    found = evidence.parity(served, folder, {"pt2": static})[1]
+    found = measure_parity(served, folder, {"pt2": static})[1]
     assert found.difference == math.inf
     assert found.problem.startswith("a batch of 8: ")
     assert found.file_bytes > 0
@@ -253,9 +264,9 @@ def test_a_file_whose_weights_differ_from_the_model_s_is_found_out(trained):
         state = {name: tensor * 1.001 for name, tensor in served.model.state_dict().items()}
         model = type(served.model)(served.config.model)
         model.load_state_dict(state)
-        return evidence.pt2(dataclasses.replace(served, model=model), place)
+        return file_exporter("pt2")(dataclasses.replace(served, model=model), place)
 
-    assert 1e-4 < evidence.parity(served, folder, {"pt2": altered})[1].difference < 1
+    assert 1e-4 < measure_parity(served, folder, {"pt2": altered})[1].difference < 1
 
 
 def test_a_flipped_byte_in_the_checkpoint_is_found_out(trained, tmp_path):
@@ -265,10 +276,10 @@ def test_a_flipped_byte_in_the_checkpoint_is_found_out(trained, tmp_path):
     raw = bytearray(weights.read_bytes())
     raw[-1] ^= 1
     weights.write_bytes(raw)
-    found = evidence.parity(served, tmp_path / "checkpoint", {})[0]
+    found = measure_parity(served, tmp_path / "checkpoint", {})[0]
     assert found.difference == math.inf
     assert "its sha256 is not the recorded one" in found.problem
-    assert checkpoint.weights_sha256(tmp_path / "checkpoint") != evidence.weights_sha256(served)
+    assert checkpoint.weights_sha256(tmp_path / "checkpoint") != weights_sha256(served)
 
 
 def test_an_exporter_that_fails_or_gives_other_classes_is_told_and_not_raised(trained):
@@ -278,12 +289,12 @@ def test_an_exporter_that_fails_or_gives_other_classes_is_told_and_not_raised(tr
         raise RuntimeError("no such operator\nmore")
 
     def fewer(served, place):
-        return lambda images: evidence._call(RawPixels(served))(images)[:, :9]
+        return lambda images: export.eager(served)(images)[:, :9]
 
     def nan(served, place):
         return lambda images: np.full((len(images), 10), np.nan, np.float32)
 
-    problems = {one.format: one for one in evidence.parity(served, folder, {"a": fails, "b": fewer, "c": nan})}
+    problems = {one.format: one for one in measure_parity(served, folder, {"a": fails, "b": fewer, "c": nan})}
     assert problems["a"].problem == "export: no such operator"
     assert problems["b"].problem == "a batch of 1: logits of shape (8, 9) for (8, 10)"
     assert [problems[name].difference for name in "abc"] == [math.inf] * 3
@@ -291,7 +302,7 @@ def test_an_exporter_that_fails_or_gives_other_classes_is_told_and_not_raised(tr
 
 def test_the_weights_in_memory_have_the_sha256_of_their_file(trained):
     served, folder, _ = trained
-    assert evidence.weights_sha256(served) == checkpoint.weights_sha256(folder)
+    assert weights_sha256(served) == checkpoint.weights_sha256(folder)
     state = served.model.state_dict()
     assert json.loads((folder / "config.json").read_text())["sha256"]["model.safetensors"] == checkpoint.weights_sha256(folder)
     assert sum(t.nbytes for t in state.values()) < (folder / "model.safetensors").stat().st_size
@@ -301,12 +312,12 @@ def test_the_weights_in_memory_have_the_sha256_of_their_file(trained):
 
 
 def QUICK(served, folder):
-    return evidence.costs_side_by_side(served, folder, served, folder, limit_s=0)
+    return measure_side_by_side(served, folder, served, folder, limit_s=0)
 
 
 def test_counted_costs_are_those_of_the_model_and_of_its_file(trained):
     served, folder, _ = trained
-    found = evidence.costs(served, folder, limit_s=0)
+    found = measure_costs(served, folder, limit_s=0)
     assert found.params == sum(p.numel() for p in served.model.parameters())
     assert found.file_bytes == (folder / "model.safetensors").stat().st_size
     assert {"cpu_batch_1", "cpu_batch_32"} <= set(found.latency)
@@ -315,38 +326,38 @@ def test_counted_costs_are_those_of_the_model_and_of_its_file(trained):
 
 def test_the_time_limit_ends_a_measurement_and_it_says_so(trained):
     served, folder, _ = trained
-    found = evidence.costs(served, folder, limit_s=0).latency["cpu_batch_1"]
-    assert (found.calls, found.cut) == (evidence.LEAST_CALLS, True)
+    found = measure_costs(served, folder, limit_s=0).latency["cpu_batch_1"]
+    assert (found.calls, found.cut) == (LEAST_CALLS, True)
 
 
 def test_the_peak_of_memory_holds_the_weights_and_the_widest_layer_and_is_the_same_each_time(tmp_path):
     """32 images of 16 tokens: the MLP's hidden layer of 256 alone takes 32 x 16 x 256 x 4 bytes, and its GELU as much again."""
     narrow, wide = (untrained(tmp_path / str(ratio), mlp_ratio=ratio) for ratio in (4.0, 16.0))
-    first, second = (evidence.costs(*wide, limit_s=0).peak_memory_bytes["cpu"] for _ in range(2))
+    first, second = (measure_costs(*wide, limit_s=0).peak_memory_bytes["cpu"] for _ in range(2))
     hidden = 32 * 16 * 256 * 4
     weights = sum(p.nbytes for p in wide[0].model.parameters())
     assert first == second
     assert weights + 2 * hidden < first < weights + 3 * hidden
-    assert evidence.costs(*narrow, limit_s=0).peak_memory_bytes["cpu"] < first
+    assert measure_costs(*narrow, limit_s=0).peak_memory_bytes["cpu"] < first
 
 
 def test_side_by_side_a_model_several_times_deeper_is_slower_and_one_as_deep_is_not(tmp_path):
     shallow, deep = untrained(tmp_path / "shallow", depth=1), untrained(tmp_path / "deep", depth=8)
-    one_way = evidence.costs_side_by_side(*shallow, *deep)
+    one_way = measure_side_by_side(*shallow, *deep)
     assert one_way.candidate.latency["cpu_batch_1"].calls == 300
     assert not one_way.candidate.latency["cpu_batch_1"].cut
     assert one_way.ratios["cpu_batch_1_p50"].high < 0.5
     assert one_way.ratios["cpu_batch_32_p50"].high < 0.7
-    other_way = evidence.costs_side_by_side(*deep, *shallow)
+    other_way = measure_side_by_side(*deep, *shallow)
     assert other_way.ratios["cpu_batch_1_p50"].low > 2
     assert other_way.ratios["cpu_batch_1_p50"].value == pytest.approx(1 / one_way.ratios["cpu_batch_1_p50"].value, rel=0.3)
-    itself = evidence.costs_side_by_side(*shallow, *shallow).ratios["cpu_batch_1_p50"]
+    itself = measure_side_by_side(*shallow, *shallow).ratios["cpu_batch_1_p50"]
     assert itself.low <= itself.value <= itself.high
     assert 0.8 < itself.value < 1.25
 
 
 def test_the_ratio_s_interval_by_hand_where_every_call_takes_the_same():
-    found = evidence._ratio(np.array([[0.002, 0.004]] * 50), 95)
+    found = _ratio(np.array([[0.002, 0.004]] * 50), 95)
     assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
 
 
@@ -357,7 +368,7 @@ def test_the_interval_of_two_equal_models_covers_one_nearly_always_even_on_a_bus
     for _ in range(100):
         busy = np.repeat(rng.exponential(1, 15), 20)
         times = 1 + busy[:, None] + rng.exponential(0.1, (300, 2))
-        found = evidence._ratio(times, 95, draws=500)
+        found = _ratio(times, 95, draws=500)
         missed += not found.low <= 1 <= found.high
     assert missed <= 15
 
@@ -368,15 +379,15 @@ def test_the_interval_of_two_equal_models_covers_one_nearly_always_even_on_a_bus
 def test_a_test_image_that_stands_among_the_others_is_a_leak(folder_of_images, tmp_path):
     told = DataConfig(name="image_folder", path=str(folder_of_images), image_size=8, test_fraction=0.4)
     data = prepare(told, cache=tmp_path / "clean")
-    assert evidence.leaks(data) == 0
+    assert data.test_duplicates == 0
     leaking = tmp_path / "leaking"
     shutil.copytree(folder_of_images, leaking)
     test_images, test_labels = read_split(data, "test")
     for i, (pixels, label) in enumerate(zip(test_images, test_labels, strict=True)):  # every test image once more, 6 copies of each
         for copy in range(6):
             Image.fromarray(pixels.transpose(1, 2, 0)).save(leaking / data.classes[label] / f"again-{i}-{copy}.png")
-    assert evidence.leaks(prepare(dataclasses.replace(told, path=str(leaking)), cache=tmp_path / "c")) > 0
-    assert evidence.leaks(prepare(DataConfig(name="digits"))) == 0
+    assert prepare(dataclasses.replace(told, path=str(leaking)), cache=tmp_path / "c").test_duplicates > 0
+    assert prepare(DataConfig(name="digits")).test_duplicates == 0
 
 
 def test_the_commonest_class_of_training_is_what_the_majority_names():
@@ -384,19 +395,19 @@ def test_the_commonest_class_of_training_is_what_the_majority_names():
     labels = read_split(data, "train")[1]
     commonest = np.bincount(labels).argmax()
     test = load_split(data, "test")
-    assert evidence.majority(data, test) == pytest.approx(float((test.labels.numpy() == commonest).mean()))
+    assert majority_accuracy(data, test) == pytest.approx(float((test.labels.numpy() == commonest).mean()))
 
 
 def test_the_linear_probe_reads_digits_well_and_is_the_same_each_time():
     data = prepare(DataConfig(name="digits"))
     test = load_split(data, "test")
-    found = evidence.linear_probe(data, test)
+    found = linear_probe_accuracy(data, test)
     assert 0.9 < found < 1  # sklearn's own documentation has 0.96 to 0.97 for logistic regression on these images
-    assert evidence.linear_probe(data, test) == found
+    assert linear_probe_accuracy(data, test) == found
 
 
 def test_the_linear_probe_parts_dark_from_bright_streamed_or_not(folder_of_images, tmp_path):
     told = DataConfig(name="image_folder", path=str(folder_of_images), image_size=8, test_fraction=0.4)
     for stream_above in (0, None):
         data = prepare(told, cache=tmp_path / str(stream_above), stream_above=stream_above)
-        assert evidence.linear_probe(data, load_split(data, "test")) == 1.0
+        assert linear_probe_accuracy(data, load_split(data, "test")) == 1.0

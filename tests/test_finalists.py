@@ -97,9 +97,9 @@ def retrained(plan, *outcomes):
 def test_a_finalist_counts_with_all_its_seeds_or_not_at_all(tmp_path):
     folder, _, _ = synthetic.made(tmp_path, trials=12)
     plan = finalists.plan(folder, top=2, seeds=2)
-    assert (plan.place, plan.left) == (None, 4)
+    assert (plan.folder, plan.left) == (None, 4)
     retrained(plan, 0.8, 0.9, 0.95, "the loss is nan")
-    assert (plan.place, plan.left) == (folder / "promotions" / "1", 0)
+    assert (plan.folder, plan.left) == (folder / "promotions" / "1", 0)
     found = finalists.read(plan)
     (first,) = found.finalists
     assert (first.trial, first.values, first.seeds, first.numbers) == (plan.finalists[0].number, (0.8, 0.9), plan.seeds, (0, 1))
@@ -121,6 +121,6 @@ def test_trainings_that_are_not_over_are_not_read(tmp_path):
 def test_other_trainings_are_not_taken_for_these(tmp_path):
     folder, _, _ = synthetic.made(tmp_path, trials=12)
     retrained(finalists.plan(folder, top=1, seeds=2), 0.8, 0.9)
-    assert finalists.plan(folder, top=1, seeds=3).place is None
+    assert finalists.plan(folder, top=1, seeds=3).folder is None
     planned = folder / "promotions/1" / finalists.PLANNED
     assert json.loads(planned.read_text())["seeds"] == list(finalists.plan(folder, top=1, seeds=2).seeds)

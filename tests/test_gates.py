@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit_search.promotion import evidence, gates, mcnemar, policy
-from vit_search.promotion.evidence import Costs, Latency, OnImages, Parity, Ratio, SideBySide
+from vit_search.promotion import gates, mcnemar, policy
+from vit_search.promotion.evidence.answers import SplitAnswers
+from vit_search.promotion.evidence.costs import Costs, Latency, Ratio, SideBySide
+from vit_search.promotion.evidence.parity import Parity, file_exporter, measure_parity, weights_sha256
 from vit_search.promotion.gates import Gate
-from vit_search.promotion.mcnemar import Comparison
+from vit_search.promotion.mcnemar import AccuracyComparison
 from vit_search.promotion.policy import CORRUPTIONS, Policy
 from vit_search.vit import checkpoint
 
@@ -24,7 +26,7 @@ def asking(text: str) -> Policy:
     return policy.parse(text, "policy")
 
 
-def answers(right, *, labels=None, confidence=None, corrupted=None, classes=CLASSES) -> OnImages:
+def answers(right, *, labels=None, confidence=None, corrupted=None, classes=CLASSES) -> SplitAnswers:
     """A model that is right on some images, and names the next class on the others."""
     right = np.asarray(right, bool)
     labels = np.zeros(len(right), int) if labels is None else np.asarray(labels)
@@ -32,7 +34,7 @@ def answers(right, *, labels=None, confidence=None, corrupted=None, classes=CLAS
     def named(correct):
         return np.where(correct, labels, (labels + 1) % len(classes))
 
-    return OnImages(
+    return SplitAnswers(
         classes=classes,
         labels=labels,
         predictions=named(right),
@@ -238,13 +240,13 @@ def test_an_archive_with_a_static_batch_and_a_weight_that_was_altered_are_refuse
     sha = checkpoint.weights_sha256(folder)
 
     def judged(exporter, model=served):
-        found = evidence.parity(model, folder, {"pt2": exporter})
-        return gates.integrity(found, DEFAULT, expected_sha256=sha, found_sha256=evidence.weights_sha256(model))
+        found = measure_parity(model, folder, {"pt2": exporter})
+        return gates.integrity(found, DEFAULT, expected_sha256=sha, found_sha256=weights_sha256(model))
 
-    assert judged(evidence.pt2).passed
+    assert judged(file_exporter("pt2")).passed
     assert "pt2 cannot answer, a batch of 8: " in judged(static).said
     served.model.head.weight.data[0, 0] += 0.25
-    altered = judged(evidence.pt2)
+    altered = judged(file_exporter("pt2"))
     assert altered.passed is False
     assert "the weights' sha256 is" in altered.said
     assert "safetensors differs from eager mode by" in altered.said
@@ -559,7 +561,11 @@ def test_evidence_that_went_through_json_is_judged_the_same():
         before = every_gate(ours, theirs, asked, side, 2)
         kept = json.loads(json.dumps([ours.to_dict(), theirs.to_dict(), side.to_dict(), asked.to_dict()], allow_nan=False))
         again = every_gate(
-            OnImages.from_dict(kept[0]), OnImages.from_dict(kept[1]), Policy.model_validate(kept[3]), SideBySide.from_dict(kept[2]), 2
+            SplitAnswers.from_dict(kept[0]),
+            SplitAnswers.from_dict(kept[1]),
+            Policy.model_validate(kept[3]),
+            SideBySide.from_dict(kept[2]),
+            2,
         )
         assert again == before
         assert [Gate.from_dict(json.loads(json.dumps(one.to_dict()))) for one in before] == before
@@ -579,7 +585,7 @@ def legal(draw):
     kinds = draw(st.lists(st.sampled_from(CORRUPTIONS), unique=True))
 
     def model():
-        return OnImages(
+        return SplitAnswers(
             classes=CLASSES[:classes],
             labels=np.array(labels),
             predictions=np.array(draw(ints(classes - 1))),
@@ -617,7 +623,7 @@ def test_judging_never_raises_on_odd_but_legal_evidence(models, asked, reading):
     assert [one.id for one in found] == ["G1", "G2", "G5", "G8", "G9", "G10", "G11", "G13", "G3", "G4", "G6", "G7", "G12"]
     assert all(one.passed in (True, False, None) and one.said and "nan" not in one.said.split() for one in found)
     gates.table(found)
-    json.dumps([ours.summary(), [one.to_dict() for one in found]], allow_nan=False)
+    json.dumps([ours.to_dict(), [one.to_dict() for one in found]], allow_nan=False)
     if theirs is ours:  # itself in the champion's place: no drop, no gap, no loss
         with_itself = {one.id: one for one in found}
         assert "lost" not in with_itself["G6"].said or "no class lost" in with_itself["G6"].said
@@ -626,9 +632,9 @@ def test_judging_never_raises_on_odd_but_legal_evidence(models, asked, reading):
 
 def test_a_comparison_knows_its_lower_bound():
     """With 10,000 images of which 100 part the models each way the gain's deviation is √200 / 10,000 = 0.0014: 1.96 of them below 0."""
-    found = Comparison(10_000, 100, 100, 1)
+    found = AccuracyComparison(10_000, 100, 100, 1)
     assert found.least == pytest.approx(-1.96 * 0.001414, rel=0.03)
     assert found.no_worse_than(0.0029)
     assert not found.no_worse_than(0.0027)
-    assert Comparison(1000, 0, 0, 1).least == pytest.approx(-(1 - 0.025 ** (1 / 1000)), abs=1e-6)  # none of 1,000 is lost
+    assert AccuracyComparison(1000, 0, 0, 1).least == pytest.approx(-(1 - 0.025 ** (1 / 1000)), abs=1e-6)  # none of 1,000 is lost
     assert dataclasses.replace(found, reading=5).least < found.least

@@ -15,9 +15,14 @@ from PIL import Image
 from vit_search import cli
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.errors import PromotionError, ServingError
-from vit_search.promotion import export, promotion
+from vit_search.promotion import export
+from vit_search.promotion.candidate import Candidate
+from vit_search.promotion.champion_model import fetched_champion
 from vit_search.promotion.finalists import Finalist
-from vit_search.registry import configuration, references, registry
+from vit_search.promotion.registration import log_candidate
+from vit_search.registry import configuration, references
+from vit_search.registry.champion import move_champion
+from vit_search.registry.version_files import fetch_logged, load_version
 from vit_search.serving import alias_follower, prediction
 from vit_search.tracking import model_files
 from vit_search.tracking.model_package import log_model
@@ -53,7 +58,7 @@ def home(tmp_path_factory):
     client.create_registered_model("pets")
     tags = {"verdict": "passed", model_files.RECORD: logged.tags[model_files.RECORD]}
     client.create_model_version("pets", uri, run, tags=tags, model_id=logged.model_id)
-    registry.move(client, "pets", "1", action="promote", expected=None, by="ann")
+    move_champion(client, "pets", "1", action="promote", expected=None, by="ann")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)).save(home / "a.png")
     shutil.copytree(model_of(client), home / "sound")
     return home
@@ -83,19 +88,19 @@ def served(home, place):
 
 def rejudged(home, place):
     client = client_for(None)
-    with promotion._fetched(client, client.get_model_version("pets", "1")) as rival:
+    with fetched_champion(client, client.get_model_version("pets", "1")) as rival:
         return rival
 
 
 LOADS = {
     "predict": lambda home, place: prediction.predict("pets@champion", [home / "a.png"]),
-    "predict a logged model": lambda home, place: registry.fetch_logged(client_for(None), logged_uri(), place),
-    "predict a run's model": lambda home, place: registry.fetch_logged(client_for(None), run_uri(), place),
+    "predict a logged model": lambda home, place: fetch_logged(client_for(None), logged_uri(), place),
+    "predict a run's model": lambda home, place: fetch_logged(client_for(None), run_uri(), place),
     "export": lambda home, place: export.export("pets/1", "safetensors", place / "out"),
     "config": lambda home, place: configuration.configuration("pets@champion"),
     "serve": served,
     "promote": rejudged,
-    "rollback": lambda home, place: registry.load_version(client_for(None), client_for(None).get_model_version("pets", "1")),
+    "rollback": lambda home, place: load_version(client_for(None), client_for(None).get_model_version("pets", "1")),
 }
 
 
@@ -252,11 +257,11 @@ def test_a_promotion_runs_no_code_of_a_logged_model_that_was_changed(home, store
     run = store.get_model_version("pets", "1").run_id
     finalist = Finalist(0, {}, 0.9, (1,), (0.9,), (home / "own",), (0,), (0.9,))
     own = checkpoint.load_model(home / "own")
-    candidate = promotion.Candidate(finalist, 0, own, home / "own", "", run, "", "")
-    assert promotion._logged(store, candidate, None)[0] == logged_uri()  # used again, as after a promotion that was killed
+    candidate = Candidate(finalist, 0, own, home / "own", "", run, "", "")
+    assert log_candidate(store, candidate, None).uri == logged_uri()  # used again, as after a promotion that was killed
     run_code(home, model_of(store))
     with pytest.raises(PromotionError, match=rf"^{logged_uri()} holds another MLmodel than was registered"):
-        promotion._logged(store, candidate, None)
+        log_candidate(store, candidate, None)
     assert not (home / "ran").exists()
 
 

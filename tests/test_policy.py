@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from vit_search.config import strict_yaml
 from vit_search.errors import SpecError
 from vit_search.promotion import policy
-from vit_search.promotion.corruptions import corrupted
+from vit_search.promotion.evidence.corruptions import corrupted
 
 WHOLE = """
 top: 5

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import candidates
@@ -16,8 +17,13 @@ from PIL import Image
 from vit_search.config import search_file
 from vit_search.data.cache import prepare
 from vit_search.errors import PromotionError, PromotionRefusedError
-from vit_search.promotion import gates, policy, promotion
-from vit_search.registry import registry
+from vit_search.promotion import gates, policy
+from vit_search.promotion import promote as promoting
+from vit_search.promotion.decision import PromotionRequest
+from vit_search.promotion.readings import readings_of
+from vit_search.registry.champion import move_champion
+from vit_search.registry.history import read_history, verify_history
+from vit_search.registry.version_files import load_problem, load_version
 from vit_search.tracking.store import client_for
 
 POLICY = """
@@ -31,12 +37,12 @@ allow_dirty: true
 SMALLER = POLICY + "better: {mode: non_inferior, margin: 0.2, cheaper: 0.2}\n"
 
 
-def asked(**told):
-    return promotion.Asked("tiny", "somebody", **told)
+def request(**options):
+    return PromotionRequest("tiny", "somebody", **options)
 
 
-def promote(retrained, store, text=POLICY, **told):
-    return promotion.promote(retrained, policy.parse(text), asked(**told), tracking_uri=store)
+def promote(retrained, store, text=POLICY, **options):
+    return promoting.promote(retrained, policy.parse(text), request(**options), tracking_uri=store)
 
 
 def refused(done):
@@ -78,8 +84,8 @@ def fresh(made, tmp_path):
         shutil.copytree(retrained.folder, tmp_path / retrained.search)
         shutil.rmtree(tmp_path / retrained.search / "readings", ignore_errors=True)
         places = tuple(tmp_path / retrained.search / p.relative_to(retrained.folder) for p in retrained.finalists[0].checkpoints)
-        one = promotion.replace(retrained.finalists[0], checkpoints=places)
-        return promotion.replace(retrained, folder=tmp_path / retrained.search, finalists=(one,))
+        one = replace(retrained.finalists[0], checkpoints=places)
+        return replace(retrained, folder=tmp_path / retrained.search, finalists=(one,))
 
     return copy
 
@@ -110,15 +116,15 @@ def test_the_first_candidate_becomes_champion_with_its_lineage_card_and_history(
     wanted |= {"policy_sha256", "weights_sha256", "golden", "promotion_id", "verdict", "test_accuracy", "test_reading", "created_by"}
     assert wanted <= version.tags.keys()
     assert (version.tags["verdict"], version.tags["trial"], version.tags["search"]) == ("passed", "7", "weak")
-    assert float(version.tags["test_accuracy"]) == first.seen.accuracy
+    assert float(version.tags["test_accuracy"]) == first.answers.accuracy
     assert float(version.tags["optimism"]) == pytest.approx(0.99 - weak.finalists[0].values[0], abs=1e-6)
     for part in ("## Intended use", "## Limits", "95 % interval", "| is \\ taken for |", "| G1 integrity | passed |"):
         assert part in version.description
     report = json.loads(Path(mlflow.artifacts.download_artifacts(version.tags["gate_report"], tracking_uri=store)).read_text())
     assert [gates.Gate.from_dict(one) for one in report["gates"]] == first.gates
-    (record,) = registry.history(client, "tiny")
+    (record,) = read_history(client, "tiny")
     assert (record.version, record.came_from, record.by) == ("1", None, "somebody")
-    assert registry.verify(client, "tiny") == []
+    assert verify_history(client, "tiny") == []
 
 
 def test_the_seed_in_the_middle_is_the_one_that_is_registered(made, copied, fresh):
@@ -131,16 +137,16 @@ def test_the_seed_in_the_middle_is_the_one_that_is_registered(made, copied, fres
     assert (done.verdict, done.champion, str(version.version)) == ("passed", "1", done.version)
     assert str(client_for(copied).get_model_version_by_alias("tiny", "previous").version) == "1"
     assert done.reading == 2
-    served = registry.load_version(client_for(copied), version)
+    served = load_version(client_for(copied), version)
     assert (served.trained_on, served.config.seed) == (("train", "val"), strong.finalists[0].seeds[index] * 1_000_003)
 
 
 def test_a_worse_one_is_refused_kept_with_its_evidence_and_not_tested_twice(made, copied, fresh):
     _, _, weak, strong, _ = made
     promote(fresh(strong), copied)
-    worse = fresh(promotion.replace(weak, search="worse"))
-    worse = promotion.replace(worse, finalists=(promotion.replace(worse.finalists[0], trial=8),))
-    retold = promotion.replace(worse, run_name="worse-promotion-1")
+    worse = fresh(replace(weak, search="worse"))
+    worse = replace(worse, finalists=(replace(worse.finalists[0], trial=8),))
+    retold = replace(worse, run_name="worse-promotion-1")
     before = str(champion(copied).version)
     client = client_for(copied)
     client.delete_model_version("tiny", "1")  # the weak one comes as a new candidate
@@ -153,15 +159,15 @@ def test_a_worse_one_is_refused_kept_with_its_evidence_and_not_tested_twice(made
     assert "no better than the champion" in version.tags["gate"]
     again = promote(retold, copied)
     assert (again.verdict, again.version, again.read_before, again.reading) == ("refused", done.version, True, done.reading)
-    assert promotion.readings_of(client, "tiny", prepare(worse.spec.data_config).data_hash) == done.reading
+    assert readings_of(client, "tiny", prepare(worse.spec.data_config).data_hash) == done.reading
     changed = promote(retold, copied, POLICY + "top: 4\n")
     assert "G14" in refused(changed)
     with pytest.raises(PromotionRefusedError, match="has not passed the gates"):
-        registry.move(client, "tiny", done.version, action="promote", expected=before, by="somebody")
+        move_champion(client, "tiny", done.version, action="promote", expected=before, by="somebody")
     forced = promote(retold, copied, force="a drill")
     assert (forced.verdict, forced.version, str(champion(copied).version)) == ("forced", done.version, done.version)
     assert champion(copied).tags["forced"] == "a drill"
-    assert registry.history(client, "tiny")[-1].reason == "a drill"
+    assert read_history(client, "tiny")[-1].reason == "a drill"
 
 
 def test_a_tie_is_refused_unless_the_policy_takes_a_smaller_one(made, copied, fresh):
@@ -180,7 +186,7 @@ def test_what_is_the_champion_already_is_left_alone(made, copied):
     _, first, weak, _, _ = made
     again = promote(weak, copied)
     assert (again.verdict, again.version, again.gates) == ("again", first.version, [])
-    assert len(registry.history(client_for(copied), "tiny")) == 1
+    assert len(read_history(client_for(copied), "tiny")) == 1
 
 
 def test_a_gate_before_the_test_split_leaves_it_unread(made, copied, fresh):
@@ -197,8 +203,8 @@ def test_a_gate_before_the_test_split_leaves_it_unread(made, copied, fresh):
         for path, raw in hidden.items():
             path.write_bytes(raw)
     assert refused(done) == ["G8", "G11"]
-    assert (done.verdict, done.seen, done.reading) == ("refused", None, 0)
-    assert promotion.readings_of(client_for(copied), "tiny", data.data_hash) == 1
+    assert (done.verdict, done.answers, done.reading) == ("refused", None, 0)
+    assert readings_of(client_for(copied), "tiny", data.data_hash) == 1
     assert str(champion(copied).version) == "1"
     assert "1,000 are allowed" in client_for(copied).get_model_version("tiny", done.version).tags["gate"]
 
@@ -236,7 +242,7 @@ def test_test_images_that_were_trained_on_refuse(home, tmp_path):
     done = promote(leaky, store)
     assert refused(done) == ["G13"]
     assert next(one for one in done.gates if one.id == "G13").said.startswith(f"{found} test images stand byte for byte among")
-    assert done.seen is None
+    assert done.answers is None
     extra = Image.fromarray(np.zeros((8, 8), np.uint8))
     extra.save(tmp_path / "images/dark/more.png")
     with pytest.raises(PromotionError, match="the data set has changed since the search; its test split is another one"):
@@ -260,9 +266,9 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(made, copied, 
     assert str(champion(copied).version) == version
     assert f"the champion moved to version {version} while this promotion ran (expected 1); look at it and promote again" in lost.stderr
     client = client_for(copied)
-    assert [record.version for record in registry.history(client, "tiny")] == ["1", version]
-    assert registry.verify(client, "tiny") == []
-    assert promotion.readings_of(client, "tiny", champion(copied).tags["data_hash"]) == 3  # each has read the test split
+    assert [record.version for record in read_history(client, "tiny")] == ["1", version]
+    assert verify_history(client, "tiny") == []
+    assert readings_of(client, "tiny", champion(copied).tags["data_hash"]) == 3  # each has read the test split
 
 
 def assert_nothing_half(store, versions):
@@ -271,7 +277,7 @@ def assert_nothing_half(store, versions):
     now = champion(store)
     assert str(now.version) in versions
     assert now.tags["verdict"] == "passed"
-    assert registry.load_problem(client, now) == ""
+    assert load_problem(client, now) == ""
     return str(now.version)
 
 
@@ -301,10 +307,10 @@ def killed_and_gone_on(place, before, made, store, fresh):
     assert assert_nothing_half(store, {"4"}) == "4"
     client = client_for(store)
     assert [str(v.version) for v in client.search_model_versions("name = 'tiny'")] == ["4", "1"]
-    assert [record.version for record in registry.history(client, "tiny")] == ["1", "4"]
-    assert registry.verify(client, "tiny") == []
+    assert [record.version for record in read_history(client, "tiny")] == ["1", "4"]
+    assert verify_history(client, "tiny") == []
     assert [model.name for model in client.search_registered_models()] == ["tiny"]  # no lock is left
-    assert promotion.readings_of(client, "tiny", champion(store).tags["data_hash"]) in (2, 3)  # a crash counts, too
+    assert readings_of(client, "tiny", champion(store).tags["data_hash"]) in (2, 3)  # a crash counts, too
 
 
 def test_the_default_policy_refuses_what_a_linear_probe_does_better(made, copied, fresh):

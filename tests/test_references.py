@@ -14,7 +14,8 @@ from PIL import Image
 from vit_search.errors import DataError, PromotionError, SearchError
 from vit_search.ledger import ledger, searches
 from vit_search.promotion import adopted, export, finalists
-from vit_search.registry import references, registry
+from vit_search.registry import references
+from vit_search.registry.champion import move_champion
 from vit_search.registry.configuration import configuration
 from vit_search.serving import alias_follower, prediction
 from vit_search.serving.state import read_state
@@ -49,7 +50,7 @@ def home(tmp_path_factory):
     uri = log_model(home / "trained/pets", run_id=run)
     client.create_registered_model("pets")
     client.create_model_version("pets", uri, run, tags={"verdict": "passed"}, model_id=uri.rpartition("/")[2])
-    registry.move(client, "pets", "1", action="promote", expected=None, by="ann")
+    move_champion(client, "pets", "1", action="promote", expected=None, by="ann")
     rng = np.random.default_rng(0)
     for name in ("a.png", "b.png"):
         Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(home / name)

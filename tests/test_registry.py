@@ -21,7 +21,9 @@ from vit_search import cli
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.errors import PromotionError, PromotionRefusedError
 from vit_search.registry import lock as locking
-from vit_search.registry import registry
+from vit_search.registry.champion import move_champion, repair_champion, rollback_champion
+from vit_search.registry.history import INTENT, read_history, verify_history
+from vit_search.registry.version_files import load_problem, load_version
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
 from vit_search.vit import checkpoint, evaluation, training
@@ -30,7 +32,7 @@ SOURCE = "s3://nowhere/model"
 """Of versions whose files nobody reads."""
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["pytest", "vit_search.registry.registry", "mlflow.store.model_registry.sqlalchemy_store"])
+FORK.set_forkserver_preload(["pytest", "vit_search.registry.champion", "mlflow.store.model_registry.sqlalchemy_store"])
 """Each child starts in milliseconds, and from a process that has no database open; so what it does is in a file that imports little."""
 
 
@@ -74,7 +76,7 @@ BEFORE, AFTER = {"champion": "2", "previous": "1"}, {"champion": "3", "previous"
 
 def assert_sound(client):
     """Nothing is half done, and nobody stands in the way."""
-    assert registry.verify(client, "digits") == []
+    assert verify_history(client, "digits") == []
     assert "promotion_intent" not in tags(client)
     assert locks(client) == []
 
@@ -87,8 +89,8 @@ def test_a_move_sets_both_aliases_and_is_written_down(client):
     assert aliases(client) == AFTER
     assert (record.n, record.action, record.version, record.came_from) == (3, "promote", "3", "2")
     assert (record.by, record.reason, record.facts) == ("ann", "better", {"test_accuracy": "0.97"})
-    assert registry.history(client, "digits")[2] == record
-    assert [r.version for r in registry.history(client, "digits")] == ["1", "2", "3"]
+    assert read_history(client, "digits")[2] == record
+    assert [r.version for r in read_history(client, "digits")] == ["1", "2", "3"]
     assert_sound(client)
 
 
@@ -113,7 +115,7 @@ def test_a_champion_that_is_another_one_by_now_is_told_and_nothing_moves(client)
     client.delete_registered_model_alias("digits", "champion")
     with pytest.raises(PromotionRefusedError, match=r"the champion was taken away while this promotion ran .expected 3."):
         promote(client, "4", "3")
-    assert len(registry.history(client, "digits")) == 3
+    assert len(read_history(client, "digits")) == 3
     assert locks(client) == []
 
 
@@ -135,7 +137,7 @@ def test_a_forced_version_passes(client):
 
 def test_unknown_names_and_versions_are_told_with_what_there_is(client):
     with pytest.raises(PromotionError, match=r"^digts: no registered model of this name; did you mean digits[?]$"):
-        registry.move(client, "digts", "1", action="promote", expected=None, by="ann")
+        move_champion(client, "digts", "1", action="promote", expected=None, by="ann")
     for wrong in ("9", "two"):
         with pytest.raises(PromotionError, match=rf"^digits: there is no version {wrong}; there are 1, 2, 3, 4[.]$"):
             promote(client, wrong, "2")
@@ -158,13 +160,13 @@ def test_a_forced_promotion_is_called_a_promotion(client):
     with pytest.raises(
         PromotionRefusedError, match=r"moved to version 2 while this promotion ran .expected 1.; look at it and promote again"
     ):
-        registry.move(client, "digits", "3", action="force", expected="1", by="ann")
+        move_champion(client, "digits", "3", action="force", expected="1", by="ann")
 
 
 def test_the_same_move_again_changes_nothing_and_gives_the_record_that_is_there(client):
     first = promote(client, "3", "2")
     assert promote(client, "3", "2") == first
-    assert len(registry.history(client, "digits")) == 3
+    assert len(read_history(client, "digits")) == 3
 
 
 # Killed at every call
@@ -193,11 +195,11 @@ def test_killed_before_any_call_repair_leaves_it_as_before_or_as_after(template,
         client = copy_of(template, tmp_path / f"{k}.db")
         assert ran(client.tracking_uri, what, k, "killed before") == -signal.SIGKILL
         assert aliases(client)["champion"] in (BEFORE["champion"], new["champion"])
-        said = registry.repair(client, "digits")
+        said = repair_champion(client, "digits")
         assert_sound(client)
         assert aliases(client) in (BEFORE, new), (k, said)
-        assert len(registry.history(client, "digits")) == (2 if aliases(client) == BEFORE else 3)
-        assert registry.repair(client, "digits") == "digits: nothing to repair."
+        assert len(read_history(client, "digits")) == (2 if aliases(client) == BEFORE else 3)
+        assert repair_champion(client, "digits") == "digits: nothing to repair."
         ends.append(aliases(client) == new)
     assert ends == [k > calls.index("set_registered_model_alias") for k in range(len(calls))]  # the call that moves `champion` decides
 
@@ -213,7 +215,7 @@ def test_killed_after_any_call_the_next_move_mends_it_as_well(template, tmp_path
         assert now == (new if k > calls.index("set_registered_model_alias") else "2")
         promote(client, "4", now)
         assert aliases(client) == {"champion": "4", "previous": now}
-        assert [r.version for r in registry.history(client, "digits")] == ["1", "2", *([now] if now == new else []), "4"]
+        assert [r.version for r in read_history(client, "digits")] == ["1", "2", *([now] if now == new else []), "4"]
         assert_sound(client)
 
 
@@ -222,15 +224,15 @@ def test_repair_says_what_it_did(template, tmp_path):
     moves = calls.index("set_registered_model_alias") + 1
     client = copy_of(template, tmp_path / "undone.db")
     ran(client.tracking_uri, "move", moves, "killed before")
-    (problem,) = registry.verify(client, "digits")
+    (problem,) = verify_history(client, "digits")
     assert problem.startswith("a promotion to version 3, begun at 2")
     assert problem.endswith("has not ended: wait for it, or vit-search repair digits")
-    said = registry.repair(client, "digits")
+    said = repair_champion(client, "digits")
     assert said.startswith("digits: dropped the promotion to version 3 that ann began on ")
     assert said.endswith(": `champion` names version 2 as before; cleared the lock of 1 dead process away.")
     client = copy_of(template, tmp_path / "done.db")
     ran(client.tracking_uri, "move", moves, "killed after")
-    assert registry.repair(client, "digits").startswith("digits: finished the promotion to version 3 that ann began on ")
+    assert repair_champion(client, "digits").startswith("digits: finished the promotion to version 3 that ann began on ")
 
 
 # Answers that are lost
@@ -243,7 +245,7 @@ def test_one_lost_answer_is_made_good_within_the_call_and_nothing_is_doubled(tem
         cut = Cut(client, k, "lost")
         promote(cut, "3", "2") if what == "move" else back(cut)
         assert aliases(client) == (AFTER if what == "move" else {"champion": "1", "previous": "2"})
-        assert len(registry.history(client, "digits")) == 3
+        assert len(read_history(client, "digits")) == 3
         assert_sound(client)
 
 
@@ -253,7 +255,7 @@ def test_where_mlflow_goes_away_after_any_call_the_same_move_again_mends_and_dou
         assert ran(client.tracking_uri, "move", k, "lost, then away") == 0
         assert promote(client, "3", "2").n == 3
         assert aliases(client) == AFTER
-        assert len(registry.history(client, "digits")) == 3
+        assert len(read_history(client, "digits")) == 3
         assert_sound(client)
 
 
@@ -288,7 +290,7 @@ def contest(uri, workers, rounds):
         assert [answer[3] for answer in of_round if answer[3]] == [told] * (workers - 1)
         winners.append(winner)
         champion = winner
-    chain = registry.history(client, "digits")
+    chain = read_history(client, "digits")
     assert [record.version for record in chain] == winners
     assert [record.came_from for record in chain] == [None, *winners[:-1]]
     assert_sound(client)
@@ -309,7 +311,7 @@ def test_the_same_holds_through_a_server_of_two_processes_and_with_a_kill(tmp_pa
         promote(client, "2", champion) if champion != "2" else None
         assert ran(uri, "move", 6, "killed after") == -signal.SIGKILL  # the call that sets `previous`
         began = time.monotonic()
-        assert registry.repair(client, "digits").startswith("digits: finished the promotion to version 3")
+        assert repair_champion(client, "digits").startswith("digits: finished the promotion to version 3")
         assert locking.SETTLE_S <= time.monotonic() - began < 40
         assert aliases(client) == AFTER
         assert_sound(client)
@@ -322,7 +324,7 @@ def test_the_same_holds_in_postgresql_where_a_tag_has_5000_characters(monkeypatc
         client = MlflowClient(uri)
         champion = aliases(client)["champion"]
         record = promote(client, "1" if champion != "1" else "2", champion, reason="ä" * 1000, facts={"gate": "é" * 9000})
-        assert registry.history(client, "digits")[-1] == record
+        assert read_history(client, "digits")[-1] == record
         assert_sound(client)
 
 
@@ -365,7 +367,7 @@ def test_the_lock_of_a_killed_process_of_this_machine_is_passed_at_once(client):
     began = time.monotonic()
     with locking.locked(client, "digits") as held:
         assert time.monotonic() - began < 30
-        assert (held.place, held.dead) == (SECOND, (FIRST,))
+        assert (held.lock_name, held.dead) == (SECOND, (FIRST,))
         assert locks(client) == [FIRST, SECOND]
     assert locks(client) == []
 
@@ -413,7 +415,7 @@ def test_an_owner_past_half_of_its_lease_neither_writes_nor_lets_go(client, call
     assert call not in slow.calls[at:]
     assert aliases(client) == BEFORE
     assert locks(client) == [FIRST]
-    registry.repair(client, "digits")
+    repair_champion(client, "digits")
     assert aliases(client) == BEFORE
     assert_sound(client)
 
@@ -431,7 +433,7 @@ def test_what_a_breaker_left_that_died_while_letting_go_is_swept_by_repair(clien
     killed_holder(client)
     killed_holder(client)
     client.delete_registered_model(FIRST)
-    assert registry.repair(client, "digits") == "digits: cleared the lock of 1 dead process away."
+    assert repair_champion(client, "digits") == "digits: cleared the lock of 1 dead process away."
     assert locks(client) == []
 
 
@@ -479,8 +481,8 @@ def test_of_those_who_wait_for_a_dead_one_s_lease_one_at_a_time_gets_the_lock(cl
 def test_locks_of_two_names_do_not_meet(client):
     made(client, 1, "mnist")
     with locking.locked(client, "digits"):
-        registry.move(client, "mnist", "1", action="promote", expected=None, by="ann", wait_s=0)
-    assert [record.version for record in registry.history(client, "mnist")] == ["1"]
+        move_champion(client, "mnist", "1", action="promote", expected=None, by="ann", wait_s=0)
+    assert [record.version for record in read_history(client, "mnist")] == ["1"]
 
 
 # What does not agree
@@ -541,36 +543,36 @@ TAMPERED = {
 @pytest.mark.parametrize(("act", "problem"), TAMPERED.values(), ids=TAMPERED.keys())
 def test_what_was_tampered_with_is_found(client, act, problem):
     promote(client, "3", "2")
-    assert registry.verify(client, "digits") == []
+    assert verify_history(client, "digits") == []
     act(client)
-    assert problem in "\n".join(registry.verify(client, "digits"))
+    assert problem in "\n".join(verify_history(client, "digits"))
 
 
 def test_after_records_were_removed_their_numbers_stay_missing(client):
     promote(client, "3", "2")
     client.delete_registered_model_tag("digits", "history.000003")
     promote(client, "4", "3")
-    assert "record 3 is missing" in registry.verify(client, "digits")
-    assert [r.n for r in registry.history(client, "digits")] == [1, 2, 4]
+    assert "record 3 is missing" in verify_history(client, "digits")
+    assert [r.n for r in read_history(client, "digits")] == [1, 2, 4]
 
 
 def test_a_record_of_too_many_brackets_is_told_as_one_that_cannot_be_read(client):
-    for key in ("history.000003", registry.INTENT):
+    for key in ("history.000003", INTENT):
         client.set_registered_model_tag("digits", key, "[" * 4900)
-    assert [r.n for r in registry.history(client, "digits")] == [1, 2]
-    assert "the tag promotion_intent cannot be read" in "\n".join(registry.verify(client, "digits"))
+    assert [r.n for r in read_history(client, "digits")] == [1, 2]
+    assert "the tag promotion_intent cannot be read" in "\n".join(verify_history(client, "digits"))
 
 
 def test_a_champion_that_an_outsider_has_made_is_told_left_alone_and_stays_in_the_evidence(client):
     client.create_model_version("digits", SOURCE)
     client.set_registered_model_alias("digits", "champion", "5")
     said = "digits: `champion` names version 5, but the last record says version 2: somebody else moved the alias, and it is left so."
-    assert registry.repair(client, "digits") == said
+    assert repair_champion(client, "digits") == said
     assert aliases(client) == {"champion": "5", "previous": "1"}
     with pytest.raises(PromotionRefusedError, match=r"moved to version 5"):
         promote(client, "3", "2")
     promote(client, "3", "5")
-    (problem,) = registry.verify(client, "digits")
+    (problem,) = verify_history(client, "digits")
     assert problem == "between records 2 and 3 somebody else moved the champion from version 2 to version 5"
     with pytest.raises(
         PromotionRefusedError, match=r"version 5 has not passed the gates .it has no verdict.; it was never champion either"
@@ -582,7 +584,7 @@ def test_an_outsider_in_the_middle_of_a_killed_move_does_not_confuse_repair(temp
     client = copy_of(template, tmp_path / "x.db")
     ran(client.tracking_uri, "move", 5, "killed after")  # `champion` names 3, nothing else is done
     client.set_registered_model_alias("digits", "champion", "4")
-    said = registry.repair(client, "digits")
+    said = repair_champion(client, "digits")
     assert "dropped the promotion to version 3" in said
     assert "`champion` names version 4, but the last record says version 2: somebody else moved the alias" in said
     assert aliases(client) == {"champion": "4", "previous": "1"}
@@ -591,17 +593,17 @@ def test_an_outsider_in_the_middle_of_a_killed_move_does_not_confuse_repair(temp
 
 def test_an_intent_that_cannot_be_read_is_removed(client):
     client.set_registered_model_tag("digits", "promotion_intent", "soon")
-    assert registry.repair(client, "digits") == "digits: the tag promotion_intent could not be read and was removed."
+    assert repair_champion(client, "digits") == "digits: the tag promotion_intent could not be read and was removed."
     assert_sound(client)
 
 
 def test_a_champion_without_a_history_is_told(client):
     made(client, 2, "old")
     client.set_registered_model_alias("old", "champion", "1")
-    assert registry.verify(client, "old") == ["`champion` names version 1, but there is no record"]
-    registry.move(client, "old", "2", action="promote", expected="1", by="ann")
-    assert registry.verify(client, "old") == []
-    assert registry.rollback(client, "old", reason="r", by="ann").version == "1"
+    assert verify_history(client, "old") == ["`champion` names version 1, but there is no record"]
+    move_champion(client, "old", "2", action="promote", expected="1", by="ann")
+    assert verify_history(client, "old") == []
+    assert rollback_champion(client, "old", reason="r", by="ann").version == "1"
 
 
 # Rolled back
@@ -642,16 +644,16 @@ def test_a_rollback_to_what_cannot_be_is_refused_and_nothing_moves(client):
     with pytest.raises(PromotionError, match=r"there is no `previous` to roll back to; name a version with --to"):
         back(client)
     with pytest.raises(PromotionError, match=r"fresh: there is no champion to roll back from"):
-        registry.rollback(client, "fresh", to="1", reason="r", by="ann")
+        rollback_champion(client, "fresh", to="1", reason="r", by="ann")
     assert aliases(client) == {"champion": "2"}
-    assert len(registry.history(client, "digits")) == 2
+    assert len(read_history(client, "digits")) == 2
 
 
 def test_a_rollback_first_mends_what_a_dead_one_left(template, tmp_path):
     client = copy_of(template, tmp_path / "x.db")
     ran(client.tracking_uri, "move", 5, "killed after")  # `champion` names 3, `previous` still 1
     assert back(client).version == "2"
-    assert [r.version for r in registry.history(client, "digits")] == ["1", "2", "3", "2"]
+    assert [r.version for r in read_history(client, "digits")] == ["1", "2", "3", "2"]
     assert_sound(client)
 
 
@@ -698,26 +700,26 @@ def flip(path):
 
 def test_a_version_is_loaded_with_its_own_weights_or_not_at_all(loadable, tmp_path):
     client, places = loadable
-    served = registry.load_version(client, client.get_model_version("digits", "1"))
+    served = load_version(client, client.get_model_version("digits", "1"))
     trained = checkpoint.load_model(tmp_path / "checkpoint1")
     assert served.classes == ("even", "odd")
     assert all((a == b).all() for a, b in zip(served.model.state_dict().values(), trained.model.state_dict().values(), strict=True))
     first = client.get_model_version("digits", "1")
     flip(places[0] / "model.safetensors")
     with pytest.raises(PromotionError, match=r"^digits: version 1 holds other weights than were registered"):
-        registry.load_version(client, first)
+        load_version(client, first)
     client.delete_model_version_tag("digits", "1", "weights_sha256")  # as with a version made by hand
     with pytest.raises(
         PromotionError, match=r"^digits: version 1 cannot be loaded .*model.safetensors: its sha256 is not the recorded one"
     ):
-        registry.load_version(client, client.get_model_version("digits", "1"))
+        load_version(client, client.get_model_version("digits", "1"))
     for file in ("model.safetensors", "config.json"):  # whole, but another model
         shutil.copy2(places[1] / file, places[0] / file)
     with pytest.raises(PromotionError, match=r"^digits: version 1 holds other weights than were registered"):
-        registry.load_version(client, first)
+        load_version(client, first)
     shutil.rmtree(places[0])
-    assert registry.load_problem(client, client.get_model_version("digits", "1")).startswith("digits: version 1 cannot be loaded (")
-    assert registry.load_problem(client, client.get_model_version("digits", "2")) == ""
+    assert load_problem(client, client.get_model_version("digits", "1")).startswith("digits: version 1 cannot be loaded (")
+    assert load_problem(client, client.get_model_version("digits", "2")) == ""
 
 
 @pytest.fixture

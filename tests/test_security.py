@@ -23,7 +23,8 @@ from mlflow import MlflowClient
 from servers import SECRET
 
 from vit_search.errors import SearchError, TrackingError
-from vit_search.registry import registry
+from vit_search.registry.champion import move_champion
+from vit_search.registry.history import verify_history
 from vit_search.search import search_folder
 from vit_search.tracking import store
 
@@ -170,7 +171,7 @@ def test_an_account_without_rights_on_a_model_cannot_move_its_champion(accounts,
     client.create_registered_model("prod")
     for _ in range(2):
         client.create_model_version("prod", "s3://nowhere/model", tags={"verdict": "passed"})
-    registry.move(client, "prod", "1", action="promote", expected=None, by="admin")
+    move_champion(client, "prod", "1", action="promote", expected=None, by="admin")
     AuthServiceClient(accounts).create_user("bob", "of-bob-himself-0123")
     for rights in ("NO_PERMISSIONS", "READ"):
         if rights == "READ":
@@ -180,8 +181,8 @@ def test_an_account_without_rights_on_a_model_cannot_move_its_champion(accounts,
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "bob")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "of-bob-himself-0123")
         with pytest.raises(TrackingError, match="prod: MLflow did not do it"):
-            registry.move(MlflowClient(accounts), "prod", "2", action="promote", expected="1", by="bob")
+            move_champion(MlflowClient(accounts), "prod", "2", action="promote", expected="1", by="bob")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
     assert client.get_registered_model("prod").aliases == {"champion": "1"}
-    assert registry.verify(client, "prod") == []
+    assert verify_history(client, "prod") == []

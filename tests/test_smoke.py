@@ -162,7 +162,7 @@ def test_a_model_whose_code_fails_on_some_input_is_refused(logged, tmp_path):
 
 def test_the_script_of_the_fresh_process_imports_nothing_of_this_package(logged):
     code = "import sys; sys.argv = ['x']; import runpy; runpy.run_path(sys.orig_argv[-1]); print('vit_search' in ' '.join(sys.modules))"
-    script = Path(smoke.__file__).with_name("fresh.py")
+    script = Path(smoke.__file__).with_name("smoke_requests.py")
     done = subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -103,7 +103,7 @@ def register(home: Path) -> None:
     from mlflow import MlflowClient
     from PIL import Image
 
-    from vit_search.registry import registry
+    from vit_search.registry.champion import move_champion
     from vit_search.tracking import store
     from vit_search.tracking.model_package import log_model
     from vit_search.vit import checkpoint
@@ -118,7 +118,7 @@ def register(home: Path) -> None:
     client.create_registered_model("digits")
     tags = {"verdict": "passed", "weights_sha256": checkpoint.weights_sha256(folder)}
     client.create_model_version("digits", uri, run, tags=tags)
-    registry.move(client, "digits", "1", action="promote", expected=None, by="benchmark")
+    move_champion(client, "digits", "1", action="promote", expected=None, by="benchmark")
     Image.new("L", (8, 8), 128).save(home / "digit.png")
 
 

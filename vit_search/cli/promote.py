@@ -35,11 +35,10 @@ from vit_search.runtime.user import user_name
 from vit_search.text import counted, plain
 
 if TYPE_CHECKING:
-    from vit_search.promotion.finalists import Plan as FinalistPlan
-    from vit_search.promotion.finalists import Retrained
+    from vit_search.promotion.finalists import FinalistPlan, Retrained
     from vit_search.promotion.gates import Gate
     from vit_search.promotion.policy import Policy
-    from vit_search.promotion.promotion import Promotion
+    from vit_search.promotion.promote import Promotion
 
 
 @app.command()
@@ -92,10 +91,11 @@ def promote(
         _retrain(planned, uri)
     retrained = finalists.read(planned)
     with err.status("loading torch and MLflow …") as status:
-        from vit_search.promotion import promotion
+        from vit_search.promotion.decision import PromotionRequest
+        from vit_search.promotion.promote import promote as promote_best
 
-        request = promotion.Asked(name or spec.name, user_name(), reason.strip(), approve_by.strip(), expect_current.strip())
-        done = promotion.promote(retrained, rules, request, tracking_uri=uri, say=lambda text: status.update(f"{text} …"))
+        request = PromotionRequest(name or spec.name, user_name(), reason.strip(), approve_by.strip(), expect_current.strip())
+        done = promote_best(retrained, rules, request, tracking_uri=uri, say=lambda text: status.update(f"{text} …"))
     _print_promotion(done, retrained)
     if done.verdict == "refused":
         sys.exit(NOT_PROMOTED)
@@ -153,11 +153,12 @@ def gate(
     rules, folder = load(policy), searches.find(output, search)
     spec, facts = searches.read(folder)
     with err.status("measuring …"):
-        from vit_search.promotion import gates, promotion
+        from vit_search.promotion import gates
+        from vit_search.promotion.examine import examine
         from vit_search.tracking.uris import resolve_uri
 
         uri = resolve_uri(tracking_uri, folder, facts)
-        judged = promotion.examine(folder, trial, rules, name or spec.name, tracking_uri=uri)
+        judged = examine(folder, trial, rules, name or spec.name, tracking_uri=uri)
     if as_json:
         sys.stdout.write(json.dumps([one.to_dict() for one in judged], indent=1) + "\n")
     else:
@@ -182,12 +183,14 @@ def _print_promotion_plan(planned: FinalistPlan, rules: Policy, name: str, uri: 
     """What a promotion would do."""
     from rich.table import Table
 
-    from vit_search.promotion import gates, promotion
+    from vit_search.promotion import gates
+    from vit_search.promotion.champion_model import champion_of
+    from vit_search.promotion.readings import readings_of
     from vit_search.tracking import store
 
     client = store.client_for(uri, needs="read")
-    champion = promotion.champion_of(client, name)
-    readings = promotion.readings_of(client, name, json.loads(planned.text)["data"])
+    champion = champion_of(client, name)
+    readings = readings_of(client, name, json.loads(planned.text)["data"])
     trained = [result for trial in planned.finalists for result in trial.results]
     epoch_s = sum(result.seconds for result in trained) / max(len(trained), 1)
     now = "there is none yet" if champion is None else f"version {champion.version}, {champion.tags.get('search', 'made elsewhere')}"
@@ -224,11 +227,11 @@ def _print_promotion(done: Promotion, retrained: Retrained) -> None:
         return
     out.print()
     _print_gates(done.gates)
-    if done.seen is not None:
-        low, high = done.seen.interval
+    if done.answers is not None:
+        low, high = done.answers.interval
         when = f"seen at reading {done.reading}, and not read again" if done.read_before else f"reading {done.reading} of this test split"
         out.print(
-            f"\ntest accuracy [bold]{done.seen.accuracy:.4f}[/] on {counted(done.seen.images, 'image')} "
+            f"\ntest accuracy [bold]{done.answers.accuracy:.4f}[/] on {counted(done.answers.images, 'image')} "
             f"(95 % interval {low:.4f} to {high:.4f}; {when})"
         )
     else:
@@ -275,13 +278,14 @@ def rollback(
 
     name = references.name_of(name)
     tracking_uri = registry_uri(name, tracking_uri)
-    from vit_search.registry import registry
+    from vit_search.registry.champion import rollback_champion
+    from vit_search.registry.version_files import load_problem
     from vit_search.tracking import store
 
     with err.status("loading the version …"):
         client = store.client_for(tracking_uri, needs="write")
-        done = registry.rollback(
-            client, name, to=to, reason=reason.strip(), by=user_name(), check=lambda version: registry.load_problem(client, version)
+        done = rollback_champion(
+            client, name, to=to, reason=reason.strip(), by=user_name(), check=lambda version: load_problem(client, version)
         )
     out.print(f"[bold]{escaped(name)}[/] version {done.version} is [bold green]champion[/] again, in place of version {done.came_from}")
 
@@ -302,16 +306,17 @@ def history(
 
     name = references.name_of(name)
     tracking_uri = registry_uri(name, tracking_uri)
-    from vit_search.registry import registry
+    from vit_search.registry.history import read_history, verify_history
+    from vit_search.registry.version_files import verify_files
     from vit_search.tracking import store
 
     client = store.client_for(tracking_uri, needs="read")
-    records = registry.history(client, name)
-    problems = registry.verify(client, name) if verify else []
+    records = read_history(client, name)
+    problems = verify_history(client, name) if verify else []
     notes: list[str] = []
     if verify:
         with err.status("verifying …") as shown_status:
-            wrong, notes = registry.verify_files(client, name, say=lambda text: shown_status.update(f"{text} …"))
+            wrong, notes = verify_files(client, name, say=lambda text: shown_status.update(f"{text} …"))
         problems += wrong
     if as_json:
         shown: Any = [json.loads(record.text()) for record in records]
@@ -353,10 +358,10 @@ def repair(name: ModelName, tracking_uri: Tracking = None) -> None:
 
     name = references.name_of(name)
     tracking_uri = registry_uri(name, tracking_uri)
-    from vit_search.registry import registry
+    from vit_search.registry.champion import repair_champion
     from vit_search.tracking import store
 
-    out.print(escaped(registry.repair(store.client_for(tracking_uri, needs="write"), name)), soft_wrap=True)
+    out.print(escaped(repair_champion(store.client_for(tracking_uri, needs="write"), name)), soft_wrap=True)
 
 
 @app.command()

@@ -33,28 +33,28 @@ def adopt(folder: Path, output: Path, *, tracking_uri: str | None = None) -> Pat
     """
     described = describe(folder)
     spec = _file_of(folder, described)
-    for known in sorted(output.glob(f"{spec.name}-*/{ADOPTED}")):
-        if known.read_text(encoding="utf-8") == described.weights_sha256 and (known.parent / "search.json").is_file():
-            return known.parent
+    for marker in sorted(output.glob(f"{spec.name}-*/{ADOPTED}")):
+        if marker.read_text(encoding="utf-8") == described.weights_sha256 and (marker.parent / "search.json").is_file():
+            return marker.parent
     data = prepare(spec.data_config)
     if data.data_hash != described.data_hash:
         raise SearchError(f"{folder}: the data set has changed since this model was trained; train it again with `vit-search train`.")
     check_output(output)
     recorder = launch.connect(tracking_uri, spec.name)
-    made = new_folder(output, spec.name)
+    search = new_folder(output, spec.name)
     try:
-        shutil.copytree(folder, trial_folder(made, 0) / "checkpoint")
-        (made / ADOPTED).write_text(described.weights_sha256, encoding="utf-8")
-        _write_ledger(made, described)
-        searches.write(made, facts_of(spec, made, data, recorder))  # last: it makes it a search
+        shutil.copytree(folder, trial_folder(search, 0) / "checkpoint")
+        (search / ADOPTED).write_text(described.weights_sha256, encoding="utf-8")
+        _write_ledger(search, described)
+        searches.write(search, facts_of(spec, search, data, recorder))  # last: it makes it a search
     except OSError as error:
-        shutil.rmtree(made, ignore_errors=True)
-        raise SearchError(f"{made}: cannot be written ({error.strerror}); make room or name another folder with --output.") from None
-    return made
+        shutil.rmtree(search, ignore_errors=True)
+        raise SearchError(f"{search}: cannot be written ({error.strerror}); make room or name another folder with --output.") from None
+    return search
 
 
-def _write_ledger(made: Path, described: Described) -> None:
-    ledger = Ledger(made / "ledger.jsonl")
+def _write_ledger(search: Path, described: Described) -> None:
+    ledger = Ledger(search / "ledger.jsonl")
     try:
         ledger.append(Launched(host=socket.gethostname(), pid=os.getpid()))
         ledger.append(Proposed(trial=0, params={}))

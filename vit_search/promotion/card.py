@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vit_search.promotion import gates
-from vit_search.promotion.evidence import Costs, OnImages
+from vit_search.promotion.evidence.answers import SplitAnswers
+from vit_search.promotion.evidence.costs import Costs
 from vit_search.promotion.finalists import Finalist, Retrained
 from vit_search.promotion.gates import Gate
 from vit_search.text import counted, markdown
@@ -18,20 +19,20 @@ MOST_CLASSES = 20
 """Of the confusion matrix; with more, the worst classes are listed."""
 
 
-def written(
+def model_card(
     name: str,
     retrained: Retrained,
     finalist: Finalist,
     served: ServedModel,
     tags: Mapping[str, str],
     judged: Sequence[Gate],
-    seen: OnImages | None,
+    answers: SplitAnswers | None,
     costs: Costs,
 ) -> str:
     """The card of a version.
 
     Args:
-        name: of the registered model. tags: of the version. seen: on the test images; None where they were not looked at.
+        name: of the registered model. tags: of the version. answers: on the test images; None where they were not looked at.
     """
     config, spec = served.config, retrained.spec
     height, width = config.model.image_size
@@ -66,24 +67,24 @@ def written(
         f"The search saw {spec.metric} {finalist.searched_value:.4f} of this configuration; {len(finalist.values)} fresh trainings have "
         f"{finalist.mean:.4f} in the mean: the search {_overstated(float(tags['optimism']))}.",
     ]
-    parts += ["## Test", *_test(seen)] if seen is not None else ["## Test", "The test split was not read: a gate before it refused."]
-    parts += ["## Gates", gates.table(judged), "## Limits", *_limits(seen, tags)]
+    parts += ["## Test", *_test(answers)] if answers is not None else ["## Test", "The test split was not read: a gate before it refused."]
+    parts += ["## Gates", gates.table(judged), "## Limits", *_limits(answers, tags)]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
-def _test(seen: OnImages) -> list[str]:
-    low, high = seen.interval
+def _test(answers: SplitAnswers) -> list[str]:
+    low, high = answers.interval
     figures = {
-        "accuracy": f"**{seen.accuracy:.4f}** on {counted(seen.images, 'image')} (95 % interval {low:.4f} to {high:.4f})",
-        "macro F1": f"{seen.macro_f1:.4f}",
-        "loss": f"{seen.loss:.4f} nats",
-        "calibration error": f"{seen.ece:.4f} (15 bins)",
-    } | {f"accuracy under {kind}": f"{value:.4f}" for kind, value in seen.corrupted_accuracies.items()}
-    recalls = sorted(((recall, name) for recall, name in zip(seen.recalls, seen.classes, strict=True) if recall is not None))
+        "accuracy": f"**{answers.accuracy:.4f}** on {counted(answers.images, 'image')} (95 % interval {low:.4f} to {high:.4f})",
+        "macro F1": f"{answers.macro_f1:.4f}",
+        "loss": f"{answers.loss:.4f} nats",
+        "calibration error": f"{answers.ece:.4f} (15 bins)",
+    } | {f"accuracy under {kind}": f"{value:.4f}" for kind, value in answers.corrupted_accuracies.items()}
+    recalls = sorted(((recall, name) for recall, name in zip(answers.recalls, answers.classes, strict=True) if recall is not None))
     parts = [_pairs(figures), "Worst classes: " + ", ".join(f"{markdown(name)} {recall:.3f}" for recall, name in recalls[:5]) + "."]
-    if len(seen.classes) <= MOST_CLASSES:
-        names = [markdown(name) for name in seen.classes]
-        rows = [f"| **{name}** |{''.join(map(_count, row))}" for name, row in zip(names, seen.confusion.tolist(), strict=True)]
+    if len(answers.classes) <= MOST_CLASSES:
+        names = [markdown(name) for name in answers.classes]
+        rows = [f"| **{name}** |{''.join(map(_count, row))}" for name, row in zip(names, answers.confusion.tolist(), strict=True)]
         head = [f"| is \\ taken for | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
         parts.append("\n".join([*head, *rows]))
     return parts
@@ -93,17 +94,17 @@ def _overstated(optimism: float) -> str:
     return f"overstated it by {optimism:.4f}" if optimism > 0 else f"did not overstate it ({optimism:+.4f})"
 
 
-def _limits(seen: OnImages | None, tags: Mapping[str, str]) -> list[str]:
-    said = ["Accuracy holds for images that come from where the test images come from; nothing here says how it is elsewhere."]
-    if seen is not None and seen.corrupted_accuracies:
-        worst = min(seen.corrupted_accuracies.items(), key=lambda one: one[1])
-        said.append(f"Of the corruptions that were tried, {worst[0]} harms it most: {seen.accuracy:.4f} falls to {worst[1]:.4f}.")
+def _limits(answers: SplitAnswers | None, tags: Mapping[str, str]) -> list[str]:
+    limits = ["Accuracy holds for images that come from where the test images come from; nothing here says how it is elsewhere."]
+    if answers is not None and answers.corrupted_accuracies:
+        worst = min(answers.corrupted_accuracies.items(), key=lambda one: one[1])
+        limits.append(f"Of the corruptions that were tried, {worst[0]} harms it most: {answers.accuracy:.4f} falls to {worst[1]:.4f}.")
     if int(tags.get("test_reading", 0)) > 1:
-        said.append(
+        limits.append(
             f"This test split had been read {counted(int(tags['test_reading']) - 1, 'time')} before, "
             "so its figures are less fresh than they look."
         )
-    return said
+    return limits
 
 
 def _finalists(retrained: Retrained, chosen: Finalist) -> str:

@@ -27,7 +27,8 @@ import torch
 
 from vit_search.errors import PromotionError
 from vit_search.promotion.formats import FORMATS, check_format
-from vit_search.registry import references, registry
+from vit_search.registry import references
+from vit_search.registry.version_files import fetch_version
 from vit_search.tracking import model_package
 from vit_search.tracking.store import client_for
 from vit_search.tracking.uris import of_newest
@@ -86,10 +87,10 @@ def export(model: str, format: str, path: Path | None = None, *, tracking_uri: s
     version = references.find_version(client, model)
     path = path or Path(f"{version.name}-{version.version}{FORMATS[format]}")
     _check_free(path)
-    with tempfile.TemporaryDirectory() as place:
-        served, folder = registry.fetch_version(client, version, Path(place))
-        told = {"version": f"{version.name}/{version.version}", "weights_sha256": checkpoint.weights_sha256(folder)}
-        difference = write(served, path, format, told, folder=folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        served, folder = fetch_version(client, version, Path(temporary))
+        facts = {"version": f"{version.name}/{version.version}", "weights_sha256": checkpoint.weights_sha256(folder)}
+        difference = write(served, path, format, facts, folder=folder)
     return Exported(path, version.name, str(version.version), difference)
 
 
@@ -108,17 +109,17 @@ def write(
     """
     check_format(format)
     _check_free(path)
-    told = model_package.facts(served) | dict(facts)
+    all_facts = model_package.facts(served) | dict(facts)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as place:
-            fresh = Path(place) / path.name
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+            fresh = Path(temporary) / path.name
             if format == "safetensors":
-                _write_safetensors(folder, fresh, told)
+                _write_safetensors(folder, fresh, all_facts)
             elif format == "pt2":
-                _write_pt2(served, fresh, told)
+                _write_pt2(served, fresh, all_facts)
             else:
-                _write_onnx(served, fresh, told)
+                _write_onnx(served, fresh, all_facts)
             difference = disagreement(served, reader(fresh, format))
             if not difference <= TOLERANCE:  # nor is NaN
                 raise PromotionError(
@@ -165,18 +166,18 @@ def disagreement(served: ServedModel, ask: Reader) -> float:
 
     Logits of another shape, or a batch that is refused, count as infinitely far.
     """
-    rng, own, farthest = np.random.default_rng(0), eager(served), 0.0
+    rng, model, farthest = np.random.default_rng(0), eager(served), 0.0
     height, width = served.config.model.image_size
     for batch in BATCHES:
         images = rng.integers(0, 256, (batch, height, width, served.config.model.in_channels), np.uint8)
-        expected = own(images)
+        expected = model(images)
         try:
-            given = ask(images)
+            answer = ask(images)
         except Exception:  # each library has errors of its own; whichever it is, the file does not answer
             return float("inf")
-        if given.shape != expected.shape:
+        if answer.shape != expected.shape:
             return float("inf")
-        farthest = float(np.maximum(farthest, np.abs(given - expected).max()))  # NaN wins
+        farthest = float(np.maximum(farthest, np.abs(answer - expected).max()))  # NaN wins
     return farthest
 
 
@@ -186,19 +187,19 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_safetensors(folder: Path | None, path: Path, told: dict[str, Any]) -> None:
+def _write_safetensors(folder: Path | None, path: Path, facts: dict[str, Any]) -> None:
     if folder is None:
         raise PromotionError(f"{path}: safetensors is a copy of the model's checkpoint; name that folder.")
     checkpoint.copy_for_serving(folder, path)
-    (path / FACTS).write_text(json.dumps(told, indent=1))
+    (path / FACTS).write_text(json.dumps(facts, indent=1))
 
 
-def _write_pt2(served: ServedModel, path: Path, told: dict[str, Any]) -> None:
-    torch.export.save(model_package.exported(served), path, extra_files={FACTS: json.dumps(told)})
+def _write_pt2(served: ServedModel, path: Path, facts: dict[str, Any]) -> None:
+    torch.export.save(model_package.exported(served), path, extra_files={FACTS: json.dumps(facts)})
     _written.add(_sha256(path))
 
 
-def _write_onnx(served: ServedModel, path: Path, told: dict[str, Any]) -> None:
+def _write_onnx(served: ServedModel, path: Path, facts: dict[str, Any]) -> None:
     size = sum(weight.nbytes for weight in served.model.state_dict().values())
     if size > LARGEST_ONNX:
         raise PromotionError(f"{path}: {size / 2**30:.1f} GiB of weights, and one ONNX file holds 2; export safetensors or pt2.")
@@ -207,7 +208,7 @@ def _write_onnx(served: ServedModel, path: Path, told: dict[str, Any]) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own use of torch
-        made = torch.onnx.export(
+        program = torch.onnx.export(
             model_package.exported(served),
             input_names=["images"],
             output_names=["logits"],
@@ -216,9 +217,9 @@ def _write_onnx(served: ServedModel, path: Path, told: dict[str, Any]) -> None:
             dynamo=True,
             verbose=False,
         )
-    assert made is not None, "the dynamo exporter gives a program"
-    made.model.metadata_props.update({key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()})
-    made.save(path, external_data=False)
+    assert program is not None, "the dynamo exporter gives a program"
+    program.model.metadata_props.update({key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()})
+    program.save(path, external_data=False)
 
 
 def _extra(name: str) -> Any:

@@ -29,7 +29,7 @@ PLANNED = "planned.json"
 
 
 @dataclass(frozen=True)
-class Plan:
+class FinalistPlan:
     """The trainings that a promotion asks for."""
 
     search: Path
@@ -48,7 +48,7 @@ class Plan:
         return [(trial.params, seed) for trial in self.finalists for seed in self.seeds]
 
     @property
-    def place(self) -> Path | None:
+    def folder(self) -> Path | None:
         """The folder in which these very trainings were begun; None where they were not."""
         for path in sorted((self.search / "promotions").glob(f"*/{PLANNED}")):
             if path.read_text(encoding="utf-8") == self.text and (path.parent / "search.json").exists():
@@ -58,9 +58,9 @@ class Plan:
     @property
     def left(self) -> int:
         """How many are not over yet."""
-        if self.place is None or not (self.place / "ledger.jsonl").exists():
+        if self.folder is None or not (self.folder / "ledger.jsonl").exists():
             return self.spec.trials
-        return self.spec.trials - sum(trial.over for trial in ledger.read_trials(self.place / "ledger.jsonl"))
+        return self.spec.trials - sum(trial.over for trial in ledger.read_trials(self.folder / "ledger.jsonl"))
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Retrained:
     """The others by their number in the search, and why."""
 
 
-def plan(folder: Path, *, top: int, seeds: int, train_on: str = "train+val") -> Plan:
+def plan(folder: Path, *, top: int, seeds: int, train_on: str = "train+val") -> FinalistPlan:
     """What is to be trained for the promotion of a search.
 
     Args:
@@ -133,39 +133,39 @@ def plan(folder: Path, *, top: int, seeds: int, train_on: str = "train+val") -> 
     trials = len(finalists) * seeds
     values |= {"trials": trials, "keep_checkpoints": trials, "stopping": {"kind": "none"}, "sampler": "random"}
     values |= {"train_on": train_on if prepare(spec.data_config).counts["holdout"] else "train"}
-    own = search_file.parse(yaml.safe_dump(values, sort_keys=False))
+    retraining = search_file.parse(yaml.safe_dump(values, sort_keys=False))
     fresh = tuple(derive_seed(spec.seed, "promotion", i) % 2**31 for i in range(seeds))
-    told = {"trials": [t.number for t in finalists], "params": [t.params for t in finalists], "seeds": fresh}
-    text = json.dumps(told | {"file": own.text, "data": facts.data_hash}, sort_keys=True)
-    return Plan(folder, own, finalists, fresh, text)
+    choice = {"trials": [t.number for t in finalists], "params": [t.params for t in finalists], "seeds": fresh}
+    text = json.dumps(choice | {"file": retraining.text, "data": facts.data_hash}, sort_keys=True)
+    return FinalistPlan(folder, retraining, finalists, fresh, text)
 
 
-def read(plan: Plan) -> Retrained:
+def read(plan: FinalistPlan) -> Retrained:
     """The trainings of a plan that are over.
 
     Raises: SearchError where they are not, or none came to full length.
     """
-    place = plan.place
-    if place is None or plan.left:
+    folder = plan.folder
+    if folder is None or plan.left:
         raise SearchError(f"{plan.search}: {plan.left} of {plan.spec.trials} trainings are left; `vit-search promote {plan.search.name}`.")
-    spec, facts = searches.read(place)
-    searches.check_own(place)
-    trials = {trial.number: trial for trial in ledger.read_trials(place / "ledger.jsonl")}
+    spec, facts = searches.read(folder)
+    searches.check_own(folder)
+    trials = {trial.number: trial for trial in ledger.read_trials(folder / "ledger.jsonl")}
     sound: list[Finalist] = []
     lost: dict[int, str] = {}
     for i, finalist in enumerate(plan.finalists):
         numbers = tuple(range(i * len(plan.seeds), (i + 1) * len(plan.seeds)))
-        own = [trials[number] for number in numbers]
-        values = tuple(value for trial in own if trial.outcome == "completed" and (value := trial.value(spec.metric)) is not None)
+        seed_trials = [trials[number] for number in numbers]
+        values = tuple(value for trial in seed_trials if trial.outcome == "completed" and (value := trial.value(spec.metric)) is not None)
         if len(values) < len(plan.seeds):
-            lost[finalist.number] = next((trial.reason for trial in own if trial.reason), "a training did not come to full length")
+            lost[finalist.number] = next((trial.reason for trial in seed_trials if trial.reason), "a training did not come to full length")
             continue
-        checkpoints = tuple(ledger.trial_folder(place, number) / "checkpoint" for number in numbers)
-        searched, accuracies = finalist.value(spec.metric) or 0.0, tuple(trial.results[-1].val_accuracy for trial in own)
+        checkpoints = tuple(ledger.trial_folder(folder, number) / "checkpoint" for number in numbers)
+        searched, accuracies = finalist.value(spec.metric) or 0.0, tuple(trial.results[-1].val_accuracy for trial in seed_trials)
         sound.append(Finalist(finalist.number, finalist.params, searched, plan.seeds, values, checkpoints, numbers, accuracies))
     if not sound:
-        raise SearchError(f"{place}: no finalist came to full length with every seed; the first reason: {next(iter(lost.values()))}")
-    return Retrained(place, plan.search.name, facts.search, facts.search_id, spec, tuple(sound), lost)
+        raise SearchError(f"{folder}: no finalist came to full length with every seed; the first reason: {next(iter(lost.values()))}")
+    return Retrained(folder, plan.search.name, facts.search, facts.search_id, spec, tuple(sound), lost)
 
 
 def choose(finalists: tuple[Finalist, ...], mode: str, params: Callable[[Finalist], float]) -> Finalist:
@@ -183,12 +183,12 @@ def choose(finalists: tuple[Finalist, ...], mode: str, params: Callable[[Finalis
 
 def _best(folder: Path, spec: SearchSpec, top: int) -> tuple[Trial, ...]:
     """The first trials of the leaderboard that came to full length with a metric, no two of the same parameters."""
-    found: list[Trial] = []
+    best: list[Trial] = []
     trials = ledger.read_trials(folder / "ledger.jsonl")
     searches.check_trials(folder, spec, trials)
     for trial in ledger.ranked(trials, spec.metric, spec.mode):
-        if trial.outcome == "completed" and trial.value(spec.metric) is not None and all(trial.params != other.params for other in found):
-            found.append(trial)
-    if not found:
+        if trial.outcome == "completed" and trial.value(spec.metric) is not None and all(trial.params != other.params for other in best):
+            best.append(trial)
+    if not best:
         raise SearchError(f"{folder}: no trial has reached full length yet; let the search end or `vit-search resume {folder.name}`.")
-    return tuple(found[:top])
+    return tuple(best[:top])

@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from vit_search.promotion.evidence import Costs, OnImages, Parity, SideBySide, corruption_drop, ece_gap
-from vit_search.promotion.mcnemar import Comparison, chance, compare
+from vit_search.promotion.evidence.answers import SplitAnswers, corruption_drop, ece_gap
+from vit_search.promotion.evidence.costs import Costs, SideBySide
+from vit_search.promotion.evidence.parity import Parity
+from vit_search.promotion.mcnemar import AccuracyComparison, chance, compare
 from vit_search.promotion.paired_bootstrap import ScoreComparison, compare_scores
 from vit_search.promotion.policy import Policy
 from vit_search.stats import wilson
@@ -78,9 +80,9 @@ def table(gates: Iterable[Gate]) -> str:
     return "\n".join(["| gate | verdict | seen |", "|---|---|---|", *rows]) + "\n"
 
 
-def _judged(id: str, name: str, problems: Sequence[str], said: str) -> Gate:
+def _judged(id: str, name: str, problems: Sequence[str], figures: str) -> Gate:
     """Refused with its problems, or passed with what was seen."""
-    return Gate(id, name, not problems, "; ".join(problems) or said)
+    return Gate(id, name, not problems, "; ".join(problems) or figures)
 
 
 # --- before the test split is read -----------------------------------------------------------------------------------------
@@ -106,8 +108,8 @@ def integrity(parities: Sequence[Parity], policy: Policy, *, expected_sha256: st
             problems.append(f"{name} cannot answer, {one.problem}")
         elif not one.difference <= allowed:
             problems.append(f"{name} differs from eager mode by {one.difference:.2g}, {allowed:.2g} is allowed")
-    seen = ", ".join(f"{one.format} {one.difference:.2g}" for one in parities if one.format in policy.export.formats)
-    return _judged("G1", "integrity", problems, f"weights {found_sha256[:12]}…; largest difference from eager mode: {seen}")
+    differences = ", ".join(f"{one.format} {one.difference:.2g}" for one in parities if one.format in policy.export.formats)
+    return _judged("G1", "integrity", problems, f"weights {found_sha256[:12]}…; largest difference from eager mode: {differences}")
 
 
 def lineage(facts: Mapping[str, str], policy: Policy) -> Gate:
@@ -126,14 +128,14 @@ def lineage(facts: Mapping[str, str], policy: Policy) -> Gate:
     if dirty and not policy.allow_dirty:
         code = facts.get("code_version", "")
         problems.append(f"the code ({code}) has changes that are not committed; commit them, or give --allow-dirty")
-    told = f"commit {commit}" if commit else "not launched in a checkout"
-    return _judged("G2", "lineage", problems, f"complete; {told}{', allowed as it is' if dirty else ''}")
+    where = f"commit {commit}" if commit else "not launched in a checkout"
+    return _judged("G2", "lineage", problems, f"complete; {where}{', allowed as it is' if dirty else ''}")
 
 
 def readings(reading: int, policy: Policy) -> Gate:
     """G5: the test split has not been used up. `reading`: the one that is about to be, or was, from 1."""
     most, budget = policy.better.most_readings, policy.better.alpha
-    allowed = Comparison(1, 0, 0, reading, budget).alpha
+    allowed = AccuracyComparison(1, 0, 0, reading, budget).alpha
     if reading > most:
         return Gate(
             "G5", "readings", False, f"reading {reading} of this test split, and after {most} it decides nothing; give new test images"
@@ -152,7 +154,7 @@ def cost(costs: Costs, policy: Policy, side_by_side: SideBySide | None = None) -
     Args:
         costs: the candidate's; with a champion those of `side_by_side`. side_by_side: None where there is no champion.
     """
-    limits, problems, seen = policy.limits, [], [f"{costs.params:,} parameters", f"{costs.file_bytes:,} bytes"]
+    limits, problems, measured = policy.limits, [], [f"{costs.params:,} parameters", f"{costs.file_bytes:,} bytes"]
     if limits.params is not None and costs.params > limits.params:
         problems.append(f"{costs.params:,} parameters, {limits.params:,} are allowed")
     if limits.file_bytes is not None and costs.file_bytes > limits.file_bytes:
@@ -167,26 +169,26 @@ def cost(costs: Costs, policy: Policy, side_by_side: SideBySide | None = None) -
         if name not in costs.latency:
             problems.append(f"{key} was not measured, and has a limit of {most:g} ms; measure where the device is, or drop the limit")
             continue
-        found = getattr(costs.latency[name], f"{word}_ms")
-        if not found <= most:
-            problems.append(f"{key} is {found:.3g} ms, {most:g} ms are allowed")
-    seen += [f"{name} p50 {one.p50_ms:.3g} ms, p95 {one.p95_ms:.3g} ms" for name, one in costs.latency.items()]
+        milliseconds = getattr(costs.latency[name], f"{word}_ms")
+        if not milliseconds <= most:
+            problems.append(f"{key} is {milliseconds:.3g} ms, {most:g} ms are allowed")
+    measured += [f"{name} p50 {one.p50_ms:.3g} ms, p95 {one.p95_ms:.3g} ms" for name, one in costs.latency.items()]
     most_ratio = policy.cost_above_champion
     if side_by_side is not None and most_ratio is not None:
-        counted = {"file": side_by_side.candidate.file_bytes / side_by_side.champion.file_bytes}
+        counted_ratios = {"file": side_by_side.candidate.file_bytes / side_by_side.champion.file_bytes}
         for device, theirs in side_by_side.champion.peak_memory_bytes.items():
             if device in side_by_side.candidate.peak_memory_bytes:
-                counted[f"peak memory on {device}"] = side_by_side.candidate.peak_memory_bytes[device] / theirs
-        for name, value in counted.items():
-            seen.append(f"{name} {value:.2f} x the champion's")
+                counted_ratios[f"peak memory on {device}"] = side_by_side.candidate.peak_memory_bytes[device] / theirs
+        for name, value in counted_ratios.items():
+            measured.append(f"{name} {value:.2f} x the champion's")
             if value > most_ratio:
                 problems.append(f"{name} is {value:.2f} x the champion's, {most_ratio:g} x is allowed")
         for name, ratio in side_by_side.ratios.items():
-            told = f"{ratio.value:.2f} x the champion's (95 % interval {ratio.low:.2f} to {ratio.high:.2f})"
-            seen.append(f"{name} {told}")
+            figures = f"{ratio.value:.2f} x the champion's (95 % interval {ratio.low:.2f} to {ratio.high:.2f})"
+            measured.append(f"{name} {figures}")
             if ratio.low > most_ratio:
-                problems.append(f"{name} is {told}, {most_ratio:g} x is allowed")
-    return _judged("G8", "cost", problems, "; ".join(seen))
+                problems.append(f"{name} is {figures}, {most_ratio:g} x is allowed")
+    return _judged("G8", "cost", problems, "; ".join(measured))
 
 
 def seeds(accuracies: Sequence[float], policy: Policy, *, images: int, registered: float | None = None) -> Gate:
@@ -203,16 +205,16 @@ def seeds(accuracies: Sequence[float], policy: Policy, *, images: int, registere
         return Gate("G9", "seeds", None, "one seed shows no spread; train with more seeds")
     spread, middle = stdev(accuracies), mean(accuracies)
     chance = max(middle * (1 - middle), 0.0) / max(images, 1)
-    told = (
+    figures = (
         f"accuracy {middle:.4f}, deviation {spread:.4f} over {len(accuracies)} seeds on {counted(images, 'image')}, "
         f"chance alone {chance**0.5:.4f}"
     )
     problems = []
     if policy.seed_sd is not None and spread > (policy.seed_sd**2 + chance) ** 0.5 + 1e-12:
-        problems.append(f"{told}, {policy.seed_sd:g} is allowed beyond that")
+        problems.append(f"{figures}, {policy.seed_sd:g} is allowed beyond that")
     if registered is not None and abs(registered - middle) > 2 * spread + 1e-12:
-        problems.append(f"the registered model's {registered:.4f} lies more than 2 deviations from the mean ({told})")
-    return _judged("G9", "seeds", problems, told)
+        problems.append(f"the registered model's {registered:.4f} lies more than 2 deviations from the mean ({figures})")
+    return _judged("G9", "seeds", problems, figures)
 
 
 def smoke(problem: str) -> Gate:
@@ -228,47 +230,47 @@ def approval(protected: bool, approve_by: str, policy: Policy) -> Gate:
         return Gate(
             "G11", "approval", None, "the policy asks for none" if policy.approval == "never" else "the model is not tagged protected"
         )
-    given = approve_by.strip()
-    return Gate("G11", "approval", bool(given), f"by {given}" if given else "nobody has approved; give --approve-by NAME")
+    approver = approve_by.strip()
+    return Gate("G11", "approval", bool(approver), f"by {approver}" if approver else "nobody has approved; give --approve-by NAME")
 
 
 def leak(count: int, policy: Policy) -> Gate:
     """G13: test images are not among those that training or selection sees."""
-    told = f"{count:,} test images stand byte for byte among the images of training, validation or holdout"
-    return _judged("G13", "leak", [f"{told}, {policy.leaked:,} are allowed; remove them"] if count > policy.leaked else [], told)
+    figures = f"{count:,} test images stand byte for byte among the images of training, validation or holdout"
+    return _judged("G13", "leak", [f"{figures}, {policy.leaked:,} are allowed; remove them"] if count > policy.leaked else [], figures)
 
 
 # --- after it --------------------------------------------------------------------------------------------------------------
 
 
-def floors(seen: OnImages, policy: Policy, *, majority: float | None = None, linear_probe: float | None = None) -> Gate:
+def floors(answers: SplitAnswers, policy: Policy, *, majority: float | None = None, linear_probe: float | None = None) -> Gate:
     """G3: good enough whatever the champion is.
 
     Args:
         majority, linear_probe: accuracies on the same images, of naming the commonest class and of logistic regression on the
             pixels; None where they were not measured.
     """
-    low, high = seen.interval
-    told = f"accuracy {seen.accuracy:.4f} on {seen.images:,} test images (95 % interval {low:.4f} to {high:.4f})"
+    low, high = answers.interval
+    figures = f"accuracy {answers.accuracy:.4f} on {answers.images:,} test images (95 % interval {low:.4f} to {high:.4f})"
     wanted, problems = policy.floors, []
-    if wanted.accuracy is not None and seen.accuracy < wanted.accuracy:
-        problems.append(f"{told}, at least {wanted.accuracy:g} is asked for")
-    for asked, value, words, enough in (
-        (wanted.above_majority, majority, "always naming the commonest class", seen.accuracy > (majority or 0.0)),
+    if wanted.accuracy is not None and answers.accuracy < wanted.accuracy:
+        problems.append(f"{figures}, at least {wanted.accuracy:g} is asked for")
+    for required, value, words, enough in (
+        (wanted.above_majority, majority, "always naming the commonest class", answers.accuracy > (majority or 0.0)),
         (wanted.linear_probe, linear_probe, "logistic regression on the pixels", high >= (linear_probe or 0.0)),
     ):
-        if asked and value is None:
+        if required and value is None:
             problems.append(f"{words} was not measured")
-        elif asked and value is not None and not enough:
-            problems.append(f"{told}, {'no better' if words.startswith('always') else 'worse'} than {words} ({value:.4f})")
+        elif required and value is not None and not enough:
+            problems.append(f"{figures}, {'no better' if words.startswith('always') else 'worse'} than {words} ({value:.4f})")
         elif value is not None:
-            told += f"; {words} has {value:.4f}"
-    return _judged("G3", "floors", problems, told)
+            figures += f"; {words} has {value:.4f}"
+    return _judged("G3", "floors", problems, figures)
 
 
 def comparison(
-    candidate: OnImages, champion: OnImages, reading: int, policy: Policy, metric: str = "val_accuracy"
-) -> Comparison | ScoreComparison:
+    candidate: SplitAnswers, champion: SplitAnswers, reading: int, policy: Policy, metric: str = "val_accuracy"
+) -> AccuracyComparison | ScoreComparison:
     """Both models' answers on the same images, held against each other as the policy asks.
 
     Args:
@@ -276,12 +278,12 @@ def comparison(
     """
     assert (candidate.labels == champion.labels).all()
     answers = candidate.predictions, champion.predictions, candidate.labels
-    asked = policy.better
-    limits = {"reading": reading, "budget": asked.alpha, "least_gain": asked.least_gain, "most_readings": asked.most_readings}
+    wanted = policy.better
+    limits = {"reading": reading, "budget": wanted.alpha, "least_gain": wanted.least_gain, "most_readings": wanted.most_readings}
     return compare_scores(*answers, metric, **limits) if metric in SCORES else compare(*answers, **limits)  # type: ignore[arg-type]
 
 
-def better(compared: Comparison | ScoreComparison | None, policy: Policy, side_by_side: SideBySide | None = None) -> Gate:
+def better(compared: AccuracyComparison | ScoreComparison | None, policy: Policy, side_by_side: SideBySide | None = None) -> Gate:
     """G4: better than the champion; or, in mode non_inferior, no worse and cheaper.
 
     Args:
@@ -293,30 +295,30 @@ def better(compared: Comparison | ScoreComparison | None, policy: Policy, side_b
     if policy.better.mode == "better":
         return _judged("G4", name, [compared.problem] if compared.problem else [], compared.in_words())
     wanted, name = policy.better, "no worse than the champion, and cheaper"
-    told = f"{compared.in_words()}; lower bound of the gain {compared.least:+.4f}"
+    figures = f"{compared.in_words()}; lower bound of the gain {compared.least:+.4f}"
     problems = []
     if compared.reading > compared.most_readings:
         problems.append(compared.problem)
     elif not compared.no_worse_than(wanted.margin):
-        problems.append(f"not shown to be at most {wanted.margin:g} worse than the champion: {told}")
+        problems.append(f"not shown to be at most {wanted.margin:g} worse than the champion: {figures}")
     cheaper = _cheaper(side_by_side, wanted.cheaper)
     if not cheaper:
         problems.append(f"neither its latency nor its file is shown to be {wanted.cheaper:.0%} smaller than the champion's")
-    return _judged("G4", name, problems, f"{told}; {cheaper}")
+    return _judged("G4", name, problems, f"{figures}; {cheaper}")
 
 
 def _cheaper(side_by_side: SideBySide | None, share: float) -> str:
     """What is smaller by a share; empty where nothing is."""
     if side_by_side is None:
         return ""
-    found = []
+    savings = []
     file = side_by_side.candidate.file_bytes / side_by_side.champion.file_bytes
     if file <= 1 - share:
-        found.append(f"its file is {file:.2f} x the champion's")
+        savings.append(f"its file is {file:.2f} x the champion's")
     for name, ratio in side_by_side.ratios.items():
         if name.endswith("batch_1_p50") and ratio.high <= 1 - share:
-            found.append(f"{name} is {ratio.value:.2f} x the champion's (at most {ratio.high:.2f})")
-    return ", ".join(found)
+            savings.append(f"{name} is {ratio.value:.2f} x the champion's (at most {ratio.high:.2f})")
+    return ", ".join(savings)
 
 
 @dataclass(frozen=True)
@@ -331,23 +333,23 @@ class ClassDrop:
     """How often chance shows such a drop where the true one is allowed, at most."""
 
 
-def class_drops(candidate: OnImages, champion: OnImages, allowed: float) -> list[ClassDrop]:
+def class_drops(candidate: SplitAnswers, champion: SplitAnswers, allowed: float) -> list[ClassDrop]:
     """For each class with images, what the candidate loses there.
 
     `p` is the larger of two: McNemar's exact test that there is no drop, which keeps small classes of two equally good models from
     failing by noise; and gate.chance's of a true drop of `allowed`, which keeps drops that the policy allows from failing in large ones.
     """
-    found = []
+    drops = []
     ours, theirs = candidate.correct, champion.correct
     for number, name in enumerate(candidate.classes):
-        own = candidate.labels == number
-        images = int(own.sum())
+        of_class = candidate.labels == number
+        images = int(of_class.sum())
         if not images:
             continue
-        losses, wins = int((own & ~ours & theirs).sum()), int((own & ours & ~theirs).sum())
-        p = max(Comparison(images, losses, wins, 1).p, chance(losses, wins, images, allowed))
-        found.append(ClassDrop(name, images, (losses - wins) / images, p))
-    return found
+        losses, wins = int((of_class & ~ours & theirs).sum()), int((of_class & ours & ~theirs).sum())
+        p = max(AccuracyComparison(images, losses, wins, 1).p, chance(losses, wins, images, allowed))
+        drops.append(ClassDrop(name, images, (losses - wins) / images, p))
+    return drops
 
 
 def holm(ps: Sequence[float], alpha: float) -> list[bool]:
@@ -363,16 +365,16 @@ def holm(ps: Sequence[float], alpha: float) -> list[bool]:
     return refuted
 
 
-def classes(candidate: OnImages, champion: OnImages | None, policy: Policy) -> Gate:
+def classes(candidate: SplitAnswers, champion: SplitAnswers | None, policy: Policy) -> Gate:
     """G6: no class is bad, and none got worse than the policy allows, beyond chance and corrected for the number of classes."""
     recalls = [(recall, name) for recall, name in zip(candidate.recalls, candidate.classes, strict=True) if recall is not None]
     worst, name = min(recalls)
     counts = dict(zip(candidate.classes, candidate.confusion.sum(1).tolist(), strict=True))
     low, high = wilson(round(worst * counts[name]), counts[name])
-    told = f"worst class {name}: {worst:.4f} of {counted(counts[name], 'image')} (95 % interval {low:.4f} to {high:.4f})"
+    figures = f"worst class {name}: {worst:.4f} of {counted(counts[name], 'image')} (95 % interval {low:.4f} to {high:.4f})"
     floor, allowed, problems = policy.floors.worst_class, policy.class_drop, []
     if floor is not None and worst < floor:
-        problems.append(f"{told}, at least {floor:g} is asked for")
+        problems.append(f"{figures}, at least {floor:g} is asked for")
     if champion is not None and allowed is not None:
         drops = class_drops(candidate, champion, allowed)
         for drop, bad in zip(drops, holm([one.p for one in drops], BEYOND_CHANCE), strict=True):
@@ -383,31 +385,31 @@ def classes(candidate: OnImages, champion: OnImages | None, policy: Policy) -> G
                 )
         largest = max(drops, key=lambda one: one.drop)
         if largest.drop > 0:
-            told += f"; largest drop {largest.drop:.4f} in class {largest.name}, p = {largest.p:.2g} for more than {allowed:g}"
+            figures += f"; largest drop {largest.drop:.4f} in class {largest.name}, p = {largest.p:.2g} for more than {allowed:g}"
         else:
-            told += "; no class lost to the champion"
+            figures += "; no class lost to the champion"
     if floor is None and (champion is None or allowed is None):
-        return Gate("G6", "classes", None, f"no floor is set and there is no champion to compare with; {told}")
-    return _judged("G6", "classes", problems, told)
+        return Gate("G6", "classes", None, f"no floor is set and there is no champion to compare with; {figures}")
+    return _judged("G6", "classes", problems, figures)
 
 
-def calibration(candidate: OnImages, champion: OnImages | None, policy: Policy) -> Gate:
+def calibration(candidate: SplitAnswers, champion: SplitAnswers | None, policy: Policy) -> Gate:
     """G7: chances mean what they say, or not much less than the champion's."""
-    told, problems = f"calibration error {candidate.ece:.4f} (15 bins)", []
+    figures, problems = f"calibration error {candidate.ece:.4f} (15 bins)", []
     most, allowed = policy.calibration.ece, policy.calibration.ece_above_champion
     if most is not None and candidate.ece > most:
-        problems.append(f"{told}, {most:g} is allowed")
+        problems.append(f"{figures}, {most:g} is allowed")
     if champion is not None and allowed is not None:
         gap, low, _ = ece_gap(candidate, champion)
-        told += f", the champion's {champion.ece:.4f}: {gap:+.4f}"
+        figures += f", the champion's {champion.ece:.4f}: {gap:+.4f}"
         if min(gap, low) > allowed:
-            problems.append(f"{told} (at least {low:+.4f} beyond chance), {allowed:+g} is allowed")
+            problems.append(f"{figures} (at least {low:+.4f} beyond chance), {allowed:+g} is allowed")
     if most is None and (champion is None or allowed is None):
-        return Gate("G7", "calibration", None, f"no limit is set and there is no champion to compare with; {told}")
-    return _judged("G7", "calibration", problems, told)
+        return Gate("G7", "calibration", None, f"no limit is set and there is no champion to compare with; {figures}")
+    return _judged("G7", "calibration", problems, figures)
 
 
-def corruption(candidate: OnImages, champion: OnImages | None, policy: Policy) -> Gate:
+def corruption(candidate: SplitAnswers, champion: SplitAnswers | None, policy: Policy) -> Gate:
     """G12: what cameras and networks do to images does not break it, or not more than the champion."""
     wanted = policy.robustness
     if not wanted.kinds:
@@ -416,15 +418,15 @@ def corruption(candidate: OnImages, champion: OnImages | None, policy: Policy) -
     if missing or candidate.corrupted_accuracy is None:
         return Gate("G12", "corruption", False, f"not measured: {', '.join(missing)}")
     each = ", ".join(f"{name} {value:.4f}" for name, value in candidate.corrupted_accuracies.items())
-    told, problems = f"mean accuracy {candidate.corrupted_accuracy:.4f} on corrupted images ({each})", []
+    figures, problems = f"mean accuracy {candidate.corrupted_accuracy:.4f} on corrupted images ({each})", []
     if wanted.accuracy is not None and candidate.corrupted_accuracy < wanted.accuracy:
-        problems.append(f"{told}, at least {wanted.accuracy:g} is asked for")
+        problems.append(f"{figures}, at least {wanted.accuracy:g} is asked for")
     comparable = champion is not None and bool(set(candidate.corrupted) & set(champion.corrupted))
     if champion is not None and comparable and wanted.drop is not None:
         drop, low, _ = corruption_drop(candidate, champion)
-        told += f"; {-drop:+.4f} against the champion"
+        figures += f"; {-drop:+.4f} against the champion"
         if min(drop, low) > wanted.drop:
-            problems.append(f"{told} (at least {low:.4f} lost beyond chance), a loss of {wanted.drop:g} is allowed")
+            problems.append(f"{figures} (at least {low:.4f} lost beyond chance), a loss of {wanted.drop:g} is allowed")
     if wanted.accuracy is None and (not comparable or wanted.drop is None):
-        return Gate("G12", "corruption", None, f"no floor is set and there is no champion to compare with; {told}")
-    return _judged("G12", "corruption", problems, told)
+        return Gate("G12", "corruption", None, f"no floor is set and there is no champion to compare with; {figures}")
+    return _judged("G12", "corruption", problems, figures)

@@ -28,7 +28,7 @@ MOST_READINGS = 20
 POWER = 0.8
 
 
-class Judged(ABC):
+class PairedComparison(ABC):
     """What follows from a comparison of two models on the same images, whatever was compared."""
 
     reading: int
@@ -75,7 +75,7 @@ class Judged(ABC):
 
 
 @dataclass(frozen=True)
-class Comparison(Judged):
+class AccuracyComparison(PairedComparison):
     """A candidate beside the champion on the same images, by how many each gets right."""
 
     images: int
@@ -154,7 +154,7 @@ def compare(
     budget: float = ALPHA,
     least_gain: float = LEAST_GAIN,
     most_readings: int = MOST_READINGS,
-) -> Comparison:
+) -> AccuracyComparison:
     """Two models' predictions of the same images.
 
     Args:
@@ -164,7 +164,7 @@ def compare(
     assert candidate.shape == champion.shape == labels.shape
     ours, theirs = candidate == labels, champion == labels
     wins, losses = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
-    return Comparison(len(labels), wins, losses, reading, budget, least_gain, most_readings)
+    return AccuracyComparison(len(labels), wins, losses, reading, budget, least_gain, most_readings)
 
 
 def chance(more: int, less: int, images: int, true: float) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vit_search.promotion.mcnemar import ALPHA, LEAST_GAIN, MOST_READINGS, Judged
+from vit_search.promotion.mcnemar import ALPHA, LEAST_GAIN, MOST_READINGS, PairedComparison
 from vit_search.vit.evaluation import SCORES
 
 DRAWS = 10_000
@@ -21,13 +21,13 @@ DRAWS = 10_000
 
 
 @dataclass(frozen=True)
-class ScoreComparison(Judged):
+class ScoreComparison(PairedComparison):
     """A candidate beside the champion on the same images, by a score."""
 
     metric: str
     """A key of SCORES."""
     images: int
-    seen: float
+    observed_gain: float
     """The candidate's score less the champion's."""
     gains: npt.NDArray[np.float64]
     """The same of each draw, ascending."""
@@ -40,7 +40,7 @@ class ScoreComparison(Judged):
     @property
     def gain(self) -> float:
         """The candidate's score less the champion's."""
-        return self.seen
+        return self.observed_gain
 
     @property
     def p(self) -> float:
@@ -89,8 +89,8 @@ def compare_scores(
 
     def gain(weights: npt.NDArray[np.int64]) -> float:
         both = (np.bincount(where, weights, classes**2).reshape(classes, classes) for where in (ours, theirs))
-        own, other = (SCORES[metric](torch.from_numpy(confusion)) for confusion in both)
-        return own - other
+        ours_score, theirs_score = (SCORES[metric](torch.from_numpy(confusion)) for confusion in both)
+        return ours_score - theirs_score
 
     draws = np.random.default_rng(0).multinomial(len(labels), counts / len(labels), DRAWS)
     gains = np.sort([gain(weights) for weights in draws])

@@ -28,11 +28,11 @@ Number = Annotated[float, Strict()]
 Switch = Annotated[bool, Strict()]
 
 
-class _Part(BaseModel):
+class _PolicySection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Better(_Part):
+class Better(_PolicySection):
     """The comparison with the champion on the same test images (gates G4 and G5)."""
 
     mode: Literal["better", "non_inferior"] = "better"
@@ -50,7 +50,7 @@ class Better(_Part):
     """In non_inferior: share by which the latency (p50 at batch 1) or the file must be smaller than the champion's."""
 
 
-class Floors(_Part):
+class Floors(_PolicySection):
     """What any candidate must reach, champion or not (gates G3 and G6)."""
 
     accuracy: Number | None = Field(None, ge=0, le=1)
@@ -63,7 +63,7 @@ class Floors(_Part):
     """Whether logistic regression on the pixels must not be better, beyond chance."""
 
 
-class Calibration(_Part):
+class Calibration(_PolicySection):
     """Expected calibration error on the test images (gate G7)."""
 
     ece_above_champion: Number | None = Field(0.01, ge=0, le=1)
@@ -72,7 +72,7 @@ class Calibration(_Part):
     """The most it may be."""
 
 
-class LatencyLimits(_Part):
+class LatencyLimits(_PolicySection):
     """Milliseconds from pixels to logits; a device that is not there is not measured, and its limit refuses."""
 
     cpu_batch_1_p50: Number | None = Field(None, gt=0)
@@ -93,7 +93,7 @@ class LatencyLimits(_Part):
     """95th percentile of 32 images on the GPU."""
 
 
-class CostLimits(_Part):
+class CostLimits(_PolicySection):
     """What a candidate may cost at most (gate G8); null for no limit."""
 
     params: Count | None = Field(None, ge=1)
@@ -106,7 +106,7 @@ class CostLimits(_Part):
     """Milliseconds from pixels to logits."""
 
 
-class Robustness(_Part):
+class Robustness(_PolicySection):
     """Accuracy on corrupted test images (gate G12)."""
 
     kinds: tuple[Corruption, ...] = Field(CORRUPTIONS, max_length=len(CORRUPTIONS))
@@ -126,7 +126,7 @@ class Robustness(_Part):
         return kinds
 
 
-class Export(_Part):
+class Export(_PolicySection):
     """The files that a promoted model is handed out as (gate G1)."""
 
     formats: tuple[Format, ...] = Field(("safetensors", "pt2"), max_length=3)
@@ -145,7 +145,7 @@ class Export(_Part):
         return formats
 
 
-class Policy(_Part):
+class Policy(_PolicySection):
     """How a winner is confirmed, and what it must show before it takes the champion's place."""
 
     top: Count = Field(3, ge=1, le=100)
@@ -203,7 +203,7 @@ def parse(text: str, source: str = "policy") -> Policy:
     try:
         return Policy.model_validate(document.values)
     except ValidationError as error:
-        problems = [_in_words(dict(found)) for found in error.errors(include_url=False)]
+        problems = [_in_words(dict(detail)) for detail in error.errors(include_url=False)]
         path, message = min(problems, key=lambda problem: document.line(problem[0]))
         raise SpecError(f"{source}:{document.line(path)}: {message}") from None
 
@@ -219,17 +219,17 @@ def _in_words(error: dict[str, Any]) -> tuple[strict_yaml.NodePath, str]:
     key = ".".join(map(str, path))
     if error["type"] == "extra_forbidden":
         return path, f"{key}: unknown key; {nearest(str(path[-1]), list(_section(path[:-1]).model_fields))}"
-    seen = "has no value" if error["input"] is None else f"{spelt(error['input'])} will not do"
+    finding = "has no value" if error["input"] is None else f"{spelt(error['input'])} will not do"
     if error["type"] == "value_error":
         return path, f"{key}: {error['ctx']['error']}."
-    return path, f"{key}: {seen}; {wanted(error)}"
+    return path, f"{key}: {finding}; {wanted(error)}"
 
 
 def _section(path: strict_yaml.NodePath) -> type[BaseModel]:
     """The section at a path."""
-    found: type[BaseModel] = Policy
+    section: type[BaseModel] = Policy
     for step in path:
-        inner = found.model_fields[str(step)].annotation
+        inner = section.model_fields[str(step)].annotation
         assert isinstance(inner, type) and issubclass(inner, BaseModel)
-        found = inner
-    return found
+        section = inner
+    return section

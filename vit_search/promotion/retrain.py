@@ -7,7 +7,7 @@ from pathlib import Path
 from vit_search.files import make_folder, write_whole
 from vit_search.ledger import ledger, searches
 from vit_search.promotion import finalists
-from vit_search.promotion.finalists import Plan
+from vit_search.promotion.finalists import FinalistPlan
 from vit_search.search import launch
 from vit_search.search.facts import facts_of
 from vit_search.search.launch import Options, SearchResult, Watch
@@ -15,7 +15,9 @@ from vit_search.tracking.recorder import Recorder
 from vit_search.tracking.uris import resolve_uri
 
 
-def retrain(plan: Plan, *, tracking_uri: str | None = None, watch: Watch | None = None, address: str | None = None) -> SearchResult | None:
+def retrain(
+    plan: FinalistPlan, *, tracking_uri: str | None = None, watch: Watch | None = None, address: str | None = None
+) -> SearchResult | None:
     """Train what a plan asks for, or go on with it after a death; None where it is done already.
 
     Raises: SearchError when another process is at it, or the search's folder has been changed; DataError; TrackingError;
@@ -23,26 +25,28 @@ def retrain(plan: Plan, *, tracking_uri: str | None = None, watch: Watch | None 
     """
     _, facts = searches.read(plan.search)
     data = launch.check_untouched(plan.search, *searches.read(plan.search))
-    place = plan.place
-    if place is not None and not plan.left and not ledger.held(place / "ledger.jsonl"):
+    folder = plan.folder
+    if folder is not None and not plan.left and not ledger.held(folder / "ledger.jsonl"):
         return None
     recorder = Recorder.connect(resolve_uri(tracking_uri, plan.search, facts), plan.spec.name)
-    if place is None:
-        place = _new_place(plan.search)
-        write_whole(place / finalists.PLANNED, plan.text)
-        name = f"{plan.search.name}-promotion-{place.name}"
-        searches.write(place, facts_of(plan.spec, place, data, recorder, name=name, promotes=plan.search.name))
-    spec, own = searches.read(place)
-    return launch.drive(spec, place, data, recorder, own, options=Options(watch=watch, address=address), planned=plan.trainings)
+    if folder is None:
+        folder = _new_folder(plan.search)
+        write_whole(folder / finalists.PLANNED, plan.text)
+        name = f"{plan.search.name}-promotion-{folder.name}"
+        searches.write(folder, facts_of(plan.spec, folder, data, recorder, name=name, promotes=plan.search.name))
+    spec, retraining_facts = searches.read(folder)
+    return launch.drive(
+        spec, folder, data, recorder, retraining_facts, options=Options(watch=watch, address=address), planned=plan.trainings
+    )
 
 
-def _new_place(folder: Path) -> Path:
+def _new_folder(search: Path) -> Path:
     """The next free number below the search's folder."""
-    make_folder(folder / "promotions")
+    make_folder(search / "promotions")
     number = 1
     while True:
         try:
-            (folder / "promotions" / str(number)).mkdir(mode=0o700)
-            return folder / "promotions" / str(number)
+            (search / "promotions" / str(number)).mkdir(mode=0o700)
+            return search / "promotions" / str(number)
         except FileExistsError:
             number += 1

@@ -28,14 +28,14 @@ def configuration(model: str, *, tracking_uri: str | None = None) -> FixedFile:
     if folder is not None:
         described = describe(folder)
         return _written(described, name=_file_name(folder), about=[str(folder)], searched=None)
-    from vit_search.registry import registry
+    from vit_search.registry.version_files import fetch_files
     from vit_search.tracking.store import client_for
     from vit_search.tracking.uris import of_newest
 
     client = client_for(of_newest(tracking_uri), needs="read")
     version = references.find_version(client, model)
-    with tempfile.TemporaryDirectory() as place:
-        described = describe(registry.fetch_files(client, version, Path(place)))
+    with tempfile.TemporaryDirectory() as temporary:
+        described = describe(fetch_files(client, version, Path(temporary)))
     about = [f"{version.name} version {version.version}{_origin(version)}"]
     return _written(described, name=version.name, about=about, searched=_of_its_search(client, version))
 
@@ -70,8 +70,8 @@ def _of_its_search(client: Any, version: Any) -> dict[str, Any] | None:
     try:
         run = client.get_run(version.run_id)
         parent = run.data.tags.get("mlflow.parentRunId", version.run_id)
-        with tempfile.TemporaryDirectory() as place:
-            resolved = parse(Path(client.download_artifacts(parent, "resolved.json", place)).read_text())
+        with tempfile.TemporaryDirectory() as temporary:
+            resolved = parse(Path(client.download_artifacts(parent, "resolved.json", temporary)).read_text())
         return {key: resolved[key] for key in FROM_THE_SEARCH}
     except (MlflowException, OSError, ValueError, KeyError, TypeError):
         return None

@@ -50,7 +50,7 @@ _MARK = " (promotion in progress"
 class Holder:
     """Whom a lock's tags name."""
 
-    place: str
+    lock_name: str
     """The registered model that is the lock."""
     token: str
     by: str
@@ -74,7 +74,7 @@ class Lock:
     """The lock, held."""
 
     name: str
-    place: str
+    lock_name: str
     token: str
     lease_s: float
     began: float
@@ -124,7 +124,7 @@ def locked(client: MlflowClient, name: str, *, lease_s: float = LEASE_S, wait_s:
         wait_s: how long to wait for another holder, by default two leases, so that one who died elsewhere is outwaited.
     Raises: PromotionError, who holds it, after waiting in vain; MlflowException when MLflow does not answer.
     """
-    lock = _acquired(client, name, lease_s, 2 * lease_s if wait_s is None else wait_s)
+    lock = _acquire(client, name, lease_s, 2 * lease_s if wait_s is None else wait_s)
     try:
         yield lock
     finally:
@@ -138,23 +138,23 @@ def is_lock(model: str) -> bool:
 
 def abandoned(client: MlflowClient, name: str) -> bool:
     """Whether somebody who is known to be dead holds the lock of a name."""
-    holder = _holder(client, _places(name)[0])
+    holder = _holder(client, _lock_names(name)[0])
     return holder is not None and holder.dead
 
 
 def sweep(client: MlflowClient, lock: Lock) -> int:
     """Delete what dead holders above this one have left, as far as they are known to be dead; how many there were."""
-    found = 0
-    places = _places(lock.name)
-    for place in places[places.index(lock.place) + 1 :]:
-        holder = _holder(client, place)
+    deleted = 0
+    lock_names = _lock_names(lock.name)
+    for lock_name in lock_names[lock_names.index(lock.lock_name) + 1 :]:
+        holder = _holder(client, lock_name)
         if holder is not None and holder.dead:
-            insist(client.delete_registered_model, place, first=lock.check)
-            found += 1
-    return found
+            insist(client.delete_registered_model, lock_name, first=lock.check)
+            deleted += 1
+    return deleted
 
 
-def _acquired(client: MlflowClient, name: str, lease_s: float, wait_s: float) -> Lock:
+def _acquire(client: MlflowClient, name: str, lease_s: float, wait_s: float) -> Lock:
     end, pause = time.monotonic() + wait_s, 0.02
     watched: dict[str, tuple[str, float]] = {}
     while True:
@@ -177,21 +177,21 @@ def _attempt(client: MlflowClient, name: str, lease_s: float, watched: dict[str,
         watched: for each lock the token seen last, and since when, by our clock; it is brought up to date.
     """
     dead: list[Holder] = []
-    for place in _places(name):
-        if place not in watched or _holder(client, place) is None:
-            lock = _made(client, name, place, lease_s, dead)
+    for lock_name in _lock_names(name):
+        if lock_name not in watched or _holder(client, lock_name) is None:
+            lock = _create(client, name, lock_name, lease_s, dead)
             if lock is not None:
-                if all(_token(client, passed.place) == passed.token for passed in dead):
+                if all(_token(client, passed.lock_name) == passed.token for passed in dead):
                     return lock
                 _release(client, lock, passed=False)  # another one was quicker, and has cleared the dead away
                 return None
-        holder = _holder(client, place)
+        holder = _holder(client, lock_name)
         if holder is None:
             return None
-        token, since = watched.get(place, ("", 0.0))
-        if token != holder.token or place not in watched:
+        token, since = watched.get(lock_name, ("", 0.0))
+        if token != holder.token or lock_name not in watched:
             since = time.monotonic()
-            watched[place] = (holder.token, since)
+            watched[lock_name] = (holder.token, since)
         seen_s = time.monotonic() - since
         settle_s = 0.0 if client.tracking_uri.startswith("sqlite") else SETTLE_S  # a process takes its own writes to SQLite with it
         if seen_s < holder.lease_s and not (holder.dead and seen_s >= settle_s):
@@ -199,14 +199,14 @@ def _attempt(client: MlflowClient, name: str, lease_s: float, watched: dict[str,
         dead.append(holder)
     raise PromotionError(
         f"{name}: {MOST_DEAD} promotions died one upon the other; when none runs any more, delete the registered models "
-        f"`{_places(name)[0]}` and so on."
+        f"`{_lock_names(name)[0]}` and so on."
     )
 
 
-def _made(client: MlflowClient, name: str, place: str, lease_s: float, dead: list[Holder]) -> Lock | None:
+def _create(client: MlflowClient, name: str, lock_name: str, lease_s: float, dead: list[Holder]) -> Lock | None:
     """The lock by a registered model of ours; None where the model is somebody else's."""
     token = secrets.token_hex(8)
-    lock = Lock(name, place, token, lease_s, _now(), tuple(passed.place for passed in dead if passed.token))
+    lock = Lock(name, lock_name, token, lease_s, _now(), tuple(passed.lock_name for passed in dead if passed.token))
     tags = {
         "owner": token,
         "by": user_name(),
@@ -220,14 +220,14 @@ def _made(client: MlflowClient, name: str, place: str, lease_s: float, dead: lis
     says = f"Held while the champion of {name} changes. Where it stays: vit-search repair {name}"
     for tries in range(3):
         try:
-            client.create_registered_model(place, tags=tags, description=says)
+            client.create_registered_model(lock_name, tags=tags, description=says)
             return lock
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # it was there, and went while MLflow looked at it
                 return None
             if error.error_code != "RESOURCE_ALREADY_EXISTS" and error.error_code not in UNANSWERED:
                 raise
-            holder = _holder(client, place)
+            holder = _holder(client, lock_name)
             if holder is not None:
                 return lock if holder.token == token else None  # ours, where only the answer was lost
             if error.error_code == "RESOURCE_ALREADY_EXISTS":
@@ -241,22 +241,22 @@ def _made(client: MlflowClient, name: str, place: str, lease_s: float, dead: lis
 def _release(client: MlflowClient, lock: Lock, *, passed: bool = True) -> None:
     """Let go. What cannot be deleted is in nobody's way for longer than a lease, so an error here ends nothing.
 
-    The lowest goes first: while a dead holder's lock stands, whoever passes it must not find the place above it free.
+    The lowest goes first: while a dead holder's lock stands, whoever passes it must not find the lock above it free.
     """
-    for place in (*(lock.dead if passed else ()), lock.place):
+    for lock_name in (*(lock.dead if passed else ()), lock.lock_name):
         if lock.spent:
             return
         with contextlib.suppress(MlflowException):  # never twice: it may be another's the second time
-            client.delete_registered_model(place)
+            client.delete_registered_model(lock_name)
 
 
-def _places(name: str) -> list[str]:
+def _lock_names(name: str) -> list[str]:
     return [f"{name}{_MARK}{f', {n}' if n > 1 else ''})" for n in range(1, MOST_DEAD + 2)]
 
 
-def _holder(client: MlflowClient, place: str) -> Holder | None:
+def _holder(client: MlflowClient, lock_name: str) -> Holder | None:
     try:
-        tags: dict[str, Any] = insist(client.get_registered_model, place).tags
+        tags: dict[str, Any] = insist(client.get_registered_model, lock_name).tags
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
@@ -265,12 +265,12 @@ def _holder(client: MlflowClient, place: str) -> Holder | None:
         pid, lease_s = int(tags.get("pid", 0)), float(tags.get("lease_s", LEASE_S))
     except ValueError:
         pid, lease_s = 0, LEASE_S
-    said = {key: str(tags.get(key, "")) for key in ("by", "host", "machine", "started", "at")}
-    return Holder(place=place, token=str(tags.get("owner", "")), pid=pid, lease_s=lease_s, **said)
+    texts = {key: str(tags.get(key, "")) for key in ("by", "host", "machine", "started", "at")}
+    return Holder(lock_name=lock_name, token=str(tags.get("owner", "")), pid=pid, lease_s=lease_s, **texts)
 
 
-def _token(client: MlflowClient, place: str) -> str | None:
-    holder = _holder(client, place)
+def _token(client: MlflowClient, lock_name: str) -> str | None:
+    holder = _holder(client, lock_name)
     return holder.token if holder is not None else None
 
 

@@ -38,10 +38,10 @@ def parse(text: str) -> Reference:
 
     Raises: PromotionError for anything else.
     """
-    found = re.fullmatch(r"(?:models:/)?([^/:@]+)(?:@([A-Za-z0-9_.-]+)|/([0-9]+))", text)
-    if not found:
+    match = re.fullmatch(r"(?:models:/)?([^/:@]+)(?:@([A-Za-z0-9_.-]+)|/([0-9]+))", text)
+    if not match:
         raise PromotionError(f"{text}: names no model; {FORMS}.")
-    return Reference(found[1], found[2] or "", found[3] or "")
+    return Reference(match[1], match[2] or "", match[3] or "")
 
 
 def name_of(text: str) -> str:
@@ -49,10 +49,10 @@ def name_of(text: str) -> str:
 
     Raises: PromotionError for what names none, as the folder of a trained model.
     """
-    found = re.fullmatch(r"(?:models:/)?([^/:@]+)(?:@[A-Za-z0-9_.-]+|/[0-9]+)?/?", text)
-    if not found:
+    match = re.fullmatch(r"(?:models:/)?([^/:@]+)(?:@[A-Za-z0-9_.-]+|/[0-9]+)?/?", text)
+    if not match:
         raise PromotionError(f"{text or repr(text)}: not the name of a registered model; give it without a folder, like digits.")
-    return found[1]
+    return match[1]
 
 
 def folder_of(text: str) -> Path | None:
@@ -74,8 +74,8 @@ def folder_of(text: str) -> Path | None:
     if "/" in text.rstrip("/"):
         if not folder.parent.is_dir() and text.count("/") == 1:
             raise PromotionError(f"{text}: no such folder, and no version: that is a number, as in digits/3. An alias stands behind @.")
-        known = sorted(str(path.parent) for path in folder.parent.glob(f"*/{CONFIG}"))
-        mend = nearest(str(folder), known) if known else "`vit-search train FILE` makes one."
+        folders = sorted(str(path.parent) for path in folder.parent.glob(f"*/{CONFIG}"))
+        mend = nearest(str(folder), folders) if folders else "`vit-search train FILE` makes one."
         raise PromotionError(f"{text}: no such folder; {mend}")
     return None
 
@@ -95,10 +95,10 @@ def check_known(uri: str, text: str) -> None:
         name = text
     from vit_search.tracking.uris import names_in
 
-    known = names_in(uri)
-    if known is None or any(one == name or one.startswith(f"{name} (") for one in known):  # the latter: its lock, which `repair` clears
+    names = names_in(uri)
+    if names is None or any(one == name or one.startswith(f"{name} (") for one in names):  # the latter: its lock, which `repair` clears
         return
-    models = sorted(one for one in known if re.fullmatch(r"[A-Za-z0-9._-]+", one))  # the others are locks, mostly
+    models = sorted(one for one in names if re.fullmatch(r"[A-Za-z0-9._-]+", one))  # the others are locks, mostly
     mend = nearest(name, models) if models else "none is registered yet: `vit-search promote` makes one."
     raise PromotionError(f"{text}: no registered model {'of this name' if name == text else f'named {name}'}; {mend}")
 

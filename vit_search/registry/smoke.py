@@ -56,14 +56,14 @@ def problem(served: ServedModel, expected: str = "") -> str:
     if not expected:
         return ""
     try:
-        known = torch.tensor(parse(expected), dtype=torch.float32)
+        reference = torch.tensor(parse(expected), dtype=torch.float32)
     except (ValueError, TypeError, RuntimeError):
         return f"the golden logits are no table of numbers: {expected[:40]!r}"
     together = together[:, :CLASSES_KEPT]
-    if known.shape != together.shape:
-        return f"the golden logits are {tuple(known.shape)}, the model's {tuple(together.shape)}"
-    if not _near(together, known):
-        return f"the logits are {(together - known).abs().max():.2g} from the golden ones"
+    if reference.shape != together.shape:
+        return f"the golden logits are {tuple(reference.shape)}, the model's {tuple(together.shape)}"
+    if not _near(together, reference):
+        return f"the logits are {(together - reference).abs().max():.2g} from the golden ones"
     return ""
 
 
@@ -78,15 +78,15 @@ def in_fresh_process(model_uri: str, tracking_uri: str | None = None, *, timeout
     """
     from vit_search.tracking.uris import resolve_uri
 
-    told = {"MLFLOW_TRACKING_URI": resolve_uri(tracking_uri), "MLFLOW_DISABLE_TELEMETRY": "true"}  # a password in a URI is no argument
-    told |= {"PYTHONDONTWRITEBYTECODE": "1"}  # MLflow does not copy a model that lies on this machine
-    environment = os.environ | REFUSED | told
-    script = Path(__file__).with_name("fresh.py")
-    with tempfile.TemporaryDirectory() as place:
+    settings = {"MLFLOW_TRACKING_URI": resolve_uri(tracking_uri), "MLFLOW_DISABLE_TELEMETRY": "true"}  # a password in a URI is no argument
+    settings |= {"PYTHONDONTWRITEBYTECODE": "1"}  # MLflow does not copy a model that lies on this machine
+    environment = os.environ | REFUSED | settings
+    script = Path(__file__).with_name("smoke_requests.py")
+    with tempfile.TemporaryDirectory() as folder:
         try:
             done = subprocess.run(
                 [sys.executable, "-P", str(script), model_uri],
-                cwd=place,
+                cwd=folder,
                 env=environment,
                 capture_output=True,
                 text=True,
@@ -97,8 +97,8 @@ def in_fresh_process(model_uri: str, tracking_uri: str | None = None, *, timeout
             return f"a fresh process had not answered 200 requests after {timeout_s:g} s"
     if done.returncode == 0:
         return ""
-    said = done.stderr.strip().splitlines()
-    return said[-1] if said else f"a fresh process ended with {done.returncode} and said nothing"
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"a fresh process ended with {done.returncode} and said nothing"
 
 
 def _images(served: ServedModel) -> Tensor:

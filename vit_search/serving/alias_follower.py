@@ -25,8 +25,9 @@ from typing import Any
 from vit_search.config.strict_json import parse
 from vit_search.errors import ServingError, TrackingError, VitSearchError
 from vit_search.files import make_folder, open_to_others, write_whole
-from vit_search.registry import references, registry
+from vit_search.registry import references
 from vit_search.registry.references import GONE, Reference
+from vit_search.registry.version_files import fetch_files
 from vit_search.serving.endpoint import load
 from vit_search.serving.state import State, Version
 from vit_search.tracking import model_files, store, uris  # before mlflow, whose settings it makes
@@ -231,7 +232,7 @@ class Follower:
         assert self._client is not None
         place = Path(tempfile.mkdtemp(prefix=".new-", dir=self._home))
         try:
-            source = registry.fetch_files(self._client, named, place)
+            source = fetch_files(self._client, named, place)
             shutil.rmtree(folder, ignore_errors=True)
             source.rename(folder)
         finally:

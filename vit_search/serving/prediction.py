@@ -80,15 +80,15 @@ def classify(folder: Path, images: Sequence[Path], *, source: str) -> list[Predi
 
 def _fetched(model: str, place: Path, tracking_uri: str | None, say: Callable[[str], None]) -> Path:
     """The checkpoint of a model that MLflow has."""
-    from vit_search.registry import registry
+    from vit_search.registry.version_files import fetch_files, fetch_logged
     from vit_search.tracking.model_files import ALL
     from vit_search.tracking.store import client_for
     from vit_search.tracking.uris import of_newest
 
     client = client_for(of_newest(tracking_uri), needs="read")
     if not model.startswith(("models:/m-", "runs:/")):
-        return registry.fetch_files(client, references.find_version(client, model), place)
-    folder, covered = registry.fetch_logged(client, model, place)
+        return fetch_files(client, references.find_version(client, model), place)
+    folder, covered = fetch_logged(client, model, place)
     if covered != ALL:
         say(f"{model}: no sha256 of its files is recorded; whoever may write to MLflow's artifacts could have changed them.")
     return folder

@@ -35,14 +35,14 @@ def check(model_uri: str) -> str:
     for number in range(REQUESTS):
         if number % spacing == spacing - 1:
             what, value = bad[number // spacing % len(bad)]
-            said = _refusal(model, _batch([_file(_pixels(rng)), value]), row=1)
-            if said:
-                return f"request {number}, malformed ({what}): {said}"
+            problem = _refusal(model, _batch([_file(_pixels(rng)), value]), row=1)
+            if problem:
+                return f"request {number}, malformed ({what}): {problem}"
         else:
             form, count = _good(rng, number)
-            said = _wrong(model.predict(form), count, classes)
-            if said:
-                return f"request {number}: {said}"
+            problem = _wrong(model.predict(form), count, classes)
+            if problem:
+                return f"request {number}: {problem}"
     return ""
 
 

@@ -1,0 +1,110 @@
+"""The candidate of a promotion: the one training that may become a version, and where it comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+
+from vit_search.config.cost import cost_of
+from vit_search.errors import PromotionError
+from vit_search.ledger import ledger
+from vit_search.ledger.searches import SearchFacts
+from vit_search.promotion import finalists
+from vit_search.promotion.finalists import Finalist, Retrained
+from vit_search.vit import checkpoint
+from vit_search.vit.checkpoint import ServedModel
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The one training that may become a version."""
+
+    finalist: Finalist
+    index: int
+    """Of the seed among the finalist's."""
+    served: ServedModel
+    folder: Path
+    """Its checkpoint."""
+    weights_sha256: str
+    run_id: str
+    parent_run: str
+    promotion_id: str
+    """Of configuration, seed, data and weights: the same training, the same id."""
+
+
+def choose_candidate(client: mlflow.MlflowClient, retrained: Retrained) -> Candidate:
+    """Of the finalists the cheapest of the best, and of its seeds the one in the middle.
+
+    Raises: PromotionError when MLflow does not have the run of its training.
+    """
+
+    def params(finalist: Finalist) -> float:
+        return cost_of(checkpoint.load_model(finalist.checkpoints[0]).config.model, 1).params
+
+    finalist = finalists.choose(retrained.finalists, retrained.spec.mode, params)
+    index = finalist.middle
+    folder = finalist.checkpoints[index]
+    served, digest = checkpoint.load_model(folder), checkpoint.weights_sha256(folder)
+    parent, run = _runs_of(client, retrained, finalist.numbers[index])
+    identity = json.dumps([served.config.to_dict(), served.data_hash, list(served.trained_on), digest], sort_keys=True)
+    return Candidate(finalist, index, served, folder, digest, run, parent, hashlib.sha256(identity.encode()).hexdigest())
+
+
+def candidate_of_trial(folder: Path, number: int) -> Candidate:
+    """One trial of a search as it stands, with no run in MLflow.
+
+    Args:
+        folder: of the search. number: of a trial.
+    Raises: PromotionError when there is no such trial, or its checkpoint is not kept.
+    """
+    if number not in {trial.number for trial in ledger.read_trials(folder / "ledger.jsonl")}:
+        raise PromotionError(f"{folder.name}: there is no trial {number}; `vit-search show {folder.name}` lists its trials.")
+    trained = ledger.trial_folder(folder, number) / "checkpoint"
+    if not checkpoint.exists(trained):
+        raise PromotionError(f"{folder}: the checkpoint of trial {number} is not kept; raise keep_checkpoints, or name one of the best.")
+    served = checkpoint.load_model(trained)
+    finalist = Finalist(number, {}, 0.0, (served.config.seed,), (0.0,), (trained,), (number,), (0.0,))
+    return Candidate(finalist, 0, served, trained, checkpoint.weights_sha256(trained), "", "", "")
+
+
+def lineage_of(candidate: Candidate, facts: SearchFacts) -> dict[str, str]:
+    """Where a candidate comes from, by the names that gates.LINEAGE asks for.
+
+    Args:
+        facts: of the search that trained it.
+    """
+    served, environment = candidate.served, facts.environment
+    config = json.dumps(served.config.to_dict(), sort_keys=True).encode()
+    dirty = facts.code_version.endswith("-dirty")
+    return {
+        "search": facts.promotes or facts.search,
+        "search_id": facts.search_id,
+        "trial": str(candidate.finalist.trial),
+        "config_sha256": hashlib.sha256(config).hexdigest(),
+        "data_hash": served.data_hash,
+        "trained_on": "+".join(served.trained_on),
+        "git_commit": (facts.git_commit or ("unknown" if dirty else "")) + ("-dirty" if dirty else ""),
+        "code_version": facts.code_version,
+        "packages_sha256": hashlib.sha256(facts.packages.encode()).hexdigest() if facts.packages else "",
+        "seeds": ", ".join(map(str, candidate.finalist.seeds)),
+        "hardware": f"{environment.get('machine', '')}, {environment.get('cpus', '')} cores" if environment.get("machine") else "",
+        "versions": ", ".join(f"{name} {value}" for name, value in environment.items() if name not in ("machine", "cpus")),
+    }
+
+
+def _runs_of(client: mlflow.MlflowClient, retrained: Retrained, number: int) -> tuple[str, str]:
+    """MLflow's runs: of the promotion's trainings, and of one of them."""
+    experiment = client.get_experiment_by_name(retrained.spec.name)
+    parents = client.search_runs([experiment.experiment_id], f"tags.search_id = '{retrained.search_id}'") if experiment else []
+    for parent in parents:
+        condition = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and tags.trial = '{number}'"
+        for run in client.search_runs([parent.info.experiment_id], condition):
+            return str(parent.info.run_id), str(run.info.run_id)
+    raise PromotionError(
+        f"{retrained.run_name}: MLflow has no run of its training {number}; send it with `vit-search sync {retrained.folder}`, "
+        "or give the --tracking-uri that it was trained with."
+    )

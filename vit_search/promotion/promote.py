@@ -1,0 +1,299 @@
+"""From the best trials to production: choose among them, measure, read the test split once, decide, register, move the alias.
+
+The promotion keeps what it decides on: in its folder, so that a promotion that dies goes on without reading the test split
+again, and in its run in MLflow. The champion moves last, by registry/champion.py, and only to a version that is whole and has passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+
+from vit_search.data.cache import DataSet, prepare
+from vit_search.errors import PromotionError, PromotionRefusedError
+from vit_search.ledger import searches
+from vit_search.promotion import card, gates
+from vit_search.promotion.candidate import Candidate, choose_candidate, lineage_of
+from vit_search.promotion.champion_model import fetched_champion, find_champion
+from vit_search.promotion.decision import Decision, PromotionRequest, decide
+from vit_search.promotion.evidence.answers import SplitAnswers
+from vit_search.promotion.finalists import Finalist, Retrained
+from vit_search.promotion.gates import Gate
+from vit_search.promotion.measurements import Measurements, measure
+from vit_search.promotion.policy import Policy
+from vit_search.promotion.readings import Reading, count_readings, kept_reading, read_test_split, reading_path
+from vit_search.promotion.registration import (
+    LoggedCandidate,
+    create_registered_model,
+    find_version_of,
+    keep_evidence,
+    log_candidate,
+    register_version,
+    smoke_problem,
+    version_tags,
+)
+from vit_search.registry import smoke
+from vit_search.registry.champion import move_champion, repair_champion
+from vit_search.registry.history import INTENT
+from vit_search.registry.lock import abandoned
+from vit_search.registry.version_files import load_version
+from vit_search.tracking.store import client_for
+from vit_search.vit.checkpoint import ServedModel
+
+Say = Callable[[str], None]
+"""Called with what is done next, in a few words."""
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What a promotion did, or why it did not."""
+
+    name: str
+    version: str
+    verdict: str
+    """`passed`; `refused`, and the champion stays; `forced`; or `again`: it was the champion already, and nothing was done."""
+    finalist: Finalist
+    gates: list[Gate]
+    """As far as they were judged: those that need the test split only where no other refused."""
+    answers: SplitAnswers | None = None
+    """The candidate's on the test images; None where they were not looked at."""
+    reading: int = 0
+    """Which reading of this test split that was, from 1; 0 for none."""
+    read_before: bool = False
+    """An earlier, interrupted or refused promotion of this candidate had read it, and nothing was read now."""
+    champion: str | None = None
+    """The version that was champion before; None where there was none."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Of the version."""
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What all steps work on: a candidate, what is asked of it, and what the registry holds before the promotion."""
+
+    client: mlflow.MlflowClient
+    retrained: Retrained
+    policy: Policy
+    request: PromotionRequest
+    candidate: Candidate
+    model: Any
+    """The registered model, as MLflow gives it."""
+    champion: Any
+    """Its champion; None where there is none."""
+    version: Any
+    """That an earlier promotion made of the candidate; None where there is none."""
+
+    @property
+    def champion_version(self) -> str | None:
+        """The champion's number."""
+        return str(self.champion.version) if self.champion is not None else None
+
+    @property
+    def comparable(self) -> Any:
+        """The champion, if it was trained on the same data; else None."""
+        if self.champion is None or self.champion.tags.get("data_hash") != self.candidate.served.data_hash:
+            return None
+        return self.champion
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """The candidate, logged and judged."""
+
+    logged: LoggedCandidate
+    decision: Decision
+
+
+def promote(
+    retrained: Retrained,
+    policy: Policy,
+    request: PromotionRequest,
+    *,
+    tracking_uri: str | None = None,
+    say: Say = lambda text: None,
+) -> Promotion:
+    """Choose among the finalists, judge the chosen one, and put it in the champion's place where every gate lets it through.
+
+    The gates that need no test image come first; where one refuses, the test split is not read. Every reading is counted in
+    the registry before it is made. Both models classify the same test images.
+
+    Returns: what was measured and decided; a refused candidate is a version, too, with the evidence, and the champion stays.
+    Raises: PromotionRefusedError when the champion was trained on other data or moved meanwhile; PromotionError when the data has
+        changed, a run or a model cannot be found, or another promotion is at it; TrackingError.
+    """
+    client = client_for(tracking_uri)
+    say("choosing among the finalists")
+    case = _choose(client, retrained, policy, request)
+    if case.version is not None and str(case.version.version) == case.champion_version:
+        return Promotion(
+            request.name,
+            str(case.version.version),
+            "again",
+            case.candidate.finalist,
+            [],
+            champion=case.champion_version,
+            tags=case.version.tags,
+        )
+    data = _check_data(case)
+    with fetched_champion(client, case.comparable, lenient=bool(request.force)) as champion:
+        judged = _judge(case, data, champion, say)
+    say("registering")
+    promotion = _register(case, judged)
+    if promotion.verdict != "refused":
+        _make_champion(case, promotion)
+    return promotion
+
+
+def _choose(client: mlflow.MlflowClient, retrained: Retrained, policy: Policy, request: PromotionRequest) -> _Case:
+    """The candidate, and the registered model as it stands; what a dead promotion has left half done is repaired first.
+
+    Raises: PromotionRefusedError when the champion is not the version that the person expects.
+    """
+    candidate = choose_candidate(client, retrained)
+    model = create_registered_model(client, request.name)
+    if INTENT in model.tags or abandoned(client, request.name):  # of one that died in mid-move
+        repair_champion(client, request.name)
+    version = find_version_of(client, request.name, candidate)
+    case = _Case(client, retrained, policy, request, candidate, model, find_champion(client, request.name), version)
+    if request.expect and request.expect != (case.champion_version or "none"):
+        now = f"version {case.champion_version}" if case.champion_version else "not there yet"
+        raise PromotionRefusedError(
+            f"{request.name}: the champion is {now}, and --expect-current says {request.expect}; look at it and promote again."
+        )
+    return case
+
+
+def _check_data(case: _Case) -> DataSet:
+    """The data set, which must be the one of the search, and of the champion.
+
+    Raises: PromotionRefusedError for a champion of other data; PromotionError for data that has changed.
+    """
+    if case.champion is not None and case.comparable is None and not case.request.force:
+        raise PromotionRefusedError(
+            f"{case.request.name}: the champion, version {case.champion.version}, was trained on other data, and may have seen these test "
+            "images; search over its data, or promote with --force --reason."
+        )
+    served = case.candidate.served
+    data = prepare(served.config.data)
+    if data.data_hash != served.data_hash:
+        raise PromotionError(
+            f"{case.retrained.search}: the data set has changed since the search; its test split is another one. Search again."
+        )
+    return data
+
+
+def _judge(case: _Case, data: DataSet, champion: tuple[ServedModel, Path] | None, say: Say) -> _Judged:
+    """Measure the candidate, log it, and judge it; the test split is read only where no gate before it refuses.
+
+    Args:
+        champion: its model and its checkpoint; None where there is none to compare with.
+    """
+    client, candidate, request = case.client, case.candidate, case.request
+    say("measuring its costs and its exports")
+    measured = measure(candidate, champion, case.policy)
+    path = reading_path(case.retrained, candidate, case.champion if champion else None)
+    reading = kept_reading(path)
+    number = reading.number if reading else count_readings(case.model, data.data_hash) + 1
+    say("answering in a fresh process")
+    logged = log_candidate(client, candidate, case.retrained)
+    judged = _judge_before_test(case, data, measured, number, smoke_problem(client, logged))
+    if not (request.force or gates.verdict(judged)):
+        return _Judged(logged, decide(judged, measured, None, request))
+    say("evaluating once on the test split")
+    if reading is None:
+        reading = read_test_split(
+            client,
+            request.name,
+            path,
+            candidate=candidate.served,
+            champion=champion[0] if champion else None,
+            data=data,
+            policy=case.policy,
+        )
+    judged += _judge_after_test(case, measured, reading)
+    return _Judged(logged, decide(judged, measured, reading, request))
+
+
+def _judge_before_test(case: _Case, data: DataSet, measured: Measurements, number: int, smoke_problem: str) -> list[Gate]:
+    """The gates that need no test image.
+
+    Args:
+        number: of the reading of the test split that would come next. smoke_problem: of the logged model; empty for none.
+    """
+    candidate, policy, spec = case.candidate, case.policy, case.retrained.spec
+    accuracies = candidate.finalist.accuracies
+    validated_on = data.counts["val" if spec.train_on == "train" else "holdout"]
+    return [
+        gates.integrity(measured.parities, policy, expected_sha256=candidate.weights_sha256, found_sha256=measured.weights_sha256),
+        gates.lineage(lineage_of(candidate, searches.read(case.retrained.folder)[1]), policy),
+        gates.readings(number, policy),
+        gates.cost(measured.costs, policy, measured.side_by_side),
+        gates.seeds(accuracies, policy, images=validated_on, registered=accuracies[candidate.index]),
+        gates.smoke(smoke_problem),
+        gates.approval("protected" in case.model.tags, case.request.approve_by, policy),
+        gates.leak(data.test_duplicates, policy),
+    ]
+
+
+def _judge_after_test(case: _Case, measured: Measurements, reading: Reading) -> list[Gate]:
+    """The gates that need the test split."""
+    policy, answers, champion = case.policy, reading.answers, reading.champion
+    compared = None
+    if champion is not None:
+        compared = gates.comparison(answers, champion, reading.number, policy, case.retrained.spec.metric)
+    judged = [
+        gates.floors(answers, policy, majority=reading.majority, linear_probe=reading.linear_probe),
+        gates.better(compared, policy, measured.side_by_side),
+        gates.classes(answers, champion, policy),
+        gates.calibration(answers, champion, policy),
+        gates.corruption(answers, champion, policy),
+    ]
+    if reading.policy != policy.digest:
+        reason = "the policy has changed since this candidate's answers were seen, and a gate that is tuned to them proves nothing; "
+        judged.append(Gate("G14", "policy", False, reason + "promote under the old one, or with --force --reason"))
+    return judged
+
+
+def _register(case: _Case, judged: _Judged) -> Promotion:
+    """Keep the evidence, and make the candidate a version, whatever the verdict."""
+    client, candidate, decision, name = case.client, case.candidate, judged.decision, case.request.name
+    tags = version_tags(case.retrained, candidate, case.policy, case.request, decision)
+    costs = decision.measured.costs
+    text = card.model_card(name, case.retrained, candidate.finalist, candidate.served, tags, decision.gates, decision.answers, costs)
+    keep_evidence(client, candidate, decision, text, tags)
+    version = register_version(client, name, candidate, judged.logged, tags, text)
+    reading = decision.reading
+    return Promotion(
+        name=name,
+        version=version,
+        verdict=decision.verdict,
+        finalist=candidate.finalist,
+        gates=decision.gates,
+        answers=decision.answers,
+        reading=reading.number if reading else 0,
+        read_before=reading is not None and not reading.fresh,
+        champion=case.champion_version,
+        tags=tags,
+    )
+
+
+def _make_champion(case: _Case, promotion: Promotion) -> None:
+    """Load the version as it was registered, hold it against its golden logits, and move the alias to it."""
+    client, name, version, tags = case.client, promotion.name, promotion.version, promotion.tags
+    problem = smoke.problem(load_version(client, client.get_model_version(name, version)), tags["golden"])
+    if problem:
+        raise PromotionError(f"{name}: version {version} does not answer as it was registered ({problem}); the champion stays.")
+    move_champion(
+        client,
+        name,
+        version,
+        action="force" if promotion.verdict == "forced" else "promote",
+        expected=promotion.champion,
+        reason=case.request.force,
+        by=case.request.by,
+        facts={key: tags[key] for key in ("test_accuracy", "data_hash", "promotion_id", "gate") if key in tags},
+    )

@@ -1,0 +1,134 @@
+"""The readings of the test split: each is counted in the registry before it is made, and its answers are kept in a file.
+
+A promotion that dies after its reading uses the file, and does not read the test split again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+
+from vit_search.config.strict_json import parse
+from vit_search.data.batches import load_split
+from vit_search.data.cache import DataSet
+from vit_search.files import make_folder, write_whole
+from vit_search.promotion.candidate import Candidate
+from vit_search.promotion.evidence.answers import SplitAnswers, classify_split
+from vit_search.promotion.evidence.baselines import linear_probe_accuracy, majority_accuracy
+from vit_search.promotion.finalists import Retrained
+from vit_search.promotion.policy import Policy
+from vit_search.registry.lock import locked
+from vit_search.vit.checkpoint import ServedModel
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The test split, read."""
+
+    number: int
+    """Which reading of this test split it is, from 1."""
+    policy: str
+    """Digest of the policy it was read under."""
+    answers: SplitAnswers
+    """The candidate's."""
+    champion: SplitAnswers | None
+    """The champion's answers; None where there was none to compare with."""
+    majority: float
+    """Accuracy of always naming the commonest class."""
+    linear_probe: float
+    """Accuracy of logistic regression on the pixels."""
+    fresh: bool = True
+    """False where an earlier promotion made it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as the file holds them."""
+        return {
+            "reading": self.number,
+            "policy": self.policy,
+            "seen": self.answers.to_dict(),
+            "rival": self.champion.to_dict() if self.champion else None,
+            "majority": self.majority,
+            "linear_probe": self.linear_probe,
+        }
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> Reading:
+        """The inverse of `to_dict`; the reading is not fresh."""
+        champion = SplitAnswers.from_dict(values["rival"]) if values["rival"] else None
+        answers = SplitAnswers.from_dict(values["seen"])
+        return Reading(values["reading"], values["policy"], answers, champion, values["majority"], values["linear_probe"], fresh=False)
+
+
+def readings_of(client: mlflow.MlflowClient, name: str, data_hash: str) -> int:
+    """How often the test split of this data has been read for a registered model; 0 where there is no such model."""
+    try:
+        return count_readings(client.get_registered_model(name), data_hash)
+    except MlflowException:
+        return 0
+
+
+def count_readings(model: Any, data_hash: str) -> int:
+    """The same of a registered model as MLflow gives it."""
+    return int(model.tags.get(_readings_tag(data_hash), 0))
+
+
+def read_test_split(
+    client: mlflow.MlflowClient,
+    name: str,
+    path: Path,
+    *,
+    candidate: ServedModel,
+    champion: ServedModel | None,
+    data: DataSet,
+    policy: Policy,
+) -> Reading:
+    """Count a reading of the test split, then make it, and keep the answers.
+
+    Args:
+        name: of the registered model, which counts the readings. path: of the file that keeps the answers.
+    """
+    with locked(client, name):  # two promotions at once count two; and before the reading: a crash counts, too
+        number = count_readings(client.get_registered_model(name), data.data_hash) + 1
+        client.set_registered_model_tag(name, _readings_tag(data.data_hash), str(number))
+    split = load_split(data, "test")
+    kinds = policy.robustness.kinds
+    reading = Reading(
+        number=number,
+        policy=policy.digest,
+        answers=classify_split(candidate, split, kinds),
+        champion=classify_split(champion, split, kinds) if champion is not None else None,
+        linear_probe=linear_probe_accuracy(data, split),
+        majority=majority_accuracy(data, split),
+    )
+    make_folder(path.parent)
+    write_whole(path, json.dumps(reading.to_dict()))
+    return reading
+
+
+def kept_reading(path: Path) -> Reading | None:
+    """The reading that an earlier promotion made and kept in a file; None where there is none that can be read."""
+    try:
+        return Reading.from_dict(parse(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def reading_path(retrained: Retrained, candidate: Candidate, champion: Any) -> Path:
+    """The file that keeps the reading of a candidate against a champion.
+
+    Args:
+        champion: the version as MLflow gives it; None for none.
+    """
+    against = champion.tags.get("weights_sha256", f"version {champion.version}") if champion is not None else "nobody"
+    key = hashlib.sha256(f"{candidate.promotion_id} {against}".encode()).hexdigest()[:16]
+    return retrained.folder / "readings" / f"{key}.json"
+
+
+def _readings_tag(data_hash: str) -> str:
+    return f"test_readings.{data_hash[:16]}"
