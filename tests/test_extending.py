@@ -10,7 +10,7 @@ from simulation import Book, World, driver_of
 from vit_search.config import asks, metrics, optimizers, search_file, trial
 from vit_search.config.metrics import METRICS
 from vit_search.config.optimizers import OPTIMIZERS
-from vit_search.ledger.ledger import Proposed
+from vit_search.ledger.events import Proposed
 from vit_search.search.proposals import samplers
 from vit_search.search.proposals.samplers import SAMPLERS
 from vit_search.stopping import RULES, rule

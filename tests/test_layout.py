@@ -131,7 +131,7 @@ def test_nothing_loads_a_pickle_or_runs_text():
     [
         ("import vit_search.cli", {"ray", "torch", "optuna", "mlflow", "pydantic", "plotly"}),
         (
-            "from vit_search.ledger import ledger, searches; from vit_search.report import digest",
+            "from vit_search.ledger import file, search_state, searches; from vit_search.report import digest",
             {"ray", "torch", "optuna", "mlflow", "plotly"},
         ),
         ("from vit_search.report import report", {"ray", "torch", "mlflow"}),

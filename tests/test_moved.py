@@ -9,7 +9,7 @@ from synthetic import made
 
 from vit_search.errors import TrackingError
 from vit_search.ledger import searches
-from vit_search.ledger.ledger import Ledger
+from vit_search.ledger.file import Ledger
 from vit_search.tracking import doctor, store, uris
 from vit_search.tracking.recorder import Recorder, sync
 

@@ -24,8 +24,9 @@ from synthetic import FILE, begin, events, made, result
 from vit_search.config import search_file
 from vit_search.errors import SearchError, TrackingError
 from vit_search.ledger import search_state, searches
-from vit_search.ledger.ledger import Broke, Ended, Launched, Ledger, Left, Proposed, Reported, read_trials
-from vit_search.ledger.search_state import State
+from vit_search.ledger.events import Broke, Ended, Launched, Left, Proposed, Reported
+from vit_search.ledger.file import Ledger, read_trials
+from vit_search.ledger.search_state import SearchState
 from vit_search.tracking import datasets, doctor, store, uris
 from vit_search.tracking.recorder import RECORDED, STATUS, Recorder, sync
 
@@ -461,7 +462,7 @@ def test_of_a_dead_driver_mlflow_says_what_status_does(uri, tmp_path):
     ):
         ledger.append(event)
     ledger.close()
-    assert search_state.read(folder).state == State("interrupted", "its driver died")
+    assert search_state.read(folder).state == SearchState("interrupted", "its driver died")
     assert sync(folder, uri)
     runs = content(uri)
     assert [run[1] for run in runs] == ["KILLED"] * 3

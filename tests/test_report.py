@@ -23,7 +23,8 @@ from vit_search.config import search_file
 from vit_search.config.trial import EpochResult
 from vit_search.errors import SearchError
 from vit_search.ledger import searches
-from vit_search.ledger.ledger import Commanded, Ended, Infeasible, Launched, Ledger, Proposed, Reported, read_trials
+from vit_search.ledger.events import Commanded, Ended, Infeasible, Launched, Proposed, Reported
+from vit_search.ledger.file import Ledger, read_trials
 from vit_search.ledger.searches import Hindsight, SearchFacts
 from vit_search.planning import next_file
 from vit_search.planning.next_file import Seen

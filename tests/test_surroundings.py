@@ -20,7 +20,8 @@ import pytest
 from mlflow import MlflowClient
 from servers import until
 
-from vit_search.ledger.ledger import Launched, Reported, read_events, read_trials
+from vit_search.ledger.events import Launched, Reported
+from vit_search.ledger.file import read_events, read_trials
 from vit_search.runtime import signals
 
 ROOT = Path(__file__).parents[1]

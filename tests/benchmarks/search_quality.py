@@ -34,7 +34,8 @@ from scipy.stats import rankdata, wilcoxon
 from vit_search.config.search_file import Resources
 from vit_search.config.space import Asks, Choice, FloatRange, IntRange
 from vit_search.config.trial import EpochResult
-from vit_search.ledger.ledger import Event, Progress
+from vit_search.ledger.events import Event
+from vit_search.ledger.trials import Progress
 from vit_search.runtime.ray_session import Shape
 from vit_search.search.commands import Commands, Settings
 from vit_search.search.components import Components, Verdicts

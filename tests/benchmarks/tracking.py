@@ -37,7 +37,8 @@ from rounds import ratios, spread, surroundings, table
 from synthetic import begin, events, result
 
 from vit_search.config.trial import EpochResult
-from vit_search.ledger.ledger import Ended, Event, Ledger, Proposed, Reported
+from vit_search.ledger.events import Ended, Event, Proposed, Reported
+from vit_search.ledger.file import Ledger
 from vit_search.tracking import store
 from vit_search.tracking.recorder import Recorder, sync
 

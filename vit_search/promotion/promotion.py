@@ -26,8 +26,9 @@ from vit_search.data.batches import load_split
 from vit_search.data.data_set import DataSet, prepare
 from vit_search.errors import PromotionError, PromotionRefusedError
 from vit_search.files import make_folder, write_whole
-from vit_search.ledger import ledger, searches
-from vit_search.ledger.searches import SearchFacts
+from vit_search.ledger import searches
+from vit_search.ledger.file import read_trials
+from vit_search.ledger.searches import SearchFacts, trial_folder
 from vit_search.promotion import card, evidence, export, finalists, gates
 from vit_search.promotion.evidence import Costs, OnImages, SideBySide
 from vit_search.promotion.finalists import Finalist, Retrained
@@ -226,8 +227,8 @@ def examine(folder: Path, number: int, policy: Policy, name: str, *, tracking_ur
     """
     client = client_for(tracking_uri, needs="read")
     spec, facts = searches.read(folder)
-    place = ledger.trial_folder(folder, number) / "checkpoint"
-    if number not in {trial.number for trial in ledger.read_trials(folder / "ledger.jsonl")}:
+    place = trial_folder(folder, number) / "checkpoint"
+    if number not in {trial.number for trial in read_trials(folder / "ledger.jsonl")}:
         raise PromotionError(f"{folder.name}: there is no trial {number}; `vit-search show {folder.name}` lists its trials.")
     if not checkpoint.exists(place):
         raise PromotionError(f"{folder}: the checkpoint of trial {number} is not kept; raise keep_checkpoints, or name one of the best.")

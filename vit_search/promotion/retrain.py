@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from vit_search.files import make_folder, write_whole
-from vit_search.ledger import ledger, searches
+from vit_search.ledger import searches
+from vit_search.ledger.file import is_held
 from vit_search.promotion import finalists
 from vit_search.promotion.finalists import Plan
 from vit_search.search import launch
@@ -24,7 +25,7 @@ def retrain(plan: Plan, *, tracking_uri: str | None = None, watch: Watch | None 
     _, facts = searches.read(plan.search)
     data = launch.check_untouched(plan.search, *searches.read(plan.search))
     place = plan.place
-    if place is not None and not plan.left and not ledger.held(place / "ledger.jsonl"):
+    if place is not None and not plan.left and not is_held(place / "ledger.jsonl"):
         return None
     recorder = Recorder.connect(resolve_uri(tracking_uri, plan.search, facts), plan.spec.name)
     if place is None:

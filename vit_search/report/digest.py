@@ -18,10 +18,11 @@ from vit_search.config.search_file import SearchSpec
 from vit_search.config.space import Space
 from vit_search.config.strict_json import parse
 from vit_search.errors import VitSearchError
-from vit_search.ledger import ledger, search_state, searches
-from vit_search.ledger.ledger import Broke, Commanded, Ended, Event, Launched, Proposed, Reported, Spent, Trial
-from vit_search.ledger.search_state import State
+from vit_search.ledger import search_state, searches
+from vit_search.ledger.events import Broke, Commanded, Ended, Event, Infeasible, Launched, Proposed, Reported
+from vit_search.ledger.search_state import SearchState
 from vit_search.ledger.searches import Hindsight
+from vit_search.ledger.trials import Spent, Trial, pareto_front
 from vit_search.planning import next_file, plan
 from vit_search.planning.next_file import NextFile, Seen, Stuck
 from vit_search.stats import wilson
@@ -127,7 +128,7 @@ class Digest:
     data_hash: str
     images: str
     """Classes, images and skipped files in one line; empty in searches of older versions."""
-    state: State
+    state: SearchState
     wanted: int
     """Trials asked for, after what was changed while it ran."""
     standing: tuple[Trial, ...]
@@ -193,7 +194,7 @@ def digest(folder: Path, *, driven: bool | None = None, awaited: bool = False) -
         wanted=now.wanted,
         standing=tuple(order),
         outcomes={name: count for name in OUTCOMES if (count := sum(t.outcome == name for t in trials))},
-        infeasible=sum(isinstance(event, ledger.Infeasible) for event in events),
+        infeasible=sum(isinstance(event, Infeasible) for event in events),
         spent=spent,
         devices=devices,
         winner=_winner(order, spec, _val_images(folder, spec)),
@@ -394,7 +395,7 @@ def _front(spec: SearchSpec, order: Iterable[Trial], costs: Mapping[int, Cost]) 
         known = [value for value in values if value is not None]
         if trial.outcome == "completed" and len(known) == len(values):
             points[trial.number] = known
-    return ledger.front(points, [spec.mode, *(goal.mode for goal in spec.objectives)])
+    return pareto_front(points, [spec.mode, *(goal.mode for goal in spec.objectives)])
 
 
 def objective(trial: Trial, name: str, costs: Mapping[int, Cost]) -> float | None:

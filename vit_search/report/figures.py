@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from vit_search.config.space import Choice, Space
-from vit_search.ledger.ledger import Trial
+from vit_search.ledger.trials import Trial
 from vit_search.planning.next_file import GOOD_SHARE, position
 from vit_search.report.digest import Bar, Digest, Step, sound
 from vit_search.report.importance import Importance

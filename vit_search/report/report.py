@@ -17,7 +17,7 @@ from vit_search.config.cost import in_time
 from vit_search.config.metrics import METRICS
 from vit_search.errors import SearchError
 from vit_search.files import write_whole
-from vit_search.ledger.ledger import Trial
+from vit_search.ledger.trials import Trial
 from vit_search.report import figures, importance, page
 from vit_search.report.digest import SURE, Digest, Winner, apart, digest
 from vit_search.report.importance import Importance

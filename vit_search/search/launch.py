@@ -23,8 +23,10 @@ from vit_search.data.data_set import TRAINED_AND_VALIDATED_ON, DataSet, kept_spe
 from vit_search.errors import NoTrialCompletedError, SearchError, SpecError, VitSearchError
 from vit_search.files import write_whole
 from vit_search.ledger import searches
-from vit_search.ledger.ledger import Commanded, Ended, Event, Launched, Ledger, Left, Progress, Spent, Trial, best, ranked
+from vit_search.ledger.events import Commanded, Ended, Event, Launched, Left
+from vit_search.ledger.file import Ledger
 from vit_search.ledger.searches import Hindsight, SearchFacts
+from vit_search.ledger.trials import Progress, Spent, Trial, best_trial, ranked
 from vit_search.planning import plan as planning
 from vit_search.runtime.user import user_name
 from vit_search.search import resumable
@@ -85,7 +87,7 @@ class SearchResult:
     @property
     def best(self) -> Trial | None:
         """The winner, or None."""
-        return best(self.trials, self.spec.metric, self.spec.mode)
+        return best_trial(self.trials, self.spec.metric, self.spec.mode)
 
 
 Watch = Callable[[Driver, SearchSpec, Path], Callable[[Event], None]]

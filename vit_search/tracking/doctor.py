@@ -13,7 +13,7 @@ from mlflow.entities import RunTag, ViewType
 
 from vit_search.errors import SearchError
 from vit_search.ledger import searches
-from vit_search.ledger.ledger import held
+from vit_search.ledger.file import is_held
 
 HERE = socket.gethostname()
 
@@ -88,7 +88,7 @@ def _driven(tags: dict[str, str]) -> bool | None:
     try:
         if searches.read_facts(folder).search_id != tags["search_id"]:
             return None
-        if held(folder / "ledger.jsonl"):
+        if is_held(folder / "ledger.jsonl"):
             return True
         return False if tags.get("driver_host", HERE) == HERE else None
     except (OSError, SearchError):

@@ -11,8 +11,8 @@ from urllib.parse import quote
 from vit_search.config.cost import in_time
 from vit_search.config.search_file import SearchSpec
 from vit_search.ledger import searches
-from vit_search.ledger.ledger import Spent, Trial, best
 from vit_search.ledger.searches import SearchFacts
+from vit_search.ledger.trials import Spent, Trial, best_trial
 from vit_search.text import counted, markdown
 from vit_search.tracking import views
 
@@ -55,7 +55,7 @@ def described(
         f"{in_time(spent.stopped_seconds)} of it in stopped trials; stopping saved {in_time(spent.saved_seconds)}.",
         "",
     ]
-    winner = best(ranking, spec.metric, spec.mode)
+    winner = best_trial(ranking, spec.metric, spec.mode)
     if winner is not None:
         space = spec.space
         names = list(space.searched)

@@ -34,23 +34,11 @@ from vit_search.config.trial import EpochResult
 from vit_search.errors import CheckpointError, SearchError, TrackingError
 from vit_search.files import open_to_write
 from vit_search.ledger import search_state, searches
-from vit_search.ledger.ledger import (
-    Broke,
-    Ended,
-    Event,
-    Ledger,
-    Outcome,
-    Progress,
-    Proposed,
-    Reported,
-    Trial,
-    best,
-    changed,
-    ranked,
-    trial_folder,
-)
-from vit_search.ledger.search_state import State
-from vit_search.ledger.searches import COST_FIELDS, Hindsight, SearchFacts
+from vit_search.ledger.events import Broke, Ended, Event, Outcome, Proposed, Reported, changed_settings
+from vit_search.ledger.file import Ledger
+from vit_search.ledger.search_state import SearchState
+from vit_search.ledger.searches import COST_FIELDS, Hindsight, SearchFacts, trial_folder
+from vit_search.ledger.trials import Progress, Trial, best_trial, ranked
 from vit_search.runtime.user import user_name
 from vit_search.stopping.rungs import levels
 from vit_search.tracking import artifacts, datasets, overview, views
@@ -243,7 +231,7 @@ class Recorder:
         """
         self._obey, self._progress = obey, Progress(spec.epochs)
         self._spec, self._facts, self._folder, self._events, self._sync = spec, facts, folder, events, sync
-        self._space, self._wanted = spec.space, changed(events).get("trials", spec.trials)
+        self._space, self._wanted = spec.space, changed_settings(events).get("trials", spec.trials)
         self._news.set()
         self._thread.start()
 
@@ -528,7 +516,7 @@ class Recorder:
     def _fold(self, event: Event) -> None:
         self._progress.apply(event)
         self._folded += 1
-        self._wanted = int(changed([event]).get("trials", self._wanted))
+        self._wanted = int(changed_settings([event]).get("trials", self._wanted))
 
     def _send_all(self, events: list[Event]) -> None:
         """All that is new of a trial goes in as few calls as MLflow allows: a search may outrun it by thousands."""
@@ -786,7 +774,7 @@ class Recorder:
         yield self._find_runs
         for number in self._without_run():
             yield partial(self._make_anew, number)
-        trials = search_state.as_they_stand(self._progress.trials, (), State("interrupted"))
+        trials = search_state.as_they_stand(self._progress.trials, (), SearchState("interrupted"))
         for number, trial in trials.items():
             if trial is not self._progress.trials[number]:  # left without an end by a driver that has died
                 yield partial(self._end_left_trial, trial)
@@ -796,7 +784,7 @@ class Recorder:
         # not MLflow's log_table, which appends to an older one
         yield partial(client.log_dict, parent, overview.leaderboard(spec, ranking, self._runs), "leaderboard.json")
         tags = {"mlflow.loggedArtifacts": '[{"path": "leaderboard.json", "type": "table"}]'}
-        winner = best(ranking, spec.metric, spec.mode)
+        winner = best_trial(ranking, spec.metric, spec.mode)
         if winner is not None:
             tags["best_trial"] = str(winner.number)
         now = int(time.time() * 1000)
