@@ -405,6 +405,18 @@ def test_data_in_the_page_cannot_end_its_script():
     assert json.loads(told)[0]["data"] == [{"name": "</script><b>"}]
 
 
+def test_text_of_others_is_escaped_and_its_control_characters_are_spelt_out():
+    evil = "<i>&\x1b]0;"
+    table = page.Table((evil, "n>"), [[evil, "7"]], evil)
+    made = page.render(page.Page(evil, evil, [(evil, evil)], [page.Section("s", evil, [page.Text(evil), page.Code(evil), table])]), "")
+    # title, h1, lead, dt, dd, contents, h2, p, code, caption, head and cell
+    assert made.count("&lt;i&gt;&amp;\\x1b]0;") == 12
+    assert "<i>" not in made
+    assert "\x1b" not in made
+    assert '<th scope="col" class="r">n</th>' in made
+    assert '<td class="r">7</td>' in made
+
+
 @pytest.mark.parametrize("trials", [0, 1])
 def test_a_search_that_has_hardly_begun_has_a_report(tmp_path, trials):
     folder, ledger = begun(tmp_path, WIDE)
