@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vit_search.report.figures import Picture
+from vit_search.report.picture import Picture
 from vit_search.text import code_block, plain
 from vit_search.text import markdown as escape_markdown
 
@@ -78,6 +78,28 @@ class Page:
     figures: Sequence[tuple[str, str]]
     """The key figures: (name, value)."""
     sections: Sequence[Section]
+
+
+ROWS = 10
+"""Of a table, where more would not be read."""
+
+
+def metric_text(value: float) -> str:
+    """A metric as text."""
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def value_cell(value: Any) -> str:
+    """A parameter's value as a table shows it."""
+    return (
+        f"{value:.3g}"
+        if isinstance(value, float)
+        else "null"
+        if value is None
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
+    )
 
 
 def markdown(page: Page) -> str:
