@@ -21,7 +21,8 @@ from vit_search.search import control, resumable, search_folder, trial
 from vit_search.search.messages import TrialOrder
 from vit_search.text import counted, whole_number
 from vit_search.tracking import store
-from vit_search.tracking.recorder import RECORDED, sync
+from vit_search.tracking.recorded_file import RECORDED
+from vit_search.tracking.sync import sync_search
 
 KEPT = b"not ours\n"
 ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
@@ -48,7 +49,7 @@ def submitted(folder):
 
 
 WRITING = {
-    "sync": sync,
+    "sync": sync_search,
     "resume": lambda folder: resumable.check(folder, {}),
     "extend": lambda folder: resumable.check(folder, {"trials": 9}),
     "promote": lambda folder: finalists.plan(folder, top=1, seeds=1),

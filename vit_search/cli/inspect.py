@@ -205,9 +205,9 @@ def sync(search: SearchName = None, output: Output = Path("searches"), tracking_
 
     folder = searches.find(output, search)
     with err.status("sending …"):
-        from vit_search.tracking import recorder
+        from vit_search.tracking.sync import sync_search
 
-        done = recorder.sync(folder, tracking_uri)
+        done = sync_search(folder, tracking_uri)
     if not done:
         sys.exit(NOT_RECORDED)
     out.print(f"MLflow has all of {escaped(folder.name)}.")

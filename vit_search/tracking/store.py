@@ -48,6 +48,11 @@ def in_short(error: Exception) -> str:
     return said
 
 
+def public_uri() -> str:
+    """The tracking URI in use, without what a URI may carry in secret."""
+    return public(mlflow.get_tracking_uri())
+
+
 def is_made(uri: str) -> bool:
     """Whether there is an MLflow at an address; of a server that is not asked."""
     return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
