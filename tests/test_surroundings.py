@@ -261,7 +261,7 @@ from vit_search.runtime import ray_token
 from vit_search.cluster import services
 from vit_search.errors import VitSearchError
 from vit_search.data import data_set
-for ask in (ray_token.place, data_set.default_cache, services._own_name):
+for ask in (ray_token.token_path, data_set.default_cache, services._own_name):
     try:
         print(ask())
     except VitSearchError as error:

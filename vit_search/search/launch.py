@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit_search.runtime.ray_session import Head, check_limits  # isort: skip  (before ray, whose settings it makes)
+from vit_search.runtime.ray_session import WatchedHead, check_limits  # isort: skip  (before ray, whose settings it makes)
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.space import Value
 from vit_search.data.data_set import TRAINED_AND_VALIDATED_ON, DataSet, kept_speed, prepare
@@ -295,17 +295,17 @@ def _opened(spec: SearchSpec, folder: Path, extend: Mapping[str, float]) -> Ledg
 
 
 @contextlib.contextmanager
-def _cluster_if_needed(spec: SearchSpec, folder: Path, ledger: Ledger, address: str | None) -> Iterator[Head]:
+def _cluster_if_needed(spec: SearchSpec, folder: Path, ledger: Ledger, address: str | None) -> Iterator[WatchedHead]:
     """The Ray cluster; an empty one where no trial is left to run."""
     if not resumable.is_work_left(spec, ledger.events):
-        yield Head([])
+        yield WatchedHead([])
         return
     with cluster_of(spec, folder.name, address) as head:
         yield head
 
 
 def _driver_of(
-    spec: SearchSpec, folder: Path, data: DataSet, ledger: Ledger, head: Head, planned: Sequence[tuple[dict[str, Value], int]]
+    spec: SearchSpec, folder: Path, data: DataSet, ledger: Ledger, head: WatchedHead, planned: Sequence[tuple[dict[str, Value], int]]
 ) -> Driver:
     shared = head.shapes and "auto" in (spec.resources.cpus, spec.resources.gpus)
     components = components_of(

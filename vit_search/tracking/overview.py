@@ -44,9 +44,9 @@ def described(
     """
     counts = Counter(trial.outcome for trial in ranking)
     over = sum(trial.over for trial in ranking)
-    said = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())) or "none yet"
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())) or "none yet"
     lines = [
-        f"**{markdown(state)}**: {over} of {counted(wanted, 'trial')} over ({said}); seen at {time.strftime('%Y-%m-%d %H:%M:%S %Z')}",
+        f"**{markdown(state)}**: {over} of {counted(wanted, 'trial')} over ({outcomes}); seen at {time.strftime('%Y-%m-%d %H:%M:%S %Z')}",
         "",
         "Trials: "
         + " · ".join(f"[{name}]({_link(experiment_id, facts.search, rule, spec.metric, spec.mode)})" for name, rule in FILTERS.items()),

@@ -114,10 +114,10 @@ class Recorder:
             raise TrackingError(f"{experiment}: MLflow's experiment of this name is deleted; restore it there, or rename the search.")
         if existing is not None:
             if database and (missing := artifacts.missing(database, existing.artifact_location)):
-                home = artifacts.place_of(database, experiment)
+                home = artifacts.artifacts_folder(database, experiment)
                 raise TrackingError(f"{missing}: the artifacts of {experiment} were in this folder, and it is gone; bring it to {home}.")
             return Recorder(client, existing.experiment_id)
-        location = artifacts.new_place(database, experiment).as_uri() if database else None
+        location = artifacts.make_artifacts_folder(database, experiment).as_uri() if database else None
         try:
             kind = {"mlflow.experimentKind": "custom_model_development"}  # the pages for training, not those for chat
             return Recorder(client, client.create_experiment(experiment, artifact_location=location, tags=kind))
