@@ -14,7 +14,7 @@ import ray
 from vit_search.config import search_file
 from vit_search.config.trial import EpochResult
 from vit_search.errors import VitSearchError
-from vit_search.ledger.ledger import read_trials
+from vit_search.ledger.file import read_trials
 from vit_search.search.messages import Epoch, Failed, TrialOrder
 from vit_search.search.trial import send
 

@@ -21,7 +21,8 @@ from pathlib import Path
 import psutil
 from servers import until
 
-from vit_search.ledger.ledger import Reported, read_events, read_trials
+from vit_search.ledger.events import Reported
+from vit_search.ledger.file import read_events, read_trials
 
 TESTS = Path(__file__).parent
 BINARIES = Path(sys.executable).parent

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vit_search.config.trial import EpochResult
-from vit_search.ledger.ledger import Commanded, Launched, Left
+from vit_search.ledger.events import Commanded, Launched, Left
 from vit_search.search.components import ImageFacts, components_of
 from vit_search.search.driver import Driver
 from vit_search.search.gpu_sharing import Nodes

@@ -6,7 +6,8 @@ import uuid
 from vit_search.config import search_file
 from vit_search.config.trial import EpochResult
 from vit_search.ledger import searches
-from vit_search.ledger.ledger import Ended, Launched, Ledger, Proposed, Reported
+from vit_search.ledger.events import Ended, Launched, Proposed, Reported
+from vit_search.ledger.file import Ledger
 from vit_search.ledger.searches import SearchFacts
 
 FILE = """

@@ -14,7 +14,7 @@ from synthetic import made
 
 from vit_search.report import report
 from vit_search.tracking import store
-from vit_search.tracking.recorder import sync
+from vit_search.tracking.sync import sync_search
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
@@ -43,7 +43,7 @@ def search(tmp_path_factory):
     before = Path.cwd()
     os.chdir(home)
     try:
-        assert sync(folder, uri)
+        assert sync_search(folder, uri)
     finally:
         os.chdir(before)
     return folder, uri

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from vit_search.cli import terminal
 from vit_search.cli.app import app
 from vit_search.errors import VitSearchError
-from vit_search.ledger.ledger import Launched, Ledger
+from vit_search.ledger.events import Launched
+from vit_search.ledger.file import Ledger
 
 
 def test_the_version_is_printed():

@@ -17,8 +17,9 @@ from test_ledger import result
 
 from vit_search.config import search_file
 from vit_search.errors import SearchError
-from vit_search.ledger import ledger as books
-from vit_search.ledger.ledger import Commanded, Ended, Progress, Proposed, Reported
+from vit_search.ledger.events import Commanded, Ended, Proposed, Reported
+from vit_search.ledger.file import read_events
+from vit_search.ledger.trials import Progress
 from vit_search.search import control, execution, resumable, search_folder
 from vit_search.search.commands import Commands, Settings
 from vit_search.search.limits import SearchLimits
@@ -53,7 +54,7 @@ def test_a_running_search_obeys(tmp_path):
         path = tmp_path / "searches/told-1/ledger.jsonl"
 
         def events(kind=None):
-            return [e for e in books.read_events(path) if kind is None or isinstance(e, kind)]
+            return [e for e in read_events(path) if kind is None or isinstance(e, kind)]
 
         def parent():
             client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlruns.db'}")
@@ -136,7 +137,7 @@ def test_what_waits_for_a_place_starts_neither_in_a_pause_nor_after_a_stop_but_i
     path = tmp_path / "searches/told-1/ledger.jsonl"
 
     def reported():
-        return [event.trial for event in books.read_events(path) if isinstance(event, Reported)]
+        return [event.trial for event in read_events(path) if isinstance(event, Reported)]
 
     try:
         until(lambda: path.exists() and len(reported()) >= 2)
@@ -151,7 +152,7 @@ def test_what_waits_for_a_place_starts_neither_in_a_pause_nor_after_a_stop_but_i
     finally:
         driver.kill()
         driver.wait()
-    events = books.read_events(path)
+    events = read_events(path)
     pause, going_on = (
         next(i for i, e in enumerate(events) if isinstance(e, Commanded) and e.name == name) for name in ("pause", "continue")
     )
@@ -171,7 +172,7 @@ def test_what_waits_for_a_place_starts_neither_in_a_pause_nor_after_a_stop_but_i
 
 def quiet(path):
     """Whether no trial has reported for five times as long as its longest epoch took."""
-    reports = [event for event in books.read_events(path) if isinstance(event, Reported)]
+    reports = [event for event in read_events(path) if isinstance(event, Reported)]
     return time.time() - reports[-1].at > 3 + 5 * max(event.result.seconds for event in reports)
 
 
@@ -204,7 +205,7 @@ def test_a_finished_search_is_extended_in_the_same_study_and_the_same_parent_run
     assert "search.yaml:9: 'model: {patch_size: 2, dim: 32, depth: {int: [1, 2]}, heads: 2}' has become" in refused.stderr
 
     def proposals(search):
-        return {e.trial: e.params for e in books.read_events(tmp_path / f"searches/{search}/ledger.jsonl") if isinstance(e, Proposed)}
+        return {e.trial: e.params for e in read_events(tmp_path / f"searches/{search}/ledger.jsonl") if isinstance(e, Proposed)}
 
     assert proposals("told-1") == proposals("told-2")
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlruns.db'}")

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from servers import free_port, until
 
-from vit_search.ledger.ledger import Reported, read_events, read_trials
+from vit_search.ledger.events import Reported
+from vit_search.ledger.file import read_events, read_trials
 
 COMMAND = Path(sys.executable).with_name("vit-search")
 PROJECT = Path(__file__).parent / "fixtures" / "project-2026-11-29.tar.xz"

@@ -24,7 +24,8 @@ from sklearn.datasets import load_digits
 
 from vit_search.config import search_file
 from vit_search.data.cache import prepare
-from vit_search.ledger.ledger import Ended, Infeasible, Proposed, Reported, read_events
+from vit_search.ledger.events import Ended, Infeasible, Proposed, Reported
+from vit_search.ledger.file import read_events
 
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
 FILE = """
@@ -368,7 +369,8 @@ def test_what_is_served_equals_what_was_trained_to_the_bit(walked):
     code = """
 import sys, mlflow, numpy as np, torch
 from vit_search.config import search_file
-from vit_search.ledger.ledger import Ended, Infeasible, Proposed, Reported, read_events
+from vit_search.ledger.events import Ended, Infeasible, Proposed, Reported
+from vit_search.ledger.file import read_events
 from vit_search.vit import checkpoint, training, augment
 from vit_search.data.cache import prepare, read_split
 mlflow.set_tracking_uri("sqlite:///mlruns.db")

@@ -16,9 +16,9 @@ from vit_search.data import cache, decode, file_hashes, sources
 from vit_search.data.cache import prepare, read_split
 from vit_search.data.sources import SOURCES, source
 from vit_search.errors import DataError
-from vit_search.ledger.ledger import Proposed
+from vit_search.ledger.events import Proposed
 from vit_search.planning import lint
-from vit_search.planning.plan import Images, images_of
+from vit_search.planning.image_counts import Images, images_of
 from vit_search.search.proposals import samplers
 from vit_search.search.proposals.samplers import SAMPLERS
 from vit_search.stopping import RULES, rule

@@ -9,8 +9,9 @@ import synthetic
 from vit_search.config import search_file
 from vit_search.errors import SearchError
 from vit_search.files import write_whole
-from vit_search.ledger import ledger, searches
-from vit_search.ledger.ledger import Ended, Ledger, Proposed, Reported
+from vit_search.ledger import searches
+from vit_search.ledger.events import Ended, Proposed, Reported
+from vit_search.ledger.file import Ledger, read_trials
 from vit_search.promotion import finalists
 from vit_search.promotion.finalists import Finalist, choose
 
@@ -48,7 +49,7 @@ def test_the_cheapest_within_one_standard_error_of_the_best_is_chosen(mode):
 def test_the_best_few_of_full_length_are_planned_each_with_the_same_fresh_seeds(tmp_path):
     folder, spec, _ = synthetic.made(tmp_path, trials=12)
     plan = finalists.plan(folder, top=2, seeds=3)
-    full = [t for t in ledger.read_trials(folder / "ledger.jsonl") if t.outcome == "completed"]
+    full = [t for t in read_trials(folder / "ledger.jsonl") if t.outcome == "completed"]
     best = sorted(full, key=lambda t: -t.results[-1].val_accuracy)
     assert [t.number for t in plan.finalists] == [best[0].number, best[1].number]
     assert plan.trainings == [(t.params, seed) for t in best[:2] for seed in plan.seeds]

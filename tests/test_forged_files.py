@@ -18,8 +18,22 @@ from servers import until
 from vit_search import cli
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.errors import CheckpointError, SearchError
-from vit_search.ledger import ledger, searches
-from vit_search.ledger.ledger import Broke, Commanded, Ended, Infeasible, Launched, Ledger, Left, OutgrewShare, Proposed, Reported
+from vit_search.ledger import searches
+from vit_search.ledger.events import (
+    Broke,
+    Commanded,
+    Ended,
+    Infeasible,
+    Launched,
+    Left,
+    OutgrewShare,
+    Proposed,
+    Reported,
+    _Changes,
+    decode,
+    encode,
+)
+from vit_search.ledger.file import Ledger, read_events
 from vit_search.search import commands, control, search_folder
 from vit_search.text import code_block, markdown, one_line, plain
 from vit_search.vit import checkpoint, evaluation, training
@@ -248,7 +262,7 @@ def test_an_event_of_a_newer_version_is_told(search):
     folder, events = search
     write(folder, [*events, {"event": "merged", "trial": 0}])
     with pytest.raises(SearchError, match=rf"ledger.jsonl:{len(events) + 1}: event 'merged': unknown here; use the version of vit_search"):
-        ledger.read_events(folder / "ledger.jsonl")
+        read_events(folder / "ledger.jsonl")
     write(folder, [*events[:-1], events[-1] | {"weight": 1}])
     with pytest.raises(
         SearchError, match=rf"ledger.jsonl:{len(events)}: weight: unknown here; use the version of vit_search that wrote it"
@@ -258,15 +272,15 @@ def test_an_event_of_a_newer_version_is_told(search):
 
 def test_an_event_is_read_as_it_was_written(search):
     folder, _ = search
-    before = ledger.read_events(folder / "ledger.jsonl")
+    before = read_events(folder / "ledger.jsonl")
     assert {type(event) for event in before} == {Launched, Proposed, Infeasible, Reported, OutgrewShare, Broke, Ended, Commanded, Left}
-    assert before == [ledger._decode(ledger._encode(event)) for event in before]
+    assert before == [decode(encode(event)) for event in before]
     lost = Reported(trial=0, result=synthetic.result(1, 0.5, train_loss=float("nan"), val_accuracy=float("nan")), at=1.0)
-    assert np.isnan(ledger._decode(ledger._encode(lost)).result.train_loss)
+    assert np.isnan(decode(encode(lost)).result.train_loss)
 
 
 def test_what_the_ledger_lets_set_is_what_the_control_sets():
-    assert set(ledger._Changes.__dataclass_fields__) == set(commands.SETTINGS)
+    assert set(_Changes.__dataclass_fields__) == set(commands.SETTINGS)
 
 
 @pytest.mark.parametrize("value", ["delete", "more", *VALUES], ids=str)

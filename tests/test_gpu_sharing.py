@@ -13,8 +13,9 @@ import pytest
 from vit_search.config import search_file, shares
 from vit_search.config.trial import EpochResult
 from vit_search.errors import OutOfMemoryError, SpecError
-from vit_search.ledger import ledger as ledgers
-from vit_search.ledger.ledger import OutgrewShare, Progress, Proposed, Reported, read_events
+from vit_search.ledger.events import Infeasible, OutgrewShare, Proposed, Reported
+from vit_search.ledger.file import read_events
+from vit_search.ledger.trials import Progress
 from vit_search.planning import lint, plan
 from vit_search.planning.speed import stated_speed
 from vit_search.runtime import machine
@@ -363,7 +364,7 @@ def test_a_trial_that_runs_out_of_memory_goes_on_with_the_next_larger_share_from
     progress = Progress.of(events, 2)
     assert [trial.outcome for trial in progress.trials.values()] == ["completed"] * 3
     assert progress.spent.device_seconds(None) == pytest.approx(0.1 * (5 * 0.5 + 1))
-    (refused,) = [event for event in events if isinstance(event, ledgers.Infeasible)]
+    (refused,) = [event for event in events if isinstance(event, Infeasible)]
     assert "of a GPU, and a whole one has 15.2 GiB" in refused.reason
 
 

@@ -24,7 +24,8 @@ from vit_search.cluster import driver, jobs, preflight, record
 from vit_search.cluster.preflight import Facts, Node
 from vit_search.config import search_file
 from vit_search.errors import ClusterError, SpecError
-from vit_search.ledger import ledger as books
+from vit_search.ledger.events import Reported
+from vit_search.ledger.file import read_events, read_trials
 from vit_search.runtime.ray_session import Shape, _to_come
 from vit_search.search import execution
 
@@ -88,8 +89,8 @@ def epochs_of(cluster, search):
     """Epochs that each trial has reported, in their order."""
     path = cluster.storage / "searches" / search / "ledger.jsonl"
     found = {}
-    for event in books.read_events(path) if path.exists() else []:
-        if isinstance(event, books.Reported):
+    for event in read_events(path) if path.exists() else []:
+        if isinstance(event, Reported):
             found.setdefault(event.trial, []).append(event.result.epoch)
     return found
 
@@ -97,7 +98,7 @@ def epochs_of(cluster, search):
 def assert_whole(cluster, search, trials, epochs):
     """No trial lost, none doubled, no epoch recorded twice, and MLflow has one run for each."""
     assert epochs_of(cluster, search) == {trial: list(range(1, epochs + 1)) for trial in range(trials)}
-    told = books.read_trials(cluster.storage / "searches" / search / "ledger.jsonl")
+    told = read_trials(cluster.storage / "searches" / search / "ledger.jsonl")
     assert [trial.outcome for trial in told] == ["completed"] * trials
     client = mlflow.MlflowClient(f"sqlite:///{cluster.storage / 'mlruns.db'}")
     experiment = client.get_experiment_by_name(search.rpartition("-")[0])

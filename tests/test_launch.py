@@ -8,7 +8,8 @@ from simulation import driver_of
 from synthetic import begin
 
 from vit_search.ledger import search_state, searches
-from vit_search.ledger.ledger import Launched, Ledger
+from vit_search.ledger.events import Launched
+from vit_search.ledger.file import Ledger
 from vit_search.planning import plan as planning
 from vit_search.planning.speed import stated_speed
 from vit_search.search import launch

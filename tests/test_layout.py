@@ -44,6 +44,7 @@ HEAVY = {
     "uvicorn": {"serving/serving.py", "serving/listener.py"},
     "optuna": {"search/proposals", "report/importance.py"},
     "plotly": {"report/report.py"},
+    "jinja2": {"report/page.py"},
     "mlflow": {"tracking", "registry", "promotion", "serving"},
     "onnx": set(),  # promotion/export.py imports all three inside a function, as an extra
     "onnxruntime": set(),
@@ -141,10 +142,10 @@ def test_nothing_loads_a_pickle_or_runs_text():
     [
         ("import vit_search.cli", {"ray", "torch", "optuna", "mlflow", "pydantic", "plotly"}),
         (
-            "from vit_search.ledger import ledger, searches; from vit_search.report import digest",
+            "from vit_search.ledger import file, search_state, searches; from vit_search.report import digest",
             {"ray", "torch", "optuna", "mlflow", "plotly"},
         ),
-        ("from vit_search.report import report", {"ray", "torch", "mlflow"}),
+        ("from vit_search.report import report", {"ray", "torch", "mlflow", "jinja2"}),
         ("from vit_search.serving import serving, endpoint, state", {"ray", "mlflow", "optuna", "pydantic"}),
         (
             "from vit_search.vit import model, training; from vit_search.data import cache",

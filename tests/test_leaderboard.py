@@ -11,7 +11,7 @@ from synthetic import made, result
 
 from vit_search.cli import leaderboard
 from vit_search.config import search_file
-from vit_search.ledger.ledger import Trial
+from vit_search.ledger.trials import Trial
 
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
 LONG = """

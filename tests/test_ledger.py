@@ -10,22 +10,9 @@ import synthetic
 
 from vit_search.config.trial import EpochResult
 from vit_search.errors import SearchError
-from vit_search.ledger.ledger import (
-    Commanded,
-    Ended,
-    Launched,
-    Ledger,
-    Progress,
-    Proposed,
-    Reported,
-    best,
-    front,
-    held,
-    kept,
-    ranked,
-    read_events,
-    read_trials,
-)  # fmt: skip
+from vit_search.ledger.events import Commanded, Ended, Launched, Proposed, Reported
+from vit_search.ledger.file import Ledger, is_held, read_events, read_trials
+from vit_search.ledger.trials import Progress, best_trial, numbers_to_keep, pareto_front, ranked  # fmt: skip
 
 
 def result(epoch, value, seconds=1.0):
@@ -101,11 +88,11 @@ def test_damage_before_the_end_of_both_is_refused_with_its_line(path):
 def test_a_second_driver_is_refused_and_told_who_has_the_search(path):
     ledger = Ledger(path)
     ledger.append(Launched(host="node-7", pid=4242))
-    assert held(path)
+    assert is_held(path)
     with pytest.raises(SearchError, match="process 4242 on node-7 is running this search"):
         Ledger(path)
     ledger.close()
-    assert not held(path)
+    assert not is_held(path)
 
 
 def test_threads_may_append_at_once(path):
@@ -164,9 +151,9 @@ def test_what_was_spent_is_counted_by_hand(tmp_path):
 
 def test_the_pareto_front_worked_by_hand():
     points = {0: (0.9, 100), 1: (0.8, 50), 2: (0.8, 60), 3: (0.9, 100), 4: (0.5, 10), 5: (0.4, 10)}
-    assert front(points, ["max", "min"]) == {0, 1, 3, 4}  # 2 is larger than 1 and no better; 5 is worse than 4; 0 and 3 are equal
-    assert front({n: (1 - a, b) for n, (a, b) in points.items()}, ["min", "min"]) == {0, 1, 3, 4}
-    assert front({}, ["max"]) == set()
+    assert pareto_front(points, ["max", "min"]) == {0, 1, 3, 4}  # 2 is larger than 1 and no better; 5 is worse than 4; 0 and 3 are equal
+    assert pareto_front({n: (1 - a, b) for n, (a, b) in points.items()}, ["min", "min"]) == {0, 1, 3, 4}
+    assert pareto_front({}, ["max"]) == set()
 
 
 def test_a_command_survives(path):
@@ -187,8 +174,8 @@ def test_the_leaderboard_puts_full_length_first_then_the_metric(tmp_path, mode, 
         ledger.append(Ended(trial=number, outcome=outcome))
     trials = Progress.of(ledger.events, 0).trials
     assert [t.number for t in ranked(trials.values(), "val_accuracy", mode)] == order
-    assert best(trials.values(), "val_accuracy", mode).number == order[0]
-    assert kept(trials.values(), "val_accuracy", mode, 2) == {0, 1}
+    assert best_trial(trials.values(), "val_accuracy", mode).number == order[0]
+    assert numbers_to_keep(trials.values(), "val_accuracy", mode, 2) == {0, 1}
     ledger.close()
 
 

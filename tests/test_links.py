@@ -13,14 +13,16 @@ from vit_search.cluster import record, services
 from vit_search.config.trial import DataConfig
 from vit_search.data.cache import prepare
 from vit_search.errors import ClusterError, LinkError, SearchError
-from vit_search.ledger import ledger, searches
+from vit_search.ledger import searches
+from vit_search.ledger.file import Ledger, _copy_of
 from vit_search.promotion import finalists
 from vit_search.runtime import ray_folder
 from vit_search.search import control, resumable, search_folder, trial
 from vit_search.search.messages import TrialOrder
 from vit_search.text import counted, whole_number
 from vit_search.tracking import store
-from vit_search.tracking.recorder import RECORDED, sync
+from vit_search.tracking.recorded_file import RECORDED
+from vit_search.tracking.sync import sync_search
 
 KEPT = b"not ours\n"
 ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
@@ -47,7 +49,7 @@ def submitted(folder):
 
 
 WRITING = {
-    "sync": sync,
+    "sync": sync_search,
     "resume": lambda folder: resumable.check(folder, {}),
     "extend": lambda folder: resumable.check(folder, {"trials": 9}),
     "promote": lambda folder: finalists.plan(folder, top=1, seeds=1),
@@ -65,7 +67,7 @@ def search(tmp_path):
 @pytest.fixture
 def driven(search):
     """A search that a driver runs, so that it takes commands."""
-    held = ledger.Ledger(search / "ledger.jsonl")
+    held = Ledger(search / "ledger.jsonl")
     yield search
     held.close()
 
@@ -96,15 +98,15 @@ def test_a_ledger_that_is_a_link_or_a_pipe_is_not_opened(tmp_path, victim):
     path = tmp_path / "ledger.jsonl"
     path.symlink_to(victim)
     with pytest.raises(LinkError, match=f"^{path}: a link, which is not followed for writing; remove it, or put the file itself there"):
-        ledger.Ledger(path)
+        Ledger(path)
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(LinkError, match=f"^{path}: not a file; remove it"):
-        ledger.Ledger(path)
+        Ledger(path)
     path.unlink()
-    ledger._copy_of(path).symlink_to(victim)  # holds something else than the ledger, so it is made anew
-    ledger.Ledger(path).close()
-    assert not ledger._copy_of(path).is_symlink()
+    _copy_of(path).symlink_to(victim)  # holds something else than the ledger, so it is made anew
+    Ledger(path).close()
+    assert not _copy_of(path).is_symlink()
 
 
 def test_a_command_that_only_reads_does_not_empty_what_a_lock_leads_to(tmp_path, victim, migrated, monkeypatch, capsys):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from synthetic import begin
 
-from vit_search.ledger.ledger import Launched, Ledger, Proposed
+from vit_search.ledger.events import Launched, Proposed
+from vit_search.ledger.file import Ledger
 
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -9,7 +9,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from vit_search.config import search_file
 from vit_search.config.metrics import METRICS, RANKING
 from vit_search.config.trial import EpochResult
-from vit_search.ledger.ledger import Trial, ranked
+from vit_search.ledger.trials import Trial, ranked
 from vit_search.vit.evaluation import SCORES
 
 

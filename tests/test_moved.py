@@ -9,15 +9,16 @@ from synthetic import made
 
 from vit_search.errors import TrackingError
 from vit_search.ledger import searches
-from vit_search.ledger.ledger import Ledger
+from vit_search.ledger.file import Ledger
 from vit_search.tracking import doctor, store, uris
-from vit_search.tracking.recorder import Recorder, sync
+from vit_search.tracking.recorder import Recorder
+from vit_search.tracking.sync import sync_search
 
 
 @pytest.fixture(autouse=True)
 def gathered_at_once(monkeypatch):
     monkeypatch.setattr("vit_search.tracking.recorder.GATHER_S", 0.0)
-    monkeypatch.setattr("vit_search.tracking.recorder.Recorder._pages", lambda self: ())  # a report's pictures take seconds
+    monkeypatch.setattr("vit_search.tracking.summary.write_report", lambda folder: ())  # a report's pictures take seconds
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def project(migrated, tmp_path, monkeypatch):
     shutil.copy(migrated, folder / "mlruns.db")
     search, _, facts = made(folder / "searches")
     searches.write_facts(search, dataclasses.replace(facts, tracking_uri=f"sqlite:///{folder / 'mlruns.db'}"))
-    assert sync(search)
+    assert sync_search(search)
     return folder
 
 
@@ -111,7 +112,7 @@ def test_a_copied_project_writes_to_its_own_mlflow_and_says_so(project, tmp_path
     facts = searches.read_facts(copy / "searches/made-1")
     assert uris.resolve_uri(None, copy / "searches/made-1", facts) == f"sqlite:///{copy / 'mlruns.db'}"
     assert said.messages[0].startswith(f"MLflow: sqlite:///{copy / 'mlruns.db'}, of this project; made-1 names sqlite:///{project}")
-    assert sync(copy / "searches/made-1")
+    assert sync_search(copy / "searches/made-1")
     assert (project / "mlruns.db").read_bytes() == before
     assert runs_of(copy, "made-1") == [("FINISHED", str(copy / "searches/made-1"), 6)]  # the same runs, not others beside them
     assert points_of(copy, "made-1") == [1, 2, 3, 4]
@@ -130,7 +131,7 @@ def test_a_search_whose_run_is_deleted_keeps_its_trials_runs(project, tmp_path, 
     (own,) = [run for run in client.search_runs([experiment]) if "search_id" in run.data.tags]
     trials = {run.info.run_id for run in client.search_runs([experiment])} - {own.info.run_id}
     client.delete_run(own.info.run_id)
-    assert sync(folder / "searches/made-1")
+    assert sync_search(folder / "searches/made-1")
     assert said.messages[-1] == "MLflow has no run of made-1 any more; it is made anew, and all is sent again."
     assert runs_of(folder, "made-1") == [("FINISHED", str(folder / "searches/made-1"), 6)]
     (anew,) = [run for run in client.search_runs([experiment]) if "search_id" in run.data.tags]
@@ -177,7 +178,7 @@ def test_a_renamed_project_finds_its_artifacts_again_and_never_makes_the_old_fol
     (line,) = [text for text in said.messages if "artifacts" in text]
     assert str(project / "mlartifacts") in line
     shutil.rmtree(moved / "mlartifacts/made" / run.split("/")[-2])
-    assert sync(moved / "searches/made-1")
+    assert sync_search(moved / "searches/made-1")
     assert artifacts_of(moved)[0] >= {"leaderboard.json", "ledger.jsonl"}
     assert not project.exists()
     assert len([text for text in said.messages if "artifacts" in text]) == 1  # once
@@ -188,11 +189,11 @@ def test_artifacts_that_are_nowhere_are_named_in_one_line_and_nothing_is_made(pr
     (moved / "mlartifacts").rename(tmp_path / "left behind")
     monkeypatch.chdir(moved)
     with pytest.raises(TrackingError, match="were in this folder, and it is gone; bring it to") as refused:
-        sync(moved / "searches/made-1")
+        sync_search(moved / "searches/made-1")
     assert str(moved / "mlartifacts/made") in str(refused.value)
     assert not project.exists()
     shutil.copytree(tmp_path / "left behind", moved / "mlartifacts")
-    assert sync(moved / "searches/made-1")
+    assert sync_search(moved / "searches/made-1")
 
 
 # Copied searches
@@ -202,22 +203,22 @@ def test_a_copied_search_gets_runs_of_its_own_and_leaves_those_of_its_original_a
     first, copy = project / "searches/made-1", project / "searches/made-1b"
     before = runs_of(project, "made-1")
     shutil.copytree(first, copy)
-    assert sync(copy)
+    assert sync_search(copy)
     (line,) = [text for text in said.messages if "is a copy of" in text]
     assert line == f"{copy} is a copy of {first}, whose runs in MLflow it leaves alone; it gets runs of its own."
     assert runs_of(project, "made-1") == before == [("FINISHED", str(first), 6)]
     assert runs_of(project, "made-1b") == [("FINISHED", str(copy), 6)]
     assert points_of(project, "made-1") == points_of(project, "made-1b") == [1, 2, 3, 4]
     said.clear()
-    assert sync(copy)  # its own by now
-    assert sync(first)
+    assert sync_search(copy)  # its own by now
+    assert sync_search(first)
     assert not said.text
     assert runs_of(project, "made-1b") == [("FINISHED", str(copy), 6)]
 
 
 def test_a_search_that_was_moved_keeps_its_runs(project, said):
     moved = (project / "searches/made-1").rename(project / "searches/elsewhere")
-    assert sync(moved)
+    assert sync_search(moved)
     assert not said.text
     assert runs_of(project, "made-1") == [("FINISHED", str(moved), 6)]
 

@@ -12,7 +12,7 @@ from simulation import result
 
 from vit_search.config import search_file
 from vit_search.errors import SpecError
-from vit_search.ledger.ledger import Commanded, Ended, Infeasible, Proposed, Reported
+from vit_search.ledger.events import Commanded, Ended, Infeasible, Proposed, Reported
 from vit_search.search.proposals.history import SHOWN, History, Past
 from vit_search.search.proposals.proposals import ProposalOptions, Proposals
 

@@ -13,7 +13,7 @@ from clusters import MARK, marked
 
 from vit_search.config import search_file
 from vit_search.errors import SpecError
-from vit_search.ledger.ledger import read_trials
+from vit_search.ledger.file import read_trials
 from vit_search.promotion import policy
 
 ROOT = Path(__file__).parents[1]

@@ -24,10 +24,14 @@ from synthetic import FILE, begin, events, made, result
 from vit_search.config import search_file
 from vit_search.errors import SearchError, TrackingError
 from vit_search.ledger import search_state, searches
-from vit_search.ledger.ledger import Broke, Ended, Launched, Ledger, Left, Proposed, Reported, read_trials
-from vit_search.ledger.search_state import State
+from vit_search.ledger.events import Broke, Ended, Launched, Left, Proposed, Reported
+from vit_search.ledger.file import Ledger, read_trials
+from vit_search.ledger.search_state import SearchState
 from vit_search.tracking import datasets, doctor, store, uris
-from vit_search.tracking.recorder import RECORDED, STATUS, Recorder, sync
+from vit_search.tracking.recorded_file import RECORDED
+from vit_search.tracking.recorder import Recorder
+from vit_search.tracking.search_runs import STATUS
+from vit_search.tracking.sync import sync_search
 
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
 
@@ -81,18 +85,18 @@ def assert_whole(uri, folder, search="made-1"):
 
 def test_a_whole_search_is_there_once_and_sending_it_again_changes_nothing(uri, tmp_path):
     folder, _, _ = made(tmp_path)
-    assert sync(folder, uri)
+    assert sync_search(folder, uri)
     before = assert_whole(uri, folder)
-    assert sync(folder, uri)  # from its notes
+    assert sync_search(folder, uri)  # from its notes
     assert content(uri) == before
     (folder / RECORDED).unlink()
-    assert sync(folder, uri)  # all of it again, into the same runs
+    assert sync_search(folder, uri)  # all of it again, into the same runs
     assert content(uri) == before
 
 
 def test_a_trial_has_about_ten_metrics_and_the_tags_to_filter_by(uri, tmp_path):
     folder, spec, facts = made(tmp_path)
-    sync(folder, uri)
+    sync_search(folder, uri)
     client = store.client_for(uri)
     experiment = client.get_experiment_by_name("made").experiment_id
     first = client.search_runs([experiment], "tags.trial = '0'")[0]
@@ -118,7 +122,7 @@ def test_a_trial_has_about_ten_metrics_and_the_tags_to_filter_by(uri, tmp_path):
 
 def test_the_parent_tells_how_the_search_stands_and_links_to_its_trials(uri, tmp_path):
     folder, _, _ = made(tmp_path)
-    sync(folder, uri)
+    sync_search(folder, uri)
     client = store.client_for(uri)
     experiment = client.get_experiment_by_name("made").experiment_id
     (parent,) = client.search_runs([experiment], "attributes.run_name = 'made-1'")
@@ -154,7 +158,7 @@ def sent(home, uri, trials, **search):
             ledger.append(Reported(trial=number, result=result(epoch, 0.5, **{spec.metric: value}), at=at + epoch))
         ledger.append(Ended(trial=number, outcome=outcome, at=at + 10))
     ledger.close()
-    assert sync(folder, uri)
+    assert sync_search(folder, uri)
     client = store.client_for(uri)
     experiment = client.get_experiment_by_name("made").experiment_id
     return folder, client, {run.info.run_name: run.info.run_id for run in client.search_runs([experiment])}
@@ -204,7 +208,7 @@ def test_mlflow_lists_a_trials_metric_first_and_a_trial_sent_epoch_by_epoch_is_t
     assert next(iter(run.data.metrics)) == "best/val_accuracy"
     shutil.copy(migrated, tmp_path / "other.db")
     (folder / RECORDED).unlink()
-    assert sync(folder, f"sqlite:///{tmp_path / 'other.db'}")
+    assert sync_search(folder, f"sqlite:///{tmp_path / 'other.db'}")
     assert content(f"sqlite:///{tmp_path / 'other.db'}")[1:] == content(uri)[1:]  # the trial's run
 
 
@@ -228,7 +232,7 @@ def test_each_run_names_the_splits_that_it_uses_once(uri, tmp_path):
         assert data_sets(client, runs["trial 0"]) == used
         assert data_sets(client, runs["made-1"]) == sorted(used + others)
         (folder / RECORDED).unlink()
-        assert sync(folder, uri)  # all of it again
+        assert sync_search(folder, uri)  # all of it again
     first = client.get_run(runs["trial 0"]).inputs.dataset_inputs[0].dataset
     assert (first.source_type, json.loads(first.source)) == ("code", {"tags": {"loader": "sklearn.datasets.load_digits"}})
     assert Schema.from_json(json.dumps(json.loads(first.schema)["mlflow_colspec"])).input_names() == ["image", "label"]
@@ -285,13 +289,13 @@ def test_a_promotion_leaves_the_columns_as_they_are(uri, tmp_path):
     folder, _, facts = begin(tmp_path, trials=1)
     Ledger(folder / "ledger.jsonl").close()
     searches.write(folder, dataclasses.replace(facts, promotes="made-1"))
-    assert sync(folder, uri)
+    assert sync_search(folder, uri)
     assert not [name for name in store.client_for(uri).get_experiment_by_name("made").tags if "View" in name]
 
 
 def test_the_filters_of_the_readme_find_what_they_say(uri, tmp_path):
     folder, _, _ = made(tmp_path)
-    sync(folder, uri)
+    sync_search(folder, uri)
     client = store.client_for(uri)
     experiment = client.get_experiment_by_name("made").experiment_id
     readme = (Path(__file__).parents[1] / "README.md").read_text()
@@ -314,42 +318,42 @@ def test_a_sender_that_is_killed_at_any_moment_is_finished_by_the_next(migrated,
         shutil.copy(migrated, tmp_path / f"{name}.db")
     uri, rng = f"sqlite:///{tmp_path / 'killed.db'}", random.Random(5)
     code = (
-        "import sys, pathlib, vit_search.tracking.recorder as r; r.GATHER_S = 0; print('at it', flush=True);"
-        "print(r.sync(pathlib.Path(sys.argv[1]), sys.argv[2]))"
+        "import sys, pathlib; from vit_search.tracking import recorder, sync; recorder.GATHER_S = 0; print('at it', flush=True);"
+        "print(sync.sync_search(pathlib.Path(sys.argv[1]), sys.argv[2]))"
     )
     for _ in range(6):
         with subprocess.Popen([sys.executable, "-c", code, folder, uri], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as sender:
             sender.stdout.readline()
             time.sleep(rng.uniform(0.0, 1.2))
             sender.kill()
-    assert sync(folder, uri)
+    assert sync_search(folder, uri)
     found = assert_whole(uri, folder)
     shutil.rmtree(tmp_path / "mlartifacts")
     (folder / RECORDED).unlink()
-    assert sync(folder, f"sqlite:///{tmp_path / 'whole.db'}")
+    assert sync_search(folder, f"sqlite:///{tmp_path / 'whole.db'}")
     assert content(f"sqlite:///{tmp_path / 'whole.db'}") == found
 
 
 def test_a_search_goes_to_another_store_as_a_whole(uri, migrated, tmp_path):
     folder, _, _ = made(tmp_path)
-    sync(folder, uri)
+    sync_search(folder, uri)
     shutil.copy(migrated, tmp_path / "other.db")
-    assert sync(folder, f"sqlite:///{tmp_path / 'other.db'}")
+    assert sync_search(folder, f"sqlite:///{tmp_path / 'other.db'}")
     assert_whole(f"sqlite:///{tmp_path / 'other.db'}", folder)
 
 
 def test_runs_that_somebody_has_deleted_are_made_anew(uri, migrated, tmp_path):
     folder, _, _ = made(tmp_path)
-    sync(folder, uri)
+    sync_search(folder, uri)
     shutil.copy(migrated, tmp_path / "mlruns.db")  # an empty database in its place
-    assert sync(folder, uri)
+    assert sync_search(folder, uri)
     assert_whole(uri, folder)
 
 
 @pytest.fixture
 def without_report(monkeypatch):
     """Its pictures take seconds, and are not what is looked at here."""
-    monkeypatch.setattr(Recorder, "_pages", lambda self: ())
+    monkeypatch.setattr("vit_search.tracking.summary.write_report", lambda folder: ())
 
 
 def run_ids(uri, search="made-1"):
@@ -363,12 +367,12 @@ def run_ids(uri, search="made-1"):
 @pytest.mark.usefixtures("without_report")
 def test_a_run_that_somebody_deletes_in_mlflow_is_made_anew_with_one_line_and_all_else_is_sent(uri, tmp_path, caplog, names):
     folder, _, _ = made(tmp_path)
-    assert sync(folder, uri)
+    assert sync_search(folder, uri)
     before, ids = content(uri), run_ids(uri)
     for name in names:
         store.client_for(uri).delete_run(ids[name])
     with caplog.at_level(logging.WARNING):
-        assert sync(folder, uri)
+        assert sync_search(folder, uri)
     of_search = ["MLflow has no run of made-1 any more; it is made anew, and all is sent again."]
     assert caplog.messages == (
         of_search if "made-1" in names else [f"MLflow has no run of {name} any more; it is made anew." for name in names]
@@ -378,7 +382,7 @@ def test_a_run_that_somebody_deletes_in_mlflow_is_made_anew_with_one_line_and_al
     after = run_ids(uri)
     assert {name for name in ids if ids[name] != after[name]} == set(names)
     caplog.clear()
-    assert sync(folder, uri)
+    assert sync_search(folder, uri)
     assert not caplog.messages
     assert run_ids(uri) == after
 
@@ -386,18 +390,18 @@ def test_a_run_that_somebody_deletes_in_mlflow_is_made_anew_with_one_line_and_al
 @pytest.mark.usefixtures("without_report")
 def test_a_store_that_is_spelled_another_way_is_the_same_store(uri, tmp_path):
     folder, _, _ = made(tmp_path)
-    assert sync(folder, uri)
+    assert sync_search(folder, uri)
     before = content(uri)
     noted = (folder / RECORDED).read_text()
     (folder / RECORDED).write_text(noted.replace(uri, "sqlite:///mlruns.db"))  # as older versions noted it
     store.client_for(uri).delete_run(run_ids(uri)["trial 0"])
-    assert sync(folder, "sqlite:///mlruns.db")
+    assert sync_search(folder, "sqlite:///mlruns.db")
     assert content(uri) == before
     (folder / RECORDED).write_text(noted.partition("\n")[0].replace(uri, "sqlite:///./gone.db") + "\n")
-    assert sync(folder, uri)  # its runs are found by their tags, and noted
+    assert sync_search(folder, uri)  # its runs are found by their tags, and noted
     assert {json.loads(line)["trial"] for line in (folder / RECORDED).read_text().splitlines() if '"run"' in line} == set(range(6))
     store.client_for(uri).delete_run(run_ids(uri)["trial 0"])
-    assert sync(folder, uri)
+    assert sync_search(folder, uri)
     assert content(uri) == before
 
 
@@ -431,7 +435,7 @@ def test_a_trial_that_goes_on_after_an_interruption_is_shown_as_running_and_then
     ):
         ledger.append(event)
     ledger.close()
-    assert sync(folder, uri)
+    assert sync_search(folder, uri)
     assert [run[1] for run in content(uri)] == ["KILLED", "KILLED"]
 
     ledger = Ledger(folder / "ledger.jsonl")
@@ -461,8 +465,8 @@ def test_of_a_dead_driver_mlflow_says_what_status_does(uri, tmp_path):
     ):
         ledger.append(event)
     ledger.close()
-    assert search_state.read(folder).state == State("interrupted", "its driver died")
-    assert sync(folder, uri)
+    assert search_state.read(folder).state == SearchState("interrupted", "its driver died")
+    assert sync_search(folder, uri)
     runs = content(uri)
     assert [run[1] for run in runs] == ["KILLED"] * 3
     parent, first, _ = (run[2] for run in runs)
@@ -492,7 +496,7 @@ def test_a_driver_at_work_keeps_its_search_to_itself(uri, tmp_path):
     folder, _, _ = made(tmp_path)
     ledger = Ledger(folder / "ledger.jsonl")
     with pytest.raises(SearchError, match="is running this search; wait for it or stop it"):
-        sync(folder, uri)
+        sync_search(folder, uri)
     ledger.close()
 
 
@@ -524,7 +528,7 @@ def test_odd_numbers_come_back_as_they_were(uri, tmp_path, value):
     ledger.append(Reported(trial=0, result=result(1, 0.5, val_loss=value)))
     ledger.append(Ended(trial=0, outcome="stopped"))
     ledger.close()
-    assert sync(folder, uri)
+    assert sync_search(folder, uri)
     (trial,) = [run for run in content(uri) if run[0] == "trial 0"]
     ((_, _, stored),) = trial[4]["val_loss"]
     if math.isinf(value):  # SQL stores have the largest double in its place
@@ -642,13 +646,13 @@ def server(postgres, account, tmp_path_factory):
 def test_postgresql_gets_all_of_a_search_and_its_password_stays_secret(postgres, tmp_path, monkeypatch, caplog, capfd):
     monkeypatch.chdir(tmp_path)
     folder, _, facts = made(tmp_path)
-    assert sync(folder, postgres)
+    assert sync_search(folder, postgres)
     assert_whole(postgres, folder)
     assert SECRET not in (folder / RECORDED).read_text() + caplog.text + "".join(capfd.readouterr())
     (folder / RECORDED).unlink()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", postgres)
     (folder / "search.json").write_text(json.dumps(dataclasses.asdict(facts) | {"tracking_uri": uris.public(postgres)}))
-    assert sync(folder)  # the search keeps no password; the environment has it
+    assert sync_search(folder)  # the search keeps no password; the environment has it
     assert_whole(postgres, folder)
     with pytest.raises(TrackingError) as refused:
         store.client_for(postgres.replace(SECRET, "wrong-" + SECRET))
@@ -661,7 +665,7 @@ def test_postgresql_gets_all_of_a_search_and_its_password_stays_secret(postgres,
 def test_a_server_with_accounts_and_artifact_proxy_gets_all_of_a_search(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder, _, _ = made(tmp_path, "made-3")
-    assert sync(folder, server)
+    assert sync_search(folder, server)
     assert_whole(server, folder, "made-3")
     assert not any(SECRET.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
@@ -670,7 +674,7 @@ def test_a_wrong_account_gets_one_line_with_the_mend(server, tmp_path, monkeypat
     folder, _, _ = made(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
     with pytest.raises(TrackingError, match="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account of it"):
-        sync(folder, server)
+        sync_search(folder, server)
 
 
 class Mischief:
@@ -722,7 +726,7 @@ def test_a_run_whose_reply_was_lost_is_not_made_twice(server, tmp_path, monkeypa
     calls = iter(range(100))
     proxy = Mischief(server, cut=lambda head: b"/runs/create" in head and next(calls) % 2 == 0)
     folder, _, _ = made(tmp_path, "made-4")
-    assert sync(folder, proxy.uri)
+    assert sync_search(folder, proxy.uri)
     assert proxy.cuts >= 3
     assert_whole(server, folder, "made-4")
 
@@ -736,7 +740,7 @@ def test_a_search_whose_own_run_was_made_unheard_gets_its_files_all_the_same(ser
         garbage=lambda head: b"search.yaml" in head and next(uploads) == 0,
     )
     folder, _, _ = made(tmp_path, "made-7", trials=1)
-    assert sync(folder, proxy.uri)
+    assert sync_search(folder, proxy.uri)
     assert proxy.cuts == 2
     assert_whole(server, folder, "made-7")
     client = store.client_for(server)
@@ -755,7 +759,7 @@ def test_answers_that_are_lost_or_garbage_cost_no_point_and_double_none(server, 
     )
     folder, _, _ = made(tmp_path, "made-5")
     with caplog.at_level(logging.WARNING):
-        assert sync(folder, proxy.uri)
+        assert sync_search(folder, proxy.uri)
     assert proxy.cuts >= 3
     assert caplog.text.count("MLflow does not answer") == 1  # said once, not each time
     assert_whole(server, folder, "made-5")

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from vit_search.errors import DataError, PromotionError, SearchError
-from vit_search.ledger import ledger, searches
+from vit_search.ledger import searches
+from vit_search.ledger.file import read_trials
 from vit_search.promotion import adopted, export, finalists
 from vit_search.registry import references
 from vit_search.registry.champion import move_champion
@@ -133,7 +134,7 @@ def test_a_trained_folder_becomes_a_search_of_one_trial_once(inside, tmp_path):
     assert folder == adopted.adopt(Path("trained/pets"), tmp_path) == tmp_path / "pets-1"
     spec, facts = searches.read(folder)
     assert (spec.metric, spec.mode, facts.data_hash) == ("val_loss", "min", checkpoint.load_model(Path("trained/pets")).data_hash)
-    (trial,) = ledger.read_trials(folder / "ledger.jsonl")
+    (trial,) = read_trials(folder / "ledger.jsonl")
     assert (trial.outcome, [result.epoch for result in trial.results]) == ("completed", [1, 2])
     plan = finalists.plan(folder, top=3, seeds=2)
     assert plan.trainings == [({}, plan.seeds[0]), ({}, plan.seeds[1])]

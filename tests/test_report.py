@@ -23,12 +23,15 @@ from vit_search.config import search_file
 from vit_search.config.trial import EpochResult
 from vit_search.errors import SearchError
 from vit_search.ledger import searches
-from vit_search.ledger.ledger import Commanded, Ended, Infeasible, Launched, Ledger, Proposed, Reported, read_trials
+from vit_search.ledger.events import Commanded, Ended, Infeasible, Launched, Proposed, Reported
+from vit_search.ledger.file import Ledger, read_trials
 from vit_search.ledger.searches import Hindsight, SearchFacts
 from vit_search.planning import next_file
 from vit_search.planning.next_file import RankedTrial
-from vit_search.report import figures, importance, page, report
+from vit_search.report import importance, page, report
 from vit_search.report.digest import apart, digest, optimism, standing
+from vit_search.report.picture import Picture
+from vit_search.report.progress_figures import curves, frontier
 from vit_search.stats import wilson
 
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
@@ -233,8 +236,8 @@ def test_a_trial_that_came_further_stands_before_one_that_was_stopped_sooner(tmp
 
 def test_the_front_keeps_what_no_cheaper_model_equals():
     points = [(10, 0.5), (20, 0.4), (30, 0.9), (30, 0.8), (40, 0.9)]
-    assert figures.frontier(points, "max") == [(10, 0.5), (30, 0.9)]
-    assert figures.frontier([(c, 1 - v) for c, v in points], "min") == [(10, 0.5), (30, pytest.approx(0.1))]
+    assert frontier(points, "max") == [(10, 0.5), (30, 0.9)]
+    assert frontier([(c, 1 - v) for c, v in points], "min") == [(10, 0.5), (30, pytest.approx(0.1))]
 
 
 def test_strata_part_the_survivors(tmp_path):
@@ -396,12 +399,24 @@ def test_what_a_person_wrote_is_escaped(tmp_path):
 
 
 def test_data_in_the_page_cannot_end_its_script():
-    picture = figures.Picture("</script><b>", 'a" onload="x', [{"name": "</script><b>"}])
+    picture = Picture("</script><b>", 'a" onload="x', [{"name": "</script><b>"}])
     made = page.render(page.Page("<t>", "", [], [page.Section("s", "S", [page.Row([picture])])]), "")
     assert "</script><b>" not in made
     assert 'onload="x' not in made
     (told,) = re.findall(r'<script type="application/json" id="told">(.*?)</script>', made)
     assert json.loads(told)[0]["data"] == [{"name": "</script><b>"}]
+
+
+def test_text_of_others_is_escaped_and_its_control_characters_are_spelt_out():
+    evil = "<i>&\x1b]0;"
+    table = page.Table((evil, "n>"), [[evil, "7"]], evil)
+    made = page.render(page.Page(evil, evil, [(evil, evil)], [page.Section("s", evil, [page.Text(evil), page.Code(evil), table])]), "")
+    # title, h1, lead, dt, dd, contents, h2, p, code, caption, head and cell
+    assert made.count("&lt;i&gt;&amp;\\x1b]0;") == 12
+    assert "<i>" not in made
+    assert "\x1b" not in made
+    assert '<th scope="col" class="r">n</th>' in made
+    assert '<td class="r">7</td>' in made
 
 
 @pytest.mark.parametrize("trials", [0, 1])
@@ -459,14 +474,14 @@ def test_the_end_of_a_search_tells_of_false_kills_and_of_the_plan(tmp_path):
 
 
 def test_what_is_thinned_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "CURVES", 8)
+    monkeypatch.setattr("vit_search.report.progress_figures.CURVES", 8)
     d = digest(wide(tmp_path))
     full = d.outcomes["completed"]
     others = sum(t.outcome != "completed" and bool(t.results) for t in d.standing)
     assert full > 9
     told = f"full length: 8 of {full - 1} (the best 2 and a sample) drawn. stopped and others: 12 of {others} (a sample) drawn."
-    assert figures.curves([d]).note == told
-    assert figures.curves([d]).data[1]["x"].count(None) == 8
+    assert curves([d]).note == told
+    assert curves([d]).data[1]["x"].count(None) == 8
 
 
 # Two searches

@@ -9,8 +9,9 @@ from test_ledger import result
 from vit_search.cluster import record
 from vit_search.config import search_file
 from vit_search.ledger import search_state, searches
-from vit_search.ledger.ledger import Commanded, Ended, Launched, Ledger, Left, Proposed, Reported
-from vit_search.ledger.search_state import DRIVEN, WORDS, State
+from vit_search.ledger.events import Commanded, Ended, Launched, Left, Proposed, Reported
+from vit_search.ledger.file import Ledger
+from vit_search.ledger.search_state import DRIVEN, WORDS, SearchState
 from vit_search.search.control import obey_text
 
 FILE = """
@@ -91,40 +92,40 @@ def test_while_a_driver_has_it(folder, events, word, outcomes):
 @pytest.mark.parametrize(
     ("events", "state", "outcomes"),
     [
-        (START, State("interrupted", "its driver died"), ["interrupted", "interrupted"]),
-        ((*START, command("pause"), *EPOCHS), State("interrupted", "its driver died"), ["interrupted", "interrupted"]),
-        ((*START, *OVER, Left(state="stopped")), State("stopped"), ["completed", "completed"]),
+        (START, SearchState("interrupted", "its driver died"), ["interrupted", "interrupted"]),
+        ((*START, command("pause"), *EPOCHS), SearchState("interrupted", "its driver died"), ["interrupted", "interrupted"]),
+        ((*START, *OVER, Left(state="stopped")), SearchState("stopped"), ["completed", "completed"]),
         (
             (*START, *OVER, Left(state="finished", reason="limits.hours: 1 h are over")),
-            State("finished", "limits.hours: 1 h are over"),
+            SearchState("finished", "limits.hours: 1 h are over"),
             ["completed", "completed"],
         ),
         (
             (*START, *OVER, Left(state="stopped"), Launched(host="here", pid=8), Proposed(trial=2, params={"depth": 1, "lr": 0.002})),
-            State("interrupted", "its driver died"),
+            SearchState("interrupted", "its driver died"),
             ["completed", "completed", "interrupted"],
         ),
         (
             (*START, *(Ended(trial=n, outcome="interrupted") for n in (0, 1)), Left(state="interrupted"), Launched(host="here", pid=8)),
-            State("interrupted", "its driver died"),
+            SearchState("interrupted", "its driver died"),
             ["interrupted", "interrupted"],
         ),
-        ((), State("interrupted"), []),
-        ((*START, Left(state="interrupted", reason="make room")), State("interrupted", "make room"), ["interrupted", "interrupted"]),
+        ((), SearchState("interrupted"), []),
+        ((*START, Left(state="interrupted", reason="make room")), SearchState("interrupted", "make room"), ["interrupted", "interrupted"]),
         # as versions before `left` wrote them
         (
             (*START, OVER[0], Ended(trial=1, outcome="interrupted", reason="the driver stopped")),
-            State("interrupted"),
+            SearchState("interrupted"),
             ["completed", "interrupted"],
         ),
         (
             (*START, Proposed(trial=2, params={"depth": 1, "lr": 0.002}), *OVER, Ended(trial=2, outcome="stopped")),
-            State("finished"),
+            SearchState("finished"),
             ["completed", "completed", "stopped"],
         ),
         (
             (*START, Proposed(trial=2, params={"depth": 1, "lr": 0.002}), *(Ended(trial=n, outcome="failed") for n in range(3))),
-            State("failed"),
+            SearchState("failed"),
             ["failed"] * 3,
         ),
     ],
@@ -136,9 +137,9 @@ def test_without_a_driver(folder, events, state, outcomes):
 
 
 def test_an_older_version_that_ended_by_a_limit_left_its_summary_alone(folder):
-    assert told(folder, *START, *OVER)[0] == State("interrupted")  # killed, for all that is known
+    assert told(folder, *START, *OVER)[0] == SearchState("interrupted")  # killed, for all that is known
     searches.write_hindsight(folder, searches.Hindsight(0, 0, (0.0, 1.0), None))
-    assert record.snapshot(folder).state == State("finished")
+    assert record.snapshot(folder).state == SearchState("finished")
 
 
 def test_the_driver_and_its_ledger_say_the_same():
@@ -157,22 +158,22 @@ def test_the_driver_and_its_ledger_say_the_same():
 def test_on_a_cluster_its_record_and_its_jobs_lock_count_too(folder):
     submission = record.Submission(search="told-1", user="me", key="", version="0", space_hash="", download=False, at=time.time())
     record.begin(folder, submission, FILE)
-    assert record.state(folder) == State("waiting for a driver")
+    assert record.state(folder) == SearchState("waiting for a driver")
     with (folder / record.LOCK).open("w") as lock:
         assert record.taken(lock)
-        assert record.state(folder) == State("starting")
+        assert record.state(folder) == SearchState("starting")
     record.change(folder, ended=2)
-    assert record.state(folder) == State("refused")
+    assert record.state(folder) == SearchState("refused")
     record.change(folder, ended=None, wanted="stopped")
-    assert record.state(folder) == State("stopped")
+    assert record.state(folder) == SearchState("stopped")
 
     record.change(folder, wanted="running")
-    assert told(folder, *START)[0] == State("waiting for a driver")
+    assert told(folder, *START)[0] == SearchState("waiting for a driver")
     with (folder / record.LOCK).open("w") as lock:
         assert record.taken(lock)
-        assert record.state(folder) == State("starting")
+        assert record.state(folder) == SearchState("starting")
     record.change(folder, wanted="stopped")
-    assert record.state(folder) == State("interrupted", "its driver died")
-    assert told(folder, Launched(host="here", pid=8), driven=True)[0] == State("ending")  # it is told so by its job's end
-    assert told(folder, *OVER, Left(state="stopped"))[0] == State("stopped")
+    assert record.state(folder) == SearchState("interrupted", "its driver died")
+    assert told(folder, Launched(host="here", pid=8), driven=True)[0] == SearchState("ending")  # it is told so by its job's end
+    assert told(folder, *OVER, Left(state="stopped"))[0] == SearchState("stopped")
     assert set(DRIVEN) < set(WORDS)

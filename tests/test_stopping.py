@@ -7,10 +7,11 @@ import pytest
 from simulation import result
 
 from vit_search.config import search_file
-from vit_search.ledger.ledger import Ended, Proposed, Reported
+from vit_search.ledger.events import Ended, Proposed, Reported
 from vit_search.search.hindsight import false_kills
 from vit_search.stats import wilson
-from vit_search.stopping import RULES, StoppingOptions, held_trials
+from vit_search.stopping import RULES, held_trials
+from vit_search.stopping.rule import StoppingOptions
 from vit_search.stopping.rungs import boundaries, levels
 
 KINDS = tuple(RULES)

@@ -20,7 +20,8 @@ import pytest
 from mlflow import MlflowClient
 from servers import until
 
-from vit_search.ledger.ledger import Launched, Reported, read_events, read_trials
+from vit_search.ledger.events import Launched, Reported
+from vit_search.ledger.file import read_events, read_trials
 from vit_search.runtime import signals
 
 ROOT = Path(__file__).parents[1]
@@ -260,7 +261,7 @@ from vit_search.runtime import ray_token
 from vit_search.cluster import services
 from vit_search.errors import VitSearchError
 from vit_search.data import cache
-for ask in (ray_token.place, cache.default_cache, services._own_name):
+for ask in (ray_token.token_path, cache.default_cache, services._own_name):
     try:
         print(ask())
     except VitSearchError as error:

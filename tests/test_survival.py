@@ -18,7 +18,7 @@ import servers
 from multinode import BINARIES, ROOT, Cluster, Search, figure, timed
 from servers import until
 
-from vit_search.ledger.ledger import read_events
+from vit_search.ledger.file import read_events
 
 pytestmark = pytest.mark.skipif(not ROOT, reason="network namespaces: root and `ip` are needed")
 

@@ -22,7 +22,7 @@ from vit_search.errors import SearchError, TrackingError
 from vit_search.ledger import searches
 from vit_search.search import launch
 from vit_search.tracking import store, uris
-from vit_search.tracking.recorder import sync
+from vit_search.tracking.sync import sync_search
 
 MEND = "if it is meant, name it with --tracking-uri or MLFLOW_TRACKING_URI."
 
@@ -39,7 +39,7 @@ def no_credentials(monkeypatch, tmp_path):
 @pytest.fixture(autouse=True)
 def gathered_at_once(monkeypatch):
     monkeypatch.setattr("vit_search.tracking.recorder.GATHER_S", 0.0)
-    monkeypatch.setattr("vit_search.tracking.recorder.Recorder._pages", lambda self: ())  # a report's pictures take seconds
+    monkeypatch.setattr("vit_search.tracking.summary.write_report", lambda folder: ())  # a report's pictures take seconds
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def promote(search):
 
 @pytest.mark.parametrize(
     "act",
-    [sync, launch.resume, lambda search: launch.resume(search, extend={"trials": 9}), promote],
+    [sync_search, launch.resume, lambda search: launch.resume(search, extend={"trials": 9}), promote],
     ids=["sync", "resume", "extend", "promote --dry-run"],
 )
 def test_no_server_that_a_search_alone_names_is_sent_credentials(act, project, listener, monkeypatch):
@@ -142,10 +142,10 @@ def test_a_password_of_netrc_counts_too_whatever_the_port(entry, by, project, li
     if by == "NETRC":
         monkeypatch.setenv(by, str(path))
     with pytest.raises(TrackingError, match=f"and {path if by == 'NETRC' else '~/.netrc'} may be meant for another server"):
-        sync(search)
+        sync_search(search)
     assert seen == []
     with pytest.raises(TrackingError, match="does not answer"):  # it is no MLflow
-        sync(search, address)
+        sync_search(search, address)
     assert seen[-1] == "Basic bWU6b2YtYW5vdGhlci1zZXJ2ZXI="
 
 
@@ -164,7 +164,7 @@ def test_a_server_that_the_user_names_gets_them(by, project, listener, monkeypat
     if by == "MLFLOW_TRACKING_URI":
         monkeypatch.setenv(by, address)
     with pytest.raises(TrackingError, match="does not answer"):  # it is no MLflow
-        sync(search, address if by == "--tracking-uri" else None)
+        sync_search(search, address if by == "--tracking-uri" else None)
     assert seen[-1] == "Bearer mine"
 
 
@@ -179,7 +179,7 @@ def test_a_command_that_names_no_search_is_refused_too_and_does_not_go_on_elsewh
 def test_no_server_that_a_database_names_for_artifacts_is_sent_credentials(scheme, project, listener, monkeypatch):
     address, seen = listener
     search = naming(project, "sqlite:///mlruns.db")
-    assert sync(search)
+    assert sync_search(search)
     place = f"{scheme}{address.removeprefix('http')}/api/2.0/mlflow-artifacts/artifacts"
     with sqlite3.connect(project / "mlruns.db") as database:
         database.execute("UPDATE experiments SET artifact_location = ? WHERE name = 'made'", (place,))
@@ -187,7 +187,7 @@ def test_no_server_that_a_database_names_for_artifacts_is_sent_credentials(schem
     database.close()
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "of another server")
     with pytest.raises(TrackingError, match=f"mlruns.db: artifacts are said to be in {address}/.*, and MLFLOW_TRACKING_PASSWORD may be"):
-        sync(search)
+        sync_search(search)
     assert seen == []
 
 
@@ -284,7 +284,7 @@ def test_a_server_that_a_search_alone_names_leads_nowhere_else(from_path, projec
         address = f"http://127.0.0.1:{server.server_port}"
         search = naming(project, address)
         with pytest.raises(TrackingError, match="does not answer"):
-            sync(search)
+            sync_search(search)
         assert seen == []
         os.environ[uris.REDIRECTS] = "true"  # as the user says
         with contextlib.suppress(TrackingError):  # neither is a whole MLflow
@@ -305,10 +305,10 @@ def test_a_database_elsewhere_is_refused_unless_it_has_the_search_s_records(proj
     (project / "mlruns.db").unlink()
     search, before = naming(project, f"sqlite:///{other}"), other.read_bytes()
     with pytest.raises(TrackingError, match=r"which is no mlruns\.db of this project and has no record of this search") as refused:
-        sync(search)
+        sync_search(search)
     assert str(refused.value).endswith(MEND)
     assert other.read_bytes() == before and not (project / "mlruns.db").exists()
-    assert sync(search, f"sqlite:///{other}")
+    assert sync_search(search, f"sqlite:///{other}")
     assert resolved(search) == f"sqlite:///{other}"  # which has them by now
 
 
@@ -324,7 +324,7 @@ def test_no_file_above_the_project_or_beside_it_is_opened_or_made(path, project,
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     search = naming(project, f"sqlite:///{path.format(home=tmp_path)}")
     with pytest.raises(TrackingError, match=r"which is no mlruns\.db of this project"):
-        sync(search)
+        sync_search(search)
     after = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and search not in file.parents}
     assert after == before
 
@@ -337,11 +337,11 @@ def test_a_database_that_is_a_link_is_refused_unless_the_user_names_it(uri, proj
     (project / "mlruns.db").symlink_to(target)
     search = naming(project, uri.format(project=project))
     with pytest.raises(TrackingError, match="which is a link"):
-        sync(search)
+        sync_search(search)
     assert Path(target).read_bytes() == before
     (tmp_path / "target.db").unlink()  # one that leads nowhere would be made
     with pytest.raises(TrackingError, match="which is a link"):
-        sync(search)
+        sync_search(search)
     assert not (tmp_path / "target.db").exists()
     assert resolved(search, "sqlite:///mlruns.db") == f"sqlite:///{target}"
 
@@ -360,7 +360,7 @@ def test_what_is_new_is_closed_to_others_and_what_is_there_stays_as_it_is(projec
     (project / "mlruns.db").chmod(0o664)
     search, before = naming(project, ""), os.umask(0)
     try:
-        assert sync(search)
+        assert sync_search(search)
         assert ((project / "mlruns.db").stat().st_mode & 0o777, (project / "mlartifacts").stat().st_mode & 0o777) == (0o664, 0o700)
         store.client_for(f"sqlite:///{project / 'new.db'}")
     finally:

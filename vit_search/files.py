@@ -136,8 +136,8 @@ def _problem(folder: Path, *, sticky: bool) -> str:
 
 
 def _owner(path: Path, about: os.stat_result) -> str:
-    known = about.st_uid in (0, os.getuid()) or about.st_uid == _unknown_owner()
-    return "" if known else f"{path} belongs to another account (uid {about.st_uid})"
+    trusted = about.st_uid in (0, os.getuid()) or about.st_uid == _unknown_owner()
+    return "" if trusted else f"{path} belongs to another account (uid {about.st_uid})"
 
 
 def _unknown_owner() -> int | None:

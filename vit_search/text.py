@@ -45,8 +45,8 @@ def code_block(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{text}{'' if text.endswith(chr(10)) or not text else chr(10)}{fence}"
 
 
-def _spelt(found: re.Match[str]) -> str:
-    number = ord(found[0])
+def _spelt(match: re.Match[str]) -> str:
+    number = ord(match[0])
     if 0xDC80 <= number <= 0xDCFF:  # a byte of a file's name that is not UTF-8, as Python holds it
         number -= 0xDC00
     return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
@@ -74,7 +74,7 @@ def value_text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else one_line(str(value))
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
+def nearest(word: str, names: Sequence[str]) -> str:
     """The mend for a misspelt name."""
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.62)  # 0.6 takes bayes for cmaes
-    return f"did you mean {match[0]}?" if match else f"choose from {', '.join(known)}."
+    match = difflib.get_close_matches(word, names, n=1, cutoff=0.62)  # 0.6 takes bayes for cmaes
+    return f"did you mean {match[0]}?" if match else f"choose from {', '.join(names)}."

@@ -18,7 +18,7 @@ from rounds import cpu_seconds, table
 from vit_search.config import search_file
 from vit_search.config.space import Space
 from vit_search.config.trial import EpochResult
-from vit_search.ledger.ledger import Ended, Event, Infeasible, Proposed, Reported
+from vit_search.ledger.events import Ended, Event, Infeasible, Proposed, Reported
 from vit_search.search.proposals.history import ENOUGH
 from vit_search.search.proposals.proposals import ProposalOptions, Proposals
 

@@ -45,7 +45,8 @@ from rounds import surroundings, table
 from simulated import SEARCH, curve, result
 
 from vit_search.config import search_file
-from vit_search.ledger.ledger import Ended, Proposed, Reported, read_events
+from vit_search.ledger.events import Ended, Proposed, Reported
+from vit_search.ledger.file import read_events
 from vit_search.runtime.ray_session import LOOPBACK_ALONE
 
 HOSTS = 2

@@ -28,7 +28,8 @@ from rounds import surroundings, table
 from simulated import SEARCH, our_trial, start_ray
 
 from vit_search.config import search_file
-from vit_search.ledger.ledger import Proposed, read_events
+from vit_search.ledger.events import Proposed
+from vit_search.ledger.file import read_events
 
 
 def searched(trials: int, epochs: int, folder: Path) -> list[str]:

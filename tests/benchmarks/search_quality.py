@@ -34,7 +34,8 @@ from scipy.stats import rankdata, wilcoxon
 from vit_search.config.distributions import Choice, FloatRange, IntRange, ValueSource
 from vit_search.config.search_file_blocks import Resources
 from vit_search.config.trial import EpochResult
-from vit_search.ledger.ledger import Event, Progress
+from vit_search.ledger.events import Event
+from vit_search.ledger.trials import Progress
 from vit_search.runtime.ray_session import Shape
 from vit_search.search.commands import Commands, Settings
 from vit_search.search.components import Components, Verdicts
@@ -45,7 +46,8 @@ from vit_search.search.messages import Continue, Epoch, TrialOrder
 from vit_search.search.proposals.history import SHOWN
 from vit_search.search.proposals.proposals import ProposalOptions, Proposals
 from vit_search.search.recovery import Patience, Recovery
-from vit_search.stopping import RULES, StoppingOptions
+from vit_search.stopping import RULES
+from vit_search.stopping.rule import StoppingOptions
 from vit_search.stopping.rungs import boundaries
 
 BENCH = Path(__file__).parents[3] / "shared" / "bench"

@@ -37,9 +37,11 @@ from rounds import ratios, spread, surroundings, table
 from synthetic import begin, events, result
 
 from vit_search.config.trial import EpochResult
-from vit_search.ledger.ledger import Ended, Event, Ledger, Proposed, Reported
+from vit_search.ledger.events import Ended, Event, Proposed, Reported
+from vit_search.ledger.file import Ledger
 from vit_search.tracking import store
-from vit_search.tracking.recorder import Recorder, sync
+from vit_search.tracking.recorder import Recorder
+from vit_search.tracking.sync import sync_search
 
 POINTS = sum(getattr(result(1, 0.5), field.name) is not None for field in dataclasses.fields(EpochResult)) - 1
 """Of a report: all that it holds but the number of its epoch."""
@@ -175,7 +177,7 @@ def large(trials: int, epochs: int) -> None:
         ledger.close()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         began = time.perf_counter()
-        assert sync(folder, f"sqlite:///{place}/mlruns.db")
+        assert sync_search(folder, f"sqlite:///{place}/mlruns.db")
         sent = time.perf_counter() - began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         rows = [

@@ -39,7 +39,8 @@ from usual_trial import usual_trial
 from vit_search.config import search_file
 from vit_search.config.trial import DataConfig
 from vit_search.data.cache import prepare
-from vit_search.ledger.ledger import Reported, read_events
+from vit_search.ledger.events import Reported
+from vit_search.ledger.file import read_events
 
 SEARCHES = {
     "digits": """

@@ -62,14 +62,15 @@ def show(
     top: Annotated[int, typer.Option(help="Rows of the table; 0 for all.", min=0)] = 10,
 ) -> None:
     """Print the leaderboard of a search, running or over."""
-    from vit_search.ledger import ledger, search_state, searches
+    from vit_search.ledger import search_state, searches
+    from vit_search.ledger.trials import ranked
 
     if as_json and as_csv:
         raise SearchError("--json and --csv: give one of them.")
     folder = searches.find(output, search)
     now = search_state.read(folder)
     spec = now.spec
-    space, trials = spec.space, ledger.ranked(now.trials.values(), spec.metric, spec.mode)
+    space, trials = spec.space, ranked(now.trials.values(), spec.metric, spec.mode)
     if as_json:
         sys.stdout.write(json.dumps([trial_row(t, spec.metric, space, i) for i, t in enumerate(trials, 1)], indent=1) + "\n")
     elif as_csv:
@@ -204,9 +205,9 @@ def sync(search: SearchName = None, output: Output = Path("searches"), tracking_
 
     folder = searches.find(output, search)
     with err.status("sending …"):
-        from vit_search.tracking import recorder
+        from vit_search.tracking.sync import sync_search
 
-        done = recorder.sync(folder, tracking_uri)
+        done = sync_search(folder, tracking_uri)
     if not done:
         sys.exit(NOT_RECORDED)
     out.print(f"MLflow has all of {escaped(folder.name)}.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vit_search.cli.terminal import OUTCOME_STYLE, escaped
 from vit_search.config.search_file import SearchSpec
 from vit_search.ledger import searches
-from vit_search.ledger.ledger import Trial
+from vit_search.ledger.trials import Trial
 from vit_search.text import one_line, value_text
 
 INDENT = 4

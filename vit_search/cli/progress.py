@@ -18,8 +18,9 @@ from vit_search.text import counted, value_text
 if TYPE_CHECKING:
     from vit_search.config.search_file import SearchSpec
     from vit_search.config.space import Space
-    from vit_search.ledger.ledger import Broke, Event, Spent, Trial
+    from vit_search.ledger.events import Broke, Event
     from vit_search.ledger.searches import Hindsight
+    from vit_search.ledger.trials import Spent, Trial
     from vit_search.search.driver import Driver
     from vit_search.search.launch import SearchResult
 
@@ -143,7 +144,7 @@ class _Screen:
     def watch(self, driver: Driver, spec: SearchSpec, folder: Path) -> Callable[[Event], None]:
         """Begin; what comes back is told every event."""
         from vit_search.ledger import searches
-        from vit_search.ledger.ledger import Broke, Commanded, Ended, Reported
+        from vit_search.ledger.events import Broke, Commanded, Ended, Reported
         from vit_search.stopping.rungs import levels
 
         self._driver, self._spec, self._began = driver, spec, time.monotonic()
@@ -219,7 +220,7 @@ class _Screen:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
-        from vit_search.ledger.ledger import best
+        from vit_search.ledger.trials import best_trial
 
         spec, trials, wanted = self._spec, list(self._driver.trials.values()), self._driver.settings.trials
         over = [t for t in trials if t.over]
@@ -239,7 +240,7 @@ class _Screen:
         parts: list[Any] = [head, bar]
         if self._driver.word != "running":
             parts.append(f"[yellow]{escaped(self._driver.ending or self._driver.word)}[/]")
-        winner = best(trials, spec.metric, spec.mode)
+        winner = best_trial(trials, spec.metric, spec.mode)
         if winner:
             params = escaped(", ".join(f"{k} {value_text(v)}" for k, v in spec.space.trained(winner.params).items()))
             parts.append(f"best so far: [bold green]{winner.value(spec.metric):.4f}[/] {spec.metric}, trial {winner.number} ({params})")

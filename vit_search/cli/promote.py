@@ -67,7 +67,8 @@ def promote(
     if force != bool(reason.strip()):
         raise SearchError("--force and --reason go together: say why the gates are to be passed over, e.g. --force --reason 'a fix'.")
     from vit_search.config import search_file
-    from vit_search.ledger import ledger, searches
+    from vit_search.ledger import searches
+    from vit_search.ledger.file import check_free
     from vit_search.promotion import finalists
     from vit_search.promotion.policy import load
     from vit_search.registry import references
@@ -86,7 +87,7 @@ def promote(
     if dry_run:
         _print_promotion_plan(planned, rules, name or spec.name, uri)
         return
-    ledger.check_free(folder / "ledger.jsonl")  # a search that still runs may find a better one
+    check_free(folder / "ledger.jsonl")  # a search that still runs may find a better one
     if planned.left:
         _retrain(planned, uri)
     retrained = finalists.read(planned)

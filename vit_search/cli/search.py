@@ -272,9 +272,10 @@ def _command(
         named = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
         if search is None or not named:
             raise
-        from vit_search.tracking import recorder
+        from vit_search.tracking.recorder import LOOK_EVERY_S
+        from vit_search.tracking.remote_command import send_command
 
-        answer = recorder.command(named, search, control.in_words(name, dict(arguments)), control.ANSWER_WITHIN_S + recorder.LOOK_EVERY_S)
+        answer = send_command(named, search, control.in_words(name, dict(arguments)), control.ANSWER_WITHIN_S + LOOK_EVERY_S)
     else:
         ending = name in ("stop", "cancel") and not arguments and awaits_driver(folder)
         if ending:

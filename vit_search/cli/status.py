@@ -19,8 +19,9 @@ from vit_search.errors import SearchError
 from vit_search.text import counted, one_line, value_text, whole_number
 
 if TYPE_CHECKING:
-    from vit_search.ledger.ledger import Event, Trial
-    from vit_search.ledger.search_state import State
+    from vit_search.ledger.events import Event
+    from vit_search.ledger.search_state import SearchState
+    from vit_search.ledger.trials import Trial
 
 
 @app.command()
@@ -60,16 +61,17 @@ def status(
 def _watch_status(folder: Path) -> bool:
     """Whether there was anything to watch: a line for each change, until no driver runs the search and none is to come."""
     from vit_search.cluster import record
-    from vit_search.ledger import ledger
+    from vit_search.ledger.file import is_held
+    from vit_search.ledger.trials import best_trial
 
     before = ""
-    while ledger.held(folder / "ledger.jsonl") or awaits_driver(folder):
+    while is_held(folder / "ledger.jsonl") or awaits_driver(folder):
         now = record.snapshot(folder)
         spec, trials = now.spec, now.trials.values()
         running = sum(trial.outcome == "running" for trial in trials)
         text = "" if now.state.word == "running" else f"{now.state.word}: "
         text += f"{counted(sum(trial.over for trial in trials), 'trial')} over, {running} running"
-        winner = ledger.best(trials, spec.metric, spec.mode)
+        winner = best_trial(trials, spec.metric, spec.mode)
         if winner:
             text += f", best {spec.metric} {winner.value(spec.metric):.4f} (trial {winner.number})"
         if text != before:
@@ -93,7 +95,9 @@ def awaits_driver(folder: Path) -> bool:
 
 def _print_status(folder: Path, as_json: bool) -> None:
     from vit_search.cluster import record
-    from vit_search.ledger import ledger, searches
+    from vit_search.ledger import searches
+    from vit_search.ledger.events import Broke, Commanded
+    from vit_search.ledger.trials import best_trial
     from vit_search.search.commands import Settings
     from vit_search.stopping import held_trials
 
@@ -102,9 +106,9 @@ def _print_status(folder: Path, as_json: bool) -> None:
     settings = Settings.of(spec, events)
     outcomes = [trial.outcome for trial in trials.values()]
     counts = {name: outcomes.count(name) for name in OUTCOME_STYLE if name in outcomes}
-    winner = ledger.best(trials.values(), spec.metric, spec.mode)
+    winner = best_trial(trials.values(), spec.metric, spec.mode)
     hindsight = searches.read_hindsight(folder)
-    commands = [event for event in events if isinstance(event, ledger.Commanded)]
+    commands = [event for event in events if isinstance(event, Commanded)]
     held = held_trials(spec, events) if state.driven else set()
     if as_json:
         facts = {
@@ -115,7 +119,7 @@ def _print_status(folder: Path, as_json: bool) -> None:
             "trials": settings.trials,
             "outcomes": counts,
             "held": sorted(held),
-            "breakdowns": [vars(event) for event in events if isinstance(event, ledger.Broke)],
+            "breakdowns": [vars(event) for event in events if isinstance(event, Broke)],
             "best": trial_row(winner, spec.metric, spec.space, 1) if winner else None,
             "spent": {key: value for key, value in vars(spent).items() if not key.startswith("_")},
             "hindsight": vars(hindsight) if hindsight else None,
@@ -162,7 +166,7 @@ def _breakdowns(trials: Iterable[Trial]) -> list[str]:
     return lines
 
 
-def _what_next(folder: Path, state: State) -> list[str]:
+def _what_next(folder: Path, state: SearchState) -> list[str]:
     """Why a search stands as it does, and the command that goes on with it."""
     from vit_search.cluster import record
 
@@ -214,14 +218,17 @@ def _trial(search: str) -> tuple[str, int | None]:
 
 def _events(output: Path, search: str | None, trial: int | None, follow: bool) -> None:
     """What happened in a search, or in one of its trials, a line each, with the error that it left."""
-    from vit_search.ledger import ledger, searches
+    from vit_search.ledger import searches
+    from vit_search.ledger.events import Ended
+    from vit_search.ledger.file import is_held, read_events
+    from vit_search.ledger.searches import trial_folder
 
     folder = searches.find(output, search)
     path, metric = folder / "ledger.jsonl", searches.read(folder)[0].metric
     printed = 0
     while True:
-        running = ledger.held(path)
-        events = ledger.read_events(path)
+        running = is_held(path)
+        events = read_events(path)
         events = events if trial is None else _of_trial(events, trial)
         if trial is not None and not events:
             raise SearchError(f"{folder.name}: there is no trial {trial} yet; `vit-search show {folder.name}` lists its trials.")
@@ -229,52 +236,52 @@ def _events(output: Path, search: str | None, trial: int | None, follow: bool) -
             at = time.strftime("%m-%d %H:%M:%S", time.localtime(event.at))
             write_plain(f"{at}  {one_line(_in_words(event, metric, trial is None))}\n")
         printed = len(events)
-        ended = trial is not None and isinstance(events[-1], ledger.Ended) and events[-1].outcome != "interrupted"
+        ended = trial is not None and isinstance(events[-1], Ended) and events[-1].outcome != "interrupted"
         if not follow or ended or not running:
             break
         time.sleep(1)
-    error = ledger.trial_folder(folder, trial) / "error.txt" if trial is not None else None
+    error = trial_folder(folder, trial) / "error.txt" if trial is not None else None
     if error is not None and error.is_file():
         write_plain(f"\n{error}:\n{error.read_text(encoding='utf-8', errors='replace')}")
 
 
 def _of_trial(events: Sequence[Event], trial: int) -> list[Event]:
     """A trial's events, and the drivers that took it up again."""
-    from vit_search.ledger import ledger
+    from vit_search.ledger.events import Ended, Launched
 
     of_trial: list[Event] = []
     goes_on = False
     for event in events:
         if getattr(event, "trial", None) == trial:
             of_trial.append(event)
-            goes_on = not isinstance(event, ledger.Ended) or event.outcome == "interrupted"
-        elif isinstance(event, ledger.Launched) and goes_on:
+            goes_on = not isinstance(event, Ended) or event.outcome == "interrupted"
+        elif isinstance(event, Launched) and goes_on:
             of_trial.append(event)
     return of_trial
 
 
 def _in_words(event: Event, metric: str, named: bool) -> str:
     """An event in words."""
-    from vit_search.ledger import ledger
+    from vit_search.ledger.events import Broke, Ended, Infeasible, Launched, Left, OutgrewShare, Proposed, Reported
 
     trial = f"trial {event.trial}: " if named and hasattr(event, "trial") else ""
-    if isinstance(event, ledger.Launched):
+    if isinstance(event, Launched):
         return f"a driver took it up: process {event.pid} on {event.host}"
-    if isinstance(event, ledger.Proposed):
+    if isinstance(event, Proposed):
         return trial + "proposed: " + ", ".join(f"{name} {value_text(value)}" for name, value in event.params.items())
-    if isinstance(event, ledger.Infeasible):
+    if isinstance(event, Infeasible):
         return f"not run: {event.reason}"
-    if isinstance(event, ledger.Reported):
+    if isinstance(event, Reported):
         result = event.result
         value = result.value(metric)
         shown = "" if value is None or metric == "train_loss" else f", {metric} {value:.4f}"
         return f"{trial}epoch {result.epoch}: train_loss {result.train_loss:.4f}{shown}, {result.seconds:.2f} s"
-    if isinstance(event, ledger.Ended):
+    if isinstance(event, Ended):
         return trial + event.outcome + (f": {event.reason}" if event.reason else "")
-    if isinstance(event, ledger.Broke):
+    if isinstance(event, Broke):
         return f"{trial}broke down: {event.reason}" + ("; it is tried again from its last checkpoint" if event.again else "")
-    if isinstance(event, ledger.OutgrewShare):
+    if isinstance(event, OutgrewShare):
         return f"{trial}outgrew its {event.gpus:g} of a GPU, goes on with more: {event.reason}"
-    if isinstance(event, ledger.Left):
+    if isinstance(event, Left):
         return f"the driver let it go: {event.state}" + (f", {event.reason}" if event.reason else "")
     return f"{event.by}: {event.name}: {event.answer}"

@@ -176,7 +176,7 @@ def _token() -> str | None:
     """
     if named := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return named
-    if not token.place().exists():
+    if not token.token_path().exists():
         return None
     if problem := token.problem():
         raise ClusterError(problem)

@@ -15,8 +15,10 @@ from typing import IO, Any, Literal
 from vit_search.config.strict_json import Count, Moment, build
 from vit_search.errors import ClusterError, VitSearchError
 from vit_search.files import locked, make_folder, open_to_write, write_whole
-from vit_search.ledger import ledger, search_state, searches
-from vit_search.ledger.search_state import Snapshot, State
+from vit_search.ledger import search_state, searches
+from vit_search.ledger.events import Ended, Reported
+from vit_search.ledger.file import is_held, read_events
+from vit_search.ledger.search_state import SearchState, Snapshot
 
 STORAGE = "VIT_SEARCH_STORAGE"
 """Names, on every node, the folder that all nodes see; set where Ray is started."""
@@ -142,7 +144,7 @@ def all_of(place: Path) -> Iterator[tuple[Path, Submission]]:
 def running(folder: Path) -> bool:
     """Whether a driver holds the search's ledger at this moment."""
     path = folder / "ledger.jsonl"
-    return path.exists() and ledger.held(path)
+    return path.exists() and is_held(path)
 
 
 def taken(lock: IO[str]) -> bool:
@@ -174,13 +176,13 @@ def snapshot(folder: Path) -> Snapshot:
     awaited = known is not None and not known.asleep
     now = search_state.read(folder, awaited=awaited)
     if known is not None and now.state.word == "running" and known.wanted == "stopped":
-        return replace(now, state=State("ending"))
+        return replace(now, state=SearchState("ending"))
     if awaited and not now.state.driven and driven(folder):  # a job has it, and its driver has not taken the ledger yet
-        return replace(now, state=State("starting"))
+        return replace(now, state=SearchState("starting"))
     return now
 
 
-def state(folder: Path) -> State:
+def state(folder: Path) -> SearchState:
     """How a search stands, also one that was submitted and has not begun.
 
     Raises: SearchError, ClusterError where the folder holds neither.
@@ -189,8 +191,8 @@ def state(folder: Path) -> State:
         return snapshot(folder).state
     known = read(folder)
     if not known.asleep:
-        return State("starting" if driven(folder) else "waiting for a driver")
-    return State("stopped" if known.ended is None else "refused" if known.ended == 2 else "failed")
+        return SearchState("starting" if driven(folder) else "waiting for a driver")
+    return SearchState("stopped" if known.ended is None else "refused" if known.ended == 2 else "failed")
 
 
 def states() -> dict[str, dict[str, str]]:
@@ -207,8 +209,8 @@ def progress(folder: Path) -> int:
     path = folder / "ledger.jsonl"
     if not path.exists():
         return 0
-    steps = (event for event in ledger.read_events(path) if isinstance(event, ledger.Reported | ledger.Ended))
-    return sum(not (isinstance(event, ledger.Ended) and event.outcome == "interrupted") for event in steps)
+    steps = (event for event in read_events(path) if isinstance(event, Reported | Ended))
+    return sum(not (isinstance(event, Ended) and event.outcome == "interrupted") for event in steps)
 
 
 def _write(folder: Path, submission: Submission) -> None:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vit_search.config.search_file import SearchSpec
-from vit_search.ledger import ledger, searches
-from vit_search.ledger.ledger import Commanded, Event, Launched, Left, Progress, Reported, Spent, Trial
+from vit_search.ledger import searches
+from vit_search.ledger.events import Commanded, Event, Launched, Left, Reported, changed_settings
+from vit_search.ledger.file import is_held, read_events
 from vit_search.ledger.searches import SearchFacts
+from vit_search.ledger.trials import Progress, Spent, Trial
 
 WORDS = {
     "starting": "a driver prepares its data, MLflow and Ray",
@@ -31,7 +33,7 @@ DRIVEN = ("running", "paused", "stopping", "ending")
 
 
 @dataclass(frozen=True)
-class State:
+class SearchState:
     """How a search stands."""
 
     word: str
@@ -57,7 +59,7 @@ def of_driver(*, paused: bool, stopping: bool, ending: bool) -> str:
 
 def of_events(
     events: Sequence[Event], trials: Collection[Trial], wanted: int, *, driven: bool, awaited: bool = False, closed: bool = False
-) -> State:
+) -> SearchState:
     """The state of a search.
 
     Args:
@@ -69,24 +71,24 @@ def of_events(
     launch = events[_last_launch(events) :]
     left = next((event for event in reversed(launch) if isinstance(event, Left)), None)
     if driven:
-        return State("ending", "the last records are being sent to MLflow") if left else State(_told(launch))
+        return SearchState("ending", "the last records are being sent to MLflow") if left else SearchState(_commanded_state(launch))
     if left is not None and left.state != "interrupted":
-        return State(left.state, left.reason)
+        return SearchState(left.state, left.reason)
     over = sum(trial.over for trial in trials)
     if left is None and (over >= wanted or (closed and over == len(trials))):  # of an older version, or killed after the last trial
-        return State("finished" if any(trial.outcome == "completed" for trial in trials) else "failed")
+        return SearchState("finished" if any(trial.outcome == "completed" for trial in trials) else "failed")
     if awaited:
-        return State("waiting for a driver")
+        return SearchState("waiting for a driver")
     cut_off = any(isinstance(event, Launched | Reported) for event in launch[-1:])
     died = left is None and (cut_off or any(trial.outcome == "running" for trial in trials))
-    return State("interrupted", left.reason if left else "its driver died" if died else "")
+    return SearchState("interrupted", left.reason if left else "its driver died" if died else "")
 
 
 def _last_launch(events: Sequence[Event]) -> int:
     return next((i for i in range(len(events) - 1, -1, -1) if isinstance(events[i], Launched)), 0)
 
 
-def _told(launch: Sequence[Event]) -> str:
+def _commanded_state(launch: Sequence[Event]) -> str:
     """What the commands since the last launch come to."""
     paused = stopping = ending = False
     for event in launch:
@@ -111,7 +113,7 @@ class Snapshot:
     spent: Spent
     wanted: int
     """Trials asked for, after what was changed while it ran."""
-    state: State
+    state: SearchState
 
 
 def read(folder: Path, *, driven: bool | None = None, awaited: bool = False) -> Snapshot:
@@ -124,20 +126,20 @@ def read(folder: Path, *, driven: bool | None = None, awaited: bool = False) -> 
     """
     spec, facts = searches.read(folder)
     path = folder / "ledger.jsonl"
-    before = path.exists() and ledger.held(path)
-    events = ledger.read_events(path)
+    before = path.exists() and is_held(path)
+    events = read_events(path)
     if driven is None:
-        driven = before or ledger.held(path)  # one that came meanwhile has written its launch
+        driven = before or is_held(path)  # one that came meanwhile has written its launch
     progress = Progress.of(events, spec.epochs)
     trials = progress.trials
     searches.check_trials(folder, spec, trials.values())
-    wanted = int(ledger.changed(events).get("trials", spec.trials))
+    wanted = int(changed_settings(events).get("trials", spec.trials))
     closed = searches.read_hindsight(folder) is not None
     state = of_events(events, trials.values(), wanted, driven=driven, awaited=awaited, closed=closed)
     return Snapshot(spec, facts, events, as_they_stand(trials, events, state), progress.spent, wanted, state)
 
 
-def as_they_stand(trials: Mapping[int, Trial], events: Sequence[Event], state: State) -> dict[int, Trial]:
+def as_they_stand(trials: Mapping[int, Trial], events: Sequence[Event], state: SearchState) -> dict[int, Trial]:
     """The trials, with what is true of those without an end, which the ledger calls running; see Snapshot."""
     begun: set[int] = set()
     held: set[int] = set()

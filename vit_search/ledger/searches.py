@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from vit_search.config.strict_json import Count, Fraction, build, parse
 from vit_search.errors import SearchError, SpecError
 from vit_search.files import open_to_others, write_whole
-from vit_search.ledger.ledger import Trial, front
+from vit_search.ledger.trials import Trial, pareto_front
 from vit_search.text import nearest
 
 if TYPE_CHECKING:
@@ -148,6 +148,11 @@ def read_facts(folder: Path) -> SearchFacts:
         raise SearchError(f"{folder / 'search.json'}: not the facts of a search ({error}); restore the file from a copy.") from None
 
 
+def trial_folder(search: Path, number: int) -> Path:
+    """Where a trial leaves its checkpoint."""
+    return search / "trials" / f"{number:04d}"
+
+
 def check_trials(folder: Path, spec: SearchSpec, trials: Iterable[Trial]) -> None:
     """Refuse trials whose parameters the search file does not know.
 
@@ -199,8 +204,8 @@ def objective_values(spec: SearchSpec, trial: Trial) -> list[float] | None:
             values.append(float(getattr(spec.space.cost(trial.params), COST_FIELDS[goal.metric])))
         else:
             values.append(trial.value(goal.metric))
-    known = [value for value in values if value is not None]
-    return known if len(known) == len(values) else None
+    present = [value for value in values if value is not None]
+    return present if len(present) == len(values) else None
 
 
 def pareto(spec: SearchSpec, trials: Iterable[Trial]) -> set[int]:
@@ -208,7 +213,7 @@ def pareto(spec: SearchSpec, trials: Iterable[Trial]) -> set[int]:
     if not spec.objectives:
         return set()
     points = {t.number: values for t in trials if t.outcome == "completed" and (values := objective_values(spec, t)) is not None}
-    return front(points, [spec.mode, *(goal.mode for goal in spec.objectives)])
+    return pareto_front(points, [spec.mode, *(goal.mode for goal in spec.objectives)])
 
 
 def _began(folder: Path) -> float:
@@ -228,12 +233,12 @@ def find(output: Path, name: str | None) -> Path:
     if name is not None and (Path(name) / "search.json").is_file():
         return Path(name)
     name = name and name.rstrip("/")
-    known = sorted((p.parent for p in output.glob("*/search.json")), key=_began)
-    if not known:
+    folders = sorted((p.parent for p in output.glob("*/search.json")), key=_began)
+    if not folders:
         raise SearchError(f"{output}: no search here; start one with `vit-search run FILE`.")
     if name is None:
-        return known[-1]
-    names = [p.name for p in known]
+        return folders[-1]
+    names = [p.name for p in folders]
     if name in names:
         return output / name
     raise SearchError(f"{output}: no search named {name!r}; {nearest(name, names)}")

@@ -13,7 +13,9 @@ from vit_search.config.trial import EpochResult
 from vit_search.data.cache import prepare
 from vit_search.errors import SearchError
 from vit_search.ledger import searches
-from vit_search.ledger.ledger import Ended, Launched, Ledger, Proposed, Reported, trial_folder
+from vit_search.ledger.events import Ended, Launched, Proposed, Reported
+from vit_search.ledger.file import Ledger
+from vit_search.ledger.searches import trial_folder
 from vit_search.search import launch
 from vit_search.search.facts import facts_of
 from vit_search.search.search_folder import check_output, new_folder

@@ -11,8 +11,8 @@ import mlflow
 
 from vit_search.config.cost import cost_of
 from vit_search.errors import PromotionError
-from vit_search.ledger import ledger
-from vit_search.ledger.searches import SearchFacts
+from vit_search.ledger.file import read_trials
+from vit_search.ledger.searches import SearchFacts, trial_folder
 from vit_search.promotion import finalists
 from vit_search.promotion.finalists import Finalist, Retrained
 from vit_search.vit import checkpoint
@@ -61,9 +61,9 @@ def candidate_of_trial(folder: Path, number: int) -> Candidate:
         folder: of the search. number: of a trial.
     Raises: PromotionError when there is no such trial, or its checkpoint is not kept.
     """
-    if number not in {trial.number for trial in ledger.read_trials(folder / "ledger.jsonl")}:
+    if number not in {trial.number for trial in read_trials(folder / "ledger.jsonl")}:
         raise PromotionError(f"{folder.name}: there is no trial {number}; `vit-search show {folder.name}` lists its trials.")
-    trained = ledger.trial_folder(folder, number) / "checkpoint"
+    trained = trial_folder(folder, number) / "checkpoint"
     if not checkpoint.exists(trained):
         raise PromotionError(f"{folder}: the checkpoint of trial {number} is not kept; raise keep_checkpoints, or name one of the best.")
     served = checkpoint.load_model(trained)

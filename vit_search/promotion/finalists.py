@@ -21,8 +21,10 @@ from vit_search.config.distributions import Value
 from vit_search.config.search_file import SearchSpec
 from vit_search.data.cache import prepare
 from vit_search.errors import SearchError
-from vit_search.ledger import ledger, searches
-from vit_search.ledger.ledger import Trial
+from vit_search.ledger import searches
+from vit_search.ledger.file import read_trials
+from vit_search.ledger.searches import trial_folder
+from vit_search.ledger.trials import Trial, ranked
 from vit_search.seeds import derive_seed
 
 PLANNED = "planned.json"
@@ -60,7 +62,7 @@ class FinalistPlan:
         """How many are not over yet."""
         if self.folder is None or not (self.folder / "ledger.jsonl").exists():
             return self.spec.trials
-        return self.spec.trials - sum(trial.over for trial in ledger.read_trials(self.folder / "ledger.jsonl"))
+        return self.spec.trials - sum(trial.over for trial in read_trials(self.folder / "ledger.jsonl"))
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def read(plan: FinalistPlan) -> Retrained:
         raise SearchError(f"{plan.search}: {plan.left} of {plan.spec.trials} trainings are left; `vit-search promote {plan.search.name}`.")
     spec, facts = searches.read(folder)
     searches.check_own(folder)
-    trials = {trial.number: trial for trial in ledger.read_trials(folder / "ledger.jsonl")}
+    trials = {trial.number: trial for trial in read_trials(folder / "ledger.jsonl")}
     sound: list[Finalist] = []
     lost: dict[int, str] = {}
     for i, finalist in enumerate(plan.finalists):
@@ -160,7 +162,7 @@ def read(plan: FinalistPlan) -> Retrained:
         if len(values) < len(plan.seeds):
             lost[finalist.number] = next((trial.reason for trial in seed_trials if trial.reason), "a training did not come to full length")
             continue
-        checkpoints = tuple(ledger.trial_folder(folder, number) / "checkpoint" for number in numbers)
+        checkpoints = tuple(trial_folder(folder, number) / "checkpoint" for number in numbers)
         searched, accuracies = finalist.value(spec.metric) or 0.0, tuple(trial.results[-1].val_accuracy for trial in seed_trials)
         sound.append(Finalist(finalist.number, finalist.params, searched, plan.seeds, values, checkpoints, numbers, accuracies))
     if not sound:
@@ -184,9 +186,9 @@ def choose(finalists: tuple[Finalist, ...], mode: str, params: Callable[[Finalis
 def _best(folder: Path, spec: SearchSpec, top: int) -> tuple[Trial, ...]:
     """The first trials of the leaderboard that came to full length with a metric, no two of the same parameters."""
     best: list[Trial] = []
-    trials = ledger.read_trials(folder / "ledger.jsonl")
+    trials = read_trials(folder / "ledger.jsonl")
     searches.check_trials(folder, spec, trials)
-    for trial in ledger.ranked(trials, spec.metric, spec.mode):
+    for trial in ranked(trials, spec.metric, spec.mode):
         if trial.outcome == "completed" and trial.value(spec.metric) is not None and all(trial.params != other.params for other in best):
             best.append(trial)
     if not best:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from vit_search.files import make_folder, write_whole
-from vit_search.ledger import ledger, searches
+from vit_search.ledger import searches
+from vit_search.ledger.file import is_held
 from vit_search.promotion import finalists
 from vit_search.promotion.finalists import FinalistPlan
 from vit_search.search import launch
@@ -26,7 +27,7 @@ def retrain(
     _, facts = searches.read(plan.search)
     data = launch.check_untouched(plan.search, *searches.read(plan.search))
     folder = plan.folder
-    if folder is not None and not plan.left and not ledger.held(folder / "ledger.jsonl"):
+    if folder is not None and not plan.left and not is_held(folder / "ledger.jsonl"):
         return None
     recorder = Recorder.connect(resolve_uri(tracking_uri, plan.search, facts), plan.spec.name)
     if folder is None:

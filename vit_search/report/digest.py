@@ -18,10 +18,11 @@ from vit_search.config.search_file import SearchSpec
 from vit_search.config.space import Space
 from vit_search.config.strict_json import parse
 from vit_search.errors import VitSearchError
-from vit_search.ledger import ledger, search_state, searches
-from vit_search.ledger.ledger import Broke, Commanded, Ended, Event, Launched, Proposed, Reported, Spent, Trial
-from vit_search.ledger.search_state import State
+from vit_search.ledger import search_state, searches
+from vit_search.ledger.events import Broke, Commanded, Ended, Event, Infeasible, Launched, Proposed, Reported
+from vit_search.ledger.search_state import SearchState
 from vit_search.ledger.searches import Hindsight
+from vit_search.ledger.trials import Spent, Trial, pareto_front
 from vit_search.planning import next_file
 from vit_search.planning.image_counts import images_of
 from vit_search.planning.next_file import NextFile, RankedTrial, Stuck
@@ -128,7 +129,7 @@ class Digest:
     data_hash: str
     images: str
     """Classes, images and skipped files in one line; empty in searches of older versions."""
-    state: State
+    state: SearchState
     wanted: int
     """Trials asked for, after what was changed while it ran."""
     standing: tuple[Trial, ...]
@@ -182,7 +183,7 @@ def digest(folder: Path, *, driven: bool | None = None, awaited: bool = False) -
     devices = spec.resources.devices
     clock = _Clock(events, by_number)
     rungs = rungs_of(spec)
-    seen = [RankedTrial(t.params, t.outcome == "completed") for t in order if t.over and sound(t, spec.metric)]
+    observations = [RankedTrial(t.params, t.outcome == "completed") for t in order if t.over and sound(t, spec.metric)]
     capacity = _capacity(events, spec.concurrency)
     return Digest(
         name=facts.search,
@@ -194,7 +195,7 @@ def digest(folder: Path, *, driven: bool | None = None, awaited: bool = False) -
         wanted=now.wanted,
         standing=tuple(order),
         outcomes={name: count for name in OUTCOMES if (count := sum(t.outcome == name for t in trials))},
-        infeasible=sum(isinstance(event, ledger.Infeasible) for event in events),
+        infeasible=sum(isinstance(event, Infeasible) for event in events),
         spent=spent,
         devices=devices,
         winner=_winner(order, spec, _val_images(folder, spec)),
@@ -208,8 +209,8 @@ def digest(folder: Path, *, driven: bool | None = None, awaited: bool = False) -
         busy=clock.busy(spent.wall_seconds),
         utilisation=min(1.0, spent.trial_seconds / capacity) if capacity else None,
         waste=_waste(trials, spent),
-        stuck=tuple(next_file.stuck(space, seen)),
-        next=next_file.next_file(spec, facts.search, seen),
+        stuck=tuple(next_file.stuck(space, observations)),
+        next=next_file.next_file(spec, facts.search, observations),
     )
 
 
@@ -263,18 +264,18 @@ def _winner(order: Sequence[Trial], spec: SearchSpec, images: int | None) -> Win
     value = None if first is None or not sound(first, spec.metric) else first.value(spec.metric)
     if first is None or value is None:
         return None
-    told = images if METRICS[spec.metric].of_images else None
+    tested_images = images if METRICS[spec.metric].of_images else None
     others = [(t, v) for t in order[1:] if t.outcome == "completed" and (v := t.value(spec.metric)) is not None]
-    rivals = tuple(Rival(t, v, apart(value, v, told) if told else None) for t, v in others)
+    rivals = tuple(Rival(t, v, apart(value, v, tested_images) if tested_images else None) for t, v in others)
     near = [value, *(rival.value for rival in rivals if rival.alike)]
     return Winner(
         trial=first,
         value=value,
-        interval=wilson(value * told, told) if told else None,
+        interval=wilson(value * tested_images, tested_images) if tested_images else None,
         images=images,
         rivals=rivals,
         alike=len(near) - 1,
-        optimism=optimism(near, told) if told else None,
+        optimism=optimism(near, tested_images) if tested_images else None,
     )
 
 
@@ -346,12 +347,12 @@ class _Clock:
     def bars(self) -> tuple[Bar, ...]:
         """Each stretch in the lowest lane that was free."""
         free: list[float] = []
-        found = []
+        placed = []
         for start, end, number in sorted(self._stretches):
             lane = next((i for i, until in enumerate(free) if until <= start), len(free))
             free[lane:] = [end, *free[lane + 1 :]]
-            found.append(Bar(number, self._trials[number].outcome, start, end, lane))
-        return tuple(found)
+            placed.append(Bar(number, self._trials[number].outcome, start, end, lane))
+        return tuple(placed)
 
     def busy(self, wall_seconds: float, stretches: int = 100) -> tuple[tuple[float, float], ...]:
         """How many trials trained on average, in equal stretches of the search."""
@@ -369,7 +370,7 @@ class _Clock:
 def _steps(
     events: Iterable[Event], trials: Mapping[int, Trial], spec: SearchSpec, devices: float | None, clock: _Clock
 ) -> tuple[Step, ...]:
-    found: list[Step] = []
+    steps: list[Step] = []
     ended: set[int] = set()
     trained, better = 0.0, max if spec.mode == "max" else min
     for event in events:
@@ -379,10 +380,10 @@ def _steps(
             ended.add(event.trial)
             value = trials[event.trial].value(spec.metric)
             if event.outcome == "completed" and value is not None:
-                best = better(value, found[-1].best) if found else value
+                best = better(value, steps[-1].best) if steps else value
                 hours = clock.ended[event.trial]
-                found.append(Step(event.trial, value, len(ended), hours, trained / 3600, best))
-    return tuple(found)
+                steps.append(Step(event.trial, value, len(ended), hours, trained / 3600, best))
+    return tuple(steps)
 
 
 def _front(spec: SearchSpec, order: Iterable[Trial], costs: Mapping[int, Cost]) -> set[int]:
@@ -392,10 +393,10 @@ def _front(spec: SearchSpec, order: Iterable[Trial], costs: Mapping[int, Cost]) 
     points = {}
     for trial in order:
         values = [objective(trial, name, costs) for name in (spec.metric, *(goal.metric for goal in spec.objectives))]
-        known = [value for value in values if value is not None]
-        if trial.outcome == "completed" and len(known) == len(values):
-            points[trial.number] = known
-    return ledger.front(points, [spec.mode, *(goal.mode for goal in spec.objectives)])
+        present = [value for value in values if value is not None]
+        if trial.outcome == "completed" and len(present) == len(values):
+            points[trial.number] = present
+    return pareto_front(points, [spec.mode, *(goal.mode for goal in spec.objectives)])
 
 
 def objective(trial: Trial, name: str, costs: Mapping[int, Cost]) -> float | None:
@@ -423,13 +424,13 @@ def _survival(
 
 def _waste(trials: Sequence[Trial], spent: Spent) -> Waste:
     by_outcome = dict.fromkeys(OUTCOMES, 0.0)
-    known: Counter[tuple[tuple[str, Any], ...]] = Counter()
+    times_tried: Counter[tuple[tuple[str, Any], ...]] = Counter()
     repeated, repeats = 0.0, 0
     for trial in trials:
         seconds = sum(result.seconds for result in trial.results)
         by_outcome[trial.outcome] += seconds
         key = tuple(sorted(trial.params.items()))
-        if known[key]:
+        if times_tried[key]:
             repeated, repeats = repeated + seconds, repeats + 1
-        known[key] += 1
+        times_tried[key] += 1
     return Waste({name: seconds for name, seconds in by_outcome.items() if seconds}, repeated, repeats, spent.saved_seconds)

@@ -56,16 +56,16 @@ def importances(space: Space, standing: Sequence[Mapping[str, Value]], seed: int
     Source: S. Watanabe et al. 2023, https://arxiv.org/abs/2304.10255
     """
     rng = random.Random(seed)  # noqa: S311 -- draws trials, not secrets
-    told = [(params, float(-place)) for place, params in enumerate(standing)]
-    if len(told) > MOST:
-        told = rng.sample(told, MOST)
-    known = {name: _in_optunas_terms(parameter) for name, parameter in space.searched.items()}
+    scored = [(params, float(-rank)) for rank, params in enumerate(standing)]
+    if len(scored) > MOST:
+        scored = rng.sample(scored, MOST)
+    distributions = {name: _in_optunas_terms(parameter) for name, parameter in space.searched.items()}
     groups: dict[frozenset[int], list[str]] = {}
-    for name in known:
-        active = frozenset(i for i, (params, _) in enumerate(told) if name in params)
+    for name in distributions:
+        active = frozenset(i for i, (params, _) in enumerate(scored) if name in params)
         if len(active) >= FEWEST:
             groups.setdefault(active, []).append(name)
-    parts = [([_frozen(*told[i], known) for i in sorted(active)], names) for active, names in groups.items()]
+    parts = [([_frozen(*scored[i], distributions) for i in sorted(active)], names) for active, names in groups.items()]
     drawn = [[(rng.choices(trials, k=len(trials)), names) for trials, names in parts] for _ in range(RESAMPLES)]
     by_chance = _means([_raw(_shuffled(parts, rng)) for _ in range(RESAMPLES)])
     by_chance_drawn = _means([_raw(_shuffled(resample, rng)) for resample in drawn])
@@ -73,14 +73,14 @@ def importances(space: Space, standing: Sequence[Mapping[str, Value]], seed: int
     if not whole:
         return []
     again = [_shares(_raw(resample), by_chance_drawn) for resample in drawn]
-    found = []
+    ranking = []
     for trials, names in parts:
         for name in names:
             spread = sorted(shares[name] for shares in again if shares)
             tail = len(spread) // 20
             low, high = (spread[tail], spread[-1 - tail]) if spread else (0.0, 1.0)
-            found.append(Importance(name, whole[name], (min(low, whole[name]), max(high, whole[name])), len(trials)))
-    return sorted(found, key=lambda one: -one.share)
+            ranking.append(Importance(name, whole[name], (min(low, whole[name]), max(high, whole[name])), len(trials)))
+    return sorted(ranking, key=lambda one: -one.share)
 
 
 Parts = Sequence[tuple[list[FrozenTrial], list[str]]]
@@ -125,9 +125,9 @@ def _shares(raw: Mapping[str, float], by_chance: Mapping[str, float]) -> dict[st
     return {name: value / total for name, value in over.items()} if total > 0 else {}
 
 
-def _frozen(params: Mapping[str, Value], value: float, known: Mapping[str, BaseDistribution]) -> FrozenTrial:
-    ours = {name: v for name, v in params.items() if name in known}
-    return create_trial(params=ours, distributions={name: known[name] for name in ours}, value=value)
+def _frozen(params: Mapping[str, Value], value: float, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
+    ours = {name: v for name, v in params.items() if name in distributions}
+    return create_trial(params=ours, distributions={name: distributions[name] for name in ours}, value=value)
 
 
 def _in_optunas_terms(parameter: Distribution) -> BaseDistribution:

@@ -63,8 +63,8 @@ def free_bytes(device: torch.device) -> int:
         free, total = torch.cuda.mem_get_info(device)
         share = int(total * torch.cuda.get_per_process_memory_fraction(device.index))  # it refuses a device without an index
         return max(0, min(free + torch.cuda.memory_reserved(device), share) - torch.cuda.memory_allocated(device))
-    known = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    bounds = [1024 * int(known["MemAvailable"].split()[0])]
+    memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    bounds = [1024 * int(memory["MemAvailable"].split()[0])]
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
         bounds.append(limit - resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0]))

@@ -160,19 +160,19 @@ def _to_come(path: Path) -> list[Shape]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         kinds, head = config["available_node_types"].items(), config.get("head_node_type")
-        found = []
+        kinds_to_come = []
         for name, kind in kinds:
             count = int(kind.get("max_workers", config.get("max_workers", 0)))
             has = kind.get("resources") or {"CPU": math.inf, "GPU": math.inf}
             if name != head and count:
-                found.append(Shape(name, float(has.get("CPU", 0)), float(has.get("GPU", 0)), count))
-        return found
+                kinds_to_come.append(Shape(name, float(has.get("CPU", 0)), float(has.get("GPU", 0)), count))
+        return kinds_to_come
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 
 
 @dataclass
-class Head:
+class WatchedHead:
     """What the head of a cluster tells from time to time."""
 
     shapes: list[Shape]
@@ -188,15 +188,16 @@ class Head:
 
 
 @contextlib.contextmanager
-def watched(search: str) -> Iterator[Head]:
+def watched(search: str) -> Iterator[WatchedHead]:
     """The cluster's head, looked after by threads of its own.
 
     Args:
         search: its name, for the message.
     """
-    address, over, head = ray.get_runtime_context().gcs_address, threading.Event(), Head(shapes())
-    listening = threading.Thread(target=_listen, args=(head, address, over, search), name="head", daemon=True)
-    looking = threading.Thread(target=_look, args=(head, over), name="leaving", daemon=True)  # its own: the call waits for a dead head
+    address, over, head = ray.get_runtime_context().gcs_address, threading.Event(), WatchedHead(shapes())
+    listening = threading.Thread(target=_watch_head, args=(head, address, over, search), name="head", daemon=True)
+    # a thread of its own: the call waits for a dead head
+    looking = threading.Thread(target=_watch_nodes, args=(head, over), name="leaving", daemon=True)
     listening.start()
     looking.start()
     try:
@@ -207,7 +208,7 @@ def watched(search: str) -> Iterator[Head]:
             thread.join(LOOK_EVERY_S + 1)
 
 
-def _listen(head: Head, address: str, over: threading.Event, search: str) -> None:
+def _watch_head(head: WatchedHead, address: str, over: threading.Event, search: str) -> None:
     host, _, port = address.rpartition(":")
     heard = time.monotonic()
     while not over.wait(LOOK_EVERY_S):
@@ -222,9 +223,9 @@ def _listen(head: Head, address: str, over: threading.Event, search: str) -> Non
                 return
 
 
-def _look(head: Head, over: threading.Event) -> None:
+def _watch_nodes(head: WatchedHead, over: threading.Event) -> None:
     while not over.wait(LOOK_EVERY_S):
-        with contextlib.suppress(Exception):  # of a dead head, which `_listen` tells
+        with contextlib.suppress(Exception):  # of a dead head, which `_watch_head` tells
             head.leaving = tuple(state.get_draining_nodes())
             head.shapes = shapes()
 
@@ -260,10 +261,10 @@ def _token(folder: Path) -> Iterator[None]:
     try:
         ray_token.ensure()
     except ClusterError:
-        known = ray_token.there()
+        usable = ray_token.is_readable()
     else:
-        known = True
-    if known:
+        usable = True
+    if usable:
         yield
         return
     loader = AuthenticationTokenLoader.instance()
@@ -302,7 +303,7 @@ def _start(workers: dict[str, dict[str, str]] | None, cpus: int | None, folder: 
             return
         except Exception as error:
             ray.shutdown()
-            reasons.append(ray_trouble.said(folder / str(attempt)))
+            reasons.append(ray_trouble.reason_in_log(folder / str(attempt)))
             if isinstance(error, OSError | ValueError) or (reasons[-1] and reasons[-1] == reasons[-2]):
                 raise ClusterError(f"Ray cannot start on this machine ({reasons[-1] or _short(error)}).") from None
             if attempt == TRIES - 1:

@@ -27,7 +27,7 @@ class Token:
     """What was open to others, and is no more."""
 
 
-def place() -> Path:
+def token_path() -> Path:
     """The token's file.
 
     Raises: ClusterError where neither the variable nor a home folder names one.
@@ -38,7 +38,7 @@ def place() -> Path:
         raise ClusterError(f"this account has no home folder for Ray's token; set HOME, or name a file with {PLACE}.") from None
 
 
-def there() -> bool:
+def is_readable() -> bool:
     """Whether a token can be read."""
     try:
         return bool(read().strip())
@@ -53,7 +53,7 @@ def ensure() -> Token:
 
     Raises: ClusterError where it cannot be written, or is empty.
     """
-    path = place()
+    path = token_path()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         made = write_private(path, secrets.token_hex(32))
@@ -78,25 +78,27 @@ def read() -> str:
     Raises: ClusterError where there is none.
     """
     try:
-        return place().read_text(encoding="utf-8")
+        return token_path().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        raise ClusterError(f"{place()}: no token can be read; make one with `vit-search cluster token`, or copy the cluster's.") from None
+        raise ClusterError(
+            f"{token_path()}: no token can be read; make one with `vit-search cluster token`, or copy the cluster's."
+        ) from None
 
 
 def problem() -> str:
     """Why the token is no secret, in one line; empty where it is one, or where there is none."""
     try:
-        path = place()
+        path = token_path()
     except ClusterError:
         return ""
     for part in _ours(path):
         try:
-            found = part.stat()
+            about = part.stat()
         except OSError:
             continue
-        if found.st_mode & OTHERS:
-            return f"{part}: mode {stat.S_IMODE(found.st_mode):04o} opens a token to others; close it with `vit-search cluster token`."
-        if found.st_uid != os.getuid():
+        if about.st_mode & OTHERS:
+            return f"{part}: mode {stat.S_IMODE(about.st_mode):04o} opens a token to others; close it with `vit-search cluster token`."
+        if about.st_uid != os.getuid():
             return f"{part}: it belongs to another account, which can change the token; make one of your own with {PLACE}."
     return ""
 

@@ -33,11 +33,11 @@ def check() -> None:
         raise ClusterError(f"{SHARED_MEMORY} cannot be written, and Ray keeps objects there; mount it as a tmpfs of mode 1777.")
 
 
-def said(folder: Path) -> str:
+def reason_in_log(folder: Path) -> str:
     """Why a daemon of Ray's ended itself, as its log says; empty where none did."""
     for path in sorted(folder.glob("session_2*/logs/*.err")):
-        if found := CRITICAL.search(path.read_text(errors="replace")):
-            return f"{path.stem}: {found.group(1).strip()}"
+        if match := CRITICAL.search(path.read_text(errors="replace")):
+            return f"{path.stem}: {match.group(1).strip()}"
     return ""
 
 
@@ -55,8 +55,8 @@ def shortage(killed: int) -> str:
     """
     free, load, cores = psutil.virtual_memory().available, os.getloadavg()[0], os.cpu_count() or 1
     if killed or free < NEEDED_BYTES:
-        seen = "Linux ended a process for want of memory" if killed else f"{free >> 20:,} MiB of memory are free"
-        return f"{seen}, and Ray needs about {NEEDED_BYTES >> 20:,} MiB: end other programs, or raise the container's limit"
+        evidence = "Linux ended a process for want of memory" if killed else f"{free >> 20:,} MiB of memory are free"
+        return f"{evidence}, and Ray needs about {NEEDED_BYTES >> 20:,} MiB: end other programs, or raise the container's limit"
     if load > 2 * cores:
         return f"{load:.0f} processes wait for {cores} processor{'s' * (cores > 1)}: end some of them, or try again later"
     return "neither memory nor processors are short: try again, and report it with the version of Ray if it stays so"

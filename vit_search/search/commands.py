@@ -10,7 +10,7 @@ from typing import Any
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.search_file_blocks import check_target
 from vit_search.errors import SpecError
-from vit_search.ledger.ledger import Commanded, Event, Launched
+from vit_search.ledger.events import Commanded, Event, Launched
 from vit_search.text import counted, nearest
 
 COMMANDS = {

@@ -10,7 +10,8 @@ from vit_search.config.distributions import Value
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.space import Space
 from vit_search.errors import SpecError
-from vit_search.ledger.ledger import Broke, Ended, Event, Outcome, Progress, Reported
+from vit_search.ledger.events import Broke, Ended, Event, Outcome, Reported
+from vit_search.ledger.trials import Progress
 from vit_search.search.commands import Commands, Settings
 from vit_search.search.gpu_sharing import GpuSharing, Nodes
 from vit_search.search.limits import SearchLimits

@@ -23,7 +23,7 @@ from vit_search.config.strict_json import parse as parse_json
 from vit_search.errors import SearchError, SpecError
 from vit_search.files import make_folder, write_whole
 from vit_search.ledger import search_state, searches
-from vit_search.ledger.ledger import held
+from vit_search.ledger.file import is_held
 from vit_search.runtime.user import user_name
 from vit_search.search.commands import COMMANDS
 from vit_search.text import nearest
@@ -38,7 +38,7 @@ def ask(folder: Path, name: str, arguments: Mapping[str, Any], wait_s: float = A
     Raises: SearchError when no driver runs the search, others can change its folder, it refuses, or it does not answer in time; the
         command is then withdrawn.
     """
-    if not held(folder / "ledger.jsonl"):
+    if not is_held(folder / "ledger.jsonl"):
         if search_state.read(folder).state.word == "finished":
             raise SearchError(f"{folder}: this search is finished; `vit-search extend {folder.name} --trials N` goes on beyond its limits.")
         raise SearchError(f"{folder}: no driver runs this search now; `vit-search resume {folder.name}` goes on with it.")

@@ -19,19 +19,8 @@ from typing import Any
 from vit_search.config.distributions import Value
 from vit_search.errors import ClusterError, SearchError, VitSearchError
 from vit_search.ledger import search_state
-from vit_search.ledger.ledger import (
-    Broke,
-    Commanded,
-    Ended,
-    Event,
-    Infeasible,
-    Outcome,
-    OutgrewShare,
-    Progress,
-    Proposed,
-    Reported,
-    Trial,
-)
+from vit_search.ledger.events import Broke, Commanded, Ended, Event, Infeasible, Outcome, OutgrewShare, Proposed, Reported
+from vit_search.ledger.trials import Progress, Trial
 from vit_search.search.commands import Settings
 from vit_search.search.components import Components
 from vit_search.search.messages import (

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vit_search.runtime.ray_session import Head, Shape, session, shapes, watched  # isort: skip  (before ray, whose settings it makes)
+from vit_search.runtime.ray_session import Shape, WatchedHead, session, shapes, watched  # isort: skip  (before ray, whose settings it makes)
 from ray import tune
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.execution import class_cache
@@ -38,7 +38,7 @@ NODES_JOIN_WITHIN_S = 60.0
 
 
 @contextlib.contextmanager
-def cluster_of(spec: SearchSpec, search: str, address: str | None) -> Iterator[Head]:
+def cluster_of(spec: SearchSpec, search: str, address: str | None) -> Iterator[WatchedHead]:
     """The Ray cluster that a search runs on; see `ray_session.session`.
 
     Raises: ClusterError, SearchError where no trial fits.
@@ -47,7 +47,7 @@ def cluster_of(spec: SearchSpec, search: str, address: str | None) -> Iterator[H
         yield head
 
 
-def run_trials(driver: Driver, folder: Path, work: Callable[[dict[str, Any]], None], head: Head, *, apart: bool) -> None:
+def run_trials(driver: Driver, folder: Path, work: Callable[[dict[str, Any]], None], head: WatchedHead, *, apart: bool) -> None:
     """Run trials until all are over, a limit is reached, or somebody ends the search.
 
     Args:
@@ -86,7 +86,7 @@ def run_trials(driver: Driver, folder: Path, work: Callable[[dict[str, Any]], No
             raise driver.trouble
 
 
-def _fit_apart(tuner: Tuner, driver: Driver, head: Head) -> None:
+def _fit_apart(tuner: Tuner, driver: Driver, head: WatchedHead) -> None:
     """Tune in a thread of its own, which is left behind where the cluster's head is lost: its calls would wait for it."""
     ended: list[BaseException] = []
 

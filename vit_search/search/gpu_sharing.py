@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from vit_search.config import shares
 from vit_search.config.search_file import SearchSpec
-from vit_search.ledger.ledger import Event, OutgrewShare, Proposed, Reported
+from vit_search.ledger.events import Event, OutgrewShare, Proposed, Reported
 from vit_search.search.commands import Commands
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Any
 
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.strict_json import parse
-from vit_search.ledger.ledger import Progress, Trial
 from vit_search.ledger.searches import Hindsight
+from vit_search.ledger.trials import Progress, Trial
 from vit_search.planning import plan as planning
 from vit_search.stats import wilson
 

@@ -16,16 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit_search.runtime.ray_session import Head, check_limits  # isort: skip  (before ray, whose settings it makes)
 from vit_search.config.distributions import Value
+from vit_search.runtime.ray_session import check_limits
+
+from vit_search.runtime.ray_session import WatchedHead  # isort: skip  (before ray, whose settings it makes)
 from vit_search.config.search_file import SearchSpec
 from vit_search.data.cache import DataSet, kept_speed, prepare
 from vit_search.data.split import TRAINED_AND_VALIDATED_ON
 from vit_search.errors import NoTrialCompletedError, SearchError, SpecError, VitSearchError
 from vit_search.files import write_whole
 from vit_search.ledger import searches
-from vit_search.ledger.ledger import Commanded, Ended, Event, Launched, Ledger, Left, Progress, Spent, Trial, best, ranked
+from vit_search.ledger.events import Commanded, Ended, Event, Launched, Left
+from vit_search.ledger.file import Ledger
 from vit_search.ledger.searches import Hindsight, SearchFacts
+from vit_search.ledger.trials import Progress, Spent, Trial, best_trial, ranked
 from vit_search.planning import plan as planning
 from vit_search.planning import speed
 from vit_search.runtime.user import user_name
@@ -87,7 +91,7 @@ class SearchResult:
     @property
     def best(self) -> Trial | None:
         """The winner, or None."""
-        return best(self.trials, self.spec.metric, self.spec.mode)
+        return best_trial(self.trials, self.spec.metric, self.spec.mode)
 
 
 Watch = Callable[[Driver, SearchSpec, Path], Callable[[Event], None]]
@@ -295,17 +299,17 @@ def _opened(spec: SearchSpec, folder: Path, extend: Mapping[str, float]) -> Ledg
 
 
 @contextlib.contextmanager
-def _cluster_if_needed(spec: SearchSpec, folder: Path, ledger: Ledger, address: str | None) -> Iterator[Head]:
+def _cluster_if_needed(spec: SearchSpec, folder: Path, ledger: Ledger, address: str | None) -> Iterator[WatchedHead]:
     """The Ray cluster; an empty one where no trial is left to run."""
     if not resumable.is_work_left(spec, ledger.events):
-        yield Head([])
+        yield WatchedHead([])
         return
     with cluster_of(spec, folder.name, address) as head:
         yield head
 
 
 def _driver_of(
-    spec: SearchSpec, folder: Path, data: DataSet, ledger: Ledger, head: Head, planned: Sequence[tuple[dict[str, Value], int]]
+    spec: SearchSpec, folder: Path, data: DataSet, ledger: Ledger, head: WatchedHead, planned: Sequence[tuple[dict[str, Value], int]]
 ) -> Driver:
     shared = head.shapes and "auto" in (spec.resources.cpus, spec.resources.gpus)
     components = components_of(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vit_search.ledger.ledger import Commanded, Ended, Event, Progress
+from vit_search.ledger.events import Commanded, Ended, Event
+from vit_search.ledger.trials import Progress
 from vit_search.search.commands import Commands, Settings
 from vit_search.text import counted
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from vit_search.config.distributions import Value
 from vit_search.config.search_file import SearchSpec
 from vit_search.data.cache import DataSet
-from vit_search.ledger.ledger import trial_folder
+from vit_search.ledger.searches import trial_folder
 from vit_search.search.components import Components
 from vit_search.search.messages import TrialOrder
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from vit_search.errors import ClusterError
-from vit_search.ledger.ledger import Event
+from vit_search.ledger.events import Event
 
 if TYPE_CHECKING:
     from vit_search.runtime.ray_session import Shape

@@ -19,7 +19,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
-from vit_search.ledger.ledger import Broke, Event, Launched
+from vit_search.ledger.events import Broke, Event, Launched
 from vit_search.text import counted
 
 MAX_RETRIES = 3

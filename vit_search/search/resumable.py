@@ -9,8 +9,10 @@ from pathlib import Path
 from vit_search.config.search_file import SearchSpec
 from vit_search.errors import SearchError
 from vit_search.ledger import searches
-from vit_search.ledger.ledger import Commanded, Event, Progress, check_free, read_events
+from vit_search.ledger.events import Commanded, Event
+from vit_search.ledger.file import check_free, read_events
 from vit_search.ledger.searches import SearchFacts
+from vit_search.ledger.trials import Progress
 from vit_search.search.commands import Commands, Settings, check_settings
 from vit_search.search.limits import SearchLimits, option
 

@@ -17,7 +17,9 @@ from vit_search.config.strict_json import build, parse
 from vit_search.errors import SearchError
 from vit_search.files import make_folder
 from vit_search.ledger import searches
-from vit_search.ledger.ledger import Outcome, Trial, kept, read_trials
+from vit_search.ledger.events import Outcome
+from vit_search.ledger.file import read_trials
+from vit_search.ledger.trials import Trial, numbers_to_keep
 from vit_search.text import whole_number
 from vit_search.vit import checkpoint_files
 
@@ -128,7 +130,7 @@ def delete_old_checkpoints(folder: Path, trials: Mapping[int, Trial], spec: Sear
     numbered = ((whole_number(checkpoint.parent.name), checkpoint) for checkpoint in (folder / "trials").glob("*/checkpoint"))
     folders = {number: checkpoint for number, checkpoint in numbered if number is not None}
     over = [trials[number] for number in folders if number in trials and trials[number].over]
-    keep = kept(over, spec.metric, spec.mode, spec.keep_checkpoints) | searches.pareto(spec, over)
+    keep = numbers_to_keep(over, spec.metric, spec.mode, spec.keep_checkpoints) | searches.pareto(spec, over)
     for trial in over:
         checkpoint_files.drop_older(folders[trial.number])
         if trial.number not in keep:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from vit_search.config.search_file import SearchSpec
-from vit_search.ledger.ledger import Event, Proposed
+from vit_search.ledger.events import Event, Proposed
 from vit_search.stopping.asha import Asha
 from vit_search.stopping.hyperband import Hyperband
 from vit_search.stopping.median import Median

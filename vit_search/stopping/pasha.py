@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Mapping
 
-from vit_search.ledger.ledger import Ended, Event
+from vit_search.ledger.events import Ended, Event
 from vit_search.stopping.asha import Asha
 from vit_search.stopping.rule import StoppingOptions, TrainFlops, no_flops
 

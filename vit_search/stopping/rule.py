@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vit_search.config.distributions import Value
-from vit_search.ledger.ledger import Ended, Event, Proposed, Reported
+from vit_search.ledger.events import Ended, Event, Proposed, Reported
 from vit_search.stopping.rungs import levels
 
 

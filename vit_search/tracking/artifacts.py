@@ -24,17 +24,17 @@ PATHS = (
 """Tables and columns in which MLflow 3 keeps full paths."""
 
 
-def place_of(database: Path, experiment: str) -> Path:
+def artifacts_folder(database: Path, experiment: str) -> Path:
     """Where the artifacts of a new experiment go."""
     return database.resolve().parent / FOLDER / experiment
 
 
-def new_place(database: Path, experiment: str) -> Path:
-    """`place_of`, below a folder that is closed to other accounts where it is new, as searches are."""
-    place = place_of(database, experiment)
+def make_artifacts_folder(database: Path, experiment: str) -> Path:
+    """`artifacts_folder`, below a folder that is closed to other accounts where it is new, as searches are."""
+    folder = artifacts_folder(database, experiment)
     with contextlib.suppress(OSError):  # MLflow says what is wrong
-        place.parent.mkdir(mode=0o700, exist_ok=True)
-    return place
+        folder.parent.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 def find_again(database: Path) -> Path | None:
@@ -43,7 +43,7 @@ def find_again(database: Path) -> Path | None:
     Returns: the folder that it named until now; None where nothing was changed.
     Raises: sqlite3.Error when it cannot be changed.
     """
-    home = place_of(database, "x").parent
+    home = artifacts_folder(database, "x").parent
     with contextlib.closing(sqlite3.connect(database, timeout=20, isolation_level=None)) as opened:
         for old in _named(opened, home):
             if any((home / rest).exists() for rest in _below(opened, old)):
@@ -80,9 +80,9 @@ def missing(database: Path, location: str) -> Path | None:
 
     MLflow would make it anew.
     """
-    place = path_of(location)
-    known = place is None or place.exists() or place.is_relative_to(database.resolve().parent)
-    return None if known else place
+    folder = path_of(location)
+    expected = folder is None or folder.exists() or folder.is_relative_to(database.resolve().parent)
+    return None if expected else folder
 
 
 def path_of(uri: str) -> Path | None:
@@ -95,7 +95,7 @@ def _named(opened: sqlite3.Connection, home: Path) -> list[str]:
     """The folders `…/mlartifacts/` other than ours in which experiments lie, as the database spells them."""
     marked = opened.execute("SELECT artifact_location FROM experiments WHERE artifact_location LIKE ?", (f"%/{FOLDER}/%",))
     before = {text[: text.rindex(f"/{FOLDER}/")] + f"/{FOLDER}/" for (text,) in marked}
-    return sorted(text for text in before if (place := path_of(text)) is not None and place.resolve() != home)
+    return sorted(text for text in before if (folder := path_of(text)) is not None and folder.resolve() != home)
 
 
 def _below(opened: sqlite3.Connection, old: str) -> Iterator[Path]:

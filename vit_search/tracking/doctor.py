@@ -13,7 +13,7 @@ from mlflow.entities import RunTag, ViewType
 
 from vit_search.errors import SearchError
 from vit_search.ledger import searches
-from vit_search.ledger.ledger import held
+from vit_search.ledger.file import is_held
 
 HERE = socket.gethostname()
 
@@ -44,7 +44,7 @@ def zombies(client: MlflowClient, *, stranger_hours: float = 24.0, now: float | 
     running = _all(client.search_runs, list(names), "attributes.status = 'RUNNING'") if names else []
     parents = {run.info.run_id: run for run in running if "search_id" in run.data.tags}
     dead = {run_id: reason for run_id, run in parents.items() if (reason := _dead(run.data.tags, run.info.start_time, now))}
-    found = []
+    abandoned = []
     for run in running:
         tags, parent = run.data.tags, run.data.tags.get("mlflow.parentRunId", "")
         if run.info.run_id in parents:
@@ -55,16 +55,16 @@ def zombies(client: MlflowClient, *, stranger_hours: float = 24.0, now: float | 
             silent = (now - _last_sign(client, run)) / 3600
             reason = f"not of vit_search, and silent for {silent:.0f} h" if silent > stranger_hours else ""
         if reason:
-            found.append(Zombie(run.info.run_id, run.info.run_name or "", names[run.info.experiment_id], reason))
-    return found
+            abandoned.append(Zombie(run.info.run_id, run.info.run_name or "", names[run.info.experiment_id], reason))
+    return abandoned
 
 
-def close(client: MlflowClient, found: list[Zombie]) -> None:
+def close(client: MlflowClient, abandoned: list[Zombie]) -> None:
     """End them as KILLED. A search of ours that is resumed later opens its runs again."""
-    for zombie in found:
-        known = client.get_run(zombie.run_id).data.tags
-        told = [RunTag(name, "interrupted") for name in ("state", "outcome") if name in known]  # a search's, a trial's
-        client.log_batch(zombie.run_id, tags=[RunTag("closed_by", "vit-search doctor"), RunTag("closed_because", zombie.reason), *told])
+    for zombie in abandoned:
+        present = client.get_run(zombie.run_id).data.tags
+        outcomes = [RunTag(name, "interrupted") for name in ("state", "outcome") if name in present]  # a search's, a trial's
+        client.log_batch(zombie.run_id, tags=[RunTag("closed_by", "vit-search doctor"), RunTag("closed_because", zombie.reason), *outcomes])
         client.set_terminated(zombie.run_id, "KILLED")
 
 
@@ -88,7 +88,7 @@ def _driven(tags: dict[str, str]) -> bool | None:
     try:
         if searches.read_facts(folder).search_id != tags["search_id"]:
             return None
-        if held(folder / "ledger.jsonl"):
+        if is_held(folder / "ledger.jsonl"):
             return True
         return False if tags.get("driver_host", HERE) == HERE else None
     except (OSError, SearchError):
@@ -104,11 +104,11 @@ def _last_sign(client: MlflowClient, run: Any) -> float:
 
 
 def _all(search: Any, *args: Any, **options: Any) -> list[Any]:
-    found: list[Any] = []
+    items: list[Any] = []
     token = None
     while True:
         page = search(*args, page_token=token, **options)
-        found.extend(page)
+        items.extend(page)
         token = page.token
         if not token:
-            return found
+            return items

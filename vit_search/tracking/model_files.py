@@ -44,21 +44,21 @@ def digests(folder: Path, inside: str = "") -> dict[str, str]:
         folder: of the model, or of a part of it. inside: where that part lies in the model.
     Raises: OSError.
     """
-    found: dict[str, str] = {}
+    recorded: dict[str, str] = {}
     code: list[str] = []
     for path in sorted(folder.rglob("*")):
         name = "/".join([*([inside] if inside else []), *path.relative_to(folder).parts])
         if path.is_symlink():
-            found[name] = "a link"
+            recorded[name] = "a link"
         elif not path.is_file() or name == META or CACHE in path.parts:
             continue
         elif name.startswith(CODE):
             code.append(f"{sha256_of(path)}  {name}\n")
         else:
-            found[name] = sha256_of(path)
+            recorded[name] = sha256_of(path)
     if code:
-        found[CODE] = hashlib.sha256("".join(code).encode()).hexdigest()
-    return found
+        recorded[CODE] = hashlib.sha256("".join(code).encode()).hexdigest()
+    return recorded
 
 
 def compiled(folder: Path) -> int:
@@ -79,9 +79,9 @@ def check(folder: Path, tags: Mapping[str, str], whose: str, inside: str = CHECK
         weights = folder if inside else folder / CHECKPOINT
         if WEIGHTS not in tags:
             return NOTHING
-        found = weights_sha256(weights)
-        if found != tags[WEIGHTS]:
-            raise PromotionError(f"{whose} holds other weights than were registered (sha256 {found[:12]}…); take another.")
+        digest = weights_sha256(weights)
+        if digest != tags[WEIGHTS]:
+            raise PromotionError(f"{whose} holds other weights than were registered (sha256 {digest[:12]}…); take another.")
         return WEIGHTS_ALONE
     recorded = {name: digest for name, digest in read(tags[RECORD], whose).items() if name.startswith(inside)}
     files = digests(folder, inside)

@@ -138,14 +138,14 @@ def log_model(folder: Path, *, run_id: str, name: str = "model", step: int = 0, 
     height, width = served.config.model.image_size
     chances = [ColSpec(DataType.double, f"p_{name}") for name in served.classes]
     columns = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "version")]
-    with tempfile.TemporaryDirectory() as place, mlflow.start_run(run_id=run_id), warnings.catch_warnings(), _no_bytecode():
+    with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run_id), warnings.catch_warnings(), _no_bytecode():
         warnings.simplefilter("ignore")  # MLflow's, about type hints and the like; ours are errors
-        slim = Path(place) / "checkpoint"
+        slim = Path(temporary) / "checkpoint"
         checkpoint.copy_for_serving(folder, slim)
         artifacts = {"checkpoint": str(slim)}
         if pt2:
-            torch.export.save(exported(served), Path(place) / "model.pt2")
-            artifacts["pt2"] = str(Path(place) / "model.pt2")
+            torch.export.save(exported(served), Path(temporary) / "model.pt2")
+            artifacts["pt2"] = str(Path(temporary) / "model.pt2")
         info = mlflow.pyfunc.log_model(
             name=name,
             step=step,
@@ -156,7 +156,7 @@ def log_model(folder: Path, *, run_id: str, name: str = "model", step: int = 0, 
                 outputs=Schema([*columns, *chances]),
             ),
             input_example=pd.DataFrame({IMAGE: [_black(height, width)]}),
-            code_paths=[str(_copy_code(Path(place) / "code"))],
+            code_paths=[str(_copy_code(Path(temporary) / "code"))],
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
             metadata=facts(served),
         )
@@ -164,8 +164,8 @@ def log_model(folder: Path, *, run_id: str, name: str = "model", step: int = 0, 
             home = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=again))
             sent = {model_files.RECORD: json.dumps(model_files.digests(slim, model_files.CHECKPOINT))}
             model_files.check(home / model_files.CHECKPOINT, sent, str(info.model_uri))
-            told = {model_files.RECORD: model_files.record(home)}
-        mlflow.MlflowClient().set_logged_model_tags(info.model_id, told)
+            record_tag = {model_files.RECORD: model_files.record(home)}
+        mlflow.MlflowClient().set_logged_model_tags(info.model_id, record_tag)
     mlflow.MlflowClient().set_terminated(run_id, end_status)
     return str(info.model_uri)
 
@@ -213,8 +213,8 @@ def exported(served: checkpoint.ServedModel) -> torch.export.ExportedProgram:
 
 def _rows(model_input: Any) -> np.ndarray:
     """The images of a request, one along the first axis."""
-    given = model_input[IMAGE] if isinstance(model_input, (dict, pd.DataFrame)) else model_input
-    rows = np.atleast_1d(np.asarray(given))
+    images = model_input[IMAGE] if isinstance(model_input, (dict, pd.DataFrame)) else model_input
+    rows = np.atleast_1d(np.asarray(images))
     if len(rows) == 0:
         raise MlflowException.invalid_parameter_value("no image: the batch is empty; give at least one.")
     if rows.dtype.kind not in "OSU" and rows.ndim != 4:
@@ -239,8 +239,8 @@ def _version(folder: Path) -> str:
     root = folder.parents[1]
     registered = root / "registered_model_meta"  # written by MLflow where a model is loaded through the registry
     if registered.is_file():
-        told = yaml.safe_load(registered.read_text(encoding="utf-8"))
-        return f"{told['model_name']}/{told['model_version']}"
+        meta = yaml.safe_load(registered.read_text(encoding="utf-8"))
+        return f"{meta['model_name']}/{meta['model_version']}"
     model_id = Model.load(str(root)).model_id if (root / "MLmodel").is_file() else None
     return str(model_id or json.loads((folder / checkpoint.CONFIG).read_text())["sha256"][checkpoint.MODEL])
 

@@ -11,8 +11,8 @@ from urllib.parse import quote
 from vit_search.config.cost import in_time
 from vit_search.config.search_file import SearchSpec
 from vit_search.ledger import searches
-from vit_search.ledger.ledger import Spent, Trial, best
 from vit_search.ledger.searches import SearchFacts
+from vit_search.ledger.trials import Spent, Trial, best_trial
 from vit_search.text import counted, markdown
 from vit_search.tracking import views
 
@@ -44,9 +44,9 @@ def described(
     """
     counts = Counter(trial.outcome for trial in ranking)
     over = sum(trial.over for trial in ranking)
-    said = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())) or "none yet"
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())) or "none yet"
     lines = [
-        f"**{markdown(state)}**: {over} of {counted(wanted, 'trial')} over ({said}); seen at {time.strftime('%Y-%m-%d %H:%M:%S %Z')}",
+        f"**{markdown(state)}**: {over} of {counted(wanted, 'trial')} over ({outcomes}); seen at {time.strftime('%Y-%m-%d %H:%M:%S %Z')}",
         "",
         "Trials: "
         + " · ".join(f"[{name}]({_link(experiment_id, facts.search, rule, spec.metric, spec.mode)})" for name, rule in FILTERS.items()),
@@ -55,7 +55,7 @@ def described(
         f"{in_time(spent.stopped_seconds)} of it in stopped trials; stopping saved {in_time(spent.saved_seconds)}.",
         "",
     ]
-    winner = best(ranking, spec.metric, spec.mode)
+    winner = best_trial(ranking, spec.metric, spec.mode)
     if winner is not None:
         space = spec.space
         names = list(space.searched)

@@ -53,9 +53,9 @@ def without_accounts() -> Any:
     from starlette.responses import PlainTextResponse
 
     async def served(scope: Any, receive: Any, send: Any) -> None:
-        asked = scope["path"] if scope["type"] == "http" else ""
-        refused = ASSISTANT in asked
-        here = _Prepared(send, _head(await asyncio.to_thread(_first_views))).send if asked == "/" else send
+        path = scope["path"] if scope["type"] == "http" else ""
+        refused = ASSISTANT in path
+        here = _Prepared(send, _head(await asyncio.to_thread(_first_views))).send if path == "/" else send
         await (PlainTextResponse(REFUSED, 403) if refused else app)(scope, receive, here)
 
     return served
@@ -110,10 +110,10 @@ def _first_views() -> dict[str, Any]:
     from mlflow.exceptions import MlflowException
 
     try:
-        found = _client().search_experiments(filter_string=KIND)
+        experiments = _client().search_experiments(filter_string=KIND)
     except MlflowException:
         return {}
-    states = {experiment.experiment_id: views.first_state(experiment.tags) for experiment in found}
+    states = {experiment.experiment_id: views.first_state(experiment.tags) for experiment in experiments}
     return {key: state for key, state in states.items() if state is not None}
 
 
@@ -128,7 +128,7 @@ def _client() -> Any:
 
 def address(client: Any, port: int) -> str:
     """The page of the newest search's experiment, among MLflow's pages for training; the list of experiments where there is none."""
-    experiments = [found.experiment_id for found in client.search_experiments(filter_string=KIND)]
+    experiments = [experiment.experiment_id for experiment in client.search_experiments(filter_string=KIND)]
     newest = client.search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=1) if experiments else []
     page = f"/{newest[0].info.experiment_id}/runs" if newest else ""
     return f"http://127.0.0.1:{port}/#/experiments{page}?workflowType=machine_learning"

@@ -41,11 +41,16 @@ DATABASES = ("postgresql", "postgresql+psycopg", "postgresql+psycopg2", "mysql",
 
 def in_short(error: Exception) -> str:
     """The first line of what MLflow or a database said, without a password."""
-    said = next(iter(str(error).splitlines()), type(error).__name__)
+    message = next(iter(str(error).splitlines()), type(error).__name__)
     for uri in (mlflow.get_tracking_uri(), os.environ.get(ENVIRONMENT, "")):
         secret = urlsplit(uri).password
-        said = said.replace(secret, "…") if secret else said
-    return said
+        message = message.replace(secret, "…") if secret else message
+    return message
+
+
+def public_uri() -> str:
+    """The tracking URI in use, without what a URI may carry in secret."""
+    return public(mlflow.get_tracking_uri())
 
 
 def is_made(uri: str) -> bool:
@@ -53,7 +58,7 @@ def is_made(uri: str) -> bool:
     return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
 
 
-def client_for(given: str | None, needs: Literal["make", "write", "read"] = "make") -> MlflowClient:
+def client_for(tracking_uri: str | None, needs: Literal["make", "write", "read"] = "make") -> MlflowClient:
     """A client whose server or database answers.
 
     Args:
@@ -61,19 +66,19 @@ def client_for(given: str | None, needs: Literal["make", "write", "read"] = "mak
             written for. The last two make no file.
     Raises: TrackingError, one line, when it does not.
     """
-    uri = resolve_uri(given)
+    uri = resolve_uri(tracking_uri)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # 60 lines for each error of a database, which it raises, too
-    parts, place, writable = urlsplit(uri), Path(uri.removeprefix(SQLITE)), True
+    parts, database, writable = urlsplit(uri), Path(uri.removeprefix(SQLITE)), True
     if parts.scheme in ("http", "https"):
         _check_server(uri)
     elif parts.scheme == "sqlite":
-        if needs != "make" and not place.exists():
-            raise TrackingError(f"{place}: {NONE_YET}")
-        writable = os.access(place if place.exists() else place.parent, os.W_OK)
+        if needs != "make" and not database.exists():
+            raise TrackingError(f"{database}: {NONE_YET}")
+        writable = os.access(database if database.exists() else database.parent, os.W_OK)
         if needs != "read" and not writable:
-            raise TrackingError(f"{place}: the tracking database cannot be written; name another with --tracking-uri.")
+            raise TrackingError(f"{database}: the tracking database cannot be written; name another with --tracking-uri.")
     elif parts.scheme not in DATABASES:
         raise TrackingError(f"{public(uri)}: no tracking URI that MLflow writes to; use http://…, sqlite:///FILE or postgresql://….")
     with _environment_kept():
@@ -83,26 +88,26 @@ def client_for(given: str | None, needs: Literal["make", "write", "read"] = "mak
             sqlalchemy.create_engine(uri).connect().close()
         with _one_at_a_time(uri) if writable else contextlib.nullcontext():
             if parts.scheme == "sqlite" and needs == "make":
-                _make_closed(place)
-            elif parts.scheme == "sqlite" and not artifacts.is_mlflows(place):
-                raise TrackingError(f"{place}: {NONE_YET}")
+                _make_closed(database)
+            elif parts.scheme == "sqlite" and not artifacts.is_mlflows(database):
+                raise TrackingError(f"{database}: {NONE_YET}")
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
-            moved = artifacts.find_again(place) if parts.scheme == "sqlite" and writable else None
-            for address in artifacts.addresses(place) if parts.scheme == "sqlite" else ():
-                refuse_artifacts(address, place)
+            moved = artifacts.find_again(database) if parts.scheme == "sqlite" and writable else None
+            for address in artifacts.addresses(database) if parts.scheme == "sqlite" else ():
+                refuse_artifacts(address, database)
     except VitSearchError:
         raise
     except Exception as error:
-        said = in_short(error)
+        message = in_short(error)
         mend = "mend it or name another."
-        if "401" in said or (isinstance(error, MlflowException) and error.error_code == "UNAUTHENTICATED"):
+        if "401" in message or (isinstance(error, MlflowException) and error.error_code == "UNAUTHENTICATED"):
             mend = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account of it."
         elif isinstance(error, ModuleNotFoundError):
             mend = "pip install 'vit_search[postgres]', or MySQL's driver."
         elif parts.scheme in DATABASES:
             mend = "see that it runs, and the account in the URI."
-        raise TrackingError(f"{public(uri)}: the tracking store does not answer ({said}); {mend}") from None
+        raise TrackingError(f"{public(uri)}: the tracking store does not answer ({message}); {mend}") from None
     if moved is not None:
         _log.warning("MLflow: the artifacts are taken from the folder of the database from now on, no more from %s.", moved)
     return client
@@ -117,11 +122,11 @@ def _make_closed(database: Path) -> None:
 @contextlib.contextmanager
 def _one_at_a_time(uri: str) -> Iterator[None]:
     """MLflow makes the tables of a new SQLite file one by one, and two processes that do so at once stop each other."""
-    place = Path(uri.removeprefix(SQLITE))
+    database = Path(uri.removeprefix(SQLITE))
     with contextlib.ExitStack() as stack:
         if uri.startswith(SQLITE):
             with contextlib.suppress(OSError):  # a folder that takes no new file, or a storage without locks
-                stack.enter_context(locked(place.with_name(f".{place.name}.lock")))
+                stack.enter_context(locked(database.with_name(f".{database.name}.lock")))
         yield
 
 

@@ -48,19 +48,19 @@ ARTIFACT_STORES = ("", "file", "models", "runs", "s3", "gs", "r2", "wasb", "wasb
 """Schemes under which a SQLite store may keep artifacts, besides http and https. They send no MLflow credentials."""
 
 
-def resolve_uri(given: str | None = None, folder: Path | None = None, facts: SearchFacts | None = None) -> str:
+def resolve_uri(tracking_uri: str | None = None, folder: Path | None = None, facts: SearchFacts | None = None) -> str:
     """The MLflow that is meant: as given, else MLFLOW_TRACKING_URI, else as the search keeps it, else SQLite in ./mlruns.db.
 
     Every command asks here. Where the answer is not the one that a user expects, a line says which it is and why. The last two are
     refused where whoever wrote the folder could do harm by them: see `_refuse_server` and `_refuse_database`.
 
     Args:
-        given: after --tracking-uri. folder, facts: of the search that the command is about; None where there is none.
+        tracking_uri: after --tracking-uri. folder, facts: of the search that the command is about; None where there is none.
     Returns: SQLite with a full path.
     Raises: TrackingError.
     """
-    if given:
-        return absolute(given)
+    if tracking_uri:
+        return absolute(tracking_uri)
     named = absolute(os.environ.get(ENVIRONMENT, ""))
     if folder is None or facts is None or not facts.tracking_uri:
         return named or _database_here()
@@ -84,13 +84,13 @@ def resolve_uri(given: str | None = None, folder: Path | None = None, facts: Sea
     return kept
 
 
-def of_newest(given: str | None) -> str:
+def of_newest(tracking_uri: str | None) -> str:
     """The MLflow of a command that names no search: that of the newest search in ./searches, by the rule of `resolve_uri`."""
     folder = facts = None
     with contextlib.suppress(SearchError):
         folder = searches.find(Path("searches"), None)
         facts = searches.read_facts(folder)
-    return resolve_uri(given, folder, facts)
+    return resolve_uri(tracking_uri, folder, facts)
 
 
 def kept_uri(folder: Path, facts: SearchFacts) -> str:
@@ -107,10 +107,10 @@ def _kept_path(folder: Path, facts: SearchFacts) -> Path:
     """The file of `kept_uri`; where a link is there, the link."""
     path = Path(facts.tracking_uri.removeprefix(SQLITE))
     above = (parent / (path.name if path.is_absolute() else path) for parent in folder.resolve().parents)
-    own = next((place for place in above if _there(place)), None)
+    nearest = next((database for database in above if _there(database)), None)
     if not path.is_absolute():
-        return own or Path.cwd() / path
-    return own if own is not None and (not _there(path) or _knows(own, facts.search_id)) else path
+        return nearest or Path.cwd() / path
+    return nearest if nearest is not None and (not _there(path) or _knows(nearest, facts.search_id)) else path
 
 
 def to_keep(uri: str, folder: Path) -> str:
@@ -130,9 +130,9 @@ def _database_here() -> str:
 
     Raises: TrackingError.
     """
-    place = Path.cwd() / DEFAULT_DATABASE
-    if reason := _strange(place):
-        raise TrackingError(f"{place}: {reason}; {MEND}")
+    database = Path.cwd() / DEFAULT_DATABASE
+    if reason := _strange(database):
+        raise TrackingError(f"{database}: {reason}; {MEND}")
     return absolute(SQLITE + DEFAULT_DATABASE)
 
 
@@ -142,8 +142,8 @@ def _refuse_database(path: Path, folder: Path, search_id: str) -> None:
     Raises: TrackingError.
     """
     reason = _strange(path)
-    own = path.name == DEFAULT_DATABASE and folder.resolve().is_relative_to(path.parent.resolve())
-    if not reason and not own and not _knows(path, search_id):
+    in_project = path.name == DEFAULT_DATABASE and folder.resolve().is_relative_to(path.parent.resolve())
+    if not reason and not in_project and not _knows(path, search_id):
         reason = f"which is no {DEFAULT_DATABASE} of this project and has no record of this search"
     if reason:
         raise TrackingError(f"{folder / 'search.json'}: its records are said to be in {SQLITE}{path}, {reason}; {MEND}")
@@ -166,11 +166,11 @@ def _there(path: Path) -> bool:
     return False
 
 
-def _refuse_server(uri: str, said: str) -> None:
+def _refuse_server(uri: str, introduction: str) -> None:
     """Refuse an address that a file names: of no server, of a cloud's own services, or one that would be sent a password meant for another.
 
     Args:
-        said: begins the message; the address follows.
+        introduction: begins the message; the address follows.
     Raises: TrackingError.
     """
     reason = ""
@@ -183,7 +183,7 @@ def _refuse_server(uri: str, said: str) -> None:
     elif (secret := _credentials(uri)) and _origin(uri) != _origin(os.environ.get(ENVIRONMENT, "")):
         reason = f"and {secret} may be meant for another server, so nothing is sent there"
     if reason:
-        raise TrackingError(f"{said} {_shown(uri)}, {reason}; {MEND}")
+        raise TrackingError(f"{introduction} {_shown(uri)}, {reason}; {MEND}")
 
 
 def refuse_artifacts(uri: str, database: Path) -> None:
@@ -224,10 +224,10 @@ def _internal(host: str) -> bool:
     if host.rstrip(".") in INTERNAL_NAMES:
         return True
     try:
-        found = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(host, None)}  # also reads 2852039166 and 0xa9fea9fe
+        addresses = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(host, None)}  # also reads 2852039166 and 0xa9fea9fe
     except (OSError, UnicodeError):  # no such host; MLflow will say so
-        found = set()
-    return any(_plain(ipaddress.ip_address(text)) in network for text in found for network in INTERNAL)
+        addresses = set()
+    return any(_plain(ipaddress.ip_address(text)) in network for text in addresses for network in INTERNAL)
 
 
 def _plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
@@ -247,8 +247,8 @@ def _shown(uri: str) -> str:
 
 def _knows(database: Path, search_id: str) -> bool:
     """Whether a SQLite database of MLflow's has a run of this search."""
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as found:
-        return found.execute("SELECT 1 FROM tags WHERE key = 'search_id' AND value = ?", (search_id,)).fetchone() is not None
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+        return connection.execute("SELECT 1 FROM tags WHERE key = 'search_id' AND value = ?", (search_id,)).fetchone() is not None
     return False
 
 
@@ -259,8 +259,8 @@ def names_in(uri: str) -> set[str] | None:
         return None
     if not os.path.lexists(database):
         return set()
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as found:
-        return {str(name) for (name,) in found.execute("SELECT name FROM registered_models")}
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+        return {str(name) for (name,) in connection.execute("SELECT name FROM registered_models")}
     return None
 
 

@@ -17,7 +17,7 @@ from vit_search.config.metrics import RANKING
 from vit_search.config.space import Space
 from vit_search.config.trial import EpochResult
 from vit_search.errors import SpecError
-from vit_search.ledger.ledger import Commanded, Ended, Event, Infeasible, Proposed, Reported
+from vit_search.ledger.events import Commanded, Ended, Event, Infeasible, Proposed, Reported
 from vit_search.search.proposals.history import SHOWN, Goal, History, Params, Past, State, params_key
 from vit_search.search.proposals.optuna_study import StudyView, distributions, truth
 from vit_search.search.proposals.samplers import SAMPLERS, Proposal, Question, chosen, draw_at_random

@@ -1,0 +1,178 @@
+"""The file in which a search's events are kept: append-only, so that the search can be rebuilt after any crash.
+
+One event per line as JSON, each with a checksum, written twice: to `ledger.jsonl` and then to `ledger.copy.jsonl`. A line that a crash
+cut off at the end is dropped. A file damaged before its end is repaired from the other one. Where both are damaged, the search is
+refused and never started anew. Proposals, rungs, MLflow's records and the leaderboard all follow from these events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+from vit_search.errors import SearchError
+from vit_search.files import open_to_write, write_whole
+from vit_search.ledger.events import Broke, Ended, Event, Launched, OutgrewShare, Proposed, Reported, decode, encode
+from vit_search.ledger.trials import Progress, Trial
+
+
+class Ledger:
+    """The file `ledger.jsonl` of one search and its copy, held by one driver at a time; any thread may append.
+
+    Args:
+        path: of the file; made where it is missing.
+    Raises: SearchError when another driver holds it, or both files are damaged before their end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.folder, self._path = path.parent, path
+        self._file: IO[bytes] = open_to_write(path, "a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise _taken(path) from None
+        self.listeners: list[Callable[[Event], None]] = []
+        """Told of each event, in this order, once it is written."""
+        self._lock = threading.RLock()
+        lines = _sound_lines(path)
+        self.events = _decoded(path, lines)
+        whole = b"".join(lines)
+        if not _holds(_copy_of(path), whole):
+            write_whole(_copy_of(path), whole)
+        if not _holds(path, whole):  # after the copy is whole: a crash in here loses nothing
+            self._file.truncate(0)
+            self._file.write(whole)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._copy: IO[bytes] = open_to_write(_copy_of(path), "ab")
+
+    def append(self, event: Event) -> None:
+        """Write an event and tell the listeners.
+
+        Raises: SearchError when the disk is full or the file cannot be written.
+        """
+        with self._lock:
+            line = encode(event)
+            try:
+                self._file.write(line)
+                self._file.flush()
+                if not isinstance(event, Reported):
+                    os.fsync(self._file.fileno())
+                self._copy.write(line)
+                self._copy.flush()
+            except OSError as error:
+                raise SearchError(
+                    f"{self._path}: cannot be written ({error.strerror}); make room, then `vit-search resume {self._path.parent.name}`."
+                ) from None
+            self.events.append(event)
+            for listener in self.listeners:
+                listener(event)
+
+    def sync(self) -> None:
+        """Have the disk hold all that was appended: what others are told next, a loss of power must not take back."""
+        for file in (self._file, self._copy):
+            with contextlib.suppress(OSError, ValueError):  # of a full disk, which `append` says; of a ledger just closed
+                os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Let go of the file, so that another driver may take it."""
+        for file in (self._file, self._copy):
+            with contextlib.suppress(OSError):  # of a full disk: what could not be written was said when it happened
+                file.close()
+
+
+def read_events(path: Path) -> list[Event]:
+    """All that is known of a search. Any process may ask at any time.
+
+    Raises: SearchError when the file is missing, or damaged before its end like its copy.
+    """
+    if not path.exists() and not _copy_of(path).exists():
+        raise SearchError(f"{path}: missing; {path.parent} is not the folder of a search.")
+    return _decoded(path, _sound_lines(path))
+
+
+def read_trials(path: Path) -> list[Trial]:
+    """The trials of a search, running or over, in the order of their numbers; otherwise as `read_events`."""
+    return list(Progress.of(read_events(path), epochs=0).trials.values())
+
+
+def is_held(path: Path) -> bool:
+    """Whether a driver runs this search at this moment."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        return False
+
+
+def check_free(path: Path) -> None:
+    """Raises: SearchError when a driver runs this search at this moment."""
+    if is_held(path):
+        raise _taken(path)
+
+
+def _decoded(path: Path, lines: Sequence[bytes]) -> list[Event]:
+    """The events of a ledger's lines, each of which can follow those before.
+
+    Raises: SearchError that names the line.
+    """
+    events: list[Event] = []
+    proposed: set[int] = set()
+    for number, line in enumerate(lines, 1):
+        try:
+            event = decode(line)
+            if isinstance(event, Proposed):
+                proposed.add(event.trial)
+            elif isinstance(event, Reported | OutgrewShare | Broke | Ended) and event.trial not in proposed:
+                raise ValueError(f"trial: {event.trial} was not proposed before")
+        except (ValueError, RecursionError) as error:
+            raise SearchError(f"{path}:{number}: {error or 'too many brackets'}; restore the file from a copy.") from None
+        events.append(event)
+    return events
+
+
+def _copy_of(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.copy{path.suffix}")
+
+
+def _sound_lines(path: Path) -> list[bytes]:
+    """The lines of the ledger, or of its copy where that has more of them."""
+    lines, damaged = _prefix(path)
+    more, other = _prefix(_copy_of(path))
+    if len(more) > len(lines):
+        lines, damaged = more, other and damaged
+    if damaged:
+        raise SearchError(f"{path}:{damaged}: this line is damaged and others follow it; restore the file from a copy.")
+    return lines
+
+
+def _prefix(path: Path) -> tuple[list[bytes], int]:
+    """The sound lines up to the first that is not, and the number of that one where others follow it, else 0."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines):
+        checksum, _, body = line.partition(b" ")
+        if not line.endswith(b"\n") or b"%08x" % zlib.crc32(body[:-1]) != checksum:
+            return lines[:number], number + 1 if number + 1 < len(lines) else 0
+    return lines, 0
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.exists() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+
+def _taken(path: Path) -> SearchError:
+    return SearchError(f"{path.parent}: {_holder(path)} is running this search; wait for it or stop it.")
+
+
+def _holder(path: Path) -> str:
+    """Who runs this search."""
+    last = [event for event in read_events(path) if isinstance(event, Launched)][-1:]
+    return f"process {last[0].pid} on {last[0].host}" if last else "another vit-search"
