@@ -923,7 +923,7 @@ def listening(talk, held=None):
     async def run():
         sock = listener.bind("127.0.0.1", 0)
         server = listener.server(_hello, timeout_s=1, held=held or HeldBytes(2**20))
-        running = asyncio.create_task(serve(sockets=[sock]))
+        running = asyncio.create_task(server.serve(sockets=[sock]))
         while not server.started:
             await asyncio.sleep(0.01)
         try:
