@@ -219,7 +219,7 @@ UNWELL = 1
 @cluster.command()
 def check(file: ClusterFile = Path("cluster.yaml")) -> None:
     """Hold a cluster's file against Ray's schema and our rules."""
-    from vit_search.cluster import lint
+    from vit_search.cluster.file import lint
 
     report = lint.check(file)
     for finding in report.findings:
@@ -242,9 +242,9 @@ def render(
 
     It has the same packages, commands and settings, without a cloud.
     """
-    from vit_search.cluster import render as rendering
+    from vit_search.cluster.file import local_machines
 
-    sys.stdout.write(rendering.local(file, local.split(","), user=user, key=key))
+    sys.stdout.write(local_machines.local(file, local.split(","), user=user, key=key))
 
 
 @cluster.command()
@@ -259,9 +259,9 @@ def kuberay(
 
     They are the cluster, MLflow, PostgreSQL, volumes and the network policy.
     """
-    from vit_search.cluster import render as rendering
+    from vit_search.cluster.file import kubernetes
 
-    sys.stdout.write(rendering.kuberay(file, image=image, job=job, namespace=namespace, storage_class=storage_class))
+    sys.stdout.write(kubernetes.kuberay(file, image=image, job=job, namespace=namespace, storage_class=storage_class))
 
 
 @cluster.command()
