@@ -257,10 +257,10 @@ def test_an_account_without_name_and_home_is_told_what_to_set(nameless):
     folder, before = nameless
     code = """
 from vit_search.runtime import ray_token
-from vit_search.cluster import services
+from vit_search.cluster.head import postgres
 from vit_search.errors import VitSearchError
 from vit_search.data import data_set
-for ask in (ray_token.place, data_set.default_cache, services._own_name):
+for ask in (ray_token.place, data_set.default_cache, postgres._system_name):
     try:
         print(ask())
     except VitSearchError as error:

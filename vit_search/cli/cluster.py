@@ -22,8 +22,8 @@ from vit_search.text import counted
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vit_search.cluster.head.services import Service
     from vit_search.cluster.preflight import Facts, Finding, Node
-    from vit_search.cluster.services import Service
 
 cluster = typer.Typer(help="Make a Ray cluster, and look one over.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cluster, name="cluster")
@@ -292,16 +292,19 @@ def head(
 
     The keeper takes up searches again. All are started again when they die.
     """
-    from vit_search.cluster import record, services
+    from vit_search.cluster import record
+    from vit_search.cluster.head import services, supervisor
+    from vit_search.cluster.head.folders import SEARCHES, HeadServices
+    from vit_search.cluster.head.mlflow_server import ADMIN
 
-    this = services.Head(state or record.HEAD_STATE, port)
+    this = HeadServices(state or record.HEAD_STATE, port)
     if stop:
-        services.stop(this.state)
+        supervisor.stop(this.state)
         return
     found = services.status(this) if look else services.start(this, storage=record.storage())
     _print_services(found)
     if not look:
-        typer.echo(f"MLflow: {this.uri}   accounts: {services.ADMIN} and {services.SEARCHES}, passwords in {this.secrets}")
+        typer.echo(f"MLflow: {this.uri}   accounts: {ADMIN} and {SEARCHES}, passwords in {this.secrets}")
     elif not all(service.well for service in found):
         sys.exit(UNWELL)
 
@@ -314,10 +317,10 @@ def worker(
 
     It is started again when it dies.
     """
-    from vit_search.cluster import services
+    from vit_search.cluster.head import supervisor
 
-    watcher = services.Program("spot", (*services.vit_search(), "cluster", "watch-spot"))
-    services.supervise(state or Path.home() / ".vit_search-worker", [watcher])
+    watcher = supervisor.Program("spot", (*supervisor.vit_search_command(), "cluster", "watch-spot"))
+    supervisor.supervise(state or Path.home() / ".vit_search-worker", [watcher])
 
 
 @cluster.command(name="watch-spot")
@@ -339,13 +342,16 @@ def watch_spot(
 @cluster.command(hidden=True)
 def serve(service: Annotated[str, typer.Argument()], state: State = None, port: Port = 5000) -> None:
     """Become one of the head's services; for supervisord."""
-    from vit_search.cluster import record, services
+    from vit_search.cluster import record
+    from vit_search.cluster.head.folders import HeadServices
+    from vit_search.cluster.head.mlflow_server import run_mlflow
+    from vit_search.cluster.head.postgres import run_postgres
     from vit_search.errors import ClusterError
 
-    become = {"postgres": services.run_postgres, "mlflow": services.run_mlflow}.get(service)
+    become = {"postgres": run_postgres, "mlflow": run_mlflow}.get(service)
     if become is None:
         raise ClusterError(f"{service}: no service of the head; say postgres or mlflow.")
-    become(services.Head(state or record.HEAD_STATE, port))
+    become(HeadServices(state or record.HEAD_STATE, port))
 
 
 def _print_services(found: list[Service]) -> None:

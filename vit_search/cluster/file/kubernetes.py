@@ -12,7 +12,8 @@ from vit_search.cluster.file.aws import gpus_of
 from vit_search.cluster.file.cluster_file import ClusterFile
 from vit_search.cluster.file.start_settings import container_settings, storage_folder
 from vit_search.cluster.file.yaml_text import yaml_text
-from vit_search.cluster.services import ADMIN, SEARCHES, mlflow_accounts, mlflow_command
+from vit_search.cluster.head.folders import SEARCHES
+from vit_search.cluster.head.mlflow_server import ADMIN, mlflow_accounts, mlflow_command
 from vit_search.config import search_file, strict_yaml
 from vit_search.errors import ClusterError
 from vit_search.tracking import server_app
