@@ -227,7 +227,7 @@ def test_a_search_whose_terminal_goes_away_ends_as_by_sigterm(tmp_path):
 
 @pytest.mark.parametrize(("before", "ends"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)], ids=["terminal", "nohup"])
 def test_a_server_and_a_driver_end_with_their_terminal_but_not_under_nohup(before, ends):
-    from vit_search.cluster import driver
+    from vit_search.cluster.jobs import driver
     from vit_search.serving import server
 
     around, stop = signal.signal(signal.SIGHUP, before), threading.Event()

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vit_search.cluster.head.services import Service
-    from vit_search.cluster.preflight import Facts, Finding, Node
+    from vit_search.cluster.jobs.facts import Facts, Node
+    from vit_search.cluster.jobs.preflight import PreflightFinding
 
 cluster = typer.Typer(help="Make a Ray cluster, and look one over.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cluster, name="cluster")
@@ -46,9 +47,12 @@ def submit(
 
     The same file twice is one search.
     """
-    jobs, there = connect(address, insecure)
+    there = connect(address, insecure)
+    from vit_search.cluster.jobs import logs
+    from vit_search.cluster.jobs.submit import submit as submit_search
+
     with err.status("measuring the cluster …"):
-        handed = jobs.submit(there, file, key=key, again=again, download=download)
+        handed = submit_search(there, file, key=key, again=again, download=download)
     for warning in handed.warnings:
         err.print(f"[yellow]warning:[/] {escaped(warning)}", soft_wrap=True)
     if handed.new:
@@ -62,7 +66,7 @@ def submit(
     if wait:
         try:
             with writing(there.address) as write:
-                code = jobs.wait(there, handed.search, write=write)
+                code = logs.wait(there, handed.search, write=write)
             sys.exit(code)
         except KeyboardInterrupt:
             err.print(f"It goes on without you; to end it:  vit-search cancel {where}", soft_wrap=True)
@@ -85,13 +89,15 @@ def check_there(
     from vit_search.config import search_file
 
     spec = search_file.load(file) if file else None
-    jobs, there = connect(address, insecure)
-    if spec is not None:
-        jobs.check_paths(spec, str(file))
-    with err.status("measuring the cluster …"):
-        facts = jobs.measure(there, spec)
-    from vit_search.cluster import preflight
+    there = connect(address, insecure)
+    from vit_search.cluster.jobs import preflight
+    from vit_search.cluster.jobs.head_command import measure_cluster
+    from vit_search.cluster.jobs.submit import check_paths
 
+    if spec is not None:
+        check_paths(spec, str(file))
+    with err.status("measuring the cluster …"):
+        facts = measure_cluster(there, spec)
     found = preflight.findings(facts, spec)
     wrong = any(finding.severity == "error" for finding in found)
     if as_json:
@@ -106,7 +112,7 @@ RIGHT = ("CPUs", "GPUs", "memory", "free", "clock")
 """Columns of numbers."""
 
 
-def print_facts(facts: Facts, found: list[Finding]) -> None:
+def print_facts(facts: Facts, found: list[PreflightFinding]) -> None:
     """Print what was measured of a cluster: its nodes in a table, then what holds for all, and what is wrong."""
     from rich.table import Table
 
@@ -152,7 +158,7 @@ def drive(
     again: Annotated[bool, typer.Option("--again", help="Although it was stopped or has ended.")] = False,
 ) -> None:
     """What a submitted job runs on the head."""
-    from vit_search.cluster import driver
+    from vit_search.cluster.jobs import driver
 
     if file is not None:
         driver.begin(search, file, user=user, key=key, pinned=pin or "", space_hash=space, download=download)
@@ -165,9 +171,9 @@ def preflight(
     search: Annotated[str | None, typer.Option(help="A search to tell of.")] = None,
 ) -> None:
     """Measure the cluster that this node is the head of, and print it as JSON."""
-    from vit_search.cluster import preflight as measuring
+    from vit_search.cluster.jobs import measurement
 
-    facts = measuring.measure(data=data, search=search)
+    facts = measurement.measure(data=data, search=search)
     sys.stdout.write(json.dumps(asdict(facts)) + "\n")
 
 
@@ -192,7 +198,7 @@ def keep(
 
     It goes on until it is ended.
     """
-    from vit_search.cluster import keeper
+    from vit_search.cluster.jobs import keeper
 
     keeper.keep(address, _say(out), every_s=every)
 

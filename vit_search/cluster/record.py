@@ -70,13 +70,13 @@ def storage() -> Path:
 
     Raises: ClusterError where this node does not know it.
     """
-    named = os.environ.get(STORAGE, "")
-    if not Path(named).is_absolute():
-        seen = f"is {named!r}, no full path" if named else "is not set"
+    value = os.environ.get(STORAGE, "")
+    if not Path(value).is_absolute():
+        problem = f"is {value!r}, no full path" if value else "is not set"
         raise ClusterError(
-            f"{STORAGE} {seen} on this node; set it to the folder that all nodes see, e.g. /mnt/vit_search, and start Ray anew."
+            f"{STORAGE} {problem} on this node; set it to the folder that all nodes see, e.g. /mnt/vit_search, and start Ray anew."
         )
-    return Path(named)
+    return Path(value)
 
 
 def folder_of(search: str) -> Path:
@@ -89,9 +89,9 @@ def folder_of(search: str) -> Path:
     return storage() / "searches" / search
 
 
-def surroundings(place: Path) -> dict[str, str]:
+def surroundings(storage: Path) -> dict[str, str]:
     """The environment of a driver: decoded images go to the storage where the head's own names no other place."""
-    return {"VIT_SEARCH_CACHE": str(place / "cache")} | os.environ
+    return {"VIT_SEARCH_CACHE": str(storage / "cache")} | os.environ
 
 
 def submitted(folder: Path) -> bool:
@@ -130,9 +130,9 @@ def change(folder: Path, **values: Any) -> Submission:
     return changed
 
 
-def all_of(place: Path) -> Iterator[tuple[Path, Submission]]:
+def all_of(storage_folder: Path) -> Iterator[tuple[Path, Submission]]:
     """The submissions in a storage that can be read, by name."""
-    for path in sorted(place.glob(f"searches/*/{RECORD}")):
+    for path in sorted(storage_folder.glob(f"searches/*/{RECORD}")):
         try:
             yield path.parent, read(path.parent)
         except ClusterError:
@@ -170,10 +170,10 @@ def snapshot(folder: Path) -> Snapshot:
 
     Raises: SearchError where the folder holds no search.
     """
-    known = read(folder) if submitted(folder) else None
-    awaited = known is not None and not known.asleep
+    submission = read(folder) if submitted(folder) else None
+    awaited = submission is not None and not submission.asleep
     now = search_state.read(folder, awaited=awaited)
-    if known is not None and now.state.word == "running" and known.wanted == "stopped":
+    if submission is not None and now.state.word == "running" and submission.wanted == "stopped":
         return replace(now, state=State("ending"))
     if awaited and not now.state.driven and driven(folder):  # a job has it, and its driver has not taken the ledger yet
         return replace(now, state=State("starting"))
@@ -187,19 +187,19 @@ def state(folder: Path) -> State:
     """
     if (folder / "ledger.jsonl").exists():
         return snapshot(folder).state
-    known = read(folder)
-    if not known.asleep:
+    submission = read(folder)
+    if not submission.asleep:
         return State("starting" if driven(folder) else "waiting for a driver")
-    return State("stopped" if known.ended is None else "refused" if known.ended == 2 else "failed")
+    return State("stopped" if submission.ended is None else "refused" if submission.ended == 2 else "failed")
 
 
 def states() -> dict[str, dict[str, str]]:
     """How the searches in this node's storage stand, by name; those that cannot be read are left out."""
-    found = {}
+    by_search = {}
     for folder, _ in all_of(storage()):
         with contextlib.suppress(VitSearchError):
-            found[folder.name] = asdict(state(folder))
-    return found
+            by_search[folder.name] = asdict(state(folder))
+    return by_search
 
 
 def progress(folder: Path) -> int:
