@@ -1,4 +1,4 @@
-"""What a search's folder on a cluster says of its submission: who wanted it, at which version, and whether it is to run."""
+"""The record of a submission in the folder of a search on a cluster: who submitted it, at which version, and whether it is to run."""
 
 from __future__ import annotations
 

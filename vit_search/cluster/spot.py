@@ -1,4 +1,4 @@
-"""A spot instance that AWS will take away: its notice, two minutes ahead, turned into a drain of this node.
+"""Watches for the notice that AWS will take this spot instance away, two minutes ahead, and drains the node.
 
 Ray then starts nothing more here, and Tune takes the trials up elsewhere without counting that as a failure of theirs. The
 instance's metadata service is asked in its second version alone (IMDSv2): a token first, then the question.

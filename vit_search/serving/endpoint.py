@@ -118,17 +118,7 @@ class Endpoint:
     async def _predict(self, scope: Scope, receive: Receive) -> tuple[int, bytes]:
         self._authorise(scope)
         _check_method(scope)
-        headers = dict(scope["headers"])
-        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
-        if not (kind.startswith("image/") or kind in ("application/octet-stream", "application/json")):
-            raise RefusedError(
-                415,
-                f"content type {kind or 'missing'}; send one image file as image/png, image/jpeg or application/octet-stream, "
-                'or {"inputs": [BASE64, …]} as application/json.',
-            )
-        length = int(headers.get(b"content-length", b"0"))  # the parser lets digits through alone
-        if length > self._limits.body_bytes:
-            raise self._too_long(length)
+        kind = self._content_type(scope)
         self._check_queue()
         read, held = False, 0
         try:
@@ -171,6 +161,21 @@ class Endpoint:
         finally:
             self.held.remove(held)
         return 200, model.answer(chances)
+
+    def _content_type(self, scope: Scope) -> str:
+        """What a request for predictions carries, by its headers. Raises: RefusedError for what is no image, or is too long."""
+        headers = dict(scope["headers"])
+        kind: str = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
+        if not (kind.startswith("image/") or kind in ("application/octet-stream", "application/json")):
+            raise RefusedError(
+                415,
+                f"content type {kind or 'missing'}; send one image file as image/png, image/jpeg or application/octet-stream, "
+                'or {"inputs": [BASE64, …]} as application/json.',
+            )
+        length = int(headers.get(b"content-length", b"0"))  # the parser lets only digits through
+        if length > self._limits.body_bytes:
+            raise self._too_long(length)
+        return kind
 
     def _check_queue(self) -> None:
         if self._metrics.queue_length >= self._limits.queue:

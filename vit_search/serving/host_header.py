@@ -1,5 +1,8 @@
-"""By which names a server may be called. A web page can have its own name lead to 127.0.0.1, and then reads what the server answers there:
-the header Host still tells that name. A page cannot do so with an address in the place of a name, so addresses of ours pass."""
+"""Which names of a server the header Host of a request may give.
+
+A web page can make its own name lead to 127.0.0.1, and then read what the server there answers: the header Host still gives that name.
+A page cannot do so with an address in the place of a name, so the addresses of this machine pass.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image files classified by a registered model, or by one that was trained here.
+"""Classifies image files with a registered model, or with one that was trained here.
 
 Torch takes as long to import as MLflow. So where a registry must be asked, a second process imports torch and decodes the images
 meanwhile; it is this very file. No code of a registered model is run. Its checkpoint alone is read, once its files are those that were

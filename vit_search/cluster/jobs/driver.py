@@ -1,4 +1,4 @@
-"""What a submitted job runs on the head: one search, seen through by a child process that is started again when something kills it.
+"""What a submitted job runs on the head: one search, in a child process that is started again when something kills it.
 
 The child is `vit-search run` or `vit-search resume`, as a person would type them on the head. What the cluster does to this
 process, such as a job's stop, is handed on. What kills this process ends the child cleanly, and the keeper then submits anew: a

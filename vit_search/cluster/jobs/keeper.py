@@ -1,4 +1,4 @@
-"""On the head, supervised: submits again each search that was to run, is not over, and has no driver any more.
+"""Runs on the head: submits again each search that is to run, is not over, and has no driver.
 
 So a search goes on by itself after its job was killed, and after the head itself died and came back with a new Ray that has
 forgotten all jobs. It decides from the searches' folders; who may drive is decided by their locks, never here.

@@ -152,6 +152,9 @@ def _skew(node: str) -> dict[str, float]:
     return {"skew_s": best[0], "skew_error_s": best[1]} if best[1] < float("inf") else {}
 
 
+# What runs on each node
+
+
 def _clock() -> dict[str, float]:
     return {"now": time.time()}
 
