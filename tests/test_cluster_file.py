@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vit_search.cluster import lint, render
+from vit_search.cluster.file import lint, local_machines
+from vit_search.cluster.file.kubernetes import kuberay
 from vit_search.config import strict_yaml
 from vit_search.errors import ClusterError, SpecError
 from vit_search.runtime import ray_token as token
@@ -217,7 +218,7 @@ def test_ray_adds_ssh_from_everywhere_to_a_group_that_it_makes():
 def test_the_file_for_own_machines_passes_and_says_the_same(folder):
     path = folder / "cluster.yaml"
     path.write_text(SHIPPED)
-    text = render.local(path, ["head.example", "10.0.0.2", "10.0.0.3"], user="me", key=None)
+    text = local_machines.local(path, ["head.example", "10.0.0.2", "10.0.0.3"], user="me", key=None)
     (folder / "local.yaml").write_text(text)
     assert lint.check(folder / "local.yaml").findings == []
     made = strict_yaml.load(folder / "local.yaml").values
@@ -240,11 +241,11 @@ def test_the_file_for_own_machines_passes_and_says_the_same(folder):
 )
 def test_machines_that_make_no_cluster_are_refused(machines, mend):
     with pytest.raises(ClusterError, match=mend):
-        render.local(ROOT / "cluster.yaml", machines, user="me", key=None)
+        local_machines.local(ROOT / "cluster.yaml", machines, user="me", key=None)
 
 
 def kubernetes(**options):
-    text = render.kuberay(ROOT / "cluster.yaml", image=IMAGE, namespace="vit-search", storage_class="efs-sc", **options)
+    text = kuberay(ROOT / "cluster.yaml", image=IMAGE, namespace="vit-search", storage_class="efs-sc", **options)
     return text, [strict_yaml.parse(part, "manifest").values for part in re.split(r"(?m)^---$", text)]
 
 
@@ -322,4 +323,4 @@ def test_a_search_as_a_ray_job_takes_up_what_it_began():
 )
 def test_names_that_kubernetes_would_refuse_are_refused(options, mend):
     with pytest.raises(ClusterError, match=mend):
-        render.kuberay(ROOT / "cluster.yaml", **{"image": IMAGE, "namespace": "a", "storage_class": "b"} | options)
+        kuberay(ROOT / "cluster.yaml", **{"image": IMAGE, "namespace": "a", "storage_class": "b"} | options)

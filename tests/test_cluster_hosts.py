@@ -156,7 +156,7 @@ def test_disks_are_mounted_and_the_package_is_installed(hosts):
     head.run("mountpoint -q /mnt/vit_search && mountpoint -q /mnt/vit_search-head")
     worker.run("mountpoint -q /mnt/vit_search && ! test -e /mnt/vit_search-head")
     for host in (head, worker):
-        host.run("test -f /tmp/built/vit_search/cluster/lint.py")
+        host.run("test -f /tmp/built/vit_search/cluster/file/lint.py")
 
 
 def test_the_worker_has_joined_and_the_head_takes_no_trials(hosts):

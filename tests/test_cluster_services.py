@@ -19,7 +19,9 @@ import psutil
 import pytest
 from servers import POSTGRES, free_port, until
 
-from vit_search.cluster import services, spot
+from vit_search.cluster import spot
+from vit_search.cluster.head import supervisor
+from vit_search.cluster.head.folders import HeadServices
 from vit_search.errors import ClusterError
 from vit_search.runtime import ray_token as token
 
@@ -43,13 +45,13 @@ def head():
     """A head's services, started as cluster.yaml starts them; not under pytest's folder, which PostgreSQL's account cannot pass through."""
     with tempfile.TemporaryDirectory(prefix="vit_search-head-") as folder:
         Path(folder).chmod(0o711)
-        made = services.Head(Path(folder) / "state", free_port())
+        made = HeadServices(Path(folder) / "state", free_port())
         done = start(made, **PLANTED)
         try:
             assert done.returncode == 0, done.stderr + "\n".join(log.read_text() for log in made.logs.glob("*.log"))
             yield made
         finally:
-            services.stop(made.state)
+            supervisor.stop(made.state)
 
 
 def processes(head):
@@ -310,7 +312,7 @@ def test_a_state_folder_that_cannot_serve_is_refused_with_its_mend():
         assert done.returncode == 2
         assert mend in done.stderr
     with pytest.raises(ClusterError, match="run `vit-search cluster head` first"):
-        services.Head(Path("/nowhere")).secret("mlflow_secret_key")
+        HeadServices(Path("/nowhere")).secret("mlflow_secret_key")
 
 
 def test_the_token_is_made_once_and_closed_to_others(tmp_path, monkeypatch):

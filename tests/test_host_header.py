@@ -7,8 +7,10 @@ import pytest
 
 from vit_search.errors import ServingError
 from vit_search.serving import listener
-from vit_search.serving.endpoint import Endpoint, Limits, Metrics, Told
+from vit_search.serving.endpoint import Endpoint, ReplicaStatus
 from vit_search.serving.host_header import hosts_of
+from vit_search.serving.limits import ReplicaLimits
+from vit_search.serving.metrics import Metrics
 
 MORE = ("models.example.org", "Gateway.")
 
@@ -72,7 +74,7 @@ def asked(request):
     """All that a server of one request answers. It has no model: whoever gets as far as that fails."""
 
     async def run():
-        endpoint = Endpoint(None, Metrics("a"), Limits(), "secret", lambda: Told({}, {}, []), hosts_of("127.0.0.1"))
+        endpoint = Endpoint(None, Metrics("a"), ReplicaLimits(), "secret", lambda: ReplicaStatus({}, {}, []), hosts_of("127.0.0.1"))
         sock = listener.bind("127.0.0.1", 0)
         server = listener.server(endpoint, timeout_s=1, held=endpoint.held)
         running = asyncio.create_task(server.serve(sockets=[sock]))

@@ -20,8 +20,12 @@ from servers import SECRET, free_port, until
 
 from vit_search.cli import cluster as cluster_commands
 from vit_search.cli import remote
-from vit_search.cluster import driver, jobs, preflight, record
-from vit_search.cluster.preflight import Facts, Node
+from vit_search.cluster import record
+from vit_search.cluster.jobs import driver, preflight
+from vit_search.cluster.jobs.connection import connect, submit_job
+from vit_search.cluster.jobs.facts import Facts, Node, own_versions
+from vit_search.cluster.jobs.launches import launches
+from vit_search.cluster.jobs.submit import check_paths, hand_over, search_name
 from vit_search.config import search_file
 from vit_search.errors import ClusterError, SpecError
 from vit_search.ledger.events import Reported
@@ -76,7 +80,7 @@ def vit_search(folder, cluster, *words, check=True, **environment):
 def reached(cluster):
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(cluster.token_file)
     try:
-        return jobs.connect(cluster.url)
+        return connect(cluster.url)
     finally:
         del os.environ["RAY_AUTH_TOKEN_PATH"]
 
@@ -122,7 +126,7 @@ def test_a_search_is_handed_over_and_seen_through_and_no_secret_shows(cluster, l
     again = vit_search(laptop, cluster, "resume", search, check=False)
     assert (again.returncode, again.stdout) == (2, "")
     assert again.stderr.startswith(f"error: {search}: this search is finished; `vit-search extend {search} --trials N --address auto`, on ")
-    assert [one.job for one in jobs.launches(reached(cluster).client)[search]] == [search]  # no job was started for that
+    assert [one.job for one in launches(reached(cluster).client)[search]] == [search]  # no job was started for that
     said = vit_search(laptop, cluster, "logs", search).stdout
     assert vit_search(laptop, cluster, "logs").stdout == said  # the newest by default
     named, images, *rest = said.splitlines()
@@ -167,7 +171,7 @@ def test_a_running_search_takes_every_command_from_a_laptop(cluster, laptop):
     bad = vit_search(laptop, cluster, "set", search, "--trials", "0", check=False)
     assert bad.returncode == 2 and bad.stderr.startswith("error: ") and bad.stderr.count("\n") == 1
     vit_search(laptop, cluster, "cancel", search)
-    until(lambda: jobs.launches(reached(cluster).client)[search][-1].over)
+    until(lambda: launches(reached(cluster).client)[search][-1].over)
     given = json.loads(vit_search(laptop, cluster, "status", search, "--json").stdout)["commands"]
     assert [(one["name"], one["arguments"]) for one in given] == [
         ("pause", {}),
@@ -182,14 +186,14 @@ def test_a_running_search_takes_every_command_from_a_laptop(cluster, laptop):
 def test_eight_at_once_are_one_search(cluster, laptop):
     there = reached(cluster)
     spec = search_file.load(laptop / "tiny.yaml")
-    search = jobs.search_name(spec, "eight")
+    search = search_name(spec, "eight")
     with ThreadPoolExecutor(8) as eight:
-        handed = list(eight.map(lambda _: jobs.hand_over(there, spec, search, key="eight"), range(8)))
+        handed = list(eight.map(lambda _: hand_over(there, spec, search, key="eight"), range(8)))
     assert sorted(one.new for one in handed) == [False] * 7 + [True]
     assert {one.search for one in handed} == {search}
-    assert len(jobs.launches(there.client)[search]) == 1
-    assert jobs.search_name(spec, "") != search
-    until(lambda: jobs.launches(there.client)[search][0].state == "finished")
+    assert len(launches(there.client)[search]) == 1
+    assert search_name(spec, "") != search
+    until(lambda: launches(there.client)[search][0].state == "finished")
     assert_whole(cluster, search, trials=2, epochs=2)
     assert "MLflow does not answer" not in vit_search(laptop, cluster, "logs", search).stdout  # Ray may have removed the job's folder
     assert list((cluster.storage / "mlartifacts").glob("*/*"))
@@ -283,8 +287,8 @@ def test_a_search_whose_driver_is_killed_goes_on_by_itself(cluster, laptop):
     (process,) = cluster.processes("run", search)
     process.send_signal(signal.SIGKILL)
     there = reached(cluster)
-    until(lambda: jobs.launches(there.client)[search][-1].over)
-    (job,) = jobs.launches(there.client)[search]
+    until(lambda: launches(there.client)[search][-1].over)
+    (job,) = launches(there.client)[search]
     assert job.state == "finished"
     assert_whole(cluster, search, trials=2, epochs=60)
     assert "its driver was killed by signal 9; it is started again" in vit_search(laptop, cluster, "logs", search).stdout
@@ -297,15 +301,15 @@ def test_a_killed_job_is_taken_up_by_the_keeper_and_a_stopped_one_by_a_person_al
     until(lambda: sum(map(len, epochs_of(cluster, search).values())) >= 4)
     (job,) = cluster.processes("drive", search)
     job.send_signal(signal.SIGKILL)
-    until(lambda: [one.job for one in jobs.launches(there.client)[search]] == [search, f"{search}-2"])
+    until(lambda: [one.job for one in launches(there.client)[search]] == [search, f"{search}-2"])
     known = sum(map(len, epochs_of(cluster, search).values()))
     until(lambda: sum(map(len, epochs_of(cluster, search).values())) > known)
 
     assert "ending now" in vit_search(laptop, cluster, "cancel", search).stdout
-    until(lambda: jobs.launches(there.client)[search][-1].over)
+    until(lambda: launches(there.client)[search][-1].over)
     until(lambda: record.read(cluster.storage / "searches" / search).wanted == "stopped")  # the keeper has seen that it is meant
     time.sleep(3)
-    assert len(jobs.launches(there.client)[search]) == 2
+    assert len(launches(there.client)[search]) == 2
     assert f"{search} is interrupted" in vit_search(laptop, cluster, "status", search).stdout
     (listed,) = [one["state"] for one in json.loads(vit_search(laptop, cluster, "list", "--json").stdout) if one["search"] == search]
     assert listed == "interrupted"
@@ -316,7 +320,7 @@ def test_a_killed_job_is_taken_up_by_the_keeper_and_a_stopped_one_by_a_person_al
     watched = vit_search(laptop, cluster, "status", search, "--watch").stdout
     assert f"{search} is finished: 2 of 2 trials over" in watched
     assert "2 trials over, 0 running" in watched
-    until(lambda: jobs.launches(there.client)[search][-1].state == "finished")
+    until(lambda: launches(there.client)[search][-1].state == "finished")
     assert_whole(cluster, search, trials=2, epochs=250)
 
 
@@ -329,7 +333,7 @@ def test_list_and_status_say_the_same_of_a_search_that_a_person_has_ended(cluste
     until(lambda: sum(map(len, epochs_of(cluster, search).values())) >= 2)
     vit_search(laptop, cluster, command, search)
     there = reached(cluster)
-    until(lambda: jobs.launches(there.client)[search][-1].over)
+    until(lambda: launches(there.client)[search][-1].over)
     (listed,) = [one["state"] for one in json.loads(vit_search(laptop, cluster, "list", "--json").stdout) if one["search"] == search]
     told = json.loads(vit_search(laptop, cluster, "status", search, "--json").stdout)
     assert (listed, told["state"], told["running"]) == (word, word, False)
@@ -347,10 +351,10 @@ def test_a_search_outlives_its_whole_cluster(tmp_path, laptop):
         cluster.keep()  # before Ray is there, as a supervisor may start it
         cluster.start()
         there = reached(cluster)
-        until(lambda: search in jobs.launches(there.client))
-        assert [one.job for one in jobs.launches(there.client)[search]] == [f"{search}-2"]
+        until(lambda: search in launches(there.client))
+        assert [one.job for one in launches(there.client)[search]] == [f"{search}-2"]
         assert f"{search} was submitted before" in vit_search(laptop, cluster, "submit", "long.yaml").stdout
-        until(lambda: jobs.launches(there.client)[search][-1].state == "finished")
+        until(lambda: launches(there.client)[search][-1].state == "finished")
         assert_whole(cluster, search, trials=2, epochs=250)
     finally:
         cluster.end()
@@ -416,10 +420,10 @@ def test_a_cluster_that_asks_for_no_token_is_refused_and_never_told_one(monkeypa
     address = f"http://127.0.0.1:{server.server_port}"
     try:
         with pytest.raises(ClusterError, match=r"answers without a token.*ShadowRay.*RAY_AUTH_MODE=token.*or add --insecure\."):
-            jobs.connect(address)
-        there = jobs.connect(address, insecure=True)
+            connect(address)
+        there = connect(address, insecure=True)
         assert "ShadowRay" in there.warning
-        assert jobs.launches(there.client) == {}
+        assert launches(there.client) == {}
         assert set(_Open.seen) == {None}
     finally:
         server.shutdown()
@@ -434,12 +438,12 @@ def test_a_head_whose_agent_is_not_there_yet_is_waited_for():
             if len(tries) < 3:
                 raise RuntimeError("Request failed with status code 500: No available agent to submit job, please try again later.")
 
-    jobs.submit_job(Starting(), submission_id="a")
+    submit_job(Starting(), submission_id="a")
     assert tries == [{"submission_id": "a"}] * 3
 
     with pytest.raises(RuntimeError, match="No available agent"):
         tries.clear()
-        jobs.submit_job(Starting(), patience_s=0, submission_id="a")
+        submit_job(Starting(), patience_s=0, submission_id="a")
     assert len(tries) == 1
 
     class Refusing:
@@ -447,7 +451,7 @@ def test_a_head_whose_agent_is_not_there_yet_is_waited_for():
             raise RuntimeError("Job with submission_id a already exists.")
 
     with pytest.raises(RuntimeError, match="already exists"):
-        jobs.submit_job(Refusing(), submission_id="a")
+        submit_job(Refusing(), submission_id="a")
 
 
 @pytest.mark.parametrize(
@@ -460,7 +464,7 @@ def test_a_head_whose_agent_is_not_there_yet_is_waited_for():
 )
 def test_an_address_that_leads_nowhere(address, said):
     with pytest.raises(ClusterError, match=said):
-        jobs.connect(address)
+        connect(address)
 
 
 VERSIONS = {"python": "3.11.7", "vit_search": "0.1.0", "ray": "2.60.0", "torch": "2.15.0+cpu", "mlflow": "3.17.2", "optuna": "5.0.0"}
@@ -487,7 +491,7 @@ FACTS = Facts(storage="/s", cache="/s/cache", mlflow="http://h:5000", mlflow_pro
     ],
 )
 def test_what_is_wrong_with_a_node_is_said(changes, severity, said):
-    found = preflight.findings(replace(FACTS, nodes=[HEAD, replace(WORKER, **changes)]), own=VERSIONS)
+    found = preflight.findings(replace(FACTS, nodes=[HEAD, replace(WORKER, **changes)]), versions=VERSIONS)
     assert [one.severity for one in found] == ([severity] if severity else [])
     assert said in "".join(one.text for one in found)
 
@@ -503,11 +507,11 @@ def test_the_nodes_fit_80_columns_and_no_name_is_cut(capsys, monkeypatch):
 
 
 def test_versions_that_differ_from_the_laptops_an_mlflow_that_is_away_and_a_missing_keeper_are_told():
-    (error,) = preflight.findings(FACTS, own=VERSIONS | {"vit_search": "0.2.0", "optuna": "5.1.0"})
+    (error,) = preflight.findings(FACTS, versions=VERSIONS | {"vit_search": "0.2.0", "optuna": "5.1.0"})
     assert "vit_search 0.2.0 here and 0.1.0 on the cluster, optuna 5.1.0 here and 5.0.0 on the cluster; install" in error.text
-    (error,) = preflight.findings(replace(FACTS, mlflow_problem="it does not answer"), own=VERSIONS)
+    (error,) = preflight.findings(replace(FACTS, mlflow_problem="it does not answer"), versions=VERSIONS)
     assert "MLflow, from the head: it does not answer" in error.text
-    (warning,) = preflight.findings(replace(FACTS, kept_s=90.0), own=VERSIONS)
+    (warning,) = preflight.findings(replace(FACTS, kept_s=90.0), versions=VERSIONS)
     assert (warning.severity, "no keeper has looked after the searches for 90 s" in warning.text) == ("warning", True)
     assert "(1 more: `vit-search check" in str(preflight.refusal([error, error]))
     assert preflight.refusal([]) is None
@@ -530,7 +534,7 @@ def test_a_trial_must_fit_on_one_node_that_is_there_or_may_come(cpus, gpus, type
     places = [Shape("head", 0, 0), Shape("worker", 8, 1), *types]
     assert (preflight.lacks(spec, places) == "") is fits
     assert (execution._too_large(spec, places, "auto") == "") is fits
-    found = preflight.findings(replace(FACTS, types=types), spec, own=VERSIONS)
+    found = preflight.findings(replace(FACTS, types=types), spec, versions=VERSIONS)
     assert (not found) is fits
     if not types:
         assert (execution._too_large(spec, [Shape("own", cpus, 0)], None) == "") is (gpus == 0)
@@ -563,7 +567,7 @@ def pins(spec):
     return {
         "user": "me",
         "key": "",
-        "pinned": preflight.own_versions()["vit_search"],
+        "pinned": own_versions()["vit_search"],
         "space_hash": spec.space.space_hash,
         "download": False,
     }
@@ -631,9 +635,9 @@ def test_a_storage_that_is_not_named_is_refused(monkeypatch):
 
 def test_a_path_of_the_laptop_is_refused(tmp_path):
     text = FILE.replace("{name: digits, train_limit: 500}", "{name: cifar10, path: %s}")
-    jobs.check_paths(search_file.parse(text % "/data"), "f.yaml")
+    check_paths(search_file.parse(text % "/data"), "f.yaml")
     with pytest.raises(SpecError, match=r"f\.yaml: data\.path: 'data' is a path of this machine"):
-        jobs.check_paths(search_file.parse(text % "data"), "f.yaml")
+        check_paths(search_file.parse(text % "data"), "f.yaml")
 
 
 def test_a_job_that_waits_for_another_drivers_search_lets_go_when_it_is_stopped(storage, tmp_path):

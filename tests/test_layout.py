@@ -40,8 +40,8 @@ ARROWS = {
 }
 HEAVY = {
     "torch": {"vit", "data", "runtime/machine.py", "search/trial.py", "tracking/model_package.py", "registry", "promotion", "serving"},
-    "ray": {"search", "cluster", "runtime/ray_session.py", "serving/serving.py"},
-    "uvicorn": {"serving/serving.py", "serving/listener.py"},
+    "ray": {"search", "cluster", "runtime/ray_session.py", "serving/server.py", "serving/replica.py"},
+    "uvicorn": {"serving/server.py", "serving/listener.py"},
     "optuna": {"search/proposals", "report/importance.py"},
     "plotly": {"report/report.py"},
     "jinja2": {"report/page.py"},
@@ -146,7 +146,7 @@ def test_nothing_loads_a_pickle_or_runs_text():
             {"ray", "torch", "optuna", "mlflow", "plotly"},
         ),
         ("from vit_search.report import report", {"ray", "torch", "mlflow", "jinja2"}),
-        ("from vit_search.serving import serving, endpoint, state", {"ray", "mlflow", "optuna", "pydantic"}),
+        ("from vit_search.serving import server, endpoint, state", {"ray", "mlflow", "optuna", "pydantic"}),
         (
             "from vit_search.vit import model, training; from vit_search.data import cache",
             {"ray", "optuna", "mlflow", "pydantic", "safetensors"},

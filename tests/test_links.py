@@ -9,7 +9,8 @@ import pytest
 from synthetic import begin, made
 
 from vit_search import cli, files
-from vit_search.cluster import record, services
+from vit_search.cluster import record
+from vit_search.cluster.head.folders import HeadServices, locked_folders
 from vit_search.config.trial import DataConfig
 from vit_search.data.cache import prepare
 from vit_search.errors import ClusterError, LinkError, SearchError
@@ -136,15 +137,15 @@ def test_locks_and_marks_of_a_cluster_follow_no_link(tmp_path, victim):
     (folder / record.LOCK).symlink_to(victim)
     with pytest.raises(LinkError):
         record.driven(folder)
-    head = services.Head(tmp_path / "head")
+    head = HeadServices(tmp_path / "head")
     head.state.mkdir(mode=0o700)
     (head.state / "lock").symlink_to(victim)
-    with pytest.raises(LinkError), services._folders(head, tmp_path / "storage"):
+    with pytest.raises(LinkError), locked_folders(head, tmp_path / "storage"):
         pass
     (head.state / "lock").unlink()
     head.secrets.rmdir()
     head.secrets.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(LinkError), services._folders(head, tmp_path / "storage"):
+    with pytest.raises(LinkError), locked_folders(head, tmp_path / "storage"):
         pass
     elsewhere = tmp_path / "searches"
     elsewhere.symlink_to(tmp_path / "elsewhere")

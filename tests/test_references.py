@@ -119,7 +119,7 @@ def test_history_takes_any_name_of_the_model(inside):
 def test_a_trained_folder_is_served_as_it_was_when_serving_began(inside, tmp_path):
     said = []
     shutil.copytree("trained/pets", tmp_path / "pets")
-    follower = alias_follower.Fixed(tmp_path / "pets", tmp_path / "state.json", said.append)
+    follower = alias_follower.FixedModel(tmp_path / "pets", tmp_path / "state.json", said.append)
     state = follower.start()
     shutil.rmtree(tmp_path / "pets")
     follower.poll()

@@ -32,9 +32,15 @@ from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, Tri
 from vit_search.data.decode import read_image
 from vit_search.errors import PromotionError, ServingError
 from vit_search.registry import references, smoke
-from vit_search.serving import alias_follower, listener, serving
-from vit_search.serving.endpoint import Batcher, Endpoint, Held, Limits, Metrics, Told, exposition, load
+from vit_search.serving import alias_follower, listener
+from vit_search.serving.batching import Batcher
+from vit_search.serving.endpoint import Endpoint, ReplicaStatus
 from vit_search.serving.host_header import hosts_of
+from vit_search.serving.limits import HeldBytes, ReplicaLimits
+from vit_search.serving.loaded_model import load
+from vit_search.serving.metrics import Metrics, exposition
+from vit_search.serving.server import serve
+from vit_search.serving.settings import ServingSettings
 from vit_search.serving.state import Version, read_state
 from vit_search.tracking.model_package import log_model
 from vit_search.tracking.store import client_for
@@ -798,7 +804,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(registry):
 def test_others_may_reach_it_only_with_a_token(registry, host, monkeypatch):
     monkeypatch.delenv("VIT_SEARCH_SERVE_TOKEN", raising=False)
     with pytest.raises(ServingError, match=f"--host {host}: others can reach it; set VIT_SEARCH_SERVE_TOKEN"):
-        serving.serve("digits@champion", serving.Settings(host=host, port=0), tracking_uri=registry.uri)
+        serve("digits@champion", ServingSettings(host=host, port=0), tracking_uri=registry.uri)
 
 
 @pytest.mark.parametrize(
@@ -814,13 +820,13 @@ def test_others_may_reach_it_only_with_a_token(registry, host, monkeypatch):
 )
 def test_a_model_that_there_is_not_is_refused(registry, model, said):
     with pytest.raises((ServingError, PromotionError), match=said):
-        serving.serve(model, serving.Settings(port=0), tracking_uri=registry.uri)
+        serve(model, ServingSettings(port=0), tracking_uri=registry.uri)
 
 
 def test_a_port_that_is_taken_is_one_line(registry, server):
     port = server.url.rpartition(":")[2]
     with pytest.raises(ServingError, match=f"127.0.0.1:{port}: cannot be listened on"):
-        serving.serve("digits@champion", serving.Settings(port=int(port)), tracking_uri=registry.uri)
+        serve("digits@champion", ServingSettings(port=int(port)), tracking_uri=registry.uri)
 
 
 def test_without_the_extra_it_is_named(registry, tmp_path):
@@ -857,7 +863,7 @@ def test_a_version_that_failed_is_tried_again_after_longer_and_longer(registry, 
     said, now = [], [1000.0]
     registry.point("1", "trial")
     target, place = references.Reference("digits", "trial"), tmp_path / "state.json"
-    follower = alias_follower.Follower(target, registry.uri, place, tmp_path, said.append, clock=lambda: now[0])
+    follower = alias_follower.AliasFollower(target, registry.uri, place, tmp_path, said.append, clock=lambda: now[0])
     follower.start()
     bad = registry.add(40, verdict="refused")
     registry.point(bad, "trial")
@@ -879,12 +885,12 @@ def test_a_version_that_failed_is_tried_again_after_longer_and_longer(registry, 
 def test_a_model_that_was_registered_anew_under_the_same_number_is_fetched_again(registry, tmp_path):
     registry.point("1", "again")
     target = references.Reference("digits", "again")
-    state = alias_follower.Follower(target, registry.uri, tmp_path / "s", tmp_path, lambda line: None).start()
+    state = alias_follower.AliasFollower(target, registry.uri, tmp_path / "s", tmp_path, lambda line: None).start()
     copy = Path(state.version.folder)
     told = json.loads((copy / "version.json").read_text())
     (copy / "version.json").write_text(json.dumps(told | {"created": 7}))
     before = (copy / "model.safetensors").stat().st_ino
-    alias_follower.Follower(target, registry.uri, tmp_path / "s", tmp_path, lambda line: None).start()
+    alias_follower.AliasFollower(target, registry.uri, tmp_path / "s", tmp_path, lambda line: None).start()
     assert (copy / "model.safetensors").stat().st_ino != before
 
 
@@ -916,7 +922,7 @@ def listening(talk, held=None):
 
     async def run():
         sock = listener.bind("127.0.0.1", 0)
-        server = listener.server(_hello, timeout_s=1, held=held or Held(2**20))
+        server = listener.server(_hello, timeout_s=1, held=held or HeldBytes(2**20))
         running = asyncio.create_task(server.serve(sockets=[sock]))
         while not server.started:
             await asyncio.sleep(0.01)
@@ -988,14 +994,14 @@ def test_what_frames_a_request_is_limited(request_, status):
 def test_what_never_ends_before_or_behind_a_body_is_cut_off(endless):
     """The attack held 382 MB on one connection; system buffers may take some megabytes more than the server reads."""
     piece = b"B: b\r\n" * 10_000 if endless.endswith(b"\r\n") else b"x" * 60_000
-    held = Held(2**30)
+    held = HeldBytes(2**30)
     _, sent = answer_to([endless, *[piece] * 4_000], held)
     assert sent < 30e6
     assert held.bytes == 0
 
 
 def test_headers_of_all_connections_are_limited_together():
-    held = Held(100_000)
+    held = HeldBytes(100_000)
 
     async def talk(connect):
         slow = [await connect() for _ in range(5)]
@@ -1091,7 +1097,7 @@ def asked(registry, body, kind, limits, *, broken=False):
         batcher = Batcher(model, asyncio.get_running_loop(), 4, metrics.batches.add)
         if broken:
             model.served.model.forward = None  # the device is gone, say
-        endpoint = Endpoint(batcher, metrics, limits, "", lambda: Told({}, {}, []), hosts_of("127.0.0.1"))
+        endpoint = Endpoint(batcher, metrics, limits, "", lambda: ReplicaStatus({}, {}, []), hosts_of("127.0.0.1"))
         sent = []
 
         async def receive():
@@ -1112,23 +1118,23 @@ def asked(registry, body, kind, limits, *, broken=False):
 @pytest.mark.parametrize("values", [b"[],", b"{},", b"0,"])
 def test_json_of_more_values_than_images_can_have_is_refused_before_it_is_parsed(registry, values):
     body = b'{"inputs": [%s0]}' % (values * (15 * 2**20 // len(values)))
-    status, answer, held = asked(registry, body, b"application/json", Limits())
+    status, answer, held = asked(registry, body, b"application/json", ReplicaLimits())
     assert (status, held) == (413, 0)
     assert "values in the JSON; give at most 2,097,152, or image files as base64" in answer["error"]
 
 
 def test_the_pixels_that_a_request_is_decoded_to_count_as_held(registry):
     body = json.dumps({"inputs": [text(IMAGES[0])] * 4}).encode()  # 4 images of 64 bytes each
-    enough = Limits(held_bytes=len(body) + 256)
+    enough = ReplicaLimits(held_bytes=len(body) + 256)
     status, answer, held = asked(registry, body, b"application/json", enough)
     assert (status, len(answer["predictions"]), held) == (200, 4, 0)
-    status, answer, held = asked(registry, body, b"application/json", Limits(held_bytes=len(body) + 255))
+    status, answer, held = asked(registry, body, b"application/json", ReplicaLimits(held_bytes=len(body) + 255))
     assert (status, answer["error"], held) == (503, "the queue is full; come again.", 0)
 
 
 def test_a_fault_of_the_server_is_500_without_its_reason(registry):
     """An ASGI call, since no request is known that leads there."""
 
-    status, answer, held = asked(registry, IMAGES[0], b"image/png", Limits(), broken=True)
+    status, answer, held = asked(registry, IMAGES[0], b"image/png", ReplicaLimits(), broken=True)
     assert (status, held) == (500, 0)
     assert answer == {"error": "internal error; the server's log says more."}

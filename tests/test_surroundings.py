@@ -228,12 +228,12 @@ def test_a_search_whose_terminal_goes_away_ends_as_by_sigterm(tmp_path):
 
 @pytest.mark.parametrize(("before", "ends"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)], ids=["terminal", "nohup"])
 def test_a_server_and_a_driver_end_with_their_terminal_but_not_under_nohup(before, ends):
-    from vit_search.cluster import driver
-    from vit_search.serving import serving
+    from vit_search.cluster.jobs import driver
+    from vit_search.serving import server
 
     around, stop = signal.signal(signal.SIGHUP, before), threading.Event()
     try:
-        with serving._signals(stop), serving._signals(stop):  # the second time because Ray puts a handler of its own in between
+        with server._signals(stop), server._signals(stop):  # the second time because Ray puts a handler of its own in between
             os.kill(os.getpid(), signal.SIGHUP)
             assert stop.wait(10 if ends else 0.3) == ends
         with driver._Child() as child:
@@ -258,10 +258,10 @@ def test_an_account_without_name_and_home_is_told_what_to_set(nameless):
     folder, before = nameless
     code = """
 from vit_search.runtime import ray_token
-from vit_search.cluster import services
+from vit_search.cluster.head import postgres
 from vit_search.errors import VitSearchError
 from vit_search.data import cache
-for ask in (ray_token.token_path, cache.default_cache, services._own_name):
+for ask in (ray_token.token_path, cache.default_cache, postgres._system_name):
     try:
         print(ask())
     except VitSearchError as error:

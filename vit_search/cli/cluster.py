@@ -22,8 +22,9 @@ from vit_search.text import counted
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vit_search.cluster.preflight import Facts, Finding, Node
-    from vit_search.cluster.services import Service
+    from vit_search.cluster.head.services import Service
+    from vit_search.cluster.jobs.facts import Facts, Node
+    from vit_search.cluster.jobs.preflight import PreflightFinding
 
 cluster = typer.Typer(help="Make a Ray cluster, and look one over.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cluster, name="cluster")
@@ -46,9 +47,12 @@ def submit(
 
     The same file twice is one search.
     """
-    jobs, there = connect(address, insecure)
+    there = connect(address, insecure)
+    from vit_search.cluster.jobs import logs
+    from vit_search.cluster.jobs.submit import submit as submit_search
+
     with err.status("measuring the cluster …"):
-        handed = jobs.submit(there, file, key=key, again=again, download=download)
+        handed = submit_search(there, file, key=key, again=again, download=download)
     for warning in handed.warnings:
         err.print(f"[yellow]warning:[/] {escaped(warning)}", soft_wrap=True)
     if handed.new:
@@ -62,7 +66,7 @@ def submit(
     if wait:
         try:
             with writing(there.address) as write:
-                code = jobs.wait(there, handed.search, write=write)
+                code = logs.wait(there, handed.search, write=write)
             sys.exit(code)
         except KeyboardInterrupt:
             err.print(f"It goes on without you; to end it:  vit-search cancel {where}", soft_wrap=True)
@@ -85,13 +89,15 @@ def check_there(
     from vit_search.config import search_file
 
     spec = search_file.load(file) if file else None
-    jobs, there = connect(address, insecure)
-    if spec is not None:
-        jobs.check_paths(spec, str(file))
-    with err.status("measuring the cluster …"):
-        facts = jobs.measure(there, spec)
-    from vit_search.cluster import preflight
+    there = connect(address, insecure)
+    from vit_search.cluster.jobs import preflight
+    from vit_search.cluster.jobs.head_command import measure_cluster
+    from vit_search.cluster.jobs.submit import check_paths
 
+    if spec is not None:
+        check_paths(spec, str(file))
+    with err.status("measuring the cluster …"):
+        facts = measure_cluster(there, spec)
     findings = preflight.findings(facts, spec)
     wrong = any(finding.severity == "error" for finding in findings)
     if as_json:
@@ -106,7 +112,7 @@ RIGHT = ("CPUs", "GPUs", "memory", "free", "clock")
 """Columns of numbers."""
 
 
-def print_facts(facts: Facts, findings: list[Finding]) -> None:
+def print_facts(facts: Facts, findings: list[PreflightFinding]) -> None:
     """Print what was measured of a cluster: its nodes in a table, then what holds for all, and what is wrong."""
     from rich.table import Table
 
@@ -152,7 +158,7 @@ def drive(
     again: Annotated[bool, typer.Option("--again", help="Although it was stopped or has ended.")] = False,
 ) -> None:
     """What a submitted job runs on the head."""
-    from vit_search.cluster import driver
+    from vit_search.cluster.jobs import driver
 
     if file is not None:
         driver.begin(search, file, user=user, key=key, pinned=pin or "", space_hash=space, download=download)
@@ -165,9 +171,9 @@ def preflight(
     search: Annotated[str | None, typer.Option(help="A search to tell of.")] = None,
 ) -> None:
     """Measure the cluster that this node is the head of, and print it as JSON."""
-    from vit_search.cluster import preflight as measuring
+    from vit_search.cluster.jobs import measurement
 
-    facts = measuring.measure(data=data, search=search)
+    facts = measurement.measure(data=data, search=search)
     sys.stdout.write(json.dumps(asdict(facts)) + "\n")
 
 
@@ -192,7 +198,7 @@ def keep(
 
     It goes on until it is ended.
     """
-    from vit_search.cluster import keeper
+    from vit_search.cluster.jobs import keeper
 
     keeper.keep(address, _say(out), every_s=every)
 
@@ -219,7 +225,7 @@ UNWELL = 1
 @cluster.command()
 def check(file: ClusterFile = Path("cluster.yaml")) -> None:
     """Hold a cluster's file against Ray's schema and our rules."""
-    from vit_search.cluster import lint
+    from vit_search.cluster.file import lint
 
     report = lint.check(file)
     for finding in report.findings:
@@ -242,9 +248,9 @@ def render(
 
     It has the same packages, commands and settings, without a cloud.
     """
-    from vit_search.cluster import render as rendering
+    from vit_search.cluster.file import local_machines
 
-    sys.stdout.write(rendering.local(file, local.split(","), user=user, key=key))
+    sys.stdout.write(local_machines.local(file, local.split(","), user=user, key=key))
 
 
 @cluster.command()
@@ -259,9 +265,9 @@ def kuberay(
 
     They are the cluster, MLflow, PostgreSQL, volumes and the network policy.
     """
-    from vit_search.cluster import render as rendering
+    from vit_search.cluster.file import kubernetes
 
-    sys.stdout.write(rendering.kuberay(file, image=image, job=job, namespace=namespace, storage_class=storage_class))
+    sys.stdout.write(kubernetes.kuberay(file, image=image, job=job, namespace=namespace, storage_class=storage_class))
 
 
 @cluster.command()
@@ -292,16 +298,19 @@ def head(
 
     The keeper takes up searches again. All are started again when they die.
     """
-    from vit_search.cluster import record, services
+    from vit_search.cluster import record
+    from vit_search.cluster.head import services, supervisor
+    from vit_search.cluster.head.folders import SEARCHES, HeadServices
+    from vit_search.cluster.head.mlflow_server import ADMIN
 
-    this = services.Head(state or record.HEAD_STATE, port)
+    this = HeadServices(state or record.HEAD_STATE, port)
     if stop:
-        services.stop(this.state)
+        supervisor.stop(this.state)
         return
     states = services.status(this) if look else services.start(this, storage=record.storage())
     _print_services(states)
     if not look:
-        typer.echo(f"MLflow: {this.uri}   accounts: {services.ADMIN} and {services.SEARCHES}, passwords in {this.secrets}")
+        typer.echo(f"MLflow: {this.uri}   accounts: {ADMIN} and {SEARCHES}, passwords in {this.secrets}")
     elif not all(service.well for service in states):
         sys.exit(UNWELL)
 
@@ -314,10 +323,10 @@ def worker(
 
     It is started again when it dies.
     """
-    from vit_search.cluster import services
+    from vit_search.cluster.head import supervisor
 
-    watcher = services.Program("spot", (*services.vit_search(), "cluster", "watch-spot"))
-    services.supervise(state or Path.home() / ".vit_search-worker", [watcher])
+    watcher = supervisor.Program("spot", (*supervisor.vit_search_command(), "cluster", "watch-spot"))
+    supervisor.supervise(state or Path.home() / ".vit_search-worker", [watcher])
 
 
 @cluster.command(name="watch-spot")
@@ -339,13 +348,16 @@ def watch_spot(
 @cluster.command(hidden=True)
 def serve(service: Annotated[str, typer.Argument()], state: State = None, port: Port = 5000) -> None:
     """Become one of the head's services; for supervisord."""
-    from vit_search.cluster import record, services
+    from vit_search.cluster import record
+    from vit_search.cluster.head.folders import HeadServices
+    from vit_search.cluster.head.mlflow_server import run_mlflow
+    from vit_search.cluster.head.postgres import run_postgres
     from vit_search.errors import ClusterError
 
-    become = {"postgres": services.run_postgres, "mlflow": services.run_mlflow}.get(service)
+    become = {"postgres": run_postgres, "mlflow": run_mlflow}.get(service)
     if become is None:
         raise ClusterError(f"{service}: no service of the head; say postgres or mlflow.")
-    become(services.Head(state or record.HEAD_STATE, port))
+    become(HeadServices(state or record.HEAD_STATE, port))
 
 
 def _print_services(services: list[Service]) -> None:

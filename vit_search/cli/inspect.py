@@ -32,21 +32,26 @@ def list_(address: Url, as_json: Annotated[bool, typer.Option("--json", help="As
 
     It knows those since the cluster's Ray was started.
     """
-    jobs, there = connect(address, insecure)
-    launches = jobs.launches(there.client)
+    there = connect(address, insecure)
+    from vit_search.cluster.jobs.launches import launches
+    from vit_search.cluster.jobs.launches import states as states_of
+
+    by_search = launches(there.client)
     with err.status("asking the head …"):
-        states = jobs.states(there, [all_of[-1] for all_of in launches.values()]) if launches else {}
+        states = states_of(there, [all_of[-1] for all_of in by_search.values()]) if by_search else {}
     if as_json:
-        shown = [{"search": name, "state": states[name], "jobs": [asdict(job) for job in all_of]} for name, all_of in launches.items()]
+        shown = [
+            {"search": search, "state": states[search], "jobs": [asdict(job) for job in all_of]} for search, all_of in by_search.items()
+        ]
         sys.stdout.write(json.dumps(shown, indent=1) + "\n")
         return
     rows = []
-    for search, all_of in launches.items():
+    for search, all_of in by_search.items():
         first, last = all_of[0], all_of[-1]
         took = in_time((last.ended or time.time()) - first.began)
         began = time.strftime("%m-%d %H:%M", time.localtime(first.began))
         rows.append([*map(escaped, (search, states[search], str(len(all_of)), began, took, first.user, last.version))])
-    if not launches:
+    if not by_search:
         out.print(f"{escaped(there.address)}: no search was submitted since its Ray was started.")
         return
     for line in terminal.table(("search", "state", "jobs", "submitted", "took", "by", "vit_search"), rows, width=out.width):

@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vit_search.cli.app import err, out
 from vit_search.cli.terminal import escaped
@@ -16,17 +16,17 @@ from vit_search.errors import SearchError
 from vit_search.text import plain
 
 if TYPE_CHECKING:
-    from vit_search.cluster.jobs import Cluster
+    from vit_search.cluster.jobs.connection import Cluster
 
 
-def connect(address: str, insecure: bool) -> tuple[Any, Cluster]:
-    """The room `jobs`, whose imports take a second, and the cluster."""
-    from vit_search.cluster import jobs
+def connect(address: str, insecure: bool) -> Cluster:
+    """Reach the Jobs API of a cluster, and print its warning if there is one."""
+    from vit_search.cluster.jobs import connection  # its imports take a second
 
-    there = jobs.connect(address, insecure=insecure)
+    there = connection.connect(address, insecure=insecure)
     if there.warning:
         err.print(f"[yellow]warning:[/] {escaped(there.warning)}", soft_wrap=True)
-    return jobs, there
+    return there
 
 
 def remotely(
@@ -37,9 +37,11 @@ def remotely(
     Args:
         files: texts by their names, which the command reads there.
     """
-    jobs, there = connect(address, insecure)
+    there = connect(address, insecure)
+    from vit_search.cluster.jobs.head_command import on_head
+
     with writing(there.address) as write:
-        code, answer = jobs.on_head(there, ["vit-search", *words], write=write if follow else None, files=files)
+        code, answer = on_head(there, ["vit-search", *words], write=write if follow else None, files=files)
     if not follow:
         (sys.stdout if code == 0 else sys.stderr).write(plain(addressed(answer, there.address)))
     if code:
@@ -48,10 +50,12 @@ def remotely(
 
 def status_there(address: str, search: str | None, *, as_json: bool, watch: bool, insecure: bool) -> None:
     """Say how a search on a cluster stands, by default the one that was submitted last."""
-    jobs, there = connect(address, insecure)
-    name = search or jobs.newest(there)
+    there = connect(address, insecure)
+    from vit_search.cluster.jobs import launches
+
+    name = search or launches.newest(there)
     printed = False
-    while name and jobs.is_beginning(there, name):
+    while name and launches.is_beginning(there, name):
         if not printed:
             print_unbegun(name, "starting", as_json)
         if not watch:
@@ -74,15 +78,19 @@ def print_unbegun(search: str, state: str, as_json: bool) -> None:
 
 def resume_there(address: str, search: str | None, insecure: bool) -> None:
     """Have a cluster take up a search that was submitted to it."""
-    jobs, there = connect(address, insecure)
-    job = jobs.resume(there, _named(search))
+    there = connect(address, insecure)
+    from vit_search.cluster.jobs import submit
+
+    job = submit.resume(there, _named(search))
     out.print(f"[bold]{escaped(search)}[/] is taken up again, as job {escaped(job)}.", soft_wrap=True)
 
 
 def cancel_there(address: str, search: str | None, insecure: bool) -> None:
     """End a search on a cluster now."""
-    jobs, there = connect(address, insecure)
-    if not jobs.cancel(there, _named(search)):
+    there = connect(address, insecure)
+    from vit_search.cluster.jobs import submit
+
+    if not submit.cancel(there, _named(search)):
         raise SearchError(f"{search}: no job runs it now.")
     out.print(
         escaped(f"{search}: ending now; `vit-search resume {search} --address {there.address}` goes on from the last checkpoints."),

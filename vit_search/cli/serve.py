@@ -61,13 +61,14 @@ def serve(
     if references.folder_of(model) is None:
         references.parse(model)
     tracking_uri = registry_uri_unless_folder(model, tracking_uri)
-    from vit_search.serving import serving
-    from vit_search.serving.endpoint import Limits
+    from vit_search.serving import server
+    from vit_search.serving.limits import ReplicaLimits
+    from vit_search.serving.settings import ServingSettings
 
-    limits = Limits(batch=batch, queue=queue, body_bytes=int(max_mib * 2**20), timeout_s=timeout)
+    limits = ReplicaLimits(batch=batch, queue=queue, body_bytes=int(max_mib * 2**20), timeout_s=timeout)
     names = tuple(allow_host or ())
-    settings = serving.Settings(host=host, port=port, allow_hosts=names, replicas=replicas, gpus=gpus, limits=limits, poll_s=poll)
-    serving.serve(model, settings, tracking_uri=tracking_uri, say=lambda line: err.print(escaped(line), soft_wrap=True))
+    settings = ServingSettings(host=host, port=port, allow_hosts=names, replicas=replicas, gpus=gpus, limits=limits, poll_s=poll)
+    server.serve(model, settings, tracking_uri=tracking_uri, say=lambda line: err.print(escaped(line), soft_wrap=True))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # all is ended by now; Python would take seconds to take torch, Ray and MLflow apart, object by object

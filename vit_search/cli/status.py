@@ -198,14 +198,17 @@ def logs(
     if address is None:
         _events(output, name, trial, follow)
     elif search is None or trial is None:
-        jobs, there = connect(address, insecure)
-        name = name or jobs.newest(there)
+        there = connect(address, insecure)
+        from vit_search.cluster.jobs import launches
+        from vit_search.cluster.jobs.logs import logs as print_logs
+
+        name = name or launches.newest(there)
         if name is None:
             raise SearchError(
                 f"{there.address}: no search was submitted since its Ray was started; submit one with `vit-search submit FILE`."
             )
         with writing(there.address) as write:
-            jobs.logs(there, name, write=write, follow=follow)
+            print_logs(there, name, write=write, follow=follow)
     else:
         remotely(address, ["logs", search, *(["--follow"] if follow else [])], insecure=insecure, follow=follow)
 

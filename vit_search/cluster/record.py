@@ -1,4 +1,4 @@
-"""What a search's folder on a cluster says of its submission: who wanted it, at which version, and whether it is to run."""
+"""The record of a submission in the folder of a search on a cluster: who submitted it, at which version, and whether it is to run."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def storage() -> Path:
 
     Raises: ClusterError where this node does not know it.
     """
-    named = os.environ.get(STORAGE, "")
-    if not Path(named).is_absolute():
-        seen = f"is {named!r}, no full path" if named else "is not set"
+    value = os.environ.get(STORAGE, "")
+    if not Path(value).is_absolute():
+        problem = f"is {value!r}, no full path" if value else "is not set"
         raise ClusterError(
-            f"{STORAGE} {seen} on this node; set it to the folder that all nodes see, e.g. /mnt/vit_search, and start Ray anew."
+            f"{STORAGE} {problem} on this node; set it to the folder that all nodes see, e.g. /mnt/vit_search, and start Ray anew."
         )
-    return Path(named)
+    return Path(value)
 
 
 def folder_of(search: str) -> Path:
@@ -91,9 +91,9 @@ def folder_of(search: str) -> Path:
     return storage() / "searches" / search
 
 
-def surroundings(place: Path) -> dict[str, str]:
+def surroundings(storage: Path) -> dict[str, str]:
     """The environment of a driver: decoded images go to the storage where the head's own names no other place."""
-    return {"VIT_SEARCH_CACHE": str(place / "cache")} | os.environ
+    return {"VIT_SEARCH_CACHE": str(storage / "cache")} | os.environ
 
 
 def submitted(folder: Path) -> bool:
@@ -132,9 +132,9 @@ def change(folder: Path, **values: Any) -> Submission:
     return changed
 
 
-def all_of(place: Path) -> Iterator[tuple[Path, Submission]]:
+def all_of(storage_folder: Path) -> Iterator[tuple[Path, Submission]]:
     """The submissions in a storage that can be read, by name."""
-    for path in sorted(place.glob(f"searches/*/{RECORD}")):
+    for path in sorted(storage_folder.glob(f"searches/*/{RECORD}")):
         try:
             yield path.parent, read(path.parent)
         except ClusterError:
@@ -172,10 +172,10 @@ def snapshot(folder: Path) -> Snapshot:
 
     Raises: SearchError where the folder holds no search.
     """
-    known = read(folder) if submitted(folder) else None
-    awaited = known is not None and not known.asleep
+    submission = read(folder) if submitted(folder) else None
+    awaited = submission is not None and not submission.asleep
     now = search_state.read(folder, awaited=awaited)
-    if known is not None and now.state.word == "running" and known.wanted == "stopped":
+    if submission is not None and now.state.word == "running" and submission.wanted == "stopped":
         return replace(now, state=SearchState("ending"))
     if awaited and not now.state.driven and driven(folder):  # a job has it, and its driver has not taken the ledger yet
         return replace(now, state=SearchState("starting"))
@@ -189,19 +189,19 @@ def state(folder: Path) -> SearchState:
     """
     if (folder / "ledger.jsonl").exists():
         return snapshot(folder).state
-    known = read(folder)
-    if not known.asleep:
+    submission = read(folder)
+    if not submission.asleep:
         return SearchState("starting" if driven(folder) else "waiting for a driver")
-    return SearchState("stopped" if known.ended is None else "refused" if known.ended == 2 else "failed")
+    return SearchState("stopped" if submission.ended is None else "refused" if submission.ended == 2 else "failed")
 
 
 def states() -> dict[str, dict[str, str]]:
     """How the searches in this node's storage stand, by name; those that cannot be read are left out."""
-    found = {}
+    by_search = {}
     for folder, _ in all_of(storage()):
         with contextlib.suppress(VitSearchError):
-            found[folder.name] = asdict(state(folder))
-    return found
+            by_search[folder.name] = asdict(state(folder))
+    return by_search
 
 
 def progress(folder: Path) -> int:

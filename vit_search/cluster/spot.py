@@ -1,4 +1,4 @@
-"""A spot instance that AWS will take away: its notice, two minutes ahead, turned into a drain of this node.
+"""Watches for the notice that AWS will take this spot instance away, two minutes ahead, and drains the node.
 
 Ray then starts nothing more here, and Tune takes the trials up elsewhere without counting that as a failure of theirs. The
 instance's metadata service is asked in its second version alone (IMDSv2): a token first, then the question.
@@ -62,16 +62,16 @@ class Metadata:
     def _ask(self) -> Notice | None:
         self._token = self._token or self._call("PUT", "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_S)})
         try:
-            said = self._call("GET", "/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": self._token})
+            text = self._call("GET", "/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": self._token})
         except urllib.error.HTTPError as error:
             if error.code == 404:  # nothing is announced
                 return None
             raise
         try:
-            found = json.loads(said)
-            return Notice(str(found["action"]), datetime.fromisoformat(found["time"]).timestamp())
+            content = json.loads(text)
+            return Notice(str(content["action"]), datetime.fromisoformat(content["time"]).timestamp())
         except (ValueError, KeyError, TypeError):
-            raise OSError(f"the metadata service said {said[:80]!r}") from None
+            raise OSError(f"the metadata service said {text[:80]!r}") from None
 
     def _call(self, method: str, path: str, headers: dict[str, str]) -> str:
         request = urllib.request.Request(self._base + path, method=method, headers=headers)  # noqa: S310 -- http of the caller's
@@ -85,7 +85,7 @@ def watch(metadata: Metadata, *, node_id: str | None = None, sleep: Callable[[fl
     Args:
         node_id: of the node to drain; this machine's by default.
     """
-    told, away = None, False
+    drained, away = None, False
     while True:
         try:
             notice = metadata.notice()
@@ -95,12 +95,12 @@ def watch(metadata: Metadata, *, node_id: str | None = None, sleep: Callable[[fl
             if not away:
                 yield f"the metadata service does not answer ({error}); looking on."
             away = True
-        if notice is not None and notice != told:
+        if notice is not None and notice != drained:
             left = max(0, round(notice.at - time.time()))
             yield f"AWS will {notice.action} this instance in {left} s; draining the node."
             try:
                 drain(left, notice.action, node_id)
-                told = notice
+                drained = notice
                 yield "drained."
             except ClusterError as error:
                 yield str(error)
@@ -120,5 +120,5 @@ def drain(left_s: int, action: str, node_id: str | None = None) -> None:
     except subprocess.TimeoutExpired:
         raise ClusterError("this node could not be drained: Ray did not answer within 90 s; trying again.") from None
     if done.returncode:
-        said = next(iter(reversed(done.stderr.strip().splitlines())), "no reason given")
-        raise ClusterError(f"this node could not be drained ({said}); trying again.")
+        reason = next(iter(reversed(done.stderr.strip().splitlines())), "no reason given")
+        raise ClusterError(f"this node could not be drained ({reason}); trying again.")

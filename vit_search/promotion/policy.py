@@ -19,7 +19,7 @@ from vit_search.text import nearest
 
 Corruption = Literal["gaussian_noise", "blur", "contrast", "brightness", "translate", "jpeg"]
 CORRUPTIONS: tuple[Corruption, ...] = ("gaussian_noise", "blur", "contrast", "brightness", "translate", "jpeg")
-"""What promotion/corruptions.py can do to an image."""
+"""What promotion/evidence/corruptions.py can do to an image."""
 
 Format = Literal["safetensors", "pt2", "onnx"]
 

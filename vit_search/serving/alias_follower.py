@@ -1,4 +1,4 @@
-"""Follows a registered model's alias: what it names is fetched, verified, tried, and handed to those who serve; else the old one stays.
+"""Follows the alias of a registered model: fetches, verifies and tries the version that it names, and hands it to the replicas.
 
 The last good version of each alias is kept under the data cache, so that serving starts while the registry is away:
 
@@ -28,8 +28,8 @@ from vit_search.files import make_folder, open_to_others, write_whole
 from vit_search.registry import references
 from vit_search.registry.references import GONE, Reference
 from vit_search.registry.version_files import fetch_files
-from vit_search.serving.endpoint import load
-from vit_search.serving.state import State, Version
+from vit_search.serving.loaded_model import load
+from vit_search.serving.state import ServingState, Version
 from vit_search.tracking import model_files, store, uris  # before mlflow, whose settings it makes
 from vit_search.vit import checkpoint
 
@@ -45,13 +45,13 @@ AGAIN_S, AGAIN_AT_MOST_S = 10.0, 600.0
 VERSION = "version.json"
 
 
-class Fixed:
-    """In a Follower's place where a model that was trained here is served: a copy of it, which stays what it is."""
+class FixedModel:
+    """Stands in for an AliasFollower where you serve a model that was trained here: it serves a copy, which never changes."""
 
     def __init__(self, folder: Path, state: Path, say: Callable[[str], None]) -> None:
         self._source, self._file, self._say = folder, state, say
 
-    def start(self) -> State:
+    def start(self) -> ServingState:
         """Copy the checkpoint, and try it.
 
         Raises: CheckpointError; ServingError.
@@ -61,7 +61,7 @@ class Fixed:
         name = str(self._source)
         version = Version(name, "", "", str(folder), 0)
         version = dataclasses.replace(version, weights_sha256=load(version, batch=1).weights_sha256)
-        self._state = State(version, "", name, time.time())
+        self._state = ServingState(version, "", name, time.time())
         self._say("from its folder, which no gate has judged; `vit-search promote` has it judged")
         write_whole(self._file, json.dumps(dataclasses.asdict(self._state)))
         return self._state
@@ -74,7 +74,7 @@ class Fixed:
         write_whole(self._file, json.dumps(dataclasses.asdict(dataclasses.replace(self._state, draining=True))))
 
 
-class Follower:
+class AliasFollower:
     """Keeps the state file true. `start` once, then `poll` now and then, from one thread."""
 
     def __init__(
@@ -96,9 +96,9 @@ class Follower:
         self._again = 0.0
         self._wait = AGAIN_S
         self._pointed: tuple[str, float] | None = None
-        self._state: State | None = None
+        self._state: ServingState | None = None
 
-    def start(self) -> State:
+    def start(self) -> ServingState:
         """Take what the target names, or where the registry is away, the last good version of it from the cache.
 
         Raises: TrackingError when the registry is away and the cache holds none; ServingError when there is no such model, or it
@@ -117,19 +117,19 @@ class Follower:
             kept = self._kept()
             if kept is None:
                 raise TrackingError(store.in_short(error)) from None
-            version, seen = kept
+            version, seen_at = kept
             self._say(f"the registry does not answer ({store.in_short(error)}); {version.name} is served from the cache")
-            return self._tell(State(version, self._target.alias, version.name, seen, stale_since=now))
+            return self._write_state(ServingState(version, self._target.alias, version.name, seen_at, stale_since=now))
         if named is None:
             raise ServingError(f"{self._target}: {references.missing(self._client, self._target)}")
         try:
-            return self._tell(State(self._take(named), self._target.alias, _name(named), now))
+            return self._write_state(ServingState(self._fetch_and_try(named), self._target.alias, _name(named), now))
         except (VitSearchError, MlflowException, OSError) as error:
             kept = self._kept()
             if kept is None:
                 raise ServingError(f"{_name(named)}: cannot be served ({store.in_short(error)}).") from None
-            state = State(kept[0], self._target.alias, _name(named), now)
-            return self._tell(self._refused(state, named, error))
+            state = ServingState(kept[0], self._target.alias, _name(named), now)
+            return self._write_state(self._refused(state, named, error))
 
     def poll(self) -> None:
         """Look at the registry, and take what the alias names now if that is another version and a good one. Raises nothing."""
@@ -142,7 +142,7 @@ class Follower:
             self._client = None
             if state.stale_since is None:
                 self._say(f"the registry does not answer ({store.in_short(error)}); {state.version.name} stays")
-            self._tell(dataclasses.replace(state, stale_since=state.stale_since or time.time()))
+            self._write_state(dataclasses.replace(state, stale_since=state.stale_since or time.time()))
             return
         if state.stale_since is not None:
             self._say("the registry answers again")
@@ -155,18 +155,18 @@ class Follower:
             state = dataclasses.replace(state, failed="")
         elif _name(named) != self._tried or self._clock() >= self._again:
             try:
-                state = dataclasses.replace(state, version=self._take(named), failed="")
+                state = dataclasses.replace(state, version=self._fetch_and_try(named), failed="")
                 self._say(f"{state.version.name} takes the place of {before.version.name}")
             except Exception as error:
                 state = self._refused(state, named, error)
-        self._tell(state)
+        self._write_state(state)
 
     def drain(self) -> None:
         """Tell those who serve to finish what they have."""
         if self._state is not None:
-            self._tell(dataclasses.replace(self._state, draining=True))
+            self._write_state(dataclasses.replace(self._state, draining=True))
 
-    def _tell(self, state: State) -> State:
+    def _write_state(self, state: ServingState) -> ServingState:
         with self._lock:
             if self._state is not None and self._state.draining:  # a poll that ends after drain
                 state = dataclasses.replace(state, draining=True)
@@ -194,15 +194,15 @@ class Follower:
                 return None
             raise
 
-    def _refused(self, state: State, named: Any, error: Exception) -> State:
-        name, said = _name(named), store.in_short(error)
+    def _refused(self, state: ServingState, named: Any, error: Exception) -> ServingState:
+        name, reason = _name(named), store.in_short(error)
         self._wait = min(2 * self._wait, AGAIN_AT_MOST_S) if self._tried == name else AGAIN_S
-        if self._tried != name or said != state.failed:
-            self._say(f"{name} is not taken: {said}; {state.version.name} stays")
+        if self._tried != name or reason != state.failed:
+            self._say(f"{name} is not taken: {reason}; {state.version.name} stays")
         self._tried, self._again = name, self._clock() + self._wait
-        return dataclasses.replace(state, failed=said, failures=state.failures + 1)
+        return dataclasses.replace(state, failed=reason, failures=state.failures + 1)
 
-    def _take(self, named: Any) -> Version:
+    def _fetch_and_try(self, named: Any) -> Version:
         """Fetch a version into the cache unless it is there, verify it and try it on this machine's CPU.
 
         Raises: whatever speaks against it.
@@ -212,8 +212,8 @@ class Follower:
             raise ServingError(f"{_name(named)}: its verdict is refused")
         folder = self._home / str(named.version)
         version = _read_version(folder)
-        known = version and (version.created, tags.get("weights_sha256", version.weights_sha256))
-        if version is None or known != (_created(named), version.weights_sha256):
+        recorded = version and (version.created, tags.get("weights_sha256", version.weights_sha256))
+        if version is None or recorded != (_created(named), version.weights_sha256):
             version = self._fetch(named, folder)
         version = dataclasses.replace(version, golden=tags.get("golden", ""), files_sha256=tags.get(model_files.RECORD, ""))
         try:
@@ -230,22 +230,22 @@ class Follower:
     def _fetch(self, named: Any, folder: Path) -> Version:
         """Download a version's checkpoint, whole or not at all."""
         assert self._client is not None
-        place = Path(tempfile.mkdtemp(prefix=".new-", dir=self._home))
+        new = Path(tempfile.mkdtemp(prefix=".new-", dir=self._home))
         try:
-            source = fetch_files(self._client, named, place)
+            source = fetch_files(self._client, named, new)
             shutil.rmtree(folder, ignore_errors=True)
             source.rename(folder)
         finally:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(new, ignore_errors=True)
         return Version(_name(named), (named.tags or {}).get("weights_sha256", ""), "", str(folder), _created(named))
 
     def _kept(self) -> tuple[Version, float] | None:
         """The last good version of the target in the cache, verified, and when the alias was last seen to name it."""
-        number, seen = self._target.version, 0.0
+        number, seen_at = self._target.version, 0.0
         if self._target.alias:
             try:
                 pointed = parse((self._home / f"{self._target.alias}.json").read_text())
-                number, seen = pointed["version"].rpartition("/")[2], pointed["seen"]
+                number, seen_at = pointed["version"].rpartition("/")[2], pointed["seen"]
             except (OSError, ValueError, KeyError):
                 return None
         folder = self._home / number
@@ -257,12 +257,12 @@ class Follower:
         except VitSearchError as error:
             self._say(f"the cache's copy of {version.name} is no good ({error})")
             return None
-        return version, seen or (folder / VERSION).stat().st_mtime
+        return version, seen_at or (folder / VERSION).stat().st_mtime
 
     def _evict(self, taken: Path) -> None:
         """Keep the newest versions; those that serve have read the old ones long since."""
-        known = sorted((path for path in self._home.glob(f"*/{VERSION}")), key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in known[KEPT:]:
+        files = sorted((path for path in self._home.glob(f"*/{VERSION}")), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in files[KEPT:]:
             if path.parent != taken:
                 shutil.rmtree(path.parent, ignore_errors=True)
 

@@ -1,5 +1,8 @@
-"""By which names a server may be called. A web page can have its own name lead to 127.0.0.1, and then reads what the server answers there:
-the header Host still tells that name. A page cannot do so with an address in the place of a name, so addresses of ours pass."""
+"""Which names of a server the header Host of a request may give.
+
+A web page can make its own name lead to 127.0.0.1, and then read what the server there answers: the header Host still gives that name.
+A page cannot do so with an address in the place of a name, so the addresses of this machine pass.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +33,13 @@ class Hosts:
         Args:
             headers: of the request, with names in lower case. version: of HTTP; 1.0 has no Host, and no browser speaks it.
         """
-        given = [value.decode("latin-1") for name, value in headers if name == b"host"]
-        if not given and version == "1.0":
+        values = [value.decode("latin-1") for name, value in headers if name == b"host"]
+        if not values and version == "1.0":
             return None
-        found = HEADER.fullmatch(given[0].lower()) if len(given) == 1 else None
-        if found is None:
+        match = HEADER.fullmatch(values[0].lower()) if len(values) == 1 else None
+        if match is None:
             return 400, "give one header Host, as NAME or NAME:PORT."
-        host = found["host"]
+        host = match["host"]
         if self._allowed(host.removesuffix(".")):
             return None
         return 421, f"this server is not called {host[:253]}; start it with --allow-host {host[:253]} if that is one of its names."
@@ -61,7 +64,7 @@ def hosts_of(listens_on: str, more: Iterable[str] = ()) -> Hosts:
     for name in names:
         if not NAME.fullmatch(name):
             raise ServingError(f"--allow-host {name}: no name of a host; give it without scheme and port, e.g. models.example.org.")
-    found = {ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in socket.getaddrinfo(listens_on, None)}
+    addresses = {ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in socket.getaddrinfo(listens_on, None)}
     if NAME.fullmatch(listens_on.lower()):
         names.add(listens_on.lower())
-    return Hosts(frozenset(names), frozenset(map(str, found)), any(address.is_unspecified for address in found))
+    return Hosts(frozenset(names), frozenset(map(str, addresses)), any(address.is_unspecified for address in addresses))

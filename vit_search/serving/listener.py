@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from vit_search.serving.endpoint import Held
+from vit_search.serving.limits import HeldBytes
 
 IDLE_S = 75
 """Without a request, after which a connection is closed: longer than clients and proxies keep theirs (15 to 60 s)."""
@@ -36,7 +36,7 @@ SLICE = 16 * 2**10
 class _Protocol(HttpToolsProtocol):
     """uvicorn's, which keeps headers of any length, and waits for ever for headers that come a byte at a time."""
 
-    def __init__(self, *arguments: Any, held: Held, **named: Any) -> None:
+    def __init__(self, *arguments: Any, held: HeldBytes, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._all_held = held
         self._held = 0
@@ -68,7 +68,7 @@ class _Protocol(HttpToolsProtocol):
                 if not self._received:
                     self._arm(HEADERS_S)
                 self._held += len(part)
-                if not self._all_held.take(len(part)):
+                if not self._all_held.add(len(part)):
                     self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests at once; come again.")
                     return
             self._received += len(part)
@@ -125,7 +125,7 @@ class _Protocol(HttpToolsProtocol):
         self.transport.close()
 
     def _release(self) -> None:
-        self._all_held.give(self._held)
+        self._all_held.remove(self._held)
         self._held = 0
 
     def _arm(self, seconds: float) -> None:
@@ -149,18 +149,18 @@ def bind(host: str, port: int) -> socket.socket:
     Raises: OSError.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    made = socket.socket(family, kind, protocol)
+    bound = socket.socket(family, kind, protocol)
     try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        made.bind(address)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind(address)
     except OSError:
-        made.close()
+        bound.close()
         raise
-    return made
+    return bound
 
 
-def server(application: Any, *, timeout_s: float, held: Held) -> uvicorn.Server:
+def server(application: Any, *, timeout_s: float, held: HeldBytes) -> uvicorn.Server:
     """A server that is not yet started; `await server.serve(sockets=[bind(…)])` until `should_exit` has been set and it has drained.
 
     Args:

@@ -1,4 +1,4 @@
-"""Image files classified by a registered model, or by one that was trained here.
+"""Classifies image files with a registered model, or with one that was trained here.
 
 Torch takes as long to import as MLflow. So where a registry must be asked, a second process imports torch and decodes the images
 meanwhile; it is this very file. No code of a registered model is run. Its checkpoint alone is read, once its files are those that were
@@ -44,8 +44,8 @@ def predict(
     folder = references.folder_of(model)
     if folder is not None:
         return classify(folder, images, source=model)
-    with _classifier() as ask, tempfile.TemporaryDirectory() as place:
-        return ask(_fetched(model, Path(place), tracking_uri, say), images, model)
+    with _classifier() as ask, tempfile.TemporaryDirectory() as folder_name:
+        return ask(_fetched(model, Path(folder_name), tracking_uri, say), images, model)
 
 
 def check_readable(path: Path) -> None:
@@ -78,7 +78,7 @@ def classify(folder: Path, images: Sequence[Path], *, source: str) -> list[Predi
     return [Prediction(str(path), label, probability) for path, (probability, label) in zip(images, best, strict=True)]
 
 
-def _fetched(model: str, place: Path, tracking_uri: str | None, say: Callable[[str], None]) -> Path:
+def _fetched(model: str, folder: Path, tracking_uri: str | None, say: Callable[[str], None]) -> Path:
     """The checkpoint of a model that MLflow has."""
     from vit_search.registry.version_files import fetch_files, fetch_logged
     from vit_search.tracking.model_files import ALL
@@ -87,11 +87,11 @@ def _fetched(model: str, place: Path, tracking_uri: str | None, say: Callable[[s
 
     client = client_for(of_newest(tracking_uri), needs="read")
     if not model.startswith(("models:/m-", "runs:/")):
-        return fetch_files(client, references.find_version(client, model), place)
-    folder, covered = fetch_logged(client, model, place)
+        return fetch_files(client, references.find_version(client, model), folder)
+    checkpoint, covered = fetch_logged(client, model, folder)
     if covered != ALL:
         say(f"{model}: no sha256 of its files is recorded; whoever may write to MLflow's artifacts could have changed them.")
-    return folder
+    return checkpoint
 
 
 @contextlib.contextmanager
@@ -104,10 +104,10 @@ def _classifier() -> Iterator[Callable[[Path, Sequence[Path], str], list[Predict
             answer, _ = process.communicate(json.dumps([str(folder), list(map(str, images)), model]))
             if process.returncode:
                 raise PromotionError(f"{model}: the process that classifies ended with {process.returncode}; try fewer images at once.")
-            told = json.loads(answer)
-            if isinstance(told, str):
-                raise DataError(told)
-            return [Prediction(*one) for one in told]
+            rows = json.loads(answer)
+            if isinstance(rows, str):
+                raise DataError(rows)
+            return [Prediction(*row) for row in rows]
 
         try:
             yield ask
@@ -129,12 +129,13 @@ def _answer() -> None:
         return
     folder, images, model = json.loads(question)
     try:
-        told: object = [
-            [one.image, one.label, one.probability] for one in classify(Path(folder), [Path(image) for image in images], source=model)
+        answer: object = [
+            [prediction.image, prediction.label, prediction.probability]
+            for prediction in classify(Path(folder), [Path(image) for image in images], source=model)
         ]
     except VitSearchError as error:
-        told = str(error).replace(f"{folder}/", f"{model}: ")
-    sys.stdout.write(json.dumps(told))
+        answer = str(error).replace(f"{folder}/", f"{model}: ")
+    sys.stdout.write(json.dumps(answer))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the process that follows the registry tells the replicas that serve: a file, written whole."""
+"""The state file: which version the replicas serve. The process that follows the registry writes it, the replicas read it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Version:
     @property
     def tags(self) -> dict[str, str]:
         """What model_files.check holds its files against."""
-        known = {"weights_sha256": self.weights_sha256, "files_sha256": self.files_sha256}
-        return {key: value for key, value in known.items() if value}
+        recorded = {"weights_sha256": self.weights_sha256, "files_sha256": self.files_sha256}
+        return {key: value for key, value in recorded.items() if value}
 
 
 @dataclass(frozen=True)
-class State:
-    """What those who serve are told; they read it from a file."""
+class ServingState:
+    """What the state file holds."""
 
     version: Version
     alias: str
@@ -49,10 +49,10 @@ class State:
     draining: bool = False
 
 
-def read_state(path: Path) -> State:
-    """What following.Follower wrote."""
-    told = json.loads(path.read_text())
-    return State(**told | {"version": Version(**told["version"])})
+def read_state(path: Path) -> ServingState:
+    """Read what alias_follower.AliasFollower wrote."""
+    content = json.loads(path.read_text())
+    return ServingState(**content | {"version": Version(**content["version"])})
 
 
 def moment(seconds: float | None) -> str | None:

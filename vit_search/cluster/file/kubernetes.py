@@ -1,26 +1,25 @@
-"""The cluster's file in other words, for machines of one's own and for Kubernetes: names, sizes and commands come from the one file."""
+"""Manifests for Kubernetes, from the file of a cluster: names, sizes and commands come from the one file."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from vit_search.cluster.lint import File, gpus_of
-from vit_search.cluster.record import STORAGE
-from vit_search.cluster.services import ADMIN, SEARCHES, mlflow_accounts, mlflow_command
+from vit_search.cluster.file.aws import gpus_of
+from vit_search.cluster.file.cluster_file import ClusterFile
+from vit_search.cluster.file.start_settings import container_settings, storage_folder
+from vit_search.cluster.file.yaml_text import yaml_text
+from vit_search.cluster.head.folders import SEARCHES
+from vit_search.cluster.head.mlflow_server import ADMIN, mlflow_accounts, mlflow_command
 from vit_search.config import search_file, strict_yaml
 from vit_search.errors import ClusterError
 from vit_search.tracking import server_app
 
-HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?")
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?")
-ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._:/@-]*")
-
 ACCOUNT_ID = 1000
 """Of the account `ray` in rayproject's images, and of ours in MLflow's container."""
 
@@ -36,50 +35,6 @@ CONTROL = {"cpu": "2", "memory": "8Gi"}
 WORKER = {"cpu": "4", "memory": "14Gi"}
 
 
-def local(file: Path, machines: list[str], *, user: str, key: str | None) -> str:
-    """The file for machines that are there: `provider: local`.
-
-    What Docker's options say is said to `ray start` itself; the shared folder and the head's disk are the administrator's to mount.
-
-    Raises: SpecError, ClusterError.
-    """
-    for machine in machines:
-        if not HOST.fullmatch(machine):
-            raise ClusterError(f"--local: {machine!r} is no host name or address; give HEAD,WORKER,… without spaces.")
-    if len(machines) < 2:
-        raise ClusterError("--local names the head alone; give at least one worker, on which trials run: HEAD,WORKER,….")
-    if len(set(machines)) < len(machines):
-        raise ClusterError("--local names a machine twice; give each once.")
-    if not ACCOUNT.fullmatch(user):
-        raise ClusterError(f"--user: {user!r} is no account; give its name.")
-    source = File(file, strict_yaml.load(file))
-    storage, state = _storage(source), _state(source)
-    workers = machines[1:]
-    made: dict[str, Any] = {
-        "cluster_name": source.at("cluster_name", default="vit-search"),
-        "max_workers": len(workers),
-        "min_workers": len(workers),
-        "idle_timeout_minutes": source.at("idle_timeout_minutes", default=10),
-        "provider": {"type": "local", "head_ip": machines[0], "worker_ips": workers},
-        "auth": {"ssh_user": user} | ({"ssh_private_key": key} if key else {}),
-        "file_mounts": source.at("file_mounts", default={}),
-        "rsync_exclude": source.at("rsync_exclude", default=[]),
-        "initialization_commands": [f"mountpoint -q {storage}"],
-        "setup_commands": source.commands("setup_commands"),
-        "head_setup_commands": [*source.commands("head_setup_commands"), f"test -w {state}"],
-        "worker_setup_commands": source.commands("worker_setup_commands"),
-        "head_start_ray_commands": _told(source, "head_start_ray_commands", head=True),
-        "worker_start_ray_commands": [c for c in _told(source, "worker_start_ray_commands", head=False) if "cluster worker" not in c],
-    }
-    about = [
-        f"{file.name} for machines of one's own, by `vit-search cluster render`: change that file, and render anew.",
-        f"Each machine has Python 3.11 with venv, and {storage} mounted, writable for {user}; the head has {state} on a disk of its own.",
-        f"{user} may use sudo on the head, once, for PostgreSQL. min_workers = max_workers: nobody hires or gives back a machine here.",
-        "Close the machines' network to others: Ray's ports listen on all of their addresses, and only the token guards them.",
-    ]
-    return _text(about, [made])
-
-
 def kuberay(file: Path, *, image: str, namespace: str, storage_class: str, job: Path | None = None) -> str:
     """Manifests for Kubernetes with KubeRay 1.5.1 or newer: a RayCluster, or a RayJob with a cluster of its own for one search file.
 
@@ -88,12 +43,12 @@ def kuberay(file: Path, *, image: str, namespace: str, storage_class: str, job: 
     for option, value, pattern in (("--image", image, IMAGE), ("--namespace", namespace, NAME), ("--storage-class", storage_class, NAME)):
         if not pattern.fullmatch(value):
             raise ClusterError(f"{option}: {value!r} is no such name for Kubernetes; use letters, digits and dashes.")
-    source = File(file, strict_yaml.load(file))
+    source = ClusterFile(file, strict_yaml.load(file))
     name = _name(str(source.at("cluster_name", default="vit-search")), f"{file}:{source.line('cluster_name')}: cluster_name")
     if job is None:
         rayish = [_kind("ray.io/v1", "RayCluster", name, spec=_ray_cluster(source, image, keeper=_keeper(name)))]
     else:
-        rayish = _ray_job(job, _ray_cluster(source, image, keeper=None), image, _storage(source))
+        rayish = _ray_job(job, _ray_cluster(source, image, keeper=None), image, storage_folder(source))
     documents = [
         {
             "apiVersion": "v1",
@@ -102,7 +57,7 @@ def kuberay(file: Path, *, image: str, namespace: str, storage_class: str, job: 
         },
         *(_in(namespace, document) for document in [*_network(), *_volumes(storage_class), *_postgres(), *_mlflow(image), *rayish]),
     ]
-    return _text(_about(name, image, namespace), documents)
+    return yaml_text(_about(name, image, namespace), documents)
 
 
 def _name(name: str, where: str) -> str:
@@ -125,38 +80,6 @@ def _about(cluster: str, image: str, namespace: str) -> list[str]:
         f"KubeRay makes Ray's token: kubectl -n {namespace} get secret {cluster} -o jsonpath='{{.data.auth_token}}' | base64 -d",
         f"Reach Ray and MLflow by kubectl -n {namespace} port-forward svc/{cluster}-head-svc 8265, and svc/mlflow 5000.",
     ]
-
-
-# --- parts of the local file --------------------------------------------------------------------------------------------
-
-
-def _storage(file: File) -> str:
-    found = file.environment(head=True).get(STORAGE, "")
-    if not found.startswith("/"):
-        raise ClusterError(f"{file.path}: {STORAGE} is not set for the head; run `vit-search cluster check` first.")
-    return found
-
-
-def _state(file: File) -> str:
-    for command in file.commands("head_start_ray_commands"):
-        if found := re.search(r"vit-search cluster head .*--state[= ](\S+)", command):
-            return found.group(1)
-    raise ClusterError(f"{file.path}: the head starts no services; run `vit-search cluster check` first.")
-
-
-def _settings(file: File, *, head: bool) -> dict[str, str]:
-    """What the container's options set."""
-    pairs = [option.removeprefix("-e ").strip().partition("=") for option in file.run_options(head=head) if option.startswith("-e ")]
-    return {name: value for name, _, value in pairs}
-
-
-def _told(file: File, key: str, *, head: bool) -> list[str]:
-    """Start commands, with what Docker would have set before those that need it."""
-    exported = "export " + " ".join(f"{name}={value}" for name, value in _settings(file, head=head).items()) + "; "
-    return [command if command.endswith("ray stop") else exported + command for command in file.commands(key)]
-
-
-# --- parts of the manifests ---------------------------------------------------------------------------------------------
 
 
 def _kind(version: str, kind: str, name: str, **rest: Any) -> dict[str, Any]:
@@ -202,18 +125,27 @@ def _keeper(cluster: str) -> list[dict[str, Any]]:
     return [*_plain({"RAY_AUTH_MODE": "token"}), token]
 
 
-def _ray_cluster(file: File, image: str, *, keeper: list[dict[str, Any]] | None) -> dict[str, Any]:
+def _ray_cluster(file: ClusterFile, image: str, *, keeper: list[dict[str, Any]] | None) -> dict[str, Any]:
     """A cluster's spec; with a keeper of searches beside the head where its environment is given."""
-    storage = _storage(file)
+    storage = storage_folder(file)
     inside = {"shared": storage, "tmp": "/tmp", "shm": "/dev/shm"}  # noqa: S108 -- volumes of the pod
     volumes = {"shared": _claim("vit-search-shared"), "tmp": {"emptyDir": {}}, "shm": {"emptyDir": {"medium": "Memory"}}}
     mounts = [{"name": volume, "mountPath": path} for volume, path in inside.items()]
 
     def container(role: str, size: dict[str, str], environment: list[dict[str, Any]]) -> dict[str, Any]:
-        asked = {"requests": size, "limits": size}
-        return {"name": role, "image": image, "resources": asked, "env": environment, "volumeMounts": mounts, "securityContext": _closed()}
+        resources = {"requests": size, "limits": size}
+        return {
+            "name": role,
+            "image": image,
+            "resources": resources,
+            "env": environment,
+            "volumeMounts": mounts,
+            "securityContext": _closed(),
+        }
 
-    settings = {key: value for key, value in _settings(file, head=True).items() if key not in ("RAY_AUTH_MODE", "MLFLOW_TRACKING_URI")}
+    settings = {
+        key: value for key, value in container_settings(file, head=True).items() if key not in ("RAY_AUTH_MODE", "MLFLOW_TRACKING_URI")
+    }
     plain = _plain(settings | {"HOME": "/tmp"})  # noqa: S108 -- RAY_AUTH_MODE and the token come from authOptions
     account = _plain({"MLFLOW_TRACKING_URI": "http://mlflow:5000", "MLFLOW_TRACKING_USERNAME": SEARCHES})
     account.append(_secret("MLFLOW_TRACKING_PASSWORD", "mlflow_search_password"))
@@ -223,24 +155,10 @@ def _ray_cluster(file: File, image: str, *, keeper: list[dict[str, Any]] | None)
         containers.append(kept | {"command": ["/bin/bash", "-c", "while true; do vit-search cluster keep; sleep 10; done"]})
     head = _pod(ACCOUNT_ID, containers, volumes, terminationGracePeriodSeconds=GRACE_S)
     head.pop("automountServiceAccountToken")  # the autoscaler beside the head speaks to Kubernetes
-    groups = []
-    for kind_name, kind in file.workers.items():
-        node = file.at("available_node_types", kind_name, "node_config", default={})
-        gpus = gpus_of(str(node.get("InstanceType", "")))
-        size = WORKER | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
-        tainted = ["nvidia.com/gpu", *(["spot"] if "InstanceMarketOptions" in node else [])]
-        pod = _pod(ACCOUNT_ID, [container("ray-worker", size, plain)], volumes, terminationGracePeriodSeconds=GRACE_S)
-        pod["tolerations"] = [{"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in tainted]
-        groups.append(
-            {
-                "groupName": kind_name.replace("_", "-"),
-                "replicas": kind.get("min_workers", 0),
-                "minReplicas": kind.get("min_workers", 0),
-                "maxReplicas": kind.get("max_workers", 1),
-                "rayStartParams": {},
-                "template": {"metadata": {"labels": RAYISH}, "spec": pod},
-            }
-        )
+
+    def worker_pod(size: dict[str, str]) -> dict[str, Any]:
+        return _pod(ACCOUNT_ID, [container("ray-worker", size, plain)], volumes, terminationGracePeriodSeconds=GRACE_S)
+
     return {
         "rayVersion": metadata.version("ray"),
         "authOptions": {"mode": "token"},
@@ -255,7 +173,24 @@ def _ray_cluster(file: File, image: str, *, keeper: list[dict[str, Any]] | None)
             "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"},  # noqa: S104 -- of the pod
             "template": {"metadata": {"labels": RAYISH}, "spec": head},
         },
-        "workerGroupSpecs": groups,
+        "workerGroupSpecs": [_worker_group(name, kind, worker_pod) for name, kind in file.workers.items()],
+    }
+
+
+def _worker_group(name: str, kind: dict[str, Any], pod_of: Callable[[dict[str, str]], dict[str, Any]]) -> dict[str, Any]:
+    """The workers of one node type; pod_of makes their pod for the resources that it gets."""
+    node = kind.get("node_config") or {}
+    gpus = gpus_of(str(node.get("InstanceType", "")))
+    tainted = ["nvidia.com/gpu", *(["spot"] if "InstanceMarketOptions" in node else [])]
+    pod = pod_of(WORKER | ({"nvidia.com/gpu": str(gpus)} if gpus else {}))
+    pod["tolerations"] = [{"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in tainted]
+    return {
+        "groupName": name.replace("_", "-"),
+        "replicas": kind.get("min_workers", 0),
+        "minReplicas": kind.get("min_workers", 0),
+        "maxReplicas": kind.get("max_workers", 1),
+        "rayStartParams": {},
+        "template": {"metadata": {"labels": RAYISH}, "spec": pod},
     }
 
 
@@ -419,23 +354,3 @@ except urllib.error.HTTPError as error:
 
 def _quoted(line: str) -> str:
     return f'"{line}"'
-
-
-class _Plain(yaml.SafeDumper):
-    """Without anchors, which our own reader refuses, and with long texts line by line."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _lines(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Plain.add_representer(str, _lines)
-
-
-def _text(about: list[str], documents: list[dict[str, Any]]) -> str:
-    head = "".join(f"# {line}\n" for line in about)
-    bodies = [yaml.dump(document, Dumper=_Plain, sort_keys=False, width=1000, allow_unicode=True) for document in documents]
-    return head + "---\n".join(bodies) if len(bodies) > 1 else head + bodies[0]

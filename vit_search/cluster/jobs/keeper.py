@@ -1,4 +1,4 @@
-"""On the head, supervised: submits again each search that was to run, is not over, and has no driver any more.
+"""Runs on the head: submits again each search that is to run, is not over, and has no driver.
 
 So a search goes on by itself after its job was killed, and after the head itself died and came back with a new Ray that has
 forgotten all jobs. It decides from the searches' folders; who may drive is decided by their locks, never here.
@@ -14,7 +14,10 @@ from pathlib import Path
 
 from ray.job_submission import JobSubmissionClient
 
-from vit_search.cluster import jobs, record
+from vit_search.cluster import record
+from vit_search.cluster.jobs.connection import connect
+from vit_search.cluster.jobs.launches import Launch, launches
+from vit_search.cluster.jobs.submit import submit_again
 from vit_search.errors import VitSearchError
 from vit_search.files import write_whole
 from vit_search.text import counted
@@ -24,7 +27,7 @@ PAUSES_S = (0, 30, 120, 600)
 
 
 @dataclass
-class _Tried:
+class _Attempts:
     """What was done for one search."""
 
     progress: int = -1
@@ -41,13 +44,13 @@ def keep(address: str, say: Callable[[str], None], *, every_s: float = 10.0) -> 
         say: told what happens, a line at a time.
     Raises: ClusterError where this node names no storage.
     """
-    place = record.storage()
-    tried: dict[str, _Tried] = {}
+    storage = record.storage()
+    tried: dict[str, _Attempts] = {}
     trouble = ""
     while True:
         try:
-            look(jobs.connect(address, insecure=True).client, place, tried, say)
-            write_whole(place / record.KEEPER, json.dumps(time.time()))
+            submit_abandoned(connect(address, insecure=True).client, storage, tried, say)
+            write_whole(storage / record.KEEPER, json.dumps(time.time()))
             trouble = ""
         except (VitSearchError, OSError) as error:  # Ray may not be up yet, or be away; or the storage
             if str(error) != trouble:
@@ -56,42 +59,42 @@ def keep(address: str, say: Callable[[str], None], *, every_s: float = 10.0) -> 
         time.sleep(every_s)
 
 
-def look(client: JobSubmissionClient, place: Path, tried: dict[str, _Tried], say: Callable[[str], None]) -> None:
-    """Look at all searches once."""
-    known: dict[str, list[jobs.Launch]] | None = None
-    for folder, submission in record.all_of(place):
-        own = tried.setdefault(submission.search, _Tried())
+def submit_abandoned(client: JobSubmissionClient, storage: Path, tried: dict[str, _Attempts], say: Callable[[str], None]) -> None:
+    """Submit again each search that is to run, is not over, and has no driver."""
+    launches_by_search: dict[str, list[Launch]] | None = None
+    for folder, submission in record.all_of(storage):
+        attempts = tried.setdefault(submission.search, _Attempts())
         try:
             if submission.asleep or record.driven(folder):
                 continue
-            known = jobs.launches(client) if known is None else known
-            last = known.get(submission.search, [None])[-1]
+            launches_by_search = launches(client) if launches_by_search is None else launches_by_search
+            last = launches_by_search.get(submission.search, [None])[-1]
             if last is not None and not last.over:
                 continue
             if last is not None and last.status == "STOPPED":
                 record.change(folder, wanted="stopped")
                 say(f"{submission.search}: its job was stopped; it will not be taken up.")
                 continue
-            _submit_again(client, folder, submission, own, say)
+            _submit_again(client, folder, submission, attempts, say)
         except VitSearchError as error:  # of this search alone: others may change its folder, say
-            if str(error) != own.trouble:
+            if str(error) != attempts.trouble:
                 say(f"{submission.search}: {error}")
-            own.trouble = str(error)
+            attempts.trouble = str(error)
 
 
 def _submit_again(
-    client: JobSubmissionClient, folder: Path, submission: record.Submission, tried: _Tried, say: Callable[[str], None]
+    client: JobSubmissionClient, folder: Path, submission: record.Submission, attempts: _Attempts, say: Callable[[str], None]
 ) -> None:
     progress = record.progress(folder)
-    if progress > tried.progress:
-        tried.progress, tried.times = progress, 0
-    if tried.times == len(PAUSES_S):
+    if progress > attempts.progress:
+        attempts.progress, attempts.times = progress, 0
+    if attempts.times == len(PAUSES_S):
         record.change(folder, wanted="stopped")
-        say(f"{submission.search}: submitted {counted(tried.times, 'time')} without progress; stopped. `vit-search logs` says why.")
+        say(f"{submission.search}: submitted {counted(attempts.times, 'time')} without progress; stopped. `vit-search logs` says why.")
         return
     now = time.monotonic()
-    if tried.times and now - tried.at < PAUSES_S[tried.times]:
+    if attempts.times and now - attempts.at < PAUSES_S[attempts.times]:
         return
-    tried.times, tried.at = tried.times + 1, now
-    job = jobs.submit_again(client, submission.search, submission.launches + 1, ["vit-search", "cluster", "drive", submission.search])
+    attempts.times, attempts.at = attempts.times + 1, now
+    job = submit_again(client, submission.search, submission.launches + 1, ["vit-search", "cluster", "drive", submission.search])
     say(f"{submission.search}: it has no driver; submitted again as {job}.")

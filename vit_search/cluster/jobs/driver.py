@@ -1,4 +1,4 @@
-"""What a submitted job runs on the head: one search, seen through by a child process that is started again when something kills it.
+"""What a submitted job runs on the head: one search, in a child process that is started again when something kills it.
 
 The child is `vit-search run` or `vit-search resume`, as a person would type them on the head. What the cluster does to this
 process, such as a job's stop, is handed on. What kills this process ends the child cleanly, and the keeper then submits anew: a
@@ -50,8 +50,10 @@ def begin(search: str, file: Path, *, user: str, key: str, pinned: str, space_ha
     text = _checked(search, file, pinned, space_hash)
     if record.submitted(folder):
         return
-    made = record.Submission(search=search, user=user, key=key, version=pinned, space_hash=space_hash, download=download, at=time.time())
-    record.begin(folder, made, text)
+    submission = record.Submission(
+        search=search, user=user, key=key, version=pinned, space_hash=space_hash, download=download, at=time.time()
+    )
+    record.begin(folder, submission, text)
 
 
 def drive(search: str, say: Callable[[str], None], *, again: bool = False, pinned: str | None = None) -> int:
@@ -64,15 +66,15 @@ def drive(search: str, say: Callable[[str], None], *, again: bool = False, pinne
     Returns: the exit code of the search.
     """
     folder = record.folder_of(search)
-    known = record.read(folder)
+    submission = record.read(folder)
     try:
-        _checked(search, folder / record.FILE, pinned or known.version, known.space_hash)
+        _checked(search, folder / record.FILE, pinned or submission.version, submission.space_hash)
     except VitSearchError:
         if not record.driven(folder):
             record.change(folder, ended=2)
         raise
-    asked = {"wanted": "running", "ended": None} if again else {}
-    record.change(folder, launches=known.launches + 1, **asked, **({"version": pinned} if pinned else {}))
+    changes = {"wanted": "running", "ended": None} if again else {}
+    record.change(folder, launches=submission.launches + 1, **changes, **({"version": pinned} if pinned else {}))
     with _Child() as child, open_to_write(folder / record.LOCK) as lock:
         while True:
             if not _alone(folder, lock, child, say):
@@ -139,10 +141,10 @@ def _checked(search: str, file: Path, pinned: str, space_hash: str) -> str:
 
     Raises: ClusterError where it would not, SpecError where the file is damaged.
     """
-    own = version("vit_search")
-    if pinned != own:
+    installed = version("vit_search")
+    if pinned != installed:
         raise ClusterError(
-            f"{search}: submitted with vit_search {pinned}, and this cluster has {own}; "
+            f"{search}: submitted with vit_search {pinned}, and this cluster has {installed}; "
             "install the same version on both, then `vit-search resume` from there goes on with it."
         )
     spec = search_file.load(file)
@@ -171,14 +173,14 @@ class _Child:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def run(self, command: list[str], place: Path, lock: IO[str]) -> int:
+    def run(self, command: list[str], storage: Path, lock: IO[str]) -> int:
         """Start it in the storage and wait for its end; below 0 where a signal killed it. It keeps the lock, should this process die first.
 
         The folder that a job begins in is Ray's, and may be gone before the job is over.
         """
         end_with_parent = functools.partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
-        around = record.surroundings(place)
-        with subprocess.Popen(command, env=around, cwd=place, pass_fds=[lock.fileno()], preexec_fn=end_with_parent) as self._process:
+        around = record.surroundings(storage)
+        with subprocess.Popen(command, env=around, cwd=storage, pass_fds=[lock.fileno()], preexec_fn=end_with_parent) as self._process:
             if self.told_to_stop.is_set():
                 self._stop()
             return self._process.wait()

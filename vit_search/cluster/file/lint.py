@@ -1,0 +1,152 @@
+"""Checks the file of a cluster against Ray's own schema, and against what that lets pass: open doors, unbounded bills, lost data.
+
+Each rule has a number, and yields what is wrong with the line of it. Ray 2.60's schema accepts a misspelt instance type, a dashboard
+that is open to the whole world and a cluster without a token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vit_search.cluster.file import machine_rules, security_rules, start_rules
+from vit_search.cluster.file.cluster_file import ClusterFile, Problems
+from vit_search.config import strict_yaml
+from vit_search.config.strict_yaml import NodePath
+from vit_search.config.wanted import spelt
+from vit_search.errors import ClusterError
+from vit_search.text import nearest
+
+BLANK = re.compile(r"\b(?:ami|subnet|sg|vol|fs)-0{8,17}\b|\b203\.0\.113\.\d+\b")
+
+
+@dataclass(frozen=True)
+class LintFinding:
+    """One thing that is wrong with the file."""
+
+    line: int
+    rule: str
+    text: str
+    """What is wrong, and how to mend it."""
+
+
+@dataclass(frozen=True)
+class LintReport:
+    """What a check found."""
+
+    findings: list[LintFinding]
+    blanks: list[LintFinding]
+    """Places that still hold the shipped file's placeholders."""
+
+
+def check(path: Path) -> LintReport:
+    """Check a file against all rules.
+
+    Raises: SpecError where it is no YAML that can be read in one way alone.
+    """
+    file = ClusterFile(path, strict_yaml.load(path))
+    findings = list(_schema(file))
+    for number, rule in enumerate(_ALL, 1):
+        findings += [LintFinding(line, f"R{number}", text) for line, text in rule(file)]
+    blanks = {
+        LintFinding(file.line(*at), "", f"{blank.group()} is a placeholder") for at, text in file.texts() for blank in BLANK.finditer(text)
+    }
+    return LintReport(sorted(set(findings), key=lambda f: (f.line, f.rule)), sorted(blanks, key=lambda f: (f.line, f.text)))
+
+
+def ray_refuses(config: dict[str, Any]) -> tuple[NodePath, str] | None:
+    """Where Ray's own check stops, and what it says; None where it lets the file pass. The one place that knows Ray's private check.
+
+    Raises: ClusterError where this Ray has no such check.
+    """
+    try:
+        from ray.autoscaler._private.util import prepare_config, validate_config
+    except ImportError:
+        raise ClusterError(
+            f"Ray {metadata.version('ray')} has moved its check of cluster files; install the Ray of requirements.lock."
+        ) from None
+    printed = io.StringIO()
+    logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            validate_config(prepare_config(copy.deepcopy(config)))
+    except Exception as error:  # whatever it raises is what it has against the file
+        return _in_words(error, printed.getvalue())
+    return None
+
+
+_KINDS = {
+    "integer": "give a whole number.",
+    "number": "give a number.",
+    "string": "give a text.",
+    "boolean": "give true or false.",
+    "array": "give a list.",
+    "object": "write `key: value` lines under it.",
+}
+
+
+def _in_words(error: Exception, printed: str) -> tuple[NodePath, str]:
+    """Where and what Ray has refused, with the mend; `error` may be one of jsonschema, whose words are for programmers."""
+    where: NodePath = tuple(getattr(error, "absolute_path", ()))
+    rule, limit, value = (getattr(error, name, None) for name in ("validator", "validator_value", "instance"))
+    key, complaint = ".".join(map(str, where)) or "the file", "has no value" if value is None else f"{spelt(value)} will not do"
+    if rule == "type" and limit in _KINDS:
+        return where, f"{key}: {complaint}; {_KINDS[str(limit)]}"
+    if rule in ("minimum", "maximum") and isinstance(limit, (int, float)):
+        return where, f"{key}: {complaint}; give {'at least' if rule == 'minimum' else 'at most'} {limit:g}."
+    if rule == "enum" and isinstance(limit, list):
+        return where, f"{key}: {complaint}; choose from {', '.join(map(str, limit))}."
+    if rule == "additionalProperties" and isinstance(value, dict):
+        keys = list(getattr(error, "schema", {}).get("properties", {}))
+        unknown = next(name for name in value if name not in keys)
+        return (*where, unknown), f"{'.'.join(map(str, (*where, unknown)))}: unknown key; {nearest(str(unknown), keys)}"
+    if isinstance(error, KeyError):
+        return where, f"the key {error.args[0]} is missing; add it."
+    text = str(getattr(error, "message", "") or error) or printed
+    text = " ".join(text.split())[:300].rstrip(".") or type(error).__name__
+    if isinstance(error, (TypeError, AttributeError)):  # Ray takes a text for a list, or a list for a mapping
+        text = f"a value has another form than it expects ({text})"
+    return where, f"{text}; mend it as docs.ray.io's cluster YAML reference says."
+
+
+def _schema(file: ClusterFile) -> Iterator[LintFinding]:
+    if refused := ray_refuses(file.document.values):
+        where, text = refused
+        yield LintFinding(file.line(*where), "R0", f"Ray refuses it: {text}")
+
+
+_ALL: tuple[Callable[[ClusterFile], Problems], ...] = (
+    security_rules.token,  # R1
+    security_rules.listening,
+    start_rules.image,
+    machine_rules.head_without_trials,
+    start_rules.shared_storage,  # R5
+    security_rules.secrets,
+    machine_rules.idle,
+    machine_rules.bounded,
+    machine_rules.spot,
+    security_rules.mounted_files,  # R10
+    security_rules.ssh_key,
+    security_rules.security_groups,
+    security_rules.metadata_service,
+    machine_rules.disk,
+    machine_rules.instances,  # R15
+    start_rules.start_commands,
+    start_rules.cluster_name,
+    start_rules.packages,
+    security_rules.settings_of_nodes,
+    security_rules.rights,  # R20
+    machine_rules.stopped,
+    start_rules.services,
+    machine_rules.region,
+)
+RULES = len(_ALL)
+"""Our own: R1 to this one. R0 is Ray's schema."""

@@ -1,0 +1,134 @@
+"""Decodes the images of requests and classifies them in batches, in threads of its own.
+
+A request goes from the event loop to a thread that decodes it, from there to the one thread that owns the device, and back. That
+thread takes whatever has been decoded while it was busy, up to a limit, so a batch never waits for more. A request is decoded
+for the model of that moment and is answered by it: a model that is swapped out classifies what was decoded for it, and no
+answer holds two versions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vit_search.data.requests import pixels_of
+from vit_search.errors import DataError
+from vit_search.serving.loaded_model import LoadedModel, probabilities
+
+DECODERS = 2
+"""Threads: Pillow leaves Python's lock alone while it decodes, so a large image does not hold up the small ones."""
+
+
+@dataclass(eq=False)
+class _Job:
+    """The images of one request."""
+
+    values: list[Any]
+    named: bool
+    """Whether a refusal names the row: a request that is one image has none."""
+    done: asyncio.Future[tuple[LoadedModel, np.ndarray]]
+    model: LoadedModel = field(init=False)
+    pixels: np.ndarray = field(init=False)
+
+
+class Batcher:
+    """Decodes and classifies what is submitted, in threads of its own.
+
+    Setting `model` swaps it: what is decoded from then on is classified by the new one.
+    """
+
+    def __init__(self, model: LoadedModel, loop: asyncio.AbstractEventLoop, batch: int, batched: Callable[[int], None]) -> None:
+        self.model = model
+        self._loop, self._batch, self._batched = loop, batch, batched
+        self._encoded: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._decoded: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._decode, daemon=True, name=f"decode {i}") for i in range(DECODERS)]
+        self._threads.append(threading.Thread(target=self._classify, daemon=True, name="classify"))
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether all of its threads are."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    async def submit(self, values: list[Any], *, named: bool) -> tuple[LoadedModel, np.ndarray]:
+        """Classify the images of one request by one model.
+
+        Returns: that model, and float64 (images, classes).
+        Raises: DataError when one of them is no image.
+        """
+        done: asyncio.Future[tuple[LoadedModel, np.ndarray]] = self._loop.create_future()
+        self._encoded.put(_Job(values, named, done))
+        return await done
+
+    def _decode(self) -> None:
+        while True:
+            job = self._encoded.get()
+            job.model = self.model
+            shape = job.model.served.config.model
+            row = 0
+            try:
+                images = []
+                for row, value in enumerate(job.values):  # noqa: B007 -- read below
+                    if job.done.cancelled():
+                        break
+                    images.append(pixels_of(value, shape.image_size, shape.in_channels))
+                if job.done.cancelled():  # its request has timed out
+                    continue
+                job.pixels = np.stack(images)
+            except DataError as error:
+                reason = str(error).removeprefix("image: ")
+                self._fail([job], type(error)(f"row {row}: {reason}" if job.named else reason))
+            except Exception as error:
+                self._fail([job], error)
+            else:
+                self._decoded.put(job)
+
+    def _classify(self) -> None:
+        ahead: _Job | None = None
+        while True:
+            jobs = [ahead or self._decoded.get()]
+            ahead, count = None, len(jobs[0].pixels)
+            while count < self._batch:
+                try:
+                    job = self._decoded.get_nowait()
+                except queue.Empty:
+                    break
+                count += len(job.pixels)
+                if count > self._batch or job.model is not jobs[0].model:
+                    ahead, count = job, count - len(job.pixels)
+                    break
+                jobs.append(job)
+            try:
+                pixels = jobs[0].pixels if len(jobs) == 1 else np.concatenate([job.pixels for job in jobs])
+                parts = [probabilities(jobs[0].model, pixels[i : i + self._batch]) for i in range(0, count, self._batch)]
+                chances = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            except Exception as error:
+                self._fail(jobs, error)
+            else:
+                self._loop.call_soon_threadsafe(self._hand_out, jobs, chances)
+
+    def _hand_out(self, jobs: list[_Job], chances: np.ndarray) -> None:
+        """In the event loop."""
+        self._batched(len(chances))
+        start = 0
+        for job in jobs:
+            end = start + len(job.pixels)
+            if not job.done.done():
+                job.done.set_result((job.model, chances[start:end]))
+            start = end
+
+    def _fail(self, jobs: list[_Job], error: Exception) -> None:
+        def fail() -> None:
+            for job in jobs:
+                if not job.done.done():
+                    job.done.set_exception(error)
+
+        self._loop.call_soon_threadsafe(fail)

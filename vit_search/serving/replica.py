@@ -1,0 +1,187 @@
+"""One replica, as Ray Serve runs it: a model on a device behind a listener of its own.
+
+It reads from a file which version to serve, so it imports no MLflow, holds no registry's password, and outlives a registry that hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import json
+import logging
+import os
+import threading
+import time
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vit_search.files import write_whole
+from vit_search.serving.batching import Batcher
+from vit_search.serving.endpoint import Endpoint, ReplicaStatus
+from vit_search.serving.host_header import hosts_of
+from vit_search.serving.loaded_model import LoadedModel, load
+from vit_search.serving.metrics import Metrics
+from vit_search.serving.settings import TOKEN, ServingSettings
+from vit_search.serving.state import ServingState, moment, read_state
+
+_log = logging.getLogger(__name__)
+
+STATE = "state.json"
+CHECK_S = 0.2
+"""Between two readings of the state file."""
+AGAIN_S = 60.0
+"""Until a replica tries once more what the follower took and it could not: a GPU that was full, say."""
+
+
+class Replica:
+    """What Ray Serve runs: one model on one device behind one listener."""
+
+    def __init__(self, settings: ServingSettings, port: int, run: str, threads: int) -> None:
+        from ray import serve as ray_serve
+
+        _keep_serve_on_loopback()
+        torch.set_num_threads(threads)
+        self._settings, self._port, self._run = settings, port, Path(run)
+        self._name = ray_serve.get_replica_context().replica_id.unique_id
+        self._metrics = Metrics(self._name)
+        self._state = read_state(self._run / STATE)
+        self._tried = self._state.version
+        self._failure = ""
+        """Why the version that the follower chose was not taken here."""
+        self._again = 0.0
+        self._broken: BaseException | None = None
+        model, began = self._load(self._state), threading.Event()
+        self._thread = threading.Thread(target=self._listen, args=(model, began), daemon=True, name="listen")
+        self._thread.start()
+        began.wait()
+        self.check_health()
+
+    def check_health(self) -> None:
+        """Ray Serve asks, and replaces a replica that raises."""
+        if self._broken is not None or not self._thread.is_alive() or not self._batcher.alive:
+            raise RuntimeError(f"the replica has stopped answering ({self._broken})")
+
+    def _load(self, state: ServingState) -> LoadedModel:
+        return load(state.version, device="cuda" if self._settings.gpus else "cpu", batch=self._settings.limits.batch)
+
+    def _listen(self, model: LoadedModel, began: threading.Event) -> None:
+        """An event loop of its own, apart from those of Ray."""
+        from vit_search.serving import listener
+
+        try:
+            loop = listener.event_loop()
+            asyncio.set_event_loop(loop)
+            loop.run_until_complete(self._answer(model, began))
+        except BaseException as error:
+            self._broken = error
+            _log.exception("the listener has ended")
+        finally:
+            began.set()
+
+    async def _answer(self, model: LoadedModel, began: threading.Event) -> None:
+        from vit_search.serving import listener
+
+        limits = self._settings.limits
+        self._batcher = Batcher(model, asyncio.get_running_loop(), limits.batch, self._metrics.batches.add)
+        hosts = hosts_of(self._settings.host, self._settings.allow_hosts)
+        endpoint = Endpoint(self._batcher, self._metrics, limits, os.environ.get(TOKEN, "").strip(), self._status, hosts)
+        server = listener.server(endpoint, timeout_s=limits.timeout_s, held=endpoint.held)
+        serving = asyncio.create_task(server.serve(sockets=[listener.bind(self._settings.host, self._port)]))
+        while not (server.started or serving.done()):
+            await asyncio.sleep(0.01)
+        began.set()
+        written = 0.0
+        while not (self._state.draining or serving.done()):
+            await asyncio.sleep(CHECK_S)
+            await self._reload_if_changed()
+            if time.monotonic() - written > 1:
+                self._write_samples()
+                written = time.monotonic()
+        server.should_exit = True
+        await serving
+        if self._state.draining:
+            write_whole(self._run / f"drained-{self._name}", "")
+            await asyncio.Event().wait()  # the driver ends this process
+
+    async def _reload_if_changed(self) -> None:
+        """Take what the follower has chosen."""
+        try:
+            self._state = state = read_state(self._run / STATE)
+        except (OSError, ValueError, TypeError):  # the driver is gone; its end is ours
+            return
+        if state.version == self._tried and not (self._failure and time.monotonic() >= self._again):
+            return
+        self._tried = state.version
+        try:
+            self._batcher.model = await asyncio.to_thread(self._load, state)
+        except Exception as error:
+            self._failure, self._again = f"{state.version.name}: {last_line(error)}", time.monotonic() + AGAIN_S
+            self._metrics.reload_failures += 1
+            _log.error("not taken: %s", self._failure)
+        else:
+            self._failure = ""
+            self._metrics.reloads += 1
+
+    def _write_samples(self) -> None:
+        """For the other replicas' /metrics and /readyz."""
+        model = self._batcher.model
+        content = {"at": time.time(), "version": model.version, "samples": self._metrics.samples(model)}
+        with contextlib.suppress(OSError):
+            write_whole(self._run / f"replica-{self._name}.json", json.dumps(content))
+
+    def _others(self) -> list[dict[str, Any]]:
+        """What the other replicas have written, at most a few seconds ago."""
+        others = []
+        for path in sorted(self._run.glob("replica-*.json")):
+            with contextlib.suppress(OSError, ValueError):
+                content = json.loads(path.read_text())
+                if path.name != f"replica-{self._name}.json" and time.time() - content["at"] < 10:
+                    others.append(content)
+        return others
+
+    def _status(self) -> ReplicaStatus:
+        state, model, others = self._state, self._batcher.model, self._others()
+        follower = 'replica="follower"'
+        model_facts = {"version": model.version, "weights_sha256": model.weights_sha256}
+        return ReplicaStatus(
+            ready={
+                "ready": not state.draining,
+                **model_facts,
+                "alias": state.alias or None,
+                "alias_names": state.alias_names,
+                "alias_seen": moment(state.seen),
+                "lag_s": round(time.time() - state.seen, 1),
+                "stale_since": moment(state.stale_since),
+                "not_taken": state.failed or self._failure or None,
+                "replicas": sorted([model.version, *(other["version"] for other in others)]),
+            },
+            version={**model_facts, "vit_search": installed("vit_search"), "torch": torch.__version__, "ray": installed("ray")},
+            others=[
+                *(other["samples"] for other in others),
+                {
+                    "reload_failures_total": [f"vit_search_reload_failures_total{{{follower}}} {state.failures}"],
+                    "alias_seen_timestamp_seconds": [f"vit_search_alias_seen_timestamp_seconds{{{follower}}} {state.seen:.3f}"],
+                },
+            ],
+            draining=state.draining,
+        )
+
+
+def _keep_serve_on_loopback() -> None:
+    """Ray Serve 2.60 opens a gRPC port of each replica on all interfaces, whatever the node's address; it takes pickles."""
+    replica: Any = importlib.import_module("ray.serve._private.replica")
+    opened = replica.add_port_to_grpc_server
+
+    def on_loopback(server: Any, address: str) -> int:
+        return int(opened(server, address.replace("[::]", "127.0.0.1")))
+
+    replica.add_port_to_grpc_server = on_loopback
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
