@@ -16,6 +16,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
+from vit_search.config import samplers
 from vit_search.config.asks import AtQuantiles, Drawn, Given
 from vit_search.config.distributions import Value, ValueSource
 from vit_search.config.space import Space
@@ -146,6 +147,8 @@ SAMPLERS: dict[str, Sampler] = {
     "grid": draw_at_random,  # what a point to start with leaves open; Proposals goes through the grid itself
 }
 """By `sampler` of a search file."""
+
+assert SAMPLERS.keys() == samplers.SAMPLERS.keys(), "config/samplers.py names other samplers than SAMPLERS"
 
 
 def _ask_optuna(question: Question, sampler: optuna.samplers.BaseSampler, infeasible: bool = True) -> Proposal:
