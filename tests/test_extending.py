@@ -7,7 +7,7 @@ import pytest
 import torch
 from simulation import Book, World, driver_of
 
-from vit_search.config import asks, metrics, optimizers, search_file, trial
+from vit_search.config import metrics, optimizers, search_file, trial, value_sources
 from vit_search.config.metrics import METRICS
 from vit_search.config.optimizers import OPTIMIZERS
 from vit_search.ledger.ledger import Proposed
@@ -42,7 +42,7 @@ def added(request):
     before = [dict(table) for table in tables]
     (code,) = [code for title, code in EXAMPLES if title == request.param]
     names = {"RULES": RULES}
-    for module in (asks, metrics, optimizers, trial, samplers, rule, evaluation, makers):
+    for module in (value_sources, metrics, optimizers, trial, samplers, rule, evaluation, makers):
         names |= vars(module)
     exec(compile(code, "docs/extending.md", "exec"), names)
     yield names

@@ -24,7 +24,7 @@ from typing import Any
 from vit_search.cluster.record import HEAD_STATE, STORAGE
 from vit_search.config import strict_yaml
 from vit_search.config.strict_yaml import Document, NodePath
-from vit_search.config.wanted import spelt
+from vit_search.config.validation_messages import spelt
 from vit_search.errors import ClusterError
 from vit_search.text import counted, nearest
 

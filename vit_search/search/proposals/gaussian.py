@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vit_search.config.asks import AtQuantiles, Given, quantile
 from vit_search.config.distributions import Choice, Distribution, FloatRange, Value
 from vit_search.config.space import Space
+from vit_search.config.value_sources import AtQuantiles, FromPoint, quantile
 
 Matrix = npt.NDArray[np.float64]
 
@@ -141,7 +141,9 @@ def propose(
     places = np.vstack([lots.random((DRAWN, len(axes))), _around(axes, parents, WIDE, NEAR, lots)])
     found: dict[str, Value] | None = None
     for deviation in (*REFINED, None):
-        looked = [space.suggest(Given(given or {}, AtQuantiles(dict(zip(space.searched, row, strict=True))))) for row in places.tolist()]
+        looked = [
+            space.suggest(FromPoint(given or {}, AtQuantiles(dict(zip(space.searched, row, strict=True))))) for row in places.tolist()
+        ]
         looked += [found] if found else []
         promise = log_improvement(*process.at(_encoded(axes, looked)), best)
         found = next((looked[i] for i in np.argsort(-promise, kind="stable") if suits(looked[i])), None)
