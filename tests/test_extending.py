@@ -8,7 +8,7 @@ import pytest
 import torch
 from simulation import Book, World, driver_of
 
-from vit_search.config import asks, data_sets, metrics, optimizers, search_file, trial
+from vit_search.config import data_sets, metrics, optimizers, search_file, trial, value_sources
 from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.metrics import METRICS
 from vit_search.config.optimizers import OPTIMIZERS
@@ -17,7 +17,7 @@ from vit_search.data.cache import prepare, read_split
 from vit_search.data.sources import SOURCES, source
 from vit_search.errors import DataError
 from vit_search.ledger.events import Proposed
-from vit_search.planning import lint
+from vit_search.planning import search_lint
 from vit_search.planning.image_counts import Images, images_of
 from vit_search.search.proposals import samplers
 from vit_search.search.proposals.samplers import SAMPLERS
@@ -51,7 +51,7 @@ def added(request):
     (code,) = [code for title, code in EXAMPLES if title == request.param]
     names = {"RULES": RULES}
     for module in (
-        asks,
+        value_sources,
         metrics,
         data_sets,
         cache,
@@ -105,7 +105,7 @@ def test_a_data_source(added, tmp_path):
     assert data.counts == {"train": 30, "val": 4, "holdout": 0, "test": 6}
     assert images_of(spec.data_config) == Images(train=30, val=4)
     assert data.summary == "2 classes: cat, dog; 40 images (train 30, val 4, test 6)"
-    assert any("4 validation images" in warning.text for warning in lint.lint(spec, 50).findings)
+    assert any("4 validation images" in warning.text for warning in search_lint.lint(spec, 50).findings)
     images, labels = read_split(data, "train", "val", "test")
     assert sorted(images[:, 0, 0, 0]) == list(range(100, 140))
     assert (images[:, 0, 7, 7] % 2 == labels).all()  # the dogs' levels are odd

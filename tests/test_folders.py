@@ -14,7 +14,7 @@ from vit_search.data.cache import prepare, read_split
 from vit_search.data.decode import read_image
 from vit_search.data.sources.image_folder import scan
 from vit_search.errors import DataError
-from vit_search.planning import lint
+from vit_search.planning import search_lint
 from vit_search.planning.image_counts import images_of
 from vit_search.text import plain
 
@@ -102,7 +102,7 @@ def test_a_class_that_a_later_split_lacks_is_named(tmp_path):
     (tmp_path / "p" / "test" / "bird" / "0.png").unlink()
     assert scan(tmp_path / "p").missing == {"val": ("bird", "dog"), "test": ("bird",)}
     file = "name: t\ndata: {name: image_folder, path: %s, image_size: 8}\ntrials: 9\nepochs: 9\nmodel: {depth: {int: [1, 4]}}\n"
-    found = lint.lint(search_file.parse(file % (tmp_path / "p")), 50).findings
+    found = search_lint.lint(search_file.parse(file % (tmp_path / "p")), 50).findings
     ending = "recognised; add images, or remove"
     assert [one.text for one in found if (one.severity, one.where) == ("warning", "data.path") and "no image" in one.text] == [
         f"val has no image of bird, dog, so nothing tells how well they are {ending} val to have it split off train.",

@@ -14,7 +14,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
 from vit_search.config import search_file
-from vit_search.config.asks import AtQuantiles, quantile
+from vit_search.config.value_sources import AtQuantiles, quantile
 from vit_search.search.proposals import gaussian
 from vit_search.search.proposals.samplers import scalar
 

@@ -16,7 +16,7 @@ from vit_search.errors import OutOfMemoryError, SpecError
 from vit_search.ledger.events import Infeasible, OutgrewShare, Proposed, Reported
 from vit_search.ledger.file import read_events
 from vit_search.ledger.trials import Progress
-from vit_search.planning import lint, plan
+from vit_search.planning import plan, search_lint
 from vit_search.planning.speed import stated_speed
 from vit_search.runtime import machine
 from vit_search.runtime.ray_session import Shape
@@ -318,13 +318,13 @@ def test_a_plan_tells_how_many_trials_share_a_gpu():
 
 def test_lint_says_that_whole_gpus_are_wasted_on_small_trials():
     whole = search_file.parse(FILE.replace("gpus: auto, gpu_memory: 16GiB", "gpus: 1"))
-    found = [finding for finding in lint.lint(whole, 200).findings if finding.where == "resources.gpus"]
+    found = [finding for finding in search_lint.lint(whole, 200).findings if finding.where == "resources.gpus"]
     assert [finding.severity for finding in found] == ["hint"]
     assert "at most 1/8 of the memory of a GPU that has 80.0 GiB, and hold a whole one; write auto" in found[0].text
     few = search_file.parse(FILE.replace("concurrency: 100", "concurrency: 2").replace("16GiB", "80GiB"))
-    (found,) = [finding for finding in lint.lint(few, 200).findings if finding.where == "concurrency"]
+    (found,) = [finding for finding in search_lint.lint(few, 200).findings if finding.where == "concurrency"]
     assert found.text.startswith("2 at once, but half of the proposals") and "up to 8 for each GPU" in found.text
-    assert not [f for f in lint.lint(SPEC, 200).findings if f.where in ("resources.gpus", "concurrency") and "GPU" in f.text]
+    assert not [f for f in search_lint.lint(SPEC, 200).findings if f.where in ("resources.gpus", "concurrency") and "GPU" in f.text]
 
 
 # With Ray

@@ -17,11 +17,13 @@ from vit_search.config import search_file
 from vit_search.config.cost import cost_of, gpus_of_this_machine, in_rounded_time
 from vit_search.config.trial import DataConfig
 from vit_search.errors import DataError, SpecError
-from vit_search.planning import lint as linting
 from vit_search.planning import plan as planning
+from vit_search.planning import search_lint
 from vit_search.planning import speed as speeds
 from vit_search.planning.image_counts import Images, images_of
+from vit_search.planning.lint_draws import HEADS, MEMORY, PATCH
 from vit_search.planning.plan import compare
+from vit_search.planning.run_findings import beyond_this_machine
 from vit_search.planning.simulation import NOISE
 from vit_search.planning.speed import Speed, epoch_seconds, stated_speed, train_seconds
 
@@ -34,11 +36,11 @@ def spec(text, head=HEAD):
 
 
 def findings(text, head=HEAD):
-    return [(f.severity, f.where, f.text) for f in linting.lint(spec(text, head)).findings]
+    return [(f.severity, f.where, f.text) for f in search_lint.lint(spec(text, head)).findings]
 
 
 def test_a_sound_file_has_no_findings():
-    report = linting.lint(spec(SEARCHED))
+    report = search_lint.lint(spec(SEARCHED))
     assert (report.findings, report.valid_share, report.invalid) == ((), 1.0, {})
     assert report.combinations is None  # lr is any number of a range
     params = report.spreads["params"]
@@ -139,10 +141,10 @@ def test_images_that_are_not_here_are_not_counted(tmp_path):
 
 def test_what_makes_proposals_invalid_is_counted_as_the_search_would_say_it():
     made = spec("model: {patch_size: {choice: [2, 3]}, dim: {choice: [64, 60]}, heads: 8, depth: {int: [1, 4]}}\nconstraints: [depth < 4]")
-    report = linting.lint(made)
+    report = search_lint.lint(made)
     assert report.valid_share == made.space.feasible_share()  # the same draws
     shares = {kind: count / report.draws for kind, count in report.invalid.items()}
-    expected = {linting.PATCH: 1 / 2, linting.HEADS: 1 / 4, "depth < 4": 1 / 16}  # each of what the ones before leave
+    expected = {PATCH: 1 / 2, HEADS: 1 / 4, "depth < 4": 1 / 16}  # each of what the ones before leave
     assert shares == {kind: pytest.approx(share, abs=0.03) for kind, share in expected.items()}
     (bound,) = report.limits
     assert (bound.limit, bound.alone) == ("depth < 4", pytest.approx(1 / 4, abs=0.04))
@@ -153,16 +155,16 @@ def test_memory_that_binds_is_told(monkeypatch):
     made = spec("model: {dim: {choice: [64, 4096]}, heads: 4, depth: 4, patch_size: 1}")
     big = made.space.cost({"dim": 4096}).train_bytes
     monkeypatch.setattr(search_file, "memory_of_this_machine", lambda: big - 1)
-    report = linting.lint(made)
-    assert report.invalid == {linting.MEMORY: pytest.approx(1000, abs=100)}
-    assert report.limits[0].limit == linting.MEMORY
-    assert ("warning", "model.dim", f"4096 is in no proposal that can be run ({linting.MEMORY}); leave it out.") in [
+    report = search_lint.lint(made)
+    assert report.invalid == {MEMORY: pytest.approx(1000, abs=100)}
+    assert report.limits[0].limit == MEMORY
+    assert ("warning", "model.dim", f"4096 is in no proposal that can be run ({MEMORY}); leave it out.") in [
         (f.severity, f.where, f.text) for f in report.findings
     ]
 
 
 def test_repeats_of_a_small_space_are_expected_by_the_birthday_rule():
-    report = linting.lint(spec("model: {depth: {int: [1, 10]}}"))
+    report = search_lint.lint(spec("model: {depth: {int: [1, 10]}}"))
     assert report.duplicates == pytest.approx(9 - 10 * (1 - 0.9**9))
 
 
@@ -432,7 +434,7 @@ def test_lint_names_searches_to_learn_from_that_are_missing(file, tmp_path, caps
     ],
 )
 def test_lint_hints_at_what_this_machine_lacks(asked, cpus, gpus, expected):
-    found = list(linting.beyond_this_machine(spec(f"resources: {asked}\n"), cpus, gpus))
+    found = list(beyond_this_machine(spec(f"resources: {asked}\n"), cpus, gpus))
     assert [(finding.severity, finding.where, finding.text) for finding in found] == [("hint", *one) for one in expected]
 
 

@@ -203,3 +203,12 @@ learn_from: [digits-1]
 def test_a_misspelt_key_is_told_before_the_one_that_is_missing_for_it():
     with pytest.raises(SpecError, match=r"^t\.yaml:3: trails: unknown key; did you mean trials\?"):
         search_file.parse(HEAD.replace("trials", "trails"), "t.yaml")
+
+
+def test_the_schema_says_what_each_sampler_and_stopping_rule_does():
+    schema = search_file.json_schema()
+    sampler, kind = schema["properties"]["sampler"], schema["$defs"]["Stopping"]["properties"]["kind"]
+    assert sampler["enum"] == ["auto", "gp", "tpe", "cmaes", "random", "grid", "qmc"]
+    assert "tpe: tree-structured Parzen estimators; cmaes: CMA-ES;" in sampler["description"]
+    assert kind["enum"] == ["asha", "hyperband", "median", "none"]
+    assert "median: trials below the median of the others;" in kind["description"]

@@ -18,8 +18,9 @@ from vit_search.text import counted
 
 if TYPE_CHECKING:
     from vit_search.config.search_file import SearchSpec
-    from vit_search.planning.lint import LintFinding, LintReport
+    from vit_search.planning.lint_draws import LintFinding
     from vit_search.planning.plan import SearchPlan
+    from vit_search.planning.search_lint import LintReport
     from vit_search.planning.speed import Speed
 
 
@@ -34,12 +35,13 @@ def lint(
     That is what can never run, repeats, or makes no difference. Trains nothing.
     """
     from vit_search.config import cost, search_file
-    from vit_search.planning import lint as linting
+    from vit_search.planning import search_lint
+    from vit_search.planning.run_findings import beyond_this_machine
 
     spec = search_file.load(file)
     with naming_file(file):
-        beyond = linting.beyond_this_machine(spec, cost.cpus_of_this_machine(), cost.gpus_of_this_machine())
-        report = linting.lint(spec, further=[*_missing_searches(spec, output), *beyond])
+        beyond = beyond_this_machine(spec, cost.cpus_of_this_machine(), cost.gpus_of_this_machine())
+        report = search_lint.lint(spec, further=[*_missing_searches(spec, output), *beyond])
         _print_images(spec)
     if as_json:
         sys.stdout.write(json.dumps(report.to_dict(), indent=1) + "\n")
@@ -52,7 +54,7 @@ def lint(
 def _missing_searches(spec: SearchSpec, output: Path) -> Iterable[LintFinding]:
     """Searches to learn from that are not here; `run` refuses them."""
     from vit_search.ledger import searches
-    from vit_search.planning.lint import LintFinding
+    from vit_search.planning.lint_draws import LintFinding
 
     for i, name in enumerate(spec.learn_from):
         try:

@@ -17,15 +17,17 @@ from vit_search.config.cost import memory_of_this_machine
 from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.distributions import FloatRange, IntRange, Value
 from vit_search.config.metrics import METRICS, RANKING, Direction
+from vit_search.config.samplers import SAMPLERS
 from vit_search.config.search_file_blocks import (
-    Block,
     Count,
+    FileBlock,
     Limits,
     Objective,
     Resources,
     Stopping,
     check_direction,
     check_target,
+    described,
     with_direction,
 )
 from vit_search.config.search_file_errors import problem_in_words
@@ -55,7 +57,7 @@ def _with_grace(values: Any) -> Any:
     return {**values, "stopping": {**stopping, "grace_epochs": epochs}} if short else values
 
 
-class SearchSpec(Block):
+class SearchSpec(FileBlock):
     """A search file: which images, which Vision Transformers, how many trials."""
 
     name: str = Field(pattern=NAME)
@@ -68,9 +70,7 @@ class SearchSpec(Block):
     """Whether a smaller or a larger metric is better. It follows from the metric; leave it out."""
     objectives: list[Objective] = Field(default_factory=list, max_length=3)
     """Further metrics, weighed against the first: the search then looks for the best compromises."""
-    sampler: Literal["auto", "gp", "tpe", "cmaes", "random", "grid", "qmc"] = "auto"
-    """Who proposes: Gaussian processes, tree-structured Parzen estimators, CMA-ES, chance, every combination, or a Sobol sequence;
-    auto takes the first while trials are few, and the second for the rest and where there are conditions or several objectives."""
+    sampler: Literal[tuple(SAMPLERS)] = Field("auto", description=described("Who proposes the trials.", SAMPLERS))  # type: ignore[valid-type]
     trials: Count = Field(ge=1, le=1_000_000)
     """Trials in all, stopped ones included."""
     epochs: Count = Field(ge=1, le=100_000)

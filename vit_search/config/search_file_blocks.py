@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, model_validator
 
 from vit_search.config.metrics import METRICS, Direction
 from vit_search.config.shares import SMALLEST
+from vit_search.config.stopping_rules import STOPPING_RULES
 from vit_search.errors import SpecError
 
 Count = Annotated[int, Strict()]
@@ -17,7 +19,12 @@ OBJECTIVES = tuple(METRICS)
 """What can be an objective beside the metric."""
 
 
-class Block(BaseModel):
+def described(about: str, names: Mapping[str, str]) -> str:
+    """The description of a key that takes one of some names, for the JSON Schema."""
+    return f"{about} {'; '.join(f'{name}: {text}' for name, text in names.items())}."
+
+
+class FileBlock(BaseModel):
     """A part of a search file, which refuses unknown keys; the text under a field is its description in the JSON Schema."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -43,7 +50,7 @@ def check_direction(metric: str, mode: str) -> None:
         )
 
 
-class Objective(Block):
+class Objective(FileBlock):
     """A further metric that a search weighs against its first: `{metric: params}`."""
 
     metric: Literal[OBJECTIVES]  # type: ignore[valid-type]
@@ -62,12 +69,10 @@ class Objective(Block):
         return self
 
 
-class Stopping(Block):
+class Stopping(FileBlock):
     """When weak trials are stopped early."""
 
-    kind: Literal["asha", "pasha", "hyperband", "median", "none"] = "asha"
-    """Asynchronous successive halving, the same with a last rung that is raised only as far as needed, HyperBand, trials below the
-    median of the others, or no trial at all."""
+    kind: Literal[tuple(STOPPING_RULES)] = Field("asha", description=described("The rule that stops weak trials early.", STOPPING_RULES))  # type: ignore[valid-type]
     grace_epochs: Count = Field(3, ge=1, le=100_000)
     """No trial is stopped before this many epochs."""
     reduction_factor: Count = Field(3, ge=2, le=100)
@@ -80,7 +85,7 @@ class Stopping(Block):
     @property
     def stops(self) -> bool:
         """Whether any trial is stopped early."""
-        return self.kind != "none"
+        return bool(self.kind != "none")
 
 
 def _amount(**bounds: float) -> Any:
@@ -97,7 +102,7 @@ else:
     Cores, Gpus = _amount(gt=0, le=1024), _amount(ge=0, le=64)
 
 
-class Resources(Block):
+class Resources(FileBlock):
     """What one trial takes."""
 
     cpus: Cores = 1.0
@@ -138,7 +143,7 @@ class Resources(Block):
         return None if held == "auto" else held
 
 
-class Limits(Block):
+class Limits(FileBlock):
     """When a search ends before its last trial; the first limit that is met ends it."""
 
     hours: Annotated[float, Strict()] | None = Field(None, gt=0, allow_inf_nan=False)

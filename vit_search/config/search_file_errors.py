@@ -15,7 +15,7 @@ from vit_search.config.trial import (
     TrainingConfig,
     field_types,
 )
-from vit_search.config.wanted import spelt, wanted
+from vit_search.config.validation_messages import expected, spelt
 from vit_search.text import counted, nearest
 
 
@@ -104,7 +104,7 @@ def _mend(path: tuple[str | int, ...], error: Mapping[str, Any]) -> str:
     if path and path[0] in _LISTS and (len(path) == 1 or isinstance(path[-1], int)):
         return _LISTS[str(path[0])]
     config = {"model": ModelConfig, "training": TrainingConfig}.get(str(path[0])) if path else None
-    mend = wanted(error)
+    mend = expected(error)
     if config is None or len(path) < 2 or path[-1] in ("step", "log") or mend.startswith(("give at", "give less", "give more", "did")):
         return mend
     annotation = field_types(config)[str(path[1])]

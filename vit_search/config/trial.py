@@ -1,6 +1,6 @@
 """What one trial is: its data, model and training, as frozen dataclasses of plain Python.
 
-Every default and every bound stands here once. The search file's parameters (config/space.py), the JSON Schema, the
+Every default and every bound stands here once. The search file's sections (config/sections.py), the JSON Schema, the
 model and its training all read them from these classes.
 """
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
 
 from vit_search.config import strict_yaml
-from vit_search.config.wanted import spelt, wanted
+from vit_search.config.validation_messages import expected, spelt
 from vit_search.errors import SpecError
 from vit_search.text import nearest
 
@@ -222,7 +222,7 @@ def _in_words(error: dict[str, Any]) -> tuple[strict_yaml.NodePath, str]:
     finding = "has no value" if error["input"] is None else f"{spelt(error['input'])} will not do"
     if error["type"] == "value_error":
         return path, f"{key}: {error['ctx']['error']}."
-    return path, f"{key}: {finding}; {wanted(error)}"
+    return path, f"{key}: {finding}; {expected(error)}"
 
 
 def _section(path: strict_yaml.NodePath) -> type[BaseModel]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from vit_search.config.search_file import SearchSpec
+from vit_search.config.stopping_rules import STOPPING_RULES
 from vit_search.ledger.events import Event, Proposed
 from vit_search.stopping.asha import Asha
 from vit_search.stopping.hyperband import Hyperband
@@ -16,6 +17,8 @@ from vit_search.stopping.rungs import boundaries
 
 RULES: dict[str, type[StoppingRule]] = {"asha": Asha, "hyperband": Hyperband, "median": Median, "none": NoStopping, "pasha": Pasha}
 """By `stopping.kind` of a search file."""
+
+assert RULES.keys() == STOPPING_RULES.keys(), "config/stopping_rules.py names other rules than RULES"
 
 
 def rule_of(spec: SearchSpec, *, parts: Sequence[float] | None = None, seed: int | None = None) -> StoppingRule:

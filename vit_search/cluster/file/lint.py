@@ -21,7 +21,7 @@ from vit_search.cluster.file import machine_rules, security_rules, start_rules
 from vit_search.cluster.file.cluster_file import ClusterFile, Problems
 from vit_search.config import strict_yaml
 from vit_search.config.strict_yaml import NodePath
-from vit_search.config.wanted import spelt
+from vit_search.config.validation_messages import spelt
 from vit_search.errors import ClusterError
 from vit_search.text import nearest
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vit_search.config.asks import AtQuantiles, Given, quantile
 from vit_search.config.distributions import Choice, Distribution, FloatRange, Value
 from vit_search.config.space import Space
+from vit_search.config.value_sources import AtQuantiles, FromPoint, quantile
 
 Matrix = npt.NDArray[np.float64]
 
@@ -142,7 +142,7 @@ def propose(
     choice: dict[str, Value] | None = None
     for deviation in (*REFINED, None):
         candidates = [
-            space.suggest(Given(fixed or {}, AtQuantiles(dict(zip(space.searched, row, strict=True))))) for row in quantiles.tolist()
+            space.suggest(FromPoint(fixed or {}, AtQuantiles(dict(zip(space.searched, row, strict=True))))) for row in quantiles.tolist()
         ]
         candidates += [choice] if choice else []
         promise = log_improvement(*process.at(_encoded(axes, candidates)), best)

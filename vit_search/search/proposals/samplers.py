@@ -16,9 +16,10 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
-from vit_search.config.asks import AtQuantiles, Drawn, Given
+from vit_search.config import samplers
 from vit_search.config.distributions import Value, ValueSource
 from vit_search.config.space import Space
+from vit_search.config.value_sources import AtQuantiles, AtRandom, FromPoint
 from vit_search.search.proposals import gaussian
 from vit_search.search.proposals.history import ENOUGH, Goal, History, Params, params_key
 from vit_search.search.proposals.optuna_study import JointTPESampler, StudyView
@@ -54,7 +55,7 @@ class Question:
 
     def suggest(self, asks: ValueSource) -> Params:
         """The parameters as `asks` has them, but for those that are fixed."""
-        return self.space.suggest(Given(self.fixed, asks) if self.fixed else asks)
+        return self.space.suggest(FromPoint(self.fixed, asks) if self.fixed else asks)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ Sampler = Callable[[Question], Proposal]
 
 def draw_at_random(question: Question) -> Proposal:
     """Independent draws from the space."""
-    return Proposal(question.suggest(Drawn(question.rng)), {})
+    return Proposal(question.suggest(AtRandom(question.rng)), {})
 
 
 def sobol(question: Question) -> Proposal:
@@ -146,6 +147,8 @@ SAMPLERS: dict[str, Sampler] = {
     "grid": draw_at_random,  # what a point to start with leaves open; Proposals goes through the grid itself
 }
 """By `sampler` of a search file."""
+
+assert SAMPLERS.keys() == samplers.SAMPLERS.keys(), "config/samplers.py names other samplers than SAMPLERS"
 
 
 def _ask_optuna(question: Question, sampler: optuna.samplers.BaseSampler, infeasible: bool = True) -> Proposal:

@@ -1,4 +1,4 @@
-"""What a key of a file takes, in plain words: pydantic, which checks the files, says it in those of Python."""
+"""What pydantic refused, in plain words: what a key takes instead, and a value as the file spells it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KINDS = {
 _BOUNDS = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
 
 
-def wanted(error: Mapping[str, Any]) -> str:
+def expected(error: Mapping[str, Any]) -> str:
     """What would do in place of what pydantic has refused, as `give a whole number.` or `did you mean asha?`."""
     kind = str(error["type"])
     if kind in _BOUNDS:

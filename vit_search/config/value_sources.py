@@ -1,4 +1,4 @@
-"""Who answers when a space asks for its values: quantiles, a point given, or chance; and the way back from a value to its quantile."""
+"""Who gives a space its values: quantiles, a fixed point, or chance; and the way from a value back to its quantile."""
 
 # ruff: noqa: D102 -- the methods are those of distributions.ValueSource
 
@@ -35,7 +35,7 @@ class AtQuantiles:
         return low + self._at[name] * (high - low)
 
 
-class Given:
+class FromPoint:
     """Gives the values of a point, and asks for those that it leaves out."""
 
     def __init__(self, point: Mapping[str, Value], rest: ValueSource) -> None:
@@ -51,8 +51,8 @@ class Given:
         return self._point[name] if name in self._point else self._rest.suggest_float(name, low, high, step=step, log=log)
 
 
-class Drawn:
-    """ValueSource chance."""
+class AtRandom:
+    """Draws each value at random."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng

@@ -1,0 +1,14 @@
+"""The samplers that a search file may name, with what each proposes. search/proposals/samplers.py holds their code."""
+
+from __future__ import annotations
+
+SAMPLERS: dict[str, str] = {
+    "auto": "gp while trials are few, tpe for the rest and where there are conditions or several objectives",
+    "gp": "Gaussian processes",
+    "tpe": "tree-structured Parzen estimators",
+    "cmaes": "CMA-ES",
+    "random": "values at random",
+    "grid": "every combination, once",
+    "qmc": "a Sobol sequence, which fills the space evenly",
+}
+"""By `sampler` of a search file."""

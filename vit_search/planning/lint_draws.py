@@ -1,0 +1,79 @@
+"""What the linter looks at: a random proposal with all that keeps it from being run, and a finding about the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vit_search.config.cost import Cost
+from vit_search.config.space import CALCULATED, Space
+from vit_search.config.trial import model_problem
+
+Severity = Literal["error", "warning", "hint"]
+
+PATCH, HEADS, MEMORY = "patch_size does not divide the image", "heads does not divide dim", "does not fit into memory"
+"""Kinds of proposals that cannot be run; a constraint's kind is its text."""
+
+
+@dataclass(frozen=True)
+class LintFinding:
+    """One oddity."""
+
+    severity: Severity
+    """error: nothing can run; warning: surely not what was meant; hint: perhaps not."""
+    where: str
+    """Path in the search file."""
+    text: str
+    """What was seen; the mend."""
+
+
+@dataclass(frozen=True)
+class LimitEffect:
+    """What a limit excludes."""
+
+    limit: str
+    """A constraint's text, or MEMORY."""
+    excluded: float
+    """Share of all draws that it could be asked about."""
+    alone: float
+    """Share of the draws that nothing else excludes."""
+
+
+@dataclass(frozen=True)
+class LintDraw:
+    """A proposal, and all that keeps it from being run."""
+
+    params: Mapping[str, Any]
+    """The active parameters."""
+    values: Mapping[str, Any]
+    """All of them."""
+    reasons: tuple[str, ...]
+    cost: Cost | None
+    """None where it makes no ViT."""
+
+
+def draw_with_reasons(space: Space, params: dict[str, Any]) -> LintDraw:
+    """Complete a proposal, and list every reason why it cannot be run."""
+    values = space.complete(params)
+    shape = (values["patch_size"], values["dim"], values["heads"], values["dim_head"])
+    height, width = space.image_size
+    reasons = [PATCH] if height % shape[0] or width % shape[0] else []
+    if model_problem((1, 1), 1, *shape[1:]) is not None:
+        reasons.append(HEADS)
+    cost = None if reasons else space.cost(params)
+    scope = {**values, "epochs": space.epochs, "image_height": height, "image_width": width}
+    if cost is not None:
+        figures = (cost.params, cost.forward_flops, cost.train_flops, cost.train_bytes, cost.tokens)
+        scope |= dict(zip(CALCULATED, figures, strict=True))
+        if space.too_large(values, cost) is not None:
+            reasons.append(MEMORY)
+    for text, rule in zip(space.constraints, space.rules, strict=True):
+        if all(name in scope for name in rule.names) and not rule.holds(scope):
+            reasons.append(text)
+    return LintDraw(params, values, tuple(reasons), cost)
+
+
+def key_of(reason: str) -> str:
+    """Where in the file a reason comes from."""
+    return {PATCH: "model.patch_size", HEADS: "model.heads", MEMORY: "model.dim"}.get(reason, "constraints")

@@ -1,0 +1,156 @@
+"""What is odd about a search file that can be read: found by drawing random proposals, before anything is trained.
+
+The findings come from space_findings.py (parameters, constraints) and run_findings.py (how trials are run).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vit_search.config.cost import Cost
+from vit_search.config.search_file import SearchSpec
+from vit_search.config.space import Space
+from vit_search.planning import run_findings, space_findings
+from vit_search.planning.lint_draws import MEMORY, LimitEffect, LintDraw, LintFinding, draw_with_reasons, key_of
+
+COUNTED = 5_000
+"""Combinations up to which each is looked at; the valid ones of more are estimated from the draws."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How a figure spreads over the proposals that can be run."""
+
+    least: float
+    tenth: float
+    median: float
+    ninetieth: float
+    most: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LintReport:
+    """What the draws showed."""
+
+    name: str
+    trials: int
+    draws: int
+    valid_share: float
+    invalid: Mapping[str, int]
+    """Draws that cannot be run, by the first reason that `Space.problem` would give."""
+    combinations: int | None
+    """Of the parameters' values; None where a range has no steps, or conditions make too many to count."""
+    valid_combinations: int | None
+    """Those that can be run: counted up to COUNTED, beyond that estimated."""
+    duplicates: float
+    """Trials expected to repeat an earlier one, were proposals drawn at random."""
+    spreads: Mapping[str, Spread]
+    """params; flops (forward, one image); train_bytes."""
+    limits: tuple[LimitEffect, ...]
+    findings: tuple[LintFinding, ...]
+    """Errors first, then warnings, then hints."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether nothing can run."""
+        return any(finding.severity == "error" for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+def lint(spec: SearchSpec, draws: int = 2_000, further: Sequence[LintFinding] = ()) -> LintReport:
+    """Look a checked search file over, from so many random proposals of a fixed seed.
+
+    Args:
+        further: findings that the file alone does not show, e.g. `beyond_this_machine`.
+    """
+    rng, space = random.Random(0), spec.space  # noqa: S311 -- a sample of the space, not a secret
+    drawn = [draw_with_reasons(space, space.draw(rng)) for _ in range(draws)]
+    valid = [draw for draw in drawn if not draw.reasons]
+    share = len(valid) / draws
+    invalid = dict(Counter(draw.reasons[0] for draw in drawn if draw.reasons).most_common())
+    size = space.grid_size()
+    usable = None if size is None else _usable(space, size, share)
+    limits = tuple(_limit_effects(space, drawn))
+    duplicates = _duplicates(spec, usable)
+    findings: list[LintFinding] = list(further)
+    if not valid:
+        worst = next(iter(invalid))
+        findings.append(
+            LintFinding("error", key_of(worst), f"none of {draws:,} random proposals can be run, most since {worst}; widen it.")
+        )
+    else:
+        findings += space_findings.few_can_run(share, invalid, draws)
+        findings += space_findings.values_never_run(space, drawn)
+        findings += space_findings.without_effect(spec, valid)
+        findings += run_findings.warm_up(spec, valid)
+        findings += run_findings.trials_at_once(spec, valid)
+        findings += run_findings.whole_gpus(spec, valid)
+    findings += space_findings.useless_conditions(space, drawn)
+    findings += space_findings.loose_limits(limits, len(valid))
+    findings += space_findings.repeated_trials(spec, usable, duplicates)
+    findings += run_findings.stopping_rule(spec)
+    findings += run_findings.few_images(spec)
+    findings += run_findings.missing_classes(spec)
+    findings += space_findings.linear_scales(space)
+    order = ("error", "warning", "hint")
+    return LintReport(
+        name=spec.name,
+        trials=spec.trials,
+        draws=draws,
+        valid_share=share,
+        invalid=invalid,
+        combinations=size,
+        valid_combinations=usable,
+        duplicates=duplicates,
+        spreads=_spreads([draw.cost for draw in valid if draw.cost is not None]),
+        limits=limits,
+        findings=tuple(sorted(findings, key=lambda finding: order.index(finding.severity))),
+    )
+
+
+def _usable(space: Space, size: int, share: float) -> int:
+    if size > COUNTED:
+        return round(size * share)
+    return sum(space.problem(params) is None for params in space.grid())
+
+
+def _duplicates(spec: SearchSpec, usable: int | None) -> float:
+    """Of trials drawn evenly from so many combinations; a grid repeats none."""
+    if not usable or spec.sampler == "grid":
+        return 0.0
+    fresh = -usable * math.expm1(spec.trials * math.log1p(-1 / usable)) if usable > 1 else 1.0
+    return max(0.0, spec.trials - fresh)
+
+
+def _spreads(costs: Sequence[Cost]) -> dict[str, Spread]:
+    if not costs:
+        return {}
+    figures = {
+        "params": [cost.params for cost in costs],
+        "flops": [cost.forward_flops for cost in costs],
+        "train_bytes": [cost.train_bytes for cost in costs],
+    }
+    return {name: _spread(sorted(values)) for name, values in figures.items()}
+
+
+def _spread(ordered: Sequence[float]) -> Spread:
+    last = len(ordered) - 1
+    return Spread(*(ordered[round(last * share)] for share in (0, 0.1, 0.5, 0.9, 1)))
+
+
+def _limit_effects(space: Space, drawn: Sequence[LintDraw]) -> Iterator[LimitEffect]:
+    for limit in (*space.constraints, MEMORY):
+        decided = [draw for draw in drawn if draw.cost is not None or limit in draw.reasons]
+        free = [draw for draw in decided if not set(draw.reasons) - {limit}]
+        excluded = sum(limit in draw.reasons for draw in decided) / max(1, len(decided))
+        if excluded or limit != MEMORY:
+            yield LimitEffect(limit, excluded, sum(limit in draw.reasons for draw in free) / max(1, len(free)))

@@ -1,0 +1,146 @@
+"""What is odd about the parameters and constraints of a search file, found from random proposals."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from vit_search.config.distributions import FloatRange
+from vit_search.config.search_file import SearchSpec
+from vit_search.config.space import Space, path_of
+from vit_search.planning.lint_draws import MEMORY, LimitEffect, LintDraw, LintFinding, key_of
+from vit_search.text import counted
+
+ENOUGH_DRAWS = 20
+"""Draws of a value before its absence among those that can be run means anything."""
+
+
+def few_can_run(share: float, invalid: Mapping[str, int], draws: int) -> Iterator[LintFinding]:
+    """A space of which little can be run."""
+    if share < 0.05:
+        worst = next(iter(invalid))
+        fact = f"only {share:.1%} of random proposals can be run; {invalid[worst] / draws:.0%} cannot since: {worst}"
+        yield LintFinding("warning", key_of(worst), f"{fact}. Tighten the ranges that it asks about.")
+
+
+def values_never_run(space: Space, drawn: Sequence[LintDraw]) -> Iterator[LintFinding]:
+    """Values that are in no proposal that can be run, and choices of one."""
+    for name, parameter in space.searched.items():
+        size = parameter.size()
+        if size == 1 and parameter.when is None:
+            yield LintFinding("hint", path_of(name), f"one value only; write the plain value {_spelt(parameter.values()[0])}.")
+        if size is None or size < 2 or size > len(drawn):
+            continue
+        tried, run = (Counter(draw.params[name] for draw in part if name in draw.params) for part in (drawn, _valid(drawn)))
+        lost = [value for value in parameter.values() if tried[value] >= ENOUGH_DRAWS and not run[value]]
+        for i, value in enumerate(lost[:3]):
+            reasons = Counter(draw.reasons[0] for draw in drawn if draw.params.get(name) == value and draw.reasons)
+            more = f", and {counted(len(lost) - 3, 'more value')}" if i == 2 and len(lost) > 3 else ""
+            fact = f"{_spelt(value)} is in no proposal that can be run ({reasons.most_common(1)[0][0]}){more}"
+            yield LintFinding("warning", path_of(name), f"{fact}; leave it out.")
+
+
+def _valid(drawn: Sequence[LintDraw]) -> list[LintDraw]:
+    return [draw for draw in drawn if not draw.reasons]
+
+
+def _spelt(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return "null" if value is None else str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_PARTS = ("embedding_dropout", "attention_dropout", "projection_dropout", "mlp_dropout")
+_WITHOUT_EFFECT: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str, str]] = {
+    "mlp_ratio": (lambda v: v["mlp_dim"] is not None, "mlp_dim stands in its place", "mlp_dim == none"),
+    "dropout": (lambda v: all(v[part] is not None for part in _PARTS), "the four parts each say otherwise", "mlp_dropout == none"),
+    "drop_path": (lambda v: v["depth"] == 1, "it is 0 in the first block, and there is no other", "depth > 1"),
+    "pos_init_std": (
+        lambda v: v["positions"] != "learned" and v["pool"] != "cls",
+        "neither positions nor a class token are learned",
+        "positions == 'learned'",
+    ),
+    "momentum": (lambda v: v["optimizer"] == "adamw", "adamw has no momentum of its own", "optimizer != 'adamw'"),
+    "beta2": (lambda v: v["optimizer"] == "sgd", "sgd has no second moment", "optimizer != 'sgd'"),
+    "rand_augment_ops": (lambda v: v["auto_augment"] != "rand_augment", "there is no rand_augment", "auto_augment == 'rand_augment'"),
+    "rand_augment_magnitude": (lambda v: v["auto_augment"] != "rand_augment", "there is no rand_augment", "auto_augment == 'rand_augment'"),
+}
+"""When a parameter makes no difference, in words, and the condition under which it does."""
+_GPU_ONLY = ("tf32", "compile", "cuda_graphs")
+
+
+def without_effect(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
+    """Parameters that are searched and make no difference."""
+    for name in spec.space.searched:
+        if name in _GPU_ONLY and not spec.resources.on_gpu:
+            yield LintFinding("warning", path_of(name), "it makes no difference without a GPU; write a plain value.")
+        if name not in _WITHOUT_EFFECT:
+            continue
+        idle, why, condition = _WITHOUT_EFFECT[name]
+        active = [draw for draw in valid if name in draw.params]
+        share = sum(idle(draw.values) for draw in active) / max(1, len(active))
+        if share == 1 and active:
+            yield LintFinding("warning", path_of(name), f"it makes no difference, since {why}; write a plain value.")
+        elif share > 0:
+            fact = f"in {share:.0%} of the proposals it makes no difference, since {why}"
+            yield LintFinding("hint", path_of(name), f'{fact}; add when: "{condition}".')
+
+
+def useless_conditions(space: Space, drawn: Sequence[LintDraw]) -> Iterator[LintFinding]:
+    """Conditions that always hold, or never."""
+    for name, parameter in space.searched.items():
+        if parameter.when is None:
+            continue
+        active = sum(name in draw.params for draw in drawn)
+        if not active:
+            yield LintFinding(
+                "warning", f"{path_of(name)}.when", f"{parameter.when} never holds, so it is never searched; mend it or drop it."
+            )
+        elif active == len(drawn):
+            yield LintFinding("hint", f"{path_of(name)}.when", f"{parameter.when} always holds; drop it.")
+
+
+def loose_limits(limits: Sequence[LimitEffect], valid: int) -> Iterator[LintFinding]:
+    """Limits that exclude nothing, or nothing that no other excludes."""
+    for i, bound in enumerate(limits):
+        if bound.limit == MEMORY:
+            continue
+        where = f"constraints.{i}"
+        if not bound.excluded:
+            yield LintFinding("hint", where, f"{bound.limit} never binds: no proposal breaks it; tighten it or drop it.")
+        elif not bound.alone and valid:
+            yield LintFinding("hint", where, f"{bound.limit} excludes nothing that something else does not exclude, too; drop it.")
+
+
+def repeated_trials(spec: SearchSpec, usable: int | None, duplicates: float) -> Iterator[LintFinding]:
+    """More trials than different proposals, or fewer than a grid has."""
+    if usable is None or not usable:
+        return
+    if spec.trials > usable:
+        end = "the grid ends there" if spec.sampler == "grid" else "the rest repeat"
+        yield LintFinding(
+            "warning",
+            "trials",
+            f"{counted(spec.trials, 'trial')}, but only {counted(usable, 'different proposal')} can be run: {end}; ask for fewer.",
+        )
+    elif spec.sampler == "grid" and spec.trials < usable:
+        fact = f"{spec.trials / usable:.0%} of the grid's {usable:,} combinations are tried by {counted(spec.trials, 'trial')}"
+        yield LintFinding("hint", "trials", f"{fact}; ask for all of them, or for another sampler.")
+    elif duplicates >= 1 and duplicates >= 0.05 * spec.trials:
+        of = f"{counted(spec.trials, 'trial')} repeat one of {counted(usable, 'combination')}"
+        fact = f"about {duplicates:.0f} of {of}, or more as the sampler learns"
+        yield LintFinding("hint", "trials", f"{fact}; add values or ask for fewer.")
+
+
+def linear_scales(space: Space) -> Iterator[LintFinding]:
+    """Wide ranges that are not searched on a logarithmic scale."""
+    for name, parameter in space.searched.items():
+        if not isinstance(parameter, FloatRange) or parameter.log or parameter.step is not None:
+            continue
+        low, high = parameter.range
+        if low > 0 and high / low >= (10 if name == "lr" else 100):
+            below = max(0.0, (high / 10 - low) / (high - low))
+            fact = f"{low:g} to {high:g} spans {math.log10(high / low):.1f} decades, and {below:.0%} of it lies below {high / 10:g}"
+            yield LintFinding("hint", path_of(name), f"{fact}; add log: true.")
