@@ -8,7 +8,7 @@ from vit_search.config import search_file
 from vit_search.errors import ClusterError, LostClusterError, SearchError
 from vit_search.ledger.events import Broke, Commanded, Ended, Infeasible, Launched, Proposed, Reported
 from vit_search.search.components import ImageFacts, components_of
-from vit_search.search.driver import IN_A_ROW
+from vit_search.search.driver_runtime import IN_A_ROW
 from vit_search.search.messages import Continue, Epoch, Failed, Finished, Hold, KillWorker, Move, Stop, TrialOrder, Wait, Waiting
 from vit_search.stopping import rungs
 

@@ -19,7 +19,7 @@ from vit_search.errors import SearchError
 from vit_search.text import counted, one_line, value_text, whole_number
 
 if TYPE_CHECKING:
-    from vit_search.ledger.events import Event
+    from vit_search.ledger.events import Commanded, Event
     from vit_search.ledger.search_state import SearchState
     from vit_search.ledger.trials import Trial
 
@@ -148,12 +148,13 @@ def _print_status(folder: Path, as_json: bool) -> None:
     for line in hindsight_lines(hindsight) if hindsight and not state.driven else []:
         out.print(f"  {escaped(line)}")
     for event in commands[-5:]:
-        arguments = " ".join(f"{key}={value}" for key, value in event.arguments.items())
-        out.print(
-            escaped(
-                f"  {time.strftime('%H:%M', time.localtime(event.at))} {event.by}: {f'{event.name} {arguments}'.strip()}: {event.answer}"
-            )
-        )
+        out.print(escaped(f"  {_command(event)}"))
+
+
+def _command(event: Commanded) -> str:
+    """When who asked for what, and the answer."""
+    arguments = "".join(f" {key}={value}" for key, value in event.arguments.items())
+    return f"{time.strftime('%H:%M', time.localtime(event.at))} {event.by}: {event.name}{arguments}: {event.answer}"
 
 
 def _breakdowns(trials: Iterable[Trial]) -> list[str]:

@@ -13,7 +13,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from vit_search.config.distributions import Value
@@ -23,6 +22,7 @@ from vit_search.ledger.events import Broke, Commanded, Ended, Event, Infeasible,
 from vit_search.ledger.trials import Progress, Trial
 from vit_search.search.commands import Settings
 from vit_search.search.components import Components
+from vit_search.search.driver_runtime import IN_A_ROW, Runtime
 from vit_search.search.messages import (
     Continue,
     Decision,
@@ -51,34 +51,8 @@ What waits was proposed knowing less than it could have; but processes, and an a
 trial that asks for more than has come free must not hold up those behind it.
 """
 
-IN_A_ROW = 4
-"""Proposals after which Tune is to look for what trials report: 2,000 at once else kept it from that for three minutes."""
-
 WAIT_S = 900.0
 """Seconds that a trial waits for another node where there is none any more."""
-
-
-@dataclass
-class Runtime:
-    """What is true of this driver alone, and of no other that takes the search up."""
-
-    ordered: set[int] = field(default_factory=set)
-    """Trials that were ordered and are not over: they run, are held, or wait for a place."""
-    begun: set[int] = field(default_factory=set)
-    """Those of them that a process has taken up."""
-    parked: set[int] = field(default_factory=set)
-    """Those of them whose process is ending because the stopping rule holds the trial."""
-    allowed: int = IN_A_ROW
-    """Proposals until the next tick."""
-    cancelled: bool = False
-    trouble: VitSearchError | None = None
-    """What ended the search against everybody's will."""
-    silent_s: dict[int, float] = field(default_factory=dict)
-    """Of trials whose process was ended because nothing was heard of it."""
-    avoided: dict[int, set[str]] = field(default_factory=dict)
-    """Nodes that a trial is kept off."""
-    waiting_since: dict[int, float] = field(default_factory=dict)
-    """Trials that broke down and wait for a node that they are not kept off."""
 
 
 class Driver:

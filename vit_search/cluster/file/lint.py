@@ -29,7 +29,7 @@ BLANK = re.compile(r"\b(?:ami|subnet|sg|vol|fs)-0{8,17}\b|\b203\.0\.113\.\d+\b")
 
 
 @dataclass(frozen=True)
-class LintFinding:
+class ClusterFinding:
     """One thing that is wrong with the file."""
 
     line: int
@@ -39,15 +39,15 @@ class LintFinding:
 
 
 @dataclass(frozen=True)
-class LintReport:
+class ClusterReport:
     """What a check found."""
 
-    findings: list[LintFinding]
-    blanks: list[LintFinding]
+    findings: list[ClusterFinding]
+    blanks: list[ClusterFinding]
     """Places that still hold the shipped file's placeholders."""
 
 
-def check(path: Path) -> LintReport:
+def check(path: Path) -> ClusterReport:
     """Check a file against all rules.
 
     Raises: SpecError where it is no YAML that can be read in one way alone.
@@ -55,11 +55,13 @@ def check(path: Path) -> LintReport:
     file = ClusterFile(path, strict_yaml.load(path))
     findings = list(_schema(file))
     for number, rule in enumerate(_ALL, 1):
-        findings += [LintFinding(line, f"R{number}", text) for line, text in rule(file)]
+        findings += [ClusterFinding(line, f"R{number}", text) for line, text in rule(file)]
     blanks = {
-        LintFinding(file.line(*at), "", f"{blank.group()} is a placeholder") for at, text in file.texts() for blank in BLANK.finditer(text)
+        ClusterFinding(file.line(*at), "", f"{blank.group()} is a placeholder")
+        for at, text in file.texts()
+        for blank in BLANK.finditer(text)
     }
-    return LintReport(sorted(set(findings), key=lambda f: (f.line, f.rule)), sorted(blanks, key=lambda f: (f.line, f.text)))
+    return ClusterReport(sorted(set(findings), key=lambda f: (f.line, f.rule)), sorted(blanks, key=lambda f: (f.line, f.text)))
 
 
 def ray_refuses(config: dict[str, Any]) -> tuple[NodePath, str] | None:
@@ -117,10 +119,10 @@ def _in_words(error: Exception, printed: str) -> tuple[NodePath, str]:
     return where, f"{text}; mend it as docs.ray.io's cluster YAML reference says."
 
 
-def _schema(file: ClusterFile) -> Iterator[LintFinding]:
+def _schema(file: ClusterFile) -> Iterator[ClusterFinding]:
     if refused := ray_refuses(file.document.values):
         where, text = refused
-        yield LintFinding(file.line(*where), "R0", f"Ray refuses it: {text}")
+        yield ClusterFinding(file.line(*where), "R0", f"Ray refuses it: {text}")
 
 
 _ALL: tuple[Callable[[ClusterFile], Problems], ...] = (
