@@ -11,7 +11,7 @@ from vit_search.data.batches import load_split
 from vit_search.data.cache import prepare
 from vit_search.ledger import searches
 from vit_search.promotion.finalists import Finalist, Retrained
-from vit_search.tracking.store import client_for
+from vit_search.tracking.mlflow_client import client_for
 from vit_search.vit import checkpoint, evaluation, training
 
 FILE = """

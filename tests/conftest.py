@@ -29,8 +29,8 @@ def no_tracking_server_left_behind():
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory):
     """An empty database of MLflow's; to make one takes seconds."""
-    from vit_search.tracking import store  # MLflow, which few tests need
+    from vit_search.tracking import mlflow_client  # MLflow, which few tests need
 
     path = tmp_path_factory.mktemp("empty") / "mlruns.db"
-    store.client_for(f"sqlite:///{path}")
+    mlflow_client.client_for(f"sqlite:///{path}")
     return path

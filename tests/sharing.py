@@ -12,7 +12,7 @@ import ray
 import torch
 from faulty import report
 
-from vit_search.config import search_file, shares
+from vit_search.config import gpu_share, search_file
 from vit_search.config.trial import TrialConfig
 from vit_search.errors import SearchError
 from vit_search.search.messages import TrialOrder
@@ -57,7 +57,7 @@ def others_at_work(order, wait_s):
 def train(order):
     """Trials 0 and 1 meet; trial 2 wants a whole GPU once it has trained an epoch, whatever is predicted."""
     config, context = TrialConfig.from_dict(order.config), ray.get_runtime_context()
-    peak, first = shares.training_bytes(config.model, config.training), order.trial < 2
+    peak, first = gpu_share.training_bytes(config.model, config.training), order.trial < 2
     note(
         order,
         "start",

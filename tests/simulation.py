@@ -26,7 +26,7 @@ from vit_search.search.recovery import Patience
 NODE_LOST = "The actor died unexpectedly before finishing this task.\nThe actor died because its node has died. Node Id: 21ab"
 
 
-class Book:
+class MemoryLedger:
     """A ledger in memory."""
 
     def __init__(self, events=()):
@@ -75,7 +75,7 @@ def order(trial, params, components):
 
 def driver_of(spec, book=None, *, cluster=None, clock=lambda: 0.0, components=None, **more):
     """A driver that takes a search up; `more` goes to components_of, unless there are components that know the book's events already."""
-    book = book or Book([Launched(host="here", pid=1)])
+    book = book or MemoryLedger([Launched(host="here", pid=1)])
     fresh = components_of(spec, ImageFacts(1, 10), **more) if components is None else components
     events, patience = list(book.events), Patience(60 * spec.stall_minutes, spec.stall_epochs)
     if components is not None:
@@ -115,7 +115,7 @@ class World:
     """
 
     driver: Driver
-    book: Book
+    book: MemoryLedger
     commands: list[tuple[int, str, dict]] = field(default_factory=list)
     losses: float = 0.0
     """Share of the epochs in which a trial loses its node."""

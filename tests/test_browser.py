@@ -13,7 +13,7 @@ from playwright.sync_api import expect, sync_playwright
 from synthetic import made
 
 from vit_search.report import report
-from vit_search.tracking import store
+from vit_search.tracking import mlflow_client
 from vit_search.tracking.sync import sync_search
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -91,7 +91,7 @@ def errors(page):
 
 
 def runs(uri):
-    client = store.client_for(uri)
+    client = mlflow_client.client_for(uri)
     experiment = client.get_experiment_by_name("made").experiment_id
     (parent,) = client.search_runs([experiment], "attributes.run_name = 'made-1'")
     return client, experiment, parent.info.run_id

@@ -18,8 +18,8 @@ from vit_search.data.cache import prepare
 from vit_search.errors import CheckpointError, SearchError, SpecError
 from vit_search.planning.fixed_file import check_fixed, fixed_file
 from vit_search.registry.configuration import configuration
+from vit_search.tracking.mlflow_client import client_for
 from vit_search.tracking.model_package import log_model
-from vit_search.tracking.store import client_for
 from vit_search.vit import checkpoint, evaluation, train_once, training
 
 FIXED = "name: t\ndata: {name: digits, train_limit: 100}\ntrials: 1\nepochs: 1\nstopping: {kind: none}\nmodel: {dim: 16, depth: 1}\n"

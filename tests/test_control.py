@@ -11,7 +11,7 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
-from simulation import Book, driver_of
+from simulation import MemoryLedger, driver_of
 from test_end_to_end import COMMAND, until, vit_search
 from test_ledger import result
 
@@ -20,7 +20,7 @@ from vit_search.errors import SearchError
 from vit_search.ledger.events import Commanded, Ended, Proposed, Reported
 from vit_search.ledger.file import read_events
 from vit_search.ledger.trials import Progress
-from vit_search.search import control, execution, resumable, search_folder
+from vit_search.search import control, execution, resume_checks, search_folder
 from vit_search.search.commands import Commands, Settings
 from vit_search.search.limits import SearchLimits
 
@@ -230,7 +230,7 @@ def test_words_and_commands_are_inverses(text):
 @pytest.fixture
 def driver():
     """A driver whose first trial runs, and its events."""
-    book = Book()
+    book = MemoryLedger()
     made = driver_of(search_file.parse(FILE.replace("trials: 3", "trials: 8")), book)
     made.started(made.propose().trial)
     return made, book
@@ -333,10 +333,10 @@ def test_a_last_newline_is_no_change_of_the_search_file(tmp_path):
     file = tmp_path / "search.yaml"
     for began, now in (("a: 1\n", "a: 1"), ("a: 1", "a: 1\n"), ("a: 1\n", "a: 1\n\n"), ("a: 1\r\n", "a: 1\n")):
         file.write_text(now)
-        resumable.check_unchanged(file, began)
+        resume_checks.check_unchanged(file, began)
     file.write_text("a: 1\n")
     with pytest.raises(SearchError, match=r"search\.yaml:2: 'b: 2' has become ''"):
-        resumable.check_unchanged(file, "a: 1\nb: 2\n")
+        resume_checks.check_unchanged(file, "a: 1\nb: 2\n")
 
 
 def test_of_a_refused_search_only_what_a_cluster_had_put_there_stays(tmp_path):

@@ -1,7 +1,7 @@
 """The driver: a search is a fold over its ledger (law 2), and what it answers to each report."""
 
 import pytest
-from simulation import GPUS, NODE_LOST, Book, Cluster, World, driver_of, in_a_copy, result, told
+from simulation import GPUS, NODE_LOST, Cluster, MemoryLedger, World, driver_of, in_a_copy, result, told
 
 from vit_search import stopping
 from vit_search.config import search_file
@@ -66,7 +66,7 @@ def test_a_search_cut_off_after_any_event_goes_on_as_the_one_that_was_not(case, 
     spec = search_file.parse(text)
     parts = rungs.boundaries(spec.space, spec.stopping.strata)
     monkeypatch.setattr(stopping, "boundaries", lambda space, strata: parts)  # always the same, and slow
-    whole = told(world(spec, Book([LAUNCHED]), more).run())
+    whole = told(world(spec, MemoryLedger([LAUNCHED]), more).run())
     assert sum(isinstance(event, Proposed) for event in whole) >= 20
     slow = case in ("sampler cmaes", "shared GPUs")  # to rebuild; then each cut is made in a copy of what was rebuilt so far
     components = components_of(spec, ImageFacts(1, 10), nodes=GPUS if spec.resources.gpu_memory else None, first=FIRST)
@@ -74,7 +74,7 @@ def test_a_search_cut_off_after_any_event_goes_on_as_the_one_that_was_not(case, 
 
     def next_events(cut):
         """What the search that was cut off there writes next."""
-        book = Book([LAUNCHED, *whole[:cut]])
+        book = MemoryLedger([LAUNCHED, *whole[:cut]])
         rebuilt = world(spec, book, more, components if slow else None)
         while len(told(book.events)) == cut and rebuilt.step():
             pass
@@ -91,10 +91,10 @@ def test_a_search_cut_off_after_any_event_goes_on_as_the_one_that_was_not(case, 
 def test_and_comes_to_the_same_end():
     text, more = CASES["commands and lost nodes"]
     spec = search_file.parse(text)
-    whole = told(world(spec, Book([LAUNCHED]), more).run())
+    whole = told(world(spec, MemoryLedger([LAUNCHED]), more).run())
     assert {type(event) for event in whole} == {Proposed, Infeasible, Reported, Broke, Ended, Commanded}
     for cut in range(len(whole)):
-        book = Book([LAUNCHED, *whole[:cut], LAUNCHED])
+        book = MemoryLedger([LAUNCHED, *whole[:cut], LAUNCHED])
         assert told(world(spec, book, more).run()) == whole
 
 
@@ -117,7 +117,7 @@ def numbers(driver, count=9):
 
 def begun(count=2, spec=PLAIN, **more):
     """A driver whose first trials run, and its events."""
-    book = Book([LAUNCHED])
+    book = MemoryLedger([LAUNCHED])
     driver = driver_of(spec, book, **more)
     for number in numbers(driver, count):
         driver.started(number)
@@ -200,7 +200,7 @@ def test_a_trial_is_stopped_by_hand_after_its_epoch_and_also_by_the_next_driver(
     driver, book = begun()
     driver.report(0, Epoch(result(1, 0.5)))
     assert driver.command("stop", {"trial": 0}, "me") == (True, "trial 0 will be stopped after the epoch at hand.")
-    again = driver_of(PLAIN, Book([*book.events, LAUNCHED]))
+    again = driver_of(PLAIN, MemoryLedger([*book.events, LAUNCHED]))
     assert (driver.report(0, Epoch(result(2, 0.5))), ended(book)) == (Stop(), [(0, "stopped", "stopped by hand")])
     again.started(again.propose().trial)
     assert again.report(0, Epoch(result(1, 0.5))) == Continue()
@@ -218,7 +218,7 @@ def test_after_stop_the_running_trials_go_on_and_those_that_wait_are_left_to_a_r
     assert driver.propose() == Finished()
     assert driver.interrupt(ended=True) is False
     assert ended(book)[-1] == (2, "interrupted", "the search was stopped before it began")
-    assert numbers(driver_of(PLAIN, Book([*book.events, LAUNCHED]))) == [2, 3, 4]
+    assert numbers(driver_of(PLAIN, MemoryLedger([*book.events, LAUNCHED]))) == [2, 3, 4]
 
 
 def test_a_cancelled_search_ends_at_once_and_leaves_its_trials_to_a_resume():
@@ -308,7 +308,7 @@ def test_a_limit_ends_those_that_wait_and_a_cancelled_search_leaves_them_to_a_re
     driver.cancel()
     driver.interrupt(ended=True)
     assert ended(book) == [(trial, "interrupted", "the driver stopped") for trial in range(3)]
-    assert numbers(driver_of(PASHA, Book([*book.events, LAUNCHED]))) == [1]
+    assert numbers(driver_of(PASHA, MemoryLedger([*book.events, LAUNCHED]))) == [1]
 
 
 def test_three_trials_that_fail_alike_end_the_search():
@@ -348,7 +348,7 @@ def test_a_trials_own_deaths_are_counted_strictly_and_its_nodes_generously_by_al
     driver, book = begun(1)
     for count in range(times - 1):
         if count == 2:
-            driver = driver_of(PLAIN, Book([*book.events, LAUNCHED]))
+            driver = driver_of(PLAIN, MemoryLedger([*book.events, LAUNCHED]))
             book = driver._ledger
             driver.propose()
         assert isinstance(driver.broke(0, error), Move)
@@ -424,7 +424,7 @@ def test_storage_that_fails_everywhere_ends_the_search_and_no_trial_and_counts_n
     assert not ended(book)
     assert isinstance(driver.trouble, SearchError) and driver.cancelled
     assert str(driver.trouble) == "trial 0: /mnt/s: the storage failed on the node n1 (full); make room."
-    again = driver_of(PLAIN, Book([*book.events, LAUNCHED]))
+    again = driver_of(PLAIN, MemoryLedger([*book.events, LAUNCHED]))
     again.propose()
     assert isinstance(again.broke(0, STORAGE), Move)
 

@@ -18,8 +18,8 @@ from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, Tri
 from vit_search.errors import PromotionError
 from vit_search.promotion import export
 from vit_search.tracking import model_package
+from vit_search.tracking.mlflow_client import client_for
 from vit_search.tracking.model_package import log_model
-from vit_search.tracking.store import client_for
 from vit_search.vit import augment, checkpoint, evaluation, training
 
 VIT_SEARCH = Path(sys.executable).with_name("vit-search")

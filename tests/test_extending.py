@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from simulation import Book, World, driver_of
+from simulation import MemoryLedger, World, driver_of
 
 from vit_search.config import data_sets, metrics, optimizers, search_file, trial, value_sources
 from vit_search.config.data_sets import DATA_SETS
@@ -75,7 +75,7 @@ def added(request):
 
 
 def world(spec, **more):
-    book = Book()
+    book = MemoryLedger()
     return World(driver_of(spec, book, **more), book)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vit_search.config import search_file, shares
+from vit_search.config import gpu_share, search_file
 from vit_search.config.trial import EpochResult
 from vit_search.errors import OutOfMemoryError, SpecError
 from vit_search.ledger.events import Infeasible, OutgrewShare, Proposed, Reported
@@ -48,7 +48,7 @@ def sharing(spec=SPEC, nodes=NODES, **settings):
 
 def need(batch_size):
     config = SPEC.trial_config({"batch_size": batch_size}, in_channels=1, num_classes=10, trial=0)
-    return shares.training_bytes(config.model, config.training)
+    return gpu_share.training_bytes(config.model, config.training)
 
 
 def proposed(trial, batch_size=256):
@@ -79,13 +79,13 @@ def reported(trial, peak, gpus, epoch=1):
     [(0.97, 1 / 8), (0.98, 1 / 4), (2.57, 1 / 4), (2.58, 1 / 2), (5.78, 1), (15.2, 1), (15.3, None)],
 )
 def test_a_trial_gets_the_smallest_step_that_its_predicted_peak_fits_into(training, share):
-    assert shares.share_of(shares.Need(int(training * GIB), 0), 16 * GIB) == share
+    assert gpu_share.share_of(gpu_share.Need(int(training * GIB), 0), 16 * GIB) == share
 
 
 def test_images_count_where_they_will_lie_on_the_gpu_and_not_where_they_stay_in_main_memory():
-    small, large = (shares.Need(int(0.9 * GIB), int(images * GIB)) for images in (0.15, 0.65))
-    assert shares.share_of(small, 16 * GIB) == 1 / 4  # with 1/8 they would lie there, and would not fit
-    assert shares.share_of(large, 16 * GIB) == 1 / 8  # with 1/8 they take more than half of what there is, and stay away
+    small, large = (gpu_share.Need(int(0.9 * GIB), int(images * GIB)) for images in (0.15, 0.65))
+    assert gpu_share.share_of(small, 16 * GIB) == 1 / 4  # with 1/8 they would lie there, and would not fit
+    assert gpu_share.share_of(large, 16 * GIB) == 1 / 8  # with 1/8 they take more than half of what there is, and stay away
 
 
 def test_shares_of_any_mix_fill_a_gpu_and_never_exceed_it():
@@ -93,13 +93,13 @@ def test_shares_of_any_mix_fill_a_gpu_and_never_exceed_it():
     for _ in range(200):
         free = 1.0
         while free:
-            fits = [step for step in shares.STEPS if step <= free]
+            fits = [step for step in gpu_share.STEPS if step <= free]
             assert fits, f"{free} is a piece that nothing fits into"
             free -= rng.choice(fits)
         assert free == 0
     for gpu in (8, 16, 24, 40, 80, 141):
-        for step in shares.STEPS:
-            held = shares.allowed(step, gpu * GIB) + shares.CONTEXT
+        for step in gpu_share.STEPS:
+            held = gpu_share.allowed(step, gpu * GIB) + gpu_share.CONTEXT
             assert round(1 / step) * held <= gpu * GIB  # what the allocators may hold, and all contexts
 
 
@@ -202,7 +202,7 @@ def test_nothing_is_learnt_from_the_peaks_of_cuda_graphs_which_leave_out_the_gra
 
 
 def outgrew(trial, gpus):
-    return OutgrewShare(trial=trial, gpus=gpus, memory=int(gpus * 16 * GIB) - shares.CONTEXT, reason="no room", at=0)
+    return OutgrewShare(trial=trial, gpus=gpus, memory=int(gpus * 16 * GIB) - gpu_share.CONTEXT, reason="no room", at=0)
 
 
 def test_a_trial_that_outgrows_its_share_gets_the_next_one_each_time_and_keeps_it():
@@ -278,7 +278,7 @@ class Card:
 def test_a_worker_holds_its_allocator_to_its_share_and_lets_go_for_the_next_trial():
     card = Card(80 * GIB)
     machine.limit_memory(1 / 8, card)
-    assert card.fraction == (10 * GIB - shares.CONTEXT) / (80 * GIB)
+    assert card.fraction == (10 * GIB - gpu_share.CONTEXT) / (80 * GIB)
     machine.limit_memory(1.0, card)
     assert (card.fraction, card.emptied) == (1.0, 2)
     none = Card(0)

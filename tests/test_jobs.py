@@ -22,8 +22,8 @@ from vit_search.cli import cluster as cluster_commands
 from vit_search.cli import remote
 from vit_search.cluster import record
 from vit_search.cluster.jobs import driver, preflight
+from vit_search.cluster.jobs.cluster_facts import Facts, Node, own_versions
 from vit_search.cluster.jobs.connection import connect, submit_job
-from vit_search.cluster.jobs.facts import Facts, Node, own_versions
 from vit_search.cluster.jobs.launches import launches
 from vit_search.cluster.jobs.submit import check_paths, hand_over, search_name
 from vit_search.config import search_file

@@ -214,7 +214,7 @@ def test_classifying_imports_neither_mlflow_nor_torchs_compiler():
     assert not loaded & {"mlflow", "ray", "optuna", "torchvision", "torch._dynamo", "pandas", "scipy"}
 
 
-@pytest.mark.parametrize("room", ["registry.champion", "promotion.promote", "tracking.doctor", "tracking.store"])
+@pytest.mark.parametrize("room", ["registry.champion", "promotion.promote", "tracking.doctor", "tracking.mlflow_client"])
 def test_no_room_starts_mlflows_telemetry(room):
     """MLflow decides when it is imported; in a test's environment it stays silent by itself, so that is taken away."""
     code = f"import vit_search.{room}; from mlflow.telemetry import get_telemetry_client; print(get_telemetry_client())"

@@ -18,10 +18,10 @@ from vit_search.ledger import searches
 from vit_search.ledger.file import Ledger, _copy_of
 from vit_search.promotion import finalists
 from vit_search.runtime import ray_folder
-from vit_search.search import control, resumable, search_folder, trial
+from vit_search.search import control, resume_checks, search_folder, trial
 from vit_search.search.messages import TrialOrder
 from vit_search.text import counted, whole_number
-from vit_search.tracking import store
+from vit_search.tracking import mlflow_client
 from vit_search.tracking.recorded_file import RECORDED
 from vit_search.tracking.sync import sync_search
 
@@ -51,8 +51,8 @@ def submitted(folder):
 
 WRITING = {
     "sync": sync_search,
-    "resume": lambda folder: resumable.check(folder, {}),
-    "extend": lambda folder: resumable.check(folder, {"trials": 9}),
+    "resume": lambda folder: resume_checks.check(folder, {}),
+    "extend": lambda folder: resume_checks.check(folder, {"trials": 9}),
     "promote": lambda folder: finalists.plan(folder, top=1, seeds=1),
     "cluster": lambda folder: record.change(folder, wanted="stopped"),
 }
@@ -127,7 +127,7 @@ def test_a_command_that_only_reads_does_not_empty_what_a_lock_leads_to(tmp_path,
 def test_a_lock_is_never_emptied(tmp_path, migrated):
     (tmp_path / "mlruns.db").write_bytes(migrated.read_bytes())
     (tmp_path / ".mlruns.db.lock").write_bytes(KEPT)
-    store.client_for(f"sqlite:///{tmp_path / 'mlruns.db'}")
+    mlflow_client.client_for(f"sqlite:///{tmp_path / 'mlruns.db'}")
     assert (tmp_path / ".mlruns.db.lock").read_bytes() == KEPT
 
 

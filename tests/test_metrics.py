@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from simulation import Book, World, driver_of, result
+from simulation import MemoryLedger, World, driver_of, result
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from vit_search.config import search_file
@@ -62,7 +62,7 @@ concurrency: 3
 stopping: {{grace_epochs: 1, reduction_factor: 2, audit_share: 0}}
 model: {{dim: {{choice: [16, 24]}}, heads: 2, depth: {{int: [1, 4]}}}}
 """)
-    book = Book()
+    book = MemoryLedger()
     world = World(driver_of(spec, book), book)
     world.score = metric
     world.run()

@@ -25,8 +25,8 @@ from vit_search.registry.champion import move_champion
 from vit_search.registry.version_files import fetch_logged, load_version
 from vit_search.serving import alias_follower, prediction
 from vit_search.tracking import model_files
+from vit_search.tracking.mlflow_client import client_for
 from vit_search.tracking.model_package import log_model
-from vit_search.tracking.store import client_for
 from vit_search.vit import checkpoint, evaluation, training
 from vit_search.vit.checkpoint_files import copy_for_serving, signed
 

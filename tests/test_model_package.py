@@ -29,8 +29,8 @@ from vit_search.data.batches import load_split
 from vit_search.data.cache import prepare, read_split
 from vit_search.data.decode import read_image
 from vit_search.serving import prediction
+from vit_search.tracking.mlflow_client import client_for
 from vit_search.tracking.model_package import log_model
-from vit_search.tracking.store import client_for
 from vit_search.vit import augment, checkpoint, evaluation, training
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

@@ -10,7 +10,7 @@ from synthetic import made
 from vit_search.errors import TrackingError
 from vit_search.ledger import searches
 from vit_search.ledger.file import Ledger
-from vit_search.tracking import doctor, store, uris
+from vit_search.tracking import doctor, mlflow_client, uris
 from vit_search.tracking.recorder import Recorder
 from vit_search.tracking.sync import sync_search
 
@@ -36,14 +36,14 @@ def project(migrated, tmp_path, monkeypatch):
 
 def runs_of(folder, search):
     """Status, folder and trials of each run of a search in a project's database."""
-    client = store.client_for(f"sqlite:///{folder / 'mlruns.db'}")
+    client = mlflow_client.client_for(f"sqlite:///{folder / 'mlruns.db'}")
     runs = client.search_runs([client.get_experiment_by_name("made").experiment_id], f"tags.search = '{search}'")
     own = [run for run in runs if "search_id" in run.data.tags]
     return [(run.info.status, run.data.tags["search_folder"], len(runs) - len(own)) for run in own]
 
 
 def points_of(folder, search, trial=0):
-    client = store.client_for(f"sqlite:///{folder / 'mlruns.db'}")
+    client = mlflow_client.client_for(f"sqlite:///{folder / 'mlruns.db'}")
     experiment = client.get_experiment_by_name("made").experiment_id
     (run,) = client.search_runs([experiment], f"tags.search = '{search}' and tags.trial = '{trial}'")
     return sorted(point.step for point in client.get_metric_history(run.info.run_id, "val_accuracy"))
@@ -126,7 +126,7 @@ def test_a_search_whose_run_is_deleted_keeps_its_trials_runs(project, tmp_path, 
     if elsewhere:  # what was noted of the original's database says nothing about this one
         folder = shutil.copytree(project, tmp_path / "copy")
         monkeypatch.chdir(folder)
-    client = store.client_for(f"sqlite:///{folder / 'mlruns.db'}")
+    client = mlflow_client.client_for(f"sqlite:///{folder / 'mlruns.db'}")
     experiment = client.get_experiment_by_name("made").experiment_id
     (own,) = [run for run in client.search_runs([experiment]) if "search_id" in run.data.tags]
     trials = {run.info.run_id for run in client.search_runs([experiment])} - {own.info.run_id}
@@ -141,7 +141,7 @@ def test_a_search_whose_run_is_deleted_keeps_its_trials_runs(project, tmp_path, 
 
 
 def test_what_mlflow_is_told_is_not_taken_for_the_users_word(project, monkeypatch):
-    store.client_for(f"sqlite:///{project / 'mlruns.db'}")
+    mlflow_client.client_for(f"sqlite:///{project / 'mlruns.db'}")
     assert (
         uris.resolve_uri(None, project / "searches/made-1", kept(project / "searches/made-1", "http://127.0.0.1:9")) == "http://127.0.0.1:9"
     )
@@ -152,7 +152,7 @@ def test_what_mlflow_is_told_is_not_taken_for_the_users_word(project, monkeypatc
 
 def artifacts_of(folder):
     """Names of the search's artifacts, and the folder in which MLflow says that they are."""
-    client = store.client_for(f"sqlite:///{folder / 'mlruns.db'}")
+    client = mlflow_client.client_for(f"sqlite:///{folder / 'mlruns.db'}")
     experiment = client.get_experiment_by_name("made")
     (run,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'made-1'")
     return {a.path for a in client.list_artifacts(run.info.run_id)}, experiment.artifact_location, run.info.artifact_uri
@@ -225,7 +225,7 @@ def test_a_search_that_was_moved_keeps_its_runs(project, said):
 
 def test_doctor_never_closes_the_runs_of_a_running_search(project, said):
     """Neither for a copy of its folder that nobody runs, nor for a folder of the same path on another machine."""
-    client, old = store.client_for(f"sqlite:///{project / 'mlruns.db'}"), project / "searches/made-1"
+    client, old = mlflow_client.client_for(f"sqlite:///{project / 'mlruns.db'}"), project / "searches/made-1"
     moved = old.rename(project / "searches/made-2")
     spec, facts = searches.read(moved)
     ledger = Ledger(moved / "ledger.jsonl")

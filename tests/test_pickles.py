@@ -23,8 +23,8 @@ from vit_search.config import search_file
 from vit_search.config.trial import DataConfig, EpochResult, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.runtime.pickles import REFUSED
 from vit_search.search import launch
+from vit_search.tracking.mlflow_client import client_for
 from vit_search.tracking.model_package import log_model
-from vit_search.tracking.store import client_for
 from vit_search.vit import checkpoint, checkpoint_files, evaluation, training
 
 COMMAND = str(Path(sys.executable).with_name("vit-search"))

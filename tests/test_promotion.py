@@ -22,9 +22,9 @@ from vit_search.promotion import promote as promoting
 from vit_search.promotion.decision import PromotionRequest
 from vit_search.promotion.readings import readings_of
 from vit_search.registry.champion import move_champion
-from vit_search.registry.history import read_history, verify_history
+from vit_search.registry.promotion_history import read_history, verify_history
 from vit_search.registry.version_files import load_problem, load_version
-from vit_search.tracking.store import client_for
+from vit_search.tracking.mlflow_client import client_for
 
 POLICY = """
 floors: {linear_probe: false}

@@ -27,7 +27,7 @@ from vit_search.ledger import search_state, searches
 from vit_search.ledger.events import Broke, Ended, Launched, Left, Proposed, Reported
 from vit_search.ledger.file import Ledger, read_trials
 from vit_search.ledger.search_state import SearchState
-from vit_search.tracking import datasets, doctor, store, uris
+from vit_search.tracking import datasets, doctor, mlflow_client, uris
 from vit_search.tracking.recorded_file import RECORDED
 from vit_search.tracking.recorder import Recorder
 from vit_search.tracking.search_runs import STATUS
@@ -51,7 +51,7 @@ def uri(migrated, tmp_path, monkeypatch):
 def content(uri, search="made-1"):
     """All that MLflow has of a search, without the ids that it gives, and the clock's tags; from a server, which hashes the password
     at each call, two metrics alone."""
-    client = store.client_for(uri)
+    client = mlflow_client.client_for(uri)
     experiment = client.get_experiment_by_name("made").experiment_id
     runs = client.search_runs([experiment], f"tags.search = '{search}'")
     found = []
@@ -97,7 +97,7 @@ def test_a_whole_search_is_there_once_and_sending_it_again_changes_nothing(uri, 
 def test_a_trial_has_about_ten_metrics_and_the_tags_to_filter_by(uri, tmp_path):
     folder, spec, facts = made(tmp_path)
     sync_search(folder, uri)
-    client = store.client_for(uri)
+    client = mlflow_client.client_for(uri)
     experiment = client.get_experiment_by_name("made").experiment_id
     first = client.search_runs([experiment], "tags.trial = '0'")[0]
     trial = read_trials(folder / "ledger.jsonl")[0]
@@ -123,7 +123,7 @@ def test_a_trial_has_about_ten_metrics_and_the_tags_to_filter_by(uri, tmp_path):
 def test_the_parent_tells_how_the_search_stands_and_links_to_its_trials(uri, tmp_path):
     folder, _, _ = made(tmp_path)
     sync_search(folder, uri)
-    client = store.client_for(uri)
+    client = mlflow_client.client_for(uri)
     experiment = client.get_experiment_by_name("made").experiment_id
     (parent,) = client.search_runs([experiment], "attributes.run_name = 'made-1'")
     text = parent.data.tags["mlflow.note.content"]
@@ -159,7 +159,7 @@ def sent(home, uri, trials, **search):
         ledger.append(Ended(trial=number, outcome=outcome, at=at + 10))
     ledger.close()
     assert sync_search(folder, uri)
-    client = store.client_for(uri)
+    client = mlflow_client.client_for(uri)
     experiment = client.get_experiment_by_name("made").experiment_id
     return folder, client, {run.info.run_name: run.info.run_id for run in client.search_runs([experiment])}
 
@@ -290,13 +290,13 @@ def test_a_promotion_leaves_the_columns_as_they_are(uri, tmp_path):
     Ledger(folder / "ledger.jsonl").close()
     searches.write(folder, dataclasses.replace(facts, promotes="made-1"))
     assert sync_search(folder, uri)
-    assert not [name for name in store.client_for(uri).get_experiment_by_name("made").tags if "View" in name]
+    assert not [name for name in mlflow_client.client_for(uri).get_experiment_by_name("made").tags if "View" in name]
 
 
 def test_the_filters_of_the_readme_find_what_they_say(uri, tmp_path):
     folder, _, _ = made(tmp_path)
     sync_search(folder, uri)
-    client = store.client_for(uri)
+    client = mlflow_client.client_for(uri)
     experiment = client.get_experiment_by_name("made").experiment_id
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     filters = [line.split("`")[1] for line in readme.partition("| filter |")[2].partition("\n\n")[0].splitlines() if line.startswith("| `")]
@@ -358,7 +358,7 @@ def without_report(monkeypatch):
 
 def run_ids(uri, search="made-1"):
     """The runs of a search by their names."""
-    client = store.client_for(uri)
+    client = mlflow_client.client_for(uri)
     experiment = client.get_experiment_by_name("made").experiment_id
     return {run.info.run_name: run.info.run_id for run in client.search_runs([experiment], f"tags.search = '{search}'")}
 
@@ -370,7 +370,7 @@ def test_a_run_that_somebody_deletes_in_mlflow_is_made_anew_with_one_line_and_al
     assert sync_search(folder, uri)
     before, ids = content(uri), run_ids(uri)
     for name in names:
-        store.client_for(uri).delete_run(ids[name])
+        mlflow_client.client_for(uri).delete_run(ids[name])
     with caplog.at_level(logging.WARNING):
         assert sync_search(folder, uri)
     of_search = ["MLflow has no run of made-1 any more; it is made anew, and all is sent again."]
@@ -394,13 +394,13 @@ def test_a_store_that_is_spelled_another_way_is_the_same_store(uri, tmp_path):
     before = content(uri)
     noted = (folder / RECORDED).read_text()
     (folder / RECORDED).write_text(noted.replace(uri, "sqlite:///mlruns.db"))  # as older versions noted it
-    store.client_for(uri).delete_run(run_ids(uri)["trial 0"])
+    mlflow_client.client_for(uri).delete_run(run_ids(uri)["trial 0"])
     assert sync_search(folder, "sqlite:///mlruns.db")
     assert content(uri) == before
     (folder / RECORDED).write_text(noted.partition("\n")[0].replace(uri, "sqlite:///./gone.db") + "\n")
     assert sync_search(folder, uri)  # its runs are found by their tags, and noted
     assert {json.loads(line)["trial"] for line in (folder / RECORDED).read_text().splitlines() if '"run"' in line} == set(range(6))
-    store.client_for(uri).delete_run(run_ids(uri)["trial 0"])
+    mlflow_client.client_for(uri).delete_run(run_ids(uri)["trial 0"])
     assert sync_search(folder, uri)
     assert content(uri) == before
 
@@ -472,7 +472,7 @@ def test_of_a_dead_driver_mlflow_says_what_status_does(uri, tmp_path):
     parent, first, _ = (run[2] for run in runs)
     assert (parent["state"], first["outcome"]) == ("interrupted", "interrupted")
     assert (first["breakdowns"], first["breakdown_reasons"]) == ("1", "once: its node was lost")
-    client = store.client_for(uri)
+    client = mlflow_client.client_for(uri)
     (found,) = client.search_runs([client.get_experiment_by_name("made").experiment_id], "attributes.run_name = 'made-1'")
     assert found.data.tags["mlflow.note.content"].startswith("**interrupted (its driver died)**: 0 of 2 trials over (2 interrupted)")
     assert "the search is interrupted (its driver died)." in (folder / "report.md").read_text()
@@ -567,7 +567,7 @@ def test_a_database_that_is_locked_for_a_while_costs_nothing_and_at_most_one_lin
 
 def test_doctor_finds_runs_of_dead_drivers_and_of_strangers_and_leaves_the_living(uri, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))  # what Ray may have left in this account is not its matter here
-    client = store.client_for(uri)
+    client = mlflow_client.client_for(uri)
     dead, dead_spec, dead_facts = begin(tmp_path / "a", "made-1")
     alive, alive_spec, alive_facts = begin(tmp_path / "b", "made-2")
     ledgers = {}
@@ -598,7 +598,7 @@ def test_doctor_finds_runs_of_dead_drivers_and_of_strangers_and_leaves_the_livin
 
 
 def test_a_driver_on_another_machine_is_dead_once_it_has_been_silent_for_long(uri, tmp_path):
-    client = store.client_for(uri)
+    client = mlflow_client.client_for(uri)
     now = time.time()
     tags = {"search": "x-1", "search_id": "x", "search_folder": "/nowhere", "alive_at": str(int(now)), "driver_host": "far"}
     client.create_run("0", run_name="x-1", tags=tags)
@@ -655,9 +655,9 @@ def test_postgresql_gets_all_of_a_search_and_its_password_stays_secret(postgres,
     assert sync_search(folder)  # the search keeps no password; the environment has it
     assert_whole(postgres, folder)
     with pytest.raises(TrackingError) as refused:
-        store.client_for(postgres.replace(SECRET, "wrong-" + SECRET))
+        mlflow_client.client_for(postgres.replace(SECRET, "wrong-" + SECRET))
     assert SECRET not in str(refused.value)
-    client = store.client_for(postgres)
+    client = mlflow_client.client_for(postgres)
     runs = client.search_runs([client.get_experiment_by_name("made").experiment_id])
     assert not any(SECRET in str(run.to_dictionary()) for run in runs)
 
@@ -743,7 +743,7 @@ def test_a_search_whose_own_run_was_made_unheard_gets_its_files_all_the_same(ser
     assert sync_search(folder, proxy.uri)
     assert proxy.cuts == 2
     assert_whole(server, folder, "made-7")
-    client = store.client_for(server)
+    client = mlflow_client.client_for(server)
     (parent,) = client.search_runs([client.get_experiment_by_name("made").experiment_id], "attributes.run_name = 'made-7'")
     names = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
     assert {"search.yaml", "resolved.json", "environment.json", "requirements.txt"} <= names

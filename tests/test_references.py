@@ -20,8 +20,8 @@ from vit_search.registry.champion import move_champion
 from vit_search.registry.configuration import configuration
 from vit_search.serving import alias_follower, prediction
 from vit_search.serving.state import read_state
+from vit_search.tracking.mlflow_client import client_for
 from vit_search.tracking.model_package import log_model
-from vit_search.tracking.store import client_for
 from vit_search.vit import checkpoint
 
 COMMAND = str(Path(sys.executable).with_name("vit-search"))

@@ -22,10 +22,10 @@ from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, Tri
 from vit_search.errors import PromotionError, PromotionRefusedError
 from vit_search.registry import lock as locking
 from vit_search.registry.champion import move_champion, repair_champion, rollback_champion
-from vit_search.registry.history import INTENT, read_history, verify_history
+from vit_search.registry.promotion_history import INTENT, read_history, verify_history
 from vit_search.registry.version_files import load_problem, load_version
+from vit_search.tracking.mlflow_client import client_for
 from vit_search.tracking.model_package import log_model
-from vit_search.tracking.store import client_for
 from vit_search.vit import checkpoint, evaluation, training
 
 SOURCE = "s3://nowhere/model"

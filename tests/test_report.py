@@ -26,8 +26,8 @@ from vit_search.ledger import searches
 from vit_search.ledger.events import Commanded, Ended, Infeasible, Launched, Proposed, Reported
 from vit_search.ledger.file import Ledger, read_trials
 from vit_search.ledger.searches import Hindsight, SearchFacts
-from vit_search.planning import next_file
-from vit_search.planning.next_file import RankedTrial
+from vit_search.planning import next_search_file
+from vit_search.planning.next_search_file import RankedTrial
 from vit_search.report import importance, page, report
 from vit_search.report.digest import apart, digest, optimism, standing
 from vit_search.report.picture import Picture
@@ -290,9 +290,9 @@ ONE = "name: t\ndata: {name: digits}\ntrials: 9\nepochs: 3\n"
 def test_a_range_whose_good_trials_crowd_at_an_end_is_widened_there(line, name, score, side, extended):
     spec = search_file.parse(ONE + line)
     trials = seen(spec.space, 200, lambda params: score(params[name]))
-    (stuck,) = next_file.stuck(spec.space, trials)
+    (stuck,) = next_search_file.stuck(spec.space, trials)
     assert (stuck.parameter, stuck.side, stuck.legal_end) == (name, side, False)
-    made = next_file.next_file(spec, "t-1", trials)
+    made = next_search_file.next_file(spec, "t-1", trials)
     low, high = search_file.parse(made.text).space.searched[name].range
     assert (low if side == "low" else high) == pytest.approx(extended, rel=0.02)
     assert high - low > 0
@@ -302,16 +302,16 @@ def test_a_range_whose_good_trials_crowd_at_an_end_is_widened_there(line, name, 
 def test_a_range_is_not_widened_beyond_what_makes_sense():
     spec = search_file.parse(ONE + "model: {dropout: {float: [0, 0.4]}}")
     trials = seen(spec.space, 200, lambda params: params["dropout"])
-    (stuck,) = next_file.stuck(spec.space, trials)
+    (stuck,) = next_search_file.stuck(spec.space, trials)
     assert stuck.legal_end
-    low, high = search_file.parse(next_file.next_file(spec, "t-1", trials).text).space.searched["dropout"].range
+    low, high = search_file.parse(next_search_file.next_file(spec, "t-1", trials).text).space.searched["dropout"].range
     assert (low, high) == (0.0, pytest.approx(0.12, abs=0.03))  # the best fifth covers 0 to 0.08, and a tenth of the range is left
 
 
 def test_chance_alone_is_no_border():
     spec = search_file.parse(WIDE)
     alarms = sum(
-        bool(next_file.stuck(spec.space, seen(spec.space, 100, lambda p: zlib.crc32(repr(p).encode()), seed=i))) for i in range(20)
+        bool(next_search_file.stuck(spec.space, seen(spec.space, 100, lambda p: zlib.crc32(repr(p).encode()), seed=i))) for i in range(20)
     )
     assert alarms <= 3  # 6 ends at less than 1 % each
 
@@ -319,7 +319,7 @@ def test_chance_alone_is_no_border():
 def test_a_range_is_drawn_in_around_the_good_trials_and_never_to_nothing():
     spec = search_file.parse(ONE + "training: {lr: {float: [1e-5, 1e-1], log: true}}")
     trials = [RankedTrial({"lr": 1e-3 * (1 + i / 1e4)}, True) for i in range(40)]
-    made = next_file.next_file(spec, "t-1", trials)
+    made = next_search_file.next_file(spec, "t-1", trials)
     low, high = search_file.parse(made.text).space.searched["lr"].range
     assert low < 1e-3 < high
     assert math.log10(high / low) == pytest.approx(1.0, abs=0.1)  # a quarter of four decades
@@ -329,16 +329,16 @@ def test_a_range_is_drawn_in_around_the_good_trials_and_never_to_nothing():
 def test_a_choice_is_dropped_that_had_its_chance():
     spec = search_file.parse(ONE + "model: {patch_size: {choice: [1, 2, 4]}}\ntraining: {lr: {float: [1e-4, 1e-2], log: true}}")
     trials = seen(spec.space, 90, lambda params: (params["patch_size"] == 1, params["lr"] % 1e-4))
-    made = next_file.next_file(spec, "t-1", trials)
+    made = next_search_file.next_file(spec, "t-1", trials)
     assert search_file.parse(made.text).space.searched["patch_size"].choice == [2, 4]
     few = [t for t in trials if t.params["patch_size"] != 1] + [t for t in trials if t.params["patch_size"] == 1][:4]
-    assert search_file.parse(next_file.next_file(spec, "t-1", few).text).space.searched["patch_size"].choice == [1, 2, 4]
+    assert search_file.parse(next_search_file.next_file(spec, "t-1", few).text).space.searched["patch_size"].choice == [1, 2, 4]
 
 
 def test_a_choice_that_a_condition_names_stays():
     spec = search_file.parse(ONE + "model: {pool: {choice: [mean, cls]}, layer_scale: {float: [1e-4, 1e-2], when: \"pool == 'cls'\"}}")
     trials = seen(spec.space, 90, lambda params: params["pool"] == "cls")
-    again = search_file.parse(next_file.next_file(spec, "t-1", trials).text).space
+    again = search_file.parse(next_search_file.next_file(spec, "t-1", trials).text).space
     assert again.searched["pool"].choice == ["mean", "cls"]
     assert again.searched["layer_scale"].when == "pool == 'cls'"
 
@@ -368,7 +368,7 @@ def test_with_too_few_full_length_trials_no_range_changes(tmp_path):
 
 def test_a_preset_is_written_out(tmp_path):
     spec = search_file.parse("name: t\ndata: {name: cifar10}\ntrials: 9\nepochs: 30\npreset: tiny\n")
-    made = search_file.parse(next_file.next_file(spec, "t-1", seen(spec.space, 60, lambda params: params["lr"])).text)
+    made = search_file.parse(next_search_file.next_file(spec, "t-1", seen(spec.space, 60, lambda params: params["lr"])).text)
     assert set(made.space.searched) == set(spec.space.searched)
     assert made.space.searched["lr"].range[1] < spec.space.searched["lr"].range[1]
 

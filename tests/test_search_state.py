@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from simulation import Book, driver_of
+from simulation import MemoryLedger, driver_of
 from test_ledger import result
 
 from vit_search.cluster import record
@@ -144,7 +144,7 @@ def test_an_older_version_that_ended_by_a_limit_left_its_summary_alone(folder):
 
 def test_the_driver_and_its_ledger_say_the_same():
     """Whatever was told in whatever order: what the driver shows on the terminal is what others read."""
-    book = Book(START)
+    book = MemoryLedger(START)
     driver = driver_of(search_file.parse(FILE), book)
     driver.started(driver.propose().trial)
     seen = []

@@ -24,9 +24,9 @@ from servers import SECRET
 
 from vit_search.errors import SearchError, TrackingError
 from vit_search.registry.champion import move_champion
-from vit_search.registry.history import verify_history
+from vit_search.registry.promotion_history import verify_history
 from vit_search.search import search_folder
-from vit_search.tracking import store
+from vit_search.tracking import mlflow_client
 
 ROOT = Path(__file__).parents[1]
 SMALL = """
@@ -72,7 +72,7 @@ def test_nothing_of_ours_unpacks_an_archive():
 )
 def test_a_tracking_uri_that_leads_elsewhere_is_refused_in_a_line_without_its_secret(uri, said):
     with pytest.raises(TrackingError, match=said) as refused:
-        store.client_for(uri)
+        mlflow_client.client_for(uri)
     assert "secret-of-mine" not in str(refused.value) and "\n" not in str(refused.value)
 
 

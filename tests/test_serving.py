@@ -42,8 +42,8 @@ from vit_search.serving.metrics import Metrics, exposition
 from vit_search.serving.server import serve
 from vit_search.serving.settings import ServingSettings
 from vit_search.serving.state import Version, read_state
+from vit_search.tracking.mlflow_client import client_for
 from vit_search.tracking.model_package import log_model
-from vit_search.tracking.store import client_for
 from vit_search.vit import augment, checkpoint, checkpoint_files, evaluation, training
 
 COMMAND = str(Path(sys.executable).with_name("vit-search"))

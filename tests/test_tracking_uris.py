@@ -20,8 +20,8 @@ from vit_search.cli.app import app
 from vit_search.data.cache import prepare
 from vit_search.errors import SearchError, TrackingError
 from vit_search.ledger import searches
-from vit_search.search import launch
-from vit_search.tracking import store, uris
+from vit_search.search import resume as resuming
+from vit_search.tracking import mlflow_client, uris
 from vit_search.tracking.sync import sync_search
 
 MEND = "if it is meant, name it with --tracking-uri or MLFLOW_TRACKING_URI."
@@ -96,7 +96,7 @@ def promote(search):
 
 @pytest.mark.parametrize(
     "act",
-    [sync_search, launch.resume, lambda search: launch.resume(search, extend={"trials": 9}), promote],
+    [sync_search, resuming.resume, lambda search: resuming.resume(search, extend={"trials": 9}), promote],
     ids=["sync", "resume", "extend", "promote --dry-run"],
 )
 def test_no_server_that_a_search_alone_names_is_sent_credentials(act, project, listener, monkeypatch):
@@ -288,7 +288,7 @@ def test_a_server_that_a_search_alone_names_leads_nowhere_else(from_path, projec
         assert seen == []
         os.environ[uris.REDIRECTS] = "true"  # as the user says
         with contextlib.suppress(TrackingError):  # neither is a whole MLflow
-            store.client_for(resolved(search))
+            mlflow_client.client_for(resolved(search))
         assert seen
     finally:
         server.shutdown()
@@ -362,7 +362,7 @@ def test_what_is_new_is_closed_to_others_and_what_is_there_stays_as_it_is(projec
     try:
         assert sync_search(search)
         assert ((project / "mlruns.db").stat().st_mode & 0o777, (project / "mlartifacts").stat().st_mode & 0o777) == (0o664, 0o700)
-        store.client_for(f"sqlite:///{project / 'new.db'}")
+        mlflow_client.client_for(f"sqlite:///{project / 'new.db'}")
     finally:
         os.umask(before)
     assert (project / "new.db").stat().st_mode & 0o777 == 0o600
@@ -404,7 +404,7 @@ def test_a_file_without_mlflows_tables_is_no_tracking_database(tmp_path):
     before = database.read_bytes()
     for needs in ("read", "write"):
         with pytest.raises(TrackingError, match=r"mlruns.db: no tracking database of MLflow's is there; `vit-search run FILE` makes one"):
-            store.client_for(f"sqlite:///{database}", needs=needs)
+            mlflow_client.client_for(f"sqlite:///{database}", needs=needs)
     assert database.read_bytes() == before
 
 
@@ -414,7 +414,7 @@ BOUND = [] if os.getuid() else ["setpriv", "--bounding-set", "-dac_override"]
 
 @pytest.mark.skipif(bool(BOUND) and shutil.which("setpriv") is None, reason="root writes everywhere, and setpriv is not here")
 def test_a_database_that_cannot_be_written_is_read(project):
-    client = store.client_for(None)
+    client = mlflow_client.client_for(None)
     client.create_registered_model("pets")
     run = client.create_run(client.create_experiment("elsewhere"), start_time=1)
     (project / ".mlruns.db.lock").unlink()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial
-from simulation import Book, Cluster, driver_of, result
+from simulation import Cluster, MemoryLedger, driver_of, result
 
 from vit_search.config import search_file
 from vit_search.search.messages import Epoch, Failed, Outgrown, TrialOrder, Waiting, decode, encode
@@ -101,7 +101,7 @@ def test_a_search_that_is_over_is_finished_for_tune():
 
 
 def test_a_trial_that_broke_down_for_lack_of_memory_starts_again_with_half_the_micro_batch(tmp_path):
-    driver = driver_of(SPEC, Book(), cluster=Cluster())
+    driver = driver_of(SPEC, MemoryLedger(), cluster=Cluster())
     trial = TunesTrial(TuneSearcher(driver).suggest("a"), tmp_path / "error")
     driver.started(0)
     trial.error_file.write_text("Failure # 1 (occurred at noon)\nTask was killed due to the node running low on memory.\n")

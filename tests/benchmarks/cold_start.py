@@ -104,11 +104,11 @@ def register(home: Path) -> None:
     from PIL import Image
 
     from vit_search.registry.champion import move_champion
-    from vit_search.tracking import store
+    from vit_search.tracking import mlflow_client
     from vit_search.tracking.model_package import log_model
     from vit_search.vit import checkpoint
 
-    client: MlflowClient = store.client_for(None)
+    client: MlflowClient = mlflow_client.client_for(None)
     folder = home / "searches" / "digits-1" / "trials" / "0000" / "checkpoint"
     experiment = client.get_experiment_by_name("digits")
     assert experiment is not None

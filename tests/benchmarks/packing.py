@@ -31,13 +31,13 @@ from typing import Any
 from gpu_sharing import BATCH, SHAPES
 from rounds import table
 
-from vit_search.config import search_file, shares
+from vit_search.config import gpu_share, search_file
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.trial import TrialConfig
+from vit_search.planning.auto_gpu_share import images_bytes
 from vit_search.planning.image_counts import Images, images_of
 from vit_search.planning.simulation import NOISE
 from vit_search.planning.speed import work
-from vit_search.planning.trial_gpu_share import images_bytes
 from vit_search.search.driver import AHEAD
 from vit_search.stopping import rule_of
 from vit_search.stopping.rule import StoppingRule
@@ -167,8 +167,8 @@ def drawn(spec: SearchSpec, prices: Prices, trials: int, memory: int, seed: int)
 
 def share_of(config: TrialConfig, images: Images, memory: int) -> float:
     """As search/gpu_sharing.py gives it before anything is learnt."""
-    need = shares.Need(shares.training_bytes(config.model, config.training), images_bytes(config, images))
-    return shares.share_of(need, memory) or 1.0
+    need = gpu_share.Need(gpu_share.training_bytes(config.model, config.training), images_bytes(config, images))
+    return gpu_share.share_of(need, memory) or 1.0
 
 
 def play(spec: SearchSpec, trials: Sequence[Trial], gpus: int, concurrency: int, efficiency: float, seed: int) -> Outcome:
@@ -238,7 +238,7 @@ def main() -> None:
         for seed, packed in itertools.product(range(told.searches), found):
             made = drawn(spec, prices, trials, int(memory * 2**30), seed)
             for trial in made:
-                trial.share = max(trial.share, shares.spread(gpus, told.concurrency, trials)) if packed else 1.0
+                trial.share = max(trial.share, gpu_share.spread(gpus, told.concurrency, trials)) if packed else 1.0
             found[packed].append(play(spec, made, gpus, told.concurrency, prices.efficiency, seed))
         rates = {packed: statistics.fmean(o.trials / o.hours for o in outcomes) for packed, outcomes in found.items()}
         for packed, outcomes in found.items():

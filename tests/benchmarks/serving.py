@@ -54,8 +54,8 @@ from rounds import surroundings, table
 
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.registry import smoke
+from vit_search.tracking.mlflow_client import client_for
 from vit_search.tracking.model_package import log_model
-from vit_search.tracking.store import client_for
 from vit_search.vit import checkpoint, evaluation, training
 
 BIN = Path(sys.executable).parent

@@ -39,7 +39,7 @@ from synthetic import begin, events, result
 from vit_search.config.trial import EpochResult
 from vit_search.ledger.events import Ended, Event, Proposed, Reported
 from vit_search.ledger.file import Ledger
-from vit_search.tracking import store
+from vit_search.tracking import mlflow_client
 from vit_search.tracking.recorder import Recorder
 from vit_search.tracking.sync import sync_search
 
@@ -113,7 +113,7 @@ class _HashedTrial(SimpleNamespace):
 
 def check(uri: str, experiment: str, search: str, reports: int) -> None:
     """Refuse to compare records that are not complete."""
-    client = store.client_for(uri)
+    client = mlflow_client.client_for(uri)
     runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], search, max_results=1000)
     found = sum(len(client.get_metric_history(run.info.run_id, "val_accuracy")) for run in runs if "trial" in run.info.run_name)
     assert found == reports, f"{experiment}: {found} of {reports} reports are there"

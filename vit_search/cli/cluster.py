@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vit_search.cluster.head.services import Service
-    from vit_search.cluster.jobs.facts import Facts, Node
+    from vit_search.cluster.jobs.cluster_facts import Facts, Node
     from vit_search.cluster.jobs.preflight import PreflightFinding
 
 cluster = typer.Typer(help="Make a Ray cluster, and look one over.", no_args_is_help=True, rich_markup_mode=None)

@@ -168,7 +168,7 @@ def ui(
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Serve MLflow's pages on 127.0.0.1."""
-    from vit_search.tracking import store
+    from vit_search.tracking import mlflow_client
     from vit_search.tracking.uris import of_newest
 
     uri = of_newest(tracking_uri)
@@ -177,7 +177,7 @@ def ui(
         return
     from vit_search.tracking import server_app
 
-    client = store.client_for(uri)  # one clear line where it cannot be opened
+    client = mlflow_client.client_for(uri)  # one clear line where it cannot be opened
     _check_port(port)
     page = server_app.address(client, port)
     hosts = f"127.0.0.1:{port},localhost:{port}"
@@ -235,16 +235,16 @@ def doctor(
     from vit_search.errors import ClusterError
     from vit_search.runtime import ray_token as token
     from vit_search.tracking import doctor as practice
-    from vit_search.tracking import store
+    from vit_search.tracking import mlflow_client
     from vit_search.tracking.uris import of_newest
 
     if problem := token.problem():
         raise ClusterError(problem)
     uri = of_newest(tracking_uri)
-    if tracking_uri is None and not store.is_made(uri):
+    if tracking_uri is None and not mlflow_client.is_made(uri):
         out.print("No search was recorded here: there is no run to look at.")
         return
-    client = store.client_for(uri, needs="write" if close else "read")
+    client = mlflow_client.client_for(uri, needs="write" if close else "read")
     zombies = practice.zombies(client, stranger_hours=stranger_hours)
     if not zombies:
         out.print("No run is open without somebody at work on it.")

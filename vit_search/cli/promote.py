@@ -187,9 +187,9 @@ def _print_promotion_plan(planned: FinalistPlan, rules: Policy, name: str, uri: 
     from vit_search.promotion import gates
     from vit_search.promotion.champion_model import champion_of
     from vit_search.promotion.readings import readings_of
-    from vit_search.tracking import store
+    from vit_search.tracking import mlflow_client
 
-    client = store.client_for(uri, needs="read")
+    client = mlflow_client.client_for(uri, needs="read")
     champion = champion_of(client, name)
     readings = readings_of(client, name, json.loads(planned.text)["data"])
     trained = [result for trial in planned.finalists for result in trial.results]
@@ -281,10 +281,10 @@ def rollback(
     tracking_uri = registry_uri(name, tracking_uri)
     from vit_search.registry.champion import rollback_champion
     from vit_search.registry.version_files import load_problem
-    from vit_search.tracking import store
+    from vit_search.tracking import mlflow_client
 
     with err.status("loading the version …"):
-        client = store.client_for(tracking_uri, needs="write")
+        client = mlflow_client.client_for(tracking_uri, needs="write")
         done = rollback_champion(
             client, name, to=to, reason=reason.strip(), by=user_name(), check=lambda version: load_problem(client, version)
         )
@@ -307,11 +307,11 @@ def history(
 
     name = references.name_of(name)
     tracking_uri = registry_uri(name, tracking_uri)
-    from vit_search.registry.history import read_history, verify_history
+    from vit_search.registry.promotion_history import read_history, verify_history
     from vit_search.registry.version_files import verify_files
-    from vit_search.tracking import store
+    from vit_search.tracking import mlflow_client
 
-    client = store.client_for(tracking_uri, needs="read")
+    client = mlflow_client.client_for(tracking_uri, needs="read")
     records = read_history(client, name)
     problems = verify_history(client, name) if verify else []
     notes: list[str] = []
@@ -360,9 +360,9 @@ def repair(name: ModelName, tracking_uri: Tracking = None) -> None:
     name = references.name_of(name)
     tracking_uri = registry_uri(name, tracking_uri)
     from vit_search.registry.champion import repair_champion
-    from vit_search.tracking import store
+    from vit_search.tracking import mlflow_client
 
-    out.print(escaped(repair_champion(store.client_for(tracking_uri, needs="write"), name)), soft_wrap=True)
+    out.print(escaped(repair_champion(mlflow_client.client_for(tracking_uri, needs="write"), name)), soft_wrap=True)
 
 
 @app.command()

@@ -94,13 +94,13 @@ def resume(
         resume_there(address, search, insecure)
         return
     from vit_search.ledger import searches
-    from vit_search.search import resumable
+    from vit_search.search import resume_checks
 
     folder = searches.find(output, search)
-    resumable.check(folder, {})  # at once, and not after ten seconds of imports
+    resume_checks.check(folder, {})  # at once, and not after ten seconds of imports
     with err.status("preparing MLflow and Ray …"), nothing_started():
-        from vit_search.search import launch
-    finish(watched(lambda watch: launch.resume(folder, tracking_uri=tracking_uri, watch=watch, address=address)))
+        from vit_search.search import resume as resuming
+    finish(watched(lambda watch: resuming.resume(folder, tracking_uri=tracking_uri, watch=watch, address=address)))
 
 
 @app.command()
@@ -122,17 +122,17 @@ def extend(
     It keeps its sampler, its rungs and its MLflow run.
     """
     from vit_search.ledger import searches
-    from vit_search.search import resumable
+    from vit_search.search import resume_checks
 
     _set_niceness(nice, address)
     folder = searches.find(output, search)
     more = given_options(trials=trials, hours=hours, device_hours=device_hours, concurrency=concurrency, target=target, patience=patience)
     if not more:
         raise SearchError("extend by what? Give --trials, --hours, --device-hours, --concurrency, --target or --patience.")
-    resumable.check(folder, more)
+    resume_checks.check(folder, more)
     with err.status("preparing MLflow and Ray …"), nothing_started():
-        from vit_search.search import launch
-    finish(watched(lambda watch: launch.resume(folder, tracking_uri=tracking_uri, extend=more, watch=watch, address=address)))
+        from vit_search.search import resume as resuming
+    finish(watched(lambda watch: resuming.resume(folder, tracking_uri=tracking_uri, extend=more, watch=watch, address=address)))
 
 
 @app.command()

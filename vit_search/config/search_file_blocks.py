@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, model_validator
 
+from vit_search.config.gpu_share import SMALLEST
 from vit_search.config.metrics import METRICS, Direction
-from vit_search.config.shares import SMALLEST
 from vit_search.config.stopping_rules import STOPPING_RULES
 from vit_search.errors import SpecError
 

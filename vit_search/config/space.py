@@ -15,7 +15,7 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from vit_search.config import expressions, shares
+from vit_search.config import expressions, gpu_share
 from vit_search.config.cost import Cost, cost_of, in_units
 from vit_search.config.distributions import Choice, Distribution, FloatRange, IntRange, Value, ValueSource, is_rounding_error
 from vit_search.config.expressions import Expression
@@ -121,7 +121,10 @@ class Space:
                 return None
             return f"training would take about {in_units(cost.train_bytes)}, and a trial has {in_units(self.memory_limit)}."
         training = {name: values[name] for name in _MEMORY if name in values}
-        need, room = shares.training_bytes(self._model(values), TrainingConfig(epochs=1, **training)), shares.allowed(1.0, self.gpu_memory)
+        need, room = (
+            gpu_share.training_bytes(self._model(values), TrainingConfig(epochs=1, **training)),
+            gpu_share.allowed(1.0, self.gpu_memory),
+        )
         if need <= room:
             return None
         return f"training would take about {in_units(need)} of a GPU, and a whole one has {in_units(room)} beside its context."

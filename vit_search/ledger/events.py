@@ -53,7 +53,7 @@ class Reported:
     trial: Count
     result: EpochResult
     system: dict[str, float] = field(default_factory=dict)
-    """What it took of the machine, by MLflow's names, where the search file asks for it; see search/usage.py."""
+    """What it took of the machine, by MLflow's names, where the search file asks for it; see search/resource_usage.py."""
     devices: Annotated[float, (0, 1e6)] = 0.0
     """GPUs, or cores where it had none, that it held, where the file leaves that to us; else 0."""
     at: Moment = field(default_factory=time.time)

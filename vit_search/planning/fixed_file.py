@@ -12,7 +12,7 @@ from vit_search.config.search_file import TRIALS_APART
 from vit_search.config.space import path_of
 from vit_search.config.trial import FROM_DATA, TrialConfig
 from vit_search.errors import SpecError
-from vit_search.planning.next_file import flow
+from vit_search.planning.next_search_file import flow
 
 
 @dataclass(frozen=True)

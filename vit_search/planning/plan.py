@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vit_search.config.search_file import SearchSpec
+from vit_search.planning.auto_gpu_share import gpu_bytes_of
 from vit_search.planning.image_counts import Images, images_of
 from vit_search.planning.simulation import draw_proposals, simulate
 from vit_search.planning.speed import Speed, borrowed
-from vit_search.planning.trial_gpu_share import gpu_bytes_of
 from vit_search.stopping import rungs_of
 
 
@@ -66,7 +66,7 @@ class SearchPlan:
     params: tuple[int, int]
     """Median and largest."""
     train_bytes: tuple[int, int]
-    """Memory of a trial, median and largest, as config/cost.py has it, or config/shares.py where a GPU is shared."""
+    """Memory of a trial, median and largest, as config/cost.py has it, or config/gpu_share.py where a GPU is shared."""
     disk_bytes: int
     """The most that checkpoints take."""
     speed: Speed | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from vit_search.config import shares
+from vit_search.config import gpu_share
 from vit_search.config.cost import in_units, memory_of_this_machine
 from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.search_file import SearchSpec
@@ -125,11 +125,11 @@ def whole_gpus(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFind
     auto = spec.resources.gpus == "auto"
     if not spec.resources.on_gpu or (not auto and (spec.resources.devices or 0) < 1):
         return
-    space, memory = spec.space, spec.resources.gpu_bytes or shares.USUAL_MEMORY
+    space, memory = spec.space, spec.resources.gpu_bytes or gpu_share.USUAL_MEMORY
     steps = []
     for draw in valid:
         config = spec.trial_config(dict(draw.params), in_channels=space.in_channels, num_classes=space.num_classes, trial=0)
-        steps.append(shares.share_of(shares.Need(shares.training_bytes(config.model, config.training), 0), memory) or 1.0)
+        steps.append(gpu_share.share_of(gpu_share.Need(gpu_share.training_bytes(config.model, config.training), 0), memory) or 1.0)
     places = int(1 / sorted(steps)[len(steps) // 2])
     fact = f"half of the proposals need at most 1/{places} of the memory of a GPU that has {in_units(memory)}"
     if places >= 4 and not auto:  # what fills half of the memory keeps a GPU busy, too

@@ -9,13 +9,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vit_search.config import shares
+from vit_search.config import gpu_share
 from vit_search.config.cost import Cost
 from vit_search.config.search_file import SearchSpec
 from vit_search.errors import SpecError
+from vit_search.planning.auto_gpu_share import share_of_gpu
 from vit_search.planning.image_counts import Images
 from vit_search.planning.speed import Speed, epoch_seconds
-from vit_search.planning.trial_gpu_share import share_of_gpu
 from vit_search.stopping import rule_of
 
 DRAWS = 1_000
@@ -66,7 +66,7 @@ def draw_proposals(spec: SearchSpec, speed: Speed | None, images: Images) -> tup
         flops = images.train * cost.train_flops + images.val * cost.forward_flops
         share = share_of_gpu(spec, config, images)
         devices = share or spec.resources.devices or 1.0  # cores that depend on the cluster count as one
-        memory = shares.training_bytes(config.model, config.training) if share else cost.train_bytes
+        memory = gpu_share.training_bytes(config.model, config.training) if share else cost.train_bytes
         draws.append(PlanDraw(cost, flops, epoch_seconds(speed, config, images) if speed else float(flops), devices, memory))
     if not draws:
         raise SpecError(f"none of {tried:,} random proposals can be run; see why: vit-search lint.")

@@ -17,7 +17,7 @@ from vit_search.ledger.events import Ended, Launched, Proposed, Reported
 from vit_search.ledger.file import Ledger
 from vit_search.ledger.searches import trial_folder
 from vit_search.search import launch
-from vit_search.search.facts import facts_of
+from vit_search.search.search_facts import facts_of
 from vit_search.search.search_folder import check_output, new_folder
 from vit_search.text import counted
 from vit_search.vit.checkpoint_files import Described, describe

@@ -12,7 +12,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from vit_search.errors import PromotionError
-from vit_search.registry.history import CHAMPION
+from vit_search.registry.promotion_history import CHAMPION
 from vit_search.registry.version_files import fetch_version
 from vit_search.vit.checkpoint import ServedModel
 

@@ -15,7 +15,7 @@ from vit_search.promotion.measurements import measure
 from vit_search.promotion.policy import Policy
 from vit_search.promotion.readings import readings_of
 from vit_search.registry import smoke
-from vit_search.tracking.store import client_for
+from vit_search.tracking.mlflow_client import client_for
 
 NEED_THE_TEST_SPLIT = (
     ("G3", "floors"),

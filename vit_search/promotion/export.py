@@ -30,7 +30,7 @@ from vit_search.promotion.formats import FORMATS, check_format
 from vit_search.registry import references
 from vit_search.registry.version_files import fetch_version
 from vit_search.tracking import model_package
-from vit_search.tracking.store import client_for
+from vit_search.tracking.mlflow_client import client_for
 from vit_search.tracking.uris import of_newest
 from vit_search.vit import checkpoint
 from vit_search.vit.checkpoint import ServedModel

@@ -38,10 +38,10 @@ from vit_search.promotion.registration import (
 )
 from vit_search.registry import smoke
 from vit_search.registry.champion import move_champion, repair_champion
-from vit_search.registry.history import INTENT
 from vit_search.registry.lock import abandoned
+from vit_search.registry.promotion_history import INTENT
 from vit_search.registry.version_files import load_version
-from vit_search.tracking.store import client_for
+from vit_search.tracking.mlflow_client import client_for
 from vit_search.vit.checkpoint import ServedModel
 
 Say = Callable[[str], None]

@@ -10,8 +10,9 @@ from vit_search.ledger.file import is_held
 from vit_search.promotion import finalists
 from vit_search.promotion.finalists import FinalistPlan
 from vit_search.search import launch
-from vit_search.search.facts import facts_of
+from vit_search.search import resume as resuming
 from vit_search.search.launch import Options, SearchResult, Watch
+from vit_search.search.search_facts import facts_of
 from vit_search.tracking.recorder import Recorder
 from vit_search.tracking.uris import resolve_uri
 
@@ -25,7 +26,7 @@ def retrain(
         NoTrialCompletedError.
     """
     _, facts = searches.read(plan.search)
-    data = launch.check_untouched(plan.search, *searches.read(plan.search))
+    data = resuming.check_untouched(plan.search, *searches.read(plan.search))
     folder = plan.folder
     if folder is not None and not plan.left and not is_held(folder / "ledger.jsonl"):
         return None

@@ -1,6 +1,7 @@
 """Which version is the champion: move the alias under a lock, write each move down, mend after a crash, and roll back.
 
-registry/history.py lists the tags and aliases. A move writes the intent, the alias `champion`, the alias `previous`, the record, the
+registry/promotion_history.py lists the tags and aliases.
+A move writes the intent, the alias `champion`, the alias `previous`, the record, the
 head, and removes the intent. Every move, rollback and repair first looks at what the last one left, and can tell how far it came: while
 `champion` names the old version, nothing has happened, and the intent is dropped. Once it names the new one, the rest is done. That is
 why `champion` moves before `previous`: there is nothing to put back. The intent is the record itself, word for word, so a process that
@@ -23,7 +24,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from vit_search.errors import PromotionError, PromotionRefusedError
-from vit_search.registry.history import (
+from vit_search.registry.lock import LEASE_S, Lock, insist, locked, sweep
+from vit_search.registry.promotion_history import (
     CHAMPION,
     HEAD,
     INTENT,
@@ -37,7 +39,6 @@ from vit_search.registry.history import (
     read_state,
     sha256_of,
 )
-from vit_search.registry.lock import LEASE_S, Lock, insist, locked, sweep
 from vit_search.text import counted
 
 VERDICTS = ("passed", "forced")

@@ -29,7 +29,7 @@ def configuration(model: str, *, tracking_uri: str | None = None) -> FixedFile:
         described = describe(folder)
         return _written(described, name=_file_name(folder), about=[str(folder)], searched=None)
     from vit_search.registry.version_files import fetch_files
-    from vit_search.tracking.store import client_for
+    from vit_search.tracking.mlflow_client import client_for
     from vit_search.tracking.uris import of_newest
 
     client = client_for(of_newest(tracking_uri), needs="read")

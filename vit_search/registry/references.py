@@ -112,7 +112,7 @@ def find_version(client: Any, text: str) -> Any:
     """
     from mlflow.exceptions import MlflowException
 
-    from vit_search.tracking.store import in_short
+    from vit_search.tracking.mlflow_client import in_short
 
     try:
         reference = parse(text)

@@ -15,11 +15,11 @@ from mlflow.exceptions import MlflowException
 
 from vit_search.errors import CheckpointError, PromotionError
 from vit_search.registry import references
-from vit_search.registry.history import as_tracking_error
 from vit_search.registry.lock import insist
+from vit_search.registry.promotion_history import as_tracking_error
 from vit_search.tracking import model_files
+from vit_search.tracking.mlflow_client import in_short
 from vit_search.tracking.model_files import CHECKPOINT
-from vit_search.tracking.store import in_short
 
 if TYPE_CHECKING:
     from vit_search.vit.checkpoint import ServedModel

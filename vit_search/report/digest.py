@@ -23,9 +23,9 @@ from vit_search.ledger.events import Broke, Commanded, Ended, Event, Infeasible,
 from vit_search.ledger.search_state import SearchState
 from vit_search.ledger.searches import Hindsight
 from vit_search.ledger.trials import Spent, Trial, pareto_front
-from vit_search.planning import next_file
+from vit_search.planning import next_search_file
 from vit_search.planning.image_counts import images_of
-from vit_search.planning.next_file import NextFile, RankedTrial, Stuck
+from vit_search.planning.next_search_file import NextFile, RankedTrial, Stuck
 from vit_search.stats import wilson
 from vit_search.stopping import rungs_of
 from vit_search.stopping.rungs import boundaries
@@ -209,8 +209,8 @@ def digest(folder: Path, *, driven: bool | None = None, awaited: bool = False) -
         busy=clock.busy(spent.wall_seconds),
         utilisation=min(1.0, spent.trial_seconds / capacity) if capacity else None,
         waste=_waste(trials, spent),
-        stuck=tuple(next_file.stuck(space, observations)),
-        next=next_file.next_file(spec, facts.search, observations),
+        stuck=tuple(next_search_file.stuck(space, observations)),
+        next=next_search_file.next_file(spec, facts.search, observations),
     )
 
 

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, create_trial
 
 from vit_search.config.distributions import Choice, Distribution, IntRange, Value
 from vit_search.config.space import Space
-from vit_search.planning.next_file import GOOD_SHARE
+from vit_search.planning.next_search_file import GOOD_SHARE
 
 FEWEST = 25
 """Trials without which nothing is said of a parameter: the best fifth is then five. With four, chance passed for 58 %."""

@@ -10,7 +10,7 @@ from typing import Any
 from vit_search.config.distributions import Choice
 from vit_search.config.space import Space
 from vit_search.ledger.trials import Trial
-from vit_search.planning.next_file import GOOD_SHARE, position
+from vit_search.planning.next_search_file import GOOD_SHARE, position
 from vit_search.report.digest import Digest, sound
 from vit_search.report.importance import Importance
 from vit_search.report.picture import DOTS, Picture, dots_trace, joined_lines, log_ticks, thinned, value_label

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vit_search.config.shares import fraction
+from vit_search.config.gpu_share import fraction
 from vit_search.config.trial import TrialConfig
 
 

@@ -23,6 +23,7 @@ from vit_search.ledger.trials import Progress, Trial
 from vit_search.search.commands import Settings
 from vit_search.search.components import Components
 from vit_search.search.driver_runtime import IN_A_ROW, Runtime
+from vit_search.search.interfaces import ClusterView, EventLog
 from vit_search.search.messages import (
     Continue,
     Decision,
@@ -39,7 +40,6 @@ from vit_search.search.messages import (
     Wait,
     Waiting,
 )
-from vit_search.search.outside import Book, ClusterView
 from vit_search.search.recovery import Patience, cause_of, in_words, node_of, nodes_to_avoid
 
 _log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Driver:
 
     def __init__(
         self,
-        ledger: Book,
+        ledger: EventLog,
         components: Components,
         orders: Callable[[int, Mapping[str, Value], Components], TrialOrder],
         *,

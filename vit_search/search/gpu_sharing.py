@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vit_search.config import shares
+from vit_search.config import gpu_share
 from vit_search.config.search_file import SearchSpec
 from vit_search.ledger.events import Event, OutgrewShare, Proposed, Reported
 from vit_search.search.commands import Commands
@@ -74,7 +74,7 @@ class GpuSharing:
     def __init__(self, spec: SearchSpec, commands: Commands, *, channels: int, classes: int, images: int, nodes: Nodes | None) -> None:
         self._spec, self._commands, self._nodes = spec, commands, nodes
         self._channels, self._classes, self._images = channels, classes, images
-        self._needs: dict[int, shares.Need] = {}
+        self._needs: dict[int, gpu_share.Need] = {}
         self._peaks: dict[int, tuple[int, float]] = {}
         """Of a trial: the most that it took of a GPU, or was too little for it, and its share then."""
         self._devices: dict[int, Devices] = {}
@@ -87,7 +87,7 @@ class GpuSharing:
             self._apply_proposal(event)
         elif isinstance(event, OutgrewShare) and event.trial in self._devices:
             self._apply_peak(event.trial, event.memory, event.gpus)
-            self._devices[event.trial] = self._with_cores(max(shares.next_step(event.gpus) or 1.0, self._devices[event.trial].gpus))
+            self._devices[event.trial] = self._with_cores(max(gpu_share.next_step(event.gpus) or 1.0, self._devices[event.trial].gpus))
         elif isinstance(event, Reported) and self.shares and event.trial not in self._graphs:
             self._apply_peak(event.trial, event.result.peak_memory_bytes, event.devices)
 
@@ -117,7 +117,7 @@ class GpuSharing:
 
     def allowed_bytes(self, trial: int) -> int:
         """Of GPU memory."""
-        return shares.allowed(self._devices[trial].gpus, self._known.gpu_memory)
+        return gpu_share.allowed(self._devices[trial].gpus, self._known.gpu_memory)
 
     def reported_devices(self, trial: int) -> float:
         """GPUs or cores that a trial holds, for the ledger, where the file leaves them to us; else 0."""
@@ -135,14 +135,14 @@ class GpuSharing:
             self._devices[event.trial] = self._with_cores(resources.gpus)
             return
         config = self._spec.trial_config(event.params, in_channels=self._channels, num_classes=self._classes, trial=0)
-        need = self._needs[event.trial] = shares.Need(shares.training_bytes(config.model, config.training), self._images)
+        need = self._needs[event.trial] = gpu_share.Need(gpu_share.training_bytes(config.model, config.training), self._images)
         if config.training.cuda_graphs:
             self._graphs.add(event.trial)
         if self._nodes is not None:  # else the search is looked at, and nothing is run
             settings = self._commands.settings
-            share = shares.share_of(need, self._nodes.gpu_memory, self.factor) or 1.0
+            share = gpu_share.share_of(need, self._nodes.gpu_memory, self.factor) or 1.0
             self._devices[event.trial] = self._with_cores(
-                max(share, shares.spread(self._nodes.gpus, settings.concurrency, settings.trials))
+                max(share, gpu_share.spread(self._nodes.gpus, settings.concurrency, settings.trials))
             )
 
     def _apply_peak(self, trial: int, peak: int, share: float) -> None:
@@ -157,7 +157,7 @@ class GpuSharing:
     def _ratio(self, trial: int) -> float:
         peak, share = self._peaks[trial]
         need = self._needs[trial]
-        return max(0, peak - shares.resident(need.images, shares.allowed(share, self._known.gpu_memory))) / need.training
+        return max(0, peak - gpu_share.resident(need.images, gpu_share.allowed(share, self._known.gpu_memory))) / need.training
 
     def _with_cores(self, gpus: float) -> Devices:
         """Cores of a trial beside whom as many others run as its GPUs or the concurrency allow."""

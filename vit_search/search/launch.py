@@ -33,17 +33,17 @@ from vit_search.ledger.trials import Progress, Spent, Trial, best_trial, ranked
 from vit_search.planning import plan as planning
 from vit_search.planning import speed
 from vit_search.runtime.user import user_name
-from vit_search.search import resumable
+from vit_search.search import resume_checks
 from vit_search.search.commands import Settings
 from vit_search.search.components import ImageFacts, components_of
 from vit_search.search.control import Control, obey_text
 from vit_search.search.driver import Driver
 from vit_search.search.execution import cluster_of, ray_for, run_trials
-from vit_search.search.facts import facts_of
 from vit_search.search.hindsight import PLAN, look_back
 from vit_search.search.orders import Orders
 from vit_search.search.ray_nodes import nodes_of
 from vit_search.search.recovery import Patience
+from vit_search.search.search_facts import facts_of
 from vit_search.search.search_folder import (
     EARLIER,
     check_output,
@@ -58,7 +58,6 @@ from vit_search.search.search_folder import (
 from vit_search.search.work import train_trial
 from vit_search.stopping import train_flops_of
 from vit_search.text import counted
-from vit_search.tracking.uris import resolve_uri
 
 if TYPE_CHECKING:
     from vit_search.tracking.recorder import Recorder
@@ -183,43 +182,6 @@ def connect(tracking_uri: str | None, name: str) -> Recorder:
     return Recorder.connect(tracking_uri, name)
 
 
-def resume(
-    folder: Path,
-    *,
-    tracking_uri: str | None = None,
-    extend: Mapping[str, float] | None = None,
-    watch: Watch | None = None,
-    address: str | None = None,
-) -> SearchResult:
-    """Take up a search where its ledger ends: same trials, same rungs, same MLflow runs.
-
-    Args:
-        extend: settings to change first, such as trials, hours; see `commands.Settings`.
-        watch, address: see Options; the cluster need not be the one on which the search began.
-
-    Raises: SearchError when the folder holds no search, another driver has it, or its data has changed; SpecError for
-        settings that mean nothing.
-    """
-    spec, facts = resumable.check(folder, extend or {})
-    data = check_untouched(folder, spec, facts)
-    spec.check_data(len(data.classes))
-    recorder = connect(resolve_uri(tracking_uri, folder, facts), spec.name)
-    return drive(spec, folder, data, recorder, facts, options=Options(watch=watch, address=address), extend=extend)
-
-
-def check_untouched(folder: Path, spec: SearchSpec, facts: SearchFacts) -> DataSet:
-    """The data of a search, as it began with them.
-
-    Raises: SearchError when others may write into its folder, or its file or its data have changed.
-    """
-    searches.check_own(folder)
-    resumable.check_unchanged(folder / "search.yaml", facts.text)
-    data = prepare(spec.data_config)
-    if data.data_hash != facts.data_hash:
-        raise SearchError(f"{folder}: the data set has changed since this search began; start a new search with `vit-search run`.")
-    return data
-
-
 def drive(
     spec: SearchSpec,
     folder: Path,
@@ -291,7 +253,7 @@ def _opened(spec: SearchSpec, folder: Path, extend: Mapping[str, float]) -> Ledg
     try:
         searches.check_trials(folder, spec, Progress.of(ledger.events, spec.epochs).trials.values())
         if extend:
-            resumable.check_extension(spec, folder, ledger.events, extend)
+            resume_checks.check_extension(spec, folder, ledger.events, extend)
     except (SpecError, SearchError):
         ledger.close()
         raise
@@ -301,7 +263,7 @@ def _opened(spec: SearchSpec, folder: Path, extend: Mapping[str, float]) -> Ledg
 @contextlib.contextmanager
 def _cluster_if_needed(spec: SearchSpec, folder: Path, ledger: Ledger, address: str | None) -> Iterator[WatchedHead]:
     """The Ray cluster; an empty one where no trial is left to run."""
-    if not resumable.is_work_left(spec, ledger.events):
+    if not resume_checks.is_work_left(spec, ledger.events):
         yield WatchedHead([])
         return
     with cluster_of(spec, folder.name, address) as head:

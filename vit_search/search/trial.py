@@ -29,7 +29,7 @@ from vit_search.errors import DamagedCheckpointError, OutOfMemoryError, StorageE
 from vit_search.files import write_whole
 from vit_search.runtime import machine
 from vit_search.search.messages import Epoch, Failed, Outgrown, Report, TrialOrder, Waiting, encode
-from vit_search.search.usage import Meter
+from vit_search.search.resource_usage import Meter
 from vit_search.vit import checkpoint, evaluation, training
 
 _log = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from vit_search.registry.references import GONE, Reference
 from vit_search.registry.version_files import fetch_files
 from vit_search.serving.loaded_model import load
 from vit_search.serving.state import ServingState, Version
-from vit_search.tracking import model_files, store, uris  # before mlflow, whose settings it makes
+from vit_search.tracking import mlflow_client, model_files, uris  # before mlflow, whose settings it makes
 from vit_search.vit import checkpoint
 
 from mlflow import MlflowClient  # isort: skip
@@ -116,9 +116,9 @@ class AliasFollower:
         except (TrackingError, MlflowException, OSError) as error:
             kept = self._kept()
             if kept is None:
-                raise TrackingError(store.in_short(error)) from None
+                raise TrackingError(mlflow_client.in_short(error)) from None
             version, seen_at = kept
-            self._say(f"the registry does not answer ({store.in_short(error)}); {version.name} is served from the cache")
+            self._say(f"the registry does not answer ({mlflow_client.in_short(error)}); {version.name} is served from the cache")
             return self._write_state(ServingState(version, self._target.alias, version.name, seen_at, stale_since=now))
         if named is None:
             raise ServingError(f"{self._target}: {references.missing(self._client, self._target)}")
@@ -127,7 +127,7 @@ class AliasFollower:
         except (VitSearchError, MlflowException, OSError) as error:
             kept = self._kept()
             if kept is None:
-                raise ServingError(f"{_name(named)}: cannot be served ({store.in_short(error)}).") from None
+                raise ServingError(f"{_name(named)}: cannot be served ({mlflow_client.in_short(error)}).") from None
             state = ServingState(kept[0], self._target.alias, _name(named), now)
             return self._write_state(self._refused(state, named, error))
 
@@ -141,7 +141,7 @@ class AliasFollower:
         except Exception as error:
             self._client = None
             if state.stale_since is None:
-                self._say(f"the registry does not answer ({store.in_short(error)}); {state.version.name} stays")
+                self._say(f"the registry does not answer ({mlflow_client.in_short(error)}); {state.version.name} stays")
             self._write_state(dataclasses.replace(state, stale_since=state.stale_since or time.time()))
             return
         if state.stale_since is not None:
@@ -185,7 +185,7 @@ class AliasFollower:
         """
         try:
             if self._client is None:
-                self._client = store.client_for(self._uri, needs="read")
+                self._client = mlflow_client.client_for(self._uri, needs="read")
             if self._target.alias:
                 return self._client.get_model_version_by_alias(self._target.name, self._target.alias)
             return self._client.get_model_version(self._target.name, self._target.version)
@@ -195,7 +195,7 @@ class AliasFollower:
             raise
 
     def _refused(self, state: ServingState, named: Any, error: Exception) -> ServingState:
-        name, reason = _name(named), store.in_short(error)
+        name, reason = _name(named), mlflow_client.in_short(error)
         self._wait = min(2 * self._wait, AGAIN_AT_MOST_S) if self._tried == name else AGAIN_S
         if self._tried != name or reason != state.failed:
             self._say(f"{name} is not taken: {reason}; {state.version.name} stays")

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_search.data.requests import pixels_of
+from vit_search.data.request_images import pixels_of
 from vit_search.errors import DataError
 from vit_search.serving.loaded_model import LoadedModel, probabilities
 

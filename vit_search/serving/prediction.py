@@ -81,8 +81,8 @@ def classify(folder: Path, images: Sequence[Path], *, source: str) -> list[Predi
 def _fetched(model: str, folder: Path, tracking_uri: str | None, say: Callable[[str], None]) -> Path:
     """The checkpoint of a model that MLflow has."""
     from vit_search.registry.version_files import fetch_files, fetch_logged
+    from vit_search.tracking.mlflow_client import client_for
     from vit_search.tracking.model_files import ALL
-    from vit_search.tracking.store import client_for
     from vit_search.tracking.uris import of_newest
 
     client = client_for(of_newest(tracking_uri), needs="read")

@@ -38,7 +38,7 @@ from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from PIL import Image
 from torch import Tensor, nn
 
-from vit_search.data.requests import pixels_of
+from vit_search.data.request_images import pixels_of
 from vit_search.errors import DataError
 from vit_search.tracking import model_files
 from vit_search.vit import augment, checkpoint

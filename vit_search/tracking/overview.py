@@ -14,7 +14,7 @@ from vit_search.ledger import searches
 from vit_search.ledger.searches import SearchFacts
 from vit_search.ledger.trials import Spent, Trial, best_trial
 from vit_search.text import counted, markdown
-from vit_search.tracking import views
+from vit_search.tracking import saved_views
 
 FILTERS = {
     "completed": "tags.outcome = 'completed'",
@@ -92,7 +92,7 @@ def leaderboard(spec: SearchSpec, ranking: Sequence[Trial], runs: dict[int, str]
 
 def _link(experiment_id: str, search: str, rule: str, metric: str, mode: str) -> str:
     """To MLflow's list of runs with a filter in its search box; sorted, since it would fold the trials into the search's run otherwise."""
-    condition, key = quote(f"tags.search = '{search}' and {rule}", safe=""), quote(views.column("metrics", metric), safe="")
+    condition, key = quote(f"tags.search = '{search}' and {rule}", safe=""), quote(saved_views.column("metrics", metric), safe="")
     return f"#/experiments/{experiment_id}/runs?searchFilter={condition}&orderByKey={key}&orderByAsc={str(mode == 'min').lower()}"
 
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
@@ -26,10 +25,11 @@ from vit_search.errors import CheckpointError, TrackingError
 from vit_search.ledger.events import Broke, Ended, Event, Proposed, Reported, changed_settings
 from vit_search.ledger.searches import Hindsight, SearchFacts
 from vit_search.ledger.trials import Progress
-from vit_search.tracking import artifacts, datasets, views
+from vit_search.tracking import artifacts, datasets, saved_views
+from vit_search.tracking.mlflow_client import client_for, in_short, public_uri
 from vit_search.tracking.mlflow_errors import ignore_missing, is_refused
+from vit_search.tracking.outage import GivenUpError, PersistentCaller, call_patiently
 from vit_search.tracking.search_runs import SearchRuns, alive_tags
-from vit_search.tracking.store import client_for, in_short, public_uri
 from vit_search.tracking.summary import describe, last_steps, steps_for_left_trials
 from vit_search.tracking.trial_record import TrialEvent, log_inputs, log_points, send_trial
 from vit_search.tracking.uris import SQLITE
@@ -52,10 +52,6 @@ RANKED_LIVE, RANKED = 10, 100
 """So many trials of the leaderboard carry their rank as a tag, while a search runs and after its end."""
 
 
-class _GivenUpError(Exception):
-    """MLflow stayed away to the end."""
-
-
 class Recorder:
     """Sends a search's events to MLflow from a thread of its own; `wake` only says that there are new ones."""
 
@@ -68,8 +64,7 @@ class Recorder:
         self._sync: Callable[[], None] = lambda: None
         self._taken = 0
         """Events that MLflow has."""
-        self._steps = 0
-        """Calls that it has taken, to see that it is at work."""
+        self._caller = PersistentCaller()
         self._progress = Progress(0)
         """As of the events taken."""
         self._folded = 0
@@ -80,10 +75,9 @@ class Recorder:
         self._made_anew: set[int] = set()
         """Trials whose run was gone from MLflow; it is made anew once."""
         self._best: float | None = None
-        self._news, self._closing, self._given_up = threading.Event(), threading.Event(), threading.Event()
+        self._news, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
         self._looked = self._described = self._alive = 0.0
-        self._outage_reported = False
 
     @property
     def parent_run(self) -> str:
@@ -158,18 +152,18 @@ class Recorder:
         self._closing.set()
         self._news.set()
         before = -1
-        while self._thread.is_alive() and self._steps > before:  # it may be behind, but at work
-            before = self._steps
+        while self._thread.is_alive() and self._caller.count > before:  # it may be behind, but at work
+            before = self._caller.count
             self._thread.join(timeout=patience_s)
         name = self._runs.facts.search
         if self._thread.is_alive() or self.behind:
-            self._given_up.set()
+            self._caller.given_up.set()
             _log.warning("MLflow has not got all of it: the rest stays in the ledger; `vit-search sync %s` sends it.", name)
             return False
         reasons: list[str] = []
         for step in self._last_steps(status, hindsight):
             try:
-                self._persist(step, patience_s)
+                call_patiently(step, patience_s)
             except (MlflowException, OSError, CheckpointError) as error:
                 if in_short(error) not in reasons:
                     reasons.append(in_short(error))
@@ -184,27 +178,12 @@ class Recorder:
     def discard(self) -> None:
         """Leave no run of a search that was refused before its first trial."""
         self._closing.set()
-        self._given_up.set()
+        self._caller.given_up.set()
         self._news.set()
         self._thread.join(timeout=30)
         if self.parent_run:
             with contextlib.suppress(MlflowException, OSError):  # it is away: `doctor` finds the run
                 self.client.delete_run(self.parent_run)
-
-    def _persist(self, step: Callable[[], object], patience_s: float) -> None:
-        """Take a step that may be taken again, until MLflow answers.
-
-        Raises: the last error when patience ends, or at once where trying again does not mend it.
-        """
-        end = time.monotonic() + patience_s
-        while True:
-            try:
-                step()
-                return
-            except (MlflowException, OSError) as error:
-                if time.monotonic() > end or is_refused(error):
-                    raise
-                time.sleep(1)
 
     def _last_steps(self, status: str, hindsight: Hindsight | None) -> Iterator[Callable[[], object]]:
         """What the end of a search adds, piece by piece."""
@@ -212,7 +191,7 @@ class Recorder:
         for number in self._without_run():
             yield partial(self._make_anew, number)
         yield from steps_for_left_trials(self._runs, self._progress)
-        yield partial(self._runs.drop_doubles, doubtful=self._outage_reported)
+        yield partial(self._runs.drop_doubles, doubtful=self._caller.outage_reported)
         yield partial(describe, self._runs, self._progress, self._events[:], self._wanted, RANKED, driven=False)
         yield from last_steps(self._runs, self._progress, self._events, status, hindsight, self._best)
 
@@ -228,12 +207,12 @@ class Recorder:
 
     def _work(self) -> None:
         try:
-            self._insist(self._take_up)
+            self._caller.call(self._take_up)
             if self._ready:  # else MLflow refuses it for good, which has been said
-                self._insist(self._write_views)
-                self._insist(partial(log_inputs, self._runs, self.parent_run, datasets.splits(self._runs.facts)))
+                self._caller.call(self._write_views)
+                self._caller.call(partial(log_inputs, self._runs, self.parent_run, datasets.splits(self._runs.facts)))
                 self._drain()
-        except _GivenUpError:
+        except GivenUpError:
             pass
         except Exception:  # ours alone; the search goes on, and what is missing in MLflow is said at its end
             _log.exception("MLflow gets no more of this search.")
@@ -242,7 +221,7 @@ class Recorder:
         """Have the experiment's page show the newest search's metric, outcome and searched parameters."""
         spec, experiment = self._runs.spec, self.client.get_experiment(self.experiment_id)
         created_at = experiment.creation_time or 0
-        wanted = views.tags(metric=spec.metric, mode=spec.mode, searched=spec.space.searched, created_at=created_at)
+        wanted = saved_views.tags(metric=spec.metric, mode=spec.mode, searched=spec.space.searched, created_at=created_at)
         for name, value in wanted.items():
             if experiment.tags.get(name) != value and not self._runs.facts.promotes:  # a promotion searches nothing
                 self.client.set_experiment_tag(self.experiment_id, name, value)
@@ -250,7 +229,7 @@ class Recorder:
     def _drain(self) -> None:
         while True:
             for number in self._without_run():
-                self._insist(self._make_anew, number)
+                self._caller.call(self._make_anew, number)
             self._news.wait(LOOK_EVERY_S)
             if self._news.is_set():
                 self._closing.wait(GATHER_S)
@@ -267,7 +246,7 @@ class Recorder:
                 self._between_events()
             except Exception as error:  # the next look may find it
                 if not is_refused(error):  # as where the search's own run was deleted, which the end says
-                    self._report_outage(error)
+                    self._caller.report_outage(error)
 
     def _between_events(self) -> None:
         """Apply a command that somebody has written as a tag on the parent run, and show how the search stands."""
@@ -302,9 +281,9 @@ class Recorder:
             if isinstance(event, Ended):
                 improved += self._improved(event)
         for trial, news in of_trial.items():
-            self._insist(self._send, trial, news)
+            self._caller.call(self._send, trial, news)
         if improved:
-            self._insist(partial(log_points, self.client, self.parent_run, improved, [], []))
+            self._caller.call(partial(log_points, self.client, self.parent_run, improved, [], []))
 
     def _improved(self, event: Ended) -> list[Metric]:
         """A point of the parent's curve of the best full-length trial so far, over the number of trials that are over."""
@@ -314,30 +293,6 @@ class Recorder:
             return []
         self._best = value
         return [Metric(f"best/{metric}", value, int(event.at * 1000), sum(trial.over for trial in self._progress.trials.values()))]
-
-    def _insist(self, step: Callable[..., None], *args: Any) -> None:
-        """Try until MLflow answers; a search goes on meanwhile. What MLflow refuses for good is said and left out."""
-        pause = 1.0
-        while True:
-            try:
-                step(*args)
-                self._steps += 1
-                return
-            except Exception as error:
-                if is_refused(error):
-                    of = f" of trial {args[0]}" if args and isinstance(args[0], int) else ""
-                    _log.warning("MLflow refuses a record%s (%s).", of, in_short(error))
-                    return
-                self._report_outage(error)
-                if self._given_up.wait(pause):
-                    raise _GivenUpError from None
-                pause = min(pause * 2, 5)
-
-    def _report_outage(self, error: Exception) -> None:
-        """Once, in one line."""
-        if not self._outage_reported:
-            self._outage_reported = True
-            _log.warning("MLflow does not answer (%s); the search goes on and sends it later.", in_short(error))
 
     def _send(self, number: int, news: list[TrialEvent]) -> None:
         """Bring a trial's run up to date, or make it anew where it was deleted. Doing it again changes nothing."""

@@ -6,7 +6,7 @@ import re
 import time
 
 from vit_search.errors import SearchError
-from vit_search.tracking.store import client_for
+from vit_search.tracking.mlflow_client import client_for
 from vit_search.tracking.uris import public
 
 

@@ -25,9 +25,9 @@ from vit_search.ledger.events import Outcome
 from vit_search.ledger.searches import SearchFacts
 from vit_search.ledger.trials import Trial
 from vit_search.runtime.user import user_name
+from vit_search.tracking.mlflow_client import public_uri
 from vit_search.tracking.mlflow_errors import is_refused
 from vit_search.tracking.recorded_file import RECORDED, read_notes
-from vit_search.tracking.store import public_uri
 from vit_search.tracking.uris import absolute, kept_uri
 
 _log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ import urllib.request
 import webbrowser
 from typing import Any
 
-from vit_search.tracking import views
+from vit_search.tracking import saved_views
 
 SAFE_PATH = {"PYTHONSAFEPATH": "1", "MLFLOW_UVICORN_OPTS": "--app-dir /dev/null"}
 """The server imports nothing from the current folder. Uvicorn would put it first in `sys.path`; /dev/null holds no module."""
@@ -113,7 +113,7 @@ def _first_views() -> dict[str, Any]:
         experiments = _client().search_experiments(filter_string=KIND)
     except MlflowException:
         return {}
-    states = {experiment.experiment_id: views.first_state(experiment.tags) for experiment in experiments}
+    states = {experiment.experiment_id: saved_views.first_state(experiment.tags) for experiment in experiments}
     return {key: state for key, state in states.items() if state is not None}
 
 

@@ -17,9 +17,9 @@ from vit_search.ledger.search_state import SearchState
 from vit_search.ledger.searches import Hindsight
 from vit_search.ledger.trials import Progress, Spent, Trial, best_trial, ranked
 from vit_search.tracking import overview
+from vit_search.tracking.mlflow_client import in_short
 from vit_search.tracking.mlflow_errors import ignore_missing
 from vit_search.tracking.search_runs import STATUS, SearchRuns
-from vit_search.tracking.store import in_short
 
 _log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from vit_search.ledger.searches import COST_FIELDS
 from vit_search.ledger.trials import Trial
 from vit_search.stopping.rungs import levels
 from vit_search.tracking import datasets
+from vit_search.tracking.mlflow_client import in_short
 from vit_search.tracking.mlflow_errors import is_refused
 from vit_search.tracking.search_runs import STATUS, SearchRuns
-from vit_search.tracking.store import in_short
 
 _log = logging.getLogger(__name__)
 

@@ -32,9 +32,9 @@ from vit_search.config.search_file import SearchSpec
 from vit_search.config.trial import TrialConfig
 from vit_search.data.batches import Split
 from vit_search.errors import SpecError
+from vit_search.planning.auto_gpu_share import share_of_gpu
 from vit_search.planning.image_counts import images_of
 from vit_search.planning.speed import EVALUATED_AT_ONCE, Speed, evaluation_seconds, speed_key, work
-from vit_search.planning.trial_gpu_share import share_of_gpu
 from vit_search.runtime import machine
 from vit_search.runtime.worker_env import WORKER_ENV
 from vit_search.text import counted

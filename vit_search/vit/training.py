@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit_search.config import shares
+from vit_search.config import gpu_share
 from vit_search.config.cost import Device, cost_of, in_units
 from vit_search.config.trial import EpochResult, TrialConfig
 from vit_search.data.batches import Split, StreamedSplit
@@ -326,7 +326,7 @@ def _update(training: Training, lr: float, step: int) -> None:
 
 def _evaluate_in_memory(training: Training, val: Split | StreamedSplit) -> Evaluation:
     """`evaluate`, in batches that fit."""
-    size = shares.EVALUATED_AT_ONCE if training.device.type == "cuda" else EVALUATED_AT_ONCE
+    size = gpu_share.EVALUATED_AT_ONCE if training.device.type == "cuda" else EVALUATED_AT_ONCE
     while True:
         try:
             return evaluate(training.outcome, val, training.normalisation, size)

@@ -13,8 +13,8 @@ from pathlib import Path
 from vit_search.runtime import ray_session  # noqa: F401  # isort: skip  (before ray, whose settings it makes)
 from ray.job_submission import JobSubmissionClient
 
+from vit_search.cluster.jobs.cluster_facts import Facts
 from vit_search.cluster.jobs.connection import OVER, Cluster, one_line_errors, submit_job
-from vit_search.cluster.jobs.facts import Facts
 from vit_search.cluster.jobs.output import follow_output, output_of
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.strict_json import parse

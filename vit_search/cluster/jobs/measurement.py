@@ -18,7 +18,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vit_search.cluster import record
-from vit_search.cluster.jobs.facts import Facts, Node, own_versions
+from vit_search.cluster.jobs.cluster_facts import Facts, Node, own_versions
 from vit_search.errors import VitSearchError
 from vit_search.files import write_whole
 
@@ -68,10 +68,10 @@ def measure(*, data: Path | None = None, search: str | None = None) -> Facts:
 
 def _mlflow(uri: str) -> tuple[str, str]:
     """The tracking URI without a password, and why it cannot be used."""
-    from vit_search.tracking import store, uris  # MLflow's import takes seconds, in which the nodes work
+    from vit_search.tracking import mlflow_client, uris  # MLflow's import takes seconds, in which the nodes work
 
     try:
-        store.client_for(uri)
+        mlflow_client.client_for(uri)
     except VitSearchError as error:
         return uris.public(uri), str(error)
     return uris.public(uri), ""

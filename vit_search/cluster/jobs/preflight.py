@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from vit_search.cluster.jobs.facts import Facts, own_versions
+from vit_search.cluster.jobs.cluster_facts import Facts, own_versions
 from vit_search.config.search_file import SearchSpec
 from vit_search.errors import ClusterError
 from vit_search.runtime.ray_session import Shape

@@ -25,7 +25,7 @@ from vit_search.config.strict_json import parse
 from vit_search.errors import PromotionError, TrackingError
 from vit_search.registry.lock import insist, is_lock
 from vit_search.text import nearest
-from vit_search.tracking.store import in_short
+from vit_search.tracking.mlflow_client import in_short
 
 CHAMPION, PREVIOUS = "champion", "previous"
 

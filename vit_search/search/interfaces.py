@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vit_search.runtime.ray_session import Shape
 
 
-class Book(Protocol):
+class EventLog(Protocol):
     """Where events are kept: tracking.ledger's Ledger."""
 
     @property
