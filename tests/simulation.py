@@ -138,7 +138,7 @@ class World:
             driver.tick()
             if len(self.book.events) > before:
                 return True
-        running = [number for number in driver.progress.unfinished if number in driver._runtime.ordered]
+        running = [number for number in driver.progress.unfinished if number in driver.runtime.ordered]
         if running:
             epochs = sum(len(trial.results) for trial in driver.trials.values())
             self._train(running[int(chance("next", epochs) * len(running))])
@@ -155,7 +155,7 @@ class World:
         if not trial.breakdowns and chance("lost", number, epoch) < self.losses:
             driver.broke(number, NODE_LOST)
             return
-        devices = driver._state.sharing.devices(number)
+        devices = driver.state.sharing.devices(number)
         if devices.gpus < 1 and chance("outgrows", number) < self.outgrows and epoch == 2:
             driver.report(number, Outgrown("no room"))
             return

@@ -207,13 +207,13 @@ def boxes_cut(least, count=4000, height=32, width=32):
     ramp_y = torch.linspace(0, 255, height)[:, None].expand(height, width)
     ramp_x = torch.linspace(0, 255, width)[None].expand(height, width)
     thetas = []
-    original = augment._warp
+    original = augment.warp
     try:
-        augment._warp = lambda images, theta, *_: thetas.append(theta) or original(images, theta, *_)
+        augment.warp = lambda images, theta, *_: thetas.append(theta) or original(images, theta, *_)
         images = torch.stack([ramp_y, ramp_x, ramp_x]).to(torch.uint8)[None].expand(count, -1, -1, -1)
         out = augment.resized_crop(images, least, seeded())
     finally:
-        augment._warp = original
+        augment.warp = original
     (theta,) = thetas
     tall, wide = theta[:, 1, 1], theta[:, 0, 0]
     top, left = (theta[:, 1, 2] - tall + 1) / 2, (theta[:, 0, 2] - wide + 1) / 2
@@ -257,7 +257,7 @@ def test_no_black_comes_into_a_crop():
 def test_a_crop_holds_what_torchvisions_resized_crop_holds(monkeypatch):
     corner = torch.tensor([[[0.5, 0.0, -0.5], [0.0, 0.25, -0.75]]])  # the left half of the upper quarter
     image = photos(1, 32, 32)
-    ours = augment._warp(image, corner, "bilinear", "border").int()
+    ours = augment.warp(image, corner, "bilinear", "border").int()
     theirs = vision.resized_crop(image, 0, 0, 8, 16, [32, 32], antialias=False).int()
     assert (ours - theirs).abs()[..., :28, :30].max() <= 1  # torchvision repeats the box's last row, ours sees the next one
 

@@ -58,7 +58,7 @@ def test_any_value_is_taken_or_refused_and_nothing_else_happens(key, value):
     section, name = key
     document = strict_yaml.Document({"name": "t", "data": {"name": "digits"}, "trials": 1, "epochs": 3, section: {name: value}}, {})
     try:
-        spec = search_file._validated(document, "t.yaml", "")
+        spec = search_file.validated(document, "t.yaml", "")
     except SpecError as error:
         assert "\n" not in str(error)
     else:
@@ -343,7 +343,7 @@ def test_no_refusal_speaks_the_language_of_pydantic(section, key):
     whole = {"name": "t", "data": {"name": "digits"}, "trials": 2, "epochs": 3}
     for value in (None, "abc", 1.5, -1, True, [1], [], {"a": 1}, 1e30, {"choice": 3}, {"float": 3}, {"int": ["a", 2], "log": "maybe"}):
         try:
-            search_file._validated(strict_yaml.Document(whole | ({section: {key: value}} if section else {key: value}), {}), "t.yaml", "")
+            search_file.validated(strict_yaml.Document(whole | ({section: {key: value}} if section else {key: value}), {}), "t.yaml", "")
         except SpecError as error:
             said = str(error)
             assert not re.search(r"should|valid|instance|dictionary|tuple|integer|boolean|permitted|pattern|None|True", said), said
@@ -378,7 +378,7 @@ def test_an_image_that_a_preset_cannot_cut_is_told_to_give_a_patch_size():
 def test_anything_in_the_new_sections_is_taken_or_refused_and_nothing_else_happens(values):
     base = {"name": "t", "data": {"name": "digits"}, "trials": 1, "epochs": 3, "model": {"depth": {"int": [1, 3]}}}
     try:
-        spec = search_file._validated(strict_yaml.Document(base | values, {}), "t.yaml", "")
+        spec = search_file.validated(strict_yaml.Document(base | values, {}), "t.yaml", "")
     except SpecError as error:
         assert "\n" not in str(error)
     else:

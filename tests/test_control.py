@@ -312,7 +312,7 @@ def test_a_lost_terminal_ends_a_search_as_sigterm_does_but_not_under_nohup(drive
     made, _ = driver
     around = signal.signal(signal.SIGHUP, before)
     try:
-        with execution._signals(made):
+        with execution.end_on_signals(made):
             os.kill(os.getpid(), signal.SIGHUP)
             assert made.cancelled == ends
         assert signal.getsignal(signal.SIGHUP) == before

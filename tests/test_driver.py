@@ -348,8 +348,8 @@ def test_a_trials_own_deaths_are_counted_strictly_and_its_nodes_generously_by_al
     driver, book = begun(1)
     for count in range(times - 1):
         if count == 2:
-            driver = driver_of(PLAIN, MemoryLedger([*book.events, LAUNCHED]))
-            book = driver._ledger
+            book = MemoryLedger([*book.events, LAUNCHED])
+            driver = driver_of(PLAIN, book)
             driver.propose()
         assert isinstance(driver.broke(0, error), Move)
     assert (driver.broke(0, error), [outcome for _, outcome, _ in ended(book)]) == (Stop(), ["failed"])

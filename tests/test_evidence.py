@@ -18,7 +18,15 @@ from vit_search.promotion import export
 from vit_search.promotion.evidence.answers import SplitAnswers, classify_split
 from vit_search.promotion.evidence.baselines import linear_probe_accuracy, majority_accuracy
 from vit_search.promotion.evidence.corruptions import corrupted
-from vit_search.promotion.evidence.costs import LEAST_CALLS, Costs, Latency, SideBySide, _ratio, measure_costs, measure_side_by_side
+from vit_search.promotion.evidence.costs import (
+    LEAST_CALLS,
+    Costs,
+    Latency,
+    SideBySide,
+    measure_costs,
+    measure_side_by_side,
+    ratio_of_percentiles,
+)
 from vit_search.promotion.evidence.parity import Parity, file_exporter, measure_parity, weights_sha256
 from vit_search.promotion.policy import CORRUPTIONS
 from vit_search.tracking.model_package import RawPixels
@@ -357,7 +365,7 @@ def test_side_by_side_a_model_several_times_deeper_is_slower_and_one_as_deep_is_
 
 
 def test_the_ratio_s_interval_by_hand_where_every_call_takes_the_same():
-    found = _ratio(np.array([[0.002, 0.004]] * 50), 95)
+    found = ratio_of_percentiles(np.array([[0.002, 0.004]] * 50), 95)
     assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
 
 
@@ -368,7 +376,7 @@ def test_the_interval_of_two_equal_models_covers_one_nearly_always_even_on_a_bus
     for _ in range(100):
         busy = np.repeat(rng.exponential(1, 15), 20)
         times = 1 + busy[:, None] + rng.exponential(0.1, (300, 2))
-        found = _ratio(times, 95, draws=500)
+        found = ratio_of_percentiles(times, 95, draws=500)
         missed += not found.low <= 1 <= found.high
     assert missed <= 15
 

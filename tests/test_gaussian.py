@@ -34,7 +34,7 @@ LOGS = np.array([-0.7, 0.1, 0.6, 0.3, -3.0])
 
 
 def process():
-    return gaussian._conditioned(LOGS, POINTS, SCORES)
+    return gaussian.conditioned(LOGS, POINTS, SCORES)
 
 
 def test_mean_and_deviation_are_those_of_scikit_learn():
@@ -46,14 +46,15 @@ def test_mean_and_deviation_are_those_of_scikit_learn():
 
 def test_the_loss_is_the_posterior_and_its_gradient_is_right():
     means, deviations = np.full(5, -0.5), np.full(5, 0.7)
-    told = (gaussian._squares(POINTS, POINTS), SCORES, means, deviations)
+    told = (gaussian.squared_differences(POINTS, POINTS), SCORES, means, deviations)
     kernel = ConstantKernel(math.exp(LOGS[3])) * Matern(np.exp(LOGS[:3]), nu=2.5)
     other = GaussianProcessRegressor(kernel, alpha=math.exp(LOGS[4]) + 1e-6, optimizer=None).fit(POINTS, SCORES)
     likelihood = other.log_marginal_likelihood(other.kernel_.theta) + 6 * math.log(2 * math.pi)
     prior = -0.5 * (((LOGS - means) / deviations) ** 2).sum()
-    assert gaussian._loss(LOGS, *told)[0] == pytest.approx(-likelihood - prior)
+    assert gaussian.negative_log_posterior(LOGS, *told)[0] == pytest.approx(-likelihood - prior)
     for logs in (LOGS, LOGS - 0.5, LOGS + 0.4):
-        assert check_grad(lambda x: gaussian._loss(x, *told)[0], lambda x: gaussian._loss(x, *told)[1], logs) < 1e-4
+        value, gradient = (lambda x, i=i: gaussian.negative_log_posterior(x, *told)[i] for i in (0, 1))
+        assert check_grad(value, gradient, logs) < 1e-4
 
 
 @pytest.mark.parametrize(("mean", "deviation", "best"), [(0.0, 1.0, 0.0), (2.0, 0.5, 0.0), (-1.0, 0.7, 1.0), (0.0, 0.1, 0.7)])

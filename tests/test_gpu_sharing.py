@@ -369,9 +369,8 @@ def test_a_trial_that_runs_out_of_memory_goes_on_with_the_next_larger_share_from
 
 
 def test_places_are_counted_node_by_node_with_those_that_may_come():
-    shared = sharing()
     shapes = [Shape("head", 0, 0), Shape("a", 4, 1), Shape("b", 7.5, 2), Shape("more", 4, 1, count=3)]
-    assert shared.slots(shapes) == 0  # nothing was asked for yet
+    assert sharing().slots(shapes) == 0  # nothing was asked for yet
     for cpus, gpus, places in [
         (2, 0, 2 + 3 + 6),
         (2, 0.5, 2 + 3 + 6),
@@ -380,6 +379,8 @@ def test_places_are_counted_node_by_node_with_those_that_may_come():
         (1, 2, 1),
         (0, 0.1, 10 + 20 + 30),
     ]:
-        shared._devices[0] = Devices(cpus, gpus)
+        resources = SPEC.resources.model_copy(update={"cpus": cpus, "gpus": gpus, "gpu_memory": None})
+        shared = sharing(SPEC.model_copy(update={"resources": resources}))
+        shared.apply(proposed(0))
         assert shared.slots(shapes) == places
     assert shared.slots([*shapes, Shape("of any size", math.inf, math.inf, count=2)]) == math.inf

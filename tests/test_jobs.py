@@ -30,7 +30,7 @@ from vit_search.config import search_file
 from vit_search.errors import ClusterError, SpecError
 from vit_search.ledger.events import Reported
 from vit_search.ledger.file import read_events, read_trials
-from vit_search.runtime.ray_session import Shape, _to_come
+from vit_search.runtime.ray_session import Shape, nodes_to_come
 from vit_search.search import execution
 
 FILE = """
@@ -533,16 +533,16 @@ def test_a_trial_must_fit_on_one_node_that_is_there_or_may_come(cpus, gpus, type
     spec = search_file.parse(FILE + f"resources: {{cpus: {cpus}, gpus: {gpus}}}\n")
     places = [Shape("head", 0, 0), Shape("worker", 8, 1), *types]
     assert (preflight.lacks(spec, places) == "") is fits
-    assert (execution._too_large(spec, places, "auto") == "") is fits
+    assert (execution.resource_problem(spec, places, "auto") == "") is fits
     found = preflight.findings(replace(FACTS, types=types), spec, versions=VERSIONS)
     assert (not found) is fits
     if not types:
-        assert (execution._too_large(spec, [Shape("own", cpus, 0)], None) == "") is (gpus == 0)
+        assert (execution.resource_problem(spec, [Shape("own", cpus, 0)], None) == "") is (gpus == 0)
 
 
 def test_what_an_autoscaler_may_add_is_read_from_what_ray_up_leaves(tmp_path):
     path = tmp_path / "ray_bootstrap_config.yaml"
-    assert _to_come(path) == []
+    assert nodes_to_come(path) == []
     kinds = {
         "head": {"resources": {"CPU": 0}},
         "gpu": {"resources": {"CPU": 4, "GPU": 1}, "max_workers": 8},
@@ -550,9 +550,9 @@ def test_what_an_autoscaler_may_add_is_read_from_what_ray_up_leaves(tmp_path):
         "unknown": {},
     }
     path.write_text(json.dumps({"head_node_type": "head", "max_workers": 2, "available_node_types": kinds}))
-    assert _to_come(path) == [Shape("gpu", 4, 1, 8), Shape("unknown", float("inf"), float("inf"), 2)]
+    assert nodes_to_come(path) == [Shape("gpu", 4, 1, 8), Shape("unknown", float("inf"), float("inf"), 2)]
     path.write_text("available_node_types: [")
-    assert _to_come(path) == []
+    assert nodes_to_come(path) == []
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def test_a_stop_before_any_trial_has_begun_leaves_a_search_that_can_be_resumed_a
         driver.released(number)
         obey_text(driver, "continue", by="me")
     obey_text(driver, "stop", by="me")
-    end = launch._finish(spec, folder, ledger, driver, recorder, ended=True, refused=False)
+    end = launch.finish(spec, folder, ledger, driver, recorder, ended=True, refused=False)
     assert (end.interrupted, end.nothing_completed, end.recorded) == (False, False, True)
     assert [trial.outcome for trial in end.trials] == ["interrupted"]
     assert search_state.read(folder).state.word == "stopped"
@@ -58,6 +58,6 @@ def test_the_wall_time_beside_the_plan_is_the_one_of_the_summary(resumed):
     spec, folder, ledger, driver, recorder = resumed
     (folder / PLAN).write_text(json.dumps(planning.plan(spec, stated_speed(1e9)).to_dict()))
     obey_text(driver, "stop", by="me")
-    launch._finish(spec, folder, ledger, driver, recorder, ended=True, refused=False)
+    launch.finish(spec, folder, ledger, driver, recorder, ended=True, refused=False)
     spent = search_state.read(folder).spent.wall_seconds
     assert searches.read_hindsight(folder).plan["wall_seconds"]["actual"] == spent == driver.progress.spent.wall_seconds > 0

@@ -15,7 +15,7 @@ from vit_search.config.trial import DataConfig
 from vit_search.data.cache import prepare
 from vit_search.errors import ClusterError, LinkError, SearchError
 from vit_search.ledger import searches
-from vit_search.ledger.file import Ledger, _copy_of
+from vit_search.ledger.file import Ledger, copy_path
 from vit_search.promotion import finalists
 from vit_search.runtime import ray_folder
 from vit_search.search import control, resume_checks, search_folder, trial
@@ -105,9 +105,9 @@ def test_a_ledger_that_is_a_link_or_a_pipe_is_not_opened(tmp_path, victim):
     with pytest.raises(LinkError, match=f"^{path}: not a file; remove it"):
         Ledger(path)
     path.unlink()
-    _copy_of(path).symlink_to(victim)  # holds something else than the ledger, so it is made anew
+    copy_path(path).symlink_to(victim)  # holds something else than the ledger, so it is made anew
     Ledger(path).close()
-    assert not _copy_of(path).is_symlink()
+    assert not copy_path(path).is_symlink()
 
 
 def test_a_command_that_only_reads_does_not_empty_what_a_lock_leads_to(tmp_path, victim, migrated, monkeypatch, capsys):
@@ -165,7 +165,7 @@ def test_a_data_cache_s_lock_follows_no_link(tmp_path, victim, monkeypatch):
 
 def test_a_trial_s_error_replaces_a_link(tmp_path, victim):
     (tmp_path / "error.txt").symlink_to(victim)
-    failed = trial._broken(TrialOrder(trial=0, config={}, folder=tmp_path), RuntimeError("broken"))
+    failed = trial.failure_report(TrialOrder(trial=0, config={}, folder=tmp_path), RuntimeError("broken"))
     assert failed.reason.startswith("RuntimeError: broken") and not (tmp_path / "error.txt").is_symlink()
 
 

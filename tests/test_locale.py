@@ -34,7 +34,7 @@ from vit_search.search.messages import TrialOrder
 try:
     raise ValueError("\\u03b1\\u65e5\\udce9")
 except ValueError as error:
-    print(ascii(trial._broken(TrialOrder(trial=0, config={}, folder=Path(sys.argv[1])), error).outcome))
+    print(ascii(trial.failure_report(TrialOrder(trial=0, config={}, folder=Path(sys.argv[1])), error).outcome))
 """
 
 

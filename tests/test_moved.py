@@ -5,6 +5,7 @@ import logging
 import shutil
 
 import pytest
+from servers import until
 from synthetic import made
 
 from vit_search.errors import TrackingError
@@ -232,8 +233,7 @@ def test_doctor_never_closes_the_runs_of_a_running_search(project, said):
     recorder = Recorder.connect(uris.resolve_uri(None, moved, facts), spec.name)
     recorder.open(spec, facts, moved, ledger.events, ledger.sync)
     try:
-        while not recorder._ready or recorder.behind:
-            assert recorder._thread.is_alive()
+        until(lambda: recorder.ready and not recorder.behind)
         shutil.copytree(moved, old)  # back to where the runs were made; nobody runs this copy
         assert client.get_run(recorder.parent_run).info.status == "RUNNING"
         assert doctor.zombies(client) == []

@@ -331,7 +331,7 @@ def test_a_calibration_foretells_what_it_measured():
     made = spec("model: {patch_size: {choice: [2, 4]}, depth: {int: [1, 4]}, dim: {choice: [32, 64]}, heads: 4}")
     before = torch.get_num_threads()
     try:
-        configs = [calibrate._bounded(config, 1e9) for config in calibrate.proposals(made)]
+        configs = [calibrate.bounded(config, 1e9) for config in calibrate.proposals(made)]
         times = calibrate.measure(configs, "cpu", 1, 0.5)
     finally:
         torch.set_num_threads(before)

@@ -93,27 +93,27 @@ class Data:
 
 def test_a_copy_that_was_replaced_writes_no_more(begun):
     folder, state = begun
-    old = trial._own(folder, "a")
-    trial._save(folder / "checkpoint", state, Data, ("train",), old)
-    new = trial._own(folder, "b")
+    old = trial.claim_folder(folder, "a")
+    trial.save_checkpoint(folder / "checkpoint", state, Data, ("train",), old)
+    new = trial.claim_folder(folder, "b")
     assert recovery.node_of(folder) == "b"
     before = checkpoint.weights_sha256(folder / "checkpoint")
     with torch.no_grad():
         next(state.model.parameters()).add_(1)
     with pytest.raises(trial.OvertakenError):
-        trial._save(folder / "checkpoint", state, Data, ("train",), old)
+        trial.save_checkpoint(folder / "checkpoint", state, Data, ("train",), old)
     assert checkpoint.weights_sha256(folder / "checkpoint") == before
-    trial._save(folder / "checkpoint", state, Data, ("train",), new)
+    trial.save_checkpoint(folder / "checkpoint", state, Data, ("train",), new)
     assert checkpoint.weights_sha256(folder / "checkpoint") != before
 
 
 def test_a_copy_that_is_replaced_while_it_writes_puts_nothing_in_place(begun):
     folder, state = begun
-    mark = trial._own(folder, "a")
+    mark = trial.claim_folder(folder, "a")
 
     def replaced():
-        trial._own(folder, "b")  # at the last moment
-        trial._still_ours(folder, mark)
+        trial.claim_folder(folder, "b")  # at the last moment
+        trial.check_claim(folder, mark)
 
     with pytest.raises(trial.OvertakenError):
         checkpoint.save(folder / "checkpoint", state, classes=("a",), data_hash="f00", check=replaced)
@@ -122,11 +122,11 @@ def test_a_copy_that_is_replaced_while_it_writes_puts_nothing_in_place(begun):
 
 def test_storage_that_is_gone_is_no_new_beginning(begun):
     folder, state = begun
-    trial._save(folder / "checkpoint", state, Data, ("train",), trial._own(folder, "a"))
+    trial.save_checkpoint(folder / "checkpoint", state, Data, ("train",), trial.claim_folder(folder, "a"))
     gone = folder.parents[1].rename(folder.parents[1].with_name("elsewhere"))
     with pytest.raises(StorageError, match=r"is not seen on the node .*; have every node mount it at the same place"):
-        trial._patiently(
-            TrialOrder(trial=0, config={}, folder=folder), lambda: trial._where_it_stood(folder / "checkpoint", state.config, "cpu"), ()
+        trial.retry_storage(
+            TrialOrder(trial=0, config={}, folder=folder), lambda: trial.load_interrupted(folder / "checkpoint", state.config, "cpu"), ()
         )
     assert (gone / "trials/0000/checkpoint").exists()
 
@@ -141,7 +141,7 @@ def test_the_drivers_own_storage_is_named_however_deep_tune_has_wrapped_it():
         except RuntimeError as outer:
             return outer
 
-    full = execution._storage_trouble(Path("s/small-1"), wrapped(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    full = execution.storage_trouble(Path("s/small-1"), wrapped(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
     assert "s/small-1: cannot be written ([Errno 28] No space left on device); make room" in str(full)
-    assert str(execution._storage_trouble(Path("s"), wrapped(SearchError("ours")))) == "ours"
-    assert execution._storage_trouble(Path("s"), wrapped(ValueError("a bug"))) is None
+    assert str(execution.storage_trouble(Path("s"), wrapped(SearchError("ours")))) == "ours"
+    assert execution.storage_trouble(Path("s"), wrapped(ValueError("a bug"))) is None

@@ -176,10 +176,10 @@ def test_the_readme_says_how_far_an_answer_depends_on_its_batch(tmp_path):
     images = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         model.model.head.weight *= 20  # logits as far apart as a trained model's
-    alone = torch.cat([smoke._logits(model, image[None]) for image in images])
+    alone = torch.cat([smoke.logits_of(model, image[None]) for image in images])
     assert alone.std() > 1
     for batch in range(2, 33):
-        together = torch.cat([smoke._logits(model, part) for part in images.split(batch)])
+        together = torch.cat([smoke.logits_of(model, part) for part in images.split(batch)])
         assert (together.softmax(-1) - alone.softmax(-1)).abs().max() <= float(most)
-        again = torch.cat([smoke._logits(model, part) for part in images.split(batch)])
+        again = torch.cat([smoke.logits_of(model, part) for part in images.split(batch)])
         assert torch.equal(together, again)  # the same batch, the same bits

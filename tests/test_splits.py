@@ -270,7 +270,7 @@ def _decodes_for_ever(connection, cache):
         connection.send("decoding")
         time.sleep(600)
 
-    cache_module._write = held
+    cache_module.write_cache = held
     digits(cache)
 
 

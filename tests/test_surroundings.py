@@ -233,7 +233,10 @@ def test_a_server_and_a_driver_end_with_their_terminal_but_not_under_nohup(befor
 
     around, stop = signal.signal(signal.SIGHUP, before), threading.Event()
     try:
-        with server._signals(stop), server._signals(stop):  # the second time because Ray puts a handler of its own in between
+        with (
+            server.stop_on_signals(stop),
+            server.stop_on_signals(stop),
+        ):  # the second time because Ray puts a handler of its own in between
             os.kill(os.getpid(), signal.SIGHUP)
             assert stop.wait(10 if ends else 0.3) == ends
         with driver._Child() as child:
@@ -248,8 +251,8 @@ def test_a_terminal_that_is_gone_is_still_known_as_one(tmp_path):
     master, slave = pty.openpty()
     os.close(master)
     with (tmp_path / "file").open("w") as file:
-        assert not signals._is_terminal(file.fileno())
-    assert signals._is_terminal(slave)
+        assert not signals.is_terminal(file.fileno())
+    assert signals.is_terminal(slave)
     assert not os.isatty(slave)
     os.close(slave)
 
@@ -261,7 +264,7 @@ from vit_search.runtime import ray_token
 from vit_search.cluster.head import postgres
 from vit_search.errors import VitSearchError
 from vit_search.data import cache
-for ask in (ray_token.token_path, cache.default_cache, postgres._system_name):
+for ask in (ray_token.token_path, cache.default_cache, postgres.system_user_name):
     try:
         print(ask())
     except VitSearchError as error:

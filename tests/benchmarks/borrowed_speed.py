@@ -40,7 +40,7 @@ def drawn(spec: SearchSpec, count: int = 200) -> list[TrialConfig]:
 
 def calibrated(spec: SearchSpec) -> Speed:
     """As `calibrate.calibrate` for one training on one core, by the clock of this process."""
-    configs = [calibrate._bounded(config, calibrate.STEP_FLOPS["cpu"]) for config in calibrate.proposals(spec)]
+    configs = [calibrate.bounded(config, calibrate.STEP_FLOPS["cpu"]) for config in calibrate.proposals(spec)]
     with mock.patch.object(time, "perf_counter", time.process_time):
         return calibrate.fitted(configs, calibrate.measure(configs, "cpu", 1, 4.0))
 

@@ -268,12 +268,12 @@ def load(path: Path) -> SearchSpec:
     Raises: SpecError, one line: file, line, key, what was seen, the mend.
     """
     document = strict_yaml.load(path)
-    return _validated(document, str(path), path.read_text(encoding="utf-8"))
+    return validated(document, str(path), path.read_text(encoding="utf-8"))
 
 
 def parse(text: str, source: str = "search file") -> SearchSpec:
     """The same from text."""
-    return _validated(strict_yaml.parse(text, source), source, text)
+    return validated(strict_yaml.parse(text, source), source, text)
 
 
 def json_schema() -> dict[str, Any]:
@@ -284,7 +284,12 @@ def json_schema() -> dict[str, Any]:
     return schema
 
 
-def _validated(document: strict_yaml.Document, source: str, text: str) -> SearchSpec:
+def validated(document: strict_yaml.Document, source: str, text: str) -> SearchSpec:
+    """The search file of a document that was read from `source`, whose text is `text`.
+
+    Raises: SpecError that names the line.
+    """
+
     def refuse(path: tuple[str | int, ...], message: str) -> SpecError:
         return SpecError(f"{source}:{document.line(path)}: {message}")
 

@@ -142,7 +142,7 @@ def _make(config: DataConfig, folder: Path, key: str, source: Source, stream_abo
         shutil.rmtree(left, ignore_errors=True)
     fresh = Path(tempfile.mkdtemp(prefix=unfinished, dir=folder.parent))
     try:
-        _write(fresh, key, source, splits, pixels)
+        write_cache(fresh, key, source, splits, pixels)
         _put(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -179,7 +179,7 @@ def _verified(data: DataSet, name: str) -> Path:
     return path
 
 
-def _write(folder: Path, key: str, source: Source, splits: Mapping[SplitName, np.ndarray], pixels: np.ndarray | None) -> None:
+def write_cache(folder: Path, key: str, source: Source, splits: Mapping[SplitName, np.ndarray], pixels: np.ndarray | None) -> None:
     """The files of a cache folder; `pixels` is None for a set that is streamed."""
     for name, indices in splits.items():
         np.save(folder / f"{name}_images.npy", source.names[indices] if pixels is None else pixels[indices], allow_pickle=False)

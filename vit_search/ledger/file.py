@@ -44,14 +44,14 @@ class Ledger:
         lines = _sound_lines(path)
         self.events = _decoded(path, lines)
         whole = b"".join(lines)
-        if not _holds(_copy_of(path), whole):
-            write_whole(_copy_of(path), whole)
+        if not _holds(copy_path(path), whole):
+            write_whole(copy_path(path), whole)
         if not _holds(path, whole):  # after the copy is whole: a crash in here loses nothing
             self._file.truncate(0)
             self._file.write(whole)
             self._file.flush()
             os.fsync(self._file.fileno())
-        self._copy: IO[bytes] = open_to_write(_copy_of(path), "ab")
+        self._copy: IO[bytes] = open_to_write(copy_path(path), "ab")
 
     def append(self, event: Event) -> None:
         """Write an event and tell the listeners.
@@ -93,7 +93,7 @@ def read_events(path: Path) -> list[Event]:
 
     Raises: SearchError when the file is missing, or damaged before its end like its copy.
     """
-    if not path.exists() and not _copy_of(path).exists():
+    if not path.exists() and not copy_path(path).exists():
         raise SearchError(f"{path}: missing; {path.parent} is not the folder of a search.")
     return _decoded(path, _sound_lines(path))
 
@@ -139,14 +139,15 @@ def _decoded(path: Path, lines: Sequence[bytes]) -> list[Event]:
     return events
 
 
-def _copy_of(path: Path) -> Path:
+def copy_path(path: Path) -> Path:
+    """Where the second copy of a ledger lies."""
     return path.with_name(f"{path.stem}.copy{path.suffix}")
 
 
 def _sound_lines(path: Path) -> list[bytes]:
     """The lines of the ledger, or of its copy where that has more of them."""
     lines, damaged = _prefix(path)
-    more, other = _prefix(_copy_of(path))
+    more, other = _prefix(copy_path(path))
     if len(more) > len(lines):
         lines, damaged = more, other and damaged
     if damaged:

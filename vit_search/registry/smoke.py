@@ -31,8 +31,8 @@ CLASSES_KEPT = 1000
 
 def golden(served: ServedModel) -> str:
     """The logits of fixed images, as JSON: (8, the first 1,000 classes). What a registered version keeps as its tag `golden`."""
-    logits = _logits(served, _images(served))[:, :CLASSES_KEPT]
-    return json.dumps([[round(value, 5) for value in row] for row in logits.tolist()])
+    golden_logits = logits_of(served, _images(served))[:, :CLASSES_KEPT]
+    return json.dumps([[round(value, 5) for value in row] for row in golden_logits.tolist()])
 
 
 def problem(served: ServedModel, expected: str = "") -> str:
@@ -42,7 +42,7 @@ def problem(served: ServedModel, expected: str = "") -> str:
         expected: `golden` of the model when it was registered; empty where that is not known.
     """
     images = _images(served)
-    together = _logits(served, images)
+    together = logits_of(served, images)
     if together.shape != (IMAGES, len(served.classes)):
         return f"the logits are {tuple(together.shape)}, for {counted(len(served.classes), 'class')} and {counted(IMAGES, 'image')}"
     if not together.isfinite().all():
@@ -50,7 +50,7 @@ def problem(served: ServedModel, expected: str = "") -> str:
     sums = together.softmax(-1).sum(-1)
     if (sums - 1).abs().max() > TOLERANCE:
         return f"the probabilities of an image add to {sums[(sums - 1).abs().argmax()]:g}"
-    alone = torch.cat([_logits(served, images[i : i + 1]) for i in range(IMAGES)])
+    alone = torch.cat([logits_of(served, images[i : i + 1]) for i in range(IMAGES)])
     if not _near(alone, together):
         return f"the logits of an image alone are {(alone - together).abs().max():.2g} from those in a batch of {IMAGES}"
     if not expected:
@@ -109,7 +109,7 @@ def _images(served: ServedModel) -> Tensor:
 
 
 @torch.inference_mode()
-def _logits(served: ServedModel, images: Tensor) -> Tensor:
+def logits_of(served: ServedModel, images: Tensor) -> Tensor:
     """On the model's device; float32 (batch, classes) on the CPU."""
     mean, std = served.normalisation.mean, served.normalisation.std
     logits: Tensor = served.model(augment.normalise(images.to(mean.device), mean, std))

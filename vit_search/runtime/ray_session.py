@@ -152,10 +152,10 @@ def shapes() -> list[Shape]:
     there = [
         Shape(node["NodeManagerHostname"], node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in nodes_alive()
     ]
-    return there + _to_come(Path(os.path.expanduser(AUTOSCALER_FILE)))  # noqa: PTH111 -- Path's raises where there is no home
+    return there + nodes_to_come(Path(os.path.expanduser(AUTOSCALER_FILE)))  # noqa: PTH111 -- Path's raises where there is no home
 
 
-def _to_come(path: Path) -> list[Shape]:
+def nodes_to_come(path: Path) -> list[Shape]:
     """What an autoscaler may add; a kind whose size is nowhere told may be of any."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

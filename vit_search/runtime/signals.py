@@ -18,12 +18,12 @@ def leave_terminal() -> None:
     """Print to nowhere from now on: to write to a terminal that is gone is an error, and would end the program half-way."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
-        if _is_terminal(number):
+        if is_terminal(number):
             os.dup2(nowhere, number)
     os.close(nowhere)
 
 
-def _is_terminal(number: int) -> bool:
+def is_terminal(number: int) -> bool:
     """Whether a file is a terminal; `isatty` says no to one that is gone."""
     try:
         termios.tcgetattr(number)

@@ -79,9 +79,12 @@ class Driver:
         train_flops: Callable[[Mapping[str, Value]], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._ledger, self._state, self._orders = ledger, components, orders
+        self._ledger, self._orders = ledger, orders
+        self.state = components
+        """What has happened so far, to be read."""
         self._cluster, self._patience, self._train_flops, self._clock = cluster, patience, train_flops, clock
-        self._runtime = Runtime()
+        self.runtime = Runtime()
+        """What this driver alone knows, to be read."""
         self._lock = threading.RLock()
         """Commands come from threads of their own."""
         for event in ledger.events:
@@ -94,42 +97,42 @@ class Driver:
     @property
     def trials(self) -> Mapping[int, Trial]:
         """By their numbers."""
-        return self._state.progress.trials
+        return self.state.progress.trials
 
     @property
     def progress(self) -> Progress:
         """The trials and what they cost."""
-        return self._state.progress
+        return self.state.progress
 
     @property
     def settings(self) -> Settings:
         """As they stand."""
-        return self._state.commands.settings
+        return self.state.commands.settings
 
     @property
     def paused(self) -> bool:
         """Whether trials are held."""
-        return self._state.commands.paused
+        return self.state.commands.paused
 
     @property
     def draining(self) -> bool:
         """Whether somebody asked for no more trials to start."""
-        return self._state.commands.draining
+        return self.state.commands.draining
 
     @property
     def cancelled(self) -> bool:
         """Whether all trials are to end at once."""
-        return self._runtime.cancelled
+        return self.runtime.cancelled
 
     @property
     def ending(self) -> str:
         """The limit that ends the search; empty while none does."""
-        return self._state.limits.ending
+        return self.state.limits.ending
 
     @property
     def trouble(self) -> VitSearchError | None:
         """The error that ended the search."""
-        return self._runtime.trouble
+        return self.runtime.trouble
 
     @property
     def over(self) -> bool:
@@ -138,7 +141,7 @@ class Driver:
 
     @property
     def _no_trial_goes_on(self) -> bool:
-        return bool(self.ending or self._state.limits.common_failure or self.cancelled)
+        return bool(self.ending or self.state.limits.common_failure or self.cancelled)
 
     @property
     def word(self) -> str:
@@ -152,11 +155,11 @@ class Driver:
 
     def audits(self) -> list[tuple[int, int | None]]:
         """See StoppingRule.audits."""
-        return self._state.stopping.audits()
+        return self.state.stopping.audits()
 
     def holds(self, trial: int) -> bool:
         """Whether a trial waits, without a process, until the stopping rule lets it go on or ends it."""
-        return self._state.stopping.holds(trial)
+        return self.state.stopping.holds(trial)
 
     def must_end(self, trial: int) -> bool:
         """Whether a trial that was ordered is to be ended now: all are, or it is over, or must not start any more."""
@@ -167,7 +170,7 @@ class Driver:
     def propose(self) -> TrialOrder | Wait | Finished:
         """The next trial to start: one that was interrupted, or a new one."""
         with self._lock:
-            nothing: Wait | Finished = Wait() if self._runtime.ordered else Finished()
+            nothing: Wait | Finished = Wait() if self.runtime.ordered else Finished()
             if self._no_trial_goes_on:
                 return nothing
             if self.paused or not self._room():
@@ -176,30 +179,30 @@ class Driver:
             if not self.draining:
                 number = self._first_waiting()
                 number = self._propose_new() if number is None else number
-            if number is None and not self._runtime.ordered:
+            if number is None and not self.runtime.ordered:
                 number = self._finalist()
             if number is None:
                 return nothing
-            self._runtime.ordered.add(number)
-            self._runtime.allowed -= 1
+            self.runtime.ordered.add(number)
+            self.runtime.allowed -= 1
             return self._order(number)
 
     def _room(self) -> bool:
         """Whether one more trial may be open."""
-        ordered, running = len(self._runtime.ordered), len(self._runtime.begun)
-        if self._runtime.allowed < 1 or ordered >= self.settings.concurrency:
+        ordered, running = len(self.runtime.ordered), len(self.runtime.begun)
+        if self.runtime.allowed < 1 or ordered >= self.settings.concurrency:
             return False
-        return ordered < max(running, self._state.sharing.slots(self._cluster.shapes)) + max(AHEAD, running // 4)
+        return ordered < max(running, self.state.sharing.slots(self._cluster.shapes)) + max(AHEAD, running // 4)
 
     def _first_waiting(self) -> int | None:
-        ordered, rule = self._runtime.ordered, self._state.stopping
+        ordered, rule = self.runtime.ordered, self.state.stopping
         waiting = (number for number in self.progress.unfinished if number not in ordered and not rule.holds(number))
         return min(waiting, key=lambda number: (rule.turn(number), number), default=None)
 
     def _propose_new(self) -> int | None:
         """The number of a new trial; None where there are enough, or nothing is left that can be built."""
         number = len(self.trials)
-        while number < self.settings.trials and (proposal := self._state.proposals.ask()) is not None:
+        while number < self.settings.trials and (proposal := self.state.proposals.ask()) is not None:
             params, problem = proposal
             if problem is None:
                 self._append(Proposed(trial=number, params=params))
@@ -212,7 +215,7 @@ class Driver:
 
         The others end once the best has got there.
         """
-        stopping = self._state.stopping
+        stopping = self.state.stopping
         held = [number for number in self.progress.unfinished if stopping.holds(number)]
         if stopping.leader in held:
             return stopping.leader
@@ -221,15 +224,15 @@ class Driver:
         return None
 
     def _order(self, trial: int) -> TrialOrder:
-        return self._orders(trial, self.trials[trial].params, self._state)
+        return self._orders(trial, self.trials[trial].params, self.state)
 
     # What it is told of trials
 
     def started(self, trial: int) -> None:
         """A process has taken a trial up."""
         with self._lock:
-            self._runtime.begun.add(trial)
-            self._runtime.waiting_since.pop(trial, None)
+            self.runtime.begun.add(trial)
+            self.runtime.waiting_since.pop(trial, None)
             self._patience.start(trial, self._train_flops(self.trials[trial].params), self._clock())
 
     def report(self, trial: int, report: Report) -> Decision:
@@ -251,13 +254,13 @@ class Driver:
         self._patience.hear(trial, self._clock(), epoch.result.seconds)
         is_new = epoch.result.epoch > len(self.trials[trial].results)
         if is_new:
-            devices = self._state.sharing.reported_devices(trial)
+            devices = self.state.sharing.reported_devices(trial)
             self._append(Reported(trial=trial, result=epoch.result, system=epoch.system, devices=devices))
         self._finish_decided_trials()
         if self.trials[trial].over:
             return Stop()
-        if is_new and self._state.stopping.holds(trial):
-            self._runtime.parked.add(trial)
+        if is_new and self.state.stopping.holds(trial):
+            self.runtime.parked.add(trial)
             return Stop()
         if self.paused:
             self._patience.forget(trial)
@@ -276,7 +279,7 @@ class Driver:
         return Move(order, avoid)
 
     def _give_larger_share(self, trial: int, reason: str) -> Decision:
-        sharing = self._state.sharing
+        sharing = self.state.sharing
         gpus = sharing.devices(trial).gpus
         assert gpus < 1, "a trial with a whole GPU makes its micro-batches smaller"
         _log.warning("trial %d outgrew %g of a GPU: %s", trial, gpus, reason)
@@ -296,10 +299,10 @@ class Driver:
             if self.trials[trial].over:
                 return Stop()
             cause, reason = cause_of(error), in_words(error)
-            silent_s = self._runtime.silent_s.pop(trial, 0.0)
+            silent_s = self.runtime.silent_s.pop(trial, 0.0)
             if silent_s and cause != "node":
                 cause, reason = "own", f"it hung: not heard of for {silent_s:.0f} s"
-            again = self._state.recovery.tries_again(trial, cause)
+            again = self.state.recovery.tries_again(trial, cause)
             self._append(Broke(trial=trial, reason=reason, again=again, cause=cause))
             self._finish_decided_trials()
             if not again:
@@ -311,32 +314,32 @@ class Driver:
     def _retry(self, trial: int, *, avoid_node: bool) -> Move:
         order = self._order(trial)
         if avoid_node:
-            self._runtime.avoided.setdefault(trial, set()).add(node_of(order.folder))
+            self.runtime.avoided.setdefault(trial, set()).add(node_of(order.folder))
         avoid = self._avoid(order)
         if avoid:
-            self._runtime.waiting_since[trial] = self._clock()
+            self.runtime.waiting_since[trial] = self._clock()
         return Move(order, avoid)
 
     def _avoid(self, order: TrialOrder, besides: Collection[str] = ()) -> frozenset[str]:
-        avoided = self._runtime.avoided.get(order.trial, set()) | set(besides)
+        avoided = self.runtime.avoided.get(order.trial, set()) | set(besides)
         return nodes_to_avoid({"CPU": order.cpus, "GPU": order.gpus}, avoided, self._cluster.nodes()) if avoided else frozenset()
 
     def released(self, trial: int) -> None:
         """No process runs a trial any more, or it was withdrawn before one did. Where it is not over, it can be ordered again."""
         with self._lock:
-            begun = trial in self._runtime.begun
+            begun = trial in self.runtime.begun
             self._patience.forget(trial)
-            self._runtime.ordered.discard(trial)
-            self._runtime.begun.discard(trial)
-            if trial in self._runtime.parked:
-                self._runtime.parked.discard(trial)
+            self.runtime.ordered.discard(trial)
+            self.runtime.begun.discard(trial)
+            if trial in self.runtime.parked:
+                self.runtime.parked.discard(trial)
             elif begun and not self.trials[trial].over and not self.cancelled:
-                self._end(trial, "stopped", self._state.commands.stop_reason(trial) or self.ending)
+                self._end(trial, "stopped", self.state.commands.stop_reason(trial) or self.ending)
 
     def _withdrawn(self, trial: int) -> bool:
         """Whether a trial that waits for a place is to start no more, or not for now."""
-        goes_on = not self.draining or self._state.stopping.holds(trial)  # the best of those that are held goes on to the end
-        return (self._no_trial_goes_on or self.paused or not goes_on) and trial not in self._runtime.begun
+        goes_on = not self.draining or self.state.stopping.holds(trial)  # the best of those that are held goes on to the end
+        return (self._no_trial_goes_on or self.paused or not goes_on) and trial not in self.runtime.begun
 
     # What it is told besides
 
@@ -346,24 +349,24 @@ class Driver:
         Returns: whether it was done, and the answer in words.
         """
         with self._lock:
-            running = [number for number in self.progress.unfinished if number in self._runtime.begun]
+            running = [number for number in self.progress.unfinished if number in self.runtime.begun]
             try:
                 if name == "add":
-                    self._state.proposals.check_point(arguments)
-                answer = self._state.commands.answer(name, arguments, running, len(self.trials))
+                    self.state.proposals.check_point(arguments)
+                answer = self.state.commands.answer(name, arguments, running, len(self.trials))
                 self._append(Commanded(name=name, arguments=arguments, answer=answer, by=by))
             except VitSearchError as error:
                 return False, str(error)
-            self._runtime.cancelled = self._runtime.cancelled or name == "cancel"
+            self.runtime.cancelled = self.runtime.cancelled or name == "cancel"
             return True, answer
 
     def cancel(self) -> None:
         """End the search now, in a way that `resume` can go on from."""
-        self._runtime.cancelled = True
+        self.runtime.cancelled = True
 
     def fail(self, error: VitSearchError) -> None:
         """The same because of an error."""
-        self._runtime.trouble = self._runtime.trouble or error
+        self.runtime.trouble = self.runtime.trouble or error
         self.cancel()
 
     def tick(self) -> list[KillWorker]:
@@ -373,20 +376,20 @@ class Driver:
         """
         with self._lock:
             now = self._clock()
-            self._runtime.allowed = IN_A_ROW
+            self.runtime.allowed = IN_A_ROW
             if self._cluster.lost is not None:
                 self.fail(self._cluster.lost)
             self._end_vain_waits(now)
-            silent = {trial: s for trial, s in self._patience.silent(now).items() if trial in self._runtime.begun}
+            silent = {trial: s for trial, s in self._patience.silent(now).items() if trial in self.runtime.begun}
             for trial, seconds in silent.items():
                 _log.warning("trial %d has not reported for %.0f seconds; its process is ended.", trial, seconds)
-                self._runtime.silent_s[trial] = seconds
+                self.runtime.silent_s[trial] = seconds
                 self._patience.forget(trial)
             return [KillWorker(trial) for trial in silent]
 
     def _end_vain_waits(self, now: float) -> None:
         """End the search where a trial waits in vain for another node than those it is kept off; a resume lets it go anywhere."""
-        for trial, since in self._runtime.waiting_since.items():
+        for trial, since in self.runtime.waiting_since.items():
             if now - since > WAIT_S and not self._avoid(self._order(trial)):
                 reason = (
                     f"no node has come for {WAIT_S / 60:.0f} minutes but those that it is kept off, since it hung or could not write there"
@@ -403,10 +406,10 @@ class Driver:
         with self._lock:
             begun = False
             for number in [number for number in self.progress.unfinished if self.trials[number].outcome == "running"]:
-                if self.ending and not self.cancelled and self._state.stopping.holds(number):
+                if self.ending and not self.cancelled and self.state.stopping.holds(number):
                     self._end(number, "stopped", self.ending)
                     continue
-                waits = ended and not self.cancelled and number not in self._runtime.ordered
+                waits = ended and not self.cancelled and number not in self.runtime.ordered
                 reason = "the search was stopped before it began" if waits else "the driver stopped"
                 self._append(Ended(trial=number, outcome="interrupted", reason=reason))
                 begun = begun or not waits
@@ -415,7 +418,7 @@ class Driver:
     # How its state changes
 
     def _finish_decided_trials(self) -> None:
-        for trial, (outcome, reason) in list(self._state.verdicts.due.items()):
+        for trial, (outcome, reason) in list(self.state.verdicts.due.items()):
             self._end(trial, outcome, reason)
 
     def _end(self, trial: int, outcome: Outcome, reason: str = "") -> None:

@@ -74,14 +74,14 @@ def run_trials(driver: Driver, folder: Path, work: Callable[[dict[str, Any]], No
             verbose=0,
         ),
     )
-    with _signals(driver):
+    with end_on_signals(driver):
         try:
             if apart:
                 _fit_apart(tuner, driver, head)
             else:
                 tuner.fit()
         except Exception as error:
-            raise driver.trouble or _storage_trouble(folder, error) or error from None
+            raise driver.trouble or storage_trouble(folder, error) or error from None
         if driver.trouble:
             raise driver.trouble
 
@@ -106,7 +106,7 @@ def _fit_apart(tuner: Tuner, driver: Driver, head: WatchedHead) -> None:
         raise ended[0]
 
 
-def _storage_trouble(folder: Path, error: BaseException) -> VitSearchError | None:
+def storage_trouble(folder: Path, error: BaseException) -> VitSearchError | None:
     """What Tune has wrapped up: an error of ours, or of the driver's own storage; None for any other."""
     causes, visited = [error], {id(error)}
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and id(cause) not in visited:
@@ -128,14 +128,14 @@ def ray_for(spec: SearchSpec, address: str | None) -> Iterator[None]:
     )  # else Ray makes it the trial's cores
     with session(address, env=WORKER_ENV | threads):
         end = time.monotonic() + (0 if address is None else NODES_JOIN_WITHIN_S)
-        while problem := _too_large(spec, shapes(), address):
+        while problem := resource_problem(spec, shapes(), address):
             if time.monotonic() > end:
                 raise SearchError(problem)
             time.sleep(1)
         yield
 
 
-def _too_large(spec: SearchSpec, there: list[Shape], address: str | None) -> str:
+def resource_problem(spec: SearchSpec, there: list[Shape], address: str | None) -> str:
     """Why a trial fits on no node; empty where it does, or where the file tells the memory of GPUs that start when they are asked for."""
     resources = spec.resources
     if address is None:
@@ -156,7 +156,7 @@ def _too_large(spec: SearchSpec, there: list[Shape], address: str | None) -> str
 
 
 @contextlib.contextmanager
-def _signals(driver: Driver) -> Iterator[None]:
+def end_on_signals(driver: Driver) -> Iterator[None]:
     """Ctrl-C, SIGTERM and a lost terminal end the search cleanly the first time; the second Ctrl-C ends it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield

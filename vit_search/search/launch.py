@@ -223,7 +223,7 @@ def drive(
                     run_trials(driver, folder, options.work, head, apart=options.address is not None)
         ended = True
     finally:  # an error of ours leaves a search that can be resumed, and no run open
-        end = _finish(spec, folder, ledger, driver, recorder, ended=ended, refused=not ended and first_launch)
+        end = finish(spec, folder, ledger, driver, recorder, ended=ended, refused=not ended and first_launch)
     if end.nothing_completed:
         raise NoTrialCompletedError(
             f"{folder}: none of {counted(len(end.trials), 'trial')} reached full length; {driver.ending or _why(end.trials)}"
@@ -314,7 +314,7 @@ class _End:
     recorded: bool
 
 
-def _finish(
+def finish(
     spec: SearchSpec, folder: Path, ledger: Ledger, driver: Driver | None, recorder: Recorder, *, ended: bool, refused: bool
 ) -> _End:
     """Write down how the search stands, have MLflow know it too, and let the ledger go. A full disk is passed over: it was said before.

@@ -81,7 +81,7 @@ def _failure(train: Callable[[TrialOrder], None], order: TrialOrder) -> Failed |
     except OSError as error:
         if error.errno is not None:
             raise StorageError(_ailing(order.folder, error)) from None
-        return _broken(order, error)  # of a library, about what it read
+        return failure_report(order, error)  # of a library, about what it read
     except training.DivergedError as error:
         return Failed("diverged", str(error))
     except VitSearchError as error:
@@ -91,11 +91,11 @@ def _failure(train: Callable[[TrialOrder], None], order: TrialOrder) -> Failed |
     except Exception as error:
         if isinstance(error, RuntimeError) and machine.out_of_memory(error) and not order.halves:
             return Outgrown(f"{type(error).__name__}: {error}".splitlines()[0])
-        return _broken(order, error)
+        return failure_report(order, error)
     return None
 
 
-def _broken(order: TrialOrder, error: Exception) -> Failed:
+def failure_report(order: TrialOrder, error: Exception) -> Failed:
     """What only a change of the code can mend."""
     folder = order.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,10 +113,10 @@ def _train(order: TrialOrder) -> None:
     config, folder, data = TrialConfig.from_dict(order.config), order.folder / "checkpoint", order.data
     trained_on, validated_on = TRAINED_AND_VALIDATED_ON[order.train_on]
     node = ray.get_runtime_context().get_node_id()
-    mark = _patiently(order, lambda: _own(folder.parent, node), PAUSES_S[:3])
+    mark = retry_storage(order, lambda: claim_folder(folder.parent, node), PAUSES_S[:3])
     splits = (trained_on, validated_on)
-    train, val = _patiently(order, lambda: [_split(data, names, device, order.decoders) for names in splits], PAUSES_S[:3])
-    state = _patiently(order, lambda: _where_it_stood(folder, config, device))
+    train, val = retry_storage(order, lambda: [_split(data, names, device, order.decoders) for names in splits], PAUSES_S[:3])
+    state = retry_storage(order, lambda: load_interrupted(folder, config, device))
     if state is None:
         state = training.start(config, evaluation.Normalisation.of(data.mean, data.std, device), device)
     state.halves = order.halves
@@ -132,11 +132,11 @@ def _train(order: TrialOrder) -> None:
                 latency = latency or training.latency_ms(state.outcome)
                 result = dataclasses.replace(result, latency_ms=latency)
                 state.history[-1] = result
-            _patiently(order, lambda: _save(folder, state, data, trained_on, mark))
+            retry_storage(order, lambda: save_checkpoint(folder, state, data, trained_on, mark))
             send(order, Epoch(result, meter.read() if meter else {}))
 
 
-def _own(folder: Path, node: str) -> str:
+def claim_folder(folder: Path, node: str) -> str:
     """Leave a mark by which a forgotten earlier process of this trial sees that it has been replaced; it names the node, too."""
     _see(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,8 @@ def _own(folder: Path, node: str) -> str:
     return mark
 
 
-def _still_ours(folder: Path, mark: str) -> None:
+def check_claim(folder: Path, mark: str) -> None:
+    """Raises: OvertakenError when another process has taken the trial up since `claim_folder`."""
     try:
         owner = (folder / "owner").read_text()
     except FileNotFoundError:  # the trial is over, or the storage is gone
@@ -166,7 +167,7 @@ def _see(folder: Path) -> None:
         raise FileNotFoundError(f"{search} is not seen on the node {socket.gethostname()}")
 
 
-def _where_it_stood(folder: Path, config: TrialConfig, device: str) -> training.Training | None:
+def load_interrupted(folder: Path, config: TrialConfig, device: str) -> training.Training | None:
     """The training as its checkpoint has it; None where it must begin anew, which gives the same numbers again."""
     try:
         state = checkpoint.load_training(folder, config, device) if checkpoint.exists(folder) else None
@@ -177,15 +178,20 @@ def _where_it_stood(folder: Path, config: TrialConfig, device: str) -> training.
     return state
 
 
-def _save(folder: Path, state: training.Training, data: DataSet, trained_on: tuple[SplitName, ...], mark: str) -> None:
+def save_checkpoint(folder: Path, state: training.Training, data: DataSet, trained_on: tuple[SplitName, ...], mark: str) -> None:
+    """Save a training as a checkpoint, unless another process has taken the trial up.
+
+    Raises: OvertakenError.
+    """
+
     def check() -> None:
-        _still_ours(folder.parent, mark)
+        check_claim(folder.parent, mark)
 
     check()
     checkpoint.save(folder, state, classes=data.classes, data_hash=data.data_hash, trained_on=trained_on, check=check)
 
 
-def _patiently(order: TrialOrder, act: Callable[[], Result], pauses: tuple[int, ...] = PAUSES_S) -> Result:
+def retry_storage(order: TrialOrder, act: Callable[[], Result], pauses: tuple[int, ...] = PAUSES_S) -> Result:
     """Do what needs the storage, again and again where it fails, and tell the driver of each pause.
 
     Raises: StorageError when it fails to the end.

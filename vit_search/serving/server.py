@@ -60,7 +60,7 @@ def serve(
         references.parse(model)  # a misspelt name is an error before Ray is imported
     stop = threading.Event()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_signals(stop))
+        stack.enter_context(stop_on_signals(stop))
         port = stack.enter_context(_reserved(settings.host, settings.port))
         run = Path(tempfile.mkdtemp(prefix="vit_search-serve-"))
         stack.callback(shutil.rmtree, run, ignore_errors=True)
@@ -72,7 +72,7 @@ def serve(
         torch.set_num_threads(1)  # this process tries models while the replicas answer
         state = follower.start()
         stack.enter_context(session(cpus=settings.replicas))
-        stack.enter_context(_signals(stop))  # again: Ray has put a handler of its own in their place
+        stack.enter_context(stop_on_signals(stop))  # again: Ray has put a handler of its own in their place
         try:
             _start_replicas(settings, port, run)
         except Exception as error:
@@ -134,7 +134,7 @@ def _start_replicas(settings: ServingSettings, port: int, run: Path) -> None:
 
 
 @contextlib.contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
+def stop_on_signals(stop: threading.Event) -> Iterator[None]:
     """SIGINT, SIGTERM and a lost terminal set the event; the second SIGINT ends at once."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -70,7 +70,7 @@ class Recorder:
         self._folded = 0
         """Events that it knows of."""
         self._runs: SearchRuns
-        self._ready = False
+        self.ready = False
         """Whether what MLflow has is known."""
         self._made_anew: set[int] = set()
         """Trials whose run was gone from MLflow; it is made anew once."""
@@ -203,12 +203,12 @@ class Recorder:
             if isinstance(event, Ended):
                 self._improved(event)
         self._runs.to_reopen = {number for number, trial in self._progress.trials.items() if not trial.over}
-        self._ready = True
+        self.ready = True
 
     def _work(self) -> None:
         try:
             self._caller.call(self._take_up)
-            if self._ready:  # else MLflow refuses it for good, which has been said
+            if self.ready:  # else MLflow refuses it for good, which has been said
                 self._caller.call(self._write_views)
                 self._caller.call(partial(log_inputs, self._runs, self.parent_run, datasets.splits(self._runs.facts)))
                 self._drain()

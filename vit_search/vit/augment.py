@@ -117,7 +117,7 @@ def resized_crop(images: Tensor, least: float, generator: Generator) -> Tensor:
     zero = torch.zeros_like(area)
     x, y = (2 * place_x - 1) * (1 - width), (2 * place_y - 1) * (1 - height)  # centres, from -1 to 1
     theta = torch.stack([torch.stack([width, zero, x], 1), torch.stack([zero, height, y], 1)], 1)
-    return _warp(images, theta.to(images.device), "bilinear", "border")
+    return warp(images, theta.to(images.device), "bilinear", "border")
 
 
 def erase(images: Tensor, chance: float, generator: Generator) -> Tensor:
@@ -237,7 +237,7 @@ def _policy(images: Tensor, reach: _Reach, levels: Tensor, generator: Generator)
     return torch.cat(done).index_select(0, order.argsort().to(images.device))
 
 
-def _warp(images: Tensor, theta: Tensor, mode: str = "nearest", outside: str = "zeros") -> Tensor:
+def warp(images: Tensor, theta: Tensor, mode: str = "nearest", outside: str = "zeros") -> Tensor:
     """Resample: `theta` (batch, 2, 3) maps places of the result to places of the source, both from -1 to 1."""
     x, y = (torch.linspace(1 / side - 1, 1 - 1 / side, side, device=images.device) for side in (images.shape[-1], images.shape[-2]))
     in_cols, in_rows = theta[:, :, :1] * x, theta[:, :, 1:2] * y + theta[:, :, 2:]
@@ -250,7 +250,7 @@ def _affine(images: Tensor, xx: Tensor, xy: Tensor, dx: Tensor, yx: Tensor, yy: 
     height, width = images.shape[-2:]
     row_x = torch.stack([xx, xy * height / width, 2 * dx / width], 1)
     row_y = torch.stack([yx * width / height, yy, 2 * dy / height], 1)
-    return _warp(images, torch.stack([row_x, row_y], 1))
+    return warp(images, torch.stack([row_x, row_y], 1))
 
 
 def _identity(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:

@@ -78,7 +78,7 @@ def calibrate(spec: SearchSpec, *, concurrency: int | None = None, seconds: floa
         room = min(room, torch.cuda.device_count() / gpus)
     processes = min(concurrency or spec.concurrency, max(1, int(room)))
     threads = max(1, int(cores / processes if cpus == "auto" else cpus))
-    configs = [_bounded(config, STEP_FLOPS[device]) for config in proposals(spec)]
+    configs = [bounded(config, STEP_FLOPS[device]) for config in proposals(spec)]
     workers = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
     with mock.patch.dict(os.environ, WORKER_ENV | {"OMP_NUM_THREADS": str(threads)}), workers as pool:  # read as a process starts
         futures = [pool.submit(measure, configs, device, threads, seconds) for _ in range(processes)]
@@ -223,7 +223,7 @@ def evaluated(config: TrialConfig) -> int:
     return max(1, min(EVALUATED_AT_ONCE, int(5e9 / cost_of(config.model, 1).forward_flops)))
 
 
-def _bounded(config: TrialConfig, flops: float) -> TrialConfig:
+def bounded(config: TrialConfig, flops: float) -> TrialConfig:
     """The same with a batch that takes no longer than bearable, no compilation, and no end."""
     most = max(1, int(flops / cost_of(config.model, 1).train_flops))
     training = dataclasses.replace(

@@ -60,7 +60,7 @@ def _make_database(head: HeadServices, binaries: Path) -> None:
     as_account: dict[str, str | int] = {}
     if os.getuid() == 0:
         as_account = {"user": postgres_account().pw_uid, "group": postgres_account().pw_gid}
-    superuser = postgres_account().pw_name if as_account else _system_name()
+    superuser = postgres_account().pw_name if as_account else system_user_name()
     shutil.rmtree(fresh, ignore_errors=True)
     _run_or_fail([str(binaries / "initdb"), "-D", str(fresh), "-U", superuser, "--auth=peer", "-E", "UTF8", "--no-locale"], as_account)
     rules = [f"local all {superuser} peer", "local mlflow,mlflow_auth mlflow scram-sha-256"]
@@ -73,7 +73,7 @@ def _make_database(head: HeadServices, binaries: Path) -> None:
     fresh.rename(head.database)
 
 
-def _system_name() -> str:
+def system_user_name() -> str:
     """The name by which PostgreSQL knows this account: the system's, whatever the environment says.
 
     Raises: ClusterError where it has none; initdb would refuse it, too.

@@ -126,7 +126,7 @@ def measure_side_by_side(
     ratios = {}
     for name, pair in times.items():
         for word, share in (("p50", 50), ("p95", 95)):
-            ratios[f"{name}_{word}"] = _ratio(pair, share)
+            ratios[f"{name}_{word}"] = ratio_of_percentiles(pair, share)
     return SideBySide(ours, theirs, ratios)
 
 
@@ -193,7 +193,7 @@ def _time_calls(raws: Sequence[RawPixels], batch: int, warm_up: int, timed: int,
     return np.array(rows), len(rows) < timed
 
 
-def _ratio(times: npt.NDArray[np.float64], share: float, draws: int = 2000) -> Ratio:
+def ratio_of_percentiles(times: npt.NDArray[np.float64], share: float, draws: int = 2000) -> Ratio:
     """The first model's percentile over the second's; times (calls, 2)."""
     calls = len(times)
     block = min(BLOCK, max(1, calls // 5))

@@ -63,7 +63,7 @@ class Process:
 
     def at(self, points: Matrix) -> tuple[Matrix, Matrix]:
         """Mean and deviation of the score at (m, d) points, without noise."""
-        near = _kernel(_squares(points, self.points), self.logs)
+        near = _kernel(squared_differences(points, self.points), self.logs)
         down = np.linalg.solve(self.cholesky, near.T)
         left = np.exp(self.logs[-2]) - (down**2).sum(0)
         return near @ self.weights, np.sqrt(np.maximum(left, 1e-9))
@@ -76,17 +76,23 @@ def fitted(points: Matrix, scores: Matrix) -> Process:
     wide = points.shape[1]
     means = np.array([LENGTH[0]] * wide + [SIGNAL[0], NOISE[0]])
     deviations = np.array([LENGTH[1]] * wide + [SIGNAL[1], NOISE[1]])
-    squares = _squares(points, points)
+    squares = squared_differences(points, points)
     bounds = [(-3.5, 2.5)] * wide + [(-3.0, 3.0), (-9.0, 1.0)]
     optimum = minimize(
-        _loss, means, (squares, scores, means, deviations), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 20}
+        negative_log_posterior,
+        means,
+        (squares, scores, means, deviations),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options={"maxiter": 20},
     )
-    return _conditioned(optimum.x, points, scores)
+    return conditioned(optimum.x, points, scores)
 
 
 def believing(process: Process, scores: Matrix, more: Matrix) -> Process:
     """The same after its own means have been seen at (m, d) further points; `scores` are those of its own points."""
-    return _conditioned(process.logs, np.vstack([process.points, more]), np.concatenate([scores, process.at(more)[0]]))
+    return conditioned(process.logs, np.vstack([process.points, more]), np.concatenate([scores, process.at(more)[0]]))
 
 
 def log_improvement(mean: Matrix, deviation: Matrix, best: float) -> Matrix:
@@ -214,7 +220,7 @@ def _encoded(axes: Sequence[_Axis], points: Sequence[Mapping[str, Value]]) -> Ma
     return np.stack(columns, axis=1)
 
 
-def _squares(a: Matrix, b: Matrix) -> Matrix:
+def squared_differences(a: Matrix, b: Matrix) -> Matrix:
     """(n, m, d): squared differences of (n, d) and (m, d) points in each coordinate."""
     return np.asarray((a[:, None] - b[None]) ** 2)
 
@@ -224,7 +230,7 @@ def _kernel(squares: Matrix, logs: Matrix) -> Matrix:
     return np.asarray(np.exp(logs[-2] - far) * (1 + far + far**2 / 3))
 
 
-def _loss(logs: Matrix, squares: Matrix, scores: Matrix, means: Matrix, deviations: Matrix) -> tuple[float, Matrix]:
+def negative_log_posterior(logs: Matrix, squares: Matrix, scores: Matrix, means: Matrix, deviations: Matrix) -> tuple[float, Matrix]:
     """Minus the logarithm of the posterior but for a constant, and its gradient."""
     n = len(scores)
     scales = np.exp(-2 * logs[:-2])
@@ -248,8 +254,9 @@ def _loss(logs: Matrix, squares: Matrix, scores: Matrix, means: Matrix, deviatio
     return float(loss), gradient + apart / deviations
 
 
-def _conditioned(logs: Matrix, points: Matrix, scores: Matrix) -> Process:
-    kernel = _kernel(_squares(points, points), logs) + (math.exp(logs[-1]) + 1e-6) * np.eye(len(points))
+def conditioned(logs: Matrix, points: Matrix, scores: Matrix) -> Process:
+    """The process after (n, d) points and their n scores were observed, for given logarithms of its scales and variances."""
+    kernel = _kernel(squared_differences(points, points), logs) + (math.exp(logs[-1]) + 1e-6) * np.eye(len(points))
     cholesky = np.linalg.cholesky(kernel)
     weights = np.linalg.solve(cholesky.T, np.linalg.solve(cholesky, scores))
     return Process(logs, points, np.asarray(cholesky), np.asarray(weights))
