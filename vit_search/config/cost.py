@@ -1,6 +1,6 @@
 """What a Vision Transformer costs, in closed form, before anything is built.
 
-Every figure follows the model in vit/model.py layer by layer and is held against it by tests/test_cost.py: the parameter
+Every figure follows the model in vit/model.py layer by layer and is held against it by tests/config/test_model_cost.py: the parameter
 count exactly, the FLOPs against torch.utils.flop_counter, the kept bytes against autograd's saved tensors.
 """
 

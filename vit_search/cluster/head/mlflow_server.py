@@ -26,7 +26,7 @@ WORKERS = 2
 
 REMEMBERED_S = 60
 """Seconds in which a password that was changed is still good. Without it, 93 of the 97 seconds that a search of two trials waited
-for MLflow at its end went into hashes (tests/test_cluster_hosts.py, two busy cores)."""
+for MLflow at its end went into hashes (tests/system/test_cluster_hosts.py, two busy cores)."""
 
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy is not asked for what is on 127.0.0.1
 

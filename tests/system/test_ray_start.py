@@ -1,0 +1,142 @@
+"""How a Ray of our own starts: in a folder that no other account can enter, and with the cause in one line where it cannot."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from helpers.commands import COMMAND
+
+from vit_search.errors import ClusterError
+from vit_search.runtime import ray_folder
+
+UNSHARED = pytest.mark.skipif(
+    os.getuid() != 0 or shutil.which("unshare") is None, reason="root and unshare: mounts and networks of its own"
+)
+FILE = """
+name: small
+data: {name: digits, train_limit: 200}
+trials: 1
+epochs: 1
+concurrency: 1
+stopping: {kind: none}
+model: {patch_size: 4, depth: 1, dim: 16, heads: 2}
+"""
+SESSION = """
+import os, stat, sys
+from pathlib import Path
+from vit_search.runtime import ray_session
+with ray_session.session():
+    import ray
+    sockets = Path(ray._private.worker._global_node.plasma_store_socket_name).parent
+    assert ray.get(ray.remote(lambda: 7).remote()) == 7
+    for folder in (sockets, *sockets.parents):
+        about = folder.stat()
+        print("folder", folder, stat.S_IMODE(about.st_mode), about.st_uid)
+    child = os.fork()
+    if child == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        try:
+            os.rename(sockets / "plasma_store", sockets / "taken")
+        except OSError as error:
+            os.write(1, f"attack {error.strerror}\\n".encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+print("left", sockets.exists())
+"""
+
+
+@UNSHARED
+def test_no_other_account_reaches_the_sockets_and_neither_tmpdir_nor_home_matters(tmp_path):
+    """TMPDIR is too long for a socket, and HOME can be read alone."""
+    long, home = tmp_path / ("x" * 90), tmp_path / "home"
+    long.mkdir()
+    home.mkdir()
+    script = tmp_path / "session.py"
+    script.write_text(SESSION)
+    inside = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o ro none {home} && exec "$@"', "sh"]
+    around = {k: v for k, v in os.environ.items() if k != "RAY_TMPDIR"} | {"TMPDIR": str(long), "HOME": str(home)}
+    done = subprocess.run([*inside, sys.executable, script], env=around, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["attack", "Permission", "denied"] in lines
+    assert ["left", "False"] in lines
+    folders = [(Path(path), int(mode), int(uid)) for kind, path, mode, uid in (line for line in lines if line[0] == "folder")]
+    (closed,) = [path for path, mode, uid in folders if mode == 0o700 and uid == os.getuid() and path.name.startswith(ray_folder.PREFIX)]
+    for path, mode, uid in folders:
+        if path in closed.parents:  # nobody may put another folder in the place of ours
+            assert uid == 0
+            assert mode & 0o022 == 0 or mode & 0o1000, path
+
+
+@pytest.fixture
+def short():
+    """A short path: a socket's would lie in it."""
+    with tempfile.TemporaryDirectory(prefix="vs-", dir="/tmp") as place:
+        yield Path(place)
+
+
+def test_a_folder_goes_at_the_end_and_what_a_killed_process_left_goes_at_the_next_start(short, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(short))
+    code = "from vit_search.runtime import ray_folder\nimport time\n"
+    code += "with ray_folder.private():\n    print('in', flush=True)\n    time.sleep(600)"
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for process in processes:
+            assert process.stdout.read(2) == b"in"
+        assert len(list(short.iterdir())) == 2
+        processes[0].send_signal(signal.SIGKILL)
+        processes[0].wait()
+        with ray_folder.private() as folder:
+            assert folder.stat().st_mode & 0o077 == 0
+            assert len(list(short.iterdir())) == 2, "the living one's, and this"
+        assert len(list(short.iterdir())) == 1
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize(
+    ("named", "mode", "said"),
+    [
+        ("x" * 90, 0o700, "and a socket's path leaves room for"),
+        ("open", 0o777, "other accounts may write into"),
+        ("missing", None, "no such file or directory"),
+    ],
+)
+def test_a_ray_tmpdir_that_will_not_do_is_refused(named, mode, said, short, monkeypatch):
+    place = short / named
+    if mode is not None:
+        place.mkdir()
+        place.chmod(mode)
+    monkeypatch.setenv("RAY_TMPDIR", str(place))
+    with pytest.raises(ClusterError, match=f"^RAY_TMPDIR=.*{said}.*; name another folder.$"):
+        ray_folder.around()
+
+
+@UNSHARED
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        (["unshare", "-n"], "error: 127.0.0.1 cannot be reached (Network is unreachable), and Ray needs it; try `ip link set lo up`.\n"),
+        (
+            ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o ro none /dev/shm && exec "$@"', "sh"],
+            "error: /dev/shm cannot be written, and Ray keeps objects there; mount it as a tmpfs of mode 1777.\n",
+        ),
+    ],
+)
+def test_a_machine_on_which_ray_cannot_start_is_refused_at_once_and_leaves_no_search(inside, said, tmp_path):
+    (tmp_path / "small.yaml").write_text(FILE)
+    began = time.monotonic()
+    done = subprocess.run([*inside, COMMAND, "run", "small.yaml"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stderr) == (2, said)
+    assert time.monotonic() - began < 120  # Ray alone waits for minutes, three times
+    assert not list(tmp_path.glob("searches/*"))
