@@ -30,6 +30,11 @@ def one_line(text: str) -> str:
     return " ".join(plain(text).split())
 
 
+def last_line(error: BaseException) -> str:
+    """The last line of an error's text, or the error's class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
 def markdown(text: str) -> str:
     """A text that Markdown takes as it stands, on one line: no HTML, no link. No more is escaped: people read the source."""
     text = re.sub(r"([\\`*\[<|])", r"\\\1", one_line(text))

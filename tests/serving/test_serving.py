@@ -27,6 +27,7 @@ import torch
 from helpers import servers
 from helpers.commands import COMMAND
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.data.decode import read_image
@@ -38,7 +39,7 @@ from vit_search.serving.endpoint import Endpoint, ReplicaStatus
 from vit_search.serving.host_header import hosts_of
 from vit_search.serving.limits import HeldBytes, ReplicaLimits
 from vit_search.serving.loaded_model import load
-from vit_search.serving.metrics import Metrics, exposition
+from vit_search.serving.metrics import Metrics, follower_text, joined
 from vit_search.serving.server import serve
 from vit_search.serving.settings import ServingSettings
 from vit_search.serving.state import Version, read_state
@@ -128,6 +129,11 @@ class Registry:
         return place / "artifacts/checkpoint/model.safetensors"
 
 
+def samples_of(text, name):
+    """Those of one name in Prometheus's text form."""
+    return [sample for metric in text_string_to_metric_families(text) for sample in metric.samples if sample.name == name]
+
+
 @dataclass
 class Server:
     """A running `vit-search serve`."""
@@ -153,8 +159,7 @@ class Server:
 
     def metric(self, name):
         """The sum over all that it is labelled by."""
-        lines = self.get("/metrics")[2].splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+        return sum(sample.value for sample in samples_of(self.get("/metrics")[2], name))
 
     def children(self):
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -496,7 +501,7 @@ def test_it_tells_what_it_serves(server, registry):
     assert (told["version"], told["weights_sha256"]) == ("digits/1", registry.sha256(1))
 
 
-def test_its_metrics_count_what_it_has_done(server):
+def test_its_metrics_count_what_it_has_done(server, registry):
     def counts():
         return {
             name: server.metric(f"vit_search_{name}")
@@ -511,13 +516,32 @@ def test_its_metrics_count_what_it_has_done(server):
     assert after["request_seconds_count"] - before["request_seconds_count"] == 6
     assert after["batch_images_sum"] - before["batch_images_sum"] == 5
     assert after["batch_images_count"] - before["batch_images_count"] == 5  # one after the other: none to batch with
-    exposed = server.get("/metrics")[2]
-    assert re.search(r'^vit_search_requests_total\{replica="[^"]+",path="/predict",code="400"\} [1-9]', exposed, re.MULTILINE)
-    assert re.search(r'^vit_search_model_info\{[^}]*version="digits/1"', exposed, re.MULTILINE)
-    for line in exposed.splitlines():  # each is a comment or `name{labels} number`
-        assert re.fullmatch(r'# (HELP|TYPE) \S+ .+|\w+\{\w+="[^"]*"(,\w+="[^"]*")*\} [0-9.e+-]+', line), line
-    buckets = [float(v) for v in re.findall(r"^vit_search_request_seconds_bucket\{.*\} (\d+)$", exposed, re.MULTILINE)]
+    status, headers, exposed = server.get("/metrics")
+    assert (status, headers["content-type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    (refused,) = [
+        s for s in samples_of(exposed, "vit_search_requests_total") if (s.labels["path"], s.labels["code"]) == ("/predict", "400")
+    ]
+    assert refused.value >= 1
+    (info,) = samples_of(exposed, "vit_search_model_info")
+    assert info.value == 1
+    assert info.labels == {"replica": refused.labels["replica"], "version": "digits/1", "weights_sha256": registry.sha256(1)}
+    buckets = [sample.value for sample in samples_of(exposed, "vit_search_request_seconds_bucket")]
+    assert len(buckets) == 14
     assert buckets == sorted(buckets)
+    kinds = {metric.name: metric.type for metric in text_string_to_metric_families(exposed)}
+    assert kinds == {  # nothing of the process or the platform; the parser drops the `_total` of a counter's name
+        "vit_search_requests": "counter",
+        "vit_search_request_seconds": "histogram",
+        "vit_search_batch_images": "histogram",
+        "vit_search_queue_length": "gauge",
+        "vit_search_reloads": "counter",
+        "vit_search_reload_failures": "counter",
+        "vit_search_model_info": "gauge",
+        "vit_search_alias_seen_timestamp_seconds": "gauge",
+    }
+    assert {s.labels["replica"] for s in samples_of(exposed, "vit_search_reload_failures_total")} == {refused.labels["replica"], "follower"}
+    (seen,) = samples_of(exposed, "vit_search_alias_seen_timestamp_seconds")
+    assert time.time() - 60 < seen.value <= time.time()
 
 
 def test_the_replica_loads_no_pickle_and_no_mlflow_and_listens_on_this_machine_alone(server):
@@ -761,7 +785,7 @@ def test_two_replicas_share_the_port_the_token_and_the_metrics_and_end_cleanly(r
         assert found.post(IMAGES[0], **key)[0] == 200
 
         servers.until(lambda: found.get("/readyz", **key)[2]["replicas"] == ["digits/1"] * 2)
-        servers.until(lambda: len(set(re.findall(r'model_info\{replica="(\w+)"', found.get("/metrics", **key)[2]))) == 2)
+        servers.until(lambda: len(samples_of(found.get("/metrics", **key)[2], "vit_search_model_info")) == 2)
 
         vast = file(np.zeros((5000, 5000), np.uint8))  # 25 million pixels in some kilobytes take their time to decode
         statuses, answers = asyncio.run(load_of(found.url, [(vast, "image/png")] * 12, workers=12, **key))
@@ -828,8 +852,9 @@ def test_a_port_that_is_taken_is_one_line(registry, server):
         serve("digits@champion", ServingSettings(port=int(port)), tracking_uri=registry.uri)
 
 
-def test_without_the_extra_it_is_named(registry, tmp_path):
-    (tmp_path / "uvicorn.py").write_text("raise ImportError('no module named uvicorn')")
+@pytest.mark.parametrize("library", ["uvicorn", "prometheus_client"])
+def test_without_the_extra_it_is_named(registry, tmp_path, library):
+    (tmp_path / f"{library}.py").write_text(f"raise ImportError('no module named {library}')")
     environment = {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
     code, said = refused_at_once("digits@champion", "--tracking-uri", registry.uri, **environment)
     assert code == 2
@@ -896,14 +921,34 @@ def test_a_model_that_was_registered_anew_under_the_same_number_is_fetched_again
 def test_the_samples_of_several_replicas_stand_together(registry):
     model = load(Version("digits/1", "", "", str(registry.home / "seed-1"), 0))
     one, other = Metrics("a"), Metrics("b")
-    one.seconds.add(0.002)
-    other.batches.add(32)
-    exposed = exposition([one.samples(model), other.samples(model)]).decode()
-    assert exposed.count("# TYPE vit_search_batch_images histogram") == 1
-    assert 'vit_search_request_seconds_bucket{replica="a",le="0.001"} 0' in exposed
-    assert 'vit_search_request_seconds_bucket{replica="a",le="0.0025"} 1' in exposed
-    assert 'vit_search_batch_images_bucket{replica="b",le="16"} 0' in exposed
-    assert 'vit_search_batch_images_bucket{replica="b",le="32"} 1' in exposed
+    one.seconds.observe(0.002)
+    other.batches.observe(32)
+    other.count_request("/predict", 200)
+    one.queue_length = 3
+    exposed = joined([one.text(model), other.text(model), follower_text(2, 1764512345.678)]).decode()
+    names = [metric.name for metric in text_string_to_metric_families(exposed)]
+    assert len(names) == len(set(names)) == 8  # each once: Prometheus refuses a text in which one comes again
+
+    def buckets(name):
+        return {(s.labels["replica"], float(s.labels["le"])): s.value for s in samples_of(exposed, name)}
+
+    seconds, batches = buckets("vit_search_request_seconds_bucket"), buckets("vit_search_batch_images_bucket")
+    assert (seconds["a", 0.001], seconds["a", 0.0025], seconds["b", np.inf]) == (0, 1, 0)
+    assert (batches["b", 16], batches["b", 32], batches["a", np.inf]) == (0, 1, 0)
+    (answered,) = samples_of(exposed, "vit_search_requests_total")
+    assert (answered.labels, answered.value) == ({"replica": "b", "path": "/predict", "code": "200"}, 1)
+    assert [(s.labels["replica"], s.value) for s in samples_of(exposed, "vit_search_queue_length")] == [("a", 3), ("b", 0)]
+    assert [s.value for s in samples_of(exposed, "vit_search_reload_failures_total")] == [0, 0, 2]
+    assert [s.value for s in samples_of(exposed, "vit_search_alias_seen_timestamp_seconds")] == [1764512345.678]
+
+
+def test_the_metrics_name_the_model_that_answers_now_and_escape_its_name(registry):
+    old = load(Version("digits/1", "", "", str(registry.home / "seed-1"), 0))
+    new = load(Version('a "quoted\\name"\nof two lines/2', "", "", str(registry.home / "seed-1"), 0))
+    metrics = Metrics("a")
+    metrics.text(old)
+    (info,) = samples_of(joined([metrics.text(new)]).decode(), "vit_search_model_info")
+    assert info.labels["version"] == 'a "quoted\\name"\nof two lines/2'
 
 
 # What comes before a body: over real connections to a listener in this process, whose application answers "hi"
@@ -1093,7 +1138,7 @@ def asked(registry, body, kind, limits, *, broken=False):
     async def call():
         model = load(Version("digits/1", "", "", str(registry.home / "seed-1"), 0))
         metrics = Metrics("a")
-        batcher = Batcher(model, asyncio.get_running_loop(), 4, metrics.batches.add)
+        batcher = Batcher(model, asyncio.get_running_loop(), 4, metrics.batches.observe)
         if broken:
             model.served.model.forward = None  # the device is gone, say
         endpoint = Endpoint(batcher, metrics, limits, "", lambda: ReplicaStatus({}, {}, []), hosts_of("127.0.0.1"))

@@ -16,7 +16,7 @@ from vit_search.errors import DataError, TooLargeError
 from vit_search.serving.batching import Batcher
 from vit_search.serving.host_header import Hosts
 from vit_search.serving.limits import HeldBytes, ReplicaLimits
-from vit_search.serving.metrics import Metrics, exposition
+from vit_search.serving.metrics import CONTENT_TYPE, Metrics, joined
 from vit_search.text import counted
 
 _log = logging.getLogger(__name__)
@@ -49,8 +49,8 @@ class ReplicaStatus:
     """For /readyz."""
     version: Mapping[str, Any]
     """For /version."""
-    others: list[Mapping[str, list[str]]]
-    """Samples of the other replicas and of the follower."""
+    others: list[str]
+    """What the other replicas and the follower have counted, as metrics.py writes it."""
     draining: bool = False
 
 
@@ -75,7 +75,7 @@ class Endpoint:
                 raise RefusedError(*problem, connection="close")
             status, body = await self._predict(scope, receive) if predicts else self._about(scope)
             if path == "/metrics":
-                kind = b"text/plain; version=0.0.4; charset=utf-8"
+                kind = CONTENT_TYPE.encode()
         except RefusedError as refused:
             status, body = refused.status, json.dumps({"error": " ".join(str(refused).split())}).encode()
             headers += [(name.replace("_", "-").encode(), value.encode()) for name, value in refused.headers.items()]
@@ -85,9 +85,9 @@ class Endpoint:
             _log.exception("a request to %s failed", path)
             status, body = 500, b'{"error": "internal error; the server\'s log says more."}'
         headers += [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
-        self._metrics.requests[path if path in METHODS else "other", status] += 1
+        self._metrics.count_request(path if path in METHODS else "other", status)
         if predicts:
-            self._metrics.seconds.add(time.perf_counter() - began)
+            self._metrics.seconds.observe(time.perf_counter() - began)
         if status != 499:
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
@@ -102,7 +102,7 @@ class Endpoint:
             return 200, b'{"status": "alive"}'
         status = self._status()
         if path == "/metrics":
-            return 200, exposition([self._metrics.samples(self._batcher.model), *status.others])
+            return 200, joined([self._metrics.text(self._batcher.model), *status.others])
         if path == "/version":
             return 200, json.dumps(status.version).encode()
         return 503 if status.draining else 200, json.dumps(status.ready).encode()

@@ -24,13 +24,13 @@ from vit_search.serving.batching import Batcher
 from vit_search.serving.endpoint import Endpoint, ReplicaStatus
 from vit_search.serving.host_header import hosts_of
 from vit_search.serving.loaded_model import LoadedModel, load
-from vit_search.serving.metrics import Metrics
+from vit_search.serving.metrics import Metrics, follower_text
 from vit_search.serving.settings import TOKEN, ServingSettings
-from vit_search.serving.state import ServingState, moment, read_state
+from vit_search.serving.state import STATE, ServingState, moment, read_state
+from vit_search.text import last_line
 
 _log = logging.getLogger(__name__)
 
-STATE = "state.json"
 CHECK_S = 0.2
 """Between two readings of the state file."""
 AGAIN_S = 60.0
@@ -86,7 +86,7 @@ class Replica:
         from vit_search.serving import listener
 
         limits = self._settings.limits
-        self._batcher = Batcher(model, asyncio.get_running_loop(), limits.batch, self._metrics.batches.add)
+        self._batcher = Batcher(model, asyncio.get_running_loop(), limits.batch, self._metrics.batches.observe)
         hosts = hosts_of(self._settings.host, self._settings.allow_hosts)
         endpoint = Endpoint(self._batcher, self._metrics, limits, os.environ.get(TOKEN, "").strip(), self._status, hosts)
         server = listener.server(endpoint, timeout_s=limits.timeout_s, held=endpoint.held)
@@ -99,7 +99,7 @@ class Replica:
             await asyncio.sleep(CHECK_S)
             await self._reload_if_changed()
             if time.monotonic() - written > 1:
-                self._write_samples()
+                self._write_metrics()
                 written = time.monotonic()
         server.should_exit = True
         await serving
@@ -120,16 +120,16 @@ class Replica:
             self._batcher.model = await asyncio.to_thread(self._load, state)
         except Exception as error:
             self._failure, self._again = f"{state.version.name}: {last_line(error)}", time.monotonic() + AGAIN_S
-            self._metrics.reload_failures += 1
+            self._metrics.reload_failures.inc()
             _log.error("not taken: %s", self._failure)
         else:
             self._failure = ""
-            self._metrics.reloads += 1
+            self._metrics.reloads.inc()
 
-    def _write_samples(self) -> None:
+    def _write_metrics(self) -> None:
         """For the other replicas' /metrics and /readyz."""
         model = self._batcher.model
-        content = {"at": time.time(), "version": model.version, "samples": self._metrics.samples(model)}
+        content = {"at": time.time(), "version": model.version, "metrics": self._metrics.text(model)}
         with contextlib.suppress(OSError):
             write_whole(self._run / f"replica-{self._name}.json", json.dumps(content))
 
@@ -145,7 +145,6 @@ class Replica:
 
     def _status(self) -> ReplicaStatus:
         state, model, others = self._state, self._batcher.model, self._others()
-        follower = 'replica="follower"'
         model_facts = {"version": model.version, "weights_sha256": model.weights_sha256}
         return ReplicaStatus(
             ready={
@@ -160,13 +159,7 @@ class Replica:
                 "replicas": sorted([model.version, *(other["version"] for other in others)]),
             },
             version={**model_facts, "vit_search": installed("vit_search"), "torch": torch.__version__, "ray": installed("ray")},
-            others=[
-                *(other["samples"] for other in others),
-                {
-                    "reload_failures_total": [f"vit_search_reload_failures_total{{{follower}}} {state.failures}"],
-                    "alias_seen_timestamp_seconds": [f"vit_search_alias_seen_timestamp_seconds{{{follower}}} {state.seen:.3f}"],
-                },
-            ],
+            others=[*(other["metrics"] for other in others), follower_text(state.failures, state.seen)],
             draining=state.draining,
         )
 
@@ -180,8 +173,3 @@ def _keep_serve_on_loopback() -> None:
         return int(opened(server, address.replace("[::]", "127.0.0.1")))
 
     replica.add_port_to_grpc_server = on_loopback
-
-
-def last_line(error: BaseException) -> str:
-    """The last line of an error's text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -31,8 +31,9 @@ from vit_search.runtime.pickles import REFUSED
 from vit_search.runtime.signals import ending_signals, leave_terminal
 from vit_search.runtime.worker_env import WORKER_ENV
 from vit_search.serving.host_header import hosts_of
-from vit_search.serving.replica import STATE, Replica, last_line
 from vit_search.serving.settings import TOKEN, ServingSettings
+from vit_search.serving.state import STATE
+from vit_search.text import last_line
 
 APPLICATION = "vit_search"
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(8 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20), "MALLOC_TOP_PAD_": str(2**17)}
@@ -108,7 +109,8 @@ def _check(settings: ServingSettings) -> None:
 def _check_installed() -> None:
     """Raises: ServingError where the extra `serve` is missing."""
     try:
-        import uvicorn  # noqa: F401 -- what the extra brings
+        import prometheus_client  # noqa: F401 -- what the extra brings
+        import uvicorn  # noqa: F401
         from ray import serve as _  # noqa: F401
     except ImportError as error:
         raise ServingError(f"Ray Serve is not installed ({error}); pip install 'vit_search[serve]'") from None
@@ -117,6 +119,8 @@ def _check_installed() -> None:
 def _start_replicas(settings: ServingSettings, port: int, run: Path) -> None:
     """Start the replicas, and wait until they answer."""
     from ray import serve as ray_serve
+
+    from vit_search.serving.replica import Replica  # it needs the extra
 
     threads = max(1, (os.cpu_count() or 1) // settings.replicas)
     replica = ray_serve.deployment(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+STATE = "state.json"
+
 
 @dataclass(frozen=True)
 class Version:
