@@ -1,4 +1,4 @@
-"""Work that goes wrong, in place of a trial's; run by test_faults.py in a process of its own, since it starts a Ray."""
+"""Work that goes wrong, in place of a trial's; run by test_trial_faults.py in a process of its own, since it starts a Ray."""
 
 import functools
 import json
