@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart install test test-slow bench check audit format lock clean
+.PHONY: quickstart install test test-system test-slow bench check audit format lock clean
 .DELETE_ON_ERROR:
 
 quickstart: install ## install, then search Vision Transformers on the handwritten digits
@@ -26,8 +26,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
-test: check ## install, check and test
-	$(BIN)/pytest
+test: check ## install, check, unit tests, and one walk with real processes: minutes
+	$(BIN)/pytest --ignore=tests/system
+
+test-system: install ## the rest: kills, clusters, services, servers, a browser, PostgreSQL
+	$(BIN)/pytest tests/system
 
 test-slow: install ## what takes minutes: kills at random moments and at every write of a promotion, an MLflow that never comes back, 10,000 requests
 	$(BIN)/pytest -m slow

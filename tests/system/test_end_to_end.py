@@ -1,14 +1,12 @@
-"""The whole walk, for real: search file, local Ray, kill -9, resume, MLflow in SQLite, promote, predict; and the refusals before it."""
+"""What a search leaves, for real: leaderboard, MLflow, promotion, predictions, a moved project; and the refusals before it."""
 
 import csv
 import io
 import json
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 
@@ -19,73 +17,9 @@ import pytest
 from helpers import servers
 from helpers.commands import COMMAND, vit_search
 from helpers.servers import free_port, until
+from helpers.walk import FILE, POLICY, rows
 from PIL import Image
 from sklearn.datasets import load_digits
-
-from vit_search.config import search_file
-from vit_search.data.cache import prepare
-from vit_search.ledger.events import Ended, Infeasible, Proposed, Reported
-from vit_search.ledger.file import read_events
-
-FILE = """
-name: small
-data: {name: digits, train_limit: 1000}
-trials: 5
-epochs: 4
-stopping: {grace_epochs: 1, reduction_factor: 2}
-seed: 3
-concurrency: 1
-keep_checkpoints: 2
-system_metrics: true
-model: {patch_size: {choice: [2, 4]}, dim: {int: [32, 64], step: 32}, depth: 2, heads: {choice: [1, 2]}, mlp_ratio: 2}
-training: {lr: {float: [1e-3, 1e-2], log: true}, batch_size: 64}
-"""
-
-
-def rows(folder, search):
-    """The leaderboard by trial number, without what a clock decides."""
-    found = json.loads(vit_search(folder, "show", search, "--json").stdout)
-    return {row["trial"]: {k: v for k, v in row.items() if k != "rank"} for row in found}
-
-
-def killed_and_resumed(folder, search, kills, seed):
-    """Run a search whose driver gets SIGKILL at random moments, and resume it each time; the number of lines at each death."""
-    rng = random.Random(seed)
-    ledger = folder / "searches" / search / "ledger.jsonl"
-    lines = []
-    for kill in range(kills):
-        command = ["run", "small.yaml"] if kill == 0 else ["resume", search]
-        began = len(ledger.read_bytes().splitlines()) if ledger.exists() else 0
-        more = rng.randint(0, 3)
-        with subprocess.Popen([COMMAND, *command], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as driver:
-
-            def far_enough(driver=driver, least=began + 1 + more):
-                return driver.poll() is not None or (ledger.exists() and len(ledger.read_bytes().splitlines()) >= least)
-
-            until(far_enough)
-            time.sleep(rng.choice([0, 0, 0.3 * rng.random(), rng.random()]))
-            if driver.poll() is not None:
-                break  # it came to its end first
-            driver.send_signal(signal.SIGKILL)
-        lines.append(len(ledger.read_bytes().splitlines()))
-    return lines
-
-
-@pytest.fixture(scope="module")
-def walked(tmp_path_factory):
-    """A folder in which `small-1` ran undisturbed and `small-2`, of the same seed, was killed with SIGKILL three times."""
-    folder = tmp_path_factory.mktemp("walk")
-    (folder / "small.yaml").write_text(FILE)
-    data = prepare(search_file.parse(FILE).data_config)
-    hidden = {path: path.read_bytes() for path in data.folder.glob("test_*.npy")}
-    for path, raw in hidden.items():
-        path.write_bytes(bytes(len(raw)))  # whoever reads the test split during a search fails
-    first = vit_search(folder, "run", "small.yaml")
-    killed_at = killed_and_resumed(folder, "small-2", kills=3, seed=0)
-    resumed = vit_search(folder, "resume", "small-2")
-    for path, raw in hidden.items():
-        path.write_bytes(raw)
-    return folder, first, resumed, killed_at
 
 
 def test_a_search_ends_with_a_leaderboard_and_the_next_commands(walked):
@@ -93,88 +27,6 @@ def test_a_search_ends_with_a_leaderboard_and_the_next_commands(walked):
     assert "5 of 5 trials" in first.stdout
     assert "vit-search ui" in first.stdout
     assert "vit-search promote small-1" in first.stdout
-
-
-def test_a_killed_search_resumes_to_the_same_trials_and_the_same_numbers(walked):
-    folder, _, _, killed_at = walked
-    assert len(killed_at) == 3
-    assert_equal(folder, "small-1", "small-2")
-
-
-def assert_equal(folder, whole, killed):
-    """Two searches of one seed went the same way, and the killed one trained no epoch again that a checkpoint held."""
-    assert rows(folder, whole) == rows(folder, killed)
-
-    def facts(search):
-        kinds = (Proposed, Infeasible, Reported, Ended)
-        told = [e for e in read_events(folder / "searches" / search / "ledger.jsonl") if isinstance(e, kinds)]
-        fields = [
-            {k: v for k, v in vars(e).items() if k not in ("at", "reason", "system")}
-            for e in told
-            if getattr(e, "outcome", "") != "interrupted"
-        ]
-        clocks = ("seconds", "images_per_s", "peak_memory_bytes")
-        return [f | {"result": {k: v for k, v in vars(f["result"]).items() if k not in clocks}} if "result" in f else f for f in fields]
-
-    assert facts(whole) == facts(killed)
-    reported = {
-        (e.trial, e.result.epoch): e.result.seconds
-        for e in read_events(folder / "searches" / killed / "ledger.jsonl")
-        if isinstance(e, Reported)
-    }
-    kept = list((folder / "searches" / killed / "trials").glob("*/checkpoint/config.json"))
-    assert 1 <= len(kept) <= 2  # keep_checkpoints
-    for path in kept:
-        for result in json.loads(path.read_text())["history"]:  # an epoch trained twice would have another time
-            assert reported[int(path.parts[-3]), result["epoch"]] == result["seconds"]
-
-
-def test_a_search_whose_trials_wait_at_a_last_rung_survives_kills_and_trains_its_best_to_full_length(tmp_path):
-    pasha = FILE.replace("epochs: 4", "epochs: 9").replace("{grace_epochs", "{kind: pasha, audit_share: 0, grace_epochs")
-    (tmp_path / "small.yaml").write_text(pasha)
-    assert len(killed_and_resumed(tmp_path, "small-1", kills=2, seed=4)) == 2
-    vit_search(tmp_path, "resume", "small-1")
-    events = read_events(tmp_path / "searches/small-1/ledger.jsonl")
-    reported = [(e.trial, e.result.epoch) for e in events if isinstance(e, Reported)]
-    assert len(reported) == len(set(reported))
-    found = rows(tmp_path, "small-1")
-    lengths = {row["epochs"]: row["outcome"] for row in found.values()}
-    assert lengths.pop(9) == "completed"
-    assert lengths.keys() <= {1, 2, 4, 8} and set(lengths.values()) == {"stopped"}
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns.db")
-    runs = client.search_runs([client.get_experiment_by_name("small").experiment_id])
-    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 6  # five trials and their parent
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 6))
-def test_five_kills_at_random_moments_change_nothing(walked, seed, tmp_path):
-    """25 kills in all, of the driver; `make test-slow` runs them."""
-    folder, _, _, _ = walked
-    (tmp_path / "small.yaml").write_text(FILE)
-    shutil.copytree(folder / "searches/small-1", tmp_path / "searches/whole")
-    killed_and_resumed(tmp_path, "small-1", kills=5, seed=seed)
-    vit_search(tmp_path, "resume", "small-1")
-    assert_equal(tmp_path, "whole", "small-1")
-
-
-def test_a_worker_that_is_killed_is_retried_from_its_checkpoint(walked, tmp_path):
-    folder, _, _, _ = walked
-    (tmp_path / "small.yaml").write_text(FILE)
-    with subprocess.Popen(
-        [COMMAND, "run", "small.yaml"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as driver:
-        ledger = tmp_path / "searches/small-1/ledger.jsonl"
-        until(lambda: ledger.exists() and '"epoch":2' in ledger.read_text())
-        workers = [p for p in psutil.Process(driver.pid).children(recursive=True) if p.name().startswith("ray::ImplicitF")]
-        assert workers
-        for worker in workers:
-            worker.kill()
-        _, said = driver.communicate(timeout=600)
-    assert driver.returncode == 0, said
-    found = rows(tmp_path, "small-1")
-    assert sum(row.pop("breakdowns", 0) for row in found.values()) >= 1
-    assert found == rows(folder, "small-1")
 
 
 def test_mlflow_holds_one_parent_and_one_child_per_trial_with_each_epoch_once(walked):
@@ -217,33 +69,6 @@ def test_the_csv_has_a_line_per_trial(walked):
     table = list(csv.DictReader(io.StringIO(vit_search(folder, "show", "small-1", "--csv").stdout)))
     assert [row["rank"] for row in table] == ["1", "2", "3", "4", "5"]
     assert set(table[0]) >= {"trial", "outcome", "val_accuracy", "patch_size", "lr"}
-
-
-POLICY = """
-top: 2
-seeds: 2
-floors: {linear_probe: false}
-cost_above_champion: null
-seed_sd: null
-allow_dirty: true
-"""
-"""The small models are worse than a linear probe; a busy clock and two seeds on 90 images decide nothing; the tree may be dirty."""
-
-
-@pytest.fixture(scope="module")
-def promoted(walked):
-    """`small-1`, promoted: killed with SIGKILL while it trained the finalists, and asked for again."""
-    folder, _, _, _ = walked
-    (folder / "policy.yaml").write_text(POLICY)
-    dry = vit_search(folder, "promote", "small-1", "--policy", "policy.yaml", "--dry-run")
-    assert not (folder / "searches/small-1/promotions").exists()
-    ledger = folder / "searches/small-1/promotions/1/ledger.jsonl"
-    command = [COMMAND, "promote", "small-1", "--policy", "policy.yaml"]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as driver:
-        until(lambda: driver.poll() is not None or (ledger.exists() and ledger.read_text().count('"reported"') >= 6))
-        driver.send_signal(signal.SIGKILL)
-    assert ledger.read_text().count('"ended"') < 4
-    return folder, dry, vit_search(folder, "promote", "small-1", "--policy", "policy.yaml")
 
 
 def test_a_promotion_says_first_what_it_would_do(promoted):
@@ -515,27 +340,6 @@ def test_ui_answers_on_loopback_alone_to_its_own_name_alone_and_imports_nothing_
         finally:
             server.send_signal(signal.SIGINT)
             server.wait(timeout=600)
-
-
-@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT, signal.SIGINT]], ids=["ctrl-c", "sigterm", "twice"])
-def test_ctrl_c_closes_all_and_names_resume(tmp_path, signals):
-    (tmp_path / "small.yaml").write_text(FILE)
-    with subprocess.Popen(
-        [COMMAND, "run", "small.yaml"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as driver:
-        ledger = tmp_path / "searches/small-1/ledger.jsonl"
-        until(lambda: ledger.exists() and ledger.read_text().count('"reported"') >= 2)
-        for one in signals:
-            driver.send_signal(one)
-            time.sleep(0.1)
-        _, said = driver.communicate(timeout=600)
-    assert driver.returncode == 130
-    assert "vit-search resume small-1" in said
-    assert "Traceback" not in said
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlruns.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("small").experiment_id])
-    assert runs
-    assert not [run for run in runs if run.info.status == "RUNNING"]
 
 
 @pytest.mark.parametrize(

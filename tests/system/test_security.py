@@ -1,9 +1,9 @@
 """What nobody may get out of a search or into it. The defaults S1 to S20 of RELIABILITY.md, and where each is tested:
 
 S1 loopback alone: test_end_to_end, test_serving, test_jobs, test_cluster_services. S2, S3 Ray's token: test_jobs, test_cluster_file. S4
-pickles: test_pickles, test_import_rules. S5, S6 checkpoints, models and their sha256: test_training, test_registry, test_serving. S7 folders of
-others: test_links. S8 YAML: test_bad_input. S9 names: here and test_bad_input. S10 archives: here. S11 images: test_cache, test_serving,
-test_model_package. S12 URIs: here, test_tracking_uris. S13 secrets: here, test_recorder, test_jobs. S14 MLflow's server:
+pickles: test_pickles, test_import_rules. S5, S6 checkpoints, models and their sha256: test_training, test_registry, test_serving. S7
+folders of others: test_links. S8 YAML: test_bad_input. S9 names: here and test_bad_input. S10 archives: here. S11 images: test_cache,
+test_serving, test_model_package. S12 URIs: here, test_tracking_uris. S13 secrets: here, test_recorder, test_jobs. S14 MLflow's server:
 test_cluster_services. S15 the endpoint: test_serving, test_host_header. S16 roles, between MLflow's accounts alone: here,
 test_cluster_services. S17 the lock: test_readme, test_audit. S18 no telemetry: here. S19 text of others on our pages: test_report. S20
 what to trust: docs/SECURITY.md, whose table goes beyond these rows and names the test of each; test_audit.
