@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pynvml
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -13,11 +11,6 @@ from vit_search.errors import SearchError
 from vit_search.search.gpu_sharing import Nodes
 
 ANSWER_WITHIN_S = 120
-
-
-def living_nodes() -> dict[str, Mapping[str, float]]:
-    """What each living node has, by its id."""
-    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
 
 
 def nodes_of(resources: Resources) -> Nodes:

@@ -1,8 +1,8 @@
-"""A search's proposals as an Optuna study: in their true states, or as a sampler is shown them."""
+"""A search's proposals as the Optuna study that a sampler is shown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -11,28 +11,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from vit_search.config.space import Space
-from vit_search.search.proposals.history import Goal, Past, Shown, values_at
-
-
-def truth(pasts: Iterable[Past], space: Space, *, epochs: int, modes: Sequence[str], goals: Sequence[Goal] = ()) -> optuna.Study:
-    """Every proposal in its true state (law 6).
-
-    COMPLETE at full length alone, with its value or values; stopped ones PRUNED with every intermediate value; diverged and
-    crashed ones FAIL; those that cannot be built PRUNED, with the constraint `buildable` violated; RUNNING while open.
-
-    Args:
-        pasts: what is known. space: what was asked for.
-        epochs: length of a full training.
-        modes: "min" or "max" of the first metric and of each of `goals`.
-    """
-    study = optuna.create_study(directions=[_direction(mode) for mode in modes])
-    by_name = distributions(space)
-    for past in pasts:
-        values = values_at(past, epochs, goals) if past.state == "completed" else None
-        states = {"completed": TrialState.COMPLETE if values else TrialState.FAIL, "running": TrialState.RUNNING}
-        state = states.get(past.state, TrialState.PRUNED if past.state in ("stopped", "infeasible") else TrialState.FAIL)
-        study.add_trial(_frozen(past, by_name, state, values, dict(past.values)))
-    return study
+from vit_search.search.proposals.history import Past, Shown
 
 
 class StudyView:

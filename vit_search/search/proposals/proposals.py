@@ -19,7 +19,7 @@ from vit_search.config.trial import EpochResult
 from vit_search.errors import SpecError
 from vit_search.ledger.events import Commanded, Ended, Event, Infeasible, Proposed, Reported
 from vit_search.search.proposals.history import SHOWN, Goal, History, Params, Past, State, params_key
-from vit_search.search.proposals.optuna_study import StudyView, distributions, truth
+from vit_search.search.proposals.optuna_study import StudyView, distributions
 from vit_search.search.proposals.samplers import SAMPLERS, Proposal, Question, chosen, draw_at_random
 
 REDRAWS = 3
@@ -121,11 +121,6 @@ class Proposals:
         Raises: SpecError.
         """
         space_checks.check_point(self._space, params, "add")
-
-    def truth(self) -> optuna.Study:
-        """All proposals of this search in their true states."""
-        pasts = self.history.pasts[self._lessons :]
-        return truth(pasts, self._space, epochs=self._options.epochs, modes=self._modes, goals=self._options.goals)
 
     def view(self) -> optuna.Study:
         """What Optuna's samplers would be shown now."""
