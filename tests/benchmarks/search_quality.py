@@ -139,7 +139,7 @@ class Ours:
             limits=limits,
             sharing=GpuSharing(SimpleNamespace(resources=Resources()), commands, channels=1, classes=2, images=0, nodes=None),
             recovery=recovery,
-            verdicts=Verdicts(task.R, commands, limits, rule, recovery),
+            verdicts=Verdicts(task.R, "val_accuracy", commands, limits, rule, recovery),
         )
         patience = Patience(math.inf, 1)
         self.driver = Driver(Events(), components, _order, cluster=Endless(), patience=patience, train_flops=train_flops)

@@ -158,6 +158,16 @@ def test_a_failure_ends_a_trial_and_waiting_for_storage_does_not():
     assert ended(book) == [(0, "diverged", "nan")]
 
 
+@pytest.mark.parametrize("epoch", [1, 4])
+def test_a_metric_that_is_no_number_ends_a_trial_with_its_name(epoch):
+    driver, book = begun()
+    for before in range(1, epoch):
+        driver.report(0, Epoch(result(before, 0.5)))
+    assert driver.report(0, Epoch(result(epoch, float("nan")))) == Stop()
+    assert driver.report(1, Epoch(result(1, None))) == Stop()
+    assert ended(book) == [(0, "diverged", f"val_accuracy is nan after epoch {epoch}"), (1, "stopped", "epoch 1 has no val_accuracy")]
+
+
 def test_the_search_is_finished_once_the_last_trial_is_over():
     driver, _ = begun(4)
     assert driver.propose() == Wait()  # four at a time

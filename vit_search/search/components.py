@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -24,10 +25,12 @@ from vit_search.stopping.rule import StoppingRule
 class Verdicts:
     """Which trials are to end after what was last heard of them, and how. The last component to take in an event."""
 
-    def __init__(self, epochs: int, commands: Commands, limits: SearchLimits, stopping: StoppingRule, recovery: Recovery) -> None:
+    def __init__(
+        self, epochs: int, metric: str, commands: Commands, limits: SearchLimits, stopping: StoppingRule, recovery: Recovery
+    ) -> None:
         self.due: dict[int, tuple[Outcome, str]] = {}
         """Outcome and reason, by the trial's number."""
-        self._epochs, self._commands, self._limits = epochs, commands, limits
+        self._epochs, self._metric, self._commands, self._limits = epochs, metric, commands, limits
         self._stopping, self._recovery = stopping, recovery
 
     def apply(self, event: Event) -> None:
@@ -38,7 +41,12 @@ class Verdicts:
             self.due[event.trial] = "failed", reason
         elif isinstance(event, Reported):
             reason = self._commands.stop_reason(event.trial) or self._limits.ending
-            if event.result.epoch >= self._epochs:
+            value = event.result.value(self._metric)
+            if value is None:
+                self.due[event.trial] = "stopped", f"epoch {event.result.epoch} has no {self._metric}"
+            elif not math.isfinite(value):
+                self.due[event.trial] = "diverged", f"{self._metric} is {value} after epoch {event.result.epoch}"
+            elif event.result.epoch >= self._epochs:
                 self.due[event.trial] = "completed", ""
             elif reason:
                 self.due[event.trial] = "stopped", reason
@@ -121,7 +129,7 @@ def components_of(
         limits=limits,
         sharing=sharing,
         recovery=recovery,
-        verdicts=Verdicts(spec.epochs, commands, limits, stopping, recovery),
+        verdicts=Verdicts(spec.epochs, spec.metric, commands, limits, stopping, recovery),
     )
 
 
