@@ -63,7 +63,7 @@ class Epoch:
 
     result: EpochResult
     system: dict[str, float] = field(default_factory=dict)
-    """What it took of the machine; see usage.py."""
+    """What it took of the machine; see resource_usage.py."""
 
 
 @dataclass(frozen=True)
