@@ -72,17 +72,13 @@ def test_what_does_not_fit_beside_stands_below_and_nothing_is_cut():
     assert narrow[1:3] == ["cats-and-dogs-3f2a9c", "    state [red]failed[/],"]
 
 
-@pytest.mark.parametrize("wait_s", [1.0, 2.0])
-def test_ctrl_c_during_the_imports_of_run_is_one_line(tmp_path, wait_s):
+@pytest.mark.parametrize("library", ["pydantic", "ray"])
+def test_ctrl_c_during_the_imports_of_run_is_one_line(tmp_path, library):
     (tmp_path / "t.yaml").write_text("name: t\ndata: {name: digits}\ntrials: 1\nepochs: 1\n")
-    late = f"import threading, os, signal; threading.Timer({wait_s}, os.kill, (os.getpid(), signal.SIGINT)).start()"
-    slow = "import time; time.sleep(30)  # an import that takes long"
-    (tmp_path / "ray").mkdir()
-    (tmp_path / "ray" / "__init__.py").write_text(slow)
-    code = (
-        f"{late}\nimport sys\nsys.path.insert(0, '.')\nfrom vit_search import cli\nsys.argv = ['vit-search', 'run', 't.yaml']\ncli.main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    (tmp_path / library).mkdir()
+    (tmp_path / library / "__init__.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)")
+    code = "import sys\nfrom vit_search import cli\nsys.path.insert(0, '.')\nsys.argv = ['vit-search', 'run', 't.yaml']\ncli.main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted; nothing was started.\n")
     assert not (tmp_path / "searches").exists()
 

@@ -234,7 +234,7 @@ def test_any_text_is_read_or_refused_and_soon(text):
     else:
         expression.holds(VALUES)
         expression.failure(VALUES)
-    assert time.monotonic() - began < 2  # a bound against blow-up, not a speed claim
+    assert time.monotonic() - began < 30  # a bound against blow-up, not a speed claim
 
 
 NUMBERS = {"a": 3, "b": -2, "c": 0, "d": 0.5, "e": 7, "f": True}

@@ -45,10 +45,10 @@ def run(
     nice: Nice = None,
 ) -> None:
     """Start a search and see it through."""
-    from vit_search.config import search_file
-
     _set_niceness(nice, address)
     with nothing_started():
+        from vit_search.config import search_file
+
         spec = search_file.load(file)
         share = spec.space.feasible_share()
     if 0 < share < 0.05:
