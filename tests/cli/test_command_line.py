@@ -72,7 +72,7 @@ def test_what_does_not_fit_beside_stands_below_and_nothing_is_cut():
     assert narrow[1:3] == ["cats-and-dogs-3f2a9c", "    state [red]failed[/],"]
 
 
-@pytest.mark.parametrize("library", ["pydantic", "ray"])
+@pytest.mark.parametrize("library", ["yaml", "ray"])
 def test_ctrl_c_during_the_imports_of_run_is_one_line(tmp_path, library):
     (tmp_path / "t.yaml").write_text("name: t\ndata: {name: digits}\ntrials: 1\nepochs: 1\n")
     (tmp_path / library).mkdir()
