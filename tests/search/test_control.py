@@ -37,8 +37,8 @@ training: {lr: {float: [1e-3, 1e-2], log: true}, batch_size: 64}
 """
 
 
-def say(folder, *words, check=True):
-    return vit_search(folder, *words, code=0 if check else None)  # an unanswered command ends with exit code 2 by itself
+def say(folder, *words, code=0):
+    return vit_search(folder, *words, code=code)  # an unanswered command ends with exit code 2 by itself
 
 
 def state(folder, search="told-1"):

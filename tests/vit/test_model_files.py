@@ -82,7 +82,7 @@ def store(home, monkeypatch):
 
 def served(home, place):
     said = []
-    follower = alias_follower.Follower(references.parse("pets@champion"), None, place / "state.json", place / "cache", said.append)
+    follower = alias_follower.AliasFollower(references.parse("pets@champion"), None, place / "state.json", place / "cache", said.append)
     return follower.start()
 
 

@@ -1,6 +1,7 @@
 """From retrained finalists to production: who gets through, who does not, what is kept, and what a crash leaves."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import mlflow
 import numpy as np
 import pytest
 from helpers import candidates
+from helpers.paths import TESTS
 from PIL import Image
 
 from vit_search.config import search_file
@@ -250,8 +252,8 @@ def test_test_images_that_were_trained_on_refuse(home, tmp_path):
 
 
 def run(*arguments):
-    command = [sys.executable, candidates.__file__, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+    command = [sys.executable, "-m", "helpers.candidates", *arguments]
+    return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(TESTS)}, capture_output=True, text=True, timeout=600)
 
 
 def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(made, copied, fresh):
