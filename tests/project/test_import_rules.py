@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.paths import ROOT
+from helpers.paths import ROOT, TESTS
 
 from vit_search.config.data_sets import DATA_SETS
 from vit_search.tracking.model_package import CODE
@@ -223,3 +223,27 @@ def test_no_room_starts_mlflows_telemetry(room):
     kept = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")}
     done = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "None"
+
+
+OTHERS = {
+    "os._exit",
+    "aws._create_default_inbound_rules",
+    "utils._artifact_repos_cache",
+    "avoiding._kwargs",
+    "v2.RandAugment()._AUGMENTATION_SPACE",
+    "POLICIES[policy]._AUGMENTATION_SPACE",
+    "POLICIES[policy]._apply_image_or_video_transform",
+}
+"""Private names of libraries that tests may touch, since there is no other way."""
+
+
+def test_tests_take_helpers_from_their_folder_and_touch_no_private_name_of_ours():
+    for path in [path for path in TESTS.rglob("*.py") if "benchmarks" not in path.parts]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert not (node.module or "").startswith("test_"), f"{path}: helpers stand in tests/helpers"
+                ours = (node.module or "").startswith("vit_search")
+                assert not (ours and any(alias.name.startswith("_") for alias in node.names)), path
+            elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
+                whole = ast.unparse(node)
+                assert whole.split(".")[0] in ("self", "cls") or whole in OTHERS, f"{path}:{node.lineno}: {whole}"

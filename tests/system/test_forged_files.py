@@ -21,6 +21,7 @@ from vit_search.errors import CheckpointError, SearchError
 from vit_search.ledger import searches
 from vit_search.ledger.events import (
     Broke,
+    ChangedSettings,
     Commanded,
     Ended,
     Infeasible,
@@ -29,7 +30,6 @@ from vit_search.ledger.events import (
     OutgrewShare,
     Proposed,
     Reported,
-    _Changes,
     decode,
     encode,
 )
@@ -280,7 +280,7 @@ def test_an_event_is_read_as_it_was_written(search):
 
 
 def test_what_the_ledger_lets_set_is_what_the_control_sets():
-    assert set(_Changes.__dataclass_fields__) == set(commands.SETTINGS)
+    assert set(ChangedSettings.__dataclass_fields__) == set(commands.SETTINGS)
 
 
 @pytest.mark.parametrize("value", ["delete", "more", *VALUES], ids=str)

@@ -239,7 +239,7 @@ def test_a_server_and_a_driver_end_with_their_terminal_but_not_under_nohup(befor
         ):  # the second time because Ray puts a handler of its own in between
             os.kill(os.getpid(), signal.SIGHUP)
             assert stop.wait(10 if ends else 0.3) == ends
-        with driver._Child() as child:
+        with driver.DriverProcess() as child:
             os.kill(os.getpid(), signal.SIGHUP)
             assert child.told_to_stop.wait(10 if ends else 0.3) == ends
         assert signal.getsignal(signal.SIGHUP) == before

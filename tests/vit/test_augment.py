@@ -123,7 +123,7 @@ def test_an_operation_is_torchvisions_at_every_level_and_both_signs(policy, numb
 
 def test_colour_leaves_a_grey_image_as_it_is():
     every = torch.linspace(0, 1, 6), torch.tensor([1, -1, 1, -1, 1, -1])
-    reach = augment._Reach(0.99, (28, 28), 135.0, 0.99, 6)
+    reach = augment.Reach(0.99, (28, 28), 135.0, 0.99, 6)
     assert torch.equal(augment.OPERATIONS[NAMES.index("Color")](IMAGES["grey"], *every, reach), IMAGES["grey"])
 
 
@@ -131,7 +131,7 @@ def dot_moved_by(name, strength, sign):
     """Row and column of a dot that stood at row 2, column 5 of a 9x9 image, after an operation of TrivialAugment."""
     image = torch.zeros(1, 1, 9, 9, dtype=torch.uint8)
     image[0, 0, 2, 5] = 255
-    reach = augment._Reach(0.99, (9, 9), 135.0, 0.99, 6)
+    reach = augment.Reach(0.99, (9, 9), 135.0, 0.99, 6)
     moved = augment.OPERATIONS[NAMES.index(name)](image, torch.tensor([strength]), torch.tensor([sign]), reach)
     assert set(moved.unique().tolist()) <= {0, 255}  # nearest pixel, no grey between; black comes in
     return [tuple(place.tolist()) for place in moved[0, 0].nonzero()]

@@ -157,7 +157,7 @@ def test_an_operation_on_a_gpu_gives_the_pixels_of_a_cpu(operation, channels):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (64, channels, 16, 16), generator=generator, dtype=torch.uint8)
     strength, sign = torch.rand(64, generator=generator), torch.randint(2, (64,), generator=generator) * 2 - 1
-    reach = augment._Reach(0.99, (16, 16), 135.0, 0.99, 6)
+    reach = augment.Reach(0.99, (16, 16), 135.0, 0.99, 6)
     here = operation(images, strength, sign, reach)
     there = operation(images.cuda(), strength.cuda(), sign.cuda(), reach).cpu()
     apart = (here.int() - there.int()).abs()

@@ -158,12 +158,12 @@ def decode(line: bytes) -> Event:
         raise ValueError(f"event {name!r:.60}: unknown here; use the version of vit_search that wrote it")
     event: Event = build(_KINDS[name], values)
     if isinstance(event, Commanded) and event.name == "set":
-        build(_Changes, event.arguments, "arguments")
+        build(ChangedSettings, event.arguments, "arguments")
     return event
 
 
 @dataclass(frozen=True)
-class _Changes:
+class ChangedSettings:
     """What the command `set` may name; search/control.py's Settings."""
 
     trials: Annotated[int, (1, 10**9)] = 1

@@ -196,7 +196,7 @@ def trivial_augment(images: Tensor, generator: Generator) -> Tensor:
     """
     side = min(32, *images.shape[-2:])
     return _policy(
-        images, _Reach(0.99, (side, side), 135.0, 0.99, 6), torch.randint(LEVELS + 1, (len(images),), generator=generator), generator
+        images, Reach(0.99, (side, side), 135.0, 0.99, 6), torch.randint(LEVELS + 1, (len(images),), generator=generator), generator
     )
 
 
@@ -206,14 +206,14 @@ def rand_augment(images: Tensor, count: int, magnitude: int, generator: Generato
     Source: Cubuk et al. 2020, https://arxiv.org/abs/1909.13719; reaches as in torchvision's RandAugment.
     """
     height, width = images.shape[-2:]
-    reach = _Reach(0.3, (150 / 331 * height, 150 / 331 * width), 30.0, 0.9, 4)
+    reach = Reach(0.3, (150 / 331 * height, 150 / 331 * width), 30.0, 0.9, 4)
     for _ in range(count):
         images = _policy(images, reach, torch.full((len(images),), magnitude), generator)
     return images
 
 
 @dataclass(frozen=True)
-class _Reach:
+class Reach:
     """How far the operations go at level 30."""
 
     shear: float
@@ -226,7 +226,7 @@ class _Reach:
     """That posterising takes away of 8."""
 
 
-def _policy(images: Tensor, reach: _Reach, levels: Tensor, generator: Generator) -> Tensor:
+def _policy(images: Tensor, reach: Reach, levels: Tensor, generator: Generator) -> Tensor:
     chosen = torch.randint(len(OPERATIONS), (len(images),), generator=generator)
     signs = torch.randint(2, (len(images),), generator=generator) * 2 - 1
     order = chosen.argsort(stable=True)  # images of one operation side by side
@@ -253,38 +253,38 @@ def _affine(images: Tensor, xx: Tensor, xy: Tensor, dx: Tensor, yx: Tensor, yy: 
     return warp(images, torch.stack([row_x, row_y], 1))
 
 
-def _identity(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+def _identity(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
     return images
 
 
-def _shear_x(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+def _shear_x(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
     slope, one, zero = reach.shear * strength * sign, torch.ones_like(strength), torch.zeros_like(strength)
     half = images.shape[-2] / 2  # sheared about the upper edge, as torchvision and PIL do
     return _affine(images, one, slope, slope * half, zero, one, zero)
 
 
-def _shear_y(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+def _shear_y(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
     slope, one, zero = reach.shear * strength * sign, torch.ones_like(strength), torch.zeros_like(strength)
     half = images.shape[-1] / 2
     return _affine(images, one, zero, zero, slope, one, slope * half)
 
 
-def _translate_x(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+def _translate_x(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
     one, zero = torch.ones_like(strength), torch.zeros_like(strength)
     return _affine(images, one, zero, -(reach.translate[1] * strength).trunc() * sign, zero, one, zero)
 
 
-def _translate_y(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+def _translate_y(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
     one, zero = torch.ones_like(strength), torch.zeros_like(strength)
     return _affine(images, one, zero, zero, zero, one, -(reach.translate[0] * strength).trunc() * sign)
 
 
-def _rotate(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+def _rotate(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
     angle, zero = torch.deg2rad(reach.degrees * strength * sign), torch.zeros_like(strength)
     return _affine(images, angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero)
 
 
-def _blend(images: Tensor, faded: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+def _blend(images: Tensor, faded: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
     back = (-reach.factor * strength * sign)[:, None, None, None]
     sharp = images.float()
     return (sharp + (faded - sharp) * back).clamp_(0, 255).to(torch.uint8)  # in this form, what equals its faded self stays
@@ -302,19 +302,19 @@ def _grey(images: Tensor) -> Tensor:
     return grey
 
 
-def _brightness(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+def _brightness(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
     return _blend(images, torch.zeros_like(images, dtype=torch.float32), strength, sign, reach)
 
 
-def _colour(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+def _colour(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
     return _blend(images, _grey(images).float(), strength, sign, reach)
 
 
-def _contrast(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+def _contrast(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
     return _blend(images, _grey(images).float().mean((1, 2, 3), keepdim=True), strength, sign, reach)
 
 
-def _sharpness(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+def _sharpness(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
     if min(images.shape[-2:]) <= 2:
         return images
     sharp = images.float()
@@ -325,27 +325,27 @@ def _sharpness(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) ->
     return _blend(images, soft, strength, sign, reach)
 
 
-def _posterize(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+def _posterize(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
     gone = (reach.bits * strength).round().to(torch.int64)[:, None, None, None]
     return ((images.to(torch.int64) >> gone) << gone).to(torch.uint8)
 
 
-def _solarize(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+def _solarize(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
     bright = images >= (255 - 255 * strength)[:, None, None, None]
     return images ^ (255 * bright.to(torch.uint8))  # 255 - image where it is bright
 
 
-def _autocontrast(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+def _autocontrast(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
     stretched: Tensor = _torchvision().autocontrast(images)
     return stretched
 
 
-def _equalize(images: Tensor, strength: Tensor, sign: Tensor, reach: _Reach) -> Tensor:
+def _equalize(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
     levelled: Tensor = _torchvision().equalize(images)
     return levelled
 
 
-OPERATIONS: tuple[Callable[[Tensor, Tensor, Tensor, _Reach], Tensor], ...] = (
+OPERATIONS: tuple[Callable[[Tensor, Tensor, Tensor, Reach], Tensor], ...] = (
     _identity,
     _shear_x,
     _shear_y,

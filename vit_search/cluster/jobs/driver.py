@@ -75,7 +75,7 @@ def drive(search: str, say: Callable[[str], None], *, again: bool = False, pinne
         raise
     changes = {"wanted": "running", "ended": None} if again else {}
     record.change(folder, launches=submission.launches + 1, **changes, **({"version": pinned} if pinned else {}))
-    with _Child() as child, open_to_write(folder / record.LOCK) as lock:
+    with DriverProcess() as child, open_to_write(folder / record.LOCK) as lock:
         while True:
             if not _alone(folder, lock, child, say):
                 return INTERRUPTED
@@ -93,7 +93,7 @@ def drive(search: str, say: Callable[[str], None], *, again: bool = False, pinne
     return code
 
 
-def _alone(folder: Path, lock: IO[str], child: _Child, say: Callable[[str], None]) -> bool:
+def _alone(folder: Path, lock: IO[str], child: DriverProcess, say: Callable[[str], None]) -> bool:
     """Wait until no other driver has the search; False where this one is to stop before that."""
     waiting = False
     while not record.taken(lock) or record.running(folder):
@@ -105,7 +105,7 @@ def _alone(folder: Path, lock: IO[str], child: _Child, say: Callable[[str], None
     return True
 
 
-def _see_through(folder: Path, lock: IO[str], child: _Child, say: Callable[[str], None]) -> tuple[int, bool]:
+def _see_through(folder: Path, lock: IO[str], child: DriverProcess, say: Callable[[str], None]) -> tuple[int, bool]:
     """The search's exit code, and whether it has come to its own end."""
     tries = 0
     while True:
@@ -156,14 +156,14 @@ def _checked(search: str, file: Path, pinned: str, space_hash: str) -> str:
     return spec.text
 
 
-class _Child:
+class DriverProcess:
     """The child process, and the signals that are handed on to it."""
 
     def __init__(self) -> None:
         self.told_to_stop = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> _Child:
+    def __enter__(self) -> DriverProcess:
         """Take this process's signals."""
         self._before = {number: signal.signal(number, self._stop) for number in ending_signals()}
         return self
