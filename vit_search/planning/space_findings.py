@@ -152,6 +152,7 @@ def linear_scales(space: Space) -> Iterator[LintFinding]:
             continue
         low, high = parameter.range
         if low > 0 and high / low >= (10 if name == "lr" else 100):
-            below = max(0.0, (high / 10 - low) / (high - low))
-            fact = f"{low:g} to {high:g} spans {math.log10(high / low):.1f} decades, and {below:.0%} of it lies below {high / 10:g}"
+            middle = math.sqrt(low * high)  # on a logarithmic scale, half of the draws lie below it
+            below = (middle - low) / (high - low)
+            fact = f"{low:g} to {high:g} spans {math.log10(high / low):.1f} decades, and {below:.0%} of it lies below {middle:.2g}"
             yield LintFinding("hint", path_of(name), f"{fact}; add log: true.")
