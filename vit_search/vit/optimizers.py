@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vit_search.config.optimizers import OPTIMIZERS
+from vit_search.config.tables import check_tables
 from vit_search.config.trial import TrainingConfig
 from vit_search.vit.model import ViT, decayed
 
@@ -48,6 +50,8 @@ def muon(model: ViT, groups: list[Group], config: TrainingConfig) -> torch.optim
 
 MAKERS: dict[str, Callable[[ViT, list[Group], TrainingConfig], torch.optim.Optimizer]] = {"adamw": adamw, "sgd": sgd, "muon": muon}
 """By `training.optimizer` of a search file."""
+
+check_tables("OPTIMIZERS of vit_search/config/optimizers.py", OPTIMIZERS, "MAKERS of vit_search/vit/optimizers.py", MAKERS)
 
 
 class Together(torch.optim.Optimizer):
