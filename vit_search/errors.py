@@ -11,6 +11,10 @@ class SpecError(VitSearchError):
     """The search file asks for something that cannot be run."""
 
 
+class TableError(VitSearchError):
+    """A name stands in one of two tables of our code that must have the same names; see docs/extending.md."""
+
+
 class DataError(VitSearchError):
     """The images are missing, damaged, or not what the search file says they are."""
 

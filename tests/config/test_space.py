@@ -1,5 +1,7 @@
 """The search space: conditions, constraints, draws, grids, points to start with, presets, and when two spaces are equal."""
 
+import contextlib
+import dataclasses
 import itertools
 import math
 import random
@@ -16,6 +18,7 @@ from vit_search.config import presets, search_file
 from vit_search.config.cost import cost_of
 from vit_search.config.distributions import Choice, FloatRange, IntRange
 from vit_search.config.space import Space
+from vit_search.config.space_checks import check_space
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.errors import SpecError
 
@@ -497,6 +500,38 @@ def test_a_field_without_a_default_is_asked_for():
     for config in (DataConfig, ModelConfig, TrialConfig):
         with pytest.raises(TypeError, match="missing"):
             config()
+
+
+OPEN = {
+    "optimizer": "[muon, adamw]",
+    "batch_size": "[16, 32]",
+    "accumulation": "[1, 2]",
+    "precision": "[float32, bfloat16]",
+    "ema_decay": "[null, 0.99]",
+    "cuda_graphs": "[true, false]",
+    "lr": "[0.001, 0.01]",
+}
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_a_point_may_leave_open_what_the_cost_depends_on(name):
+    text = f"start_with: [{{dim: 32}}]\nmodel: {{dim: {{choice: [16, 32]}}, heads: 2}}\ntraining: {{{name}: {{choice: {OPEN[name]}}}}}\n"
+    assert space(text).searched.keys() == {"dim", name}
+    small = dataclasses.replace(space(text), gpu_memory=2**40)
+    fixed = {key: value for key, value in small.parameters.items() if key not in small.searched}
+    assert small.problem_so_far({**fixed, "dim": 32}) is None
+
+
+def test_the_smallest_model_is_taken_with_the_optimizer_that_keeps_the_least():
+    """The more weights, the more an optimizer counts: here are 50 million, and 1 image."""
+    big = "model: {{dim: 2048, depth: 1, heads: 2, patch_size: 8}}\ntraining: {{optimizer: {}, batch_size: 1}}\n"
+    need = {name: space(big.format(name)).cost({}).train_bytes for name in ("sgd", "adamw", "muon")}
+    assert need["sgd"] < need["muon"] < need["adamw"]
+    between = (need["muon"] + need["adamw"]) // 2
+    for optimizers, fits in (("[adamw, sgd]", True), ("[adamw, muon]", True), ("[adamw]", False)):
+        limited = dataclasses.replace(space(big.format(f"{{choice: {optimizers}}}")), memory_limit=between)
+        with contextlib.nullcontext() if fits else pytest.raises(SpecError, match="even the smallest model of this space takes"):
+            check_space(limited)
 
 
 FILE_OF_0_2 = """

@@ -16,7 +16,8 @@ from helpers.rules import Ruled
 from vit_search import cli
 from vit_search.config import search_file
 from vit_search.config.cost import cost_of, gpus_of_this_machine, in_rounded_time
-from vit_search.config.trial import DataConfig
+from vit_search.config.optimizers import OPTIMIZERS
+from vit_search.config.trial import DataConfig, TrainingConfig
 from vit_search.errors import DataError, SpecError
 from vit_search.planning import plan as planning
 from vit_search.planning import search_lint
@@ -69,6 +70,24 @@ def test_a_sound_file_has_no_findings():
             "training.rand_augment_ops",
             "add when: \"auto_augment == 'rand_augment'\".",
         ),
+        (
+            "training: {momentum: {float: [0, 0.9]}}",
+            "warning",
+            "training.momentum",
+            "it makes no difference, since adamw does not use it; write a plain value.",
+        ),
+        (
+            "training: {optimizer: sgd, beta2: {float: [0.9, 0.999]}}",
+            "warning",
+            "training.beta2",
+            "it makes no difference, since sgd does not use it; write a plain value.",
+        ),
+        (
+            "training: {optimizer: {choice: [adamw, muon]}, momentum: {float: [0, 0.9]}}",
+            "hint",
+            "training.momentum",
+            "since adamw does not use it; add when: \"optimizer != 'adamw'\".",
+        ),
         ("training: {compile: {choice: [true, false]}}", "warning", "training.compile", "without a GPU"),
         ("model: {dim: {choice: [32, 64], when: depth > 9}}", "warning", "model.dim.when", "depth > 9 never holds"),
         ("model: {dim: {choice: [32, 64], when: depth > 1}}", "hint", "model.dim.when", "depth > 1 always holds; drop it."),
@@ -91,7 +110,13 @@ def test_a_sound_file_has_no_findings():
         ("stopping: {strata: 3}", "hint", "stopping.strata", "about 3 trials in each of 3 groups"),
         ("training: {warmup_fraction: 0.5}", "warning", "stopping.grace_epochs", "the learning rate climbs up to epoch 13.5"),
         ("training: {lr: {float: [1e-4, 1e-2]}}", "hint", "training.lr", "0.0001 to 0.01 spans 2.0 decades, and 9% of it lies below 0.001"),
-        ("training: {weight_decay: {float: [1e-3, 1]}}", "hint", "training.weight_decay", "add log: true."),
+        (
+            "training: {lr: {float: [1e-3, 1e-2]}}",
+            "hint",
+            "training.lr",
+            "0.001 to 0.01 spans 1.0 decades, and 24% of it lies below 0.0032",
+        ),
+        ("training: {weight_decay: {float: [1e-3, 1]}}", "hint", "training.weight_decay", "3% of it lies below 0.032; add log: true."),
         ("training: {batch_size: 2000}", "warning", "training.batch_size", "an epoch of 1,258 images is less than one batch"),
         ("concurrency: 12", "hint", "concurrency", "12 at once, but only 9 trials"),
     ],
@@ -100,6 +125,24 @@ def test_each_planted_fault_is_found(text, severity, where, said):
     head = HEAD.replace("trials: 9\n", "") if "trials:" in text else HEAD
     found = findings(text, head)
     assert any(s == severity and w == where and said in t for s, w, t in found), found
+
+
+def test_a_parameter_that_every_optimizer_of_the_search_uses_is_not_told():
+    text = "training: {optimizer: {choice: [sgd, muon]}, momentum: {float: [0, 0.9]}}"
+    assert not [where for _, where, _ in findings(text) if where == "training.momentum"]
+
+
+def test_lint_knows_what_a_new_optimizer_uses(monkeypatch):
+    """A new one stands where adamw does: its name is read when the package is imported."""
+    monkeypatch.setitem(OPTIMIZERS, "adamw", dataclasses.replace(OPTIMIZERS["adamw"], uses=("clip_norm", "momentum")))
+    said = {where: text for _, where, text in findings("training: {momentum: {float: [0, 0.9]}, beta2: {float: [0.9, 0.999]}}")}
+    assert "training.momentum" not in said
+    assert said["training.beta2"] == "it makes no difference, since adamw does not use it; write a plain value."
+
+
+def test_what_an_optimizer_uses_is_a_field_of_the_training():
+    fields = {field.name for field in dataclasses.fields(TrainingConfig)}
+    assert {name for optimizer in OPTIMIZERS.values() for name in optimizer.uses} <= fields
 
 
 def photos(folder, counts):

@@ -93,6 +93,12 @@ def awaits_driver(folder: Path) -> bool:
     return record.submitted(folder) and not record.read(folder).asleep
 
 
+def held_text(count: int, kind: str) -> str:
+    """How many trials wait for the stopping rule."""
+    verb, them = ("waits", "it") if count == 1 else ("wait", "them")
+    return f"{counted(count, 'trial')} of them {verb}, without a process, until stopping.kind {kind} lets {them} go on"
+
+
 def _print_status(folder: Path, as_json: bool) -> None:
     from vit_search.cluster import record
     from vit_search.ledger import searches
@@ -136,9 +142,7 @@ def _print_status(folder: Path, as_json: bool) -> None:
         out.print(f"  {escaped(line)}", soft_wrap=True)
     out.print("  " + ", ".join(f"[{OUTCOME_STYLE[name]}]{count} {name}[/]" for name, count in counts.items()))
     if held:
-        out.print(
-            f"  {counted(len(held), 'trial')} of them wait, without a process, until stopping.kind {spec.stopping.kind} lets them go on"
-        )
+        out.print(f"  {held_text(len(held), spec.stopping.kind)}")
     for line in _breakdowns(trials.values()):
         out.print(f"  {escaped(line)}", soft_wrap=True)
     if winner:

@@ -1,23 +1,30 @@
-"""The optimizers that a search file may name, and the memory that each keeps. vit/optimizers.py makes them."""
+"""The optimizers that a search file may name, with the memory that each keeps and what it uses. vit/optimizers.py makes them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
-class OptimizerMemory:
-    """float32 values that an optimizer keeps."""
+@dataclass(frozen=True, kw_only=True)
+class OptimizerFacts:
+    """What is known of an optimizer without torch."""
 
     hidden: int
-    """For each weight of a matrix inside an encoder block."""
+    """float32 values that it keeps for each weight of a matrix inside an encoder block."""
     others: int
-    """For each other weight."""
+    """The same for each other weight."""
+    uses: tuple[str, ...]
+    """Fields of TrainingConfig that some optimizers use and others do not. `lint` warns of a search over a field without effect."""
 
 
-OPTIMIZERS: dict[str, OptimizerMemory] = {
-    "adamw": OptimizerMemory(hidden=2, others=2),
-    "sgd": OptimizerMemory(hidden=1, others=1),
-    "muon": OptimizerMemory(hidden=1, others=2),
+OPTIMIZERS: dict[str, OptimizerFacts] = {
+    "adamw": OptimizerFacts(hidden=2, others=2, uses=("beta2",)),
+    "sgd": OptimizerFacts(hidden=1, others=1, uses=("momentum",)),
+    "muon": OptimizerFacts(hidden=1, others=2, uses=("momentum", "beta2")),
 }
 """By `training.optimizer` of a search file."""
+
+
+def used_by(field: str) -> list[str]:
+    """The optimizers that use a field of TrainingConfig; empty where it has nothing to do with the optimizer."""
+    return [name for name, optimizer in OPTIMIZERS.items() if field in optimizer.uses]

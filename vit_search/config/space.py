@@ -31,6 +31,8 @@ FROM_FILE = ("epochs", "image_height", "image_width")
 
 _DEFAULTS = {f.name: f.default for config in (ModelConfig, TrainingConfig) for f in fields(config)}
 _MODEL = tuple(f.name for f in fields(ModelConfig) if f.name not in FROM_DATA)
+_COST = (*_MODEL, "batch_size", "accumulation", "optimizer")
+"""What `_cost` asks for."""
 _MEMORY = ("batch_size", "accumulation", "optimizer", "precision", "ema_decay", "cuda_graphs")
 """What of the training decides how much memory it takes of a GPU."""
 
@@ -120,7 +122,7 @@ class Space:
             if cost.train_bytes <= self.memory_limit:
                 return None
             return f"training would take about {in_units(cost.train_bytes)}, and a trial has {in_units(self.memory_limit)}."
-        training = {name: values[name] for name in _MEMORY if name in values}
+        training = {name: values[name] for name in _MEMORY if name in values}  # what is still open counts as its default, the least
         need, room = (
             gpu_share.training_bytes(self._model(values), TrainingConfig(epochs=1, **training)),
             gpu_share.allowed(1.0, self.gpu_memory),
@@ -283,7 +285,7 @@ class Space:
             return problem
         scope: dict[str, Any] = {**values, "epochs": self.epochs, "image_height": self.image_size[0], "image_width": self.image_size[1]}
         shown: dict[str, str] = {}
-        if all(name in values for name in (*_MODEL, "batch_size", "accumulation")):
+        if all(name in values for name in _COST):
             cost = self._cost(values)
             problem = self.too_large(values, cost)
             if problem is not None:

@@ -110,8 +110,8 @@ def _check_memory(space: Space) -> None:
     model = {f.name: plain[f.name] for f in fields(ModelConfig) if f.name in _SIZES}
     model |= {"heads": 1, "dim_head": None, "pool": "mean"}  # the least that heads can cost
     shape: dict[str, Any] = {"image_size": space.image_size, "in_channels": space.in_channels, "num_classes": space.num_classes}
-    optimizer = plain["optimizer"] or "sgd"  # which keeps the least
-    need = cost_of(ModelConfig(**shape, **model), math.ceil(plain["batch_size"] / parts), optimizer).train_bytes
+    smallest, batch = ModelConfig(**shape, **model), math.ceil(plain["batch_size"] / parts)
+    need = min(cost_of(smallest, batch, optimizer).train_bytes for optimizer in space.possible_values("optimizer"))
     if need > space.memory_limit:
         raise SpecError(
             f"model.dim: even the smallest model of this space takes about {in_units(need)} to train, "

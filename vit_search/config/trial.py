@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_type_hints
 
 from vit_search.config.data_sets import DATA_SETS
+from vit_search.config.optimizers import OPTIMIZERS
 from vit_search.config.strict_json import Seconds, Share, build
 from vit_search.errors import SpecError
 
@@ -189,7 +190,7 @@ class TrainingConfig:
     accumulation: int = knob(
         1, "Micro-batches whose gradients make one step, to save memory; batch_size is shared among them.", ge=1, le=4096
     )
-    optimizer: Literal["adamw", "sgd", "muon"] = knob(
+    optimizer: Literal[tuple(OPTIMIZERS)] = knob(  # type: ignore[valid-type]
         "adamw", "muon is for the matrices of the blocks, with adamw for all other weights; sgd wants a higher lr, e.g. 0.1.", late=True
     )
     lr: float = knob(1e-3, "Peak learning rate, reached after the warm-up.", gt=0, le=10)

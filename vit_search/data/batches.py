@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vit_search.data.cache import DataSet, read_split
+from vit_search.data.pixels import checked_pixels
 from vit_search.data.sources.source import Reader
 from vit_search.data.split import SplitName
 from vit_search.errors import DataError
@@ -145,12 +146,16 @@ class _Images(Dataset[Tensor]):
         index, seed, crop_scale = drawn
         name = str(self.names[index])
         if seed is None or crop_scale == 1:
-            return torch.from_numpy(self.reader(name, self.image_size))
+            return self._read(name, self.image_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, index))
             crop = self._crop(self.image_size, scale=(crop_scale, 1), antialias=True)
-            cropped: Tensor = crop(torch.from_numpy(self.reader(name, None)))
+            cropped: Tensor = crop(self._read(name, None))
         return cropped
+
+    def _read(self, name: str, size: tuple[int, int] | None) -> Tensor:
+        shape = (None, *(size or (None, None)))
+        return torch.from_numpy(checked_pixels(lambda: self.reader(name, size), shape, f"image {name}"))
 
 
 def load_split(data: DataSet, *names: SplitName, device: torch.device | str = "cpu", decoders: int | None = None) -> Split | StreamedSplit:

@@ -26,6 +26,7 @@ from vit_search.config.strict_json import parse
 from vit_search.config.trial import DataConfig, hashed
 from vit_search.data.decode import read_all
 from vit_search.data.file_hashes import sha256_of
+from vit_search.data.source_checks import check_source
 from vit_search.data.sources import open_source
 from vit_search.data.sources.source import Reader, Source
 from vit_search.data.split import SplitName, split_indices
@@ -134,6 +135,7 @@ def _refuse_open(*folders: Path) -> None:
 
 
 def _make(config: DataConfig, folder: Path, key: str, source: Source, stream_above: int) -> DataSet:
+    check_source(source)
     streamed = source.reader is not None and len(source.labels) * math.prod(source.shape) > stream_above
     pixels = None if streamed else read_all(range(len(source.labels)), source.read, source.shape, source=source.title)
     splits = split_indices(config, source)

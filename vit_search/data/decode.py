@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from vit_search.data.pixels import PixelsError, bytes_fault, checked_pixels
 from vit_search.errors import DataError, TooLargeError
 
 T = TypeVar("T")
@@ -132,13 +134,16 @@ def read_all(images: Sequence[T], read: Callable[[T], np.ndarray], shape: tuple[
         shape: channels, height and width of each.
         source: what the images belong to, for the message.
     Returns: uint8 (n, channels, height, width).
-    Raises: DataError that names all images that cannot be used, or the first DAMAGED_SHOWN and their count.
+    Raises: DataError that names all images that cannot be used, or the first DAMAGED_SHOWN and their count; PixelsError for the first
+        that is not as a source must give it.
     """
     pixels = np.empty((len(images), *shape), np.uint8)
     damaged: list[str] = []
     for i, image in enumerate(images):
         try:
-            pixels[i] = read(image)
+            pixels[i] = checked_pixels(partial(read, image), shape, f"{source}: image {image}")
+        except PixelsError:
+            raise
         except DataError as error:
             damaged.append(str(error))
     if len(damaged) == 1:
@@ -154,12 +159,21 @@ def fit_pixels(pixels: np.ndarray, size: tuple[int, int] | None, channels: int) 
     """What `read_image` makes of an image that is decoded already: the same numbers as of its file.
 
     Args:
-        pixels: uint8 (height, width, 1) or (height, width, 3).
+        pixels: uint8 (height, width) or (height, width, 1), which are grey, or (height, width, 3), which is RGB.
+        size, channels: as of `read_image`.
     Returns: uint8 (channels, height, width).
+    Raises: PixelsError for any other array.
     """
     from PIL import Image
 
-    return _fitted(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), size, channels)
+    fault = bytes_fault(pixels)
+    if fault:
+        raise PixelsError(fault)
+    if pixels.ndim not in (2, 3) or 0 in pixels.shape or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
+        mend = "give (height, width), (height, width, 1) or (height, width, 3)"
+        raise PixelsError(f"an array of shape {pixels.shape}; {mend}.")
+    grey = pixels.ndim == 3 and pixels.shape[2] == 1
+    return _fitted(Image.fromarray(pixels[..., 0] if grey else pixels), size, channels)
 
 
 def _fitted(image: Any, size: tuple[int, int] | None, channels: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vit_search.config.distributions import FloatRange
+from vit_search.config.optimizers import used_by
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.space import Space, path_of
 from vit_search.planning.lint_draws import MEMORY, LimitEffect, LintDraw, LintFinding, key_of
@@ -53,7 +54,9 @@ def _spelt(value: Any) -> str:
 
 
 _PARTS = ("embedding_dropout", "attention_dropout", "projection_dropout", "mlp_dropout")
-_WITHOUT_EFFECT: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str, str]] = {
+Idle = tuple[Callable[[Mapping[str, Any]], bool], str, str]
+"""When a parameter makes no difference, in words, and the condition under which it does."""
+_WITHOUT_EFFECT: dict[str, Idle] = {
     "mlp_ratio": (lambda v: v["mlp_dim"] is not None, "mlp_dim stands in its place", "mlp_dim == none"),
     "dropout": (lambda v: all(v[part] is not None for part in _PARTS), "the four parts each say otherwise", "mlp_dropout == none"),
     "drop_path": (lambda v: v["depth"] == 1, "it is 0 in the first block, and there is no other", "depth > 1"),
@@ -62,12 +65,9 @@ _WITHOUT_EFFECT: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str, str]]
         "neither positions nor a class token are learned",
         "positions == 'learned'",
     ),
-    "momentum": (lambda v: v["optimizer"] == "adamw", "adamw has no momentum of its own", "optimizer != 'adamw'"),
-    "beta2": (lambda v: v["optimizer"] == "sgd", "sgd has no second moment", "optimizer != 'sgd'"),
     "rand_augment_ops": (lambda v: v["auto_augment"] != "rand_augment", "there is no rand_augment", "auto_augment == 'rand_augment'"),
     "rand_augment_magnitude": (lambda v: v["auto_augment"] != "rand_augment", "there is no rand_augment", "auto_augment == 'rand_augment'"),
 }
-"""When a parameter makes no difference, in words, and the condition under which it does."""
 _GPU_ONLY = ("tf32", "compile", "cuda_graphs")
 
 
@@ -76,9 +76,10 @@ def without_effect(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[Lint
     for name in spec.space.searched:
         if name in _GPU_ONLY and not spec.resources.on_gpu:
             yield LintFinding("warning", path_of(name), "it makes no difference without a GPU; write a plain value.")
-        if name not in _WITHOUT_EFFECT:
+        effect = _WITHOUT_EFFECT.get(name) or _unused(spec.space, name)
+        if effect is None:
             continue
-        idle, why, condition = _WITHOUT_EFFECT[name]
+        idle, why, condition = effect
         active = [draw for draw in valid if name in draw.params]
         share = sum(idle(draw.values) for draw in active) / max(1, len(active))
         if share == 1 and active:
@@ -86,6 +87,16 @@ def without_effect(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[Lint
         elif share > 0:
             fact = f"in {share:.0%} of the proposals it makes no difference, since {why}"
             yield LintFinding("hint", path_of(name), f'{fact}; add when: "{condition}".')
+
+
+def _unused(space: Space, name: str) -> Idle | None:
+    """The same for a parameter that some optimizers of the search do not use."""
+    users = used_by(name)
+    if not users:
+        return None
+    idle = [optimizer for optimizer in space.possible_values("optimizer") if optimizer not in users]
+    why = f"{' and '.join(idle)} {'does' if len(idle) == 1 else 'do'} not use it"
+    return lambda values: values["optimizer"] in idle, why, " and ".join(f"optimizer != '{optimizer}'" for optimizer in idle)
 
 
 def useless_conditions(space: Space, drawn: Sequence[LintDraw]) -> Iterator[LintFinding]:
@@ -141,6 +152,7 @@ def linear_scales(space: Space) -> Iterator[LintFinding]:
             continue
         low, high = parameter.range
         if low > 0 and high / low >= (10 if name == "lr" else 100):
-            below = max(0.0, (high / 10 - low) / (high - low))
-            fact = f"{low:g} to {high:g} spans {math.log10(high / low):.1f} decades, and {below:.0%} of it lies below {high / 10:g}"
+            middle = math.sqrt(low * high)  # on a logarithmic scale, half of the draws lie below it
+            below = (middle - low) / (high - low)
+            fact = f"{low:g} to {high:g} spans {math.log10(high / low):.1f} decades, and {below:.0%} of it lies below {middle:.2g}"
             yield LintFinding("hint", path_of(name), f"{fact}; add log: true.")

@@ -88,7 +88,14 @@ class Failed:
     reason: str
 
 
-Report = Epoch | Waiting | Outgrown | Failed
+@dataclass(frozen=True)
+class Mismatch:
+    """Two tables of our code do not match, so no trial can be trained; see config/tables.py."""
+
+    reason: str
+
+
+Report = Epoch | Waiting | Outgrown | Failed | Mismatch
 
 SCORE = "score/"
 """Before the names of an epoch's further metrics in Tune's result."""
@@ -102,7 +109,7 @@ def encode(trial: int, report: Report) -> dict[str, Any]:
         return {"trial": trial, **values, **scores, **report.system}
     if isinstance(report, Failed):
         return {"trial": trial, "failure": report.outcome, "reason": report.reason}
-    return {"trial": trial, "waiting" if isinstance(report, Waiting) else "outgrown": report.reason}
+    return {"trial": trial, type(report).__name__.lower(): report.reason}
 
 
 def decode(result: Mapping[str, Any]) -> Report:
@@ -113,6 +120,8 @@ def decode(result: Mapping[str, Any]) -> Report:
         return Waiting(result["waiting"])
     if "outgrown" in result:
         return Outgrown(result["outgrown"])
+    if "mismatch" in result:
+        return Mismatch(result["mismatch"])
     scores = {name.removeprefix(SCORE): value for name, value in result.items() if name.startswith(SCORE)}
     epoch = EpochResult(**{f.name: result[f.name] for f in fields(EpochResult) if f.name != "scores"}, scores=scores)
     return Epoch(epoch, {name: value for name, value in result.items() if name.startswith("system/")})

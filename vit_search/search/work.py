@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from vit_search.errors import TableError
 from vit_search.runtime.start_up import collect_rarely
+from vit_search.search.messages import Mismatch, encode
 
 
 def train_trial(config: dict[str, Any]) -> None:
     """See trial.py, whose function of this name it is."""
     collect_rarely()
-    from vit_search.search import trial
+    try:
+        from vit_search.search import trial
+    except TableError as error:  # the driver does not import these tables, so it hears of it here
+        from ray import tune
 
+        tune.report(encode(config["trial"], Mismatch(str(error))))
+        return
     trial.train_trial(config)

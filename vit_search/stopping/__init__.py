@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.stopping_rules import STOPPING_RULES
+from vit_search.config.tables import check_tables
 from vit_search.ledger.events import Event, Proposed
 from vit_search.stopping.asha import Asha
 from vit_search.stopping.hyperband import Hyperband
@@ -18,7 +19,7 @@ from vit_search.stopping.rungs import boundaries
 RULES: dict[str, type[StoppingRule]] = {"asha": Asha, "hyperband": Hyperband, "median": Median, "none": NoStopping, "pasha": Pasha}
 """By `stopping.kind` of a search file."""
 
-assert RULES.keys() == STOPPING_RULES.keys(), "config/stopping_rules.py names other rules than RULES"
+check_tables("STOPPING_RULES of vit_search/config/stopping_rules.py", STOPPING_RULES, "RULES of vit_search/stopping/__init__.py", RULES)
 
 
 def rule_of(spec: SearchSpec, *, parts: Sequence[float] | None = None, seed: int | None = None) -> StoppingRule:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vit_search.config.metrics import RANKING
+from vit_search.config.tables import check_tables
+from vit_search.config.trial import EpochResult
 from vit_search.data.batches import Split, StreamedSplit
 from vit_search.vit import augment
 from vit_search.vit.model import ViT
@@ -95,3 +98,11 @@ def balanced_accuracy(confusion: Tensor) -> float:
 
 SCORES: dict[str, Callable[[Tensor], float]] = {"val_macro_f1": macro_f1, "val_balanced_accuracy": balanced_accuracy}
 """Metrics that follow from the confusion matrix, by their names in config/metrics.py."""
+
+_MEASURED = {field.name for field in fields(EpochResult)}
+check_tables(
+    "TABLE of vit_search/config/metrics.py",
+    [name for name in RANKING if name not in _MEASURED],
+    "SCORES of vit_search/vit/evaluation.py",
+    SCORES,
+)

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vit_search.config.optimizers import OPTIMIZERS
+from vit_search.config.tables import check_tables
 from vit_search.config.trial import TrainingConfig
+from vit_search.errors import SpecError
 from vit_search.vit.model import ViT, decayed
 
 Group = dict[str, Any]
@@ -49,6 +52,8 @@ def muon(model: ViT, groups: list[Group], config: TrainingConfig) -> torch.optim
 MAKERS: dict[str, Callable[[ViT, list[Group], TrainingConfig], torch.optim.Optimizer]] = {"adamw": adamw, "sgd": sgd, "muon": muon}
 """By `training.optimizer` of a search file."""
 
+check_tables("OPTIMIZERS of vit_search/config/optimizers.py", OPTIMIZERS, "MAKERS of vit_search/vit/optimizers.py", MAKERS)
+
 
 class Together(torch.optim.Optimizer):
     """Several optimizers, each with weights of its own, as one."""
@@ -72,19 +77,45 @@ def state_of(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Tens
 
 
 def fill_state(optimizer: torch.optim.Optimizer, weight: Tensor) -> None:
-    """Make what an optimizer keeps of a weight, as it makes it itself at the first step; nothing where it is there."""
+    """Make what an optimizer keeps of a weight before its first step; nothing where it is there.
+
+    Raises: SpecError where FIRST_STATES does not know the optimizer.
+    """
     state = state_of(optimizer, weight)
     if state:
         return
     owner = _owner(optimizer, weight)
-    if isinstance(owner, torch.optim.AdamW):
-        state |= {
-            "step": torch.zeros((), device=weight.device),
-            "exp_avg": torch.zeros_like(weight),
-            "exp_avg_sq": torch.zeros_like(weight),
-        }
-    elif owner.defaults["momentum"]:
-        state["momentum_buffer"] = torch.zeros_like(weight)
+    if type(owner) not in FIRST_STATES:
+        raise SpecError(
+            f"training.cuda_graphs: it needs what {type(owner).__name__} keeps before its first step; "
+            f"add {type(owner).__name__} to FIRST_STATES of vit_search/vit/optimizers.py, or write cuda_graphs: false."
+        )
+    state |= FIRST_STATES[type(owner)](owner, weight)
+
+
+def _of_adamw(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Tensor]:
+    step = torch.zeros((), device=weight.device)
+    return {"step": step, "exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+
+
+def _of_sgd(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Tensor]:
+    return {"momentum_buffer": torch.zeros_like(weight)} if optimizer.defaults["momentum"] else {}
+
+
+def _of_muon(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Tensor]:
+    return {"momentum_buffer": torch.zeros_like(weight)}  # also where the momentum is 0
+
+
+FIRST_STATES: dict[type[torch.optim.Optimizer], Callable[[torch.optim.Optimizer, Tensor], dict[str, Tensor]]] = {
+    torch.optim.AdamW: _of_adamw,
+    torch.optim.SGD: _of_sgd,
+    torch.optim.Muon: _of_muon,
+}
+"""What an optimizer keeps of a weight, as it stands before the first step, by the optimizer's class. `training.cuda_graphs` alone needs it.
+
+The tensors have the names, shapes, types and devices of those that the optimizer makes at its first step. Their values are such that
+training goes as it does without them: as a rule, zeros.
+"""
 
 
 def _owner(optimizer: torch.optim.Optimizer, weight: Tensor) -> torch.optim.Optimizer:

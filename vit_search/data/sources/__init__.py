@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vit_search.config.data_sets import DATA_SETS
+from vit_search.config.tables import check_tables
 from vit_search.config.trial import DataConfig
 from vit_search.data.sources.digits import Digits
 from vit_search.data.sources.image_folder import open_folder
@@ -25,6 +26,8 @@ SOURCES: dict[str, Opener] = {
     "image_folder": open_folder,
 }
 """By `data.name` of a search file. What is known of each before it is opened stands in config/data_sets.py."""
+
+check_tables("DATA_SETS of vit_search/config/data_sets.py", DATA_SETS, "SOURCES of vit_search/data/sources/__init__.py", SOURCES)
 
 
 def open_source(config: DataConfig, downloads: Path | None = None, download: bool = False) -> Source:

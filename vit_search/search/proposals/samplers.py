@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 from vit_search.config import samplers
 from vit_search.config.distributions import Value, ValueSource
 from vit_search.config.space import Space
+from vit_search.config.tables import check_tables
 from vit_search.config.value_sources import AtQuantiles, AtRandom, FromPoint
 from vit_search.search.proposals import gaussian
 from vit_search.search.proposals.history import ENOUGH, Goal, History, Params, params_key
@@ -148,7 +149,9 @@ SAMPLERS: dict[str, Sampler] = {
 }
 """By `sampler` of a search file."""
 
-assert SAMPLERS.keys() == samplers.SAMPLERS.keys(), "config/samplers.py names other samplers than SAMPLERS"
+check_tables(
+    "SAMPLERS of vit_search/config/samplers.py", samplers.SAMPLERS, "SAMPLERS of vit_search/search/proposals/samplers.py", SAMPLERS
+)
 
 
 def _ask_optuna(question: Question, sampler: optuna.samplers.BaseSampler, infeasible: bool = True) -> Proposal:
