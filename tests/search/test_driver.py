@@ -9,7 +9,7 @@ from vit_search.errors import ClusterError, LostClusterError, SearchError, Table
 from vit_search.ledger.events import Broke, Commanded, Ended, Infeasible, Launched, Proposed, Reported
 from vit_search.search.components import ImageFacts, components_of
 from vit_search.search.driver_runtime import IN_A_ROW
-from vit_search.search.messages import Continue, Epoch, Failed, Finished, Hold, KillWorker, Mismatch, Move, Stop, TrialOrder, Wait, Waiting
+from vit_search.search.messages import Continue, Epoch, Failed, Finished, Hold, KillWorker, Move, Stop, TrialOrder, Wait, Waiting
 from vit_search.stopping import rungs
 
 FILE = """
@@ -239,16 +239,6 @@ def test_a_cancelled_search_ends_at_once_and_leaves_its_trials_to_a_resume():
     driver.released(0), driver.released(1)
     assert driver.interrupt(ended=True)
     assert ended(book) == [(0, "interrupted", "the driver stopped"), (1, "interrupted", "the driver stopped")]
-
-
-def test_code_that_can_train_no_trial_ends_the_search_and_leaves_it_to_a_resume():
-    driver, book = begun(2)
-    reason = "MAKERS of vit_search/vit/optimizers.py: lion is missing"
-    assert driver.report(0, Mismatch(reason)) == Stop()
-    assert (type(driver.trouble), str(driver.trouble), driver.cancelled) == (TableError, reason, True)
-    driver.released(0), driver.released(1)
-    assert driver.interrupt(ended=True)
-    assert [outcome for _, outcome, _ in ended(book)] == ["interrupted", "interrupted"]
 
 
 def test_a_limit_stops_all_trials_after_their_epoch():

@@ -9,7 +9,7 @@ from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial
 
 from vit_search.config import search_file
-from vit_search.search.messages import Epoch, Failed, Mismatch, Outgrown, TrialOrder, Waiting, decode, encode
+from vit_search.search.messages import Epoch, Failed, Outgrown, TrialOrder, Waiting, decode, encode
 from vit_search.search.tune import TuneScheduler, TuneSearcher, last_error, request
 
 SPEC = search_file.parse("""
@@ -60,7 +60,6 @@ class TunesTrial:
         Epoch(dataclasses.replace(result(1, 0.5), scores={"val_macro_f1": 0.4}), {"system/cpu": 1.0}),
         Waiting("full"),
         Outgrown("no room"),
-        Mismatch("MAKERS: lion is missing"),
         Failed("failed", "no"),
     ],
 )

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from vit_search.config.distributions import Value
-from vit_search.errors import ClusterError, SearchError, TableError, VitSearchError
+from vit_search.errors import ClusterError, SearchError, VitSearchError
 from vit_search.ledger import search_state
 from vit_search.ledger.events import Broke, Commanded, Ended, Event, Infeasible, Outcome, OutgrewShare, Proposed, Reported
 from vit_search.ledger.trials import Progress, Trial
@@ -32,7 +32,6 @@ from vit_search.search.messages import (
     Finished,
     Hold,
     KillWorker,
-    Mismatch,
     Move,
     Outgrown,
     Report,
@@ -245,9 +244,6 @@ class Driver:
                 return Continue()
             if isinstance(report, Failed):
                 self._end(trial, report.outcome, report.reason)
-                return Stop()
-            if isinstance(report, Mismatch):
-                self.fail(TableError(report.reason))
                 return Stop()
             if isinstance(report, Outgrown):
                 return self._give_larger_share(trial, report.reason)

@@ -88,14 +88,7 @@ class Failed:
     reason: str
 
 
-@dataclass(frozen=True)
-class Mismatch:
-    """Two tables of our code do not match, so no trial can be trained; see config/tables.py."""
-
-    reason: str
-
-
-Report = Epoch | Waiting | Outgrown | Failed | Mismatch
+Report = Epoch | Waiting | Outgrown | Failed
 
 SCORE = "score/"
 """Before the names of an epoch's further metrics in Tune's result."""
@@ -120,8 +113,6 @@ def decode(result: Mapping[str, Any]) -> Report:
         return Waiting(result["waiting"])
     if "outgrown" in result:
         return Outgrown(result["outgrown"])
-    if "mismatch" in result:
-        return Mismatch(result["mismatch"])
     scores = {name.removeprefix(SCORE): value for name, value in result.items() if name.startswith(SCORE)}
     epoch = EpochResult(**{f.name: result[f.name] for f in fields(EpochResult) if f.name != "scores"}, scores=scores)
     return Epoch(epoch, {name: value for name, value in result.items() if name.startswith("system/")})

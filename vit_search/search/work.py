@@ -6,7 +6,7 @@ from typing import Any
 
 from vit_search.errors import TableError
 from vit_search.runtime.start_up import collect_rarely
-from vit_search.search.messages import Mismatch, encode
+from vit_search.search.messages import Failed, encode
 
 
 def train_trial(config: dict[str, Any]) -> None:
@@ -14,9 +14,9 @@ def train_trial(config: dict[str, Any]) -> None:
     collect_rarely()
     try:
         from vit_search.search import trial
-    except TableError as error:  # the driver does not import these tables, so it hears of it here
+    except TableError as error:  # the driver does not import these tables; all trials fail with this reason, which ends the search
         from ray import tune
 
-        tune.report(encode(config["trial"], Mismatch(str(error))))
+        tune.report(encode(config["trial"], Failed("failed", str(error))))
         return
     trial.train_trial(config)
