@@ -5,7 +5,7 @@ from helpers.simulation import GPUS, NODE_LOST, Cluster, MemoryLedger, World, dr
 
 from vit_search import stopping
 from vit_search.config import search_file
-from vit_search.errors import ClusterError, LostClusterError, SearchError, TableError
+from vit_search.errors import ClusterError, LostClusterError, SearchError
 from vit_search.ledger.events import Broke, Commanded, Ended, Infeasible, Launched, Proposed, Reported
 from vit_search.search.components import ImageFacts, components_of
 from vit_search.search.driver_runtime import IN_A_ROW
