@@ -70,7 +70,7 @@ class Simulated(Trainable):
         model, training = self.told["config"]["model"], self.told["config"]["training"]
         value = curve(model["patch_size"], model["depth"], model["dim"], training["lr"], training["weight_decay"], self.epoch)
         moments = {"system/began": self.began, "system/sent": time.time()}
-        return {"trial": self.told["trial"], **result(self.epoch, value), **moments, "done": self.epoch >= training["epochs"]}
+        return {"trial": self.told["trial"], **result(self.epoch, value), **moments}
 
 
 @ray.remote(num_cpus=0)
@@ -131,6 +131,7 @@ class Shared:
 def nodes(count: int, slots: int) -> Any:
     """A head without slots, and nodes that share the slots among them."""
     os.environ[LOOPBACK_ALONE] = "0"
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")])  # of the hosts
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 2**28})
     for _ in range(count):
         cluster.add_node(num_cpus=-(-slots // count), object_store_memory=80 * 2**20, wait=False)
