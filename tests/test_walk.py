@@ -64,7 +64,7 @@ def test_its_champion_knows_the_digits(predictions):
 
 def test_a_server_answers_what_predict_says(folder, predictions):
     port = free_port()
-    server = servers.start([COMMAND, "serve", "small@champion", "--port", str(port)], folder, port)
+    server = servers.start([COMMAND, "serve", "small@champion", "--port", str(port)], folder, port, health="readyz")
     try:
         for name in ("0.png", "7.png"):
             request = urllib.request.Request(

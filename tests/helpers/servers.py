@@ -79,7 +79,7 @@ def postgres():
         yield server.uri
 
 
-def start(command, home, port, **environment):
+def start(command, home, port, *, health="health", **environment):
     """A server in a process group of its own, once it answers on its port; what it says is in `log` under home."""
     with (home / "log").open("ab") as log:
         process = subprocess.Popen(command, cwd=home, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True)
@@ -87,7 +87,7 @@ def start(command, home, port, **environment):
     def answers():
         assert process.poll() is None, (home / "log").read_text()
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{health}", timeout=2) as answer:
                 return answer.status == 200
         except OSError:
             return False
