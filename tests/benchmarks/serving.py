@@ -44,11 +44,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # servers.py, which the tests use
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the helpers of the tests
 
 import numpy as np
-import servers
 import torch
+from helpers import servers
 from PIL import Image
 from rounds import surroundings, table
 

@@ -28,13 +28,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # servers.py and synthetic.py, which the tests use
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the helpers of the tests
 
-import servers
 import torch
+from helpers import servers
+from helpers.synthetic import begin, events, result
 from ray.air.integrations.mlflow import MLflowLoggerCallback
 from rounds import ratios, spread, surroundings, table
-from synthetic import begin, events, result
 
 from vit_search.config.trial import EpochResult
 from vit_search.ledger.events import Ended, Event, Proposed, Reported
