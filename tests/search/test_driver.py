@@ -42,7 +42,7 @@ CASES = {
         for kind, strata in (("asha", 2), ("hyperband", 1), ("median", 2), ("none", 1), ("pasha", 2))
     },
     "pasha, commands and lost nodes": (
-        FILE.format(sampler="gp", stopping=ASHA.replace("{", "{kind: pasha, ")).replace("epochs: 4", "epochs: 9"),
+        FILE.format(sampler="random", stopping=ASHA.replace("{", "{kind: pasha, ")).replace("epochs: 4", "epochs: 9"),
         {"commands": COMMANDS, "losses": 0.2},
     ),
     "several objectives": (FILE.format(sampler="tpe", stopping=ASHA) + "objectives: [{metric: params}, {metric: val_loss}]\n", {}),
