@@ -1,4 +1,4 @@
-"""Start, resume and finish a search: the driver in the middle, Ray Tune to its left, MLflow and the screen to its right."""
+"""Start a search and see it through: the driver in the middle, Ray Tune to its left, MLflow and the screen to its right."""
 
 from __future__ import annotations
 
