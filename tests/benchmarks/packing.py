@@ -23,26 +23,33 @@ import json
 import math
 import random
 import statistics
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the helpers of the tests
+
 from gpu_sharing import BATCH, SHAPES
+from helpers.simulation import Cluster, MemoryLedger, driver_of, result
 from rounds import table
 
 from vit_search.config import gpu_share, search_file
 from vit_search.config.search_file import SearchSpec
+from vit_search.config.search_file_blocks import Limits, Resources
 from vit_search.config.trial import TrialConfig
-from vit_search.planning.auto_gpu_share import images_bytes
-from vit_search.planning.image_counts import Images, images_of
+from vit_search.planning.image_counts import images_of
 from vit_search.planning.simulation import NOISE
 from vit_search.planning.speed import work
-from vit_search.search.driver import AHEAD
-from vit_search.stopping import rule_of
-from vit_search.stopping.rule import StoppingRule
+from vit_search.search.components import ImageFacts, components_of
+from vit_search.search.gpu_sharing import Nodes
+from vit_search.search.messages import Continue, Epoch, Finished, TrialOrder
 
 SPACE = Path(__file__).resolve().parents[2] / "search_spaces" / "cifar10.yaml"
+
+CORES = 8
+"""For each GPU: one for each of the smallest shares, so that no trial waits for a core."""
 
 
 @dataclass(frozen=True)
@@ -99,27 +106,35 @@ def fitted(measured: Mapping[str, Any]) -> Prices:
 
 
 @dataclass
-class Trial:
-    """One trial on its way through a simulated search."""
+class Running:
+    """A trial on a GPU."""
 
+    number: int
     share: float
     epoch_s: float
     """Alone."""
     busy: float
-    worth: float
-    audit: bool
-    look: int = 0
-    left: float = 0.0
-    """Seconds alone up to its next look."""
-    epochs: int = 0
+    peak: int
+    """Bytes of the GPU: what was predicted, so that the driver learns nothing from it."""
+    left: float
+    """Seconds alone up to the end of its epoch."""
+    began: float
+    """When its epoch did."""
 
 
 @dataclass
 class Gpu:
-    """What runs on one GPU."""
+    """What runs on one GPU, and what ran there up to a moment."""
 
-    trials: list[Trial] = field(default_factory=list)
-    efficiency: float = 1.0
+    efficiency: float
+    trials: list[Running] = field(default_factory=list)
+    clock: float = 0.0
+    working: float = 0.0
+    """Seconds in which kernels ran."""
+    held: float = 0.0
+    """Seconds times the share that trials held."""
+    running: float = 0.0
+    """Seconds times trials."""
 
     @property
     def free(self) -> float:
@@ -127,15 +142,29 @@ class Gpu:
         return 1 - sum(trial.share for trial in self.trials)
 
     @property
-    def speed(self) -> float:
-        """Of each of its trials, to the same alone."""
-        asked = sum(trial.busy for trial in self.trials)
-        return 1.0 if len(self.trials) < 2 else min(1.0, self.efficiency / asked)
+    def asked(self) -> float:
+        """GPUs that its trials would keep busy."""
+        return sum(trial.busy for trial in self.trials)
 
     @property
-    def working(self) -> float:
-        """Share of its time that kernels run."""
-        return min(1.0, sum(trial.busy for trial in self.trials) * self.speed) if self.trials else 0.0
+    def speed(self) -> float:
+        """Of each of its trials, to the same alone."""
+        return 1.0 if len(self.trials) < 2 else min(1.0, self.efficiency / self.asked)
+
+    @property
+    def next_at(self) -> float:
+        """When the first of its trials ends its epoch."""
+        return self.clock + min((trial.left for trial in self.trials), default=math.inf) / self.speed
+
+    def advance(self, clock: float) -> None:
+        """Let time pass, in which no trial comes or goes."""
+        passed, speed = clock - self.clock, self.speed
+        self.clock = clock
+        self.working += passed * min(1.0, self.asked * speed)
+        self.held += passed * (1 - self.free)
+        self.running += passed * len(self.trials)
+        for trial in self.trials:
+            trial.left -= passed * speed
 
 
 @dataclass(frozen=True)
@@ -151,71 +180,97 @@ class Outcome:
     at_once: float
 
 
-def drawn(spec: SearchSpec, prices: Prices, trials: int, memory: int, seed: int) -> list[Trial]:
-    """Trials of a search, in the order of their proposals."""
-    rng, space, images = random.Random(seed), spec.space, images_of(spec.data_config)
-    found: list[Trial] = []
-    while len(found) < trials:
-        params = space.draw(rng)
-        if space.problem(params) is None:
-            config = spec.trial_config(params, in_channels=space.in_channels, num_classes=space.num_classes, trial=0)
-            step, busy = prices.of(config)
-            epoch_s = step * math.ceil(images.train / config.training.batch_size)
-            found.append(Trial(share_of(config, images, memory), epoch_s, busy, rng.gauss(0, 1), rng.random() < spec.stopping.audit_share))
-    return found
+def spec_of(file: SearchSpec, trials: int, concurrency: int, memory: float | None, seed: int) -> SearchSpec:
+    """A search of a file's space by its rungs, with proposals by chance.
+
+    Args:
+        memory: GiB of a GPU, which trials share by it; None for a GPU for each.
+    """
+    resources = Resources(cpus="auto", gpus=1.0) if memory is None else Resources(cpus="auto", gpus="auto", gpu_memory=f"{memory:g}GiB")
+    same = {"sampler": "random", "metric": "val_accuracy", "mode": "max", "objectives": [], "limits": Limits()}
+    return file.model_copy(update=same | {"trials": trials, "concurrency": concurrency, "resources": resources, "seed": seed})
 
 
-def share_of(config: TrialConfig, images: Images, memory: int) -> float:
-    """As search/gpu_sharing.py gives it before anything is learnt."""
-    need = gpu_share.Need(gpu_share.training_bytes(config.model, config.training), images_bytes(config, images))
-    return gpu_share.share_of(need, memory) or 1.0
+class World:
+    """A node with GPUs, and the shipped driver of a search that runs there."""
+
+    def __init__(self, spec: SearchSpec, prices: Prices, gpus: int) -> None:
+        self.spec, self.prices, self.clock = spec, prices, 0.0
+        self.gpus = [Gpu(prices.efficiency) for _ in range(gpus)]
+        self.waiting: list[TrialOrder] = []
+        self.images = images_of(spec.data_config)
+        space = spec.space
+        pixels = space.in_channels * math.prod(spec.image_size)
+        self.facts = ImageFacts(space.in_channels, space.num_classes, (self.images.train + self.images.val) * pixels)
+        nodes = Nodes(gpu_memory=spec.resources.gpu_bytes, gpus=gpus, cores_per_gpu=CORES, cores=CORES * gpus, count=1)
+        components = components_of(spec, self.facts, nodes=nodes)
+        cluster = Cluster(places=CORES * gpus, gpus=gpus)
+        self.driver = driver_of(spec, MemoryLedger(), components=components, cluster=cluster, clock=lambda: self.clock)
+
+    def run(self) -> Outcome:
+        """The whole search."""
+        self.start_trials()
+        while any(gpu.trials for gpu in self.gpus):
+            gpu = min(self.gpus, key=lambda gpu: gpu.next_at)
+            self.clock = gpu.next_at
+            gpu.advance(self.clock)
+            self.report(gpu, min(gpu.trials, key=lambda trial: trial.left))
+            self.start_trials()
+        assert not self.waiting and self.driver.propose() == Finished(), "nothing runs, and something is left to run"
+        assert self.driver.state.sharing.factor == 1, "the driver has learnt something of memory"
+        for gpu in self.gpus:
+            gpu.advance(self.clock)
+        time = self.clock * len(self.gpus)
+        working, held, running = (sum(getattr(gpu, name) for gpu in self.gpus) / time for name in ("working", "held", "running"))
+        return Outcome(self.clock / 3600, len(self.driver.trials), working, held, running)
+
+    def start_trials(self) -> None:
+        """Take the driver's orders, and place those that fit, until there is nothing more of either."""
+        while self.take_orders() or self.place_one():
+            pass
+
+    def take_orders(self) -> bool:
+        """As many as the driver gives in a row."""
+        assert not self.driver.tick(), "no trial hangs here"
+        before = len(self.waiting)
+        while isinstance(order := self.driver.propose(), TrialOrder):
+            self.waiting.append(order)
+        return len(self.waiting) > before
+
+    def place_one(self) -> bool:
+        """Place the first order that fits: Ray fills one GPU before it begins another, and an order that does not fit holds up none."""
+        for i, order in enumerate(self.waiting):
+            fits = [gpu for gpu in self.gpus if gpu.free >= order.gpus]
+            if fits:
+                gpu = min(fits, key=lambda gpu: gpu.free)
+                gpu.advance(self.clock)
+                gpu.trials.append(self.running(self.waiting.pop(i)))
+                self.driver.started(order.trial)
+                return True
+        return False
+
+    def running(self, order: TrialOrder) -> Running:
+        """A trial as it begins."""
+        config = self.spec.trial_config(order.config, in_channels=self.facts.channels, num_classes=self.facts.classes, trial=0)
+        step, busy = self.prices.of(config)
+        epoch_s = step * math.ceil(self.images.train / config.training.batch_size)
+        room = gpu_share.allowed(order.gpus, self.spec.resources.gpu_bytes)
+        peak = gpu_share.training_bytes(config.model, config.training) + gpu_share.resident(self.facts.resident_bytes, room)
+        return Running(order.trial, order.gpus, epoch_s, busy, peak, left=epoch_s, began=self.clock)
+
+    def report(self, gpu: Gpu, trial: Running) -> None:
+        """A trial has ended an epoch. It goes on or frees its share, as the driver decides."""
+        epoch = len(self.driver.trials[trial.number].results) + 1
+        value = drawn(self.spec.seed, trial.number) + NOISE * drawn(self.spec.seed, trial.number, epoch)
+        seconds, trial.began, trial.left = self.clock - trial.began, self.clock, trial.epoch_s
+        if self.driver.report(trial.number, Epoch(result(epoch, value, seconds=seconds, peak=trial.peak))) != Continue():
+            gpu.trials.remove(trial)
+            self.driver.released(trial.number)
 
 
-def play(spec: SearchSpec, trials: Sequence[Trial], gpus: int, concurrency: int, efficiency: float, seed: int) -> Outcome:
-    """A whole search."""
-    rng, rule = random.Random(seed), rule_of(spec, parts=(), seed=seed)
-    looks = [*rule.looks, spec.epochs]
-    cards, waiting = [Gpu(efficiency=efficiency) for _ in range(gpus)], list(trials)
-    clock = working = held = running = 0.0
-    while waiting or any(card.trials for card in cards):
-        while (placed := placed_next(waiting, cards, concurrency)) is not None:
-            placed.left = looks[0] * placed.epoch_s
-        step = min(trial.left / card.speed for card in cards for trial in card.trials)
-        clock += step
-        for card in cards:
-            working += step * card.working
-            held += step * (1 - card.free)
-            running += step * len(card.trials)
-            speed, staying = card.speed, []
-            for trial in card.trials:
-                trial.left -= step * speed
-                if trial.left > 1e-6 or not ended(trial, rule, looks, rng):
-                    staying.append(trial)
-            card.trials = staying
-    time = clock * gpus
-    return Outcome(clock / 3600, len(trials), working / time, held / time, running / time)
-
-
-def placed_next(waiting: list[Trial], cards: Sequence[Gpu], concurrency: int) -> Trial | None:
-    """Place the first that fits of those that are proposed by now; None where none does."""
-    running = sum(len(card.trials) for card in cards)
-    for place, trial in enumerate(waiting[: max(AHEAD, running // 4)] if running < concurrency else ()):
-        fits = [card for card in cards if card.free >= trial.share]
-        if fits:
-            min(fits, key=lambda card: card.free).trials.append(waiting.pop(place))  # Ray fills one GPU before it begins another
-            return trial
-    return None
-
-
-def ended(trial: Trial, rule: StoppingRule, looks: Sequence[int], rng: random.Random) -> bool:
-    """Whether a trial that has come to a look is over; else it goes on to the next."""
-    trial.epochs = looks[trial.look]
-    last = trial.look + 1 == len(looks)
-    if last or (rule.falls_short(id(trial), trial.epochs, trial.worth + rng.gauss(0, NOISE), 0) and not trial.audit):
-        return True
-    trial.look += 1
-    trial.left = (looks[trial.look] - trial.epochs) * trial.epoch_s
-    return False
+def drawn(*words: int) -> float:
+    """A number of a normal distribution that follows from the words alone, so that a trial is as good wherever it is placed."""
+    return random.Random("/".join(map(str, words))).gauss(0, 1)
 
 
 def main() -> None:
@@ -236,10 +291,8 @@ def main() -> None:
     for memory, gpus, trials in itertools.product(told.memory, told.gpus, told.trials or [spec.trials, 400]):
         found: dict[bool, list[Outcome]] = {False: [], True: []}
         for seed, packed in itertools.product(range(told.searches), found):
-            made = drawn(spec, prices, trials, int(memory * 2**30), seed)
-            for trial in made:
-                trial.share = max(trial.share, gpu_share.spread(gpus, told.concurrency, trials)) if packed else 1.0
-            found[packed].append(play(spec, made, gpus, told.concurrency, prices.efficiency, seed))
+            asked = spec_of(spec, trials, told.concurrency, memory if packed else None, seed)
+            found[packed].append(World(asked, prices, gpus).run())
         rates = {packed: statistics.fmean(o.trials / o.hours for o in outcomes) for packed, outcomes in found.items()}
         for packed, outcomes in found.items():
             means = [statistics.fmean(getattr(o, name) for o in outcomes) for name in ("working", "held", "at_once")]
