@@ -25,7 +25,7 @@ import random
 import statistics
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -122,49 +122,49 @@ class Running:
     """When its epoch did."""
 
 
-@dataclass
 class Gpu:
     """What runs on one GPU, and what ran there up to a moment."""
 
-    efficiency: float
-    trials: list[Running] = field(default_factory=list)
-    clock: float = 0.0
-    working: float = 0.0
-    """Seconds in which kernels ran."""
-    held: float = 0.0
-    """Seconds times the share that trials held."""
-    running: float = 0.0
-    """Seconds times trials."""
+    def __init__(self, efficiency: float) -> None:
+        self.efficiency = efficiency
+        self.trials: list[Running] = []
+        self.clock = self.working = self.held = self.running = 0.0
+        """Of the GPU's seconds up to the clock: those in which kernels ran; times the share that trials held; times trials."""
+        self._changed()
 
-    @property
-    def free(self) -> float:
+    def add(self, trial: Running, clock: float) -> None:
+        """A trial begins."""
+        self.advance(clock)
+        self.trials.append(trial)
+        self._changed()
+
+    def remove(self, trial: Running, clock: float) -> None:
+        """A trial ends."""
+        self.advance(clock)
+        self.trials.remove(trial)
+        self._changed()
+
+    def _changed(self) -> None:
+        asked = sum(trial.busy for trial in self.trials)
+        self.free = 1 - sum(trial.share for trial in self.trials)
         """Share that nobody holds."""
-        return 1 - sum(trial.share for trial in self.trials)
-
-    @property
-    def asked(self) -> float:
-        """GPUs that its trials would keep busy."""
-        return sum(trial.busy for trial in self.trials)
-
-    @property
-    def speed(self) -> float:
-        """Of each of its trials, to the same alone."""
-        return 1.0 if len(self.trials) < 2 else min(1.0, self.efficiency / self.asked)
+        self._speed = 1.0 if len(self.trials) < 2 else min(1.0, self.efficiency / asked)  # of each trial, to the same alone
+        self._busy = min(1.0, asked * self._speed)
 
     @property
     def next_at(self) -> float:
         """When the first of its trials ends its epoch."""
-        return self.clock + min((trial.left for trial in self.trials), default=math.inf) / self.speed
+        return self.clock + min([trial.left for trial in self.trials], default=math.inf) / self._speed
 
     def advance(self, clock: float) -> None:
         """Let time pass, in which no trial comes or goes."""
-        passed, speed = clock - self.clock, self.speed
+        passed = clock - self.clock
         self.clock = clock
-        self.working += passed * min(1.0, self.asked * speed)
+        self.working += passed * self._busy
         self.held += passed * (1 - self.free)
         self.running += passed * len(self.trials)
         for trial in self.trials:
-            trial.left -= passed * speed
+            trial.left -= passed * self._speed
 
 
 @dataclass(frozen=True)
@@ -198,6 +198,8 @@ class World:
         self.spec, self.prices, self.clock = spec, prices, 0.0
         self.gpus = [Gpu(prices.efficiency) for _ in range(gpus)]
         self.waiting: list[TrialOrder] = []
+        self.chances = [random.Random(f"{spec.seed}/{number}") for number in range(spec.trials)]  # a trial is as good wherever it runs
+        self.worths = [chance.gauss(0, 1) for chance in self.chances]
         self.images = images_of(spec.data_config)
         space = spec.space
         pixels = space.in_channels * math.prod(spec.image_size)
@@ -209,13 +211,16 @@ class World:
 
     def run(self) -> Outcome:
         """The whole search."""
-        self.start_trials()
-        while any(gpu.trials for gpu in self.gpus):
+        freed = True
+        while True:
+            while self.take_orders() | freed:
+                freed = self.place_one()
             gpu = min(self.gpus, key=lambda gpu: gpu.next_at)
+            if not gpu.trials:
+                break
             self.clock = gpu.next_at
             gpu.advance(self.clock)
-            self.report(gpu, min(gpu.trials, key=lambda trial: trial.left))
-            self.start_trials()
+            freed = self.report(gpu, min(gpu.trials, key=lambda trial: trial.left))
         assert not self.waiting and self.driver.propose() == Finished(), "nothing runs, and something is left to run"
         assert self.driver.state.sharing.factor == 1, "the driver has learnt something of memory"
         for gpu in self.gpus:
@@ -224,13 +229,8 @@ class World:
         working, held, running = (sum(getattr(gpu, name) for gpu in self.gpus) / time for name in ("working", "held", "running"))
         return Outcome(self.clock / 3600, len(self.driver.trials), working, held, running)
 
-    def start_trials(self) -> None:
-        """Take the driver's orders, and place those that fit, until there is nothing more of either."""
-        while self.take_orders() or self.place_one():
-            pass
-
     def take_orders(self) -> bool:
-        """As many as the driver gives in a row."""
+        """Of those that the driver gives in a row. Returns: whether there were any."""
         assert not self.driver.tick(), "no trial hangs here"
         before = len(self.waiting)
         while isinstance(order := self.driver.propose(), TrialOrder):
@@ -238,13 +238,14 @@ class World:
         return len(self.waiting) > before
 
     def place_one(self) -> bool:
-        """Place the first order that fits: Ray fills one GPU before it begins another, and an order that does not fit holds up none."""
+        """Place the first order that fits: Ray fills one GPU before it begins another, and an order that does not fit holds up none.
+
+        Returns: whether one fitted.
+        """
         for i, order in enumerate(self.waiting):
             fits = [gpu for gpu in self.gpus if gpu.free >= order.gpus]
             if fits:
-                gpu = min(fits, key=lambda gpu: gpu.free)
-                gpu.advance(self.clock)
-                gpu.trials.append(self.running(self.waiting.pop(i)))
+                min(fits, key=lambda gpu: gpu.free).add(self.running(self.waiting.pop(i)), self.clock)
                 self.driver.started(order.trial)
                 return True
         return False
@@ -258,19 +259,16 @@ class World:
         peak = gpu_share.training_bytes(config.model, config.training) + gpu_share.resident(self.facts.resident_bytes, room)
         return Running(order.trial, order.gpus, epoch_s, busy, peak, left=epoch_s, began=self.clock)
 
-    def report(self, gpu: Gpu, trial: Running) -> None:
-        """A trial has ended an epoch. It goes on or frees its share, as the driver decides."""
+    def report(self, gpu: Gpu, trial: Running) -> bool:
+        """A trial has ended an epoch. Returns: whether it frees its share, which the driver decides."""
         epoch = len(self.driver.trials[trial.number].results) + 1
-        value = drawn(self.spec.seed, trial.number) + NOISE * drawn(self.spec.seed, trial.number, epoch)
+        value = self.worths[trial.number] + self.chances[trial.number].gauss(0, NOISE)
         seconds, trial.began, trial.left = self.clock - trial.began, self.clock, trial.epoch_s
-        if self.driver.report(trial.number, Epoch(result(epoch, value, seconds=seconds, peak=trial.peak))) != Continue():
-            gpu.trials.remove(trial)
-            self.driver.released(trial.number)
-
-
-def drawn(*words: int) -> float:
-    """A number of a normal distribution that follows from the words alone, so that a trial is as good wherever it is placed."""
-    return random.Random("/".join(map(str, words))).gauss(0, 1)
+        if self.driver.report(trial.number, Epoch(result(epoch, value, seconds=seconds, peak=trial.peak))) == Continue():
+            return False
+        gpu.remove(trial, self.clock)
+        self.driver.released(trial.number)
+        return True
 
 
 def main() -> None:
@@ -288,11 +286,16 @@ def main() -> None:
     spec = search_file.load(told.space)
     print(f"{spec.name}; {prices}\n")
     rows = []
+    alone: dict[tuple[int, int], list[Outcome]] = {}
     for memory, gpus, trials in itertools.product(told.memory, told.gpus, told.trials or [spec.trials, 400]):
-        found: dict[bool, list[Outcome]] = {False: [], True: []}
-        for seed, packed in itertools.product(range(told.searches), found):
-            asked = spec_of(spec, trials, told.concurrency, memory if packed else None, seed)
-            found[packed].append(World(asked, prices, gpus).run())
+
+        def searches(memory: float | None, gpus: int = gpus, trials: int = trials) -> list[Outcome]:
+            specs = (spec_of(spec, trials, told.concurrency, memory, seed) for seed in range(told.searches))
+            return [World(asked, prices, gpus).run() for asked in specs]
+
+        if (gpus, trials) not in alone:
+            alone[gpus, trials] = searches(None)
+        found = {False: alone[gpus, trials], True: searches(memory)}
         rates = {packed: statistics.fmean(o.trials / o.hours for o in outcomes) for packed, outcomes in found.items()}
         for packed, outcomes in found.items():
             means = [statistics.fmean(getattr(o, name) for o in outcomes) for name in ("working", "held", "at_once")]
