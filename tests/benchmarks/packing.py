@@ -2,9 +2,11 @@
 
     python tests/benchmarks/packing.py [--space FILE] [--memory 80] [--gpus 1 8] [--trials 400] [--concurrency N] [--measured FILE]
 
-Proposals are drawn at random from the space and stopped by its rungs (stopping/) by a worth that is drawn, too. Shares are
-those of search/gpu_sharing.py before it has learnt anything; a few trials wait for theirs to come free (search/driver.py, AHEAD), and
-those that fit go first. One for each GPU: the same with whole ones.
+The shipped driver (search/driver.py) leads each search: it proposes, by chance, so that only the placing is compared; gives each trial
+its devices; and decides after each epoch, by the rungs of the file, whether the trial goes on. "by memory" is `gpus: auto`, "one for
+each GPU" is `gpus: 1`. The benchmark keeps the world: which order runs on which GPU, how fast, and the clock.
+- Ray fills one GPU before it begins another. An order that does not fit holds up none of those behind it.
+- An epoch reports the trial's worth, which is drawn, with noise. The peak of memory is the predicted one, so the driver learns nothing.
 
 How fast a trial is on its GPU:
 - Alone, a step takes `host` (Python, launches, waits; by the block) and a part, `apart`, of what its kernels take, `device`: some
