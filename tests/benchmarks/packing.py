@@ -2,9 +2,11 @@
 
     python tests/benchmarks/packing.py [--space FILE] [--memory 80] [--gpus 1 8] [--trials 400] [--concurrency N] [--measured FILE]
 
-Proposals are drawn at random from the space and stopped by its rungs (stopping/) by a worth that is drawn, too. Shares are
-those of search/gpu_sharing.py before it has learnt anything; a few trials wait for theirs to come free (search/driver.py, AHEAD), and
-those that fit go first. One for each GPU: the same with whole ones.
+The shipped driver (search/driver.py) leads each search: it proposes, by chance, so that only the placing is compared; gives each trial
+its devices; and decides after each epoch, by the rungs of the file, whether the trial goes on. "by memory" is `gpus: auto`, "one for
+each GPU" is `gpus: 1`. The benchmark keeps the world: which order runs on which GPU, how fast, and the clock.
+- Ray fills one GPU before it begins another. An order that does not fit holds up none of those behind it.
+- An epoch reports the trial's worth, which is drawn, with noise. The peak of memory is the predicted one, so the driver learns nothing.
 
 How fast a trial is on its GPU:
 - Alone, a step takes `host` (Python, launches, waits; by the block) and a part, `apart`, of what its kernels take, `device`: some
@@ -23,26 +25,33 @@ import json
 import math
 import random
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the helpers of the tests
+
 from gpu_sharing import BATCH, SHAPES
+from helpers.simulation import Cluster, MemoryLedger, driver_of, result
 from rounds import table
 
 from vit_search.config import gpu_share, search_file
 from vit_search.config.search_file import SearchSpec
+from vit_search.config.search_file_blocks import Limits, Resources
 from vit_search.config.trial import TrialConfig
-from vit_search.planning.auto_gpu_share import images_bytes
-from vit_search.planning.image_counts import Images, images_of
+from vit_search.planning.image_counts import images_of
 from vit_search.planning.simulation import NOISE
 from vit_search.planning.speed import work
-from vit_search.search.driver import AHEAD
-from vit_search.stopping import rule_of
-from vit_search.stopping.rule import StoppingRule
+from vit_search.search.components import ImageFacts, components_of
+from vit_search.search.gpu_sharing import GpuSharing, Nodes
+from vit_search.search.messages import Continue, Epoch, Finished, TrialOrder
 
 SPACE = Path(__file__).resolve().parents[2] / "search_spaces" / "cifar10.yaml"
+
+CORES = 8
+"""For each GPU: one for each of the smallest shares, so that no trial waits for a core."""
 
 
 @dataclass(frozen=True)
@@ -99,43 +108,65 @@ def fitted(measured: Mapping[str, Any]) -> Prices:
 
 
 @dataclass
-class Trial:
-    """One trial on its way through a simulated search."""
+class Running:
+    """A trial on a GPU."""
 
+    number: int
     share: float
     epoch_s: float
     """Alone."""
     busy: float
-    worth: float
-    audit: bool
-    look: int = 0
-    left: float = 0.0
-    """Seconds alone up to its next look."""
-    epochs: int = 0
+    peak: int
+    """Bytes of the GPU: what was predicted, so that the driver learns nothing from it."""
+    left: float
+    """Seconds alone up to the end of its epoch."""
+    began: float
+    """When its epoch did."""
 
 
-@dataclass
 class Gpu:
-    """What runs on one GPU."""
+    """What runs on one GPU, and what ran there up to a moment."""
 
-    trials: list[Trial] = field(default_factory=list)
-    efficiency: float = 1.0
+    def __init__(self, efficiency: float) -> None:
+        self.efficiency = efficiency
+        self.trials: list[Running] = []
+        self.clock = self.working = self.held = self.running = 0.0
+        """Of the GPU's seconds up to the clock: those in which kernels ran; times the share that trials held; times trials."""
+        self._changed()
 
-    @property
-    def free(self) -> float:
-        """Share that nobody holds."""
-        return 1 - sum(trial.share for trial in self.trials)
+    def add(self, trial: Running, clock: float) -> None:
+        """A trial begins."""
+        self.advance(clock)
+        self.trials.append(trial)
+        self._changed()
 
-    @property
-    def speed(self) -> float:
-        """Of each of its trials, to the same alone."""
+    def remove(self, trial: Running, clock: float) -> None:
+        """A trial ends."""
+        self.advance(clock)
+        self.trials.remove(trial)
+        self._changed()
+
+    def _changed(self) -> None:
         asked = sum(trial.busy for trial in self.trials)
-        return 1.0 if len(self.trials) < 2 else min(1.0, self.efficiency / asked)
+        self.free = 1 - sum(trial.share for trial in self.trials)
+        """Share that nobody holds."""
+        self._speed = 1.0 if len(self.trials) < 2 else min(1.0, self.efficiency / asked)  # of each trial, to the same alone
+        self._busy = min(1.0, asked * self._speed)
 
     @property
-    def working(self) -> float:
-        """Share of its time that kernels run."""
-        return min(1.0, sum(trial.busy for trial in self.trials) * self.speed) if self.trials else 0.0
+    def next_at(self) -> float:
+        """When the first of its trials ends its epoch."""
+        return self.clock + min([trial.left for trial in self.trials], default=math.inf) / self._speed
+
+    def advance(self, clock: float) -> None:
+        """Let time pass, in which no trial comes or goes."""
+        passed = clock - self.clock
+        self.clock = clock
+        self.working += passed * self._busy
+        self.held += passed * (1 - self.free)
+        self.running += passed * len(self.trials)
+        for trial in self.trials:
+            trial.left -= passed * self._speed
 
 
 @dataclass(frozen=True)
@@ -151,71 +182,99 @@ class Outcome:
     at_once: float
 
 
-def drawn(spec: SearchSpec, prices: Prices, trials: int, memory: int, seed: int) -> list[Trial]:
-    """Trials of a search, in the order of their proposals."""
-    rng, space, images = random.Random(seed), spec.space, images_of(spec.data_config)
-    found: list[Trial] = []
-    while len(found) < trials:
-        params = space.draw(rng)
-        if space.problem(params) is None:
-            config = spec.trial_config(params, in_channels=space.in_channels, num_classes=space.num_classes, trial=0)
-            step, busy = prices.of(config)
-            epoch_s = step * math.ceil(images.train / config.training.batch_size)
-            found.append(Trial(share_of(config, images, memory), epoch_s, busy, rng.gauss(0, 1), rng.random() < spec.stopping.audit_share))
-    return found
+def spec_of(file: SearchSpec, trials: int, concurrency: int, memory: float | None, seed: int) -> SearchSpec:
+    """A search of a file's space by its rungs, with proposals by chance.
+
+    Args:
+        memory: GiB of a GPU, which trials share by it; None for a GPU for each.
+    """
+    resources = Resources(cpus="auto", gpus=1.0) if memory is None else Resources(cpus="auto", gpus="auto", gpu_memory=f"{memory:g}GiB")
+    same = {"sampler": "random", "metric": "val_accuracy", "mode": "max", "objectives": [], "limits": Limits()}
+    return file.model_copy(update=same | {"trials": trials, "concurrency": concurrency, "resources": resources, "seed": seed})
 
 
-def share_of(config: TrialConfig, images: Images, memory: int) -> float:
-    """As search/gpu_sharing.py gives it before anything is learnt."""
-    need = gpu_share.Need(gpu_share.training_bytes(config.model, config.training), images_bytes(config, images))
-    return gpu_share.share_of(need, memory) or 1.0
+class World:
+    """A node with GPUs, and the shipped driver of a search that runs there."""
 
+    def __init__(self, spec: SearchSpec, prices: Prices, gpus: int) -> None:
+        self.spec, self.prices, self.clock = spec, prices, 0.0
+        self.gpus = [Gpu(prices.efficiency) for _ in range(gpus)]
+        self.waiting: list[TrialOrder] = []
+        self.chances = [random.Random(f"{spec.seed}/{number}") for number in range(spec.trials)]  # a trial is as good wherever it runs
+        self.worths = [chance.gauss(0, 1) for chance in self.chances]
+        self.images = images_of(spec.data_config)
+        space = spec.space
+        pixels = space.in_channels * math.prod(spec.image_size)
+        self.facts = ImageFacts(space.in_channels, space.num_classes, (self.images.train + self.images.val) * pixels)
+        nodes = Nodes(gpu_memory=spec.resources.gpu_bytes, gpus=gpus, cores_per_gpu=CORES, cores=CORES * gpus, count=1)
+        # components_of would try 2,000 proposals against the nodes' memory, a third of the time here; the spec's space does it for each one
+        components = components_of(spec, self.facts)
+        channels, classes, resident = self.facts.channels, self.facts.classes, self.facts.resident_bytes
+        sharing = GpuSharing(spec, components.commands, channels=channels, classes=classes, images=resident, nodes=nodes)
+        components = replace(components, sharing=sharing)
+        cluster = Cluster(places=CORES * gpus, gpus=gpus)
+        self.driver = driver_of(spec, MemoryLedger(), components=components, cluster=cluster, clock=lambda: self.clock)
 
-def play(spec: SearchSpec, trials: Sequence[Trial], gpus: int, concurrency: int, efficiency: float, seed: int) -> Outcome:
-    """A whole search."""
-    rng, rule = random.Random(seed), rule_of(spec, parts=(), seed=seed)
-    looks = [*rule.looks, spec.epochs]
-    cards, waiting = [Gpu(efficiency=efficiency) for _ in range(gpus)], list(trials)
-    clock = working = held = running = 0.0
-    while waiting or any(card.trials for card in cards):
-        while (placed := placed_next(waiting, cards, concurrency)) is not None:
-            placed.left = looks[0] * placed.epoch_s
-        step = min(trial.left / card.speed for card in cards for trial in card.trials)
-        clock += step
-        for card in cards:
-            working += step * card.working
-            held += step * (1 - card.free)
-            running += step * len(card.trials)
-            speed, staying = card.speed, []
-            for trial in card.trials:
-                trial.left -= step * speed
-                if trial.left > 1e-6 or not ended(trial, rule, looks, rng):
-                    staying.append(trial)
-            card.trials = staying
-    time = clock * gpus
-    return Outcome(clock / 3600, len(trials), working / time, held / time, running / time)
+    def run(self) -> Outcome:
+        """The whole search."""
+        freed, may_hold = True, self.driver.state.stopping.may_hold  # a report then may let another trial go on
+        while True:
+            while (freed or may_hold) and (self.take_orders() | freed):
+                freed = self.place_one()
+            gpu = min(self.gpus, key=lambda gpu: gpu.next_at)
+            if not gpu.trials:
+                break
+            self.clock = gpu.next_at
+            gpu.advance(self.clock)
+            freed = self.report(gpu, min(gpu.trials, key=lambda trial: trial.left))
+        assert not self.waiting and self.driver.propose() == Finished(), "nothing runs, and something is left to run"
+        assert self.driver.state.sharing.factor == 1, "the driver has learnt something of memory"
+        for gpu in self.gpus:
+            gpu.advance(self.clock)
+        time = self.clock * len(self.gpus)
+        working, held, running = (sum(getattr(gpu, name) for gpu in self.gpus) / time for name in ("working", "held", "running"))
+        return Outcome(self.clock / 3600, len(self.driver.trials), working, held, running)
 
+    def take_orders(self) -> bool:
+        """Of those that the driver gives in a row. Returns: whether there were any."""
+        assert not self.driver.tick(), "no trial hangs here"
+        before = len(self.waiting)
+        while isinstance(order := self.driver.propose(), TrialOrder):
+            self.waiting.append(order)
+        return len(self.waiting) > before
 
-def placed_next(waiting: list[Trial], cards: Sequence[Gpu], concurrency: int) -> Trial | None:
-    """Place the first that fits of those that are proposed by now; None where none does."""
-    running = sum(len(card.trials) for card in cards)
-    for place, trial in enumerate(waiting[: max(AHEAD, running // 4)] if running < concurrency else ()):
-        fits = [card for card in cards if card.free >= trial.share]
-        if fits:
-            min(fits, key=lambda card: card.free).trials.append(waiting.pop(place))  # Ray fills one GPU before it begins another
-            return trial
-    return None
+    def place_one(self) -> bool:
+        """Place the first order that fits: Ray fills one GPU before it begins another, and an order that does not fit holds up none.
 
+        Returns: whether one fitted.
+        """
+        for i, order in enumerate(self.waiting):
+            fits = [gpu for gpu in self.gpus if gpu.free >= order.gpus]
+            if fits:
+                min(fits, key=lambda gpu: gpu.free).add(self.running(self.waiting.pop(i)), self.clock)
+                self.driver.started(order.trial)
+                return True
+        return False
 
-def ended(trial: Trial, rule: StoppingRule, looks: Sequence[int], rng: random.Random) -> bool:
-    """Whether a trial that has come to a look is over; else it goes on to the next."""
-    trial.epochs = looks[trial.look]
-    last = trial.look + 1 == len(looks)
-    if last or (rule.falls_short(id(trial), trial.epochs, trial.worth + rng.gauss(0, NOISE), 0) and not trial.audit):
+    def running(self, order: TrialOrder) -> Running:
+        """A trial as it begins."""
+        config = self.spec.trial_config(order.config, in_channels=self.facts.channels, num_classes=self.facts.classes, trial=0)
+        step, busy = self.prices.of(config)
+        epoch_s = step * math.ceil(self.images.train / config.training.batch_size)
+        room = gpu_share.allowed(order.gpus, self.spec.resources.gpu_bytes)
+        peak = gpu_share.training_bytes(config.model, config.training) + gpu_share.resident(self.facts.resident_bytes, room)
+        return Running(order.trial, order.gpus, epoch_s, busy, peak, left=epoch_s, began=self.clock)
+
+    def report(self, gpu: Gpu, trial: Running) -> bool:
+        """A trial has ended an epoch. Returns: whether it frees its share, which the driver decides."""
+        epoch = len(self.driver.trials[trial.number].results) + 1
+        value = self.worths[trial.number] + self.chances[trial.number].gauss(0, NOISE)
+        seconds, trial.began, trial.left = self.clock - trial.began, self.clock, trial.epoch_s
+        if self.driver.report(trial.number, Epoch(result(epoch, value, seconds=seconds, peak=trial.peak))) == Continue():
+            return False
+        gpu.remove(trial, self.clock)
+        self.driver.released(trial.number)
         return True
-    trial.look += 1
-    trial.left = (looks[trial.look] - trial.epochs) * trial.epoch_s
-    return False
 
 
 def main() -> None:
@@ -233,13 +292,16 @@ def main() -> None:
     spec = search_file.load(told.space)
     print(f"{spec.name}; {prices}\n")
     rows = []
+    alone: dict[tuple[int, int], list[Outcome]] = {}
     for memory, gpus, trials in itertools.product(told.memory, told.gpus, told.trials or [spec.trials, 400]):
-        found: dict[bool, list[Outcome]] = {False: [], True: []}
-        for seed, packed in itertools.product(range(told.searches), found):
-            made = drawn(spec, prices, trials, int(memory * 2**30), seed)
-            for trial in made:
-                trial.share = max(trial.share, gpu_share.spread(gpus, told.concurrency, trials)) if packed else 1.0
-            found[packed].append(play(spec, made, gpus, told.concurrency, prices.efficiency, seed))
+
+        def searches(memory: float | None, gpus: int = gpus, trials: int = trials) -> list[Outcome]:
+            specs = (spec_of(spec, trials, told.concurrency, memory, seed) for seed in range(told.searches))
+            return [World(asked, prices, gpus).run() for asked in specs]
+
+        if (gpus, trials) not in alone:
+            alone[gpus, trials] = searches(None)
+        found = {False: alone[gpus, trials], True: searches(memory)}
         rates = {packed: statistics.fmean(o.trials / o.hours for o in outcomes) for packed, outcomes in found.items()}
         for packed, outcomes in found.items():
             means = [statistics.fmean(getattr(o, name) for o in outcomes) for name in ("working", "held", "at_once")]

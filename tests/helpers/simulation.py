@@ -50,9 +50,11 @@ class Shape:
 
 @dataclass
 class Cluster:
-    """As many places as it is told."""
+    """One node with as many places, which are its cores, as it is told."""
 
     places: float = math.inf
+    gpus: float = 0
+    """Beside them, where the places have a number."""
     leaving: Collection[str] = ()
     lost: Exception | None = None
     living: dict[str, dict[str, float]] = field(default_factory=lambda: {"a": {"CPU": 64, "GPU": 8}, "b": {"CPU": 64, "GPU": 8}})
@@ -62,7 +64,7 @@ class Cluster:
 
     @property
     def shapes(self):
-        return [Shape("all", self.places, 0 if self.places < math.inf else math.inf)]
+        return [Shape("all", self.places, self.gpus if self.places < math.inf else math.inf)]
 
 
 def order(trial, params, components):
