@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from helpers.commands import in_process
 from helpers.synthetic import begin, made
 
-from vit_search import cli, files
+from vit_search import files
 from vit_search.cluster import record
 from vit_search.cluster.head.folders import HeadServices, locked_folders
 from vit_search.config.trial import DataConfig
@@ -110,13 +111,10 @@ def test_a_ledger_that_is_a_link_or_a_pipe_is_not_opened(tmp_path, victim):
     assert not copy_path(path).is_symlink()
 
 
-def test_a_command_that_only_reads_does_not_empty_what_a_lock_leads_to(tmp_path, victim, migrated, monkeypatch, capsys):
+def test_a_command_that_only_reads_does_not_empty_what_a_lock_leads_to(tmp_path, victim, migrated, capsys):
     (tmp_path / "mlruns.db").write_bytes(migrated.read_bytes())
     (tmp_path / ".mlruns.db.lock").symlink_to(victim)
-    monkeypatch.setattr(sys, "argv", ["vit-search", "doctor"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 2
+    assert in_process("doctor") == 2
     said = capsys.readouterr().err
     assert (
         said
@@ -153,7 +151,7 @@ def test_locks_and_marks_of_a_cluster_follow_no_link(tmp_path, victim):
         submitted(elsewhere)
 
 
-def test_a_data_cache_s_lock_follows_no_link(tmp_path, victim, monkeypatch):
+def test_a_data_cache_s_lock_follows_no_link(tmp_path, victim):
     config, cache = DataConfig(name="digits"), tmp_path / "cache"
     key = prepare(config, cache=cache).folder.name
     (cache / f".{key}.lock").unlink()

@@ -13,12 +13,11 @@ import zlib
 from pathlib import Path
 
 import pytest
-from helpers.commands import COMMAND
+from helpers.commands import COMMAND, in_process
 from helpers.synthetic import made
 from rich.console import Console
 from rich.markdown import Markdown
 
-from vit_search import cli
 from vit_search.config import search_file
 from vit_search.config.trial import EpochResult
 from vit_search.errors import SearchError
@@ -517,25 +516,18 @@ def test_searches_that_cannot_be_compared_are_refused(tmp_path):
 # Commands
 
 
-def run(monkeypatch, *words):
-    monkeypatch.setattr("sys.argv", ["vit-search", *words])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    return left.value.code or 0
-
-
 def test_the_commands_write_print_and_never_write_over(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     wide(tmp_path / "searches"), wide(tmp_path / "searches", "wide-2")
-    assert run(monkeypatch, "report", "wide-1") == 0
+    assert in_process("report", "wide-1") == 0
     assert "# wide-1: report" in capsys.readouterr().out
     assert Path("searches/wide-1/report.html").exists()
-    assert run(monkeypatch, "compare", "wide-1", "wide-2") == 0
+    assert in_process("compare", "wide-1", "wide-2") == 0
     assert Path("searches/compare-wide-1-wide-2.html").exists()
-    assert run(monkeypatch, "report", "wide-1", "--next", "next.yaml") == 0
+    assert in_process("report", "wide-1", "--next", "next.yaml") == 0
     assert search_file.load(Path("next.yaml")).learn_from == ["wide-1"]
     Path("next.yaml").write_text("mine")
-    assert run(monkeypatch, "report", "wide-1", "--next", "next.yaml") == 2
+    assert in_process("report", "wide-1", "--next", "next.yaml") == 2
     assert "next.yaml: a file is there already; name another one after --next." in capsys.readouterr().err
     assert Path("next.yaml").read_text() == "mine"
 

@@ -4,7 +4,6 @@ import copy
 import json
 import random
 import shutil
-import sys
 import zlib
 from dataclasses import replace
 
@@ -12,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import synthetic
+from helpers.commands import in_process
 from helpers.servers import until
 from safetensors.torch import load_file, save_file
 
-from vit_search import cli
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.errors import CheckpointError, SearchError
 from vit_search.ledger import searches
@@ -77,14 +76,8 @@ def command(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("COLUMNS", "200")
 
     def answer(*words):
-        monkeypatch.setattr(sys, "argv", ["vit-search", *words])
         capfd.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as left:
-            code = left.code or 0
-        return code, "".join(capfd.readouterr())
+        return in_process(*words), "".join(capfd.readouterr())
 
     return answer
 

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -14,10 +13,10 @@ from pathlib import Path
 import mlflow
 import pytest
 from helpers import servers
+from helpers.commands import in_process
 from helpers.promoters import Cut, aliases, back, child, contestant, dies_with_the_lock, promote
 from mlflow import MlflowClient
 
-from vit_search import cli
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.errors import PromotionError, PromotionRefusedError
 from vit_search.registry import lock as locking
@@ -723,15 +722,12 @@ def test_a_version_is_loaded_with_its_own_weights_or_not_at_all(loadable, tmp_pa
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(capsys):
     """What `vit-search` answers to arguments: exit code, stdout, stderr."""
 
     def answer(client, *arguments):
-        monkeypatch.setattr(sys, "argv", ["vit-search", *arguments, "--tracking-uri", client.tracking_uri])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return left.value.code or 0, *capsys.readouterr()
+        return in_process(*arguments, "--tracking-uri", client.tracking_uri), *capsys.readouterr()
 
     return answer
 

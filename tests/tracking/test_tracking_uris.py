@@ -13,9 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from helpers.commands import in_process
 from helpers.synthetic import made
 
-from vit_search import cli
 from vit_search.cli.app import app
 from vit_search.data.cache import prepare
 from vit_search.errors import SearchError, TrackingError
@@ -383,16 +383,14 @@ def test_a_command_that_reads_makes_nothing_in_an_empty_folder(words, tmp_path, 
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("VIT_SEARCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sys, "argv", ["vit-search", *words.split()])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
+    code = in_process(*words.split())
     printed = capsys.readouterr()
     errors = [line for line in printed.err.splitlines() if line.startswith("error:")]
     assert list(folder.iterdir()) == []
     if words.startswith("doctor"):
-        assert (left.value.code, printed.out) == (0, "No search was recorded here: there is no run to look at.\n")
+        assert (code, printed.out) == (0, "No search was recorded here: there is no run to look at.\n")
         return
-    assert (left.value.code, len(errors)) == (2, 1), printed
+    assert (code, len(errors)) == (2, 1), printed
     if "address" not in words:
         assert any(mend in errors[0] for mend in ("vit-search run FILE", "`vit-search promote` makes one", "x.png")), errors
 

@@ -3,16 +3,15 @@
 import contextlib
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 import yaml
+from helpers.commands import in_process
 from PIL import Image
 
-from vit_search import cli
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.errors import PromotionError, ServingError
 from vit_search.promotion import export
@@ -155,18 +154,12 @@ def test_mlflow_s_own_loader_would_have_run_that_code(home, store):
 
 
 @pytest.fixture
-def verified(store, monkeypatch, capsys):
+def verified(store, capsys):
     """What `history --verify` says: exit code, stdout, stderr."""
 
     def answer():
-        monkeypatch.setattr(sys, "argv", ["vit-search", "history", "pets", "--verify"])
         capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as left:
-            code = left.code or 0
-        return code, *capsys.readouterr()
+        return in_process("history", "pets", "--verify"), *capsys.readouterr()
 
     return answer
 
