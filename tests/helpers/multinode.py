@@ -260,7 +260,7 @@ class Search:
         return self._start("resume", str(self.folder))
 
     def _start(self, *words):
-        command = [*self.cluster.network.inside(0), sys.executable, "-c", "import counted; counted.main()"]
+        command = [*self.cluster.network.inside(0), sys.executable, "-c", "from helpers import counted; counted.main()"]
         command += [*words, "--address", self.cluster.address]
         with (self._place / "driver.log").open("ab") as log:
             self.driver = subprocess.Popen(
