@@ -105,17 +105,8 @@ class Pasha(Asha):
         """Whether the ranking at the last rung is that of the rung before, with trials within the noise taken as equal."""
         level, before = self.levels[self.last_rung], self.levels[self.last_rung - 1]
         ranking = sorted(self._ranked, key=lambda trial: -self._curves[trial][level])
-        earlier = sorted(self._ranked, key=lambda trial: -self._curves[trial][before])
-        scores = [-self._curves[trial][before] for trial in earlier]  # ascending
-        for index, trial in enumerate(ranking):
-            first, last = index, index  # of the places whose scores follow each other within the noise of this place's
-            while first > 0 and scores[index] - scores[first - 1] <= self.noise:
-                first -= 1
-            while last + 1 < len(scores) and scores[last + 1] - scores[index] <= self.noise:
-                last += 1
-            if trial not in earlier[first : last + 1]:
-                return False
-        return True
+        earlier = sorted((self._curves[trial][before] for trial in self._ranked), reverse=True)
+        return all(abs(self._curves[trial][before] - score) <= self.noise for trial, score in zip(ranking, earlier, strict=True))
 
     def _update_noise(self, trial: int) -> None:
         """Take in the pairs of a trial that has come to the last rung with those that are there."""
