@@ -136,6 +136,17 @@ def test_what_a_source_must_not_answer(name, prepared):
     assert str(refused.value) == message
 
 
+@pytest.mark.parametrize(
+    ("ask", "missing"), [(lambda source: source.names, "names"), (lambda source: source.content_hash(3), "content_hash")]
+)
+def test_a_source_that_cannot_be_streamed_says_what_it_lacks(ask, missing):
+    class Plain(Given):
+        names = Source.names
+
+    with pytest.raises(DataError, match=rf"^given: .* {missing}, so it cannot be streamed; write Source\.{missing} for it\.$"):
+        ask(Plain())
+
+
 def test_the_index_of_the_image_at_fault_is_told(prepared):
     images = list(IMAGES)
     images[5] = images[5] / 255

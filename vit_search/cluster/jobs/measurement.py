@@ -21,6 +21,7 @@ from vit_search.cluster import record
 from vit_search.cluster.jobs.cluster_facts import Facts, Node, own_versions
 from vit_search.errors import VitSearchError
 from vit_search.files import write_whole
+from vit_search.text import last_line
 
 ANSWER_WITHIN_S = 120.0
 SEEN_WITHIN_S = 5.0
@@ -108,7 +109,7 @@ def _answer(reference: Any, within_s: float = ANSWER_WITHIN_S) -> dict[str, Any]
     except ray.exceptions.GetTimeoutError:
         return {"trouble": f"it did not answer within {within_s:g} s; see whether it is overloaded, or take it away."}
     except Exception as error:
-        last = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+        last = last_line(error).strip()
         return {"trouble": f"it cannot run vit_search ({last}); install the head's version of it there."}
 
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from vit_search.errors import DataError
 from vit_search.text import counted
 
 CLASSES_SHOWN = 10
@@ -61,11 +62,11 @@ class Source(ABC):
     @property
     def names(self) -> np.ndarray:
         """(n,) text: the name of each image, as `reader` takes it."""
-        raise NotImplementedError
+        raise DataError(f"{self.title}: it has a reader and no names, so it cannot be streamed; write Source.names for it.")
 
     def content_hash(self, index: int) -> str:
         """sha256 of a streamed image as it is stored: the same for two copies of a file."""
-        raise NotImplementedError
+        raise DataError(f"{self.title}: image {index} has no content_hash, so it cannot be streamed; write Source.content_hash for it.")
 
     def summary(self, used: Mapping[str, int] | None = None) -> str:
         """What the set holds, in one line: `10 classes: 0, 1, …; 1,797 images`.
