@@ -7,7 +7,7 @@ import mlflow
 import numpy as np
 import pytest
 from helpers import servers
-from helpers.commands import COMMAND, vit_search
+from helpers.commands import COMMAND, vit_search, vit_search_process
 from helpers.servers import free_port
 from helpers.walk import FILE, POLICY, killed_and_resumed, rows
 from PIL import Image
@@ -26,8 +26,8 @@ def folder(tmp_path_factory):
     (folder / "small.yaml").write_text(FILE)
     (folder / "policy.yaml").write_text(POLICY)
     assert len(killed_and_resumed(folder, "small-1", kills=1, seed=0)) == 1
-    vit_search(folder, "resume", "small-1")
-    vit_search(folder, "promote", "small-1", "--policy", "policy.yaml")
+    vit_search_process(folder, "resume", "small-1")
+    vit_search_process(folder, "promote", "small-1", "--policy", "policy.yaml")
     digits = load_digits()
     for i in range(IMAGES):
         Image.fromarray(np.round(digits.images[i] * 255 / 16).astype(np.uint8)).save(folder / f"{i}.png")

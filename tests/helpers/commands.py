@@ -1,8 +1,11 @@
-"""The command line: as a process of its own, where the process is the point, or in this process, which is quicker by seconds."""
+"""The command line: in this process, which is quicker by seconds, or as a process of its own, where the process is the point."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from vit_search import cli
@@ -10,10 +13,48 @@ from vit_search import cli
 COMMAND = str(Path(sys.executable).with_name("vit-search"))
 
 
-def vit_search(folder, *words, code=0, before=(), timeout=600, **environment):
-    """Run a command in a folder, and see that it ends with this exit code; None for any.
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def vit_search(folder, *words, code=0, **environment):
+    """Run a command in this process, as if it were typed in a folder, and check its exit code.
 
     Args:
+        code: the exit code that it must end with; None for any.
+        environment: variables besides those of the tests.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    folder_before, environment_before, words_before = Path.cwd(), dict(os.environ), sys.argv
+    os.chdir(folder)
+    os.environ.update(environment)
+    sys.argv = ["vit-search", *map(str, words)]
+    returncode = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+    except SystemExit as left:
+        returncode = left.code or 0
+    finally:
+        sys.argv = words_before
+        os.environ.clear()
+        os.environ.update(environment_before)
+        os.chdir(folder_before)
+    done = Done(returncode, out.getvalue(), err.getvalue())
+    assert code is None or done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def vit_search_process(folder, *words, code=0, before=(), timeout=600, **environment):
+    """Run a command in a process of its own, which searches and signals need, and check its exit code.
+
+    Args:
+        code: the exit code that it must end with; None for any.
         before: words in front of the command, such as those of a shell.
         environment: variables besides those of the tests.
     """
@@ -21,19 +62,3 @@ def vit_search(folder, *words, code=0, before=(), timeout=600, **environment):
     done = subprocess.run([*before, COMMAND, *map(str, words)], cwd=folder, env=around, capture_output=True, text=True, timeout=timeout)
     assert code is None or done.returncode == code, done.stdout + done.stderr
     return done
-
-
-def in_process(*words):
-    """Run a command in this process and in the current folder; what it prints is for capsys or capfd.
-
-    Returns: its exit code.
-    """
-    before = sys.argv
-    sys.argv = ["vit-search", *map(str, words)]
-    try:
-        cli.main()
-    except SystemExit as left:
-        return left.code or 0
-    finally:
-        sys.argv = before
-    return 0

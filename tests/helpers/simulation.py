@@ -8,9 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import os
-import pickle
-import traceback
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,23 +171,3 @@ class World:
 
 
 GPUS = Nodes(gpu_memory=16 * 2**30, gpus=8, cores_per_gpu=6, cores=12, count=2)
-
-
-def in_a_copy(work):
-    """What a function returns in a copy of this process, which keeps none of its changes."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            with os.fdopen(writing, "wb") as file:
-                pickle.dump(work(), file)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as file:
-        answer = file.read()
-    os.waitpid(child, 0)
-    assert answer, "the copy failed; its traceback stands above"
-    return pickle.loads(answer)

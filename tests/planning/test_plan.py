@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 import torch
-from helpers.commands import in_process
+from helpers.commands import vit_search
 from helpers.rules import Ruled
 
 from vit_search.config import search_file
@@ -391,9 +391,10 @@ def test_calibration_has_the_environment_of_a_trial():
     assert calibrate.WORKER_ENV is WORKER_ENV
 
 
-def typed(capsys, *words):
+def typed(*words):
     """What the command line prints: (exit code, stdout, stderr)."""
-    return in_process(*words), *capsys.readouterr()
+    done = vit_search(".", *words, code=None)
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture
@@ -404,28 +405,28 @@ def file(tmp_path, monkeypatch):
     return path
 
 
-def test_lint_prints_what_it_found(file, capsys):
-    code, out, _ = typed(capsys, "lint", file)
+def test_lint_prints_what_it_found(file):
+    code, out, _ = typed("lint", file)
     assert (code, "nothing odd" in out) == (0, True)
     file.write_text(HEAD + "model: {depth: {choice: [3]}}\n")
-    code, out, _ = typed(capsys, "lint", file)
+    code, out, _ = typed("lint", file)
     assert code == 0 and "hint     model.depth: one value only; write the plain value 3." in out
     assert max(map(len, out.splitlines())) <= 160
-    code, out, _ = typed(capsys, "lint", file, "--json")
+    code, out, _ = typed("lint", file, "--json")
     assert json.loads(out)["findings"][-1]["where"] == "model.depth"
     file.write_text(HEAD + "model: {depth: {int: [1, 4]}}\nconstraints: [depth > 9]\n")
-    code, out, _ = typed(capsys, "lint", file)
+    code, out, _ = typed("lint", file)
     assert code == 2 and "error" in out and "constraints: none of 2,000 random proposals can be run" in out
 
 
-def test_lint_names_searches_to_learn_from_that_are_missing(file, tmp_path, capsys, monkeypatch):
+def test_lint_names_searches_to_learn_from_that_are_missing(file, tmp_path, monkeypatch):
     (tmp_path / "here" / "digits-1").mkdir(parents=True)
     (tmp_path / "here" / "digits-1" / "search.json").write_text("{}")
     elsewhere = tmp_path / "wide-1"
     elsewhere.mkdir()
     (elsewhere / "search.json").write_text("{}")
     file.write_text(HEAD + SEARCHED + f"learn_from: [digits-1, digts-1, {elsewhere}]\n")
-    code, out, err = typed(capsys, "lint", file, "--output", tmp_path / "here", "--json")
+    code, out, err = typed("lint", file, "--output", tmp_path / "here", "--json")
     assert (code, err) == (0, "")
     (missing,) = json.loads(out)["findings"]
     assert (missing["severity"], missing["where"]) == ("warning", "learn_from.1")
@@ -433,7 +434,7 @@ def test_lint_names_searches_to_learn_from_that_are_missing(file, tmp_path, caps
         f"digts-1: {tmp_path / 'here'}: no search named 'digts-1'; did you mean digits-1? `run` needs it where the search will run."
     )
     monkeypatch.chdir(tmp_path)
-    code, out, _ = typed(capsys, "lint", file, "--json")  # ./searches, which is not there
+    code, out, _ = typed("lint", file, "--json")  # ./searches, which is not there
     assert [finding["where"] for finding in json.loads(out)["findings"]] == ["learn_from.0", "learn_from.1"]
 
 
@@ -476,9 +477,9 @@ def test_lint_hints_at_what_this_machine_lacks(asked, cpus, gpus, expected):
     assert [(finding.severity, finding.where, finding.text) for finding in found] == [("hint", *one) for one in expected]
 
 
-def test_lint_looks_at_this_machine(file, capsys):
+def test_lint_looks_at_this_machine(file):
     file.write_text(HEAD + SEARCHED + "resources: {cpus: 1024}\n")
-    code, out, _ = typed(capsys, "lint", file, "--json")
+    code, out, _ = typed("lint", file, "--json")
     assert code == 0
     assert f"a trial takes 1024 CPUs, and this machine has {os.cpu_count()};" in json.loads(out)["findings"][-1]["text"]
 
@@ -503,22 +504,22 @@ def test_gpus_are_counted_by_their_device_files(files, shown, expected, tmp_path
     assert gpus_of_this_machine(tmp_path) == expected
 
 
-def test_plan_prints_what_it_costs(file, capsys):
-    code, out, _ = typed(capsys, "plan", file)
+def test_plan_prints_what_it_costs(file):
+    code, out, _ = typed("plan", file)
     assert code == 0 and "time    unknown: add --calibrate" in out and "less than without stopping" in out
-    code, out, _ = typed(capsys, "plan", file, "--flops-per-s", "5e10", "--concurrency", "3")
+    code, out, _ = typed("plan", file, "--flops-per-s", "5e10", "--concurrency", "3")
     assert code == 0 and "3 at once" in out and "50 G floating-point operations a second, as stated" in out
-    code, out, _ = typed(capsys, "plan", file, "--json", "--flops-per-s", "5e10")
+    code, out, _ = typed("plan", file, "--json", "--flops-per-s", "5e10")
     assert json.loads(out)["wall_seconds"] > 0
 
 
-def test_a_measured_speed_is_used_until_the_next_one(file, tmp_path, capsys):
+def test_a_measured_speed_is_used_until_the_next_one(file, tmp_path):
     kept = tmp_path / "cache" / "speed-cpu.json"
     speeds.save_speed(Speed(gflop_s=0.02, device="box", measured="2026-11-24", name="other", processes=1, room=2), kept)
-    code, out, _ = typed(capsys, "plan", file)
+    code, out, _ = typed("plan", file)
     said = f"box, measured 2026-11-24 with 1 at once for other: the times may be wrong by a factor of {speeds.BORROWED:g}"
     assert code == 0 and f"{said}; --calibrate measures anew" in out
-    code, out, _ = typed(capsys, "plan", file, "--concurrency", "4")
+    code, out, _ = typed("plan", file, "--concurrency", "4")
     assert "not 4" in out and "it has room for 2 at once" in out
 
 
@@ -540,9 +541,9 @@ def test_an_estimated_time_has_two_digits(seconds, text):
     assert in_rounded_time(seconds) == text
 
 
-def test_a_plan_prints_no_more_digits_than_are_known(file, capsys):
+def test_a_plan_prints_no_more_digits_than_are_known(file):
     file.write_text(HEAD.replace("trials: 9", "trials: 1234") + SEARCHED)
-    code, out, _ = typed(capsys, "plan", file, "--flops-per-s", "1e6")
+    code, out, _ = typed("plan", file, "--flops-per-s", "1e6")
     made = planning.plan(search_file.load(file), stated_speed(1e6))
     assert code == 0 and 1000 < made.wall_seconds / 3600 < 100_000
     assert f"about {float(f'{made.wall_seconds / 3600:.2g}'):,.0f} h (" in out
@@ -550,9 +551,9 @@ def test_a_plan_prints_no_more_digits_than_are_known(file, capsys):
     assert not re.search(r" h \d+ min", out)
 
 
-def test_what_is_not_left_to_chance_is_not_rounded(file, capsys):
+def test_what_is_not_left_to_chance_is_not_rounded(file):
     file.write_text(HEAD + "stopping: {kind: none}\n" + SEARCHED)
-    assert "epochs  243, 0% less than without stopping" in typed(capsys, "plan", file)[1]  # 9 trials of 27 epochs
+    assert "epochs  243, 0% less than without stopping" in typed("plan", file)[1]  # 9 trials of 27 epochs
 
 
 def test_a_calibration_belongs_to_one_space(file):
@@ -580,8 +581,8 @@ def test_a_calibration_belongs_to_one_space(file):
         (["plan", "FILE", "--flops-per-s", "1e9", "--calibrate"], "a speed is measured or stated; drop one of the two."),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(words, said, file, capsys):
-    code, out, err = typed(capsys, *(file if word == "FILE" else word for word in words))
+def test_a_mistake_is_one_line_and_exit_code_2(words, said, file):
+    code, out, err = typed(*(file if word == "FILE" else word for word in words))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err
 

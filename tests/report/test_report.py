@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from helpers.commands import COMMAND, in_process
+from helpers.commands import COMMAND, vit_search
 from helpers.synthetic import made
 from rich.console import Console
 from rich.markdown import Markdown
@@ -516,19 +516,18 @@ def test_searches_that_cannot_be_compared_are_refused(tmp_path):
 # Commands
 
 
-def test_the_commands_write_print_and_never_write_over(tmp_path, monkeypatch, capsys):
+def test_the_commands_write_print_and_never_write_over(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     wide(tmp_path / "searches"), wide(tmp_path / "searches", "wide-2")
-    assert in_process("report", "wide-1") == 0
-    assert "# wide-1: report" in capsys.readouterr().out
+    assert "# wide-1: report" in vit_search(tmp_path, "report", "wide-1").stdout
     assert Path("searches/wide-1/report.html").exists()
-    assert in_process("compare", "wide-1", "wide-2") == 0
+    vit_search(tmp_path, "compare", "wide-1", "wide-2")
     assert Path("searches/compare-wide-1-wide-2.html").exists()
-    assert in_process("report", "wide-1", "--next", "next.yaml") == 0
+    vit_search(tmp_path, "report", "wide-1", "--next", "next.yaml")
     assert search_file.load(Path("next.yaml")).learn_from == ["wide-1"]
     Path("next.yaml").write_text("mine")
-    assert in_process("report", "wide-1", "--next", "next.yaml") == 2
-    assert "next.yaml: a file is there already; name another one after --next." in capsys.readouterr().err
+    refused = vit_search(tmp_path, "report", "wide-1", "--next", "next.yaml", code=2)
+    assert "next.yaml: a file is there already; name another one after --next." in refused.stderr
     assert Path("next.yaml").read_text() == "mine"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
-from helpers.commands import COMMAND, vit_search
+from helpers.commands import COMMAND, vit_search, vit_search_process
 from helpers.servers import until
 from helpers.simulation import MemoryLedger, driver_of, result
 
@@ -165,7 +165,7 @@ def test_what_waits_for_a_place_starts_neither_in_a_pause_nor_after_a_stop_but_i
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlruns.db'}")
     (parent,) = client.search_runs([client.get_experiment_by_name("told").experiment_id], "attributes.run_name = 'told-1'")
     assert parent.info.status == "FINISHED"
-    vit_search(tmp_path, "resume", "told-1")
+    vit_search_process(tmp_path, "resume", "told-1")
     assert state(tmp_path)["outcomes"] == {"completed": 5}
     assert sorted(reported()) == sorted([0, 1, 2, 3, 4] * 20)
 
@@ -182,7 +182,7 @@ SMALL = FILE.replace("epochs: 500", "epochs: 1").replace("trials: 3", "trials: 2
 @pytest.mark.slow
 def test_a_finished_search_is_extended_in_the_same_study_and_the_same_parent_run(tmp_path):
     (tmp_path / "told.yaml").write_text(SMALL + "limits: {target: 0.01}\n")
-    ended = vit_search(tmp_path, "run", "told.yaml")
+    ended = vit_search_process(tmp_path, "run", "told.yaml")
     assert "reached 0.01; go on with:  vit-search extend told-1 --target …" in ended.stdout
     plan = json.loads((tmp_path / "searches/told-1/plan.json").read_text())
     assert (plan["trials"], plan["trained_epochs"]) == (2, 2)
@@ -193,8 +193,8 @@ def test_a_finished_search_is_extended_in_the_same_study_and_the_same_parent_run
     assert "told-1 would end at once by limits.target: trial" in refused.stderr
     assert "reached 0.01; add --target with a new limit." in refused.stderr
     (tmp_path / "four.yaml").write_text(SMALL.replace("trials: 2", "trials: 4"))
-    vit_search(tmp_path, "run", "four.yaml")
-    done = vit_search(tmp_path, "extend", "told-1", "--trials", "4", "--target", "0.9999")
+    vit_search_process(tmp_path, "run", "four.yaml")
+    done = vit_search_process(tmp_path, "extend", "told-1", "--trials", "4", "--target", "0.9999")
     assert "4 of 4 trials" in done.stdout
     assert vit_search(tmp_path, "extend", "told-1", "--trials", "2", code=None).returncode == 2
 

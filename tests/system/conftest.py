@@ -4,7 +4,7 @@ import signal
 import subprocess
 
 import pytest
-from helpers.commands import COMMAND, vit_search
+from helpers.commands import COMMAND, vit_search_process
 from helpers.servers import until
 from helpers.walk import FILE, POLICY, killed_and_resumed
 
@@ -21,9 +21,9 @@ def walked(tmp_path_factory):
     hidden = {path: path.read_bytes() for path in data.folder.glob("test_*.npy")}
     for path, raw in hidden.items():
         path.write_bytes(bytes(len(raw)))  # whoever reads the test split during a search fails
-    first = vit_search(folder, "run", "small.yaml")
+    first = vit_search_process(folder, "run", "small.yaml")
     killed_at = killed_and_resumed(folder, "small-2", kills=3, seed=0)
-    resumed = vit_search(folder, "resume", "small-2")
+    resumed = vit_search_process(folder, "resume", "small-2")
     for path, raw in hidden.items():
         path.write_bytes(raw)
     return folder, first, resumed, killed_at
@@ -34,7 +34,7 @@ def promoted(walked):
     """`small-1`, promoted: killed with SIGKILL while it trained the finalists, and asked for again."""
     folder, _, _, _ = walked
     (folder / "policy.yaml").write_text(POLICY)
-    dry = vit_search(folder, "promote", "small-1", "--policy", "policy.yaml", "--dry-run")
+    dry = vit_search_process(folder, "promote", "small-1", "--policy", "policy.yaml", "--dry-run")
     assert not (folder / "searches/small-1/promotions").exists()
     ledger = folder / "searches/small-1/promotions/1/ledger.jsonl"
     command = [COMMAND, "promote", "small-1", "--policy", "policy.yaml"]
@@ -42,4 +42,4 @@ def promoted(walked):
         until(lambda: driver.poll() is not None or (ledger.exists() and ledger.read_text().count('"reported"') >= 6))
         driver.send_signal(signal.SIGKILL)
     assert ledger.read_text().count('"ended"') < 4
-    return folder, dry, vit_search(folder, "promote", "small-1", "--policy", "policy.yaml")
+    return folder, dry, vit_search_process(folder, "promote", "small-1", "--policy", "policy.yaml")

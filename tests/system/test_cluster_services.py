@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers.commands import COMMAND
+from helpers.commands import COMMAND, vit_search
 from helpers.paths import HELPERS
 from helpers.servers import POSTGRES, free_port, until
 
@@ -307,7 +307,7 @@ def test_no_secret_stands_in_a_log_or_on_a_command_line(head):
 
 def test_a_state_folder_that_cannot_serve_is_refused_with_its_mend():
     for folder, mend in (("relative/path", "absolute path"), ("/tmp/a b", "letters, digits"), ("/tmp/" + "a" * 90, "at most 80")):
-        done = run("head", "--state", folder)
+        done = vit_search(".", "cluster", "head", "--state", folder, code=None)
         assert done.returncode == 2
         assert mend in done.stderr
     with pytest.raises(ClusterError, match="run `vit-search cluster head` first"):
@@ -317,15 +317,15 @@ def test_a_state_folder_that_cannot_serve_is_refused_with_its_mend():
 def test_the_token_is_made_once_and_closed_to_others(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv(token.PLACE, raising=False)
-    done = run("token")
+    done = vit_search(tmp_path, "cluster", "token")
     path = tmp_path / ".ray" / "auth_token"
     secret = path.read_text()
     assert re.fullmatch(r"[0-9a-f]{64}", secret)
     assert secret not in done.stdout + done.stderr
-    assert run("token", "--show").stdout == secret + "\n"
+    assert vit_search(tmp_path, "cluster", "token", "--show").stdout == secret + "\n"
     assert (stat.S_IMODE(path.parent.stat().st_mode), stat.S_IMODE(path.stat().st_mode)) == (0o700, 0o600)
     path.chmod(0o644)
-    told = run("token")
+    told = vit_search(tmp_path, "cluster", "token")
     assert "mode 0644 is now 0600" in told.stderr
     assert path.read_text() == secret
 
@@ -335,11 +335,11 @@ def test_the_doctor_fails_on_a_token_that_others_can_read(tmp_path, monkeypatch)
     monkeypatch.delenv(token.PLACE, raising=False)
     token.ensure()
     (tmp_path / ".ray" / "auth_token").chmod(0o644)
-    done = subprocess.run([COMMAND, "doctor"], capture_output=True, text=True, cwd=tmp_path)
+    done = vit_search(tmp_path, "doctor", code=None)
     assert done.returncode == 2
     assert "mode 0644 opens a token to others; close it with `vit-search cluster token`" in done.stderr
     token.ensure()
-    assert subprocess.run([COMMAND, "doctor"], capture_output=True, text=True, cwd=tmp_path).returncode == 0
+    assert vit_search(tmp_path, "doctor", code=None).returncode == 0
 
 
 def test_of_ten_that_make_a_token_at_once_all_go_on_with_the_same(tmp_path, monkeypatch):

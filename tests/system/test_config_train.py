@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 from helpers import servers
-from helpers.commands import COMMAND, vit_search
+from helpers.commands import COMMAND, vit_search, vit_search_process
 from PIL import Image
 
 from vit_search.config import search_file
@@ -73,7 +73,7 @@ def test_train_makes_of_what_config_prints_the_promoted_model_to_the_bit(home, t
     printed = vit_search(home, "config", "small@champion", code=None)
     assert (printed.returncode, printed.stderr) == (0, "")
     (tmp_path / "champion.yaml").write_text(printed.stdout)
-    done = vit_search(tmp_path, "train", "champion.yaml", code=None)
+    done = vit_search_process(tmp_path, "train", "champion.yaml", code=None)
     assert done.returncode == 0, done.stderr
     promoted = home / "1"
     assert (tmp_path / "trained/small/model.safetensors").read_bytes() == (promoted / "model.safetensors").read_bytes()
@@ -84,7 +84,7 @@ def test_train_makes_of_what_config_prints_the_promoted_model_to_the_bit(home, t
     assert lines[4] == f"trained/small holds the model; weights: sha256 {digest}"
     assert f"# weights: sha256 {digest}\n" in printed.stdout
     assert sorted(path.name for path in (tmp_path / "trained").iterdir()) == ["small"]
-    again = vit_search(tmp_path, "train", "champion.yaml", code=None)  # nothing is left to train
+    again = vit_search_process(tmp_path, "train", "champion.yaml", code=None)  # nothing is left to train
     assert again.stdout == f"trained/small holds this model already, and nothing was trained; weights: sha256 {digest}\n"
 
 
@@ -149,12 +149,12 @@ def test_every_field_comes_back_from_its_file():
 def test_a_training_that_was_killed_goes_on_to_the_same_bits(home, tmp_path):
     text = of(home, "small@champion").text.replace("epochs: 4", "epochs: 20")
     (tmp_path / "long.yaml").write_text(text)
-    whole = vit_search(tmp_path, "train", "long.yaml", "--output", "whole", code=None)
+    whole = vit_search_process(tmp_path, "train", "long.yaml", "--output", "whole", code=None)
     assert whole.returncode == 0, whole.stderr
     with subprocess.Popen([COMMAND, "train", "long.yaml", "--output", "cut"], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         servers.until(lambda: process.stdout.readline().startswith("epoch   3 "))
         process.send_signal(signal.SIGKILL)
-    resumed = vit_search(tmp_path, "train", "long.yaml", "--output", "cut", code=None)
+    resumed = vit_search_process(tmp_path, "train", "long.yaml", "--output", "cut", code=None)
     assert resumed.returncode == 0, resumed.stderr
     assert (tmp_path / "cut/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "long.yaml", "whole"]
@@ -162,7 +162,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bits(home, tmp_path):
 
 def test_a_file_that_searches_something_is_refused_by_its_first_key(tmp_path):
     (tmp_path / "search.yaml").write_text(FIXED.replace("depth: 1", "depth: {int: [1, 2]}") + "training: {lr: {choice: [0.1, 0.2]}}\n")
-    done = vit_search(tmp_path, "train", "search.yaml", code=None)
+    done = vit_search_process(tmp_path, "train", "search.yaml", code=None)
     assert done.returncode == 2
     assert done.stderr == "error: search.yaml: model.depth: searched, and one fixed configuration is trained; give it a value.\n"
 
@@ -203,14 +203,14 @@ def test_a_folder_of_another_training_is_refused(more, said, tmp_path):
 
 def test_a_training_that_is_done_is_not_trained_again_and_says_so(tmp_path):
     (tmp_path / "t.yaml").write_text(FIXED)
-    assert vit_search(tmp_path, "train", "t.yaml", code=None).stdout.startswith("epoch   1 of 1  ")
+    assert vit_search_process(tmp_path, "train", "t.yaml", code=None).stdout.startswith("epoch   1 of 1  ")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "trained/t").glob("*.safetensors")}
-    again = vit_search(tmp_path, "train", "t.yaml", code=None)
+    again = vit_search_process(tmp_path, "train", "t.yaml", code=None)
     assert again.returncode == 0
     assert again.stdout.startswith("trained/t holds this model already, and nothing was trained; weights: sha256 ")
     assert again.stdout.count("\n") == 1
     (tmp_path / "t.yaml").write_text(FIXED.replace("epochs: 1", "epochs: 2"))
-    longer = vit_search(tmp_path, "train", "t.yaml", code=None)
+    longer = vit_search_process(tmp_path, "train", "t.yaml", code=None)
     assert (longer.returncode, longer.stdout) == (2, "")
     assert longer.stderr == (
         "error: trained/t: training.epochs was 1 when it was saved and is now 2; it is left as it is. "
@@ -225,7 +225,7 @@ def test_train_says_which_images_it_reads_and_what_their_folder_lacks(tmp_path):
         for number in range(count):
             Image.new("RGB", (8, 8), (number, len(name), 0)).save(tmp_path / "p" / name / f"{number}.png")
     (tmp_path / "t.yaml").write_text(FIXED.replace("{name: digits, train_limit: 100}", "{name: image_folder, path: p, image_size: 8}"))
-    done = vit_search(tmp_path, "train", "t.yaml", code=None)
+    done = vit_search_process(tmp_path, "train", "t.yaml", code=None)
     assert done.returncode == 0
     assert "2 classes: cat, dog; 10 images (train 8, val 2); val has no image of dog\n" in done.stderr
 

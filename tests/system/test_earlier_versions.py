@@ -12,7 +12,7 @@ import tarfile
 import urllib.request
 
 import pytest
-from helpers.commands import COMMAND
+from helpers.commands import COMMAND, vit_search, vit_search_process
 from helpers.paths import FIXTURES
 from helpers.servers import free_port, until
 
@@ -32,16 +32,10 @@ def project(tmp_path_factory):
     return folder
 
 
-def vit_search(project, *words, code=0):
-    done = subprocess.run([COMMAND, *words], cwd=project, capture_output=True, text=True, timeout=900)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stderr if code else done.stdout
-
-
 def test_a_search_that_was_killed_resumes_where_it_stood(project):
     ledger = project / "searches/cut-1/ledger.jsonl"
     before = read_events(ledger)
-    vit_search(project, "resume", "cut-1")
+    vit_search_process(project, "resume", "cut-1")
     after = read_events(ledger)
     assert after[: len(before)] == before
     trials = read_trials(ledger)
@@ -49,11 +43,11 @@ def test_a_search_that_was_killed_resumes_where_it_stood(project):
     assert all(trial.over for trial in trials)
     pairs = [(event.trial, event.result.epoch) for event in after if isinstance(event, Reported)]
     assert len(set(pairs)) == len(pairs)  # no epoch twice
-    assert json.loads(vit_search(project, "status", "cut-1", "--json"))["state"] == "finished"
+    assert json.loads(vit_search(project, "status", "cut-1", "--json").stdout)["state"] == "finished"
 
 
 def test_the_champion_answers_as_it_did(project):
-    told = json.loads(vit_search(project, "predict", "--model", "small@champion", "--json", *ANSWERS))
+    told = json.loads(vit_search(project, "predict", "--model", "small@champion", "--json", *ANSWERS).stdout)
     assert {one["image"]: (one["label"], pytest.approx(one["probability"], abs=1e-5)) for one in told} == ANSWERS
 
 
@@ -82,23 +76,25 @@ def test_the_champion_is_served(project):
 
 
 def test_its_records_are_read(project):
-    assert "0.7486" in vit_search(project, "show", "small-1")
-    assert "force" in vit_search(project, "history", "small", "--verify")
-    assert "val_accuracy" in vit_search(project, "report", "small-1")
-    shown = vit_search(project, "promote", "small-1", "--policy", "policy.yaml", "--dry-run")
+    assert "0.7486" in vit_search(project, "show", "small-1").stdout
+    assert "force" in vit_search(project, "history", "small", "--verify").stdout
+    assert "val_accuracy" in vit_search(project, "report", "small-1").stdout
+    shown = vit_search(project, "promote", "small-1", "--policy", "policy.yaml", "--dry-run").stdout
     assert "version 1" in shown
 
 
 def test_a_search_that_still_runs_is_not_promoted(project):
     with (project / "searches/small-1/ledger.jsonl").open() as ledger:
         fcntl.flock(ledger, fcntl.LOCK_EX)  # as its driver does
-        said = vit_search(project, "promote", "small-1", "--policy", "policy.yaml", code=2)
+        said = vit_search(project, "promote", "small-1", "--policy", "policy.yaml", code=2).stderr
     assert "is running this search; wait for it or stop it." in said
     assert not (project / "searches/small-1/promotions/2").exists()
 
 
 def test_what_its_searches_cannot_do_is_told_with_what_can_be_done(project):
-    assert "this search is finished; `vit-search extend small-1 --trials N` goes on" in vit_search(project, "pause", "small-1", code=2)
-    assert "there is no trial 99; `vit-search show small-1` lists its trials" in vit_search(project, "gate", "small-1", "99", code=2)
-    assert "are one search" in vit_search(project, "compare", "small-1", "searches/small-1", code=2)
-    assert vit_search(project, "status", "small-1", "--watch").count("small-1 is finished") == 1
+    assert (
+        "this search is finished; `vit-search extend small-1 --trials N` goes on" in vit_search(project, "pause", "small-1", code=2).stderr
+    )
+    assert "there is no trial 99; `vit-search show small-1` lists its trials" in vit_search(project, "gate", "small-1", "99", code=2).stderr
+    assert "are one search" in vit_search(project, "compare", "small-1", "searches/small-1", code=2).stderr
+    assert vit_search(project, "status", "small-1", "--watch").stdout.count("small-1 is finished") == 1

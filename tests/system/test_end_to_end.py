@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from helpers import servers
-from helpers.commands import COMMAND, vit_search
+from helpers.commands import COMMAND, vit_search, vit_search_process
 from helpers.servers import free_port, until
 from helpers.walk import FILE, POLICY, rows
 from PIL import Image
@@ -164,7 +164,7 @@ def test_a_project_that_was_moved_goes_on_in_its_new_folder_and_leaves_the_old_o
         assert after.stderr.count("the artifacts are taken from the folder of the database from now on") == 1
         assert "The history is whole" in vit_search(moved, "history", "small", "--verify").stdout
         vit_search(moved, "export", "small@champion", "--format", "safetensors")
-        done = vit_search(moved, "extend", "small-2", "--trials", "6", "--tracking-uri", "sqlite:///mlruns.db")
+        done = vit_search_process(moved, "extend", "small-2", "--trials", "6", "--tracking-uri", "sqlite:///mlruns.db")
         assert "6 of 6 trials" in done.stdout
         assert "MLflow" not in done.stderr
         assert not folder.exists()
@@ -219,7 +219,7 @@ def test_a_loss_that_becomes_nan_is_told_as_diverged_and_never_wins(tmp_path):
     )
     wild = wild.replace("train_limit: 1000", "train_limit: 300").replace("[32, 64], step: 32}, depth: 2", "[16, 32], step: 16}, depth: 1")
     (tmp_path / "wild.yaml").write_text(wild)
-    done = vit_search(tmp_path, "run", "wild.yaml", code=None)
+    done = vit_search_process(tmp_path, "run", "wild.yaml", code=None)
     assert done.returncode == 4
     assert "none of 2 trials reached full length; the first reason: the validation loss is nan after epoch 1" in done.stderr
     assert {row["outcome"] for row in rows(tmp_path, "small-1").values()} == {"diverged"}
@@ -259,7 +259,7 @@ def test_a_tracking_server_that_dies_costs_no_point_and_doubles_none(tmp_path):
                 points = client.get_metric_history(run.info.run_id, "val_accuracy")
                 assert sorted(p.step for p in points) == list(range(1, known[int(run.data.tags["trial"])]["epochs"] + 1))
         (tmp_path / "policy.yaml").write_text(POLICY)
-        promoted = vit_search(
+        promoted = vit_search_process(
             tmp_path, "promote", "--policy", "policy.yaml", "--top", "1", "--seeds", "1"
         )  # the search remembers its server
         assert "small version 1 is now champion" in promoted.stdout

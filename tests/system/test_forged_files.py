@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import synthetic
-from helpers.commands import in_process
+from helpers.commands import vit_search
 from helpers.servers import until
 from safetensors.torch import load_file, save_file
 
@@ -77,7 +77,8 @@ def command(tmp_path, monkeypatch, capfd):
 
     def answer(*words):
         capfd.readouterr()
-        return in_process(*words), "".join(capfd.readouterr())
+        done = vit_search(tmp_path, *words, code=None)
+        return done.returncode, done.stdout + done.stderr + "".join(capfd.readouterr())
 
     return answer
 

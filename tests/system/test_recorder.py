@@ -16,7 +16,7 @@ import time
 import psycopg
 import pytest
 from helpers import servers
-from helpers.commands import COMMAND
+from helpers.commands import vit_search
 from helpers.paths import ROOT
 from helpers.servers import SECRET, until
 from helpers.synthetic import FILE, begin, events, made, result
@@ -583,11 +583,11 @@ def test_doctor_finds_runs_of_dead_drivers_and_of_strangers_and_leaves_the_livin
     assert sorted(zombie.name for zombie in found) == ["made-1", "stranger", "trial 0"]
     assert next(z.reason for z in found if z.name == "stranger") == "not of vit_search, and silent for 30 h"
     assert next(z.reason for z in found if z.name == "made-1") == f"nobody runs {dead}"
-    listed = subprocess.run([COMMAND, "doctor"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    listed = vit_search(tmp_path, "doctor", code=None)
     assert listed.returncode == 1
     assert stranger in listed.stdout
     assert client.get_run(stranger).info.status == "RUNNING"
-    closed = subprocess.run([COMMAND, "doctor", "--close"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    closed = vit_search(tmp_path, "doctor", "--close", code=None)
     assert (closed.returncode, "closed 3" in closed.stdout) == (0, True), closed.stderr
     assert doctor.zombies(client) == []
     assert [run[1] for run in content(uri)] == ["KILLED", "KILLED"]
@@ -786,8 +786,6 @@ def test_a_server_that_never_comes_back_leaves_a_search_that_sync_completes(serv
     from vit_search.ledger import searches
 
     searches.write_hindsight(folder, searches.Hindsight(0, 0, (0.0, 1.0), None))
-    done = subprocess.run(
-        [COMMAND, "sync", folder.name, "--output", str(tmp_path), "--tracking-uri", server], capture_output=True, text=True, check=False
-    )
+    done = vit_search(tmp_path, "sync", folder.name, "--output", tmp_path, "--tracking-uri", server, code=None)
     assert (done.returncode, done.stdout) == (0, "MLflow has all of made-6.\n"), done.stderr
     assert_whole(server, folder, "made-6")

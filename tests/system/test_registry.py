@@ -13,7 +13,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from helpers import servers
-from helpers.commands import in_process
+from helpers.commands import vit_search
 from helpers.promoters import Cut, aliases, back, child, contestant, dies_with_the_lock, promote
 from mlflow import MlflowClient
 
@@ -721,18 +721,13 @@ def test_a_version_is_loaded_with_its_own_weights_or_not_at_all(loadable, tmp_pa
     assert load_problem(client, client.get_model_version("digits", "2")) == ""
 
 
-@pytest.fixture
-def command(capsys):
+def command(client, *arguments):
     """What `vit-search` answers to arguments: exit code, stdout, stderr."""
-
-    def answer(client, *arguments):
-        capsys.readouterr()
-        return in_process(*arguments, "--tracking-uri", client.tracking_uri), *capsys.readouterr()
-
-    return answer
+    done = vit_search(".", *arguments, "--tracking-uri", client.tracking_uri, code=None)
+    return done.returncode, done.stdout, done.stderr
 
 
-def test_the_commands_roll_back_once_the_version_is_seen_to_load_and_show_the_history(loadable, command):
+def test_the_commands_roll_back_once_the_version_is_seen_to_load_and_show_the_history(loadable):
     client, places = loadable
     whole = (places[0] / "model.safetensors").read_bytes()
     flip(places[0] / "model.safetensors")
@@ -771,7 +766,7 @@ def test_the_commands_roll_back_once_the_version_is_seen_to_load_and_show_the_hi
     assert [record["from"] for record in json.loads(shown)] == [None, "1", "2"]
 
 
-def test_the_commands_tell_an_unknown_name_and_an_empty_reason_in_one_line(client, command):
+def test_the_commands_tell_an_unknown_name_and_an_empty_reason_in_one_line(client):
     for arguments in (["rollback", "digtis", "--reason", "r"], ["history", "digtis"], ["repair", "digtis"]):
         code, _, said = command(client, *arguments)
         assert (code, said) == (2, "error: digtis: no registered model of this name; did you mean digits?\n")

@@ -9,7 +9,7 @@ import time
 import mlflow
 import psutil
 import pytest
-from helpers.commands import COMMAND, vit_search
+from helpers.commands import COMMAND, vit_search_process
 from helpers.servers import until
 from helpers.walk import FILE, killed_and_resumed, rows
 
@@ -59,7 +59,7 @@ def test_five_kills_at_random_moments_change_nothing(walked, seed, tmp_path):
     (tmp_path / "small.yaml").write_text(FILE)
     shutil.copytree(folder / "searches/small-1", tmp_path / "searches/whole")
     killed_and_resumed(tmp_path, "small-1", kills=5, seed=seed)
-    vit_search(tmp_path, "resume", "small-1")
+    vit_search_process(tmp_path, "resume", "small-1")
     assert_equal(tmp_path, "whole", "small-1")
 
 
@@ -67,7 +67,7 @@ def test_a_search_whose_trials_wait_at_a_last_rung_survives_kills_and_trains_its
     pasha = FILE.replace("epochs: 4", "epochs: 9").replace("{grace_epochs", "{kind: pasha, audit_share: 0, grace_epochs")
     (tmp_path / "small.yaml").write_text(pasha)
     assert len(killed_and_resumed(tmp_path, "small-1", kills=2, seed=4)) == 2
-    vit_search(tmp_path, "resume", "small-1")
+    vit_search_process(tmp_path, "resume", "small-1")
     events = read_events(tmp_path / "searches/small-1/ledger.jsonl")
     reported = [(e.trial, e.result.epoch) for e in events if isinstance(e, Reported)]
     assert len(reported) == len(set(reported))

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from helpers.commands import in_process
+from helpers.commands import vit_search
 from helpers.synthetic import made
 
 from vit_search.cli.app import app
@@ -378,19 +378,16 @@ READING = [
 
 
 @pytest.mark.parametrize("words", READING)
-def test_a_command_that_reads_makes_nothing_in_an_empty_folder(words, tmp_path, monkeypatch, capsys):
+def test_a_command_that_reads_makes_nothing_in_an_empty_folder(words, tmp_path, monkeypatch):
     folder = tmp_path / "empty"
     folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("VIT_SEARCH_CACHE", str(tmp_path / "cache"))
-    code = in_process(*words.split())
-    printed = capsys.readouterr()
-    errors = [line for line in printed.err.splitlines() if line.startswith("error:")]
+    done = vit_search(folder, *words.split(), code=None, VIT_SEARCH_CACHE=str(tmp_path / "cache"))
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert list(folder.iterdir()) == []
     if words.startswith("doctor"):
-        assert (code, printed.out) == (0, "No search was recorded here: there is no run to look at.\n")
+        assert (done.returncode, done.stdout) == (0, "No search was recorded here: there is no run to look at.\n")
         return
-    assert (code, len(errors)) == (2, 1), printed
+    assert (done.returncode, len(errors)) == (2, 1), done
     if "address" not in words:
         assert any(mend in errors[0] for mend in ("vit-search run FILE", "`vit-search promote` makes one", "x.png")), errors
 

@@ -9,7 +9,7 @@ import mlflow
 import numpy as np
 import pytest
 import yaml
-from helpers.commands import in_process
+from helpers.commands import vit_search
 from PIL import Image
 
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
@@ -154,12 +154,12 @@ def test_mlflow_s_own_loader_would_have_run_that_code(home, store):
 
 
 @pytest.fixture
-def verified(store, capsys):
+def verified(store):
     """What `history --verify` says: exit code, stdout, stderr."""
 
     def answer():
-        capsys.readouterr()
-        return in_process("history", "pets", "--verify"), *capsys.readouterr()
+        done = vit_search(".", "history", "pets", "--verify", code=None)
+        return done.returncode, done.stdout, done.stderr
 
     return answer
 
