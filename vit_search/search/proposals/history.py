@@ -22,7 +22,7 @@ State = Literal["running", "completed", "stopped", "diverged", "failed", "infeas
 
 ENOUGH = 10
 """Observations before a sampler takes over from chance (Optuna's own default), and trials that must have reached a rung before
-it is shown what they reached there: tests/benchmarks/RESULTS.md."""
+it is shown what they reached there: docs/results/search-quality.md."""
 
 SHOWN = 150
 """Observations that a sampler is shown at most, so that the cost of a proposal stays flat."""
@@ -125,7 +125,7 @@ class History:
 
         Trials that have reached the level are COMPLETE with their value there, running or not, and those that were stopped before
         it are left out: a value at few epochs says little about one at many. How firmly that is shown stands in
-        tests/benchmarks/RESULTS.md, "Search quality". Running ones before it are RUNNING, so that the next
+        docs/results/search-quality.md. Running ones before it are RUNNING, so that the next
         proposal keeps its distance. Diverged ones have the worst value of those shown. What cannot be built is PRUNED and
         violates a constraint; it is shown once there are ENOUGH observations, which it must not reindex. Of these two, the
         newest are shown, each at most a third as many as the observations, and of the running ones at most `most`. A crash says

@@ -126,7 +126,7 @@ def cmaes(question: Question) -> Proposal:
 
 
 def auto(question: Question) -> Proposal:
-    """The sampler with the least regret in tests/benchmarks/RESULTS.md that suits what is known."""
+    """The sampler with the least regret in docs/results/search-quality.md that suits what is known."""
     return SAMPLERS[chosen(question)](question)
 
 
