@@ -12,7 +12,10 @@ PAGES = sorted((ROOT / "docs" / "explanation").glob("*.md"))
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_file_named_is_there(page: Path):
-    for name in re.findall(r"`((?:\w+/)+(?:\w+\.(?:py|yaml))?)`", page.read_text()):
+    for file, folder in re.findall(
+        r"`((?:\w+/)+\w+\.(?:py|yaml))`|`((?:vit_search|tests|search_spaces|data|cli)/(?:\w+/)*)`", page.read_text()
+    ):
+        name = file or folder
         assert (PACKAGE / name).exists() or (ROOT / name).exists(), name
 
 
@@ -20,7 +23,7 @@ def test_every_file_named_is_there(page: Path):
 def test_every_function_of_a_table_is_in_the_file_beside_it(page: Path):
     for names, file in re.findall(r"^\| [^`].* \| (.+) \| `([\w/]+\.py)` \|$", page.read_text(), re.MULTILINE):
         source = (PACKAGE / file).read_text()
-        for name in re.findall(r"`([\w.]+)`", names):
+        for file, folder in re.findall(r"`([\w.]+)`", names):
             for part in name.split("."):
                 assert re.search(rf"^ *(?:async )?(?:def|class) {part}\b|^{part} = ", source, re.MULTILINE), f"{file}: {name}"
 
