@@ -19,7 +19,7 @@ Learned by profiling on two busy cores with AVX512 (2026-11-24; torch 2.15):
 - At 16 tokens softmax and its backward take 4.3 times as long in bfloat16 as in float32 with the casts (809 against 187 µs),
   at 49 tokens 1.2 times, at 65 tokens 0.77 times: a step of patch 7 is 1.10 times as fast with softmax in float32, one of
   patch 4 the same.
-- The allocator's settings of a search's workers (search/launch.py) are not set here; for a whole epoch they were not measured.
+- The allocator's settings of a search's workers (runtime/worker_env.py) are not set here; for a whole epoch they were not measured.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ How fast a trial is on its GPU:
   of both happens at once. `busy` is device over that sum.
 - Together, all of a GPU run at min(1, efficiency / sum of their busy) of their speed alone: without MPS, kernels of different
   processes take turns. A process has a core of its own at least.
-The prices are an H100's: fitted to what gpu_sharing.py measured there (RESULTS.md), or to a file of its `--json`.
+The prices are an H100's: fitted to what gpu_sharing.py measured there (docs/results/gpu.md), or to a file of its `--json`.
 TrivialAugment and RandAugment are taken to cost nothing, start of trials, checkpoints and validation likewise.
 """
 

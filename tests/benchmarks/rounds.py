@@ -66,7 +66,7 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows as a Markdown table with columns of equal width, so that it reads in a terminal and in RESULTS.md."""
+    """Rows as a Markdown table with columns of equal width, which is easy to read in a terminal and on the pages of docs/results."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines)

@@ -14,7 +14,7 @@ Learned by profiling on two cores with AVX512 and AVX512_BF16 (2026-11-24; torch
   that saves the concatenation of three gradients, 0.98 to 1.00; plain softmax(q k) v, 0.97 to 1.00 at 16 to 64 tokens and
   0.88 at 4; both together, 0.96 to 0.98.
 - Micro-batches whose activations stay in a core's cache gain 1.08 to 1.12 at dim 192, batch 64, but only by saving page
-  faults: with the malloc settings of a search's workers (search/launch.py) they gain nothing, and were not kept.
+  faults: with the malloc settings of a search's workers (runtime/worker_env.py) they gain nothing, and were not kept.
 - Huge pages for malloc (GLIBC_TUNABLES=glibc.malloc.hugetlb=1) take the page faults to 0 and the time by nothing.
 - In bfloat16 torch's fused attention takes 2 to 10 times as long on a CPU as plain products, which is why ours takes those
   there: a step 1.3 to 1.45 times as fast. vit-pytorch's SimpleViT is a few percent ahead there: its residual stream is in

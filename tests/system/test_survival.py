@@ -1,7 +1,7 @@
 """What a search on a cluster survives: each fault is done to a real cluster of several nodes while a real search runs on it.
 
 No trial may be lost and none doubled; the epochs begun a second time are counted. `pytest -m "slow or not slow" -s
-tests/system/test_survival.py` prints the figures, which stand in tests/RELIABILITY_RESULTS.md.
+tests/system/test_survival.py` prints the figures, which are in docs/results/reliability.md.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The commands a person types; the only place that prints, parses arguments, or exits. `vit-search` runs `main`."""
+"""The commands. This is the only package that parses arguments, prints or exits. `vit-search` runs `main`."""
 
 from vit_search.cli import cluster, inspect, plan, promote, search, serve, status  # noqa: F401 -- each adds its commands to `app`
 from vit_search.cli.app import main

@@ -1,1 +1,1 @@
-"""Searches on a shared Ray cluster: its file, its jobs, its head."""
+"""Searches on a shared Ray cluster: the cluster's file, the jobs, and the services on its head."""

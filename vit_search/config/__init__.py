@@ -1,1 +1,1 @@
-"""What a search file means: its text, the space that it spans, the configuration of a trial, and what a model costs."""
+"""What a search file means: its keys, the space it describes, the configuration of a trial, and the cost of a model."""

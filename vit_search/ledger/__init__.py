@@ -1,1 +1,1 @@
-"""What has happened in a search: its events, its folder, how it stands."""
+"""The record of a search: its events, its folder, its state and its leaderboard."""

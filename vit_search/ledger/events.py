@@ -1,6 +1,6 @@
-"""The events of a search, and how each is written as one line of its ledger.
+"""The events of a search, and how each becomes one line of the ledger.
 
-Every line is JSON behind a checksum. Field names and the names in `_KINDS` are the file's format: never rename them.
+A line is a checksum followed by JSON. The names of fields and the names in `_KINDS` are the format of the file: never rename them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Outcome = Literal["completed", "stopped", "diverged", "failed", "interrupted"]
 
 @dataclass(frozen=True, kw_only=True)
 class Launched:
-    """A driver took the search up, for the first time or again."""
+    """A driver started with the search, for the first time or again."""
 
     host: str
     pid: int
@@ -39,7 +39,7 @@ class Proposed:
 
 @dataclass(frozen=True, kw_only=True)
 class Infeasible:
-    """A proposal that cannot be built; it was never run and has no trial number."""
+    """A proposal that cannot be built. It is never run and gets no trial number."""
 
     params: dict[str, Value]
     reason: str
@@ -53,41 +53,41 @@ class Reported:
     trial: Count
     result: EpochResult
     system: dict[str, float] = field(default_factory=dict)
-    """What it took of the machine, by MLflow's names, where the search file asks for it; see search/resource_usage.py."""
+    """Its use of the machine, by MLflow's names, if the search file asks for it; see search/resource_usage.py."""
     devices: Annotated[float, (0, 1e6)] = 0.0
-    """GPUs, or cores where it had none, that it held, where the file leaves that to us; else 0."""
+    """With `auto` resources: the GPUs it held, or its cores if it had no GPU. Otherwise 0."""
     at: Moment = field(default_factory=time.time)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutgrewShare:
-    """A trial did not fit into its share of a GPU; it goes on from its checkpoint with the next larger one."""
+    """A trial did not fit into its share of a GPU. It goes on from its checkpoint with the next larger share."""
 
     trial: Count
     gpus: Annotated[float, (0, 1e6)]
-    """The share."""
+    """The share that was too small."""
     memory: Annotated[int, (0, 2**63)]
-    """Bytes that it was allowed."""
+    """Bytes that the share allowed."""
     reason: str = ""
     at: Moment = field(default_factory=time.time)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Broke:
-    """A trial's process died, hung, or lost its node or its storage; search/recovery.py says what is done about it."""
+    """A trial's process died, hung, or lost its node or its storage. search/recovery.py decides what happens next."""
 
     trial: Count
     reason: str
     again: bool
-    """Whether it is tried again, from its last checkpoint."""
+    """Whether it is tried again from its last checkpoint."""
     cause: str = ""
-    """A key of the table in search/recovery.py; empty in ledgers of versions before 0.3."""
+    """A key of the table in search/recovery.py. Empty in ledgers of versions before 0.3."""
     at: Moment = field(default_factory=time.time)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """A trial came to an end; `interrupted` is the one outcome that `resume` takes up again."""
+    """A trial is over. Only after the outcome `interrupted` does `resume` go on with it."""
 
     trial: Count
     outcome: Outcome
@@ -97,7 +97,7 @@ class Ended:
 
 @dataclass(frozen=True, kw_only=True)
 class Commanded:
-    """A person asked for something, and what the driver answered; search/control.py lists them."""
+    """A person's command and the driver's answer; search/commands.py lists the commands."""
 
     name: str
     arguments: dict[str, Value]
@@ -108,10 +108,10 @@ class Commanded:
 
 @dataclass(frozen=True, kw_only=True)
 class Left:
-    """A driver that came to its own end let the search go; one that was killed leaves none."""
+    """A driver ended in an orderly way. A driver that was killed leaves no such event."""
 
     state: Literal["finished", "stopped", "interrupted", "failed"]
-    """As ledger/search_state.py has it."""
+    """A key of WORDS in ledger/search_state.py."""
     reason: str = ""
     at: Moment = field(default_factory=time.time)
 
@@ -132,7 +132,7 @@ _KINDS: dict[str, Any] = {
 
 
 def changed_settings(events: Iterable[Event]) -> dict[str, Any]:
-    """What commands have set since a search began, by the names of search/control.py's Settings."""
+    """All settings that commands have changed, by the names in Settings of search/commands.py."""
     settings: dict[str, Any] = {}
     for event in events:
         if isinstance(event, Commanded) and event.name == "set":
@@ -141,7 +141,7 @@ def changed_settings(events: Iterable[Event]) -> dict[str, Any]:
 
 
 def encode(event: Event) -> bytes:
-    """One line of the ledger: the checksum, a space, JSON, a newline."""
+    """An event as one line of the ledger: checksum, space, JSON, newline."""
     name = next(name for name, kind in _KINDS.items() if isinstance(event, kind))
     body = json.dumps({"event": name, **asdict(event)}, separators=(",", ":"))
     return f"{zlib.crc32(body.encode()):08x} {body}\n".encode()
@@ -150,7 +150,7 @@ def encode(event: Event) -> bytes:
 def decode(line: bytes) -> Event:
     """The event of a line that `encode` wrote.
 
-    Raises: ValueError when this version knows no such event.
+    Raises: ValueError if this version does not know the event.
     """
     values = parse(line.partition(b" ")[2])
     name = values.pop("event", None) if isinstance(values, dict) else None
@@ -164,7 +164,7 @@ def decode(line: bytes) -> Event:
 
 @dataclass(frozen=True)
 class ChangedSettings:
-    """What the command `set` may name; search/control.py's Settings."""
+    """What the command `set` may change; Settings of search/commands.py."""
 
     trials: Annotated[int, (1, 10**9)] = 1
     concurrency: Annotated[int, (1, 10**6)] = 1

@@ -1,8 +1,8 @@
-"""The file in which a search's events are kept: append-only, so that the search can be rebuilt after any crash.
+"""The ledger file: the events of a search, append-only, so that the search can be rebuilt after any crash.
 
-One event per line as JSON, each with a checksum, written twice: to `ledger.jsonl` and then to `ledger.copy.jsonl`. A line that a crash
-cut off at the end is dropped. A file damaged before its end is repaired from the other one. Where both are damaged, the search is
-refused and never started anew. Proposals, rungs, MLflow's records and the leaderboard all follow from these events.
+Each event is one line: a checksum and JSON. It is written twice, to `ledger.jsonl` and then to `ledger.copy.jsonl`. A line that a crash
+cut off at the end is dropped. A file that is damaged before its end is repaired from the other one. If both are damaged, opening fails;
+the search is never started from the beginning. Proposals, rungs, MLflow's records and the leaderboard all follow from these events.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from vit_search.ledger.trials import Progress, Trial
 
 
 class Ledger:
-    """The file `ledger.jsonl` of one search and its copy, held by one driver at a time; any thread may append.
+    """The ledger of one search and its copy. One driver at a time holds it; any of its threads may append.
 
     Args:
-        path: of the file; made where it is missing.
-    Raises: SearchError when another driver holds it, or both files are damaged before their end.
+        path: of `ledger.jsonl`, which is created if it is missing.
+    Raises: SearchError if another driver holds it, or if both files are damaged before their end.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,7 +39,7 @@ class Ledger:
             self._file.close()
             raise _taken(path) from None
         self.listeners: list[Callable[[Event], None]] = []
-        """Told of each event, in this order, once it is written."""
+        """Called with each event after it is written, in this order."""
         self._lock = threading.RLock()
         lines = _sound_lines(path)
         self.events = _decoded(path, lines)
@@ -54,9 +54,9 @@ class Ledger:
         self._copy: IO[bytes] = open_to_write(copy_path(path), "ab")
 
     def append(self, event: Event) -> None:
-        """Write an event and tell the listeners.
+        """Write an event, then call the listeners.
 
-        Raises: SearchError when the disk is full or the file cannot be written.
+        Raises: SearchError if the disk is full or the file cannot be written.
         """
         with self._lock:
             line = encode(event)
@@ -76,22 +76,22 @@ class Ledger:
                 listener(event)
 
     def sync(self) -> None:
-        """Have the disk hold all that was appended: what others are told next, a loss of power must not take back."""
+        """Force all events to the disk, so that a power cut cannot undo what MLflow is told next."""
         for file in (self._file, self._copy):
             with contextlib.suppress(OSError, ValueError):  # of a full disk, which `append` says; of a ledger just closed
                 os.fsync(file.fileno())
 
     def close(self) -> None:
-        """Let go of the file, so that another driver may take it."""
+        """Release the file, so that another driver may hold it."""
         for file in (self._file, self._copy):
             with contextlib.suppress(OSError):  # of a full disk: what could not be written was said when it happened
                 file.close()
 
 
 def read_events(path: Path) -> list[Event]:
-    """All that is known of a search. Any process may ask at any time.
+    """All events of a search. Any process may read them at any time.
 
-    Raises: SearchError when the file is missing, or damaged before its end like its copy.
+    Raises: SearchError if the file is missing, or if it and its copy are damaged before their end.
     """
     if not path.exists() and not copy_path(path).exists():
         raise SearchError(f"{path}: missing; {path.parent} is not the folder of a search.")
@@ -99,12 +99,12 @@ def read_events(path: Path) -> list[Event]:
 
 
 def read_trials(path: Path) -> list[Trial]:
-    """The trials of a search, running or over, in the order of their numbers; otherwise as `read_events`."""
+    """The trials of a search, running or over, in the order of their numbers. See `read_events` for errors."""
     return list(Progress.of(read_events(path), epochs=0).trials.values())
 
 
 def is_held(path: Path) -> bool:
-    """Whether a driver runs this search at this moment."""
+    """Whether a driver holds this search now."""
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -114,13 +114,13 @@ def is_held(path: Path) -> bool:
 
 
 def check_free(path: Path) -> None:
-    """Raises: SearchError when a driver runs this search at this moment."""
+    """Raises: SearchError if a driver holds this search now."""
     if is_held(path):
         raise _taken(path)
 
 
 def _decoded(path: Path, lines: Sequence[bytes]) -> list[Event]:
-    """The events of a ledger's lines, each of which can follow those before.
+    """The events of a ledger's lines, checked one by one.
 
     Raises: SearchError that names the line.
     """
@@ -140,12 +140,12 @@ def _decoded(path: Path, lines: Sequence[bytes]) -> list[Event]:
 
 
 def copy_path(path: Path) -> Path:
-    """Where the second copy of a ledger lies."""
+    """The path of the copy of a ledger."""
     return path.with_name(f"{path.stem}.copy{path.suffix}")
 
 
 def _sound_lines(path: Path) -> list[bytes]:
-    """The lines of the ledger, or of its copy where that has more of them."""
+    """The undamaged lines of the ledger, or of its copy if that has more."""
     lines, damaged = _prefix(path)
     more, other = _prefix(copy_path(path))
     if len(more) > len(lines):
@@ -156,7 +156,7 @@ def _sound_lines(path: Path) -> list[bytes]:
 
 
 def _prefix(path: Path) -> tuple[list[bytes], int]:
-    """The sound lines up to the first that is not, and the number of that one where others follow it, else 0."""
+    """The lines before the first damaged one, and the number of the damaged line if others follow it, else 0."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     for number, line in enumerate(lines):
         checksum, _, body = line.partition(b" ")
@@ -174,6 +174,6 @@ def _taken(path: Path) -> SearchError:
 
 
 def _holder(path: Path) -> str:
-    """Who runs this search."""
+    """Which process runs this search."""
     last = [event for event in read_events(path) if isinstance(event, Launched)][-1:]
     return f"process {last[0].pid} on {last[0].host}" if last else "another vit-search"

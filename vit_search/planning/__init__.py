@@ -1,1 +1,1 @@
-"""What a search will cost, before any GPU is used, and what is wrong with its file."""
+"""Before any GPU is used: what a search will cost, and what is wrong with its file."""

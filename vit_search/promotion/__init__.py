@@ -1,1 +1,1 @@
-"""From the best trials of a search to a champion: evidence, gates, the alias."""
+"""From the best trials of a search to the champion: retraining, evidence, gates, registration."""

@@ -1,11 +1,11 @@
-"""The gates between a candidate and production: pure functions of recorded evidence and a policy, each with the numbers it saw.
+"""The gates: checks that a candidate must pass before it becomes the champion. Pure functions of the evidence and the policy.
 
     before the test split is read   G1 integrity, G2 lineage, G5 readings, G8 cost, G9 seeds, G10 smoke, G11 approval, G13 leak
     after it                        G3 floors, G4 better, G6 classes, G7 calibration, G12 corruption
 
-A limit of the policy is held against what was measured as it stands. What is held against the champion is measured with noise,
-so a gate refuses where the allowed difference is exceeded beyond chance, at 5 % for each gate; G4 alone puts the burden on the
-candidate, and shares its 5 % among all readings of the test split.
+A limit of the policy is compared with the measured figure as it is. A comparison with the champion is noisy, so such a gate refuses only
+if the allowed difference is exceeded beyond chance, at 5 % for each gate. G4 alone puts the burden of proof on the candidate, and its 5 %
+cover all readings of the test split together.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vit_search.text import counted, markdown
 from vit_search.vit.evaluation import SCORES
 
 BEYOND_CHANCE = 0.05
-"""How often a gate may refuse a candidate for a difference that is just what the policy allows."""
+"""Chance that a gate refuses a candidate whose true difference is exactly what the policy allows."""
 
 LINEAGE = {
     "search_id": "search",
@@ -38,19 +38,19 @@ LINEAGE = {
     "hardware": "hardware",
     "versions": "library versions",
 }
-"""What must be known of where a model comes from, by the name of the fact; `git_commit` besides, which may be empty."""
+"""The facts about a model's origin that must be known, by name. `git_commit` must be known, too, but may be empty."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One demand, and whether it is met."""
+    """A gate and its verdict."""
 
     id: str
     name: str
     passed: bool | None
-    """None where it does not apply."""
+    """None if the gate does not apply."""
     said: str
-    """One line with the numbers, or why it does not apply."""
+    """One line with the figures, or why the gate does not apply."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -63,13 +63,13 @@ class Gate:
 
 
 def verdict(gates: Iterable[Gate]) -> bool:
-    """Whether a candidate may be promoted: something was judged, and nothing refused."""
+    """Whether a candidate may be promoted: at least one gate was judged, and none refused."""
     judged = [one.passed for one in gates if one.passed is not None]
     return bool(judged) and all(judged)
 
 
 def reasons(gates: Iterable[Gate]) -> list[str]:
-    """Why not: a line for each gate that refused."""
+    """One line for each gate that refused."""
     return [f"{one.id} {one.name}: {one.said}" for one in gates if one.passed is False]
 
 
@@ -81,7 +81,7 @@ def table(gates: Iterable[Gate]) -> str:
 
 
 def _judged(id: str, name: str, problems: Sequence[str], figures: str) -> Gate:
-    """Refused with its problems, or passed with what was seen."""
+    """A gate that is refused with its problems, or passed with its figures."""
     return Gate(id, name, not problems, "; ".join(problems) or figures)
 
 
@@ -89,10 +89,10 @@ def _judged(id: str, name: str, problems: Sequence[str], figures: str) -> Gate:
 
 
 def integrity(parities: Sequence[Parity], policy: Policy, *, expected_sha256: str, found_sha256: str) -> Gate:
-    """G1: the weights are the recorded ones, and every exported file gives what the model in eager mode gives.
+    """G1: the weights are the recorded ones, and every exported file gives the same logits as the model in eager mode.
 
     Args:
-        expected_sha256: of the weights, as recorded. found_sha256: as they are now.
+        expected_sha256: of the recorded weights. found_sha256: of the weights now.
     """
     problems = []
     if not expected_sha256 or expected_sha256 != found_sha256:
@@ -113,7 +113,7 @@ def integrity(parities: Sequence[Parity], policy: Policy, *, expected_sha256: st
 
 
 def lineage(facts: Mapping[str, str], policy: Policy) -> Gate:
-    """G2: where the model comes from is known in full.
+    """G2: the origin of the model is fully known.
 
     Args:
         facts: by the names of LINEAGE, and `git_commit`: empty for a search that was launched outside of a checkout, and ending
@@ -133,7 +133,7 @@ def lineage(facts: Mapping[str, str], policy: Policy) -> Gate:
 
 
 def readings(reading: int, policy: Policy) -> Gate:
-    """G5: the test split has not been used up. `reading`: the one that is about to be, or was, from 1."""
+    """G5: the test split has not been read too often. `reading`: the number of the reading, from 1."""
     most, budget = policy.better.most_readings, policy.better.alpha
     allowed = AccuracyComparison(1, 0, 0, reading, budget).alpha
     if reading > most:
@@ -147,12 +147,12 @@ def readings(reading: int, policy: Policy) -> Gate:
 
 
 def cost(costs: Costs, policy: Policy, side_by_side: SideBySide | None = None) -> Gate:
-    """G8: within the policy's limits, and not much dearer than the champion.
+    """G8: within the policy's limits, and not much more expensive than the champion.
 
-    A ratio of latency is over the limit where its whole interval is; files and memory are counted, not timed, and have no noise.
+    A ratio of latencies exceeds its limit only if its whole interval does. Files and memory are counted, so they have no noise.
 
     Args:
-        costs: the candidate's; with a champion those of `side_by_side`. side_by_side: None where there is no champion.
+        costs: of the candidate; with a champion, those of `side_by_side`. side_by_side: None if there is no champion.
     """
     limits, problems, measured = policy.limits, [], [f"{costs.params:,} parameters", f"{costs.file_bytes:,} bytes"]
     if limits.params is not None and costs.params > limits.params:
@@ -194,9 +194,9 @@ def cost(costs: Costs, policy: Policy, side_by_side: SideBySide | None = None) -
 def seeds(accuracies: Sequence[float], policy: Policy, *, images: int, registered: float | None = None) -> Gate:
     """G9: the configuration does not owe its accuracy to a lucky seed.
 
-    Equally good trainings differ on few images by chance, by at most what independent draws would: p (1 - p) / images in variance. The
-    deviation may be as large as what the policy allows and chance together. Among n values none lies further from their mean than
-    (n - 1) / √n of their deviations: two of them bind from 6 seeds on.
+    On few images, equally good trainings differ by chance, with a variance of at most p (1 - p) / images. So the deviation over the seeds
+    may be as large as the policy's limit and chance together. The registered model must lie within two deviations of the mean. Among n
+    values none can lie further than (n - 1) / √n deviations from their mean, so this second check matters from 6 seeds on.
 
     Args:
         accuracies: one for each seed, on the same images. images: how many. registered: that of the model that would be registered.
@@ -218,14 +218,14 @@ def seeds(accuracies: Sequence[float], policy: Policy, *, images: int, registere
 
 
 def smoke(problem: str) -> Gate:
-    """G10: a new process serves the model, and refuses bad requests. `problem`: empty where it does."""
+    """G10: a fresh process serves the model and rejects malformed requests. `problem`: empty if it does."""
     return Gate(
         "G10", "serving smoke test", not problem, problem or "a new process answers as the model does, and refuses what is malformed"
     )
 
 
 def approval(protected: bool, approve_by: str, policy: Policy) -> Gate:
-    """G11: a person has approved, where the policy asks for one. `protected`: whether the registered model is tagged so."""
+    """G11: a person has approved, if the policy requires it. `protected`: whether the registered model has that tag."""
     if policy.approval == "never" or (policy.approval == "protected" and not protected):
         return Gate(
             "G11", "approval", None, "the policy asks for none" if policy.approval == "never" else "the model is not tagged protected"
@@ -235,7 +235,7 @@ def approval(protected: bool, approve_by: str, policy: Policy) -> Gate:
 
 
 def leak(count: int, policy: Policy) -> Gate:
-    """G13: test images are not among those that training or selection sees."""
+    """G13: no test image is among the images of training or selection."""
     figures = f"{count:,} test images stand byte for byte among the images of training, validation or holdout"
     return _judged("G13", "leak", [f"{figures}, {policy.leaked:,} are allowed; remove them"] if count > policy.leaked else [], figures)
 
@@ -244,7 +244,7 @@ def leak(count: int, policy: Policy) -> Gate:
 
 
 def floors(answers: SplitAnswers, policy: Policy, *, majority: float | None = None, linear_probe: float | None = None) -> Gate:
-    """G3: good enough whatever the champion is.
+    """G3: good enough, whatever the champion is.
 
     Args:
         majority, linear_probe: accuracies on the same images, of naming the commonest class and of logistic regression on the
@@ -271,10 +271,10 @@ def floors(answers: SplitAnswers, policy: Policy, *, majority: float | None = No
 def comparison(
     candidate: SplitAnswers, champion: SplitAnswers, reading: int, policy: Policy, metric: str = "val_accuracy"
 ) -> AccuracyComparison | ScoreComparison:
-    """Both models' answers on the same images, held against each other as the policy asks.
+    """Compare both models' answers on the same images, as the policy says.
 
     Args:
-        metric: that trials were ranked by. A score of the confusion matrix decides here, too; else accuracy does.
+        metric: by which trials were ranked. If it is a score of the confusion matrix, it decides here, too; otherwise accuracy does.
     """
     assert (candidate.labels == champion.labels).all()
     answers = candidate.predictions, champion.predictions, candidate.labels
@@ -284,10 +284,10 @@ def comparison(
 
 
 def better(compared: AccuracyComparison | ScoreComparison | None, policy: Policy, side_by_side: SideBySide | None = None) -> Gate:
-    """G4: better than the champion; or, in mode non_inferior, no worse and cheaper.
+    """G4: better than the champion; or, with mode non_inferior, not worse and cheaper.
 
     Args:
-        compared: as `comparison` gives it; None where there is no champion. side_by_side: for non_inferior.
+        compared: from `comparison`; None if there is no champion. side_by_side: needed for non_inferior.
     """
     name = "better than the champion"
     if compared is None:
@@ -308,7 +308,7 @@ def better(compared: AccuracyComparison | ScoreComparison | None, policy: Policy
 
 
 def _cheaper(side_by_side: SideBySide | None, share: float) -> str:
-    """What is smaller by a share; empty where nothing is."""
+    """What is smaller than the champion's by at least a share, in words; empty if nothing is."""
     if side_by_side is None:
         return ""
     savings = []
@@ -323,21 +323,21 @@ def _cheaper(side_by_side: SideBySide | None, share: float) -> str:
 
 @dataclass(frozen=True)
 class ClassDrop:
-    """One class, of which both models classified the same images."""
+    """The result of both models on the images of one class."""
 
     name: str
     images: int
     drop: float
-    """The champion's recall less the candidate's."""
+    """The champion's recall minus the candidate's."""
     p: float
-    """How often chance shows such a drop where the true one is allowed, at most."""
+    """Largest chance of seeing such a drop if the true drop is an allowed one."""
 
 
 def class_drops(candidate: SplitAnswers, champion: SplitAnswers, allowed: float) -> list[ClassDrop]:
-    """For each class with images, what the candidate loses there.
+    """The candidate's loss in each class that has images.
 
-    `p` is the larger of two: McNemar's exact test that there is no drop, which keeps small classes of two equally good models from
-    failing by noise; and gate.chance's of a true drop of `allowed`, which keeps drops that the policy allows from failing in large ones.
+    `p` is the larger of two chances. McNemar's exact test of no drop keeps small classes of equally good models from failing by noise.
+    `chance` of a true drop of `allowed` keeps allowed drops from failing in large classes.
     """
     drops = []
     ours, theirs = candidate.correct, champion.correct
@@ -366,7 +366,7 @@ def holm(ps: Sequence[float], alpha: float) -> list[bool]:
 
 
 def classes(candidate: SplitAnswers, champion: SplitAnswers | None, policy: Policy) -> Gate:
-    """G6: no class is bad, and none got worse than the policy allows, beyond chance and corrected for the number of classes."""
+    """G6: no class is bad, and none lost more than the policy allows, beyond chance and corrected for the number of classes."""
     recalls = [(recall, name) for recall, name in zip(candidate.recalls, candidate.classes, strict=True) if recall is not None]
     worst, name = min(recalls)
     counts = dict(zip(candidate.classes, candidate.confusion.sum(1).tolist(), strict=True))
@@ -394,7 +394,7 @@ def classes(candidate: SplitAnswers, champion: SplitAnswers | None, policy: Poli
 
 
 def calibration(candidate: SplitAnswers, champion: SplitAnswers | None, policy: Policy) -> Gate:
-    """G7: chances mean what they say, or not much less than the champion's."""
+    """G7: probabilities are calibrated, or not much worse than the champion's."""
     figures, problems = f"calibration error {candidate.ece:.4f} (15 bins)", []
     most, allowed = policy.calibration.ece, policy.calibration.ece_above_champion
     if most is not None and candidate.ece > most:
@@ -410,7 +410,7 @@ def calibration(candidate: SplitAnswers, champion: SplitAnswers | None, policy: 
 
 
 def corruption(candidate: SplitAnswers, champion: SplitAnswers | None, policy: Policy) -> Gate:
-    """G12: what cameras and networks do to images does not break it, or not more than the champion."""
+    """G12: common corruptions of images do not hurt it much, or not more than they hurt the champion."""
     wanted = policy.robustness
     if not wanted.kinds:
         return Gate("G12", "corruption", None, "the policy names no corruption")

@@ -1,7 +1,7 @@
-"""From the best trials to production: choose among them, measure, read the test split once, decide, register, move the alias.
+"""Promotes the best model of a search: choose a candidate, measure it, read the test split once, decide, register, move the alias.
 
-The promotion keeps what it decides on: in its folder, so that a promotion that dies goes on without reading the test split
-again, and in its run in MLflow. The champion moves last, by registry/champion.py, and only to a version that is whole and has passed.
+All evidence is kept in the promotion's folder and in its MLflow run. So a promotion that dies goes on without reading the test split
+again. The alias `champion` moves last (registry/champion.py), and only to a complete version that has passed.
 """
 
 from __future__ import annotations
@@ -45,35 +45,35 @@ from vit_search.tracking.mlflow_client import client_for
 from vit_search.vit.checkpoint import ServedModel
 
 Say = Callable[[str], None]
-"""Called with what is done next, in a few words."""
+"""Called with the next step, in a few words."""
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """What a promotion did, or why it did not."""
+    """The result of a promotion."""
 
     name: str
     version: str
     verdict: str
-    """`passed`; `refused`, and the champion stays; `forced`; or `again`: it was the champion already, and nothing was done."""
+    """`passed`; `refused`: the champion stays; `forced`; or `again`: it was the champion already, so nothing was done."""
     finalist: Finalist
     gates: list[Gate]
-    """As far as they were judged: those that need the test split only where no other refused."""
+    """The gates that were judged. Those that need the test split are missing if another one refused before."""
     answers: SplitAnswers | None = None
-    """The candidate's on the test images; None where they were not looked at."""
+    """The candidate's answers on the test images; None if the test split was not read."""
     reading: int = 0
-    """Which reading of this test split that was, from 1; 0 for none."""
+    """The number of this reading of the test split, from 1; 0 if it was not read."""
     read_before: bool = False
-    """An earlier, interrupted or refused promotion of this candidate had read it, and nothing was read now."""
+    """Whether an earlier promotion of this candidate had read the test split, so that its answers were used again."""
     champion: str | None = None
-    """The version that was champion before; None where there was none."""
+    """The version that was champion before; None if there was none."""
     tags: Mapping[str, str] = field(default_factory=dict)
-    """Of the version."""
+    """The tags of the version."""
 
 
 @dataclass(frozen=True)
 class _Case:
-    """What all steps work on: a candidate, what is asked of it, and what the registry holds before the promotion."""
+    """What all steps need: the candidate, the policy and request, and what the registry holds before the promotion."""
 
     client: mlflow.MlflowClient
     retrained: Retrained
@@ -81,20 +81,20 @@ class _Case:
     request: PromotionRequest
     candidate: Candidate
     model: Any
-    """The registered model, as MLflow gives it."""
+    """The registered model, as MLflow returns it."""
     champion: Any
-    """Its champion; None where there is none."""
+    """Its champion; None if there is none."""
     version: Any
-    """That an earlier promotion made of the candidate; None where there is none."""
+    """The version that an earlier promotion made of this candidate; None if there is none."""
 
     @property
     def champion_version(self) -> str | None:
-        """The champion's number."""
+        """The champion's version number."""
         return str(self.champion.version) if self.champion is not None else None
 
     @property
     def comparable(self) -> Any:
-        """The champion, if it was trained on the same data; else None."""
+        """The champion if it was trained on the same data, else None."""
         if self.champion is None or self.champion.tags.get("data_hash") != self.candidate.served.data_hash:
             return None
         return self.champion
@@ -116,14 +116,14 @@ def promote(
     tracking_uri: str | None = None,
     say: Say = lambda text: None,
 ) -> Promotion:
-    """Choose among the finalists, judge the chosen one, and put it in the champion's place where every gate lets it through.
+    """Choose a candidate among the finalists, judge it, and make it the champion if every gate passes.
 
-    The gates that need no test image come first; where one refuses, the test split is not read. Every reading is counted in
-    the registry before it is made. Both models classify the same test images.
+    Gates that need no test image come first. If one refuses, the test split is not read. Each reading is counted in the registry before it
+    is made. Candidate and champion classify the same test images.
 
-    Returns: what was measured and decided; a refused candidate is a version, too, with the evidence, and the champion stays.
-    Raises: PromotionRefusedError when the champion was trained on other data or moved meanwhile; PromotionError when the data has
-        changed, a run or a model cannot be found, or another promotion is at it; TrackingError.
+    Returns: what was measured and decided. A refused candidate becomes a version, too, with its evidence, and the champion stays.
+    Raises: PromotionRefusedError if the champion was trained on other data or has moved meanwhile; PromotionError if the data has changed,
+        if a run or a model cannot be found, or if another promotion is running; TrackingError.
     """
     client = client_for(tracking_uri)
     say("choosing among the finalists")
@@ -149,9 +149,9 @@ def promote(
 
 
 def _choose(client: mlflow.MlflowClient, retrained: Retrained, policy: Policy, request: PromotionRequest) -> _Case:
-    """The candidate, and the registered model as it stands; what a dead promotion has left half done is repaired first.
+    """Choose the candidate and read the registered model. A move that a dead promotion left half done is repaired first.
 
-    Raises: PromotionRefusedError when the champion is not the version that the person expects.
+    Raises: PromotionRefusedError if the champion is not the version that the person expects.
     """
     candidate = choose_candidate(client, retrained)
     model = create_registered_model(client, request.name)
@@ -168,9 +168,9 @@ def _choose(client: mlflow.MlflowClient, retrained: Retrained, policy: Policy, r
 
 
 def _check_data(case: _Case) -> DataSet:
-    """The data set, which must be the one of the search, and of the champion.
+    """The data set. It must be the one of the search and of the champion.
 
-    Raises: PromotionRefusedError for a champion of other data; PromotionError for data that has changed.
+    Raises: PromotionRefusedError if the champion was trained on other data; PromotionError if the data has changed.
     """
     if case.champion is not None and case.comparable is None and not case.request.force:
         raise PromotionRefusedError(
@@ -187,10 +187,10 @@ def _check_data(case: _Case) -> DataSet:
 
 
 def _judge(case: _Case, data: DataSet, champion: tuple[ServedModel, Path] | None, say: Say) -> _Judged:
-    """Measure the candidate, log it, and judge it; the test split is read only where no gate before it refuses.
+    """Measure, log and judge the candidate. The test split is read only if no earlier gate refuses.
 
     Args:
-        champion: its model and its checkpoint; None where there is none to compare with.
+        champion: its model and its checkpoint; None if there is none to compare with.
     """
     client, candidate, request = case.client, case.candidate, case.request
     say("measuring its costs and its exports")
@@ -219,10 +219,10 @@ def _judge(case: _Case, data: DataSet, champion: tuple[ServedModel, Path] | None
 
 
 def _judge_before_test(case: _Case, data: DataSet, measured: Measurements, number: int, smoke_problem: str) -> list[Gate]:
-    """The gates that need no test image.
+    """Judge the gates that need no test image.
 
     Args:
-        number: of the reading of the test split that would come next. smoke_problem: of the logged model; empty for none.
+        number: the number that the next reading of the test split would have. smoke_problem: of the logged model; empty for none.
     """
     candidate, policy, spec = case.candidate, case.policy, case.retrained.spec
     accuracies = candidate.finalist.accuracies
@@ -240,7 +240,7 @@ def _judge_before_test(case: _Case, data: DataSet, measured: Measurements, numbe
 
 
 def _judge_after_test(case: _Case, measured: Measurements, reading: Reading) -> list[Gate]:
-    """The gates that need the test split."""
+    """Judge the gates that need the test split."""
     policy, answers, champion = case.policy, reading.answers, reading.champion
     compared = None
     if champion is not None:
@@ -259,7 +259,7 @@ def _judge_after_test(case: _Case, measured: Measurements, reading: Reading) -> 
 
 
 def _register(case: _Case, judged: _Judged) -> Promotion:
-    """Keep the evidence, and make the candidate a version, whatever the verdict."""
+    """Keep the evidence and register the candidate as a version, whatever the verdict."""
     client, candidate, decision, name = case.client, case.candidate, judged.decision, case.request.name
     tags = version_tags(case.retrained, candidate, case.policy, case.request, decision)
     costs = decision.measured.costs
@@ -282,7 +282,7 @@ def _register(case: _Case, judged: _Judged) -> Promotion:
 
 
 def _make_champion(case: _Case, promotion: Promotion) -> None:
-    """Load the version as it was registered, hold it against its golden logits, and move the alias to it."""
+    """Load the registered version, compare it with its golden logits, and move the alias to it."""
     client, name, version, tags = case.client, promotion.name, promotion.version, promotion.tags
     problem = smoke.problem(load_version(client, client.get_model_version(name, version)), tags["golden"])
     if problem:

@@ -1,1 +1,1 @@
-"""Registered models: their versions and aliases, how they are named, loaded and tried."""
+"""Registered models: versions and aliases, the history of promotions, and how a version is named, loaded and tested."""

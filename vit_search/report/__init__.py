@@ -1,1 +1,1 @@
-"""Reports of searches: the figures, the texts, one page of HTML."""
+"""The report of a search: figures and texts, as one page of HTML and one of Markdown."""

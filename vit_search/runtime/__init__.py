@@ -1,1 +1,1 @@
-"""The process and the machine around a search: a Ray to work on, signals, the account, what this machine can do."""
+"""The process and the machine: Ray sessions, signals, the user account, and what this machine can do."""

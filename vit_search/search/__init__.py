@@ -1,1 +1,1 @@
-"""A search: which trial comes next, when one stops, and all of them on Ray."""
+"""A search: the driver that leads it, the proposals, the workers on Ray, and the recovery of broken trials."""

@@ -1,10 +1,10 @@
-"""One search: what has happened so far, and what happens next. Knows no Ray, no MLflow and no terminal.
+"""The driver: leads one search. It decides which trial starts, stops or moves. It knows no Ray, no MLflow and no terminal.
 
-A search is a fold over its ledger. Each component has one way to change, `apply(event)`. Whatever happens is appended to the ledger
-and then applied to all components, in the same order while the search runs and when it is rebuilt. So a search that was killed at any
-moment goes on as if nothing had been.
+The state of a search follows from its ledger. Each component changes in one way only: by `apply(event)`. The driver appends every event
+to the ledger first, and then applies it to all components, always in the same order. A resume applies the stored events in the same
+way. So a search can be killed at any moment and goes on as if nothing had happened.
 
-What a resume does not need (which process has started, which node is leaving) is in `Runtime`, which begins empty.
+Facts that a resume does not need, such as which processes run, are in `Runtime`, which starts empty.
 """
 
 from __future__ import annotations
@@ -45,27 +45,27 @@ from vit_search.search.recovery import Patience, cause_of, in_words, node_of, no
 _log = logging.getLogger(__name__)
 
 AHEAD = 4
-"""Trials that a driver lets wait beyond the places that there are, or a quarter as many as run where that is more.
+"""Trials that may wait for a free place; or a quarter of the running ones, if that is more.
 
-What waits was proposed knowing less than it could have; but processes, and an autoscaler's nodes, start for what waits alone, and a
-trial that asks for more than has come free must not hold up those behind it.
+A trial that waits was proposed before the newest results were known, so few should wait. But some must: processes, and an autoscaler's
+nodes, start only for trials that wait, and a trial that needs more than is free must not block those behind it.
 """
 
 WAIT_S = 900.0
-"""Seconds that a trial waits for another node where there is none any more."""
+"""Seconds that a trial waits for another node before the search ends."""
 
 
 class Driver:
-    """Runs one search.
+    """Leads one search.
 
     Args:
-        ledger: of the search; its events are applied first.
-        components: as they are before the first event.
-        orders: makes the order of a trial from its number, its parameters and what it holds.
-        cluster: that it runs on.
-        patience: for trials that are silent.
-        train_flops: training FLOPs of a trial's parameters, from which it is told how long an epoch may take.
-        clock: seconds that never go back.
+        ledger: of the search. Its events are applied first.
+        components: the state before the first event.
+        orders: makes a trial's order from its number, its parameters and the state.
+        cluster: the cluster that the search runs on.
+        patience: how long a trial may be silent.
+        train_flops: training FLOPs of a trial's parameters. They tell how long its first epoch may take.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -81,52 +81,52 @@ class Driver:
     ) -> None:
         self._ledger, self._orders = ledger, orders
         self.state = components
-        """What has happened so far, to be read."""
+        """The state of the search. Read it; never change it."""
         self._cluster, self._patience, self._train_flops, self._clock = cluster, patience, train_flops, clock
         self.runtime = Runtime()
-        """What this driver alone knows, to be read."""
+        """What only this driver knows. Read it; never change it."""
         self._lock = threading.RLock()
-        """Commands come from threads of their own."""
+        """Needed because commands come from other threads."""
         for event in ledger.events:
             components.apply(event)
         ledger.listeners.insert(0, components.apply)
         self._finish_decided_trials()
 
-    # What is asked of it
+    # Queries
 
     @property
     def trials(self) -> Mapping[int, Trial]:
-        """By their numbers."""
+        """All trials, by number."""
         return self.state.progress.trials
 
     @property
     def progress(self) -> Progress:
-        """The trials and what they cost."""
+        """The trials and their cost."""
         return self.state.progress
 
     @property
     def settings(self) -> Settings:
-        """As they stand."""
+        """The settings as they are now, after the commands so far."""
         return self.state.commands.settings
 
     @property
     def paused(self) -> bool:
-        """Whether trials are held."""
+        """Whether the search is paused."""
         return self.state.commands.paused
 
     @property
     def draining(self) -> bool:
-        """Whether somebody asked for no more trials to start."""
+        """Whether no more trials may start, because a person asked for it."""
         return self.state.commands.draining
 
     @property
     def cancelled(self) -> bool:
-        """Whether all trials are to end at once."""
+        """Whether all trials must end now."""
         return self.runtime.cancelled
 
     @property
     def ending(self) -> str:
-        """The limit that ends the search; empty while none does."""
+        """The limit that ends the search; empty if none does."""
         return self.state.limits.ending
 
     @property
@@ -136,7 +136,7 @@ class Driver:
 
     @property
     def over(self) -> bool:
-        """Whether no more trials start."""
+        """Whether no more new trials start."""
         return self._no_trial_goes_on or self.draining
 
     @property
@@ -145,12 +145,12 @@ class Driver:
 
     @property
     def word(self) -> str:
-        """The search's state; see search_state.py."""
+        """The state of the search in one word; see search_state.py."""
         return search_state.of_driver(paused=self.paused, stopping=self.draining, ending=self.cancelled or bool(self.ending))
 
     @property
     def work_left(self) -> bool:
-        """Whether there are trials to run."""
+        """Whether trials are left to run."""
         return not self.over and sum(trial.over for trial in self.trials.values()) < self.settings.trials
 
     def audits(self) -> list[tuple[int, int | None]]:
@@ -158,17 +158,17 @@ class Driver:
         return self.state.stopping.audits()
 
     def holds(self, trial: int) -> bool:
-        """Whether a trial waits, without a process, until the stopping rule lets it go on or ends it."""
+        """Whether the stopping rule lets a trial wait, without a process."""
         return self.state.stopping.holds(trial)
 
     def must_end(self, trial: int) -> bool:
-        """Whether a trial that was ordered is to be ended now: all are, or it is over, or must not start any more."""
+        """Whether an ordered trial must end now: because all must, because it is over, or because it may not start any more."""
         return self.cancelled or self.trials[trial].over or self._withdrawn(trial)
 
-    # What it orders
+    # Orders
 
     def propose(self) -> TrialOrder | Wait | Finished:
-        """The next trial to start: one that was interrupted, or a new one."""
+        """The next trial to start: an interrupted one, or a new one."""
         with self._lock:
             nothing: Wait | Finished = Wait() if self.runtime.ordered else Finished()
             if self._no_trial_goes_on:
@@ -200,7 +200,7 @@ class Driver:
         return min(waiting, key=lambda number: (rule.turn(number), number), default=None)
 
     def _propose_new(self) -> int | None:
-        """The number of a new trial; None where there are enough, or nothing is left that can be built."""
+        """The number of a new trial; None if there are enough, or if nothing feasible is left to propose."""
         number = len(self.trials)
         while number < self.settings.trials and (proposal := self.state.proposals.ask()) is not None:
             params, problem = proposal
@@ -211,9 +211,9 @@ class Driver:
         return None
 
     def _finalist(self) -> int | None:
-        """Nothing else is left to train: of the trials that the stopping rule holds, the best goes on to full length.
+        """When nothing else is left to train: the best of the trials that the stopping rule holds, which goes on to full length.
 
-        The others end once the best has got there.
+        When it has got there, the others end.
         """
         stopping = self.state.stopping
         held = [number for number in self.progress.unfinished if stopping.holds(number)]
@@ -226,10 +226,10 @@ class Driver:
     def _order(self, trial: int) -> TrialOrder:
         return self._orders(trial, self.trials[trial].params, self.state)
 
-    # What it is told of trials
+    # Reports about trials
 
     def started(self, trial: int) -> None:
-        """A process has taken a trial up."""
+        """A process has started to run a trial."""
         with self._lock:
             self.runtime.begun.add(trial)
             self.runtime.waiting_since.pop(trial, None)
@@ -250,7 +250,7 @@ class Driver:
             return self._record_epoch(trial, report)
 
     def _record_epoch(self, trial: int, epoch: Epoch) -> Decision:
-        """An epoch that is already known changes nothing: retries report it again."""
+        """Record an epoch. An epoch that is already known changes nothing: a trial that starts again reports its epochs again."""
         self._patience.hear(trial, self._clock(), epoch.result.seconds)
         is_new = epoch.result.epoch > len(self.trials[trial].results)
         if is_new:
@@ -268,7 +268,7 @@ class Driver:
         return self._leave_node(trial)
 
     def _leave_node(self, trial: int) -> Decision:
-        """Move a trial whose node is about to be taken away. It stays where no other node is fit for it: so it loses an epoch at most."""
+        """Move a trial whose node is about to be taken away. If no other node fits, it stays: then it loses at most an epoch."""
         order = self._order(trial)
         if not self._cluster.leaving or node_of(order.folder) not in self._cluster.leaving:
             return Continue()
@@ -289,10 +289,10 @@ class Driver:
         return Move(order, self._avoid(order))
 
     def broke(self, trial: int, error: str) -> Decision:
-        """A trial's process died: it moves, or stops where it is given up.
+        """A trial's process died. The trial starts again, perhaps on another node, or it is given up.
 
         Args:
-            error: what Ray says of it.
+            error: Ray's message.
         """
         with self._lock:
             self._patience.forget(trial)
@@ -325,7 +325,7 @@ class Driver:
         return nodes_to_avoid({"CPU": order.cpus, "GPU": order.gpus}, avoided, self._cluster.nodes()) if avoided else frozenset()
 
     def released(self, trial: int) -> None:
-        """No process runs a trial any more, or it was withdrawn before one did. Where it is not over, it can be ordered again."""
+        """No process runs a trial any more, or none ever did. If the trial is not over, it can be ordered again."""
         with self._lock:
             begun = trial in self.runtime.begun
             self._patience.forget(trial)
@@ -337,16 +337,16 @@ class Driver:
                 self._end(trial, "stopped", self.state.commands.stop_reason(trial) or self.ending)
 
     def _withdrawn(self, trial: int) -> bool:
-        """Whether a trial that waits for a place is to start no more, or not for now."""
+        """Whether a trial that waits for a place must not start, now or ever."""
         goes_on = not self.draining or self.state.stopping.holds(trial)  # the best of those that are held goes on to the end
         return (self._no_trial_goes_on or self.paused or not goes_on) and trial not in self.runtime.begun
 
-    # What it is told besides
+    # Commands and time
 
     def command(self, name: str, arguments: dict[str, Any], by: str) -> tuple[bool, str]:
-        """Do what a person asks for.
+        """Carry out a person's command.
 
-        Returns: whether it was done, and the answer in words.
+        Returns: whether it was carried out, and the answer in words.
         """
         with self._lock:
             running = [number for number in self.progress.unfinished if number in self.runtime.begun]
@@ -361,18 +361,18 @@ class Driver:
             return True, answer
 
     def cancel(self) -> None:
-        """End the search now, in a way that `resume` can go on from."""
+        """End the search now, so that `resume` can go on with it."""
         self.runtime.cancelled = True
 
     def fail(self, error: VitSearchError) -> None:
-        """The same because of an error."""
+        """End the search now because of an error."""
         self.runtime.trouble = self.runtime.trouble or error
         self.cancel()
 
     def tick(self) -> list[KillWorker]:
-        """Time has passed.
+        """Check what depends on time. Call it regularly.
 
-        Returns: processes that are to be ended because nothing was heard of them for too long; `broke` is told when they have.
+        Returns: processes to end because they have been silent for too long. Call `broke` when they have ended.
         """
         with self._lock:
             now = self._clock()
@@ -388,7 +388,7 @@ class Driver:
             return [KillWorker(trial) for trial in silent]
 
     def _end_vain_waits(self, now: float) -> None:
-        """End the search where a trial waits in vain for another node than those it is kept off; a resume lets it go anywhere."""
+        """End the search if a trial has waited too long for a node that it does not avoid. After a resume it may go anywhere."""
         for trial, since in self.runtime.waiting_since.items():
             if now - since > WAIT_S and not self._avoid(self._order(trial)):
                 reason = (
@@ -397,11 +397,11 @@ class Driver:
                 self.fail(ClusterError(f"trial {trial}: {reason}; mend or add a node, then resume the search."))
 
     def interrupt(self, *, ended: bool) -> bool:
-        """Leave the trials that are not over to a resume; called at the end.
+        """Mark the trials that are not over as interrupted, so that a resume goes on with them. Called at the end.
 
         Args:
-            ended: whether the search came to its end, and no error ended it.
-        Returns: whether one of them had begun.
+            ended: whether the search came to its end without an error.
+        Returns: whether one of these trials had begun.
         """
         with self._lock:
             begun = False
@@ -415,7 +415,7 @@ class Driver:
                 begun = begun or not waits
             return begun
 
-    # How its state changes
+    # Changes of state
 
     def _finish_decided_trials(self) -> None:
         for trial, (outcome, reason) in list(self.state.verdicts.due.items()):
@@ -426,5 +426,5 @@ class Driver:
             self._append(Ended(trial=trial, outcome=outcome, reason=reason))
 
     def _append(self, event: Event) -> None:
-        """The one place where the state changes: the ledger writes the event, then tells the components, then everybody else."""
+        """The only place where the state changes: the ledger writes the event, the components apply it, other listeners hear of it."""
         self._ledger.append(event)

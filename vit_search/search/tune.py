@@ -1,6 +1,6 @@
-"""Ray Tune's side of a search: three subclasses that ask the driver, and decide nothing themselves.
+"""The adapters to Ray Tune: a searcher, a scheduler and a callback. They ask the driver and decide nothing themselves.
 
-Tune's snapshots hold nothing of them: the ledger is what a search is rebuilt from.
+Tune's snapshots hold nothing of them, because a search is rebuilt from its ledger.
 """
 
 from __future__ import annotations
@@ -26,43 +26,43 @@ NODE_ID = "ray.io/node-id"
 
 
 class TuneSearcher(Searcher):
-    """Tune asks it for the next trial."""
+    """Gives Tune the next trial."""
 
     def __init__(self, driver: Driver) -> None:
         super().__init__(metric="epoch", mode="max")  # Tune wants them; nobody asks for them
         self._driver = driver
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """A configuration; None for not now; Searcher.FINISHED, which Tune does not take back."""
+        """The next configuration; None for "not now"; Searcher.FINISHED for "never again"."""
         order = self._driver.propose()
         if isinstance(order, Wait):
             return None
         return Searcher.FINISHED if isinstance(order, Finished) else order.encode()
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Nothing: TuneCallback hears of it, too."""
+        """Do nothing: TuneCallback handles the end of a trial."""
 
     def __reduce__(self) -> Any:
-        """Nothing of it is in Tune's snapshots."""
+        """Keep it out of Tune's snapshots."""
         return object, ()
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Nothing, likewise."""
+        """Save nothing, for the same reason."""
 
 
 class TuneScheduler(FIFOScheduler):
-    """Tune asks it what becomes of a trial that has reported or broken down, and which one runs next."""
+    """Tells Tune what to do with a trial that has reported or broken down, and which trial runs next."""
 
     def __init__(self, driver: Driver) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._driver = driver
 
     def __reduce__(self) -> Any:
-        """Nothing of it is in Tune's snapshots."""
+        """Keep it out of Tune's snapshots."""
         return object, ()
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """STOP, CONTINUE, or NOOP for a trial that is held."""
+        """STOP, CONTINUE, or NOOP for a trial that is paused or moved."""
         decision = self._driver.report(number_of(trial), decode(result))
         if isinstance(decision, Continue):
             return str(TrialScheduler.CONTINUE)
@@ -77,15 +77,15 @@ class TuneScheduler(FIFOScheduler):
         return str(TrialScheduler.NOOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Its process died; Tune is about to queue it again."""
+        """A trial's process died, and Tune is about to queue the trial again."""
         decision = self._driver.broke(number_of(trial), last_error(trial))
         if isinstance(decision, Move):
             redirect(trial, decision)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """The oldest that waits, among live trials alone: Tune's own way looks through all trials at each of its steps.
+        """The oldest trial that waits; None while the search is paused or cancelled. Trials that must end now end here.
 
-        None while the search is paused or cancelled. Trials that are to end at once end here.
+        It looks at live trials only. Tune's own scheduler looks through all trials at each step.
         """
         live = sorted(tune_controller.get_live_trials(), key=number_of)
         for trial in live:
@@ -99,45 +99,45 @@ class TuneScheduler(FIFOScheduler):
 
 
 class TuneCallback(Callback):
-    """Tune tells it when a process starts or ends, and at each of its steps."""
+    """Tells the driver when a process starts or ends, and that time has passed."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
 
     def __reduce__(self) -> Any:
-        """Nothing of it is in Tune's snapshots."""
+        """Keep it out of Tune's snapshots."""
         return object, ()
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Kill the processes that hang; Tune then takes them for dead."""
+        """Kill the processes that hang. Tune then reports that they died."""
         kills = {action.trial for action in self._driver.tick()}
         for trial in trials if kills else ():
             if number_of(trial) in kills and trial.temporary_state.ray_actor is not None:
                 ray.kill(trial.temporary_state.ray_actor)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A process takes the trial up."""
+        """A process starts to run the trial."""
         self._driver.started(number_of(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """No process runs it any more."""
+        """No process runs the trial any more."""
         self._driver.released(number_of(trial))
 
 
 class NoProgress(TrialProgressCallback):
-    """In the place of Tune's own, which prints each trial that ends without a result, whatever `verbose` says."""
+    """Replaces Tune's reporter, which prints each trial that ends without a result, even with `verbose=0`."""
 
     def _print(self, msg: str) -> None:
         pass
 
 
 def number_of(trial: Any) -> int:
-    """Our number of Tune's trial."""
+    """The number of a trial, from Tune's object."""
     return int(trial.config["trial"])
 
 
 def request(order: TrialOrder, avoid: Collection[str] = ()) -> PlacementGroupFactory:
-    """What Tune is to ask Ray for: the trial's devices, on any node but those to avoid."""
+    """The resources that Tune asks Ray for: the trial's devices, on any node except those to avoid."""
     bundles = [{"CPU": order.cpus, "GPU": order.gpus}]
     if not avoid:
         return PlacementGroupFactory(bundles)
@@ -145,18 +145,18 @@ def request(order: TrialOrder, avoid: Collection[str] = ()) -> PlacementGroupFac
 
 
 def redirect(trial: Any, move: Move) -> None:
-    """Have Tune start its trial as it is ordered now."""
+    """Have Tune start the trial again with its new order."""
     trial.set_config(trial.config | move.order.encode())
     trial.placement_group_factory = request(move.order, move.avoid)
     trial.invalidate_json_state()
 
 
 def last_error(trial: Any) -> str:
-    """What Tune wrote down when a trial's process failed; its own `get_error` looks where the file is put later."""
+    """The error that Tune wrote when a trial's process failed. Tune's own `get_error` looks at a place where the file is put later."""
     path = Path(trial.error_file or "")
     return path.read_text(encoding="utf-8", errors="replace").rpartition("Failure #")[2].strip() if path.is_file() else ""
 
 
 def resources_of(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """The same from a trial's configuration, as Tune asks for it."""
+    """The resources of a trial, from its configuration."""
     return request(TrialOrder.decode(config))

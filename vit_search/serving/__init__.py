@@ -1,1 +1,1 @@
-"""Registered models in production: HTTP, batches, the alias that is followed."""
+"""Serves a registered model over HTTP, in batches, and follows its alias to new versions."""

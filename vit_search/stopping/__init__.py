@@ -1,4 +1,4 @@
-"""Stopping rules: who is stopped early, by which rule. A new rule is a file here and a line in RULES."""
+"""Stopping rules: which trials end early. A new rule is a file here and a line in RULES."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ check_tables("STOPPING_RULES of vit_search/config/stopping_rules.py", STOPPING_R
 
 
 def rule_of(spec: SearchSpec, *, parts: Sequence[float] | None = None, seed: int | None = None) -> StoppingRule:
-    """The rule that a search file asks for.
+    """The stopping rule of a search file.
 
     Args:
-        parts: training FLOPs between the groups; by default, those of `boundaries`.
-        seed: in place of the file's.
+        parts: boundaries between the groups of trials, in training FLOPs; those of `boundaries` by default.
+        seed: to use instead of the file's.
     """
     stopping = spec.stopping
     options = StoppingOptions(
@@ -44,13 +44,13 @@ def rule_of(spec: SearchSpec, *, parts: Sequence[float] | None = None, seed: int
 
 
 def rungs_of(spec: SearchSpec) -> list[int]:
-    """Epochs at which trials are compared, ascending; none where nothing is stopped."""
+    """The rungs of a search: epochs at which trials are compared, ascending. Empty if the rule stops nothing."""
     rule = rule_of(spec, parts=())
     return rule.levels if rule.stops else []
 
 
 def held_trials(spec: SearchSpec, events: Iterable[Event]) -> set[int]:
-    """Trials that the rule of a search holds after these events; see StoppingRule.holds."""
+    """Trials that wait after these events, because the stopping rule holds them; see StoppingRule.holds."""
     rule = rule_of(spec)
     if not rule.may_hold:
         return set()

@@ -1,4 +1,4 @@
-"""ASHA: at each rung, trials outside the best third end (Li et al. 2020, https://arxiv.org/abs/1810.05934)."""
+"""ASHA: at each rung, trials that are not among the best third end (Li et al. 2020, https://arxiv.org/abs/1810.05934)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from vit_search.stopping.rule import StoppingOptions, StoppingRule, TrainFlops, 
 
 
 class Asha(StoppingRule):
-    """Each trial is compared at its rungs with those that have come there before it, without waiting for the others.
+    """At each rung a trial is compared with the trials that got there before it. It does not wait for others.
 
-    Whoever ties with the cutoff goes on, and so does the first at a rung. All groups share the last rung.
+    A trial goes on if its score is among the best 1 / reduction_factor. A tie goes on, and so does the first trial at a rung.
+    All groups share the last rung.
     """
 
     def __init__(self, options: StoppingOptions, train_flops: TrainFlops = no_flops) -> None:
@@ -19,7 +20,7 @@ class Asha(StoppingRule):
         """Ascending, by (epoch, group, first rung)."""
 
     def first_rung(self, trial: int) -> int:
-        """Index of the first rung that a trial is compared at."""
+        """Index of the first rung at which a trial is compared."""
         return 0
 
     def falls_short(self, trial: int, epoch: int, score: float, group: int) -> bool:
@@ -30,10 +31,10 @@ class Asha(StoppingRule):
         return self.is_below_cutoff(trial, epoch, score, group)
 
     def is_below_cutoff(self, trial: int, epoch: int, score: float, group: int) -> bool:
-        """Whether a score that was taken in at a rung is outside the best 1 / reduction_factor there by now."""
+        """Whether a score recorded at a rung is by now outside the best 1 / reduction_factor there."""
         scores = self._scores[self._key(trial, epoch, group)]
         return score < scores[-max(1, len(scores) // self.options.reduction_factor)]
 
     def _key(self, trial: int, epoch: int, group: int) -> tuple[int, int, int]:
-        """Of the scores that a trial is compared with."""
+        """The key of the scores that a trial is compared with."""
         return epoch, 0 if epoch == self.levels[-1] else group, self.first_rung(trial)

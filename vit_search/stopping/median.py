@@ -1,4 +1,4 @@
-"""The median rule: a trial ends that never was better than half of the others (Golovin et al. 2017, section 3.2.1).
+"""The median rule: a trial ends if it never was better than half of the others (Golovin et al. 2017, section 3.2.1).
 
 https://dl.acm.org/doi/10.1145/3097983.3098043
 """
@@ -12,10 +12,10 @@ from vit_search.stopping.rule import StoppingOptions, StoppingRule, TrainFlops, 
 
 
 class Median(StoppingRule):
-    """From grace_epochs on, a trial's best value so far is held against the median of what the others had at that epoch."""
+    """From grace_epochs on, a trial's best value so far is compared with the median of the others' values at the same epoch."""
 
     startup = 5
-    """Other results at an epoch before their median stops anybody; Optuna's own default."""
+    """How many other results an epoch needs before their median stops a trial; Optuna's default."""
 
     def __init__(self, options: StoppingOptions, train_flops: TrainFlops = no_flops) -> None:
         super().__init__(options, train_flops)

@@ -1,4 +1,4 @@
-"""No stopping: every trial is trained to its end, unless its metric is no number any more."""
+"""No stopping: every trial is trained to its end, unless its metric is not a finite number."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from vit_search.stopping.rule import StoppingRule
 
 
 class NoStopping(StoppingRule):
-    """Nothing is compared. The rungs remain: they are where samplers compare trials."""
+    """Stops nothing. The rungs remain, because samplers compare trials there."""
 
     stops = False
 

@@ -15,7 +15,10 @@ from vit_search.stopping.asha import Asha
 from vit_search.stopping.rule import StoppingOptions, TrainFlops, no_flops
 
 NOISE_PERCENTILE = 0.9
-"""Of the differences between trials that overtook each other back and forth. The paper's; it found little effect between 0.8 and 1."""
+"""Percentile of the differences between trials that overtook each other back and forth.
+
+The paper's value. The paper found little effect between 0.8 and 1.
+"""
 
 
 class Pasha(Asha):
@@ -38,20 +41,20 @@ class Pasha(Asha):
         self.last_rung = 1
         """Index into `levels` of the rung that trials wait at; beyond its end none waits."""
         self.noise = 0.0
-        """Difference of two scores that means nothing."""
+        """Scores that differ by at most this much count as equal."""
         self._differences: list[float] = []
-        """Ascending, at the last rung, of the pairs that the noise is estimated from."""
+        """Differences at the last rung of the pairs from which the noise is estimated, ascending."""
         self._curves: dict[int, dict[int, float]] = {}
         """A trial's scores, by epoch."""
         self._ranked: dict[int, int] = {}
-        """Trials that have come to the last rung, with their groups."""
+        """Trials that have reached the last rung, with their groups."""
         self._held: set[int] = set()
         self._turns: dict[int, int] = {}
-        """Of trials that were held: the last rung that they waited at."""
+        """For each trial that was held: the last rung at which it waited."""
 
     @property
     def looks(self) -> list[int]:
-        """Every epoch up to the highest rung: the noise follows from all of them."""
+        """Every epoch up to the highest rung, since the noise is estimated from all of them."""
         return list(range(1, self.levels[-1] + 1)) if self.levels else []
 
     def falls_short(self, trial: int, epoch: int, score: float, group: int) -> bool:
@@ -109,7 +112,7 @@ class Pasha(Asha):
         return all(abs(self._curves[trial][before] - score) <= self.noise for trial, score in zip(ranking, earlier, strict=True))
 
     def _update_noise(self, trial: int) -> None:
-        """Take in the pairs of a trial that has come to the last rung with those that are there."""
+        """Compare the curve of a trial that has reached the last rung with those of the trials there, and update the noise."""
         level, curve = self.levels[self.last_rung], self._curves[trial]
         for other in self._ranked:
             if _overtakes_twice(curve, self._curves[other], level):
@@ -118,9 +121,9 @@ class Pasha(Asha):
             self.noise = self._differences[math.ceil(NOISE_PERCENTILE * len(self._differences)) - 1]
 
     def _raise_last_rung(self) -> set[int]:
-        """Let the best of those that wait go on.
+        """Raise the last rung by one and let the best of the waiting trials go on.
 
-        Returns: the others, which are to end.
+        Returns: the others, which must end.
         """
         level = self.levels[self.last_rung]
         below = {t for t in self._held if self.is_below_cutoff(t, level, self._curves[t][level], self._ranked[t])}

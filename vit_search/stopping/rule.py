@@ -1,4 +1,4 @@
-"""What all stopping rules have in common: metric and direction, audits, groups of models of similar size."""
+"""The base class of all stopping rules: the metric's direction, audits (trials that are never stopped), groups by model size."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from vit_search.stopping.rungs import levels
 
 @dataclass(frozen=True, kw_only=True)
 class StoppingOptions:
-    """What a search file says of stopping, and what it depends on besides."""
+    """The settings of a stopping rule."""
 
     metric: str
-    """That trials are compared by."""
+    """Trials are compared by it."""
     mode: str
     """"min" or "max"."""
     epochs: int
     """Length of a full training."""
     grace_epochs: int = 3
-    """Epochs that each trial may train."""
+    """No trial is stopped before this many epochs."""
     reduction_factor: int = 3
-    """The best 1 / reduction_factor of a rung go on; the next rung is so many times as long."""
+    """At each rung the best 1 / reduction_factor go on. The next rung is reduction_factor times as long."""
     audit_share: float = 0.0
-    """Share of the trials that are never stopped, in [0, 1). What they reach counts like any other value."""
+    """Share of the trials that are never stopped, in [0, 1). Their values count like all others."""
     boundaries: Sequence[float] = ()
-    """Training FLOPs that part the trials into groups which are compared among themselves alone; see `rungs.boundaries`."""
+    """Training FLOPs that divide the trials into groups. A trial is compared only with its own group; see `rungs.boundaries`."""
     seed: int = 0
-    """With a trial's number decides its bracket and whether it is an audit."""
+    """Together with a trial's number, it decides the trial's bracket and whether it is an audit."""
 
 
 TrainFlops = Callable[[Mapping[str, Value]], float]
@@ -42,16 +42,16 @@ TrainFlops = Callable[[Mapping[str, Value]], float]
 
 
 def no_flops(params: Mapping[str, Value]) -> float:
-    """Where no trials are parted by their size."""
+    """Use it if trials are not grouped by size."""
     return 0.0
 
 
 class StoppingRule(ABC):
-    """Decides after each epoch whether a trial ends early. The decisions follow from the events alone.
+    """Decides after each epoch whether a trial ends early. The decisions depend on the events alone, so a resumed search decides the same.
 
     Args:
-        options: see there.
-        train_flops: training FLOPs of a trial's parameters; asked where `options.boundaries` part the trials.
+        options: settings of the rule.
+        train_flops: computes the training FLOPs of a trial's parameters. It is called only if `options.boundaries` divides the trials.
     """
 
     stops: ClassVar[bool] = True
@@ -59,21 +59,21 @@ class StoppingRule(ABC):
     may_hold: ClassVar[bool] = False
     """Whether trials may have to wait; see `holds`."""
     startup: ClassVar[int] = 0
-    """Trials that must have come before one is stopped."""
+    """How many trials must have reached an epoch before one is stopped there."""
 
     def __init__(self, options: StoppingOptions, train_flops: TrainFlops = no_flops) -> None:
         self.options = options
         self.levels = levels(grace_epochs=options.grace_epochs, reduction_factor=options.reduction_factor, epochs=options.epochs)
-        """The rungs: epochs at which trials are compared, ascending. Samplers compare them there, too."""
+        """The rungs: epochs at which trials are compared, ascending. Samplers compare trials at these epochs, too."""
         self._sign, self._train_flops = 1.0 if options.mode == "max" else -1.0, train_flops
         self._groups: dict[int, int] = {}
         self.ending: set[int] = set()
-        """Trials that are to end after the epoch that they last reported; most rules name only the one that has just reported."""
+        """Trials that must end after the epoch they last reported. With most rules it is only the trial that has just reported."""
         self._would: dict[int, int | None] = {}
 
     @abstractmethod
     def falls_short(self, trial: int, epoch: int, score: float, group: int) -> bool:
-        """Whether a trial is to end after an epoch, by its score there; more is better. `record` asks it for each epoch, in order."""
+        """Whether a trial must end after an epoch, judged by its score (more is better). `record` calls it for each epoch, in order."""
 
     @property
     def looks(self) -> list[int]:
@@ -85,7 +85,7 @@ class StoppingRule(ABC):
         return bisect.bisect_right(self.options.boundaries, train_flops)
 
     def apply(self, event: Event) -> None:
-        """Take in one more event."""
+        """Apply one more event."""
         if isinstance(event, Proposed) and self.options.boundaries:
             self._groups[event.trial] = self.group(self._train_flops(event.params))
         elif isinstance(event, Reported):
@@ -98,31 +98,31 @@ class StoppingRule(ABC):
             self.ending.discard(event.trial)
 
     def holds(self, trial: int) -> bool:
-        """Whether a trial waits without a process until the rule lets it go on or ends it. Most rules hold none; see `may_hold`."""
+        """Whether a trial waits, without a process, until the rule lets it go on or ends it. Most rules hold no trial; see `may_hold`."""
         return False
 
     def turn(self, trial: int) -> int:
-        """Of two trials that can start, the one with the smaller turn does: one that was held comes after those that ran meanwhile."""
+        """The order in which waiting trials start: the smallest turn first. A trial that was held comes after those that ran meanwhile."""
         return 0
 
     @property
     def leader(self) -> int | None:
-        """The best of the trials that wait or have waited, if any.
+        """The best of the trials that wait or have waited, if there is one.
 
-        Once nothing else is left to train, it goes on to full length, unless it has got there; the others that wait end.
+        When nothing else is left to train, it goes on to full length, and the others that wait end.
         """
         return None
 
     def audits(self) -> list[tuple[int, int | None]]:
-        """Trials that nothing stops, each with the epoch at which it would have been stopped, or None."""
+        """The trials that are never stopped, each with the epoch at which the rule would have stopped it, or None."""
         return list(self._would.items())
 
     def is_audit(self, trial: int) -> bool:
-        """Whether a trial is one that nothing stops."""
+        """Whether a trial is never stopped."""
         return self.stops and chance(self.options.seed, "audit", trial) < self.options.audit_share
 
     def record(self, trial: int, epoch: int, score: float, group: int) -> None:
-        """Take in a trial's score at an epoch, more is better. `ending` then has the trials that end because of it."""
+        """Apply a trial's score at an epoch (more is better). `ending` then holds the trials that must end because of it."""
         audit = self.is_audit(trial)
         if audit:
             self._would.setdefault(trial, None)
@@ -133,11 +133,11 @@ class StoppingRule(ABC):
             self.ending.add(trial)
 
     def would_end(self, trial: int, epoch: int) -> None:
-        """Remember when an audit would have been stopped first."""
+        """Remember the first epoch at which an audit would have been stopped."""
         if self._would[trial] is None:
             self._would[trial] = epoch
 
 
 def chance(*words: object) -> float:
-    """A number in [0, 1) that follows from the words alone."""
+    """A number in [0, 1) that depends on the words alone."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, words)).encode()).digest()[:8], "big") / 2**64

@@ -1,4 +1,4 @@
-"""Where trials are looked at, and how they are parted by size: what stopping, its plan and its report agree on."""
+"""The epochs at which trials are compared (rungs), and the groups by model size that are compared separately (strata)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vit_search.config.space import Space
 
 
 def levels(*, grace_epochs: int, reduction_factor: int, epochs: int) -> list[int]:
-    """The rungs, grace_epochs * reduction_factor**k, below a full training's length: a finished trial is not stopped."""
+    """The rungs: grace_epochs * reduction_factor**k, below the length of a full training, since a finished trial is not stopped."""
     rungs, rung = [], grace_epochs
     while rung < epochs:
         rungs.append(rung)
@@ -18,9 +18,9 @@ def levels(*, grace_epochs: int, reduction_factor: int, epochs: int) -> list[int
 
 
 def boundaries(space: Space, strata: int, draws: int = 2000) -> list[float]:
-    """Training FLOPs that part the proposals that can be run into `strata` groups of equal share: strata - 1 of them, ascending.
+    """Training FLOPs that divide the feasible proposals into `strata` groups of equal share: strata - 1 numbers, ascending.
 
-    From a sample with a fixed seed, so a resumed search has the same ones.
+    They come from a sample with a fixed seed, so a resumed search has the same ones.
     """
     if strata == 1:
         return []

@@ -1,1 +1,1 @@
-"""MLflow's record of a search: runs, metrics, models, and what is repaired there."""
+"""MLflow's record of a search: runs, metrics, models, and how gaps in it are repaired."""

@@ -1,8 +1,8 @@
-"""One parent run per search and one child run per trial in MLflow, written by the driver, off the scheduler's thread.
+"""Records a search in MLflow: one parent run for the search and one child run for each trial. The driver does it, in a thread of its own.
 
-The ledger is the spool: it is on the disk before anything of it is sent, and `recorded.jsonl` beside it says how far MLflow has
-it, and in which runs. Sending again changes nothing: a run is looked for before it is made anew, and a metric point carries
-the time of its event. So MLflow may be away for as long as it likes; a later driver, or `vit-search sync`, sends the rest.
+What is sent comes from the ledger, which is on disk first. `recorded.jsonl` beside it says which events MLflow has, and in which runs.
+Sending an event again changes nothing: a run is looked up before it is created, and a metric point carries the time of its event. So
+MLflow may be away for any time. A later driver, or `vit-search sync`, sends the rest.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ from vit_search.tracking.uris import SQLITE
 _log = logging.getLogger(__name__)
 
 GATHER_S = 1.0
-"""For so long after an event others are waited for, to be sent in one call; until then MLflow's pages are behind."""
+"""Seconds to wait for more events after the first, so that all go in one call. MLflow's pages are behind by this much."""
 
 LOOK_EVERY_S = 4.0
-"""How often the parent run's tag `command` is looked at."""
+"""How often the parent run's tag `command` is read."""
 
 DESCRIBE_EVERY_S = 10.0
-"""How often the parent run's description and the ranks of its best trials are brought up to date."""
+"""How often the parent run's description and the ranks of its best trials are updated."""
 
 ALIVE_EVERY_S = 60.0
-"""How often the parent run's tag `alive_at` says that a driver is at work; by it tracking/doctor.py tells a dead one."""
+"""How often the parent run's tag `alive_at` is updated. From it tracking/doctor.py sees that a driver is dead."""
 
 RANKED_LIVE, RANKED = 10, 100
-"""So many trials of the leaderboard carry their rank as a tag, while a search runs and after its end."""
+"""How many trials of the leaderboard carry their rank as a tag: while a search runs, and after its end."""
 
 
 class Recorder:
-    """Sends a search's events to MLflow from a thread of its own; `wake` only says that there are new ones."""
+    """Sends a search's events to MLflow from a thread of its own. `wake` only tells it that there are new ones."""
 
     def __init__(self, client: MlflowClient, experiment_id: str) -> None:
         self.client, self.experiment_id = client, experiment_id
         self._wanted = 0
-        """Trials that the search is to run in all."""
+        """How many trials the search will run in all."""
         self._apply_command: Callable[[str], str] | None = None
         self._events: list[Event] = []
         self._sync: Callable[[], None] = lambda: None
@@ -66,14 +66,14 @@ class Recorder:
         """Events that MLflow has."""
         self._caller = PersistentCaller()
         self._progress = Progress(0)
-        """As of the events taken."""
+        """The search's progress after the events that were applied here."""
         self._folded = 0
-        """Events that it knows of."""
+        """How many events were applied to it."""
         self._runs: SearchRuns
         self.ready = False
-        """Whether what MLflow has is known."""
+        """Whether it is known which events MLflow has."""
         self._made_anew: set[int] = set()
-        """Trials whose run was gone from MLflow; it is made anew once."""
+        """Trials whose run was deleted in MLflow and created again. That is done once."""
         self._best: float | None = None
         self._news, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
@@ -81,24 +81,24 @@ class Recorder:
 
     @property
     def parent_run(self) -> str:
-        """Id of the search's own run; empty before it is found or made."""
+        """Id of the search's own run; empty until it is found or created."""
         return self._runs.parent_run
 
     @property
     def public_uri(self) -> str:
-        """The tracking URI without what a URI may carry in secret."""
+        """The tracking URI without passwords."""
         return public_uri()
 
     @property
     def behind(self) -> int:
-        """Events that MLflow has not got yet."""
+        """How many events MLflow does not have yet."""
         return len(self._events) - self._taken
 
     @staticmethod
     def connect(tracking_uri: str | None, experiment: str) -> Recorder:
-        """Reach MLflow and find or make the experiment that holds the searches of this name.
+        """Connect to MLflow and find or create the experiment for searches of this name.
 
-        Raises: TrackingError when it cannot be reached, or the artifacts of a SQLite store are not to be found.
+        Raises: TrackingError if MLflow cannot be reached, or if the artifacts of a SQLite store are missing.
         """
         client = client_for(tracking_uri)
         uri = mlflow.get_tracking_uri()
@@ -127,12 +127,12 @@ class Recorder:
         sync: Callable[[], None] = lambda: None,
         apply_command: Callable[[str], str] | None = None,
     ) -> None:
-        """Find this search's runs or make its parent run, and begin to send what MLflow has not got.
+        """Find this search's runs or create its parent run, and start to send what MLflow does not have.
 
         Args:
-            events: of the ledger, which the list grows with.
-            sync: has the disk hold them all; called before they are sent, so that a loss of power takes nothing back.
-            apply_command: does what a tag `command` of the parent run says, and gives the answer.
+            events: the ledger's own list, which grows.
+            sync: forces the events to the disk. It is called before they are sent, so that a power cut cannot undo them.
+            apply_command: carries out a command that a person wrote as the parent run's tag `command`, and returns the answer.
         """
         self._apply_command, self._progress = apply_command, Progress(spec.epochs)
         self._runs, self._events, self._sync = SearchRuns(self.client, self.experiment_id, spec, facts, folder), events, sync
@@ -141,13 +141,13 @@ class Recorder:
         self._thread.start()
 
     def wake(self, event: Event | None = None) -> None:
-        """There are new events; never blocks, never fails."""
+        """Say that there are new events. Never blocks and never fails."""
         self._news.set()
 
     def close(self, status: str, hindsight: Hindsight | None, *, patience_s: float = 60) -> bool:
-        """Send all that is left, then the leaderboard, the report and the best models, and end the parent run with a status.
+        """Send what is left, then the leaderboard, the report and the best models. End the parent run with a status.
 
-        Returns: False when MLflow stayed away for `patience_s`; `vit-search sync` sends the rest later.
+        Returns: False if MLflow was away for `patience_s`. `vit-search sync` then sends the rest later.
         """
         self._closing.set()
         self._news.set()
@@ -176,7 +176,7 @@ class Recorder:
         return not reasons
 
     def discard(self) -> None:
-        """Leave no run of a search that was refused before its first trial."""
+        """Delete the run of a search that failed before its first trial."""
         self._closing.set()
         self._caller.given_up.set()
         self._news.set()
@@ -186,7 +186,7 @@ class Recorder:
                 self.client.delete_run(self.parent_run)
 
     def _last_steps(self, status: str, hindsight: Hindsight | None) -> Iterator[Callable[[], object]]:
-        """What the end of a search adds, piece by piece."""
+        """What is sent at the end of a search, step by step."""
         yield self._runs.find_trial_runs
         for number in self._without_run():
             yield partial(self._make_anew, number)
@@ -196,7 +196,7 @@ class Recorder:
         yield from last_steps(self._runs, self._progress, self._events, status, hindsight, self._best)
 
     def _take_up(self) -> None:
-        """Find the search's runs or make its parent run, and apply the events that MLflow has."""
+        """Find the search's runs or create its parent run, and apply the events that MLflow already has."""
         self._taken = self._runs.find_or_make(len(self._events))
         for event in self._events[: self._taken]:
             self._fold(event)
@@ -218,7 +218,7 @@ class Recorder:
             _log.exception("MLflow gets no more of this search.")
 
     def _write_views(self) -> None:
-        """Have the experiment's page show the newest search's metric, outcome and searched parameters."""
+        """Make the experiment's page show the newest search's metric, outcome and searched parameters."""
         spec, experiment = self._runs.spec, self.client.get_experiment(self.experiment_id)
         created_at = experiment.creation_time or 0
         wanted = saved_views.tags(metric=spec.metric, mode=spec.mode, searched=spec.space.searched, created_at=created_at)
@@ -249,7 +249,7 @@ class Recorder:
                     self._caller.report_outage(error)
 
     def _between_events(self) -> None:
-        """Apply a command that somebody has written as a tag on the parent run, and show how the search stands."""
+        """Carry out a command that a person wrote as a tag of the parent run, and update the description."""
         now = time.monotonic()
         if now - self._looked >= LOOK_EVERY_S:
             self._looked = now
@@ -271,7 +271,7 @@ class Recorder:
         self._wanted = int(changed_settings([event]).get("trials", self._wanted))
 
     def _send_all(self, events: list[Event]) -> None:
-        """All that is new of a trial goes in as few calls as MLflow allows: a search may outrun it by thousands."""
+        """Send each trial's new events in as few calls as MLflow allows, because a search may be thousands of events ahead of it."""
         of_trial: dict[int, list[TrialEvent]] = {}
         improved: list[Metric] = []
         for event in events:
@@ -286,7 +286,7 @@ class Recorder:
             self._caller.call(partial(log_points, self.client, self.parent_run, improved, [], []))
 
     def _improved(self, event: Ended) -> list[Metric]:
-        """A point of the parent's curve of the best full-length trial so far, over the number of trials that are over."""
+        """A new point of the parent run's curve: the best full-length trial so far, over the number of finished trials."""
         metric, sign = self._runs.spec.metric, 1 if self._runs.spec.mode == "max" else -1
         value = self._progress.trials[event.trial].value(metric) if event.outcome == "completed" else None
         if value is None or (self._best is not None and sign * value <= sign * self._best):
@@ -295,7 +295,7 @@ class Recorder:
         return [Metric(f"best/{metric}", value, int(event.at * 1000), sum(trial.over for trial in self._progress.trials.values()))]
 
     def _send(self, number: int, news: list[TrialEvent]) -> None:
-        """Bring a trial's run up to date, or make it anew where it was deleted. Doing it again changes nothing."""
+        """Update a trial's run, or create it again if it was deleted. Doing it again changes nothing."""
         try:
             send_trial(self._runs, self._progress.trials[number], news)
         except MlflowException as error:
@@ -305,11 +305,11 @@ class Recorder:
             self._make_anew(number)
 
     def _without_run(self) -> list[int]:
-        """Trials whose run is gone, and was not yet made anew: where MLflow refuses it once, it is not asked again and again."""
+        """Trials whose run is gone and was not created again yet. If MLflow refuses it once, it is not tried again."""
         return [number for number in self._progress.trials if number not in self._runs.by_trial and number not in self._made_anew]
 
     def _make_anew(self, number: int) -> None:
-        """Give a trial the run that somebody has deleted, with all that it held."""
+        """Create a trial's deleted run again, with everything it held."""
         if number not in self._made_anew:
             _log.warning("MLflow has no run of trial %d any more; it is made anew.", number)
         self._made_anew.add(number)

@@ -29,7 +29,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 
 def sincos2d(rows: int, cols: int, dim: int) -> Tensor:
-    """Fixed position embedding: a quarter of the width each for sin and cos of the column and of the row.
+    """Fixed position embedding: a quarter of the width each for the sine and cosine of the column and of the row.
 
     Returns: (rows * cols, dim); the last dim % 4 columns are 0.
     Source: Chen, Xie and He 2021, https://arxiv.org/abs/2104.02057
@@ -43,11 +43,11 @@ def sincos2d(rows: int, cols: int, dim: int) -> Tensor:
 
 
 def interpolate(table: Tensor, before: tuple[int, int], after: tuple[int, int]) -> Tensor:
-    """Learned positions of one grid, resampled for another (bicubic, antialiased where it shrinks).
+    """Resample learned positions from one grid to another (bicubic, antialiased if it shrinks).
 
     Args:
-        table: (1, tokens, dim), row by row; tokens beyond rows * cols stand first (the class token's) and stay as they are.
-        before: rows and cols of `table`; after: those wanted.
+        table: (1, tokens, dim), row by row. Extra tokens (the class token) come first and stay as they are.
+        before: rows and cols of `table`; after: rows and cols of the result.
     Returns: (1, tokens, dim) of the new grid.
     Source: Dosovitskiy et al. 2021, section 3.2.
     """
@@ -61,7 +61,7 @@ def interpolate(table: Tensor, before: tuple[int, int], after: tuple[int, int]) 
 
 
 class DropPath(nn.Module):
-    """Skips a whole branch for a sample with chance `rate` while training (stochastic depth, Huang et al. 2016)."""
+    """While training, skip a whole branch for a sample with probability `rate` (stochastic depth, Huang et al. 2016)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The blocks one after another, and a last LayerNorm where they are pre-norm."""
+    """The blocks one after another. Pre-norm blocks are followed by a last LayerNorm."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -191,8 +191,8 @@ class ViT(nn.Module):
 
     Args:
         config: its shape and choices.
-        encoder: a module in place of the standard encoder; called as `encoder(tokens, mask)` with
-            (batch, tokens, dim), it returns the same shape. It keeps the weights that it came with.
+        encoder: a module to use instead of the standard encoder. It is called as `encoder(tokens, mask)` with (batch, tokens, dim) and
+            returns the same shape. It keeps the weights it comes with.
     """
 
     def __init__(self, config: ModelConfig, encoder: nn.Module | None = None) -> None:
@@ -244,7 +244,7 @@ class ViT(nn.Module):
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of a model's weights and buffers by their names in its state_dict, without making any."""
+    """The shapes of a model's weights and buffers, by their names in its state_dict, without creating the model."""
     dim, inner, hidden = config.dim, config.heads * config.head_width, config.mlp_width
     shapes: dict[str, tuple[int, ...]] = {"positions": (1, config.tokens, dim)}
 
@@ -294,7 +294,7 @@ def resized(model: ViT, image_size: tuple[int, int]) -> ViT:
 
 
 def decayed(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Split a model's parameters into those that weight decay shrinks (matrices) and those it must not touch."""
+    """Split a model's parameters into those with weight decay (matrices) and those without."""
     tables = {"cls_token", "positions"}
     matrices = [p for name, p in model.named_parameters() if p.ndim >= 2 and name not in tables]
     chosen = {id(p) for p in matrices}

@@ -1,4 +1,4 @@
-"""Training of one model: `fit` yields one EpochResult per epoch; stopping is not asking for the next."""
+"""Trains one model: `fit` yields one EpochResult per epoch. To stop, do not ask for the next."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from vit_search.vit.schedule import lr_at
 _log = logging.getLogger(__name__)
 
 CHECK_EVERY = 16
-"""Steps between looks at the loss on a GPU, where each look waits for all that was launched; on a CPU it costs nothing."""
+"""Steps between checks of the loss on a GPU, where a check waits for everything that was launched. On a CPU a check costs nothing."""
 
 
 Forward = Callable[[Tensor], Tensor]
@@ -45,22 +45,22 @@ class DivergedError(RuntimeError):
 
 @dataclass
 class Training:
-    """A model in training: all that `fit` changes, and all that a checkpoint must hold."""
+    """A model in training: everything that `fit` changes and that a checkpoint must hold."""
 
     config: TrialConfig
     normalisation: Normalisation
     model: ViT
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    """Keeps float16 gradients from vanishing; does nothing in any other precision."""
+    """Keeps float16 gradients from vanishing. Does nothing in other precisions."""
     average: ViT | None
-    """Moving average of the model's weights, where the config asks for one."""
+    """Moving average of the model's weights; None if the config does not ask for one."""
     accumulation: int
-    """Micro-batches of a step; more than the config's once a step did not fit into memory."""
+    """Micro-batches per step. More than the config's after a step that did not fit into memory."""
     halves: bool = True
-    """Whether a lack of memory halves the micro-batch; else it ends the training at once."""
+    """Whether a lack of memory halves the micro-batch. Otherwise it ends the training at once."""
     forwards: dict[int, Forward] = field(default_factory=dict)
-    """How a micro-batch of a size goes through the model, where that is compiled or a CUDA graph; made at first use."""
+    """The compiled model or CUDA graph for each size of a micro-batch, made at first use."""
     history: list[EpochResult] = field(default_factory=list)
 
     @property
@@ -70,7 +70,7 @@ class Training:
 
     @property
     def outcome(self) -> ViT:
-        """The model that is validated and served."""
+        """The model that is validated and served: the average, if there is one."""
         return self.model if self.average is None else self.average
 
     @property
@@ -97,13 +97,13 @@ def start(config: TrialConfig, normalisation: Normalisation, device: torch.devic
 
 
 def fit(training: Training, train: Split | StreamedSplit, val: Split | StreamedSplit) -> Iterator[EpochResult]:
-    """Train to the configured length, one epoch per result; picks up where `training` stands.
+    """Train to the configured length, one epoch per result. Continue from wherever `training` is.
 
-    The order of the images, the augmentation and the dropout of an epoch come from (seed, epoch) alone, so a training
-    that was saved and loaded goes on exactly as if it had not been. The global seed of torch is set at each epoch.
+    The order of the images, the augmentation and the dropout of an epoch depend on (seed, epoch) alone. So a training that was saved and
+    loaded goes on exactly as if it had not been. The global seed of torch is set at each epoch.
 
-    Raises: DivergedError when the loss is not finite: at once on a CPU, within CHECK_EVERY steps on a GPU.
-        OutOfMemoryError when a step does not fit into memory, even as twice as many micro-batches where it may halve them.
+    Raises: DivergedError if the loss is not finite: at once on a CPU, within CHECK_EVERY steps on a GPU.
+        OutOfMemoryError if a step does not fit into memory, also with micro-batches of half the size where halving is allowed.
     """
     config = training.config.training
     if training.device.type == "cuda":
@@ -174,13 +174,13 @@ def _check_finite(losses: Tensor, since: int, epoch: int, steps: int) -> None:
 
 
 def train_step(training: Training, images: Tensor, targets: Targets, lr: float, step: int) -> tuple[Tensor, Tensor]:
-    """Forward, backward and one step of the optimiser on one batch; the model is in training mode.
+    """Forward, backward and one step of the optimiser on one batch. The model must be in training mode.
 
     Args:
         images: (batch, channels, height, width), normalised.
-        step: steps taken before it in the whole training, for the average of the weights.
+        step: number of steps before this one in the whole training; the average of the weights needs it.
     Returns: the mean loss of the batch, and how many images were recognised.
-    Raises: OutOfMemoryError when the step does not fit into memory even as twice as many micro-batches.
+    Raises: OutOfMemoryError if the step does not fit into memory, also with micro-batches of half the size.
     """
     loss, hits = _gradients_in_memory(training, images, targets)
     _update(training, lr, step)
@@ -188,9 +188,9 @@ def train_step(training: Training, images: Tensor, targets: Targets, lr: float, 
 
 
 def _forward(training: Training) -> Forward:
-    """How a micro-batch goes through the model: compiled or as a CUDA graph where asked for and of use.
+    """How a micro-batch goes through the model: plain, compiled, or as a CUDA graph.
 
-    Both are made for one batch size, so the rest of an epoch that fills no batch goes through the plain model.
+    Compiled code and graphs are made for one batch size. The last, smaller batch of an epoch goes through the plain model.
     """
     config, model, device = training.config.training, training.model, training.device
     graphs = config.cuda_graphs and device.type == "cuda"
@@ -207,10 +207,10 @@ def _forward(training: Training) -> Forward:
 
 @functools.cache
 def compiled(mode: str) -> Callable[..., Tensor]:
-    """`ViT.forward` compiled; called with a model and its images.
+    """`ViT.forward`, compiled. Call it with a model and its images.
 
-    It is the function that is compiled, not one model, so that all models of one shape in this process share the code:
-    a worker that trains trial after trial compiles once per shape.
+    The function is compiled, not one model, so all models of one shape in this process share the code: a worker that trains trial after
+    trial compiles once per shape.
     """
     torch._dynamo.config.recompile_limit = 256  # shapes of a search; the default gives up after 8
     forward: Callable[..., Tensor] = torch.compile(ViT.forward, mode=mode, dynamic=False)
@@ -220,7 +220,7 @@ def compiled(mode: str) -> Callable[..., Tensor]:
 def _graphed(training: Training, size: int) -> Forward:
     """Forward and backward of one batch size, each replayed as one CUDA graph.
 
-    A graph keeps the memory of its activations for itself, so what the optimizer keeps is made before it.
+    A graph keeps the memory of its activations to itself, so the optimizer's state is allocated before it.
     """
     torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # gradients come from the stream of the capture
     for weight in training.model.parameters():
@@ -238,7 +238,7 @@ def _autocast(training: Training, cache: bool = True) -> torch.autocast:
 
 
 def _gradients_in_memory(training: Training, images: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-    """`_gradients`; where memory runs out, once more with micro-batches of half the size."""
+    """`_gradients`. If memory runs out, try once more with micro-batches of half the size."""
     try:
         return _gradients(training, _forward(training), images, targets)
     except RuntimeError as error:
@@ -298,7 +298,7 @@ def _gradients(training: Training, forward: Forward, images: Tensor, targets: Ta
 
 
 def cross_entropy(logits: Tensor, targets: Targets, label_smoothing: float) -> Tensor:
-    """Mean cross-entropy in nats of a batch, its targets smoothed and perhaps mixed."""
+    """Mean cross-entropy of a batch in nats, with label smoothing and with mixed targets where there are some."""
     if targets.others is None or targets.share is None:
         return F.cross_entropy(logits, targets.labels, label_smoothing=label_smoothing)
     of_own_label, of_other_label = (
@@ -308,7 +308,7 @@ def cross_entropy(logits: Tensor, targets: Targets, label_smoothing: float) -> T
 
 
 def _update(training: Training, lr: float, step: int) -> None:
-    """One step of the optimiser, and of the average."""
+    """One step of the optimiser and of the average of the weights."""
     config, optimiser = training.config.training, training.optimiser
     for group in optimiser.param_groups:
         group["lr"] = lr
@@ -325,7 +325,7 @@ def _update(training: Training, lr: float, step: int) -> None:
 
 
 def _evaluate_in_memory(training: Training, val: Split | StreamedSplit) -> Evaluation:
-    """`evaluate`, in batches that fit."""
+    """`evaluate`, in batches that fit into memory."""
     size = gpu_share.EVALUATED_AT_ONCE if training.device.type == "cuda" else EVALUATED_AT_ONCE
     while True:
         try:

@@ -1,12 +1,13 @@
-"""A Gaussian process over what a search has seen, and the point of its space that promises most.
+"""A Gaussian process over the trials of a search, and the most promising next point.
 
-Matern 5/2 with a length scale for each parameter (Rasmussen and Williams 2006, sections 4.2 and 5.4), at the maximum of its
-posterior; expected improvement (Jones et al. 1998, https://doi.org/10.1023/A:1008306431147) over the best mean at a trial seen;
-trials still open are taken to reach their mean (kriging believer: Ginsbourger et al. 2010, https://hal.science/hal-00732512).
+- Model: a Matern 5/2 kernel with a length scale for each parameter (Rasmussen and Williams 2006, sections 4.2 and 5.4), fitted at the
+  maximum of the posterior.
+- Next point: the largest expected improvement (Jones et al. 1998, https://doi.org/10.1023/A:1008306431147) over the best mean at a trial.
+- Running trials are taken to reach their mean (kriging believer: Ginsbourger et al. 2010, https://hal.science/hal-00732512).
 
-The improvement is looked for among points drawn from the space and around its best trials, so that conditions hold by
-themselves and a point that cannot be built is passed over first. An ask takes 11 to 57 ms with up to 150 trials shown
-on a core (tests/benchmarks/ask_cost.py), where Optuna's process takes 125 to 263; it follows from its arguments alone.
+Candidates are drawn from the space and around its best trials. So conditions hold without further work, and infeasible points are passed
+over. A proposal takes 11 to 57 ms on one core with up to 150 trials (tests/benchmarks/ask_cost.py; Optuna's process: 125 to 263 ms). It
+depends on its arguments alone.
 """
 
 from __future__ import annotations
@@ -26,43 +27,40 @@ from vit_search.config.value_sources import AtQuantiles, FromPoint, quantile
 Matrix = npt.NDArray[np.float64]
 
 DRAWN, NEAR = 200, 200
-"""Points looked at: drawn from the whole space, and around the best trials."""
+"""Candidates: drawn from the whole space, and around the best trials."""
 
 PARENTS = 5
-"""Trials around which is looked."""
+"""How many of the best trials candidates are drawn around."""
 
 WIDE = (0.2, 0.1, 0.05, 0.02)
-"""Deviations of the steps from these trials, as shares of each range."""
+"""Standard deviations of the steps from these trials, as shares of each range."""
 
 MOVED = 0.4
-"""Share of the parameters that differ from theirs."""
+"""Share of the parameters that a step changes."""
 
 MANY = 21
-"""Values from which a step need not lead to another one."""
+"""With this many values or more, a step need not lead to another value."""
 
 REFINED, ROUND = (0.03, 0.01), 60
-"""Deviations in two further rounds around the best point found, and points of each."""
+"""Two further rounds around the best candidate: standard deviation of each, and points in each."""
 
 LENGTH, SIGNAL, NOISE = (math.log(0.6), 1.0), (0.0, 1.0), (math.log(0.02), 1.5)
-"""Mean and deviation of what is believed beforehand of the logarithms of a length scale, in shares of a range, of the
-variance of the function, and of the noise's, of values whose variance is 1."""
+"""Priors: mean and standard deviation of the logarithm of a length scale (in shares of a range), of the function's variance and of the
+noise's variance (of values whose variance is 1)."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """What is believed of the score everywhere, after (n, d) `points` were seen.
-
-    The score's mean at x is kernel(x, points) @ weights.
-    """
+    """The posterior of the score after (n, d) `points` were seen. Its mean at x is kernel(x, points) @ weights."""
 
     logs: Matrix
-    """Logarithms of d length scales, the signal's and the noise's variance."""
+    """Logarithms of the d length scales, of the signal's variance and of the noise's variance."""
     points: Matrix
     cholesky: Matrix
     weights: Matrix
 
     def at(self, points: Matrix) -> tuple[Matrix, Matrix]:
-        """Mean and deviation of the score at (m, d) points, without noise."""
+        """Mean and standard deviation of the score at (m, d) points, without noise."""
         near = _kernel(squared_differences(points, self.points), self.logs)
         down = np.linalg.solve(self.cholesky, near.T)
         left = np.exp(self.logs[-2]) - (down**2).sum(0)
@@ -70,7 +68,7 @@ class Process:
 
 
 def fitted(points: Matrix, scores: Matrix) -> Process:
-    """The process of the most probable length scales and variances for (n, d) points and their n standardised scores."""
+    """Fit a process to (n, d) points and their n standardised scores: the most probable length scales and variances."""
     from scipy.optimize import minimize  # type: ignore[import-untyped]  # slow to import
 
     wide = points.shape[1]
@@ -91,12 +89,12 @@ def fitted(points: Matrix, scores: Matrix) -> Process:
 
 
 def believing(process: Process, scores: Matrix, more: Matrix) -> Process:
-    """The same after its own means have been seen at (m, d) further points; `scores` are those of its own points."""
+    """The process after its own means were observed at (m, d) further points. `scores`: of the process's own points."""
     return conditioned(process.logs, np.vstack([process.points, more]), np.concatenate([scores, process.at(more)[0]]))
 
 
 def log_improvement(mean: Matrix, deviation: Matrix, best: float) -> Matrix:
-    """The logarithm of the expected improvement over `best`, also where the improvement itself is too small for a float."""
+    """The logarithm of the expected improvement over `best`, exact even if the improvement is too small for a float."""
     from scipy.special import erfcx, log_ndtr  # type: ignore[import-untyped]  # slow to import
 
     z = (mean - best) / deviation
@@ -109,7 +107,7 @@ def log_improvement(mean: Matrix, deviation: Matrix, best: float) -> Matrix:
 
 
 def standardised(scores: Matrix) -> Matrix:
-    """Mean 0 and variance 1. How bad a bad score is tells nothing of good ones, so far below the median they are all alike."""
+    """Scale scores to mean 0 and variance 1. Scores far below the median count alike: how bad they are says nothing about good ones."""
     middle = float(np.median(scores))
     least = middle - 3 * (float(scores.max()) - middle) - 1e-9
     kept = np.maximum(scores, least)
@@ -126,14 +124,14 @@ def propose(
     suits: Callable[[Mapping[str, Value]], bool],
     fixed: Mapping[str, Value] | None = None,
 ) -> dict[str, Value] | None:
-    """The point that promises the largest improvement, of those candidates at that suit; None where none does.
+    """The suitable candidate with the largest expected improvement; None if no candidate is suitable.
 
     Args:
-        space: whose searched parameters are proposed.
-        trials, scores: parameters of trials and what they reached; more is better. At least two.
+        space: the space to propose from.
+        trials, scores: parameters and scores of at least two trials; more is better.
         running: trials whose score is not known yet.
-        rng: decides which points are candidates at.
-        suits: whether a point may be proposed at all; asked of the most promising ones alone.
+        rng: decides which candidates are drawn.
+        suits: whether a point may be proposed. It is called for the most promising candidates only.
         fixed: values that a proposal must have.
     """
     lots = np.random.default_rng(rng.getrandbits(64))
@@ -161,20 +159,20 @@ def propose(
 
 @dataclass(frozen=True)
 class _Axis:
-    """How one parameter is laid out: on a line, or with a coordinate for each of its choices."""
+    """How one parameter is encoded: as one coordinate, or as one for each of its choices."""
 
     name: str
     parameter: Distribution
     quantiles: Mapping[Value, float] | None
-    """Of each value on the line, where there are few."""
+    """The quantile of each value, if there are few values."""
     ordered: bool
-    """False for choices that are no numbers."""
+    """False for choices that are not numbers."""
     least: float
-    """Step to the next value; 0 where there are many."""
+    """Distance to the next value; 0 if there are many values."""
 
     @staticmethod
     def of(name: str, parameter: Distribution) -> _Axis:
-        """That of a parameter of a space."""
+        """The axis of a parameter."""
         choices = parameter.choice if isinstance(parameter, Choice) else []
         ordered = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in choices)
         cells = parameter.size()
@@ -185,7 +183,7 @@ class _Axis:
         return _Axis(name, parameter, quantiles, ordered, 1 / cells)
 
     def quantile_of(self, point: Mapping[str, Value]) -> float:
-        """Of a point's value; not a number where a condition has left it out."""
+        """The quantile of a point's value; NaN if a condition leaves the parameter out."""
         if self.name not in point:
             return math.nan
         value = point[self.name]
@@ -195,7 +193,7 @@ class _Axis:
 def _around(
     axes: Sequence[_Axis], parents: Sequence[Mapping[str, Value]], deviations: Sequence[float], count: int, lots: np.random.Generator
 ) -> Matrix:
-    """(count, parameters) quantiles of points that differ from one of the parents in some: numbers by a little, choices by chance."""
+    """Quantiles of (count, parameters) points near the parents. Some parameters change: numbers by a little, choices at random."""
     start = np.array([[axis.quantile_of(parent) for axis in axes] for parent in parents])[np.arange(count) % len(parents)]
     steps = lots.normal(0, 1, start.shape) * np.array(deviations)[np.arange(count) % len(deviations), None]
     steps = np.copysign(np.maximum(np.abs(steps), [axis.least for axis in axes]), steps)
@@ -206,7 +204,7 @@ def _around(
 
 
 def _encoded(axes: Sequence[_Axis], points: Sequence[Mapping[str, Value]]) -> Matrix:
-    """A row of coordinates for each point, alike ones near each other."""
+    """One row of coordinates for each point. Similar points are near each other."""
     columns: list[Matrix] = []
     for axis in axes:
         quantiles = np.array([axis.quantile_of(point) for point in points])
@@ -231,7 +229,7 @@ def _kernel(squares: Matrix, logs: Matrix) -> Matrix:
 
 
 def negative_log_posterior(logs: Matrix, squares: Matrix, scores: Matrix, means: Matrix, deviations: Matrix) -> tuple[float, Matrix]:
-    """Minus the logarithm of the posterior but for a constant, and its gradient."""
+    """The negative log posterior, up to a constant, and its gradient."""
     n = len(scores)
     scales = np.exp(-2 * logs[:-2])
     far = np.sqrt(5 * squares @ scales)
@@ -255,7 +253,7 @@ def negative_log_posterior(logs: Matrix, squares: Matrix, scores: Matrix, means:
 
 
 def conditioned(logs: Matrix, points: Matrix, scores: Matrix) -> Process:
-    """The process after (n, d) points and their n scores were observed, for given logarithms of its scales and variances."""
+    """The process after (n, d) points and their n scores were observed, for given length scales and variances (as logarithms)."""
     kernel = _kernel(squared_differences(points, points), logs) + (math.exp(logs[-1]) + 1e-6) * np.eye(len(points))
     cholesky = np.linalg.cholesky(kernel)
     weights = np.linalg.solve(cholesky.T, np.linalg.solve(cholesky, scores))

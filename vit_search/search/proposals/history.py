@@ -1,6 +1,6 @@
-"""What a search has proposed and what came of it, kept so that a sampler can be shown the part that helps it.
+"""What a search has proposed and what came of it, and the part of it that a sampler sees.
 
-`History.view` is what the sampler is shown; optuna_study.py makes a study of it, or of all that is known in its true states.
+`History.view` is what the sampler sees. optuna_study.py makes an Optuna study of it.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Params = dict[str, Value]
 State = Literal["running", "completed", "stopped", "diverged", "failed", "infeasible"]
 
 ENOUGH = 10
-"""Observations before a sampler takes over from chance (Optuna's own default), and trials that must have reached a rung before
-it is shown what they reached there: tests/benchmarks/RESULTS.md."""
+"""Observations before a sampler takes over from random draws (Optuna's default). Also the trials that must have reached a rung before the
+sampler sees their values there: docs/results/search-quality.md."""
 
 SHOWN = 150
-"""Observations that a sampler is shown at most, so that the cost of a proposal stays flat."""
+"""The most observations that a sampler sees, so that the cost of a proposal stays flat."""
 
 BEST_SHOWN = 75
-"""The best ones among them; the others are the newest. TPE takes at most 25 for good."""
+"""How many of them are the best ones; the others are the newest. TPE counts at most 25 as good."""
 
 
 class Goal(Protocol):
-    """A further metric beside the first; spec's Objective."""
+    """A further objective beside the metric; Objective of the search file."""
 
     @property
     def metric(self) -> str: ...  # noqa: D102
@@ -42,24 +42,24 @@ class Goal(Protocol):
 
 @dataclass
 class Past:
-    """One proposal and what became of it."""
+    """One proposal and its result."""
 
     params: Mapping[str, Value]
     state: State = "running"
     values: dict[int, float] = field(default_factory=dict)
     """The first metric by epoch; finite ones."""
     others: dict[str, float] = field(default_factory=dict)
-    """Further objectives as last reported, and what the model costs."""
+    """Further objectives as last reported, and the model's cost."""
     attributes: dict[str, Any] = field(default_factory=dict)
-    """What a sampler (CMA-ES) wants to find again at this trial."""
+    """What a sampler (CMA-ES) wants to find again with this trial."""
 
 
 Shown = tuple[Past, TrialState, list[float] | None]
-"""A trial as a sampler sees it: with a state and values that need not be its own."""
+"""A trial as a sampler sees it: its state and values may differ from the real ones."""
 
 
 class History:
-    """All proposals, in the order of the asks, kept so that a view of 10,000 costs what one of 1,000 does.
+    """All proposals in order, kept so that a view of 10,000 costs no more than a view of 1,000.
 
     Args:
         levels: epochs at which trials are compared, ascending, the full length last.
@@ -71,13 +71,13 @@ class History:
         self._levels, self._goals = levels, goals
         self._signs = [-1.0 if mode == "max" else 1.0 for mode in modes]
         self._reached: dict[int, list[int]] = {epoch: [] for epoch in levels}
-        """Who has a value at a level and has not failed, ascending."""
+        """Indices of the trials with a value at a level that have not failed, ascending."""
         self._by_score: dict[int, list[tuple[float, int]]] = {epoch: [] for epoch in levels}
-        """The same with signed values, best first."""
+        """The same with their signed values, best first."""
         self._of_state: dict[State, list[int]] = {"running": [], "diverged": [], "infeasible": []}
 
     def add(self, past: Past) -> int:
-        """Take in a proposal. Returns: its index, by which it is known from here on."""
+        """Add a proposal. Returns: its index."""
         index = len(self.pasts)
         self.pasts.append(Past(past.params, "running", {}, past.others, past.attributes))
         self._of_state["running"].append(index)
@@ -88,7 +88,7 @@ class History:
         return index
 
     def report(self, index: int, epoch: int, value: float) -> None:
-        """Take in a running trial's value; one for an epoch that has one already is dropped."""
+        """Record a running trial's value. A second value for an epoch is dropped."""
         past = self.pasts[index]
         if past.state == "running" and epoch not in past.values:
             past.values[epoch] = value
@@ -97,7 +97,7 @@ class History:
                 bisect.insort(self._by_score[epoch], (self._signs[0] * value, index))
 
     def end(self, index: int, state: State) -> None:
-        """Take in how a running trial ended."""
+        """Record how a running trial ended."""
         past = self.pasts[index]
         if past.state != "running":
             return
@@ -112,7 +112,7 @@ class History:
 
     @property
     def level(self) -> int:
-        """The epoch whose values are compared: the last level that at least ENOUGH trials have reached, or else the first."""
+        """The epoch whose values are compared: the highest level that at least ENOUGH trials have reached, or the first one."""
         return next((epoch for epoch in reversed(self._levels) if len(self._reached[epoch]) >= ENOUGH), self._levels[0])
 
     @property
@@ -121,15 +121,16 @@ class History:
         return len(self._reached[self.level])
 
     def view(self, most: int = SHOWN) -> list[Shown]:
-        """What a sampler is shown, in the order of the asks: (trial, state, values).
+        """What a sampler sees, in the order of the proposals: (trial, state, values).
 
-        Trials that have reached the level are COMPLETE with their value there, running or not, and those that were stopped before
-        it are left out: a value at few epochs says little about one at many. How firmly that is shown stands in
-        tests/benchmarks/RESULTS.md, "Search quality". Running ones before it are RUNNING, so that the next
-        proposal keeps its distance. Diverged ones have the worst value of those shown. What cannot be built is PRUNED and
-        violates a constraint; it is shown once there are ENOUGH observations, which it must not reindex. Of these two, the
-        newest are shown, each at most a third as many as the observations, and of the running ones at most `most`. A crash says
-        nothing and is left out.
+        - Trials that have reached the level are COMPLETE with their value there, whether they still run or not.
+        - Trials that were stopped before the level are left out: a value after few epochs says little about one after many
+          (docs/results/search-quality.md says how firmly that is shown).
+        - Trials that run and have not reached the level are RUNNING, so that the next proposal keeps its distance; at most `most` of them.
+        - Diverged trials have the worst value of those shown; the newest, at most a third as many as the observations.
+        - Infeasible proposals are PRUNED and violate a constraint; the newest, at most a third as many as the observations. They are shown
+          once there are ENOUGH observations.
+        - Failed trials say nothing about their parameters and are left out.
         """
         epoch = self.level
         observed = {index: values for index in self._bounded(epoch, most) if (values := values_at(self.pasts[index], epoch, self._goals))}
@@ -148,7 +149,7 @@ class History:
         return [(self.pasts[index], *shown[index]) for index in sorted(shown)]
 
     def _bounded(self, epoch: int, most: int) -> Iterable[int]:
-        """The best ones and the newest of the others."""
+        """At most `most` trials that have reached an epoch: the best, and the newest of the others."""
         reached = self._reached[epoch]
         if len(reached) <= most:
             return reached
@@ -158,11 +159,11 @@ class History:
 
 
 def values_at(past: Past, epoch: int, goals: Sequence[Goal]) -> list[float] | None:
-    """The first metric at an epoch and the further ones; None where one is not known."""
+    """The metric at an epoch and the further objectives; None if one is not known."""
     values = [past.values.get(epoch), *(past.others.get(goal.metric) for goal in goals)]
     return [value for value in values if value is not None] if None not in values else None
 
 
 def params_key(params: Mapping[str, Value]) -> tuple[tuple[str, Value], ...]:
-    """By which equal parameters are found again."""
+    """A key by which equal parameters are recognised."""
     return tuple(sorted(params.items()))

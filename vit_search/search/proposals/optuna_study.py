@@ -1,4 +1,4 @@
-"""A search's proposals as the Optuna study that a sampler is shown."""
+"""The history of a search as an Optuna study, for Optuna's samplers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vit_search.search.proposals.history import Past, Shown
 
 
 class StudyView:
-    """Makes a study of what a sampler is shown; trials that have not changed are made once.
+    """Makes Optuna studies of what a sampler sees. Trials that have not changed are created once.
 
     Args:
         distributions: the searched parameters in Optuna's terms.
@@ -29,7 +29,7 @@ class StudyView:
         """A study of History.view.
 
         Args:
-            infeasible: whether to show what cannot be built.
+            infeasible: whether to show infeasible proposals.
         """
         study = optuna.create_study(directions=[_direction(mode) for mode in modes])
         shown = [(past, state, values) for past, state, values in view if infeasible or state != TrialState.PRUNED]
@@ -80,7 +80,7 @@ def _direction(mode: str) -> StudyDirection:
 
 
 class _Distributions:
-    """Asks for nothing: notes which distributions a space has."""
+    """Records the distributions of a space instead of asking for values."""
 
     def __init__(self) -> None:
         self.distributions: dict[str, BaseDistribution] = {}
@@ -98,7 +98,7 @@ class _Distributions:
 
 
 class _LightTrial(FrozenTrial):
-    """A trial that Optuna's storage takes without the deep copy, which costs more than all else in an ask."""
+    """A trial that Optuna's storage accepts without a deep copy, which costs more than everything else in a proposal."""
 
     def __deepcopy__(self, memo: Any) -> FrozenTrial:
         made = _LightTrial.__new__(_LightTrial)
@@ -107,12 +107,12 @@ class _LightTrial(FrozenTrial):
 
 
 class JointTPESampler(optuna.samplers.TPESampler):
-    """TPE over a space that is the same in all trials, which Optuna would find out anew from all of them at each ask."""
+    """TPE over a space that is the same in all trials. Optuna would find that out again from all trials at each proposal."""
 
     def __init__(self, distributions: Mapping[str, BaseDistribution], **options: Any) -> None:
         super().__init__(**options)
         self._joint = {name: distribution for name, distribution in sorted(distributions.items()) if not distribution.single()}
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """All parameters, where any trial is known."""
+        """All parameters, if any trial is known."""
         return dict(self._joint) if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)) else {}

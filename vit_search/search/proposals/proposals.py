@@ -1,4 +1,4 @@
-"""Which trial is proposed next: points that people give, then those of a sampler; what cannot be built is never run."""
+"""Proposes the next trial: first the points that people give, then those of a sampler. Infeasible proposals are never run."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from vit_search.search.proposals.optuna_study import StudyView, distributions
 from vit_search.search.proposals.samplers import SAMPLERS, Proposal, Question, chosen, draw_at_random
 
 REDRAWS = 3
-"""Further asks after one that repeats an earlier proposal; then chance decides, as often again; then the repeat is run."""
+"""How often a sampler is asked again after it repeats an earlier proposal. Then random draws are tried as often, then the repeat is run."""
 
 STUBBORN = 20
-"""Proposals in a row that cannot be built before chance takes over until one can."""
+"""After this many infeasible proposals in a row, points are drawn at random until one is feasible."""
 
 DROPPED = 100
-"""The same before a point to start with, or a hand-made one, is dropped whose open parameters cannot be filled in."""
+"""After this many, a point that a person gave is dropped, because its open parameters cannot be filled in."""
 
 GIVE_UP = 1000
-"""The same before the search ends."""
+"""After this many, the search ends."""
 
 Lesson = tuple[Mapping[str, Value], Mapping[int, float], str]
-"""Of another search's trial: parameters, values by epoch, outcome."""
+"""A trial of an earlier search: parameters, values by epoch, outcome."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProposalOptions:
-    """What the proposals of a search follow from, besides its events."""
+    """The settings that proposals depend on, besides the events."""
 
     metric: str
     """A key of METRICS."""
@@ -56,18 +56,18 @@ class ProposalOptions:
     goals: Sequence[Goal] = ()
     """Further objectives, each a metric with its mode."""
     first: Sequence[Mapping[str, Value]] = ()
-    """Points to propose before the sampler is asked; what one leaves out is asked of the sampler."""
+    """Points to propose before the sampler is asked. The sampler fills in what they leave out."""
     lessons: Sequence[Lesson] = ()
-    """Trials of other searches, shown to the sampler as far as they fit the space."""
+    """Trials of earlier searches. The sampler sees them as far as they fit the space."""
     shown: int = SHOWN
-    """Observations that a sampler is shown at most."""
+    """The most observations that a sampler sees."""
 
 
 class Proposals:
-    """The proposals of one search and what came of them.
+    """The proposals of one search and their results.
 
     Args:
-        space: what to ask for. options: see there.
+        space: the space to propose from. options: settings.
     """
 
     def __init__(self, space: Space, options: ProposalOptions) -> None:
@@ -78,13 +78,13 @@ class Proposals:
         self._study = StudyView(self._distributions)
         self.history = History([*options.levels, options.epochs], self._modes, options.goals)
         self._indices: list[int] = []
-        """In the history, by the trial's number."""
+        """Index in the history, by the trial's number."""
         self._tried: set[tuple[tuple[str, Value], ...]] = set()
         self._queue = deque(dict(point) for point in options.first)
         self._grid: Iterator[Params] = space.grid() if options.sampler == "grid" else iter(())
         self._infeasible_in_a_row = 0
         self._asked: Proposal | None = None
-        """The proposal that the next event holds, where it has just been asked for."""
+        """The proposal that was just made and that the next event will hold."""
         for lesson in options.lessons:
             past = self._fitting(*lesson)
             if past is not None:
@@ -106,9 +106,9 @@ class Proposals:
             self._queue.appendleft(dict(event.arguments))
 
     def ask(self) -> tuple[Params, str | None] | None:
-        """The next proposal, and why it cannot be built, where it cannot; None where there is nothing left to propose.
+        """The next proposal, and why it is infeasible, if it is. None if nothing is left to propose.
 
-        Nothing has changed until `apply` gets the event.
+        It changes nothing; `apply` does, with the event.
         """
         if self._infeasible_in_a_row >= GIVE_UP and not self._queue:
             return None
@@ -116,24 +116,24 @@ class Proposals:
         return None if self._asked is None else (self._asked.params, self._space.problem(self._asked.params))
 
     def check_point(self, params: Mapping[str, Value]) -> None:
-        """Refuse a hand-made point that cannot be run.
+        """Reject a point that a person gave and that cannot be run.
 
         Raises: SpecError.
         """
         space_checks.check_point(self._space, params, "add")
 
     def view(self) -> optuna.Study:
-        """What Optuna's samplers would be shown now."""
+        """What Optuna's samplers would see now."""
         shown = self.history.view(self._options.shown)
         return self._study.of(shown, self._modes, infeasible=self._options.sampler != "cmaes")
 
     def sampler(self) -> str:
-        """Who proposes next."""
+        """The name of the sampler that proposes next."""
         name = self._options.sampler
         return chosen(self._question({}, 0)) if name == "auto" else name
 
     def _next(self) -> Proposal | None:
-        """The next point: one of the queue, or a sampler's that is new where that can be had."""
+        """The next point: from the queue, or from the sampler, and new if possible."""
         by_chance = self._infeasible_in_a_row >= STUBBORN
         if self._queue:
             return self._sample(self._queue[0], 0, by_chance)
@@ -193,7 +193,7 @@ class Proposals:
         self._drop_from_queue(params, feasible)
 
     def _drop_from_queue(self, params: Params, feasible: bool) -> None:
-        """Take the point out of the queue that a proposal came from, unless its open parameters are to be filled in otherwise."""
+        """Remove from the queue the point that a proposal came from, unless its open parameters will be filled in differently."""
         point = next((point for point in self._queue if all(params.get(name, value) == value for name, value in point.items())), None)
         if point is not None and (feasible or params.keys() <= point.keys() or self._infeasible_in_a_row % DROPPED == 0):
             self._queue.remove(point)
@@ -211,14 +211,14 @@ class Proposals:
         return self.history.pasts[self._indices[trial]]
 
     def _costs(self, params: Mapping[str, Value]) -> dict[str, float]:
-        """What a model costs, as far as that is an objective."""
+        """The model's cost, if an objective needs it."""
         if all(goal.metric in RANKING for goal in self._options.goals):
             return {}
         cost = self._space.cost(params)
         return {"params": float(cost.params), "flops": float(cost.forward_flops), "train_flops": float(cost.train_flops)}
 
     def _fitting(self, params: Mapping[str, Value], values: Mapping[int, float], outcome: str) -> Past | None:
-        """Another search's trial as far as it fits: the parameters that both have, where all its values lie in our ranges."""
+        """A trial of an earlier search, reduced to the parameters that both searches have. None if a value is outside of our ranges."""
         ours = {name: value for name, value in params.items() if name in self._space.searched}
         if not ours or any(self._space.searched[name].fault(value) for name, value in ours.items()):
             return None

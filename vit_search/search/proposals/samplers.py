@@ -1,7 +1,7 @@
-"""Samplers: from what is known to one proposal. A new one is a function here, or in a file of its own, and a line in SAMPLERS.
+"""Samplers: each turns what is known into one proposal. A new one is a function, here or in a file of its own, and a line in SAMPLERS.
 
-A proposal follows from the history, the seed and its own index alone: every ask gets a random generator seeded anew. So a search that
-is rebuilt from its ledger goes on as the one that wrote it would have.
+A proposal depends on the history, the seed and its own index alone; each proposal gets a fresh random generator. So a resumed search
+proposes what the interrupted one would have.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from vit_search.search.proposals.optuna_study import JointTPESampler, StudyView
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """All that one proposal follows from."""
+    """Everything that one proposal depends on."""
 
     space: Space
     history: History
     shown: int
-    """Observations that a sampler is shown at most."""
+    """The most observations that a sampler sees."""
     modes: Sequence[str]
     """"min" or "max" of the first metric and of each of `goals`."""
     goals: Sequence[Goal]
@@ -42,20 +42,20 @@ class Question:
     tried: Set[tuple[tuple[str, Value], ...]]
     """All proposals so far."""
     partial: bool
-    """Whether trials of earlier searches, which are shown, lack some of the parameters."""
+    """Whether trials of earlier searches that the sampler sees lack some of the parameters."""
     fixed: Mapping[str, Value]
-    """Parameters that are fixed already; the sampler fills in the others."""
+    """Parameters that are already fixed. The sampler fills in the others."""
     index: int
-    """Of the proposal, from 0."""
+    """The proposal's index, from 0."""
     draw: int
-    """How often it was asked for before; the answers repeated earlier proposals."""
+    """How often this proposal was asked for before, because the answers repeated earlier proposals."""
     search_seed: int
     seed: int
-    """Of this ask."""
+    """The seed of this proposal."""
     rng: random.Random
 
     def suggest(self, asks: ValueSource) -> Params:
-        """The parameters as `asks` has them, but for those that are fixed."""
+        """The parameters: those that are fixed, and the others from `asks`."""
         return self.space.suggest(FromPoint(self.fixed, asks) if self.fixed else asks)
 
 
@@ -65,19 +65,19 @@ class Proposal:
 
     params: Params
     attributes: Mapping[str, Any]
-    """What the sampler wants to find again at this trial."""
+    """What the sampler wants to find again with this trial later."""
 
 
 Sampler = Callable[[Question], Proposal]
 
 
 def draw_at_random(question: Question) -> Proposal:
-    """Independent draws from the space."""
+    """Draw each parameter independently."""
     return Proposal(question.suggest(AtRandom(question.rng)), {})
 
 
 def sobol(question: Question) -> Proposal:
-    """The next point of a scrambled Sobol sequence, which fills the space evenly; a further draw of the same point is random."""
+    """The next point of a scrambled Sobol sequence, which covers the space evenly. If it is asked for again, it is random."""
     from scipy.stats import qmc  # type: ignore[import-untyped]  # slow to import, and seldom asked for
 
     if question.draw:
@@ -90,7 +90,7 @@ def sobol(question: Question) -> Proposal:
 
 
 def gp(question: Question) -> Proposal:
-    """The most promising point by our Gaussian process: new, and such that it can be built. Random while there is too little to go by."""
+    """The most promising new and feasible point by our Gaussian process. Random while there are fewer than ENOUGH observations."""
     view = question.history.view(question.shown)
     observed = [(past.params, values) for past, state, values in view if state == TrialState.COMPLETE and values]
     if len(observed) < ENOUGH or not question.space.searched:
@@ -107,7 +107,7 @@ def gp(question: Question) -> Proposal:
 
 
 def tpe(question: Question) -> Proposal:
-    """Optuna's tree-structured Parzen estimator. Random while it would draw at random itself."""
+    """Optuna's tree-structured Parzen estimator. Random while there are fewer than ENOUGH observations."""
     if question.history.observations < ENOUGH:
         return draw_at_random(question)
     options: dict[str, Any] = {"seed": question.seed, "multivariate": True, "n_startup_trials": ENOUGH, "constant_liar": True}
@@ -121,18 +121,20 @@ def tpe(question: Question) -> Proposal:
 
 
 def cmaes(question: Question) -> Proposal:
-    """Optuna's CMA-ES, whose state lies in its trials' attributes."""
+    """Optuna's CMA-ES, which keeps its state in its trials' attributes."""
     return _ask_optuna(question, optuna.samplers.CmaEsSampler(seed=question.seed, n_startup_trials=ENOUGH), infeasible=False)
 
 
 def auto(question: Question) -> Proposal:
-    """The sampler with the least regret in tests/benchmarks/RESULTS.md that suits what is known."""
+    """The sampler that had the least regret in docs/results/search-quality.md, of those that suit the search."""
     return SAMPLERS[chosen(question)](question)
 
 
 def chosen(question: Question) -> str:
-    """Our Gaussian process while all observations can be shown to it; TPE beyond, and where that was not measured: with conditions,
-    several objectives, or trials of other searches that lack some parameters.
+    """The name of the sampler that `auto` uses.
+
+    It is our Gaussian process while it can see all observations, and TPE beyond. It is also TPE where the Gaussian process was not
+    measured: with conditions, several objectives, or trials of earlier searches that lack some parameters.
     """
     suits = not (question.space.conditional or question.goals or question.partial)
     return "gp" if suits and question.history.observations <= question.shown else "tpe"
