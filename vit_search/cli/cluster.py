@@ -284,7 +284,7 @@ def token(show: Annotated[bool, typer.Option("--show", help="Print the token its
     if show:
         typer.echo(tokens.read())
     else:
-        typer.echo(f"{made.path}: {'made' if made.made else 'there'}, and its owner alone can read it")
+        typer.echo(f"{made.path}: {'created' if made.made else 'exists'}; only you can read it")
 
 
 @cluster.command()
