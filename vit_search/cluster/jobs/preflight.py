@@ -66,7 +66,7 @@ def _findings(facts: Facts, spec: SearchSpec | None, versions: Mapping[str, str]
     elif facts.mlflow.startswith("sqlite:"):
         yield PreflightFinding(
             "warning",
-            f"MLflow: records go to {facts.mlflow}, which is enough for a test; for real use, set MLFLOW_TRACKING_URI on the head to a server.",
+            f"MLflow: records go to {facts.mlflow}; good enough for a test. For real use, set MLFLOW_TRACKING_URI on the head.",
         )
     if facts.kept_s is None or facts.kept_s > KEPT_EVERY_S:
         seen = "no keeper runs" if facts.kept_s is None else f"the keeper has been silent for {facts.kept_s:,.0f} s"
