@@ -185,7 +185,7 @@ def test_the_readme_and_the_command_count_the_same_rules(folder):
     (folder / "cluster.yaml").write_text(SHIPPED)
     done = subprocess.run([COMMAND, "cluster", "check"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    (printed,) = re.findall(r"cluster.yaml: nothing odd by Ray's schema and (\d+) rules of ours$", done.stdout, re.MULTILINE)
+    (printed,) = re.findall(r"cluster.yaml: no problem found by Ray's schema and our (\d+) rules$", done.stdout, re.MULTILINE)
     assert int(readme) == int(printed) == lint.RULES
 
 

@@ -234,7 +234,7 @@ def check(file: ClusterFile = Path("cluster.yaml")) -> None:
         sys.exit(FOUND)
     for finding in report.blanks:
         typer.echo(f"{file}:{finding.line}: fill in: {finding.text}")
-    typer.echo(f"{file}: nothing odd by Ray's schema and {lint.RULES} rules of ours")
+    typer.echo(f"{file}: no problem found by Ray's schema and our {lint.RULES} rules")
 
 
 @cluster.command()
