@@ -140,7 +140,8 @@ def judge(pins, answers, accepted):
                 mend = f"fixed in {', '.join(found['fix_versions'])}" if found["fix_versions"] else "no fixed version"
                 first = (found["description"].strip().splitlines() or [""])[0]
                 problems.append(f"{answer['name']} {answer['version']}: {', '.join(names)}: {first} ({mend})")
-    return problems + [f"docs/operations/security.md: {name}: the lock is free of it; remove its row." for name in accepted if name not in used]
+    unneeded = [name for name in accepted if name not in used]
+    return problems + [f"docs/operations/security.md: {name}: the lock is free of it; remove its row." for name in unneeded]
 
 
 def main():
