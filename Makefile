@@ -40,7 +40,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-audit: install ## an SBOM of the lock, and the known vulnerabilities of what it pins: docs/SECURITY.md
+audit: install ## an SBOM of the lock, and the known vulnerabilities of what it pins: docs/operations/security.md
 	$(BIN)/python tests/audit.py
 
 bench: install ## the peers, and the tables of tests/benchmarks but search_quality's: about three hours on two cores

@@ -22,7 +22,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements.lock"
-SECURITY = ROOT / "docs" / "SECURITY.md"
+SECURITY = ROOT / "docs" / "operations" / "security.md"
 SBOM = ROOT / "sbom.cdx.json"
 PIP_AUDIT = "pip-audit==2.10.1"
 ADVISORY = re.compile(r"(CVE|GHSA|PYSEC)-")
@@ -86,13 +86,13 @@ def _component(pin):
 
 
 def accepted_advisories(text):
-    """Package by advisory, from the table of accepted advisories in docs/SECURITY.md."""
+    """Package by advisory, from the table of accepted advisories in docs/operations/security.md."""
     accepted = {}
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         if ADVISORY.match(cells[0]):
             if len(cells) != 3 or not all(cells):
-                raise AuditError(f"docs/SECURITY.md: {cells[0]}: give advisory, package, and why it does not apply.")
+                raise AuditError(f"docs/operations/security.md: {cells[0]}: give advisory, package, and why it does not apply.")
             accepted[cells[0]] = cells[1]
     return accepted
 
@@ -140,7 +140,8 @@ def judge(pins, answers, accepted):
                 mend = f"fixed in {', '.join(found['fix_versions'])}" if found["fix_versions"] else "no fixed version"
                 first = (found["description"].strip().splitlines() or [""])[0]
                 problems.append(f"{answer['name']} {answer['version']}: {', '.join(names)}: {first} ({mend})")
-    return problems + [f"docs/SECURITY.md: {name}: the lock is free of it; remove its row." for name in accepted if name not in used]
+    unneeded = [name for name in accepted if name not in used]
+    return problems + [f"docs/operations/security.md: {name}: the lock is free of it; remove its row." for name in unneeded]
 
 
 def main():
@@ -156,7 +157,7 @@ def main():
         return 2
     for problem in problems:
         print(problem)
-    print(f"{len(pins)} pins looked up, {len(problems)} to mend, {len(accepted)} advisories accepted in docs/SECURITY.md")
+    print(f"{len(pins)} pins looked up, {len(problems)} to mend, {len(accepted)} advisories accepted in docs/operations/security.md")
     return 1 if problems else 0
 
 

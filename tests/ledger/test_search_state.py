@@ -171,6 +171,8 @@ def test_on_a_cluster_its_record_and_its_jobs_lock_count_too(folder):
     with (folder / record.LOCK).open("w") as lock:
         assert record.taken(lock)
         assert record.state(folder) == SearchState("starting")
+        assert told(folder, *OVER, Left(state="finished"))[0] == SearchState("ending")  # its job ends a moment later
+    told(folder, *START)
     record.change(folder, wanted="stopped")
     assert record.state(folder) == SearchState("interrupted", "its driver died")
     assert told(folder, Launched(host="here", pid=8), driven=True)[0] == SearchState("ending")  # it is told so by its job's end

@@ -1,4 +1,4 @@
-"""What `make audit` makes of the lock and of pip-audit's answers; and what docs/SECURITY.md names is there. No network."""
+"""What `make audit` makes of the lock and of pip-audit's answers; and what docs/operations/security.md names is there. No network."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import pytest
 from helpers.paths import ROOT
 
 LOCK = (ROOT / "requirements.lock").read_text()
-SECURITY = (ROOT / "docs/SECURITY.md").read_text()
+SECURITY = (ROOT / "docs/operations/security.md").read_text()
 
 
 def test_the_sbom_lists_exactly_the_packages_and_hashes_of_the_lock():
@@ -55,7 +55,7 @@ def answers(**vulns):
         ({}, ["numpy 2.5.5: GHSA-1, CVE-1: Reads too far. (fixed in 2.5.6)"]),
         ({"CVE-1": "numpy"}, []),  # by whichever of its names
         ({"GHSA-1": "scipy"}, ["numpy 2.5.5: GHSA-1, CVE-1: Reads too far. (fixed in 2.5.6)", "GHSA-1: the lock is free of it"]),
-        ({"GHSA-1": "numpy", "CVE-2": "numpy"}, ["docs/SECURITY.md: CVE-2: the lock is free of it; remove its row."]),
+        ({"GHSA-1": "numpy", "CVE-2": "numpy"}, ["docs/operations/security.md: CVE-2: the lock is free of it; remove its row."]),
     ],
 )
 def test_an_advisory_is_told_unless_it_is_accepted_and_an_accepted_one_must_be_there(accepted, lines):
@@ -86,4 +86,4 @@ def test_each_test_file_and_link_that_the_security_page_names_exists():
         assert file in files
         assert not name or any(f"def {name}(" in text for text in files.values()), name
     for link in re.findall(r"\]\(([^)#:]+)", SECURITY):
-        assert (ROOT / "docs" / link).exists(), link
+        assert (ROOT / "docs/operations" / link).exists(), link

@@ -1,7 +1,10 @@
 """A promotion's policy: its defaults, what is refused and the very line a user sees, and the digest by which it is recorded."""
 
+import re
+
 import jsonschema
 import pytest
+from helpers.paths import ROOT
 from pydantic import BaseModel
 
 from vit_search.config import strict_yaml
@@ -138,3 +141,26 @@ def test_a_mistake_gets_one_line_with_where_what_and_the_mend(tmp_path, text, li
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(SpecError, match=r"gone\.yaml: cannot be read"):
         policy.load(tmp_path / "gone.yaml")
+
+
+GUIDE = (ROOT / "docs/guides/promotion.md").read_text()
+
+
+def test_the_guide_s_policy_file_is_read():
+    (shown,) = re.findall(r"```yaml title=\"policy.yaml\"\n(.*?)```", GUIDE, re.DOTALL)
+    rules = policy.parse(shown)
+    assert (rules.top, rules.approval, rules.limits.latency_ms.cpu_batch_1_p95) == (3, "always", 20)
+    assert rules.export.formats == ("safetensors", "pt2", "onnx")
+
+
+def test_the_guide_s_defaults_are_those_of_the_policy():
+    rules = policy.load(None).to_dict()
+    shown = dict(re.findall(r"^\| `(\S+)` \| (\S+) \|", GUIDE, re.MULTILINE))
+    for key in ("better.alpha", "better.least_gain", "better.most_readings", "class_drop", "cost_above_champion", "seed_sd", "leaked"):
+        value = rules
+        for step in key.split("."):
+            value = value[step]
+        assert float(shown[key]) == value, key
+    assert (rules["better"]["margin"], rules["better"]["cheaper"], rules["top"], rules["seeds"]) == (0.005, 0.2, 3, 3)
+    assert rules["retrain_on"] == shown["retrain_on"].strip("`") and rules["approval"] == shown["approval"].strip("`")
+    assert all(f"| G{n} " in GUIDE for n in range(1, 15))

@@ -161,7 +161,7 @@ def test_a_project_that_was_moved_goes_on_in_its_new_folder_and_leaves_the_old_o
     try:
         after = vit_search(moved, *predict)
         assert json.loads(after.stdout) == before
-        assert after.stderr.count("the artifacts are taken from the folder of the database from now on") == 1
+        assert after.stderr.count("its artifacts are now read from beside the database") == 1
         assert "The history is whole" in vit_search(moved, "history", "small", "--verify").stdout
         vit_search(moved, "export", "small@champion", "--format", "safetensors")
         done = vit_search_process(moved, "extend", "small-2", "--trials", "6", "--tracking-uri", "sqlite:///mlruns.db")

@@ -236,7 +236,7 @@ def test_what_no_node_can_run_and_paths_of_the_laptop_are_refused_before_anythin
     (laptop / "gpus.yaml").write_text(FILE + "resources: {gpus: 3}\n")
     done = vit_search(laptop, cluster, "submit", "gpus.yaml", check=False)
     assert done.returncode == 2
-    assert "a trial asks for 1 CPU and 3 GPUs, and no node nor node type has as many" in done.stderr
+    assert "a trial asks for 1 CPU and 3 GPUs, and no node or node type has that many" in done.stderr
     (laptop / "here.yaml").write_text(FILE.replace("{name: digits, train_limit: 500}", "{name: image_folder, path: photos, image_size: 8}"))
     done = vit_search(laptop, cluster, "submit", "here.yaml", check=False)
     assert "'photos' is a path of this machine; name the folder on the cluster in full." in done.stderr
@@ -512,7 +512,7 @@ def test_versions_that_differ_from_the_laptops_an_mlflow_that_is_away_and_a_miss
     (error,) = preflight.findings(replace(FACTS, mlflow_problem="it does not answer"), versions=VERSIONS)
     assert "MLflow, from the head: it does not answer" in error.text
     (warning,) = preflight.findings(replace(FACTS, kept_s=90.0), versions=VERSIONS)
-    assert (warning.severity, "no keeper has looked after the searches for 90 s" in warning.text) == ("warning", True)
+    assert (warning.severity, "the keeper has been silent for 90 s" in warning.text) == ("warning", True)
     assert "(1 more: `vit-search check" in str(preflight.refusal([error, error]))
     assert preflight.refusal([]) is None
 

@@ -6,7 +6,7 @@ folders of others: test_links. S8 YAML: test_bad_input. S9 names: here and test_
 test_serving, test_model_package. S12 URIs: here, test_tracking_uris. S13 secrets: here, test_recorder, test_jobs. S14 MLflow's server:
 test_cluster_services. S15 the endpoint: test_serving, test_host_header. S16 roles, between MLflow's accounts alone: here,
 test_cluster_services. S17 the lock: test_readme, test_audit. S18 no telemetry: here. S19 text of others on our pages: test_report. S20
-what to trust: docs/SECURITY.md, whose table goes beyond these rows and names the test of each; test_audit.
+what to trust: docs/operations/security.md, whose table goes beyond these rows and names the test of each; test_audit.
 """
 
 import ast

@@ -60,7 +60,9 @@ Nice = Annotated[
         max=19,
     ),
 ]
-PolicyFile = Annotated[Path | None, typer.Option(help="What a candidate must show; the defaults stand in README.md.", metavar="FILE")]
+PolicyFile = Annotated[
+    Path | None, typer.Option(help="What a candidate must show; docs/guides/promotion.md lists the defaults.", metavar="FILE")
+]
 ModelName = Annotated[str, typer.Argument(help="A registered model, named after its search file's `name`.", metavar="NAME")]
 SearchName = Annotated[str | None, typer.Argument(help="A search by name or folder; the newest by default.", metavar="SEARCH")]
 Url = Annotated[str, typer.Option(help="Of the cluster's Jobs API, e.g. http://127.0.0.1:8265 at the end of a tunnel.", metavar="URL")]

@@ -234,7 +234,7 @@ def check(file: ClusterFile = Path("cluster.yaml")) -> None:
         sys.exit(FOUND)
     for finding in report.blanks:
         typer.echo(f"{file}:{finding.line}: fill in: {finding.text}")
-    typer.echo(f"{file}: nothing odd by Ray's schema and {lint.RULES} rules of ours")
+    typer.echo(f"{file}: no problem found by Ray's schema and our {lint.RULES} rules")
 
 
 @cluster.command()
@@ -284,7 +284,7 @@ def token(show: Annotated[bool, typer.Option("--show", help="Print the token its
     if show:
         typer.echo(tokens.read())
     else:
-        typer.echo(f"{made.path}: {'made' if made.made else 'there'}, and its owner alone can read it")
+        typer.echo(f"{made.path}: {'created' if made.made else 'exists'}; only you can read it")
 
 
 @cluster.command()

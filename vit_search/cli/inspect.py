@@ -247,7 +247,7 @@ def doctor(
     client = mlflow_client.client_for(uri, needs="write" if close else "read")
     zombies = practice.zombies(client, stranger_hours=stranger_hours)
     if not zombies:
-        out.print("No run is open without somebody at work on it.")
+        out.print("No dead run was found.")
         return
     table = Table("experiment", "run", "id", "why it is dead", box=None, header_style="dim")
     table.columns[2].min_width = 32  # an id that is cut names nothing

@@ -274,7 +274,7 @@ def _in_words(event: Event, metric: str, named: bool) -> str:
 
     trial = f"trial {event.trial}: " if named and hasattr(event, "trial") else ""
     if isinstance(event, Launched):
-        return f"a driver took it up: process {event.pid} on {event.host}"
+        return f"driver started: process {event.pid} on {event.host}"
     if isinstance(event, Proposed):
         return trial + "proposed: " + ", ".join(f"{name} {value_text(value)}" for name, value in event.params.items())
     if isinstance(event, Infeasible):
@@ -291,5 +291,5 @@ def _in_words(event: Event, metric: str, named: bool) -> str:
     if isinstance(event, OutgrewShare):
         return f"{trial}outgrew its {event.gpus:g} of a GPU, goes on with more: {event.reason}"
     if isinstance(event, Left):
-        return f"the driver let it go: {event.state}" + (f", {event.reason}" if event.reason else "")
+        return f"driver ended: {event.state}" + (f", {event.reason}" if event.reason else "")
     return f"{event.by}: {event.name}: {event.answer}"

@@ -177,8 +177,8 @@ def snapshot(folder: Path) -> Snapshot:
     now = search_state.read(folder, awaited=awaited)
     if submission is not None and now.state.word == "running" and submission.wanted == "stopped":
         return replace(now, state=SearchState("ending"))
-    if awaited and not now.state.driven and driven(folder):  # a job has it, and its driver has not taken the ledger yet
-        return replace(now, state=SearchState("starting"))
+    if awaited and not now.state.driven and driven(folder):  # a job has it; its driver has not taken the ledger yet, or has left it
+        return replace(now, state=SearchState("ending" if now.state.word == "finished" else "starting"))
     return now
 
 

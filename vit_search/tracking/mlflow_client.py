@@ -109,7 +109,7 @@ def client_for(tracking_uri: str | None, needs: Literal["make", "write", "read"]
             mend = "see that it runs, and the account in the URI."
         raise TrackingError(f"{public(uri)}: the tracking store does not answer ({message}); {mend}") from None
     if moved is not None:
-        _log.warning("MLflow: the artifacts are taken from the folder of the database from now on, no more from %s.", moved)
+        _log.warning("MLflow: the project was moved or copied; its artifacts are now read from beside the database, not from %s.", moved)
     return client
 
 

@@ -65,11 +65,12 @@ def _findings(facts: Facts, spec: SearchSpec | None, versions: Mapping[str, str]
         yield error(f"MLflow, from the head: {facts.mlflow_problem}")
     elif facts.mlflow.startswith("sqlite:"):
         yield PreflightFinding(
-            "warning", f"MLflow: records go to {facts.mlflow}; set MLFLOW_TRACKING_URI on the head to a server for more than a try."
+            "warning",
+            f"MLflow: records go to {facts.mlflow}; good enough for a test. For real use, set MLFLOW_TRACKING_URI on the head.",
         )
     if facts.kept_s is None or facts.kept_s > KEPT_EVERY_S:
-        ago = "yet" if facts.kept_s is None else f"for {facts.kept_s:,.0f} s"
-        text = f"no keeper has looked after the searches {ago}: one that is killed stays so; run `vit-search cluster head` on the head."
+        seen = "no keeper runs" if facts.kept_s is None else f"the keeper has been silent for {facts.kept_s:,.0f} s"
+        text = f"{seen}, so nobody restarts a search whose job is killed; run `vit-search cluster head` on the head."
         yield PreflightFinding("warning", text)
     shapes = [Shape(node.name, node.cpus, node.gpus) for node in facts.nodes] + facts.types
     if spec is not None:
@@ -86,8 +87,8 @@ def lacks(spec: SearchSpec, shapes: list[Shape]) -> str:
         return ""
     largest = ", ".join(f"{shape.name} {counted(shape.cpus, 'CPU')} and {counted(shape.gpus, 'GPU')}" for shape in _largest(shapes))
     return (
-        f"resources: a trial asks for {counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}, and no node nor node type has as many "
-        f"(the largest: {largest or 'there is none'}); lower it, or add such a node."
+        f"resources: a trial asks for {counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}, and no node or node type has that many "
+        f"(the largest: {largest or 'there is none'}); ask for less, or add a larger node."
     )
 
 
