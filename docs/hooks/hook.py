@@ -40,4 +40,6 @@ def _generate(name: str) -> str:
     try:
         return generated.GENERATORS[name]()
     except KeyError:
-        raise PluginError(f"<!-- generated: {name} -->: no generator of that name; choose from {', '.join(generated.GENERATORS)}.") from None
+        raise PluginError(
+            f"<!-- generated: {name} -->: no generator of that name; choose from {', '.join(generated.GENERATORS)}."
+        ) from None
