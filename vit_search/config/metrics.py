@@ -30,13 +30,34 @@ class Metric:
 
 
 TABLE = (
-    Metric("train_loss", "min", meaning="Cross-entropy in nats of the training images during the epoch, with augmentation and label smoothing."),
-    Metric("train_accuracy", "max", fraction=True, meaning="Share of the training images that are right during the epoch, with augmentation."),
+    Metric(
+        "train_loss", "min", meaning="Cross-entropy in nats of the training images during the epoch, with augmentation and label smoothing."
+    ),
+    Metric(
+        "train_accuracy", "max", fraction=True, meaning="Share of the training images that are right during the epoch, with augmentation."
+    ),
     Metric("val_loss", "min", meaning="Cross-entropy in nats of the validation images, without label smoothing."),
     Metric("val_accuracy", "max", fraction=True, of_images=True, meaning="Share of the validation images whose class is right."),
-    Metric("val_top5_accuracy", "max", fraction=True, of_images=True, least_classes=5, meaning="Share of the validation images whose class is among the five most probable ones."),
-    Metric("val_macro_f1", "max", fraction=True, meaning="Mean of the classes' F1 scores on the validation images. Each class counts the same, however many images it has."),
-    Metric("val_balanced_accuracy", "max", fraction=True, meaning="Mean of the classes' recalls on the validation images. Each class counts the same, however many images it has."),
+    Metric(
+        "val_top5_accuracy",
+        "max",
+        fraction=True,
+        of_images=True,
+        least_classes=5,
+        meaning="Share of the validation images whose class is among the five most probable ones.",
+    ),
+    Metric(
+        "val_macro_f1",
+        "max",
+        fraction=True,
+        meaning="Mean of the classes' F1 scores on the validation images. Each class counts the same, however many images it has.",
+    ),
+    Metric(
+        "val_balanced_accuracy",
+        "max",
+        fraction=True,
+        meaning="Mean of the classes' recalls on the validation images. Each class counts the same, however many images it has.",
+    ),
     Metric("images_per_s", "max", meaning="Training images per second, without evaluation."),
     Metric("seconds", "min", meaning="Seconds that the epoch takes, training and evaluation."),
     Metric("peak_memory_bytes", "min", meaning="Peak memory in bytes: of torch's allocator on a GPU, of the process on a CPU."),
