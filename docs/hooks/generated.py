@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,30 @@ def exit_codes() -> str:
     return "\n".join(["| Code | Meaning |", "| --- | --- |", *rows])
 
 
+def public_functions() -> str:
+    """What `from vit_search import …` offers, for mkdocstrings."""
+    import vit_search
+
+    return "\n\n".join(f"::: vit_search.{name}" for name in sorted(vit_search.__all__, key=_order))
+
+
+def public_classes() -> str:
+    """The classes that those functions return, for mkdocstrings."""
+    tree = ast.parse((ROOT / "vit_search" / "__init__.py").read_text(encoding="utf-8"))
+    modules = {
+        name.name: statement.module for statement in ast.walk(tree) if isinstance(statement, ast.ImportFrom) for name in statement.names
+    }
+    returned = [function.returns for function in tree.body if isinstance(function, ast.FunctionDef)]
+    names = dict.fromkeys(one.id for one in returned if isinstance(one, ast.Name) and one.id in modules)
+    return "\n\n".join(f"::: {modules[name]}.{name}" for name in names)
+
+
+def _order(name: str) -> tuple[bool, str]:
+    """Functions on searches, in the order of their use, before those on models."""
+    order = ["load_search", "run_search", "read_search", "load_classifier"]
+    return name not in order, f"{order.index(name)}" if name in order else name
+
+
 def changelog() -> str:
     """CHANGELOG.md without its title."""
     return (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").partition("\n")[2].strip()
@@ -46,6 +71,8 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "commands": command_reference.commands,
     "exit_codes": exit_codes,
     "metrics": metrics,
+    "public_classes": public_classes,
+    "public_functions": public_functions,
     "policy_file": schema_reference.policy_file,
     "search_file": schema_reference.search_file,
 }

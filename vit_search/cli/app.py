@@ -48,8 +48,8 @@ INTERRUPTED = 130
 EXIT_CODES = {
     0: "The command has done what you asked.",
     FOUND: "`doctor`, `history --verify` or `cluster head --status` has found a problem. After a traceback of Python: a bug of ours.",
-    VitSearchError.exit_code: "A mistake that you can correct: in a file, an option, the data, the cluster or MLflow's address. One line says "
-    "what and where. `lint`, `check` and `cluster check` also exit with it if they find an error.",
+    VitSearchError.exit_code: "A mistake that you can correct: in a file, an option, the data or the cluster. One line says what. "
+    "`lint`, `check` and `cluster check` also exit with it if they find an error.",
     NOT_PROMOTED: "`promote` or `gate`: a gate refuses the candidate. The champion stays.",
     NoTrialCompletedError.exit_code: "The search has ended, and no trial was trained to its full length.",
     NOT_RECORDED: "The search has ended, but MLflow was away and lacks a part of the records. Send them with `vit-search sync`.",
