@@ -44,7 +44,7 @@ audit: install ## an SBOM of the lock, and the known vulnerabilities of what it 
 	$(BIN)/python tests/audit.py
 
 docs: install ## the documentation site, in site/: a broken link or a page that the menu lacks fails. To read it: .venv/bin/mkdocs serve
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: install ## the peers, and the tables of tests/benchmarks but search_quality's: about three hours on two cores
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[bench]'

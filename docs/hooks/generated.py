@@ -12,6 +12,14 @@ import schema_reference
 ROOT = Path(__file__).parents[2]
 
 
+FILE_KEYS = """
+    options:
+      members: [text, check]
+
+Its attributes are the [keys of a search file](search-file.md)."""
+"""Below a class that has so many attributes that they have a page of their own."""
+
+
 def metrics() -> str:
     """A list of the metrics: what a search can optimise, then what can only be an objective."""
     from vit_search.config.metrics import TABLE
@@ -52,7 +60,7 @@ def public_classes() -> str:
     }
     returned = [function.returns for function in tree.body if isinstance(function, ast.FunctionDef)]
     names = dict.fromkeys(one.id for one in returned if isinstance(one, ast.Name) and one.id in modules)
-    return "\n\n".join(f"::: {modules[name]}.{name}" for name in names)
+    return "\n\n".join(f"::: {modules[name]}.{name}{FILE_KEYS if name == 'SearchSpec' else ''}" for name in names)
 
 
 def _order(name: str) -> tuple[bool, str]:

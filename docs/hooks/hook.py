@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import generated
 from mkdocs.exceptions import PluginError
-from notebook import NotebookPage, pictures
+from notebook_pages import NotebookPage, pictures
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig

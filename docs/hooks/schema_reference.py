@@ -87,6 +87,8 @@ def _entry(path: str, value: Schema, schema: Schema, *, required: bool = False, 
     facts = [_type(value, schema)]
     if required:
         facts.append("**required**")
+    elif path.rpartition(".")[2] == "mode" and "follows from the metric" in about:
+        facts.append("default: that of the metric")
     elif "Default:" not in about.removesuffix(_default(value)):
         facts.append(f"default {_spelt(value['default'])}" if "default" in value else "")
     about = about.removesuffix(_default(value))
