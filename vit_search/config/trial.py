@@ -305,33 +305,33 @@ class TrialConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
-    """What one epoch of training gave."""
+    """The metrics of one epoch."""
 
     epoch: Annotated[int, (1, 100_000)]
     """1 for the first."""
     train_loss: float
     train_accuracy: Share
-    """Fraction in [0, 1], measured on the augmented batches while training."""
+    """Fraction in [0, 1], of the augmented training images."""
     val_loss: float
     val_accuracy: Share
-    """Fraction in [0, 1] of the whole validation split."""
+    """Fraction in [0, 1], of the whole validation split."""
     val_top5_accuracy: Share | None
     """None with fewer than 5 classes."""
     lr: float
     """Learning rate of the last step."""
     images_per_s: Annotated[float, (0, 1e15)]
-    """Training images per second, evaluation left out."""
+    """Training images per second, without evaluation."""
     seconds: Seconds
-    """Wall time of training and evaluation."""
+    """Seconds of wall time, for training and evaluation."""
     peak_memory_bytes: Annotated[int, (0, 2**63)]
-    """Peak of the device's allocator on CUDA; the process's peak resident size on CPU."""
+    """Peak memory: of torch's allocator on a GPU, of the process on a CPU."""
     latency_ms: Annotated[float, (0, 1e12)] | None = None
-    """Median time to classify one image, where a search has it as an objective."""
+    """Median time to classify one image; None unless it is an objective of the search."""
     scores: dict[str, float] = field(default_factory=dict)
     """Further metrics, by their names; see vit/evaluation.py. Empty in results of versions before 0.3."""
 
     def value(self, metric: str) -> float | None:
-        """A metric's value; None where this epoch has none."""
+        """The value of a metric; None if this epoch does not have it."""
         value = self.scores[metric] if metric in self.scores else getattr(self, metric, None)
         return None if value is None else float(value)
 
