@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -106,7 +107,7 @@ def _default(value: Schema) -> str:
 
 def _sentence(about: str) -> str:
     """A description on one line; where it names alternatives, `name: text; name: text`, they are a list."""
-    about = " ".join(about.split())
+    about = re.sub(r"(?<!`)\b(null|auto): ", r"`\1`: ", " ".join(about.split()))
     first, dot, rest = about.partition(". ")
     parts = rest.removesuffix(".").split("; ")
     if dot and len(parts) > 2 and all(part.partition(": ")[0].isidentifier() and ": " in part for part in parts):
