@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart install test test-system test-slow bench check audit format lock clean
+.PHONY: quickstart install test test-system test-slow bench check audit docs format lock clean
 .DELETE_ON_ERROR:
 
 quickstart: install ## install, then search Vision Transformers on the handwritten digits
@@ -43,6 +43,9 @@ check: install
 audit: install ## an SBOM of the lock, and the known vulnerabilities of what it pins: docs/operations/security.md
 	$(BIN)/python tests/audit.py
 
+docs: install ## the documentation site, in site/: a broken link or a page that the menu lacks fails. To read it: .venv/bin/mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: install ## the peers, and the tables of tests/benchmarks but search_quality's: about three hours on two cores
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[bench]'
 	set -e; for script in dispatch train_step half_precision input_pipeline epoch accuracy \
@@ -57,4 +60,4 @@ lock: ## after a change of pyproject.toml's dependencies
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --output-file requirements.lock
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache site

@@ -1,81 +1,81 @@
-"""What a user can do wrong: each error is one line that says where, what was seen, and the mend."""
+"""The errors of vit_search. The message of each is one line that says where, what was found, and how to correct it."""
 
 
 class VitSearchError(Exception):
-    """A mistake that its reader can mend; the command line prints it and leaves with `exit_code`."""
+    """The base of all errors that a user can correct. The command line prints the message and exits with `exit_code`."""
 
     exit_code = 2
 
 
 class SpecError(VitSearchError):
-    """The search file asks for something that cannot be run."""
+    """A search file, or another file of settings, is wrong or asks for something impossible."""
 
 
 class TableError(VitSearchError):
-    """A name stands in one of two tables of our code that must have the same names; see docs/extending.md."""
+    """Two tables of our code that must have the same names do not; see docs/extending.md."""
 
 
 class DataError(VitSearchError):
-    """The images are missing, damaged, or not what the search file says they are."""
+    """The images are missing or damaged, or do not fit the search file."""
 
 
 class TooLargeError(DataError):
-    """An image file, or what it would decode to, is larger than is taken."""
+    """An image file, or its pixels, are too large."""
 
 
 class CheckpointError(VitSearchError):
-    """A checkpoint folder is missing, damaged, or of another configuration."""
+    """A checkpoint is missing or damaged, or belongs to another configuration."""
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A checkpoint's files are missing, cut, or not the ones that were written."""
+    """The files of a checkpoint are missing, incomplete or changed."""
 
 
 class OutOfMemoryError(VitSearchError):
-    """A training step does not fit into the memory of its device."""
+    """A training step does not fit into the memory of the device."""
 
 
 class SearchError(VitSearchError):
-    """A search folder cannot be made, found, read or resumed."""
+    """The folder of a search cannot be made, found, read or resumed."""
 
 
 class LinkError(VitSearchError):
-    """A file that would be written is a link, which may lead anywhere, or no file."""
+    """A file that has to be written is a link, or is not a regular file. Links are not followed."""
 
 
 class StorageError(VitSearchError):
-    """The folder of a search cannot be written, or is not seen, from where a trial runs."""
+    """The node of a trial cannot see or write the folder of the search."""
 
 
 class ClusterError(VitSearchError):
-    """A Ray cluster cannot be started, reached, or is not fit for what is asked of it."""
+    """A Ray cluster cannot be started or reached, or cannot do what you ask."""
 
 
 class LostClusterError(ClusterError):
-    """The head of a cluster died under a search; what Ray still does in this process cannot be ended but with it."""
+    """The head of the cluster was lost during a search. What Ray still does in this process ends only with the process."""
 
     exit_code = 6  # not 2: nobody has to mend anything before a resume
 
 
 class TrackingError(VitSearchError):
-    """The MLflow server or database cannot be reached or refuses what it is sent."""
+    """MLflow's server or database cannot be reached, or refuses a record."""
 
 
 class PromotionError(VitSearchError):
-    """A candidate cannot be promoted, or a model cannot be loaded from the registry."""
+    """A candidate cannot be promoted, or a registered model cannot be loaded."""
 
 
 class ServingError(VitSearchError):
-    """A model cannot be served as it was asked for."""
+    """A model cannot be served with these options."""
 
 
 class PromotionRefusedError(PromotionError):
-    """A version that may not become the champion, or not now."""
+    """A version may not become the champion, or not now."""
 
     exit_code = 3
 
 
 class NoTrialCompletedError(VitSearchError):
-    """The search ended, and not one of its trials reached full length."""
+    """The search has ended, and no trial was trained to its full length."""
 
     exit_code = 4

@@ -18,7 +18,7 @@ import typer
 
 from vit_search.cli import terminal
 from vit_search.cli.terminal import escaped
-from vit_search.errors import DataError, LostClusterError, SearchError, SpecError, VitSearchError
+from vit_search.errors import DataError, LostClusterError, NoTrialCompletedError, SearchError, SpecError, VitSearchError
 from vit_search.runtime.start_up import collect_rarely
 
 app = typer.Typer(
@@ -33,8 +33,8 @@ app = typer.Typer(
 out = terminal.console()
 err = terminal.console(stderr=True)
 
-INTERRUPTED = 130
-"""Exit code of a search ended by Ctrl-C, as a shell gives it."""
+FOUND = 1
+"""Exit code of a command that looks for problems in what is there, and has found some."""
 
 NOT_PROMOTED = 3
 """Exit code of a promotion that a gate has refused."""
@@ -42,32 +42,50 @@ NOT_PROMOTED = 3
 NOT_RECORDED = 5
 """Exit code of a search that came to its end while MLflow was away."""
 
-Output = Annotated[Path, typer.Option(help="Folder of all searches.")]
+INTERRUPTED = 130
+"""Exit code of a search ended by Ctrl-C, as a shell gives it."""
+
+EXIT_CODES = {
+    0: "The command has done what you asked.",
+    FOUND: "`doctor`, `history --verify` or `cluster head --status` has found a problem. After a traceback of Python: a bug of ours.",
+    VitSearchError.exit_code: "A mistake that you can correct: in a file, an option, the data or the cluster. One line says what. "
+    "`lint`, `check` and `cluster check` also exit with it if they find an error.",
+    NOT_PROMOTED: "`promote` or `gate`: a gate refuses the candidate. The champion stays.",
+    NoTrialCompletedError.exit_code: "The search has ended, and no trial was trained to its full length.",
+    NOT_RECORDED: "The search has ended, but MLflow was away and lacks a part of the records. Send them with `vit-search sync`.",
+    LostClusterError.exit_code: "The head of the Ray cluster was lost during the search. Start the cluster, then `vit-search resume`.",
+    INTERRUPTED: "You pressed Ctrl-C. A search continues with `vit-search resume`.",
+}
+"""What each exit code means, for docs/reference/exit-codes.md."""
+
+Output = Annotated[Path, typer.Option(help="Folder that holds all searches.")]
 Tracking = Annotated[
     str | None,
-    typer.Option(help="MLflow server or database; by default MLFLOW_TRACKING_URI, else the search's own, else SQLite in ./mlruns.db."),
+    typer.Option(
+        help="Address of MLflow, a server or a database. Default: MLFLOW_TRACKING_URI, then the search's own, then SQLite in ./mlruns.db."
+    ),
 ]
 Address = Annotated[
     str | None,
-    typer.Option(help="Of the Ray cluster that trains, from one of its nodes: `auto`, or HOST:6379; by default this machine alone."),
+    typer.Option(help="Train on a Ray cluster, from one of its nodes: `auto` or HOST:6379. Default: this machine alone."),
 ]
 Nice = Annotated[
     int | None,
     typer.Option(
         "--nice",
-        help="How far trials step back for other programs of this machine: 0 not at all, 19 most; 15 by default.",
+        help="Niceness of the trials: 0 gives them the same priority as other programs, 19 the lowest. Default: 15.",
         min=0,
         max=19,
     ),
 ]
 PolicyFile = Annotated[
-    Path | None, typer.Option(help="What a candidate must show; docs/guides/promotion.md lists the defaults.", metavar="FILE")
+    Path | None, typer.Option(help="Policy file: what a candidate must show. Default: docs/reference/policy.md.", metavar="FILE")
 ]
-ModelName = Annotated[str, typer.Argument(help="A registered model, named after its search file's `name`.", metavar="NAME")]
-SearchName = Annotated[str | None, typer.Argument(help="A search by name or folder; the newest by default.", metavar="SEARCH")]
-Url = Annotated[str, typer.Option(help="Of the cluster's Jobs API, e.g. http://127.0.0.1:8265 at the end of a tunnel.", metavar="URL")]
-Insecure = Annotated[bool, typer.Option("--insecure", help="Also where the cluster asks for no token.")]
-There = Annotated[str | None, typer.Option(help="URL of a cluster's Jobs API: of the search NAME that was submitted there.", metavar="URL")]
+ModelName = Annotated[str, typer.Argument(help="A registered model. By default it has the `name` of its search file.", metavar="NAME")]
+SearchName = Annotated[str | None, typer.Argument(help="Name or folder of a search. Default: the newest.", metavar="SEARCH")]
+Url = Annotated[str, typer.Option(help="Jobs API of the cluster, for example http://127.0.0.1:8265 through an ssh tunnel.", metavar="URL")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Accept a cluster that asks for no token.")]
+There = Annotated[str | None, typer.Option(help="Jobs API of a cluster, for a search that was submitted there.", metavar="URL")]
 
 
 def main() -> None:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vit_search.cli import terminal
-from vit_search.cli.app import Insecure, Url, app, err, out
+from vit_search.cli.app import FOUND, Insecure, Url, app, err, out
 from vit_search.cli.remote import connect, writing
 from vit_search.cli.terminal import escaped
 from vit_search.config.cost import in_units
+from vit_search.errors import ClusterError
 from vit_search.text import counted
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from vit_search.cluster.jobs.cluster_facts import Facts, Node
     from vit_search.cluster.jobs.preflight import PreflightFinding
 
-cluster = typer.Typer(help="Make a Ray cluster, and look one over.", no_args_is_help=True, rich_markup_mode=None)
+cluster = typer.Typer(help="Set up a Ray cluster, and check one.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cluster, name="cluster")
 
 
@@ -35,17 +36,17 @@ app.add_typer(cluster, name="cluster")
 
 @app.command()
 def submit(
-    file: Annotated[Path, typer.Argument(help="A search file; paths in it are the cluster's.")],
+    file: Annotated[Path, typer.Argument(help="A search file. Its paths are those of the cluster.")],
     address: Url,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow it to its end, and leave with its exit code.")] = False,
-    key: Annotated[str, typer.Option(help="Makes another search of the same file, e.g. a date.")] = "",
-    again: Annotated[bool, typer.Option("--again", help="Start another search, although this file was submitted before.")] = False,
-    download: Annotated[bool, typer.Option("--download", help="Have the cluster fetch the data set if it is missing.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end of the search, and exit with its exit code.")] = False,
+    key: Annotated[str, typer.Option(help="A text, for example a date. The same file with another key is another search.")] = "",
+    again: Annotated[bool, typer.Option("--again", help="Start another search, even if this file was submitted before.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="Download the data set to the cluster if it is missing there.")] = False,
     insecure: Insecure = False,
 ) -> None:
-    """Hand a search over to a Ray cluster, which sees it through.
+    """Submit a search to a Ray cluster, which runs it to its end.
 
-    The same file twice is one search.
+    If you submit the same file twice, there is still one search.
     """
     there = connect(address, insecure)
     from vit_search.cluster.jobs import logs
@@ -78,13 +79,13 @@ def submit(
 @app.command(name="check")
 def check_there(
     address: Url,
-    file: Annotated[Path | None, typer.Argument(help="A search file that is to run there.", metavar="FILE")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="All that was measured, as JSON.")] = False,
+    file: Annotated[Path | None, typer.Argument(help="A search file that you want to run there.", metavar="FILE")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all measurements as JSON.")] = False,
     insecure: Insecure = False,
 ) -> None:
-    """Measure a cluster: nodes, versions, storage, MLflow, clocks.
+    """Check a cluster: nodes, versions, storage, MLflow, clocks.
 
-    Exit code 2 where something is wrong.
+    Exit code 2: something is wrong.
     """
     from vit_search.config import search_file
 
@@ -105,7 +106,7 @@ def check_there(
     else:
         print_facts(facts, findings)
     if wrong:
-        sys.exit(2)
+        sys.exit(ClusterError.exit_code)
 
 
 RIGHT = ("CPUs", "GPUs", "memory", "free", "clock")
@@ -154,7 +155,7 @@ def drive(
     key: Annotated[str, typer.Option(help="By which the same file is another search.")] = "",
     pin: Annotated[str | None, typer.Option(help="Version of vit_search where it was submitted.")] = None,
     space: Annotated[str, typer.Option(help="Hash of its search space there.")] = "",
-    download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="Download the data set if it is missing.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Although it was stopped or has ended.")] = False,
 ) -> None:
     """What a submitted job runs on the head."""
@@ -191,10 +192,10 @@ def states(
 
 @cluster.command()
 def keep(
-    address: Annotated[str, typer.Option(help="Of the Jobs API, on this machine.", metavar="URL")] = "http://127.0.0.1:8265",
-    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 10.0,
+    address: Annotated[str, typer.Option(help="Jobs API, on this machine.", metavar="URL")] = "http://127.0.0.1:8265",
+    every: Annotated[float, typer.Option(help="Seconds between two checks.", min=0.1)] = 10.0,
 ) -> None:
-    """On the head: take up each search whose driver was killed.
+    """On the head: restart each search whose driver was killed.
 
     It goes on until it is ended.
     """
@@ -209,29 +210,24 @@ def _say(console: Console) -> Callable[[str], None]:
 
 # --- the cluster itself: cluster check, render, kuberay, token, head, keep ----------------------------------------------
 
-ClusterFile = Annotated[Path, typer.Argument(help="The cluster's file.", metavar="FILE")]
+ClusterFile = Annotated[Path, typer.Argument(help="Ray's cluster file.", metavar="FILE")]
 State = Annotated[
     Path | None,
-    typer.Option(help="Folder of the services' data, secrets and logs, on a disk of the head's own; /mnt/vit_search-head by default."),
+    typer.Option(help="Folder for the data, secrets and logs of the services, on a disk of the head. Default: /mnt/vit_search-head."),
 ]
-Port = Annotated[int, typer.Option(help="MLflow's, on 127.0.0.1.")]
-FOUND = 2
-"""Exit code of a check that found something."""
-
-UNWELL = 1
-"""Exit code where a service does not run."""
+Port = Annotated[int, typer.Option(help="MLflow's port, on 127.0.0.1.")]
 
 
 @cluster.command()
 def check(file: ClusterFile = Path("cluster.yaml")) -> None:
-    """Hold a cluster's file against Ray's schema and our rules."""
+    """Check a cluster file against Ray's schema and our rules."""
     from vit_search.cluster.file import lint
 
     report = lint.check(file)
     for finding in report.findings:
         typer.echo(f"{file}:{finding.line}: {finding.rule}: {finding.text}")
     if report.findings:
-        sys.exit(FOUND)
+        sys.exit(ClusterError.exit_code)
     for finding in report.blanks:
         typer.echo(f"{file}:{finding.line}: fill in: {finding.text}")
     typer.echo(f"{file}: no problem found by Ray's schema and our {lint.RULES} rules")
@@ -239,14 +235,16 @@ def check(file: ClusterFile = Path("cluster.yaml")) -> None:
 
 @cluster.command()
 def render(
-    local: Annotated[str, typer.Option(help="The machines: the head first, then the workers, e.g. head,w1,w2.", metavar="HEAD,WORKER,…")],
+    local: Annotated[
+        str, typer.Option(help="The machines: first the head, then the workers, for example head,w1,w2.", metavar="HEAD,WORKER,…")
+    ],
     file: ClusterFile = Path("cluster.yaml"),
-    user: Annotated[str, typer.Option(help="Account on each of them, reached by ssh.")] = "ubuntu",
-    key: Annotated[str | None, typer.Option(help="Its private key on this machine; what ssh takes by default.")] = None,
+    user: Annotated[str, typer.Option(help="Account for ssh on each machine.")] = "ubuntu",
+    key: Annotated[str | None, typer.Option(help="Private key for ssh. Default: the one that ssh chooses.")] = None,
 ) -> None:
-    """Print the cluster's file for machines of your own.
+    """Print a cluster file for machines of your own.
 
-    It has the same packages, commands and settings, without a cloud.
+    It has the same packages, commands and settings, but needs no cloud.
     """
     from vit_search.cluster.file import local_machines
 
@@ -255,15 +253,17 @@ def render(
 
 @cluster.command()
 def kuberay(
-    image: Annotated[str, typer.Option(help="With this package in it; how to build one stands at the top of what is printed.")],
+    image: Annotated[str, typer.Option(help="Container image with this package. The first lines of the output say how to build one.")],
     file: ClusterFile = Path("cluster.yaml"),
-    job: Annotated[Path | None, typer.Option(help="A search file: a RayJob that runs it on a cluster of its own.", metavar="FILE")] = None,
+    job: Annotated[
+        Path | None, typer.Option(help="A search file. The output is then a RayJob that runs it on a cluster of its own.", metavar="FILE")
+    ] = None,
     namespace: Annotated[str, typer.Option(help="Kubernetes namespace.")] = "vit-search",
-    storage_class: Annotated[str, typer.Option(help="Of a volume that many nodes can write to.")] = "efs-sc",
+    storage_class: Annotated[str, typer.Option(help="Storage class of a volume that many nodes can write to.")] = "efs-sc",
 ) -> None:
     """Print manifests for Kubernetes with KubeRay.
 
-    They are the cluster, MLflow, PostgreSQL, volumes and the network policy.
+    They contain the cluster, MLflow, PostgreSQL, the volumes and the network policy.
     """
     from vit_search.cluster.file import kubernetes
 
@@ -274,7 +274,7 @@ def kuberay(
 def token(show: Annotated[bool, typer.Option("--show", help="Print the token itself.")] = False) -> None:
     """Make the token of a cluster, once.
 
-    It also sees that nobody else can read it.
+    It also makes sure that no other account can read it.
     """
     from vit_search.runtime import ray_token as tokens
 
@@ -291,12 +291,14 @@ def token(show: Annotated[bool, typer.Option("--show", help="Print the token its
 def head(
     state: State = None,
     port: Port = 5000,
-    look: Annotated[bool, typer.Option("--status", help="Start nothing; say how they stand. Exit code 1 where one is not well.")] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="End them.")] = False,
+    look: Annotated[
+        bool, typer.Option("--status", help="Start nothing; print the state of the services. Exit code 1: one of them is not well.")
+    ] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the services.")] = False,
 ) -> None:
     """On the head: run PostgreSQL, MLflow and the keeper.
 
-    The keeper takes up searches again. All are started again when they die.
+    The keeper restarts searches whose driver was killed. If one of the three dies, it is started again.
     """
     from vit_search.cluster import record
     from vit_search.cluster.head import services, supervisor
@@ -312,16 +314,16 @@ def head(
     if not look:
         typer.echo(f"MLflow: {this.uri}   accounts: {ADMIN} and {SEARCHES}, passwords in {this.secrets}")
     elif not all(service.well for service in states):
-        sys.exit(UNWELL)
+        sys.exit(FOUND)
 
 
 @cluster.command()
 def worker(
-    state: Annotated[Path | None, typer.Option(help="Folder of its log; ~/.vit_search-worker by default.")] = None,
+    state: Annotated[Path | None, typer.Option(help="Folder of the log. Default: ~/.vit_search-worker.")] = None,
 ) -> None:
-    """On a worker: run the watcher for the cloud's spot notice.
+    """On a worker: watch for the cloud's spot notice.
 
-    It is started again when it dies.
+    If the watcher dies, it is started again.
     """
     from vit_search.cluster.head import supervisor
 
@@ -334,9 +336,9 @@ def watch_spot(
     metadata: Annotated[str, typer.Option(help="The metadata service.", hidden=True)] = "http://169.254.169.254",
     node_id: Annotated[str | None, typer.Option(help="Of the node to drain; this machine's by default.", hidden=True)] = None,
 ) -> None:
-    """Drain this node when AWS is about to take it.
+    """Drain this node when AWS is about to take it back.
 
-    It waits for the two-minute notice on a spot instance.
+    It waits for the notice that a spot instance gets two minutes before.
     """
     from vit_search.cluster import spot
 
@@ -352,7 +354,6 @@ def serve(service: Annotated[str, typer.Argument()], state: State = None, port: 
     from vit_search.cluster.head.folders import HeadServices
     from vit_search.cluster.head.mlflow_server import run_mlflow
     from vit_search.cluster.head.postgres import run_postgres
-    from vit_search.errors import ClusterError
 
     become = {"postgres": run_postgres, "mlflow": run_mlflow}.get(service)
     if become is None:

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from vit_search.cli import terminal
-from vit_search.cli.app import NOT_RECORDED, Insecure, Output, SearchName, Tracking, Url, app, err, out, write_new
+from vit_search.cli.app import FOUND, NOT_RECORDED, Insecure, Output, SearchName, Tracking, Url, app, err, out, write_new
 from vit_search.cli.progress import print_leaderboard, trial_row
 from vit_search.cli.remote import connect
 from vit_search.cli.status import awaits_driver
@@ -27,10 +27,10 @@ from vit_search.text import plain
 
 
 @app.command(name="list")
-def list_(address: Url, as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False, insecure: Insecure = False) -> None:
+def list_(address: Url, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False, insecure: Insecure = False) -> None:
     """List the searches that were submitted to a cluster.
 
-    It knows those since the cluster's Ray was started.
+    It knows only those that were submitted since the cluster's Ray was started.
     """
     there = connect(address, insecure)
     from vit_search.cluster.jobs.launches import launches
@@ -62,11 +62,11 @@ def list_(address: Url, as_json: Annotated[bool, typer.Option("--json", help="As
 def show(
     search: SearchName = None,
     output: Output = Path("searches"),
-    as_json: Annotated[bool, typer.Option("--json", help="All trials as JSON.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="All trials as CSV.")] = False,
-    top: Annotated[int, typer.Option(help="Rows of the table; 0 for all.", min=0)] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all trials as JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print all trials as CSV.")] = False,
+    top: Annotated[int, typer.Option(help="Number of rows of the table; 0 for all.", min=0)] = 10,
 ) -> None:
-    """Print the leaderboard of a search, running or over."""
+    """Print the leaderboard of a search, running or finished."""
     from vit_search.ledger import search_state, searches
     from vit_search.ledger.trials import ranked
 
@@ -93,11 +93,13 @@ def show(
 def report(
     search: SearchName = None,
     output: Output = Path("searches"),
-    next_to: Annotated[Path | None, typer.Option("--next", help="Write the next search file here, and no report.", metavar="FILE")] = None,
+    next_to: Annotated[
+        Path | None, typer.Option("--next", help="Write a proposal for the next search file here, instead of the report.", metavar="FILE")
+    ] = None,
 ) -> None:
-    """Write a page on what a search has found.
+    """Write a report on what a search has found.
 
-    It writes report.html and report.md into the search's folder, running or over, and prints the latter.
+    It writes report.html and report.md into the search's folder, also while the search runs, and prints report.md.
     """
     from vit_search.ledger import searches
 
@@ -115,13 +117,13 @@ def report(
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(help="A search by name or folder.", metavar="A")],
-    second: Annotated[str, typer.Argument(help="Another over the same data.", metavar="B")],
+    first: Annotated[str, typer.Argument(help="Name or folder of a search.", metavar="A")],
+    second: Annotated[str, typer.Argument(help="Name or folder of another search over the same data.", metavar="B")],
     output: Output = Path("searches"),
 ) -> None:
-    """Set two searches over the same data side by side.
+    """Compare two searches over the same data.
 
-    It writes compare-A-B.html and .md beside their folders, and prints the latter.
+    It writes compare-A-B.html and compare-A-B.md beside their folders, and prints the second.
     """
     from vit_search.ledger import searches
 
@@ -165,9 +167,9 @@ def _print_markdown(path: Path) -> None:
 def ui(
     tracking_uri: Tracking = None,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=1, max=65535)] = 5000,
-    open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Open the page in your browser.")] = False,
 ) -> None:
-    """Serve MLflow's pages on 127.0.0.1."""
+    """Serve MLflow's web pages on 127.0.0.1."""
     from vit_search.tracking import mlflow_client
     from vit_search.tracking.uris import of_newest
 
@@ -202,9 +204,9 @@ def _check_port(port: int) -> None:
 
 @app.command()
 def sync(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None) -> None:
-    """Send MLflow what it has missed of a search.
+    """Send MLflow the records of a search that it has missed.
 
-    The search's driver must be gone: a running one sends by itself.
+    Use it if MLflow was away until the search ended. A search that still runs sends its records by itself.
     """
     from vit_search.ledger import searches
 
@@ -221,14 +223,14 @@ def sync(search: SearchName = None, output: Output = Path("searches"), tracking_
 @app.command()
 def doctor(
     tracking_uri: Tracking = None,
-    close: Annotated[bool, typer.Option("--close", help="End the runs that are found, as KILLED.")] = False,
+    close: Annotated[bool, typer.Option("--close", help="Set the status of these runs to KILLED.")] = False,
     stranger_hours: Annotated[
-        float, typer.Option(help="Silence after which a run that vit_search has not made counts as dead.", min=0)
+        float, typer.Option(help="Hours without news after which a run that vit_search did not make counts as dead.", min=0)
     ] = 24.0,
 ) -> None:
-    """Find runs that are dead but shown as running.
+    """Find dead runs that MLflow shows as running.
 
-    Those are runs that MLflow shows as running although nobody works on them. It also finds a Ray token that others can read.
+    It also finds a Ray token that other accounts can read.
     """
     from rich.table import Table
 
@@ -259,4 +261,4 @@ def doctor(
         out.print(f"closed {len(zombies)}")
     else:
         out.print("end them with:  vit-search doctor --close")
-        sys.exit(1)
+        sys.exit(FOUND)

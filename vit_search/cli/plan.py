@@ -13,7 +13,7 @@ import typer
 from vit_search.cli.app import Output, app, err, naming_file, out
 from vit_search.cli.terminal import escaped
 from vit_search.config.cost import in_rounded_time
-from vit_search.errors import SearchError
+from vit_search.errors import SearchError, SpecError
 from vit_search.text import counted
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 @app.command()
 def lint(
     file: Annotated[Path, typer.Argument(help="A search file.")],
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     output: Output = Path("searches"),
 ) -> None:
-    """Find what is wrong or wasted in a search file.
+    """Find mistakes and waste in a search file.
 
-    That is what can never run, repeats, or makes no difference. Trains nothing.
+    It reports what can never run, what is repeated and what has no effect. Nothing is trained.
     """
     from vit_search.config import cost, search_file
     from vit_search.planning import search_lint
@@ -48,7 +48,7 @@ def lint(
     else:
         _print_report(report)
     if report.failed:
-        sys.exit(2)
+        sys.exit(SpecError.exit_code)
 
 
 def _missing_searches(spec: SearchSpec, output: Path) -> Iterable[LintFinding]:
@@ -66,14 +66,18 @@ def _missing_searches(spec: SearchSpec, output: Path) -> Iterable[LintFinding]:
 @app.command()
 def plan(
     file: Annotated[Path, typer.Argument(help="A search file.")],
-    concurrency: Annotated[int | None, typer.Option(help="Trials at once; the file's by default.")] = None,
-    calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure this machine first, some 15 seconds, and remember it.")] = False,
-    flops_per_s: Annotated[float | None, typer.Option(help="State what a training step sustains instead, e.g. 5e10.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    concurrency: Annotated[int | None, typer.Option(help="Number of trials that run at the same time. Default: that of the file.")] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="First measure the speed of this machine (about 15 seconds), and remember it.")
+    ] = False,
+    flops_per_s: Annotated[
+        float | None, typer.Option(help="FLOPs per second of a training step, for example 5e10, instead of a measurement.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell what a search will cost: epochs, memory, disk and time.
+    """Estimate what a search costs: epochs, memory, disk and time.
 
-    The time is that of this machine. Trains nothing.
+    The time is for this machine. Nothing is trained.
     """
     from vit_search.config import search_file
     from vit_search.data.cache import kept_speed

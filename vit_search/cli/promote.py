@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vit_search.cli.app import (
+    FOUND,
     INTERRUPTED,
     NOT_PROMOTED,
     ModelName,
@@ -44,24 +45,29 @@ if TYPE_CHECKING:
 @app.command()
 def promote(
     search: Annotated[
-        str | None, typer.Argument(help="A search by name or folder, or a folder that `train` made; the newest search by default.")
+        str | None, typer.Argument(help="Name or folder of a search, or a folder that `vit-search train` made. Default: the newest search.")
     ] = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
-    top: Annotated[int | None, typer.Option(help="Trials to train anew; the policy's by default.", min=1, max=100)] = None,
-    seeds: Annotated[int | None, typer.Option(help="Fresh seeds for each; the policy's by default.", min=1, max=100)] = None,
-    name: Annotated[str | None, typer.Option(help="Registered model; the search file's name by default.")] = None,
+    top: Annotated[int | None, typer.Option(help="Number of trials to train again. Default: that of the policy.", min=1, max=100)] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Number of new seeds for each of them. Default: that of the policy.", min=1, max=100)
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the registered model. Default: the `name` of the search file.")] = None,
     policy: PolicyFile = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen; train, read and register nothing.")] = False,
-    expect_current: Annotated[str, typer.Option(help="Refuse unless this version is the champion, or `none`.")] = "",
-    allow_dirty: Annotated[bool, typer.Option("--allow-dirty", help="Also from code with changes that are not committed.")] = False,
-    approve_by: Annotated[str, typer.Option(help="Who approves, where the policy asks for that.")] = "",
-    force: Annotated[bool, typer.Option("--force", help="Make it the champion whatever the gates say.")] = False,
-    reason: Annotated[str, typer.Option(help="Why; kept in the history.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen. Nothing is trained, tested or registered.")] = False,
+    expect_current: Annotated[
+        str, typer.Option(help="Refuse unless this version is the champion now; `none`: unless there is no champion.")
+    ] = "",
+    allow_dirty: Annotated[bool, typer.Option("--allow-dirty", help="Allow code with changes that are not committed.")] = False,
+    approve_by: Annotated[str, typer.Option(help="Who approves the promotion, if the policy asks for it.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Make it the champion even if a gate refuses.")] = False,
+    reason: Annotated[str, typer.Option(help="The reason, which is kept in the history.")] = "",
 ) -> None:
     """Make a search's best model the champion, if every gate agrees.
 
-    It trains the best trials anew, judges the one that is chosen, tests it once, and moves the alias `champion`.
+    It trains the best trials again with new seeds and chooses one of these models. It tests that model once, and moves the alias
+    `champion` to it if it passes every gate.
     """
     reason, approve_by = as_text(reason), as_text(approve_by)
     if force != bool(reason.strip()):
@@ -131,17 +137,17 @@ def _retrain(planned: FinalistPlan, uri: str) -> None:
 
 @app.command()
 def gate(
-    search: Annotated[str, typer.Argument(help="A search by name or folder.")],
+    search: Annotated[str, typer.Argument(help="Name or folder of a search.")],
     trial: Annotated[int, typer.Argument(help="Number of a trial whose checkpoint is kept.")],
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
-    name: Annotated[str | None, typer.Option(help="Registered model; the search file's name by default.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the registered model. Default: the `name` of the search file.")] = None,
     policy: PolicyFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Hold one trial against the gates that need no test image.
+    """Check one trial against the gates that need no test image.
 
-    Exit code 3 where one refuses. Trains and registers nothing.
+    Nothing is trained or registered. Exit code 3: a gate refuses.
     """
     from vit_search.config import search_file
     from vit_search.ledger import searches
@@ -264,13 +270,13 @@ def _print_gates(judged: list[Gate]) -> None:
 @app.command()
 def rollback(
     name: ModelName,
-    reason: Annotated[str, typer.Option(help="Why; kept in the history.")],
-    to: Annotated[str | None, typer.Option(help="A version that was champion before; the previous champion by default.")] = None,
+    reason: Annotated[str, typer.Option(help="The reason, which is kept in the history.")],
+    to: Annotated[str | None, typer.Option(help="A version that was champion before. Default: the previous champion.")] = None,
     tracking_uri: Tracking = None,
 ) -> None:
     """Make an earlier version the champion again.
 
-    It is loaded first: one that does not load does not become the champion.
+    The version is loaded first. If it does not load, the champion stays.
     """
     reason = as_text(reason)
     if not reason.strip():
@@ -295,9 +301,13 @@ def rollback(
 def history(
     name: ModelName,
     verify: Annotated[
-        bool, typer.Option("--verify", help="See whether it is whole and the aliases agree with it; exit code 1 if not.")
+        bool,
+        typer.Option(
+            "--verify",
+            help="Check that the history is complete and agrees with the aliases and the files of the versions. Exit code 1: it does not.",
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     tracking_uri: Tracking = None,
 ) -> None:
     """Show who made which version the champion, when and why."""
@@ -338,7 +348,7 @@ def history(
             files = "all files of its versions are those" if not notes else "the files of its versions, as far as covered, are those"
             out.print(f"The history is whole, the aliases of {escaped(name)} agree with it, and {files} that were registered.")
     if problems:
-        sys.exit(1)
+        sys.exit(FOUND)
 
 
 def _decimals(text: str) -> str:
@@ -353,7 +363,7 @@ def _decimals(text: str) -> str:
 def repair(name: ModelName, tracking_uri: Tracking = None) -> None:
     """Finish or undo a promotion that was killed.
 
-    Its lock is taken away.
+    It also removes the lock that the promotion has left.
     """
     from vit_search.registry import references
 
@@ -367,13 +377,13 @@ def repair(name: ModelName, tracking_uri: Tracking = None) -> None:
 
 @app.command()
 def config(
-    model: Annotated[str, typer.Argument(help="NAME@champion, NAME/3, or a folder that `train` made.", metavar="MODEL")],
-    output: Annotated[Path | None, typer.Option(help="Write the file here; printed by default.", metavar="FILE")] = None,
+    model: Annotated[str, typer.Argument(help="NAME@champion, NAME/3, or a folder that `vit-search train` made.", metavar="MODEL")],
+    output: Annotated[Path | None, typer.Option(help="Write the file here. Default: print it.", metavar="FILE")] = None,
     tracking_uri: Tracking = None,
 ) -> None:
     """Print a registered model's configuration.
 
-    It is a search file with fixed values, for `train`.
+    It is a search file with fixed values, for `vit-search train`.
     """
     from vit_search.registry import configuration
 
@@ -392,14 +402,16 @@ def config(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="NAME@champion, NAME/3, or a folder that `train` made.", metavar="MODEL")],
-    format: Annotated[str, typer.Option("--format", help="safetensors, pt2 or onnx.")],
-    output: Annotated[Path | None, typer.Option(help="File, or folder of safetensors; by default NAME-VERSION here.")] = None,
+    model: Annotated[str, typer.Argument(help="NAME@champion, NAME/3, or a folder that `vit-search train` made.", metavar="MODEL")],
+    format: Annotated[str, typer.Option("--format", help="Format: safetensors, pt2 or onnx.")],
+    output: Annotated[
+        Path | None, typer.Option(help="File to write, or folder for safetensors. Default: NAME-VERSION in the current folder.")
+    ] = None,
     tracking_uri: Tracking = None,
 ) -> None:
     """Write a registered model as a file for other programs.
 
-    The file is kept only if its logits agree with the model's own.
+    The file is kept only if its logits agree with those of the model.
     """
     from vit_search.promotion.formats import check_format
 

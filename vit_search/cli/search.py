@@ -36,15 +36,18 @@ from vit_search.text import whole_number
 
 @app.command()
 def run(
-    file: Annotated[Path, typer.Argument(help="A search file, e.g. search_spaces/digits.yaml.")],
+    file: Annotated[Path, typer.Argument(help="A search file, for example search_spaces/digits.yaml.")],
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="Download the data set if it is missing.")] = False,
     address: Address = None,
-    name: Annotated[str | None, typer.Option("--as", help="Name of the search's folder; by default the next free NAME-N.")] = None,
+    name: Annotated[str | None, typer.Option("--as", help="Name of the search's folder. Default: the next free NAME-N.")] = None,
     nice: Nice = None,
 ) -> None:
-    """Start a search and see it through."""
+    """Start a search and run it to its end.
+
+    It gets a new folder, searches/NAME-N.
+    """
     _set_niceness(nice, address)
     with nothing_started():
         from vit_search.config import search_file
@@ -81,14 +84,14 @@ def resume(
     address: Annotated[
         str | None,
         typer.Option(
-            help="Of a Ray cluster: `auto` or HOST:6379 from one of its nodes; or http://…, its Jobs API, from anywhere, "
-            "to have it go on with a search that was submitted there. By default this machine alone."
+            help="Continue on a Ray cluster: `auto` or HOST:6379 from one of its nodes; or http://…, its Jobs API, from anywhere, "
+            "for a search that was submitted there. Default: this machine alone."
         ),
     ] = None,
     insecure: Insecure = False,
     nice: Nice = None,
 ) -> None:
-    """Take up a search that was interrupted."""
+    """Continue a search that was interrupted."""
     _set_niceness(nice, address)
     if address is not None and address.startswith(("http://", "https://")):
         resume_there(address, search, insecure)
@@ -106,18 +109,18 @@ def resume(
 @app.command()
 def extend(
     search: SearchName = None,
-    trials: Annotated[int | None, typer.Option(help="Trials in all, those that ran included.")] = None,
-    hours: Annotated[float | None, typer.Option(help="Limit of wall time in all.")] = None,
-    device_hours: Annotated[float | None, typer.Option(help="Limit of device time in all.")] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Trials at the same time.")] = None,
-    target: Annotated[float | None, typer.Option(help="The metric's value at which the search is done.")] = None,
-    patience: Annotated[int | None, typer.Option(help="Trials in a row without a better metric.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Number of trials in total, with those that have run.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Limit of wall time in total.")] = None,
+    device_hours: Annotated[float | None, typer.Option(help="Limit of device time in total.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Number of trials that run at the same time.")] = None,
+    target: Annotated[float | None, typer.Option(help="Value of the metric at which the search ends.")] = None,
+    patience: Annotated[int | None, typer.Option(help="The search ends after this many trials in a row without a better metric.")] = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
     address: Address = None,
     nice: Nice = None,
 ) -> None:
-    """Go on with a finished search beyond its limits.
+    """Continue a finished search beyond its limits.
 
     It keeps its sampler, its rungs and its MLflow run.
     """
@@ -143,9 +146,9 @@ def pause(
     address: There = None,
     insecure: Insecure = False,
 ) -> None:
-    """Hold a running search after the epoch at hand.
+    """Pause a running search after the current epoch.
 
-    Its trials free their devices; `continue` goes on.
+    Its trials release their CPUs and GPUs. `vit-search continue` continues the search.
     """
     if address is not None:
         remotely(address, ["pause", *_if_named(search)], insecure=insecure)
@@ -161,7 +164,7 @@ def continue_(
     address: There = None,
     insecure: Insecure = False,
 ) -> None:
-    """Go on with a search that was paused."""
+    """Continue a paused search."""
     if address is not None:
         remotely(address, ["continue", *_if_named(search)], insecure=insecure)
         return
@@ -170,7 +173,10 @@ def continue_(
 
 @app.command()
 def stop(
-    search: Annotated[str | None, typer.Argument(help="A search, or one trial of it as SEARCH/TRIAL.", metavar="SEARCH[/TRIAL]")] = None,
+    search: Annotated[
+        str | None,
+        typer.Argument(help="A search, or one of its trials as SEARCH/TRIAL. Default: the newest search.", metavar="SEARCH[/TRIAL]"),
+    ] = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
     address: There = None,
@@ -178,7 +184,7 @@ def stop(
 ) -> None:
     """Start no more trials, or stop one trial.
 
-    Running trials end by themselves. One trial, as SEARCH/TRIAL, stops after its epoch.
+    Trials that are running train to their end. One trial, as SEARCH/TRIAL, stops after its current epoch.
     """
     if address is not None:
         remotely(address, ["stop", *_if_named(search)], insecure=insecure)
@@ -199,9 +205,9 @@ def cancel(
     address: There = None,
     insecure: Insecure = False,
 ) -> None:
-    """End a running search now; `resume` can go on with it.
+    """End a running search now; `resume` can continue it.
 
-    It goes on from the last checkpoints.
+    It continues from the last checkpoints.
     """
     if address is not None:
         cancel_there(address, search, insecure)
@@ -212,18 +218,18 @@ def cancel(
 @app.command(name="set")
 def set_(
     search: SearchName = None,
-    trials: Annotated[int | None, typer.Option(help="Trials in all.")] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Trials at the same time.")] = None,
-    hours: Annotated[float | None, typer.Option(help="Limit of wall time in all.")] = None,
-    device_hours: Annotated[float | None, typer.Option(help="Limit of device time in all.")] = None,
-    target: Annotated[float | None, typer.Option(help="The metric's value at which the search is done.")] = None,
-    patience: Annotated[int | None, typer.Option(help="Trials in a row without a better metric.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Number of trials in total.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Number of trials that run at the same time.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Limit of wall time in total.")] = None,
+    device_hours: Annotated[float | None, typer.Option(help="Limit of device time in total.")] = None,
+    target: Annotated[float | None, typer.Option(help="Value of the metric at which the search ends.")] = None,
+    patience: Annotated[int | None, typer.Option(help="The search ends after this many trials in a row without a better metric.")] = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
     address: There = None,
     insecure: Insecure = False,
 ) -> None:
-    """Change the size of a running search."""
+    """Change the limits or the concurrency of a running search."""
     options = given_options(
         trials=trials, concurrency=concurrency, hours=hours, device_hours=device_hours, target=target, patience=patience
     )
@@ -236,14 +242,16 @@ def set_(
 
 @app.command()
 def add(
-    file: Annotated[Path, typer.Argument(help="A YAML file of parameters, e.g. `{dim: 64, lr: 1e-3}`; the sampler chooses the others.")],
+    file: Annotated[
+        Path, typer.Argument(help="A YAML file of parameters, for example `{dim: 64, lr: 1e-3}`. The sampler chooses the others.")
+    ],
     search: SearchName = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
     address: There = None,
     insecure: Insecure = False,
 ) -> None:
-    """Have a running search try these parameters next."""
+    """Make a running search try the parameters of a file next."""
     from vit_search.config import strict_yaml
 
     parameters = strict_yaml.load(file).values
@@ -291,13 +299,13 @@ def _command(
 
 @app.command()
 def train(
-    file: Annotated[Path, typer.Argument(help="A search file with a value for each parameter, as `vit-search config` prints it.")],
-    output: Annotated[Path | None, typer.Option(help="Folder of the checkpoint; trained/NAME by default.", metavar="FOLDER")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")] = False,
+    file: Annotated[Path, typer.Argument(help="A search file with fixed values only, as `vit-search config` prints it.")],
+    output: Annotated[Path | None, typer.Option(help="Folder of the checkpoint. Default: trained/NAME.", metavar="FOLDER")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Download the data set if it is missing.")] = False,
 ) -> None:
     """Train one fixed configuration here, without Ray and MLflow.
 
-    A training that was interrupted goes on where it stood.
+    A training that was interrupted continues from its last checkpoint.
     """
     from vit_search.config import search_file
     from vit_search.config.data_sets import DATA_SETS

@@ -17,9 +17,9 @@ from vit_search.cli.terminal import escaped
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    model: Annotated[str, typer.Option(help="NAME@champion, NAME/3, or a folder that `train` made.")],
+    model: Annotated[str, typer.Option(help="NAME@champion, NAME/3, or a folder that `vit-search train` made.")],
     tracking_uri: Tracking = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Classify image files with a registered model."""
     from rich.table import Table
@@ -40,22 +40,32 @@ def predict(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(help="NAME@champion, which is followed, NAME/3, or a folder that `train` made.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 8000,
-    host: Annotated[str, typer.Option(help="Address to listen on; one that others reach needs VIT_SEARCH_SERVE_TOKEN.")] = "127.0.0.1",
+    model: Annotated[
+        str, typer.Argument(help="NAME@champion (an alias, which the server follows), NAME/3, or a folder that `vit-search train` made.")
+    ],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for a free one.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. An address that others can reach needs VIT_SEARCH_SERVE_TOKEN.")
+    ] = "127.0.0.1",
     allow_host: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A further name by which requests call the server; again for more.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A further host name that requests may use for the server. Repeat it for more names."),
     ] = None,
-    replicas: Annotated[int, typer.Option(min=1, max=256, help="Processes that classify; they share the port.")] = 1,
+    replicas: Annotated[int, typer.Option(min=1, max=256, help="Number of processes that classify. They share the port.")] = 1,
     gpus: Annotated[bool, typer.Option("--gpus", help="Classify on GPUs.")] = False,
-    batch: Annotated[int, typer.Option(min=1, max=4096, help="Images classified at once.")] = 32,
-    queue: Annotated[int, typer.Option(min=1, help="Requests that a replica holds; one more is answered 503.")] = 256,
-    max_mib: Annotated[float, typer.Option(min=0.001, max=1024, help="Largest request, MiB.")] = 16,
-    timeout: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds from a request's headers to its answer.")] = 10,
-    poll: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between looks at the registry.")] = 2,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Largest number of images that are classified at once.")] = 32,
+    queue: Annotated[int, typer.Option(min=1, help="Number of requests that a replica holds. Further requests get status 503.")] = 256,
+    max_mib: Annotated[float, typer.Option(min=0.001, max=1024, help="Largest request, in MiB.")] = 16,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="Longest time from a request's headers to its answer, in seconds.")
+    ] = 10,
+    poll: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two looks at the registry for a new version.")] = 2,
     tracking_uri: Tracking = None,
 ) -> None:
-    """Serve a registered model over HTTP, and follow its alias."""
+    """Serve a registered model over HTTP, and follow its alias.
+
+    When the alias moves to another version, the server loads that version and answers with it.
+    """
     from vit_search.registry import references
 
     if references.folder_of(model) is None:

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 def status(
     search: SearchName = None,
     output: Output = Path("searches"),
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on with a line for each change, until it ends.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Print a line for each change, until the search ends.")] = False,
     address: There = None,
     insecure: Insecure = False,
 ) -> None:
-    """Say how far a search is, and what it has spent.
+    """Show the progress and the cost of a search.
 
-    Also what stopping has saved.
+    It also shows what early stopping has saved.
     """
     if address is not None:
         status_there(address, search, as_json=as_json, watch=watch, insecure=insecure)
@@ -188,16 +188,16 @@ def _what_next(folder: Path, state: SearchState) -> list[str]:
 def logs(
     search: Annotated[
         str | None,
-        typer.Argument(help="A search, or one trial of it as SEARCH/TRIAL; the newest search by default.", metavar="SEARCH[/TRIAL]"),
+        typer.Argument(help="A search, or one of its trials as SEARCH/TRIAL. Default: the newest search.", metavar="SEARCH[/TRIAL]"),
     ] = None,
     address: There = None,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until it ends.")] = False,
-    output: Annotated[Path, typer.Option(help="Folder of all searches, without --address.")] = Path("searches"),
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Print new events too, until the search ends.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder that holds all searches; without --address.")] = Path("searches"),
     insecure: Insecure = False,
 ) -> None:
-    """Print what happened in a search or a trial.
+    """Print the events of a search or of one trial.
 
-    Of a search on a cluster, print what its driver has said.
+    For a search on a cluster, it prints the output of the driver, the process that runs the search.
     """
     name, trial = (None, None) if search is None else _trial(search)
     if address is None:

@@ -40,9 +40,11 @@ class Conditional(StrictModel):
     """A distribution that may be searched under a condition only."""
 
     when: str | None = Field(
-        None, description="The parameter is searched only where this holds, as \"pool == 'cls'\"; over other parameters."
+        None, description="Condition on other parameters, for example \"pool == 'cls'\". The parameter is searched only if it holds."
     )
-    otherwise: Any = Field(None, alias="else", description="Its value where `when` does not hold; the parameter's default where left out.")
+    otherwise: Any = Field(
+        None, alias="else", description="Value if `when` does not hold. If you leave it out: the default of the parameter."
+    )
 
     @model_validator(mode="after")
     def _else_needs_when(self) -> Any:
@@ -63,7 +65,7 @@ class Conditional(StrictModel):
 class Choice(Conditional, Generic[T]):
     """One of the values listed: `{choice: [2, 4, 8]}`."""
 
-    choice: list[T] = Field(min_length=1, max_length=10_000, description="The values, each once.")
+    choice: list[T] = Field(min_length=1, max_length=10_000, description="List of the values, each once.")
 
     @model_validator(mode="after")
     def _each_once(self) -> Choice[T]:
@@ -105,9 +107,9 @@ class Choice(Conditional, Generic[T]):
 class IntRange(Conditional):
     """A whole number from low to high, both included: `{int: [32, 96], step: 16}`."""
 
-    range: tuple[Annotated[int, Strict()], Annotated[int, Strict()]] = Field(alias="int", description="Low and high.")
-    step: Annotated[int, Strict()] = Field(1, ge=1, description="Distance between values, counted from low.")
-    log: bool = Field(False, description="Draw evenly on a logarithmic scale; step must then be 1.")
+    range: tuple[Annotated[int, Strict()], Annotated[int, Strict()]] = Field(alias="int", description="Lowest and highest value.")
+    step: Annotated[int, Strict()] = Field(1, ge=1, description="Distance between two values, counted from the lowest.")
+    log: bool = Field(False, description="Whether values are drawn evenly on a logarithmic scale. step must then be 1.")
 
     @model_validator(mode="after")
     def _sound(self) -> IntRange:
@@ -156,11 +158,11 @@ class IntRange(Conditional):
 class FloatRange(Conditional):
     """A number from low to high: `{float: [1e-4, 1e-2], log: true}`."""
 
-    range: tuple[Annotated[float, Strict()], Annotated[float, Strict()]] = Field(alias="float", description="Low and high.")
+    range: tuple[Annotated[float, Strict()], Annotated[float, Strict()]] = Field(alias="float", description="Lowest and highest value.")
     step: Annotated[float, Strict()] | None = Field(
-        None, gt=0, description="Distance between values, counted from low; none for any number between."
+        None, gt=0, description="Distance between two values, counted from the lowest. If you leave it out: any number in the range."
     )
-    log: bool = Field(False, description="Draw evenly on a logarithmic scale.")
+    log: bool = Field(False, description="Whether values are drawn evenly on a logarithmic scale.")
 
     @model_validator(mode="after")
     def _sound(self) -> FloatRange:

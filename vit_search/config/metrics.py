@@ -25,23 +25,46 @@ class Metric:
     least_classes: int = 0
     ranks: bool = True
     """Whether trials can be ranked by it; else it is an objective beside another one."""
+    meaning: str = ""
+    """What it is, for docs/reference/metrics.md."""
 
 
 TABLE = (
-    Metric("train_loss", "min"),
-    Metric("train_accuracy", "max", fraction=True),
-    Metric("val_loss", "min"),
-    Metric("val_accuracy", "max", fraction=True, of_images=True),
-    Metric("val_top5_accuracy", "max", fraction=True, of_images=True, least_classes=5),
-    Metric("val_macro_f1", "max", fraction=True),
-    Metric("val_balanced_accuracy", "max", fraction=True),
-    Metric("images_per_s", "max"),
-    Metric("seconds", "min"),
-    Metric("peak_memory_bytes", "min"),
-    Metric("params", "min", ranks=False),
-    Metric("flops", "min", ranks=False),
-    Metric("train_flops", "min", ranks=False),
-    Metric("latency_ms", "min", ranks=False),
+    Metric(
+        "train_loss", "min", meaning="Cross-entropy in nats of the training images during the epoch, with augmentation and label smoothing."
+    ),
+    Metric(
+        "train_accuracy", "max", fraction=True, meaning="Share of the training images that are right during the epoch, with augmentation."
+    ),
+    Metric("val_loss", "min", meaning="Cross-entropy in nats of the validation images, without label smoothing."),
+    Metric("val_accuracy", "max", fraction=True, of_images=True, meaning="Share of the validation images whose class is right."),
+    Metric(
+        "val_top5_accuracy",
+        "max",
+        fraction=True,
+        of_images=True,
+        least_classes=5,
+        meaning="Share of the validation images whose class is among the five most probable ones.",
+    ),
+    Metric(
+        "val_macro_f1",
+        "max",
+        fraction=True,
+        meaning="Mean of the classes' F1 scores on the validation images. Each class counts the same, however many images it has.",
+    ),
+    Metric(
+        "val_balanced_accuracy",
+        "max",
+        fraction=True,
+        meaning="Mean of the classes' recalls on the validation images. Each class counts the same, however many images it has.",
+    ),
+    Metric("images_per_s", "max", meaning="Training images per second, without evaluation."),
+    Metric("seconds", "min", meaning="Seconds that the epoch takes, training and evaluation."),
+    Metric("peak_memory_bytes", "min", meaning="Peak memory in bytes: of torch's allocator on a GPU, of the process on a CPU."),
+    Metric("params", "min", ranks=False, meaning="Number of trained parameters of the model."),
+    Metric("flops", "min", ranks=False, meaning="Floating-point operations of a forward pass of one image."),
+    Metric("train_flops", "min", ranks=False, meaning="Floating-point operations of forward and backward pass of one image."),
+    Metric("latency_ms", "min", ranks=False, meaning="Median time in milliseconds to classify one image."),
 )
 METRICS = {metric.name: metric for metric in TABLE}
 """By name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 SAMPLERS: dict[str, str] = {
-    "auto": "gp while trials are few, tpe for the rest and where there are conditions or several objectives",
+    "auto": "gp while trials are few, then tpe, and tpe alone with conditions or several objectives",
     "gp": "Gaussian processes",
     "tpe": "tree-structured Parzen estimators",
     "cmaes": "CMA-ES",

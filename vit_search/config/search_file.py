@@ -61,55 +61,57 @@ class SearchSpec(FileBlock):
     """A search file: which images, which Vision Transformers, how many trials."""
 
     name: str = Field(pattern=NAME)
-    """Letters, digits, `.`, `_` and `-`; searches, the MLflow experiment and the registered model are named after it."""
+    """Name of the search: letters, digits, `.`, `_` and `-`. The folders of its searches, the MLflow experiment and the registered model
+    get this name."""
     data: DataSection
-    """Which images, and how they are split."""
+    """The images, and how they are split."""
     metric: Literal[RANKING] = "val_accuracy"  # type: ignore[valid-type]
-    """What trials are ranked by, at their last epoch."""
+    """Trials are ranked by the value of this metric at their last epoch."""
     mode: Direction = "max"
-    """Whether a smaller or a larger metric is better. It follows from the metric; leave it out."""
+    """Whether a smaller or a larger value is better. Leave it out: it follows from the metric."""
     objectives: list[Objective] = Field(default_factory=list, max_length=3)
-    """Further metrics, weighed against the first: the search then looks for the best compromises."""
-    sampler: Literal[tuple(SAMPLERS)] = Field("auto", description=described("Who proposes the trials.", SAMPLERS))  # type: ignore[valid-type]
+    """Further metrics. The search then looks for the best compromises between all of them and `metric`."""
+    sampler: Literal[tuple(SAMPLERS)] = Field("auto", description=described("How the parameters of the next trial are chosen.", SAMPLERS))  # type: ignore[valid-type]
     trials: Count = Field(ge=1, le=1_000_000)
-    """Trials in all, stopped ones included."""
+    """Number of trials, with those that are stopped early."""
     epochs: Count = Field(ge=1, le=100_000)
-    """Length of a full training."""
+    """Epochs of a full training."""
     train_on: Literal["train", "train+val"] = "train"
-    """Which splits trials train on: with train+val they are validated on the holdout, as `vit-search promote` does at the end."""
+    """Splits that trials train on. With train+val they are validated on the holdout split, as `vit-search promote` does."""
     stopping: Stopping = Field(default_factory=lambda: Stopping.model_validate({}))
-    """When weak trials are stopped early."""
+    """Early stopping of weak trials."""
     limits: Limits = Field(default_factory=lambda: Limits.model_validate({}))
-    """When the search ends before its last trial."""
+    """Limits that end the search before its last trial."""
     seed: Count = Field(0, ge=0, le=2**31 - 1)
-    """Decides the proposals and each trial's initialisation, order, augmentation and dropout."""
+    """Seed of the proposals, and of the initialisation, data order, augmentation and dropout of each trial."""
     concurrency: Count = Field(1, ge=1, le=10_000)
-    """Trials at the same time; where fewer find a place, hardly more are proposed than do."""
+    """Number of trials that run at the same time. If there is room for fewer, fewer run."""
     resources: Resources = Field(default_factory=lambda: Resources.model_validate({}))
-    """What one trial takes."""
+    """CPUs and GPUs of one trial."""
     keep_checkpoints: Count = Field(3, ge=1, le=1_000_000)
-    """Trials whose checkpoints are kept: the best ones."""
+    """Number of trials whose checkpoints are kept: the best ones. The others are deleted when they end."""
     log_pt2: Annotated[bool, Strict()] = False
-    """Whether the models that are logged hold a torch.export archive besides: for programs without this package's code."""
+    """Whether the models in MLflow also hold a torch.export archive, for programs without the code of vit_search."""
     system_metrics: bool = False
-    """Whether each epoch records what its trial took of processor, memory and GPU, under MLflow's own names."""
+    """Whether each epoch records how much CPU, memory and GPU the trial used, under MLflow's own names."""
     stall_minutes: Annotated[float, Strict()] = Field(30, gt=0, allow_inf_nan=False)
-    """A trial that reports nothing for so long is taken for hung, ended, and tried again, on another node where there is one."""
+    """A trial that reports nothing for this long counts as hung. It is ended and tried again, on another node if there is one."""
     stall_epochs: Count = Field(20, ge=2, le=1_000_000)
-    """The same after this many times the longest of its epochs, if that comes sooner, but not before a minute."""
+    """A trial also counts as hung if it reports nothing for this many times its longest epoch, but not before a minute."""
     preset: Literal[presets.PRESETS] | None = None  # type: ignore[valid-type]
-    """Distributions around DeiT-Ti, DeiT-S or DeiT-B for what model and training leave out; see config/presets.py."""
+    """Ranges around DeiT-Ti (tiny), DeiT-S (small) or DeiT-B (base) for these keys, if the file leaves them out: patch_size, dim, depth,
+    heads, drop_path, batch_size, lr, weight_decay, mixup, cutmix."""
     model: ModelSection = ModelSection()
-    """The Vision Transformer: each key a value, or a distribution to search."""
+    """The Vision Transformer. Each key takes a value, or a distribution to search."""
     training: TrainingSection = TrainingSection()
-    """How it is trained: each key a value, or a distribution to search."""
+    """The training. Each key takes a value, or a distribution to search."""
     constraints: list[str] = Field(default_factory=list, max_length=100)
-    """What must hold for a proposal to be run, as `params <= 5e6`: over all parameters by their plain names, and over params,
-    flops (forward, one image), train_flops, train_memory (bytes, of one micro-batch), tokens, epochs, image_height, image_width."""
+    """Conditions that a proposal must meet, for example `params <= 5e6`. They use the parameters by their names, and params, flops (forward
+    pass of one image), train_flops, train_memory (bytes, of one micro-batch), tokens, epochs, image_height and image_width."""
     start_with: list[dict[str, Any]] = Field(default_factory=list, max_length=1000)
-    """Points to try first, each a mapping of some or all searched parameters by their plain names, as `{lr: 1e-3, depth: 6}`."""
+    """Points to try first. Each has values for some or all of the searched parameters, for example `{lr: 1e-3, depth: 6}`."""
     learn_from: list[str] = Field(default_factory=list, max_length=100)
-    """Names or folders of earlier searches whose trials the sampler is told before it begins."""
+    """Names or folders of earlier searches. The sampler knows their trials before it proposes the first one."""
 
     _text: str = PrivateAttr("")
 

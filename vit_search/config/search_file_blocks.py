@@ -54,9 +54,9 @@ class Objective(FileBlock):
     """A further metric that a search weighs against its first: `{metric: params}`."""
 
     metric: Literal[OBJECTIVES]  # type: ignore[valid-type]
-    """A metric of an epoch, or what the model costs: params, flops (forward, one image), train_flops, latency_ms."""
+    """A metric of an epoch, or a cost of the model: params, flops (forward pass of one image), train_flops, latency_ms."""
     mode: Direction = "min"
-    """Whether a smaller or a larger value is better. It follows from the metric; leave it out."""
+    """Whether a smaller or a larger value is better. Leave it out: it follows from the metric."""
 
     @model_validator(mode="before")
     @classmethod
@@ -70,17 +70,17 @@ class Objective(FileBlock):
 
 
 class Stopping(FileBlock):
-    """When weak trials are stopped early."""
+    """Early stopping of weak trials."""
 
-    kind: Literal[tuple(STOPPING_RULES)] = Field("asha", description=described("The rule that stops weak trials early.", STOPPING_RULES))  # type: ignore[valid-type]
+    kind: Literal[tuple(STOPPING_RULES)] = Field("asha", description=described("Rule that stops weak trials.", STOPPING_RULES))  # type: ignore[valid-type]
     grace_epochs: Count = Field(3, ge=1, le=100_000)
     """No trial is stopped before this many epochs."""
     reduction_factor: Count = Field(3, ge=2, le=100)
-    """At each rung the best 1 / reduction_factor go on; rungs stand at grace_epochs x reduction_factor^k."""
+    """At each rung, the best 1 / reduction_factor of the trials continue. The rungs are at grace_epochs x reduction_factor^k epochs."""
     audit_share: Annotated[float, Strict()] = Field(0.05, ge=0, lt=1)
-    """Share of the trials that go on whatever the rungs say, to see what stopping costs."""
+    """Share of the trials that are never stopped. They show how many good trials early stopping loses."""
     strata: Count = Field(1, ge=1, le=10)
-    """Groups of trials by predicted training FLOPs; a trial is held against its own group alone."""
+    """Number of groups of trials, by predicted training FLOPs. A trial is compared only with trials of its group."""
 
     @property
     def stops(self) -> bool:
@@ -103,14 +103,14 @@ else:
 
 
 class Resources(FileBlock):
-    """What one trial takes."""
+    """CPUs and GPUs of one trial."""
 
     cpus: Cores = 1.0
-    """CPU cores; a trial's torch threads are as many, at least 1. auto: a node's cores, shared among the trials that fit on it."""
+    """CPU cores of a trial, which has as many torch threads, at least 1. auto: the trials that fit on a node share its cores."""
     gpus: Gpus = 0.0
-    """GPUs, or a share of one; auto: the share that the trial's predicted memory needs, so that small ones run beside each other."""
+    """GPUs of a trial, or a share of one. auto: the share that its predicted memory needs, so that small trials share a GPU."""
     gpu_memory: str | None = None
-    """Memory of a GPU, as 80GiB; it is asked of the cluster where it is left out, which takes a GPU node that is up."""
+    """Memory of one GPU, for example 80GiB; only for `gpus: auto`. Default: asked of the cluster, which needs a running GPU node."""
 
     @model_validator(mode="after")
     def _memory_is_readable(self) -> Resources:
@@ -144,16 +144,16 @@ class Resources(FileBlock):
 
 
 class Limits(FileBlock):
-    """When a search ends before its last trial; the first limit that is met ends it."""
+    """Limits that end a search before its last trial. The first one that is reached ends it."""
 
     hours: Annotated[float, Strict()] | None = Field(None, gt=0, allow_inf_nan=False)
-    """Wall time."""
+    """Hours of wall time."""
     device_hours: Annotated[float, Strict()] | None = Field(None, gt=0, allow_inf_nan=False)
-    """Time of all trials, each multiplied by its GPUs or its share of one, or by its CPU cores where it has none."""
+    """Hours of all trials together. The time of each counts times its GPUs, or times its CPU cores if it has no GPU."""
     target: Annotated[float, Strict()] | None = Field(None, allow_inf_nan=False)
-    """The metric's value at which the search is done."""
+    """Value of the metric at which the search ends."""
     patience: Count | None = Field(None, ge=1)
-    """Trials that end in a row without a better metric."""
+    """The search ends after this many trials in a row without a better metric."""
 
 
 def check_target(target: float, metric: str, where: str) -> None:

@@ -115,14 +115,14 @@ def _section_of(name: str, config: type[Any], *, leave_out: tuple[str, ...] = ()
         if f.name in leave_out:
             continue
         make = _parameter_type if searched else _value_type
-        required = f.default is ... or f.default is MISSING
+        required, doc = f.default is ... or f.default is MISSING, f.metadata.get("doc", "")
         shown = (
             ""
-            if required
+            if required or "Default:" in doc
             else f" Default: {'null' if f.default is None else str(f.default).lower() if isinstance(f.default, bool) else f.default}."
         )
         default = ... if required else f.default
-        keys[f.name] = (make(hints[f.name], f.metadata.get("bounds", {})), Field(default, description=f.metadata.get("doc", "") + shown))
+        keys[f.name] = (make(hints[f.name], f.metadata.get("bounds", {})), Field(default, description=doc + shown))
     validators: dict[str, Any] = {"ends": model_validator(mode="after")(_check_ends)}
     made: type[BaseModel] = create_model(name, __base__=StrictModel, __validators__=validators, **keys)
     made.__config__ = config  # type: ignore[attr-defined]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 STOPPING_RULES: dict[str, str] = {
     "asha": "asynchronous successive halving",
-    "pasha": "asynchronous successive halving with a last rung that is raised only as far as needed",
+    "pasha": "like asha, but the last rung is raised only as far as needed to rank the trials",
     "hyperband": "HyperBand",
     "median": "trials below the median of the others",
     "none": "no trial is stopped",

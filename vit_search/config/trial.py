@@ -82,27 +82,32 @@ def check_bounds(config: Any) -> None:
 class DataConfig:
     """Which images, and how they are split."""
 
-    name: str = knob(..., f"The data set: {', '.join(DATA_SETS)}.")
+    name: str = knob(..., f"Data set: one of {', '.join(DATA_SETS)}.")
     path: str | None = knob(
         None,
-        "Folder of the data set: what torchvision calls root, or for image_folder one sub-folder of images per class. Not for digits.",
+        "Folder of the data set. image_folder: a folder with one sub-folder of images for each class. mnist, fashion_mnist, "
+        "cifar10, cifar100: the folder that torchvision calls root. digits needs none.",
     )
     image_size: int | None = knob(
-        None, "Side in pixels to which image_folder resizes its images; the other sets have their own.", ge=1, le=1024
+        None, "Side length in pixels to which the images of image_folder are resized. The other data sets have a fixed size.", ge=1, le=1024
     )
-    channels: Literal[1, 3] = knob(3, "Channels that image_folder decodes to: 1 (grey) or 3 (RGB).")
-    val_fraction: float = knob(0.1, "Share of the labelled images that the search validates on.", gt=0, lt=0.9)
+    channels: Literal[1, 3] = knob(3, "Channels of the images of image_folder: 1 (grey) or 3 (RGB).")
+    val_fraction: float = knob(0.1, "Share of the labelled images that the search uses for validation.", gt=0, lt=0.9)
     holdout_fraction: float = knob(
         0.05,
-        "Share that only promotion looks at, to choose among the best trials; 0 for none: it then looks at the search's own.",
+        "Share of the labelled images that only promotion uses, to choose among the best trials. With 0, promotion uses the search's own "
+        "validation images.",
         ge=0,
         lt=0.9,
     )
     test_fraction: float = knob(
-        0.15, "Share kept for promotion alone, where the set has no test split of its own (digits, image_folder).", gt=0, lt=0.9
+        0.15,
+        "Share of the labelled images that only promotion uses, for the final test. Not used if the data set has a test split of its own.",
+        gt=0,
+        lt=0.9,
     )
-    split_seed: int = knob(0, "Seed of the stratified split. Another seed is another data set.", ge=0, le=2**31 - 1)
-    train_limit: int | None = knob(None, "Train on this many images only, stratified; all of them by default.", ge=2)
+    split_seed: int = knob(0, "Seed of the stratified split. With another seed, it counts as another data set.", ge=0, le=2**31 - 1)
+    train_limit: int | None = knob(None, "Number of images to train on, stratified by class. Default: all of them.", ge=2)
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -116,34 +121,46 @@ class ModelConfig:
     in_channels: int = knob(..., "Channels of an image.", ge=1, le=1024)
     num_classes: int = knob(..., "Classes; 0 gives token features instead of logits.", ge=0, le=1_000_000)
     patch_size: int = knob(
-        4, "Side of a patch in pixels; it must divide the image's height and width. Halving it makes 4 x the tokens.", ge=1, le=1024
+        4,
+        "Side length of a patch in pixels. It must divide the height and width of the image. Half the side makes four times the tokens.",
+        ge=1,
+        le=1024,
     )
     dim: int = knob(64, "Width of a token.", ge=1, le=16384)
     depth: int = knob(3, "Number of encoder blocks.", ge=1, le=256)
-    heads: int = knob(4, "Attention heads; they must divide dim unless dim_head is given.", ge=1, le=256)
-    dim_head: int | None = knob(None, "Width of a head; dim / heads by default.", ge=1, le=4096)
-    mlp_ratio: float = knob(4.0, "Hidden width of a block's MLP, as a multiple of dim.", gt=0, le=64)
-    mlp_dim: int | None = knob(None, "Hidden width of a block's MLP, in place of mlp_ratio.", ge=1, le=65536)
+    heads: int = knob(4, "Number of attention heads. It must divide dim, unless dim_head is given.", ge=1, le=256)
+    dim_head: int | None = knob(None, "Width of one attention head. Default: dim / heads.", ge=1, le=4096)
+    mlp_ratio: float = knob(4.0, "Hidden width of the MLP in each block, as a multiple of dim.", gt=0, le=64)
+    mlp_dim: int | None = knob(None, "Hidden width of the MLP in each block. If it is given, mlp_ratio is not used.", ge=1, le=65536)
     dropout: float = knob(
-        0.0, "Dropout of embedding, attention, projection and MLP, where the four below do not say otherwise.", ge=0, lt=1
+        0.0, "Dropout rate of embedding, attention, projection and MLP. Each of them has a key of its own that overrides it.", ge=0, lt=1
     )
-    embedding_dropout: float | None = knob(None, "Dropout after patches and positions are added.", ge=0, lt=1)
-    attention_dropout: float | None = knob(None, "Dropout of attention weights.", ge=0, lt=1)
-    projection_dropout: float | None = knob(None, "Dropout after attention's output projection.", ge=0, lt=1)
-    mlp_dropout: float | None = knob(None, "Dropout after both layers of the MLP.", ge=0, lt=1)
+    embedding_dropout: float | None = knob(None, "Dropout rate after patches and positions are added. Default: dropout.", ge=0, lt=1)
+    attention_dropout: float | None = knob(None, "Dropout rate of the attention weights. Default: dropout.", ge=0, lt=1)
+    projection_dropout: float | None = knob(None, "Dropout rate after the output projection of attention. Default: dropout.", ge=0, lt=1)
+    mlp_dropout: float | None = knob(None, "Dropout rate after each of the two layers of the MLP. Default: dropout.", ge=0, lt=1)
     drop_path: float = knob(
-        0.0, "Chance that a sample skips a branch in the last block; it grows linearly from 0 at the first.", ge=0, lt=1
+        0.0,
+        "Stochastic depth: probability that a sample skips a branch of the last block. It grows linearly from 0 in the first block.",
+        ge=0,
+        lt=1,
     )
-    activation: Literal["gelu", "relu"] = knob("gelu", "Activation of the MLP.")
-    norm: Literal["pre", "post"] = knob("pre", "LayerNorm before each branch (the ViT paper) or after each sum (Vaswani et al.).")
-    pool: Literal["mean", "cls"] = knob("mean", "What the head sees: the mean of the tokens, or a class token.")
-    positions: Literal["learned", "sincos2d"] = knob("learned", "Position embedding.")
-    init: Literal["xavier", "trunc_normal_02"] = knob("xavier", "Initialisation of linear layers; trunc_normal_02 is the paper's.")
+    activation: Literal["gelu", "relu"] = knob("gelu", "Activation function of the MLP.")
+    norm: Literal["pre", "post"] = knob(
+        "pre", "Place of LayerNorm: pre is before each branch (as in the ViT paper), post is after each sum (as in Vaswani et al. 2017)."
+    )
+    pool: Literal["mean", "cls"] = knob("mean", "Input of the classification head: the mean of the tokens, or a class token.")
+    positions: Literal["learned", "sincos2d"] = knob(
+        "learned", "Position embedding: learned, or fixed sines and cosines of row and column."
+    )
+    init: Literal["xavier", "trunc_normal_02"] = knob("xavier", "Initialisation of the linear layers. The ViT paper uses trunc_normal_02.")
     pos_init_std: float = knob(
-        0.3, "Standard deviation of learned positions and class token at the start; 0.02 is the paper's.", gt=0, le=10
+        0.3, "Standard deviation of learned positions and class token before training. The ViT paper uses 0.02.", gt=0, le=10
     )
     qkv_bias: bool = knob(True, "Whether queries, keys and values have a bias.")
-    layer_scale: float | None = knob(None, "Initial scale of each branch (Touvron et al. 2021); none by default.", gt=0, le=10)
+    layer_scale: float | None = knob(
+        None, "LayerScale (Touvron et al. 2021): initial scale of each branch. Default: no LayerScale.", gt=0, le=10
+    )
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -186,42 +203,70 @@ class TrainingConfig:
     """How one model is trained."""
 
     epochs: int = knob(25, "Length of a full training.", ge=1, le=100_000)
-    batch_size: int = knob(32, "Images per optimiser step.", ge=1, le=1_048_576)
+    batch_size: int = knob(32, "Number of images in one optimizer step.", ge=1, le=1_048_576)
     accumulation: int = knob(
-        1, "Micro-batches whose gradients make one step, to save memory; batch_size is shared among them.", ge=1, le=4096
+        1,
+        "Number of micro-batches that make one optimizer step. More of them need less memory; batch_size is divided among them.",
+        ge=1,
+        le=4096,
     )
     optimizer: Literal[tuple(OPTIMIZERS)] = knob(  # type: ignore[valid-type]
-        "adamw", "muon is for the matrices of the blocks, with adamw for all other weights; sgd wants a higher lr, e.g. 0.1.", late=True
+        "adamw",
+        "Optimizer. muon trains the matrices of the encoder blocks, and adamw all other weights. sgd needs a higher lr, for example 0.1.",
+        late=True,
     )
-    lr: float = knob(1e-3, "Peak learning rate, reached after the warm-up.", gt=0, le=10)
-    weight_decay: float = knob(0.05, "Decay of weight matrices; norms, biases, tokens and positions have none.", ge=0, le=10)
-    beta2: float = knob(0.99, "Decay of AdamW's second moment.", gt=0, lt=1)
-    momentum: float = knob(0.9, "Of sgd and muon.", ge=0, lt=1, late=True)
-    warmup_fraction: float = knob(0.1, "Share of all steps in which the learning rate climbs from 0.", ge=0, lt=1)
-    clip_norm: float | None = knob(1.0, "Gradients are scaled down to this norm; null for no clipping.", gt=0)
-    label_smoothing: float = knob(0.1, "Share of the target spread evenly over all classes.", ge=0, lt=1)
-    shift: int = knob(0, "Training images are moved by up to this many pixels each way: the random crop of padded images.", ge=0, le=256)
-    crop_scale: float = knob(
-        1.0, "Least share of its area that a random crop keeps of an image, resized to the whole; 1 for none.", gt=0, le=1
+    lr: float = knob(1e-3, "Highest learning rate, at the end of the warm-up. It then follows a cosine.", gt=0, le=10)
+    weight_decay: float = knob(0.05, "Weight decay of the weight matrices. Norms, biases, tokens and positions have none.", ge=0, le=10)
+    beta2: float = knob(0.99, "Decay rate of AdamW's second moment, for adamw and muon.", gt=0, lt=1)
+    momentum: float = knob(0.9, "Momentum of sgd and muon.", ge=0, lt=1, late=True)
+    warmup_fraction: float = knob(0.1, "Share of all steps in which the learning rate rises from 0 to lr.", ge=0, lt=1)
+    clip_norm: float | None = knob(1.0, "Largest norm of the gradient; a larger gradient is scaled down to it. null: no clipping.", gt=0)
+    label_smoothing: float = knob(0.1, "Share of the target probability that is spread evenly over all classes.", ge=0, lt=1)
+    shift: int = knob(
+        0,
+        "Augmentation: training images are moved by up to this many pixels in each direction, like a random crop of a padded image.",
+        ge=0,
+        le=256,
     )
-    flip: bool = knob(False, "Training images are mirrored left to right with chance 1/2.")
+    crop_scale: float = knob(1.0, "Augmentation: smallest share of the area that a random resized crop keeps. 1: no crop.", gt=0, le=1)
+    flip: bool = knob(False, "Augmentation: half of the training images, chosen at random, are mirrored left to right.")
     auto_augment: Literal["none", "trivial_augment", "rand_augment"] = knob(
-        "none", "Random operations on colours and shapes, image by image."
+        "none", "Augmentation: random changes of colour and shape, different for each image."
     )
-    rand_augment_ops: int = knob(2, "Operations one after another in rand_augment.", ge=1, le=14)
-    rand_augment_magnitude: int = knob(9, "Their strength in rand_augment.", ge=0, le=30)
-    erasing: float = knob(0.0, "Chance that a box of 2 to 33 % of a training image is overwritten with the mean.", ge=0, le=1)
-    mixup: float = knob(0.0, "Parameter of the Beta distribution by which two images are blended; 0 for none.", ge=0, le=100)
-    cutmix: float = knob(0.0, "The same for a box of another image pasted in; with mixup too, each image draws one of them.", ge=0, le=100)
+    rand_augment_ops: int = knob(2, "Number of operations of rand_augment on each image.", ge=1, le=14)
+    rand_augment_magnitude: int = knob(9, "Strength of the operations of rand_augment.", ge=0, le=30)
+    erasing: float = knob(
+        0.0, "Augmentation: probability that a box of 2 to 33 % of a training image is overwritten with the mean.", ge=0, le=1
+    )
+    mixup: float = knob(
+        0.0,
+        "Augmentation: two images are blended; this is the parameter of the Beta distribution of their shares. 0: no mixup.",
+        ge=0,
+        le=100,
+    )
+    cutmix: float = knob(
+        0.0,
+        "Augmentation: like mixup, but a box of the other image is pasted in. If both are on, each image gets one of them. 0: no cutmix.",
+        ge=0,
+        le=100,
+    )
     ema_decay: float | None = knob(
-        None, "Decay per step of an average of the weights, which is then what is validated and served; null for none.", gt=0, lt=1
+        None,
+        "Decay per step of a moving average (EMA) of the weights. If it is given, the average is validated and served. null: no average.",
+        gt=0,
+        lt=1,
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = knob(
-        "auto", "Of matrix products in forward and backward; auto is bfloat16 where the machine has it, else float32. Weights stay float32."
+        "auto",
+        "Number format of the matrix products in training. auto: bfloat16 if the machine has it and gains by it, else float32. The weights "
+        "and the validation are float32.",
     )
     tf32: bool = knob(True, "Whether a GPU may round the inputs of float32 matrix products to TF32.")
-    compile: bool = knob(False, "Compile the model with torch.compile on a GPU; ignored on a CPU, where it does not pay.")
-    cuda_graphs: bool = knob(False, "Replay the model's kernels on a GPU as one CUDA graph; pays where launches take longer than the work.")
+    compile: bool = knob(False, "Whether the model is compiled with torch.compile. It has no effect on a CPU, where it does not pay.")
+    cuda_graphs: bool = knob(
+        False,
+        "Whether a GPU runs the kernels of the model as one CUDA graph. It pays where kernels take longer to start than to run.",
+    )
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -260,33 +305,33 @@ class TrialConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
-    """What one epoch of training gave."""
+    """The metrics of one epoch."""
 
     epoch: Annotated[int, (1, 100_000)]
     """1 for the first."""
     train_loss: float
     train_accuracy: Share
-    """Fraction in [0, 1], measured on the augmented batches while training."""
+    """Fraction in [0, 1], of the augmented training images."""
     val_loss: float
     val_accuracy: Share
-    """Fraction in [0, 1] of the whole validation split."""
+    """Fraction in [0, 1], of the whole validation split."""
     val_top5_accuracy: Share | None
     """None with fewer than 5 classes."""
     lr: float
     """Learning rate of the last step."""
     images_per_s: Annotated[float, (0, 1e15)]
-    """Training images per second, evaluation left out."""
+    """Training images per second, without evaluation."""
     seconds: Seconds
-    """Wall time of training and evaluation."""
+    """Seconds of wall time, for training and evaluation."""
     peak_memory_bytes: Annotated[int, (0, 2**63)]
-    """Peak of the device's allocator on CUDA; the process's peak resident size on CPU."""
+    """Peak memory: of torch's allocator on a GPU, of the process on a CPU."""
     latency_ms: Annotated[float, (0, 1e12)] | None = None
-    """Median time to classify one image, where a search has it as an objective."""
+    """Median time to classify one image; None unless it is an objective of the search."""
     scores: dict[str, float] = field(default_factory=dict)
     """Further metrics, by their names; see vit/evaluation.py. Empty in results of versions before 0.3."""
 
     def value(self, metric: str) -> float | None:
-        """A metric's value; None where this epoch has none."""
+        """The value of a metric; None if this epoch does not have it."""
         value = self.scores[metric] if metric in self.scores else getattr(self, metric, None)
         return None if value is None else float(value)
 

@@ -14,20 +14,20 @@ from vit_search.ledger.events import Broke, Ended, Event, Launched, Outcome, Pro
 
 @dataclass
 class Trial:
-    """One trial as the ledger knows it."""
+    """One trial: its parameters, its epochs, and how it ended."""
 
     number: int
     params: dict[str, Value]
     results: list[EpochResult] = field(default_factory=list)
     outcome: Outcome | Literal["running", "held", "waiting"] = "running"
-    """While it has no end, the ledger says running; search_state.py tells whether it is held by a pause, or waits for a place."""
+    """How it ended; `running` while the ledger has no end of it. search_state.py tells if it is paused or waits for resources."""
     reason: str = ""
     breakdowns: list[str] = field(default_factory=list)
-    """Why its process broke down, each time."""
+    """The reason of each breakdown of its process."""
     began: float = 0.0
     ended: float | None = None
     weighed_seconds: float = 0.0
-    """Of training and evaluation, each epoch's times the devices that it held, as far as its events say so."""
+    """Seconds of training and evaluation, each epoch's times the devices that it held, if its events say so."""
 
     def device_seconds(self, devices: float | None) -> float:
         """Of training and evaluation, times the devices: as many as every trial holds, or None where each has its own."""
@@ -35,16 +35,16 @@ class Trial:
 
     @property
     def over(self) -> bool:
-        """Whether no resume will go on with it."""
+        """Whether it has ended for good: no resume continues it."""
         return self.outcome not in ("running", "held", "waiting", "interrupted")
 
     def best_value(self, metric: str, mode: str) -> float | None:
-        """The metric at its best epoch; None where it never was a number."""
+        """The metric at its best epoch; None if it never was a finite number."""
         values = [value for result in self.results if (value := result.value(metric)) is not None and math.isfinite(value)]
         return (max(values) if mode == "max" else min(values)) if values else None
 
     def value(self, metric: str) -> float | None:
-        """The metric at the last epoch; None before the first, or where it is not a number."""
+        """The metric at the last epoch; None before the first epoch, or if it is not a finite number."""
         value = self.results[-1].value(metric) if self.results else None
         return None if value is None or not math.isfinite(value) else float(value)
 

@@ -36,44 +36,45 @@ class Better(_PolicySection):
     """The comparison with the champion on the same test images (gates G4 and G5)."""
 
     mode: Literal["better", "non_inferior"] = "better"
-    """Whether a candidate must be better, or no worse than `margin` and cheaper by `cheaper`."""
+    """better: the candidate must be better than the champion. non_inferior: it may be worse by less than `margin`, but must be cheaper by
+    `cheaper`."""
     alpha: Number = Field(0.05, gt=0, le=0.5)
-    """Chance that a candidate who is no better (or, in non_inferior, worse by the margin) ever passes, over all readings of one test
-    split: alpha / (t (t + 1)) at the t-th."""
+    """Largest probability that a candidate which is no better (or, in non_inferior, worse by the margin) ever passes, over all test
+    readings of one test split. The t-th reading may use alpha / (t (t + 1)) of it."""
     least_gain: Number = Field(0.002, ge=0, lt=1)
-    """A gain that is worth a change of model, as a share of the images."""
+    """Smallest gain that is worth a change of model, as a share of the test images."""
     most_readings: Count = Field(20, ge=1, le=100_000)
-    """Of one test split; then it decides nothing."""
+    """Largest number of test readings of one test split. After that, the split decides nothing."""
     margin: Number = Field(0.005, gt=0, lt=1)
-    """In non_inferior: the lower bound of the gain must lie above -margin."""
+    """In non_inferior: the lower bound of the gain must be above -margin."""
     cheaper: Number = Field(0.2, ge=0, lt=1)
-    """In non_inferior: share by which the latency (p50 at batch 1) or the file must be smaller than the champion's."""
+    """In non_inferior: share by which the latency (median of one image) or the file must be smaller than that of the champion."""
 
 
 class Floors(_PolicySection):
-    """What any candidate must reach, champion or not (gates G3 and G6)."""
+    """What a candidate must reach, with or without a champion (gates G3 and G6)."""
 
     accuracy: Number | None = Field(None, ge=0, le=1)
-    """Least accuracy on the test images."""
+    """Smallest accuracy on the test images."""
     worst_class: Number | None = Field(None, ge=0, le=1)
-    """Least share of the images of any class that are recognised."""
+    """Smallest recall of any class: the share of its test images that are recognised."""
     above_majority: Switch = True
-    """Whether the accuracy must exceed that of always naming the commonest class."""
+    """Whether the accuracy must be higher than that of always answering the most frequent class."""
     linear_probe: Switch = True
-    """Whether logistic regression on the pixels must not be better, beyond chance."""
+    """Whether a candidate fails if logistic regression on the pixels is better, beyond chance."""
 
 
 class Calibration(_PolicySection):
     """Expected calibration error on the test images (gate G7)."""
 
     ece_above_champion: Number | None = Field(0.01, ge=0, le=1)
-    """By how much it may exceed the champion's, beyond chance; null for no comparison."""
+    """How much higher than the champion's it may be, beyond chance. null: no comparison."""
     ece: Number | None = Field(None, ge=0, le=1)
-    """The most it may be."""
+    """Largest value."""
 
 
 class LatencyLimits(_PolicySection):
-    """Milliseconds from pixels to logits; a device that is not there is not measured, and its limit refuses."""
+    """Milliseconds from pixels to logits. A limit for a device that the machine does not have refuses the candidate."""
 
     cpu_batch_1_p50: Number | None = Field(None, gt=0)
     """Median of one image on the CPU."""
@@ -94,14 +95,14 @@ class LatencyLimits(_PolicySection):
 
 
 class CostLimits(_PolicySection):
-    """What a candidate may cost at most (gate G8); null for no limit."""
+    """Largest costs of a candidate (gate G8). null: no limit."""
 
     params: Count | None = Field(None, ge=1)
-    """Trained parameters."""
+    """Number of trained parameters."""
     file_bytes: Count | None = Field(None, ge=1)
-    """Bytes of model.safetensors."""
+    """Size of model.safetensors in bytes."""
     peak_memory_bytes: Count | None = Field(None, ge=1)
-    """Weights and activations of 32 images at their peak, on any measured device."""
+    """Peak memory in bytes for weights and activations with 32 images, on each measured device."""
     latency_ms: LatencyLimits = LatencyLimits.model_validate({})
     """Milliseconds from pixels to logits."""
 
@@ -110,11 +111,11 @@ class Robustness(_PolicySection):
     """Accuracy on corrupted test images (gate G12)."""
 
     kinds: tuple[Corruption, ...] = Field(CORRUPTIONS, max_length=len(CORRUPTIONS))
-    """Which corruptions are tried, each at one stated strength; an empty list for none."""
+    """Corruptions that are tried, each at one fixed strength. An empty list: none."""
     accuracy: Number | None = Field(None, ge=0, le=1)
-    """Least mean accuracy over them."""
+    """Smallest mean accuracy over the corruptions."""
     drop: Number | None = Field(0.03, ge=0, le=1)
-    """By how much the mean may lie below the champion's, beyond chance; null for no comparison."""
+    """How far the mean may be below the champion's, beyond chance. null: no comparison."""
 
     @field_validator("kinds", mode="before")
     @classmethod
@@ -127,12 +128,12 @@ class Robustness(_PolicySection):
 
 
 class Export(_PolicySection):
-    """The files that a promoted model is handed out as (gate G1)."""
+    """File formats of a promoted model (gate G1)."""
 
     formats: tuple[Format, ...] = Field(("safetensors", "pt2"), max_length=3)
-    """Which formats must agree with the trained model; safetensors is always among them, onnx needs the extra `onnx`."""
+    """Formats that must agree with the trained model. safetensors is always one of them; onnx needs the extra `onnx`."""
     tolerance: Number = Field(1e-4, ge=0, le=1)
-    """Largest difference of a logit from the eager model's; safetensors must agree to the bit."""
+    """Largest difference between a logit and that of the trained model. safetensors must agree to the bit."""
 
     @field_validator("formats", mode="before")
     @classmethod
@@ -149,35 +150,36 @@ class Policy(_PolicySection):
     """How a winner is confirmed, and what it must show before it takes the champion's place."""
 
     top: Count = Field(3, ge=1, le=100)
-    """How many of a search's best configurations are trained again."""
+    """Number of the best configurations of a search that are trained again."""
     seeds: Count = Field(3, ge=1, le=100)
-    """Fresh seeds with which each of them is trained."""
+    """Number of new seeds with which each of them is trained."""
     retrain_on: Literal["train+val", "train"] = "train+val"
-    """Images that they are trained on. With train+val the search's validation images are used up, and holdout images choose."""
+    """Splits that they are trained on. With train+val, the validation images are used for training, and the holdout images choose among the
+    trained models."""
     better: Better = Better.model_validate({})
     """The comparison with the champion on the same test images."""
     floors: Floors = Floors.model_validate({})
-    """What any candidate must reach."""
+    """What a candidate must reach, with or without a champion."""
     class_drop: Number | None = Field(0.03, ge=0, le=1)
-    """By how much any class may lose to the champion, beyond chance; null for no comparison."""
+    """How much lower than the champion's the recall of a class may be, beyond chance. null: no comparison."""
     calibration: Calibration = Calibration.model_validate({})
     """Expected calibration error on the test images."""
     limits: CostLimits = CostLimits.model_validate({})
-    """What a candidate may cost at most."""
+    """Largest costs of a candidate."""
     cost_above_champion: Number | None = Field(1.10, gt=0, le=1000)
-    """Largest ratio to the champion of latency (beyond chance), file and peak memory; null for no comparison."""
+    """Largest ratio of latency (beyond chance), file size and peak memory to those of the champion. null: no comparison."""
     robustness: Robustness = Robustness.model_validate({})
     """Accuracy on corrupted test images."""
     export: Export = Export.model_validate({})
-    """The files that a promoted model is handed out as."""
+    """File formats of a promoted model."""
     seed_sd: Number | None = Field(0.01, ge=0, le=1)
-    """Largest standard deviation of the accuracy over seeds, beyond what few images explain; null for no limit."""
+    """Largest standard deviation of the accuracy over the seeds, beyond what few images explain. null: no limit."""
     leaked: Count = Field(0, ge=0)
-    """How many test images may stand, byte for byte, among the images that training or selection sees."""
+    """Number of test images that may also be, byte for byte, among the images of training or selection."""
     allow_dirty: Switch = False
     """Whether a search may have been launched from a checkout with changes that are not committed."""
     approval: Literal["protected", "always", "never"] = "protected"
-    """When a promotion needs the name of a person who approves it: for models tagged `protected`, always, or never."""
+    """When a promotion needs the name of a person who approves it. protected: only for models with the tag `protected`."""
 
     @property
     def digest(self) -> str:

@@ -70,7 +70,7 @@ WEIGHT = "weight"
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model ready to classify, with all it needs to read an image and to name a class."""
+    """A model ready to classify, with what it needs to read images and to name classes."""
 
     model: ViT
     config: TrialConfig
@@ -78,7 +78,7 @@ class ServedModel:
     classes: tuple[str, ...]
     data_hash: str
     trained_on: tuple[str, ...] = ("train",)
-    """Splits of the data."""
+    """The splits that it was trained on."""
 
 
 def save(
@@ -177,7 +177,7 @@ def _load_training(folder: Path, config: TrialConfig, device: torch.device | str
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> ServedModel:
-    """Rebuild a model to classify with, in eval mode.
+    """Load the model of a checkpoint, in eval mode, to classify images.
 
     Raises: CheckpointError when the folder is missing or damaged.
     """

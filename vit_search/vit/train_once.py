@@ -36,14 +36,15 @@ def is_done(folder: Path, config: TrialConfig) -> bool:
 
 
 def train(spec: SearchSpec, config: TrialConfig, data: DataSet, folder: Path) -> Iterator[EpochResult]:
-    """Train to full length as a trial of the search would, and save each epoch; the same numbers come of the same file.
+    """Train one configuration to full length, as a trial of a search does, and save each epoch. The same file gives the same numbers.
 
     Args:
-        spec: says how many threads or GPUs, and which splits; the number of torch's threads is set for the whole process.
-        config: its trial 0's. data: prepared.
-        folder: of the checkpoint. One of the same training is gone on with; its epochs come again, untrained.
-    Raises: SpecError for a machine that lacks what the file asks for; CheckpointError where the folder is something else or cannot
-        be written; SearchError when the loss is not finite; OutOfMemoryError.
+        spec: threads or GPUs, and the splits, are taken from it. The number of torch's threads is set for the whole process.
+        config: the configuration of its trial 0.
+        data: what `prepare` returned.
+        folder: for the checkpoint. If it holds one of the same training, that training continues; its epochs are yielded again first.
+    Raises: SpecError if the machine lacks a GPU that the file asks for; CheckpointError if the folder holds something else or cannot be
+        written; SearchError if the loss is not finite; OutOfMemoryError.
     """
     trained_on, validated_on = TRAINED_AND_VALIDATED_ON[spec.train_on]
     if not all(data.counts[name] for name in validated_on):
