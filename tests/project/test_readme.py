@@ -1,23 +1,18 @@
 """What README.md and docs/install.md show is true: the search file is read, the example runs, the commands, extras and versions exist."""
 
-import contextlib
-import os
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
-import psutil
 import pytest
-from helpers.clusters import MARK, marked
 from helpers.pages import blocks, text
 from helpers.paths import ROOT
 
 from vit_search.config import search_file
 from vit_search.errors import SpecError
 from vit_search.ledger.file import read_trials
-from vit_search.promotion import policy
 
 README = text("README.md")
 
@@ -45,16 +40,6 @@ def test_the_error_of_the_tutorial_is_the_one_that_is_printed():
 def test_the_search_file_of_the_tutorial_is_the_one_that_is_shipped():
     (shown,) = blocks("docs/tutorials/digits.md", "yaml")
     assert search_file.parse(shown).model_dump() == search_file.load(ROOT / "search_spaces/digits.yaml").model_dump()
-
-
-def test_the_policy_files_are_read_and_their_limits_are_the_ones_shown():
-    shown = "\n".join(blocks("docs/guides/promotion.md", "yaml"))
-    rules = [policy.parse(one) for one in blocks("docs/guides/promotion.md", "yaml")]
-    assert rules
-    assert "latency_ms" in shown and "formats" in shown
-    defaults = policy.load(None)
-    for name, value in {"alpha": 0.05, "least_gain": 0.002, "margin": 0.005, "cheaper": 0.2, "most_readings": 20}.items():
-        assert getattr(defaults.better, name) == value  # as the page says
 
 
 def test_the_python_example_runs(tmp_path):
@@ -101,24 +86,3 @@ def test_the_lock_is_hash_pinned_and_names_no_index():
     assert len(pinned) > 100
     assert lock.count("--hash=sha256:") >= len(pinned)
     assert "://" not in lock
-
-
-@pytest.mark.slow
-def test_a_cluster_of_one_machine_runs_a_search_by_the_lines_shown(tmp_path):
-    lines = "\n".join(blocks("docs/tutorials/cluster.md", "sh"))
-    lines = lines[: lines.index("\n", lines.index("vit-search status"))]  # to where the search is over: what follows is of a real cluster
-    (tmp_path / "search_spaces").symlink_to(ROOT / "search_spaces")
-    around = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "VIT_SEARCH_"))}
-    around |= {"HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", MARK: str(tmp_path)}
-    try:
-        done = subprocess.run(["bash", "-euc", lines], cwd=tmp_path, env=around, capture_output=True, text=True, timeout=900)
-        listening = {p.laddr.ip for one in marked(tmp_path) for p in one.net_connections("tcp") if p.status == psutil.CONN_LISTEN}
-    finally:
-        for one in marked(tmp_path):
-            with contextlib.suppress(psutil.Error):
-                one.kill()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "\nready\n" in done.stdout
-    assert {address.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
-    (folder,) = (tmp_path / "shared" / "searches").iterdir()
-    assert sum(trial.outcome == "completed" for trial in read_trials(folder / "ledger.jsonl")) >= 1

@@ -15,8 +15,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from helpers import pages, servers
+from helpers import servers
 from helpers.commands import COMMAND
+from helpers.paths import ROOT
 from PIL import Image
 from ray import cloudpickle
 
@@ -28,7 +29,7 @@ from vit_search.tracking.mlflow_client import client_for
 from vit_search.tracking.model_package import log_model
 from vit_search.vit import checkpoint, checkpoint_files, evaluation, training
 
-GUIDE = pages.text("docs/guides/mlflow.md")
+README = (ROOT / "README.md").read_text()
 HOSTILE = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "true",
     "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "0",
@@ -291,9 +292,9 @@ def test_mlflow_s_pages_are_served_without_pickles(home):
         servers.end(server)
 
 
-def served_by_the_guide(home, model, port, *, defended):
-    """A script with the guide's lines that serve a model."""
-    exports, command = re.search("^(export PATH.*?)^(mlflow models serve .*) &$", GUIDE, re.MULTILINE | re.DOTALL).groups()
+def served_by_readme(home, model, port, *, defended):
+    """A script with the README's lines that serve a model."""
+    exports, command = re.search("^(export PATH.*?)^(mlflow models serve .*) &$", README, re.MULTILINE | re.DOTALL).groups()
     exports = "\n".join(line for line in exports.splitlines() if defended or "PICKLE" not in line)
     assert not defended or all(f"{name}={value}" in exports for name, value in REFUSED.items())
     command = command.replace("models:/digits@champion", model).replace("5001", str(port))
@@ -301,9 +302,9 @@ def served_by_the_guide(home, model, port, *, defended):
     return ["bash", "-c", f"{exports}\nexport PATH={path}:$PATH\nexec {command} --host 127.0.0.1"]
 
 
-def test_the_guide_s_server_is_started_without_pickles(home):
+def test_the_readme_s_server_is_started_without_pickles(home):
     port = servers.free_port()
-    server = servers.start(served_by_the_guide(home, "models:/sound/1", port, defended=True), home, port, **HOSTILE)
+    server = servers.start(served_by_readme(home, "models:/sound/1", port, defended=True), home, port, **HOSTILE)
     try:
         found = [environment_of(process) for process in group(server)]
         assert len(found) >= 2
@@ -313,9 +314,9 @@ def test_the_guide_s_server_is_started_without_pickles(home):
     assert marks(home) == set()
 
 
-@pytest.mark.parametrize("defended", [False, True], ids=["without its variables", "as the guide shows it"])
-def test_the_guide_s_server_does_not_run_a_pickled_model(defended, home):
-    command = served_by_the_guide(home, "models:/pyfunc/1", servers.free_port(), defended=defended)
+@pytest.mark.parametrize("defended", [False, True], ids=["without its variables", "as README shows it"])
+def test_the_readme_s_server_does_not_run_a_pickled_model(defended, home):
+    command = served_by_readme(home, "models:/pyfunc/1", servers.free_port(), defended=defended)
     said = home / f"served-{defended}"
     with said.open("wb") as log:
         process = subprocess.Popen(command, cwd=home, env=os.environ | HOSTILE, stdout=log, stderr=log, start_new_session=True)

@@ -15,8 +15,9 @@ import time
 
 import psycopg
 import pytest
-from helpers import pages, servers
+from helpers import servers
 from helpers.commands import COMMAND
+from helpers.paths import ROOT
 from helpers.servers import SECRET, until
 from helpers.synthetic import FILE, begin, events, made, result
 from mlflow.types import Schema
@@ -291,13 +292,13 @@ def test_a_promotion_leaves_the_columns_as_they_are(uri, tmp_path):
     assert not [name for name in mlflow_client.client_for(uri).get_experiment_by_name("made").tags if "View" in name]
 
 
-def test_the_filters_of_the_guide_find_what_they_say(uri, tmp_path):
+def test_the_filters_of_the_readme_find_what_they_say(uri, tmp_path):
     folder, _, _ = made(tmp_path)
     sync_search(folder, uri)
     client = mlflow_client.client_for(uri)
     experiment = client.get_experiment_by_name("made").experiment_id
-    page = pages.text("docs/guides/mlflow.md")
-    filters = [line.split("`")[1] for line in page.partition("| filter |")[2].partition("\n\n")[0].splitlines() if line.startswith("| `")]
+    readme = (ROOT / "README.md").read_text()
+    filters = [line.split("`")[1] for line in readme.partition("| filter |")[2].partition("\n\n")[0].splitlines() if line.startswith("| `")]
     filters = [f.replace("digits-1", "made-1").replace("'9'", "'2'").replace("0120947f…", "d" * 64) for f in filters]
     counts = [len(client.search_runs([experiment], text)) for text in filters]
     small = [t for t in read_trials(folder / "ledger.jsonl") if len(t.results) >= 2 and begin_cost(t) < 1e5]

@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import pages, servers
+from helpers import servers
+from helpers.paths import ROOT
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
@@ -33,7 +34,7 @@ from vit_search.tracking.mlflow_client import client_for
 from vit_search.tracking.model_package import log_model
 from vit_search.vit import augment, checkpoint, evaluation, training
 
-GUIDE = pages.text("docs/guides/mlflow.md")
+README = (ROOT / "README.md").read_text()
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 RNG = np.random.default_rng(0)
 PHOTO = np.asarray(Image.fromarray(RNG.integers(0, 256, (6, 9, 3), np.uint8)).resize((41, 30), Image.Resampling.BICUBIC))
@@ -399,7 +400,7 @@ def server(logged, registered):
     """`mlflow models serve` of the champion, for real."""
     folder, tracking_uri, _ = logged
     port = servers.free_port()
-    (command,) = re.findall("^mlflow models serve .* --port 5001(?= &$)", GUIDE, re.MULTILINE)
+    (command,) = re.findall("^mlflow models serve .* --port 5001(?= &$)", README, re.MULTILINE)
     process = servers.start(command.replace("5001", str(port)).split(), folder, port, MLFLOW_TRACKING_URI=tracking_uri, PATH=PATH)
     yield f"http://127.0.0.1:{port}/invocations"
     servers.end(process)
@@ -437,9 +438,9 @@ def test_the_server_gives_one_answer_to_pixels_and_to_base64(server, model):
     assert (status, len(answer)) == (200, 2)
 
 
-def test_the_guide_s_curl_line_classifies_an_image(server, tmp_path):
+def test_the_readme_s_curl_line_classifies_an_image(server, tmp_path):
     (tmp_path / "IMAGE.png").write_bytes(file(PHOTO))
-    (command,) = re.findall("^curl .*/invocations$", GUIDE, re.MULTILINE)
+    (command,) = re.findall("^curl .*/invocations$", README, re.MULTILINE)
     command = command.replace("http://127.0.0.1:5001/invocations", server)
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     (row,) = json.loads(done.stdout)["predictions"]
