@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart install test test-system test-slow bench check audit docs format lock clean
+.PHONY: quickstart install test test-system test-slow bench check audit docs notebook format lock clean
 .DELETE_ON_ERROR:
 
 quickstart: install ## install, then search Vision Transformers on the handwritten digits
@@ -51,6 +51,9 @@ bench: install ## the peers, and the tables of tests/benchmarks but search_quali
 	set -e; for script in dispatch train_step half_precision input_pipeline epoch accuracy \
     ask_cost overhead scale cluster_scale whole_search tracking serving packing; do \
 	  echo "== $$script"; $(BIN)/python tests/benchmarks/$$script.py; done
+
+notebook: install ## run the notebook of the docs anew, and store its outputs: about a minute
+	$(BIN)/python tests/helpers/notebook.py
 
 format: install
 	$(BIN)/ruff format .

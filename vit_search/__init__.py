@@ -1,10 +1,14 @@
-"""Distributed hyper-parameter search for Vision Transformers: `load_search`, `run_search`."""
+"""Distributed hyper-parameter search for Vision Transformers.
+
+`load_search` reads a search file, `run_search` runs it, `read_search` reads what a search has found, and `load_classifier` loads a model to
+classify images with. Each imports what it needs when it is called.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vit_search.runtime.pickles import refuse_pickles
 from vit_search.runtime.torch_import import import_torch_at_root
@@ -12,8 +16,10 @@ from vit_search.runtime.torch_import import import_torch_at_root
 if TYPE_CHECKING:
     from vit_search.config.search_file import SearchSpec
     from vit_search.search.launch import SearchResult
+    from vit_search.search.result import Search
+    from vit_search.vit.classifier import Classifier
 
-__all__ = ["load_search", "run_search"]
+__all__ = ["load_classifier", "load_search", "read_search", "run_search"]
 
 refuse_pickles()
 import_torch_at_root()
@@ -30,8 +36,52 @@ def load_search(path: str | Path) -> SearchSpec:
     return search_file.load(Path(path))
 
 
-def run_search(spec: SearchSpec, **options: Any) -> SearchResult:
-    """Run a search to its end; options are those of `vit_search.search.launch.run`."""
+def run_search(
+    spec: SearchSpec,
+    *,
+    output: str | Path = "searches",
+    tracking_uri: str | None = None,
+    download: bool = False,
+    address: str | None = None,
+    name: str | None = None,
+) -> SearchResult:
+    """Run a search to its end, as `vit-search run` does.
+
+    Args:
+        spec: a search file that `load_search` has read.
+        output: the folder of all searches; a new folder is made in it.
+        tracking_uri: of MLflow; by default MLFLOW_TRACKING_URI, else SQLite in `./mlruns.db`.
+        download: whether a missing data set may be fetched.
+        address: of a Ray cluster; by default a Ray is started on this machine and ended with the search.
+        name: of the new folder; by default the next free `NAME-N`.
+    Raises: DataError, TrackingError, SearchError before the first trial; NoTrialCompletedError where no trial reached full length.
+    """
     from vit_search.search import launch
 
-    return launch.run(spec, **options)
+    return launch.run(spec, output=Path(output), tracking_uri=tracking_uri, download=download, address=address, name=name)
+
+
+def read_search(search: str | Path | None = None, output: str | Path = "searches") -> Search:
+    """Read a search from its folder, running or over.
+
+    Args:
+        search: its name or folder; the newest by default. output: the folder of all searches.
+    Raises: SearchError that names the nearest search, or says what is wrong with the folder.
+    """
+    from vit_search.search import result
+
+    return result.read_search(search, Path(output))
+
+
+def load_classifier(model: str | Path, *, tracking_uri: str | None = None, device: str = "cpu") -> Classifier:
+    """Load a model to classify images with.
+
+    Args:
+        model: `digits@champion`, `digits/3`, or a folder that `vit-search train` or a trial has written.
+        tracking_uri: of MLflow; by default that of the newest search here.
+        device: where it classifies, such as `cuda`.
+    Raises: PromotionError where there is no such model, or its files are not those that were registered.
+    """
+    from vit_search.serving import prediction
+
+    return prediction.load_classifier(str(model), tracking_uri=tracking_uri, device=device)

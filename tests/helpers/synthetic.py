@@ -78,9 +78,9 @@ def events(spec, *, seed=0, at=1_700_000_000.0):
         yield Ended(trial=number, outcome=outcome, reason="the loss is nan" if outcome == "diverged" else "", at=at)
 
 
-def made(home, name="made-1", *, trials=6, epochs=4, seed=0):
+def made(home, name="made-1", *, trials=6, epochs=4, seed=0, more=""):
     """A whole search, over, that MLflow has not heard of."""
-    folder, spec, facts = begin(home, name, trials=trials, epochs=epochs)
+    folder, spec, facts = begin(home, name, trials=trials, epochs=epochs, more=more)
     ledger = Ledger(folder / "ledger.jsonl")
     for event in events(spec, seed=seed):
         ledger.append(event)

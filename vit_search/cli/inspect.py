@@ -17,7 +17,7 @@ import typer
 
 from vit_search.cli import terminal
 from vit_search.cli.app import FOUND, NOT_RECORDED, Insecure, Output, SearchName, Tracking, Url, app, err, out, write_new
-from vit_search.cli.progress import print_leaderboard, trial_row
+from vit_search.cli.progress import print_leaderboard
 from vit_search.cli.remote import connect
 from vit_search.cli.status import awaits_driver
 from vit_search.cli.terminal import escaped
@@ -68,6 +68,7 @@ def show(
 ) -> None:
     """Print the leaderboard of a search, running or finished."""
     from vit_search.ledger import search_state, searches
+    from vit_search.ledger.trial_tables import trial_row
     from vit_search.ledger.trials import ranked
 
     if as_json and as_csv:

@@ -17,7 +17,6 @@ from vit_search.text import counted, value_text
 
 if TYPE_CHECKING:
     from vit_search.config.search_file import SearchSpec
-    from vit_search.config.space import Space
     from vit_search.ledger.events import Broke, Event
     from vit_search.ledger.searches import Hindsight
     from vit_search.ledger.trials import Spent, Trial
@@ -88,14 +87,6 @@ def print_leaderboard(name: str, trials: list[Trial], spec: SearchSpec, top: int
 
     for line in leaderboard.lines(name, trials, spec, top=top, width=out.width):
         out.print(line, soft_wrap=True)
-
-
-def trial_row(trial: Trial, metric: str, space: Space, rank: int) -> dict[str, Any]:
-    """A trial as JSON and CSV show it."""
-    facts: dict[str, Any] = {"rank": rank, "trial": trial.number, "outcome": trial.outcome, "epochs": len(trial.results)}
-    facts[metric] = trial.value(metric)
-    broke = {"breakdowns": len(trial.breakdowns)} if trial.breakdowns else {}
-    return facts | space.trained(trial.params) | broke | ({"reason": trial.reason} if trial.reason else {})
 
 
 def spent_text(spent: Spent) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vit_search.cli.app import Insecure, Output, SearchName, There, app, out
-from vit_search.cli.progress import hindsight_lines, spent_text, trial_row
+from vit_search.cli.progress import hindsight_lines, spent_text
 from vit_search.cli.remote import connect, print_unbegun, remotely, status_there, write_plain, writing
 from vit_search.cli.terminal import OUTCOME_STYLE, escaped
 from vit_search.errors import SearchError
@@ -103,6 +103,7 @@ def _print_status(folder: Path, as_json: bool) -> None:
     from vit_search.cluster import record
     from vit_search.ledger import searches
     from vit_search.ledger.events import Broke, Commanded
+    from vit_search.ledger.trial_tables import trial_row
     from vit_search.ledger.trials import best_trial
     from vit_search.search.commands import Settings
     from vit_search.stopping import held_trials

@@ -29,7 +29,7 @@ from vit_search.ledger import searches
 from vit_search.ledger.events import Commanded, Ended, Event, Launched, Left
 from vit_search.ledger.file import Ledger
 from vit_search.ledger.searches import Hindsight, SearchFacts
-from vit_search.ledger.trials import Progress, Spent, Trial, best_trial, ranked
+from vit_search.ledger.trials import Progress, Spent, Trial, ranked
 from vit_search.planning import plan as planning
 from vit_search.planning import speed
 from vit_search.runtime.user import user_name
@@ -43,6 +43,7 @@ from vit_search.search.hindsight import PLAN, look_back
 from vit_search.search.orders import Orders
 from vit_search.search.ray_nodes import nodes_of
 from vit_search.search.recovery import Patience
+from vit_search.search.result import Search
 from vit_search.search.search_facts import facts_of
 from vit_search.search.search_folder import (
     EARLIER,
@@ -64,13 +65,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SearchResult:
+class SearchResult(Search):
     """A search as it stands when its driver stops."""
 
-    folder: Path
-    spec: SearchSpec
-    trials: list[Trial]
-    """The leaderboard, best first."""
     interrupted: bool
     ended_by: str
     """The limit that ended it before all trials were run; empty where none did."""
@@ -86,11 +83,6 @@ class SearchResult:
     parent_run: str
     recorded: bool
     """Whether MLflow has all of it; else `vit-search sync` sends the rest."""
-
-    @property
-    def best(self) -> Trial | None:
-        """The winner, or None."""
-        return best_trial(self.trials, self.spec.metric, self.spec.mode)
 
 
 Watch = Callable[[Driver, SearchSpec, Path], Callable[[Event], None]]

@@ -1,8 +1,9 @@
 """Classifies image files with a registered model, or with one that was trained here.
 
-Torch takes as long to import as MLflow. So where a registry must be asked, a second process imports torch and decodes the images
-meanwhile; it is this very file. No code of a registered model is run. Its checkpoint alone is read, once its files are those that were
-registered.
+`load_classifier` is for programs: it loads a model once, to classify many times. `predict` is for the command line, and quicker to its
+first answer. Torch takes as long to import as MLflow, so where a registry must be asked, a second process imports torch and decodes the
+images meanwhile; it is this very file. No code of a registered model is run. Its checkpoint alone is read, once its files are those
+that were registered.
 """
 
 from __future__ import annotations
@@ -14,20 +15,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vit_search.errors import DataError, PromotionError
 from vit_search.registry import references
+from vit_search.vit.predictions import Prediction
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """One image, classified."""
-
-    image: str
-    label: str
-    probability: float
+if TYPE_CHECKING:
+    from vit_search.vit.classifier import Classifier
 
 
 def predict(
@@ -63,19 +59,22 @@ def classify(folder: Path, images: Sequence[Path], *, source: str) -> list[Predi
         source: what the user calls the model, for the message.
     Raises: CheckpointError; DataError.
     """
-    import torch
+    from vit_search.vit.classifier import Classifier
 
-    from vit_search.data.decode import read_images
-    from vit_search.vit import augment, checkpoint
-    from vit_search.vit.evaluation import EVALUATED_AT_ONCE
+    return Classifier.load(folder, name=source).predict(images)
 
-    served = checkpoint.load_model(folder)
-    pixels = torch.from_numpy(read_images(images, served.config.model.image_size, served.config.model.in_channels, source=source))
-    mean, std = served.normalisation.mean, served.normalisation.std
-    with torch.inference_mode():
-        parts = [served.model(augment.normalise(part, mean, std)).softmax(-1).double() for part in pixels.split(EVALUATED_AT_ONCE)]
-    best = [(float(row.max()), served.classes[int(row.argmax())]) for part in parts for row in part]
-    return [Prediction(str(path), label, probability) for path, (probability, label) in zip(images, best, strict=True)]
+
+def load_classifier(
+    model: str, *, tracking_uri: str | None = None, device: str = "cpu", say: Callable[[str], None] = lambda text: None
+) -> Classifier:
+    """The model itself, to classify many times; arguments and errors as of `predict`."""
+    from vit_search.vit.classifier import Classifier
+
+    folder = references.folder_of(model)
+    if folder is not None:
+        return Classifier.load(folder, name=model, device=device)
+    with tempfile.TemporaryDirectory() as folder_name:
+        return Classifier.load(_fetched(model, Path(folder_name), tracking_uri, say), name=model, device=device)
 
 
 def _fetched(model: str, folder: Path, tracking_uri: str | None, say: Callable[[str], None]) -> Path:

@@ -1,0 +1,95 @@
+"""A trained model that classifies images, for programs: image files, their bytes, or pixels that are decoded already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vit_search.config.trial import TrialConfig
+from vit_search.data.decode import fit_pixels, read_image, read_images
+from vit_search.errors import DataError
+from vit_search.vit import augment, checkpoint
+from vit_search.vit.checkpoint import ServedModel
+from vit_search.vit.evaluation import EVALUATED_AT_ONCE
+from vit_search.vit.predictions import Prediction
+
+Image = str | Path | bytes | np.ndarray
+"""A file by its path; the content of a file; or pixels, uint8 (height, width) or (height, width, 1 or 3)."""
+
+
+class Classifier:
+    """A trained model with all that it needs to classify an image: its classes, and how it was trained to see images.
+
+    Images may have any size. They are scaled and cropped as in training.
+    """
+
+    def __init__(self, served: ServedModel, name: str) -> None:
+        self.served = served
+        self.name = name
+        """What the user calls the model, for messages."""
+
+    @staticmethod
+    def load(folder: Path, *, name: str | None = None, device: torch.device | str = "cpu") -> Classifier:
+        """The model of a checkpoint.
+
+        Raises: CheckpointError where the folder is missing or damaged.
+        """
+        return Classifier(checkpoint.load_model(folder, device), str(folder) if name is None else name)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the columns of `probabilities`."""
+        return self.served.classes
+
+    @property
+    def config(self) -> TrialConfig:
+        """The data, the model and the training that made it."""
+        return self.served.config
+
+    @torch.inference_mode()
+    def probabilities(self, images: Sequence[Image]) -> np.ndarray:
+        """The probability of each class for each image.
+
+        Args:
+            images: paths, bytes of files, or uint8 pixels; each may be of another kind and size.
+        Returns: float64 (images, classes).
+        Raises: DataError that names the images that cannot be used.
+        """
+        pixels = torch.from_numpy(self._pixels(images))
+        mean, std = self.served.normalisation.mean, self.served.normalisation.std
+        parts = [
+            self.served.model(augment.normalise(part.to(mean.device), mean, std)).softmax(-1).double().cpu()
+            for part in pixels.split(EVALUATED_AT_ONCE)
+        ]
+        return np.asarray(torch.cat(parts).numpy())
+
+    def predict(self, images: Sequence[Image]) -> list[Prediction]:
+        """The most probable class of each image; otherwise as `probabilities`."""
+        names = [str(image) if isinstance(image, (str, Path)) else f"image {i}" for i, image in enumerate(images)]
+        rows = self.probabilities(images)
+        return [Prediction(name, self.classes[row.argmax()], float(row.max())) for name, row in zip(names, rows, strict=True)]
+
+    def _pixels(self, images: Sequence[Image]) -> np.ndarray:
+        """uint8 (images, channels, height, width) of the trained size."""
+        if isinstance(images, (str, bytes, Path)) or not len(images):
+            raise DataError(f"{self.name}: give a list of one image or more.")
+        size, channels = self.config.model.image_size, self.config.model.in_channels
+        paths = [Path(image) for image in images if isinstance(image, (str, Path))]
+        if len(paths) == len(images):  # one message names all damaged files
+            return read_images(paths, size, channels, source=self.name)
+        return np.stack([_read(image, f"image {i}", size, channels) for i, image in enumerate(images)])
+
+
+def _read(image: Image, name: str, size: tuple[int, int], channels: int) -> np.ndarray:
+    """uint8 (channels, height, width) of an image."""
+    if isinstance(image, (str, Path)):
+        return read_image(Path(image), size, channels)
+    read = partial(read_image, image) if isinstance(image, bytes) else partial(fit_pixels, image)
+    try:
+        return read(size, channels)
+    except DataError as error:
+        raise DataError(f"{name}: {str(error).removeprefix('image: ')}") from None

@@ -1,0 +1,15 @@
+"""What a model says of an image. It imports no torch, so that a process can read predictions that another one made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image, classified."""
+
+    image: str
+    """The path of the file, or `image 3` where the image was given as bytes or pixels; counted from 0."""
+    label: str
+    probability: float
