@@ -40,7 +40,7 @@ def test_each_page_fits_its_width_and_asks_nothing_of_another_host(site, width):
         page = browser.new_page(viewport={"width": width, "height": 900})
         page.on("request", lambda request: asked.append(request.url))
         failed = []
-        page.on("requestfailed", lambda request: failed.append(request.url))
+        page.on("response", lambda answer: failed.append(answer.url) if answer.status >= 400 else None)
         page.on("pageerror", lambda error: failed.append(str(error)))
         for file in sorted(folder.rglob("index.html")):
             page.goto(address + file.relative_to(folder).parent.as_posix(), wait_until="load")
