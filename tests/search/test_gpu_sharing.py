@@ -321,7 +321,7 @@ def test_lint_says_that_whole_gpus_are_wasted_on_small_trials():
     whole = search_file.parse(FILE.replace("gpus: auto, gpu_memory: 16GiB", "gpus: 1"))
     found = [finding for finding in search_lint.lint(whole, 200).findings if finding.where == "resources.gpus"]
     assert [finding.severity for finding in found] == ["hint"]
-    assert "at most 1/8 of the memory of a GPU that has 80.0 GiB, and hold a whole one; write auto" in found[0].text
+    assert "at most 1/8 of the memory of a GPU that has 80.0 GiB, but each takes a whole one; write auto" in found[0].text
     few = search_file.parse(FILE.replace("concurrency: 100", "concurrency: 2").replace("16GiB", "80GiB"))
     (found,) = [finding for finding in search_lint.lint(few, 200).findings if finding.where == "concurrency"]
     assert found.text.startswith("2 at once, but half of the proposals") and "up to 8 for each GPU" in found.text

@@ -205,9 +205,9 @@ def _gpu_shares(plan: SearchPlan) -> str:
     """How many trials share a GPU."""
     from vit_search.config.cost import in_units
 
-    parts = [f"{share.trials:.0%} of the trials {1 / share.gpus:.0f} to a GPU" for share in plan.shares if share.gpus < 1]
-    parts += [f"{share.trials:.0%} have one alone" for share in plan.shares if share.gpus >= 1]
-    return f"{', '.join(parts)}, where it has {in_units(plan.gpu_bytes)}"
+    parts = [f"{share.trials:.0%} of the trials run {1 / share.gpus:.0f} to a GPU" for share in plan.shares if share.gpus < 1]
+    parts += [f"{share.trials:.0%} need a whole one" for share in plan.shares if share.gpus >= 1]
+    return f"{', '.join(parts)} (of {in_units(plan.gpu_bytes)})"
 
 
 def _speed(speed: Speed, plan: SearchPlan) -> str:

@@ -133,7 +133,7 @@ def whole_gpus(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFind
     places = int(1 / sorted(steps)[len(steps) // 2])
     fact = f"half of the proposals need at most 1/{places} of the memory of a GPU that has {in_units(memory)}"
     if places >= 4 and not auto:  # what fills half of the memory keeps a GPU busy, too
-        yield LintFinding("hint", "resources.gpus", f"{fact}, and hold a whole one; write auto, and small ones train beside each other.")
+        yield LintFinding("hint", "resources.gpus", f"{fact}, but each takes a whole one; write auto, and small trials share it.")
     elif auto and spec.concurrency < places:
         yield LintFinding("hint", "concurrency", f"{spec.concurrency} at once, but {fact}; up to {places} for each GPU find a place.")
 
