@@ -13,6 +13,12 @@ for _name in ("COLUMNS", "LINES"):
 os.environ["OMP_NUM_THREADS"] = "1"  # as a trial has it; before anything imports torch. Small tensors gain nothing from two threads
 
 
+def pytest_collection_modifyitems(items):
+    """pytest-xdist gives each group of tests to one of its processes: a file is a group, and so are those that share one walked search."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("walked" if "walked" in item.fixturenames else item.location[0]))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_surroundings(tmp_path_factory):
     os.environ["VIT_SEARCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
