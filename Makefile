@@ -7,6 +7,8 @@ PYTHON ?= python3
 unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# A process for each core, at most four: each takes a core and up to 2 GB.
+PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
 
 .PHONY: quickstart install test test-system test-slow bench check audit docs notebook format lock clean
 .DELETE_ON_ERROR:
@@ -27,10 +29,10 @@ $(INSTALLED): requirements.lock pyproject.toml
 	touch $@
 
 test: check ## install, check, unit tests, and one walk with real processes: minutes
-	$(BIN)/pytest --ignore=tests/system
+	$(PYTEST) --ignore=tests/system
 
 test-system: install ## the rest: kills, clusters, services, servers, a browser, PostgreSQL
-	$(BIN)/pytest tests/system
+	$(PYTEST) tests/system
 
 test-slow: install ## what takes minutes: kills at random moments and at every write of a promotion, an MLflow that never comes back, 10,000 requests
 	$(BIN)/pytest -m slow
