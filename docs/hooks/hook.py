@@ -1,6 +1,7 @@
 """What `mkdocs build` does besides turning Markdown into pages: it fills in what comes from code, and shows notebooks.
 
-A line `<!-- generated: NAME -->` in a page is replaced by the Markdown of the generator of that name.
+A line `<!-- generated: NAME -->` in a page is replaced by the Markdown of the generator of that name. A paragraph right below it says
+where somebody who reads the file itself, as on GitHub, finds the same; the site leaves it out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
 
-MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+MARK = re.compile(r"^<!-- generated: (\w+) -->$(?:\n\S.*$)*", re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig, **_: object) -> Files:
