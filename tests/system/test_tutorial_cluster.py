@@ -43,7 +43,15 @@ class Shell:
         path = self.folder / log
         with path.open("wb") as file:
             command = ["bash", "-euc", self._filled_in(lines)]
-            started = subprocess.Popen(command, cwd=self.folder, env=self._around, stdout=file, stderr=file, start_new_session=True)
+            started = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self._around,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
+            )
         return started, path.read_text
 
     def end(self):
