@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -65,7 +66,7 @@ def test_the_tutorial_s_commands_run_in_their_order(tmp_path):
     blocks = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
     start, check, submit, watch, logs, again, steer, cancel, resume, keep, kill, results = blocks
     (tmp_path / "small.yaml").write_text(re.search(r"```yaml title=\"small.yaml\"\n(.*?)```", PAGE, re.DOTALL)[1])
-    shell = Shell(tmp_path)
+    shell, private = Shell(tmp_path), None
     try:
         cluster, said = shell.begin(start, "ray.log")
         until(lambda: "Ray runtime started." in said() or cluster.poll() is not None, 300)
@@ -110,3 +111,5 @@ def test_the_tutorial_s_commands_run_in_their_order(tmp_path):
         until(lambda: not [one for one in marked(tmp_path) if "ray::" in one.name() or "raylet" in one.name()], 60)
     finally:
         shell.end()
+        if private:
+            shutil.rmtree(private)
