@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -43,7 +44,15 @@ class Shell:
         path = self.folder / log
         with path.open("wb") as file:
             command = ["bash", "-euc", self._filled_in(lines)]
-            started = subprocess.Popen(command, cwd=self.folder, env=self._around, stdout=file, stderr=file, start_new_session=True)
+            started = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self._around,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
+            )
         return started, path.read_text
 
     def end(self):
@@ -57,7 +66,7 @@ def test_the_tutorial_s_commands_run_in_their_order(tmp_path):
     blocks = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
     start, check, submit, watch, logs, again, steer, cancel, resume, keep, kill, results = blocks
     (tmp_path / "small.yaml").write_text(re.search(r"```yaml title=\"small.yaml\"\n(.*?)```", PAGE, re.DOTALL)[1])
-    shell = Shell(tmp_path)
+    shell, private = Shell(tmp_path), None
     try:
         cluster, said = shell.begin(start, "ray.log")
         until(lambda: "Ray runtime started." in said() or cluster.poll() is not None, 300)
@@ -102,3 +111,5 @@ def test_the_tutorial_s_commands_run_in_their_order(tmp_path):
         until(lambda: not [one for one in marked(tmp_path) if "ray::" in one.name() or "raylet" in one.name()], 60)
     finally:
         shell.end()
+        if private:
+            shutil.rmtree(private)

@@ -82,7 +82,7 @@ def resume_there(address: str, search: str | None, insecure: bool) -> None:
     from vit_search.cluster.jobs import submit
 
     job = submit.resume(there, _named(search))
-    out.print(f"[bold]{escaped(search)}[/] is taken up again, as job {escaped(job)}.", soft_wrap=True)
+    out.print(f"[bold]{escaped(search)}[/] goes on, as job {escaped(job)}.", soft_wrap=True)
 
 
 def cancel_there(address: str, search: str | None, insecure: bool) -> None:
