@@ -66,7 +66,7 @@ def test_the_commands_of_the_digits_tutorial_do_what_it_says(digits):
     assert "3 of 3 trials" in out["run"]
     assert (folder / "searches/digits-1/report.html").stat().st_size > 1e6
     assert "digits version 1 is now champion" in out["promote"]
-    assert re.search(r"^digit\.png +\d +0\.\d+", out["predict"], re.MULTILINE)
+    assert re.search(r"^ digit\.png +\d +0\.\d+", out["predict"], re.MULTILINE)
 
 
 def test_the_server_of_the_digits_tutorial_answers_its_curl_line(digits):
@@ -113,7 +113,7 @@ def test_what_the_python_guide_says_of_a_promoted_model(digits, monkeypatch):
     monkeypatch.chdir(folder)
     (shown,) = (block for block in blocks("docs/guides/python.md", "text") if "digits@champion" in block)
     code = shown.replace("digits/3", "digits/1").replace('device="cuda"', 'device="cpu"')
-    code += "\nprediction = model.predict(['digit.png'])[0]; print(prediction.label, round(prediction.probability, 3))"
+    code += "\nprediction = model.predict(['digit.png'])[0]; print(prediction.label, f'{prediction.probability:.3f}')"
     said = run(f"python - <<'END'\n{code}\nEND", folder).split()
     row = next(line for line in printed["vit-search predict --model digits@champion digit.png"].splitlines() if "digit.png" in line)
     assert said == row.split()[1:]
