@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import nbformat
@@ -74,9 +73,9 @@ def test_the_server_of_the_digits_tutorial_answers_its_curl_line(digits):
     (serve,) = (line for line in commands("docs/tutorials/digits.md") if "serve" in line)
     (curl,) = (line for line in commands("docs/tutorials/digits.md") if line.startswith("curl"))
     port = servers.free_port()
-    process = servers.start([str(SCRIPTS / "vit-search"), *serve.replace("8000", str(port)).split()[1:]], folder, port)
+    command = [str(SCRIPTS / "vit-search"), *serve.replace("8000", str(port)).split()[1:]]
+    process = servers.start(command, folder, port, health="readyz")
     try:
-        servers.until(lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz").status == 200)
         (answer,) = json.loads(run(curl.replace("8000", str(port)), folder))["predictions"]
     finally:
         servers.end(process)
