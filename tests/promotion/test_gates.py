@@ -226,7 +226,7 @@ def test_an_empty_fact_is_a_missing_one(fact):
 
 def test_a_search_outside_of_a_checkout_passes_and_it_is_said():
     found = gates.lineage(FACTS | {"git_commit": ""}, DEFAULT)
-    assert (found.passed, found.said) == (True, "complete; not launched in a checkout")
+    assert (found.passed, found.said) == (True, "complete; started outside a git repository")
     assert gates.lineage(FACTS, DEFAULT).said == f"complete; commit {'e' * 40}"
     assert gates.lineage(FACTS | {"git_commit": "abc-dirty"}, asking("allow_dirty: true")).said.endswith("abc-dirty, allowed as it is")
 

@@ -83,6 +83,9 @@ PolicyFile = Annotated[
 ]
 ModelName = Annotated[str, typer.Argument(help="A registered model. By default it has the `name` of its search file.", metavar="NAME")]
 SearchName = Annotated[str | None, typer.Argument(help="Name or folder of a search. Default: the newest.", metavar="SEARCH")]
+SearchNamedThere = Annotated[
+    str | None, typer.Argument(help="Name or folder of a search. Default: the newest; on a cluster, name one.", metavar="SEARCH")
+]
 Url = Annotated[str, typer.Option(help="Jobs API of the cluster, for example http://127.0.0.1:8265 through an ssh tunnel.", metavar="URL")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Accept a cluster that asks for no token.")]
 There = Annotated[str | None, typer.Option(help="Jobs API of a cluster, for a search that was submitted there.", metavar="URL")]

@@ -219,7 +219,7 @@ def _print_promotion(done: Promotion, retrained: Retrained) -> None:
     from rich.table import Table
 
     finalist, metric = done.finalist, retrained.spec.metric
-    table = Table("trial", f"{metric} in the search", "anew", "deviation", "", box=None, header_style="dim")
+    table = Table("trial", f"{metric} in the search", "retrained", "deviation", "", box=None, header_style="dim")
     for one in retrained.finalists:
         chosen = "[bold green]chosen[/]" if one.trial == finalist.trial else ""
         table.add_row(str(one.trial), f"{one.searched_value:.4f}", f"{one.mean:.4f}", f"{one.deviation:.4f}", chosen)
@@ -251,7 +251,7 @@ def _print_promotion(done: Promotion, retrained: Retrained) -> None:
         out.print(f"[bold red]forced[/]: {escaped(done.tags['forced'])}", soft_wrap=True)
     before = f", in place of version {done.champion}" if done.champion else ""
     out.print(
-        f"[bold]{escaped(done.name)}[/] version {done.version} is now [bold green]champion[/]{before}: trial {finalist.trial} trained anew"
+        f"[bold]{escaped(done.name)}[/] version {done.version} is now [bold green]champion[/]{before}: trial {finalist.trial}, retrained"
     )
     out.print(f"\nNext:  vit-search predict --model {escaped(done.name)}@champion IMAGE…")
     out.print(f"       vit-search serve {escaped(done.name)}@champion")

@@ -16,6 +16,7 @@ from vit_search.cli.app import (
     Nice,
     Output,
     SearchName,
+    SearchNamedThere,
     There,
     Tracking,
     app,
@@ -78,7 +79,7 @@ def _set_niceness(nice: int | None, address: str | None) -> None:
 
 @app.command()
 def resume(
-    search: SearchName = None,
+    search: SearchNamedThere = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
     address: Annotated[
@@ -199,7 +200,7 @@ def stop(
 
 @app.command()
 def cancel(
-    search: SearchName = None,
+    search: SearchNamedThere = None,
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
     address: There = None,

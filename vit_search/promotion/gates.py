@@ -128,7 +128,7 @@ def lineage(facts: Mapping[str, str], policy: Policy) -> Gate:
     if dirty and not policy.allow_dirty:
         code = facts.get("code_version", "")
         problems.append(f"the code ({code}) has changes that are not committed; commit them, or give --allow-dirty")
-    where = f"commit {commit}" if commit else "not launched in a checkout"
+    where = f"commit {commit}" if commit else "started outside a git repository"
     return _judged("G2", "lineage", problems, f"complete; {where}{', allowed as it is' if dirty else ''}")
 
 
