@@ -157,7 +157,7 @@ def main():
         return 2
     for problem in problems:
         print(problem)
-    print(f"{len(pins)} pins looked up, {len(problems)} to mend, {len(accepted)} advisories accepted in docs/operations/security.md")
+    print(f"{len(pins)} pins looked up, {len(problems)} to fix, {len(accepted)} advisories accepted in docs/operations/security.md")
     return 1 if problems else 0
 
 

@@ -181,7 +181,7 @@ def test_every_rule_has_a_mutant():
 
 
 def test_the_guide_and_the_command_count_the_same_rules(folder):
-    (told,) = re.findall(r"Ray's schema and (\d+) rules of ours", AWS)
+    (told,) = re.findall(r"Ray's schema and (\d+) rules of its own", AWS)
     (folder / "cluster.yaml").write_text(SHIPPED)
     done = subprocess.run([COMMAND, "cluster", "check"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

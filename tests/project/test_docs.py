@@ -1,10 +1,14 @@
 """The documentation is true and whole: the site builds strictly and loads nothing from elsewhere, and what its pages show is read."""
 
 import ast
+import configparser
 import importlib
 import json
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -244,6 +248,23 @@ def test_each_command_of_a_shell_block_is_one_that_exists(block):
             parse(words)
         if program == "make":
             assert {word for word in words if re.fullmatch(r"[a-z-]+", word)} <= targets, words
+
+
+@pytest.mark.parametrize("block", blocks("ini"), ids=str)
+def test_each_systemd_unit_can_be_read_and_starts_a_command_that_exists(block, tmp_path):
+    unit = configparser.ConfigParser(interpolation=None, delimiters="=", strict=True)
+    unit.optionxform = str
+    unit.read_string(block.text)
+    assert set(unit.sections()) == {"Unit", "Service", "Install"}
+    program, *words = shlex.split(unit["Service"]["ExecStart"])
+    assert program.startswith("/")
+    assert program.endswith("/vit-search")
+    parse(words)
+    if shutil.which("systemd-analyze"):
+        file = tmp_path / "tried.service"
+        file.write_text(block.text.replace(program, sys.executable))
+        said = subprocess.run(["systemd-analyze", "verify", file], capture_output=True, text=True, check=False, timeout=60).stderr
+        assert "tried.service" not in said
 
 
 @pytest.mark.parametrize("source", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -23,7 +23,7 @@ from vit_search.files import write_whole
 from vit_search.text import counted
 
 PAUSES_S = (0, 30, 120, 600)
-"""Before each further submission of a search that has got nowhere since the last one; then it is stopped."""
+"""Before each further submission of a search that has made no progress since the last one. After these, the keeper gives up."""
 
 
 @dataclass
@@ -90,7 +90,7 @@ def _submit_again(
         attempts.progress, attempts.times = progress, 0
     if attempts.times == len(PAUSES_S):
         record.change(folder, wanted="stopped")
-        say(f"{submission.search}: submitted {counted(attempts.times, 'time')} without progress; stopped. `vit-search logs` says why.")
+        say(f"{submission.search}: submitted {counted(attempts.times, 'time')} without progress; given up. `vit-search logs` says why.")
         return
     now = time.monotonic()
     if attempts.times and now - attempts.at < PAUSES_S[attempts.times]:
