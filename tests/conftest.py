@@ -10,6 +10,7 @@ for _name in ("COLUMNS", "LINES"):
         os.unsetenv(_name)
 
 
+os.environ["RAY_worker_niceness"] = "0"  # trials that step back, as they do by default, take many times as long on a busy machine
 os.environ["OMP_NUM_THREADS"] = "1"  # as a trial has it; before anything imports torch. Small tensors gain nothing from two threads
 
 

@@ -27,6 +27,7 @@ NODE_ENV = {
     "RAY_raylet_start_wait_time_s": "300",
     "RAY_AUTH_MODE": "token",
     "OMP_NUM_THREADS": "1",
+    "RAY_worker_niceness": "0",
 }
 
 

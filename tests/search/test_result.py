@@ -4,8 +4,7 @@ import csv
 import io
 
 import pytest
-from helpers import models
-from helpers.commands import in_process
+from helpers import commands, models
 from helpers.synthetic import begin, made
 
 import vit_search
@@ -21,10 +20,9 @@ def folder(tmp_path, monkeypatch):
     return folder
 
 
-def test_the_leaderboard_has_the_rows_and_columns_of_show(folder, capsys):
+def test_the_leaderboard_has_the_rows_and_columns_of_show(folder):
     table = vit_search.read_search().leaderboard()
-    assert in_process("show", "--csv") == 0
-    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    rows = list(csv.DictReader(io.StringIO(commands.vit_search(".", "show", "--csv").stdout)))
     assert [table.index.name, *table.columns] == list(rows[0])
     assert [str(number) for number in table["trial"]] == [row["trial"] for row in rows]
     assert table["val_accuracy"].iloc[0] == float(rows[0]["val_accuracy"]) == table["val_accuracy"].max()

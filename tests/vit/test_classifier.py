@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers import models
-from helpers.commands import in_process
+from helpers import commands, models
 from PIL import Image
 
 import vit_search
@@ -29,9 +28,8 @@ def paths(home, monkeypatch):
     return [f"{i}.png" for i in range(3)]
 
 
-def test_predictions_are_those_of_the_command(paths, capsys):
-    assert in_process("predict", "--model", "./model", "--json", *paths) == 0
-    answers = json.loads(capsys.readouterr().out)
+def test_predictions_are_those_of_the_command(paths):
+    answers = json.loads(commands.vit_search(".", "predict", "--model", "./model", "--json", *paths).stdout)
     assert [vars(one) for one in vit_search.load_classifier("./model").predict(paths)] == answers
 
 
