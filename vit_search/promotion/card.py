@@ -43,7 +43,7 @@ def model_card(
     parts = [
         f"# {markdown(name)}: a Vision Transformer for {counted(len(served.classes), 'class')}",
         f"This version {verdict}. It is trial {finalist.trial} of search {markdown(retrained.search)}, "
-        f"trained anew as {markdown(retrained.run_name)}.",
+        f"trained again as {markdown(retrained.run_name)}.",
         "## Intended use",
         f"Images of the kind of data set {markdown(config.data.name)}, {kind}, of any size "
         f"(resized to {height}x{width} as in training), are given "

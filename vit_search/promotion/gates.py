@@ -236,7 +236,7 @@ def approval(protected: bool, approve_by: str, policy: Policy) -> Gate:
 
 def leak(count: int, policy: Policy) -> Gate:
     """G13: no test image is among the images of training or selection."""
-    figures = f"{count:,} test images stand byte for byte among the images of training, validation or holdout"
+    figures = f"{count:,} test images are also, byte for byte, among the images of training, validation or holdout"
     return _judged("G13", "leak", [f"{figures}, {policy.leaked:,} are allowed; remove them"] if count > policy.leaked else [], figures)
 
 
