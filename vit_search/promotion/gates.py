@@ -291,7 +291,7 @@ def better(compared: AccuracyComparison | ScoreComparison | None, policy: Policy
     """
     name = "better than the champion"
     if compared is None:
-        return Gate("G4", name, None, "there is no champion; G3 stands in for the comparison")
+        return Gate("G4", name, None, "there is no champion to compare with; G3 decides")
     if policy.better.mode == "better":
         return _judged("G4", name, [compared.problem] if compared.problem else [], compared.in_words())
     wanted, name = policy.better, "no worse than the champion, and cheaper"
