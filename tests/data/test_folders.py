@@ -69,9 +69,12 @@ def test_a_split_that_is_missing_is_taken_from_the_training_images(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["train/cat/1.png", "val/cat/1.png", "bird/1.png"], r"train, val may be splits or classes beside bird; if splits, move bird"),
-        (["train/1.png", "test/1.png"], r"test, train may be splits or classes; if splits, give each one folder per class"),
-        (["val/cat/1.png", "test/cat/1.png"], r"test, val may be splits or classes; if splits, add a folder train"),
+        (
+            ["train/cat/1.png", "val/cat/1.png", "bird/1.png"],
+            r"train, val look like splits, and bird beside them does not; if they are splits,",
+        ),
+        (["train/1.png", "test/1.png"], r"test, train look like splits; if they are splits, put only class folders into each"),
+        (["val/cat/1.png", "test/cat/1.png"], r"test, val look like splits; if they are splits, add a folder train"),
         (["train/cat/1.png", "train/dog/1.png", "val/a/1.png", "valid/a/1.png"], r"val and valid are the same split"),
         (["photos/cat/1.png", "photos/dog/1.png"], r"one folder only, 'photos', which holds 2 folders; give data\.path: .*photos"),
         (["cat/1.png"], r"one class only, 'cat'; put the images into at least two folders"),

@@ -115,7 +115,7 @@ def test_trainings_that_are_not_over_are_not_read(tmp_path):
     plan = finalists.plan(folder, top=1, seeds=2)
     retrained(plan, 0.8, "open")
     assert plan.left == 1
-    with pytest.raises(SearchError, match="1 of 2 trainings are left; `vit-search promote made-1`"):
+    with pytest.raises(SearchError, match="1 of 2 training runs are left; `vit-search promote made-1`"):
         finalists.read(plan)
 
 

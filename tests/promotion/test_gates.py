@@ -351,7 +351,7 @@ def test_the_policy_s_chance_gain_and_readings_reach_the_comparison():
 
 def test_with_no_champion_the_floors_stand_in_and_it_is_said():
     found = gates.better(None, DEFAULT)
-    assert (found.passed, found.said) == (None, "there is no champion; G3 stands in for the comparison")
+    assert (found.passed, found.said) == (None, "there is no champion to compare with; G3 decides")
 
 
 def test_later_readings_say_that_the_interval_is_wider():

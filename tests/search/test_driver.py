@@ -186,7 +186,7 @@ def test_the_search_is_finished_once_the_last_trial_is_over():
 
 def test_in_a_pause_trials_are_held_after_their_epoch_and_none_starts():
     driver, _ = begun()
-    assert driver.command("pause", {}, "me") == (True, "pausing: 2 running trials will be held after the epoch at hand.")
+    assert driver.command("pause", {}, "me") == (True, "pausing: 2 running trials will be held after their current epoch.")
     assert driver.report(0, Epoch(result(1, 0.5))) == Hold()
     assert (driver.propose(), driver.word) == (Wait(), "paused")
     driver.command("continue", {}, "me")
@@ -211,7 +211,7 @@ def test_a_trial_that_waits_is_withdrawn_in_a_pause_and_ordered_again_as_it_was(
 def test_a_trial_is_stopped_by_hand_after_its_epoch_and_also_by_the_next_driver():
     driver, book = begun()
     driver.report(0, Epoch(result(1, 0.5)))
-    assert driver.command("stop", {"trial": 0}, "me") == (True, "trial 0 will be stopped after the epoch at hand.")
+    assert driver.command("stop", {"trial": 0}, "me") == (True, "trial 0 will be stopped after its current epoch.")
     again = driver_of(PLAIN, MemoryLedger([*book.events, LAUNCHED]))
     assert (driver.report(0, Epoch(result(2, 0.5))), ended(book)) == (Stop(), [(0, "stopped", "stopped by hand")])
     again.started(again.propose().trial)

@@ -73,8 +73,8 @@ def test_the_csv_has_a_line_per_trial(walked):
 
 def test_a_promotion_says_first_what_it_would_do(promoted):
     _, dry, _ = promoted
-    assert "4 trainings: trials" in dry.stdout
-    assert "with 2 fresh seeds each, 4 epochs on training and validation images, seen on the holdout" in dry.stdout
+    assert "4 training runs: trials" in dry.stdout
+    assert "with 2 new seeds each, 4 epochs on training and validation images, measured on the holdout" in dry.stdout
     assert "there is none yet" in dry.stdout
     assert "reading 1 of at most 20" in dry.stdout
 
@@ -113,7 +113,7 @@ def test_the_gates_can_be_asked_alone_and_the_history_be_read(promoted):
     assert "10 are allowed" in refused.stdout
     told = vit_search(folder, "history", "small", "--verify")
     assert "promote" in told.stdout
-    assert "The history is whole" in told.stdout
+    assert "The history is complete" in told.stdout
     nothing = vit_search(folder, "rollback", "small", "--reason", "a drill", code=None)
     assert nothing.returncode == 2
     assert "there is no `previous` to roll back to" in nothing.stderr
@@ -162,7 +162,7 @@ def test_a_project_that_was_moved_goes_on_in_its_new_folder_and_leaves_the_old_o
         after = vit_search(moved, *predict)
         assert json.loads(after.stdout) == before
         assert after.stderr.count("its artifacts are now read from beside the database") == 1
-        assert "The history is whole" in vit_search(moved, "history", "small", "--verify").stdout
+        assert "The history is complete" in vit_search(moved, "history", "small", "--verify").stdout
         vit_search(moved, "export", "small@champion", "--format", "safetensors")
         done = vit_search_process(moved, "extend", "small-2", "--trials", "6", "--tracking-uri", "sqlite:///mlruns.db")
         assert "6 of 6 trials" in done.stdout

@@ -243,7 +243,7 @@ def test_test_images_that_were_trained_on_refuse(home, tmp_path):
     assert found > 0
     done = promote(leaky, store)
     assert refused(done) == ["G13"]
-    assert next(one for one in done.gates if one.id == "G13").said.startswith(f"{found} test images stand byte for byte among")
+    assert next(one for one in done.gates if one.id == "G13").said.startswith(f"{found} test images are also, byte for byte, among")
     assert done.answers is None
     extra = Image.fromarray(np.zeros((8, 8), np.uint8))
     extra.save(tmp_path / "images/dark/more.png")

@@ -751,7 +751,7 @@ def test_the_commands_roll_back_once_the_version_is_seen_to_load_and_show_the_hi
     assert [row[5:] for row in rows[1:3]] == [["promote", "–", "→", "1", "0.9100"], ["promote", "1", "→", "2", "0.9200"]]
     assert rows[3][5:] == ["rollback", "2", "→", "1", "0.9100", "worse", "at", "night"]
     assert shown.splitlines()[-1] == (
-        "The history is whole, the aliases of digits agree with it, "
+        "The history is complete, the aliases of digits agree with it, "
         "and the files of its versions, as far as covered, are those that were registered."
     )
 

@@ -643,7 +643,7 @@ def not_taken(server, registry, version, said):
     time.sleep(1.5)  # three polls
     assert server.metric("vit_search_reload_failures_total") - failures == 1  # not tried again and again
     assert server.post(IMAGES[0])[2]["predictions"][0]["version"] == "digits/1"
-    assert len(re.findall(f"digits/{version} is not taken", server.log.read_text())) == 1
+    assert len(re.findall(f"digits/{version} is rejected", server.log.read_text())) == 1
     registry.point("1")
     servers.until(lambda: server.get("/readyz")[2]["not_taken"] is None)
 
@@ -678,7 +678,7 @@ def test_a_version_that_does_not_answer_as_it_did_is_not_taken(first, registry):
 
 
 def test_a_version_that_failed_its_gates_is_not_taken(first, registry):
-    not_taken(first, registry, registry.add(33, verdict="refused"), "its verdict is refused")
+    not_taken(first, registry, registry.add(33, verdict="refused"), "its gates refused it")
 
 
 def test_a_version_without_files_is_not_taken(first, registry):
@@ -898,7 +898,7 @@ def test_a_version_that_failed_is_tried_again_after_longer_and_longer(registry, 
             tries.append(now[0] - 1000)
         now[0] += 10
     assert tries == [0, 10, 30, 70, 150, 310, 630, 1230]
-    assert len([line for line in said if "not taken" in line]) == 1
+    assert len([line for line in said if "is rejected" in line]) == 1
     registry.client.set_model_version_tag("digits", bad, "verdict", "forced")  # mended
     now[0] += 600
     follower.poll()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 SAMPLERS: dict[str, str] = {
-    "auto": "gp while trials are few, then tpe, and tpe alone with conditions or several objectives",
+    "auto": "gp while trials are few, then tpe; with conditions or several objectives, tpe from the start",
     "gp": "Gaussian processes",
     "tpe": "tree-structured Parzen estimators",
     "cmaes": "CMA-ES",

@@ -149,7 +149,9 @@ def read(plan: FinalistPlan) -> Retrained:
     """
     folder = plan.folder
     if folder is None or plan.left:
-        raise SearchError(f"{plan.search}: {plan.left} of {plan.spec.trials} trainings are left; `vit-search promote {plan.search.name}`.")
+        raise SearchError(
+            f"{plan.search}: {plan.left} of {plan.spec.trials} training runs are left; `vit-search promote {plan.search.name}`."
+        )
     spec, facts = searches.read(folder)
     searches.check_own(folder)
     trials = {trial.number: trial for trial in read_trials(folder / "ledger.jsonl")}

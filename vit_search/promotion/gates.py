@@ -236,7 +236,7 @@ def approval(protected: bool, approve_by: str, policy: Policy) -> Gate:
 
 def leak(count: int, policy: Policy) -> Gate:
     """G13: no test image is among the images of training or selection."""
-    figures = f"{count:,} test images stand byte for byte among the images of training, validation or holdout"
+    figures = f"{count:,} test images are also, byte for byte, among the images of training, validation or holdout"
     return _judged("G13", "leak", [f"{figures}, {policy.leaked:,} are allowed; remove them"] if count > policy.leaked else [], figures)
 
 
@@ -291,7 +291,7 @@ def better(compared: AccuracyComparison | ScoreComparison | None, policy: Policy
     """
     name = "better than the champion"
     if compared is None:
-        return Gate("G4", name, None, "there is no champion; G3 stands in for the comparison")
+        return Gate("G4", name, None, "there is no champion to compare with; G3 decides")
     if policy.better.mode == "better":
         return _judged("G4", name, [compared.problem] if compared.problem else [], compared.in_words())
     wanted, name = policy.better, "no worse than the champion, and cheaper"

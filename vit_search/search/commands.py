@@ -101,7 +101,8 @@ class Commands:
             raise SpecError(f"unknown command {name!r}; {nearest(name, list(COMMANDS))}")
         check_arguments(name, arguments, ())
         if name == "pause":
-            return f"pausing: {counted(len(running), 'running trial')} will be held after the epoch at hand."
+            whose = "its" if len(running) == 1 else "their"
+            return f"pausing: {counted(len(running), 'running trial')} will be held after {whose} current epoch."
         if name == "continue":
             return "going on." if self.paused or self.draining else "it was neither paused nor stopping; nothing changed."
         return "ending now; `vit-search resume` goes on from the last checkpoints."
@@ -113,7 +114,7 @@ class Commands:
         trial = arguments["trial"]
         if trial not in running:
             raise SpecError(f"trial {trial} is not running; running: {', '.join(map(str, sorted(running))) or 'none'}.")
-        return f"trial {trial} will be stopped after the epoch at hand."
+        return f"trial {trial} will be stopped after its current epoch."
 
 
 def check_settings(arguments: Mapping[str, Any], trial_count: int, metric: str) -> None:

@@ -198,7 +198,7 @@ class AliasFollower:
         name, reason = _name(named), mlflow_client.in_short(error)
         self._wait = min(2 * self._wait, AGAIN_AT_MOST_S) if self._tried == name else AGAIN_S
         if self._tried != name or reason != state.failed:
-            self._say(f"{name} is not taken: {reason}; {state.version.name} stays")
+            self._say(f"{name} is rejected: {reason}; {state.version.name} stays")
         self._tried, self._again = name, self._clock() + self._wait
         return dataclasses.replace(state, failed=reason, failures=state.failures + 1)
 
@@ -209,7 +209,7 @@ class AliasFollower:
         """
         tags = named.tags or {}
         if tags.get("verdict") == "refused":
-            raise ServingError(f"{_name(named)}: its verdict is refused")
+            raise ServingError(f"{_name(named)}: its gates refused it")
         folder = self._home / str(named.version)
         version = _read_version(folder)
         recorded = version and (version.created, tags.get("weights_sha256", version.weights_sha256))

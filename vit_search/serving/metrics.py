@@ -26,7 +26,7 @@ LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 RELOAD_FAILURES = (
     "vit_search_reload_failures_total",
-    "Models that were not taken; the one before stays. The follower is the driver's process.",
+    "Versions that were rejected; the one before stays. The follower is the driver's process.",
 )
 
 

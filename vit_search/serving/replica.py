@@ -121,7 +121,7 @@ class Replica:
         except Exception as error:
             self._failure, self._again = f"{state.version.name}: {last_line(error)}", time.monotonic() + AGAIN_S
             self._metrics.reload_failures.inc()
-            _log.error("not taken: %s", self._failure)
+            _log.error("rejected: %s", self._failure)
         else:
             self._failure = ""
             self._metrics.reloads.inc()

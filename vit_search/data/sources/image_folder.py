@@ -188,12 +188,15 @@ def _splits(root: Path, folders: list[Path]) -> dict[str, Path]:
     if not named or (not nested and len(named) < len(folders)):
         return {}
     names = ", ".join(folder.name for folder in named)
-    rename = f"if {'it is a class' if len(named) == 1 else 'they are classes'}, rename {'it' if len(named) == 1 else 'them'}"
+    one = len(named) == 1
+    looks, them, is_split = ("looks like a split", "it", "it is one") if one else ("look like splits", "them", "they are splits")
+    rename = f"if {'it is a class' if one else 'they are classes'}, rename {them}"
     if len(named) < len(folders):
         other = next(folder.name for folder in folders if folder not in named)
-        raise DataError(f"{root}: {names} may be splits or classes beside {other}; if splits, move {other} out of this folder; {rename}.")
+        beside, move = f"{other} beside {them} does not", f"move {other} out of this folder"
+        raise DataError(f"{root}: {names} {looks}, and {beside}; if {is_split}, {move}; {rename}.")
     if len(nested) < len(named) or any(_has_images(folder) for folder in named):
-        raise DataError(f"{root}: {names} may be splits or classes; if splits, give each one folder per class and nothing else; {rename}.")
+        raise DataError(f"{root}: {names} {looks}; if {is_split}, put only class folders into each; {rename}.")
     splits: dict[str, Path] = {}
     for folder in named:
         split = SPLIT_NAMES[folder.name.lower()]
@@ -201,7 +204,7 @@ def _splits(root: Path, folders: list[Path]) -> dict[str, Path]:
             raise DataError(f"{root}: {splits[split].name} and {folder.name} are the same split; keep one of them; {rename}.")
         splits[split] = folder
     if "train" not in splits:
-        raise DataError(f"{root}: {names} may be splits or classes; if splits, add a folder train; {rename}.")
+        raise DataError(f"{root}: {names} {looks}; if {is_split}, add a folder train; {rename}.")
     if len(_folders(splits["train"])) < 2:
         raise DataError(f"{splits['train']}: {_too_few(_folders(splits['train']))}")
     return splits
