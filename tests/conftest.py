@@ -10,7 +10,8 @@ for _name in ("COLUMNS", "LINES"):
         os.unsetenv(_name)
 
 
-os.environ["RAY_worker_niceness"] = "0"  # trials that step back, as they do by default, take many times as long on a busy machine
+# Trials that step back for other programs, as they do by default, take many times as long on a busy machine.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 -- Ray's spelling
 os.environ["OMP_NUM_THREADS"] = "1"  # as a trial has it; before anything imports torch. Small tensors gain nothing from two threads
 
 
