@@ -171,7 +171,7 @@ def test_the_script_of_the_fresh_process_imports_nothing_of_this_package(logged)
 def test_the_guide_says_how_far_an_answer_depends_on_its_batch(tmp_path):
     """One image alone, and in batches of 2 to 32: float32 sums in another order."""
     guide = (ROOT / "docs/guides/serving.md").read_text()
-    ((most, refused),) = re.findall(r"a probability can differ by at most (\S+), .*?logits differ by more than\s+(\S+) ", guide, re.DOTALL)
+    ((most, refused),) = re.findall(r"\(at most (\S+); measured.*?\(logits\)\s+differ by more than\s+(\S+) ", guide, re.DOTALL)
     assert float(refused) == smoke.TOLERANCE
     model = checkpoint.load_model(saved(tmp_path / "wide", channels=3, size=(32, 32)))
     images = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
