@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 # A process for each core, at most four: each takes a core and up to 2 GB.
-PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
+PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 .PHONY: quickstart install test test-system test-slow bench check audit docs notebook format lock clean
 .DELETE_ON_ERROR:

@@ -15,10 +15,21 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 -- Ray's spelling
 os.environ["OMP_NUM_THREADS"] = "1"  # as a trial has it; before anything imports torch. Small tensors gain nothing from two threads
 
 
-def pytest_collection_modifyitems(items):
-    """pytest-xdist gives each group of tests to one of its processes: a file is a group, and so are those that share one walked search."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("walked" if "walked" in item.fixturenames else item.location[0]))
+WALKED = ("tests/system/test_end_to_end.py", "tests/system/test_config_train.py", "tests/system/test_resume_after_kill.py")
+"""Their tests share one search that was run, killed and promoted."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Each of pytest-xdist's processes gets whole files, whose tests share fixtures; one process gets those of WALKED."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            path = nodeid.partition("::")[0]
+            return "walked" if path in WALKED else path
+
+    return Files(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session", autouse=True)
