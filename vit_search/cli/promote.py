@@ -122,7 +122,7 @@ def _trained(search: str | None, output: Path, tracking_uri: str | None) -> Path
 
 
 def _retrain(planned: FinalistPlan, uri: str) -> None:
-    """Train the finalists anew, as far as that is left to do; Ctrl-C ends the program."""
+    """Train the finalists again, as far as that is left to do; Ctrl-C ends the program."""
     err.print(_trainings(planned))
     with err.status("preparing the data, MLflow and Ray …"), nothing_started():
         from vit_search.promotion.retrain import retrain
@@ -179,11 +179,11 @@ def _trainings(planned: FinalistPlan) -> str:
     spec, which = planned.spec, ", ".join(str(trial.number) for trial in planned.finalists)
     on = "training and validation images" if spec.train_on == "train+val" else "training images"
     judged_on = "holdout" if spec.train_on == "train+val" else "validation images"
-    all_of_them = counted(spec.trials, "training")
+    all_of_them = counted(spec.trials, "training run")
     some = f"{planned.left} of {all_of_them} {'are' if planned.left > 1 else 'is'} left" if planned.left < spec.trials else all_of_them
-    seeds = counted(len(planned.seeds), "fresh seed")
+    seeds = counted(len(planned.seeds), "new seed")
     trials, each = ("trials", " each") if len(planned.finalists) > 1 else ("trial", "")
-    return f"{some}: {trials} {which} with {seeds}{each}, {counted(spec.epochs, 'epoch')} on {on}, seen on the {judged_on}"
+    return f"{some}: {trials} {which} with {seeds}{each}, {counted(spec.epochs, 'epoch')} on {on}, measured on the {judged_on}"
 
 
 def _print_promotion_plan(planned: FinalistPlan, rules: Policy, name: str, uri: str) -> None:
@@ -202,7 +202,7 @@ def _print_promotion_plan(planned: FinalistPlan, rules: Policy, name: str, uri: 
     epoch_s = sum(result.seconds for result in trained) / max(len(trained), 1)
     now = "there is none yet" if champion is None else f"version {champion.version}, {champion.tags.get('search', 'made elsewhere')}"
     rows = [
-        ("trainings", _trainings(planned) if planned.left else "done already"),
+        ("training", _trainings(planned) if planned.left else "done already"),
         ("time", f"about {in_rounded_time(planned.left * planned.spec.epochs * epoch_s / planned.spec.concurrency)} of training"),
         ("champion", now),
         ("test split", gates.readings(readings + 1, rules).said),
@@ -346,7 +346,7 @@ def history(
             err.print(f"[bold red]error:[/] {escaped(f'{name}: {problem}')}", soft_wrap=True)
         if verify and not problems:
             files = "all files of its versions are those" if not notes else "the files of its versions, as far as covered, are those"
-            out.print(f"The history is whole, the aliases of {escaped(name)} agree with it, and {files} that were registered.")
+            out.print(f"The history is complete, the aliases of {escaped(name)} agree with it, and {files} that were registered.")
     if problems:
         sys.exit(FOUND)
 
