@@ -72,16 +72,12 @@ def promote(
     reason, approve_by = as_text(reason), as_text(approve_by)
     if force != bool(reason.strip()):
         raise SearchError("--force and --reason go together: say why the gates are to be passed over, e.g. --force --reason 'a fix'.")
-    from vit_search.config import search_file
     from vit_search.ledger import searches
     from vit_search.ledger.file import check_free
     from vit_search.promotion import finalists
     from vit_search.promotion.policy import load
-    from vit_search.registry import references
 
-    if name is not None:
-        name = references.name_of(name)
-        search_file.check_name(name, "--name")
+    name = None if name is None else _model_name(name)
     options = given_options(top=top, seeds=seeds) | ({"allow_dirty": True} if allow_dirty else {})
     rules = load(policy).model_copy(update=options)
     folder = _trained(search, output, tracking_uri) or searches.find(output, search)
@@ -106,6 +102,16 @@ def promote(
     _print_promotion(done, retrained)
     if done.verdict == "refused":
         sys.exit(NOT_PROMOTED)
+
+
+def _model_name(name: str) -> str:
+    """The name of a model that was typed after --name, checked."""
+    from vit_search.config import search_file
+    from vit_search.registry import references
+
+    name = references.name_of(name)
+    search_file.check_name(name, "--name")
+    return name
 
 
 def _trained(search: str | None, output: Path, tracking_uri: str | None) -> Path | None:
