@@ -1,7 +1,6 @@
 """The project's Markdown pages, and the blocks of code in them."""
 
-import re
-
+from helpers import documents
 from helpers.paths import ROOT
 
 
@@ -12,4 +11,4 @@ def text(name):
 
 def blocks(name, language):
     """The blocks of one language, in their order."""
-    return re.findall(rf"^```{language}(?: title=\"[^\"]*\")?\n(.*?)^```", text(name), re.DOTALL | re.MULTILINE)
+    return [block.text for block in documents.blocks(language) if block.page == ROOT / name]
