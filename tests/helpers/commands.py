@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -35,12 +36,14 @@ def vit_search(folder, *words, code=0, **environment):
     os.environ.update(environment)
     sys.argv = ["vit-search", *map(str, words)]
     returncode = 0
+    logging.getLogger().addHandler(logging.lastResort)  # warnings go to stderr, as in a process, where pytest has no handlers
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             cli.main()
     except SystemExit as left:
         returncode = left.code or 0
     finally:
+        logging.getLogger().removeHandler(logging.lastResort)
         sys.argv = words_before
         os.environ.clear()
         os.environ.update(environment_before)
