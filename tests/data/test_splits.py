@@ -296,7 +296,7 @@ def test_a_process_killed_while_it_decodes_holds_up_nobody_and_leaves_nothing(tm
     process.join()
     began = time.monotonic()
     prepared = digits(tmp_path)
-    assert time.monotonic() - began < 60  # the lock's owner meant to sleep for 600
+    assert time.monotonic() - began < 300  # the lock's owner meant to sleep for 600
     assert prepared.counts["train"] > 1000
     lock = f".{prepared.folder.name}.lock"
     assert {path.name for path in tmp_path.iterdir()} == {prepared.folder.name, lock}  # what it had half written is gone
