@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_type_hints
 
+from vit_search.config import class_weights
 from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.optimizers import OPTIMIZERS
 from vit_search.config.strict_json import Seconds, Share, build
@@ -222,6 +223,31 @@ class TrainingConfig:
     warmup_fraction: float = knob(0.1, "Share of all steps in which the learning rate rises from 0 to lr.", ge=0, lt=1)
     clip_norm: float | None = knob(1.0, "Largest norm of the gradient; a larger gradient is scaled down to it. null: no clipping.", gt=0)
     label_smoothing: float = knob(0.1, "Share of the target probability that is spread evenly over all classes.", ge=0, lt=1)
+    class_weights: str = knob(
+        "none",
+        "How much an image counts in the loss, by its class: none (all the same), balanced (the fewer images a class has, the more each "
+        "counts), or a number for each class that you name, as {cat: 2}; the others have 1. With balanced, the weight of a class is the "
+        "number of training images / (number of classes x its training images), as in scikit-learn: the mean over all images is 1. "
+        "The weighted losses of a batch are divided by its number of images, not by the sum of the weights. Validation uses no weights.",
+        late=True,
+    )
+    sampling: Literal["uniform", "balanced"] = knob(
+        "uniform",
+        "Which training images an epoch shows. uniform: each of them once. balanced: as many of each class. An epoch then has as many "
+        "images as before: it shows those of rare classes several times, and leaves out some of the others, each time different ones.",
+        late=True,
+    )
+    loss: Literal["cross_entropy", "focal", "logit_adjusted"] = knob(
+        "cross_entropy",
+        "What training minimises. focal (Lin et al. 2017): images that the model already recognises count less. logit_adjusted (Menon et "
+        "al. 2021): logit_tau times the logarithm of a class's share of the training images is added to its logit, so the model must win "
+        "rare classes by a larger margin. Validation and serving use the plain logits, and val_loss is always cross-entropy.",
+        late=True,
+    )
+    focal_gamma: float = knob(
+        2.0, "For the loss focal: how much less an image counts that is already recognised. 0: as cross_entropy.", ge=0, le=10, late=True
+    )
+    logit_tau: float = knob(1.0, "For the loss logit_adjusted: strength of the adjustment. 0: as cross_entropy.", ge=0, le=10, late=True)
     shift: int = knob(
         0,
         "Augmentation: training images are moved by up to this many pixels in each direction, like a random crop of a padded image.",
@@ -270,6 +296,10 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        try:
+            class_weights.as_text(self.class_weights)
+        except ValueError as error:
+            raise SpecError(f"class_weights: {error}.") from None
 
 
 @dataclass(frozen=True, kw_only=True)
