@@ -119,7 +119,10 @@ class SearchSpec(FileBlock):
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, values: Any) -> Any:
-        """The preset, the metric's mode, a short search's grace, class weights: what is checked, logged and run is the whole, written out."""
+        """The preset, the metric's mode, a short search's grace and class weights, written out.
+
+        What is checked, logged and run is the whole.
+        """
         values = class_weights.with_texts(_with_grace(with_direction(values)))
         return presets.fill(values) if isinstance(values, dict) and isinstance(values.get("preset"), str) else values
 
