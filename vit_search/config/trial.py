@@ -225,29 +225,29 @@ class TrainingConfig:
     label_smoothing: float = knob(0.1, "Share of the target probability that is spread evenly over all classes.", ge=0, lt=1)
     class_weights: str = knob(
         "none",
-        "How much an image counts in the loss, by its class: none (all the same), balanced (the fewer images a class has, the more each "
-        "counts), or a number for each class that you name, as {cat: 2}; the others have 1. With balanced, the weight of a class is the "
-        "number of training images / (number of classes x its training images), as in scikit-learn: the mean over all images is 1. "
-        "The weighted losses of a batch are divided by its number of images, not by the sum of the weights. Validation uses no weights.",
+        "How much an image counts in the loss, by its class. With none, all count the same. With balanced, images of rare classes count "
+        "more: the weight of a class is images / (classes x images of the class), as in scikit-learn. Or give the weights of some "
+        "classes, as {cat: 2}; the others have 1. The loss of a batch is the sum of the weighted losses of its images, divided by the "
+        "number of its images. Validation uses no weights.",
         late=True,
     )
     sampling: Literal["uniform", "balanced"] = knob(
         "uniform",
-        "Which training images an epoch shows. uniform: each of them once. balanced: as many of each class. An epoch then has as many "
-        "images as before: it shows those of rare classes several times, and leaves out some of the others, each time different ones.",
+        "Which training images an epoch shows. uniform shows each image once. balanced shows equally many images of each class, and as "
+        "many in all: images of rare classes come several times, and of frequent classes only some come, other ones in each epoch.",
         late=True,
     )
     loss: Literal["cross_entropy", "focal", "logit_adjusted"] = knob(
         "cross_entropy",
-        "What training minimises. focal (Lin et al. 2017): images that the model already recognises count less. logit_adjusted (Menon et "
-        "al. 2021): logit_tau times the logarithm of a class's share of the training images is added to its logit, so the model must win "
-        "rare classes by a larger margin. Validation and serving use the plain logits, and val_loss is always cross-entropy.",
+        "What training minimises. Validation and val_loss always use cross_entropy. With focal (Lin et al. 2017), an image counts less, "
+        "the surer the model is of its class. With logit_adjusted (Menon et al. 2021), the model must tell rare classes from frequent "
+        "ones by a larger margin: during training, logit_tau times the logarithm of a class's share of the images is added to its logit.",
         late=True,
     )
     focal_gamma: float = knob(
-        2.0, "For the loss focal: how much less an image counts that is already recognised. 0: as cross_entropy.", ge=0, le=10, late=True
+        2.0, "Strength of the loss focal, which multiplies cross-entropy by (1 - probability) to this power.", ge=0, le=10, late=True
     )
-    logit_tau: float = knob(1.0, "For the loss logit_adjusted: strength of the adjustment. 0: as cross_entropy.", ge=0, le=10, late=True)
+    logit_tau: float = knob(1.0, "Strength of the loss logit_adjusted. 0: as cross_entropy.", ge=0, le=10, late=True)
     shift: int = knob(
         0,
         "Augmentation: training images are moved by up to this many pixels in each direction, like a random crop of a padded image.",
