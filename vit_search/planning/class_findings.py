@@ -55,7 +55,8 @@ def imbalance(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFindi
 
 def adjusted_twice(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
     """Proposals that favour rare classes in several ways at once."""
-    several = [found for draw in valid if len(found := _adjustments(draw.values)) > 1]
+    each = [[one for one in _adjustments(draw.values) if "{" not in one] for draw in valid]  # numbers by class may be meant for anything
+    several = [found for found in each if len(found) > 1]
     if not several:
         return
     share = len(several) / len(valid)
