@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ import typer
 from vit_search.cli.app import Output, app, err, naming_file, out
 from vit_search.cli.terminal import escaped
 from vit_search.config.cost import in_rounded_time
-from vit_search.errors import SearchError, SpecError
+from vit_search.errors import DataError, SearchError, SpecError
 from vit_search.text import counted
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ def plan(
 
 
 def _print_images(spec: SearchSpec) -> None:
-    """What lies at the data's path, in one line, and whether its classes allow the metric."""
+    """What lies at the data's path, in one line, and whether its classes allow the metric and are those that have weights."""
+    from vit_search.config.class_weights import WORDS
     from vit_search.config.data_sets import DATA_SETS
     from vit_search.data.sources import open_source
 
@@ -115,8 +117,12 @@ def _print_images(spec: SearchSpec) -> None:
         source = open_source(spec.data_config)
         err.print(escaped(source.summary()))
         spec.check_data(len(source.classes))
+        spec.check_classes(source.classes)
     elif spec.data.path and not path.exists():
         err.print(escaped(f"note: {path} is not on this machine, so its images are not looked at; `run` needs them."))
+    elif not set(spec.class_weights) <= set(WORDS):
+        with contextlib.suppress(DataError):  # not downloaded yet: `run` checks it
+            spec.check_classes(open_source(spec.data_config).classes)
 
 
 SEVERITY_STYLE = {"error": "bold red", "warning": "yellow", "hint": "cyan"}

@@ -319,6 +319,7 @@ def train(
     folder = output or Path("trained") / spec.name
     with err.status("preparing the data …"), naming_file(file):
         data = prepare(spec.data_config, download=download)
+        spec.check_classes(data.classes)
     config = spec.trial_config({}, in_channels=data.channels, num_classes=len(data.classes), trial=0)
     done = train_once.is_done(folder, config)
     if DATA_SETS[spec.data.name].labelled is None and not done:

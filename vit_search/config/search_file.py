@@ -6,13 +6,14 @@ Its blocks stand in search_file_blocks.py, its sections `data`, `model` and `tra
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, PrivateAttr, Strict, ValidationError, model_validator
 
-from vit_search.config import presets, space_checks, strict_yaml
+from vit_search.config import class_weights, presets, space_checks, strict_yaml
 from vit_search.config.cost import memory_of_this_machine
 from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.distributions import FloatRange, IntRange, Value
@@ -118,8 +119,11 @@ class SearchSpec(FileBlock):
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, values: Any) -> Any:
-        """The preset, the metric's mode and a short search's grace, written out: what is checked, logged and run is the whole."""
-        values = _with_grace(with_direction(values))
+        """The preset, the metric's mode, a short search's grace and class weights, written out.
+
+        What is checked, logged and run is the whole.
+        """
+        values = class_weights.with_texts(_with_grace(with_direction(values)))
         return presets.fill(values) if isinstance(values, dict) and isinstance(values.get("preset"), str) else values
 
     @model_validator(mode="after")
@@ -218,6 +222,18 @@ class SearchSpec(FileBlock):
                 raise SpecError(
                     f"{key}: {metric} needs at least {least} classes, and the data has {classes}; choose val_accuracy or val_loss."
                 )
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """Refuse weights of classes that the data does not have.
+
+        Raises: SpecError that begins with the key's path and names the nearest class.
+        """
+        class_weights.check_classes(self.class_weights, classes)
+
+    @property
+    def class_weights(self) -> list[str]:
+        """What training.class_weights may be in a trial."""
+        return self.space.possible_values("class_weights")
 
     def _check_goal(self) -> None:
         metrics = [self.metric]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_type_hints
 
+from vit_search.config import class_weights
 from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.optimizers import OPTIMIZERS
 from vit_search.config.strict_json import Seconds, Share, build
@@ -222,6 +223,31 @@ class TrainingConfig:
     warmup_fraction: float = knob(0.1, "Share of all steps in which the learning rate rises from 0 to lr.", ge=0, lt=1)
     clip_norm: float | None = knob(1.0, "Largest norm of the gradient; a larger gradient is scaled down to it. null: no clipping.", gt=0)
     label_smoothing: float = knob(0.1, "Share of the target probability that is spread evenly over all classes.", ge=0, lt=1)
+    class_weights: str = knob(
+        "none",
+        "How much an image counts in the loss, by its class. With none, all count the same. With balanced, images of rare classes count "
+        "more: the weight of a class is images / (classes x images of the class), as in scikit-learn. Or give the weights of some "
+        "classes, as {cat: 2}; the others have 1. The loss of a batch is the sum of the weighted losses of its images, divided by the "
+        "number of its images. Validation uses no weights.",
+        late=True,
+    )
+    sampling: Literal["uniform", "balanced"] = knob(
+        "uniform",
+        "Which training images an epoch shows. uniform shows each image once. balanced shows equally many images of each class, and as "
+        "many in all: images of rare classes come several times, and of frequent classes only some come, other ones in each epoch.",
+        late=True,
+    )
+    loss: Literal["cross_entropy", "focal", "logit_adjusted"] = knob(
+        "cross_entropy",
+        "What training minimises. Validation and val_loss always use cross_entropy. With focal (Lin et al. 2017), an image counts less, "
+        "the surer the model is of its class. With logit_adjusted (Menon et al. 2021), the model must tell rare classes from frequent "
+        "ones by a larger margin: during training, logit_tau times the logarithm of a class's share of the images is added to its logit.",
+        late=True,
+    )
+    focal_gamma: float = knob(
+        2.0, "Strength of the loss focal, which multiplies cross-entropy by (1 - probability) to this power.", ge=0, le=10, late=True
+    )
+    logit_tau: float = knob(1.0, "Strength of the loss logit_adjusted. 0: as cross_entropy.", ge=0, le=10, late=True)
     shift: int = knob(
         0,
         "Augmentation: training images are moved by up to this many pixels in each direction, like a random crop of a padded image.",
@@ -270,6 +296,10 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        try:
+            class_weights.as_text(self.class_weights)
+        except ValueError as error:
+            raise SpecError(f"class_weights: {error}.") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,6 +134,7 @@ def run(
     lessons = read_lessons(spec, output)
     data = prepare(spec.data_config, download=download)
     spec.check_data(len(data.classes))
+    spec.check_classes(data.classes)
     with _ray_and_mlflow(spec, address, tracking_uri) as recorder:
         folder = new_folder(output, spec.name) if name is None else named_folder(output, name)
         before = set(folder.iterdir())

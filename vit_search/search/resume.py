@@ -38,6 +38,7 @@ def resume(
     spec, facts = resume_checks.check(folder, extend or {})
     data = check_untouched(folder, spec, facts)
     spec.check_data(len(data.classes))
+    spec.check_classes(data.classes)
     recorder = connect(resolve_uri(tracking_uri, folder, facts), spec.name)
     return drive(spec, folder, data, recorder, facts, options=Options(watch=watch, address=address), extend=extend)
 
