@@ -105,7 +105,8 @@ def test_a_file_of_an_earlier_version_has_the_defaults_of_every_new_key():
 
 def test_every_metric_and_cost_has_one_direction():
     assert {name for name, metric in METRICS.items() if metric.mode == "max"} == {
-        "train_accuracy", "val_accuracy", "val_top5_accuracy", "val_macro_f1", "val_balanced_accuracy", "images_per_s",
+        "train_accuracy", "val_accuracy", "val_top5_accuracy", "val_macro_f1", "val_balanced_accuracy", "val_worst_class_recall",
+        "val_auroc", "val_average_precision", "images_per_s",
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Its blocks stand in search_file_blocks.py, its sections `data`, `model` and `tra
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -206,9 +207,11 @@ class SearchSpec(FileBlock):
             if name in self.learn_from[:i]:
                 raise SpecError(f"learn_from.{i}: {name} stands twice; list each search once.")
 
-    def check_data(self, classes: int) -> None:
-        """Refuse a metric that images of so many classes cannot give.
+    def check_data(self, classes: int, absent: Sequence[str] = ()) -> None:
+        """Refuse a metric that these images cannot give.
 
+        Args:
+            classes: how many there are. absent: names of those without an image in the split that trials are validated on.
         Raises: SpecError that begins with the key's path.
         """
         goals = [("metric", self.metric), *((f"objectives.{i}.metric", goal.metric) for i, goal in enumerate(self.objectives))]
@@ -217,6 +220,13 @@ class SearchSpec(FileBlock):
             if classes < least:
                 raise SpecError(
                     f"{key}: {metric} needs at least {least} classes, and the data has {classes}; choose val_accuracy or val_loss."
+                )
+            if absent and METRICS[metric].every_class:
+                split = "validation" if self.train_on == "train" else "holdout"
+                names = ", ".join(absent[:10]) + (f", … {len(absent) - 10} more" if len(absent) > 10 else "")
+                raise SpecError(
+                    f"{key}: {metric} needs {split} images of each class, and there is none of {names}; "
+                    "add images, or choose val_balanced_accuracy or val_macro_f1."
                 )
 
     def _check_goal(self) -> None:
