@@ -111,13 +111,13 @@ def _print_images(spec: SearchSpec) -> None:
     from vit_search.config.class_weights import WORDS
     from vit_search.config.data_sets import DATA_SETS
     from vit_search.data.sources import open_source
+    from vit_search.data.split import classes_not_validated
 
     path = Path(spec.data.path or "").expanduser()
     if DATA_SETS[spec.data.name].labelled is None and path.exists():
         source = open_source(spec.data_config)
         err.print(escaped(source.summary()))
-        spec.check_data(len(source.classes))
-        spec.check_classes(source.classes)
+        spec.check_data(source.classes, classes_not_validated(spec.data_config, source, spec.train_on))
     elif spec.data.path and not path.exists():
         err.print(escaped(f"note: {path} is not on this machine, so its images are not looked at; `run` needs them."))
     elif not set(spec.class_weights) <= set(WORDS):

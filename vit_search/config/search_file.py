@@ -210,18 +210,28 @@ class SearchSpec(FileBlock):
             if name in self.learn_from[:i]:
                 raise SpecError(f"learn_from.{i}: {name} stands twice; list each search once.")
 
-    def check_data(self, classes: int) -> None:
-        """Refuse a metric that images of so many classes cannot give.
+    def check_data(self, classes: Sequence[str], absent: Sequence[str] = ()) -> None:
+        """Refuse a metric that these images cannot give, and weights of classes that they do not have.
 
+        Args:
+            classes: their names. absent: those without an image in the split that trials are validated on.
         Raises: SpecError that begins with the key's path.
         """
         goals = [("metric", self.metric), *((f"objectives.{i}.metric", goal.metric) for i, goal in enumerate(self.objectives))]
         for key, metric in goals:
             least = METRICS[metric].least_classes
-            if classes < least:
+            if len(classes) < least:
                 raise SpecError(
-                    f"{key}: {metric} needs at least {least} classes, and the data has {classes}; choose val_accuracy or val_loss."
+                    f"{key}: {metric} needs at least {least} classes, and the data has {len(classes)}; choose val_accuracy or val_loss."
                 )
+            if absent and METRICS[metric].every_class:
+                split = "validation" if self.train_on == "train" else "holdout"
+                names = ", ".join(absent[:10]) + (f", … {len(absent) - 10} more" if len(absent) > 10 else "")
+                raise SpecError(
+                    f"{key}: {metric} needs {split} images of each class, and there is none of {names}; "
+                    "add images, or choose val_balanced_accuracy or val_macro_f1."
+                )
+        self.check_classes(classes)
 
     def check_classes(self, classes: Sequence[str]) -> None:
         """Refuse weights of classes that the data does not have.

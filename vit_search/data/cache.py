@@ -165,6 +165,15 @@ def read_split(data: DataSet, *splits: SplitName) -> tuple[np.ndarray, np.ndarra
     return (images[0], labels[0]) if len(splits) == 1 else (np.concatenate(images), np.concatenate(labels))
 
 
+def absent_classes(data: DataSet, *splits: SplitName) -> tuple[str, ...]:
+    """The classes of which some splits together have no image.
+
+    Raises: DataError where a file is not what `prepare` wrote.
+    """
+    labels = [np.load(_verified(data, f"{split}_labels.npy"), allow_pickle=False) for split in splits]
+    return tuple(data.classes[label] for label in sorted(set(range(len(data.classes))) - set(np.concatenate(labels).tolist())))
+
+
 _verified_files: set[tuple[Path, int, int, int]] = set()
 """Files of the cache that this process has held against their sha256: path, inode, time in ns, size."""
 

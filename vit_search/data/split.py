@@ -37,6 +37,17 @@ def split_indices(config: DataConfig, source: Source) -> dict[SplitName, np.ndar
     return _drawn(config, source, unsplit, test)
 
 
+def classes_not_validated(config: DataConfig, source: Source, train_on: str) -> tuple[str, ...]:
+    """The classes of which the split that trials are validated on has no image, known before any image is decoded.
+
+    Args:
+        train_on: as in a search file.
+    """
+    indices = split_indices(config, source)
+    seen = {int(label) for split in TRAINED_AND_VALIDATED_ON[train_on][1] for label in np.unique(source.labels[indices[split]])}
+    return tuple(name for label, name in enumerate(source.classes) if label not in seen)
+
+
 def _drawn(config: DataConfig, source: Source, rest: np.ndarray, test: np.ndarray) -> dict[SplitName, np.ndarray]:
     """Stratified splits. The test split depends on split_seed and test_fraction alone, the training images on what is left for them."""
     left = 1.0
