@@ -298,7 +298,7 @@ def head(
 ) -> None:
     """On the head: run PostgreSQL, MLflow and the keeper.
 
-    The keeper restarts searches whose driver was killed. If one of the three dies, it is started again.
+    The keeper submits a search again if its job was killed. If one of the three dies, it is started again.
     """
     from vit_search.cluster import record
     from vit_search.cluster.head import services, supervisor

@@ -78,7 +78,7 @@ def plan(
 ) -> None:
     """Estimate what a search costs: epochs, memory, disk and time.
 
-    The time is for this machine. Nothing is trained.
+    The time is for this machine, and needs `--calibrate` once, or `--flops-per-s`. No trial is trained.
     """
     from vit_search.config import search_file
     from vit_search.data.cache import kept_speed

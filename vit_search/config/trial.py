@@ -142,7 +142,8 @@ class ModelConfig:
     mlp_dropout: float | None = knob(None, "Dropout rate after each of the two layers of the MLP. Default: dropout.", ge=0, lt=1)
     drop_path: float = knob(
         0.0,
-        "Stochastic depth: probability that a sample skips a branch of the last block. It grows linearly from 0 in the first block.",
+        "Stochastic depth: probability that a sample skips a branch of a block. It grows linearly from 0 in the first block to this value "
+        "in the last.",
         ge=0,
         lt=1,
     )

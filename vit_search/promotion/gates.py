@@ -219,9 +219,7 @@ def seeds(accuracies: Sequence[float], policy: Policy, *, images: int, registere
 
 def smoke(problem: str) -> Gate:
     """G10: a fresh process serves the model and rejects malformed requests. `problem`: empty if it does."""
-    return Gate(
-        "G10", "serving smoke test", not problem, problem or "a new process answers as the model does, and refuses what is malformed"
-    )
+    return Gate("G10", "serving smoke test", not problem, problem or "a new process gives valid answers, and rejects malformed requests")
 
 
 def approval(protected: bool, approve_by: str, policy: Policy) -> Gate:

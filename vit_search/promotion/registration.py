@@ -52,7 +52,7 @@ def create_registered_model(client: mlflow.MlflowClient, name: str) -> Any:
     """
     try:
         return client.create_registered_model(
-            name, description=f"Vision Transformers that `vit-search promote` let into production as {name}."
+            name, description="Vision Transformers that `vit-search promote` has judged. The alias champion names the one in production."
         )
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
