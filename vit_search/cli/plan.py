@@ -107,11 +107,10 @@ def plan(
 
 def _print_images(spec: SearchSpec) -> None:
     """What lies at the data's path, in one line, and whether its classes allow the metric."""
-    from vit_search.config.data_sets import DATA_SETS
     from vit_search.data.sources import open_source
 
     path = Path(spec.data.path or "").expanduser()
-    if DATA_SETS[spec.data.name].labelled is None and path.exists():
+    if spec.data_config.labelled is None and path.exists():
         source = open_source(spec.data_config)
         err.print(escaped(source.summary()))
         spec.check_data(len(source.classes))
