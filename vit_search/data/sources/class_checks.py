@@ -50,8 +50,8 @@ def _small_classes(source: Source, splits: np.ndarray) -> Iterator[str]:
     elsewhere: list[str] = []
     few: list[str] = []
     for label, name in enumerate(source.classes):
-        rows = np.flatnonzero(source.labels == label) if images[label] < LEAST_IMAGES else []
-        if len(rows) and not images[label]:
+        rows: list[int] = np.flatnonzero(source.labels == label).tolist() if images[label] < LEAST_IMAGES else []
+        if rows and not images[label]:
             elsewhere.append(f"{name} ({splits[rows[0]]}: {listed([source.where(i) for i in rows])})")
         elif images[label] < LEAST_IMAGES:
             few.append(f"{name} has {counted(int(images[label]), 'image')} ({listed([source.where(i) for i in rows])})")
