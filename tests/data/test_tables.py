@@ -2,17 +2,20 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pyarrow
 import pytest
 import torch
+from helpers.paths import ROOT
 from PIL import Image
 from pyarrow import parquet
 from typer.testing import CliRunner
 
 from vit_search.cli.app import app
+from vit_search.config import search_file
 from vit_search.config.trial import DataConfig
 from vit_search.data.batches import load_split
 from vit_search.data.cache import prepare, read_split
@@ -165,6 +168,35 @@ def test_a_parquet_file_of_large_row_groups_is_not_streamed(tmp_path, monkeypatc
     assert open_source(config(path)).reader is not None
     monkeypatch.setattr(table_file, "STREAMED_BYTES", 1000)
     assert open_source(config(path)).reader is None
+
+
+def test_a_set_that_cannot_be_streamed_and_does_not_fit_into_memory_is_refused(tmp_path, monkeypatch):
+    from vit_search.data import cache
+    from vit_search.data.sources import table_file
+
+    path = hugging_face(tmp_path / "t.parquet", [0, 1] * 10)
+    monkeypatch.setattr(table_file, "STREAMED_BYTES", 1000)
+    monkeypatch.setattr(cache, "memory_of_this_machine", lambda: 2000)
+    with pytest.raises(DataError, match=r"its images take .*, and this machine has .*; make data\.image_size smaller, or keep each image"):
+        prepare(config(path), cache=tmp_path / "cache")
+
+
+def test_the_table_of_the_guide_is_read_as_the_guide_says(tmp_path, monkeypatch):
+    guide = (ROOT / "docs" / "guides" / "data.md").read_text()
+    rows = re.search(r'```text title="scans.csv"\n(.*?)```', guide, re.DOTALL)[1].splitlines()
+    section = re.search(r"```yaml\n(data:\n  name: table\n  path: scans\.csv\n.*?)```", guide, re.DOTALL)[1]
+    labels, names = ("benign", "malignant"), images(tmp_path, 3 + 60)
+    (tmp_path / "img").rename(tmp_path / "scans")
+    for name, row in zip(names, rows[1:], strict=False):
+        (tmp_path / "scans" / name.removeprefix("img/")).rename(tmp_path / row.split(",")[0])
+    more = [f"scans/{i}.png,{labels[i % 2]},q{i // 4},{'test' if i < 24 else ''}" for i in range(3, 63)]
+    (tmp_path / "scans.csv").write_text("\n".join([*rows, *more]))
+    spec = search_file.parse(f"name: t\ntrials: 1\nepochs: 1\n{section}")
+    monkeypatch.chdir(tmp_path)
+    data = prepare(spec.data_config, cache=tmp_path / "cache")
+    assert data.classes == labels
+    assert data.counts["test"] == 22
+    assert data.summary.startswith("2 classes: benign, malignant; 63 images of 18 groups (train ")
 
 
 def test_the_data_hash_of_a_table_is_of_its_images_labels_splits_and_groups_and_not_of_its_format(tmp_path):
