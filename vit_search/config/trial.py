@@ -110,13 +110,14 @@ class DataConfig:
     )
     group: str | None = knob(
         None,
-        "What belongs together, for example all images of a patient: no group is divided between two splits. table: the column with the "
-        "group, by default group, if there is such a column. image_folder: a regular expression that finds the group in a file's name.",
+        "What belongs together, for example all images of a patient: no group is divided between two splits. In a table, it is the column "
+        "with the group; for image_folder, a regular expression that finds the group in a file's name. Default: group, if the table has "
+        "such a column.",
         late=True,
     )
     label_map: Mapping[str, str | None] | None = knob(
         None,
-        "Classes to merge, rename or drop: the old name and the new one, as `{kitten: cat, bird: null}`; null drops the class and its "
+        "Classes to merge, rename or drop: the old name and the new one, as `{kitten: cat, bird: null}`; `null` drops the class and its "
         "images. Classes that are not listed stay as they are. Default: all stay.",
         late=True,
     )

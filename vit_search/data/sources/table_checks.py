@@ -16,6 +16,9 @@ from vit_search.data.sources.image_folder import SPLIT_NAMES
 from vit_search.data.sources.table_file import TableFile, iter_bytes
 from vit_search.text import LISTED, file_name, listed, nearest
 
+PART = 64
+"""Files that a thread is given at once."""
+
 PARALLEL = 16
 """Files that are looked at at once: on a network's storage, each takes some milliseconds."""
 
@@ -114,8 +117,9 @@ def bad_files(table: TableFile, names: Sequence[str | None]) -> Iterator[str]:
     """Files that are missing, and files that are no images by their first bytes."""
     rows = [row for row, name in enumerate(names) if name is not None]
     paths = [table.path.parent / str(names[row]) for row in rows]
+    parts = [paths[start : start + PART] for start in range(0, len(paths), PART)]
     with ThreadPoolExecutor(PARALLEL) as threads:
-        faults = list(threads.map(_fault, paths))
+        faults = [fault for part in threads.map(lambda part: [_fault(path) for path in part], parts) for fault in part]
     for fault, mend in FAULTS.items():
         wrong = [(row, path) for row, path, found in zip(rows, paths, faults, strict=True) if found == fault]
         if wrong:
@@ -135,7 +139,7 @@ FAULTS = {
 def _fault(path: Path) -> str:
     """One of FAULTS; empty if nothing is wrong."""
     try:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as file:
             return "" if begins_as_image(file.read(16), path.name) else "no image"
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return "no such file"
