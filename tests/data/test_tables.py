@@ -420,8 +420,31 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, name, content, message):
     assert "\n" not in str(refused.value)
 
 
+def test_a_folder_of_parquet_files_has_the_splits_that_their_names_begin_with(tmp_path):
+    for name, first in (("train-00000-of-00002", 0), ("train-00001-of-00002", 10), ("validation-00000-of-00001", 20), ("test", 30)):
+        labels = [i % 2 for i in range(first, first + 10)]
+        hugging_face(tmp_path / f"{name}.parquet", labels, rows_per_group=4, contents=[png(i) for i in range(first, first + 10)])
+    source = open_source(config(tmp_path))
+    assert source.splits.tolist() == ["test"] * 10 + ["train"] * 20 + ["val"] * 10  # in the order of the files' names
+    assert [np.array_equal(source.read(i), read_image(png(j), (8, 8), 3)) for i, j in ((0, 30), (13, 3), (25, 15), (39, 29))] == [True] * 4
+    assert source.where(13) == "row 4 of train-00000-of-00002.parquet"
+    data = prepare(config(tmp_path, holdout_fraction=0), cache=tmp_path / "cache")
+    assert data.counts == {"train": 20, "val": 10, "holdout": 0, "test": 10}
+
+
+def test_files_of_a_folder_that_differ_are_refused(tmp_path):
+    hugging_face(tmp_path / "a.parquet", [0, 1] * 5)
+    pd.DataFrame({"image": [png(0)], "label": [1]}).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(
+        DataError, match=r"b\.parquet: its column 'image' is missing, or of another type than that of a\.parquet; write both"
+    ):
+        open_source(config(tmp_path))
+
+
 def test_a_folder_is_no_table(tmp_path):
-    with pytest.raises(DataError, match=r"a folder, no file; name a CSV or Parquet file, or write data\.name: image_folder\.$"):
+    with pytest.raises(
+        DataError, match=r"a folder without Parquet files; name a CSV or Parquet file, or write data\.name: image_folder\.$"
+    ):
         open_source(config(tmp_path))
 
 

@@ -85,8 +85,8 @@ class DataConfig:
     name: str = knob(..., f"Data set: one of {', '.join(DATA_SETS)}.")
     path: str | None = knob(
         None,
-        "Where the data set is. image_folder: a folder with one sub-folder of images for each class. table: a CSV or Parquet file. mnist, "
-        "fashion_mnist, cifar10, cifar100: the folder that torchvision calls root. digits needs none.",
+        "Where the data set is. image_folder: a folder with one sub-folder of images for each class. table: a CSV or Parquet file, or a "
+        "folder of Parquet files. mnist, fashion_mnist, cifar10, cifar100: the folder that torchvision calls root. digits needs none.",
     )
     image_size: int | None = knob(
         None,

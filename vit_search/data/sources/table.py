@@ -54,7 +54,8 @@ class Table(Source):
         if isinstance(self._read, BytesReader):
             contents = (content or b"" for group in iter_bytes(self._table, self._read.column) for content in group)
             return [hashlib.sha256(content).hexdigest() for content in contents]
-        return sha256_of_all([self._table.path.parent / name for name in self._rows.names])
+        folder = self._table.folder
+        return sha256_of_all([folder / name for name in self._rows.names])
 
     def content_hash(self, index: int) -> str:
         """sha256 of an image as it is stored."""
@@ -113,6 +114,7 @@ class _Rows:
         else:
             files = [str(number) for number in table.numbers]
             mistakes += table_checks.bad_bytes(table, self.image_column)
+        splits: Sequence[str | None] | None = table.splits_of_parts()
         if "split" in columns:
             splits = table_checks.as_texts(table.values(columns["split"]))
             mistakes += table_checks.unknown_splits(table, splits)
@@ -122,7 +124,7 @@ class _Rows:
         refuse(str(table.path), mistakes)
         self.names = [str(name) for name in files]
         self.classes, self.labels = _numbered([str(label) for label in labels], names)
-        if "split" in columns:
+        if splits is not None:
             self.splits = np.array([SPLIT_NAMES[split.lower()] if split else "" for split in splits])
         if "group" in columns:
             self.group_names, self.groups = _numbered([str(group) for group in groups], None)
@@ -173,7 +175,7 @@ def open_table(config: DataConfig, downloads: Path | None, download: bool) -> Ta
         reader, streamed = bytes_reader(table, rows.image_column, config.channels)
         source = Table(table, rows, reader, streamed=streamed, image_size=config.image_size)
     else:
-        files = FileReader(table.path.parent.resolve(), config.channels)
+        files = FileReader(table.folder.resolve(), config.channels)
         source = Table(table, rows, files, streamed=True, image_size=config.image_size)
     if len(source.classes) < 2 and not config.label_map:
         column = config.label or "label"

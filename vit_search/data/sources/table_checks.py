@@ -59,7 +59,7 @@ def in_order(texts: set[str]) -> tuple[str, ...]:
 
 def rows_text(table: TableFile, rows: Sequence[int]) -> str:
     """Rows as the user counts them: `line 3`, `lines 3, 8, … 14 more`."""
-    numbers = [str(table.numbers[row]) for row in rows[:LISTED]]
+    numbers = [table.number(row) for row in rows[:LISTED]]
     more = f", … {len(rows) - LISTED:,} more" if len(rows) > LISTED else ""
     return f"{table.word}{'s' if len(rows) > 1 else ''} {', '.join(numbers)}{more}"
 
@@ -116,7 +116,8 @@ def duplicate_files(table: TableFile, names: Sequence[str | None], labels: Seque
 def bad_files(table: TableFile, names: Sequence[str | None]) -> Iterator[str]:
     """Files that are missing, and files that are no images by their first bytes."""
     rows = [row for row, name in enumerate(names) if name is not None]
-    paths = [table.path.parent / str(names[row]) for row in rows]
+    folder = table.folder
+    paths = [folder / str(names[row]) for row in rows]
     parts = [paths[start : start + PART] for start in range(0, len(paths), PART)]
     with ThreadPoolExecutor(PARALLEL) as threads:
         faults = [fault for part in threads.map(lambda part: [_fault(path) for path in part], parts) for fault in part]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,11 @@ from typing import Any, Literal
 import numpy as np
 
 from vit_search.data.decode import read_image
+from vit_search.data.sources.image_folder import SPLIT_NAMES
 from vit_search.errors import DataError
+
+PARQUET = (".parquet", ".pq")
+"""Endings of Parquet files."""
 
 SEPARATORS = ",;\t|"
 """Of a CSV file: the one that its first line has most of."""
@@ -28,29 +33,49 @@ STREAMED_BYTES = 2**24
 
 @dataclass(frozen=True)
 class TableFile:
-    """An open table."""
+    """An open table: a CSV file, a Parquet file, or a folder of Parquet files with the same columns."""
 
     path: Path
     columns: tuple[str, ...]
-    word: Literal["line", "row"]
-    """What `numbers` count: lines of a CSV file with its header, or rows of a Parquet file; from 1."""
     numbers: Sequence[int]
+    """Of a CSV file, the line of each row, from 1; of Parquet files, their rows one after another, from 1."""
     cells: Sequence[Sequence[str]] | None = None
     """Of a CSV file, row by row; None for Parquet."""
+    parts: tuple[Path, ...] = ()
+    """The Parquet files."""
+    ends: tuple[int, ...] = ()
+    """Rows up to the end of each part."""
+
+    @property
+    def folder(self) -> Path:
+        """Where relative names of images start."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def word(self) -> str:
+        """What a row is called."""
+        return "row" if self.cells is None else "line"
+
+    def number(self, row: int) -> str:
+        """What a row is called by, after `word`: a number and, in a folder, the file, as `7 of test.parquet`."""
+        if len(self.parts) < 2:
+            return str(self.numbers[row])
+        part = bisect_right(self.ends, row)
+        return f"{row + 1 - (self.ends[part - 1] if part else 0)} of {self.parts[part].name}"
 
     def values(self, column: str) -> list[Any]:
         """All values of a column: texts of a CSV file, whatever Parquet has of the other."""
         if self.cells is not None:
             index = self.columns.index(column)
             return [row[index] for row in self.cells]
-        values: list[Any] = _reading(self.path, lambda file: file.read(columns=[column]).column(0).to_pylist())
-        return values
+        parts = [_reading(part, lambda file: file.read(columns=[column]).column(0).to_pylist()) for part in self.parts]
+        return [value for part in parts for value in part]
 
     def class_names(self, column: str) -> list[str] | None:
         """The names that Hugging Face keeps for the integers of a column; None where the file has none."""
         if self.cells is not None:
             return None
-        metadata = _reading(self.path, lambda file: file.schema_arrow.metadata) or {}
+        metadata = _reading(self.parts[0], lambda file: file.schema_arrow.metadata) or {}
         try:
             features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
             names = features[column]["names"]
@@ -58,22 +83,34 @@ class TableFile:
         except (ValueError, KeyError, TypeError):
             return None
 
+    def splits_of_parts(self) -> list[str] | None:
+        """The split of each row where the names of all Parquet files of a folder begin with one, as `train-00000-of-00002.parquet`."""
+        names = [re.split(r"[^a-z]", part.name.lower())[0] for part in self.parts]
+        if len(self.parts) < 2 or not set(names) <= SPLIT_NAMES.keys():
+            return None
+        rows = [end - start for start, end in zip((0, *self.ends), self.ends, strict=False)]
+        return [name for name, count in zip(names, rows, strict=True) for _ in range(count)]
+
 
 def open_file(path: Path) -> TableFile:
-    """Open a CSV or Parquet file; of the second, only the description of its columns is read.
+    """Open a CSV or Parquet file, or a folder of Parquet files; of those, only the description of their columns is read.
 
     Raises: DataError where it is missing, neither of both, or damaged.
     """
-    if path.is_dir():
-        raise DataError(f"{path}: a folder, no file; name a CSV or Parquet file, or write data.name: image_folder.")
     try:
+        if path.is_dir():
+            parts = sorted(part for part in path.iterdir() if part.suffix.lower() in PARQUET and not part.name.startswith("."))
+            if not parts:
+                mend = "name a CSV or Parquet file, or write data.name: image_folder"
+                raise DataError(f"{path}: a folder without Parquet files; {mend}.")
+            return _open_parquet(path, parts)
         with path.open("rb") as file:
             parquet = file.read(4) == b"PAR1"
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); name a CSV or Parquet file.") from None
-    if not parquet and path.suffix.lower() in (".parquet", ".pq"):
+    if not parquet and path.suffix.lower() in PARQUET:
         raise DataError(f"{path}: no Parquet file by its content; write it again, or name another.")
-    return _open_parquet(path) if parquet else _open_csv(path)
+    return _open_parquet(path, [path]) if parquet else _open_csv(path)
 
 
 def _open_csv(path: Path) -> TableFile:
@@ -98,7 +135,7 @@ def _open_csv(path: Path) -> TableFile:
         raise DataError(f"{path}: neither a Parquet file nor text in UTF-8; save it as CSV in UTF-8, or as Parquet.") from None
     except csv.Error as error:
         raise DataError(f"{path}: no CSV file ({error}); save it as CSV in UTF-8, or as Parquet.") from None
-    return TableFile(path, tuple(header), "line", numbers, cells)
+    return TableFile(path, tuple(header), numbers, cells)
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:
@@ -109,10 +146,17 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
         raise DataError(f"{path}: the column {twice[0]!r} is there twice; give each column a name of its own.")
 
 
-def _open_parquet(path: Path) -> TableFile:
-    names, rows = _reading(path, lambda file: (file.schema_arrow.names, file.metadata.num_rows))
-    _check_header(path, names)
-    return TableFile(path, tuple(names), "row", range(1, rows + 1))
+def _open_parquet(path: Path, parts: Sequence[Path]) -> TableFile:
+    described = [_reading(part, lambda file: (file.schema_arrow, file.metadata.num_rows)) for part in parts]
+    first = described[0][0]
+    _check_header(path, first.names)
+    for part, (schema, _) in zip(parts, described, strict=True):
+        lacking = [name for name in first.names if name not in schema.names or schema.field(name).type != first.field(name).type]
+        if lacking:
+            fact = f"its column {lacking[0]!r} is missing, or of another type than that of {parts[0].name}"
+            raise DataError(f"{part}: {fact}; write both alike, or move one out of the folder.")
+    ends = tuple(np.cumsum([rows for _, rows in described]).tolist())
+    return TableFile(path, tuple(first.names), range(1, ends[-1] + 1), parts=tuple(parts), ends=ends)
 
 
 def _reading(path: Path, read: Any) -> Any:
@@ -143,7 +187,7 @@ def image_kind(table: TableFile, column: str) -> ImageKind:
         return "names"
     from pyarrow import types
 
-    kind = _reading(table.path, lambda file: file.schema_arrow.field(column).type)
+    kind = _reading(table.parts[0], lambda file: file.schema_arrow.field(column).type)
     if types.is_dictionary(kind):
         kind = kind.value_type
     if types.is_string(kind) or types.is_large_string(kind):
@@ -165,8 +209,9 @@ def image_names(table: TableFile, column: str) -> list[str | None]:
 
 def iter_bytes(table: TableFile, column: str) -> Iterator[list[bytes | None]]:
     """The bytes of a column, row group by row group."""
-    for group in range(_reading(table.path, lambda file: file.num_row_groups)):
-        yield _bytes_of(table.path, column, group)
+    for part in table.parts:
+        for group in range(_reading(part, lambda file: file.num_row_groups)):
+            yield _bytes_of(part, column, group)
 
 
 def _bytes_of(path: Path, column: str, group: int) -> list[bytes | None]:
@@ -182,43 +227,56 @@ def _bytes_of(path: Path, column: str, group: int) -> list[bytes | None]:
 
 
 @lru_cache(maxsize=1)
-def _kept_bytes(path: Path, column: str, group: int, version: tuple[int, int]) -> list[bytes | None]:
-    """The same, kept until another row group is read. `version` tells apart files that stood at one path."""
-    return _bytes_of(path, column, group)
+def _kept_bytes(group: RowGroup, column: str) -> list[bytes | None]:
+    """The bytes of a row group, kept until another is read."""
+    return _bytes_of(group.path, column, group.number)
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows of a Parquet file that are read together."""
+
+    path: Path
+    number: int
+    start: int
+    """Its first row in the table, from 0."""
+    version: tuple[int, int]
+    """Time in ns and size of the file when it was opened: another file may stand at its path later."""
 
 
 @dataclass(frozen=True)
 class BytesReader:
-    """Decodes images of a Parquet file by their row, from 1."""
+    """Decodes images of Parquet files by their row in the table, from 1."""
 
-    path: Path
     column: str
     channels: int
-    starts: tuple[int, ...]
-    """The first row of each row group, from 0."""
-    version: tuple[int, int]
-    """Time in ns and size of the file when it was opened."""
+    groups: tuple[RowGroup, ...]
 
     def __call__(self, name: str, size: tuple[int, int] | None) -> np.ndarray:
         """uint8 (channels, height, width)."""
         row = int(name) - 1
-        group = bisect_right(self.starts, row) - 1
-        content = _kept_bytes(self.path, self.column, group, self.version)[row - self.starts[group]]
+        group = self.groups[bisect_right(self.groups, row, key=lambda group: group.start) - 1]
+        content = _kept_bytes(group, self.column)[row - group.start]
         try:
             return read_image(content or b"", size, self.channels)
         except DataError as error:
-            raise type(error)(f"{self.path}: row {name}: {error}") from None
+            start = next(other.start for other in self.groups if other.path == group.path)
+            raise type(error)(f"{group.path}: row {row + 1 - start}: {error}") from None
 
 
 def bytes_reader(table: TableFile, column: str, channels: int) -> tuple[BytesReader, bool]:
     """A reader of a column's bytes, and whether its row groups are small enough to be read at random."""
+    groups: list[RowGroup] = []
+    row = largest = 0
+    for part in table.parts:
+        status = part.stat()
+        sizes = _reading(part, lambda file: [_size(file.metadata.row_group(number)) for number in range(file.num_row_groups)])
+        for number, (rows, size) in enumerate(sizes):
+            groups.append(RowGroup(part.resolve(), number, row, (status.st_mtime_ns, status.st_size)))
+            row, largest = row + rows, max(largest, size)
+    return BytesReader(column, channels, tuple(groups)), largest <= STREAMED_BYTES
 
-    def layout(file: Any) -> tuple[list[int], int]:
-        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-        return [group.num_rows for group in groups], max((group.total_byte_size for group in groups), default=0)
 
-    rows, largest = _reading(table.path, layout)
-    starts = tuple(np.cumsum([0, *rows])[:-1].tolist())
-    status = table.path.stat()
-    reader = BytesReader(table.path.resolve(), column, channels, starts, (status.st_mtime_ns, status.st_size))
-    return reader, largest <= STREAMED_BYTES
+def _size(group: Any) -> tuple[int, int]:
+    """Rows and bytes of a row group."""
+    return group.num_rows, group.total_byte_size
