@@ -62,8 +62,8 @@ class _Problem:
         self._content: list[list[tuple[int, int]]] = [[] for _ in names]
         for group, label, number in zip(*pairs.tolist(), images.tolist(), strict=True):
             self._content[group].append((label, number))
-        self._images = np.bincount(label_of_image).tolist()
-        self._groups = np.bincount(pairs[1]).tolist()
+        self._images: list[int] = np.bincount(label_of_image).tolist()
+        self._groups: list[int] = np.bincount(pairs[1]).tolist()
         self._share, self._least, self._leave = share, least, leave
 
     def attempt(self, order: np.ndarray) -> tuple[float, list[bool]]:
