@@ -104,7 +104,7 @@ WRONG = {
     ),
     "groups of one class each": (
         {"groups": LABELS},
-        "given: cat has 1 group, dog has 1 group; each class needs at least 3, one each for training, validation and test: "
+        "given: class cat has 1 group, class dog has 1 group; each class needs at least 3, one each for training, validation and test: "
         "add images of other groups, or drop the class.",
     ),
     "a group in two splits": (

@@ -289,7 +289,7 @@ WRONG = {
     "a file is missing": ("{0},cat\nimg/gone.png,dog\n", "no such file: SET/img/gone.png (line 3); correct the names; relative ones start"),
     "a folder as an image": ("{0},cat\nimg,dog\n", "no such file: SET/img (line 3); correct the names"),
     "names of Windows": ("{0},cat\nimg\\9.png,dog\n", "start at the folder of the table, with / for \\."),
-    "no image": ("{0},cat\nt.csv,dog\n", "no image: SET/t.csv (line 3); replace such files, or remove their rows."),
+    "no image": ("{0},cat\nt.csv,dog\n", "not an image: SET/t.csv (line 3); replace such files, or remove their rows."),
     "an image without a name": ("{0},cat\n,dog\n", "no image in the column 'image': line 3; give each row one, or remove it."),
     "one image twice": ("{0},cat\n{1},dog\n./{0},cat\n", "the same image twice: ./img/0.png (lines 2, 4); keep one row of each."),
     "one image with two labels": (
@@ -298,7 +298,7 @@ WRONG = {
     ),
     "few images": (
         "{0},cat\n{1},cat\n{2},cat\n{3},dog\n{4},dog\n",
-        "dog has 2 images (line 5, line 6); each class needs at least 3: add images, or drop the class with data.label_map.",
+        "class dog has 2 images (line 5, line 6); each class needs at least 3: add images, or drop the class with data.label_map.",
     ),
     "one class": ("{0},cat\n{1},cat\n{2},cat\n", "1 class only in the column 'label'; a model needs two or more."),
     "no rows": ("\n", "no rows below the header; list one image in each row."),
@@ -372,7 +372,7 @@ def test_a_class_of_too_few_groups_is_named(tmp_path):
     with pytest.raises(DataError) as refused:
         open_source(config(path))
     assert str(refused.value) == (
-        f"{path}: a has 2 groups, b has 2 groups; each class needs at least 3, one each for training, validation and test: "
+        f"{path}: class a has 2 groups, class b has 2 groups; each class needs at least 3, one each for training, validation and test: "
         "add images of other groups, or drop the class."
     )
 

@@ -54,7 +54,7 @@ def _small_classes(source: Source, splits: np.ndarray) -> Iterator[str]:
         if rows and not images[label]:
             elsewhere.append(f"{name} ({splits[rows[0]]}: {listed([source.where(i) for i in rows])})")
         elif images[label] < LEAST_IMAGES:
-            few.append(f"{name} has {counted(int(images[label]), 'image')} ({listed([source.where(i) for i in rows])})")
+            few.append(f"class {name} has {counted(int(images[label]), 'image')} ({listed([source.where(i) for i in rows])})")
     drop = "or drop the class with data.label_map"
     if elsewhere:
         what = "a class is" if len(elsewhere) == 1 else f"{len(elsewhere):,} classes are"
@@ -75,7 +75,7 @@ def _few_groups(source: Source, splits: np.ndarray, usable: np.ndarray) -> Itera
     least = 1 + len(drawn)
     if not drawn:
         return
-    few = [f"{name} has {counted(int(groups[i]), 'group')}" for i, name in enumerate(source.classes) if 0 < groups[i] < least]
+    few = [f"class {name} has {counted(int(groups[i]), 'group')}" for i, name in enumerate(source.classes) if 0 < groups[i] < least]
     if few:
         purpose = "training, validation and test" if len(drawn) == 2 else f"training and {drawn[0]}"
         yield f"{listed(few)}; each class needs at least {least}, one each for {purpose}: add images of other groups, or drop the class."

@@ -132,7 +132,7 @@ def bad_files(table: TableFile, names: Sequence[str | None]) -> Iterator[str]:
 FAULTS = {
     "no such file": "correct the names; relative ones start at the folder of the table",
     "cannot be read": "give this account the right to read such files",
-    "no image": "replace such files, or remove their rows",
+    "not an image": "replace such files, or remove their rows",
 }
 """What can be wrong with a file, as far as its first bytes show, and how to fix it."""
 
@@ -141,7 +141,7 @@ def _fault(path: Path) -> str:
     """One of FAULTS; empty if nothing is wrong."""
     try:
         with path.open("rb", buffering=0) as file:
-            return "" if begins_as_image(file.read(16), path.name) else "no image"
+            return "" if begins_as_image(file.read(16), path.name) else "not an image"
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return "no such file"
     except (OSError, ValueError):  # a name that is too long, or has a NUL
