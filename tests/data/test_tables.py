@@ -393,6 +393,11 @@ def test_a_column_that_is_not_there_is_told_its_nearest_name(tmp_path, fields, m
     assert str(refused.value) == message.replace("PATH", str(path))
 
 
+def test_a_column_called_group_may_hold_the_labels(tmp_path):
+    source = open_source(config(csv_of(tmp_path, cats_and_dogs(tmp_path), "image,group"), label="group"))
+    assert (source.classes, source.groups) == (("cat", "dog"), None)
+
+
 def test_without_a_column_called_image_the_columns_are_listed(tmp_path):
     path = csv_of(tmp_path, ["a.png,cat"], "file,class")
     with pytest.raises(DataError, match=r"has no column 'image'; name the one to use, of its columns file, class\.$"):

@@ -147,6 +147,8 @@ def _columns(table: TableFile, config: DataConfig) -> dict[str, str]:
     for key in ("image", "label", "split", "group"):
         wanted = getattr(config, key)
         name = key if wanted is None else wanted
+        if wanted is None and key in ("split", "group") and name in (config.image, config.label, config.split, config.group):
+            continue  # a column of this name is used for something else
         if name in table.columns:
             columns[key] = name
         elif wanted is not None or key in ("image", "label"):
