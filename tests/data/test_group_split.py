@@ -142,6 +142,7 @@ def test_a_folder_has_groups_by_a_pattern_over_the_names_of_its_files(tmp_path):
     patients = [{int(image[0, 0, 0]) // 4 for image in read_split(data, split)[0]} for split in ("train", "val", "holdout", "test")]
     assert sum(map(len, patients)) == 20
     assert data.counts["test"] == 12
+    assert data.summary.startswith("2 classes: cat, dog; 80 images of 20 groups (train ")
     assert data.data_hash != prepare(config(tmp_path / "f"), cache=tmp_path / "cache").data_hash
 
 
