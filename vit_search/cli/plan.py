@@ -109,12 +109,11 @@ def plan(
 def _print_images(spec: SearchSpec) -> None:
     """What lies at the data's path, in one line, and whether its classes allow the metric and are those that have weights."""
     from vit_search.config.class_weights import WORDS
-    from vit_search.config.data_sets import DATA_SETS
     from vit_search.data.sources import open_source
     from vit_search.data.split import classes_not_validated
 
     path = Path(spec.data.path or "").expanduser()
-    if DATA_SETS[spec.data.name].labelled is None and path.exists():
+    if spec.data_config.labelled is None and path.exists():
         source = open_source(spec.data_config)
         err.print(escaped(source.summary()))
         spec.check_data(source.classes, classes_not_validated(spec.data_config, source, spec.train_on))

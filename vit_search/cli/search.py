@@ -309,7 +309,6 @@ def train(
     A training that was interrupted continues from its last checkpoint.
     """
     from vit_search.config import search_file
-    from vit_search.config.data_sets import DATA_SETS
     from vit_search.data.cache import prepare
     from vit_search.planning import fixed_file
     from vit_search.vit import checkpoint, train_once
@@ -322,7 +321,7 @@ def train(
         spec.check_classes(data.classes)
     config = spec.trial_config({}, in_channels=data.channels, num_classes=len(data.classes), trial=0)
     done = train_once.is_done(folder, config)
-    if DATA_SETS[spec.data.name].labelled is None and not done:
+    if spec.data_config.labelled is None and not done:
         err.print(escaped(data.summary), soft_wrap=True)
     for result in train_once.train(spec, config, data, folder):
         if done:

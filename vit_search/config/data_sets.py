@@ -23,9 +23,14 @@ class DataSetFacts:
     """Images of a test split of the set's own, where `labelled` is known."""
     path: str = ""
     """What `data.path` names, where a search file must give it."""
+    keys: tuple[str, ...] = ()
+    """Keys of the section `data` that this set takes and some others do not; see KEYS_OF_SOME."""
     loader: str = ""
     """The function or class that loads it, for MLflow; needed where a search file need not give a path."""
 
+
+KEYS_OF_SOME = ("image", "label", "split", "group")
+"""Keys of the section `data` that only some sets take: those that name them in `DataSetFacts.keys`."""
 
 DATA_SETS: dict[str, DataSetFacts] = {
     "digits": DataSetFacts(image_size=(8, 8), channels=1, classes=10, labelled=1_797, loader="sklearn.datasets.load_digits"),
@@ -39,6 +44,7 @@ DATA_SETS: dict[str, DataSetFacts] = {
     "cifar100": DataSetFacts(
         image_size=(32, 32), channels=3, classes=100, labelled=50_000, test=10_000, loader="torchvision.datasets.CIFAR100"
     ),
-    "image_folder": DataSetFacts(path="the folder of class folders"),
+    "image_folder": DataSetFacts(path="the folder of class folders", keys=("group",)),
+    "table": DataSetFacts(path="the CSV or Parquet file", keys=KEYS_OF_SOME),
 }
 """By `data.name` of a search file."""

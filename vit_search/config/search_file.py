@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr, Strict, ValidationError, model_validato
 
 from vit_search.config import class_weights, presets, space_checks, strict_yaml
 from vit_search.config.cost import memory_of_this_machine
-from vit_search.config.data_sets import DATA_SETS
+from vit_search.config.data_sets import DATA_SETS, KEYS_OF_SOME, DataSetFacts
 from vit_search.config.distributions import FloatRange, IntRange, Value
 from vit_search.config.metrics import METRICS, RANKING, Direction
 from vit_search.config.samplers import SAMPLERS
@@ -191,6 +191,7 @@ class SearchSpec(FileBlock):
             raise SpecError(f"data.image_size: {self.data.name} needs it; give the side in pixels.")
         if facts.image_size is not None and self.data.image_size is not None:
             raise SpecError(f"data.image_size: {self.data.name} has its own size; drop the key.")
+        self._check_keys_of_data(facts)
         if self.data.val_fraction + self.data.holdout_fraction + self.data.test_fraction >= 1:
             raise SpecError("data.val_fraction: with holdout_fraction and test_fraction nothing is left to train on; make them smaller.")
         if self.train_on == "train+val" and not self.data.holdout_fraction:
@@ -209,6 +210,22 @@ class SearchSpec(FileBlock):
                 raise SpecError(f"learn_from.{i}: {name!r} is no search; write its name or its folder.")
             if name in self.learn_from[:i]:
                 raise SpecError(f"learn_from.{i}: {name} stands twice; list each search once.")
+
+    def _check_keys_of_data(self, facts: DataSetFacts) -> None:
+        """Refuse keys that the data set has no use for, and a map of no class."""
+        for key in KEYS_OF_SOME:
+            if getattr(self.data, key) is None:
+                continue
+            if key not in facts.keys:
+                sets = " and ".join(name for name, others in DATA_SETS.items() if key in others.keys)
+                raise SpecError(f"data.{key}: {self.data.name} does not take it, only {sets}; drop the key.")
+            if not getattr(self.data, key):
+                raise SpecError(f"data.{key}: an empty text; give a name, or drop the key.")
+        if self.data.label_map is not None and not self.data.label_map:
+            raise SpecError("data.label_map: it is empty; list classes, as {kitten: cat}, or drop the key.")
+        for old, new in (self.data.label_map or {}).items():
+            if new is not None and not (new.strip() and new.isprintable()):
+                raise SpecError(f"data.label_map.{old}: {new!r} is no name of a class; give a printable text, or null to drop the class.")
 
     def check_data(self, classes: Sequence[str], absent: Sequence[str] = ()) -> None:
         """Refuse a metric that these images cannot give, and weights of classes that they do not have.

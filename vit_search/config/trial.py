@@ -86,13 +86,42 @@ class DataConfig:
     name: str = knob(..., f"Data set: one of {', '.join(DATA_SETS)}.")
     path: str | None = knob(
         None,
-        "Folder of the data set. image_folder: a folder with one sub-folder of images for each class. mnist, fashion_mnist, "
-        "cifar10, cifar100: the folder that torchvision calls root. digits needs none.",
+        "Where the data set is. image_folder: a folder with one sub-folder of images for each class. table: a CSV or Parquet file, or a "
+        "folder of Parquet files. mnist, fashion_mnist, cifar10, cifar100: the folder that torchvision calls root. digits needs none.",
     )
     image_size: int | None = knob(
-        None, "Side length in pixels to which the images of image_folder are resized. The other data sets have a fixed size.", ge=1, le=1024
+        None,
+        "Side length in pixels to which the images of image_folder and table are resized. The other data sets have a fixed size.",
+        ge=1,
+        le=1024,
     )
-    channels: Literal[1, 3] = knob(3, "Channels of the images of image_folder: 1 (grey) or 3 (RGB).")
+    channels: Literal[1, 3] = knob(3, "Channels of the images of image_folder and table: 1 (grey) or 3 (RGB).")
+    image: str | None = knob(
+        None,
+        "Column of a table with the images: names of files, where relative names start at the table's folder, or the bytes of image files. "
+        "Default: image.",
+        late=True,
+    )
+    label: str | None = knob(None, "Column of a table with the class of each image. Default: label.", late=True)
+    split: str | None = knob(
+        None,
+        "Column of a table with the split of each image: train, val or test. Images without one are split by the seed. Default: split, if "
+        "the table has such a column.",
+        late=True,
+    )
+    group: str | None = knob(
+        None,
+        "What belongs together, for example all images of a patient: no group is divided between two splits. In a table, it is the column "
+        "with the group; for image_folder, a regular expression that finds the group in a file's name. Default: group, if the table has "
+        "such a column.",
+        late=True,
+    )
+    label_map: Mapping[str, str | None] | None = knob(
+        None,
+        "Classes to merge, rename or drop: the old name and the new one, as `{kitten: cat, bird: null}`; `null` drops the class and its "
+        "images. Classes that are not listed stay as they are. Default: all stay.",
+        late=True,
+    )
     val_fraction: float = knob(0.1, "Share of the labelled images that the search uses for validation.", gt=0, lt=0.9)
     holdout_fraction: float = knob(
         0.05,
@@ -112,6 +141,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+
+    @property
+    def labelled(self) -> int | None:
+        """Labelled images, without a test split of the set's own; None where only the open source knows."""
+        return None if self.label_map else DATA_SETS[self.name].labelled
 
 
 @dataclass(frozen=True, kw_only=True)

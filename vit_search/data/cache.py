@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_search.config.cost import memory_of_this_machine
+from vit_search.config.cost import in_units, memory_of_this_machine
 from vit_search.config.strict_json import parse
 from vit_search.config.trial import DataConfig, hashed
 from vit_search.data.decode import read_all
@@ -136,7 +136,11 @@ def _refuse_open(*folders: Path) -> None:
 
 def _make(config: DataConfig, folder: Path, key: str, source: Source, stream_above: int) -> DataSet:
     check_source(source)
-    streamed = source.reader is not None and len(source.labels) * math.prod(source.shape) > stream_above
+    size = len(source.labels) * math.prod(source.shape)
+    streamed = source.reader is not None and size > stream_above
+    if not streamed and size > memory_of_this_machine():
+        needs = f"its images take {in_units(size)}, and this machine has {in_units(memory_of_this_machine())} of memory"
+        raise DataError(f"{source.title}: {needs}; make data.image_size smaller, or keep each image in a file of its own.")
     pixels = None if streamed else read_all(range(len(source.labels)), source.read, source.shape, source=source.title)
     splits = split_indices(config, source)
     unfinished = f".new-{folder.name}-"

@@ -69,6 +69,22 @@ def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int, 
         raise DataError(f"{name}: no image that can be decoded ({why}); replace or remove it.") from None
 
 
+def begins_as_image(content: bytes, name: str = "") -> bool:
+    """Whether a file's first 16 bytes are those of a format that `read_image` takes.
+
+    Args:
+        content: of the file, or its beginning. name: of the file; for formats that only the ending tells, all content is good.
+    """
+    from PIL import Image
+
+    if Path(name).suffix.lower() in NAMED_FORMATS:
+        return True
+    Image.init()
+    head = content[:16].ljust(16, b"\0")  # some look at bytes that a shorter file lacks
+    accepts = (Image.OPEN[image_format][1] for image_format in IMAGE_FORMATS if image_format in Image.OPEN)
+    return any(accept is not None and accept(head) for accept in accepts)
+
+
 def _strips(image: Any) -> Iterator[tuple[int, Any]]:
     """The strips of rows of a PIL image: the first row of each, and a copy of the strip."""
     rows = max(1, STRIP_PIXELS // image.width)

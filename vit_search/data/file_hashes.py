@@ -25,8 +25,13 @@ def sha256_of(path: Path) -> str:
 
 def sha256_by_name(root: Path, files: Sequence[Path]) -> dict[str, str]:
     """Of each file, by its name below the root."""
+    return dict(zip((str(path.relative_to(root)) for path in files), sha256_of_all(files), strict=True))
+
+
+def sha256_of_all(files: Sequence[Path]) -> list[str]:
+    """Of each file's content, several at once."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return dict(zip((str(path.relative_to(root)) for path in files), threads.map(sha256_of, files), strict=True))
+        return list(threads.map(sha256_of, files))
 
 
 def fingerprint_of(hashes: Mapping[str, str]) -> bytes:

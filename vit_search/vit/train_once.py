@@ -49,7 +49,7 @@ def train(spec: SearchSpec, config: TrialConfig, data: DataSet, folder: Path) ->
     trained_on, validated_on = TRAINED_AND_VALIDATED_ON[spec.train_on]
     if not all(data.counts[name] for name in validated_on):
         raise SpecError("train_on: no image is left for the holdout to validate on; raise data.holdout_fraction, or train on train.")
-    spec.check_data(len(data.classes), absent_classes(data, *validated_on))
+    spec.check_data(data.classes, absent_classes(data, *validated_on))
     gpus, cpus = spec.resources.gpus, spec.resources.cpus
     if spec.resources.on_gpu and not torch.cuda.is_available():
         raise SpecError(f"resources.gpus: {gpus if gpus == 'auto' else f'{gpus:g}'} asked for, and this machine has none; write 0.")

@@ -8,9 +8,12 @@ from pathlib import Path
 from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.tables import check_tables
 from vit_search.config.trial import DataConfig
+from vit_search.data.sources.class_checks import check_classes
 from vit_search.data.sources.digits import Digits
 from vit_search.data.sources.image_folder import open_folder
+from vit_search.data.sources.label_map import MappedSource
 from vit_search.data.sources.source import Source
+from vit_search.data.sources.table import open_table
 from vit_search.data.sources.torchvision_sets import TorchvisionSet
 from vit_search.errors import DataError
 
@@ -24,6 +27,7 @@ SOURCES: dict[str, Opener] = {
     "cifar10": TorchvisionSet,
     "cifar100": TorchvisionSet,
     "image_folder": open_folder,
+    "table": open_table,
 }
 """By `data.name` of a search file. What is known of each before it is opened stands in config/data_sets.py."""
 
@@ -43,4 +47,9 @@ def open_source(config: DataConfig, downloads: Path | None = None, download: boo
     path = DATA_SETS[config.name].path
     if path and config.path is None:
         raise DataError(f"data.path: {config.name} needs it; name {path}.")
-    return SOURCES[config.name](config, downloads, download)
+    source = SOURCES[config.name](config, downloads, download)
+    if config.label_map:
+        source = MappedSource(source, config.label_map)
+    if config.label_map or source.groups is not None:
+        check_classes(source)
+    return source

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +17,9 @@ import numpy as np
 from vit_search.config.trial import DataConfig
 from vit_search.data.decode import read_image
 from vit_search.data.file_hashes import fingerprint_of, sha256_by_name
-from vit_search.data.sources.source import Source, in_short
+from vit_search.data.sources.source import Source
 from vit_search.errors import DataError
-from vit_search.text import counted, file_name
+from vit_search.text import counted, file_name, listed
 
 IMAGE_ENDINGS = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff"}
@@ -63,6 +64,8 @@ class ImageFolder(Source):
     image_size: int | None = None
     """Side in pixels to which images are resized."""
     channels: Literal[1, 3] = 3
+    groups: np.ndarray | None = None
+    group_names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.title = str(self.root)
@@ -100,10 +103,20 @@ class ImageFolder(Source):
         return read_image(self.files[index], (height, width), channels)
 
     def summary(self, used: Mapping[str, int] | None = None) -> str:
-        """`2 classes: cat, dog; 80 images; 10 files skipped: 8 .heic, 2 hidden`: what lies there, whether it is used or not."""
-        left_out = (_left_out(self.skipped),) if self.skipped else ()
-        lacks = (f"{split} has no image of {in_short(names)}" for split, names in self.missing.items())
-        return "; ".join((super().summary(), *left_out, *lacks))
+        """`2 classes: cat, dog; 80 images; 10 files skipped: 8 .heic, 2 hidden`: what lies there, whether it is used or not.
+
+        With groups, the images of each split, too: groups decide how large the splits are.
+        """
+        shown = used if self.groups is not None else None
+        return "; ".join((super().summary(shown), *self.notes()))
+
+    def remarks(self) -> tuple[str, ...]:
+        """Files that were left out."""
+        return (_left_out(self.skipped),) if self.skipped else ()
+
+    def where(self, index: int) -> str:
+        """The file's name below the folder."""
+        return file_name(str(self.files[index].relative_to(self.root)))
 
 
 def _left_out(skipped: Mapping[str, int]) -> str:
@@ -124,24 +137,49 @@ def open_folder(config: DataConfig, downloads: Path | None, download: bool) -> I
     root = Path(config.path or "").expanduser()
     if not root.is_dir():
         raise DataError(f"{root}: {'a file, no folder' if root.exists() else 'missing'}; data.path names a folder of class folders.")
-    return replace(scan(root), image_size=config.image_size, channels=config.channels)
+    folder = scan(root, every_class=config.label_map is not None)
+    groups, names = _groups(folder, config.group) if config.group is not None else (None, ())
+    return replace(folder, image_size=config.image_size, channels=config.channels, groups=groups, group_names=names)
 
 
-def scan(root: Path) -> ImageFolder:
+def _groups(folder: ImageFolder, pattern: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The group of each file, as a regular expression finds it in the name below the folder, and the groups' names.
+
+    Raises: DataError where the expression is none, has no group in parentheses, or does not fit a file.
+    """
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise DataError(f"data.group: {pattern!r} is no regular expression ({error}); write one, as '(patient[0-9]+)'.") from None
+    if not expression.groups:
+        raise DataError(f"data.group: {pattern!r} has no parentheses; put them around the group, as '(patient[0-9]+)'.")
+    names = [path.relative_to(folder.root).as_posix() for path in folder.files]
+    found = [match[1] if (match := expression.search(name)) else None for name in names]
+    without = [file_name(name) for name, group in zip(names, found, strict=True) if group is None]
+    if without:
+        files = f"{counted(len(without), 'file')} of {len(names):,}"
+        raise DataError(f"data.group: {pattern!r} does not fit {files}: {listed(without)}; change it so that each file has a group.")
+    groups, numbers = np.unique(np.array(found), return_inverse=True)
+    return numbers.astype(np.int64), tuple(map(str, groups))
+
+
+def scan(root: Path, *, every_class: bool = False) -> ImageFolder:
     """Find the classes, splits and images of a folder.
 
     The folder holds one folder per class, or folders `train`, `val` (also `valid`, `validation`) and `test` that do.
     Links are followed; hidden files and folders are not read.
+    Args:
+        every_class: whether classes with few images, and those that only val or test has, are kept for a label map to merge or drop.
     Raises: DataError where the layout can be read in two ways, a class has too few images, a class name is not UTF-8, or a folder
         cannot be read.
     """
     try:
-        return _scan(root)
+        return _scan(root, every_class)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}); give this account the right to read it.") from None
 
 
-def _scan(root: Path) -> ImageFolder:
+def _scan(root: Path, every_class: bool) -> ImageFolder:
     folders = _folders(root)
     if len(folders) < 2 and not (folders and folders[0].name.lower() in SPLIT_NAMES and len(_folders(folders[0])) > 1):
         raise DataError(f"{root}: {_too_few(folders)}")
@@ -150,7 +188,8 @@ def _scan(root: Path) -> ImageFolder:
     for level in (root, *splits.values()):
         _skip_beside_classes(level, skipped)
     homes = splits or {"": root}
-    classes = tuple(folder.name for folder in _folders(homes.get("train", root)))
+    named = homes.values() if every_class else [homes.get("train", root)]
+    classes = tuple(sorted({folder.name for home in named for folder in _folders(home)}))
     for name in classes:
         if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):  # Cs: bytes that are not UTF-8
             raise DataError(f"{root}: the class folder '{file_name(name)}' has a name that cannot be printed; rename it.")
@@ -165,7 +204,7 @@ def _scan(root: Path) -> ImageFolder:
         for label, name in enumerate(classes):
             images = sorted(_images(home / name, skipped, (_identity(root), _identity(home))))
             files += [(path, label, split) for path in images]
-            if split in ("", "train") and len(images) < 3:
+            if split in ("", "train") and len(images) < 3 and not every_class:
                 left_out = f" ({_left_out(skipped)})" if skipped else ""
                 reason = "some of which are held out" if split else "for training, validation and test"
                 raise DataError(f"{home / name}: {counted(len(images), 'image')}; each class needs at least 3, {reason}{left_out}.")
