@@ -23,6 +23,8 @@ class DataSetFacts:
     """Images of a test split of the set's own, where `labelled` is known."""
     path: str = ""
     """What `data.path` names, where a search file must give it."""
+    by_names: bool = False
+    """Whether the names of its files alone tell classes, labels and splits: files behind a URL are then counted before they are fetched."""
     loader: str = ""
     """The function or class that loads it, for MLflow; needed where a search file need not give a path."""
 
@@ -39,6 +41,7 @@ DATA_SETS: dict[str, DataSetFacts] = {
     "cifar100": DataSetFacts(
         image_size=(32, 32), channels=3, classes=100, labelled=50_000, test=10_000, loader="torchvision.datasets.CIFAR100"
     ),
-    "image_folder": DataSetFacts(path="the folder of class folders"),
+    "image_folder": DataSetFacts(path="the folder of class folders", by_names=True),
+    "webdataset": DataSetFacts(path="a folder of .tar shards, one .tar file, or several as shards-{000..009}.tar"),
 }
 """By `data.name` of a search file."""

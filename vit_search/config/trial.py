@@ -86,13 +86,18 @@ class DataConfig:
     name: str = knob(..., f"Data set: one of {', '.join(DATA_SETS)}.")
     path: str | None = knob(
         None,
-        "Folder of the data set. image_folder: a folder with one sub-folder of images for each class. mnist, fashion_mnist, "
-        "cifar10, cifar100: the folder that torchvision calls root. digits needs none.",
+        "Folder of the data set, or its URL: s3://, gs://, https://, http:// or file://. image_folder: a folder with one sub-folder of "
+        "images for each class. webdataset: a folder of .tar shards, one .tar file, or several as shards-{000..009}.tar. mnist, "
+        "fashion_mnist, cifar10, cifar100: the folder that torchvision calls root. digits needs none.",
     )
     image_size: int | None = knob(
-        None, "Side length in pixels to which the images of image_folder are resized. The other data sets have a fixed size.", ge=1, le=1024
+        None,
+        "Side length in pixels to which the images of image_folder and webdataset are resized. The other data sets have a fixed size.",
+        ge=1,
+        le=1024,
     )
-    channels: Literal[1, 3] = knob(3, "Channels of the images of image_folder: 1 (grey) or 3 (RGB).")
+    channels: Literal[1, 3] = knob(3, "Channels of the images of image_folder and webdataset: 1 (grey) or 3 (RGB).")
+    label: str | None = knob(None, "webdataset: the key of KEY.json that holds the class of the image. Default: label.", late=True)
     val_fraction: float = knob(0.1, "Share of the labelled images that the search uses for validation.", gt=0, lt=0.9)
     holdout_fraction: float = knob(
         0.05,

@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vit_search.cluster import record
 from vit_search.cluster.jobs.cluster_facts import Facts, Node, own_versions
+from vit_search.config.data_urls import is_remote, local_path
 from vit_search.errors import VitSearchError
 from vit_search.files import write_whole
 from vit_search.text import last_line
@@ -168,16 +169,28 @@ def _check_node(folders: list[str], node: str, storage: str, cache: str, data: s
         wrong = f"{record.STORAGE} is {named} there and {storage} on the head; set it to the same folder on every node."
     for folder in folders:
         wrong = wrong or _write(Path(folder), node)
-    lacking = data and not os.access(data, os.R_OK)
     return {
         "free_memory": psutil.virtual_memory().available,
         "versions": own_versions(),
         "storage": wrong,
         "cache": _write(Path(cache), f".check-{node}", keep=False),
-        "data": f"data.path {data} is not there: a file that is submitted names paths of the cluster; put the images there."
-        if lacking
-        else "",
+        "data": _lacking(data) if data else "",
     }
+
+
+def _lacking(data: str) -> str:
+    """Why the images are not seen from here; files behind a URL are listed, and not fetched."""
+    if is_remote(data):
+        from vit_search.data.remote import list_files
+
+        try:
+            list_files(data)
+        except VitSearchError as error:
+            return f"data.path: {error}"
+        return ""
+    if os.access(local_path(data), os.R_OK):
+        return ""
+    return f"data.path {data} is not there: a file that is submitted names paths of the cluster; put the images there."
 
 
 def _write(folder: Path, name: str, *, keep: bool = True) -> str:

@@ -101,12 +101,12 @@ class ImageFolder(Source):
 
     def summary(self, used: Mapping[str, int] | None = None) -> str:
         """`2 classes: cat, dog; 80 images; 10 files skipped: 8 .heic, 2 hidden`: what lies there, whether it is used or not."""
-        left_out = (_left_out(self.skipped),) if self.skipped else ()
+        skipped = (left_out(self.skipped),) if self.skipped else ()
         lacks = (f"{split} has no image of {in_short(names)}" for split, names in self.missing.items())
-        return "; ".join((super().summary(), *left_out, *lacks))
+        return "; ".join((super().summary(), *skipped, *lacks))
 
 
-def _left_out(skipped: Mapping[str, int]) -> str:
+def left_out(skipped: Mapping[str, int]) -> str:
     """Which files are no images of the set, and how many."""
     order = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in order[:REASONS_SHOWN])
@@ -166,9 +166,9 @@ def _scan(root: Path) -> ImageFolder:
             images = sorted(_images(home / name, skipped, (_identity(root), _identity(home))))
             files += [(path, label, split) for path in images]
             if split in ("", "train") and len(images) < 3:
-                left_out = f" ({_left_out(skipped)})" if skipped else ""
+                others = f" ({left_out(skipped)})" if skipped else ""
                 reason = "some of which are held out" if split else "for training, validation and test"
-                raise DataError(f"{home / name}: {counted(len(images), 'image')}; each class needs at least 3, {reason}{left_out}.")
+                raise DataError(f"{home / name}: {counted(len(images), 'image')}; each class needs at least 3, {reason}{others}.")
         if split and not any(split_of_file == split for _, _, split_of_file in files):
             raise DataError(f"{home}: no images; put images into its class folders, or remove {home.name} to have it split off train.")
     return ImageFolder(
