@@ -98,7 +98,7 @@ def test_no_credentials_is_one_line(s3, monkeypatch, tmp_path):
 
 def test_a_public_bucket_needs_no_credentials(s3, local, monkeypatch, tmp_path):
     s3.create_bucket(Bucket="public")
-    upload(s3, "public", local)
+    upload(s3, "public", local, ACL="public-read")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("FSSPEC_S3_ANON", "true")

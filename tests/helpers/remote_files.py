@@ -70,11 +70,11 @@ def s3_client(environment):
     )
 
 
-def upload(client, bucket, folder, prefix=""):
+def upload(client, bucket, folder, prefix="", **options):
     """All files of a folder, under their names."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            client.put_object(Bucket=bucket, Key=prefix + str(path.relative_to(folder)), Body=path.read_bytes())
+            client.put_object(Bucket=bucket, Key=prefix + str(path.relative_to(folder)), Body=path.read_bytes(), **options)
 
 
 class Served:

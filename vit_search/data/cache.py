@@ -26,6 +26,7 @@ from vit_search.data.cache_folder import cannot_be_written, default_cache, make_
 from vit_search.data.decode import read_all
 from vit_search.data.fetch import fetched
 from vit_search.data.file_hashes import sha256_of
+from vit_search.data.parallel import in_chunks
 from vit_search.data.source_checks import check_source
 from vit_search.data.sources import open_source
 from vit_search.data.sources.source import Reader, Source
@@ -176,9 +177,10 @@ def write_cache(folder: Path, key: str, source: Source, splits: Mapping[SplitNam
         np.save(folder / f"{name}_images.npy", source.names[indices] if pixels is None else pixels[indices], allow_pickle=False)
         np.save(folder / f"{name}_labels.npy", source.labels[indices], allow_pickle=False)
     mean, std = _mean_and_std(source, splits["train"], pixels)
+    contents = None if pixels is None else _digests(pixels)
 
     def content(index: int) -> str | bytes:
-        return source.content_hash(index) if pixels is None else hashlib.sha256(pixels[index].tobytes()).digest()
+        return source.content_hash(index) if contents is None else contents[index]
 
     others = {content(index) for name in ("train", "val", "holdout") for index in splits[name]}
     channels, height, width = source.shape
@@ -200,14 +202,27 @@ def write_cache(folder: Path, key: str, source: Source, splits: Mapping[SplitNam
         path.chmod(0o644)
 
 
+def _digests(pixels: np.ndarray) -> list[bytes]:
+    """sha256 of the pixels of each image."""
+    chunks = in_chunks(len(pixels), lambda chunk: [hashlib.sha256(pixels[i].tobytes()).digest() for i in chunk])
+    return [digest for chunk in chunks for digest in chunk]
+
+
 def _mean_and_std(source: Source, train: np.ndarray, pixels: np.ndarray | None) -> tuple[list[float], list[float]]:
     """Of each channel of the training images, or of a sample of them where the set is streamed, on the scale 0 to 1."""
     if pixels is None:
         sample = np.random.default_rng(0).permutation(train)[:SAMPLE]
-        images = read_all(sample.tolist(), source.read, source.shape, source=source.title)
+        images, chosen = read_all(sample.tolist(), source.read, source.shape, source=source.title), np.arange(len(sample))
     else:
-        images = pixels[train]
-    levels = [np.bincount(images[:, c].ravel(), minlength=256) for c in range(images.shape[1])]  # exact, without a float copy
+        images, chosen = pixels, train
+    channels = range(images.shape[1])
+
+    def count(chunk: range) -> list[np.ndarray]:
+        some = images[chosen[chunk.start : chunk.stop]]
+        return [np.bincount(some[:, c].ravel(), minlength=256) for c in channels]  # exact, without a float copy
+
+    by_chunk = list(in_chunks(len(chosen), count))
+    levels = [np.sum([part[c] for part in by_chunk], axis=0) for c in channels]
     scale = np.arange(256) / 255
     means = [float((level * scale).sum() / level.sum()) for level in levels]
     stds = [math.sqrt(float((level * (scale - mean) ** 2).sum() / level.sum())) for level, mean in zip(levels, means, strict=True)]

@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from vit_search.data.parallel import CHUNK, in_chunks, shared_bytes
 from vit_search.data.pixels import PixelsError, bytes_fault, checked_pixels
+from vit_search.data.progress import step
 from vit_search.errors import DataError, TooLargeError
 
 T = TypeVar("T")
@@ -137,15 +139,30 @@ def read_all(images: Sequence[T], read: Callable[[T], np.ndarray], shape: tuple[
     Raises: DataError that names all images that cannot be used, or the first DAMAGED_SHOWN and their count; PixelsError for the first
         that is not as a source must give it.
     """
-    pixels = np.empty((len(images), *shape), np.uint8)
+    from PIL import Image
+
+    Image.preinit()  # once, and not in each process
+    pixels = shared_bytes((len(images), *shape))
+
+    def decode(chunk: range) -> tuple[list[str], PixelsError | None]:
+        """What is wrong with some of the images; one that no source may give ends it all."""
+        problems: list[str] = []
+        for i in chunk:
+            try:
+                pixels[i] = checked_pixels(partial(read, images[i]), shape, f"{source}: image {images[i]}")
+            except PixelsError as error:
+                return problems, error
+            except DataError as error:
+                problems.append(str(error))
+        return problems, None
+
     damaged: list[str] = []
-    for i, image in enumerate(images):
-        try:
-            pixels[i] = checked_pixels(partial(read, image), shape, f"{source}: image {image}")
-        except PixelsError:
-            raise
-        except DataError as error:
-            damaged.append(str(error))
+    with step("decoding", len(images), "images") as advance:
+        for problems, odd in in_chunks(len(images), decode):
+            if odd is not None:
+                raise odd
+            damaged += problems
+            advance(CHUNK)
     if len(damaged) == 1:
         raise DataError(damaged[0])
     if damaged:

@@ -190,7 +190,7 @@ class _Fetcher:
                 before = come
                 if not pauses or not is_passing(error):
                     kept = "; what has arrived stays in the cache, and the next start goes on from there"
-                    raise DataError(f"{file.address}: {reason(error).rstrip('.')}{kept}.") from None
+                    raise DataError(f"{file.url}: {reason(error).rstrip('.')}{kept}.") from None
                 if self._stopped.wait(pauses.pop(0)):
                     raise _Stopped from None
 
@@ -235,7 +235,7 @@ class _Fetcher:
             etag = str(about.get("ETag") or about.get("etag") or "").strip('"')
             if etag and etag != file.version:
                 part.unlink()
-                raise DataError(f"{file.address}: changed while it was fetched; start again.")
+                raise DataError(f"{file.url}: changed while it was fetched; start again.")
 
     def _is_encrypted(self, file: RemoteFile) -> bool:
         """Whether a bucket of S3 keeps the file encrypted with a key of its owner: its ETag is then no MD5."""

@@ -52,6 +52,13 @@ class RemoteFile:
     md5: str = ""
     """Of its content, in hexadecimal digits; empty where the server does not say."""
 
+    protocol: str = ""
+
+    @property
+    def url(self) -> str:
+        """For messages."""
+        return self.address if "://" in self.address else f"{self.protocol}://{self.address}"
+
     @property
     def identity(self) -> str:
         """A name for this content, which two versions do not share."""
@@ -207,7 +214,8 @@ def _remote_file(about: dict[str, Any], folder: str) -> RemoteFile:
             md5 = ""
     elif "StorageClass" in about and len(etag) == 32 and all(digit in "0123456789abcdef" for digit in etag):  # s3, in one part
         md5 = etag
-    return RemoteFile(name, address, about.get("size"), etag or str(changed), md5)
+    protocol = "gs" if "md5Hash" in about or "generation" in about else "s3"
+    return RemoteFile(name, address, about.get("size"), etag or str(changed), md5, protocol)
 
 
 def _check_names(listing: Listing) -> None:

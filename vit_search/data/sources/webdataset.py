@@ -104,7 +104,7 @@ class WebDataset(Source):
         self.title = config.path
         self._root, self._shards, splits = _find(config.path)
         self.shape = (config.channels, config.image_size, config.image_size)
-        self.reader = ShardReader(self._root.resolve(), self._shards, config.channels)
+        self.reader = self._reader = ShardReader(self._root.resolve(), self._shards, config.channels)
         self._skipped: Counter[str] = Counter()
         self._samples = self._index(config.label or "label")
         self._check_keys()
@@ -160,7 +160,7 @@ class WebDataset(Source):
 
     def read(self, index: int) -> np.ndarray:
         """uint8, of `shape`."""
-        return self.reader(str(self._name(self._samples[index])), self.shape[1:])
+        return self._reader(str(self._name(self._samples[index])), self.shape[1:])
 
     @staticmethod
     def _name(sample: Sample) -> str:
@@ -174,7 +174,7 @@ class WebDataset(Source):
     def content_hash(self, index: int) -> str:
         """sha256 of an image file."""
         sample = self._samples[index]
-        return hashlib.sha256(self.reader.content(sample.shard, sample.begin, sample.length)).hexdigest()
+        return hashlib.sha256(self._reader.content(sample.shard, sample.begin, sample.length)).hexdigest()
 
     def summary(self, used: Mapping[str, int] | None = None) -> str:
         """`2 classes: cat, dog; 80 images; 3 shards; 80 files skipped: 80 .txt`."""
@@ -248,7 +248,7 @@ def read_groups(shard: Path, label_key: str, skipped: Counter[str]) -> Iterator[
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
-                tar.members = []  # tarfile would keep all of them
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them
                 name = member.name.removeprefix("./")
                 folder, _, file = name.rpartition("/")
                 if not member.isfile() or file.startswith("."):
@@ -293,7 +293,7 @@ def _check_end(shard: Path, end: int, last: str) -> None:
     Raises: DataError.
     """
     with shard.open("rb") as file:
-        file.seek(max(0, end - 512))
+        file.seek(end)
         if file.read(512) != bytes(512):
             raise DataError(f"{shard}: cut off after {last}; copy it again.")
 
@@ -385,7 +385,7 @@ def _name(text: str) -> str:
 def _classes(labels: list[int | str]) -> tuple[tuple[str, ...], np.ndarray]:
     """The names of all classes, numbers in their order, and the class of each image."""
     numbers = all(isinstance(label, int) for label in labels)
-    values = sorted(set(labels)) if numbers else sorted({str(label) for label in labels})  # type: ignore[type-var]
+    values = sorted(set(labels)) if numbers else sorted({str(label) for label in labels})
     names = tuple(str(value) for value in values)
     index = {name: i for i, name in enumerate(names)}
     return names, np.array([index[str(label)] for label in labels], np.int64)
