@@ -6,7 +6,7 @@ import os
 import threading
 
 import pytest
-from helpers.remote_files import KEY, SECRET, http_server, photos, s3_client, s3_server, upload
+from helpers.remote_files import KEY, SECRET, gs_server, http_server, photos, s3_client, s3_server, upload
 from helpers.servers import free_port
 
 from vit_search.config.data_urls import check_url, expanded
@@ -176,6 +176,15 @@ def test_a_folder_over_http_is_the_same_data_as_the_folder_itself(local, tmp_pat
             assert data.data_hash == prepare(folder_config(local), cache=tmp_path / "other").data_hash
 
 
+def test_a_file_that_names_others_stands_for_its_folder(local, tmp_path):
+    (local / "set.csv").write_text("image,label\ncat/0.png,cat\n")
+    with http_server(tmp_path) as server:
+        copy = fetch.fetch(f"{server.url}/photos/set.csv", tmp_path / "cache", (".csv",))
+        assert copy.at == copy.folder / "set.csv" and (copy.at.parent / "cat" / "0.png").is_file()
+        with pytest.raises(DataError, match=r"none\.csv: not there; check the name"):
+            fetch.fetch(f"{server.url}/photos/none.csv", tmp_path / "cache", (".csv",))
+
+
 def test_file_urls_are_opened_where_they_are(local, tmp_path):
     data = prepare(folder_config(f"file://{local}"), cache=tmp_path / "cache")
     assert data.data_hash == prepare(folder_config(local), cache=tmp_path / "other").data_hash
@@ -309,3 +318,13 @@ def test_images_of_a_bucket_are_streamed_from_the_copy(s3, local, tmp_path):
     data = prepare(folder_config("s3://streamed"), cache=tmp_path / "cache", stream_above=0)
     names, labels = read_split(data, "train")
     assert data.reader(str(names[0]), (8, 8)).shape == (3, 8, 8) and len(labels) == data.counts["train"]
+
+
+def test_a_folder_in_a_bucket_of_google_is_the_same_data(local, tmp_path, monkeypatch):
+    with gs_server(tmp_path, "pets") as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        data = prepare(folder_config("gs://pets/photos"), cache=tmp_path / "cache")
+        assert data.data_hash == prepare(folder_config(local), cache=tmp_path / "other").data_hash
+        with pytest.raises(DataError, match=r"^gs://none/photos: not there \(.*none.*\); check the name"):
+            prepare(folder_config("gs://none/photos"), cache=tmp_path / "cache")

@@ -1,8 +1,11 @@
 """Servers of files on 127.0.0.1: S3 as moto's process, folders over HTTP, and a server whose network fails."""
 
+import base64
 import contextlib
 import functools
+import hashlib
 import http.server
+import json
 import os
 import subprocess
 import sys
@@ -143,6 +146,62 @@ def http_server(folder):
     thread.start()
     try:
         yield served
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextlib.contextmanager
+def gs_server(folder, bucket):
+    """The part of Google Cloud Storage's JSON API that lists and reads a bucket, whose objects are the files of a folder."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *words):
+            pass
+
+        def do_GET(self):
+            parts = urllib.parse.urlsplit(self.path)
+            query = urllib.parse.parse_qs(parts.query)
+            words = parts.path.removeprefix("/download").removeprefix("/storage/v1").strip("/").split("/")
+            if words[:2] != ["b", bucket]:
+                return self._answer(404, {"error": {"code": 404, "message": "The specified bucket does not exist."}})
+            if len(words) == 3:
+                prefix = query.get("prefix", [""])[0]
+                names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+                return self._answer(200, {"kind": "storage#objects", "items": [self._about(n) for n in names if n.startswith(prefix)]})
+            name = urllib.parse.unquote(words[3])
+            if not (folder / name).is_file():
+                return self._answer(404, {"error": {"code": 404, "message": f"No such object: {name}"}})
+            if query.get("alt") != ["media"] and not parts.path.startswith("/download"):
+                return self._answer(200, self._about(name))
+            content = (folder / name).read_bytes()
+            asked = self.headers.get("Range")
+            if asked:
+                first, _, last = asked.removeprefix("bytes=").partition("-")
+                content = content[int(first) : int(last) + 1 if last else None]
+            self.send_response(206 if asked else 200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def _about(self, name):
+            content = (folder / name).read_bytes()
+            md5 = base64.b64encode(hashlib.md5(content).digest()).decode()
+            about = {"kind": "storage#object", "bucket": bucket, "name": name, "size": str(len(content)), "md5Hash": md5, "etag": md5[:8]}
+            return about | {"generation": "1", "updated": "2026-11-29T00:00:00.000Z", "timeCreated": "2026-11-29T00:00:00.000Z"}
+
+        def _answer(self, status, document):
+            body = json.dumps(document).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{server.server_address[1]}"}
     finally:
         server.shutdown()
         server.server_close()

@@ -118,7 +118,7 @@ def _print_images(spec: SearchSpec) -> None:
     path = local_path(spec.data.path or "")
     behind_url = is_remote(spec.data.path)
     if behind_url:
-        err.print(escaped(described(spec.data.path or "")))
+        err.print(escaped(described(spec.data_config)))
     if DATA_SETS[spec.data.name].labelled is None and (behind_url or has_files(path)):
         try:
             source = open_source(spec.data_config)

@@ -25,6 +25,8 @@ class DataSetFacts:
     """What `data.path` names, where a search file must give it."""
     by_names: bool = False
     """Whether the names of its files alone tell classes, labels and splits: files behind a URL are then counted before they are fetched."""
+    beside: tuple[str, ...] = ()
+    """Endings of files that name other files beside them: behind a URL, all files of their folder belong to the set."""
     loader: str = ""
     """The function or class that loads it, for MLflow; needed where a search file need not give a path."""
 

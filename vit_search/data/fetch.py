@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_search.config.cost import in_units
+from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.data_urls import before_braces, has_braces, is_remote, is_url, local_path
 from vit_search.config.trial import DataConfig
 from vit_search.data.cache_folder import cannot_be_written, default_cache, make_cache, refuse_open_to_others
@@ -83,20 +84,22 @@ def fetched(config: DataConfig, cache: Path | None = None) -> Iterator[DataConfi
     elif not is_remote(config.path):
         yield replace(config, path=str(local_path(config.path)))
     else:
-        copy = fetch(config.path, cache)
+        copy = fetch(config.path, cache, DATA_SETS[config.name].beside)
         with copy.naming_url():
             yield replace(config, path=str(copy.at))
 
 
-def fetch(url: str, cache: Path | None = None) -> LocalCopy:
+def fetch(url: str, cache: Path | None = None, beside: tuple[str, ...] = ()) -> LocalCopy:
     """Copy all files behind a URL into the cache, unless they are there already.
 
     Two processes may do so at once: one fetches, and the other waits for it.
 
+    Args:
+        beside: as of `list_files`.
     Raises: DataError in one line, SpecError for a URL that is not read. What is complete stays, and the next call goes on from there.
     """
     cache = cache or default_cache()
-    listing = list_files(url)
+    listing = list_files(url, beside)
     home = _home(url, cache)
     folder = home / listing.identity
     refuse_open_to_others(cache, home.parent, home, folder)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vit_search.config.cost import in_units
+from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.data_urls import is_remote, is_url, local_path
 from vit_search.config.trial import DataConfig
 from vit_search.data.fetch import LocalCopy, local_copy
@@ -41,7 +42,7 @@ def not_fetched(config: DataConfig, *, by_names: bool) -> Iterator[DataConfig]:
     if not is_remote(config.path):
         yield replace(config, path=str(local_path(config.path)))
         return
-    listing = _listed(config.path)
+    listing = _listed(config)
     copy = local_copy(listing)
     if copy is None and not by_names:
         fact = f"{counted(len(listing.files), 'file')}, {in_units(listing.size)}, not on this machine yet"
@@ -54,20 +55,21 @@ def not_fetched(config: DataConfig, *, by_names: bool) -> Iterator[DataConfig]:
         yield replace(config, path=str(copy.at))
 
 
-def described(url: str) -> str:
-    """What lies behind a URL, in one line.
+def described(config: DataConfig) -> str:
+    """What lies behind the URL of a data set, in one line.
 
     Raises: DataError where it cannot be listed.
     """
-    listing = _listed(url)
+    listing = _listed(config)
     where = "already on this machine" if local_copy(listing) else "fetched into the cache when the search starts"
-    return f"{url}: {counted(len(listing.files), 'file')}, {in_units(listing.size)}, {where}"
+    return f"{listing.url}: {counted(len(listing.files), 'file')}, {in_units(listing.size)}, {where}"
 
 
-def _listed(url: str) -> Listing:
+def _listed(config: DataConfig) -> Listing:
+    url = config.path or ""
     at, listing = _listings.get(url, (0.0, None))
     if listing is None or time.monotonic() - at > LISTED_FOR_S:
-        listing = list_files(url)
+        listing = list_files(url, DATA_SETS[config.name].beside)
         _listings[url] = (time.monotonic(), listing)
     return listing
 

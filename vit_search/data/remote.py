@@ -112,16 +112,28 @@ def file_system(url: str) -> Any:
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENT_S)
         options["client_kwargs"] = {"timeout": timeout, "trust_env": True}  # trust_env: proxies
+    if protocol == "gs":
+        from gcsfs.core import GCSFileSystem  # the class under fsspec's name asks for the type of a bucket at each call
+
+        return GCSFileSystem(**options)
     return fsspec.filesystem(protocol, **options)
 
 
-def list_files(url: str) -> Listing:
+def list_files(url: str, beside: tuple[str, ...] = ()) -> Listing:
     """All files that a URL names: those of a folder or bucket, one file, or those of a pattern with braces. None is read.
 
+    Args:
+        beside: endings of files that stand for their whole folder, since they name other files in it.
     Raises: SpecError for a URL that is not read; DataError in one line where it does not exist, or cannot be reached or read.
     """
     system = file_system(url)
     try:
+        if beside and url.lower().endswith(beside):
+            folder, _, path = url.rpartition("/")
+            of_folder = list_files(f"{folder}/")
+            if all(file.name != path for file in of_folder.files):
+                raise DataError(f"{url}: not there; check the name.")
+            return Listing(url, of_folder.files, path)
         if has_braces(url):
             folder, path = before_braces(url)
             listing = Listing(url, _described(system, folder, [folder + name for name in expanded(path)]), path)
@@ -252,7 +264,9 @@ def reason(error: BaseException) -> str:
     names = {type(one).__name__ for one in _chain(error)}
     status = next((status for one in _chain(error) if (status := _status(one))), None)
     text = _in_short(error)
-    if names & {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}:
+    if "DefaultCredentialsError" in names:
+        return "no credentials in the environment; set GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account."
+    if names & {"NoCredentialsError", "PartialCredentialsError"}:
         mend = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public bucket, set FSSPEC_S3_ANON=true"
         return f"no credentials in the environment; {mend}."
     if any(isinstance(one, PermissionError) for one in _chain(error)) or status in (401, 403):
