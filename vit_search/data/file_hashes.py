@@ -61,8 +61,9 @@ def _sha256_of_small(path: str) -> str:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            content = os.read(descriptor, SMALL + 1)
-            whole = len(content) <= SMALL and not os.read(descriptor, 1)
+            size = os.fstat(descriptor).st_size
+            content = os.read(descriptor, size) if size <= SMALL else b""
+            whole = size <= SMALL and not os.read(descriptor, 1)
         finally:
             os.close(descriptor)
     except OSError:

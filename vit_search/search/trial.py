@@ -114,7 +114,7 @@ def _train(order: TrialOrder) -> None:
     trained_on, validated_on = TRAINED_AND_VALIDATED_ON[order.train_on]
     node = ray.get_runtime_context().get_node_id()
     mark = retry_storage(order, lambda: claim_folder(folder.parent, node), PAUSES_S[:3])
-    data = _data_of(order, config)
+    data = data_on_this_node(order, config)
     splits = (trained_on, validated_on)
     train, val = retry_storage(order, lambda: [_split(data, names, device, order.decoders) for names in splits], PAUSES_S[:3])
     state = retry_storage(order, lambda: load_interrupted(folder, config, device))
@@ -137,7 +137,7 @@ def _train(order: TrialOrder) -> None:
             send(order, Epoch(result, meter.read() if meter else {}))
 
 
-def _data_of(order: TrialOrder, config: TrialConfig) -> DataSet:
+def data_on_this_node(order: TrialOrder, config: TrialConfig) -> DataSet:
     """The data that the driver has prepared; where this node does not see its cache, files behind a URL are fetched and prepared here.
 
     Raises: DataError where they cannot be, or have changed since.
