@@ -154,7 +154,7 @@ def test_a_mistake_in_another_process_is_raised_here_and_one_that_is_killed_is_o
         if 3_000 in chunk:
             raise DataError("photo 3000: damaged")
 
-    with pytest.raises(DataError, match="^photo 3000: damaged$"):
+    with pytest.raises(DataError, match=r"^photo 3000: damaged$"):
         list(parallel.in_chunks(5_000, fails))
 
     def dies(chunk):
@@ -163,5 +163,5 @@ def test_a_mistake_in_another_process_is_raised_here_and_one_that_is_killed_is_o
         if 3_000 in chunk:
             os.kill(os.getpid(), 9)
 
-    with pytest.raises(DataError, match="^a process that read images was killed, probably since the memory was full"):
+    with pytest.raises(DataError, match=r"^a process that read images was killed, probably since the memory was full"):
         list(parallel.in_chunks(5_000, dies))

@@ -21,7 +21,7 @@ from vit_search.text import counted
 LISTED_FOR_S = 60.0
 """`plan` asks several questions about one data set, which needs one listing."""
 
-_listings: dict[str, tuple[float, Listing]] = {}
+_listings: dict[str, tuple[float, Listing | DataError]] = {}
 
 
 class NotFetchedError(DataError):
@@ -67,11 +67,16 @@ def described(config: DataConfig) -> str:
 
 def _listed(config: DataConfig) -> Listing:
     url = config.path or ""
-    at, listing = _listings.get(url, (0.0, None))
-    if listing is None or time.monotonic() - at > LISTED_FOR_S:
-        listing = list_files(url, DATA_SETS[config.name].beside)
-        _listings[url] = (time.monotonic(), listing)
-    return listing
+    at, known = _listings.get(url, (0.0, None))
+    if known is None or time.monotonic() - at > LISTED_FOR_S:
+        try:
+            known = list_files(url, DATA_SETS[config.name].beside)
+        except DataError as error:  # a server that cannot be reached is waited for once
+            known = error
+        _listings[url] = (time.monotonic(), known)
+    if isinstance(known, DataError):
+        raise type(known)(*known.args)
+    return known
 
 
 def _outline(listing: Listing, folder: Path) -> None:
