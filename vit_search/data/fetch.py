@@ -280,6 +280,8 @@ def _md5(path: Path) -> str:
 
 def _put_in_place(listing: Listing, objects: Path, folder: Path) -> None:
     """Make the folder of all files by their names, and rename it into place when it is whole."""
+    for left in folder.parent.glob(".new-*"):  # by a process that was killed, since we hold the lock
+        shutil.rmtree(left, ignore_errors=True)
     fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
     try:
         put = _putter(objects, fresh)

@@ -30,16 +30,17 @@ _work: Callable[[range], object] | None = None
 """What the forked processes do; they inherit it."""
 
 
-def in_chunks(count: int, work: Callable[[range], Result]) -> Iterator[Result]:
+def in_chunks(count: int, work: Callable[[range], Result], *, size: int = CHUNK, alone: int = ALONE) -> Iterator[Result]:
     """What `work` makes of the numbers from 0 to `count`, chunk by chunk, in their order.
 
     Args:
+        size: numbers in a chunk. alone: so many are done in this process.
         work: gets some numbers; what it returns must be small, since it is sent back. What it raises is raised here.
     Raises: DataError where a process is killed.
     """
-    chunks = [range(begin, min(begin + CHUNK, count)) for begin in range(0, count, CHUNK)]
+    chunks = [range(begin, min(begin + size, count)) for begin in range(0, count, size)]
     cores = len(os.sched_getaffinity(0))
-    if count <= ALONE or cores == 1:
+    if count <= alone or cores == 1:
         yield from map(work, chunks)
         return
     global _work

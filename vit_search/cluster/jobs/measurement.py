@@ -29,11 +29,11 @@ SEEN_WITHIN_S = 5.0
 """After which a file that another node wrote must be visible; NFS keeps what it knows of a folder for some seconds."""
 
 
-def measure(*, data: Path | None = None, search: str | None = None) -> Facts:
+def measure(*, data: str | None = None, search: str | None = None) -> Facts:
     """Measure the cluster that this process is on, from its head.
 
     Args:
-        data: the images that a search file names, as a full path.
+        data: the images that a search file names, as a full path or a URL.
         search: name of a search, to say how it stands.
     Raises: ClusterError where no Ray is joined, or the head names no storage.
     """
@@ -45,7 +45,7 @@ def measure(*, data: Path | None = None, search: str | None = None) -> Facts:
         check = f".check-{uuid.uuid4().hex[:12]}"
         check_folders = [str(folder / check) for folder in ([storage] if cache.is_relative_to(storage) else [storage, cache])]
         try:
-            references = _ask(alive, _check_node, lambda node: (check_folders, node, str(storage), str(cache), str(data) if data else ""))
+            references = _ask(alive, _check_node, lambda node: (check_folders, node, str(storage), str(cache), data or ""))
             uri, mlflow_problem = _mlflow(around.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlruns.db'}")  # while they work
             answers = {node: _answer(reference) for node, reference in references.items()}
             there = [node for node, answer in answers.items() if "trouble" not in answer and not answer["storage"] and not answer["cache"]]

@@ -24,6 +24,7 @@ from vit_search.config.data_urls import before_braces, expanded, has_braces
 from vit_search.config.trial import DataConfig
 from vit_search.data.decode import MAX_FILE_BYTES, read_image
 from vit_search.data.file_hashes import fingerprint_of, sha256_by_name
+from vit_search.data.parallel import in_chunks
 from vit_search.data.progress import step
 from vit_search.data.sources.image_folder import IMAGE_ENDINGS, SPLIT_NAMES, left_out
 from vit_search.data.sources.source import Source, in_short
@@ -32,6 +33,9 @@ from vit_search.text import counted
 
 ENDINGS = IMAGE_ENDINGS - {".tga"}
 """Of images. The content of a TGA file does not tell that it is one."""
+
+LARGE = 2**24
+"""Bytes of all shards above which they are indexed in several processes."""
 
 LABEL_BYTES = 2**20
 """More than any label needs."""
@@ -116,13 +120,25 @@ class WebDataset(Source):
     def _index(self, label_key: str) -> list[Sample]:
         found: list[Sample] = []
         problems: list[str] = []
-        with step("reading the index of the shards", len(self._shards), "shards") as advance:
-            for i, name in enumerate(self._shards):
-                for group in read_groups(self._root / name, label_key, self._skipped):
+        size = sum((self._root / name).stat().st_size for name in self._shards)
+
+        def index(shards: range) -> tuple[list[Sample], list[str], Counter[str]]:
+            samples, mistakes, skipped = [], [], Counter[str]()
+            for i in shards:
+                path = self._root / self._shards[i]
+                for group in read_groups(path, label_key, skipped):
                     if group.problem or group.image is None or group.label is None:
-                        problems.append(f"{self._root / name}: {group.key}: {group.problem}")
+                        mistakes.append(f"{path}: {group.key}: {group.problem}")
                     else:
-                        found.append(Sample(i, *group.image, group.key, group.label))
+                        samples.append(Sample(i, *group.image, group.key, group.label))
+            return samples, mistakes, skipped
+
+        with step("indexing", len(self._shards), "shards") as advance:
+            alone = 1 if size > LARGE else len(self._shards)
+            for samples, mistakes, skipped in in_chunks(len(self._shards), index, size=1, alone=alone):
+                found += samples
+                problems += mistakes
+                self._skipped += skipped
                 advance(1)
         _refuse(self.title, problems)
         if not found:
