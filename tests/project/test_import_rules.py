@@ -35,7 +35,7 @@ ARROWS = {
     "registry": BASE | {"config", "data", "planning", "runtime", "tracking", "vit"},
     "promotion": BASE | {"config", "data", "ledger", "planning", "registry", "runtime", "search", "tracking", "vit"},
     "serving": BASE | {"config", "data", "registry", "runtime", "tracking", "vit"},
-    "cluster": BASE | {"config", "ledger", "runtime", "tracking"},
+    "cluster": BASE | {"config", "data", "ledger", "runtime", "tracking"},
     "cli": None,  # everything; nobody imports it
     "__init__": {"config", "runtime", "search", "serving", "vit"},
 }

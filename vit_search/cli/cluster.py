@@ -168,7 +168,7 @@ def drive(
 
 @cluster.command(hidden=True)
 def preflight(
-    data: Annotated[Path | None, typer.Option(help="Images that a search file names.")] = None,
+    data: Annotated[str | None, typer.Option(help="Images that a search file names.")] = None,
     search: Annotated[str | None, typer.Option(help="A search to tell of.")] = None,
 ) -> None:
     """Measure the cluster that this node is the head of, and print it as JSON."""

@@ -109,15 +109,23 @@ def plan(
 def _print_images(spec: SearchSpec) -> None:
     """What lies at the data's path, in one line, and whether its classes allow the metric and are those that have weights."""
     from vit_search.config.class_weights import WORDS
+    from vit_search.config.data_urls import has_files, is_remote, local_path
+    from vit_search.data.listed import NotFetchedError, described
     from vit_search.data.sources import open_source
     from vit_search.data.split import classes_not_validated
 
-    path = Path(spec.data.path or "").expanduser()
-    if spec.data_config.labelled is None and path.exists():
-        source = open_source(spec.data_config)
+    path = local_path(spec.data.path or "")
+    behind_url = is_remote(spec.data.path)
+    if behind_url:
+        err.print(escaped(described(spec.data_config)))
+    if spec.data_config.labelled is None and (behind_url or has_files(path)):
+        try:
+            source = open_source(spec.data_config)
+        except NotFetchedError:
+            return
         err.print(escaped(source.summary()))
         spec.check_data(source.classes, classes_not_validated(spec.data_config, source, spec.train_on))
-    elif spec.data.path and not path.exists():
+    elif spec.data.path and not behind_url and not has_files(path):
         err.print(escaped(f"note: {path} is not on this machine, so its images are not looked at; `run` needs them."))
     elif not set(spec.class_weights) <= set(WORDS):
         with contextlib.suppress(DataError):  # not downloaded yet: `run` checks it

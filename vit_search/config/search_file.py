@@ -16,6 +16,7 @@ from pydantic import Field, PrivateAttr, Strict, ValidationError, model_validato
 from vit_search.config import class_weights, presets, space_checks, strict_yaml
 from vit_search.config.cost import memory_of_this_machine
 from vit_search.config.data_sets import DATA_SETS, KEYS_OF_SOME, DataSetFacts
+from vit_search.config.data_urls import check_url, is_url
 from vit_search.config.distributions import FloatRange, IntRange, Value
 from vit_search.config.metrics import METRICS, RANKING, Direction
 from vit_search.config.samplers import SAMPLERS
@@ -187,6 +188,8 @@ class SearchSpec(FileBlock):
         facts = DATA_SETS[self.data.name]
         if facts.path and self.data.path is None:
             raise SpecError(f"data.path: {self.data.name} needs it; give {facts.path}.")
+        if is_url(self.data.path):
+            check_url(self.data.path)
         if facts.image_size is None and self.data.image_size is None:
             raise SpecError(f"data.image_size: {self.data.name} needs it; give the side in pixels.")
         if facts.image_size is not None and self.data.image_size is not None:

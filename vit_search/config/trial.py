@@ -86,23 +86,30 @@ class DataConfig:
     name: str = knob(..., f"Data set: one of {', '.join(DATA_SETS)}.")
     path: str | None = knob(
         None,
-        "Where the data set is. image_folder: a folder with one sub-folder of images for each class. table: a CSV or Parquet file, or a "
-        "folder of Parquet files. mnist, fashion_mnist, cifar10, cifar100: the folder that torchvision calls root. digits needs none.",
+        "Where the data set is: a path, or a URL (s3://, gs://, https://, http:// or file://). image_folder: a folder with one sub-folder "
+        "of images for each class. table: a CSV or Parquet file, or a folder of Parquet files. webdataset: a folder of .tar shards, one "
+        ".tar file, or several as shards-{000..009}.tar. mnist, fashion_mnist, cifar10, cifar100: the folder that torchvision calls root. "
+        "digits needs none.",
     )
     image_size: int | None = knob(
         None,
-        "Side length in pixels to which the images of image_folder and table are resized. The other data sets have a fixed size.",
+        "Side length in pixels to which the images of image_folder, table and webdataset are resized. The other data sets have a fixed "
+        "size.",
         ge=1,
         le=1024,
     )
-    channels: Literal[1, 3] = knob(3, "Channels of the images of image_folder and table: 1 (grey) or 3 (RGB).")
+    channels: Literal[1, 3] = knob(3, "Channels of the images of image_folder, table and webdataset: 1 (grey) or 3 (RGB).")
     image: str | None = knob(
         None,
         "Column of a table with the images: names of files, where relative names start at the table's folder, or the bytes of image files. "
         "Default: image.",
         late=True,
     )
-    label: str | None = knob(None, "Column of a table with the class of each image. Default: label.", late=True)
+    label: str | None = knob(
+        None,
+        "Column of a table with the class of each image; in shards of webdataset, the key of KEY.json that holds it. Default: label.",
+        late=True,
+    )
     split: str | None = knob(
         None,
         "Column of a table with the split of each image: train, val or test. Images without one are split by the seed. Default: split, if "

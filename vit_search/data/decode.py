@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -11,7 +12,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from vit_search.data.parallel import CHUNK, in_chunks, shared_bytes
 from vit_search.data.pixels import PixelsError, bytes_fault, checked_pixels
+from vit_search.data.progress import step
 from vit_search.errors import DataError, TooLargeError
 
 T = TypeVar("T")
@@ -153,15 +156,30 @@ def read_all(images: Sequence[T], read: Callable[[T], np.ndarray], shape: tuple[
     Raises: DataError that names all images that cannot be used, or the first DAMAGED_SHOWN and their count; PixelsError for the first
         that is not as a source must give it.
     """
-    pixels = np.empty((len(images), *shape), np.uint8)
+    from PIL import Image
+
+    Image.preinit()  # once, and not in each process
+    pixels = shared_bytes((len(images), *shape))
+
+    def decode(chunk: range) -> tuple[list[str], PixelsError | None]:
+        """What is wrong with some of the images; one that no source may give ends it all."""
+        problems: list[str] = []
+        for i in chunk:
+            try:
+                pixels[i] = checked_pixels(partial(read, images[i]), shape, f"{source}: image {images[i]}")
+            except PixelsError as error:
+                return problems, error
+            except DataError as error:
+                problems.append(str(error))
+        return problems, None
+
     damaged: list[str] = []
-    for i, image in enumerate(images):
-        try:
-            pixels[i] = checked_pixels(partial(read, image), shape, f"{source}: image {image}")
-        except PixelsError:
-            raise
-        except DataError as error:
-            damaged.append(str(error))
+    with step("decoding", len(images), "images") as advance:
+        for problems, odd in in_chunks(len(images), decode):
+            if odd is not None:
+                raise odd
+            damaged += problems
+            advance(CHUNK)
     if len(damaged) == 1:
         raise DataError(damaged[0])
     if damaged:
@@ -205,6 +223,15 @@ def _fitted(image: Any, size: tuple[int, int] | None, channels: int) -> np.ndarr
 
 
 def _bounded(file: Path) -> bytes:
-    if file.stat().st_size > MAX_FILE_BYTES:
-        raise TooLargeError(f"{file}: {file.stat().st_size:,} bytes; give an image file of at most {MAX_FILE_BYTES:,}.")
-    return file.read_bytes()
+    """The content of a file. Path.stat and Path.read_bytes take 20 µs longer, a tenth of what a small image takes."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > MAX_FILE_BYTES:
+            raise TooLargeError(f"{file}: {size:,} bytes; give an image file of at most {MAX_FILE_BYTES:,}.")
+        parts = [os.read(descriptor, size + 1)]
+        while parts[-1]:
+            parts.append(os.read(descriptor, 2**16))
+    finally:
+        os.close(descriptor)
+    return b"".join(parts)
