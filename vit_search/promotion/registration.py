@@ -6,7 +6,7 @@ Each step can be repeated after a crash: what an earlier promotion has written i
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -156,8 +156,14 @@ def _evidence_folder(candidate: Candidate) -> str:
     return f"promotion/{candidate.promotion_id[:12]}"
 
 
-def keep_evidence(client: mlflow.MlflowClient, candidate: Candidate, decision: Decision, card: str, tags: Mapping[str, str]) -> None:
-    """All that the decision rests on, as artifacts of the promotion's run; its page shows the card."""
+def keep_evidence(
+    client: mlflow.MlflowClient, candidate: Candidate, decision: Decision, card: str, tags: Mapping[str, str], files: Sequence[Path] = ()
+) -> None:
+    """All that the decision rests on, as artifacts of the promotion's run; its page shows the card.
+
+    Args:
+        files: further ones, of what the candidate took the test images for.
+    """
     parent, folder = candidate.parent_run, _evidence_folder(candidate)
     reading, side_by_side = decision.reading, decision.measured.side_by_side
     client.log_dict(parent, {"verdict": decision.verdict, "gates": [gate.to_dict() for gate in decision.gates]}, f"{folder}/gates.json")
@@ -172,6 +178,8 @@ def keep_evidence(client: mlflow.MlflowClient, candidate: Candidate, decision: D
             value = value_of(reading.answers, metric)
             if value is not None:
                 client.log_metric(parent, f"test_{metric.removeprefix('val_')}", value)
+    for path in files:
+        client.log_artifact(parent, str(path), folder)
     client.log_metric(parent, "optimism", float(tags["optimism"]))
     for name in ("verdict", "promotion_id", "gate"):
         client.set_tag(parent, name, tags[name])
