@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import config, static, untrained
-from PIL import Image
+from PIL import Image, ImageOps
+from sklearn.datasets import load_sample_images
 
 from vit_search.config.trial import DataConfig
 from vit_search.data.batches import Split, StreamedSplit, load_split
@@ -28,6 +29,7 @@ from vit_search.promotion.evidence.costs import (
     measure_side_by_side,
     ratio_of_percentiles,
 )
+from vit_search.promotion.evidence.duplicates import as_csv, find_duplicates, sheet
 from vit_search.promotion.evidence.parity import Parity, file_exporter, measure_parity, weights_sha256
 from vit_search.promotion.policy import CORRUPTIONS
 from vit_search.vit import checkpoint, evaluation, training
@@ -390,3 +392,54 @@ def test_the_linear_probe_parts_dark_from_bright_streamed_or_not(folder_of_image
     for stream_above in (0, None):
         data = prepare(told, cache=tmp_path / str(stream_above), stream_above=stream_above)
         assert linear_probe(data, load_split(data, "test")).accuracy == 1.0
+
+
+def test_duplicates_are_told_apart_with_their_files_and_pictured(tmp_path):
+    """Of 30 photos in the test folder, two stand in training as they are, three mirrored, and one as a JPEG file in val."""
+    photos = [
+        Image.fromarray(photo[y : y + 64, x : x + 64])
+        for photo in load_sample_images().images
+        for y in range(128, 300, 64)
+        for x in range(192, 500, 64)
+    ]
+    rng = np.random.default_rng(0)
+    photos = [one for one in photos if np.asarray(one.convert("L")).std() > 25][:24]
+    half = len(photos) // 2
+    for split, images in (("train", photos[:half]), ("test", photos[half:])):
+        for i, photo in enumerate(images):
+            folder = tmp_path / split / "ab"[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            photo.save(folder / f"{i:02}.png")
+    for name in "ab":
+        (tmp_path / "val" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)).save(tmp_path / "val" / name / f"noise{i}.png")
+    photos[half].save(tmp_path / "train/b/equal.png")
+    ImageOps.mirror(photos[half + 1]).save(tmp_path / "train/b/mirrored.png")
+    photos[half + 2].save(tmp_path / "val/a/again.jpg", quality=90)
+    told = DataConfig(name="image_folder", path=str(tmp_path), image_size=64, holdout_fraction=0.1)
+    found = find_duplicates(told, data := prepare(told, cache=tmp_path / "c"))
+    assert (found.equal, found.near, found.not_judged) == (1, 2, "")
+    assert found.near_share == 2 / found.judged
+    kinds = {(one.kind, one.mirrored, one.test_name, one.other_name) for one in found.pairs}
+    assert kinds == {
+        ("near", True, "test/b/01.png", "train/b/mirrored.png"),
+        ("near", False, "test/a/02.png", "val/a/again.jpg"),
+        ("equal", False, "test/a/00.png", "train/b/equal.png"),
+    }
+    assert [one.kind for one in found.pairs] == ["near", "near", "equal"]
+    lines = as_csv(found.pairs).splitlines()
+    assert lines[0] == "kind,similarity,mirrored,test,test_class,test_name,split,other,other_class,other_name"
+    assert len(lines) == 4 and lines[3].startswith("equal,1.0000,False,0,a,test/a/00.png,")
+    paper = sheet(data, found.pairs)
+    assert paper.size == (2 * (2 * 160 + 16) + 12, 2 * (160 + 45 + 12) + 12)
+    streamed = find_duplicates(told, prepare(told, cache=tmp_path / "s", stream_above=0))
+    assert (streamed.equal, streamed.near, streamed.judged) == (1, 0, 0)
+    assert streamed.not_judged == "the set is too large for memory, so its images are not compared"
+
+
+def test_small_images_are_compared_byte_for_byte_only():
+    told = DataConfig(name="digits")
+    found = find_duplicates(told, prepare(told))
+    assert (found.equal, found.pairs, found.judged) == (0, (), 0)
+    assert found.not_judged == "images of 8x8 pixels show too little (at least 32x32)"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from vit_search.promotion import class_drops, gates, mcnemar, policy
 from vit_search.promotion.evidence.answers import SplitAnswers
 from vit_search.promotion.evidence.costs import Costs, Latency, Ratio, SideBySide
+from vit_search.promotion.evidence.duplicates import Duplicates, Pair
 from vit_search.promotion.evidence.parity import Parity, file_exporter, measure_parity, weights_sha256
 from vit_search.promotion.gates import Gate
 from vit_search.promotion.mcnemar import AccuracyComparison
@@ -64,6 +65,11 @@ def pair(losses, wins, images):
 def costs(*, params=1000, file_bytes=4000, peak=10_000, p50=1.0, p95=2.0) -> Costs:
     latency = {name: Latency(p50, p95, 300, False) for name in ("cpu_batch_1", "cpu_batch_32")}
     return Costs(params, file_bytes, 10**6, latency, {"cpu": peak})
+
+
+def duplicates(*, equal=0, near=0) -> Duplicates:
+    """Of 100 test images that were compared."""
+    return Duplicates(equal, tuple(Pair("near", i, "train", i, 0.97, False, "cat", "cat") for i in range(near)), judged=100)
 
 
 def beside(candidate=None, champion=None, **ratios) -> SideBySide:
@@ -181,8 +187,9 @@ def under_corruption(right, asked="robustness: {kinds: [blur], accuracy: 0.8}", 
         (lambda protected: gates.approval(protected, "", DEFAULT), False, True),
         (lambda when: gates.approval(False, "", asking(f"approval: {when}")), "protected", "always"),
         (lambda when: gates.approval(True, "", asking(f"approval: {when}")), "never", "always"),
-        (lambda count: gates.leak(count, DEFAULT), 0, 1),
-        (lambda count: gates.leak(count, asking("leaked: 4")), 4, 5),
+        (lambda count: gates.leak(duplicates(equal=count), DEFAULT), 0, 1),
+        (lambda count: gates.leak(duplicates(equal=count), asking("leaked: 4")), 4, 5),
+        (lambda count: gates.leak(duplicates(near=count), asking("near_duplicates: 0.02")), 2, 3),
         (lambda right: ninety(right, accuracy=0.9), 90, 89),
         (lambda share: against(90, majority=share), 0.89, 0.9),
         (lambda share: against(90, linear_probe=share), 0.94, 0.95),  # 90 of 100: 0.826 to 0.945
@@ -534,7 +541,7 @@ def every_gate(ours, theirs, asked, side, reading):
         gates.seeds([ours.accuracy, ours.accuracy], asked, images=ours.images, registered=ours.accuracy),
         gates.smoke(""),
         gates.approval(False, "", asked),
-        gates.leak(0, asked),
+        gates.leak(duplicates(), asked),
         gates.floors(ours, asked, majority=0.1, linear_probe=0.2),
         gates.better(gates.comparison(ours, theirs, reading, asked) if with_champion else None, asked, side),
         gates.classes(ours, theirs, asked),
@@ -637,3 +644,24 @@ def test_a_comparison_knows_its_lower_bound():
     assert not found.no_worse_than(0.0027)
     assert AccuracyComparison(1000, 0, 0, 1).least == pytest.approx(-(1 - 0.025 ** (1 / 1000)), abs=1e-6)  # none of 1,000 is lost
     assert dataclasses.replace(found, reading=5).least < found.least
+
+
+def test_near_duplicates_are_told_and_refuse_only_if_the_policy_limits_them():
+    found = gates.leak(duplicates(near=60), DEFAULT)
+    assert found.passed
+    assert found.said == (
+        "0 test images are also, byte for byte, among the images of training, validation or holdout; 60 of 100 (60.00%) look like "
+        "copies of other images (encoded again, resized, cropped a little or mirrored); duplicates.png in the run of the promotion "
+        "shows the most similar"
+    )
+    assert not gates.leak(duplicates(near=60), asking("near_duplicates: 0.5")).passed
+
+
+def test_images_too_small_for_near_duplicates_pass_unless_the_policy_limits_them():
+    small = Duplicates(0, not_judged="images of 8x8 pixels show too little (at least 32x32)")
+    found = gates.leak(small, DEFAULT)
+    assert found.passed
+    assert found.said.endswith("; near duplicates were not looked for: images of 8x8 pixels show too little (at least 32x32)")
+    refused = gates.leak(small, asking("near_duplicates: 0.5"))
+    assert not refused.passed
+    assert refused.said.endswith("(at least 32x32); leave out near_duplicates in the policy")

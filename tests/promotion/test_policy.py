@@ -30,6 +30,7 @@ robustness: {kinds: [blur, jpeg], accuracy: 0.6, drop: 0.1}
 export: {formats: [onnx], tolerance: 1e-3}
 seed_sd: null
 leaked: 4
+near_duplicates: 0.02
 allow_dirty: true
 approval: always
 """
@@ -164,3 +165,9 @@ def test_the_guide_s_defaults_are_those_of_the_policy():
     assert (rules["better"]["margin"], rules["better"]["cheaper"], rules["top"], rules["seeds"]) == (0.005, 0.2, 3, 3)
     assert rules["retrain_on"] == shown["retrain_on"].strip("`") and rules["approval"] == shown["approval"].strip("`")
     assert all(f"| G{n} " in GUIDE for n in range(1, 15))
+
+
+def test_the_digest_of_a_policy_without_new_keys_is_that_of_earlier_versions():
+    """A promotion that an earlier version began goes on: G14 compares this digest."""
+    assert policy.load(None).digest == "9b0268a3a09402526aa415d6087a0bff1ee28d37875ce592acbc56062fb9d84a"
+    assert policy.parse("near_duplicates: null").digest == policy.load(None).digest != policy.parse("near_duplicates: 1").digest

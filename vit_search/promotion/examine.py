@@ -10,6 +10,7 @@ from vit_search.ledger import searches
 from vit_search.promotion import gates
 from vit_search.promotion.candidate import candidate_of_trial, lineage_of
 from vit_search.promotion.champion_model import champion_of, fetched_champion
+from vit_search.promotion.evidence.duplicates import find_duplicates
 from vit_search.promotion.gates import Gate
 from vit_search.promotion.measurements import measure
 from vit_search.promotion.policy import Policy
@@ -46,7 +47,7 @@ def examine(folder: Path, number: int, policy: Policy, name: str, *, tracking_ur
         gates.cost(measured.costs, policy, measured.side_by_side),
         Gate("G9", "seeds", None, "one training shows no spread; `vit-search promote` trains with fresh seeds"),
         replace(gates.smoke(problem), said=problem or "it answers here as it should; `vit-search promote` asks it in a process of its own"),
-        gates.leak(data.test_duplicates, policy),
+        gates.leak(find_duplicates(spec.data_config, data), policy),
     ]
     waiting = "needs the test split, which `vit-search promote` alone reads"
     return [*judged, *(Gate(id, words, None, waiting) for id, words in NEED_THE_TEST_SPLIT)]

@@ -21,6 +21,7 @@ from vit_search.config.metrics import METRICS
 from vit_search.promotion.class_drops import class_drops, holm, metric_drops, metric_of_classes
 from vit_search.promotion.evidence.answers import SplitAnswers, corruption_drop, ece_gap
 from vit_search.promotion.evidence.costs import Costs, SideBySide
+from vit_search.promotion.evidence.duplicates import Duplicates
 from vit_search.promotion.evidence.parity import Parity
 from vit_search.promotion.evidence.weighted_metrics import drawn_values, value_of
 from vit_search.promotion.mcnemar import AccuracyComparison, compare
@@ -247,10 +248,22 @@ def approval(protected: bool, approve_by: str, policy: Policy) -> Gate:
     return Gate("G11", "approval", bool(approver), f"by {approver}" if approver else "nobody has approved; give --approve-by NAME")
 
 
-def leak(count: int, policy: Policy) -> Gate:
-    """G13: no test image is among the images of training or selection."""
-    figures = f"{count:,} test images are also, byte for byte, among the images of training, validation or holdout"
-    return _judged("G13", "leak", [f"{figures}, {policy.leaked:,} are allowed; remove them"] if count > policy.leaked else [], figures)
+def leak(duplicates: Duplicates, policy: Policy) -> Gate:
+    """G13: no test image is among the images of training or selection, neither as it is nor changed a little."""
+    figures = f"{duplicates.equal:,} test images are also, byte for byte, among the images of training, validation or holdout"
+    problems = [f"{figures}, {policy.leaked:,} are allowed; remove them"] if duplicates.equal > policy.leaked else []
+    most = policy.near_duplicates
+    if duplicates.not_judged:
+        near = f"near duplicates were not looked for: {duplicates.not_judged}"
+        problems += [f"{near}; leave out near_duplicates in the policy"] if most is not None else []
+    else:
+        near = (
+            f"{duplicates.near:,} of {duplicates.judged:,} ({duplicates.near_share:.2%}) look like copies of other images (encoded again, "
+            "resized, cropped a little or mirrored)"
+        )
+        near += "; duplicates.png in the run of the promotion shows the most similar" if duplicates.near else ""
+        problems += [f"{near}, {most:.2%} are allowed; remove them"] if most is not None and duplicates.near_share > most else []
+    return _judged("G13", "leak", problems, f"{figures}; {near}")
 
 
 # --- after it --------------------------------------------------------------------------------------------------------------

@@ -146,6 +146,10 @@ class Export(_PolicySection):
         return formats
 
 
+_LATE = {"near_duplicates"}
+"""Keys that earlier versions did not know: null is not in the digest, so that a promotion of an earlier version can go on."""
+
+
 class Policy(_PolicySection):
     """How a winner is confirmed, and what it must show before it takes the champion's place."""
 
@@ -177,6 +181,9 @@ class Policy(_PolicySection):
     """Largest standard deviation of the search's metric over the seeds, beyond what few images explain. null: no limit."""
     leaked: Count = Field(0, ge=0)
     """Number of test images that may also be, byte for byte, among the images of training or selection."""
+    near_duplicates: Number | None = Field(None, ge=0, le=1)
+    """Largest share of the test images that may look like copies of images of training or selection: encoded again, resized, cropped by up
+    to 5 % or mirrored. null: they are counted and shown, but do not refuse, because images of a fixed camera all look alike."""
     allow_dirty: Switch = False
     """Whether a search may have been launched from a checkout with changes that are not committed."""
     approval: Literal["protected", "always", "never"] = "protected"
@@ -185,7 +192,8 @@ class Policy(_PolicySection):
     @property
     def digest(self) -> str:
         """sha256 of the policy with every default filled in: the same digest, the same demands."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        demands = {key: value for key, value in self.to_dict().items() if key not in _LATE or value is not None}
+        return hashlib.sha256(json.dumps(demands, sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, every default filled in; `Policy.model_validate` takes them back."""

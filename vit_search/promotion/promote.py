@@ -26,6 +26,7 @@ from vit_search.promotion.candidate import Candidate, choose_candidate, lineage_
 from vit_search.promotion.champion_model import fetched_champion, find_champion
 from vit_search.promotion.decision import Decision, PromotionRequest, decide
 from vit_search.promotion.evidence.answers import SplitAnswers, classify_split
+from vit_search.promotion.evidence.duplicates import Duplicates, find_duplicates
 from vit_search.promotion.evidence.weighted_metrics import answers_give, drawn_values, needs_probabilities
 from vit_search.promotion.finalists import Finalist, Retrained
 from vit_search.promotion.gates import Gate
@@ -36,6 +37,7 @@ from vit_search.promotion.registration import (
     LoggedCandidate,
     create_registered_model,
     find_version_of,
+    keep_duplicates,
     keep_evidence,
     log_candidate,
     register_version,
@@ -215,7 +217,11 @@ def _judge(case: _Case, data: DataSet, champion: tuple[ServedModel, Path] | None
     number = reading.number if reading else count_readings(case.model, data.data_hash) + 1
     say("answering in a fresh process")
     logged = log_candidate(client, candidate, case.retrained)
-    judged = _judge_before_test(case, data, measured, number, smoke_problem(client, logged))
+    smoke_found = smoke_problem(client, logged)
+    say("looking for test images among the others")
+    duplicates = find_duplicates(candidate.served.config.data, data)
+    keep_duplicates(client, candidate, data, duplicates)
+    judged = _judge_before_test(case, data, measured, number, smoke_found, duplicates)
     if not (request.force or gates.verdict(judged)):
         return _Judged(logged, decide(judged, measured, None, request))
     say("evaluating once on the test split")
@@ -234,7 +240,9 @@ def _judge(case: _Case, data: DataSet, champion: tuple[ServedModel, Path] | None
     return _Judged(logged, decide(judged, measured, reading, request))
 
 
-def _judge_before_test(case: _Case, data: DataSet, measured: Measurements, number: int, smoke_problem: str) -> list[Gate]:
+def _judge_before_test(
+    case: _Case, data: DataSet, measured: Measurements, number: int, smoke_problem: str, duplicates: Duplicates
+) -> list[Gate]:
     """Judge the gates that need no test image.
 
     Args:
@@ -259,7 +267,7 @@ def _judge_before_test(case: _Case, data: DataSet, measured: Measurements, numbe
         ),
         gates.smoke(smoke_problem),
         gates.approval("protected" in case.model.tags, case.request.approve_by, policy),
-        gates.leak(data.test_duplicates, policy),
+        gates.leak(duplicates, policy),
     ]
 
 

@@ -16,11 +16,13 @@ import mlflow
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 
+from vit_search.data.cache import DataSet
 from vit_search.errors import PromotionError
 from vit_search.ledger import searches
 from vit_search.promotion import gates
 from vit_search.promotion.candidate import Candidate, lineage_of
 from vit_search.promotion.decision import Decision, PromotionRequest
+from vit_search.promotion.evidence.duplicates import Duplicates, as_csv, sheet
 from vit_search.promotion.evidence.weighted_metrics import value_of
 from vit_search.promotion.finalists import Retrained
 from vit_search.promotion.policy import Policy
@@ -184,6 +186,14 @@ def keep_evidence(
     for name in ("verdict", "promotion_id", "gate"):
         client.set_tag(parent, name, tags[name])
     client.set_tag(parent, "mlflow.note.content", card)
+
+
+def keep_duplicates(client: mlflow.MlflowClient, candidate: Candidate, data: DataSet, duplicates: Duplicates) -> None:
+    """Test images that are also among the others: a table of all, and pictures of the first ten pairs. Nothing if there are none."""
+    if duplicates.pairs:
+        folder = _evidence_folder(candidate)
+        client.log_text(candidate.parent_run, as_csv(duplicates.pairs), f"{folder}/duplicates.csv")
+        client.log_image(candidate.parent_run, sheet(data, duplicates.pairs), f"{folder}/duplicates.png")
 
 
 def register_version(

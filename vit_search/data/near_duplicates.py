@@ -1,0 +1,307 @@
+"""Near duplicates: test images that stand among other images re-encoded, resized, slightly cropped or mirrored.
+
+Two steps. A perceptual hash finds, for each test image, the few others that look most like it: 63 low frequencies of the discrete cosine
+transform, kept as numbers, because rounding them to bits loses cropped images. Then both images are laid on each other, shifted and scaled
+a little until they fit best, and compared pixel by pixel. How well both steps work: docs/results/near-duplicates.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+LEAST_SIDE = 32
+"""Height and width in pixels from which images are judged. FashionMNIST's 28 pixels show so little that different trousers look like copies
+of each other: see docs/results/near-duplicates.md."""
+
+SIMILAR = 0.95
+"""Share of a test image's detail that its twin must explain. Chosen in tests/benchmarks/near_duplicates.py."""
+
+PLAIN = 3.0
+"""Standard deviation, in levels of 0 to 255, below which an image has no detail: one sky looks like another."""
+
+MOST_TEST_IMAGES = 20_000
+"""Of a larger test split so many are drawn: 100,000 other images then take minutes, not hours."""
+
+FREQUENCIES = 8
+"""Frequencies of the hash in each direction."""
+
+HASHES_ALIKE = 0.5
+"""Cosine between two hashes from which their images are laid on each other. 5 % of a photo cropped away leaves 0.7 and more."""
+
+CANDIDATES = 4
+"""Images that are laid on each test image."""
+
+SMALL = 32
+"""Side in pixels at which two images are laid on each other."""
+
+CHUNK = 256
+"""Images that are worked on at once."""
+
+NUMBERS_AT_ONCE = 2**25
+"""Cosines that are computed at once: 128 MiB."""
+
+
+@dataclass(frozen=True)
+class NearDuplicate:
+    """A test image and the one that looks most like it."""
+
+    test: int
+    """Index of the test image."""
+    other: int
+    """Index among the other images."""
+    similarity: float
+    """Share of the test image's detail that the other one explains: at most 1."""
+    mirrored: bool
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """What was found in a test split."""
+
+    judged: int
+    """Test images that were compared; those without detail are left out."""
+    plain: int
+    """Test images without detail."""
+    found: tuple[NearDuplicate, ...]
+    """The most similar first; each test image at most once."""
+
+
+def too_small(image_size: tuple[int, int]) -> bool:
+    """Whether images of a height and width show too little to be judged."""
+    return min(image_size) < LEAST_SIDE
+
+
+def find_near_duplicates(test: np.ndarray, others: Sequence[np.ndarray]) -> NearDuplicates:
+    """Find the test images that stand among the others.
+
+    Args:
+        test: (n, channels, height, width), uint8 or uint16.
+        others: the same of each other split. They count as one: index 0 is the first image of the first.
+    Returns: each test image with the most similar other image, if both are equal or similar; see SIMILAR.
+    """
+    chosen = np.arange(len(test))
+    if len(test) > MOST_TEST_IMAGES:
+        chosen = np.sort(np.random.default_rng(0).choice(len(test), MOST_TEST_IMAGES, replace=False))
+    first = np.cumsum([0, *(len(part) for part in others)])
+    raw = np.concatenate([_hashes(part) for part in others])
+    weights = 1 / (raw.std(0) + 1e-6)  # so that each frequency counts alike
+    other_hashes = torch.from_numpy(_unit(raw * weights))
+    found: list[NearDuplicate] = []
+    judged = 0
+    for part in _chunks(len(chosen)):
+        indices = chosen[part]
+        images = test[indices]
+        small = _small(images)
+        detailed = _detail(small) >= PLAIN
+        judged += int(detailed.sum())
+        if detailed.any():
+            hashes = _hashes(images[detailed]) * weights
+            found += _twins_of(indices[detailed], small[detailed], hashes, other_hashes, others, first)
+    return NearDuplicates(judged, len(chosen) - judged, tuple(sorted(found, key=lambda one: (-one.similarity, one.test))))
+
+
+def _twins_of(
+    indices: np.ndarray, small: np.ndarray, hashes: np.ndarray, other_hashes: torch.Tensor, others: Sequence[np.ndarray], first: np.ndarray
+) -> list[NearDuplicate]:
+    """The twins of some test images.
+
+    Args:
+        indices: of the test images. small, hashes: theirs, the hashes not yet of length 1. first: index of each other split's first image.
+    """
+    upright, mirrored = _unit(hashes), _unit(hashes * _MIRROR)
+    alike, columns = _nearest(torch.from_numpy(np.stack([upright, mirrored], 1)), other_hashes)
+    rows, ranks = np.nonzero(alike >= HASHES_ALIKE)
+    if not len(rows):
+        return []
+    columns = columns[rows, ranks]
+    flipped, candidates = columns >= len(other_hashes), columns % len(other_hashes)
+    unique, place = np.unique(candidates, return_inverse=True)
+    theirs = _small(_gather(others, first, unique))
+    scores = np.full(len(rows), -1.0)
+    usable = np.flatnonzero(_detail(theirs)[place] >= PLAIN)
+    for part in _chunks(len(usable)):
+        pairs = usable[part]
+        ours = np.where(flipped[pairs, None, None, None], small[rows[pairs], :, :, ::-1], small[rows[pairs]])
+        scores[pairs] = similarity(ours, theirs[place[pairs]])
+    twins = {}
+    for pair in np.argsort(scores, kind="stable"):  # the best of each row is written last
+        if scores[pair] >= SIMILAR:
+            row = int(rows[pair])
+            twins[row] = NearDuplicate(int(indices[row]), int(candidates[pair]), float(scores[pair]), bool(flipped[pair]))
+    return list(twins.values())
+
+
+def _nearest(hashes: torch.Tensor, others: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The CANDIDATES most similar of the other images, by an exact search.
+
+    Args:
+        hashes: (n, 2, 63), as they are and mirrored. others: (m, 63).
+    Returns: (n, CANDIDATES) cosines, and the columns they stand in: from 0 to m - 1, or from m to 2 m - 1 if mirrored.
+    """
+    at_once = max(1, NUMBERS_AT_ONCE // (2 * len(others)))
+    parts = [torch.topk((part @ others.T).flatten(1), min(CANDIDATES, 2 * len(others)), dim=1) for part in hashes.split(at_once)]
+    return torch.cat([part.values for part in parts]).numpy(), torch.cat([part.indices for part in parts]).numpy()
+
+
+def _gather(parts: Sequence[np.ndarray], first: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Images of several splits that count as one, at sorted indices."""
+    split = np.searchsorted(first, indices, side="right") - 1
+    return np.concatenate([part[indices[split == i] - first[i]] for i, part in enumerate(parts)])
+
+
+def _chunks(count: int) -> Iterator[slice]:
+    return (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
+
+
+# --- the hash ------------------------------------------------------------------------------------------------------------------
+
+
+def _cosines(size: int) -> np.ndarray:
+    """(FREQUENCIES, size): the first rows of the discrete cosine transform, each divided by the size."""
+    angle = np.pi * (2 * np.arange(size) + 1) * np.arange(FREQUENCIES)[:, None] / (2 * size)
+    cosines: np.ndarray = (np.cos(angle) / size).astype(np.float32)
+    return cosines
+
+
+_MIRROR = np.tile(np.where(np.arange(FREQUENCIES) % 2, -1, 1), FREQUENCIES)[1:].astype(np.float32)
+"""What mirroring left to right does to a hash: odd horizontal frequencies change their sign."""
+
+
+def _hashes(images: np.ndarray) -> np.ndarray:
+    """(n, 63) float32: the low frequencies of grey images, without the mean."""
+    rows, columns = _cosines(images.shape[2]), _cosines(images.shape[3])
+    parts = [
+        _on_both_sides(rows, _levels(images[part]).mean(1), columns).reshape(-1, FREQUENCIES**2)[:, 1:] for part in _chunks(len(images))
+    ]
+    return np.concatenate(parts) if parts else np.empty((0, FREQUENCIES**2 - 1), np.float32)
+
+
+def _unit(hashes: np.ndarray) -> np.ndarray:
+    """Hashes of length 1."""
+    unit: np.ndarray = hashes / np.maximum(np.linalg.norm(hashes, axis=1, keepdims=True), 1e-9)
+    return unit.astype(np.float32)
+
+
+# --- the comparison ------------------------------------------------------------------------------------------------------------
+
+
+def similarity(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """How well images explain others, once shifted and scaled so that they fit best.
+
+    The shift and the scale in each direction are found by Gauss-Newton steps on the grey images. Brightness and colour are not fitted: a
+    copy keeps them, and two different things of one shape often differ in them.
+    Args:
+        ours, theirs: (pairs, channels, SMALL, SMALL), levels from 0 to 255.
+    Returns: (pairs,), 1 - (mean squared difference) / (variance of our detail): 1 for equal images, 0 or less for others.
+    """
+    best = np.full(len(ours), -np.inf, np.float32)
+    variance = _detail(ours, grey=False) ** 2 + 1e-6
+    moves = np.zeros((len(ours), 4), np.float32)
+    active = np.arange(len(ours))
+    for step in range(4):
+        mine = ours[active]
+        moved, inside = _moved(theirs[active], moves[active])
+        squares = ((mine - moved) ** 2 * inside[:, None]).mean(1).sum((1, 2)) / np.maximum(inside.sum((1, 2)), 1)
+        best[active] = np.maximum(best[active], 1 - squares / variance[active])
+        moves[active] = _better_moves(moves[active], mine.mean(1), moved.mean(1), inside)
+        if step == 1:  # a copy fits by now, or nearly: the others are given up
+            active = active[best[active] > 0]
+            if not len(active):
+                break
+    return best
+
+
+_SIDE = np.linspace(-1, 1, SMALL, dtype=np.float32)
+_MOST = 0.06 * SMALL
+"""Pixels by which a border may move: a little more than 5 % of the side."""
+
+
+def _moved(images: np.ndarray, moves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images that are shifted and scaled.
+
+    Args:
+        moves: (n, 4), in pixels: down, right, and how far the border moves out vertically and horizontally.
+    Returns: the images, and (n, SMALL, SMALL) 1 where a pixel comes from inside the old image, else 0.
+    """
+    down = np.arange(SMALL, dtype=np.float32) + moves[:, :1] + moves[:, 2:3] * _SIDE
+    right = np.arange(SMALL, dtype=np.float32) + moves[:, 1:2] + moves[:, 3:4] * _SIDE
+    inside = [((at >= -0.01) & (at <= SMALL - 0.99)).astype(np.float32) for at in (down, right)]
+    moved = _interpolation(down)[:, None] @ images @ _interpolation(right).transpose(0, 2, 1)[:, None]
+    return moved, inside[0][:, :, None] * inside[1][:, None, :]
+
+
+def _interpolation(positions: np.ndarray) -> np.ndarray:
+    """(n, SMALL, SMALL): a matrix for each image that reads linearly between pixels."""
+    positions = np.clip(positions, 0, SMALL - 1)
+    low = np.minimum(np.floor(positions).astype(int), SMALL - 2)
+    share = positions - low
+    matrices = np.zeros((*positions.shape, SMALL), np.float32)
+    image, pixel = np.indices(positions.shape)
+    matrices[image, pixel, low], matrices[image, pixel, low + 1] = 1 - share, share
+    return matrices
+
+
+def _better_moves(moves: np.ndarray, mine: np.ndarray, moved: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """One Gauss-Newton step of all pairs, on grey images."""
+    down, right = np.gradient(moved, axis=1) * inside, np.gradient(moved, axis=2) * inside
+    slopes = np.stack([down, right, down * _SIDE[:, None], right * _SIDE], -1).reshape(len(mine), -1, 4)
+    normal = slopes.transpose(0, 2, 1) @ slopes
+    normal += np.eye(4, dtype=np.float32) * (1e-3 + 2.5e-4 * np.trace(normal, axis1=1, axis2=2)[:, None, None])
+    wanted = slopes.transpose(0, 2, 1) @ ((mine - moved) * inside).reshape(len(mine), -1, 1)
+    step = np.linalg.solve(normal, wanted)[..., 0]
+    better: np.ndarray = np.clip(moves + np.clip(step, -_MOST / 2, _MOST / 2), -_MOST, _MOST)
+    return better
+
+
+def _levels(images: np.ndarray) -> np.ndarray:
+    """float32, from 0 to 255 whatever the depth."""
+    levels = images.astype(np.float32)
+    return levels if images.dtype == np.uint8 else levels * np.float32(255 / np.iinfo(images.dtype).max)
+
+
+def _small(images: np.ndarray) -> np.ndarray:
+    """(n, channels, SMALL, SMALL) float32: averaged over areas, then smoothed once, so that no encoder's noise counts."""
+    rows, columns = _shrinking(images.shape[2]), _shrinking(images.shape[3])
+    return np.concatenate([_on_both_sides(rows, _levels(images[part]), columns) for part in _chunks(len(images))])
+
+
+def _on_both_sides(rows: np.ndarray, images: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """rows @ image @ columns.T for each image, by two large products, which are much faster than many small ones."""
+    narrow = np.tensordot(images, columns, (-1, 1))
+    return np.ascontiguousarray(np.tensordot(narrow, rows, (-2, 1)).swapaxes(-1, -2))
+
+
+def _shrinking(size: int) -> np.ndarray:
+    """(SMALL, size): area averages, then weights 1 2 1."""
+    edges, pixels = np.linspace(0, size, SMALL + 1), np.arange(size)
+    shared = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    areas = np.clip(shared, 0, None) * SMALL / size
+    smooth = 2 * np.eye(SMALL) + np.eye(SMALL, k=1) + np.eye(SMALL, k=-1)
+    smooth[0, 0] = smooth[-1, -1] = 3
+    shrinking: np.ndarray = (smooth / 4 @ areas).astype(np.float32)
+    return shrinking
+
+
+def _smooth_surfaces() -> np.ndarray:
+    """(SMALL ** 2, 6): an orthonormal basis of the surfaces of second degree."""
+    down, right = np.meshgrid(_SIDE, _SIDE, indexing="ij")
+    surfaces = np.stack([np.ones_like(down), down, right, down**2, down * right, right**2], -1).reshape(-1, 6)
+    return np.linalg.qr(surfaces)[0].astype(np.float32)
+
+
+_SURFACES = _smooth_surfaces()
+
+
+def _detail(small: np.ndarray, *, grey: bool = True) -> np.ndarray:
+    """(n,): the standard deviation of what is left without the smooth surface that fits best; of the grey images, or else over all
+    channels.
+    """
+    images = small.mean(1, keepdims=True) if grey else small
+    flat = images.reshape(len(images), images.shape[1], -1)
+    left = flat - (flat @ _SURFACES) @ _SURFACES.T
+    deviation: np.ndarray = np.sqrt((left**2).mean((1, 2)))
+    return deviation
