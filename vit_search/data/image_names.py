@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vit_search.config.trial import DataConfig
-from vit_search.data.cache import DataSet, default_cache
+from vit_search.data.cache import DataSet
+from vit_search.data.cache_folder import default_cache
 from vit_search.data.sources import open_source
 from vit_search.data.split import SplitName, split_indices
 from vit_search.errors import DataError

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from vit_search.config.trial import DataConfig
-from vit_search.data.cache import DataSet, default_cache, read_split
+from vit_search.data.cache import DataSet, read_split
+from vit_search.data.cache_folder import default_cache
 from vit_search.data.near_duplicates import LEAST_SIDE, find_near_duplicates, too_small
 from vit_search.data.sources import open_source
 from vit_search.data.split import SplitName, split_indices
