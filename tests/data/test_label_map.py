@@ -116,7 +116,7 @@ def test_the_nearest_class_is_told(tmp_path):
             'label_map: {"3": " "}',
             "t.yaml:6: data.label_map.3: ' ' is no name of a class; give a printable text, or null to drop the class.",
         ),
-        ("label: digit", "t.yaml:6: data.label: digits does not take it, only table; drop the key."),
+        ("image: digit", "t.yaml:6: data.image: digits does not take it, only table; drop the key."),
         ("group: patient", "t.yaml:6: data.group: digits does not take it, only image_folder and table; drop the key."),
         ("group: ''", "t.yaml:6: data.group: digits does not take it, only image_folder and table; drop the key."),
         ("labels: x", "t.yaml:6: data.labels: unknown key; did you mean label?"),
