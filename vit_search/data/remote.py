@@ -168,8 +168,8 @@ def _of_server(system: Any, url: str) -> Listing:
         if about.get("mimetype") != "text/html":
             folder, _, path = url.rpartition("/")
             return Listing(url, (_remote_file({**about, "name": url}, folder + "/"),), unquote(path.partition("?")[0]))
-        url += "/"
-    return Listing(url, _described(system, url, sorted(_linked(system, url))))
+    folder = f"{url.rstrip('/')}/"
+    return Listing(url, _described(system, folder, sorted(_linked(system, folder))))
 
 
 def _linked(system: Any, folder: str, depth: int = 0) -> Iterator[str]:
