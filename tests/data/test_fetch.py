@@ -213,7 +213,9 @@ def test_a_network_that_stays_broken_is_one_line_and_the_next_start_goes_on(tmp_
     with http_server(tmp_path / "served") as server:
         url = f"{server.url}/set.bin"
         server.drops["/set.bin"], server.ranges = 99, False
-        with pytest.raises(DataError, match=rf"^{url}: cannot be read \(.*\); .*; what has arrived stays in the cache, and the next start"):
+        with pytest.raises(
+            DataError, match=rf"^{url}: the connection broke; check the network; what has arrived stays in the cache, and the next start"
+        ):
             fetch.fetch(url, tmp_path / "cache")
         server.drops.clear()
         server.ranges, server.gets = True, []
@@ -224,7 +226,7 @@ def test_a_network_that_stays_broken_is_one_line_and_the_next_start_goes_on(tmp_
 def test_what_is_complete_is_not_fetched_again_after_a_failure(local, tmp_path):
     with http_server(tmp_path) as server:
         server.drops["/photos/dog/5.png"] = 99
-        with pytest.raises(DataError, match=r"dog/5\.png: cannot be read"):
+        with pytest.raises(DataError, match=r"dog/5\.png: the connection broke; check the network; what has arrived"):
             prepare(folder_config(f"{server.url}/photos"), cache=tmp_path / "cache")
         done = [path for path in objects(tmp_path / "cache") if path.suffix != ".part"]
         assert len(done) == 11
@@ -274,6 +276,8 @@ def test_two_processes_that_want_the_same_files_fetch_them_once(local, tmp_path)
     ("url", "message"),
     [
         (f"s3://{KEY}:{SECRET}@pets/x", "the s3 URL has a user name or a password"),
+        (f"https://me:{SECRET}@example.org/x", "the https URL has a user name or a password"),
+        ("https://me:1/2@example.org/x", "the https URL has a user name or a password"),
         ("https://me:pw@example.org/x", "the https URL has a user name or a password"),
         (f"https://example.org/x?X-Amz-Signature={SECRET}", "which looks like a password"),
         ("ftp://example.org/x", "unknown protocol ftp://; choose from s3, gs, https, http, file"),
@@ -286,6 +290,14 @@ def test_a_url_that_cannot_be_read_or_holds_a_password_is_refused_without_it(url
     with pytest.raises(SpecError, match=f"^data.path: .*{message}") as caught:
         check_url(url)
     assert SECRET not in str(caught.value) and "pw" not in str(caught.value).replace("password", "")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3://pets/photos@2x/a:b", "https://example.org:8080/x", "http://[::1]:80/x", "https://example.org/@me/x?download=1", "file:///a@b:c"],
+)
+def test_signs_that_look_like_a_password_elsewhere_are_none(url):
+    check_url(url)
 
 
 def test_braces_stand_for_numbers_and_words():

@@ -40,7 +40,7 @@ def check_url(url: str) -> None:
     protocol = parts.scheme.lower()
     if protocol not in PROTOCOLS:
         raise SpecError(f"data.path: unknown protocol {protocol}://; {nearest(protocol, list(PROTOCOLS))}")
-    if "@" in parts.netloc:
+    if _has_password(url):
         mend = "remove them, and set them in the environment (for s3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
         raise SpecError(
             f"data.path: the {protocol} URL has a user name or a password, which the search would write into its files; {mend}."
@@ -53,6 +53,16 @@ def check_url(url: str) -> None:
         raise SpecError(f"data.path: file://{parts.netloc} names another machine; write three slashes: file:///folder.")
     if protocol != "file" and not parts.netloc:
         raise SpecError(f"data.path: the URL names no {'bucket' if PROTOCOLS[protocol] else 'server'}; write {protocol}://NAME/folder.")
+
+
+def _has_password(url: str) -> bool:
+    """Whether something like `name:password@` is in a URL. A password may have a `/`, which hides its end: `s3://KEY:a/b@bucket`."""
+    protocol, _, rest = url.partition("://")
+    server, _, path = rest.partition("/")
+    if protocol.lower() not in ("http", "https"):
+        return ":" in server or "@" in server
+    port = server.rpartition(":")[2] if ":" in server.rpartition("]")[2] else ""
+    return "@" in server or not (port.isdecimal() or not port) or (port != "" and "@" in path)
 
 
 def local_path(path: str) -> Path:

@@ -36,6 +36,16 @@ _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "
 _OPERATION = re.compile(r"^An error occurred \(\w+\) when calling the \w+ operation( \(reached max retries: \d+\))?: ")
 """What botocore puts before the text of a server."""
 
+_BROKEN = {
+    "ClientPayloadError",
+    "ServerDisconnectedError",
+    "ClientOSError",
+    "ConnectionResetError",
+    "ResponseStreamingError",
+    "IncompleteRead",
+}
+"""Errors of the libraries for a connection that ends before the answer does."""
+
 
 @dataclass(frozen=True)
 class RemoteFile:
@@ -168,8 +178,8 @@ def _of_server(system: Any, url: str) -> Listing:
         if about.get("mimetype") != "text/html":
             folder, _, path = url.rpartition("/")
             return Listing(url, (_remote_file({**about, "name": url}, folder + "/"),), unquote(path.partition("?")[0]))
-        url += "/"
-    return Listing(url, _described(system, url, sorted(_linked(system, url))))
+    folder = f"{url.rstrip('/')}/"
+    return Listing(url, _described(system, folder, sorted(_linked(system, folder))))
 
 
 def _linked(system: Any, folder: str, depth: int = 0) -> Iterator[str]:
@@ -279,6 +289,8 @@ def reason(error: BaseException) -> str:
         "ConnectionRefusedError",
     }:
         return f"the server cannot be reached ({text}); check the address and the network."
+    if names & _BROKEN:
+        return "the connection broke; check the network."
     if status == 404 or (isinstance(error, FileNotFoundError) and status is None):
         return f"not there ({text}); check the name."
     if status is not None:
