@@ -50,7 +50,7 @@ docs: install ## the documentation site, in site/: a broken link or a page that 
 
 bench: install ## the peers, and the tables of tests/benchmarks but search_quality's: about three hours on two cores
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[bench]'
-	set -e; for script in dispatch train_step half_precision input_pipeline epoch accuracy \
+	set -e; for script in dispatch train_step half_precision input_pipeline data_ready epoch accuracy \
     ask_cost overhead scale cluster_scale whole_search tracking serving packing; do \
 	  echo "== $$script"; $(BIN)/python tests/benchmarks/$$script.py; done
 

@@ -72,6 +72,16 @@ def counted(number: float, one: str, many: str | None = None) -> str:
     return f"{number:g} {noun}" if isinstance(number, float) else f"{number:,} {noun}"
 
 
+LISTED = 5
+"""Things that `listed` names."""
+
+
+def listed(things: Sequence[object]) -> str:
+    """Things after each other, the first few of many: `a, b, c, d, e, … 7 more`."""
+    more = len(things) - LISTED
+    return ", ".join(map(str, things[:LISTED])) + (f", … {more:,} more" if more > 0 else "")
+
+
 def value_text(value: Any) -> str:
     """A parameter's value: of a float its first three digits, for no value a dash."""
     if value is None:

@@ -115,11 +115,11 @@ def test_a_rare_space_is_still_sampled_and_its_share_is_known():
 )
 def test_a_hostile_file_is_refused_soon(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(SpecError, match=r"^t\.yaml:\d+: ") as refused:
         strict_yaml.parse(text, "t.yaml")
     assert "\n" not in str(refused.value)
-    assert time.monotonic() - began < 20  # a bound against blow-up, not a speed claim
+    assert time.process_time() - began < 60  # of processor time, whatever else runs: a bound against blow-up, not a speed claim
     assert not Path("marker").exists()
 
 

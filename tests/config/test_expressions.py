@@ -226,7 +226,7 @@ PIECES = [
     | st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 )
 def test_any_text_is_read_or_refused_and_soon(text):
-    began = time.monotonic()
+    began = time.process_time()
     try:
         expression = parse(text, VALUES)
     except SpecError as error:
@@ -234,7 +234,7 @@ def test_any_text_is_read_or_refused_and_soon(text):
     else:
         expression.holds(VALUES)
         expression.failure(VALUES)
-    assert time.monotonic() - began < 30  # a bound against blow-up, not a speed claim
+    assert time.process_time() - began < 60  # a bound against blow-up, not a speed claim
 
 
 NUMBERS = {"a": 3, "b": -2, "c": 0, "d": 0.5, "e": 7, "f": True}

@@ -105,7 +105,8 @@ def test_a_file_of_an_earlier_version_has_the_defaults_of_every_new_key():
 
 def test_every_metric_and_cost_has_one_direction():
     assert {name for name, metric in METRICS.items() if metric.mode == "max"} == {
-        "train_accuracy", "val_accuracy", "val_top5_accuracy", "val_macro_f1", "val_balanced_accuracy", "images_per_s",
+        "train_accuracy", "val_accuracy", "val_top5_accuracy", "val_macro_f1", "val_balanced_accuracy", "val_worst_class_recall",
+        "val_auroc", "val_average_precision", "images_per_s",
     }  # fmt: skip
 
 
@@ -129,12 +130,17 @@ def test_the_mode_of_an_objective_follows_from_its_metric(metric):
 
 def test_a_metric_that_the_classes_cannot_give_is_refused():
     spec = search_file.parse(HEAD + "metric: val_top5_accuracy\n")
-    spec.check_data(5)
+    spec.check_data("abcde")
     with pytest.raises(SpecError, match=r"^metric: val_top5_accuracy needs at least 5 classes, and the data has 4; choose"):
-        spec.check_data(4)
+        spec.check_data("abcd")
+    areas = search_file.parse(HEAD + "metric: val_auroc\n")
+    areas.check_data("ab")
+    with pytest.raises(SpecError, match=r"^metric: val_auroc needs validation images of each class, and there is none of cat, dog; add"):
+        areas.check_data("abcdefghi", ("cat", "dog"))
+    search_file.parse(HEAD + "metric: val_worst_class_recall\n").check_data("abcdefghi", ("cat", "dog"))
     beside = search_file.parse(HEAD + "objectives: [{metric: params}, {metric: val_top5_accuracy}]\n")
     with pytest.raises(SpecError, match=r"^objectives\.1\.metric: val_top5_accuracy needs at least 5 classes, and the data has 2"):
-        beside.check_data(2)
+        beside.check_data("ab")
 
 
 def test_grace_counts_only_where_trials_are_stopped():

@@ -547,7 +547,16 @@ HASH_OF_0_2 = "1629a4559f6532e7f693d08d6b749b1e178d9ceab032f1c5348e05e0c018f4c2"
 
 def test_a_field_that_came_later_changes_no_hash_while_it_has_its_default():
     assert search_file.parse(FILE_OF_0_2).space.space_hash == HASH_OF_0_2
-    spelt = FILE_OF_0_2.replace("training: {", "training: {optimizer: adamw, momentum: 0.9, ")
+    later = "optimizer: adamw, momentum: 0.9, class_weights: none, sampling: uniform, loss: cross_entropy, focal_gamma: 2, logit_tau: 1, "
+    spelt = FILE_OF_0_2.replace("training: {", "training: {" + later)
     assert search_file.parse(spelt).space.space_hash == HASH_OF_0_2
-    for other in ("optimizer: sgd", "momentum: 0.5", "optimizer: {choice: [adamw]}"):
+    for other in (
+        "optimizer: sgd",
+        "momentum: 0.5",
+        "optimizer: {choice: [adamw]}",
+        "class_weights: balanced",
+        "sampling: balanced",
+        "loss: focal",
+        "logit_tau: 2",
+    ):
         assert search_file.parse(FILE_OF_0_2.replace("training: {", f"training: {{{other}, ")).space.space_hash != HASH_OF_0_2

@@ -43,15 +43,16 @@ def test_a_name_without_code_and_code_without_a_name_are_refused(table, light, h
 
 
 def test_a_metric_without_a_score_and_a_score_without_a_metric_are_refused(monkeypatch):
-    light, heavy = "TABLE of vit_search/config/metrics.py", "SCORES of vit_search/vit/evaluation.py"
-    run(heavy)
+    light, evaluation = "TABLE of vit_search/config/metrics.py", "SCORES of vit_search/vit/evaluation.py"
+    heavy = f"{evaluation} and PROBABILITY_SCORES of vit_search/vit/probability_scores.py"
+    run(evaluation)
     ranking = metrics.RANKING
-    monkeypatch.setattr(metrics, "RANKING", (*ranking, "val_worst_recall"))
-    with pytest.raises(TableError, match=missing("val_worst_recall", heavy, light)):
-        run(heavy)
+    monkeypatch.setattr(metrics, "RANKING", (*ranking, "val_kappa"))
+    with pytest.raises(TableError, match=missing("val_kappa", heavy, light)):
+        run(evaluation)
     monkeypatch.setattr(metrics, "RANKING", tuple(name for name in ranking if name != "val_macro_f1"))
     with pytest.raises(TableError, match=missing("val_macro_f1", light, heavy)):
-        run(heavy)
+        run(evaluation)
 
 
 def test_all_names_that_are_missing_stand_in_one_line():

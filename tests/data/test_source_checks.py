@@ -94,11 +94,23 @@ WRONG = {
         {"splits": np.array(["train"] * 39 + ["valid"])},
         "given: the split of image 39 is 'valid'; give train, val, test, or an empty text.",
     ),
-    "images with and without a split": (
-        {"splits": np.array(["train"] * 39 + [""])},
-        "given: splits: image 39 has none, and others have train or val; give each image one, or an empty text to all but those of test.",
+    "fewer groups than images": (
+        {"groups": LABELS[:39]},
+        "given: groups are int64 (39,), and labels are int64 (40,); give one for each image.",
     ),
-    "groups": ({"groups": LABELS}, "given: groups are not kept together yet; give None."),
+    "groups as text": (
+        {"groups": np.array(["p1", "p2"] * 20)},
+        "given: groups are <U2 (40,); give an int64 array (images,), the same number for one group.",
+    ),
+    "groups of one class each": (
+        {"groups": LABELS},
+        "given: class cat has 1 group, class dog has 1 group; each class needs at least 3, one each for training, validation and test: "
+        "add images of other groups, or drop the class.",
+    ),
+    "a group in two splits": (
+        {"groups": np.arange(40) // 2, "splits": np.array(["train"] * 39 + ["test"])},
+        "given: a group is in more than one split: 19 (image 38 train, image 39 test); put all images of a group into one split.",
+    ),
     "fewer names than images": (
         {"reader": object(), "given_names": np.array(["a"] * 39)},
         "given: names are <U1 (39,), and labels are int64 (40,); give one for each image.",

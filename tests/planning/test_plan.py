@@ -89,6 +89,36 @@ def test_a_sound_file_has_no_findings():
             "training.momentum",
             "since adamw does not use it; add when: \"optimizer != 'adamw'\".",
         ),
+        (
+            "training: {focal_gamma: {float: [1, 3]}}",
+            "warning",
+            "training.focal_gamma",
+            "it makes no difference, since the loss is not focal; write a plain value.",
+        ),
+        (
+            "training: {loss: {choice: [focal, logit_adjusted]}, logit_tau: {float: [0.5, 2]}}",
+            "hint",
+            "training.logit_tau",
+            "since the loss is not logit_adjusted; add when: \"loss == 'logit_adjusted'\".",
+        ),
+        (
+            "training: {class_weights: balanced, sampling: balanced}",
+            "hint",
+            "training.sampling",
+            "in all proposals rare classes are favoured more than once, as by class_weights: balanced and sampling: balanced; choose one.",
+        ),
+        (
+            "training: {class_weights: {choice: [none, balanced]}, loss: {choice: [focal, logit_adjusted]}}",
+            "hint",
+            "training.loss",
+            "rare classes are favoured more than once, as by class_weights: balanced and loss: logit_adjusted; choose one, or add a when.",
+        ),
+        (
+            "metric: train_loss\ntraining: {loss: {choice: [cross_entropy, focal]}}",
+            "warning",
+            "training.loss",
+            "so trials cannot be compared; write metric: val_loss.",
+        ),
         ("training: {compile: {choice: [true, false]}}", "warning", "training.compile", "without a GPU"),
         ("model: {dim: {choice: [32, 64], when: depth > 9}}", "warning", "model.dim.when", "depth > 9 never holds"),
         ("model: {dim: {choice: [32, 64], when: depth > 1}}", "hint", "model.dim.when", "depth > 1 always holds; drop it."),
@@ -171,6 +201,36 @@ def test_few_validation_images_of_a_split_that_is_drawn_are_told_with_the_fracti
     assert (severity, where) == ("warning", "data.val_fraction")
     assert text.startswith("7 validation images: ")
     assert text.endswith("0.46 wide; raise it, or add images.")
+
+
+def uneven(folder, cats, dogs):
+    """An image folder without splits; the images are empty files."""
+    for name, images in (("cat", cats), ("dog", dogs)):
+        (folder / name).mkdir()
+        for i in range(images):
+            (folder / name / f"{i}.png").touch()
+    fractions = "val_fraction: 0.2, holdout_fraction: 0, test_fraction: 0.2"
+    return f"name: t\ndata: {{name: image_folder, path: {folder}, image_size: 8, {fractions}}}\ntrials: 9\nepochs: 27\n"
+
+
+def test_classes_of_very_different_size_are_told_with_what_would_help(tmp_path):
+    head = uneven(tmp_path, 1010, 100)  # of which 606 and 60 are trained on
+    ((severity, where, text),) = findings(SEARCHED, head)
+    assert (severity, where) == ("hint", "data.path")
+    assert text == (
+        "606 training images of cat and 60 of dog: classes of very different size; try metric: val_macro_f1 or val_balanced_accuracy, in "
+        "which each class counts the same; and training.loss: logit_adjusted, or training.class_weights: balanced, which train for it."
+    )
+    searched = SEARCHED.replace("training: {", "training: {loss: {choice: [cross_entropy, logit_adjusted]}, ")
+    ((*_, text),) = findings(searched, head)
+    assert text.endswith("try metric: val_macro_f1 or val_balanced_accuracy, in which each class counts the same.")
+    ((*_, text),) = findings("metric: val_macro_f1\n" + SEARCHED, head)
+    assert text.endswith("try training.loss: logit_adjusted, or training.class_weights: balanced, which train for it.")
+    assert findings("metric: val_macro_f1\n" + searched, head) == []
+
+
+def test_classes_of_one_to_ten_are_not_told(tmp_path):
+    assert findings(SEARCHED, uneven(tmp_path, 1000, 100)) == []  # 600 and 60
 
 
 def test_a_search_that_trains_on_its_validation_images_is_told_of_its_holdout():
@@ -594,6 +654,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, said, file):
     code, out, err = typed(*(file if word == "FILE" else word for word in words))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err
+
+
+@pytest.mark.parametrize("command", ["lint", "plan", "train"])
+def test_weights_of_a_class_that_does_not_exist_are_one_line(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("VIT_SEARCH_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "t.yaml"
+    path.write_text(HEAD + 'model: {patch_size: 4}\ntraining:\n  class_weights: {"3": 2, "33": 2}\n')
+    code, _, err = typed(command, path)
+    assert code == 2
+    assert err == f"error: {path}:7: training.class_weights: the data has no class 33; did you mean 3?\n"
 
 
 @pytest.mark.parametrize("words", [["lint"], ["plan", "--flops-per-s", "1e10"], ["plan"]])

@@ -91,10 +91,11 @@ def test_a_metric(copy):
         copy,
         """
         from vit_search.vit.evaluation import SCORES
-        assert SCORES["val_worst_recall"](torch.tensor([[8.0, 2.0], [3.0, 1.0]])) == 0.25
-        text = FILE + "metric: val_worst_recall\\n"
+        confusion = torch.tensor([[8.0, 2.0], [3.0, 1.0]], dtype=torch.float64)  # 9 of 14 right; 122 of 196 by chance
+        assert abs(SCORES["val_kappa"](confusion) - 4 / 74) < 1e-12
+        text = FILE + "metric: val_kappa\\n"
         assert search_file.parse(text).mode == "max"
-        world = World(driver_of(search_file.parse(text), book := MemoryLedger()), book, score="val_worst_recall")
+        world = World(driver_of(search_file.parse(text), book := MemoryLedger()), book, score="val_kappa")
         world.run()
         assert {len(trial.results) for trial in world.driver.trials.values()} == {1, 3, 9}
         """,

@@ -29,13 +29,13 @@ ARROWS = {
     "planning": BASE | {"config", "data", "ledger", "stopping"},
     "vit": BASE | {"config", "data", "planning", "runtime"},
     "ledger": BASE | {"config"},
-    "report": BASE | {"config", "ledger", "planning", "stopping"},
+    "report": BASE | {"config", "data", "ledger", "planning", "stopping", "vit"},
     "tracking": BASE | {"config", "data", "ledger", "planning", "report", "runtime", "stopping", "vit"},
     "search": BASE | {"config", "data", "ledger", "planning", "runtime", "stopping", "tracking", "vit"},
     "registry": BASE | {"config", "data", "planning", "runtime", "tracking", "vit"},
-    "promotion": BASE | {"config", "data", "ledger", "planning", "registry", "runtime", "search", "tracking", "vit"},
+    "promotion": BASE | {"config", "data", "ledger", "planning", "registry", "report", "runtime", "search", "tracking", "vit"},
     "serving": BASE | {"config", "data", "registry", "runtime", "tracking", "vit"},
-    "cluster": BASE | {"config", "ledger", "runtime", "tracking"},
+    "cluster": BASE | {"config", "data", "ledger", "runtime", "tracking"},
     "cli": None,  # everything; nobody imports it
     "__init__": {"config", "runtime", "search", "serving", "vit"},
 }

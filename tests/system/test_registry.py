@@ -311,7 +311,7 @@ def test_the_same_holds_through_a_server_of_two_processes_and_with_a_kill(tmp_pa
         assert ran(uri, "move", 6, "killed after") == -signal.SIGKILL  # the call that sets `previous`
         began = time.monotonic()
         assert repair_champion(client, "digits").startswith("digits: finished the promotion to version 3")
-        assert locking.SETTLE_S <= time.monotonic() - began < 40
+        assert time.monotonic() - began >= locking.SETTLE_S
         assert aliases(client) == AFTER
         assert_sound(client)
 
@@ -363,9 +363,7 @@ def test_threads_that_take_the_lock_exclude_each_other(client):
 def test_the_lock_of_a_killed_process_of_this_machine_is_passed_at_once(client):
     killed_holder(client)
     assert locks(client) == [FIRST]
-    began = time.monotonic()
-    with locking.locked(client, "digits") as held:
-        assert time.monotonic() - began < 30
+    with locking.locked(client, "digits", wait_s=0) as held:
         assert (held.lock_name, held.dead) == (SECOND, (FIRST,))
         assert locks(client) == [FIRST, SECOND]
     assert locks(client) == []
@@ -389,7 +387,7 @@ def test_the_lock_of_another_machine_is_passed_after_its_lease_and_not_before(cl
         promote(client, "3", "2", wait_s=0.3)
     began = time.monotonic()
     promote(client, "3", "2")
-    assert 1.5 <= time.monotonic() - began < 30
+    assert time.monotonic() - began >= 1.5
     assert_sound(client)
 
 

@@ -263,8 +263,8 @@ def test_an_account_without_name_and_home_is_told_what_to_set(nameless):
 from vit_search.runtime import ray_token
 from vit_search.cluster.head import postgres
 from vit_search.errors import VitSearchError
-from vit_search.data import cache
-for ask in (ray_token.token_path, cache.default_cache, postgres.system_user_name):
+from vit_search.data import cache_folder
+for ask in (ray_token.token_path, cache_folder.default_cache, postgres.system_user_name):
     try:
         print(ask())
     except VitSearchError as error:

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as vision
 from vit_search.config.trial import TrainingConfig
 from vit_search.vit import augment
 from vit_search.vit.augment import Targets
-from vit_search.vit.training import cross_entropy
+from vit_search.vit.loss import Loss
 
 FASHION = SHARED / "data" / "FashionMNIST" / "raw" / "t10k-images-idx3-ubyte.gz"
 
@@ -381,9 +381,9 @@ def test_the_loss_of_mixed_targets_is_the_cross_entropy_with_soft_labels(smoothi
     share = torch.rand(32, generator=seeded(2), dtype=torch.float64)
     soft = share[:, None] * F.one_hot(labels, 10) + (1 - share)[:, None] * F.one_hot(others, 10)
     expected = F.cross_entropy(logits, soft * (1 - smoothing) + smoothing / 10)
-    assert float(cross_entropy(logits, Targets(labels, others, share), smoothing)) == pytest.approx(float(expected), rel=1e-12)
+    assert float(Loss(smoothing)(logits, Targets(labels, others, share))) == pytest.approx(float(expected), rel=1e-12)
     hard = F.one_hot(labels, 10).double() * (1 - smoothing) + smoothing / 10
-    assert float(cross_entropy(logits, Targets(labels), smoothing)) == pytest.approx(float(F.cross_entropy(logits, hard)), rel=1e-12)
+    assert float(Loss(smoothing)(logits, Targets(labels))) == pytest.approx(float(F.cross_entropy(logits, hard)), rel=1e-12)
 
 
 def test_targets_are_split_with_their_images():

@@ -72,8 +72,17 @@ def changed(config, *, model=None, seed=None, **fields):
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     data = prepare(PLAIN.data, cache=tmp_path_factory.mktemp("cache"))
-    splits = {name: Split(*(torch.tensor(part) for part in read_split(data, name))) for name in ("train", "val")}
+    splits = {name: Split(*(torch.tensor(part) for part in read_split(data, name)), data.classes) for name in ("train", "val")}
     return splits["train"], splits["val"], Normalisation.of(data.mean, data.std)
+
+
+def uneven(digits):
+    """The same with two of the ten images of a 3, and one of a 7."""
+    train, val, normalisation = digits
+    kept = torch.ones(len(train), dtype=torch.bool)
+    for label, count in ((3, 2), (7, 1)):
+        kept[(train.labels == label).nonzero()[count:, 0]] = False
+    return Split(train.images[kept], train.labels[kept], train.classes), val, normalisation
 
 
 def numbers(results):
@@ -115,10 +124,22 @@ def gradients_of_each_step(state, digits):
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"auto_augment": "rand_augment"}, {"precision": "float32"}, {"precision": "float16"}, {"optimizer": "muon"}, {"optimizer": "sgd"}],
+    [
+        {},
+        {"auto_augment": "rand_augment"},
+        {"precision": "float32"},
+        {"precision": "float16"},
+        {"optimizer": "muon"},
+        {"optimizer": "sgd"},
+        {"sampling": "balanced", "loss": "focal"},
+        {"class_weights": "balanced"},
+        {"class_weights": '{"3": 5.0}', "loss": "logit_adjusted"},
+    ],
+    ids=str,
 )
 def test_with_every_feature_on_resumed_equals_uninterrupted_to_the_bit(digits, tmp_path, fields):
     config = changed(EVERYTHING, **fields)
+    digits = uneven(digits) if {"sampling", "loss", "class_weights"} & fields.keys() else digits
     train, val, normalisation = digits
     whole = trained(config, digits)
     state = start(config, normalisation)
@@ -155,6 +176,26 @@ def test_with_every_feature_on_resumed_equals_uninterrupted_to_the_bit(digits, t
 def test_every_feature_is_really_on(digits, fields):
     without = changed(EVERYTHING, **fields)
     assert numbers(trained(without, digits, 1).history) != numbers(trained(EVERYTHING, digits, 1).history)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"class_weights": "balanced"},
+        {"class_weights": '{"3": 5.0}'},
+        {"sampling": "balanced"},
+        {"loss": "focal"},
+        {"loss": "focal", "focal_gamma": 1.0},
+        {"loss": "logit_adjusted"},
+        {"loss": "logit_adjusted", "logit_tau": 0.5},
+    ],
+    ids=str,
+)
+def test_what_is_done_for_classes_of_different_size_changes_the_training(digits, fields):
+    digits = uneven(digits)
+    others = [EVERYTHING, changed(EVERYTHING, **{name: value for name, value in fields.items() if name in ("loss", "sampling")})]
+    found = numbers(trained(changed(EVERYTHING, **fields), digits, 1).history)
+    assert all(found != numbers(trained(other, digits, 1).history) for other in others if other != changed(EVERYTHING, **fields))
 
 
 @pytest.mark.parametrize("fields", [{"compile": True}, {"cuda_graphs": True}, {"compile": True, "cuda_graphs": True}, {"tf32": False}])
@@ -218,6 +259,52 @@ def test_the_gradient_is_that_of_the_mean_cross_entropy_of_the_batch(digits):
     (seen,) = gradients_of_each_step(state, digits)
     assert torch.linalg.vector_norm(seen - expected) < 1e-5 * torch.linalg.vector_norm(expected)
     assert state.history[0].train_loss == pytest.approx(loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{"class_weights": '{"3": 5.0}'}, {"loss": "focal"}, {"loss": "logit_adjusted"}], ids=str)
+def test_accumulated_gradients_of_each_loss_are_those_of_the_whole_batch(digits, fields):
+    """With weights, too, since a batch is divided by its images."""
+    whole = gradients_of_each_step(start(changed(PLAIN, **fields), digits[2]), digits)
+    parts = gradients_of_each_step(start(changed(PLAIN, accumulation=5, **fields), digits[2]), digits)
+    assert torch.linalg.vector_norm(whole[0] - parts[0]) < 1e-5 * torch.linalg.vector_norm(whole[0])
+
+
+@pytest.mark.parametrize("fields", [{"class_weights": '{"3": 1.0}'}, {"loss": "focal", "focal_gamma": 0.0}], ids=str)
+def test_a_loss_without_strength_trains_as_plain_cross_entropy(digits, fields):
+    plain, same = (trained(changed(PLAIN, **others), digits) for others in ({}, fields))
+    assert same.history[0].train_loss == pytest.approx(plain.history[0].train_loss, rel=1e-5)
+    assert same.history[0].val_loss == pytest.approx(plain.history[0].val_loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("fields", [{"class_weights": "balanced"}, {"loss": "focal"}, {"loss": "logit_adjusted"}], ids=str)
+def test_the_validation_loss_is_plain_cross_entropy_whatever_is_trained_with(digits, fields):
+    train, val, normalisation = digits
+    few = Split(train.images[train.labels < 2], train.labels[train.labels < 2])
+    state = start(changed(PLAIN, **fields), normalisation)
+    (result,) = fit(state, few, val)
+    state.model.eval()
+    with torch.no_grad():
+        logits = state.model(augment.normalise(val.images, normalisation.mean, normalisation.std))
+    assert result.val_loss == pytest.approx(float(F.cross_entropy(logits, val.labels)), rel=1e-5)
+
+
+def test_the_images_of_an_epoch_are_balanced_by_the_seed_of_the_epoch(digits):
+    (split, val, normalisation), shown = uneven(digits), []
+
+    class Watched:
+        labels, classes, cropped, __len__ = split.labels, (), False, lambda self: len(split)
+
+        def batches(self, parts, seed, crop_scale):
+            shown.append(torch.cat(list(parts)))
+            return split.batches(parts)
+
+    state = start(changed(PLAIN, sampling="balanced", epochs=2), normalisation)
+    list(fit(state, Watched(), val))
+    for order in shown:
+        counts = torch.bincount(split.labels[order])
+        assert counts.max() - counts.min() <= 1
+        assert len(order) == len(split)
+    assert not torch.equal(*shown)
 
 
 def test_clipping_scales_gradients_down_to_its_norm_and_keeps_their_direction(digits):

@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from vit_search.cli import terminal
+from vit_search.cli.data_progress import data_progress
 from vit_search.cli.terminal import escaped
 from vit_search.errors import DataError, LostClusterError, NoTrialCompletedError, SearchError, SpecError, VitSearchError
 from vit_search.runtime.start_up import collect_rarely
@@ -98,7 +99,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # no character that a locale lacks ends a command half-way
     try:
-        app()
+        with data_progress(err):
+            app()
     except VitSearchError as error:
         err.print(f"[bold red]error:[/] {escaped(str(error))}", soft_wrap=True)
         if isinstance(error, LostClusterError):

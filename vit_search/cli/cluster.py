@@ -168,7 +168,7 @@ def drive(
 
 @cluster.command(hidden=True)
 def preflight(
-    data: Annotated[Path | None, typer.Option(help="Images that a search file names.")] = None,
+    data: Annotated[str | None, typer.Option(help="Images that a search file names.")] = None,
     search: Annotated[str | None, typer.Option(help="A search to tell of.")] = None,
 ) -> None:
     """Measure the cluster that this node is the head of, and print it as JSON."""
@@ -298,7 +298,7 @@ def head(
 ) -> None:
     """On the head: run PostgreSQL, MLflow and the keeper.
 
-    The keeper restarts searches whose driver was killed. If one of the three dies, it is started again.
+    The keeper submits a search again if its job was killed. If one of the three dies, it is started again.
     """
     from vit_search.cluster import record
     from vit_search.cluster.head import services, supervisor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ import typer
 from vit_search.cli.app import Output, app, err, naming_file, out
 from vit_search.cli.terminal import escaped
 from vit_search.config.cost import in_rounded_time
-from vit_search.errors import SearchError, SpecError
+from vit_search.errors import DataError, SearchError, SpecError
 from vit_search.text import counted
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def plan(
 ) -> None:
     """Estimate what a search costs: epochs, memory, disk and time.
 
-    The time is for this machine. Nothing is trained.
+    The time is for this machine, and needs `--calibrate` once, or `--flops-per-s`. No trial is trained.
     """
     from vit_search.config import search_file
     from vit_search.data.cache import kept_speed
@@ -106,17 +107,29 @@ def plan(
 
 
 def _print_images(spec: SearchSpec) -> None:
-    """What lies at the data's path, in one line, and whether its classes allow the metric."""
-    from vit_search.config.data_sets import DATA_SETS
+    """What lies at the data's path, in one line, and whether its classes allow the metric and are those that have weights."""
+    from vit_search.config.class_weights import WORDS
+    from vit_search.config.data_urls import has_files, is_remote, local_path
+    from vit_search.data.listed import NotFetchedError, described
     from vit_search.data.sources import open_source
+    from vit_search.data.split import classes_not_validated
 
-    path = Path(spec.data.path or "").expanduser()
-    if DATA_SETS[spec.data.name].labelled is None and path.exists():
-        source = open_source(spec.data_config)
+    path = local_path(spec.data.path or "")
+    behind_url = is_remote(spec.data.path)
+    if behind_url:
+        err.print(escaped(described(spec.data_config)))
+    if spec.data_config.labelled is None and (behind_url or has_files(path)):
+        try:
+            source = open_source(spec.data_config)
+        except NotFetchedError:
+            return
         err.print(escaped(source.summary()))
-        spec.check_data(len(source.classes))
-    elif spec.data.path and not path.exists():
+        spec.check_data(source.classes, classes_not_validated(spec.data_config, source, spec.train_on))
+    elif spec.data.path and not behind_url and not has_files(path):
         err.print(escaped(f"note: {path} is not on this machine, so its images are not looked at; `run` needs them."))
+    elif not set(spec.class_weights) <= set(WORDS):
+        with contextlib.suppress(DataError):  # not downloaded yet: `run` checks it
+            spec.check_classes(open_source(spec.data_config).classes)
 
 
 SEVERITY_STYLE = {"error": "bold red", "warning": "yellow", "hint": "cyan"}

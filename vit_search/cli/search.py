@@ -111,8 +111,8 @@ def resume(
 def extend(
     search: SearchName = None,
     trials: Annotated[int | None, typer.Option(help="Number of trials in total, with those that have run.")] = None,
-    hours: Annotated[float | None, typer.Option(help="Limit of wall time in total.")] = None,
-    device_hours: Annotated[float | None, typer.Option(help="Limit of device time in total.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Limit in hours, counted while the search runs or is paused.")] = None,
+    device_hours: Annotated[float | None, typer.Option(help="Limit of device-hours of all trials together.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Number of trials that run at the same time.")] = None,
     target: Annotated[float | None, typer.Option(help="Value of the metric at which the search ends.")] = None,
     patience: Annotated[int | None, typer.Option(help="The search ends after this many trials in a row without a better metric.")] = None,
@@ -221,8 +221,8 @@ def set_(
     search: SearchName = None,
     trials: Annotated[int | None, typer.Option(help="Number of trials in total.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Number of trials that run at the same time.")] = None,
-    hours: Annotated[float | None, typer.Option(help="Limit of wall time in total.")] = None,
-    device_hours: Annotated[float | None, typer.Option(help="Limit of device time in total.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Limit in hours, counted while the search runs or is paused.")] = None,
+    device_hours: Annotated[float | None, typer.Option(help="Limit of device-hours of all trials together.")] = None,
     target: Annotated[float | None, typer.Option(help="Value of the metric at which the search ends.")] = None,
     patience: Annotated[int | None, typer.Option(help="The search ends after this many trials in a row without a better metric.")] = None,
     output: Output = Path("searches"),
@@ -309,7 +309,6 @@ def train(
     A training that was interrupted continues from its last checkpoint.
     """
     from vit_search.config import search_file
-    from vit_search.config.data_sets import DATA_SETS
     from vit_search.data.cache import prepare
     from vit_search.planning import fixed_file
     from vit_search.vit import checkpoint, train_once
@@ -319,9 +318,10 @@ def train(
     folder = output or Path("trained") / spec.name
     with err.status("preparing the data …"), naming_file(file):
         data = prepare(spec.data_config, download=download)
+        spec.check_classes(data.classes)
     config = spec.trial_config({}, in_channels=data.channels, num_classes=len(data.classes), trial=0)
     done = train_once.is_done(folder, config)
-    if DATA_SETS[spec.data.name].labelled is None and not done:
+    if spec.data_config.labelled is None and not done:
         err.print(escaped(data.summary), soft_wrap=True)
     for result in train_once.train(spec, config, data, folder):
         if done:

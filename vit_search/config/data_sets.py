@@ -23,9 +23,18 @@ class DataSetFacts:
     """Images of a test split of the set's own, where `labelled` is known."""
     path: str = ""
     """What `data.path` names, where a search file must give it."""
+    keys: tuple[str, ...] = ()
+    """Keys of the section `data` that this set takes and some others do not; see KEYS_OF_SOME."""
+    by_names: bool = False
+    """Whether the names of its files alone tell classes, labels and splits: files behind a URL are then counted before they are fetched."""
+    beside: tuple[str, ...] = ()
+    """Endings of files that name other files beside them: behind a URL, all files of their folder belong to the set."""
     loader: str = ""
     """The function or class that loads it, for MLflow; needed where a search file need not give a path."""
 
+
+KEYS_OF_SOME = ("image", "label", "split", "group")
+"""Keys of the section `data` that only some sets take: those that name them in `DataSetFacts.keys`."""
 
 DATA_SETS: dict[str, DataSetFacts] = {
     "digits": DataSetFacts(image_size=(8, 8), channels=1, classes=10, labelled=1_797, loader="sklearn.datasets.load_digits"),
@@ -39,6 +48,8 @@ DATA_SETS: dict[str, DataSetFacts] = {
     "cifar100": DataSetFacts(
         image_size=(32, 32), channels=3, classes=100, labelled=50_000, test=10_000, loader="torchvision.datasets.CIFAR100"
     ),
-    "image_folder": DataSetFacts(path="the folder of class folders"),
+    "image_folder": DataSetFacts(path="the folder of class folders", keys=("group",), by_names=True),
+    "table": DataSetFacts(path="the CSV or Parquet file", keys=KEYS_OF_SOME, beside=(".csv",)),
+    "webdataset": DataSetFacts(path="a folder of .tar shards, one .tar file, or several as shards-{000..009}.tar", keys=("label",)),
 }
 """By `data.name` of a search file."""

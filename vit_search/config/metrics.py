@@ -1,6 +1,6 @@
 """The metrics of an epoch, and what else a search can weigh: direction, range and needs of each.
 
-A new metric is a line here, and a function in vit/evaluation.py.
+A new metric is a line here, and a function in vit/evaluation.py or vit/probability_scores.py.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ class Metric:
     of_images: bool = False
     """Whether it is the share of images that are right, whose interval is Wilson's."""
     least_classes: int = 0
+    every_class: bool = False
+    """Whether it needs an image of each class in the split that trials are validated on."""
     ranks: bool = True
     """Whether trials can be ranked by it; else it is an objective beside another one."""
     meaning: str = ""
@@ -57,6 +59,37 @@ TABLE = (
         "max",
         fraction=True,
         meaning="Mean of the classes' recalls on the validation images. Each class counts the same, however many images it has.",
+    ),
+    Metric(
+        "val_worst_class_recall",
+        "max",
+        fraction=True,
+        meaning="Recall of the class that is recognised worst: the smallest share of a class's validation images that are right.",
+    ),
+    Metric(
+        "val_auroc",
+        "max",
+        fraction=True,
+        least_classes=2,
+        every_class=True,
+        meaning="Area under the ROC curve of each class against the rest, mean of the classes. "
+        "How often an image of the class gets a higher probability of it than an image of another class. 0.5 is chance.",
+    ),
+    Metric(
+        "val_average_precision",
+        "max",
+        fraction=True,
+        least_classes=2,
+        every_class=True,
+        meaning="Area under the curve of precision over recall of each class against the rest, mean of the classes. "
+        "Chance is the class's share of the images, so a rare class has further to go.",
+    ),
+    Metric(
+        "val_ece",
+        "min",
+        fraction=True,
+        meaning="Expected calibration error: how far the probability of the predicted class is from the share of right answers, "
+        "over 15 bins of equal width, each weighted by its images.",
     ),
     Metric("images_per_s", "max", meaning="Training images per second, without evaluation."),
     Metric("seconds", "min", meaning="Seconds that the epoch takes, training and evaluation."),

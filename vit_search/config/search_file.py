@@ -6,15 +6,17 @@ Its blocks stand in search_file_blocks.py, its sections `data`, `model` and `tra
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, PrivateAttr, Strict, ValidationError, model_validator
 
-from vit_search.config import presets, space_checks, strict_yaml
+from vit_search.config import class_weights, presets, space_checks, strict_yaml
 from vit_search.config.cost import memory_of_this_machine
-from vit_search.config.data_sets import DATA_SETS
+from vit_search.config.data_sets import DATA_SETS, KEYS_OF_SOME, DataSetFacts
+from vit_search.config.data_urls import check_url, is_url
 from vit_search.config.distributions import FloatRange, IntRange, Value
 from vit_search.config.metrics import METRICS, RANKING, Direction
 from vit_search.config.samplers import SAMPLERS
@@ -23,6 +25,7 @@ from vit_search.config.search_file_blocks import (
     FileBlock,
     Limits,
     Objective,
+    Report,
     Resources,
     Stopping,
     check_direction,
@@ -94,6 +97,8 @@ class SearchSpec(FileBlock):
     """Whether the models in MLflow also hold a torch.export archive, for programs without the code of vit_search."""
     system_metrics: bool = False
     """Whether each epoch records how much CPU, memory and GPU the trial used, under MLflow's own names."""
+    report: Report = Field(default_factory=lambda: Report.model_validate({}))
+    """What the report shows."""
     stall_minutes: Annotated[float, Strict()] = Field(30, gt=0, allow_inf_nan=False)
     """A trial that reports nothing for this long counts as hung. It is ended and tried again, on another node if there is one."""
     stall_epochs: Count = Field(20, ge=2, le=1_000_000)
@@ -118,8 +123,11 @@ class SearchSpec(FileBlock):
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, values: Any) -> Any:
-        """The preset, the metric's mode and a short search's grace, written out: what is checked, logged and run is the whole."""
-        values = _with_grace(with_direction(values))
+        """The preset, the metric's mode, a short search's grace and class weights, written out.
+
+        What is checked, logged and run is the whole.
+        """
+        values = class_weights.with_texts(_with_grace(with_direction(values)))
         return presets.fill(values) if isinstance(values, dict) and isinstance(values.get("preset"), str) else values
 
     @model_validator(mode="after")
@@ -183,10 +191,13 @@ class SearchSpec(FileBlock):
         facts = DATA_SETS[self.data.name]
         if facts.path and self.data.path is None:
             raise SpecError(f"data.path: {self.data.name} needs it; give {facts.path}.")
+        if is_url(self.data.path):
+            check_url(self.data.path)
         if facts.image_size is None and self.data.image_size is None:
             raise SpecError(f"data.image_size: {self.data.name} needs it; give the side in pixels.")
         if facts.image_size is not None and self.data.image_size is not None:
             raise SpecError(f"data.image_size: {self.data.name} has its own size; drop the key.")
+        self._check_keys_of_data(facts)
         if self.data.val_fraction + self.data.holdout_fraction + self.data.test_fraction >= 1:
             raise SpecError("data.val_fraction: with holdout_fraction and test_fraction nothing is left to train on; make them smaller.")
         if self.train_on == "train+val" and not self.data.holdout_fraction:
@@ -206,18 +217,56 @@ class SearchSpec(FileBlock):
             if name in self.learn_from[:i]:
                 raise SpecError(f"learn_from.{i}: {name} stands twice; list each search once.")
 
-    def check_data(self, classes: int) -> None:
-        """Refuse a metric that images of so many classes cannot give.
+    def _check_keys_of_data(self, facts: DataSetFacts) -> None:
+        """Refuse keys that the data set has no use for, and a map of no class."""
+        for key in KEYS_OF_SOME:
+            if getattr(self.data, key) is None:
+                continue
+            if key not in facts.keys:
+                sets = " and ".join(name for name, others in DATA_SETS.items() if key in others.keys)
+                raise SpecError(f"data.{key}: {self.data.name} does not take it, only {sets}; drop the key.")
+            if not getattr(self.data, key):
+                raise SpecError(f"data.{key}: an empty text; give a name, or drop the key.")
+        if self.data.label_map is not None and not self.data.label_map:
+            raise SpecError("data.label_map: it is empty; list classes, as {kitten: cat}, or drop the key.")
+        for old, new in (self.data.label_map or {}).items():
+            if new is not None and not (new.strip() and new.isprintable()):
+                raise SpecError(f"data.label_map.{old}: {new!r} is no name of a class; give a printable text, or null to drop the class.")
 
+    def check_data(self, classes: Sequence[str], absent: Sequence[str] = ()) -> None:
+        """Refuse a metric that these images cannot give, and weights of classes that they do not have.
+
+        Args:
+            classes: their names. absent: those without an image in the split that trials are validated on.
         Raises: SpecError that begins with the key's path.
         """
         goals = [("metric", self.metric), *((f"objectives.{i}.metric", goal.metric) for i, goal in enumerate(self.objectives))]
         for key, metric in goals:
             least = METRICS[metric].least_classes
-            if classes < least:
+            if len(classes) < least:
                 raise SpecError(
-                    f"{key}: {metric} needs at least {least} classes, and the data has {classes}; choose val_accuracy or val_loss."
+                    f"{key}: {metric} needs at least {least} classes, and the data has {len(classes)}; choose val_accuracy or val_loss."
                 )
+            if absent and METRICS[metric].every_class:
+                split = "validation" if self.train_on == "train" else "holdout"
+                names = ", ".join(absent[:10]) + (f", … {len(absent) - 10} more" if len(absent) > 10 else "")
+                raise SpecError(
+                    f"{key}: {metric} needs {split} images of each class, and there is none of {names}; "
+                    "add images, or choose val_balanced_accuracy or val_macro_f1."
+                )
+        self.check_classes(classes)
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """Refuse weights of classes that the data does not have.
+
+        Raises: SpecError that begins with the key's path and names the nearest class.
+        """
+        class_weights.check_classes(self.class_weights, classes)
+
+    @property
+    def class_weights(self) -> list[str]:
+        """What training.class_weights may be in a trial."""
+        return self.space.possible_values("class_weights")
 
     def _check_goal(self) -> None:
         metrics = [self.metric]

@@ -147,13 +147,21 @@ class Limits(FileBlock):
     """Limits that end a search before its last trial. The first one that is reached ends it."""
 
     hours: Annotated[float, Strict()] | None = Field(None, gt=0, allow_inf_nan=False)
-    """Hours of wall time."""
+    """Hours while the search runs or is paused. The time between an interruption and `resume` does not count."""
     device_hours: Annotated[float, Strict()] | None = Field(None, gt=0, allow_inf_nan=False)
-    """Hours of all trials together. The time of each counts times its GPUs, or times its CPU cores if it has no GPU."""
+    """Hours of all trials together. For each trial, its time is multiplied by its GPUs, or by its CPU cores if it has no GPU."""
     target: Annotated[float, Strict()] | None = Field(None, allow_inf_nan=False)
     """Value of the metric at which the search ends."""
     patience: Count | None = Field(None, ge=1)
     """The search ends after this many trials in a row without a better metric."""
+
+
+class Report(FileBlock):
+    """What the report shows beside numbers."""
+
+    images: Annotated[bool, Strict()] = True
+    """Whether the reports of the search and of its promotions, and so MLflow, hold thumbnails of images. With false, the tables and the
+    CSV files stay."""
 
 
 def check_target(target: float, metric: str, where: str) -> None:

@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     Discriminator,
     Field,
     Strict,
     Tag,
+    WithJsonSchema,
     create_model,
     model_validator,
 )
 
+from vit_search.config import class_weights
 from vit_search.config.distributions import Choice, Conditional, FloatRange, IntRange, StrictModel, spelling
 from vit_search.config.trial import FROM_DATA, DataConfig, ModelConfig, TrainingConfig, bounds_text, field_types, within
 
@@ -73,6 +76,17 @@ def _parameter_type(annotation: Any, bounds: Mapping[str, float]) -> Any:
     return Annotated[Union[tuple(forms)], Discriminator(_form_of)]  # noqa: UP007
 
 
+def _class_weights_type() -> Any:
+    """Class weights: one of their forms, or a choice of them; any other mapping has classes for keys, whatever they are called."""
+    value: Any = Annotated[str, BeforeValidator(class_weights.as_text), WithJsonSchema(class_weights.SCHEMA)]
+    choice: Any = Choice.__class_getitem__(value)
+
+    def form_of(given: Any) -> str:
+        return "choice" if isinstance(given, Choice) or (isinstance(given, dict) and class_weights.is_choice(given)) else "value"
+
+    return Annotated[Union[Annotated[value, Tag("value")], Annotated[choice, Tag("choice")]], Discriminator(form_of)]  # noqa: UP007
+
+
 def _type_fault(value: Any, annotation: Any, bounds: Mapping[str, float]) -> str | None:
     """Why a value is none of a config's type, with the mend, or None."""
     kinds = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
@@ -94,7 +108,8 @@ def _check_ends(section: Any) -> Any:
     for f in fields(config):
         parameter, bounds = getattr(section, f.name, None), f.metadata.get("bounds", {})
         if isinstance(parameter, Conditional) and "otherwise" in parameter.model_fields_set:
-            fault = _type_fault(parameter.otherwise, PARAMETER_TYPES[f.name], bounds)
+            other = parameter.otherwise
+            fault = class_weights.fault(other) if f.name == "class_weights" else _type_fault(other, PARAMETER_TYPES[f.name], bounds)
             if fault:
                 raise ValueError(f"@{f.name}.else@{fault}")
         if bounds:
@@ -122,7 +137,8 @@ def _section_of(name: str, config: type[Any], *, leave_out: tuple[str, ...] = ()
             else f" Default: {'null' if f.default is None else str(f.default).lower() if isinstance(f.default, bool) else f.default}."
         )
         default = ... if required else f.default
-        keys[f.name] = (make(hints[f.name], f.metadata.get("bounds", {})), Field(default, description=doc + shown))
+        kind = _class_weights_type() if f.name == "class_weights" else make(hints[f.name], f.metadata.get("bounds", {}))
+        keys[f.name] = (kind, Field(default, description=doc + shown))
     validators: dict[str, Any] = {"ends": model_validator(mode="after")(_check_ends)}
     made: type[BaseModel] = create_model(name, __base__=StrictModel, __validators__=validators, **keys)
     made.__config__ = config  # type: ignore[attr-defined]

@@ -309,7 +309,7 @@ class Space:
         return ModelConfig(**shape, **model)
 
     def possible_values(self, name: str) -> list[Any]:
-        """Every value that a whole-number parameter can take."""
+        """Every value that a parameter can take which is no range of numbers without steps."""
         parameter = self.parameters[name]
         if not isinstance(parameter, (Choice, IntRange, FloatRange)):
             return [parameter]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin
 
+from vit_search.config.class_weights import WORDS
 from vit_search.config.cost import cost_of, in_units
 from vit_search.config.distributions import spelling
 from vit_search.config.expressions import Expression
@@ -88,7 +89,7 @@ def _check_kinds(where: str, expression: Expression) -> None:
     """Refuse a comparison with a text that its parameter never has, and a number that is taken for true or false."""
     for name, text in expression.texts:
         kind = PARAMETER_TYPES.get(name)
-        allowed = get_args(kind) if get_origin(kind) is Literal else ()
+        allowed = WORDS if name == "class_weights" else get_args(kind) if get_origin(kind) is Literal else ()
         if text not in allowed:
             mend = nearest(text, allowed) if allowed else f"compare it with {'true or false' if kind is bool else 'a number'}."
             raise SpecError(f"{where}: {name} is never {spelling(text)}; {mend}")

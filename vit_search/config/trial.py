@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_type_hints
 
+from vit_search.config import class_weights
 from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.optimizers import OPTIMIZERS
 from vit_search.config.strict_json import Seconds, Share, build
@@ -85,13 +86,49 @@ class DataConfig:
     name: str = knob(..., f"Data set: one of {', '.join(DATA_SETS)}.")
     path: str | None = knob(
         None,
-        "Folder of the data set. image_folder: a folder with one sub-folder of images for each class. mnist, fashion_mnist, "
-        "cifar10, cifar100: the folder that torchvision calls root. digits needs none.",
+        "Where the data set is: a path, or a URL (s3://, gs://, https://, http:// or file://). image_folder: a folder with one sub-folder "
+        "of images for each class. table: a CSV or Parquet file, or a folder of Parquet files. webdataset: a folder of .tar shards, one "
+        ".tar file, or several as shards-{000..009}.tar. mnist, fashion_mnist, cifar10, cifar100: the folder that torchvision calls root. "
+        "digits needs none.",
     )
     image_size: int | None = knob(
-        None, "Side length in pixels to which the images of image_folder are resized. The other data sets have a fixed size.", ge=1, le=1024
+        None,
+        "Side length in pixels to which the images of image_folder, table and webdataset are resized. The other data sets have a fixed "
+        "size.",
+        ge=1,
+        le=1024,
     )
-    channels: Literal[1, 3] = knob(3, "Channels of the images of image_folder: 1 (grey) or 3 (RGB).")
+    channels: Literal[1, 3] = knob(3, "Channels of the images of image_folder, table and webdataset: 1 (grey) or 3 (RGB).")
+    image: str | None = knob(
+        None,
+        "Column of a table with the images: names of files, where relative names start at the table's folder, or the bytes of image files. "
+        "Default: image.",
+        late=True,
+    )
+    label: str | None = knob(
+        None,
+        "Column of a table with the class of each image; in shards of webdataset, the key of KEY.json that holds it. Default: label.",
+        late=True,
+    )
+    split: str | None = knob(
+        None,
+        "Column of a table with the split of each image: train, val or test. Images without one are split by the seed. Default: split, if "
+        "the table has such a column.",
+        late=True,
+    )
+    group: str | None = knob(
+        None,
+        "What belongs together, for example all images of a patient: no group is divided between two splits. In a table, it is the column "
+        "with the group; for image_folder, a regular expression that finds the group in a file's name. Default: group, if the table has "
+        "such a column.",
+        late=True,
+    )
+    label_map: Mapping[str, str | None] | None = knob(
+        None,
+        "Classes to merge, rename or drop: the old name and the new one, as `{kitten: cat, bird: null}`; `null` drops the class and its "
+        "images. Classes that are not listed stay as they are. Default: all stay.",
+        late=True,
+    )
     val_fraction: float = knob(0.1, "Share of the labelled images that the search uses for validation.", gt=0, lt=0.9)
     holdout_fraction: float = knob(
         0.05,
@@ -111,6 +148,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+
+    @property
+    def labelled(self) -> int | None:
+        """Labelled images, without a test split of the set's own; None where only the open source knows."""
+        return None if self.label_map else DATA_SETS[self.name].labelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +183,8 @@ class ModelConfig:
     mlp_dropout: float | None = knob(None, "Dropout rate after each of the two layers of the MLP. Default: dropout.", ge=0, lt=1)
     drop_path: float = knob(
         0.0,
-        "Stochastic depth: probability that a sample skips a branch of the last block. It grows linearly from 0 in the first block.",
+        "Stochastic depth: probability that a sample skips a branch of a block. It grows linearly from 0 in the first block to this value "
+        "in the last.",
         ge=0,
         lt=1,
     )
@@ -222,6 +265,31 @@ class TrainingConfig:
     warmup_fraction: float = knob(0.1, "Share of all steps in which the learning rate rises from 0 to lr.", ge=0, lt=1)
     clip_norm: float | None = knob(1.0, "Largest norm of the gradient; a larger gradient is scaled down to it. null: no clipping.", gt=0)
     label_smoothing: float = knob(0.1, "Share of the target probability that is spread evenly over all classes.", ge=0, lt=1)
+    class_weights: str = knob(
+        "none",
+        "How much an image counts in the loss, by its class. With none, all count the same. With balanced, images of rare classes count "
+        "more: the weight of a class is images / (classes x images of the class), as in scikit-learn. Or give the weights of some "
+        "classes, as {cat: 2}; the others have 1. The loss of a batch is the sum of the weighted losses of its images, divided by the "
+        "number of its images. Validation uses no weights.",
+        late=True,
+    )
+    sampling: Literal["uniform", "balanced"] = knob(
+        "uniform",
+        "Which training images an epoch shows. uniform shows each image once. balanced shows equally many images of each class, and as "
+        "many in all: images of rare classes come several times, and of frequent classes only some come, other ones in each epoch.",
+        late=True,
+    )
+    loss: Literal["cross_entropy", "focal", "logit_adjusted"] = knob(
+        "cross_entropy",
+        "What training minimises. Validation and val_loss always use cross_entropy. With focal (Lin et al. 2017), an image counts less, "
+        "the surer the model is of its class. With logit_adjusted (Menon et al. 2021), the model must tell rare classes from frequent "
+        "ones by a larger margin: during training, logit_tau times the logarithm of a class's share of the images is added to its logit.",
+        late=True,
+    )
+    focal_gamma: float = knob(
+        2.0, "Strength of the loss focal, which multiplies cross-entropy by (1 - probability) to this power.", ge=0, le=10, late=True
+    )
+    logit_tau: float = knob(1.0, "Strength of the loss logit_adjusted. 0: as cross_entropy.", ge=0, le=10, late=True)
     shift: int = knob(
         0,
         "Augmentation: training images are moved by up to this many pixels in each direction, like a random crop of a padded image.",
@@ -270,6 +338,10 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        try:
+            class_weights.as_text(self.class_weights)
+        except ValueError as error:
+            raise SpecError(f"class_weights: {error}.") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ class Split:
     """(n, channels, height, width), uint8; on the training device, or in main memory where that has no room for them."""
     labels: Tensor
     """(n,), int64, on the training device."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes; empty where nobody asks for them."""
 
     cropped = False
     """Whether batches come randomly cropped already."""
@@ -56,19 +59,29 @@ class Split:
 class StreamedSplit:
     """Images of one split, decoded by worker processes while the batches before them train.
 
-    A training image is drawn from (seed, its index) alone, so neither the number of workers nor a resume changes it.
+    A training image is drawn from (seed, its index, how often the epoch has shown it) alone, so neither the number of workers nor a
+    resume changes it.
 
     Args:
         reader: of the source. names: (n,), of the images, as it takes them.
         labels: (n,), int64, on the training device.
         image_size: height and width.
         workers: processes; one less than the machine's cores by default.
+        classes: as above.
     """
 
     cropped = True
 
-    def __init__(self, reader: Reader, names: np.ndarray, labels: Tensor, image_size: tuple[int, int], workers: int | None = None) -> None:
-        self.labels = labels
+    def __init__(
+        self,
+        reader: Reader,
+        names: np.ndarray,
+        labels: Tensor,
+        image_size: tuple[int, int],
+        workers: int | None = None,
+        classes: tuple[str, ...] = (),
+    ) -> None:
+        self.labels, self.classes = labels, classes
         self._images = _Images(reader, names, image_size)
         self._order = _Order()
         workers = max(1, len(os.sched_getaffinity(0)) - 1) if workers is None else workers
@@ -97,12 +110,19 @@ class StreamedSplit:
         Raises: DataError that names the file, where one cannot be decoded.
         """
         chosen = list(parts)
-        self._order.batches = [[(int(i), seed, crop_scale) for i in part] for part in chosen]
+        shown: Counter[int] = Counter()
+        self._order.batches = [[self._drawn(i, seed, crop_scale, shown) for i in part.tolist()] for part in chosen]
         device = self.labels.device
         for part, images in zip(chosen, self._loader, strict=True):
             if isinstance(images, DataError):
                 raise DataError(*images.args)  # raised itself, it would hold this frame, and the frame it: no end for the workers
             yield images.to(device, non_blocking=True), self.labels[part.to(device)]
+
+    @staticmethod
+    def _drawn(index: int, seed: int | None, crop_scale: float, shown: Counter[int]) -> Drawn:
+        """An image with the seed of its crop: another one each time that the epoch shows the image."""
+        times, shown[index] = shown[index], shown[index] + 1
+        return index, derive_seed(seed, "again", times) if times and seed is not None else seed, crop_scale
 
 
 Drawn = tuple[int, int | None, float]
@@ -167,6 +187,6 @@ def load_split(data: DataSet, *names: SplitName, device: torch.device | str = "c
     device = torch.device(device)
     images, labels = read_split(data, *names)
     if data.reader is not None:
-        return StreamedSplit(data.reader, images, torch.from_numpy(labels).to(device), data.image_size, decoders)
+        return StreamedSplit(data.reader, images, torch.from_numpy(labels).to(device), data.image_size, decoders, data.classes)
     fits = images.nbytes < free_bytes(device) / 2
-    return Split(torch.from_numpy(images).to(device if fits else "cpu"), torch.from_numpy(labels).to(device))
+    return Split(torch.from_numpy(images).to(device if fits else "cpu"), torch.from_numpy(labels).to(device), data.classes)

@@ -7,11 +7,9 @@ the names of its images, and data/batches.py decodes them as they are needed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -21,17 +19,20 @@ from typing import Any
 
 import numpy as np
 
-from vit_search.config.cost import memory_of_this_machine
+from vit_search.config.cost import in_units, memory_of_this_machine
 from vit_search.config.strict_json import parse
 from vit_search.config.trial import DataConfig, hashed
+from vit_search.data.cache_folder import cannot_be_written, default_cache, make_cache, refuse_open_to_others
 from vit_search.data.decode import read_all
+from vit_search.data.fetch import fetched
 from vit_search.data.file_hashes import sha256_of
+from vit_search.data.parallel import in_chunks
 from vit_search.data.source_checks import check_source
 from vit_search.data.sources import open_source
 from vit_search.data.sources.source import Reader, Source
 from vit_search.data.split import SplitName, split_indices
 from vit_search.errors import DataError
-from vit_search.files import locked, open_to_others
+from vit_search.files import locked
 
 FORMAT = 2
 """Raised whenever the files of a cache folder, or how a split is drawn, change."""
@@ -65,18 +66,6 @@ class DataSet:
     """Of each file of the splits, by its name."""
 
 
-def default_cache() -> Path:
-    """`$VIT_SEARCH_CACHE`, else `$XDG_CACHE_HOME/vit_search`, else `~/.cache/vit_search`.
-
-    Raises: DataError where none of them says where.
-    """
-    folder = os.environ.get("VIT_SEARCH_CACHE")
-    try:
-        return Path(folder) if folder else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit_search"
-    except RuntimeError:
-        raise DataError("this account has no home folder for decoded images; set HOME, or name a folder with VIT_SEARCH_CACHE.") from None
-
-
 def kept_speed(*, gpus: bool) -> Path:
     """Where the cache keeps this machine's speed, between a calibration and the plans and searches after it."""
     return default_cache() / f"speed-{'cuda' if gpus else 'cpu'}.json"
@@ -85,7 +74,7 @@ def kept_speed(*, gpus: bool) -> Path:
 def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = False, stream_above: int | None = None) -> DataSet:
     """Find a data set in the cache, or decode and split it into the cache.
 
-    Two processes may do so at once: one decodes, and the other waits for it.
+    Files behind a URL are fetched before. Two processes may do so at once: one fetches and decodes, and the other waits for it.
 
     Args:
         config: which set, and how it is split.
@@ -95,24 +84,26 @@ def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = F
     Raises: DataError when images are missing, damaged or too few, or the cache cannot be written.
     """
     cache = cache or default_cache()
+    with fetched(config, cache) as local:
+        return _prepared(local, cache, download, stream_above)
+
+
+def _prepared(config: DataConfig, cache: Path, download: bool, stream_above: int | None) -> DataSet:
+    """The same for files of this machine."""
     source = open_source(config, cache / "downloads", download)
     key = _key(config, source)
     folder = cache / key[:32]
-    _refuse_open(cache, folder)
+    refuse_open_to_others(cache, folder)
     data = _open(folder, key, source)
     if data is not None:
         return data
     limit = memory_of_this_machine() // 4 if stream_above is None else stream_above
     try:
-        if not cache.exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            cache.chmod(0o755)  # whatever the umask is: see _refuse_open
+        make_cache(cache)
         with locked(cache / f".{key[:32]}.lock"):
             return _open(folder, key, source) or _make(config, folder, key, source, limit)
     except OSError as error:
-        raise DataError(
-            f"{cache}: the data cache cannot be written ({error.strerror}); set VIT_SEARCH_CACHE to a folder that can."
-        ) from None
+        raise cannot_be_written(cache, error) from None
 
 
 def _key(config: DataConfig, source: Source) -> str:
@@ -124,19 +115,13 @@ def _key(config: DataConfig, source: Source) -> str:
     return digest.hexdigest()
 
 
-def _refuse_open(*folders: Path) -> None:
-    """Raises: DataError where other accounts could put other images or labels into the cache."""
-    for folder in folders:
-        with contextlib.suppress(OSError):  # missing; what cannot be looked at cannot be read either
-            reason = open_to_others(folder)
-            if reason:
-                mend = "chown it and chmod go-w, or set VIT_SEARCH_CACHE to another"
-                raise DataError(f"{folder}: images of this cache cannot be trusted: {reason}; {mend}.")
-
-
 def _make(config: DataConfig, folder: Path, key: str, source: Source, stream_above: int) -> DataSet:
     check_source(source)
-    streamed = source.reader is not None and len(source.labels) * math.prod(source.shape) > stream_above
+    size = len(source.labels) * math.prod(source.shape)
+    streamed = source.reader is not None and size > stream_above
+    if not streamed and size > memory_of_this_machine():
+        needs = f"its images take {in_units(size)}, and this machine has {in_units(memory_of_this_machine())} of memory"
+        raise DataError(f"{source.title}: {needs}; make data.image_size smaller, or keep each image in a file of its own.")
     pixels = None if streamed else read_all(range(len(source.labels)), source.read, source.shape, source=source.title)
     splits = split_indices(config, source)
     unfinished = f".new-{folder.name}-"
@@ -165,6 +150,15 @@ def read_split(data: DataSet, *splits: SplitName) -> tuple[np.ndarray, np.ndarra
     return (images[0], labels[0]) if len(splits) == 1 else (np.concatenate(images), np.concatenate(labels))
 
 
+def absent_classes(data: DataSet, *splits: SplitName) -> tuple[str, ...]:
+    """The classes of which some splits together have no image.
+
+    Raises: DataError where a file is not what `prepare` wrote.
+    """
+    labels = [np.load(_verified(data, f"{split}_labels.npy"), allow_pickle=False) for split in splits]
+    return tuple(data.classes[label] for label in sorted(set(range(len(data.classes))) - set(np.concatenate(labels).tolist())))
+
+
 _verified_files: set[tuple[Path, int, int, int]] = set()
 """Files of the cache that this process has held against their sha256: path, inode, time in ns, size."""
 
@@ -187,9 +181,10 @@ def write_cache(folder: Path, key: str, source: Source, splits: Mapping[SplitNam
         np.save(folder / f"{name}_images.npy", source.names[indices] if pixels is None else pixels[indices], allow_pickle=False)
         np.save(folder / f"{name}_labels.npy", source.labels[indices], allow_pickle=False)
     mean, std = _mean_and_std(source, splits["train"], pixels)
+    contents = None if pixels is None else _digests(pixels)
 
     def content(index: int) -> str | bytes:
-        return source.content_hash(index) if pixels is None else hashlib.sha256(pixels[index].tobytes()).digest()
+        return source.content_hash(index) if contents is None else contents[index]
 
     others = {content(index) for name in ("train", "val", "holdout") for index in splits[name]}
     channels, height, width = source.shape
@@ -211,14 +206,27 @@ def write_cache(folder: Path, key: str, source: Source, splits: Mapping[SplitNam
         path.chmod(0o644)
 
 
+def _digests(pixels: np.ndarray) -> list[bytes]:
+    """sha256 of the pixels of each image."""
+    chunks = in_chunks(len(pixels), lambda chunk: [hashlib.sha256(pixels[i].tobytes()).digest() for i in chunk])
+    return [digest for chunk in chunks for digest in chunk]
+
+
 def _mean_and_std(source: Source, train: np.ndarray, pixels: np.ndarray | None) -> tuple[list[float], list[float]]:
     """Of each channel of the training images, or of a sample of them where the set is streamed, on the scale 0 to 1."""
     if pixels is None:
         sample = np.random.default_rng(0).permutation(train)[:SAMPLE]
-        images = read_all(sample.tolist(), source.read, source.shape, source=source.title)
+        images, chosen = read_all(sample.tolist(), source.read, source.shape, source=source.title), np.arange(len(sample))
     else:
-        images = pixels[train]
-    levels = [np.bincount(images[:, c].ravel(), minlength=256) for c in range(images.shape[1])]  # exact, without a float copy
+        images, chosen = pixels, train
+    channels = range(images.shape[1])
+
+    def count(chunk: range) -> list[np.ndarray]:
+        some = images[chosen[chunk.start : chunk.stop]]
+        return [np.bincount(some[:, c].ravel(), minlength=256) for c in channels]  # exact, without a float copy
+
+    by_chunk = list(in_chunks(len(chosen), count))
+    levels = [np.sum([part[c] for part in by_chunk], axis=0) for c in channels]
     scale = np.arange(256) / 255
     means = [float((level * scale).sum() / level.sum()) for level in levels]
     stds = [math.sqrt(float((level * (scale - mean) ** 2).sum() / level.sum())) for level, mean in zip(levels, means, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -11,7 +12,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from vit_search.data.parallel import CHUNK, in_chunks, shared_bytes
 from vit_search.data.pixels import PixelsError, bytes_fault, checked_pixels
+from vit_search.data.progress import step
 from vit_search.errors import DataError, TooLargeError
 
 T = TypeVar("T")
@@ -67,6 +70,22 @@ def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int, 
     except Exception as error:  # a decoder raises what damaged bytes lead it to: struct.error and TypeError for EXIF, say
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{name}: no image that can be decoded ({why}); replace or remove it.") from None
+
+
+def begins_as_image(content: bytes, name: str = "") -> bool:
+    """Whether a file's first 16 bytes are those of a format that `read_image` takes.
+
+    Args:
+        content: of the file, or its beginning. name: of the file; for formats that only the ending tells, all content is good.
+    """
+    from PIL import Image
+
+    if Path(name).suffix.lower() in NAMED_FORMATS:
+        return True
+    Image.init()
+    head = content[:16].ljust(16, b"\0")  # some look at bytes that a shorter file lacks
+    accepts = (Image.OPEN[image_format][1] for image_format in IMAGE_FORMATS if image_format in Image.OPEN)
+    return any(accept is not None and accept(head) for accept in accepts)
 
 
 def _strips(image: Any) -> Iterator[tuple[int, Any]]:
@@ -137,15 +156,30 @@ def read_all(images: Sequence[T], read: Callable[[T], np.ndarray], shape: tuple[
     Raises: DataError that names all images that cannot be used, or the first DAMAGED_SHOWN and their count; PixelsError for the first
         that is not as a source must give it.
     """
-    pixels = np.empty((len(images), *shape), np.uint8)
+    from PIL import Image
+
+    Image.preinit()  # once, and not in each process
+    pixels = shared_bytes((len(images), *shape))
+
+    def decode(chunk: range) -> tuple[list[str], PixelsError | None]:
+        """What is wrong with some of the images; one that no source may give ends it all."""
+        problems: list[str] = []
+        for i in chunk:
+            try:
+                pixels[i] = checked_pixels(partial(read, images[i]), shape, f"{source}: image {images[i]}")
+            except PixelsError as error:
+                return problems, error
+            except DataError as error:
+                problems.append(str(error))
+        return problems, None
+
     damaged: list[str] = []
-    for i, image in enumerate(images):
-        try:
-            pixels[i] = checked_pixels(partial(read, image), shape, f"{source}: image {image}")
-        except PixelsError:
-            raise
-        except DataError as error:
-            damaged.append(str(error))
+    with step("decoding", len(images), "images") as advance:
+        for problems, odd in in_chunks(len(images), decode):
+            if odd is not None:
+                raise odd
+            damaged += problems
+            advance(CHUNK)
     if len(damaged) == 1:
         raise DataError(damaged[0])
     if damaged:
@@ -189,6 +223,15 @@ def _fitted(image: Any, size: tuple[int, int] | None, channels: int) -> np.ndarr
 
 
 def _bounded(file: Path) -> bytes:
-    if file.stat().st_size > MAX_FILE_BYTES:
-        raise TooLargeError(f"{file}: {file.stat().st_size:,} bytes; give an image file of at most {MAX_FILE_BYTES:,}.")
-    return file.read_bytes()
+    """The content of a file. Path.stat and Path.read_bytes take 20 µs longer, a tenth of what a small image takes."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > MAX_FILE_BYTES:
+            raise TooLargeError(f"{file}: {size:,} bytes; give an image file of at most {MAX_FILE_BYTES:,}.")
+        parts = [os.read(descriptor, size + 1)]
+        while parts[-1]:
+            parts.append(os.read(descriptor, 2**16))
+    finally:
+        os.close(descriptor)
+    return b"".join(parts)

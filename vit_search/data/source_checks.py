@@ -42,11 +42,10 @@ def check_source(source: Source) -> None:
         wrong = [i for i, split in enumerate(splits) if split not in _SPLITS]
         if wrong:
             raise DataError(f"{title}: the split of image {wrong[0]} is {splits[wrong[0]]!r}; give train, val, test, or an empty text.")
-        if "" in splits and ({"train", "val"} & set(splits)):
-            mixed = f"image {splits.index('')} has none, and others have train or val"
-            raise DataError(f"{title}: splits: {mixed}; give each image one, or an empty text to all but those of test.")
     if source.groups is not None:
-        raise DataError(f"{title}: groups are not kept together yet; give None.")
+        _check_length(source, "groups", source.groups)
+        if source.groups.dtype != np.int64:
+            raise DataError(f"{title}: groups are {kind_of(source.groups)}; give an int64 array (images,), the same number for one group.")
     if source.reader is not None:
         _check_length(source, "names", source.names)
 

@@ -1,4 +1,4 @@
-"""Which image is in which split: as the source says, or drawn by the seed, class by class."""
+"""Which image is in which split: as the source says, or drawn by the seed, class by class and group by group."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 
 from vit_search.config.trial import DataConfig
-from vit_search.data.sources.source import Source
+from vit_search.data.group_split import divide
+from vit_search.data.sources.source import Source, in_short
 from vit_search.errors import DataError
 from vit_search.text import counted
 
@@ -24,45 +25,70 @@ TRAINED_AND_VALIDATED_ON: dict[str, tuple[tuple[SplitName, ...], tuple[SplitName
 def split_indices(config: DataConfig, source: Source) -> dict[SplitName, np.ndarray]:
     """Which images of a source are in each split; the rule has a number, FORMAT in cache.py, which a change of it must raise.
 
-    Images that the source gives to no split are drawn into train, val, holdout and, where the source has no test split, test. A
-    source that gives every image a split keeps its splits. Those that it lacks are taken from its training images.
-    Raises: DataError where `train_limit` leaves a class without an image.
+    Splits that the source gives are kept. Images without one are drawn into train, val, holdout and, where the source has no test split,
+    test. Where the source gives train or val to some, only the splits that nobody has are drawn. A source that gives every image a split
+    lacks some of them perhaps: those are taken from its training images. Images of a group are in one split.
+    Raises: DataError where `train_limit` leaves a class without an image, or groups leave a split without a class.
     """
-    assert source.groups is None, "groups are not kept together yet"
-    by_source = np.full(len(source.labels), "") if source.splits is None else source.splits
+    by_source = given_splits(source)
     unsplit, train, val, test = (np.flatnonzero(by_source == name) for name in ("", "train", "val", "test"))
-    if not len(unsplit):
-        return _completed(config, source, train, val, test)
-    assert not len(train) and not len(val), "beside images without a split, a source may have a test split, and no other"
-    return _drawn(config, source, unsplit, test)
+    if len(unsplit) and not len(train) and not len(val):
+        return _drawn(config, source, unsplit, test)
+    return _completed(config, source, unsplit if len(unsplit) else train, train if len(unsplit) else train[:0], val, test)
+
+
+def given_splits(source: Source) -> np.ndarray:
+    """(n,) text: the split that the source gives each image, or its group; "" for an image that is split by the seed."""
+    if source.splits is None or source.groups is None:
+        return np.full(len(source.labels), "") if source.splits is None else source.splits
+    pairs = zip(source.groups.tolist(), source.splits.tolist(), strict=True)
+    of_group = {group: split for group, split in pairs if split}
+    return np.array([of_group.get(group, "") for group in source.groups.tolist()])
+
+
+def classes_not_validated(config: DataConfig, source: Source, train_on: str) -> tuple[str, ...]:
+    """The classes of which the split that trials are validated on has no image, known before any image is decoded.
+
+    Args:
+        train_on: as in a search file.
+    """
+    indices = split_indices(config, source)
+    seen = {int(label) for split in TRAINED_AND_VALIDATED_ON[train_on][1] for label in np.unique(source.labels[indices[split]])}
+    return tuple(name for label, name in enumerate(source.classes) if label not in seen)
 
 
 def _drawn(config: DataConfig, source: Source, rest: np.ndarray, test: np.ndarray) -> dict[SplitName, np.ndarray]:
     """Stratified splits. The test split depends on split_seed and test_fraction alone, the training images on what is left for them."""
     left = 1.0
     if not len(test):
-        rest, test = _carve(rest, source.labels, config.test_fraction, (config.split_seed, 1))
+        rest, test = _carve(source, rest, config.test_fraction, (config.split_seed, 1), leave=2)
         left -= config.test_fraction
     looked_at = config.val_fraction + config.holdout_fraction
-    train, val = _carve(rest, source.labels, looked_at / left, (config.split_seed, 2))
+    train, val = _carve(source, rest, looked_at / left, (config.split_seed, 2))
     holdout = val[:0]
     if config.holdout_fraction:
-        val, holdout = _carve(val, source.labels, config.holdout_fraction / looked_at, (config.split_seed, 4))
+        val, holdout = _carve(source, val, config.holdout_fraction / looked_at, (config.split_seed, 4), least=0)
     return {"train": _limited(config, source, train), "val": val, "holdout": holdout, "test": test}
 
 
-def _completed(config: DataConfig, source: Source, train: np.ndarray, val: np.ndarray, test: np.ndarray) -> dict[SplitName, np.ndarray]:
-    """The splits that a source has; those that it lacks are taken from its training images, class by class."""
-    left, holdout = 1.0, train[:0]
+def _completed(
+    config: DataConfig, source: Source, pool: np.ndarray, kept: np.ndarray, val: np.ndarray, test: np.ndarray
+) -> dict[SplitName, np.ndarray]:
+    """The splits that a source has; those that it lacks are taken from the pool, class by class. The rest of it is trained on.
+
+    Args:
+        pool: images without a split or, where all have one, the training images. kept: training images beside them.
+    """
+    left, holdout = 1.0, pool[:0]
     if not len(test):
-        train, test = _carve(train, source.labels, config.test_fraction, (config.split_seed, 1))
+        pool, test = _carve(source, pool, config.test_fraction, (config.split_seed, 1), leave=1 if len(val) else 2, kept=kept)
         left -= config.test_fraction
     if not len(val):
-        train, val = _carve(train, source.labels, config.val_fraction / left, (config.split_seed, 2))
+        pool, val = _carve(source, pool, config.val_fraction / left, (config.split_seed, 2), kept=kept)
         left -= config.val_fraction
     if config.holdout_fraction:
-        train, holdout = _carve(train, source.labels, config.holdout_fraction / left, (config.split_seed, 4))
-    return {"train": _limited(config, source, train), "val": val, "holdout": holdout, "test": test}
+        pool, holdout = _carve(source, pool, config.holdout_fraction / left, (config.split_seed, 4), least=0)
+    return {"train": _limited(config, source, np.union1d(pool, kept)), "val": val, "holdout": holdout, "test": test}
 
 
 def _limited(config: DataConfig, source: Source, train: np.ndarray) -> np.ndarray:
@@ -73,10 +99,40 @@ def _limited(config: DataConfig, source: Source, train: np.ndarray) -> np.ndarra
         raise DataError(
             f"data.train_limit: {counted(config.train_limit, 'image')} for {len(source.classes)} classes; give at least one each."
         )
-    return _carve(train, source.labels, config.train_limit / len(train), (config.split_seed, 3))[1]
+    return _carve_images(source.labels, train, config.train_limit / len(train), (config.split_seed, 3))[1]
 
 
-def _carve(indices: np.ndarray, labels: np.ndarray, share: float, seed: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _carve(
+    source: Source,
+    indices: np.ndarray,
+    share: float,
+    seed: tuple[int, int],
+    *,
+    least: int = 1,
+    leave: int = 1,
+    kept: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Take a share of every class, in whole groups where there are any; both parts come back in their old order.
+
+    Args:
+        least: groups of each class that must be taken. leave: groups of each class that must be left.
+        kept: other training images: of their classes, none need be left.
+    """
+    if source.groups is None:
+        return _carve_images(source.labels, indices, share, seed)
+    if not len(indices):
+        return indices, indices
+    labels, groups = source.labels[indices], source.groups[indices]
+    division = divide(labels, groups, share, np.random.default_rng(seed), least=least, leave=leave)
+    lacking = set(division.lacking) - set(() if kept is None else source.labels[kept].tolist())
+    if lacking:
+        names = in_short([source.classes[label] for label in sorted(lacking)])
+        mend = "add images of other groups, or merge or drop the class with data.label_map"
+        raise DataError(f"{source.title}: the groups cannot be divided so that each split has images of {names}; {mend}.")
+    return indices[~division.taken], indices[division.taken]
+
+
+def _carve_images(labels: np.ndarray, indices: np.ndarray, share: float, seed: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Take a share of every class, at least one image and never all of them; both parts come back in their old order."""
     rng = np.random.default_rng(seed)
     taken: list[np.ndarray] = []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vit_search.config import search_file
+from vit_search.config.class_weights import by_class
 from vit_search.config.search_file import TRIALS_APART
 from vit_search.config.space import path_of
 from vit_search.config.trial import FROM_DATA, TrialConfig
@@ -37,6 +38,7 @@ def fixed_file(config: TrialConfig, *, name: str, about: Sequence[str], rest: Ma
     if config.data.channels == type(config.data).channels:
         data.pop("channels")  # of an image folder alone
     shape = {key: value for key, value in shape.items() if key not in FROM_DATA}
+    training["class_weights"] = by_class(training["class_weights"]) or training["class_weights"]
     values: dict[str, Any] = {"name": name, "data": data, "trials": 1, "epochs": training.pop("epochs")}
     values |= {"stopping": {"kind": "none"}, "seed": config.seed // TRIALS_APART % 2**31, **rest}
     lines = [f"# {line}" for line in about] + [f"{key}: {flow(value)}" for key, value in values.items()]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.trial import DataConfig
 from vit_search.data.sources import open_source
+from vit_search.data.split import given_splits
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,11 @@ def images_of(config: DataConfig) -> Images:
 
     Raises: DataError where they must be counted, and are missing.
     """
-    facts = DATA_SETS[config.name]
-    counts = open_source(config).counts if facts.labelled is None else Counter({"": facts.labelled, "test": facts.test})
-    if not counts[""]:
+    if config.labelled is None:
+        counts = Counter(given_splits(open_source(config)).tolist())
+    else:
+        counts = Counter({"": config.labelled, "test": DATA_SETS[config.name].test})
+    if not counts[""] or counts["train"] or counts["val"]:
         return _images_of_splits(config, counts)
     labelled, own_test = counts[""], counts["test"]
     test = 0 if own_test else math.floor(labelled * config.test_fraction + 0.5)
@@ -40,12 +43,13 @@ def images_of(config: DataConfig) -> Images:
 
 
 def _images_of_splits(config: DataConfig, counts: Mapping[str, int]) -> Images:
-    """Images of the splits of a source that has its own; what it lacks comes from its training images, as data/split.py carves."""
-    all_train, left = counts["train"], 1.0
-    test = 0 if counts["test"] else math.floor(all_train * config.test_fraction + 0.5)
+    """Images of the splits of a source that has its own; what it lacks comes from a pool of other images, as data/split.py carves."""
+    pool, left = counts[""] or counts["train"], 1.0
+    kept = counts["train"] if counts[""] else 0
+    test = 0 if counts["test"] else math.floor(pool * config.test_fraction + 0.5)
     left -= config.test_fraction if test else 0.0
-    val = 0 if counts["val"] else math.floor((all_train - test) * config.val_fraction / left + 0.5)
+    val = 0 if counts["val"] else math.floor((pool - test) * config.val_fraction / left + 0.5)
     left -= config.val_fraction if val else 0.0
-    holdout = math.floor((all_train - test - val) * config.holdout_fraction / left + 0.5)
-    train = max(1, all_train - test - val - holdout)
+    holdout = math.floor((pool - test - val) * config.holdout_fraction / left + 0.5)
+    train = max(1, kept + pool - test - val - holdout)
     return Images(train=min(train, config.train_limit or train), val=counts["val"] or val, holdout=holdout)

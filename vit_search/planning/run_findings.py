@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 from vit_search.config import gpu_share
 from vit_search.config.cost import in_units, memory_of_this_machine
-from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.search_file import SearchSpec
 from vit_search.data.sources import open_source
 from vit_search.data.sources.source import in_short
@@ -140,4 +139,4 @@ def whole_gpus(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFind
 
 def _is_counted(spec: SearchSpec) -> bool:
     """Whether the number of images is known before the data set is on this machine."""
-    return DATA_SETS[spec.data.name].labelled is not None
+    return spec.data_config.labelled is not None

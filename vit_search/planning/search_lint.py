@@ -1,6 +1,7 @@
 """What is odd about a search file that can be read: found by drawing random proposals, before anything is trained.
 
-The findings come from space_findings.py (parameters, constraints) and run_findings.py (how trials are run).
+The findings come from space_findings.py (parameters, constraints), class_findings.py (classes of different size) and run_findings.py
+(how trials are run).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from vit_search.config.cost import Cost
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.space import Space
-from vit_search.planning import run_findings, space_findings
+from vit_search.planning import class_findings, run_findings, space_findings
 from vit_search.planning.lint_draws import MEMORY, LimitEffect, LintDraw, LintFinding, draw_with_reasons, key_of
 
 COUNTED = 5_000
@@ -91,6 +92,9 @@ def lint(spec: SearchSpec, draws: int = 2_000, further: Sequence[LintFinding] = 
         findings += space_findings.few_can_run(share, invalid, draws)
         findings += space_findings.values_never_run(space, drawn)
         findings += space_findings.without_effect(spec, valid)
+        findings += class_findings.adjusted_twice(spec, valid)
+        findings += class_findings.different_losses(spec, valid)
+        findings += class_findings.imbalance(spec, valid)
         findings += run_findings.warm_up(spec, valid)
         findings += run_findings.trials_at_once(spec, valid)
         findings += run_findings.whole_gpus(spec, valid)

@@ -67,6 +67,8 @@ _WITHOUT_EFFECT: dict[str, Idle] = {
     ),
     "rand_augment_ops": (lambda v: v["auto_augment"] != "rand_augment", "there is no rand_augment", "auto_augment == 'rand_augment'"),
     "rand_augment_magnitude": (lambda v: v["auto_augment"] != "rand_augment", "there is no rand_augment", "auto_augment == 'rand_augment'"),
+    "focal_gamma": (lambda v: v["loss"] != "focal", "the loss is not focal", "loss == 'focal'"),
+    "logit_tau": (lambda v: v["loss"] != "logit_adjusted", "the loss is not logit_adjusted", "loss == 'logit_adjusted'"),
 }
 _GPU_ONLY = ("tf32", "compile", "cuda_graphs")
 

@@ -19,7 +19,8 @@ import yaml
 from vit_search.config import search_file
 from vit_search.config.distributions import Value
 from vit_search.config.search_file import SearchSpec
-from vit_search.data.cache import prepare
+from vit_search.data.cache import absent_classes, prepare
+from vit_search.data.split import TRAINED_AND_VALIDATED_ON
 from vit_search.errors import SearchError
 from vit_search.ledger import searches
 from vit_search.ledger.file import read_trials
@@ -124,7 +125,8 @@ def plan(folder: Path, *, top: int, seeds: int, train_on: str = "train+val") -> 
     Args:
         folder: of the search. top: how many trials at most. seeds: how many times each.
         train_on: as in a search file. Where there is no holdout it is the training images alone, seen on the search's validation images.
-    Raises: SearchError when no trial has come to full length, or others can change the search; DataError.
+    Raises: SearchError when no trial has come to full length, or others can change the search; DataError; SpecError when the holdout
+        images cannot give the metric.
     """
     spec, facts = searches.read(folder)
     searches.check_own(folder)
@@ -134,8 +136,10 @@ def plan(folder: Path, *, top: int, seeds: int, train_on: str = "train+val") -> 
         values.pop(key, None)
     trials = len(finalists) * seeds
     values |= {"trials": trials, "keep_checkpoints": trials, "stopping": {"kind": "none"}, "sampler": "random"}
-    values |= {"train_on": train_on if prepare(spec.data_config).counts["holdout"] else "train"}
+    data = prepare(spec.data_config)
+    values |= {"train_on": train_on if data.counts["holdout"] else "train"}
     retraining = search_file.parse(yaml.safe_dump(values, sort_keys=False))
+    retraining.check_data(data.classes, absent_classes(data, *TRAINED_AND_VALIDATED_ON[retraining.train_on][1]))
     fresh = tuple(derive_seed(spec.seed, "promotion", i) % 2**31 for i in range(seeds))
     choice = {"trials": [t.number for t in finalists], "params": [t.params for t in finalists], "seeds": fresh}
     text = json.dumps(choice | {"file": retraining.text, "data": facts.data_hash}, sort_keys=True)

@@ -6,7 +6,7 @@ Each step can be repeated after a crash: what an earlier promotion has written i
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +23,7 @@ from vit_search.promotion import gates
 from vit_search.promotion.candidate import Candidate, lineage_of
 from vit_search.promotion.decision import Decision, PromotionRequest
 from vit_search.promotion.evidence.duplicates import Duplicates, as_csv, sheet
+from vit_search.promotion.evidence.weighted_metrics import value_of
 from vit_search.promotion.finalists import Retrained
 from vit_search.promotion.policy import Policy
 from vit_search.promotion.readings import Reading
@@ -54,7 +55,7 @@ def create_registered_model(client: mlflow.MlflowClient, name: str) -> Any:
     """
     try:
         return client.create_registered_model(
-            name, description=f"Vision Transformers that `vit-search promote` let into production as {name}."
+            name, description="Vision Transformers that `vit-search promote` has judged. The alias champion names the one in production."
         )
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -133,16 +134,18 @@ def version_tags(
         "optimism": f"{sign * (finalist.searched_value - finalist.mean):.6f}",
         "params": str(decision.measured.costs.params),
         "created_by": request.by,
-        **(_test_tags(decision.reading) if decision.reading is not None else {}),
+        **(_test_tags(decision.reading, spec.metric) if decision.reading is not None else {}),
         **({"forced": request.force} if decision.verdict == "forced" else {}),
         **({"approved_by": request.approve_by} if request.approve_by else {}),
     }
 
 
-def _test_tags(reading: Reading) -> dict[str, str]:
+def _test_tags(reading: Reading, metric: str) -> dict[str, str]:
     """The figures from the test split, as tags."""
     low, high = reading.answers.interval
+    value = value_of(reading.answers, metric)
     return {
+        **({f"test_{metric.removeprefix('val_')}": str(value)} if value is not None else {}),
         "test_accuracy": str(reading.answers.accuracy),
         "test_accuracy_interval": f"{low:.4f} to {high:.4f}",
         "test_images": str(reading.answers.images),
@@ -155,8 +158,14 @@ def _evidence_folder(candidate: Candidate) -> str:
     return f"promotion/{candidate.promotion_id[:12]}"
 
 
-def keep_evidence(client: mlflow.MlflowClient, candidate: Candidate, decision: Decision, card: str, tags: Mapping[str, str]) -> None:
-    """All that the decision rests on, as artifacts of the promotion's run; its page shows the card."""
+def keep_evidence(
+    client: mlflow.MlflowClient, candidate: Candidate, decision: Decision, card: str, tags: Mapping[str, str], files: Sequence[Path] = ()
+) -> None:
+    """All that the decision rests on, as artifacts of the promotion's run; its page shows the card.
+
+    Args:
+        files: further ones, of what the candidate took the test images for.
+    """
     parent, folder = candidate.parent_run, _evidence_folder(candidate)
     reading, side_by_side = decision.reading, decision.measured.side_by_side
     client.log_dict(parent, {"verdict": decision.verdict, "gates": [gate.to_dict() for gate in decision.gates]}, f"{folder}/gates.json")
@@ -167,7 +176,12 @@ def keep_evidence(client: mlflow.MlflowClient, candidate: Candidate, decision: D
         champion = reading.champion.to_dict() if reading.champion else None
         answers = {"reading": reading.number, "candidate": reading.answers.to_dict(), "champion": champion}
         client.log_dict(parent, answers, f"{folder}/test_answers.json")
-        client.log_metric(parent, "test_accuracy", reading.answers.accuracy)
+        for metric in {"val_accuracy", tags["metric"]}:
+            value = value_of(reading.answers, metric)
+            if value is not None:
+                client.log_metric(parent, f"test_{metric.removeprefix('val_')}", value)
+    for path in files:
+        client.log_artifact(parent, str(path), folder)
     client.log_metric(parent, "optimism", float(tags["optimism"]))
     for name in ("verdict", "promotion_id", "gate"):
         client.set_tag(parent, name, tags[name])

@@ -21,7 +21,7 @@ from vit_search.runtime.ray_session import check_limits
 
 from vit_search.runtime.ray_session import WatchedHead  # isort: skip  (before ray, whose settings it makes)
 from vit_search.config.search_file import SearchSpec
-from vit_search.data.cache import DataSet, kept_speed, prepare
+from vit_search.data.cache import DataSet, absent_classes, kept_speed, prepare
 from vit_search.data.split import TRAINED_AND_VALIDATED_ON
 from vit_search.errors import NoTrialCompletedError, SearchError, SpecError, VitSearchError
 from vit_search.files import write_whole
@@ -133,7 +133,7 @@ def run(
     check_output(output)
     lessons = read_lessons(spec, output)
     data = prepare(spec.data_config, download=download)
-    spec.check_data(len(data.classes))
+    spec.check_data(data.classes, absent_classes(data, *TRAINED_AND_VALIDATED_ON[spec.train_on][1]))
     with _ray_and_mlflow(spec, address, tracking_uri) as recorder:
         folder = new_folder(output, spec.name) if name is None else named_folder(output, name)
         before = set(folder.iterdir())

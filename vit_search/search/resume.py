@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vit_search.config.search_file import SearchSpec
-from vit_search.data.cache import DataSet, prepare
+from vit_search.data.cache import DataSet, absent_classes, prepare
+from vit_search.data.split import TRAINED_AND_VALIDATED_ON
 from vit_search.errors import SearchError
 from vit_search.ledger import searches
 from vit_search.ledger.searches import SearchFacts
@@ -37,7 +38,7 @@ def resume(
     """
     spec, facts = resume_checks.check(folder, extend or {})
     data = check_untouched(folder, spec, facts)
-    spec.check_data(len(data.classes))
+    spec.check_data(data.classes, absent_classes(data, *TRAINED_AND_VALIDATED_ON[spec.train_on][1]))
     recorder = connect(resolve_uri(tracking_uri, folder, facts), spec.name)
     return drive(spec, folder, data, recorder, facts, options=Options(watch=watch, address=address), extend=extend)
 

@@ -21,11 +21,12 @@ import torch
 from ray import tune
 
 from vit_search.config.cost import in_units
+from vit_search.config.data_urls import is_remote
 from vit_search.config.trial import TrialConfig
 from vit_search.data.batches import Split, StreamedSplit, load_split
-from vit_search.data.cache import DataSet
+from vit_search.data.cache import DataSet, prepare
 from vit_search.data.split import TRAINED_AND_VALIDATED_ON, SplitName
-from vit_search.errors import DamagedCheckpointError, OutOfMemoryError, StorageError, VitSearchError
+from vit_search.errors import DamagedCheckpointError, DataError, OutOfMemoryError, StorageError, VitSearchError
 from vit_search.files import write_whole
 from vit_search.runtime import machine
 from vit_search.search.messages import Epoch, Failed, Outgrown, Report, TrialOrder, Waiting, encode
@@ -109,11 +110,11 @@ def _train(order: TrialOrder) -> None:
     os.environ["OMP_NUM_THREADS"] = str(order.threads)  # of the processes that it starts
     machine.limit_memory(order.gpus)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    assert order.data is not None, "a trial that trains has data"
-    config, folder, data = TrialConfig.from_dict(order.config), order.folder / "checkpoint", order.data
+    config, folder = TrialConfig.from_dict(order.config), order.folder / "checkpoint"
     trained_on, validated_on = TRAINED_AND_VALIDATED_ON[order.train_on]
     node = ray.get_runtime_context().get_node_id()
     mark = retry_storage(order, lambda: claim_folder(folder.parent, node), PAUSES_S[:3])
+    data = data_on_this_node(order, config)
     splits = (trained_on, validated_on)
     train, val = retry_storage(order, lambda: [_split(data, names, device, order.decoders) for names in splits], PAUSES_S[:3])
     state = retry_storage(order, lambda: load_interrupted(folder, config, device))
@@ -134,6 +135,20 @@ def _train(order: TrialOrder) -> None:
                 state.history[-1] = result
             retry_storage(order, lambda: save_checkpoint(folder, state, data, trained_on, mark))
             send(order, Epoch(result, meter.read() if meter else {}))
+
+
+def data_on_this_node(order: TrialOrder, config: TrialConfig) -> DataSet:
+    """The data that the driver has prepared; where this node does not see its cache, files behind a URL are fetched and prepared here.
+
+    Raises: DataError where they cannot be, or have changed since.
+    """
+    assert order.data is not None, "a trial that trains has data"
+    if order.data.folder.exists() or not is_remote(config.data.path):
+        return order.data
+    data = prepare(config.data)
+    if data.data_hash != order.data.data_hash:
+        raise DataError(f"{config.data.path}: its files have changed since the search began; start a new search.")
+    return data
 
 
 def claim_folder(folder: Path, node: str) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from vit_search.data.cache import default_cache
+from vit_search.data.cache_folder import default_cache
 from vit_search.errors import ServingError
 from vit_search.registry import references
 from vit_search.runtime.pickles import REFUSED

@@ -10,6 +10,7 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from vit_search.config.data_sets import DATA_SETS
+from vit_search.config.data_urls import is_remote
 from vit_search.ledger.searches import SearchFacts
 
 DIGEST_LENGTH = 32
@@ -53,6 +54,9 @@ def inputs(facts: SearchFacts, names: Iterable[str]) -> list[DatasetInput]:
 def _source(data: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Type and content, as MLflow's own sources write them."""
     facts = DATA_SETS[data["name"]]
+    if facts.path and is_remote(data["path"]):
+        kind = data["path"].partition("://")[0].lower()
+        return ("http", {"url": data["path"]}) if kind in ("http", "https") else (kind, {"uri": data["path"]})
     return ("local", {"uri": data["path"]}) if facts.path else ("code", {"tags": {"loader": facts.loader}})
 
 

@@ -1,4 +1,7 @@
-"""How a model does on a split: its loss, its accuracy, and further scores. A new score is a function here, and a line in SCORES."""
+"""How a model does on a split: its loss, its accuracy, and further scores.
+
+A new score of the confusion matrix is a function here, and a line in SCORES. Scores of the probabilities are in probability_scores.py.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from vit_search.config.trial import EpochResult
 from vit_search.data.batches import Split, StreamedSplit
 from vit_search.vit import augment
 from vit_search.vit.model import ViT
+from vit_search.vit.probability_scores import PROBABILITY_SCORES
 
 EVALUATED_AT_ONCE = 128
 """Images of a batch in evaluation on a CPU: with 512, whose activations leave its caches, it takes 1.1 to 1.2 times as long."""
@@ -45,7 +49,7 @@ class Evaluation:
     predictions: Tensor
     """(n,), int64, on the CPU."""
     scores: dict[str, float] = field(default_factory=dict)
-    """By the keys of SCORES."""
+    """By the keys of SCORES and PROBABILITY_SCORES. A score that these images cannot give is left out."""
 
 
 @torch.inference_mode()
@@ -63,12 +67,15 @@ def evaluate(model: ViT, split: Split | StreamedSplit, normalisation: Normalisat
     if classes >= 5:
         top5 = float((logits.topk(5).indices == labels[:, None]).any(1).float().mean())
     confusion = torch.bincount(labels * classes + predictions, minlength=classes**2).view(classes, classes).double().cpu()
+    scores: dict[str, float | None] = {name: score(confusion) for name, score in SCORES.items()}
+    probabilities = logits.double().softmax(1)
+    scores |= {name: score(probabilities, labels) for name, score in PROBABILITY_SCORES.items()}
     return Evaluation(
         loss=float(F.cross_entropy(logits, labels)),
         accuracy=float((predictions == labels).float().mean()),
         top5_accuracy=top5,
         predictions=predictions.cpu(),
-        scores={name: score(confusion) for name, score in SCORES.items()},
+        scores={name: value for name, value in scores.items() if value is not None},
     )
 
 
@@ -96,13 +103,29 @@ def balanced_accuracy(confusion: Tensor) -> float:
     return float((confusion.diag()[there] / images[there]).mean())
 
 
-SCORES: dict[str, Callable[[Tensor], float]] = {"val_macro_f1": macro_f1, "val_balanced_accuracy": balanced_accuracy}
+def worst_class_recall(confusion: Tensor) -> float:
+    """The smallest recall of any class.
+
+    Args:
+        confusion: as above. Classes without images are left out.
+    Returns: a fraction in [0, 1].
+    """
+    images = confusion.sum(1)
+    there = images > 0
+    return float((confusion.diag()[there] / images[there]).min())
+
+
+SCORES: dict[str, Callable[[Tensor], float]] = {
+    "val_macro_f1": macro_f1,
+    "val_balanced_accuracy": balanced_accuracy,
+    "val_worst_class_recall": worst_class_recall,
+}
 """Metrics that follow from the confusion matrix, by their names in config/metrics.py."""
 
 _MEASURED = {field.name for field in fields(EpochResult)}
 check_tables(
     "TABLE of vit_search/config/metrics.py",
     [name for name in RANKING if name not in _MEASURED],
-    "SCORES of vit_search/vit/evaluation.py",
-    SCORES,
+    "SCORES of vit_search/vit/evaluation.py and PROBABILITY_SCORES of vit_search/vit/probability_scores.py",
+    [*SCORES, *PROBABILITY_SCORES],
 )

@@ -13,12 +13,12 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vit_search.config import gpu_share
 from vit_search.config.cost import Device, cost_of, in_units
 from vit_search.config.trial import EpochResult, TrialConfig
 from vit_search.data.batches import Split, StreamedSplit
+from vit_search.data.epoch_order import balanced_order, uniform_order
 from vit_search.errors import OutOfMemoryError
 from vit_search.runtime import machine
 from vit_search.seeds import derive_seed
@@ -26,6 +26,7 @@ from vit_search.text import counted
 from vit_search.vit import augment
 from vit_search.vit.augment import Targets
 from vit_search.vit.evaluation import EVALUATED_AT_ONCE, Evaluation, Normalisation, evaluate
+from vit_search.vit.loss import Loss, loss_of
 from vit_search.vit.model import ViT
 from vit_search.vit.optimizers import fill_state, make_optimizer
 from vit_search.vit.schedule import lr_at
@@ -57,6 +58,8 @@ class Training:
     """Moving average of the model's weights; None if the config does not ask for one."""
     accumulation: int
     """Micro-batches per step. More than the config's after a step that did not fit into memory."""
+    loss: Loss
+    """What a step minimises. `fit` makes it of the labels that it trains on; before that, it knows no classes."""
     halves: bool = True
     """Whether a lack of memory halves the micro-batch. Otherwise it ends the training at once."""
     forwards: dict[int, Forward] = field(default_factory=dict)
@@ -93,6 +96,7 @@ def start(config: TrialConfig, normalisation: Normalisation, device: torch.devic
         scaler=torch.amp.GradScaler(torch.device(device).type, enabled=half == torch.float16),
         average=None if config.training.ema_decay is None else copy.deepcopy(model).requires_grad_(False),
         accumulation=config.training.accumulation,
+        loss=Loss(config.training.label_smoothing),
     )
 
 
@@ -104,8 +108,10 @@ def fit(training: Training, train: Split | StreamedSplit, val: Split | StreamedS
 
     Raises: DivergedError if the loss is not finite: at once on a CPU, within CHECK_EVERY steps on a GPU.
         OutOfMemoryError if a step does not fit into memory, also with micro-batches of half the size where halving is allowed.
+        SpecError if the config weighs a class that the images do not have.
     """
     config = training.config.training
+    training.loss = loss_of(config, train.labels, train.classes, training.config.model.num_classes)
     if training.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     while training.epoch < config.epochs:
@@ -125,7 +131,9 @@ def _train_epoch(training: Training, train: Split | StreamedSplit, val: Split | 
     seed = derive_seed(training.config.seed, "epoch", epoch)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    parts = torch.randperm(count, generator=generator).split(config.batch_size)
+    balanced = config.sampling == "balanced"
+    order = balanced_order(train.labels.cpu(), generator) if balanced else uniform_order(count, generator)
+    parts = order.split(config.batch_size)
     first_step, steps = (epoch - 1) * len(parts), config.epochs * len(parts)
     losses, correct = torch.zeros(len(parts), device=device), torch.zeros((), device=device)
     look_every = CHECK_EVERY if device.type == "cuda" else 1
@@ -278,7 +286,7 @@ def _gradients(training: Training, forward: Forward, images: Tensor, targets: Ta
 
     Returns: the mean loss of the batch, and how many images were recognised.
     """
-    config, count = training.config.training, len(images)
+    count = len(images)
     training.optimiser.zero_grad(set_to_none=True)
     total, hits = torch.zeros((), device=images.device), torch.zeros((), dtype=torch.int64, device=images.device)
     size = math.ceil(count / training.accumulation)
@@ -288,23 +296,13 @@ def _gradients(training: Training, forward: Forward, images: Tensor, targets: Ta
                 weight.grad = None if weight.grad is None else weight.grad.clone()
         with _autocast(training):
             logits = forward(part)
-        loss = cross_entropy(logits.float(), wanted, config.label_smoothing)
+        loss = training.loss(logits.float(), wanted)
         if len(part) < count:
             loss = loss * (len(part) / count)
         training.scaler.scale(loss).backward()
         total += loss.detach()
         hits += (logits.detach().argmax(1) == wanted.labels).sum()
     return total, hits
-
-
-def cross_entropy(logits: Tensor, targets: Targets, label_smoothing: float) -> Tensor:
-    """Mean cross-entropy of a batch in nats, with label smoothing and with mixed targets where there are some."""
-    if targets.others is None or targets.share is None:
-        return F.cross_entropy(logits, targets.labels, label_smoothing=label_smoothing)
-    of_own_label, of_other_label = (
-        F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none") for labels in (targets.labels, targets.others)
-    )
-    return (targets.share * of_own_label + (1 - targets.share) * of_other_label).mean()
 
 
 def _update(training: Training, lr: float, step: int) -> None:

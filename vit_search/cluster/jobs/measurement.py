@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vit_search.cluster import record
 from vit_search.cluster.jobs.cluster_facts import Facts, Node, own_versions
+from vit_search.config.data_urls import is_remote, local_path
 from vit_search.errors import VitSearchError
 from vit_search.files import write_whole
 from vit_search.text import last_line
@@ -28,11 +29,11 @@ SEEN_WITHIN_S = 5.0
 """After which a file that another node wrote must be visible; NFS keeps what it knows of a folder for some seconds."""
 
 
-def measure(*, data: Path | None = None, search: str | None = None) -> Facts:
+def measure(*, data: str | None = None, search: str | None = None) -> Facts:
     """Measure the cluster that this process is on, from its head.
 
     Args:
-        data: the images that a search file names, as a full path.
+        data: the images that a search file names, as a full path or a URL.
         search: name of a search, to say how it stands.
     Raises: ClusterError where no Ray is joined, or the head names no storage.
     """
@@ -44,7 +45,7 @@ def measure(*, data: Path | None = None, search: str | None = None) -> Facts:
         check = f".check-{uuid.uuid4().hex[:12]}"
         check_folders = [str(folder / check) for folder in ([storage] if cache.is_relative_to(storage) else [storage, cache])]
         try:
-            references = _ask(alive, _check_node, lambda node: (check_folders, node, str(storage), str(cache), str(data) if data else ""))
+            references = _ask(alive, _check_node, lambda node: (check_folders, node, str(storage), str(cache), data or ""))
             uri, mlflow_problem = _mlflow(around.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlruns.db'}")  # while they work
             answers = {node: _answer(reference) for node, reference in references.items()}
             there = [node for node, answer in answers.items() if "trouble" not in answer and not answer["storage"] and not answer["cache"]]
@@ -168,16 +169,28 @@ def _check_node(folders: list[str], node: str, storage: str, cache: str, data: s
         wrong = f"{record.STORAGE} is {named} there and {storage} on the head; set it to the same folder on every node."
     for folder in folders:
         wrong = wrong or _write(Path(folder), node)
-    lacking = data and not os.access(data, os.R_OK)
     return {
         "free_memory": psutil.virtual_memory().available,
         "versions": own_versions(),
         "storage": wrong,
         "cache": _write(Path(cache), f".check-{node}", keep=False),
-        "data": f"data.path {data} is not there: a file that is submitted names paths of the cluster; put the images there."
-        if lacking
-        else "",
+        "data": _lacking(data) if data else "",
     }
+
+
+def _lacking(data: str) -> str:
+    """Why the images are not seen from here; files behind a URL are listed, and not fetched."""
+    if is_remote(data):
+        from vit_search.data.remote import list_files
+
+        try:
+            list_files(data)
+        except VitSearchError as error:
+            return f"data.path: {error}"
+        return ""
+    if os.access(local_path(data), os.R_OK):
+        return ""
+    return f"data.path {data} is not there: a file that is submitted names paths of the cluster; put the images there."
 
 
 def _write(folder: Path, name: str, *, keep: bool = True) -> str:

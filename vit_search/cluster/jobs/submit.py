@@ -25,6 +25,7 @@ from vit_search.cluster.jobs.connection import Cluster, one_line_errors, submit_
 from vit_search.cluster.jobs.head_command import measure_cluster, on_head
 from vit_search.cluster.jobs.launches import launches, launches_of, states, states_of_folders
 from vit_search.config import search_file
+from vit_search.config.data_urls import is_url
 from vit_search.config.search_file import SearchSpec
 from vit_search.errors import ClusterError, SpecError
 from vit_search.runtime.user import user_name
@@ -96,7 +97,7 @@ def check_paths(spec: SearchSpec, file: str) -> None:
     Raises: SpecError.
     """
     path = spec.data_config.path
-    if path is not None and not Path(path).is_absolute():
+    if path is not None and not is_url(path) and not Path(path).is_absolute():
         raise SpecError(f"{file}: data.path: {str(path)!r} is a path of this machine; name the folder on the cluster in full.")
 
 

@@ -8,10 +8,15 @@ from pathlib import Path
 from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.tables import check_tables
 from vit_search.config.trial import DataConfig
+from vit_search.data.listed import not_fetched
+from vit_search.data.sources.class_checks import check_classes
 from vit_search.data.sources.digits import Digits
 from vit_search.data.sources.image_folder import open_folder
+from vit_search.data.sources.label_map import MappedSource
 from vit_search.data.sources.source import Source
+from vit_search.data.sources.table import open_table
 from vit_search.data.sources.torchvision_sets import TorchvisionSet
+from vit_search.data.sources.webdataset import WebDataset
 from vit_search.errors import DataError
 
 Opener = Callable[[DataConfig, Path | None, bool], Source]
@@ -24,6 +29,8 @@ SOURCES: dict[str, Opener] = {
     "cifar10": TorchvisionSet,
     "cifar100": TorchvisionSet,
     "image_folder": open_folder,
+    "table": open_table,
+    "webdataset": WebDataset,
 }
 """By `data.name` of a search file. What is known of each before it is opened stands in config/data_sets.py."""
 
@@ -31,7 +38,7 @@ check_tables("DATA_SETS of vit_search/config/data_sets.py", DATA_SETS, "SOURCES 
 
 
 def open_source(config: DataConfig, downloads: Path | None = None, download: bool = False) -> Source:
-    """The images that a search file names; reads names and labels, decodes nothing.
+    """The images that a search file names; reads names and labels, decodes nothing, and fetches nothing behind a URL.
 
     Args:
         downloads: folder of the sets that are downloaded and have no `data.path`; needed by those alone.
@@ -40,7 +47,13 @@ def open_source(config: DataConfig, downloads: Path | None = None, download: boo
     """
     if config.name not in SOURCES:
         raise DataError(f"data.name: unknown data set {config.name!r}; choose from {', '.join(SOURCES)}.")
-    path = DATA_SETS[config.name].path
-    if path and config.path is None:
-        raise DataError(f"data.path: {config.name} needs it; name {path}.")
-    return SOURCES[config.name](config, downloads, download)
+    facts = DATA_SETS[config.name]
+    if facts.path and config.path is None:
+        raise DataError(f"data.path: {config.name} needs it; name {facts.path}.")
+    with not_fetched(config, by_names=facts.by_names) as local:
+        source = SOURCES[config.name](local, downloads, download)
+    if config.label_map:
+        source = MappedSource(source, config.label_map)
+    if config.label_map or source.groups is not None:
+        check_classes(source)
+    return source

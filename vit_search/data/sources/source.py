@@ -40,7 +40,9 @@ class Source(ABC):
     """(n,) text: the split that the source itself gives each image (train, val or test), or "" for an image that vit_search shall
     split by the seed. None: that is all of them."""
     groups: np.ndarray | None = None
-    """(n,) int64: images of one group belong into one split. None: there are no groups. Always None today: split.py keeps none."""
+    """(n,) int64: images of one group belong into one split. None: there are no groups."""
+    group_names: Sequence[str] = ()
+    """What messages call each group, by its number; empty: the number."""
     shape: tuple[int, int, int]
     """Channels, height and width of each image that `read` gives."""
     title: str
@@ -68,6 +70,14 @@ class Source(ABC):
         """sha256 of a streamed image as it is stored: the same for two copies of a file."""
         raise DataError(f"{self.title}: image {index} has no content_hash, so it cannot be streamed; write Source.content_hash for it.")
 
+    def where(self, index: int) -> str:
+        """Where an image is named, for a message: its file, or the line of a table."""
+        return f"image {index}"
+
+    def remarks(self) -> tuple[str, ...]:
+        """What else a summary says, as of files that were left out."""
+        return ()
+
     def summary(self, used: Mapping[str, int] | None = None) -> str:
         """What the set holds, in one line: `10 classes: 0, 1, …; 1,797 images`.
 
@@ -75,7 +85,8 @@ class Source(ABC):
             used: images of each split, where they have been split and `train_limit` may have left some out.
         """
         counts = self.counts if used is None else used
-        return summary(self.classes, sum(counts.values()), counts)
+        groups = 0 if self.groups is None else len(np.unique(self.groups))
+        return summary(self.classes, sum(counts.values()), counts, groups)
 
     @property
     def counts(self) -> Counter[str]:
@@ -95,18 +106,23 @@ class Source(ABC):
         }
         return {split: names for split, names in lacks.items() if names}
 
+    def notes(self) -> tuple[str, ...]:
+        """What a summary adds to the counts: `remarks`, and classes of which val or test has no image."""
+        return (*self.remarks(), *(f"{split} has no image of {in_short(names)}" for split, names in self.missing.items()))
+
 
 def in_short(classes: Sequence[str]) -> str:
     """Names of classes, the first few of many."""
     return ", ".join(classes[:CLASSES_SHOWN]) + (f", … {len(classes) - CLASSES_SHOWN} more" if len(classes) > CLASSES_SHOWN else "")
 
 
-def summary(classes: tuple[str, ...], images: int, splits: Mapping[str, int]) -> str:
+def summary(classes: tuple[str, ...], images: int, splits: Mapping[str, int], groups: int = 0) -> str:
     """What a data set holds, in one line.
 
     Args:
-        images: all of them. splits: those of each split; empty, or all under "", where they are not split yet.
+        images: all of them. splits: those of each split; empty, or all under "", where they are not split yet. groups: 0 for none.
     """
     parts = [f"{name} {splits[name]:,}" for name in ("train", "val", "holdout", "test") if splits.get(name)]
     by_split = f" ({', '.join(parts)})" if parts else ""
-    return f"{counted(len(classes), 'class')}: {in_short(classes)}; {counted(images, 'image')}{by_split}"
+    of_groups = f" of {counted(groups, 'group')}" if groups else ""
+    return f"{counted(len(classes), 'class')}: {in_short(classes)}; {counted(images, 'image')}{of_groups}{by_split}"

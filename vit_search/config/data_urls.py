@@ -1,0 +1,94 @@
+"""The URLs that `data.path` may be: which protocols are read, and what a URL must not hold. Nothing is opened here."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeGuard
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from vit_search.errors import SpecError
+from vit_search.text import nearest
+
+PROTOCOLS = {"s3": "s3fs", "gs": "gcsfs", "https": "", "http": "", "file": ""}
+"""Protocols that are read, with the package that each needs besides our own dependencies."""
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SECRET = re.compile(r"sig|token|key|credential|secret|pass|auth|x-(amz|goog|ms)-", re.IGNORECASE)
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+
+
+def is_url(path: str | None) -> TypeGuard[str]:
+    """Whether a path is a URL of any protocol."""
+    return path is not None and _URL.match(path) is not None
+
+
+def is_remote(path: str | None) -> TypeGuard[str]:
+    """Whether a path is a URL whose files have to be fetched: `file://` is a path of this machine."""
+    return is_url(path) and not path.lower().startswith("file://")
+
+
+def check_url(url: str) -> None:
+    """Refuse a URL that cannot be read, or that holds a password. The message never repeats the URL.
+
+    Raises: SpecError.
+    """
+    parts = urlsplit(url)
+    protocol = parts.scheme.lower()
+    if protocol not in PROTOCOLS:
+        raise SpecError(f"data.path: unknown protocol {protocol}://; {nearest(protocol, list(PROTOCOLS))}")
+    if "@" in parts.netloc:
+        mend = "remove them, and set them in the environment (for s3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+        raise SpecError(
+            f"data.path: the {protocol} URL has a user name or a password, which the search would write into its files; {mend}."
+        )
+    secrets = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True) if _SECRET.search(name)]
+    if secrets:
+        fact = f"the {protocol} URL has {secrets[0]}=…, which looks like a password, and the search would write it into its files"
+        raise SpecError(f"data.path: {fact}; give a URL that is not signed.")
+    if protocol == "file" and parts.netloc not in ("", "localhost"):
+        raise SpecError(f"data.path: file://{parts.netloc} names another machine; write three slashes: file:///folder.")
+    if protocol != "file" and not parts.netloc:
+        raise SpecError(f"data.path: the URL names no {'bucket' if PROTOCOLS[protocol] else 'server'}; write {protocol}://NAME/folder.")
+
+
+def local_path(path: str) -> Path:
+    """A path of this machine, also one that is written as `file:///folder`."""
+    return Path(unquote(urlsplit(path).path) if is_url(path) else path).expanduser()
+
+
+def has_files(path: Path) -> bool:
+    """Whether anything is at a path, or at the folder above its first part with braces."""
+    return path.exists() or (has_braces(str(path)) and Path(before_braces(str(path))[0]).exists())
+
+
+def expanded(pattern: str) -> list[str]:
+    """All texts that braces stand for: `a-{08..10}.tar` is a-08.tar, a-09.tar and a-10.tar; `{a,b}.tar` is a.tar and b.tar."""
+    parts = _BRACES.split(pattern)  # texts outside and inside of braces take turns
+    choices = [list(_inside(part)) if i % 2 else [part] for i, part in enumerate(parts)]
+    return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+
+def has_braces(path: str) -> bool:
+    """Whether `expanded` finds something to do."""
+    return _BRACES.search(path) is not None
+
+
+def before_braces(path: str) -> tuple[str, str]:
+    """The folder above the first part with braces, with its slash, and the rest."""
+    cut = path.rfind("/", 0, path.find("{")) + 1
+    return path[:cut], path[cut:]
+
+
+def _inside(text: str) -> Iterator[str]:
+    """What one pair of braces stands for."""
+    numbers = _RANGE.fullmatch(text)
+    if numbers is None:
+        yield from text.split(",")
+        return
+    first, last = numbers.groups()
+    for number in range(int(first), int(last) + 1):
+        yield str(number).zfill(len(first))

@@ -1,0 +1,33 @@
+"""Which training images an epoch shows, and in which order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+
+def uniform_order(count: int, generator: Generator) -> Tensor:
+    """Each image once: (count,), indices in random order, on the CPU."""
+    return torch.randperm(count, generator=generator)
+
+
+def balanced_order(labels: Tensor, generator: Generator) -> Tensor:
+    """As many images of each class as of each other, give or take one: (images,), indices in random order, on the CPU.
+
+    An epoch keeps its length. Two images of a class differ by at most one in how often they are shown, so a rare class is shown as a
+    whole again and again, and of a frequent one a part, drawn anew in each epoch.
+
+    Args:
+        labels: (images,), on the CPU. Classes without images are left out.
+        generator: on the CPU.
+    """
+    by_class = [part for part in labels.argsort(stable=True).split(torch.bincount(labels).tolist()) if len(part)]
+    each, more = divmod(len(labels), len(by_class))
+    one_more = torch.zeros(len(by_class), dtype=torch.bool)
+    one_more[torch.randperm(len(by_class), generator=generator)[:more]] = True
+    chosen = []
+    for images, extra in zip(by_class, one_more.tolist(), strict=True):
+        times, rest = divmod(each + extra, len(images))
+        chosen += [images.repeat(times), images[torch.randperm(len(images), generator=generator)[:rest]]]
+    order = torch.cat(chosen)
+    return order[torch.randperm(len(order), generator=generator)]

@@ -1,0 +1,90 @@
+"""A data set behind a URL as `lint` and `plan` see it: its files are listed, and none is fetched."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from vit_search.config.cost import in_units
+from vit_search.config.data_sets import DATA_SETS
+from vit_search.config.data_urls import is_remote, is_url, local_path
+from vit_search.config.trial import DataConfig
+from vit_search.data.fetch import LocalCopy, local_copy
+from vit_search.data.remote import Listing, list_files
+from vit_search.errors import DataError
+from vit_search.text import counted
+
+LISTED_FOR_S = 60.0
+"""`plan` asks several questions about one data set, which needs one listing."""
+
+_listings: dict[str, tuple[float, Listing | DataError]] = {}
+
+
+class NotFetchedError(DataError):
+    """Files behind a URL would have to be read, and are not on this machine."""
+
+
+@contextlib.contextmanager
+def not_fetched(config: DataConfig, *, by_names: bool) -> Iterator[DataConfig]:
+    """The config with a path of this machine: that of the copy where there is one, else a folder of empty files for as long as this lasts.
+
+    Args:
+        by_names: whether the names of the files tell classes and labels.
+    Raises: DataError where the files cannot be listed; NotFetchedError where they would have to be read.
+    """
+    if config.path is None or not is_url(config.path):
+        yield config
+        return
+    if not is_remote(config.path):
+        yield replace(config, path=str(local_path(config.path)))
+        return
+    listing = _listed(config)
+    copy = local_copy(listing)
+    if copy is None and not by_names:
+        fact = f"{counted(len(listing.files), 'file')}, {in_units(listing.size)}, not on this machine yet"
+        raise NotFetchedError(f"{listing.url}: {fact}; `vit-search run` fetches them, and images are counted then.")
+    with contextlib.ExitStack() as around:
+        if copy is None:
+            copy = LocalCopy(listing.url, Path(around.enter_context(tempfile.TemporaryDirectory(prefix="vit_search-"))), listing.path)
+            _outline(listing, copy.folder)
+        around.enter_context(copy.naming_url())
+        yield replace(config, path=str(copy.at))
+
+
+def described(config: DataConfig) -> str:
+    """What lies behind the URL of a data set, in one line.
+
+    Raises: DataError where it cannot be listed.
+    """
+    listing = _listed(config)
+    where = "already on this machine" if local_copy(listing) else "fetched into the cache when the search starts"
+    return f"{listing.url}: {counted(len(listing.files), 'file')}, {in_units(listing.size)}, {where}"
+
+
+def _listed(config: DataConfig) -> Listing:
+    url = config.path or ""
+    at, known = _listings.get(url, (0.0, None))
+    if known is None or time.monotonic() - at > LISTED_FOR_S:
+        try:
+            known = list_files(url, DATA_SETS[config.name].beside)
+        except DataError as error:  # a server that cannot be reached is waited for once
+            known = error
+        _listings[url] = (time.monotonic(), known)
+    if isinstance(known, DataError):
+        raise type(known)(*known.args)
+    return known
+
+
+def _outline(listing: Listing, folder: Path) -> None:
+    """Empty files of the same names."""
+    made = {""}
+    for file in listing.files:
+        above = file.name.rpartition("/")[0]
+        if above not in made:
+            (folder / above).mkdir(parents=True, exist_ok=True)
+            made.add(above)
+        (folder / file.name).touch()

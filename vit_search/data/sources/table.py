@@ -1,0 +1,187 @@
+"""Images that a table lists: one row for each image, with its label and, if wanted, its split and its group."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from vit_search.config.trial import DataConfig
+from vit_search.data.file_hashes import sha256_of_all
+from vit_search.data.mistakes import refuse
+from vit_search.data.sources import table_checks
+from vit_search.data.sources.class_checks import check_classes
+from vit_search.data.sources.image_folder import SPLIT_NAMES, FileReader
+from vit_search.data.sources.source import Reader, Source
+from vit_search.data.sources.table_file import BytesReader, TableFile, bytes_reader, image_kind, image_names, iter_bytes, open_file
+from vit_search.errors import DataError
+from vit_search.text import counted, listed, nearest
+
+
+class Table(Source):
+    """Images of files that a table names, or whose bytes it holds.
+
+    Args:
+        rows: what the table says of each image. reader: decodes an image by its name. streamed: whether it may do so in any order.
+        image_size: side in pixels to which images are resized.
+    """
+
+    def __init__(self, table: TableFile, rows: _Rows, reader: Reader, *, streamed: bool, image_size: int | None) -> None:
+        self.title = str(table.path)
+        self.classes, self.labels, self.splits = rows.classes, rows.labels, rows.splits
+        self.groups, self.group_names = rows.groups, rows.group_names
+        self.reader = reader if streamed else None
+        self._table, self._rows, self._read, self._size = table, rows, reader, image_size
+
+    @property
+    def shape(self) -> tuple[int, int, int]:  # type: ignore[override]  # mypy does not know that it can be set
+        """Raises: DataError where the search file gives no size."""
+        if self._size is None:
+            raise DataError("data.image_size: table needs it; give the side in pixels.")
+        return self._rows.channels, self._size, self._size
+
+    @property
+    def names(self) -> np.ndarray:
+        """Names of files as the table has them, or rows from 1."""
+        return np.array(self._rows.names)
+
+    @cached_property
+    def _hashes(self) -> list[str]:
+        if isinstance(self._read, BytesReader):
+            contents = (content or b"" for group in iter_bytes(self._table, self._read.column) for content in group)
+            return [hashlib.sha256(content).hexdigest() for content in contents]
+        folder = self._table.folder
+        return sha256_of_all([folder / name for name in self._rows.names])
+
+    def content_hash(self, index: int) -> str:
+        """sha256 of an image as it is stored."""
+        return self._hashes[index]
+
+    def fingerprint(self) -> bytes:
+        """Name, content, label, split and group of each image; not the file's format, nor its other columns."""
+        rows, nothing = self._rows, [""] * len(self.labels)
+        labels = [self.classes[label] for label in self.labels.tolist()]
+        splits = nothing if rows.splits is None else rows.splits.tolist()
+        groups = nothing if rows.groups is None else [rows.group_names[group] for group in rows.groups.tolist()]
+        described = zip(rows.names, self._hashes, labels, splits, groups, strict=True)
+        return b"table 1\n" + json.dumps([self.classes, *described]).encode()
+
+    def read(self, index: int) -> np.ndarray:
+        """uint8, of `shape`."""
+        _, height, width = self.shape
+        return self._read(self._rows.names[index], (height, width))
+
+    def where(self, index: int) -> str:
+        """`line 7` of a CSV file, `row 7` of a Parquet file."""
+        return table_checks.rows_text(self._table, [index])
+
+    def summary(self, used: Mapping[str, int] | None = None) -> str:
+        """Classes, images, groups and splits, in one line."""
+        return "; ".join((super().summary(used), *self.notes()))
+
+
+class _Rows:
+    """What a table says of its images, checked.
+
+    Raises: DataError that names all kinds of mistakes, with their rows.
+    """
+
+    splits: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    group_names: Sequence[str] = ()
+
+    def __init__(self, table: TableFile, config: DataConfig) -> None:
+        columns = _columns(table, config)
+        self.channels: int = config.channels
+        self.image_column, label_column = columns["image"], columns["label"]
+        if not len(table.numbers):
+            raise DataError(f"{table.path}: no rows below the header; list one image in each row.")
+        kind = image_kind(table, self.image_column)
+        labels = table_checks.as_texts(table.values(label_column))
+        mistakes = [*table_checks.missing_values(table, label_column, labels, "label")]
+        names = table.class_names(label_column)
+        if names is not None:
+            mistakes += table_checks.unnamed_labels(table, labels, names)
+        if kind == "names":
+            files = [(name or "").strip() or None for name in image_names(table, self.image_column)]
+            mistakes += table_checks.missing_values(table, self.image_column, files, "image")
+            mistakes += table_checks.duplicate_files(table, files, labels)
+            mistakes += table_checks.bad_files(table, files)
+        else:
+            files = [str(number) for number in table.numbers]
+            mistakes += table_checks.bad_bytes(table, self.image_column)
+        splits: Sequence[str | None] | None = table.splits_of_parts()
+        if "split" in columns:
+            splits = table_checks.as_texts(table.values(columns["split"]))
+            mistakes += table_checks.unknown_splits(table, splits)
+        if "group" in columns:
+            groups = table_checks.as_texts(table.values(columns["group"]))
+            mistakes += table_checks.missing_values(table, columns["group"], groups, "group")
+        refuse(str(table.path), mistakes)
+        self.names = [str(name) for name in files]
+        self.classes, self.labels = _numbered([str(label) for label in labels], names)
+        if splits is not None:
+            self.splits = np.array([SPLIT_NAMES[split.lower()] if split else "" for split in splits])
+        if "group" in columns:
+            self.group_names, self.groups = _numbered([str(group) for group in groups], None)
+
+
+def _numbered(texts: Sequence[str], names: Sequence[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
+    """Different texts in order, and the number of each text; with names, texts are indices of those."""
+    values = table_checks.in_order(set(texts))
+    numbers = {text: number for number, text in enumerate(values)}
+    shown = values if names is None else tuple(names[int(text)] for text in values)
+    return shown, np.array([numbers[text] for text in texts], np.int64)
+
+
+def _columns(table: TableFile, config: DataConfig) -> dict[str, str]:
+    """The column for each of image, label, split and group; the last two only where the table has them.
+
+    Raises: DataError where a column is missing, with the nearest name.
+    """
+    columns: dict[str, str] = {}
+    for key in ("image", "label", "split", "group"):
+        wanted = getattr(config, key)
+        name = key if wanted is None else wanted
+        if wanted is None and key in ("split", "group") and name in (config.image, config.label, config.split, config.group):
+            continue  # a column of this name is used for something else
+        if name in table.columns:
+            columns[key] = name
+        elif wanted is not None or key in ("image", "label"):
+            there = listed(table.columns)
+            if wanted is None:
+                raise DataError(f"data.{key}: {table.path} has no column {key!r}; name the one to use, of its columns {there}.")
+            mend = nearest(name, table.columns)
+            mend = mend if mend.startswith("did") else f"its columns are {there}."
+            raise DataError(f"data.{key}: {table.path} has no column {name!r}; {mend}")
+    used: dict[str, str] = {}
+    for key, name in columns.items():
+        if name in used:
+            raise DataError(f"data.{key}: the column {name!r} is that of data.{used[name]}, too; name another one.")
+        used[name] = key
+    return columns
+
+
+def open_table(config: DataConfig, downloads: Path | None, download: bool) -> Table:
+    """The table that `data.path` names, for images of the size and channels that the search file asks for.
+
+    Raises: DataError that names the rows at fault.
+    """
+    table = open_file(Path(config.path or "").expanduser())
+    rows = _Rows(table, config)
+    if image_kind(table, rows.image_column) == "bytes":
+        reader, streamed = bytes_reader(table, rows.image_column, config.channels)
+        source = Table(table, rows, reader, streamed=streamed, image_size=config.image_size)
+    else:
+        files = FileReader(table.folder.resolve(), config.channels)
+        source = Table(table, rows, files, streamed=True, image_size=config.image_size)
+    if len(source.classes) < 2 and not config.label_map:
+        column = config.label or "label"
+        raise DataError(f"{table.path}: {counted(len(source.classes), 'class')} only in the column {column!r}; a model needs two or more.")
+    if not config.label_map:
+        check_classes(source)
+    return source

@@ -1,0 +1,166 @@
+"""What is wrong with the rows of a table: each kind of mistake as one line that names its rows.
+
+Values become texts here, too: a label or a group is the same text, whether a CSV or a Parquet file has it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from vit_search.data.decode import begins_as_image
+from vit_search.data.sources.image_folder import SPLIT_NAMES
+from vit_search.data.sources.table_file import TableFile, iter_bytes
+from vit_search.text import LISTED, file_name, listed, nearest
+
+PART = 64
+"""Files that a thread is given at once."""
+
+PARALLEL = 16
+"""Files that are looked at at once: on a network's storage, each takes some milliseconds."""
+
+MISSING = frozenset({"", "nan", "none", "null", "<na>"})
+"""Texts, in lower case, that stand for no value: pandas and others write them."""
+
+
+def as_texts(values: Sequence[Any]) -> list[str | None]:
+    """Values of a column as texts; None for a missing one.
+
+    A number without a fraction has none in its text, since a column of whole numbers that lacks some is a column of floats to pandas.
+    True and False are `true` and `false`, also where they are texts.
+    """
+    texts = [_as_text(value) for value in values]
+    there = {text for text in texts if text is not None}
+    if there and all(text.lower() in ("true", "false") for text in there):
+        return [text and text.lower() for text in texts]
+    if there and all(text.removeprefix("-").removesuffix(".0").isdecimal() for text in there):
+        return [text and text.removesuffix(".0") for text in texts]
+    return texts
+
+
+def _as_text(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if value is None or value != value:  # NaN
+        return None
+    text = str(value).strip()
+    return None if text.lower() in MISSING else text
+
+
+def in_order(texts: set[str]) -> tuple[str, ...]:
+    """Names of classes in order: whole numbers by their size, texts by their letters."""
+    if all(text.removeprefix("-").isdecimal() for text in texts):
+        return tuple(sorted(texts, key=lambda text: (int(text), text)))
+    return tuple(sorted(texts))
+
+
+def rows_text(table: TableFile, rows: Sequence[int]) -> str:
+    """Rows as the user counts them: `line 3`, `lines 3, 8, … 14 more`."""
+    numbers = [table.number(row) for row in rows[:LISTED]]
+    more = f", … {len(rows) - LISTED:,} more" if len(rows) > LISTED else ""
+    return f"{table.word}{'s' if len(rows) > 1 else ''} {', '.join(numbers)}{more}"
+
+
+def missing_values(table: TableFile, column: str, values: Sequence[str | None], what: str) -> Iterator[str]:
+    """Rows without a label, group or image."""
+    rows = [row for row, value in enumerate(values) if value is None]
+    if rows:
+        yield f"no {what} in the column {column!r}: {rows_text(table, rows)}; give each row one, or remove it."
+
+
+def unknown_splits(table: TableFile, values: Sequence[str | None]) -> Iterator[str]:
+    """Splits of no known name."""
+    unknown: dict[str, list[int]] = {}
+    for row, value in enumerate(values):
+        if value is not None and value.lower() not in SPLIT_NAMES:
+            unknown.setdefault(value, []).append(row)
+    if unknown:
+        names = [f"{name!r} ({rows_text(table, rows)})" for name, rows in unknown.items()]
+        mend = nearest(next(iter(unknown)).lower(), ["train", "val", "test"])
+        mend = mend if mend.startswith("did") else "give train, val or test, or leave it empty to have the image split by the seed."
+        yield f"unknown split {listed(names)}; {mend}"
+
+
+def unnamed_labels(table: TableFile, labels: Sequence[str | None], names: Sequence[str]) -> Iterator[str]:
+    """Numbers for which Hugging Face's list of names has no name; -1 stands for a missing label there."""
+    rows = [row for row, label in enumerate(labels) if label is not None and not (label.isdecimal() and int(label) < len(names))]
+    if rows:
+        fact = f"the label {labels[rows[0]]}, and the file has names for 0 to {len(names) - 1}: {rows_text(table, rows)}"
+        yield f"{fact}; remove rows without a label, or write the file again."
+
+
+def duplicate_files(table: TableFile, names: Sequence[str | None], labels: Sequence[str | None]) -> Iterator[str]:
+    """Files that are named in two rows, with the same label or with two."""
+    first: dict[str, int] = {}
+    same: list[str] = []
+    other: list[str] = []
+    for row, name in enumerate(names):
+        if name is None:
+            continue
+        earlier = first.setdefault(os.path.normpath(name), row)
+        if earlier != row:
+            pair = f"{file_name(name)} ({rows_text(table, [earlier, row])}"
+            if labels[earlier] == labels[row]:
+                same.append(f"{pair})")
+            else:
+                other.append(f"{pair}: {labels[earlier]} and {labels[row]})")
+    if other:
+        yield f"the same image with different labels: {listed(other)}; keep the right row of each."
+    if same:
+        yield f"the same image twice: {listed(same)}; keep one row of each."
+
+
+def bad_files(table: TableFile, names: Sequence[str | None]) -> Iterator[str]:
+    """Files that are missing, and files that are no images by their first bytes."""
+    rows = [row for row, name in enumerate(names) if name is not None]
+    folder = table.folder
+    paths = [folder / str(names[row]) for row in rows]
+    parts = [paths[start : start + PART] for start in range(0, len(paths), PART)]
+    with ThreadPoolExecutor(PARALLEL) as threads:
+        faults = [fault for part in threads.map(lambda part: [_fault(path) for path in part], parts) for fault in part]
+    for fault, mend in FAULTS.items():
+        wrong = [(row, path) for row, path, found in zip(rows, paths, faults, strict=True) if found == fault]
+        if wrong:
+            files = listed([f"{file_name(str(path))} ({rows_text(table, [row])})" for row, path in wrong])
+            windows = ", with / for \\" if "\\" in files else ""
+            yield f"{fault}: {files}; {mend}{windows}."
+
+
+FAULTS = {
+    "no such file": "correct the names; relative ones start at the folder of the table",
+    "cannot be read": "give this account the right to read such files",
+    "not an image": "replace such files, or remove their rows",
+}
+"""What can be wrong with a file, as far as its first bytes show, and how to fix it."""
+
+
+def _fault(path: Path) -> str:
+    """One of FAULTS; empty if nothing is wrong."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            return "" if begins_as_image(file.read(16), path.name) else "not an image"
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return "no such file"
+    except (OSError, ValueError):  # a name that is too long, or has a NUL
+        return "cannot be read"
+
+
+def bad_bytes(table: TableFile, column: str) -> Iterator[str]:
+    """Rows whose bytes are missing, or no image by the first of them."""
+    absent: list[int] = []
+    odd: list[int] = []
+    row = 0
+    for contents in iter_bytes(table, column):
+        for content in contents:
+            if not content:
+                absent.append(row)
+            elif not begins_as_image(content):
+                odd.append(row)
+            row += 1
+    if absent:
+        yield f"no image in the column {column!r}: {rows_text(table, absent)}; remove such rows."
+    if odd:
+        yield f"bytes that are no image in the column {column!r}: {rows_text(table, odd)}; give the bytes of image files, as PNG or JPEG."

@@ -1,0 +1,407 @@
+"""Images in tar files (shards), as WebDataset writes them: `KEY.jpg` and, beside it, `KEY.cls` or `KEY.json` with the label.
+
+The shards are read in place. An index of where each image begins is made once, when the source is opened; after that, any image is
+read by itself. The package webdataset reads shards from end to end: with it, neither the splits nor the order of the batches could
+follow from the seed alone. It also unpickles some endings, and nothing here does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from vit_search.config.data_urls import before_braces, expanded, has_braces
+from vit_search.config.trial import DataConfig
+from vit_search.data.decode import MAX_FILE_BYTES, read_image
+from vit_search.data.file_hashes import fingerprint_of, sha256_by_name
+from vit_search.data.parallel import in_chunks
+from vit_search.data.progress import step
+from vit_search.data.sources.image_folder import IMAGE_ENDINGS, SPLIT_NAMES, left_out
+from vit_search.data.sources.source import Source, in_short
+from vit_search.errors import DataError, TooLargeError
+from vit_search.text import counted
+
+ENDINGS = IMAGE_ENDINGS - {".tga"}
+"""Of images. The content of a TGA file does not tell that it is one."""
+
+LARGE = 2**24
+"""Bytes of all shards above which they are indexed in several processes."""
+
+LABEL_BYTES = 2**20
+"""More than any label needs."""
+
+SHOWN = 20
+"""Mistakes that one message names."""
+
+PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+"""How packed files begin, and what unpacks them: nothing in the middle of one can be read by itself."""
+
+
+@dataclass(frozen=True)
+class ShardReader:
+    """Decodes the images of a streamed set by their names, which say where each begins: `SHARD BEGIN LENGTH KEY`."""
+
+    root: Path
+    shards: tuple[str, ...]
+    channels: int
+
+    def __call__(self, name: str, size: tuple[int, int] | None) -> np.ndarray:
+        """uint8 (channels, height, width)."""
+        shard, begin, length, key = name.split(" ", 3)
+        where = f"{self.root / self.shards[int(shard)]}: {key}"
+        if int(length) > MAX_FILE_BYTES:
+            raise TooLargeError(f"{where}: {int(length):,} bytes; give an image file of at most {MAX_FILE_BYTES:,}.")
+        try:
+            return read_image(self.content(int(shard), int(begin), int(length)), size, self.channels)
+        except DataError as error:
+            raise type(error)(f"{where}: {str(error).removeprefix('image: ')}") from None
+
+    def content(self, shard: int, begin: int, length: int) -> bytes:
+        """Bytes of a shard."""
+        path = self.root / self.shards[shard]
+        try:
+            with path.open("rb") as file:
+                return os.pread(file.fileno(), length, begin)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); put it back, or start the search anew.") from None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and what belongs to it."""
+
+    shard: int
+    begin: int
+    length: int
+    key: str
+    label: int | str
+
+
+@dataclass
+class _Group:
+    """The files of one key, while a shard is read."""
+
+    key: str
+    image: tuple[int, int] | None = None
+    """Begin and length."""
+    label: int | str | None = None
+    from_cls: bool = False
+    problem: str = ""
+
+
+class WebDataset(Source):
+    """The images of one or many shards, in the order of the shards' names and of the files in each."""
+
+    def __init__(self, config: DataConfig, downloads: Path | None, download: bool) -> None:
+        """Raises: DataError that names shard and key of what is wrong, several at once."""
+        assert config.path is not None and config.image_size is not None, "a search file gives both"
+        self.title = config.path
+        self._root, self._shards, splits = _find(config.path)
+        self.shape = (config.channels, config.image_size, config.image_size)
+        self.reader = self._reader = ShardReader(self._root.resolve(), self._shards, config.channels)
+        self._skipped: Counter[str] = Counter()
+        self._samples = self._index(config.label or "label")
+        self._check_keys()
+        self.classes, self.labels = _classes([sample.label for sample in self._samples])
+        if splits is not None:
+            self.splits = np.array([splits[sample.shard] for sample in self._samples])
+        self._check_classes()
+
+    def _index(self, label_key: str) -> list[Sample]:
+        found: list[Sample] = []
+        problems: list[str] = []
+        size = sum((self._root / name).stat().st_size for name in self._shards)
+
+        def index(shards: range) -> tuple[list[Sample], list[str], Counter[str]]:
+            samples, mistakes, skipped = [], [], Counter[str]()
+            for i in shards:
+                path = self._root / self._shards[i]
+                for group in read_groups(path, label_key, skipped):
+                    if group.problem or group.image is None or group.label is None:
+                        mistakes.append(f"{path}: {group.key}: {group.problem}")
+                    else:
+                        samples.append(Sample(i, *group.image, group.key, group.label))
+            return samples, mistakes, skipped
+
+        with step("indexing", len(self._shards), "shards") as advance:
+            alone = 1 if size > LARGE else len(self._shards)
+            for samples, mistakes, skipped in in_chunks(len(self._shards), index, size=1, alone=alone):
+                found += samples
+                problems += mistakes
+                self._skipped += skipped
+                advance(1)
+        _refuse(self.title, problems)
+        if not found:
+            raise DataError(f"{self.title}: no images; put KEY.jpg (or .png, …) and KEY.cls or KEY.json into the shards.")
+        return found
+
+    def _check_keys(self) -> None:
+        first: dict[str, int] = {}
+        problems = []
+        for sample in self._samples:
+            if sample.key in first:
+                where = f"{self._root / self._shards[sample.shard]}: {sample.key}"
+                problems.append(f"{where}: the key is there twice, first in {self._shards[first[sample.key]]}; give each image its own.")
+            else:
+                first[sample.key] = sample.shard
+        _refuse(self.title, problems)
+
+    def _check_classes(self) -> None:
+        if len(self.classes) < 2:
+            raise DataError(f"{self.title}: one class only, {self.classes[0]!r}; a search needs at least two.")
+        splits = np.full(len(self.labels), "") if self.splits is None else self.splits
+        to_split = self.labels[(splits == "") | (splits == "train")]
+        for label, count in enumerate(np.bincount(to_split, minlength=len(self.classes))):
+            name = self.classes[label]
+            if count == 0:
+                first = self._samples[int(np.flatnonzero(self.labels == label)[0])]
+                where = f"{self._root / self._shards[first.shard]}: {first.key}"
+                raise DataError(f"{where}: the class {name!r} is in no training shard; add images of it there, or remove these.")
+            if count < 3:
+                raise DataError(f"{self.title}: class {name!r} has {counted(int(count), 'image')}; each needs at least 3 to be split.")
+
+    def fingerprint(self) -> bytes:
+        """Names and contents of the shards."""
+        return b"webdataset 1\n" + fingerprint_of(sha256_by_name(self._root, [self._root / name for name in self._shards]))
+
+    def read(self, index: int) -> np.ndarray:
+        """uint8, of `shape`."""
+        return self._reader(str(self._name(self._samples[index])), self.shape[1:])
+
+    @staticmethod
+    def _name(sample: Sample) -> str:
+        return f"{sample.shard} {sample.begin} {sample.length} {sample.key}"
+
+    @cached_property
+    def names(self) -> np.ndarray:
+        """As ShardReader takes them."""
+        return np.array([self._name(sample) for sample in self._samples])
+
+    def content_hash(self, index: int) -> str:
+        """sha256 of an image file."""
+        sample = self._samples[index]
+        return hashlib.sha256(self._reader.content(sample.shard, sample.begin, sample.length)).hexdigest()
+
+    def summary(self, used: Mapping[str, int] | None = None) -> str:
+        """`2 classes: cat, dog; 80 images; 3 shards; 80 files skipped: 80 .txt`."""
+        parts = [super().summary(), counted(len(self._shards), "shard")]
+        parts += [left_out(self._skipped)] if self._skipped else []
+        parts += [f"{split} has no image of {in_short(names)}" for split, names in self.missing.items()]
+        return "; ".join(parts)
+
+
+def _refuse(title: str, problems: list[str]) -> None:
+    """Raises: DataError with all mistakes, or the first of many."""
+    if len(problems) == 1:
+        raise DataError(problems[0])
+    if problems:
+        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise DataError(f"{title}: {len(problems)} keys cannot be used:\n  " + "\n  ".join(problems[:SHOWN]) + more)
+
+
+def _find(path: str) -> tuple[Path, tuple[str, ...], tuple[str, ...] | None]:
+    """The shards that a path names: the folder they are in, their names below it, and the split of each where they have any.
+
+    Raises: DataError where there is none, or some have a split and others do not.
+    """
+    if has_braces(path):
+        folder, rest = before_braces(path)
+        root, names = Path(folder or "."), expanded(rest)
+        missing = next((name for name in names if not (root / name).is_file()), None)
+        if missing is not None:
+            raise DataError(f"{root / missing}: missing; data.path names it by its braces.")
+    elif Path(path).is_file():
+        root, names = Path(path).parent, [Path(path).name]
+    elif Path(path).is_dir():
+        root = Path(path)
+        names = sorted(str(shard.relative_to(root)) for shard in root.rglob("*.tar") if shard.is_file() and not shard.name.startswith("."))
+        if not names:
+            raise DataError(f"{root}: no shards; data.path names a folder of .tar files, one .tar file, or several as a-{{000..009}}.tar.")
+    else:
+        raise DataError(f"{path}: missing; data.path names a folder of .tar files, one .tar file, or several as a-{{000..009}}.tar.")
+    splits = tuple(_split_of(name) for name in names)
+    if not any(splits):
+        return root, tuple(names), None
+    if "train" not in splits and any(split in ("train", "val") for split in splits):
+        raise DataError(f"{root}: shards of val, and none of train; name the others train-….tar, or put them into a folder train.")
+    odd = next((name for name, split in zip(names, splits, strict=True) if not split), None)
+    if odd is not None and set(splits) != {"", "test"}:
+        mend = "give each shard one, as a folder (train/) or before its name (train-000.tar), or none"
+        raise DataError(f"{root / odd}: it is of no split, and other shards are; {mend}.")
+    if set(splits) == {"test"}:
+        raise DataError(f"{root}: all shards are of the split test; add shards to train on.")
+    return root, tuple(names), splits
+
+
+def _split_of(name: str) -> str:
+    """The split that a folder or the beginning of a shard's name says, or an empty text."""
+    *folders, file = name.split("/")
+    for folder in folders:
+        if folder.lower() in SPLIT_NAMES:
+            return SPLIT_NAMES[folder.lower()]
+    stem = file.lower().removesuffix(".tar").replace("_", "-").replace(".", "-")
+    return SPLIT_NAMES.get(stem.partition("-")[0], "")
+
+
+def read_groups(shard: Path, label_key: str, skipped: Counter[str]) -> Iterator[_Group]:
+    """The keys of one shard, in their order, each with where its image lies and what its label is.
+
+    Raises: DataError where the shard is no tar file, is packed, or is cut off.
+    """
+    _refuse_packed(shard)
+    group: _Group | None = None
+    last = ""
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them
+                name = member.name.removeprefix("./")
+                folder, _, file = name.rpartition("/")
+                if not member.isfile() or file.startswith("."):
+                    if not member.isdir():
+                        skipped["hidden" if member.isfile() else "not a file"] += 1
+                    continue
+                stem, dot, ending = file.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
+                if group is None or group.key != key:
+                    if group is not None and not _is_other(group):
+                        yield _finished(group, label_key)
+                    group = _Group(key)
+                last = name
+                _add(group, member, f"{dot}{ending}".lower(), tar, label_key, skipped)
+            end = tar.offset
+        if group is not None and not _is_other(group):
+            yield _finished(group, label_key)
+        _check_end(shard, end, last)
+    except (tarfile.TarError, EOFError) as error:
+        after = f" after {last}" if last else ""
+        raise DataError(f"{shard}: cut off or damaged{after} ({str(error) or type(error).__name__}); copy it again.") from None
+    except OSError as error:
+        raise DataError(f"{shard}: cannot be read ({error.strerror or error}); give this account the right to read it.") from None
+
+
+def _refuse_packed(shard: Path) -> None:
+    try:
+        with shard.open("rb") as file:
+            begin = file.read(512)
+    except OSError as error:
+        raise DataError(f"{shard}: cannot be read ({error.strerror}); give this account the right to read it.") from None
+    tool = next((tool for mark, tool in PACKED.items() if begin.startswith(mark)), None)
+    if tool is not None:
+        raise DataError(f"{shard}: packed, so that no image can be read by itself; unpack it: {tool}.")
+    if not begin:
+        raise DataError(f"{shard}: empty; copy it again.")
+
+
+def _check_end(shard: Path, end: int, last: str) -> None:
+    """A tar file ends with two blocks of zeros. One that is cut off between two files lacks only them.
+
+    Raises: DataError.
+    """
+    with shard.open("rb") as file:
+        file.seek(end)
+        if file.read(512) != bytes(512):
+            raise DataError(f"{shard}: cut off after {last}; copy it again.")
+
+
+def _is_other(group: _Group) -> bool:
+    """Whether a key has nothing that this source reads."""
+    return group.image is None and group.label is None and not group.problem
+
+
+def _add(group: _Group, member: tarfile.TarInfo, ending: str, tar: tarfile.TarFile, label_key: str, skipped: Counter[str]) -> None:
+    """Take one file of a key."""
+    if ending in ENDINGS:
+        if group.image is not None:
+            group.problem = group.problem or "it has two images; give each image a key of its own."
+        group.image = (member.offset_data, member.size)
+    elif ending in (".cls", ".json"):
+        if member.size > LABEL_BYTES:
+            group.problem = group.problem or f"its {ending} has {member.size:,} bytes, too many for a label."
+            return
+        file = tar.extractfile(member)
+        content = file.read() if file is not None else b""
+        if len(content) < member.size:
+            raise tarfile.ReadError("unexpected end of data")
+        if ending == ".json" and group.from_cls:
+            return
+        try:
+            group.label = _of_cls(content) if ending == ".cls" else _of_json(content, label_key)
+            group.from_cls = ending == ".cls"
+        except ValueError as error:
+            group.problem = group.problem or f"{error}"
+    else:
+        skipped[ending or "without an ending"] += 1
+
+
+def _finished(group: _Group, label_key: str) -> _Group:
+    """A key of which all files have been seen."""
+    if not group.problem and group.image is None:
+        group.problem = "a label without an image; add KEY.jpg (or .png, …), or remove it."
+    if not group.problem and group.label is None:
+        group.problem = f"an image without a label; add KEY.cls, or KEY.json with {label_key!r}."
+    return group
+
+
+def _of_cls(content: bytes) -> int | str:
+    """The label of a .cls file.
+
+    Raises: ValueError that says what is wrong.
+    """
+    try:
+        text = content.decode().strip()
+    except UnicodeDecodeError:
+        raise ValueError("its .cls is not UTF-8; write a number or a name.") from None
+    if not text:
+        raise ValueError("its .cls is empty; write a number or a name.")
+    return int(text) if text.lstrip("-").isdecimal() and text.isascii() else _name(text)
+
+
+def _of_json(content: bytes, label_key: str) -> int | str | None:
+    """The label of a .json file; None where it has none, and a .cls may have one.
+
+    Raises: ValueError that says what is wrong.
+    """
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        raise ValueError("its .json is not JSON; write it anew.") from None
+    if not isinstance(document, dict) or document.get(label_key) is None:
+        raise ValueError(f"its .json has no {label_key!r}; set data.label to the key that holds the label.")
+    label = document[label_key]
+    if isinstance(label, bool):
+        return str(label).lower()
+    if isinstance(label, int):
+        return label
+    if not isinstance(label, str) or not label.strip():
+        raise ValueError(f"{label_key!r} in its .json is {label!r:.80}; give a whole number or a name.")
+    return _name(label.strip())
+
+
+def _name(text: str) -> str:
+    """A label that can be printed.
+
+    Raises: ValueError.
+    """
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
+        raise ValueError(f"its label {text!r:.80} cannot be printed; rename it.")
+    return text
+
+
+def _classes(labels: list[int | str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """The names of all classes, numbers in their order, and the class of each image."""
+    numbers = all(isinstance(label, int) for label in labels)
+    values = sorted(set(labels)) if numbers else sorted({str(label) for label in labels})
+    names = tuple(str(value) for value in values)
+    index = {name: i for i, name in enumerate(names)}
+    return names, np.array([index[str(label)] for label in labels], np.int64)

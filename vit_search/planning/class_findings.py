@@ -1,0 +1,76 @@
+"""What is odd about a search file whose classes differ in size: what would help and is not there, or is there twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_search.config.data_sets import DATA_SETS
+from vit_search.config.search_file import SearchSpec
+from vit_search.data.sources import open_source
+from vit_search.data.split import TRAINED_AND_VALIDATED_ON, split_indices
+from vit_search.errors import DataError
+from vit_search.planning.lint_draws import LintDraw, LintFinding
+
+LARGEST_RATIO = 10
+"""Images of the largest class for one of the smallest, above which classes count as of very different size."""
+
+OF_IMAGES = ("val_accuracy", "val_top5_accuracy", "val_loss", "train_accuracy", "train_loss")
+"""Metrics in which a class counts by its number of images."""
+
+_ADJUSTMENTS = {"class_weights": "none", "sampling": "uniform", "loss": "cross_entropy"}
+"""What favours rare classes, with the value that does not."""
+
+
+def _adjustments(values: Mapping[str, Any]) -> list[str]:
+    """What favours rare classes in a proposal, as `key: value`; the focal loss weighs images, not classes."""
+    return [f"{name}: {values[name]}" for name, usual in _ADJUSTMENTS.items() if values[name] not in (usual, "focal")]
+
+
+def imbalance(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
+    """Classes of very different size, in a search that does nothing about it."""
+    if DATA_SETS[spec.data.name].labelled is not None:
+        return  # sets of fixed size, whose classes are about as large as each other
+    try:
+        source = open_source(spec.data_config)
+        splits = split_indices(spec.data_config, source)
+    except DataError:
+        return  # the folder is elsewhere, e.g. on the cluster that will run the search
+    trained_on = [source.labels[splits[name]] for name in TRAINED_AND_VALIDATED_ON[spec.train_on][0]]
+    counts = np.bincount(np.concatenate(trained_on), minlength=len(source.classes))
+    least, most = int(counts.argmin()), int(counts.argmax())
+    if counts[most] <= LARGEST_RATIO * counts[least]:
+        return
+    helps = []
+    if spec.metric in OF_IMAGES:
+        helps.append("metric: val_macro_f1 or val_balanced_accuracy, in which each class counts the same")
+    if not any(_adjustments(draw.values) for draw in valid):
+        helps.append("training.loss: logit_adjusted, or training.class_weights: balanced, which train for it")
+    if helps:
+        sizes = f"{counts[most]:,} training images of {source.classes[most]} and {counts[least]:,} of {source.classes[least]}"
+        yield LintFinding("hint", "data.path", f"{sizes}: classes of very different size; try {'; and '.join(helps)}.")
+
+
+def adjusted_twice(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
+    """Proposals that favour rare classes in several ways at once."""
+    each = [[one for one in _adjustments(draw.values) if "{" not in one] for draw in valid]  # numbers by class may be meant for anything
+    several = [found for found in each if len(found) > 1]
+    if not several:
+        return
+    share = len(several) / len(valid)
+    where = "all proposals" if share == 1 else f"{share:.0%} of the proposals"
+    fact = f"in {where} rare classes are favoured more than once, as by {' and '.join(several[0])}"
+    mend = "choose one" if share == 1 else "choose one, or add a when"
+    yield LintFinding("hint", f"training.{several[0][-1].partition(':')[0]}", f"{fact}; {mend}.")
+
+
+def different_losses(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
+    """Trials that are ranked by a training loss which is not the same number in each."""
+    if spec.metric != "train_loss":
+        return
+    for name in ("loss", "class_weights", "sampling", "focal_gamma", "logit_tau"):
+        if name in spec.space.searched:
+            fact = "metric: train_loss is another number with each value of it, so trials cannot be compared"
+            yield LintFinding("warning", f"training.{name}", f"{fact}; write metric: val_loss.")

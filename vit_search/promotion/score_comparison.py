@@ -1,0 +1,216 @@
+"""Whether a candidate is better than the champion by a metric of the test images other than accuracy, such as macro F1 or the loss.
+
+McNemar's test asks which model recognises more images; for other metrics that is another question. So two tests ask, and the candidate must
+pass both. One swaps the two models' answers of a random half of the images (a permutation test): if both models are alike, that changes
+nothing, so the seen gain must be rare among the swapped ones. The other draws images with replacement (the paired bootstrap; Efron and
+Tibshirani 1993, chapter 15), which also holds for models that differ in kind; it is read in both usual ways, by the drawn gains and by
+their mirror image about the seen gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from vit_search.config.metrics import METRICS
+from vit_search.promotion.evidence import weighted_metrics
+from vit_search.promotion.evidence.answers import SplitAnswers
+from vit_search.promotion.evidence.weighted_metrics import AT_ONCE, Values, Weighted, drawn_weights
+from vit_search.promotion.mcnemar import ALPHA, LEAST_GAIN, MOST_READINGS, PairedComparison
+from vit_search.vit.evaluation import SCORES
+
+DRAWS = 10_000
+"""The twentieth reading of a test split allows a chance of 1 in 8,400; of 10,000 draws, 1 is that many."""
+
+MOST_PRODUCTS = 2_000_000_000
+"""Images times classes times draws of a metric of each class's probabilities: about a minute on one core. Larger splits get fewer draws."""
+
+FEWEST_DRAWS = 400
+
+
+@dataclass(frozen=True)
+class ScoreComparison(PairedComparison):
+    """A candidate beside the champion on the same images, by a metric."""
+
+    metric: str
+    """A key of METRICS that `weighted_metrics.answers_give` knows."""
+    images: int
+    values: tuple[float, float]
+    """Of the metric: the candidate's and the champion's."""
+    gains: npt.NDArray[np.float64]
+    """By how much the candidate is better in each draw of the images, ascending."""
+    swapped: npt.NDArray[np.float64]
+    """The same when the answers of random images are swapped."""
+    reading: int
+    """Which reading of the test split this is, from 1."""
+    budget: float = ALPHA
+    least_gain: float = LEAST_GAIN
+    most_readings: int = MOST_READINGS
+
+    @property
+    def gain(self) -> float:
+        """By how much the candidate is better, in the metric's unit."""
+        return _sign(self.metric) * (self.values[0] - self.values[1])
+
+    @property
+    def p(self) -> float:
+        """The largest of the chances that the tests give: that a candidate which is no better would win by so much."""
+        few = len(self.gains) < DRAWS
+        return max(
+            share_of(self.swapped, self.gain, few=few),
+            share_of(-self.gains, 0.0, few=few),
+            share_of(self.gains, 2 * self.gain, few=few),
+        )
+
+    def no_worse_than(self, margin: float) -> bool:
+        """Whether the lower bound of the gain, at this reading's alpha, lies above -margin."""
+        return self.reading <= self.most_readings and self.least > -margin
+
+    @property
+    def least(self) -> float:
+        """Lower bound of the gain at this reading's alpha."""
+        return min(_quantile(self.gains, self.alpha), 2 * self.gain - _quantile(self.gains, 1 - self.alpha))
+
+    def in_words(self) -> str:
+        """The figures, in a line."""
+        high = max(_quantile(self.gains, 1 - self.alpha), 2 * self.gain - _quantile(self.gains, self.alpha))
+        less = " (less is better)" if _sign(self.metric) < 0 else ""
+        ours, theirs = self.values
+        return (
+            f"{self.gain:+.4f} of {self.metric.removeprefix('val_')} on {self.images:,} test images ({ours:.4f}, the champion {theirs:.4f}"
+            f"{less}; {1 - 2 * self.alpha:.1%} interval {self.least:+.4f} to {high:+.4f}; p = {self.p:.2g}, {self.alpha:.2g} is allowed "
+            f"at reading {self.reading})"
+        )
+
+
+def compare_scores(
+    candidate: SplitAnswers,
+    champion: SplitAnswers,
+    metric: str,
+    *,
+    reading: int,
+    budget: float = ALPHA,
+    least_gain: float = LEAST_GAIN,
+    most_readings: int = MOST_READINGS,
+    draws: int | None = None,
+) -> ScoreComparison:
+    """Two models' answers on the same images; the same draws each time.
+
+    Args:
+        metric: one that both give. reading: of this test split, this one included.
+        budget, least_gain, most_readings: as a policy has them. draws: of each test; as many as pay for so many images by default.
+    """
+    draws, sign = draws or draws_of(candidate, metric), _sign(metric)
+    values = weighted_metrics.value_of(candidate, metric), weighted_metrics.value_of(champion, metric)
+    assert values[0] is not None and values[1] is not None
+    gains, swapped = _gains(candidate, champion, metric, weighted_metrics.of_all, draws)
+    parts = (np.sort(sign * part[:, 0]) for part in (gains, swapped))
+    return ScoreComparison(metric, candidate.images, (values[0], values[1]), *parts, reading, budget, least_gain, most_readings)
+
+
+def _gains(
+    candidate: SplitAnswers, champion: SplitAnswers, metric: str, weighted: Callable[[SplitAnswers, str], Weighted], draws: int
+) -> tuple[Values, Values]:
+    """The candidate's value less the champion's, (draws, 1) or (draws, classes): of drawn images, and of swapped answers."""
+    candidate, champion, counts = _distinct(candidate, champion, metric)
+    ours, theirs, both = (weighted(answers, metric) for answers in (candidate, champion, _stacked(candidate, champion, metric)))
+    with np.errstate(invalid="ignore", divide="ignore"):  # a class that is not drawn has no value
+        drawn = [ours(weights) - theirs(weights) for weights in drawn_weights(counts, draws)]
+        swapped = []
+        for kept in _halves(counts, draws):
+            first, second = np.concatenate([kept, counts - kept], axis=1), np.concatenate([counts - kept, kept], axis=1)
+            swapped.append(both(first) - both(second))
+    return np.concatenate(drawn), np.concatenate(swapped)
+
+
+def _distinct(candidate: SplitAnswers, champion: SplitAnswers, metric: str) -> tuple[SplitAnswers, SplitAnswers, npt.NDArray[np.int64]]:
+    """One image for all that have the same label and predictions, where nothing else counts, and how many there are of each."""
+    if metric not in SCORES:
+        return candidate, champion, np.ones(candidate.images, np.int64)
+    rows = np.stack([candidate.labels, candidate.predictions, champion.predictions])
+    first, counts = np.unique(rows, axis=1, return_index=True, return_counts=True)[1:]
+
+    def subset(answers: SplitAnswers) -> SplitAnswers:
+        kept = {name: getattr(answers, name)[first] for name in ("labels", "predictions", "label_nll", "confidence")}
+        return replace(answers, **kept, top5=None, probabilities=None)
+
+    return subset(candidate), subset(champion), counts
+
+
+def class_gains(candidate: SplitAnswers, champion: SplitAnswers, metric: str) -> list[tuple[float, Values, Values]]:
+    """For each class by how much the candidate's value is larger: as seen, in each draw of the images, and when answers are swapped.
+
+    Draws without an image of the class are left out.
+    """
+    parts = _gains(candidate, champion, metric, weighted_metrics.of_classes, draws_of(candidate, metric))
+    ours, theirs = (weighted_metrics.of_classes(answers, metric)(np.ones((1, answers.images)))[0] for answers in (candidate, champion))
+    columns = zip(ours - theirs, *(part.T for part in parts), strict=True)
+    return [(float(gain), drawn[np.isfinite(drawn)], swapped[np.isfinite(swapped)]) for gain, drawn, swapped in columns]
+
+
+def draws_of(answers: SplitAnswers, metric: str) -> int:
+    """How many draws a metric gets on so many images and classes."""
+    if not weighted_metrics.needs_probabilities(metric):
+        return DRAWS
+    return int(np.clip(MOST_PRODUCTS // (answers.images * len(answers.classes)), FEWEST_DRAWS, DRAWS))
+
+
+def _halves(counts: npt.NDArray[np.int64], draws: int) -> Iterator[Values]:
+    """How many images of each kind keep their answers; those of the others are swapped."""
+    rng, at_once = np.random.default_rng(1), max(1, AT_ONCE // len(counts))
+    for begin in range(0, draws, at_once):
+        yield rng.binomial(counts, 0.5, (min(at_once, draws - begin), len(counts))).astype(np.float64)
+
+
+def _stacked(candidate: SplitAnswers, champion: SplitAnswers, metric: str) -> SplitAnswers:
+    """The answers of both models, one below the other.
+
+    Metrics that only use the order of the images get ranks as probabilities: two models may be sure of themselves in different degrees, and
+    that must not add to what swaps do.
+    """
+
+    def ranks(answers: SplitAnswers) -> npt.NDArray[np.float64]:
+        from scipy.stats import rankdata  # type: ignore[import-untyped]  # slow to import
+
+        assert answers.probabilities is not None
+        return np.asarray(rankdata(answers.probabilities, axis=0))
+
+    pair = (candidate, champion)
+    nlls, confidences, tops = ([getattr(one, name) for one in pair] for name in ("label_nll", "confidence", "top5"))
+    kept = None
+    if weighted_metrics.needs_probabilities(metric):
+        kept = np.concatenate([ranks(one) if metric in weighted_metrics.ORDINAL else one.probabilities for one in pair])
+    return replace(
+        candidate,
+        labels=np.concatenate([candidate.labels, champion.labels]),
+        predictions=np.concatenate([candidate.predictions, champion.predictions]),
+        label_nll=np.concatenate(nlls),
+        confidence=np.concatenate(confidences),
+        top5=np.concatenate(tops) if all(one is not None for one in tops) else None,
+        probabilities=kept,
+    )
+
+
+def _sign(metric: str) -> float:
+    return 1.0 if METRICS[metric].mode == "max" else -1.0
+
+
+def share_of(gains: npt.NDArray[np.float64], least: float, *, few: bool = False) -> float:
+    """How often a gain is at least so large, with one for what was seen.
+
+    Args:
+        few: whether there are too few draws to count the rare ones, so that a t distribution of their mean and deviation is taken.
+    """
+    counted = float((1 + (gains >= least - 1e-12).sum()) / (1 + len(gains)))
+    if not few or not gains.std():
+        return counted
+    from scipy.stats import t
+
+    return float(t.sf(least, len(gains) - 1, gains.mean(), gains.std(ddof=1)))
+
+
+def _quantile(gains: npt.NDArray[np.float64], share: float) -> float:
+    return float(np.quantile(gains, share))

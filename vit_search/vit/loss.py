@@ -1,0 +1,123 @@
+"""What training minimises: cross-entropy, the focal or the logit-adjusted loss, with weights of the classes. Evaluation uses none of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vit_search.config import class_weights
+from vit_search.config.trial import TrainingConfig
+from vit_search.vit.augment import Targets
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Mean loss of a batch, from its logits and its targets.
+
+    Its tensors are made once for a training and stay where they are, so that a step waits for nothing.
+    """
+
+    label_smoothing: float
+    weights: Tensor | None = None
+    """(classes,), how much an image of each class counts; None: all the same."""
+    gamma: float | None = None
+    """Of the focal loss; None for cross-entropy."""
+    adjustment: Tensor | None = None
+    """(classes,), what is added to the logits; None for nothing."""
+
+    def __call__(self, logits: Tensor, targets: Targets) -> Tensor:
+        """The mean over the images, whatever their weights are: a batch in parts has the gradient of the whole.
+
+        Where two images are mixed, each of the two labels has its loss and its weight, and its share of the image.
+
+        Args:
+            logits: (batch, classes), float32.
+        """
+        if self.adjustment is not None:
+            logits = logits + self.adjustment
+        if targets.others is None or targets.share is None:
+            if self.weights is None and self.gamma is None:
+                return F.cross_entropy(logits, targets.labels, label_smoothing=self.label_smoothing)
+            return self._of(logits, targets.labels).mean()
+        of_own_label, of_other_label = self._of(logits, targets.labels), self._of(logits, targets.others)
+        return (targets.share * of_own_label + (1 - targets.share) * of_other_label).mean()
+
+    def _of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(batch,), the loss of each image."""
+        if self.gamma is None:
+            losses = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="none")
+        else:
+            losses = focal(logits, labels, self.gamma, self.label_smoothing)
+        return losses if self.weights is None else losses * self.weights[labels]
+
+
+def loss_of(config: TrainingConfig, labels: Tensor, classes: Sequence[str], num_classes: int) -> Loss:
+    """The loss of a training.
+
+    Args:
+        labels: (n,), of all images that are trained on, on the training device.
+        classes: their names; needed for weights by name alone.
+        num_classes: logits of the model.
+    Raises: SpecError for weights of a class that does not exist.
+    """
+    weights = adjustment = None
+    if config.class_weights != "none" or config.loss == "logit_adjusted":
+        counts = torch.bincount(labels.cpu(), minlength=num_classes)
+        if config.class_weights == "balanced":
+            weights = balanced_weights(counts)
+        elif config.class_weights != "none":
+            class_weights.check_classes([config.class_weights], classes)
+            given = class_weights.by_class(config.class_weights)
+            weights = torch.tensor([given.get(name, 1.0) for name in classes])
+        if config.loss == "logit_adjusted":
+            adjustment = log_prior_adjustment(counts, config.logit_tau)
+    return Loss(
+        label_smoothing=config.label_smoothing,
+        weights=None if weights is None else weights.to(labels.device),
+        gamma=config.focal_gamma if config.loss == "focal" else None,
+        adjustment=None if adjustment is None else adjustment.to(labels.device),
+    )
+
+
+def balanced_weights(counts: Tensor) -> Tensor:
+    """The weight of each class, images / (classes * images of the class): its mean over all images is 1.
+
+    Args:
+        counts: (classes,), images of each class. A class without images has weight 0, and does not count as a class.
+    Returns: (classes,), float32. As `compute_class_weight("balanced", ...)` of scikit-learn.
+    """
+    there = counts > 0
+    weights = counts.sum().double() / (there.sum() * counts.clamp(min=1))
+    return (weights * there).float()
+
+
+def log_prior_adjustment(counts: Tensor, tau: float) -> Tensor:
+    """What the logit-adjusted loss adds to the logits: tau * log(share of the class among the images).
+
+    Args:
+        counts: (classes,), images of each class. A class without images counts as one with a single image, whose logarithm is finite.
+    Returns: (classes,), float32.
+    Source: Menon et al. 2021, equation 10, https://arxiv.org/abs/2007.07314
+    """
+    return (tau * (counts.clamp(min=1).double() / counts.sum()).log()).float()
+
+
+def focal(logits: Tensor, labels: Tensor, gamma: float, label_smoothing: float) -> Tensor:
+    """The focal loss of each image: -(1 - p)^gamma log p, where p is the probability of its label.
+
+    With label smoothing, the same term of every class is added up, each with its share of the target.
+
+    Args:
+        logits: (batch, classes). labels: (batch,).
+    Returns: (batch,).
+    Source: Lin et al. 2017, https://arxiv.org/abs/1708.02002
+    """
+    log_p = F.log_softmax(logits, 1)
+    missed = (-torch.expm1(log_p)).clamp(min=1e-8)  # 1 - p; at 0 the gradient of a power below 1 is not finite
+    terms = -(missed**gamma) * log_p
+    of_label = terms.gather(1, labels[:, None])[:, 0]
+    return (1 - label_smoothing) * of_label + label_smoothing * terms.mean(1) if label_smoothing else of_label
