@@ -396,6 +396,7 @@ def test_the_linear_probe_parts_dark_from_bright_streamed_or_not(folder_of_image
 
 def test_duplicates_are_told_apart_with_their_files_and_pictured(tmp_path):
     """Of 30 photos in the test folder, two stand in training as they are, three mirrored, and one as a JPEG file in val."""
+    root = tmp_path / "set"
     photos = [
         Image.fromarray(photo[y : y + 64, x : x + 64])
         for photo in load_sample_images().images
@@ -407,17 +408,17 @@ def test_duplicates_are_told_apart_with_their_files_and_pictured(tmp_path):
     half = len(photos) // 2
     for split, images in (("train", photos[:half]), ("test", photos[half:])):
         for i, photo in enumerate(images):
-            folder = tmp_path / split / "ab"[i % 2]
+            folder = root / split / "ab"[i % 2]
             folder.mkdir(parents=True, exist_ok=True)
             photo.save(folder / f"{i:02}.png")
     for name in "ab":
-        (tmp_path / "val" / name).mkdir(parents=True)
+        (root / "val" / name).mkdir(parents=True)
         for i in range(3):
-            Image.fromarray(rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)).save(tmp_path / "val" / name / f"noise{i}.png")
-    photos[half].save(tmp_path / "train/b/equal.png")
-    ImageOps.mirror(photos[half + 1]).save(tmp_path / "train/b/mirrored.png")
-    photos[half + 2].save(tmp_path / "val/a/again.jpg", quality=90)
-    told = DataConfig(name="image_folder", path=str(tmp_path), image_size=64, holdout_fraction=0.1)
+            Image.fromarray(rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)).save(root / "val" / name / f"noise{i}.png")
+    photos[half].save(root / "train/b/equal.png")
+    ImageOps.mirror(photos[half + 1]).save(root / "train/b/mirrored.png")
+    photos[half + 2].save(root / "val/a/again.jpg", quality=90)
+    told = DataConfig(name="image_folder", path=str(root), image_size=64, holdout_fraction=0.1)
     found = find_duplicates(told, data := prepare(told, cache=tmp_path / "c"))
     assert (found.equal, found.near, found.not_judged) == (1, 2, "")
     assert found.near_share == 2 / found.judged

@@ -245,6 +245,10 @@ def test_test_images_that_were_trained_on_refuse(home, tmp_path):
     assert refused(done) == ["G13"]
     assert next(one for one in done.gates if one.id == "G13").said.startswith(f"{found} test images are also, byte for byte, among")
     assert done.answers is None
+    run, _, report = done.tags["gate_report"].removeprefix("runs:/").partition("/")
+    client = mlflow.MlflowClient(store)
+    kept = {Path(one.path).name for one in client.list_artifacts(run, str(Path(report).parent))}
+    assert {"duplicates.csv", "duplicates.png"} < kept
     extra = Image.fromarray(np.zeros((8, 8), np.uint8))
     extra.save(tmp_path / "images/dark/more.png")
     with pytest.raises(PromotionError, match="the data set has changed since the search; its test split is another one"):
