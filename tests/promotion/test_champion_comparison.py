@@ -9,7 +9,7 @@ from vit_search.promotion.mcnemar import ALPHA, MOST_READINGS, AccuracyCompariso
 def test_images_that_only_one_gets_right_are_counted_for_it():
     labels = np.array([0, 1, 2, 3, 4, 5])
     candidate, champion = np.array([0, 1, 2, 3, 0, 0]), np.array([0, 1, 0, 0, 4, 0])
-    seen = compare(candidate, champion, labels, reading=1)
+    seen = compare(candidate == labels, champion == labels, reading=1)
     assert (seen.images, seen.wins, seen.losses) == (6, 2, 1)
     assert seen.gain == pytest.approx(1 / 6)
 

@@ -17,7 +17,7 @@ from vit_search.data.batches import Split, StreamedSplit, load_split
 from vit_search.data.cache import prepare, read_split
 from vit_search.promotion import export
 from vit_search.promotion.evidence.answers import SplitAnswers, classify_split
-from vit_search.promotion.evidence.baselines import linear_probe_accuracy, majority_accuracy
+from vit_search.promotion.evidence.baselines import linear_probe, majority
 from vit_search.promotion.evidence.corruptions import corrupted
 from vit_search.promotion.evidence.costs import (
     LEAST_CALLS,
@@ -374,19 +374,19 @@ def test_the_commonest_class_of_training_is_what_the_majority_names():
     labels = read_split(data, "train")[1]
     commonest = np.bincount(labels).argmax()
     test = load_split(data, "test")
-    assert majority_accuracy(data, test) == pytest.approx(float((test.labels.numpy() == commonest).mean()))
+    assert majority(data, test).accuracy == pytest.approx(float((test.labels.numpy() == commonest).mean()))
 
 
 def test_the_linear_probe_reads_digits_well_and_is_the_same_each_time():
     data = prepare(DataConfig(name="digits"))
     test = load_split(data, "test")
-    found = linear_probe_accuracy(data, test)
+    found = linear_probe(data, test).accuracy
     assert 0.9 < found < 1  # sklearn's own documentation has 0.96 to 0.97 for logistic regression on these images
-    assert linear_probe_accuracy(data, test) == found
+    assert linear_probe(data, test).accuracy == found
 
 
 def test_the_linear_probe_parts_dark_from_bright_streamed_or_not(folder_of_images, tmp_path):
     told = DataConfig(name="image_folder", path=str(folder_of_images), image_size=8, test_fraction=0.4)
     for stream_above in (0, None):
         data = prepare(told, cache=tmp_path / str(stream_above), stream_above=stream_above)
-        assert linear_probe_accuracy(data, load_split(data, "test")) == 1.0
+        assert linear_probe(data, load_split(data, "test")).accuracy == 1.0

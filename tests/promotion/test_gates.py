@@ -10,7 +10,7 @@ from helpers.models import static, untrained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit_search.promotion import gates, mcnemar, policy
+from vit_search.promotion import class_drops, gates, mcnemar, policy
 from vit_search.promotion.evidence.answers import SplitAnswers
 from vit_search.promotion.evidence.costs import Costs, Latency, Ratio, SideBySide
 from vit_search.promotion.evidence.parity import Parity, file_exporter, measure_parity, weights_sha256
@@ -366,27 +366,27 @@ def test_later_readings_say_that_the_interval_is_wider():
 
 def test_holm_by_hand():
     """0.05 / 4 = 0.0125, / 3 = 0.0167, / 2 = 0.025, / 1: the third smallest, 0.03, stands, and so does 0.04 behind it, below 0.05."""
-    assert gates.holm([0.01, 0.04, 0.03, 0.015], 0.05) == [True, False, False, True]
-    assert gates.holm([0.0125, 0.0125, 0.025, 0.05], 0.05) == [True, True, True, True]
-    assert gates.holm([0.013, 0.013, 0.013, 0.013], 0.05) == [False] * 4
-    assert gates.holm([], 0.05) == []
+    assert class_drops.holm([0.01, 0.04, 0.03, 0.015], 0.05) == [True, False, False, True]
+    assert class_drops.holm([0.0125, 0.0125, 0.025, 0.05], 0.05) == [True, True, True, True]
+    assert class_drops.holm([0.013, 0.013, 0.013, 0.013], 0.05) == [False] * 4
+    assert class_drops.holm([], 0.05) == []
 
 
 def test_the_chance_of_a_class_s_drop_by_hand():
     """One class of 8 images, all lost. With no true drop a loss is as likely as a win: 1/256. With a true drop of 3 % it is likeliest that
     the models differ on every image, 51.5 % of them lost and 48.5 % won: 0.515^8, and the larger of the two counts."""
     ours, theirs = pair(8, 0, 8)
-    drop = gates.class_drops(ours, theirs, 0.03)
+    drop = class_drops.class_drops(ours, theirs, 0.03)
     assert [(one.name, one.images, one.drop) for one in drop] == [("0", 8, 1.0)]
     assert drop[0].p == pytest.approx(0.515**8)
-    assert gates.class_drops(ours, theirs, 0.0)[0].p == pytest.approx(1 / 256)
+    assert class_drops.class_drops(ours, theirs, 0.0)[0].p == pytest.approx(1 / 256)
 
 
 def test_four_lost_images_of_five_are_what_two_equal_models_show_once_in_16_times():
     """The estimated share of images that part the models makes chance look smaller than that in so small a class; the exact one counts."""
     ours, theirs = pair(4, 0, 5)
     assert mcnemar.chance(4, 0, 5, 0.03) < 0.05
-    assert gates.class_drops(ours, theirs, 0.03)[0].p == pytest.approx(1 / 16)
+    assert class_drops.class_drops(ours, theirs, 0.03)[0].p == pytest.approx(1 / 16)
 
 
 def many_classes(drawn):

@@ -247,6 +247,9 @@ def _print_promotion(done: Promotion, retrained: Retrained) -> None:
             f"\ntest accuracy [bold]{done.answers.accuracy:.4f}[/] on {counted(done.answers.images, 'image')} "
             f"(95 % interval {low:.4f} to {high:.4f}; {when})"
         )
+        metric = done.tags.get("metric", "val_accuracy").removeprefix("val_")
+        if metric != "accuracy" and f"test_{metric}" in done.tags:
+            out.print(f"test {metric} [bold]{float(done.tags[f'test_{metric}']):.4f}[/], by which the search ranked its trials")
     else:
         out.print("\nthe test split was not read")
     if done.verdict == "refused":

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from vit_search.promotion import gates
 from vit_search.promotion.evidence.answers import SplitAnswers
 from vit_search.promotion.evidence.costs import Costs
+from vit_search.promotion.evidence.weighted_metrics import value_of
 from vit_search.promotion.finalists import Finalist, Retrained
 from vit_search.promotion.gates import Gate
 from vit_search.text import counted, markdown
@@ -67,19 +68,29 @@ def model_card(
         f"The search saw {spec.metric} {finalist.searched_value:.4f} of this configuration; {len(finalist.values)} fresh trainings have "
         f"{finalist.mean:.4f} in the mean: the search {_overstated(float(tags['optimism']))}.",
     ]
-    parts += ["## Test", *_test(answers)] if answers is not None else ["## Test", "The test split was not read: a gate before it refused."]
+    parts += (
+        ["## Test", *_test(answers, spec.metric)]
+        if answers is not None
+        else ["## Test", "The test split was not read: a gate before it refused."]
+    )
     parts += ["## Gates", gates.table(judged), "## Limits", *_limits(answers, tags)]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
-def _test(answers: SplitAnswers) -> list[str]:
+def _test(answers: SplitAnswers, metric: str) -> list[str]:
     low, high = answers.interval
-    figures = {
-        "accuracy": f"**{answers.accuracy:.4f}** on {counted(answers.images, 'image')} (95 % interval {low:.4f} to {high:.4f})",
-        "macro F1": f"{answers.macro_f1:.4f}",
-        "loss": f"{answers.loss:.4f} nats",
-        "calibration error": f"{answers.ece:.4f} (15 bins)",
-    } | {f"accuracy under {kind}": f"{value:.4f}" for kind, value in answers.corrupted_accuracies.items()}
+    value = value_of(answers, metric)
+    shown = metric in ("val_accuracy", "val_macro_f1", "val_loss", "val_ece") or value is None
+    figures = (
+        ({} if shown else {metric.removeprefix("val_").replace("_", " "): f"**{value:.4f}**"})
+        | {
+            "accuracy": f"**{answers.accuracy:.4f}** on {counted(answers.images, 'image')} (95 % interval {low:.4f} to {high:.4f})",
+            "macro F1": f"{answers.macro_f1:.4f}",
+            "loss": f"{answers.loss:.4f} nats",
+            "calibration error": f"{answers.ece:.4f} (15 bins)",
+        }
+        | {f"accuracy under {kind}": f"{value:.4f}" for kind, value in answers.corrupted_accuracies.items()}
+    )
     recalls = sorted(((recall, name) for recall, name in zip(answers.recalls, answers.classes, strict=True) if recall is not None))
     parts = [_pairs(figures), "Worst classes: " + ", ".join(f"{markdown(name)} {recall:.3f}" for recall, name in recalls[:5]) + "."]
     if len(answers.classes) <= MOST_CLASSES:

@@ -15,15 +15,19 @@ from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+
+from vit_search.config.metrics import METRICS
+from vit_search.promotion.class_drops import class_drops, holm, metric_drops, metric_of_classes
 from vit_search.promotion.evidence.answers import SplitAnswers, corruption_drop, ece_gap
 from vit_search.promotion.evidence.costs import Costs, SideBySide
 from vit_search.promotion.evidence.parity import Parity
-from vit_search.promotion.mcnemar import AccuracyComparison, chance, compare
-from vit_search.promotion.paired_bootstrap import ScoreComparison, compare_scores
+from vit_search.promotion.evidence.weighted_metrics import drawn_values, value_of
+from vit_search.promotion.mcnemar import AccuracyComparison, compare
 from vit_search.promotion.policy import Policy
+from vit_search.promotion.score_comparison import ScoreComparison, compare_scores
 from vit_search.stats import wilson
 from vit_search.text import counted, markdown
-from vit_search.vit.evaluation import SCORES
 
 BEYOND_CHANCE = 0.05
 """Chance that a gate refuses a candidate whose true difference is exactly what the policy allows."""
@@ -191,26 +195,37 @@ def cost(costs: Costs, policy: Policy, side_by_side: SideBySide | None = None) -
     return _judged("G8", "cost", problems, "; ".join(measured))
 
 
-def seeds(accuracies: Sequence[float], policy: Policy, *, images: int, registered: float | None = None) -> Gate:
-    """G9: the configuration does not owe its accuracy to a lucky seed.
+def seeds(
+    values: Sequence[float],
+    policy: Policy,
+    *,
+    images: int,
+    registered: float | None = None,
+    metric: str = "val_accuracy",
+    noise: float | None = None,
+) -> Gate:
+    """G9: the configuration does not owe its result to a lucky seed.
 
-    On few images, equally good trainings differ by chance, with a variance of at most p (1 - p) / images. So the deviation over the seeds
-    may be as large as the policy's limit and chance together. The registered model must lie within two deviations of the mean. Among n
-    values none can lie further than (n - 1) / √n deviations from their mean, so this second check matters from 6 seeds on.
+    On few images, equally good trainings differ by chance, in accuracy with a variance of at most p (1 - p) / images. So the deviation over
+    the seeds may be as large as the policy's limit and chance together. The registered model must lie within two deviations of the mean.
+    Among n values none can lie further than (n - 1) / √n deviations from their mean, so this second check matters from 6 seeds on.
 
     Args:
-        accuracies: one for each seed, on the same images. images: how many. registered: that of the model that would be registered.
+        values: of the metric, one for each seed, on the same images. images: how many.
+        registered: that of the model that would be registered.
+        noise: how far chance moves the metric on these images, as a standard deviation; None for a share of the images.
     """
-    if len(accuracies) < 2:
+    name = metric.removeprefix("val_")
+    if len(values) < 2:
         return Gate("G9", "seeds", None, "one seed shows no spread; train with more seeds")
-    spread, middle = stdev(accuracies), mean(accuracies)
-    chance = max(middle * (1 - middle), 0.0) / max(images, 1)
+    spread, middle = stdev(values), mean(values)
+    variance = max(middle * (1 - middle), 0.0) / max(images, 1) if noise is None else noise**2
     figures = (
-        f"accuracy {middle:.4f}, deviation {spread:.4f} over {len(accuracies)} seeds on {counted(images, 'image')}, "
-        f"chance alone {chance**0.5:.4f}"
+        f"{name} {middle:.4f}, deviation {spread:.4f} over {len(values)} seeds on {counted(images, 'image')}, "
+        f"chance alone {variance**0.5:.4f}"
     )
     problems = []
-    if policy.seed_sd is not None and spread > (policy.seed_sd**2 + chance) ** 0.5 + 1e-12:
+    if policy.seed_sd is not None and spread > (policy.seed_sd**2 + variance) ** 0.5 + 1e-12:
         problems.append(f"{figures}, {policy.seed_sd:g} is allowed beyond that")
     if registered is not None and abs(registered - middle) > 2 * spread + 1e-12:
         problems.append(f"the registered model's {registered:.4f} lies more than 2 deviations from the mean ({figures})")
@@ -241,28 +256,44 @@ def leak(count: int, policy: Policy) -> Gate:
 # --- after it --------------------------------------------------------------------------------------------------------------
 
 
-def floors(answers: SplitAnswers, policy: Policy, *, majority: float | None = None, linear_probe: float | None = None) -> Gate:
+def floors(
+    answers: SplitAnswers,
+    policy: Policy,
+    *,
+    majority: float | None = None,
+    linear_probe: float | None = None,
+    metric: str = "val_accuracy",
+) -> Gate:
     """G3: good enough, whatever the champion is.
 
     Args:
-        majority, linear_probe: accuracies on the same images, of naming the commonest class and of logistic regression on the
-            pixels; None where they were not measured.
+        majority, linear_probe: the metric on the same images, of naming the commonest class and of logistic regression on the pixels; None
+            where they were not measured.
+        metric: what they are measured by.
     """
     low, high = answers.interval
     figures = f"accuracy {answers.accuracy:.4f} on {answers.images:,} test images (95 % interval {low:.4f} to {high:.4f})"
     wanted, problems = policy.floors, []
     if wanted.accuracy is not None and answers.accuracy < wanted.accuracy:
         problems.append(f"{figures}, at least {wanted.accuracy:g} is asked for")
-    for required, value, words, enough in (
-        (wanted.above_majority, majority, "always naming the commonest class", answers.accuracy > (majority or 0.0)),
-        (wanted.linear_probe, linear_probe, "logistic regression on the pixels", high >= (linear_probe or 0.0)),
+    value, sign = answers.accuracy, 1.0 if METRICS[metric].mode == "max" else -1.0
+    if metric != "val_accuracy":
+        measured = value_of(answers, metric)
+        assert measured is not None
+        low, high = np.nanquantile(drawn_values(answers, metric), [0.025, 0.975])
+        value = measured
+        figures += f"; {metric.removeprefix('val_')} {value:.4f} (95 % interval {low:.4f} to {high:.4f})"
+    best = high if sign > 0 else low
+    for required, theirs, words, enough in (
+        (wanted.above_majority, majority, "always naming the commonest class", sign * (value - (majority or 0.0)) > 0),
+        (wanted.linear_probe, linear_probe, "logistic regression on the pixels", sign * (best - (linear_probe or 0.0)) >= 0),
     ):
-        if required and value is None:
+        if required and theirs is None:
             problems.append(f"{words} was not measured")
-        elif required and value is not None and not enough:
-            problems.append(f"{figures}, {'no better' if words.startswith('always') else 'worse'} than {words} ({value:.4f})")
-        elif value is not None:
-            figures += f"; {words} has {value:.4f}"
+        elif required and theirs is not None and not enough:
+            problems.append(f"{figures}, {'no better' if words.startswith('always') else 'worse'} than {words} ({theirs:.4f})")
+        elif theirs is not None:
+            figures += f"; {words} has {theirs:.4f}"
     return _judged("G3", "floors", problems, figures)
 
 
@@ -272,13 +303,18 @@ def comparison(
     """Compare both models' answers on the same images, as the policy says.
 
     Args:
-        metric: by which trials were ranked. If it is a score of the confusion matrix, it decides here, too; otherwise accuracy does.
+        metric: by which trials were ranked. If the answers give it, it decides here, too; otherwise accuracy does.
     """
     assert (candidate.labels == champion.labels).all()
-    answers = candidate.predictions, champion.predictions, candidate.labels
     wanted = policy.better
     limits = {"reading": reading, "budget": wanted.alpha, "least_gain": wanted.least_gain, "most_readings": wanted.most_readings}
-    return compare_scores(*answers, metric, **limits) if metric in SCORES else compare(*answers, **limits)  # type: ignore[arg-type]
+    if METRICS[metric].of_images or None in (value_of(candidate, metric), value_of(champion, metric)):
+        ours, theirs = candidate.correct, champion.correct
+        if metric == "val_top5_accuracy" and candidate.top5 is not None and champion.top5 is not None:
+            ours, theirs = candidate.top5, champion.top5
+            limits |= {"metric": metric}
+        return compare(ours, theirs, **limits)  # type: ignore[arg-type]
+    return compare_scores(candidate, champion, metric, **limits)  # type: ignore[arg-type]
 
 
 def better(compared: AccuracyComparison | ScoreComparison | None, policy: Policy, side_by_side: SideBySide | None = None) -> Gate:
@@ -319,52 +355,12 @@ def _cheaper(side_by_side: SideBySide | None, share: float) -> str:
     return ", ".join(savings)
 
 
-@dataclass(frozen=True)
-class ClassDrop:
-    """The result of both models on the images of one class."""
+def classes(candidate: SplitAnswers, champion: SplitAnswers | None, policy: Policy, metric: str = "val_accuracy") -> Gate:
+    """G6: no class is bad, and none lost more than the policy allows, beyond chance and corrected for the number of classes.
 
-    name: str
-    images: int
-    drop: float
-    """The champion's recall minus the candidate's."""
-    p: float
-    """Largest chance of seeing such a drop if the true drop is an allowed one."""
-
-
-def class_drops(candidate: SplitAnswers, champion: SplitAnswers, allowed: float) -> list[ClassDrop]:
-    """The candidate's loss in each class that has images.
-
-    `p` is the larger of two chances. McNemar's exact test of no drop keeps small classes of equally good models from failing by noise.
-    `chance` of a true drop of `allowed` keeps allowed drops from failing in large classes.
+    Args:
+        metric: by which trials were ranked. If each class has a value of it, as F1, classes are compared by it, otherwise by their recall.
     """
-    drops = []
-    ours, theirs = candidate.correct, champion.correct
-    for number, name in enumerate(candidate.classes):
-        of_class = candidate.labels == number
-        images = int(of_class.sum())
-        if not images:
-            continue
-        losses, wins = int((of_class & ~ours & theirs).sum()), int((of_class & ours & ~theirs).sum())
-        p = max(AccuracyComparison(images, losses, wins, 1).p, chance(losses, wins, images, allowed))
-        drops.append(ClassDrop(name, images, (losses - wins) / images, p))
-    return drops
-
-
-def holm(ps: Sequence[float], alpha: float) -> list[bool]:
-    """Which of several hypotheses are refuted, with chance alpha that a true one is among them (Holm 1979): the k-th smallest p, counted
-    from 0, must lie at or below alpha / (n - k), and so must all smaller ones.
-    """
-    order = sorted(range(len(ps)), key=lambda i: ps[i])
-    refuted = [False] * len(ps)
-    for rank, i in enumerate(order):
-        if ps[i] > alpha / (len(ps) - rank):
-            break
-        refuted[i] = True
-    return refuted
-
-
-def classes(candidate: SplitAnswers, champion: SplitAnswers | None, policy: Policy) -> Gate:
-    """G6: no class is bad, and none lost more than the policy allows, beyond chance and corrected for the number of classes."""
     recalls = [(recall, name) for recall, name in zip(candidate.recalls, candidate.classes, strict=True) if recall is not None]
     worst, name = min(recalls)
     counts = dict(zip(candidate.classes, candidate.confusion.sum(1).tolist(), strict=True))
@@ -374,16 +370,19 @@ def classes(candidate: SplitAnswers, champion: SplitAnswers | None, policy: Poli
     if floor is not None and worst < floor:
         problems.append(f"{figures}, at least {floor:g} is asked for")
     if champion is not None and allowed is not None:
-        drops = class_drops(candidate, champion, allowed)
+        by = metric_of_classes(metric) if value_of(candidate, metric) is not None and value_of(champion, metric) is not None else ""
+        of = f" of {by.removeprefix('val_').removeprefix('macro_')}" if by else ""
+        on = f"{of} on" if by else " of"
+        drops = metric_drops(candidate, champion, by, allowed) if by else class_drops(candidate, champion, allowed)
         for drop, bad in zip(drops, holm([one.p for one in drops], BEYOND_CHANCE), strict=True):
             if bad:
                 problems.append(
-                    f"class {drop.name} lost {drop.drop:.4f} of its {counted(drop.images, 'image')} to the champion, "
+                    f"class {drop.name} lost {drop.drop:.4f}{on} its {counted(drop.images, 'image')} to the champion, "
                     f"{allowed:g} is allowed (p = {drop.p:.2g})"
                 )
         largest = max(drops, key=lambda one: one.drop)
         if largest.drop > 0:
-            figures += f"; largest drop {largest.drop:.4f} in class {largest.name}, p = {largest.p:.2g} for more than {allowed:g}"
+            figures += f"; largest drop {largest.drop:.4f}{of} in class {largest.name}, p = {largest.p:.2g} for more than {allowed:g}"
         else:
             figures += "; no class lost to the champion"
     if floor is None and (champion is None or allowed is None):

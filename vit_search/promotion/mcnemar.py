@@ -89,6 +89,8 @@ class AccuracyComparison(PairedComparison):
     """Chance that is allowed over all readings of this test split."""
     least_gain: float = LEAST_GAIN
     most_readings: int = MOST_READINGS
+    metric: str = "val_accuracy"
+    """What right means: `val_accuracy` or `val_top5_accuracy`."""
 
     @property
     def gain(self) -> float:
@@ -138,33 +140,33 @@ class AccuracyComparison(PairedComparison):
     def in_words(self) -> str:
         """The figures, in a line."""
         low, high = self.interval()
+        of = "" if self.metric == "val_accuracy" else f" of {self.metric.removeprefix('val_')}"
         return (
-            f"{self.gain:+.4f} on {self.images:,} test images ({self.wins} that it alone gets right, {self.losses} that it alone "
+            f"{self.gain:+.4f}{of} on {self.images:,} test images ({self.wins} that it alone gets right, {self.losses} that it alone "
             f"gets wrong; {1 - 2 * self.alpha:.1%} interval {low:+.4f} to {high:+.4f}; p = {self.p:.2g}, {self.alpha:.2g} is allowed "
             f"at reading {self.reading}; a gain of {self.detectable:.4f} would show here four times in five)"
         )
 
 
 def compare(
-    candidate: npt.NDArray[np.int64],
-    champion: npt.NDArray[np.int64],
-    labels: npt.NDArray[np.int64],
+    candidate: npt.NDArray[np.bool_],
+    champion: npt.NDArray[np.bool_],
     *,
     reading: int,
     budget: float = ALPHA,
     least_gain: float = LEAST_GAIN,
     most_readings: int = MOST_READINGS,
+    metric: str = "val_accuracy",
 ) -> AccuracyComparison:
-    """Two models' predictions of the same images.
+    """Two models on the same images.
 
     Args:
-        candidate, champion, labels: (images,) classes. reading: of this test split, this one included.
-        budget, least_gain, most_readings: as a policy has them.
+        candidate, champion: (images,), whether each gets an image right. reading: of this test split, this one included.
+        budget, least_gain, most_readings: as a policy has them. metric: what right means.
     """
-    assert candidate.shape == champion.shape == labels.shape
-    ours, theirs = candidate == labels, champion == labels
-    wins, losses = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
-    return AccuracyComparison(len(labels), wins, losses, reading, budget, least_gain, most_readings)
+    assert candidate.shape == champion.shape
+    wins, losses = int((candidate & ~champion).sum()), int((~candidate & champion).sum())
+    return AccuracyComparison(len(candidate), wins, losses, reading, budget, least_gain, most_readings, metric)
 
 
 def chance(more: int, less: int, images: int, true: float) -> float:

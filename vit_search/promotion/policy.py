@@ -42,7 +42,7 @@ class Better(_PolicySection):
     """Largest probability that a candidate which is no better (or, in non_inferior, worse by the margin) ever passes, over all test
     readings of one test split. The t-th reading may use alpha / (t (t + 1)) of it."""
     least_gain: Number = Field(0.002, ge=0, lt=1)
-    """Smallest gain that is worth a change of model, as a share of the test images."""
+    """Smallest gain that is worth a change of model, in the unit of the search's metric: a share of the test images for accuracy."""
     most_readings: Count = Field(20, ge=1, le=100_000)
     """Largest number of test readings of one test split. After that, the split decides nothing."""
     margin: Number = Field(0.005, gt=0, lt=1)
@@ -59,9 +59,9 @@ class Floors(_PolicySection):
     worst_class: Number | None = Field(None, ge=0, le=1)
     """Smallest recall of any class: the share of its test images that are recognised."""
     above_majority: Switch = True
-    """Whether the accuracy must be higher than that of always answering the most frequent class."""
+    """Whether the search's metric must be better than that of always answering the most frequent class."""
     linear_probe: Switch = True
-    """Whether a candidate fails if logistic regression on the pixels is better, beyond chance."""
+    """Whether a candidate fails if logistic regression on the pixels is better by the search's metric, beyond chance."""
 
 
 class Calibration(_PolicySection):
@@ -161,7 +161,8 @@ class Policy(_PolicySection):
     floors: Floors = Floors.model_validate({})
     """What a candidate must reach, with or without a champion."""
     class_drop: Number | None = Field(0.03, ge=0, le=1)
-    """How much lower than the champion's the recall of a class may be, beyond chance. null: no comparison."""
+    """How much lower than the champion's the recall of a class may be, beyond chance. If trials were ranked by val_macro_f1, val_auroc or
+    val_average_precision, this value of the class is compared instead. null: no comparison."""
     calibration: Calibration = Calibration.model_validate({})
     """Expected calibration error on the test images."""
     limits: CostLimits = CostLimits.model_validate({})
@@ -173,7 +174,7 @@ class Policy(_PolicySection):
     export: Export = Export.model_validate({})
     """File formats of a promoted model."""
     seed_sd: Number | None = Field(0.01, ge=0, le=1)
-    """Largest standard deviation of the accuracy over the seeds, beyond what few images explain. null: no limit."""
+    """Largest standard deviation of the search's metric over the seeds, beyond what few images explain. null: no limit."""
     leaked: Count = Field(0, ge=0)
     """Number of test images that may also be, byte for byte, among the images of training or selection."""
     allow_dirty: Switch = False

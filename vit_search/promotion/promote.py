@@ -12,15 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 
-from vit_search.data.cache import DataSet, prepare
+from vit_search.config.metrics import METRICS
+from vit_search.data.batches import load_split
+from vit_search.data.cache import DataSet, absent_classes, prepare
+from vit_search.data.sources.source import in_short
+from vit_search.data.split import SplitName
 from vit_search.errors import PromotionError, PromotionRefusedError
 from vit_search.ledger import searches
 from vit_search.promotion import card, gates
 from vit_search.promotion.candidate import Candidate, choose_candidate, lineage_of
 from vit_search.promotion.champion_model import fetched_champion, find_champion
 from vit_search.promotion.decision import Decision, PromotionRequest, decide
-from vit_search.promotion.evidence.answers import SplitAnswers
+from vit_search.promotion.evidence.answers import SplitAnswers, classify_split
+from vit_search.promotion.evidence.weighted_metrics import answers_give, drawn_values, needs_probabilities
 from vit_search.promotion.finalists import Finalist, Retrained
 from vit_search.promotion.gates import Gate
 from vit_search.promotion.measurements import Measurements, measure
@@ -170,18 +176,25 @@ def _choose(client: mlflow.MlflowClient, retrained: Retrained, policy: Policy, r
 def _check_data(case: _Case) -> DataSet:
     """The data set. It must be the one of the search and of the champion.
 
-    Raises: PromotionRefusedError if the champion was trained on other data; PromotionError if the data has changed.
+    Raises: PromotionRefusedError if the champion was trained on other data; PromotionError if the data has changed, or if its test images
+        cannot give the search's metric.
     """
     if case.champion is not None and case.comparable is None and not case.request.force:
         raise PromotionRefusedError(
             f"{case.request.name}: the champion, version {case.champion.version}, was trained on other data, and may have seen these test "
             "images; search over its data, or promote with --force --reason."
         )
-    served = case.candidate.served
+    served, metric = case.candidate.served, case.retrained.spec.metric
     data = prepare(served.config.data)
     if data.data_hash != served.data_hash:
         raise PromotionError(
             f"{case.retrained.search}: the data set has changed since the search; its test split is another one. Search again."
+        )
+    absent = absent_classes(data, "test")
+    if METRICS[metric].every_class and absent and not case.request.force:
+        raise PromotionError(
+            f"{case.retrained.search}: {metric} needs test images of each class, and there is none of {in_short(absent)}; add images and "
+            "search again, or promote with --force --reason."
         )
     return data
 
@@ -213,6 +226,7 @@ def _judge(case: _Case, data: DataSet, champion: tuple[ServedModel, Path] | None
             champion=champion[0] if champion else None,
             data=data,
             policy=case.policy,
+            metric=case.retrained.spec.metric,
         )
     judged += _judge_after_test(case, measured, reading)
     return _Judged(logged, decide(judged, measured, reading, request))
@@ -225,30 +239,45 @@ def _judge_before_test(case: _Case, data: DataSet, measured: Measurements, numbe
         number: the number that the next reading of the test split would have. smoke_problem: of the logged model; empty for none.
     """
     candidate, policy, spec = case.candidate, case.policy, case.retrained.spec
-    accuracies = candidate.finalist.accuracies
-    validated_on = data.counts["val" if spec.train_on == "train" else "holdout"]
+    split: SplitName = "val" if spec.train_on == "train" else "holdout"
+    metric = spec.metric if answers_give(spec.metric) else "val_accuracy"
+    values = candidate.finalist.accuracies if metric == "val_accuracy" else candidate.finalist.values
     return [
         gates.integrity(measured.parities, policy, expected_sha256=candidate.weights_sha256, found_sha256=measured.weights_sha256),
         gates.lineage(lineage_of(candidate, searches.read(case.retrained.folder)[1]), policy),
         gates.readings(number, policy),
         gates.cost(measured.costs, policy, measured.side_by_side),
-        gates.seeds(accuracies, policy, images=validated_on, registered=accuracies[candidate.index]),
+        gates.seeds(
+            values,
+            policy,
+            images=data.counts[split],
+            registered=values[candidate.index],
+            metric=metric,
+            noise=None if METRICS[metric].of_images else _noise(candidate.served, data, split, metric),
+        ),
         gates.smoke(smoke_problem),
         gates.approval("protected" in case.model.tags, case.request.approve_by, policy),
         gates.leak(data.test_duplicates, policy),
     ]
 
 
+def _noise(served: ServedModel, data: DataSet, split: SplitName, metric: str) -> float:
+    """How far chance moves a metric on the images of a split, as a standard deviation."""
+    answers = classify_split(served, load_split(data, split), probabilities=needs_probabilities(metric))
+    return float(np.nanstd(drawn_values(answers, metric)))
+
+
 def _judge_after_test(case: _Case, measured: Measurements, reading: Reading) -> list[Gate]:
     """Judge the gates that need the test split."""
     policy, answers, champion = case.policy, reading.answers, reading.champion
-    compared = None
+    compared, metric = None, case.retrained.spec.metric
     if champion is not None:
-        compared = gates.comparison(answers, champion, reading.number, policy, case.retrained.spec.metric)
+        compared = gates.comparison(answers, champion, reading.number, policy, metric)
+    by = reading.baseline_metric(metric)
     judged = [
-        gates.floors(answers, policy, majority=reading.majority, linear_probe=reading.linear_probe),
+        gates.floors(answers, policy, majority=reading.majority[by], linear_probe=reading.linear_probe[by], metric=by),
         gates.better(compared, policy, measured.side_by_side),
-        gates.classes(answers, champion, policy),
+        gates.classes(answers, champion, policy, metric),
         gates.calibration(answers, champion, policy),
         gates.corruption(answers, champion, policy),
     ]

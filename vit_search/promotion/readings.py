@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from vit_search.data.batches import load_split
 from vit_search.data.cache import DataSet
 from vit_search.files import make_folder, write_whole
 from vit_search.promotion.candidate import Candidate
+from vit_search.promotion.evidence import baselines
 from vit_search.promotion.evidence.answers import SplitAnswers, classify_split
-from vit_search.promotion.evidence.baselines import linear_probe_accuracy, majority_accuracy
+from vit_search.promotion.evidence.weighted_metrics import needs_probabilities, value_of
 from vit_search.promotion.finalists import Retrained
 from vit_search.promotion.policy import Policy
 from vit_search.registry.lock import locked
@@ -39,12 +41,20 @@ class Reading:
     """The candidate's."""
     champion: SplitAnswers | None
     """The champion's answers; None where there was none to compare with."""
-    majority: float
-    """Accuracy of always naming the commonest class."""
-    linear_probe: float
-    """Accuracy of logistic regression on the pixels."""
+    majority: Mapping[str, float]
+    """Of always naming the commonest class, by metric: the accuracy, and the search's metric."""
+    linear_probe: Mapping[str, float]
+    """The same of logistic regression on the pixels."""
     fresh: bool = True
     """False where an earlier promotion made it."""
+
+    def baseline_metric(self, metric: str) -> str:
+        """What the simplest classifiers are compared by: the search's metric, or accuracy where they do not have it.
+
+        A model that always gives the classes' shares as probabilities is perfectly calibrated, so the calibration error says nothing there.
+        """
+        measured = metric in self.majority and metric in self.linear_probe and value_of(self.answers, metric) is not None
+        return metric if measured and metric != "val_ece" else "val_accuracy"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, as the file holds them."""
@@ -53,16 +63,19 @@ class Reading:
             "policy": self.policy,
             "seen": self.answers.to_dict(),
             "rival": self.champion.to_dict() if self.champion else None,
-            "majority": self.majority,
-            "linear_probe": self.linear_probe,
+            "majority": dict(self.majority),
+            "linear_probe": dict(self.linear_probe),
         }
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Reading:
-        """The inverse of `to_dict`; the reading is not fresh."""
+        """The inverse of `to_dict`, also of a record that has accuracies alone; the reading is not fresh."""
         champion = SplitAnswers.from_dict(values["rival"]) if values["rival"] else None
         answers = SplitAnswers.from_dict(values["seen"])
-        return Reading(values["reading"], values["policy"], answers, champion, values["majority"], values["linear_probe"], fresh=False)
+        majority, probe = (
+            {"val_accuracy": v} if isinstance(v, (int, float)) else dict(v) for v in (values["majority"], values["linear_probe"])
+        )
+        return Reading(values["reading"], values["policy"], answers, champion, majority, probe, fresh=False)
 
 
 def readings_of(client: mlflow.MlflowClient, name: str, data_hash: str) -> int:
@@ -87,24 +100,31 @@ def read_test_split(
     champion: ServedModel | None,
     data: DataSet,
     policy: Policy,
+    metric: str,
 ) -> Reading:
     """Count a reading of the test split, then make it, and keep the answers.
 
     Args:
+        metric: of the search.
         name: of the registered model, which counts the readings. path: of the file that keeps the answers.
     """
     with locked(client, name):  # two promotions at once count two; and before the reading: a crash counts, too
         number = count_readings(client.get_registered_model(name), data.data_hash) + 1
         client.set_registered_model_tag(name, _readings_tag(data.data_hash), str(number))
     split = load_split(data, "test")
-    kinds = policy.robustness.kinds
+    kinds, keep = policy.robustness.kinds, needs_probabilities(metric)
+
+    def values(answers: SplitAnswers) -> dict[str, float]:
+        found = {name: value_of(answers, name) for name in ("val_accuracy", metric)}
+        return {name: value for name, value in found.items() if value is not None}
+
     reading = Reading(
         number=number,
         policy=policy.digest,
-        answers=classify_split(candidate, split, kinds),
-        champion=classify_split(champion, split, kinds) if champion is not None else None,
-        linear_probe=linear_probe_accuracy(data, split),
-        majority=majority_accuracy(data, split),
+        answers=classify_split(candidate, split, kinds, probabilities=keep),
+        champion=classify_split(champion, split, kinds, probabilities=keep) if champion is not None else None,
+        linear_probe=values(baselines.linear_probe(data, split)),
+        majority=values(baselines.majority(data, split)),
     )
     make_folder(path.parent)
     write_whole(path, json.dumps(reading.to_dict()))

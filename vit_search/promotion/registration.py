@@ -21,6 +21,7 @@ from vit_search.ledger import searches
 from vit_search.promotion import gates
 from vit_search.promotion.candidate import Candidate, lineage_of
 from vit_search.promotion.decision import Decision, PromotionRequest
+from vit_search.promotion.evidence.weighted_metrics import value_of
 from vit_search.promotion.finalists import Retrained
 from vit_search.promotion.policy import Policy
 from vit_search.promotion.readings import Reading
@@ -131,16 +132,18 @@ def version_tags(
         "optimism": f"{sign * (finalist.searched_value - finalist.mean):.6f}",
         "params": str(decision.measured.costs.params),
         "created_by": request.by,
-        **(_test_tags(decision.reading) if decision.reading is not None else {}),
+        **(_test_tags(decision.reading, spec.metric) if decision.reading is not None else {}),
         **({"forced": request.force} if decision.verdict == "forced" else {}),
         **({"approved_by": request.approve_by} if request.approve_by else {}),
     }
 
 
-def _test_tags(reading: Reading) -> dict[str, str]:
+def _test_tags(reading: Reading, metric: str) -> dict[str, str]:
     """The figures from the test split, as tags."""
     low, high = reading.answers.interval
+    value = value_of(reading.answers, metric)
     return {
+        **({f"test_{metric.removeprefix('val_')}": str(value)} if value is not None else {}),
         "test_accuracy": str(reading.answers.accuracy),
         "test_accuracy_interval": f"{low:.4f} to {high:.4f}",
         "test_images": str(reading.answers.images),
@@ -165,7 +168,10 @@ def keep_evidence(client: mlflow.MlflowClient, candidate: Candidate, decision: D
         champion = reading.champion.to_dict() if reading.champion else None
         answers = {"reading": reading.number, "candidate": reading.answers.to_dict(), "champion": champion}
         client.log_dict(parent, answers, f"{folder}/test_answers.json")
-        client.log_metric(parent, "test_accuracy", reading.answers.accuracy)
+        for metric in {"val_accuracy", tags["metric"]}:
+            value = value_of(reading.answers, metric)
+            if value is not None:
+                client.log_metric(parent, f"test_{metric.removeprefix('val_')}", value)
     client.log_metric(parent, "optimism", float(tags["optimism"]))
     for name in ("verdict", "promotion_id", "gate"):
         client.set_tag(parent, name, tags[name])

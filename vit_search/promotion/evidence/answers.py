@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,7 @@ from vit_search.stats import wilson
 from vit_search.vit import augment
 from vit_search.vit.checkpoint import ServedModel
 from vit_search.vit.evaluation import EVALUATED_AT_ONCE
-
-BINS = 15
-"""Of the calibration error: equal in width over 0 to 1 (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
+from vit_search.vit.probability_scores import BINS
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +43,10 @@ class SplitAnswers:
     """Mean over the images of the squared distance between the probabilities and the truth, 0 to 2."""
     corrupted: Mapping[str, npt.NDArray[np.int64]]
     """By corruption: predictions (images,)."""
+    top5: npt.NDArray[np.bool_] | None = None
+    """(images,), whether the label is among the five most probable classes; None with fewer than 5 classes, and in older records."""
+    probabilities: npt.NDArray[np.float64] | None = None
+    """(images, classes); None unless the search's metric needs them, and in older records."""
 
     @property
     def images(self) -> int:
@@ -100,7 +103,7 @@ class SplitAnswers:
         return float(np.mean(list(self.corrupted_accuracies.values()))) if self.corrupted else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, image by image; all figures follow from them."""
+        """Plain JSON values, image by image; all figures follow from them. Probabilities are float64 in base64, row by row."""
         return {
             "classes": list(self.classes),
             "labels": self.labels.tolist(),
@@ -110,13 +113,19 @@ class SplitAnswers:
             "loss": self.loss,
             "brier": self.brier,
             "corrupted": {name: predictions.tolist() for name, predictions in self.corrupted.items()},
+            "top5": None if self.top5 is None else self.top5.tolist(),
+            "probabilities": None if self.probabilities is None else base64.b64encode(self.probabilities.astype("<f8").tobytes()).decode(),
         }
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> SplitAnswers:
         """The inverse of `to_dict`."""
+        classes, top5, kept = tuple(values["classes"]), values.get("top5"), values.get("probabilities")
+        probabilities = None if kept is None else np.frombuffer(base64.b64decode(kept, validate=True), "<f8").reshape(-1, len(classes))
+        if probabilities is not None and len(probabilities) != len(values["labels"]):
+            raise ValueError(f"{len(probabilities)} rows of probabilities, and {len(values['labels'])} labels")
         return SplitAnswers(
-            classes=tuple(values["classes"]),
+            classes=classes,
             labels=np.array(values["labels"], np.int64),
             predictions=np.array(values["predictions"], np.int64),
             label_nll=np.array(values["label_nll"], np.float64),
@@ -124,15 +133,42 @@ class SplitAnswers:
             loss=values["loss"],
             brier=values["brier"],
             corrupted={name: np.array(predictions, np.int64) for name, predictions in values["corrupted"].items()},
+            top5=None if top5 is None else np.array(top5, bool),
+            probabilities=probabilities,
         )
 
 
+def ece_bins(confidence: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """The bin of each confidence, 0 to 15, as calibration_error in vit/probability_scores.py has them."""
+    edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64).numpy()
+    return np.asarray(np.searchsorted(edges, confidence, side="right") - 1, np.int64)
+
+
+def answers_of(classes: tuple[str, ...], labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float64]) -> SplitAnswers:
+    """The answers of any classifier, from its probabilities (images, classes)."""
+    rows = np.arange(len(labels))
+    nll = -np.log(np.maximum(probabilities[rows, labels], np.finfo(np.float64).tiny))
+    best = torch.from_numpy(probabilities).topk(min(5, len(classes))).indices.numpy()
+    return SplitAnswers(
+        classes=classes,
+        labels=labels,
+        predictions=probabilities.argmax(1),
+        label_nll=nll,
+        confidence=probabilities.max(1),
+        loss=float(nll.mean()),
+        brier=float(((probabilities - np.eye(len(classes))[labels]) ** 2).sum(1).mean()),
+        corrupted={},
+        top5=(best == labels[:, None]).any(1) if len(classes) >= 5 else None,
+        probabilities=probabilities,
+    )
+
+
 def _ece(confidence: npt.NDArray[np.float64], correct: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """(draws,) of (draws, images); a bin holds its upper edge and not its lower one."""
+    """(draws,) of (draws, images)."""
     draws, images = confidence.shape
-    bins = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    keys = (bins + BINS * np.arange(draws)[:, None]).ravel()
-    gaps = np.bincount(keys, weights=(correct - confidence).ravel(), minlength=draws * BINS).reshape(draws, BINS)
+    count = BINS + 1
+    keys = (ece_bins(confidence) + count * np.arange(draws)[:, None]).ravel()
+    gaps = np.bincount(keys, weights=(correct - confidence).ravel(), minlength=draws * count).reshape(draws, count)
     return np.asarray(np.abs(gaps).sum(1) / images)
 
 
@@ -170,12 +206,17 @@ def corruption_drop(candidate: SplitAnswers, champion: SplitAnswers) -> tuple[fl
 
 @torch.inference_mode()
 def classify_split(
-    served: ServedModel, split: Split | StreamedSplit, corruptions: Sequence[Corruption] = (), batch_size: int = EVALUATED_AT_ONCE
+    served: ServedModel,
+    split: Split | StreamedSplit,
+    corruptions: Sequence[Corruption] = (),
+    batch_size: int = EVALUATED_AT_ONCE,
+    *,
+    probabilities: bool = False,
 ) -> SplitAnswers:
     """Classify a split, as it is and once more for each corruption; in eval mode and in float32, in batches as training.evaluate has them.
 
     Args:
-        served: on the split's device.
+        served: on the split's device. probabilities: whether those of all classes are kept.
     """
     model, normalisation = served.model.eval(), served.normalisation
     parts = torch.arange(len(split)).split(batch_size)
@@ -190,7 +231,8 @@ def classify_split(
 
     clean, labels = logits(None)
     chances = clean.double().softmax(1)
-    truth = F.one_hot(labels, clean.shape[1])
+    classes = clean.shape[1]
+    truth = F.one_hot(labels, classes)
     return SplitAnswers(
         classes=served.classes,
         labels=labels.cpu().numpy(),
@@ -200,4 +242,6 @@ def classify_split(
         loss=float(F.cross_entropy(clean, labels)),
         brier=float(((chances - truth) ** 2).sum(1).mean()),
         corrupted={kind: logits(kind)[0].argmax(1).cpu().numpy() for kind in corruptions},
+        top5=(clean.topk(5).indices == labels[:, None]).any(1).cpu().numpy() if classes >= 5 else None,
+        probabilities=chances.cpu().numpy() if probabilities else None,
     )

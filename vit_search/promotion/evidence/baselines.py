@@ -1,4 +1,4 @@
-"""How accurate the simplest classifiers are on a split: always naming the commonest class, and logistic regression on the pixels."""
+"""What the simplest classifiers answer on a split: always naming the commonest class, and logistic regression on the pixels."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from torch.nn import functional as F
 
 from vit_search.data.batches import Split, StreamedSplit, load_split
 from vit_search.data.cache import DataSet
+from vit_search.promotion.evidence.answers import SplitAnswers, answers_of
 from vit_search.vit.evaluation import EVALUATED_AT_ONCE
 
 
-def majority_accuracy(data: DataSet, split: Split | StreamedSplit) -> float:
-    """Accuracy on a split of always naming the class that is commonest in training."""
-    commonest = torch.bincount(load_split(data, "train").labels.cpu(), minlength=len(data.classes)).argmax()
-    return float((split.labels.cpu() == commonest).double().mean())
+def majority(data: DataSet, split: Split | StreamedSplit) -> SplitAnswers:
+    """Answers on a split that always name the class that is commonest in training, with the classes' shares there as probabilities."""
+    counts = torch.bincount(load_split(data, "train").labels.cpu(), minlength=len(data.classes)).double().numpy() + 1  # none is impossible
+    return answers_of(data.classes, split.labels.cpu().numpy(), np.tile(counts / counts.sum(), (len(split), 1)))
 
 
 PROBE_IMAGES = 5_000
@@ -27,8 +28,8 @@ PROBE_WEIGHTS = 200_000
 """Images and weights of the linear probe; images are averaged down to fit. Both keep it to about 10 s."""
 
 
-def linear_probe_accuracy(data: DataSet, split: Split | StreamedSplit, seed: int = 0) -> float:
-    """Accuracy on a split of multinomial logistic regression on the pixels, fitted to at most 5,000 training images.
+def linear_probe(data: DataSet, split: Split | StreamedSplit, seed: int = 0) -> SplitAnswers:
+    """Answers on a split of multinomial logistic regression on the pixels, fitted to at most 5,000 training images.
 
     They are drawn with every class's share. Larger images are averaged down to 32, 16 or 8 pixels a side.
     """
@@ -53,10 +54,12 @@ def linear_probe_accuracy(data: DataSet, split: Split | StreamedSplit, seed: int
 
     inputs, targets = features(train, torch.from_numpy(chosen))
     if len(np.unique(targets)) < 2:
-        return majority_accuracy(data, split)
+        return majority(data, split)
     mean = inputs.mean(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 100 steps are enough for a baseline, and bounded
         probe = LogisticRegression(max_iter=100).fit(inputs - mean, targets)
     images, truth = features(split, torch.arange(len(split)))
-    return float((probe.predict(images - mean) == truth).mean())
+    probabilities = np.zeros((len(truth), len(data.classes)))
+    probabilities[:, probe.classes_] = probe.predict_proba(images - mean)
+    return answers_of(data.classes, truth, probabilities)

@@ -1,0 +1,74 @@
+"""How much each class lost to the champion, and which of the losses chance does not explain (gate G6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vit_search.promotion.evidence.answers import SplitAnswers
+from vit_search.promotion.evidence.weighted_metrics import PER_CLASS
+from vit_search.promotion.mcnemar import AccuracyComparison, chance
+from vit_search.promotion.score_comparison import class_gains, share_of
+
+RECALL = ("val_balanced_accuracy", "val_worst_class_recall")
+"""Metrics whose value of a class is its recall."""
+
+
+@dataclass(frozen=True)
+class ClassDrop:
+    """The result of both models on one class."""
+
+    name: str
+    images: int
+    drop: float
+    """The champion's value of the class minus the candidate's."""
+    p: float
+    """Largest chance of seeing such a drop if the true drop is an allowed one."""
+
+
+def class_drops(candidate: SplitAnswers, champion: SplitAnswers, allowed: float) -> list[ClassDrop]:
+    """The recall that the candidate lost in each class that has images.
+
+    `p` is the larger of two chances. McNemar's exact test of no drop keeps small classes of equally good models from failing by noise.
+    `chance` of a true drop of `allowed` keeps allowed drops from failing in large classes.
+    """
+    drops = []
+    ours, theirs = candidate.correct, champion.correct
+    for number, name in enumerate(candidate.classes):
+        of_class = candidate.labels == number
+        images = int(of_class.sum())
+        if not images:
+            continue
+        losses, wins = int((of_class & ~ours & theirs).sum()), int((of_class & ours & ~theirs).sum())
+        p = max(AccuracyComparison(images, losses, wins, 1).p, chance(losses, wins, images, allowed))
+        drops.append(ClassDrop(name, images, (losses - wins) / images, p))
+    return drops
+
+
+def metric_of_classes(metric: str) -> str:
+    """What is compared in each class: F1, AUROC or average precision if trials were ranked by it, and else the recall."""
+    return metric if metric in PER_CLASS and metric not in RECALL else ""
+
+
+def metric_drops(candidate: SplitAnswers, champion: SplitAnswers, metric: str, allowed: float) -> list[ClassDrop]:
+    """The same of a metric that each class has, by the tests of `score_comparison`, for the same two reasons."""
+    drops = []
+    for number, (gain, drawn, swapped) in enumerate(class_gains(candidate, champion, metric)):
+        images = int((candidate.labels == number).sum())
+        if images and len(drawn):
+            p = max(share_of(-swapped, -gain), share_of(drawn, -allowed), share_of(-drawn, -2 * gain - allowed))
+            drops.append(ClassDrop(candidate.classes[number], images, -gain, p))
+    return drops
+
+
+def holm(ps: Sequence[float], alpha: float) -> list[bool]:
+    """Which of several hypotheses are refuted, with chance alpha that a true one is among them (Holm 1979): the k-th smallest p, counted
+    from 0, must lie at or below alpha / (n - k), and so must all smaller ones.
+    """
+    order = sorted(range(len(ps)), key=lambda i: ps[i])
+    refuted = [False] * len(ps)
+    for rank, i in enumerate(order):
+        if ps[i] > alpha / (len(ps) - rank):
+            break
+        refuted[i] = True
+    return refuted

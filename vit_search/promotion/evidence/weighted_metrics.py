@@ -1,0 +1,211 @@
+"""A metric of many weightings of the same answers at once, as the tests of a promotion need them.
+
+To draw images with replacement is to give each a whole number as its weight. To swap the answers of two models is to weigh each answer
+with 0 or 1. So both need only the metric of weighted answers, of hundreds of weightings in one go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vit_search.config.metrics import METRICS
+from vit_search.promotion.evidence.answers import SplitAnswers, ece_bins
+from vit_search.vit.evaluation import SCORES
+from vit_search.vit.probability_scores import BINS, PROBABILITY_SCORES
+
+Values = npt.NDArray[np.float64]
+Weighted = Callable[[Values], Values]
+"""From weights (weightings, answers) to values (weightings, classes), or (weightings, 1) of a metric that has no value of a class. NaN
+where a class has no weight."""
+
+
+class _Sums:
+    """Sums of weights by a key of each answer."""
+
+    def __init__(self, keys: npt.NDArray[np.int64], count: int) -> None:
+        self._order = np.argsort(keys, kind="stable")
+        self._bounds = np.searchsorted(keys[self._order], np.arange(count + 1))
+
+    def __call__(self, weights: Values) -> Values:
+        """(weightings, count) of (weightings, answers)."""
+        running = _running(weights[:, self._order])
+        return np.asarray(running[:, self._bounds[1:]] - running[:, self._bounds[:-1]])
+
+
+def _running(weights: Values) -> Values:
+    """Sums of the first 0, 1, … n weights of each row: (rows, n + 1)."""
+    sums = np.zeros((len(weights), weights.shape[1] + 1))
+    np.cumsum(weights, axis=1, out=sums[:, 1:])
+    return sums
+
+
+def _recall(answers: SplitAnswers) -> Weighted:
+    by_label = _Sums(answers.labels, len(answers.classes))
+    return lambda weights: by_label(weights * answers.correct) / by_label(weights)
+
+
+def _f1(answers: SplitAnswers) -> Weighted:
+    by_label, by_prediction = (_Sums(keys, len(answers.classes)) for keys in (answers.labels, answers.predictions))
+    return lambda weights: 2 * by_label(weights * answers.correct) / (by_label(weights) + by_prediction(weights))
+
+
+def _mean_of(values: npt.NDArray[np.generic]) -> Weighted:
+    """The mean of a value that each answer has."""
+    column = values.astype(np.float64)[:, None]
+    return lambda weights: weights @ column / weights.sum(1, keepdims=True)
+
+
+def _ece(answers: SplitAnswers) -> Weighted:
+    by_bin = _Sums(ece_bins(answers.confidence), BINS + 1)
+    gaps = answers.correct - answers.confidence
+    return lambda weights: np.abs(by_bin(weights * gaps)).sum(1, keepdims=True) / weights.sum(1, keepdims=True)
+
+
+def _by_class(answers: SplitAnswers, value: Callable[[npt.NDArray[np.int64], npt.NDArray[np.float64]], Weighted]) -> Weighted:
+    """A value of each class against the rest.
+
+    Args:
+        value: what to compute, from the places of the class's own answers in ascending order of the probability, and that order's scores.
+    """
+    assert answers.probabilities is not None
+    of_class: list[tuple[npt.NDArray[np.int64], Weighted]] = []
+    for number, scores in enumerate(answers.probabilities.T):
+        order = np.argsort(scores, kind="stable")
+        of_class.append((order, value(np.flatnonzero(answers.labels[order] == number), scores[order])))
+    return lambda weights: np.concatenate([of_one(weights[:, order]) for order, of_one in of_class], axis=1)
+
+
+def _area(own: npt.NDArray[np.int64], scores: npt.NDArray[np.float64]) -> Weighted:
+    """As auroc in vit/probability_scores.py; weights and scores in ascending order."""
+    below, up_to = (np.searchsorted(scores, scores[own], side) for side in ("left", "right"))
+
+    def area(weights: Values) -> Values:
+        of_class = weights[:, own]
+        others = weights.copy()
+        others[:, own] = 0
+        sums = _running(others)
+        pairs = (of_class * (sums[:, below] + sums[:, up_to])).sum(1) / 2
+        return np.asarray(pairs / (of_class.sum(1) * sums[:, -1]))[:, None]
+
+    return area
+
+
+def _precision(own: npt.NDArray[np.int64], scores: npt.NDArray[np.float64]) -> Weighted:
+    """As average_precision in vit/probability_scores.py; weights and scores in ascending order."""
+    below, own_below = np.searchsorted(scores, scores[own]), np.searchsorted(scores[own], scores[own])
+
+    def precision(weights: Values) -> Values:
+        of_class = weights[:, own]
+        all_sums, own_sums = _running(weights), _running(of_class)
+        reached = all_sums[:, -1:] - all_sums[:, below]
+        right = own_sums[:, -1:] - own_sums[:, own_below]
+        shares = np.divide(right, reached, out=np.zeros_like(right), where=reached > 0)
+        return np.asarray((of_class * shares).sum(1) / of_class.sum(1))[:, None]
+
+    return precision
+
+
+def _from_confusion(answers: SplitAnswers, metric: str) -> Weighted:
+    """Any score of the confusion matrix, one weighting after the other."""
+    classes = len(answers.classes)
+    by_cell = _Sums(answers.labels * classes + answers.predictions, classes**2)
+    return lambda weights: np.array([[SCORES[metric](torch.from_numpy(row.reshape(classes, classes)))] for row in by_cell(weights)])
+
+
+def _from_probabilities(answers: SplitAnswers, metric: str) -> Weighted:
+    """Any score of the probabilities, one weighting after the other; the weights are whole numbers."""
+    assert answers.probabilities is not None
+    probabilities, labels = torch.from_numpy(answers.probabilities), torch.from_numpy(answers.labels)
+
+    def value(row: Values) -> float:
+        counts = torch.from_numpy(row).long()
+        score = PROBABILITY_SCORES[metric](probabilities.repeat_interleave(counts, 0), labels.repeat_interleave(counts))
+        return float("nan") if score is None else score
+
+    return lambda weights: np.array([[value(row)] for row in weights])
+
+
+PER_CLASS: dict[str, Callable[[SplitAnswers], Weighted]] = {
+    "val_macro_f1": _f1,
+    "val_balanced_accuracy": _recall,
+    "val_worst_class_recall": _recall,
+    "val_auroc": lambda answers: _by_class(answers, _area),
+    "val_average_precision": lambda answers: _by_class(answers, _precision),
+}
+"""Metrics that are a mean of a value of each class, or the smallest of them."""
+
+OVERALL: dict[str, Callable[[SplitAnswers], Weighted]] = {
+    "val_accuracy": lambda answers: _mean_of(answers.correct),
+    "val_loss": lambda answers: _mean_of(answers.label_nll),
+    "val_ece": _ece,
+}
+"""Metrics of all images together."""
+
+
+ORDINAL = ("val_auroc", "val_average_precision")
+"""Metrics that only use the order of the probabilities of a class, so that ranks do as well."""
+
+
+def answers_give(metric: str) -> bool:
+    """Whether a model's answers on a split give this metric; the other ones are of the training, as `train_loss` and `seconds`."""
+    return metric in OVERALL or metric in SCORES or metric in PROBABILITY_SCORES or metric == "val_top5_accuracy"
+
+
+def needs_probabilities(metric: str) -> bool:
+    """Whether the probabilities of all classes must be kept to compute it."""
+    return metric in PROBABILITY_SCORES and metric not in OVERALL
+
+
+def of_classes(answers: SplitAnswers, metric: str) -> Weighted | None:
+    """The value of each class; None for a metric that classes do not have."""
+    return PER_CLASS[metric](answers) if metric in PER_CLASS else None
+
+
+def of_all(answers: SplitAnswers, metric: str) -> Weighted:
+    """The metric itself, (weightings, 1)."""
+    if metric in PER_CLASS:
+        of_class = PER_CLASS[metric](answers)
+        join = np.nanmin if metric == "val_worst_class_recall" else np.nanmean
+        return lambda weights: np.asarray(join(of_class(weights), axis=1, keepdims=True))
+    if metric == "val_top5_accuracy":
+        assert answers.top5 is not None
+        return _mean_of(answers.top5)
+    if metric in OVERALL:
+        return OVERALL[metric](answers)
+    return _from_confusion(answers, metric) if metric in SCORES else _from_probabilities(answers, metric)
+
+
+def value_of(answers: SplitAnswers, metric: str) -> float | None:
+    """The metric of the answers as they are; None if they do not give it."""
+    if not answers_give(metric) or (needs_probabilities(metric) and answers.probabilities is None):
+        return None
+    if metric == "val_top5_accuracy" and answers.top5 is None:
+        return None
+    if METRICS[metric].every_class and len(np.unique(answers.labels)) < max(2, len(answers.classes)):
+        return None
+    with np.errstate(invalid="ignore"):
+        return float(of_all(answers, metric)(np.ones((1, answers.images)))[0, 0])
+
+
+AT_ONCE = 4_000_000
+"""Weights that are held in memory at once."""
+
+
+def drawn_weights(images: int, draws: int) -> Iterator[Values]:
+    """How often each of so many images is drawn with replacement, some draws at a time; the same each time."""
+    rng, at_once = np.random.default_rng(0), max(1, AT_ONCE // images)
+    for begin in range(0, draws, at_once):
+        chosen = rng.integers(0, images, (min(at_once, draws - begin), images))
+        rows = np.arange(len(chosen))[:, None] * images
+        yield np.bincount((rows + chosen).ravel(), minlength=chosen.size).reshape(chosen.shape).astype(np.float64)
+
+
+def drawn_values(answers: SplitAnswers, metric: str, draws: int = 1000) -> Values:
+    """The metric of each draw of the images, ascending: how far chance moves it."""
+    value = of_all(answers, metric)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.sort(np.concatenate([value(weights)[:, 0] for weights in drawn_weights(answers.images, draws)]))
