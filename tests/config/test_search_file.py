@@ -133,6 +133,11 @@ def test_a_metric_that_the_classes_cannot_give_is_refused():
     spec.check_data("abcde")
     with pytest.raises(SpecError, match=r"^metric: val_top5_accuracy needs at least 5 classes, and the data has 4; choose"):
         spec.check_data("abcd")
+    areas = search_file.parse(HEAD + "metric: val_auroc\n")
+    areas.check_data("ab")
+    with pytest.raises(SpecError, match=r"^metric: val_auroc needs validation images of each class, and there is none of cat, dog; add"):
+        areas.check_data("abcdefghi", ("cat", "dog"))
+    search_file.parse(HEAD + "metric: val_worst_class_recall\n").check_data("abcdefghi", ("cat", "dog"))
     beside = search_file.parse(HEAD + "objectives: [{metric: params}, {metric: val_top5_accuracy}]\n")
     with pytest.raises(SpecError, match=r"^objectives\.1\.metric: val_top5_accuracy needs at least 5 classes, and the data has 2"):
         beside.check_data("ab")

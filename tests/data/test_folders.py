@@ -4,15 +4,18 @@ import os
 
 import numpy as np
 import pytest
+from helpers.commands import vit_search
 from PIL import Image
 from typer.testing import CliRunner
 
 from vit_search.cli.app import app
 from vit_search.config import search_file
 from vit_search.config.trial import DataConfig
-from vit_search.data.cache import prepare, read_split
+from vit_search.data.cache import absent_classes, prepare, read_split
 from vit_search.data.decode import read_image
+from vit_search.data.sources import open_source
 from vit_search.data.sources.image_folder import scan
+from vit_search.data.split import classes_not_validated
 from vit_search.errors import DataError
 from vit_search.planning import search_lint
 from vit_search.planning.image_counts import images_of
@@ -254,3 +257,23 @@ def test_what_is_wrong_with_the_images_is_told_at_the_line_that_names_them(tmp_p
     done = CliRunner().invoke(app, [command, "t.yaml"])
     assert isinstance(done.exception, DataError)
     assert plain(str(done.exception)).startswith(f"t.yaml:6: data.path: {said}")
+
+
+def test_a_class_without_validation_images_is_named_before_anything_is_decoded_and_refuses_a_metric_that_needs_it(tmp_path):
+    write(
+        tmp_path / "photos", *many("train/cat", 9), *many("train/dog", 9), *many("train/lynx", 9), *many("val/cat", 3), *many("val/dog", 3)
+    )
+    found = config(tmp_path / "photos", holdout_fraction=0.2)
+    assert classes_not_validated(found, open_source(found), "train") == ("lynx",)
+    assert classes_not_validated(found, open_source(found), "train+val") == ()
+    data = prepare(found, cache=tmp_path / "cache")
+    assert (absent_classes(data, "val"), absent_classes(data, "holdout"), absent_classes(data, "val", "holdout")) == (("lynx",), (), ())
+    file = "name: t\ndata: {name: image_folder, path: photos, image_size: 8, holdout_fraction: 0.2}\ntrials: 1\nepochs: 1\n"
+    (tmp_path / "t.yaml").write_text(file + "metric: val_auroc\n")
+    said = "metric: val_auroc needs validation images of each class, and there is none of lynx; add images, or choose"
+    assert f"t.yaml:5: {said}" in " ".join(vit_search(tmp_path, "plan", "t.yaml", code=2).stderr.split())
+    assert said in " ".join(
+        vit_search(tmp_path, "train", "t.yaml", "--output", "m", code=2, VIT_SEARCH_CACHE=str(tmp_path / "c")).stderr.split()
+    )
+    (tmp_path / "t.yaml").write_text(file + "metric: val_balanced_accuracy\n")
+    vit_search(tmp_path, "plan", "t.yaml")

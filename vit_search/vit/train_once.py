@@ -12,7 +12,7 @@ import torch
 
 from vit_search.config.trial import EpochResult, TrialConfig
 from vit_search.data.batches import load_split
-from vit_search.data.cache import DataSet
+from vit_search.data.cache import DataSet, absent_classes
 from vit_search.data.split import TRAINED_AND_VALIDATED_ON
 from vit_search.errors import CheckpointError, SearchError, SpecError
 from vit_search.files import write_whole
@@ -49,6 +49,7 @@ def train(spec: SearchSpec, config: TrialConfig, data: DataSet, folder: Path) ->
     trained_on, validated_on = TRAINED_AND_VALIDATED_ON[spec.train_on]
     if not all(data.counts[name] for name in validated_on):
         raise SpecError("train_on: no image is left for the holdout to validate on; raise data.holdout_fraction, or train on train.")
+    spec.check_data(data.classes, absent_classes(data, *validated_on))
     gpus, cpus = spec.resources.gpus, spec.resources.cpus
     if spec.resources.on_gpu and not torch.cuda.is_available():
         raise SpecError(f"resources.gpus: {gpus if gpus == 'auto' else f'{gpus:g}'} asked for, and this machine has none; write 0.")
