@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vit_search.promotion.evidence.answers import SplitAnswers
 from vit_search.promotion.evidence.weighted_metrics import PER_CLASS
 from vit_search.promotion.mcnemar import AccuracyComparison, chance
-from vit_search.promotion.score_comparison import class_gains, share_of
+from vit_search.promotion.score_comparison import DRAWS, class_gains, draws_of, share_of
 
 RECALL = ("val_balanced_accuracy", "val_worst_class_recall")
 """Metrics whose value of a class is its recall."""
@@ -52,11 +52,15 @@ def metric_of_classes(metric: str) -> str:
 
 def metric_drops(candidate: SplitAnswers, champion: SplitAnswers, metric: str, allowed: float) -> list[ClassDrop]:
     """The same of a metric that each class has, by the tests of `score_comparison`, for the same two reasons."""
-    drops = []
+    drops, few = [], draws_of(candidate, metric) < DRAWS
     for number, (gain, drawn, swapped) in enumerate(class_gains(candidate, champion, metric)):
         images = int((candidate.labels == number).sum())
         if images and len(drawn):
-            p = max(share_of(-swapped, -gain), share_of(drawn, -allowed), share_of(-drawn, -2 * gain - allowed))
+            p = max(
+                share_of(-swapped, -gain, few=few),
+                share_of(drawn, -allowed, few=few),
+                share_of(-drawn, -2 * gain - allowed, few=few),
+            )
             drops.append(ClassDrop(candidate.classes[number], images, -gain, p))
     return drops
 

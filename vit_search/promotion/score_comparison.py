@@ -9,7 +9,7 @@ their mirror image about the seen gain.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from vit_search.promotion.evidence import weighted_metrics
 from vit_search.promotion.evidence.answers import SplitAnswers
 from vit_search.promotion.evidence.weighted_metrics import AT_ONCE, Values, Weighted, drawn_weights
 from vit_search.promotion.mcnemar import ALPHA, LEAST_GAIN, MOST_READINGS, PairedComparison
+from vit_search.vit.evaluation import SCORES
 
 DRAWS = 10_000
 """The twentieth reading of a test split allows a chance of 1 in 8,400; of 10,000 draws, 1 is that many."""
@@ -57,10 +58,11 @@ class ScoreComparison(PairedComparison):
     @property
     def p(self) -> float:
         """The largest of the chances that the tests give: that a candidate which is no better would win by so much."""
+        few = len(self.gains) < DRAWS
         return max(
-            share_of(self.swapped, self.gain),
-            share_of(-self.gains, 0.0),
-            share_of(self.gains, 2 * self.gain),
+            share_of(self.swapped, self.gain, few=few),
+            share_of(-self.gains, 0.0, few=few),
+            share_of(self.gains, 2 * self.gain, few=few),
         )
 
     def no_worse_than(self, margin: float) -> bool:
@@ -101,18 +103,41 @@ def compare_scores(
         metric: one that both give. reading: of this test split, this one included.
         budget, least_gain, most_readings: as a policy has them. draws: of each test; as many as pay for so many images by default.
     """
-    draws, images, sign = draws or draws_of(candidate, metric), candidate.images, _sign(metric)
+    draws, sign = draws or draws_of(candidate, metric), _sign(metric)
     values = weighted_metrics.value_of(candidate, metric), weighted_metrics.value_of(champion, metric)
     assert values[0] is not None and values[1] is not None
-    ours, theirs = weighted_metrics.of_all(candidate, metric), weighted_metrics.of_all(champion, metric)
-    gains = [_difference(ours, theirs, weights, weights) for weights in drawn_weights(images, draws)]
-    both = weighted_metrics.of_all(_stacked(candidate, champion, metric), metric)
-    swapped = []
-    for kept in _halves(images, draws):
-        first, second = np.concatenate([kept, 1 - kept], axis=1), np.concatenate([1 - kept, kept], axis=1)
-        swapped.append(_difference(both, both, first, second))
-    parts = (np.sort(sign * np.concatenate(part)) for part in (gains, swapped))
-    return ScoreComparison(metric, images, (values[0], values[1]), *parts, reading, budget, least_gain, most_readings)
+    gains, swapped = _gains(candidate, champion, metric, weighted_metrics.of_all, draws)
+    parts = (np.sort(sign * part[:, 0]) for part in (gains, swapped))
+    return ScoreComparison(metric, candidate.images, (values[0], values[1]), *parts, reading, budget, least_gain, most_readings)
+
+
+def _gains(
+    candidate: SplitAnswers, champion: SplitAnswers, metric: str, weighted: Callable[[SplitAnswers, str], Weighted], draws: int
+) -> tuple[Values, Values]:
+    """The candidate's value less the champion's, (draws, 1) or (draws, classes): of drawn images, and of swapped answers."""
+    candidate, champion, counts = _distinct(candidate, champion, metric)
+    ours, theirs, both = (weighted(answers, metric) for answers in (candidate, champion, _stacked(candidate, champion, metric)))
+    with np.errstate(invalid="ignore", divide="ignore"):  # a class that is not drawn has no value
+        drawn = [ours(weights) - theirs(weights) for weights in drawn_weights(counts, draws)]
+        swapped = []
+        for kept in _halves(counts, draws):
+            first, second = np.concatenate([kept, counts - kept], axis=1), np.concatenate([counts - kept, kept], axis=1)
+            swapped.append(both(first) - both(second))
+    return np.concatenate(drawn), np.concatenate(swapped)
+
+
+def _distinct(candidate: SplitAnswers, champion: SplitAnswers, metric: str) -> tuple[SplitAnswers, SplitAnswers, npt.NDArray[np.int64]]:
+    """One image for all that have the same label and predictions, where nothing else counts, and how many there are of each."""
+    if metric not in SCORES:
+        return candidate, champion, np.ones(candidate.images, np.int64)
+    rows = np.stack([candidate.labels, candidate.predictions, champion.predictions])
+    first, counts = np.unique(rows, axis=1, return_index=True, return_counts=True)[1:]
+
+    def subset(answers: SplitAnswers) -> SplitAnswers:
+        kept = {name: getattr(answers, name)[first] for name in ("labels", "predictions", "label_nll", "confidence")}
+        return replace(answers, **kept, top5=None, probabilities=None)
+
+    return subset(candidate), subset(champion), counts
 
 
 def class_gains(candidate: SplitAnswers, champion: SplitAnswers, metric: str) -> list[tuple[float, Values, Values]]:
@@ -120,17 +145,10 @@ def class_gains(candidate: SplitAnswers, champion: SplitAnswers, metric: str) ->
 
     Draws without an image of the class are left out.
     """
-    draws, images = draws_of(candidate, metric), candidate.images
-    ours, theirs = (weighted_metrics.PER_CLASS[metric](one) for one in (candidate, champion))
-    both = weighted_metrics.PER_CLASS[metric](_stacked(candidate, champion, metric))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        seen = (ours(np.ones((1, images))) - theirs(np.ones((1, images))))[0]
-        drawn = np.concatenate([ours(weights) - theirs(weights) for weights in drawn_weights(images, draws)])
-        swapped = np.concatenate(
-            [both(np.concatenate([kept, 1 - kept], 1)) - both(np.concatenate([1 - kept, kept], 1)) for kept in _halves(images, draws)]
-        )
-    columns = zip(seen, drawn.T, swapped.T, strict=True)
-    return [(float(gain), *(part[np.isfinite(part)] for part in parts)) for gain, *parts in columns]  # type: ignore[misc]
+    parts = _gains(candidate, champion, metric, weighted_metrics.of_classes, draws_of(candidate, metric))
+    ours, theirs = (weighted_metrics.of_classes(answers, metric)(np.ones((1, answers.images)))[0] for answers in (candidate, champion))
+    columns = zip(ours - theirs, *(part.T for part in parts), strict=True)
+    return [(float(gain), drawn[np.isfinite(drawn)], swapped[np.isfinite(swapped)]) for gain, drawn, swapped in columns]
 
 
 def draws_of(answers: SplitAnswers, metric: str) -> int:
@@ -140,16 +158,11 @@ def draws_of(answers: SplitAnswers, metric: str) -> int:
     return int(np.clip(MOST_PRODUCTS // (answers.images * len(answers.classes)), FEWEST_DRAWS, DRAWS))
 
 
-def _halves(images: int, draws: int) -> Iterator[Values]:
-    """1 where an image keeps its answers and 0 where they are swapped."""
-    rng, at_once = np.random.default_rng(1), max(1, AT_ONCE // images)
+def _halves(counts: npt.NDArray[np.int64], draws: int) -> Iterator[Values]:
+    """How many images of each kind keep their answers; those of the others are swapped."""
+    rng, at_once = np.random.default_rng(1), max(1, AT_ONCE // len(counts))
     for begin in range(0, draws, at_once):
-        yield rng.integers(0, 2, (min(at_once, draws - begin), images)).astype(np.float64)
-
-
-def _difference(ours: Weighted, theirs: Weighted, our_weights: Values, their_weights: Values) -> Values:
-    with np.errstate(invalid="ignore", divide="ignore"):  # a class that is not drawn has no value
-        return np.asarray((ours(our_weights) - theirs(their_weights))[:, 0])
+        yield rng.binomial(counts, 0.5, (min(at_once, draws - begin), len(counts))).astype(np.float64)
 
 
 def _stacked(candidate: SplitAnswers, champion: SplitAnswers, metric: str) -> SplitAnswers:
@@ -185,14 +198,18 @@ def _sign(metric: str) -> float:
     return 1.0 if METRICS[metric].mode == "max" else -1.0
 
 
-def share_of(gains: npt.NDArray[np.float64], least: float) -> float:
-    """How often a gain is at least so large: counted, with one for what was seen. Of few draws, as a normal distribution has it."""
+def share_of(gains: npt.NDArray[np.float64], least: float, *, few: bool = False) -> float:
+    """How often a gain is at least so large, with one for what was seen.
+
+    Args:
+        few: whether there are too few draws to count the rare ones, so that a t distribution of their mean and deviation is taken.
+    """
     counted = float((1 + (gains >= least - 1e-12).sum()) / (1 + len(gains)))
-    if len(gains) >= DRAWS:
+    if not few or not gains.std():
         return counted
     from scipy.stats import t
 
-    return max(float(t.sf(least, len(gains) - 1, gains.mean(), gains.std(ddof=1))), 0.0) if gains.std() else counted
+    return float(t.sf(least, len(gains) - 1, gains.mean(), gains.std(ddof=1)))
 
 
 def _quantile(gains: npt.NDArray[np.float64], share: float) -> float:

@@ -160,9 +160,9 @@ def needs_probabilities(metric: str) -> bool:
     return metric in PROBABILITY_SCORES and metric not in OVERALL
 
 
-def of_classes(answers: SplitAnswers, metric: str) -> Weighted | None:
-    """The value of each class; None for a metric that classes do not have."""
-    return PER_CLASS[metric](answers) if metric in PER_CLASS else None
+def of_classes(answers: SplitAnswers, metric: str) -> Weighted:
+    """The value of each class, (weightings, classes), of a key of PER_CLASS."""
+    return PER_CLASS[metric](answers)
 
 
 def of_all(answers: SplitAnswers, metric: str) -> Weighted:
@@ -195,17 +195,25 @@ AT_ONCE = 4_000_000
 """Weights that are held in memory at once."""
 
 
-def drawn_weights(images: int, draws: int) -> Iterator[Values]:
-    """How often each of so many images is drawn with replacement, some draws at a time; the same each time."""
-    rng, at_once = np.random.default_rng(0), max(1, AT_ONCE // images)
+def drawn_weights(counts: npt.NDArray[np.int64], draws: int) -> Iterator[Values]:
+    """How often each image is drawn with replacement, some draws at a time; the same each time.
+
+    Args:
+        counts: how many images each weight stands for.
+    """
+    rng, images, alike = np.random.default_rng(0), int(counts.sum()), bool((counts == 1).all())
+    at_once = max(1, AT_ONCE // len(counts))
     for begin in range(0, draws, at_once):
-        chosen = rng.integers(0, images, (min(at_once, draws - begin), images))
-        rows = np.arange(len(chosen))[:, None] * images
-        yield np.bincount((rows + chosen).ravel(), minlength=chosen.size).reshape(chosen.shape).astype(np.float64)
+        size = min(at_once, draws - begin)
+        if alike:  # the same as below, and quicker
+            chosen = rng.integers(0, images, (size, images)) + np.arange(size)[:, None] * images
+            yield np.bincount(chosen.ravel(), minlength=chosen.size).reshape(chosen.shape).astype(np.float64)
+        else:
+            yield rng.multinomial(images, counts / images, size).astype(np.float64)
 
 
 def drawn_values(answers: SplitAnswers, metric: str, draws: int = 1000) -> Values:
     """The metric of each draw of the images, ascending: how far chance moves it."""
     value = of_all(answers, metric)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.sort(np.concatenate([value(weights)[:, 0] for weights in drawn_weights(answers.images, draws)]))
+        return np.sort(np.concatenate([value(weights)[:, 0] for weights in drawn_weights(np.ones(answers.images, np.int64), draws)]))
