@@ -322,11 +322,9 @@ def comparison(
     wanted = policy.better
     limits = {"reading": reading, "budget": wanted.alpha, "least_gain": wanted.least_gain, "most_readings": wanted.most_readings}
     if METRICS[metric].of_images or None in (value_of(candidate, metric), value_of(champion, metric)):
-        ours, theirs = candidate.correct, champion.correct
         if metric == "val_top5_accuracy" and candidate.top5 is not None and champion.top5 is not None:
-            ours, theirs = candidate.top5, champion.top5
-            limits |= {"metric": metric}
-        return compare(ours, theirs, **limits)  # type: ignore[arg-type]
+            return compare(candidate.top5, champion.top5, metric=metric, **limits)  # type: ignore[arg-type]
+        return compare(candidate.correct, champion.correct, **limits)  # type: ignore[arg-type]
     return compare_scores(candidate, champion, metric, **limits)  # type: ignore[arg-type]
 
 

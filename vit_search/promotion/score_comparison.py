@@ -107,8 +107,17 @@ def compare_scores(
     values = weighted_metrics.value_of(candidate, metric), weighted_metrics.value_of(champion, metric)
     assert values[0] is not None and values[1] is not None
     gains, swapped = _gains(candidate, champion, metric, weighted_metrics.of_all, draws)
-    parts = (np.sort(sign * part[:, 0]) for part in (gains, swapped))
-    return ScoreComparison(metric, candidate.images, (values[0], values[1]), *parts, reading, budget, least_gain, most_readings)
+    return ScoreComparison(
+        metric,
+        candidate.images,
+        (values[0], values[1]),
+        np.sort(sign * gains[:, 0]),
+        np.sort(sign * swapped[:, 0]),
+        reading,
+        budget,
+        least_gain,
+        most_readings,
+    )
 
 
 def _gains(

@@ -212,8 +212,9 @@ def drawn_weights(counts: npt.NDArray[np.int64], draws: int) -> Iterator[Values]
             yield rng.multinomial(images, counts / images, size).astype(np.float64)
 
 
-def drawn_values(answers: SplitAnswers, metric: str, draws: int = 1000) -> Values:
-    """The metric of each draw of the images, ascending: how far chance moves it."""
+def drawn_values(answers: SplitAnswers, metric: str) -> Values:
+    """The metric of each of 1,000 draws of the images, ascending: how far chance moves it. 200 draws of a large table of probabilities."""
+    draws = 200 if needs_probabilities(metric) and answers.images * len(answers.classes) > 2_000_000 else 1000
     value = of_all(answers, metric)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.sort(np.concatenate([value(weights)[:, 0] for weights in drawn_weights(np.ones(answers.images, np.int64), draws)]))
