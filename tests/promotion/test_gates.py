@@ -651,8 +651,8 @@ def test_near_duplicates_are_told_and_refuse_only_if_the_policy_limits_them():
     assert found.passed
     assert found.said == (
         "0 test images are also, byte for byte, among the images of training, validation or holdout; 60 of 100 (60.00%) look like "
-        "copies of other images (encoded again, resized, cropped a little or mirrored); duplicates.png in the run of the promotion "
-        "shows the most similar"
+        "copies of other images (encoded again, resized, cropped a little or mirrored); duplicates.csv in the run of the promotion "
+        "names them"
     )
     assert not gates.leak(duplicates(near=60), asking("near_duplicates: 0.5")).passed
 

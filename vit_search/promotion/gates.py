@@ -261,7 +261,7 @@ def leak(duplicates: Duplicates, policy: Policy) -> Gate:
             f"{duplicates.near:,} of {duplicates.judged:,} ({duplicates.near_share:.2%}) look like copies of other images (encoded again, "
             "resized, cropped a little or mirrored)"
         )
-        near += "; duplicates.png in the run of the promotion shows the most similar" if duplicates.near else ""
+        near += "; duplicates.csv in the run of the promotion names them" if duplicates.near else ""
         problems += [f"{near}, {most:.2%} are allowed; remove them"] if most is not None and duplicates.near_share > most else []
     return _judged("G13", "leak", problems, f"{figures}; {near}")
 
