@@ -655,6 +655,9 @@ def test_near_duplicates_are_told_and_refuse_only_if_the_policy_limits_them():
         "names them"
     )
     assert not gates.leak(duplicates(near=60), asking("near_duplicates: 0.5")).passed
+    both = gates.leak(duplicates(equal=3, near=2), DEFAULT)
+    assert not both.passed
+    assert "3 test images are also" in both.said and "2 of 100 (2.00%)" in both.said
 
 
 def test_images_too_small_for_near_duplicates_pass_unless_the_policy_limits_them():
