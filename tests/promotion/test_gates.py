@@ -651,10 +651,13 @@ def test_near_duplicates_are_told_and_refuse_only_if_the_policy_limits_them():
     assert found.passed
     assert found.said == (
         "0 test images are also, byte for byte, among the images of training, validation or holdout; 60 of 100 (60.00%) look like "
-        "copies of other images (encoded again, resized, cropped a little or mirrored); duplicates.png in the run of the promotion "
-        "shows the most similar"
+        "copies of other images (encoded again, resized, cropped a little or mirrored); duplicates.csv in the run of the promotion "
+        "names them"
     )
     assert not gates.leak(duplicates(near=60), asking("near_duplicates: 0.5")).passed
+    both = gates.leak(duplicates(equal=3, near=2), DEFAULT)
+    assert not both.passed
+    assert "3 test images are also" in both.said and "2 of 100 (2.00%)" in both.said
 
 
 def test_images_too_small_for_near_duplicates_pass_unless_the_policy_limits_them():

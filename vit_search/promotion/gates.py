@@ -250,20 +250,23 @@ def approval(protected: bool, approve_by: str, policy: Policy) -> Gate:
 
 def leak(duplicates: Duplicates, policy: Policy) -> Gate:
     """G13: no test image is among the images of training or selection, neither as it is nor changed a little."""
-    figures = f"{duplicates.equal:,} test images are also, byte for byte, among the images of training, validation or holdout"
-    problems = [f"{figures}, {policy.leaked:,} are allowed; remove them"] if duplicates.equal > policy.leaked else []
+    equal = f"{duplicates.equal:,} test images are also, byte for byte, among the images of training, validation or holdout"
+    too_many = duplicates.equal > policy.leaked
+    equal += f", {policy.leaked:,} are allowed; remove them" if too_many else ""
     most = policy.near_duplicates
     if duplicates.not_judged:
+        refused = most is not None
         near = f"near duplicates were not looked for: {duplicates.not_judged}"
-        problems += [f"{near}; leave out near_duplicates in the policy"] if most is not None else []
+        near += "; leave out near_duplicates in the policy" if refused else ""
     else:
+        refused = most is not None and duplicates.near_share > most
         near = (
             f"{duplicates.near:,} of {duplicates.judged:,} ({duplicates.near_share:.2%}) look like copies of other images (encoded again, "
             "resized, cropped a little or mirrored)"
         )
-        near += "; duplicates.png in the run of the promotion shows the most similar" if duplicates.near else ""
-        problems += [f"{near}, {most:.2%} are allowed; remove them"] if most is not None and duplicates.near_share > most else []
-    return _judged("G13", "leak", problems, f"{figures}; {near}")
+        near += f", {most:.2%} are allowed; remove them" if refused else ""
+        near += "; duplicates.csv in the run of the promotion names them" if duplicates.near else ""
+    return Gate("G13", "leak", not (too_many or refused), f"{equal}; {near}")
 
 
 # --- after it --------------------------------------------------------------------------------------------------------------

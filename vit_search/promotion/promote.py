@@ -220,7 +220,7 @@ def _judge(case: _Case, data: DataSet, champion: tuple[ServedModel, Path] | None
     smoke_found = smoke_problem(client, logged)
     say("looking for test images among the others")
     duplicates = find_duplicates(candidate.served.config.data, data)
-    keep_duplicates(client, candidate, data, duplicates)
+    keep_duplicates(client, candidate, data, duplicates, images=case.retrained.spec.report.images)
     judged = _judge_before_test(case, data, measured, number, smoke_found, duplicates)
     if not (request.force or gates.verdict(judged)):
         return _Judged(logged, decide(judged, measured, None, request))

@@ -188,12 +188,17 @@ def keep_evidence(
     client.set_tag(parent, "mlflow.note.content", card)
 
 
-def keep_duplicates(client: mlflow.MlflowClient, candidate: Candidate, data: DataSet, duplicates: Duplicates) -> None:
-    """Test images that are also among the others: a table of all, and pictures of the first ten pairs. Nothing if there are none."""
+def keep_duplicates(client: mlflow.MlflowClient, candidate: Candidate, data: DataSet, duplicates: Duplicates, *, images: bool) -> None:
+    """Test images that are also among the others: a table of all, and pictures of the first ten pairs. Nothing if there are none.
+
+    Args:
+        images: whether pictures may be kept: `report.images` of the search file.
+    """
     if duplicates.pairs:
         folder = _evidence_folder(candidate)
         client.log_text(candidate.parent_run, as_csv(duplicates.pairs), f"{folder}/duplicates.csv")
-        client.log_image(candidate.parent_run, sheet(data, duplicates.pairs), f"{folder}/duplicates.png")
+        if images:
+            client.log_image(candidate.parent_run, sheet(data, duplicates.pairs), f"{folder}/duplicates.png")
 
 
 def register_version(

@@ -6,17 +6,16 @@ import csv
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from vit_search.config.trial import DataConfig
 from vit_search.data.cache import DataSet, read_split
-from vit_search.data.cache_folder import default_cache
+from vit_search.data.image_names import image_names
 from vit_search.data.near_duplicates import LEAST_SIDE, find_near_duplicates, too_small
-from vit_search.data.sources import open_source
-from vit_search.data.split import SplitName, split_indices
+from vit_search.data.split import SplitName
 from vit_search.text import file_name
 
 OTHER_SPLITS: tuple[SplitName, ...] = ("train", "val", "holdout")
@@ -45,7 +44,7 @@ class Pair:
     test_class: str
     other_class: str
     test_name: str = ""
-    """The file of the test image, where the source knows it."""
+    """The file of the test image; its number in the source if that has no files."""
     other_name: str = ""
 
 
@@ -101,7 +100,7 @@ def find_duplicates(config: DataConfig, data: DataSet) -> Duplicates:
         place = other - int(first[part])
         names = data.classes[labels[index]], data.classes[other_labels[place]]
         pairs.append(Pair(kind, index, split, place, similarity, mirrored, *names))
-    return Duplicates(data.test_duplicates, tuple(_named(config, pairs)), judged, not_judged)
+    return Duplicates(data.test_duplicates, tuple(_named(config, data, pairs)), judged, not_judged)
 
 
 def _equal(test: np.ndarray, others: Sequence[np.ndarray]) -> dict[int, int]:
@@ -120,18 +119,13 @@ def _equal(test: np.ndarray, others: Sequence[np.ndarray]) -> dict[int, int]:
     return dict(sorted(found.items()))
 
 
-def _named(config: DataConfig, pairs: list[Pair]) -> list[Pair]:
-    """The pairs with the names of their files, where the source knows them."""
+def _named(config: DataConfig, data: DataSet, pairs: list[Pair]) -> list[Pair]:
+    """The pairs with the names of their images."""
     if not pairs:
         return []
-    source = open_source(config, default_cache() / "downloads")
-    if source.reader is None:
-        return pairs
-    indices, names = split_indices(config, source), source.names
-    return [
-        Pair(**(vars(one) | {"test_name": str(names[indices["test"][one.test]]), "other_name": str(names[indices[one.split][one.other]])}))
-        for one in pairs
-    ]
+    splits: set[SplitName] = {"test", *(one.split for one in pairs)}
+    names = {split: image_names(config, data, split) for split in splits}
+    return [replace(one, test_name=names["test"][one.test], other_name=names[one.split][one.other]) for one in pairs]
 
 
 def as_csv(pairs: Sequence[Pair]) -> str:
@@ -140,8 +134,8 @@ def as_csv(pairs: Sequence[Pair]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["kind", "similarity", "mirrored", "test", "test_class", "test_name", "split", "other", "other_class", "other_name"])
     for one in pairs:
-        left = [one.kind, f"{one.similarity:.4f}", one.mirrored, one.test, one.test_class, file_name(one.test_name)]
-        writer.writerow([*left, one.split, one.other, one.other_class, file_name(one.other_name)])
+        left = [one.kind, f"{one.similarity:.4f}", one.mirrored, one.test, one.test_class, one.test_name]
+        writer.writerow([*left, one.split, one.other, one.other_class, one.other_name])
     return text.getvalue()
 
 
