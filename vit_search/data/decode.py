@@ -169,11 +169,11 @@ def read_all(images: Sequence[T], read: Callable[[T], np.ndarray], shape: tuple[
 
     damaged: list[str] = []
     with step("decoding", len(images), "images") as advance:
-        for problems, odd in in_chunks(len(images), decode):
+        for begin, (problems, odd) in zip(range(0, len(images), CHUNK), in_chunks(len(images), decode), strict=True):
             if odd is not None:
                 raise odd
             damaged += problems
-            advance(CHUNK)
+            advance(min(CHUNK, len(images) - begin))
     if len(damaged) == 1:
         raise DataError(damaged[0])
     if damaged:
