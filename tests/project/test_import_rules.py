@@ -33,7 +33,7 @@ ARROWS = {
     "tracking": BASE | {"config", "data", "ledger", "planning", "report", "runtime", "stopping", "vit"},
     "search": BASE | {"config", "data", "ledger", "planning", "runtime", "stopping", "tracking", "vit"},
     "registry": BASE | {"config", "data", "planning", "runtime", "tracking", "vit"},
-    "promotion": BASE | {"config", "data", "ledger", "planning", "registry", "runtime", "search", "tracking", "vit"},
+    "promotion": BASE | {"config", "data", "ledger", "planning", "registry", "report", "runtime", "search", "tracking", "vit"},
     "serving": BASE | {"config", "data", "registry", "runtime", "tracking", "vit"},
     "cluster": BASE | {"config", "ledger", "runtime", "tracking"},
     "cli": None,  # everything; nobody imports it

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_search.report.picture import Picture
+from vit_search.report.thumbnails import Sheet
 from vit_search.text import code_block, plain
 from vit_search.text import markdown as escape_markdown
 
@@ -57,7 +58,7 @@ class Row:
         return all(picture.wide for picture in self.pictures)
 
 
-Block = Text | Table | Code | Row
+Block = Text | Table | Code | Row | Sheet
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def value_cell(value: Any) -> str:
 
 
 def markdown(page: Page) -> str:
-    """For a terminal; pictures are named and left to the page, tables hold their numbers."""
+    """For a terminal; pictures and images are named and left to the page, tables hold their numbers."""
     parts = [f"# {escape_markdown(page.title)}", escape_markdown(page.lead)]
     if page.figures:
         parts.append("\n".join(f"- {escape_markdown(name)}: **{escape_markdown(value)}**" for name, value in page.figures))
@@ -122,16 +123,18 @@ def markdown(page: Page) -> str:
                 parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
             elif isinstance(block, Code):
                 parts.append(code_block(block.text, "yaml"))
+            elif isinstance(block, Sheet):
+                parts.append(f"On the page: {escape_markdown(block.caption)}")
             else:
                 parts.append("On the page: " + " ".join(escape_markdown(picture.alt) for picture in block.pictures))
     return "\n\n".join(parts) + "\n"
 
 
-def render(page: Page, plotly_js: str) -> str:
+def render(page: Page, plotly_js: str = "") -> str:
     """One page that needs no other file: the template `page.html.jinja` beside this file, filled in.
 
     Args:
-        plotly_js: the library's source, which the page carries.
+        plotly_js: the library's source, which the page carries; a page without a `Row` needs none, and then has no script at all.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # here: its import takes as long as a small command
 
@@ -148,8 +151,10 @@ def render(page: Page, plotly_js: str) -> str:
         "text_block": lambda block: isinstance(block, Text),
         "code_block": lambda block: isinstance(block, Code),
         "table_block": lambda block: isinstance(block, Table),
+        "sheet_block": lambda block: isinstance(block, Sheet),
     }
     pictures = [picture for section in page.sections for block in section.blocks if isinstance(block, Row) for picture in block.pictures]
+    assert plotly_js or not pictures, "a page with pictures carries the library that draws them"
     drawn = json.dumps([{"data": p.data, "layout": p.layout} for p in pictures], separators=(",", ":"), allow_nan=False)
     template = environment.get_template("page.html.jinja")
     return template.render(page=page, pictures_json=drawn.replace("<", "\\u003c"), plotly_js=plotly_js)
