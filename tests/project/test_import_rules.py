@@ -29,7 +29,7 @@ ARROWS = {
     "planning": BASE | {"config", "data", "ledger", "stopping"},
     "vit": BASE | {"config", "data", "planning", "runtime"},
     "ledger": BASE | {"config"},
-    "report": BASE | {"config", "ledger", "planning", "stopping"},
+    "report": BASE | {"config", "data", "ledger", "planning", "stopping", "vit"},
     "tracking": BASE | {"config", "data", "ledger", "planning", "report", "runtime", "stopping", "vit"},
     "search": BASE | {"config", "data", "ledger", "planning", "runtime", "stopping", "tracking", "vit"},
     "registry": BASE | {"config", "data", "planning", "runtime", "tracking", "vit"},

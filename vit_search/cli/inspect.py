@@ -100,7 +100,8 @@ def report(
 ) -> None:
     """Write a report on what a search has found.
 
-    It writes report.html and report.md into the search's folder, also while the search runs, and prints report.md.
+    It writes report.html and report.md into the search's folder, also while the search runs, and prints report.md. After the search's end,
+    it also lists the labels that may be wrong, in label_errors.csv, and counts the mistakes of the best model, in confusion.csv.
     """
     from vit_search.ledger import searches
 
@@ -108,12 +109,16 @@ def report(
     if next_to is not None:
         _write_next(folder, next_to)
         return
-    with err.status("reading the ledger …"):
+    with err.status("reading the ledger, and asking the best model of its validation images …"):
         from vit_search.report import report as reporting
 
-        page, twin = reporting.write(folder, awaited=awaits_driver(folder))
+        page, twin, *tables = reporting.write(folder, awaited=awaits_driver(folder), look=True)
     _print_markdown(twin)
     out.print(f"\nPage:  [bold]{escaped(str(page))}[/]", soft_wrap=True)
+    for table in tables:
+        out.print(
+            f"{'Suspected labels' if table.name == reporting.TABLES[0] else 'Confusion matrix'}:  {escaped(str(table))}", soft_wrap=True
+        )
 
 
 @app.command()

@@ -24,6 +24,7 @@ from vit_search.config.search_file_blocks import (
     FileBlock,
     Limits,
     Objective,
+    Report,
     Resources,
     Stopping,
     check_direction,
@@ -95,6 +96,8 @@ class SearchSpec(FileBlock):
     """Whether the models in MLflow also hold a torch.export archive, for programs without the code of vit_search."""
     system_metrics: bool = False
     """Whether each epoch records how much CPU, memory and GPU the trial used, under MLflow's own names."""
+    report: Report = Field(default_factory=lambda: Report.model_validate({}))
+    """What the report shows."""
     stall_minutes: Annotated[float, Strict()] = Field(30, gt=0, allow_inf_nan=False)
     """A trial that reports nothing for this long counts as hung. It is ended and tried again, on another node if there is one."""
     stall_epochs: Count = Field(20, ge=2, le=1_000_000)

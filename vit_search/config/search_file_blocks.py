@@ -156,6 +156,14 @@ class Limits(FileBlock):
     """The search ends after this many trials in a row without a better metric."""
 
 
+class Report(FileBlock):
+    """What the report shows beside numbers."""
+
+    images: Annotated[bool, Strict()] = True
+    """Whether the reports of the search and of its promotions, and so MLflow, hold thumbnails of images. With false, the tables and the
+    CSV files stay."""
+
+
 def check_target(target: float, metric: str, where: str) -> None:
     """Refuse a target that no trial can reach.
 

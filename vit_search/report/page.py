@@ -154,10 +154,9 @@ def render(page: Page, plotly_js: str = "") -> str:
         "sheet_block": lambda block: isinstance(block, Sheet),
     }
     pictures = [picture for section in page.sections for block in section.blocks if isinstance(block, Row) for picture in block.pictures]
-    assert plotly_js or not pictures, "a page with pictures carries the library that draws them"
     drawn = json.dumps([{"data": p.data, "layout": p.layout} for p in pictures], separators=(",", ":"), allow_nan=False)
     template = environment.get_template("page.html.jinja")
-    return template.render(page=page, pictures_json=drawn.replace("<", "\\u003c"), plotly_js=plotly_js)
+    return template.render(page=page, scripted=bool(pictures), pictures_json=drawn.replace("<", "\\u003c"), plotly_js=plotly_js)
 
 
 def _plain_text(value: Any) -> Any:

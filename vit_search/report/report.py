@@ -13,8 +13,11 @@ from plotly.offline import get_plotlyjs
 from vit_search.config.cost import in_time
 from vit_search.errors import SearchError
 from vit_search.files import write_whole
-from vit_search.report import importance, page, progress_figures
+from vit_search.ledger import searches
+from vit_search.report import importance, mistakes, page, progress_figures
 from vit_search.report.digest import Digest, digest
+from vit_search.report.mistake_sections import mistake_blocks
+from vit_search.report.mistakes import Missing, Mistakes
 from vit_search.report.page import Page, Row, Section, Table, Text, metric_text
 from vit_search.report.parameter_sections import (
     border_blocks,
@@ -35,19 +38,42 @@ from vit_search.report.progress_sections import (
     waste_table,
 )
 from vit_search.report.winner_sections import winner_blocks, winners_blocks
-from vit_search.text import counted
+from vit_search.text import counted, last_line
 
 HTML, MARKDOWN = "report.html", "report.md"
 
-HTML, MARKDOWN = "report.html", "report.md"
+TABLES = (mistakes.LABEL_ERRORS, mistakes.CONFUSION)
+"""Files beside the report, where the best model's mistakes were looked at."""
 
 
-def write(folder: Path, *, driven: bool | None = None, awaited: bool = False) -> tuple[Path, Path]:
-    """Write a search's report into its folder: the page, and its twin in Markdown; `driven` and `awaited` as search_state.read has them.
+def write(folder: Path, *, driven: bool | None = None, awaited: bool = False, look: bool = False) -> tuple[Path, ...]:
+    """Write a search's report into its folder.
 
+    Args:
+        driven, awaited: as search_state.read has them.
+        look: whether the best model is asked of its validation images, if no driver is at work on the search and that was not done yet.
+    Returns: the page, its twin in Markdown, and the TABLES that are there.
     Raises: SearchError where the folder holds no search, or cannot be written.
     """
-    return _written(folder / HTML, folder / MARKDOWN, of_search(digest(folder, driven=driven, awaited=awaited)))
+    d = digest(folder, driven=driven, awaited=awaited)
+    found = _mistakes(folder, d, look=look)
+    written = _written(folder / HTML, folder / MARKDOWN, of_search(d, found))
+    return (*written, *(folder / name for name in TABLES if isinstance(found, Mistakes) and (folder / name).exists()))
+
+
+def _mistakes(folder: Path, d: Digest, *, look: bool) -> Mistakes | Missing:
+    """What the best model takes its validation images for. Whatever goes wrong, the rest of the report is written."""
+    if searches.read_facts(folder).promotes:
+        return Missing("These are the trainings of a promotion, whose images nobody looks at before the test.")
+    if look and not d.state.driven:
+        try:
+            return mistakes.find(folder, d.spec, d.standing, d.data_hash)
+        except Exception as error:
+            return Missing(f"The mistakes could not be looked at ({type(error).__name__}: {last_line(error)}).")
+    earlier = mistakes.read(folder)
+    if earlier is not None and earlier.shows_images == d.spec.report.images:
+        return earlier
+    return Missing(f"This section is made when the search has ended, or by `vit-search report {d.name}` after that.")
 
 
 def compare(first: Path, second: Path) -> tuple[Path, Path]:
@@ -80,12 +106,13 @@ def _written(html_path: Path, markdown_path: Path, content: Page) -> tuple[Path,
     return html_path, markdown_path
 
 
-def of_search(d: Digest) -> Page:
-    """What there is to tell of one search."""
+def of_search(d: Digest, found: Mistakes | Missing) -> Page:
+    """What there is to tell of one search, and of its best model's mistakes."""
     weighed = importance.importances(d.space, [t.params for t in d.standing if t.over and t.outcome != "failed" and t.results])
     order = [one.parameter for one in weighed] + [name for name in d.space.searched if name not in {one.parameter for one in weighed}]
     sections = [
         Section("winner", "Winner", winner_blocks(d)),
+        Section("mistakes", "Mistakes and suspected labels", mistake_blocks(found, d.winner.trial.number if d.winner else None)),
         Section("progress", "Best so far", [Row(progress_figures.progress([d])), *improvement_blocks(d)]),
         Section(
             "curves",
