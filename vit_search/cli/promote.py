@@ -247,6 +247,8 @@ def _print_promotion(done: Promotion, retrained: Retrained) -> None:
             f"\ntest accuracy [bold]{done.answers.accuracy:.4f}[/] on {counted(done.answers.images, 'image')} "
             f"(95 % interval {low:.4f} to {high:.4f}; {when})"
         )
+        if done.page is not None:
+            out.print(f"mistakes: {escaped(str(done.page))}", soft_wrap=True)
     else:
         out.print("\nthe test split was not read")
     if done.verdict == "refused":

@@ -16,7 +16,7 @@ import mlflow
 from vit_search.data.cache import DataSet, prepare
 from vit_search.errors import PromotionError, PromotionRefusedError
 from vit_search.ledger import searches
-from vit_search.promotion import card, gates
+from vit_search.promotion import card, gates, mistakes
 from vit_search.promotion.candidate import Candidate, choose_candidate, lineage_of
 from vit_search.promotion.champion_model import fetched_champion, find_champion
 from vit_search.promotion.decision import Decision, PromotionRequest, decide
@@ -69,6 +69,8 @@ class Promotion:
     """The version that was champion before; None if there was none."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """The tags of the version."""
+    page: Path | None = None
+    """The page that shows the candidate's mistakes on the test images; None if they were not read."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def promote(
     with fetched_champion(client, case.comparable, lenient=bool(request.force)) as champion:
         judged = _judge(case, data, champion, say)
     say("registering")
-    promotion = _register(case, judged)
+    promotion = _register(case, data, judged)
     if promotion.verdict != "refused":
         _make_champion(case, promotion)
     return promotion
@@ -258,15 +260,18 @@ def _judge_after_test(case: _Case, measured: Measurements, reading: Reading) -> 
     return judged
 
 
-def _register(case: _Case, judged: _Judged) -> Promotion:
+def _register(case: _Case, data: DataSet, judged: _Judged) -> Promotion:
     """Keep the evidence and register the candidate as a version, whatever the verdict."""
     client, candidate, decision, name = case.client, case.candidate, judged.decision, case.request.name
     tags = version_tags(case.retrained, candidate, case.policy, case.request, decision)
     costs = decision.measured.costs
     text = card.model_card(name, case.retrained, candidate.finalist, candidate.served, tags, decision.gates, decision.answers, costs)
-    keep_evidence(client, candidate, decision, text, tags)
-    version = register_version(client, name, candidate, judged.logged, tags, text)
     reading = decision.reading
+    shown: tuple[Path, ...] = ()
+    if reading is not None:
+        shown = mistakes.write(case.retrained.folder, case.retrained.spec, data, reading, f"{case.retrained.run_name}: mistakes")
+    keep_evidence(client, candidate, decision, text, tags, shown)
+    version = register_version(client, name, candidate, judged.logged, tags, text)
     return Promotion(
         name=name,
         version=version,
@@ -278,6 +283,7 @@ def _register(case: _Case, judged: _Judged) -> Promotion:
         read_before=reading is not None and not reading.fresh,
         champion=case.champion_version,
         tags=tags,
+        page=next(iter(shown), None),
     )
 
 

@@ -6,7 +6,7 @@ Each step can be repeated after a crash: what an earlier promotion has written i
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -153,8 +153,14 @@ def _evidence_folder(candidate: Candidate) -> str:
     return f"promotion/{candidate.promotion_id[:12]}"
 
 
-def keep_evidence(client: mlflow.MlflowClient, candidate: Candidate, decision: Decision, card: str, tags: Mapping[str, str]) -> None:
-    """All that the decision rests on, as artifacts of the promotion's run; its page shows the card."""
+def keep_evidence(
+    client: mlflow.MlflowClient, candidate: Candidate, decision: Decision, card: str, tags: Mapping[str, str], files: Sequence[Path] = ()
+) -> None:
+    """All that the decision rests on, as artifacts of the promotion's run; its page shows the card.
+
+    Args:
+        files: further ones, of what the candidate took the test images for.
+    """
     parent, folder = candidate.parent_run, _evidence_folder(candidate)
     reading, side_by_side = decision.reading, decision.measured.side_by_side
     client.log_dict(parent, {"verdict": decision.verdict, "gates": [gate.to_dict() for gate in decision.gates]}, f"{folder}/gates.json")
@@ -166,6 +172,8 @@ def keep_evidence(client: mlflow.MlflowClient, candidate: Candidate, decision: D
         answers = {"reading": reading.number, "candidate": reading.answers.to_dict(), "champion": champion}
         client.log_dict(parent, answers, f"{folder}/test_answers.json")
         client.log_metric(parent, "test_accuracy", reading.answers.accuracy)
+    for path in files:
+        client.log_artifact(parent, str(path), folder)
     client.log_metric(parent, "optimism", float(tags["optimism"]))
     for name in ("verdict", "promotion_id", "gate"):
         client.set_tag(parent, name, tags[name])

@@ -59,7 +59,7 @@ def surest_blocks(shown: Sequence[Shown], wrong: int) -> list[Block]:
         f"The {len(shown)} wrong answers of which the model was most sure" if wrong > len(shown) else "All wrong answers, the surest first"
     )
     lines = [[f"label {one.label}", f"answer {one.other}, {one.probability:.0%}", one.image] for one in shown]
-    return _sheet(f"{title}.", shown, lines, ("label", "answer", "probability>", "image"), [
+    return sheet_blocks(f"{title}.", shown, lines, ("label", "answer", "probability>", "image"), [
         [one.label, one.other, f"{one.probability:.4f}", one.image] for one in shown
     ])  # fmt: skip
 
@@ -75,15 +75,19 @@ def suspect_blocks(shown: Sequence[Shown], suspected: int) -> list[Block]:
     )
     title = f"The first {len(shown)} suspected labels." if suspected > len(shown) else "All suspected labels."
     lines = [[f"label {one.label}, {one.probability:.0%}", f"maybe {one.other}", one.image] for one in shown]
-    return [Text(text), *_sheet(title, shown, lines, ("label", "suggested", "probability of the label>", "image"), [
+    return [Text(text), *sheet_blocks(title, shown, lines, ("label", "suggested", "probability of the label>", "image"), [
         [one.label, one.other, f"{one.probability:.4f}", one.image] for one in shown
     ])]  # fmt: skip
 
 
-def _sheet(
+def sheet_blocks(
     caption: str, shown: Sequence[Shown], lines: Sequence[Sequence[str]], head: tuple[str, ...], rows: Sequence[Sequence[str]]
 ) -> list[Block]:
-    """A sheet where each image has a thumbnail, else the same as a table."""
+    """A sheet where each image has a thumbnail, else the same as a table.
+
+    Args:
+        lines: below each thumbnail; the last one is the image's name. head, rows: of the table.
+    """
     tiles = []
     for one, words in zip(shown, lines, strict=True):
         picture = one.picture(f"image {words[-1]}: {', '.join(words[:-1])}")
