@@ -22,6 +22,7 @@ SECTIONS = {
     "stopping": "Which weak trials are stopped early. [Stopping](../explanation/stopping.md) explains the rules and the rungs.",
     "limits": "What ends the search before its last trial. The first limit that is reached ends it.",
     "resources": "What one trial gets of the machine. [Sharing GPUs](../guides/sharing-gpus.md) has examples.",
+    "report": "What the report shows. [Find wrong labels and look at mistakes](../guides/mistakes.md) shows an example.",
     "objectives": "A list of up to three further metrics, each with these keys, for example `objectives: [{metric: params}]`.",
 }
 """Sections of a search file in the order of the page, with what stands above the keys of each."""
