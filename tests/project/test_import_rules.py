@@ -31,7 +31,7 @@ ARROWS = {
     "ledger": BASE | {"config"},
     "report": BASE | {"config", "data", "ledger", "planning", "stopping", "vit"},
     "tracking": BASE | {"config", "data", "ledger", "planning", "report", "runtime", "stopping", "vit"},
-    "search": BASE | {"config", "data", "ledger", "planning", "runtime", "stopping", "tracking", "vit"},
+    "search": BASE | {"config", "data", "ledger", "planning", "report", "runtime", "stopping", "tracking", "vit"},
     "registry": BASE | {"config", "data", "planning", "runtime", "tracking", "vit"},
     "promotion": BASE | {"config", "data", "ledger", "planning", "registry", "report", "runtime", "search", "tracking", "vit"},
     "serving": BASE | {"config", "data", "registry", "runtime", "tracking", "vit"},

@@ -11,6 +11,7 @@ import dataclasses
 import io
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,10 @@ from vit_search.ledger.trials import Trial, best_trial
 from vit_search.report.thumbnails import Thumbnail, thumbnail
 
 if TYPE_CHECKING:
+    from vit_search.data.batches import Split, StreamedSplit
+    from vit_search.data.cache import DataSet
     from vit_search.vit.label_errors import Suspect
+    from vit_search.vit.split_probabilities import SplitProbabilities
 
 FILE, CONFUSION, LABEL_ERRORS = "mistakes.json", "confusion.csv", "label_errors.csv"
 
@@ -104,21 +108,27 @@ class Missing:
     """One sentence."""
 
 
-def read(folder: Path) -> Mistakes | None:
+def read(folder: Path) -> Mistakes | Missing | None:
     """What `find` has written; None where it has not, or the file is damaged."""
     try:
-        found = build(Mistakes, parse((folder / FILE).read_text(encoding="utf-8")))
+        values = parse((folder / FILE).read_text(encoding="utf-8"))
+        if isinstance(values, dict) and values.keys() == {"reason"}:
+            return build(Missing, values)
+        found = build(Mistakes, values)
         size = len(found.classes)
         return found if len(found.confusion) == size and all(len(row) == size for row in found.confusion) else None
     except (OSError, ValueError, RecursionError):
         return None
 
 
-def find(folder: Path, spec: SearchSpec, trials: Sequence[Trial], data_hash: str, *, seconds: float = SECONDS) -> Mistakes | Missing:
-    """Ask the model of the best trial, and write the three files; what an earlier call has found of the same model is kept.
+def find(
+    folder: Path, spec: SearchSpec, trials: Sequence[Trial], data_hash: str, *, data: DataSet | None = None, seconds: float = SECONDS
+) -> Mistakes | Missing:
+    """Ask the model of the best trial, and write the files; what an earlier call has found of the same model is kept.
 
     Args:
         folder: of the search. trials: all of them. data_hash: of the search.
+        data: as `prepare` gave it; by default it is prepared, which reads every file of the source.
         seconds: as SECONDS.
     Raises: OSError where the folder cannot be written.
     """
@@ -126,84 +136,118 @@ def find(folder: Path, spec: SearchSpec, trials: Sequence[Trial], data_hash: str
 
     best = best_trial(trials, spec.metric, spec.mode)
     if best is None:
-        return Missing("No trial has a value yet, so there is no model to ask.")
+        return _missing(folder, "No trial has a value yet, so there is no model to ask.")
     checkpoint = searches.trial_folder(folder, best.number) / "checkpoint"
     earlier = read(folder)
-    if earlier is not None and earlier.shows_images != spec.report.images:
-        earlier = None
+    usable = isinstance(earlier, Mistakes) and earlier.shows_images == spec.report.images
     if not checkpoint_files.exists(checkpoint):
-        if earlier is not None and earlier.trial == best.number:
+        if usable and isinstance(earlier, Mistakes) and earlier.trial == best.number:
             return earlier
-        return Missing(f"The checkpoint of trial {best.number}, the best one, is gone, so its model cannot be asked.")
+        return _missing(folder, f"The checkpoint of trial {best.number}, the best one, is gone, so its model cannot be asked.")
     try:
         weights = checkpoint_files.describe(checkpoint).weights_sha256
-        if earlier is not None and earlier.weights_sha256 == weights:
+        if usable and isinstance(earlier, Mistakes) and earlier.weights_sha256 == weights:
             return earlier
-        found, suspects = _find(checkpoint, best.number, weights, spec, data_hash, seconds)
+        images = _images(spec, data_hash, data)
+        if isinstance(images, str):
+            return _missing(folder, images)
+        found, suspects = _found(images, checkpoint, best.number, weights, spec, seconds)
     except VitSearchError as error:
-        return Missing(f"The model of trial {best.number} cannot be asked of its validation images: {error}")
-    if isinstance(found, Mistakes):
-        write_whole(folder / LABEL_ERRORS, label_errors_csv(suspects))
-        write_whole(folder / CONFUSION, confusion_csv(found.classes, found.confusion))
-        write_whole(folder / FILE, json.dumps(dataclasses.asdict(found)))  # last: with it, the three are there
+        return _missing(folder, f"The model of trial {best.number} cannot be asked of its validation images: {error}")
+    write_whole(folder / LABEL_ERRORS, label_errors_csv(suspects))
+    write_whole(folder / CONFUSION, confusion_csv(found.classes, found.confusion))
+    write_whole(folder / FILE, json.dumps(dataclasses.asdict(found)))  # last: with it, the three are there
     return found
 
 
-def _find(
-    checkpoint: Path, number: int, weights: str, spec: SearchSpec, data_hash: str, seconds: float
-) -> tuple[Mistakes | Missing, list[dict[str, Any]]]:
-    import time
+def _missing(folder: Path, reason: str) -> Missing:
+    """Keep the reason in place of what was found of another model."""
+    missing = Missing(reason)
+    write_whole(folder / FILE, json.dumps(dataclasses.asdict(missing)))
+    for name in (LABEL_ERRORS, CONFUSION):
+        (folder / name).unlink(missing_ok=True)
+    return missing
 
+
+@dataclass(frozen=True, eq=False)
+class _Images:
+    """The images that trials were validated on."""
+
+    split_name: str
+    split: Split | StreamedSplit
+    names: list[str]
+    classes: tuple[str, ...]
+
+    def shown(
+        self, answered: SplitProbabilities, rows: Sequence[int], others: Sequence[int], probabilities: Sequence[float], *, pictures: bool
+    ) -> list[Shown]:
+        """Some rows of what a model answered, with another class each and a probability."""
+        from vit_search.vit.split_probabilities import pixels_of
+
+        indices = [int(answered.indices[row]) for row in rows]
+        made = [thumbnail(one, "") for one in pixels_of(self.split, indices)] if pictures else [Thumbnail("", "")] * len(indices)
+        return [
+            Shown(self.names[i], self.classes[answered.labels[row]], self.classes[other], float(probability), one.source, one.coarse)
+            for i, row, other, probability, one in zip(indices, rows, others, probabilities, made, strict=True)
+        ]
+
+
+def _images(spec: SearchSpec, data_hash: str, data: DataSet | None) -> _Images | str:
+    """The images; or why they are not to be had."""
     from vit_search.data.batches import load_split
     from vit_search.data.cache import prepare
     from vit_search.data.image_names import image_names
     from vit_search.data.split import TRAINED_AND_VALIDATED_ON
+
+    data = prepare(spec.data_config) if data is None else data
+    if data.data_hash != data_hash:
+        return "The images have changed since the search began, so the model is not asked of them."
+    (name,) = TRAINED_AND_VALIDATED_ON[spec.train_on][1]
+    if data.reader is not None and data.counts[name] > STREAMED:
+        return (
+            f"The images are decoded during training, and {name} has {data.counts[name]:,} of them: above {STREAMED:,}, mistakes are not "
+            "looked for."
+        )
+    return _Images(name, load_split(data, name, decoders=0), image_names(spec.data_config, data, name), data.classes)
+
+
+def _found(
+    images: _Images, checkpoint: Path, number: int, weights: str, spec: SearchSpec, seconds: float
+) -> tuple[Mistakes, list[dict[str, Any]]]:
+    """What a model takes the images for, and the rows of label_errors.csv."""
     from vit_search.vit import checkpoint as checkpoints
     from vit_search.vit import label_errors
-    from vit_search.vit.split_probabilities import pixels_of, split_probabilities
+    from vit_search.vit.split_probabilities import split_probabilities
 
     began = time.monotonic()
-    data = prepare(spec.data_config)
-    if data.data_hash != data_hash:
-        return Missing("The images have changed since the search began, so the model is not asked of them."), []
-    (split_name,) = TRAINED_AND_VALIDATED_ON[spec.train_on][1]
-    if data.reader is not None and data.counts[split_name] > STREAMED:
-        return Missing(
-            f"The set is decoded during training, and {split_name} has {data.counts[split_name]:,} images: above {STREAMED:,}, "
-            "mistakes are not looked for."
-        ), []
-    split = load_split(data, split_name, decoders=0)
-    said = split_probabilities(checkpoints.load_model(checkpoint), split, seconds)
-    names, classes = image_names(spec.data_config, data, split_name), data.classes
-    suspects = label_errors.suspects(said.labels, said.probabilities)
-    answers, wrong = said.probabilities.argmax(1), wrong_by_confidence(said.labels, said.probabilities)
-
-    def shown(rows: Sequence[int], others: Sequence[int], probabilities: Sequence[float]) -> list[Shown]:
-        indices = [int(said.indices[row]) for row in rows]
-        pictures = [thumbnail(one, "") for one in pixels_of(split, indices)] if spec.report.images else [Thumbnail("", "")] * len(rows)
-        return [
-            Shown(names[i], classes[said.labels[row]], classes[other], float(probability), picture.source, picture.coarse)
-            for i, row, other, probability, picture in zip(indices, rows, others, probabilities, pictures, strict=True)
-        ]
-
-    worst = wrong[:SHOWN].tolist()
-    first = suspects[:SHOWN]
+    served, classes = checkpoints.load_model(checkpoint), images.classes
+    answered = split_probabilities(served, images.split, seconds)
+    labels, chances = answered.labels, answered.probabilities
+    suspects = label_errors.suspects(labels, chances)
+    answers, worst = chances.argmax(1), wrong_by_confidence(labels, chances)[:SHOWN].tolist()
+    first, pictures = suspects[:SHOWN], spec.report.images
     found = Mistakes(
         trial=number,
         weights_sha256=weights,
-        data_hash=data_hash,
-        split=split_name,
-        images=len(said.labels),
-        of=data.counts[split_name],
-        shows_images=spec.report.images,
+        data_hash=served.data_hash,
+        split=images.split_name,
+        images=len(labels),
+        of=len(images.split),
+        shows_images=pictures,
         classes=list(classes),
-        confusion=confusion_of(said.labels, answers, len(classes)),
-        mistakes=shown(worst, answers[worst].tolist(), said.probabilities[worst, answers[worst]].tolist()),
-        suspects=shown([one.index for one in first], [one.suggested for one in first], [one.self_confidence for one in first]),
+        confusion=confusion_of(labels, answers, len(classes)),
+        mistakes=images.shown(answered, worst, answers[worst].tolist(), chances[worst, answers[worst]].tolist(), pictures=pictures),
+        suspects=images.shown(
+            answered,
+            [one.index for one in first],
+            [one.suggested for one in first],
+            [one.self_confidence for one in first],
+            pictures=pictures,
+        ),
         suspected=len(suspects),
         seconds=time.monotonic() - began,
     )
-    return found, suspect_rows(suspects, [names[i] for i in said.indices], split_name, classes, said.labels)
+    return found, suspect_rows(suspects, [images.names[i] for i in answered.indices], images.split_name, classes, labels)
 
 
 def wrong_by_confidence(labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

@@ -71,7 +71,7 @@ def _mistakes(folder: Path, d: Digest, *, look: bool) -> Mistakes | Missing:
         except Exception as error:
             return Missing(f"The mistakes could not be looked at ({type(error).__name__}: {last_line(error)}).")
     earlier = mistakes.read(folder)
-    if earlier is not None and earlier.shows_images == d.spec.report.images:
+    if isinstance(earlier, Missing) or (earlier is not None and earlier.shows_images == d.spec.report.images):
         return earlier
     return Missing(f"This section is made when the search has ended, or by `vit-search report {d.name}` after that.")
 

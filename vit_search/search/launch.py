@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import random
@@ -62,6 +63,9 @@ from vit_search.text import counted
 
 if TYPE_CHECKING:
     from vit_search.tracking.recorder import Recorder
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -215,7 +219,8 @@ def drive(
                     run_trials(driver, folder, options.work, head, apart=options.address is not None)
         ended = True
     finally:  # an error of ours leaves a search that can be resumed, and no run open
-        end = finish(spec, folder, ledger, driver, recorder, ended=ended, refused=not ended and first_launch)
+        asked = None if facts.promotes else data
+        end = finish(spec, folder, ledger, driver, recorder, ended=ended, refused=not ended and first_launch, data=asked)
     if end.nothing_completed:
         raise NoTrialCompletedError(
             f"{folder}: none of {counted(len(end.trials), 'trial')} reached full length; {driver.ending or _why(end.trials)}"
@@ -307,12 +312,21 @@ class _End:
 
 
 def finish(
-    spec: SearchSpec, folder: Path, ledger: Ledger, driver: Driver | None, recorder: Recorder, *, ended: bool, refused: bool
+    spec: SearchSpec,
+    folder: Path,
+    ledger: Ledger,
+    driver: Driver | None,
+    recorder: Recorder,
+    *,
+    ended: bool,
+    refused: bool,
+    data: DataSet | None = None,
 ) -> _End:
     """Write down how the search stands, have MLflow know it too, and let the ledger go. A full disk is passed over: it was said before.
 
     Args:
         ended: whether the search came to its end, and no error ended it. refused: whether that error came at its first launch.
+        data: of which the best model of a finished search is asked for the report; None for none.
     """
     interrupted = driver is not None and driver.cancelled
     if driver is not None:
@@ -333,6 +347,8 @@ def finish(
         with contextlib.suppress(OSError):
             searches.write_hindsight(folder, hindsight)
     status = "KILLED" if interrupted else "FAILED" if nothing_completed or not ended else "FINISHED"
+    if status == "FINISHED" and data is not None:
+        _find_mistakes(folder, spec, trials, data)
     if refused and driver is not None:
         recorder.discard()
     recorded = (
@@ -340,6 +356,16 @@ def finish(
     )
     ledger.close()
     return _End(trials, interrupted, nothing_completed, hindsight, recorded)
+
+
+def _find_mistakes(folder: Path, spec: SearchSpec, trials: Sequence[Trial], data: DataSet) -> None:
+    """For the report: what the best model takes its validation images for. It takes a minute at most, and never fails."""
+    from vit_search.report import mistakes
+
+    try:
+        mistakes.find(folder, spec, trials, data.data_hash, data=data)
+    except Exception as error:
+        _log.warning("the mistakes of the best model could not be looked at (%s: %s).", type(error).__name__, error)
 
 
 def _left(driver: Driver | None, trials: Sequence[Trial], *, interrupted: bool, failed: bool) -> Left:

@@ -99,7 +99,7 @@ def last_steps(
     yield partial(client.log_batch, parent, metrics=figures, tags=[RunTag(name, value) for name, value in tags.items()])
     if hindsight is not None and hindsight.plan is not None:
         yield partial(client.log_dict, parent, hindsight.plan, "plan.json")
-    for path in (folder / "ledger.jsonl", *(() if facts.promotes else write_report(folder, look=status == "FINISHED"))):
+    for path in (folder / "ledger.jsonl", *(() if facts.promotes else write_report(folder))):
         yield partial(client.log_artifact, parent, str(path))
     if status == "FINISHED" and not facts.promotes:  # promotion logs the one that it has chosen
         for trial in [trial for trial in ranking if trial.outcome == "completed"][: spec.keep_checkpoints]:
@@ -123,16 +123,12 @@ def _counts(spent: Spent, ranking: list[Trial], hindsight: Hindsight | None) -> 
     }
 
 
-def write_report(folder: Path, *, look: bool) -> tuple[Path, ...]:
-    """Write the report into the search's folder. A picture that cannot be drawn must not cost the rest of the record.
-
-    Args:
-        look: as report.write has it.
-    """
+def write_report(folder: Path) -> tuple[Path, ...]:
+    """Write the report into the search's folder. A picture that cannot be drawn must not cost the rest of the record."""
     try:
         from vit_search.report import report  # plotly and optuna are imported here, at the end, and not by every command
 
-        return report.write(folder, driven=False, look=look)
+        return report.write(folder, driven=False)
     except Exception as error:
         _log.warning("the report could not be made (%s: %s).", type(error).__name__, in_short(error))
         return ()
