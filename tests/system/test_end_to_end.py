@@ -36,7 +36,8 @@ def test_mlflow_holds_one_parent_and_one_child_per_trial_with_each_epoch_once(wa
     for search in ("small-1", "small-2"):
         (parent,) = client.search_runs([experiment], f"tags.search = '{search}' and attributes.run_name = '{search}'")
         assert parent.info.status == "FINISHED"
-        assert {"search.yaml", "resolved.json", "environment.json", "leaderboard.json", "report.html", "report.md", "plan.json"} <= {
+        reports = {"report.html", "report.md", "confusion.csv", "label_errors.csv"}
+        assert {"search.yaml", "resolved.json", "environment.json", "leaderboard.json", "plan.json"} | reports <= {
             a.path for a in client.list_artifacts(parent.info.run_id)
         }
         assert len(parent.data.tags["data_hash"]) == 64
