@@ -25,13 +25,13 @@ training: {lr: {float: [1e-5, 1e-2], log: true}, batch_size: 64}
 """
 
 
-def trained(home, store, search, *, data="{name: digits}", epochs=12, seeds=1, **told):
+def trained(home, store, search, *, data="{name: digits}", epochs=12, seeds=1, metric="val_accuracy", **told):
     """One finalist of a search, trained with some seeds; its folder lies in home.
 
     Args:
         store: URI of MLflow, in which its runs are made.
     """
-    spec = search_file.parse(FILE % (data, epochs))
+    spec = search_file.parse(FILE % (data, epochs) + (f"metric: {metric}\n" if metric != "val_accuracy" else ""))
     folder = home / search / "promotions" / "1"
     folder.mkdir(parents=True)
     prepared = prepare(spec.data_config)
@@ -44,7 +44,7 @@ def trained(home, store, search, *, data="{name: digits}", epochs=12, seeds=1, *
     experiment = known.experiment_id if known else client.create_experiment(spec.name, artifact_location=(home / "artifacts").as_uri())
     tags = {"search_id": facts.search_id, "search": facts.search}
     parent = client.create_run(experiment, run_name=facts.search, tags=tags).info.run_id
-    values, places = [], []
+    values, accuracies, places = [], [], []
     params = {"dim": 32, "lr": 3e-3} | told
     for number in range(seeds):
         config = TrialConfig(
@@ -65,13 +65,14 @@ def trained(home, store, search, *, data="{name: digits}", epochs=12, seeds=1, *
         results = list(training.fit(state, load_split(prepared, "train", "val"), load_split(prepared, "holdout")))
         place = folder / "trials" / f"{number:04d}" / "checkpoint"
         checkpoint.save(place, state, classes=prepared.classes, data_hash=prepared.data_hash, trained_on=("train", "val"))
-        values.append(results[-1].val_accuracy)
+        values.append(results[-1].value(metric))
+        accuracies.append(results[-1].val_accuracy)
         places.append(place)
         tags = {"mlflow.parentRunId": parent, "trial": str(number), "search": facts.search}
         client.set_terminated(client.create_run(experiment, run_name=f"trial {number}", tags=tags).info.run_id)
     client.set_terminated(parent)
     numbers = tuple(range(seeds))
-    one = Finalist(7, params, 0.99, tuple(100 + n for n in numbers), tuple(values), tuple(places), numbers, tuple(values))
+    one = Finalist(7, params, 0.99, tuple(100 + n for n in numbers), tuple(values), tuple(places), numbers, tuple(accuracies))
     return Retrained(folder, search, facts.search, facts.search_id, spec, (one,), {})
 
 

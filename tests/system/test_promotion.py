@@ -333,3 +333,25 @@ def test_the_default_policy_refuses_what_a_linear_probe_does_better(made, copied
 
 def test_a_search_file_names_the_metric_that_finalists_are_chosen_by():
     assert search_file.parse(candidates.FILE % ("{name: digits}", 1)).metric == "val_accuracy"
+
+
+@pytest.mark.parametrize("metric", ["val_auroc", "val_loss"])
+def test_what_was_ranked_by_another_metric_is_judged_and_recorded_by_it(metric, tmp_path):
+    store, name = f"sqlite:///{tmp_path / 'mlruns.db'}", metric.removeprefix("val_")
+    first = promote(candidates.trained(tmp_path, store, "weak", epochs=2, metric=metric), store)
+    assert (first.verdict, first.champion) == ("passed", None)
+    done = promote(candidates.trained(tmp_path, store, "strong", epochs=15, seeds=2, metric=metric), store)
+    assert (done.verdict, done.champion, done.reading) == ("passed", "1", 2), gates.reasons(done.gates)
+    said = {one.id: one.said for one in done.gates}
+    assert f"; {name} " in said["G3"]
+    assert f" of {name} on 270 test images" in said["G4"]
+    assert said["G9"].startswith(f"{name} ")
+    assert ("auroc" in said["G6"]) == (metric == "val_auroc") or "no class lost" in said["G6"]
+    tags = client_for(store).get_model_version("tiny", done.version).tags
+    better = (lambda a, b: a < b) if metric == "val_loss" else (lambda a, b: a > b)
+    assert better(float(tags[f"test_{name}"]), float(first.tags[f"test_{name}"]))
+    assert tags["metric"] == metric
+    again = next((tmp_path / "strong" / "promotions" / "1" / "readings").iterdir())
+    kept = json.loads(again.read_text())
+    assert (kept["seen"]["probabilities"] is not None) == (metric == "val_auroc")
+    assert kept["majority"].keys() == {"val_accuracy", metric}
