@@ -156,7 +156,7 @@ BAD = {
     "odd label": ([("x.png", png(50)), ("x.cls", b"a\x07b")], r"a\.tar: x: its label 'a\\x07b' cannot be printed"),
     "no JSON": ([("x.png", png(50)), ("x.json", b"{")], r"a\.tar: x: its \.json is not JSON"),
     "fraction": ([("x.png", png(50)), ("x.json", b'{"label": 0.5}')], r"a\.tar: x: 'label' in its \.json is 0\.5; give a whole number"),
-    "rare class": ([("x.png", png(50)), ("x.cls", b"9")], r"class '9' has 1 image; each needs at least 3"),
+    "rare class": ([("x.png", png(50)), ("x.cls", b"9")], r"class 9 has 1 image \(a\.tar: x\); each class needs at least 3"),
 }
 
 
@@ -201,5 +201,5 @@ def test_splits_that_do_not_fit_together_are_refused(tmp_path):
         opened(tmp_path)
     (tmp_path / "more.tar").unlink()
     shard(tmp_path / "val-1.tar", samples(30, 6, lambda i: "new"))
-    with pytest.raises(DataError, match=r"val-1\.tar: 030: the class 'new' is in no training shard"):
+    with pytest.raises(DataError, match=r"a class is not in the training images: new \(val: val-1\.tar: 030, .*\); move some images to train"):
         opened(tmp_path)

@@ -26,8 +26,9 @@ from vit_search.data.decode import MAX_FILE_BYTES, read_image
 from vit_search.data.file_hashes import fingerprint_of, sha256_by_name
 from vit_search.data.parallel import in_chunks
 from vit_search.data.progress import step
+from vit_search.data.sources.class_checks import check_classes
 from vit_search.data.sources.image_folder import IMAGE_ENDINGS, SPLIT_NAMES, left_out
-from vit_search.data.sources.source import Source, in_short
+from vit_search.data.sources.source import Source
 from vit_search.errors import DataError, TooLargeError
 from vit_search.text import counted
 
@@ -115,7 +116,10 @@ class WebDataset(Source):
         self.classes, self.labels = _classes([sample.label for sample in self._samples])
         if splits is not None:
             self.splits = np.array([splits[sample.shard] for sample in self._samples])
-        self._check_classes()
+        if config.label_map is None:
+            if len(self.classes) < 2:
+                raise DataError(f"{self.title}: one class only, {self.classes[0]!r}; a search needs at least two.")
+            check_classes(self)
 
     def _index(self, label_key: str) -> list[Sample]:
         found: list[Sample] = []
@@ -156,19 +160,10 @@ class WebDataset(Source):
                 first[sample.key] = sample.shard
         _refuse(self.title, problems)
 
-    def _check_classes(self) -> None:
-        if len(self.classes) < 2:
-            raise DataError(f"{self.title}: one class only, {self.classes[0]!r}; a search needs at least two.")
-        splits = np.full(len(self.labels), "") if self.splits is None else self.splits
-        to_split = self.labels[(splits == "") | (splits == "train")]
-        for label, count in enumerate(np.bincount(to_split, minlength=len(self.classes))):
-            name = self.classes[label]
-            if count == 0:
-                first = self._samples[int(np.flatnonzero(self.labels == label)[0])]
-                where = f"{self._root / self._shards[first.shard]}: {first.key}"
-                raise DataError(f"{where}: the class {name!r} is in no training shard; add images of it there, or remove these.")
-            if count < 3:
-                raise DataError(f"{self.title}: class {name!r} has {counted(int(count), 'image')}; each needs at least 3 to be split.")
+    def where(self, index: int) -> str:
+        """`train-000.tar: 0001`: the shard and the key."""
+        sample = self._samples[index]
+        return f"{self._shards[sample.shard]}: {sample.key}"
 
     def fingerprint(self) -> bytes:
         """Names and contents of the shards."""
@@ -194,10 +189,11 @@ class WebDataset(Source):
 
     def summary(self, used: Mapping[str, int] | None = None) -> str:
         """`2 classes: cat, dog; 80 images; 3 shards; 80 files skipped: 80 .txt`."""
-        parts = [super().summary(), counted(len(self._shards), "shard")]
-        parts += [left_out(self._skipped)] if self._skipped else []
-        parts += [f"{split} has no image of {in_short(names)}" for split, names in self.missing.items()]
-        return "; ".join(parts)
+        return "; ".join((super().summary(), *self.notes()))
+
+    def remarks(self) -> tuple[str, ...]:
+        """How many shards there are, and the files in them that were left out."""
+        return (counted(len(self._shards), "shard"), *([left_out(self._skipped)] if self._skipped else []))
 
 
 def _refuse(title: str, problems: list[str]) -> None:
