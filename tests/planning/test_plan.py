@@ -656,6 +656,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, said, file):
     assert said in err
 
 
+@pytest.mark.parametrize("command", ["lint", "plan", "train"])
+def test_weights_of_a_class_that_does_not_exist_are_one_line(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("VIT_SEARCH_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "t.yaml"
+    path.write_text(HEAD + 'model: {patch_size: 4}\ntraining:\n  class_weights: {"3": 2, "33": 2}\n')
+    code, _, err = typed(command, path)
+    assert code == 2
+    assert err == f"error: {path}:7: training.class_weights: the data has no class 33; did you mean 3?\n"
+
+
 @pytest.mark.parametrize("words", [["lint"], ["plan", "--flops-per-s", "1e10"], ["plan"]])
 def test_neither_torch_nor_ray_is_needed(words, file):
     file.write_text(file.read_text() + "learn_from: [digits-1]\nresources: {gpus: 64}\n")
