@@ -115,6 +115,24 @@ def test_the_logit_adjusted_loss_adds_the_logarithm_of_the_share_of_each_class()
     assert value(Loss(0.0, adjustment=half), BOTH, equal) == pytest.approx((math.log(4 / 3) + math.log(4)) / 2)
 
 
+def test_label_smoothing_of_the_logit_adjusted_loss_is_spread_by_the_shares_of_the_classes():
+    loss = Loss(0.2, adjustment=log_prior_adjustment(torch.tensor([9, 1]), 1.0))
+    expected = 0.8 * math.log(10) + 0.2 * (0.9 * math.log(10 / 9) + 0.1 * math.log(10))
+    assert value(loss, torch.tensor([1]), torch.zeros(1, 2)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_with_label_smoothing_the_logit_adjusted_loss_is_least_where_the_plain_logits_are_right(label):
+    share = (0.99, 0.01)[label]
+    margin = math.log((0.9 + 0.1 * share) / (0.1 * share))  # over the other class, above 0 however frequent the class is
+    assert margin > 2
+    logits = torch.zeros(1, 2)
+    logits[0, label] = margin
+    logits.requires_grad_()
+    Loss(0.1, adjustment=log_prior_adjustment(torch.tensor([99, 1]), 1.0))(logits, Targets(torch.tensor([label]))).backward()
+    assert logits.grad.abs().max() < 1e-6
+
+
 def test_a_loss_is_made_of_the_labels_that_are_trained_on():
     labels = torch.tensor([0] * 9 + [1])
     made = loss_of(TrainingConfig(loss="logit_adjusted", logit_tau=2.0, class_weights="balanced"), labels, (), 2)

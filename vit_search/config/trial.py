@@ -242,7 +242,8 @@ class TrainingConfig:
         "cross_entropy",
         "What training minimises. Validation and val_loss always use cross_entropy. With focal (Lin et al. 2017), an image counts less, "
         "the surer the model is of its class. With logit_adjusted (Menon et al. 2021), the model must tell rare classes from frequent "
-        "ones by a larger margin: during training, logit_tau times the logarithm of a class's share of the images is added to its logit.",
+        "ones by a larger margin: during training, logit_tau times the logarithm of a class's share of the images is added to its "
+        "logit. Label smoothing is then spread by these shares.",
         late=True,
     )
     focal_gamma: float = knob(

@@ -40,7 +40,7 @@ class Loss:
         if self.adjustment is not None:
             logits = logits + self.adjustment
         if targets.others is None or targets.share is None:
-            if self.weights is None and self.gamma is None:
+            if self.weights is None and self.gamma is None and self.adjustment is None:
                 return F.cross_entropy(logits, targets.labels, label_smoothing=self.label_smoothing)
             return self._of(logits, targets.labels).mean()
         of_own_label, of_other_label = self._of(logits, targets.labels), self._of(logits, targets.others)
@@ -48,10 +48,12 @@ class Loss:
 
     def _of(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(batch,), the loss of each image."""
-        if self.gamma is None:
-            losses = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="none")
-        else:
+        if self.gamma is not None:
             losses = focal(logits, labels, self.gamma, self.label_smoothing)
+        elif self.adjustment is not None:
+            losses = smoothed(logits, labels, self.label_smoothing, self.adjustment.softmax(0))
+        else:
+            losses = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="none")
         return losses if self.weights is None else losses * self.weights[labels]
 
 
@@ -104,6 +106,22 @@ def log_prior_adjustment(counts: Tensor, tau: float) -> Tensor:
     Source: Menon et al. 2021, equation 10, https://arxiv.org/abs/2007.07314
     """
     return (tau * (counts.clamp(min=1).double() / counts.sum()).log()).float()
+
+
+def smoothed(logits: Tensor, labels: Tensor, label_smoothing: float, shares: Tensor) -> Tensor:
+    """Cross-entropy of adjusted logits, with label smoothing that is spread over the classes in the shares that the adjustment stands for.
+
+    Spread evenly, it would hold each image's adjusted logits so close together that frequent classes lose to rare ones once the
+    adjustment is gone: smoothing of 0.1 over ten classes allows a margin of ln 91, and an adjustment of 1:100 takes ln 100.
+
+    Args:
+        logits: (batch, classes), adjusted. labels: (batch,).
+        shares: (classes,), whose sum is 1.
+    Returns: (batch,).
+    """
+    log_p = F.log_softmax(logits, 1)
+    of_label = -log_p.gather(1, labels[:, None])[:, 0]
+    return (1 - label_smoothing) * of_label - label_smoothing * (log_p * shares).sum(1)
 
 
 def focal(logits: Tensor, labels: Tensor, gamma: float, label_smoothing: float) -> Tensor:
