@@ -229,11 +229,13 @@ def test_what_is_complete_is_not_fetched_again_after_a_failure(local, tmp_path):
         with pytest.raises(DataError, match=r"dog/5\.png: the connection broke; check the network; what has arrived"):
             prepare(folder_config(f"{server.url}/photos"), cache=tmp_path / "cache")
         done = [path for path in objects(tmp_path / "cache") if path.suffix != ".part"]
-        assert len(done) == 11
+        assert done  # those that were not begun when one had failed are given up
         server.drops.clear()
         server.gets = []
         prepare(folder_config(f"{server.url}/photos"), cache=tmp_path / "cache")
-        assert [path for path, _ in server.gets if path.endswith(".png")] == ["/photos/dog/5.png"]
+        fetched = [path for path, _ in server.gets if path.endswith(".png")]
+        assert "/photos/dog/5.png" in fetched
+        assert len(fetched) == len(set(fetched)) == 12 - len(done)
 
 
 @pytest.mark.parametrize(
