@@ -33,7 +33,9 @@ class Metric:
 
 TABLE = (
     Metric(
-        "train_loss", "min", meaning="Cross-entropy in nats of the training images during the epoch, with augmentation and label smoothing."
+        "train_loss",
+        "min",
+        meaning="What training minimises (`training.loss`): mean of the training images in the epoch, with augmentation, label smoothing and class weights.",
     ),
     Metric(
         "train_accuracy", "max", fraction=True, meaning="Share of the training images that are right during the epoch, with augmentation."
