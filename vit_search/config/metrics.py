@@ -35,7 +35,7 @@ TABLE = (
     Metric(
         "train_loss",
         "min",
-        meaning="What training minimises (`training.loss`): mean of the training images in the epoch, with augmentation, label smoothing and class weights.",
+        meaning="What training minimises (`training.loss`): mean over the training images of the epoch, with augmentation.",
     ),
     Metric(
         "train_accuracy", "max", fraction=True, meaning="Share of the training images that are right during the epoch, with augmentation."
