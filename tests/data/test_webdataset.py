@@ -201,5 +201,5 @@ def test_splits_that_do_not_fit_together_are_refused(tmp_path):
         opened(tmp_path)
     (tmp_path / "more.tar").unlink()
     shard(tmp_path / "val-1.tar", samples(30, 6, lambda i: "new"))
-    with pytest.raises(DataError, match=r"a class is not in the training images: new \(val: val-1\.tar: 030, .*\); move some images to train"):
+    with pytest.raises(DataError, match=r"not in the training images: new \(val: val-1\.tar: 030, .*\); move some images to train"):
         opened(tmp_path)
