@@ -65,8 +65,8 @@ def test_every_command_named_exists_and_every_make_target_is_there():
 def test_every_extra_is_explained_and_every_one_that_is_named_exists():
     extras = set(tomllib.loads(text("pyproject.toml"))["project"]["optional-dependencies"])
     page = text("docs/install.md")
-    assert set(re.findall(r"^\| `([a-z]+)` \|", page, re.MULTILINE)) == extras
-    named = re.findall(r"(?:vit_search|\.whl)\[([a-z,]+)\]", README + page)
+    assert set(re.findall(r"^\| `([a-z0-9]+)` \|", page, re.MULTILINE)) == extras
+    named = re.findall(r"(?:vit_search|\.whl)\[([a-z0-9,]+)\]", README + page)
     assert named and {extra for one in named for extra in one.split(",")} <= extras
 
 
