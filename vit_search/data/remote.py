@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -124,6 +125,8 @@ def file_system(url: str) -> Any:
         options["client_kwargs"] = {"timeout": timeout, "trust_env": True}  # trust_env: proxies
     if protocol == "gs":
         from gcsfs.core import GCSFileSystem  # the class under fsspec's name asks for the type of a bucket at each call
+
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL + 1)  # it writes tracebacks of what becomes one line here
 
         return GCSFileSystem(**options)
     return fsspec.filesystem(protocol, **options)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.trial import DataConfig
 from vit_search.data.sources import open_source
-from vit_search.data.split import given_splits
+from vit_search.data.split import given_splits, split_indices
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,11 @@ def images_of(config: DataConfig) -> Images:
     Raises: DataError where they must be counted, and are missing.
     """
     if config.labelled is None:
-        counts = Counter(given_splits(open_source(config)).tolist())
+        source = open_source(config)
+        if source.groups is not None:  # only the splits themselves say what groups of different size make of the shares
+            splits = split_indices(config, source)
+            return Images(train=len(splits["train"]), val=len(splits["val"]), holdout=len(splits["holdout"]))
+        counts = Counter(given_splits(source).tolist())
     else:
         counts = Counter({"": config.labelled, "test": DATA_SETS[config.name].test})
     if not counts[""] or counts["train"] or counts["val"]:

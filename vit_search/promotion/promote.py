@@ -194,8 +194,8 @@ def _check_data(case: _Case) -> DataSet:
         raise PromotionError(
             f"{case.retrained.search}: the data set has changed since the search; its test split is another one. Search again."
         )
-    absent = absent_classes(data, "test")
-    if METRICS[metric].every_class and absent and not case.request.force:
+    absent = absent_classes(data, "test") if METRICS[metric].every_class else ()  # its labels alone; no model answers yet
+    if absent and not case.request.force:
         raise PromotionError(
             f"{case.retrained.search}: {metric} needs test images of each class, and there is none of {in_short(absent)}; add images and "
             "search again, or promote with --force --reason."
