@@ -12,6 +12,7 @@ from vit_search.data.group_split import divide
 from vit_search.data.sources import open_source
 from vit_search.data.split import split_indices
 from vit_search.errors import DataError
+from vit_search.planning.image_counts import Images, images_of
 
 PATIENTS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=25)
 """The labels of the images of each group."""
@@ -142,6 +143,7 @@ def test_a_folder_has_groups_by_a_pattern_over_the_names_of_its_files(tmp_path):
     patients = [{int(image[0, 0, 0]) // 4 for image in read_split(data, split)[0]} for split in ("train", "val", "holdout", "test")]
     assert sum(map(len, patients)) == 20
     assert data.counts["test"] == 12
+    assert images_of(grouped) == Images(*(data.counts[split] for split in ("train", "val", "holdout")))  # as `plan` and `lint` say
     assert data.summary.startswith("2 classes: cat, dog; 80 images of 20 groups (train ")
     assert data.data_hash != prepare(config(tmp_path / "f"), cache=tmp_path / "cache").data_hash
 
