@@ -123,7 +123,7 @@ def phash(name: str, images: list[Image.Image], side: int) -> None:
     images = [images[i] for i in rng.permutation(len(images))]
     count = min(len(images) // 5, 2_000)
     others = bits(images[count:])
-    detailed = near_duplicates._detail(near_duplicates._small(pixels(images, side))) >= near_duplicates.PLAIN
+    detailed = near_duplicates._detail(near_duplicates.shrunk(pixels(images, side))) >= near_duplicates.PLAIN
     test = [one for one, judged in zip(images[:count], detailed[:count], strict=True) if judged]
     sources = rng.permutation(np.flatnonzero(detailed[count:]))[:COPIES]
     nearest = np.min([[np.bitwise_count(one ^ others).min() for one in bits(some)] for some in (test, list(map(ImageOps.mirror, test)))], 0)

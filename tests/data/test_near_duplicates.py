@@ -71,7 +71,7 @@ def test_16_bits_give_what_8_bits_give(tiles):
 
 
 def test_equal_images_explain_each_other_wholly_and_brightness_counts(tiles):
-    small = near_duplicates._small(pixels(tiles[20:24]))
+    small = near_duplicates.shrunk(pixels(tiles[20:24]))
     assert similarity(small, small).tolist() == [1, 1, 1, 1]
     assert (similarity(small, small + 40) < 0.95).all()
 

@@ -95,7 +95,7 @@ def find_near_duplicates(test: np.ndarray, others: Sequence[np.ndarray]) -> Near
     for part in _chunks(len(chosen)):
         indices = chosen[part]
         images = test[indices]
-        small = _small(images)
+        small = shrunk(images)
         detailed = _detail(small) >= PLAIN
         judged += int(detailed.sum())
         if detailed.any():
@@ -120,7 +120,7 @@ def _twins_of(
     columns = columns[rows, ranks]
     flipped, candidates = columns >= len(other_hashes), columns % len(other_hashes)
     unique, place = np.unique(candidates, return_inverse=True)
-    theirs = _small(_gather(others, first, unique))
+    theirs = shrunk(_gather(others, first, unique))
     scores = np.full(len(rows), -1.0)
     usable = np.flatnonzero(_detail(theirs)[place] >= PLAIN)
     for part in _chunks(len(usable)):
@@ -263,7 +263,7 @@ def _levels(images: np.ndarray) -> np.ndarray:
     return levels if images.dtype == np.uint8 else levels * np.float32(255 / np.iinfo(images.dtype).max)
 
 
-def _small(images: np.ndarray) -> np.ndarray:
+def shrunk(images: np.ndarray) -> np.ndarray:
     """(n, channels, SMALL, SMALL) float32: averaged over areas, then smoothed once, so that no encoder's noise counts."""
     rows, columns = _shrinking(images.shape[2]), _shrinking(images.shape[3])
     return np.concatenate([_on_both_sides(rows, _levels(images[part]), columns) for part in _chunks(len(images))])
