@@ -1,8 +1,8 @@
 """How well gate G13 finds near duplicates, and what that takes. The figures are in docs/results/near-duplicates.md.
 
-    .venv/bin/python -m tests.benchmarks.near_duplicates accuracy --photos FOLDER --fashion FOLDER
-    .venv/bin/python -m tests.benchmarks.near_duplicates hash --photos FOLDER
-    .venv/bin/python -m tests.benchmarks.near_duplicates cost
+    .venv/bin/python tests/benchmarks/near_duplicates.py accuracy --photos FOLDER --fashion FOLDER
+    .venv/bin/python tests/benchmarks/near_duplicates.py hash --photos FOLDER
+    .venv/bin/python tests/benchmarks/near_duplicates.py cost
 
 Photos: any folder of photographs. Squares are cut from them, side by side, so that no two show the same. A fifth of the images is the test
 split. Recall: other images are changed and put into the test split; a copy counts as found if its twin is named. False alarms: test images
