@@ -18,6 +18,9 @@ NEEDED_BYTES = 1 << 30
 CRITICAL = re.compile(r"^\[[^]]* [CF] \d+ \d+\] *(?:\(\w+\) *)?(.*)", re.MULTILINE)
 """A line by which a daemon of Ray's says why it ends itself, e.g. `[2026-01-01 00:00:00,000 C 12 13] (raylet) …`."""
 
+BEFORE_REASON = re.compile(r"(?:\w+\.cc:\d+:\s*)?An unexpected system state has occurred\..*? fix it\.\s*")
+"""What Ray writes before each such reason: its own line of code, and that it is a bug of Ray's, which a busy machine is not."""
+
 
 def check() -> None:
     """Refuse a machine on which Ray would wait for minutes, three times, and then not say why.
@@ -37,7 +40,7 @@ def reason_in_log(folder: Path) -> str:
     """Why a daemon of Ray's ended itself, as its log says; empty where none did."""
     for path in sorted(folder.glob("session_2*/logs/*.err")):
         if match := CRITICAL.search(path.read_text(errors="replace")):
-            return f"{path.stem}: {match.group(1).strip()}"
+            return f"{path.stem}: {BEFORE_REASON.sub('', match.group(1)).strip()}"
     return ""
 
 
