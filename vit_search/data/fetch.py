@@ -278,6 +278,12 @@ def _md5(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
+def make_folders(listing: Listing, folder: Path) -> None:
+    """Of all files, below a folder that is there."""
+    for above in sorted({file.name.rpartition("/")[0] for file in listing.files} - {""}):
+        (folder / above).mkdir(parents=True, exist_ok=True)
+
+
 def _put_in_place(listing: Listing, objects: Path, folder: Path) -> None:
     """Make the folder of all files by their names, and rename it into place when it is whole."""
     for left in folder.parent.glob(".new-*"):  # by a process that was killed, since we hold the lock
@@ -285,12 +291,8 @@ def _put_in_place(listing: Listing, objects: Path, folder: Path) -> None:
     fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
     try:
         put = _putter(objects, fresh)
-        made = {""}
+        make_folders(listing, fresh)
         for file in listing.files:
-            above = file.name.rpartition("/")[0]
-            if above not in made:
-                (fresh / above).mkdir(parents=True, exist_ok=True)
-                made.add(above)
             put(str(objects / file.identity), f"{fresh}/{file.name}")
         fresh.chmod(0o755)
         fresh.rename(folder)

@@ -13,7 +13,7 @@ from vit_search.config.cost import in_units
 from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.data_urls import is_remote, is_url, local_path
 from vit_search.config.trial import DataConfig
-from vit_search.data.fetch import LocalCopy, local_copy
+from vit_search.data.fetch import LocalCopy, local_copy, make_folders
 from vit_search.data.remote import Listing, list_files
 from vit_search.errors import DataError
 from vit_search.text import counted
@@ -81,10 +81,6 @@ def _listed(config: DataConfig) -> Listing:
 
 def _outline(listing: Listing, folder: Path) -> None:
     """Empty files of the same names."""
-    made = {""}
+    make_folders(listing, folder)
     for file in listing.files:
-        above = file.name.rpartition("/")[0]
-        if above not in made:
-            (folder / above).mkdir(parents=True, exist_ok=True)
-            made.add(above)
         (folder / file.name).touch()

@@ -200,7 +200,7 @@ def drive(
     if spec.train_on != "train" and not data.counts["holdout"]:
         raise SpecError("train_on: no image is left for the holdout to validate on; raise data.holdout_fraction, or train on train.")
     ledger = _opened(spec, folder, extend or {})
-    first_launch = not ledger.events
+    first = not ledger.events
     ledger.append(Launched(host=socket.gethostname(), pid=os.getpid()))
     if extend:
         ledger.append(Commanded(name="set", arguments=dict(extend), answer="extended.", by=user_name()))
@@ -219,8 +219,9 @@ def drive(
                     run_trials(driver, folder, options.work, head, apart=options.address is not None)
         ended = True
     finally:  # an error of ours leaves a search that can be resumed, and no run open
-        asked = None if facts.promotes else data
-        end = finish(spec, folder, ledger, driver, recorder, ended=ended, refused=not ended and first_launch, data=asked)
+        end = finish(
+            spec, folder, ledger, driver, recorder, ended=ended, refused=first and not ended, data=None if facts.promotes else data
+        )
     if end.nothing_completed:
         raise NoTrialCompletedError(
             f"{folder}: none of {counted(len(end.trials), 'trial')} reached full length; {driver.ending or _why(end.trials)}"

@@ -98,9 +98,7 @@ def balanced_accuracy(confusion: Tensor) -> float:
         confusion: as above. Classes without images are left out.
     Returns: a fraction in [0, 1].
     """
-    images = confusion.sum(1)
-    there = images > 0
-    return float((confusion.diag()[there] / images[there]).mean())
+    return float(_recalls(confusion).mean())
 
 
 def worst_class_recall(confusion: Tensor) -> float:
@@ -110,9 +108,14 @@ def worst_class_recall(confusion: Tensor) -> float:
         confusion: as above. Classes without images are left out.
     Returns: a fraction in [0, 1].
     """
+    return float(_recalls(confusion).min())
+
+
+def _recalls(confusion: Tensor) -> Tensor:
+    """The share of the images of each class that are recognised; of classes that have images."""
     images = confusion.sum(1)
     there = images > 0
-    return float((confusion.diag()[there] / images[there]).min())
+    return confusion.diag()[there] / images[there]
 
 
 SCORES: dict[str, Callable[[Tensor], float]] = {
