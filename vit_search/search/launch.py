@@ -178,6 +178,11 @@ def connect(tracking_uri: str | None, name: str) -> Recorder:
     return Recorder.connect(tracking_uri, name)
 
 
+def _check_holdout(spec: SearchSpec, data: DataSet) -> None:
+    if spec.train_on != "train" and not data.counts["holdout"]:
+        raise SpecError("train_on: no image is left for the holdout to validate on; raise data.holdout_fraction, or train on train.")
+
+
 def drive(
     spec: SearchSpec,
     folder: Path,
@@ -197,8 +202,7 @@ def drive(
     """
     began = time.monotonic()
     searches.check_own(folder)
-    if spec.train_on != "train" and not data.counts["holdout"]:
-        raise SpecError("train_on: no image is left for the holdout to validate on; raise data.holdout_fraction, or train on train.")
+    _check_holdout(spec, data)
     ledger = _opened(spec, folder, extend or {})
     first = not ledger.events
     ledger.append(Launched(host=socket.gethostname(), pid=os.getpid()))
@@ -219,9 +223,8 @@ def drive(
                     run_trials(driver, folder, options.work, head, apart=options.address is not None)
         ended = True
     finally:  # an error of ours leaves a search that can be resumed, and no run open
-        end = finish(
-            spec, folder, ledger, driver, recorder, ended=ended, refused=first and not ended, data=None if facts.promotes else data
-        )
+        asked = None if facts.promotes else data
+        end = finish(spec, folder, ledger, driver, recorder, ended=ended, refused=first and not ended, data=asked)
     if end.nothing_completed:
         raise NoTrialCompletedError(
             f"{folder}: none of {counted(len(end.trials), 'trial')} reached full length; {driver.ending or _why(end.trials)}"
