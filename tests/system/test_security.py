@@ -50,13 +50,17 @@ def test_the_name_of_a_new_folder_cannot_leave_its_place(name, tmp_path):
 
 
 def test_nothing_of_ours_unpacks_an_archive():
-    """What is fetched is unpacked by torchvision, which holds it against its checksum before, or by Ray behind its token."""
+    """What is fetched is unpacked by torchvision, which holds it against its checksum before, or by Ray behind its token.
+
+    Images in tar shards are read where they are: nothing is written under a name that a shard gives.
+    """
     for path in (ROOT / "vit_search").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = {alias.name for alias in node.names} | {getattr(node, "module", "") or ""}
-                assert not names & {"tarfile", "zipfile", "unpack_archive"}, path
-            assert not (isinstance(node, ast.Attribute) and node.attr in ("unpack_archive", "extractall")), path
+                read_in_place = {"tarfile"} if path.name == "webdataset.py" else set()
+                assert not names & {"tarfile", "zipfile", "unpack_archive"} - read_in_place, path
+            assert not (isinstance(node, ast.Attribute) and node.attr in ("unpack_archive", "extractall", "extract")), path
 
 
 @pytest.mark.parametrize(
