@@ -80,15 +80,18 @@ def find_duplicates(config: DataConfig, data: DataSet) -> Duplicates:
     """
     if data.reader is not None:
         return Duplicates(data.test_duplicates, not_judged="the set is too large for memory, so its images are not compared")
+    height, width = data.image_size
+    not_judged = (
+        f"images of {height}x{width} pixels show too little (at least {LEAST_SIDE}x{LEAST_SIDE})" if too_small((height, width)) else ""
+    )
+    if not_judged and not data.test_duplicates:
+        return Duplicates(0, not_judged=not_judged)  # no image of the test split has to be looked at
     others = [(split, *read_split(data, split)) for split in OTHER_SPLITS if data.counts[split]]
     test, labels = read_split(data, "test")
     equal = _equal(test, [images for _, images, _ in others]) if data.test_duplicates else {}
     twins = [("equal", index, other, 1.0, False) for index, other in equal.items()]
-    judged, not_judged = 0, ""
-    if too_small(data.image_size):
-        height, width = data.image_size
-        not_judged = f"images of {height}x{width} pixels show too little (at least {LEAST_SIDE}x{LEAST_SIDE})"
-    else:
+    judged = 0
+    if not not_judged:
         near = find_near_duplicates(test, [images for _, images, _ in others])
         judged = near.judged
         twins = [("near", one.test, one.other, one.similarity, one.mirrored) for one in near.found if one.test not in equal] + twins
