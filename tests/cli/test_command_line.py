@@ -5,7 +5,9 @@ import sys
 from importlib.metadata import version
 
 import pytest
+from helpers.commands import vit_search
 from helpers.synthetic import begin, made
+from rich.table import Table
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -123,3 +125,24 @@ def test_a_command_on_a_running_search_takes_the_address_of_its_cluster(name, tm
     done = CliRunner().invoke(app, [name, *file, "made-1", "--address", "http://", "--insecure"])
     assert isinstance(done.exception, VitSearchError)
     assert str(done.exception) == "--address http://: no URL of a Jobs API; give one such as http://127.0.0.1:8265."
+
+
+def test_a_table_in_a_pipe_has_one_line_a_row_and_no_blanks_at_its_ends(capsys):
+    table = Table("gate", "seen", box=None)
+    table.add_row("G1", "word " * 200 + "end")
+    table.add_row("G10 of a longer name", "little")
+    terminal.console().print(table)
+    assert capsys.readouterr().out.splitlines() == [
+        " gate                  seen",
+        f" G1                    {'word ' * 200}end",
+        " G10 of a longer name  little",
+    ]
+
+
+def test_what_lint_prints_into_a_pipe_has_no_blanks_at_the_ends_of_lines(tmp_path):
+    (tmp_path / "odd.yaml").write_text(
+        "name: odd\ndata: {name: digits}\ntrials: 2\nepochs: 9\nmodel: {patch_size: {choice: [1, 2, 3]}, dim: 16, heads: 2}\n"
+    )
+    lines = vit_search(tmp_path, "lint", "odd.yaml").stdout.splitlines()
+    assert lines == [line.rstrip() for line in lines]
+    assert [line for line in lines if "3 is in no proposal that can be run" in line]

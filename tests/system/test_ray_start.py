@@ -8,8 +8,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers.commands import COMMAND
+from helpers.servers import until
 
 from vit_search.errors import ClusterError
 from vit_search.runtime import ray_folder
@@ -137,3 +139,60 @@ def test_a_machine_on_which_ray_cannot_start_is_refused_before_ray_starts_and_le
     done = subprocess.run([*inside, COMMAND, "run", "small.yaml"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (2, said)
     assert not list(tmp_path.glob("searches/*"))
+
+
+def daemon(folder, name):
+    """A daemon of the Ray that runs in a folder; None where there is none."""
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or [""]
+        if words[0].endswith(f"/{name}") and any(str(folder) in word for word in words):
+            return process
+    return None
+
+
+@pytest.mark.parametrize(("name", "number"), [("gcs_server", signal.SIGTERM), ("raylet", signal.SIGTERM), ("raylet", signal.SIGINT)])
+def test_a_signal_while_ray_starts_ends_the_search_with_one_line_and_leaves_nothing(name, number, short, tmp_path):
+    """The daemon is held, so that Ray would wait for it for five minutes."""
+    (tmp_path / "small.yaml").write_text(FILE)
+    around = os.environ | {"RAY_TMPDIR": str(short)}
+    with subprocess.Popen(
+        [COMMAND, "run", "small.yaml"], cwd=tmp_path, env=around, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        try:
+            until(lambda: daemon(short, name))
+            daemon(short, name).suspend()
+            run.send_signal(number)
+            said, warned = run.communicate(timeout=120)
+        finally:
+            run.kill()
+    described = "small.yaml: 1 trial, at most 1 epoch each\n"
+    images = "10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; 739 images (train 200, val 179, holdout 90, test 270)\n"
+    assert (run.returncode, said, warned) == (130, "", described + images + "interrupted; nothing was started.\n")
+    until(lambda: not any(daemon(short, name) for name in ("gcs_server", "raylet")))
+    assert not list(short.iterdir())
+    assert not list(tmp_path.glob("searches/*"))
+
+
+FAILING = """
+from pathlib import Path
+from ray._private import node
+from vit_search.runtime import ray_processes, ray_session
+starts = []
+def start(self, *args, **words):
+    starts.append(Path(self._ray_params.temp_dir))
+    if len(starts) == 1:
+        assert [p for p in ray_processes.running_in(starts[0]) if "gcs_server" in p.name()]
+        raise RuntimeError("the first one fails")
+    print("left by the first start:", [p.name() for p in ray_processes.running_in(starts[0])])
+    raise SystemExit
+node.Node.start_ray_processes = start
+with ray_session.session():
+    pass
+"""
+
+
+def test_a_start_of_ray_that_failed_leaves_no_process_to_the_next(tmp_path):
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=1800)
+    assert (done.returncode, done.stdout) == (0, "left by the first start: []\n"), done.stderr

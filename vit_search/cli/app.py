@@ -20,6 +20,7 @@ from vit_search.cli import terminal
 from vit_search.cli.data_progress import data_progress
 from vit_search.cli.terminal import escaped
 from vit_search.errors import DataError, LostClusterError, NoTrialCompletedError, SearchError, SpecError, VitSearchError
+from vit_search.runtime.signals import ending_signals
 from vit_search.runtime.start_up import collect_rarely
 
 app = typer.Typer(
@@ -44,7 +45,7 @@ NOT_RECORDED = 5
 """Exit code of a search that came to its end while MLflow was away."""
 
 INTERRUPTED = 130
-"""Exit code of a search ended by Ctrl-C, as a shell gives it."""
+"""Exit code of a search ended by Ctrl-C, as a shell gives it, or by another signal that asks for its end."""
 
 EXIT_CODES = {
     0: "The command has done what you asked.",
@@ -55,7 +56,7 @@ EXIT_CODES = {
     NoTrialCompletedError.exit_code: "The search has ended, and no trial was trained to its full length.",
     NOT_RECORDED: "The search has ended, but MLflow was away and lacks a part of the records. Send them with `vit-search sync`.",
     LostClusterError.exit_code: "The head of the Ray cluster was lost during the search. Start the cluster, then `vit-search resume`.",
-    INTERRUPTED: "You pressed Ctrl-C. A search continues with `vit-search resume`.",
+    INTERRUPTED: "You pressed Ctrl-C, or the command got SIGTERM or lost its terminal. A search continues with `vit-search resume`.",
 }
 """What each exit code means, for docs/reference/exit-codes.md."""
 
@@ -129,18 +130,20 @@ def options(
 
 @contextlib.contextmanager
 def nothing_started() -> Iterator[None]:
-    """Ctrl-C ends the process at once, with one line: in the middle of an import, it could leave a traceback, or be swallowed."""
+    """A signal ends the process at once, with one line: in the middle of an import, it could leave a traceback, or be swallowed."""
 
     def end(*_: object) -> None:
         clear = "\r\x1b[2K\x1b[?25h" if err.is_terminal else ""  # the spinner, which has hidden the cursor
-        os.write(2, f"{clear}interrupted; nothing was started.\n".encode())
+        with contextlib.suppress(OSError):  # of a terminal that is gone
+            os.write(2, f"{clear}interrupted; nothing was started.\n".encode())
         os._exit(INTERRUPTED)
 
-    before = signal.signal(signal.SIGINT, end)
+    before = {number: signal.signal(number, end) for number in ending_signals()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

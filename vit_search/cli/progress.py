@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from vit_search.cli.app import INTERRUPTED, NOT_RECORDED, err, out
 from vit_search.cli.terminal import escaped
 from vit_search.config.cost import in_rounded_time, in_time
+from vit_search.runtime.signals import ended_by, interrupting
 from vit_search.text import counted, value_text
 
 if TYPE_CHECKING:
@@ -29,17 +31,23 @@ REPORT_EVERY_S = 60.0
 Result = TypeVar("Result")
 
 
-def watched(work: Callable[[Any], Result]) -> Result:
-    """Run a search with its live picture on a terminal, or a line per ended trial elsewhere."""
-    screen = _Screen()
+NOTHING_STARTED = "interrupted; nothing was started."
+
+
+def watched(work: Callable[[Screen], Result], *, before: str = NOTHING_STARTED, later: str = "") -> Result:
+    """Run a search with its live picture on a terminal, or a line per ended trial elsewhere.
+
+    Args:
+        work: drives a search, with the screen's `watch`.
+        before: what is said if a signal ends it before it runs. Once it runs, its driver ends it on the first signal.
+        later: what is said if a second signal cuts that short. Default: the command that goes on with the search.
+    """
+    screen = Screen(before, later)
     try:
-        return work(screen.watch)
-    except KeyboardInterrupt:  # a second Ctrl-C; the first one ends a search by itself
-        screen.close()
-        err.print(_interrupted(screen.search) if screen.search else "interrupted; nothing was started.", soft_wrap=True)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(INTERRUPTED)  # Ray, whose own end this may have cut off, would make an exit code of 1 of it
+        with interrupting(), ended_by(screen.end):
+            return work(screen)
+    except KeyboardInterrupt:
+        screen.end()
     finally:
         screen.close()
 
@@ -65,7 +73,7 @@ def finish(result: SearchResult) -> None:
     for line in hindsight_lines(result.hindsight):
         out.print(escaped(line))
     if result.interrupted:
-        err.print(_interrupted(name), soft_wrap=True)
+        err.print(interrupted_text(name), soft_wrap=True)
         sys.exit(INTERRUPTED)
     if not result.recorded:
         err.print(
@@ -77,7 +85,8 @@ def finish(result: SearchResult) -> None:
     out.print(f"       vit-search promote {escaped(name)}", soft_wrap=True)
 
 
-def _interrupted(name: str) -> str:
+def interrupted_text(name: str) -> str:
+    """What is said of a search that was interrupted."""
     return f"\n[yellow]Interrupted.[/] Nothing is lost; go on with:  [bold]vit-search resume {escaped(name)}[/]"
 
 
@@ -121,16 +130,34 @@ def hindsight_lines(hindsight: Hindsight) -> list[str]:
     return lines
 
 
-class _Screen:
-    """Live progress of a search: running trials, the best so far, how many were stopped, time left."""
+class Screen:
+    """Live progress of a search: running trials, the best so far, how many were stopped, time left.
 
-    def __init__(self) -> None:
+    Args:
+        before, later: see `watched`.
+    """
+
+    def __init__(self, before: str, later: str) -> None:
         self._live: Any = None
+        self._said_before, self._said_later = before, later
         self._preparing = err.status("preparing the data, MLflow and Ray …")
         self._preparing.start()
         self._closed, self._last_line = threading.Event(), time.monotonic()
-        self.search = ""
-        """Its name, once it runs."""
+        self._folder: Path | None = None
+        """Of the search, once it runs."""
+        self._images = ""
+        """What was said of its data."""
+
+    def say(self, text: str) -> None:
+        """Print a line before the search runs."""
+        err.print(escaped(text), soft_wrap=True)
+
+    def data_are_ready(self, images: str) -> None:
+        """Say what the data are; now Ray starts."""
+        self._images = images
+        if images:
+            self.say(images)
+        self._preparing.update("starting Ray and MLflow …")
 
     def watch(self, driver: Driver, spec: SearchSpec, folder: Path) -> Callable[[Event], None]:
         """Begin; what comes back is told every event."""
@@ -140,12 +167,12 @@ class _Screen:
 
         self._driver, self._spec, self._began = driver, spec, time.monotonic()
         facts = searches.read_facts(folder)
-        self.search = facts.search
+        self._folder = folder
         self._epochs_before = self._epochs()
         self._preparing.stop()
-        err.print(escaped(f"{self.search}: {folder}"), soft_wrap=True)
-        if facts.images:
-            err.print(escaped(facts.images))
+        self.say(f"{facts.search}: {folder}")
+        if facts.images and not self._images:
+            self.say(facts.images)
         if err.is_terminal:
             from rich.live import Live
 
@@ -195,6 +222,32 @@ class _Screen:
                 trained = counted(self._epochs(), "epoch")
                 err.print(f"{over} of {counted(self._driver.settings.trials, 'trial')}, {now}, {trained}, {spent} spent")
                 self._last_line = time.monotonic()
+
+    def end(self) -> NoReturn:
+        """End the program because of a signal: say how to go on."""
+        self.close()
+        err.print(self._going_on(), soft_wrap=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)  # Ray, whose own end this may have cut off, would make an exit code of 1 of it
+
+    def _going_on(self) -> str:
+        from vit_search.errors import SearchError
+        from vit_search.ledger.events import Left
+        from vit_search.ledger.file import read_events
+
+        if self._folder is None or not self._folder.exists():
+            return self._said_before
+        if self._said_later:
+            return self._said_later
+        with contextlib.suppress(SearchError, OSError):
+            last = read_events(self._folder / "ledger.jsonl")[-1]
+            if isinstance(last, Left) and last.state == "finished":
+                return (
+                    "\n[yellow]Interrupted[/] at the end: MLflow has not got all of it. Send the rest:  "
+                    f"[bold]vit-search sync {escaped(self._folder.name)}[/]"
+                )
+        return interrupted_text(self._folder.name)
 
     def close(self) -> None:
         """Take the picture away."""

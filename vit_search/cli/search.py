@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,13 +27,17 @@ from vit_search.cli.app import (
     nothing_started,
     out,
 )
-from vit_search.cli.progress import finish, watched
+from vit_search.cli.progress import Screen, finish, interrupted_text, watched
 from vit_search.cli.remote import cancel_there, remotely, resume_there
 from vit_search.cli.status import awaits_driver
 from vit_search.cli.terminal import escaped
 from vit_search.config.cost import in_time
 from vit_search.errors import SearchError
-from vit_search.text import whole_number
+from vit_search.text import counted, whole_number
+
+if TYPE_CHECKING:
+    from vit_search.config.search_file import SearchSpec
+    from vit_search.data.cache import DataSet
 
 
 @app.command()
@@ -61,8 +66,16 @@ def run(
         from vit_search.search import launch
     options: dict[str, Any] = {"output": output, "tracking_uri": tracking_uri, "download": download, "address": address, "name": name}
     with naming_file(file):
-        result = watched(lambda watch: launch.run(spec, watch=watch, **options))
+        result = watched(lambda screen: launch.run(spec, known=partial(_say_known, screen, file, spec), watch=screen.watch, **options))
     finish(result)
+
+
+def _say_known(screen: Screen, file: Path, spec: SearchSpec, data: DataSet | None) -> None:
+    """Say what is known of a search before Ray starts: first its file, then its data."""
+    if data is None:
+        screen.say(f"{file}: {counted(spec.trials, 'trial')}, at most {counted(spec.epochs, 'epoch')} each")
+    else:
+        screen.data_are_ready(data.summary)
 
 
 def _set_niceness(nice: int | None, address: str | None) -> None:
@@ -104,7 +117,12 @@ def resume(
     resume_checks.check(folder, {})  # at once, and not after ten seconds of imports
     with err.status("preparing MLflow and Ray …"), nothing_started():
         from vit_search.search import resume as resuming
-    finish(watched(lambda watch: resuming.resume(folder, tracking_uri=tracking_uri, watch=watch, address=address)))
+    finish(
+        watched(
+            lambda screen: resuming.resume(folder, tracking_uri=tracking_uri, watch=screen.watch, address=address),
+            before=interrupted_text(folder.name),
+        )
+    )
 
 
 @app.command()
@@ -136,7 +154,12 @@ def extend(
     resume_checks.check(folder, more)
     with err.status("preparing MLflow and Ray …"), nothing_started():
         from vit_search.search import resume as resuming
-    finish(watched(lambda watch: resuming.resume(folder, tracking_uri=tracking_uri, extend=more, watch=watch, address=address)))
+    finish(
+        watched(
+            lambda screen: resuming.resume(folder, tracking_uri=tracking_uri, extend=more, watch=screen.watch, address=address),
+            before=interrupted_text(folder.name),
+        )
+    )
 
 
 @app.command()

@@ -19,6 +19,7 @@ from vit_search.errors import SearchError
 from vit_search.text import counted, one_line, value_text, whole_number
 
 if TYPE_CHECKING:
+    from vit_search.config.search_file import SearchSpec
     from vit_search.ledger.events import Commanded, Event
     from vit_search.ledger.search_state import SearchState
     from vit_search.ledger.trials import Trial
@@ -95,8 +96,12 @@ def awaits_driver(folder: Path) -> bool:
 
 def held_text(count: int, kind: str) -> str:
     """How many trials wait for the stopping rule."""
-    verb, them = ("waits", "it") if count == 1 else ("wait", "them")
-    return f"{counted(count, 'trial')} of them {verb}, without a process, until stopping.kind {kind} lets {them} go on"
+    return f"{counted(count, 'trial')} of them {_waiting_text(kind, one=count == 1)}"
+
+
+def _waiting_text(kind: str, *, one: bool) -> str:
+    verb, them = ("waits", "it") if one else ("wait", "them")
+    return f"{verb}, without a process, until stopping.kind {kind} lets {them} go on"
 
 
 def _print_status(folder: Path, as_json: bool) -> None:
@@ -233,18 +238,17 @@ def _events(output: Path, search: str | None, trial: int | None, follow: bool) -
     from vit_search.ledger.searches import trial_folder
 
     folder = searches.find(output, search)
-    path, metric = folder / "ledger.jsonl", searches.read(folder)[0].metric
+    path, spec = folder / "ledger.jsonl", searches.read(folder)[0]
     printed = 0
     while True:
         running = is_held(path)
-        events = read_events(path)
-        events = events if trial is None else _of_trial(events, trial)
+        all_events = read_events(path)
+        events = all_events if trial is None else _of_trial(all_events, trial)
         if trial is not None and not events:
             raise SearchError(f"{folder.name}: there is no trial {trial} yet; `vit-search show {folder.name}` lists its trials.")
-        for event in events[printed:]:
-            at = time.strftime("%m-%d %H:%M:%S", time.localtime(event.at))
-            write_plain(f"{at}  {one_line(_in_words(event, metric, trial is None))}\n")
-        printed = len(events)
+        lines = event_lines(spec, all_events, events, named=trial is None)
+        write_plain("".join(f"{line}\n" for line in lines[printed:]))
+        printed = len(lines)
         ended = trial is not None and isinstance(events[-1], Ended) and events[-1].outcome != "interrupted"
         if not follow or ended or not running:
             break
@@ -267,6 +271,27 @@ def _of_trial(events: Sequence[Event], trial: int) -> list[Event]:
         elif isinstance(event, Launched) and goes_on:
             of_trial.append(event)
     return of_trial
+
+
+def event_lines(spec: SearchSpec, events: Sequence[Event], shown: Sequence[Event], *, named: bool) -> list[str]:
+    """A line for each event that is shown, and one where the stopping rule lets a trial of them wait.
+
+    Args:
+        events: all of the search. shown: some of them, in the same order.
+        named: whether a line names its trial.
+    """
+    from vit_search.stopping import with_held_trials
+
+    kept, trials = set(map(id, shown)), {event.trial for event in shown if hasattr(event, "trial")}
+    lines, before = [], set[int]()
+    for event, held in with_held_trials(spec, events):
+        said = [_in_words(event, spec.metric, named)] if id(event) in kept else []
+        waiting = _waiting_text(spec.stopping.kind, one=True)
+        said += [(f"trial {trial}: " if named else "") + waiting for trial in sorted((held - before) & trials)]
+        at = time.strftime("%m-%d %H:%M:%S", time.localtime(event.at))
+        lines += [f"{at}  {one_line(text)}" for text in said]
+        before = held
+    return lines
 
 
 def _in_words(event: Event, metric: str, named: bool) -> str:

@@ -26,8 +26,8 @@ OUTCOME_STYLE = {
 }
 """Colour of each outcome of a trial."""
 
-PIPE_WIDTH = 160
-"""Columns where the output is no terminal and COLUMNS does not say how many: most tables fit."""
+PIPE_WIDTH = 100_000
+"""Columns where the output is no terminal and COLUMNS does not say how many: each row of a table is one line, for `grep` and `awk`."""
 
 SECTIONS = {
     "Search": "run lint plan resume extend status pause continue stop cancel set add logs schema",
@@ -46,9 +46,15 @@ class _Console(Console):
         return super().render_str(plain(text), **options)
 
     def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
-        """Print; text is one line in a pipe, tables are as wide as the console."""
+        """Print; text is one line in a pipe, and tables are as wide as the console, without blanks at the ends of their lines."""
         text = all(isinstance(thing, str) for thing in objects)
-        super().print(*objects, soft_wrap=text and not self.is_terminal if soft_wrap is None else soft_wrap, **options)
+        soft_wrap = text and not self.is_terminal if soft_wrap is None else soft_wrap
+        if text or self.is_terminal:
+            super().print(*objects, soft_wrap=soft_wrap, **options)
+            return
+        with self.capture() as captured:
+            super().print(*objects, soft_wrap=soft_wrap, **options)
+        self.file.write("".join(f"{line.rstrip(' ')}\n" for line in captured.get().split("\n")[:-1]))
 
 
 def escaped(text: object) -> str:

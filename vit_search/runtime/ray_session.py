@@ -11,10 +11,11 @@ import logging
 import math
 import os
 import resource
+import shutil
 import socket
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,16 @@ from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined] 
 from ray.job_config import JobConfig
 
 from vit_search.errors import ClusterError, LostClusterError
-from vit_search.runtime import ray_folder, ray_token, ray_trouble
+from vit_search.runtime import ray_folder, ray_processes, ray_token, ray_trouble
+from vit_search.runtime.signals import heard_at_once
 
 # Ray 2.60 prints its daemons' messages between our own lines, whatever `log_to_driver` says: a dead worker's fills the terminal. The
 # ledger has why a trial broke down; the messages are in Ray's logs.
 worker.print_to_stdstream = lambda data, ignore_prefix: None
 # It sends the command line to its head. That may hold a password, or characters that this locale has not: then Ray does not start.
 utils.get_entrypoint_name = lambda: "vit-search"
+# Its handler would print a stack of C++ on SIGTERM in this process, before ours is called. Its daemons and workers keep it.
+ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
 
 LOOPBACK_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """At 0 Ray 2.60 keeps the node address 127.0.0.1; else it takes one that others reach, and its daemons listen everywhere.
@@ -236,7 +240,8 @@ def _own(workers: dict[str, dict[str, str]] | None, cpus: int | None) -> Iterato
     check_limits(cpus)
     os.environ.pop("RAY_gcs_rpc_server_reconnect_timeout_s", None)  # Ray has read it for this process; its own are to end soon
     with ray_folder.private() as folder, _environment(RAY_TMPDIR=str(folder)), _token(folder):
-        with _environment(**{LOOPBACK_ALONE: "0", "PYTHONSAFEPATH": "1"}), _loopback_alone():
+        environment = _environment(**{LOOPBACK_ALONE: "0", "PYTHONSAFEPATH": "1"})
+        with environment, _loopback_alone(), _ended_at_once(lambda: _remove(folder)):
             _start(workers, cpus, folder)
         yield
 
@@ -289,20 +294,9 @@ def _start(workers: dict[str, dict[str, str]] | None, cpus: int | None, folder: 
     before, reasons = ray_trouble.kills(), [""]
     for attempt in range(TRIES):
         try:
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env=workers,
-                job_config=_job(),
-                _node_ip_address="127.0.0.1",
-                _temp_dir=str(folder / str(attempt)),
-            )
+            _start_once(workers, cpus, folder / str(attempt))
             return
         except Exception as error:
-            ray.shutdown()
             reasons.append(ray_trouble.reason_in_log(folder / str(attempt)))
             if isinstance(error, OSError | ValueError) or (reasons[-1] and reasons[-1] == reasons[-2]):
                 raise ClusterError(f"Ray cannot start on this machine ({reasons[-1] or _short(error)}).") from None
@@ -310,6 +304,45 @@ def _start(workers: dict[str, dict[str, str]] | None, cpus: int | None, folder: 
                 mend = ray_trouble.shortage(ray_trouble.kills() - before)
                 raise ClusterError(f"Ray did not start on this machine ({reasons[-1] or _short(error)}); {mend}.") from None
             time.sleep(5)
+
+
+def _start_once(workers: dict[str, dict[str, str]] | None, cpus: int | None, folder: Path) -> None:
+    """Start Ray in a folder. Where that fails, none of its processes is left: Ray itself leaves those that it has started."""
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=workers,
+            job_config=_job(),
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(folder),
+        )
+    except BaseException:
+        ray.shutdown()
+        ray_processes.end(folder)
+        raise
+
+
+@contextlib.contextmanager
+def _ended_at_once(clean: Callable[[], None]) -> Iterator[None]:
+    """Signals end the program while Ray starts or is joined, which takes a minute on a busy machine; see `heard_at_once`."""
+    theirs = utils.set_sigterm_handler
+    with heard_at_once(clean) as heard:
+        if heard:
+            utils.set_sigterm_handler = lambda handler: None  # Ray's would end the program without a word
+        try:
+            yield
+        finally:
+            utils.set_sigterm_handler = theirs
+
+
+def _remove(folder: Path) -> None:
+    """End what runs in the folder of a Ray of our own, and remove it."""
+    ray_processes.end(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _job() -> JobConfig:
@@ -320,7 +353,8 @@ def _job() -> JobConfig:
 @contextlib.contextmanager
 def _joined(address: str, workers: dict[str, dict[str, str]] | None) -> Iterator[None]:
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=workers, job_config=_job())
+        with _ended_at_once(lambda: None):
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=workers, job_config=_job())
     except Exception as error:
         ray.shutdown()
         mend = "run this on a node of the cluster, or hand the search over with `vit-search submit FILE --address URL`"

@@ -89,6 +89,9 @@ class SearchResult(Search):
     """Whether MLflow has all of it; else `vit-search sync` sends the rest."""
 
 
+Known = Callable[[DataSet | None], None]
+"""Called when a search is known to be startable, with None, and once its data are ready, with them. Ray starts after that."""
+
 Watch = Callable[[Driver, SearchSpec, Path], Callable[[Event], None]]
 """Called once with the driver, the search file and the folder; what it returns is told every event."""
 
@@ -112,6 +115,7 @@ def run(
     output: Path = Path("searches"),
     tracking_uri: str | None = None,
     download: bool = False,
+    known: Known = lambda data: None,
     watch: Watch | None = None,
     work: Work = train_trial,
     address: str | None = None,
@@ -124,6 +128,7 @@ def run(
         output: folder of all searches, on storage that every node sees; a new one is made in it, never an old one used again.
         tracking_uri: of MLflow; see `store.resolve_uri`.
         download: whether a missing data set may be fetched.
+        known: see Known.
         watch, work, address: see Options.
         name: of the new folder; by default the next free `NAME-N`.
     Raises: DataError, TrackingError, SearchError before the first trial; NoTrialCompletedError at the end.
@@ -136,8 +141,10 @@ def run(
         check_limits()
     check_output(output)
     lessons = read_lessons(spec, output)
+    known(None)
     data = prepare(spec.data_config, download=download)
     spec.check_data(data.classes, absent_classes(data, *TRAINED_AND_VALIDATED_ON[spec.train_on][1]))
+    known(data)
     with _ray_and_mlflow(spec, address, tracking_uri) as recorder:
         folder = new_folder(output, spec.name) if name is None else named_folder(output, name)
         before = set(folder.iterdir())

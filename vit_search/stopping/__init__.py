@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.stopping_rules import STOPPING_RULES
@@ -51,15 +51,19 @@ def rungs_of(spec: SearchSpec) -> list[int]:
 
 def held_trials(spec: SearchSpec, events: Iterable[Event]) -> set[int]:
     """Trials that wait after these events, because the stopping rule holds them; see StoppingRule.holds."""
+    return set[int]() if not (found := list(with_held_trials(spec, events))) else found[-1][1]
+
+
+def with_held_trials(spec: SearchSpec, events: Iterable[Event]) -> Iterator[tuple[Event, set[int]]]:
+    """Each event, and the trials that wait after it; see `held_trials`."""
     rule = rule_of(spec)
-    if not rule.may_hold:
-        return set()
-    trials = set()
+    trials: set[int] = set()
     for event in events:
-        rule.apply(event)
+        if rule.may_hold:
+            rule.apply(event)
         if isinstance(event, Proposed):
             trials.add(event.trial)
-    return {trial for trial in trials if rule.holds(trial)}
+        yield event, {trial for trial in trials if rule.holds(trial)}
 
 
 def train_flops_of(spec: SearchSpec) -> TrainFlops:

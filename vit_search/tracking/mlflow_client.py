@@ -29,6 +29,7 @@ from mlflow.exceptions import MlflowException
 
 from vit_search.errors import TrackingError, VitSearchError
 from vit_search.files import locked
+from vit_search.runtime.signals import unbroken
 from vit_search.tracking import artifacts
 from vit_search.tracking.uris import DEFAULT_DATABASE, ENVIRONMENT, REDIRECTS, SQLITE, public, refuse_artifacts, resolve_uri
 
@@ -125,6 +126,7 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
     database = Path(uri.removeprefix(SQLITE))
     with contextlib.ExitStack() as stack:
         if uri.startswith(SQLITE):
+            stack.enter_context(unbroken)  # a file with a part of the tables is of no use
             with contextlib.suppress(OSError):  # a folder that takes no new file, or a storage without locks
                 stack.enter_context(locked(database.with_name(f".{database.name}.lock")))
         yield
