@@ -77,6 +77,24 @@ def test_no_other_account_reaches_the_sockets_and_neither_tmpdir_nor_home_matter
             assert mode & 0o022 == 0 or mode & 0o1000, path
 
 
+SLOW_AGENTS = """
+import sys, time
+if any(word.endswith(("dashboard/agent.py", "runtime_env/agent/main.py")) for word in sys.orig_argv):
+    time.sleep(17)
+"""
+
+
+def test_agents_that_need_longer_than_ray_waits_for_them_on_a_busy_machine_delay_its_start_alone(tmp_path):
+    """Ray's raylet gives them 15 s to choose their ports."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_AGENTS)
+    script = tmp_path / "session.py"
+    script.write_text(SESSION.replace("    child = os.fork()", "    print('tried', sockets.parents[1].name)\n    child = os.fork()"))
+    around = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, script], env=around, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    assert "tried 0" in done.stdout.splitlines()  # the folder of the first attempt
+
+
 @pytest.fixture
 def short():
     """A short path: a socket's would lie in it."""

@@ -50,7 +50,7 @@ from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined] 
 from ray.job_config import JobConfig
 
 from vit_search.errors import ClusterError, LostClusterError
-from vit_search.runtime import ray_folder, ray_processes, ray_token, ray_trouble
+from vit_search.runtime import ray_folder, ray_ports, ray_processes, ray_token, ray_trouble
 from vit_search.runtime.signals import heard_at_once
 
 # Ray 2.60 prints its daemons' messages between our own lines, whatever `log_to_driver` says: a dead worker's fills the terminal. The
@@ -309,17 +309,18 @@ def _start(workers: dict[str, dict[str, str]] | None, cpus: int | None, folder: 
 def _start_once(workers: dict[str, dict[str, str]] | None, cpus: int | None, folder: Path) -> None:
     """Start Ray in a folder. Where that fails, none of its processes is left: Ray itself leaves those that it has started."""
     try:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env=workers,
-            job_config=_job(),
-            _node_ip_address="127.0.0.1",
-            _temp_dir=str(folder),
-        )
+        with ray_ports.chosen():
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=workers,
+                job_config=_job(),
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(folder),
+            )
     except BaseException:
         ray.shutdown()
         ray_processes.end(folder)
