@@ -414,7 +414,7 @@ def test_a_speed_is_kept_and_damage_is_told(tmp_path):
     assert speeds.load_speed(path) == speed
     for damaged in ("", "{}", "[1]", json.dumps({"gflop_s": "x"}), json.dumps({"gflop_s": -1}), json.dumps({"gflop_s": 1, "new": 1})):
         path.write_text(damaged)
-        with pytest.raises(SpecError, match="measure anew: vit-search plan --calibrate") as refused:
+        with pytest.raises(SpecError, match="measure again: vit-search plan --calibrate") as refused:
             speeds.load_speed(path)
         assert "\n" not in str(refused.value)
 
@@ -587,7 +587,7 @@ def test_a_measured_speed_is_used_until_the_next_one(file, tmp_path):
     speeds.save_speed(Speed(gflop_s=0.02, device="box", measured="2026-11-24", name="other", processes=1, room=2), kept)
     code, out, _ = typed("plan", file)
     said = f"box, measured 2026-11-24 with 1 at once for other: the times may be wrong by a factor of {speeds.BORROWED:g}"
-    assert code == 0 and f"{said}; --calibrate measures anew" in out
+    assert code == 0 and f"{said}; --calibrate measures again" in out
     code, out, _ = typed("plan", file, "--concurrency", "4")
     assert "not 4" in out and "it has room for 2 at once" in out
 

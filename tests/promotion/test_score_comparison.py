@@ -153,7 +153,7 @@ def test_the_floors_are_those_of_the_metric_and_smaller_losses_are_better():
     loss = value_of(answers, "val_loss")
     ask = {"metric": "val_loss", "linear_probe": loss + 1}
     assert gates.floors(answers, DEFAULT, majority=loss + 0.1, **ask).passed
-    assert "no better than always naming the commonest class" in gates.floors(answers, DEFAULT, majority=loss, **ask).said
+    assert "no better than always giving the most frequent class" in gates.floors(answers, DEFAULT, majority=loss, **ask).said
     assert gates.floors(answers, DEFAULT, majority=9.0, linear_probe=loss - 0.01, metric="val_loss").passed  # within chance
     assert "worse than logistic" in gates.floors(answers, DEFAULT, majority=9.0, linear_probe=loss - 0.5, metric="val_loss").said
 

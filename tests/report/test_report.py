@@ -360,7 +360,7 @@ def test_with_too_few_full_length_trials_no_range_changes(tmp_path):
     made = search_file.parse(d.next.text)
     assert made.space.space_hash == d.space.space_hash
     assert made.start_with == [{"lr": 2e-3}, {"lr": 1e-3}]
-    assert (d.next.changes, d.next.note) == ((), "only 2 trials have reached full length, and 5 are needed to draw ranges anew")
+    assert (d.next.changes, d.next.note) == ((), "only 2 trials have reached full length, and 5 are needed for new ranges")
 
 
 def test_a_preset_is_written_out(tmp_path):

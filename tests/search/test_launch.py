@@ -4,11 +4,12 @@ import json
 
 import mlflow
 import pytest
+from helpers.servers import until
 from helpers.simulation import driver_of
 from helpers.synthetic import begin
 
 from vit_search.ledger import search_state, searches
-from vit_search.ledger.events import Launched
+from vit_search.ledger.events import Ended, Launched
 from vit_search.ledger.file import Ledger
 from vit_search.planning import plan as planning
 from vit_search.planning.speed import stated_speed
@@ -61,3 +62,24 @@ def test_the_wall_time_beside_the_plan_is_the_one_of_the_summary(resumed):
     launch.finish(spec, folder, ledger, driver, recorder, ended=True, refused=False)
     spent = search_state.read(folder).spent.wall_seconds
     assert searches.read_hindsight(folder).plan["wall_seconds"]["actual"] == spent == driver.progress.spent.wall_seconds > 0
+
+
+@pytest.mark.parametrize("step", ["_last_steps", "close"])
+def test_a_second_ctrl_c_while_the_last_records_are_sent_leaves_no_run_open(resumed, step, tmp_path, monkeypatch):
+    spec, folder, ledger, driver, recorder = resumed
+    number = driver.propose().trial
+    driver.started(number)
+    until(lambda: recorder.ready and not recorder.behind)
+    driver.cancel()
+
+    def interrupt(*args, **words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recorder, step, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        launch.finish(spec, folder, ledger, driver, recorder, ended=True, refused=False)
+    assert [event.outcome for event in ledger.events if isinstance(event, Ended)] == ["interrupted"]
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlruns.db'}")
+    runs = client.search_runs([client.get_experiment_by_name(spec.name).experiment_id])
+    assert sorted(run.info.status for run in runs) == ["KILLED"] * 2  # the trial's and its parent
+    assert client.get_run(recorder.parent_run).data.tags["state"] == "interrupted"

@@ -195,7 +195,7 @@ def test_an_archive_that_this_process_has_not_written_is_not_read(registry, tmp_
     export.write(served, tmp_path / "m.pt2", "pt2")
     export.reader(tmp_path / "m.pt2", "pt2")
     torch.export.save(model_package.exported(served), tmp_path / "other.pt2")
-    with pytest.raises(PromotionError, match="not written by this process, and an archive may hold code; export it anew"):
+    with pytest.raises(PromotionError, match="not written by this process, and an archive may hold code; export it again"):
         export.reader(tmp_path / "other.pt2", "pt2")
 
 

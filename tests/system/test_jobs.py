@@ -203,7 +203,7 @@ def test_eight_at_once_are_one_search(cluster, laptop):
     ("token", "said"),
     [
         (None, "it asks for a token and this machine has none; copy the head's ~/.ray/auth_token"),
-        ("wrong-token-of-this-laptop", "it refuses this machine's token; copy the head's ~/.ray/auth_token anew"),
+        ("wrong-token-of-this-laptop", "it refuses this machine's token; copy the head's ~/.ray/auth_token again"),
     ],
 )
 def test_without_the_right_token_nothing_is_submitted(cluster, laptop, token, said):

@@ -192,6 +192,7 @@ def test_a_signal_while_ray_starts_ends_the_search_with_one_line_and_leaves_noth
 
 
 FAILING = """
+import os
 from pathlib import Path
 from ray._private import node
 from vit_search.runtime import ray_processes, ray_session
@@ -201,6 +202,7 @@ def start(self, *args, **words):
     if len(starts) == 1:
         assert [p for p in ray_processes.running_in(starts[0]) if "gcs_server" in p.name()]
         raise RuntimeError("the first one fails")
+    assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
     print("left by the first start:", [p.name() for p in ray_processes.running_in(starts[0])])
     raise SystemExit
 node.Node.start_ray_processes = start
@@ -209,8 +211,9 @@ with ray_session.session():
 """
 
 
-def test_a_start_of_ray_that_failed_leaves_no_process_to_the_next(tmp_path):
+def test_a_start_of_ray_that_failed_leaves_no_process_to_the_next_and_none_gets_another_programs_folder_of_metrics(tmp_path):
     script = tmp_path / "failing.py"
     script.write_text(FAILING)
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=1800)
+    around = os.environ | {"PROMETHEUS_MULTIPROC_DIR": "/missing"}  # with it, no replica of a server would start
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, env=around, capture_output=True, text=True, timeout=1800)
     assert (done.returncode, done.stdout) == (0, "left by the first start: []\n"), done.stderr

@@ -341,7 +341,7 @@ def test_a_search_goes_to_another_store_as_a_whole(uri, migrated, tmp_path):
     assert_whole(f"sqlite:///{tmp_path / 'other.db'}", folder)
 
 
-def test_runs_that_somebody_has_deleted_are_made_anew(uri, migrated, tmp_path):
+def test_runs_that_somebody_has_deleted_are_created_again(uri, migrated, tmp_path):
     folder, _, _ = made(tmp_path)
     sync_search(folder, uri)
     shutil.copy(migrated, tmp_path / "mlruns.db")  # an empty database in its place
@@ -364,7 +364,7 @@ def run_ids(uri, search="made-1"):
 
 @pytest.mark.parametrize("names", [["trial 0"], ["trial 0", "trial 5"], ["made-1"], ["made-1", "trial 2"]], ids=" and ".join)
 @pytest.mark.usefixtures("without_report")
-def test_a_run_that_somebody_deletes_in_mlflow_is_made_anew_with_one_line_and_all_else_is_sent(uri, tmp_path, caplog, names):
+def test_a_run_that_somebody_deletes_in_mlflow_is_created_again_with_one_line_and_all_else_is_sent(uri, tmp_path, caplog, names):
     folder, _, _ = made(tmp_path)
     assert sync_search(folder, uri)
     before, ids = content(uri), run_ids(uri)
@@ -372,9 +372,9 @@ def test_a_run_that_somebody_deletes_in_mlflow_is_made_anew_with_one_line_and_al
         mlflow_client.client_for(uri).delete_run(ids[name])
     with caplog.at_level(logging.WARNING):
         assert sync_search(folder, uri)
-    of_search = ["MLflow has no run of made-1 any more; it is made anew, and all is sent again."]
+    of_search = ["MLflow has no run of made-1 any more; it is created again, with all records."]
     assert caplog.messages == (
-        of_search if "made-1" in names else [f"MLflow has no run of {name} any more; it is made anew." for name in names]
+        of_search if "made-1" in names else [f"MLflow has no run of {name} any more; it is created again." for name in names]
     )
     assert content(uri) == before
     assert_whole(uri, folder)
@@ -405,7 +405,7 @@ def test_a_store_that_is_spelled_another_way_is_the_same_store(uri, tmp_path):
 
 
 @pytest.mark.usefixtures("without_report")
-def test_a_run_that_is_deleted_while_its_search_runs_is_made_anew(uri, tmp_path, caplog):
+def test_a_run_that_is_deleted_while_its_search_runs_is_created_again(uri, tmp_path, caplog):
     folder, spec, facts = begin(tmp_path, trials=3)
     ledger, recorder = Ledger(folder / "ledger.jsonl"), Recorder.connect(uri, spec.name)
     recorder.open(spec, facts, folder, ledger.events, ledger.sync)
@@ -421,7 +421,7 @@ def test_a_run_that_is_deleted_while_its_search_runs_is_made_anew(uri, tmp_path,
         assert recorder.close("FINISHED", None)
     ledger.close()
     assert_whole(uri, folder)
-    assert sorted(caplog.messages) == [f"MLflow has no run of trial {n} any more; it is made anew." for n in (0, 1)]
+    assert sorted(caplog.messages) == [f"MLflow has no run of trial {n} any more; it is created again." for n in (0, 1)]
 
 
 def test_a_trial_that_goes_on_after_an_interruption_is_shown_as_running_and_then_as_over(uri, tmp_path):

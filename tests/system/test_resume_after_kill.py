@@ -99,7 +99,11 @@ def test_a_worker_that_is_killed_is_retried_from_its_checkpoint(walked, tmp_path
     assert found == rows(folder, "small-1")
 
 
-@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT, signal.SIGINT]], ids=["ctrl-c", "sigterm", "twice"])
+@pytest.mark.parametrize(
+    "signals",
+    [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT, signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]],
+    ids=["ctrl-c", "sigterm", "twice", "sigterm-twice"],
+)
 def test_ctrl_c_closes_all_and_names_resume(tmp_path, signals):
     (tmp_path / "small.yaml").write_text(FILE)
     with subprocess.Popen(

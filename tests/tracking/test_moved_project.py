@@ -133,7 +133,7 @@ def test_a_search_whose_run_is_deleted_keeps_its_trials_runs(project, tmp_path, 
     trials = {run.info.run_id for run in client.search_runs([experiment])} - {own.info.run_id}
     client.delete_run(own.info.run_id)
     assert sync_search(folder / "searches/made-1")
-    assert said.messages[-1] == "MLflow has no run of made-1 any more; it is made anew, and all is sent again."
+    assert said.messages[-1] == "MLflow has no run of made-1 any more; it is created again, with all records."
     assert runs_of(folder, "made-1") == [("FINISHED", str(folder / "searches/made-1"), 6)]
     (anew,) = [run for run in client.search_runs([experiment]) if "search_id" in run.data.tags]
     below = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{anew.info.run_id}'")

@@ -42,7 +42,7 @@ NOT_PROMOTED = 3
 """Exit code of a promotion that a gate has refused."""
 
 NOT_RECORDED = 5
-"""Exit code of a search that came to its end while MLflow was away."""
+"""Exit code of a search that came to its end while MLflow did not answer."""
 
 INTERRUPTED = 130
 """Exit code of a search ended by Ctrl-C, as a shell gives it, or by another signal that asks for its end."""
@@ -54,7 +54,7 @@ EXIT_CODES = {
     "`lint`, `check` and `cluster check` also exit with it if they find an error.",
     NOT_PROMOTED: "`promote` or `gate`: a gate refuses the candidate. The champion stays.",
     NoTrialCompletedError.exit_code: "The search has ended, and no trial was trained to its full length.",
-    NOT_RECORDED: "The search has ended, but MLflow was away and lacks a part of the records. Send them with `vit-search sync`.",
+    NOT_RECORDED: "The search has ended, but MLflow did not answer and lacks a part of the records. Send them with `vit-search sync`.",
     LostClusterError.exit_code: "The head of the Ray cluster was lost during the search. Start the cluster, then `vit-search resume`.",
     INTERRUPTED: "You pressed Ctrl-C, or the command got SIGTERM or lost its terminal. A search continues with `vit-search resume`.",
 }

@@ -177,7 +177,7 @@ def ui(
 ) -> None:
     """Serve MLflow's web pages on 127.0.0.1."""
     from vit_search.tracking import mlflow_client
-    from vit_search.tracking.uris import of_newest
+    from vit_search.tracking.uris import ENVIRONMENT, of_newest
 
     uri = of_newest(tracking_uri)
     if uri.startswith("http"):
@@ -185,7 +185,8 @@ def ui(
         return
     from vit_search.tracking import server_app
 
-    client = mlflow_client.client_for(uri)  # one clear line where it cannot be opened
+    named = tracking_uri or os.environ.get(ENVIRONMENT)
+    client = mlflow_client.client_for(uri, needs="write" if named else "make")  # one clear line where it cannot be opened
     _check_port(port)
     page = server_app.address(client, port)
     hosts = f"127.0.0.1:{port},localhost:{port}"
@@ -212,7 +213,7 @@ def _check_port(port: int) -> None:
 def sync(search: SearchName = None, output: Output = Path("searches"), tracking_uri: Tracking = None) -> None:
     """Send MLflow the records of a search that it has missed.
 
-    Use it if MLflow was away until the search ended. A search that still runs sends its records by itself.
+    Use it if MLflow did not answer when the search ended. A search that still runs sends its records by itself.
     """
     from vit_search.ledger import searches
 

@@ -232,7 +232,7 @@ def _speed(speed: Speed, plan: SearchPlan) -> str:
     text = f"{escaped(speed.device)}, measured {speed.measured} with {speed.processes} at once"
     odd = [f"for {plan.borrowed}: the times may be wrong by a factor of {BORROWED:g}"] * bool(plan.borrowed)
     odd += [f"not {plan.concurrency}"] * (speed.processes != min(plan.concurrency, speed.room))
-    text += f" [yellow]{', '.join(odd)}; --calibrate measures anew[/]" if odd else ""
+    text += f" [yellow]{', '.join(odd)}; --calibrate measures again[/]" if odd else ""
     return text + (f"; [yellow]it has room for {speed.room} at once[/]" if plan.concurrency > speed.room else "")
 
 

@@ -29,6 +29,7 @@ from vit_search.cli.app import (
     write_new,
 )
 from vit_search.cli.progress import watched
+from vit_search.cli.promotion_steps import interrupted_promotion, promotion_steps
 from vit_search.cli.terminal import escaped
 from vit_search.config.cost import in_rounded_time
 from vit_search.errors import PromotionError, SearchError
@@ -93,12 +94,12 @@ def promote(
     if planned.left:
         _retrain(planned, uri)
     retrained = finalists.read(planned)
-    with err.status("loading torch and MLflow …") as status:
+    with promotion_steps(retrained.folder, folder.name) as say:
         from vit_search.promotion.decision import PromotionRequest
         from vit_search.promotion.promote import promote as promote_best
 
         request = PromotionRequest(name or spec.name, user_name(), reason.strip(), approve_by.strip(), expect_current.strip())
-        done = promote_best(retrained, rules, request, tracking_uri=uri, say=lambda text: status.update(f"{text} …"))
+        done = promote_best(retrained, rules, request, tracking_uri=uri, say=say)
     _print_promotion(done, retrained)
     if done.verdict == "refused":
         sys.exit(NOT_PROMOTED)
@@ -132,12 +133,10 @@ def _retrain(planned: FinalistPlan, uri: str) -> None:
     err.print(_trainings(planned))
     with err.status("preparing the data, MLflow and Ray …"), nothing_started():
         from vit_search.promotion.retrain import retrain
-    result = watched(lambda watch: retrain(planned, tracking_uri=uri, watch=watch))
+    stands = interrupted_promotion(planned.search.name, "The epochs that were trained are kept; the test split was not read.")
+    result = watched(lambda screen: retrain(planned, tracking_uri=uri, watch=screen.watch), before=stands, later=stands)
     if result is not None and result.interrupted:
-        err.print(
-            f"\n[yellow]Interrupted.[/] Nothing is lost; go on with:  [bold]vit-search promote {escaped(planned.search.name)}[/]",
-            soft_wrap=True,
-        )
+        err.print(stands, soft_wrap=True)
         sys.exit(INTERRUPTED)
 
 

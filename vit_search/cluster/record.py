@@ -76,7 +76,7 @@ def storage() -> Path:
     if not Path(value).is_absolute():
         problem = f"is {value!r}, no full path" if value else "is not set"
         raise ClusterError(
-            f"{STORAGE} {problem} on this node; set it to the folder that all nodes see, e.g. /mnt/vit_search, and start Ray anew."
+            f"{STORAGE} {problem} on this node; set it to the folder that all nodes see, e.g. /mnt/vit_search, and restart Ray."
         )
     return Path(value)
 

@@ -52,7 +52,7 @@ class SearchFacts:
     images: str = ""
     """Classes, images and skipped files in one line; empty in searches of versions before 0.2."""
     promotes: str = ""
-    """The search whose best trials are trained anew here, for promotion; empty in a search."""
+    """The search whose best trials are trained again here, for promotion; empty in a search."""
     splits: Mapping[str, int] = field(default_factory=dict)
     """Images in each split; this and the next two are empty in searches of earlier versions."""
     image_shape: Sequence[int] = ()
@@ -62,7 +62,7 @@ class SearchFacts:
 
 @dataclass(frozen=True)
 class Hindsight:
-    """What only the end of a search tells; written to hindsight.json there, and anew when it is extended."""
+    """What only the end of a search tells; written to hindsight.json there, and again when it is extended."""
 
     doomed: Count
     """Audited trials that completed and would have been stopped."""

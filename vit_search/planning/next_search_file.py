@@ -22,7 +22,7 @@ from vit_search.errors import SpecError
 from vit_search.text import counted
 
 GOOD_SHARE = 0.2
-"""The best fifth of the trials are the good ones, by which ranges are drawn anew and parameters weighed."""
+"""The best fifth of the trials are the good ones, from which new ranges and the weights of parameters follow."""
 
 FEWEST = 5
 """Good trials at least, and trials of full length without which nothing is changed."""
@@ -167,9 +167,7 @@ def next_file(spec: SearchSpec, search: str, standing: Sequence[RankedTrial]) ->
     else:
         text = _written(spec, search, {}, [], 0, 0)
     reached = len(completed)
-    notes = [
-        f"only {reached} {'trial has' if reached == 1 else 'trials have'} reached full length, and {FEWEST} are needed to draw ranges anew"
-    ]
+    notes = [f"only {reached} {'trial has' if reached == 1 else 'trials have'} reached full length, and {FEWEST} are needed for new ranges"]
     notes += ["the good trials cover the whole of each range and lie at no border"]
     changes = tuple(Change(name, edit.before, edit.after, edit.why) for name, edit in kept.items())
     return NextFile(text, changes, len(good), len(standing), "" if changes else notes[bool(good)])
@@ -196,7 +194,7 @@ def _edits(space: Space, standing: Sequence[RankedTrial], good: Sequence[RankedT
         if len(values) < FEWEST:
             continue
         if not isinstance(parameter, Choice):
-            edit = _drawn_anew(name, parameter, [float(v) for v in values], {s: ends[name, s] for s in _SIDES if (name, s) in ends})  # type: ignore[arg-type]
+            edit = _new_range(name, parameter, [float(v) for v in values], {s: ends[name, s] for s in _SIDES if (name, s) in ends})  # type: ignore[arg-type]
         elif re.search(rf"\b{name}\b", conditions):
             edit = None  # conditions name its values
         else:
@@ -221,7 +219,7 @@ def _fewer(parameter: Choice[Any], good: Sequence[Any], tried: Sequence[Any]) ->
     return _Edit(left, flow(parameter.choice), flow(left), f"none of the best {len(good)} has {dropped}")
 
 
-def _drawn_anew(name: str, parameter: IntRange | FloatRange, good: Sequence[float], ends: Mapping[Side, Stuck]) -> _Edit | None:
+def _new_range(name: str, parameter: IntRange | FloatRange, good: Sequence[float], ends: Mapping[Side, Stuck]) -> _Edit | None:
     """Low and high around the good values, and beyond a border at which they are stuck."""
     before = parameter.range
     low, high = (_scaled(parameter, end) for end in before)

@@ -118,7 +118,7 @@ def load_speed(path: Path) -> Speed | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError):
-        raise SpecError(f"{path}: no speed that this version can read; measure anew: vit-search plan --calibrate.") from None
+        raise SpecError(f"{path}: no speed that this version can read; measure again: vit-search plan --calibrate.") from None
     return speed
 
 

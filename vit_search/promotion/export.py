@@ -145,7 +145,7 @@ def reader(path: Path, format: str) -> Reader:
         return eager(checkpoint.load_model(path))
     if format == "pt2":
         if _sha256(path) not in _written:
-            raise PromotionError(f"{path}: not written by this process, and an archive may hold code; export it anew from the registry.")
+            raise PromotionError(f"{path}: not written by this process, and an archive may hold code; export it again from the registry.")
         program = torch.export.load(path).module()
         return lambda images: _numbers(program, images)
     runtime = _extra("onnxruntime")

@@ -1,7 +1,7 @@
-"""What a promotion chooses among: the best trials of a search, trained anew with fresh seeds, as their folder tells.
+"""What a promotion chooses among: the best trials of a search, trained again with new seeds, as their folder tells.
 
 The winner of many trials looks better than it is, by its luck with the validation images and with its seed. So the best few
-are trained anew at full length, each with several seeds, on training and validation images together, and seen on the
+are trained again at full length, each with several seeds, on training and validation images together, and seen on the
 holdout, which no trial of the search has met. Those trainings are a search of their own in `SEARCH/promotions/N`, with a
 ledger and MLflow runs, which promotion/retrain.py runs; here they are planned, found again and read.
 """
@@ -68,7 +68,7 @@ class FinalistPlan:
 
 @dataclass(frozen=True)
 class Finalist:
-    """One of the best trials, trained anew with several seeds."""
+    """One of the best trials, trained again with several seeds."""
 
     trial: int
     """Its number in the search."""

@@ -283,7 +283,7 @@ def floors(
     """G3: good enough, whatever the champion is.
 
     Args:
-        majority, linear_probe: the metric on the same images, of naming the commonest class and of logistic regression on the pixels; None
+        majority, linear_probe: the metric of always giving the most frequent class, and of logistic regression on the pixels; None
             where they were not measured.
         metric: what they are measured by.
     """
@@ -301,7 +301,7 @@ def floors(
         figures += f"; {metric.removeprefix('val_')} {value:.4f} (95 % interval {low:.4f} to {high:.4f})"
     best = high if sign > 0 else low
     for required, theirs, words, enough in (
-        (wanted.above_majority, majority, "always naming the commonest class", sign * (value - (majority or 0.0)) > 0),
+        (wanted.above_majority, majority, "always giving the most frequent class", sign * (value - (majority or 0.0)) > 0),
         (wanted.linear_probe, linear_probe, "logistic regression on the pixels", sign * (best - (linear_probe or 0.0)) >= 0),
     ):
         if required and theirs is None:

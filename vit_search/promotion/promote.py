@@ -56,6 +56,10 @@ Say = Callable[[str], None]
 """Called with the next step, in a few words."""
 
 
+READING, REGISTERING = "evaluating once on the test split", "registering"
+"""The steps after which an interrupted promotion leaves something; before them it leaves models and measurements."""
+
+
 @dataclass(frozen=True)
 class Promotion:
     """The result of a promotion."""
@@ -151,7 +155,7 @@ def promote(
     data = _check_data(case)
     with fetched_champion(client, case.comparable, lenient=bool(request.force)) as champion:
         judged = _judge(case, data, champion, say)
-    say("registering")
+    say(REGISTERING)
     promotion = _register(case, data, judged)
     if promotion.verdict != "refused":
         _make_champion(case, promotion)
@@ -224,8 +228,8 @@ def _judge(case: _Case, data: DataSet, champion: tuple[ServedModel, Path] | None
     judged = _judge_before_test(case, data, measured, number, smoke_found, duplicates)
     if not (request.force or gates.verdict(judged)):
         return _Judged(logged, decide(judged, measured, None, request))
-    say("evaluating once on the test split")
     if reading is None:
+        say(READING)
         reading = read_test_split(
             client,
             request.name,

@@ -42,7 +42,7 @@ class Reading:
     champion: SplitAnswers | None
     """The champion's answers; None where there was none to compare with."""
     majority: Mapping[str, float]
-    """Of always naming the commonest class, by metric: the accuracy, and the search's metric."""
+    """Of always giving the most frequent class, by metric: the accuracy, and the search's metric."""
     linear_probe: Mapping[str, float]
     """The same of logistic regression on the pixels."""
     fresh: bool = True

@@ -48,7 +48,7 @@ def importances(space: Space, standing: Sequence[Mapping[str, Value]], seed: int
     another epoch; it compares with what was tried and not with the whole space, so it does not take a sampler's preference for
     merit; it looks at one parameter at a time, so one with a condition is judged among the trials that have it; and it takes
     milliseconds, where fANOVA's forests take seconds for each resample. What parameters do together it does not see. Few trials
-    differ by chance, fewer the more: what it finds where the places are dealt out anew is taken off.
+    differ by chance, fewer the more: what it finds where the ranks are shuffled is subtracted.
 
     Args:
         space: of the search. standing: parameters of its trials, the best first; diverged ones among the last.

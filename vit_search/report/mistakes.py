@@ -43,7 +43,7 @@ SECONDS = 60.0
 """After which the model is asked of no further image: the validation images that it was asked of until then are a random sample."""
 
 STREAMED = 10_000
-"""Validation images of a streamed set above which none is looked at: each would be decoded anew."""
+"""Validation images of a streamed set above which none is looked at: each would be decoded again."""
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,9 @@ For a Ray of our own alone: in a process that joins a cluster it would name the 
 AUTOSCALER_FILE = "~/ray_bootstrap_config.yaml"
 """What `ray up` leaves on the head of a cluster that grows by itself; JSON, in spite of its name."""
 
+SHARED_METRICS = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
+"""They name the folder in which the processes of another program share their metrics. Where it is missing, no replica would start."""
+
 TRIES = 3
 
 LEAST_FILES = 256
@@ -240,22 +243,22 @@ def _own(workers: dict[str, dict[str, str]] | None, cpus: int | None) -> Iterato
     check_limits(cpus)
     os.environ.pop("RAY_gcs_rpc_server_reconnect_timeout_s", None)  # Ray has read it for this process; its own are to end soon
     with ray_folder.private() as folder, _environment(RAY_TMPDIR=str(folder)), _token(folder):
-        environment = _environment(**{LOOPBACK_ALONE: "0", "PYTHONSAFEPATH": "1"})
+        environment = _environment(**{LOOPBACK_ALONE: "0", "PYTHONSAFEPATH": "1"}, **dict.fromkeys(SHARED_METRICS))
         with environment, _loopback_alone(), _ended_at_once(lambda: _remove(folder)):
             _start(workers, cpus, folder)
         yield
 
 
 @contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Variables of this process, and of those that it starts meanwhile."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+def _environment(**values: str | None) -> Iterator[None]:
+    """Variables of this process, and of those that it starts meanwhile; None for a variable that they must not have."""
+    before = {name: os.environ.pop(name, None) for name in values}
+    os.environ.update({name: value for name, value in values.items() if value is not None})
     try:
         yield
     finally:
         for name, value in before.items():
-            os.environ.pop(name)
+            os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
 

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import random
+import signal
 import socket
 import sys
 import time
@@ -33,6 +34,7 @@ from vit_search.ledger.searches import Hindsight, SearchFacts
 from vit_search.ledger.trials import Progress, Spent, Trial, ranked
 from vit_search.planning import plan as planning
 from vit_search.planning import speed
+from vit_search.runtime.signals import ignoring
 from vit_search.runtime.user import user_name
 from vit_search.search import resume_checks
 from vit_search.search.commands import Settings
@@ -157,7 +159,7 @@ def run(
             return drive(spec, folder, data, recorder, facts, options=Options(watch=watch, work=work, address=address))
         except NoTrialCompletedError:
             raise
-        except Exception:
+        except BaseException:  # also a Ctrl-C
             if not has_trials(folder):
                 remove(folder, before)
             raise
@@ -339,6 +341,27 @@ def finish(
         ended: whether the search came to its end, and no error ended it. refused: whether that error came at its first launch.
         data: of which the best model of a finished search is asked for the report; None for none.
     """
+    cancelled = driver is not None and driver.cancelled
+    try:
+        with ignoring(signal.SIGTERM) if cancelled else contextlib.nullcontext():  # a job's stop reaches a search twice
+            return _finish(spec, folder, ledger, driver, recorder, ended=ended, refused=refused, data=data)
+    except KeyboardInterrupt:  # somebody does not wait for the last records, which `vit-search sync` sends
+        recorder.abandon()
+        ledger.close()
+        raise
+
+
+def _finish(
+    spec: SearchSpec,
+    folder: Path,
+    ledger: Ledger,
+    driver: Driver | None,
+    recorder: Recorder,
+    *,
+    ended: bool,
+    refused: bool,
+    data: DataSet | None,
+) -> _End:
     interrupted = driver is not None and driver.cancelled
     if driver is not None:
         with contextlib.suppress(SearchError):

@@ -183,12 +183,12 @@ def _see(folder: Path) -> None:
 
 
 def load_interrupted(folder: Path, config: TrialConfig, device: str) -> training.Training | None:
-    """The training as its checkpoint has it; None where it must begin anew, which gives the same numbers again."""
+    """The training as its checkpoint has it; None where it must start again from its first epoch, which gives the same numbers."""
     try:
         state = checkpoint.load_training(folder, config, device) if checkpoint.exists(folder) else None
     except DamagedCheckpointError as error:
         state = None
-        _log.warning("%s The trial begins anew.", error)
+        _log.warning("%s The trial starts again from its first epoch.", error)
     _see(folder.parent)  # else nothing was found because the storage is gone
     return state
 

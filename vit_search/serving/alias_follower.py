@@ -219,7 +219,7 @@ class AliasFollower:
         try:
             loaded = load(version, batch=1)
         except VitSearchError:
-            shutil.rmtree(folder, ignore_errors=True)  # a damaged copy, or of a damaged original: fetched anew next time
+            shutil.rmtree(folder, ignore_errors=True)  # a damaged copy, or of a damaged original: fetched again next time
             raise
         version = dataclasses.replace(version, weights_sha256=loaded.weights_sha256)
         write_whole(folder / VERSION, json.dumps(dataclasses.asdict(version)))

@@ -21,7 +21,7 @@ class Version:
     folder: str
     """Of its checkpoint."""
     created: int
-    """When it was registered: a registry that was made anew may use a number again."""
+    """When it was registered: a registry that was created again may use a number again."""
     files_sha256: str = ""
     """As the registry records it; see tracking/model_files.py. Empty where it does not."""
 

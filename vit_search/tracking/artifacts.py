@@ -1,7 +1,7 @@
 """Where MLflow's artifacts lie when its store is a SQLite file: in `mlartifacts` beside it, and they are found there again after a move.
 
 MLflow writes the full path of each run's artifacts into its database, so a project that is renamed, moved or copied would look for
-them in its old place, or make that place anew. Whoever opens the database looks first: where the artifacts lie beside it and its paths
+them in its old place, or create that place again. Whoever opens the database looks first: where the artifacts lie beside it and its paths
 name another folder, the paths are changed, all of them in one transaction.
 """
 
@@ -78,7 +78,7 @@ def addresses(database: Path) -> set[str]:
 def missing(database: Path, location: str) -> Path | None:
     """The folder in which an experiment's artifacts are said to lie, where it is not beside the database and not there at all.
 
-    MLflow would make it anew.
+    MLflow would create it again.
     """
     folder = path_of(location)
     expected = folder is None or folder.exists() or folder.is_relative_to(database.resolve().parent)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 
 from vit_search.config.search_file import SearchSpec
@@ -48,6 +48,9 @@ DESCRIBE_EVERY_S = 10.0
 ALIVE_EVERY_S = 60.0
 """How often the parent run's tag `alive_at` is updated. From it tracking/doctor.py sees that a driver is dead."""
 
+ABANDONED_WITHIN_S = 2.0
+"""How long the end of a search that a second Ctrl-C ends at once waits for what is being sent."""
+
 RANKED_LIVE, RANKED = 10, 100
 """How many trials of the leaderboard carry their rank as a tag: while a search runs, and after its end."""
 
@@ -72,7 +75,7 @@ class Recorder:
         self._runs: SearchRuns
         self.ready = False
         """Whether it is known which events MLflow has."""
-        self._made_anew: set[int] = set()
+        self._created_again: set[int] = set()
         """Trials whose run was deleted in MLflow and created again. That is done once."""
         self._best: float | None = None
         self._news, self._closing = threading.Event(), threading.Event()
@@ -147,7 +150,7 @@ class Recorder:
     def close(self, status: str, hindsight: Hindsight | None, *, patience_s: float = 60) -> bool:
         """Send what is left, then the leaderboard, the report and the best models. End the parent run with a status.
 
-        Returns: False if MLflow was away for `patience_s`. `vit-search sync` then sends the rest later.
+        Returns: False if MLflow did not answer for `patience_s`. `vit-search sync` then sends the rest later.
         """
         self._closing.set()
         self._news.set()
@@ -175,6 +178,23 @@ class Recorder:
                 self.client.set_terminated(self.parent_run, status)
         return not reasons
 
+    def abandon(self) -> None:
+        """Send nothing more, and end the parent run as KILLED, which takes a moment. `resume` opens it again, `sync` sends the rest."""
+        if self._thread.ident is None:  # it was never opened
+            return
+        self._closing.set()
+        self._caller.given_up.set()
+        self._news.set()
+        self._thread.join(timeout=ABANDONED_WITHIN_S)  # it may be about to set a status to RUNNING
+        if not self.parent_run:
+            return
+        with contextlib.suppress(MlflowException, OSError):  # it is away: `doctor` finds the runs
+            self.client.log_batch(self.parent_run, tags=[RunTag("state", "interrupted")])
+            self.client.set_terminated(self.parent_run, "KILLED")
+            for number, trial in list(self._progress.trials.items()):
+                if not trial.over and number in self._runs.by_trial:
+                    self.client.set_terminated(self._runs.by_trial[number], "KILLED")
+
     def discard(self) -> None:
         """Delete the run of a search that failed before its first trial."""
         self._closing.set()
@@ -189,7 +209,7 @@ class Recorder:
         """What is sent at the end of a search, step by step."""
         yield self._runs.find_trial_runs
         for number in self._without_run():
-            yield partial(self._make_anew, number)
+            yield partial(self._create_again, number)
         yield from steps_for_left_trials(self._runs, self._progress)
         yield partial(self._runs.drop_doubles, doubtful=self._caller.outage_reported)
         yield partial(describe, self._runs, self._progress, self._events[:], self._wanted, RANKED, driven=False)
@@ -229,7 +249,7 @@ class Recorder:
     def _drain(self) -> None:
         while True:
             for number in self._without_run():
-                self._caller.call(self._make_anew, number)
+                self._caller.call(self._create_again, number)
             self._news.wait(LOOK_EVERY_S)
             if self._news.is_set():
                 self._closing.wait(GATHER_S)
@@ -302,16 +322,16 @@ class Recorder:
             if not is_refused(error) or number not in self._runs.by_trial or self._runs.is_there(self._runs.by_trial[number]):
                 raise
             self._runs.forget(number)
-            self._make_anew(number)
+            self._create_again(number)
 
     def _without_run(self) -> list[int]:
         """Trials whose run is gone and was not created again yet. If MLflow refuses it once, it is not tried again."""
-        return [number for number in self._progress.trials if number not in self._runs.by_trial and number not in self._made_anew]
+        return [number for number in self._progress.trials if number not in self._runs.by_trial and number not in self._created_again]
 
-    def _make_anew(self, number: int) -> None:
+    def _create_again(self, number: int) -> None:
         """Create a trial's deleted run again, with everything it held."""
-        if number not in self._made_anew:
-            _log.warning("MLflow has no run of trial %d any more; it is made anew.", number)
-        self._made_anew.add(number)
+        if number not in self._created_again:
+            _log.warning("MLflow has no run of trial %d any more; it is created again.", number)
+        self._created_again.add(number)
         events = [e for e in self._events[: self._folded] if isinstance(e, TrialEvent) and e.trial == number]
         send_trial(self._runs, self._progress.trials[number], events)

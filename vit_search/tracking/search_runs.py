@@ -73,7 +73,7 @@ class SearchRuns:
         if parent is None:
             self._deleted |= self._deleted_parents()  # also those that were noted in the project of which this one is a copy
             if self._deleted:
-                _log.warning("MLflow has no run of %s any more; it is made anew, and all is sent again.", self.facts.search)
+                _log.warning("MLflow has no run of %s any more; it is created again, with all records.", self.facts.search)
             self._make_parent()
         else:
             self.parent_run = parent.info.run_id

@@ -55,10 +55,20 @@ def without_accounts() -> Any:
     async def served(scope: Any, receive: Any, send: Any) -> None:
         path = scope["path"] if scope["type"] == "http" else ""
         refused = ASSISTANT in path
+        if scope["type"] == "lifespan":
+            receive = functools.partial(_next_or_shutdown, receive)
         here = _Prepared(send, _head(await asyncio.to_thread(_first_views))).send if path == "/" else send
         await (PlainTextResponse(REFUSED, 403) if refused else app)(scope, receive, here)
 
     return served
+
+
+async def _next_or_shutdown(receive: Any) -> Any:
+    """The server's next message; a cancelled wait is its shutdown. It is cancelled by Ctrl-C, and MLflow's app would log a traceback."""
+    try:
+        return await receive()
+    except asyncio.CancelledError:
+        return {"type": "lifespan.shutdown"}
 
 
 class _Prepared:

@@ -1,1 +1,1 @@
-"""The file of a cluster: read, checked, and written anew for other kinds of machines."""
+"""The file of a cluster: read, checked, and written for other kinds of machines."""

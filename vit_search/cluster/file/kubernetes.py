@@ -195,7 +195,7 @@ def _worker_group(name: str, kind: dict[str, Any], pod_of: Callable[[dict[str, s
 
 
 def _ray_job(job: Path, cluster: dict[str, Any], image: str, storage: str) -> list[dict[str, Any]]:
-    """A search file, and a cluster that lives as long as its search; applied anew after an end, it goes on where the search stood."""
+    """A search file, and a cluster that lives as long as its search; applied again after an end, it goes on where the search stood."""
     spec = search_file.load(job)
     name = _name(spec.name.lower().replace("_", "-").replace(".", "-"), f"{job}: name")
     head = cluster["headGroupSpec"]["template"]["spec"]

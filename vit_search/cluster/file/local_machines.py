@@ -52,7 +52,7 @@ def local(file: Path, machines: list[str], *, user: str, key: str | None) -> str
         "worker_start_ray_commands": [c for c in _commands(source, "worker_start_ray_commands", head=False) if "cluster worker" not in c],
     }
     about = [
-        f"{file.name} for machines of one's own, by `vit-search cluster render`: change that file, and render anew.",
+        f"{file.name} for machines of one's own, by `vit-search cluster render`: change that file, and render again.",
         f"Each machine has Python 3.11 with venv, and {storage} mounted, writable for {user}; the head has {state} on a disk of its own.",
         f"{user} may use sudo on the head, once, for PostgreSQL. min_workers = max_workers: nobody hires or gives back a machine here.",
         "Close the machines' network to others: Ray's ports listen on all of their addresses, and only the token guards them.",

@@ -48,7 +48,7 @@ def start(head: HeadServices, *, storage: Path) -> list[Service]:
     """
     with locked_folders(head, storage):
         make_secrets(head)
-        if not is_running(head.state):  # what an earlier supervisor has left answers, and nobody would start it anew
+        if not is_running(head.state):  # what an earlier supervisor has left answers, and nobody would start it again
             end_orphan(head)
             end_group(group_file(head))
         supervise(head.state, _programs(head))

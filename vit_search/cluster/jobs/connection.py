@@ -117,7 +117,7 @@ def one_line_errors(address: str) -> Iterator[None]:
     except (RuntimeError, OSError, RayError) as error:  # requests' errors are OSErrors
         reason = " ".join(str(error).split())
         if isinstance(error, AuthenticationError):
-            raise ClusterError(f"{address}: it refuses this machine's token; copy the head's ~/.ray/auth_token anew, mode 0600.") from None
+            raise ClusterError(f"{address}: it refuses this machine's token; copy the head's ~/.ray/auth_token again, mode 0600.") from None
         if "ray[default]" in reason:
             raise ClusterError("Ray's Jobs API is not installed here; pip install 'vit_search[cluster]'.") from None
         if NO_AGENT in reason:

@@ -1,7 +1,7 @@
 """What a submitted job runs on the head: one search, in a child process that is started again when something kills it.
 
 The child is `vit-search run` or `vit-search resume`, as a person would type them on the head. What the cluster does to this
-process, such as a job's stop, is handed on. What kills this process ends the child cleanly, and the keeper then submits anew: a
+process, such as a job's stop, is handed on. What kills this process ends the child cleanly, and the keeper then submits it again: a
 search that runs has a job that runs, by which it can be listed, followed and stopped.
 """
 
@@ -61,7 +61,7 @@ def drive(search: str, say: Callable[[str], None], *, again: bool = False, pinne
 
     Args:
         say: told what happens, a line at a time.
-        again: whether somebody asks for it anew, although it was stopped or has ended.
+        again: whether somebody asks for it again, although it was stopped or has ended.
         pinned: vit_search's version from now on; by default the one it was submitted with.
     Returns: the exit code of the search.
     """

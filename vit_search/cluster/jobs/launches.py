@@ -47,7 +47,7 @@ class Launch:
     def state(self) -> str:
         """How this job stands, in a word or two; how its search does, `states` says."""
         if self.status == "FAILED":
-            codes = {130: "stopped", 4: "no trial completed", 5: "finished, MLflow was away", 2: "refused"}
+            codes = {130: "stopped", 4: "no trial completed", 5: "finished, MLflow lacks a part", 2: "refused"}
             return "killed" if self.code is None or self.code < 0 else codes.get(self.code, f"failed ({self.code})")
         return {"PENDING": "starting", "RUNNING": "running", "STOPPED": "stopped", "SUCCEEDED": "finished"}[self.status]
 

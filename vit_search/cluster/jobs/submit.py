@@ -34,7 +34,7 @@ from vit_search.text import whole_number
 STOPS_WITHIN_S = 120
 """What a driver gets to end cleanly when its job is stopped; Ray's own default of 3 s cuts it off."""
 NOT_RECORDED = 5
-"""Exit code of a driver that saw its search through while MLflow was away: it is taken up again to send the rest."""
+"""Exit code of a driver that saw its search through while MLflow did not answer: it is taken up again to send the rest."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the simplest classifiers answer on a split: always naming the commonest class, and logistic regression on the pixels."""
+"""What the simplest classifiers answer on a split: always giving the most frequent class, and logistic regression on the pixels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vit_search.vit.evaluation import EVALUATED_AT_ONCE
 
 
 def majority(data: DataSet, split: Split | StreamedSplit) -> SplitAnswers:
-    """Answers on a split that always name the class that is commonest in training, with the classes' shares there as probabilities."""
+    """Answers on a split that always give the class that is most frequent in training, with the classes' shares there as probabilities."""
     counts = torch.bincount(load_split(data, "train").labels.cpu(), minlength=len(data.classes)).double().numpy() + 1  # none is impossible
     return answers_of(data.classes, split.labels.cpu().numpy(), np.tile(counts / counts.sum(), (len(split), 1)))
 

@@ -164,7 +164,7 @@ def _ask_optuna(question: Question, sampler: optuna.samplers.BaseSampler, infeas
 
 
 def scalar(values: Sequence[Sequence[float]], modes: Sequence[str], rng: random.Random) -> list[float]:
-    """One score for each list of objective values, more is better: the first, or several weighed anew at each ask.
+    """One score for each list of objective values, more is better: the first, or several with new weights at each ask.
 
     Several: the augmented Chebyshev norm of the losses with random weights, each loss in shares of its range (ParEGO: Knowles
     2006, https://doi.org/10.1109/TEVC.2005.851274), so that asks in a row look for different compromises.

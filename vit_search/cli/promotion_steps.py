@@ -1,0 +1,59 @@
+"""The steps of a promotion on the screen, and what is said if a signal ends it: what stands, and what to type."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vit_search.cli.app import INTERRUPTED, err
+from vit_search.cli.terminal import escaped
+from vit_search.runtime.signals import interrupting
+
+LOADING = "loading torch and MLflow"
+
+
+@contextlib.contextmanager
+def promotion_steps(retraining: Path, search: str) -> Iterator[Callable[[str], None]]:
+    """Show each step while it runs. Ctrl-C, SIGTERM and a lost terminal end the command with a line.
+
+    Args:
+        retraining: folder of the finalists' trainings, which also keeps the answers on the test split.
+        search: its name.
+    Yields: what is to be called with each step.
+    """
+    steps = [LOADING]
+    before = _answers(retraining)
+    try:
+        with interrupting(), err.status(f"{LOADING} …") as status:
+
+            def say(step: str) -> None:
+                steps.append(step)
+                status.update(f"{step} …")
+
+            yield say
+    except KeyboardInterrupt:
+        from vit_search.promotion import promote
+
+        read = promote.READING in steps
+        if read and _answers(retraining) - before:
+            stands = "The answers on the test split are kept: it is not read again."
+        elif read:
+            stands = "This reading of the test split may count already; the next call reads it again."
+        else:
+            stands = "The test split was not read."
+        if promote.REGISTERING in steps:
+            stands = "The champion may have moved already: the next call finishes or undoes the move."
+        err.print(interrupted_promotion(search, stands), soft_wrap=True)
+        sys.exit(INTERRUPTED)
+
+
+def interrupted_promotion(search: str, stands: str) -> str:
+    """What is said of a promotion that was interrupted."""
+    return f"\n[yellow]Interrupted.[/] {stands} Go on with the same options:  [bold]vit-search promote {escaped(search)}[/]"
+
+
+def _answers(retraining: Path) -> set[tuple[str, int]]:
+    """The files that keep answers on the test split, and when each was written."""
+    return {(path.name, path.stat().st_mtime_ns) for path in (retraining / "readings").glob("*.json")}
