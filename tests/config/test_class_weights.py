@@ -73,8 +73,7 @@ def test_what_is_no_weight_is_one_line_with_the_mend(weights, said):
             spec(training)
         assert said in str(error.value)
         assert "\n" not in str(error.value)
-        if "quote" not in said:
-            assert str(error.value).startswith(f"search file:5: training.{key}")
+        assert str(error.value).startswith(f"search file:5: training.{key}")
 
 
 def test_a_condition_may_ask_for_the_words_and_for_nothing_else():

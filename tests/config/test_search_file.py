@@ -43,6 +43,11 @@ def test_every_shipped_search_file_loads_and_fits_the_json_schema():
         ("stopping: {grace_epochs: 9}", "t.yaml:5: stopping.grace_epochs: 9 is more than epochs=3; lower it."),
         ("metric: val_acuracy", "t.yaml:5: metric: 'val_acuracy' will not do"),
         ("trials: 3", "t.yaml:5: the key trials stands twice, first in line 3; keep one."),
+        ("training: {lr: 1, lr: 2}", "t.yaml:5: training: the key lr stands twice, first in line 5; keep one."),
+        ("7: x", "t.yaml:5: the key 7 is no text; quote it."),
+        ("model: {7: 1}", "t.yaml:5: model: the key 7 is no text; quote it."),
+        ("start_with: [{? [a] : 1}]", "t.yaml:5: start_with.0: a key that is no text; write a name before the colon."),
+        ("model: {<<: {dim: 1}}", "t.yaml:5: model: an anchor, a tag or a merge at a key; write the keys out."),
     ],
 )
 def test_a_mistake_gets_one_line_with_where_what_and_the_mend(section, line):

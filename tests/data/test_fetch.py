@@ -1,11 +1,22 @@
 """Files behind a URL: fetched once, in parts that stay, checked, and read as files of this machine. The servers are real processes."""
 
+import contextlib
+import datetime
+import functools
 import http.server
+import ipaddress
 import multiprocessing
 import os
+import ssl
+import subprocess
+import sys
 import threading
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from helpers.remote_files import KEY, SECRET, gs_server, http_server, photos, s3_client, s3_server, upload
 from helpers.servers import free_port
 
@@ -151,15 +162,114 @@ class Denying(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_access_denied_is_one_line(s3, monkeypatch, tmp_path):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Denying)
+@contextlib.contextmanager
+def serving(handler, certificate=None):
+    """A server on 127.0.0.1; yields its address."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
     try:
-        with pytest.raises(DataError, match=r"^s3://pets: access denied \(.*Access Denied.*\); check the credentials in the environment"):
-            prepare(folder_config("s3://pets"), cache=tmp_path)
+        yield f"http{'' if certificate is None else 's'}://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("path", ["pets", "pets/photos", "pets/photos/set.tar", "pets/a-{0..1}.tar"])
+def test_access_denied_is_one_line(s3, monkeypatch, tmp_path, path):
+    with serving(Denying) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        with pytest.raises(
+            DataError, match=r"^s3://pets[^ ]*: access denied \((Access Denied|Forbidden)\); check the credentials"
+        ) as refused:
+            prepare(folder_config(f"s3://{path}"), cache=tmp_path)
+    assert "\n" not in str(refused.value) and str(refused.value).count("s3://") == 1
+
+
+class ListingOnly(Denying):
+    """S3 as it answers an account that may list a bucket and not read what is in it."""
+
+    def do_GET(self):
+        if "list-type=2" not in self.path:
+            super().do_GET()
+            return
+        content = (
+            "<Contents><Key>cat/0.png</Key><Size>9</Size><ETag>x</ETag><LastModified>2026-11-29T00:00:00.000Z</LastModified></Contents>"
+        )
+        body = f"<?xml version='1.0'?><ListBucketResult><Name>pets</Name><KeyCount>1</KeyCount>{content}</ListBucketResult>".encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_a_file_that_may_be_listed_and_not_read_is_one_line(s3, monkeypatch, tmp_path):
+    with serving(ListingOnly) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        with pytest.raises(DataError) as refused:
+            prepare(folder_config("s3://pets"), cache=tmp_path)
+    message = str(refused.value)
+    assert message.startswith("s3://pets/cat/0.png: access denied (Access Denied); check the credentials in the environment, and that they")
+    assert "\n" not in message and message.count("s3://") == 1
+
+
+@pytest.mark.parametrize("protocol", ["http", "https"])
+@pytest.mark.parametrize("name", ["photos/", "photos.tar"])
+def test_a_server_that_is_not_there_is_one_line_that_names_the_url_once(tmp_path, protocol, name):
+    url = f"{protocol}://127.0.0.1:{free_port()}/{name}"
+    with pytest.raises(DataError) as refused:
+        list_files(url)
+    assert str(refused.value) == f"{url}: the server cannot be reached (Connection refused); check the address and the network."
+
+
+def test_a_host_that_is_not_known_is_one_line():
+    with pytest.raises(
+        DataError, match=r"^https://pets\.invalid/x: the server cannot be reached \([^/]*\); check the address and the network\.$"
+    ):
+        list_files("https://pets.invalid/x")  # .invalid: RFC 2606
+
+
+def test_a_page_that_is_not_there_is_one_line_that_names_the_url_once(tmp_path):
+    with http_server(tmp_path) as server, pytest.raises(DataError) as refused:
+        list_files(f"{server.url}/none/")
+    assert str(refused.value) == f"{server.url}/none/: not there; check the name."
+
+
+def test_https_to_a_server_without_it_is_one_line(tmp_path):
+    with http_server(tmp_path) as server, pytest.raises(DataError) as refused:
+        list_files(server.url.replace("http:", "https:") + "/x/")
+    assert str(refused.value).endswith("/x/: the server speaks no https there (wrong version number); try http://.")
+
+
+def self_signed(folder):
+    """A certificate for 127.0.0.1 that nobody else has signed, and its key: one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(days=1))
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+    certificate = builder.sign(key, hashes.SHA256())
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "both.pem").write_bytes(private + certificate.public_bytes(pem))
+    return folder / "both.pem"
+
+
+def test_a_certificate_that_nobody_has_signed_is_one_line_and_can_be_trusted(local, tmp_path):
+    file = self_signed(tmp_path)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(local))
+    with serving(handler, file) as address:
+        code = "import sys; from vit_search.data.remote import list_files; print(len(list_files(sys.argv[1]).files))"
+        command = [sys.executable, "-c", code, f"{address}/"]
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+        trusted = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"SSL_CERT_FILE": str(file)})
+    said = "the certificate of the server is not valid (self-signed certificate); if you trust it, name its file in SSL_CERT_FILE."
+    assert refused.stderr.strip().splitlines()[-1].endswith(f"{address}/: {said}")
+    assert trusted.stdout == "12\n"
 
 
 def test_a_missing_package_is_one_line(monkeypatch):

@@ -298,7 +298,7 @@ WRONG = {
     ),
     "few images": (
         "{0},cat\n{1},cat\n{2},cat\n{3},dog\n{4},dog\n",
-        "class dog has 2 images (line 5, line 6); each class needs at least 3: add images, or drop the class with data.label_map.",
+        "class dog has 2 images (lines 5, 6); each class needs at least 3: add images, or drop the class with data.label_map.",
     ),
     "one class": ("{0},cat\n{1},cat\n{2},cat\n", "1 class only in the column 'label'; a model needs two or more."),
     "no rows": ("\n", "no rows below the header; list one image in each row."),
@@ -361,7 +361,7 @@ def test_groups_in_two_splits_and_classes_that_are_in_test_only_are_named_togeth
         f"{path}: 2 kinds of mistakes:",
         "  2 groups are in more than one split: p1 (line 2 train, line 10 test), p2 (line 6 train, line 11 val); "
         "put all images of a group into one split.",
-        "  a class is not in the training images: c (test: line 12, line 13); "
+        "  a class is not in the training images: c (test: lines 12, 13); "
         "move some images to train, or drop the class with data.label_map.",
     ]
 

@@ -110,7 +110,7 @@ def test_the_nearest_class_is_told(tmp_path):
     [
         ("label_map: [cat, dog]", "t.yaml:6: data.label_map: ['cat', 'dog'] will not do; write `key: value` lines under it."),
         ("label_map: {}", "t.yaml:6: data.label_map: it is empty; list classes, as {kitten: cat}, or drop the key."),
-        ("label_map: {3: three}", "t.yaml:6: the key 3 is no text; quote it."),
+        ("label_map: {3: three}", "t.yaml:6: data.label_map: the key 3 is no text; quote it."),
         ('label_map: {"3": 8}', "t.yaml:6: data.label_map.3: 8 will not do; give a text."),
         (
             'label_map: {"3": " "}',

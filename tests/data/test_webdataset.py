@@ -66,8 +66,29 @@ def test_the_label_may_be_in_a_json_file_under_any_key(tmp_path):
     files = [f for i in range(6) for f in ((f"{i}.jpg", png(i)), (f"{i}.json", json.dumps({"kind": "ab"[i % 2], "x": 1}).encode()))]
     shard(tmp_path / "j.tar", files)
     assert opened(tmp_path, label="kind").classes == ("a", "b")
-    with pytest.raises(DataError, match=r"6 keys cannot be used:\n  .*j\.tar: 0: its \.json has no 'label'; set data\.label to the key"):
+
+
+def test_keys_with_the_same_mistake_are_one_line_that_names_the_keys_that_are_there(tmp_path):
+    files = [f for i in range(10) for f in ((f"{i}.jpg", png(i)), (f"{i}.json", json.dumps({"kind": "ab"[i % 2], "x": 1}).encode()))]
+    path = shard(tmp_path / "j.tar", files)
+    with pytest.raises(DataError) as refused:
         opened(tmp_path)
+    mend = "its .json has no 'label', only 'kind', 'x'; set data.label to the key that holds the label."
+    assert str(refused.value) == f"{path}: 0, 1, 2, 3, 4, … 5 more: {mend}"
+    with pytest.raises(DataError, match=r": its \.json has no 'kinds'; did you mean 'kind'\? Set data\.label to the right key\.$"):
+        opened(tmp_path, label="kinds")
+    shard(tmp_path / "k.tar", [("x.jpg", png(20)), ("x.json", b'{"kind": null}'), ("y.png", png(21)), ("y.json", b'{"kind": null}')])
+    with pytest.raises(DataError) as refused:
+        opened(tmp_path, label="kind")
+    assert str(refused.value) == f"{tmp_path / 'k.tar'}: x, y: 'kind' in its .json is null; give the label."
+    shard(tmp_path / "l.tar", [("z.png", png(30)), ("z.json", b'{"kind": null}'), ("w.cls", b"3")])
+    with pytest.raises(DataError) as refused:
+        opened(tmp_path, label="kind")
+    assert str(refused.value).splitlines() == [
+        f"{tmp_path}: 4 keys cannot be used:",
+        f"  {tmp_path / 'k.tar'}: x, y, l.tar: z: 'kind' in its .json is null; give the label.",
+        f"  {tmp_path / 'l.tar'}: w: a label without an image; add KEY.jpg (or .png, …), or remove it.",
+    ]
 
 
 def test_other_files_of_a_key_are_skipped_and_counted(tmp_path):

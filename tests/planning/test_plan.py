@@ -93,7 +93,25 @@ def test_a_sound_file_has_no_findings():
             "training: {focal_gamma: {float: [1, 3]}}",
             "warning",
             "training.focal_gamma",
-            "it makes no difference, since the loss is not focal; write a plain value.",
+            "it makes no difference, since the loss is not focal; drop it, or write loss: focal.",
+        ),
+        (
+            "training: {logit_tau: 1.5}",
+            "warning",
+            "training.logit_tau",
+            "it makes no difference, since the loss is not logit_adjusted; drop it, or write loss: logit_adjusted.",
+        ),
+        (
+            "training: {loss: logit_adjusted, focal_gamma: 2.0}",
+            "warning",
+            "training.focal_gamma",
+            "it makes no difference, since the loss is not focal; drop it, or write loss: focal.",
+        ),
+        (
+            "training: {rand_augment_ops: 3}",
+            "warning",
+            "training.rand_augment_ops",
+            "it makes no difference, since there is no rand_augment; drop it, or write auto_augment: rand_augment.",
         ),
         (
             "training: {loss: {choice: [focal, logit_adjusted]}, logit_tau: {float: [0.5, 2]}}",
@@ -156,6 +174,20 @@ def test_each_planted_fault_is_found(text, severity, where, said):
     head = HEAD.replace("trials: 9\n", "") if "trials:" in text else HEAD
     found = findings(text, head)
     assert any(s == severity and w == where and said in t for s, w, t in found), found
+
+
+@pytest.mark.parametrize("training", ["loss: focal, focal_gamma: 1.5", "loss: {choice: [focal, cross_entropy]}, focal_gamma: 1.5"])
+def test_a_plain_value_that_some_proposals_use_is_not_told(training):
+    assert findings(SEARCHED.replace("training: {", f"training: {{{training}, ")) == []
+
+
+def test_a_search_of_one_epoch_is_told_of_its_stopping_only_if_it_asks_for_it():
+    head = HEAD.replace("epochs: 27", "epochs: 1")
+    assert findings(SEARCHED, head) == []
+    assert findings("stopping: {kind: none}\n" + SEARCHED, head) == []
+    assert findings("stopping: {kind: median}\n" + SEARCHED, head) == [
+        ("warning", "stopping", "trials of 1 epoch cannot be stopped; train for more epochs, or drop the section.")
+    ]
 
 
 def test_a_parameter_that_every_optimizer_of_the_search_uses_is_not_told():

@@ -654,6 +654,8 @@ def test_near_duplicates_are_told_and_refuse_only_if_the_policy_limits_them():
         "copies of other images (encoded again, resized, cropped a little or mirrored); duplicates.csv in the run of the promotion "
         "names them"
     )
+    examined = gates.leak(duplicates(near=60), DEFAULT, recorded=False)  # `vit-search gate`, which writes nothing
+    assert examined.said.endswith("cropped a little or mirrored); `promote` lists them in duplicates.csv")
     assert not gates.leak(duplicates(near=60), asking("near_duplicates: 0.5")).passed
     both = gates.leak(duplicates(equal=3, near=2), DEFAULT)
     assert not both.passed

@@ -5,6 +5,7 @@ import gc
 import logging
 import math
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vit_search.config import search_file
 from vit_search.config.cost import cost_of, in_units
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
-from vit_search.data.batches import Split, StreamedSplit, load_split
+from vit_search.data.batches import Split, StreamedSplit, load_split, training_weights
 from vit_search.data.cache import prepare
 from vit_search.errors import OutOfMemoryError
 from vit_search.runtime import machine
@@ -175,6 +176,45 @@ def test_a_checkpoint_of_a_gpu_goes_on_on_a_cpu_and_serves_the_same(prepared, di
     list(fit(resumed, train, val))
     list(fit(state, digits[0], digits[1]))
     assert losses(resumed) == pytest.approx(losses(state), rel=2e-3)
+
+
+def weighted(splits):
+    """The same with weights of the training images, of which a quarter is 0."""
+    train, val, normalisation = splits
+    weights = torch.from_numpy(training_weights((np.arange(len(train)) % 4).astype(float)))
+    return dataclasses.replace(train, weights=weights.to(train.labels.device)), val, normalisation
+
+
+@pytest.mark.parametrize("fields", [{"mixup": 0.4, "class_weights": "balanced"}, {"cuda_graphs": True, "loss": "focal"}], ids=str)
+def test_weighted_images_train_on_a_gpu_as_on_a_cpu(prepared, digits, fields):
+    config = changed(PLAIN, accumulation=2, **fields)
+    there, here = trained(config, weighted(digits)), trained(config, weighted(on("cpu", prepared)), "cpu")
+    assert losses(there) == pytest.approx(losses(here), rel=2e-3)
+
+
+def test_no_batch_waits_for_the_weights_of_its_images():
+    """75 and 38 batches of images with weights; what an epoch waits for has the same count."""
+
+    def waits(count):
+        train, normalisation = noise(count)
+        splits = weighted((train, noise(10)[0], normalisation))
+        config = changed(LARGE, model={"dim": 32, "depth": 1}, epochs=1, batch_size=10, mixup=0.4)
+        plain, counted = (train, *splits[1:]), []
+        for one in (plain, plain, splits):  # the first makes the kernels
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                torch.cuda.set_sync_debug_mode("warn")
+                try:
+                    trained(config, one)
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+            counted.append(sum("synchronizing" in str(warning.message) for warning in caught))
+        # the images of weight 0 are not shown, so that an epoch with weights has three quarters of the batches
+        return counted[2], counted[1]
+
+    (few_weighted, _), (many_weighted, many_plain) = waits(500), waits(1000)
+    per_batch = (many_weighted - few_weighted) / (75 - 38)
+    assert per_batch <= many_plain / 100 + 0.1
 
 
 # What a GPU has of its own

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vit_search.config.trial import TrainingConfig
 from vit_search.errors import SpecError
-from vit_search.vit.augment import Targets
+from vit_search.vit.augment import Targets, mix
 from vit_search.vit.loss import Loss, balanced_weights, focal, log_prior_adjustment, loss_of
 
 LOGITS = torch.tensor([[0.0, math.log(3)]] * 2)
@@ -70,6 +70,42 @@ def test_of_two_mixed_images_each_label_has_its_weight_and_its_share():
     mixed = {"others": torch.tensor([1]), "share": torch.tensor([0.25])}
     found = value(Loss(0.0, weights=torch.tensor([3.0, 1.0])), torch.tensor([0]), LOGITS[:1], **mixed)
     assert found == pytest.approx(0.25 * 3 * OF_0 + 0.75 * OF_1)
+
+
+def test_a_weighted_image_counts_as_often_as_its_weight_says():
+    assert value(Loss(0.0), weights=torch.tensor([0.5, 1.5])) == pytest.approx((0.5 * OF_0 + 1.5 * OF_1) / 2)
+    smooth = 0.9 * OF_0 + 0.1 * OF_1, 0.9 * OF_1 + 0.1 * OF_0
+    assert value(Loss(0.2), weights=torch.tensor([0.5, 1.5])) == pytest.approx((0.5 * smooth[0] + 1.5 * smooth[1]) / 2)
+
+
+def test_the_weights_of_an_image_and_of_its_class_are_multiplied():
+    loss = Loss(0.0, weights=torch.tensor([3.0, 1.0]), gamma=2.0)
+    found = value(loss, weights=torch.tensor([0.5, 1.5]))
+    assert found == pytest.approx((0.5 * 3 * 9 / 16 * OF_0 + 1.5 * 1 / 16 * OF_1) / 2)
+
+
+def test_of_two_mixed_images_each_label_has_the_weight_of_its_own_image():
+    targets = Targets(BOTH, torch.tensor([1, 0]), torch.tensor([0.25, 1.0])).weighted(torch.tensor([0.5, 1.5]))
+    first = 0.25 * 0.5 * OF_0 + 0.75 * 1.5 * OF_1  # the image of weight 0.5 with a share of 1/4, its partner of weight 1.5 with 3/4
+    assert float(Loss(0.0)(LOGITS, targets)) == pytest.approx((first + 1.5 * OF_1) / 2)
+    assert [part.weights.tolist() + part.other_weights.tolist() for part in targets.split(1)] == [[0.5, 1.5], [1.5, 0.5]]
+
+
+def test_mixing_gives_each_image_the_label_and_the_weight_of_the_same_partner():
+    labels = torch.arange(5)
+    _, targets = mix(torch.zeros(5, 1, 2, 2), labels, 1.0, 0.0, seeded())
+    weighted = targets.weighted(10.0 * labels)
+    assert weighted.other_weights.tolist() == [10 * label for label in targets.others.tolist()]
+
+
+def test_the_size_of_a_class_is_the_sum_of_the_weights_of_its_images():
+    labels, weights = torch.tensor([0, 0, 0, 1]), torch.tensor([0.5, 0.5, 0.5, 2.5])  # 1.5 and 2.5 of 4
+    made = loss_of(TrainingConfig(loss="logit_adjusted", class_weights="balanced"), labels, (), 2, weights)
+    assert made.weights.tolist() == pytest.approx([4 / (2 * 1.5), 4 / (2 * 2.5)])
+    assert float((weights * made.weights[labels]).mean()) == pytest.approx(1)  # the loss keeps its scale
+    assert made.adjustment.tolist() == pytest.approx([math.log(1.5 / 4), math.log(2.5 / 4)])
+    expected = compute_class_weight("balanced", classes=np.arange(2), y=labels.numpy(), sample_weight=weights.numpy())
+    assert made.weights.tolist() == pytest.approx(expected.tolist())
 
 
 def test_the_focal_loss_counts_an_image_by_how_far_it_is_from_being_recognised():

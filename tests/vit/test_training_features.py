@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from vit_search.config.cost import cost_of
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
-from vit_search.data.batches import Split
+from vit_search.data.batches import Split, training_weights
 from vit_search.data.cache import prepare, read_split
 from vit_search.runtime import machine
 from vit_search.vit import augment, checkpoint, training
@@ -85,6 +86,14 @@ def uneven(digits):
     return Split(train.images[kept], train.labels[kept], train.classes), val, normalisation
 
 
+def weighted(digits, weights=None):
+    """The same with a weight for each image: 0, 1, 2, 3, 0, 1, … before they are scaled."""
+    train, val, normalisation = digits
+    raw = np.arange(len(train)) % 4 if weights is None else np.asarray(weights)
+    scaled = training_weights(raw.astype(float))
+    return dataclasses.replace(train, weights=None if scaled is None else torch.from_numpy(scaled)), val, normalisation
+
+
 def numbers(results):
     """What must be equal: all but how long it took and how much memory the process holds."""
     timing = ("seconds", "images_per_s", "peak_memory_bytes")
@@ -134,12 +143,14 @@ def gradients_of_each_step(state, digits):
         {"sampling": "balanced", "loss": "focal"},
         {"class_weights": "balanced"},
         {"class_weights": '{"3": 5.0}', "loss": "logit_adjusted"},
+        {"class_weights": "balanced", "sampling": "balanced", "loss": "focal", "weighted": True},
     ],
     ids=str,
 )
 def test_with_every_feature_on_resumed_equals_uninterrupted_to_the_bit(digits, tmp_path, fields):
-    config = changed(EVERYTHING, **fields)
+    config = changed(EVERYTHING, **{name: value for name, value in fields.items() if name != "weighted"})
     digits = uneven(digits) if {"sampling", "loss", "class_weights"} & fields.keys() else digits
+    digits = weighted(digits) if "weighted" in fields else digits
     train, val, normalisation = digits
     whole = trained(config, digits)
     state = start(config, normalisation)
@@ -292,7 +303,7 @@ def test_the_images_of_an_epoch_are_balanced_by_the_seed_of_the_epoch(digits):
     (split, val, normalisation), shown = uneven(digits), []
 
     class Watched:
-        labels, classes, cropped, __len__ = split.labels, (), False, lambda self: len(split)
+        labels, weights, classes, cropped, __len__ = split.labels, None, (), False, lambda self: len(split)
 
         def batches(self, parts, seed, crop_scale):
             shown.append(torch.cat(list(parts)))
@@ -305,6 +316,69 @@ def test_the_images_of_an_epoch_are_balanced_by_the_seed_of_the_epoch(digits):
         assert counts.max() - counts.min() <= 1
         assert len(order) == len(split)
     assert not torch.equal(*shown)
+
+
+# Weights of images
+
+
+@pytest.mark.parametrize("fields", [{}, {"sampling": "balanced"}, {"class_weights": "balanced"}, {"loss": "logit_adjusted"}], ids=str)
+def test_an_image_of_weight_0_is_as_if_it_were_not_there(digits, fields):
+    train, val, normalisation = digits
+    config = changed(EVERYTHING, epochs=2, precision="float32", **fields)
+    all_weights = np.arange(len(train)) % 4
+    kept = torch.from_numpy(all_weights > 0)
+    fewer = Split(train.images[kept], train.labels[kept], train.classes)
+    first = trained(config, weighted(digits, all_weights))
+    second = trained(config, weighted((fewer, val, normalisation), all_weights[all_weights > 0]))
+    assert same_bits(first, second)
+    assert numbers(first.history) == numbers(second.history)
+
+
+def test_equal_weights_are_a_training_without_weights_to_the_bit(digits):
+    assert same_bits(trained(EVERYTHING, weighted(digits, [0.1] * 100), 1), trained(EVERYTHING, digits, 1))
+
+
+def test_weights_change_the_training_and_not_the_validation_loss(digits):
+    first, second = (trained(PLAIN, one) for one in (digits, weighted(digits)))
+    assert first.history[0].train_loss != second.history[0].train_loss
+    _, val, normalisation = digits
+    expected = evaluate(second.outcome, val, normalisation)
+    assert second.history[0].val_loss == pytest.approx(expected.loss, rel=1e-6)
+    weighing_val = evaluate(second.outcome, dataclasses.replace(val, weights=torch.arange(len(val)).float()), normalisation)
+    assert (weighing_val.loss, weighing_val.scores) == (expected.loss, expected.scores)
+
+
+def test_the_gradients_of_an_epoch_s_batches_have_the_weighted_mean_of_all_images_as_their_mean(digits):
+    """Batches of equal size whose weights differ: divided by its own weights, each batch would count the same."""
+    train, _, normalisation = digits
+    raw = np.where(np.arange(100) < 50, 0.5, 4.0)  # 25 and 200 in all
+    split, *_ = weighted(digits, raw)
+    state = start(PLAIN, normalisation)
+    images = augment.normalise(train.images, normalisation.mean, normalisation.std)
+    of_each = F.cross_entropy(state.model(images), train.labels, reduction="none").detach()
+    expected = float((of_each * torch.from_numpy(raw)).sum() / raw.sum())
+    parts = torch.arange(100).split(20)
+    losses = [state.loss(state.model(images[part]), augment.Targets(train.labels[part]).weighted(split.weights[part])) for part in parts]
+    assert sum(map(float, losses)) / 5 == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_loss_of_a_weighted_epoch_is_the_weighted_mean(digits):
+    train, val, normalisation = digits
+    raw = np.arange(100) % 4
+    state = start(changed(PLAIN, batch_size=100), normalisation)
+    images = augment.normalise(train.images, normalisation.mean, normalisation.std)
+    with torch.no_grad():
+        of_each = F.cross_entropy(state.model(images), train.labels, reduction="none")
+    (result,) = fit(state, weighted(digits, raw)[0], val)
+    assert result.train_loss == pytest.approx(float((of_each * torch.from_numpy(raw)).sum() / raw.sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{}, {"mixup": 0.5, "label_smoothing": 0.1}, {"loss": "focal", "class_weights": "balanced"}], ids=str)
+def test_accumulated_gradients_of_weighted_images_are_those_of_the_whole_batch(digits, fields):
+    whole = gradients_of_each_step(start(changed(PLAIN, **fields), digits[2]), weighted(digits))
+    parts = gradients_of_each_step(start(changed(PLAIN, accumulation=5, **fields), digits[2]), weighted(digits))
+    assert len(whole) == 3  # 75 images have a weight above 0
+    assert torch.linalg.vector_norm(whole[0] - parts[0]) < 1e-5 * torch.linalg.vector_norm(whole[0])
 
 
 def test_clipping_scales_gradients_down_to_its_norm_and_keeps_their_direction(digits):

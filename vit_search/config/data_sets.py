@@ -33,7 +33,7 @@ class DataSetFacts:
     """The function or class that loads it, for MLflow; needed where a search file need not give a path."""
 
 
-KEYS_OF_SOME = ("image", "label", "split", "group")
+KEYS_OF_SOME = ("image", "label", "split", "group", "weight")
 """Keys of the section `data` that only some sets take: those that name them in `DataSetFacts.keys`."""
 
 DATA_SETS: dict[str, DataSetFacts] = {
@@ -50,6 +50,8 @@ DATA_SETS: dict[str, DataSetFacts] = {
     ),
     "image_folder": DataSetFacts(path="the folder of class folders", keys=("group",), by_names=True),
     "table": DataSetFacts(path="the CSV or Parquet file", keys=KEYS_OF_SOME, beside=(".csv",)),
-    "webdataset": DataSetFacts(path="a folder of .tar shards, one .tar file, or several as shards-{000..009}.tar", keys=("label",)),
+    "webdataset": DataSetFacts(
+        path="a folder of .tar shards, one .tar file, or several as shards-{000..009}.tar", keys=("label", "weight")
+    ),
 }
 """By `data.name` of a search file."""

@@ -105,6 +105,11 @@ def parse(text: str, source: str) -> Document:
     return Document(values, reader.lines)
 
 
+def _below(path: NodePath) -> str:
+    """Where a key stands, before what is wrong with it: `data.label_map: `; empty for one at the top."""
+    return f"{'.'.join(map(str, path))}: " if path else ""
+
+
 class _Reader:
     """Builds plain values out of events, counting nodes and depth."""
 
@@ -155,22 +160,24 @@ class _Reader:
     def _mapping(self, events: Iterator[Any], path: NodePath) -> dict[str, Any]:
         items: dict[str, Any] = {}
         while not isinstance(event := next(events), yaml.MappingEndEvent):
-            key = self._key(event)
+            key = self._key(event, path)
             key_path = (*path, key)
             if key in items:
-                raise self.refuse(event.start_mark, f"the key {key} stands twice, first in line {self.lines[key_path]}; keep one.")
+                fact = f"the key {key} stands twice, first in line {self.lines[key_path]}"
+                raise self.refuse(event.start_mark, f"{_below(path)}{fact}; keep one.")
             self.lines[key_path] = event.start_mark.line + 1
             items[key] = self._node(next(events), events, key_path)
         return items
 
-    def _key(self, event: Any) -> str:
+    def _key(self, event: Any, path: NodePath) -> str:
         mark = event.start_mark
         if not isinstance(event, yaml.ScalarEvent):
-            raise self.refuse(mark, "a key that is no text; write a name before the colon.")
+            raise self.refuse(mark, f"{_below(path)}a key that is no text; write a name before the colon.")
         if event.anchor is not None or event.tag is not None or event.value == "<<":
-            raise self.refuse(mark, "an anchor, a tag or a merge at a key; write the keys out.")
+            raise self.refuse(mark, f"{_below(path)}an anchor, a tag or a merge at a key; write the keys out.")
         if not event.style and not isinstance(self._plain(event.value, mark), str):
-            raise self.refuse(mark, f"the key {event.value or 'is empty'} is no text; quote it.")
+            key = event.value or '""'
+            raise self.refuse(mark, f"{_below(path)}the key {key} is no text; quote it.")
         return str(event.value)
 
     def _plain(self, text: str, mark: Any) -> Any:

@@ -123,6 +123,14 @@ class DataConfig:
         "such a column.",
         late=True,
     )
+    weight: str | None = knob(
+        None,
+        "How much each training image counts in the loss: a number of at least 0 for each image. In a table, it is the column with the "
+        "weights; in shards of webdataset, the key of KEY.json that holds it. Only ratios matter, because the weights are divided by their "
+        "mean. Images of weight 0 are not trained on. Validation and test images always count the same. Default: all images count the "
+        "same.",
+        late=True,
+    )
     label_map: Mapping[str, str | None] | None = knob(
         None,
         "Classes to merge, rename or drop: the old name and the new one, as `{kitten: cat, bird: null}`; `null` drops the class and its "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vit_search.data.cache import DataSet, read_split
+from vit_search.data.cache import DataSet, read_split, read_weights
 from vit_search.data.pixels import checked_pixels
 from vit_search.data.sources.source import Reader
 from vit_search.data.split import SplitName
@@ -32,6 +32,8 @@ class Split:
     """(n,), int64, on the training device."""
     classes: tuple[str, ...] = ()
     """Names of the classes; empty where nobody asks for them."""
+    weights: Tensor | None = None
+    """(n,), float32, on the training device: how much each image counts in the training loss. None: all the same."""
 
     cropped = False
     """Whether batches come randomly cropped already."""
@@ -67,7 +69,7 @@ class StreamedSplit:
         labels: (n,), int64, on the training device.
         image_size: height and width.
         workers: processes; one less than the machine's cores by default.
-        classes: as above.
+        classes, weights: as above.
     """
 
     cropped = True
@@ -80,8 +82,9 @@ class StreamedSplit:
         image_size: tuple[int, int],
         workers: int | None = None,
         classes: tuple[str, ...] = (),
+        weights: Tensor | None = None,
     ) -> None:
-        self.labels, self.classes = labels, classes
+        self.labels, self.classes, self.weights = labels, classes, weights
         self._images = _Images(reader, names, image_size)
         self._order = _Order()
         workers = max(1, len(os.sched_getaffinity(0)) - 1) if workers is None else workers
@@ -186,7 +189,24 @@ def load_split(data: DataSet, *names: SplitName, device: torch.device | str = "c
     """
     device = torch.device(device)
     images, labels = read_split(data, *names)
+    raw = read_weights(data, *names)
+    weights = None if raw is None else training_weights(raw)
+    on_device = None if weights is None else torch.from_numpy(weights).to(device)
     if data.reader is not None:
-        return StreamedSplit(data.reader, images, torch.from_numpy(labels).to(device), data.image_size, decoders, data.classes)
+        return StreamedSplit(data.reader, images, torch.from_numpy(labels).to(device), data.image_size, decoders, data.classes, on_device)
     fits = images.nbytes < free_bytes(device) / 2
-    return Split(torch.from_numpy(images).to(device if fits else "cpu"), torch.from_numpy(labels).to(device), data.classes)
+    return Split(torch.from_numpy(images).to(device if fits else "cpu"), torch.from_numpy(labels).to(device), data.classes, on_device)
+
+
+def training_weights(weights: np.ndarray) -> np.ndarray | None:
+    """Weights whose mean is 1 over the images that are trained on, which are those above 0: the loss keeps its scale.
+
+    Args:
+        weights: (n,), float64, at least 0.
+    Returns: (n,), float32; None if all are equal, which is a training without weights.
+    """
+    if (weights == weights.max()).all():
+        return None
+    scaled = weights / weights.max()  # a sum of large numbers would be infinite
+    trained_on: np.ndarray = scaled / scaled[scaled > 0].mean()
+    return trained_on.astype(np.float32)

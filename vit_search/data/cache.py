@@ -40,6 +40,9 @@ FORMAT = 2
 SAMPLE = 2000
 """Training images of a streamed set from which mean and deviation are taken."""
 
+WEIGHTED: tuple[SplitName, ...] = ("train", "val")
+"""Splits that may be trained on, whose weights are kept."""
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -122,8 +125,8 @@ def _make(config: DataConfig, folder: Path, key: str, source: Source, stream_abo
     if not streamed and size > memory_of_this_machine():
         needs = f"its images take {in_units(size)}, and this machine has {in_units(memory_of_this_machine())} of memory"
         raise DataError(f"{source.title}: {needs}; make data.image_size smaller, or keep each image in a file of its own.")
-    pixels = None if streamed else read_all(range(len(source.labels)), source.read, source.shape, source=source.title)
     splits = split_indices(config, source)
+    pixels = None if streamed else read_all(range(len(source.labels)), source.read, source.shape, source=source.title)
     unfinished = f".new-{folder.name}-"
     for left in folder.parent.glob(f"{unfinished}*"):  # by a process that was killed, since we hold the lock
         shutil.rmtree(left, ignore_errors=True)
@@ -148,6 +151,17 @@ def read_split(data: DataSet, *splits: SplitName) -> tuple[np.ndarray, np.ndarra
     images = [np.load(_verified(data, f"{split}_images.npy"), mmap_mode="c", allow_pickle=False) for split in splits]
     labels = [np.load(_verified(data, f"{split}_labels.npy"), allow_pickle=False) for split in splits]
     return (images[0], labels[0]) if len(splits) == 1 else (np.concatenate(images), np.concatenate(labels))
+
+
+def read_weights(data: DataSet, *splits: SplitName) -> np.ndarray | None:
+    """(n,) float64, the weights of the images of some splits, one after another, as the source gives them; None where it gives none.
+
+    Raises: DataError where a file is not what `prepare` wrote.
+    """
+    names = [f"{split}_weights.npy" for split in splits]
+    if not all(name in data.sha256 for name in names):
+        return None
+    return np.concatenate([np.load(_verified(data, name), allow_pickle=False) for name in names])
 
 
 def absent_classes(data: DataSet, *splits: SplitName) -> tuple[str, ...]:
@@ -180,6 +194,8 @@ def write_cache(folder: Path, key: str, source: Source, splits: Mapping[SplitNam
     for name, indices in splits.items():
         np.save(folder / f"{name}_images.npy", source.names[indices] if pixels is None else pixels[indices], allow_pickle=False)
         np.save(folder / f"{name}_labels.npy", source.labels[indices], allow_pickle=False)
+        if source.weights is not None and name in WEIGHTED:
+            np.save(folder / f"{name}_weights.npy", source.weights[indices], allow_pickle=False)
     mean, std = _mean_and_std(source, splits["train"], pixels)
     contents = None if pixels is None else _digests(pixels)
 

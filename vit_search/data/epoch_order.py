@@ -6,6 +6,20 @@ import torch
 from torch import Generator, Tensor
 
 
+def epoch_order(labels: Tensor, weights: Tensor | None, generator: Generator, *, balanced: bool) -> Tensor:
+    """The images that an epoch shows: indices in random order, on the CPU. Images of weight 0 are left out.
+
+    Args:
+        labels: (n,). weights: (n,); None: there are none.
+        generator: on the CPU.
+        balanced: whether each class is shown equally often.
+    """
+    if weights is None:
+        return balanced_order(labels.cpu(), generator) if balanced else uniform_order(len(labels), generator)
+    kept = weights.cpu().nonzero()[:, 0]
+    return kept[balanced_order(labels.cpu()[kept], generator) if balanced else uniform_order(len(kept), generator)]
+
+
 def uniform_order(count: int, generator: Generator) -> Tensor:
     """Each image once: (count,), indices in random order, on the CPU."""
     return torch.randperm(count, generator=generator)

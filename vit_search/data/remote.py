@@ -37,6 +37,19 @@ _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "
 _OPERATION = re.compile(r"^An error occurred \(\w+\) when calling the \w+ operation( \(reached max retries: \d+\))?: ")
 """What botocore puts before the text of a server."""
 
+_ENDPOINT = re.compile(r'"(https?://[^/?"]+)[^"]*"')
+"""The address of a request, in botocore's text; who reads it needs only that of the server."""
+
+_UNREACHED = {
+    "EndpointConnectionError",
+    "ConnectTimeoutError",
+    "ClientConnectorError",
+    "ClientConnectorDNSError",
+    "ConnectionTimeoutError",
+    "ConnectionRefusedError",
+}
+"""Errors of the libraries for a server to which there is no connection."""
+
 _BROKEN = {
     "ClientPayloadError",
     "ServerDisconnectedError",
@@ -284,18 +297,16 @@ def reason(error: BaseException) -> str:
         return f"no credentials in the environment; {mend}."
     if any(isinstance(one, PermissionError) for one in _chain(error)) or status in (401, 403):
         return f"access denied ({text}); check the credentials in the environment, and that they may list and read it."
-    if names & {
-        "EndpointConnectionError",
-        "ConnectTimeoutError",
-        "ClientConnectorError",
-        "ConnectionTimeoutError",
-        "ConnectionRefusedError",
-    }:
+    if "ClientConnectorCertificateError" in names:
+        return f"the certificate of the server is not valid ({text}); if you trust it, name its file in SSL_CERT_FILE."
+    if "ClientConnectorSSLError" in names:
+        return f"the server speaks no https there ({text}); try http://."
+    if names & _UNREACHED:
         return f"the server cannot be reached ({text}); check the address and the network."
     if names & _BROKEN:
         return "the connection broke; check the network."
     if status == 404 or (isinstance(error, FileNotFoundError) and status is None):
-        return f"not there ({text}); check the name."
+        return f"not there ({text}); check the name." if "://" not in text else "not there; check the name."  # the line begins with the URL
     if status is not None:
         return f"the server refuses it ({text}); try again later."
     return f"cannot be read ({text}); check the address and the network."
@@ -330,9 +341,21 @@ def _in_short(error: BaseException) -> str:
             break
     if type(told).__name__ == "ClientResponseError":  # its text repeats the URL
         text = f"HTTP {getattr(told, 'status', '')} {getattr(told, 'message', '')}".strip()
+    elif type(told).__name__.startswith("ClientConnector"):  # its text repeats the URL, and talks of aiohttp's ssl:default
+        text = _of_connection(getattr(told, "certificate_error", None) or getattr(told, "os_error", None) or told)
     else:
         text = _OPERATION.sub("", (str(told).splitlines() or [""])[0]).strip(" .") or type(told).__name__
+        text = _ENDPOINT.sub(r"\1", text)
     return without_secrets(text)[:300]
+
+
+def _of_connection(error: BaseException) -> str:
+    """Why there is no connection: `Connection refused`, `Name or service not known`, `self-signed certificate`."""
+    said = getattr(error, "verify_message", "") or (getattr(error, "reason", None) or "").replace("_", " ").lower()
+    number = getattr(error, "errno", None)
+    if said:
+        return str(said)
+    return os.strerror(number) if isinstance(number, int) and number > 0 else getattr(error, "strerror", None) or str(error)
 
 
 def without_secrets(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Classes, labels and splits of a source are held against what sources/source.py promises, before anything is cached.
+"""Classes, labels, splits, groups and weights of a source are held against what sources/source.py promises, before anything is cached.
 
 pixels.py does the same for each image.
 """
@@ -17,7 +17,7 @@ _SPLITS = ("", "train", "val", "test")
 
 
 def check_source(source: Source) -> None:
-    """Refuse classes, labels, splits and names that do not fit together.
+    """Refuse classes, labels, splits, groups, weights and names that do not fit together.
 
     Raises: DataError that names the source and, where there is one, the first image at fault.
     """
@@ -46,6 +46,13 @@ def check_source(source: Source) -> None:
         _check_length(source, "groups", source.groups)
         if source.groups.dtype != np.int64:
             raise DataError(f"{title}: groups are {kind_of(source.groups)}; give an int64 array (images,), the same number for one group.")
+    if source.weights is not None:
+        _check_length(source, "weights", source.weights)
+        if source.weights.dtype != np.float64:
+            raise DataError(f"{title}: weights are {kind_of(source.weights)}; give a float64 array (images,).")
+        if not (np.isfinite(source.weights) & (source.weights >= 0)).all():
+            first = int((~(np.isfinite(source.weights) & (source.weights >= 0))).argmax())
+            raise DataError(f"{title}: the weight of image {first} is {source.weights[first]}; give a finite number of at least 0.")
     if source.reader is not None:
         _check_length(source, "names", source.names)
 

@@ -28,13 +28,35 @@ def split_indices(config: DataConfig, source: Source) -> dict[SplitName, np.ndar
     Splits that the source gives are kept. Images without one are drawn into train, val, holdout and, where the source has no test split,
     test. Where the source gives train or val to some, only the splits that nobody has are drawn. A source that gives every image a split
     lacks some of them perhaps: those are taken from its training images. Images of a group are in one split.
-    Raises: DataError where `train_limit` leaves a class without an image, or groups leave a split without a class.
+    Raises: DataError where `train_limit` leaves a class without an image, groups leave a split without a class, or all training images of
+        a class have the weight 0.
     """
     by_source = given_splits(source)
+    indices = _divided(config, source, by_source)
+    if source.weights is not None:
+        _check_weights(source, source.weights, indices["train"])
+    return indices
+
+
+def _divided(config: DataConfig, source: Source, by_source: np.ndarray) -> dict[SplitName, np.ndarray]:
+    """The same, whatever the weights are."""
     unsplit, train, val, test = (np.flatnonzero(by_source == name) for name in ("", "train", "val", "test"))
     if len(unsplit) and not len(train) and not len(val):
         return _drawn(config, source, unsplit, test)
     return _completed(config, source, unsplit if len(unsplit) else train, train if len(unsplit) else train[:0], val, test)
+
+
+def _check_weights(source: Source, weights: np.ndarray, train: np.ndarray) -> None:
+    """Refuse a class of which no training image has a weight above 0."""
+    labels = source.labels[train]
+    lacking = sorted(set(labels.tolist()) - set(labels[weights[train] > 0].tolist()))
+    if not lacking:
+        return
+    everything = len(lacking) == len(set(labels.tolist()))
+    what = "all training images" if everything else f"all training images of {in_short([source.classes[label] for label in lacking])}"
+    drop = "" if everything else ", or drop the class with data.label_map"
+    where = source.places(train[np.isin(labels, lacking)].tolist())
+    raise DataError(f"{source.title}: {what} have the weight 0 ({where}); give those to train on a larger one{drop}.")
 
 
 def given_splits(source: Source) -> np.ndarray:

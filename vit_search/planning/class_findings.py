@@ -30,7 +30,7 @@ def _adjustments(values: Mapping[str, Any]) -> list[str]:
 
 
 def imbalance(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
-    """Classes of very different size, in a search that does nothing about it."""
+    """Classes of very different size, in a search that does nothing about it; and weights of very different size."""
     if DATA_SETS[spec.data.name].labelled is not None:
         return  # sets of fixed size, whose classes are about as large as each other
     try:
@@ -38,8 +38,11 @@ def imbalance(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFindi
         splits = split_indices(spec.data_config, source)
     except DataError:
         return  # the folder is elsewhere, e.g. on the cluster that will run the search
-    trained_on = [source.labels[splits[name]] for name in TRAINED_AND_VALIDATED_ON[spec.train_on][0]]
-    counts = np.bincount(np.concatenate(trained_on), minlength=len(source.classes))
+    trained_on = np.concatenate([splits[name] for name in TRAINED_AND_VALIDATED_ON[spec.train_on][0]])
+    if source.weights is not None:
+        trained_on = trained_on[source.weights[trained_on] > 0]
+        yield from _uneven_weights(source.weights[trained_on])
+    counts = np.bincount(source.labels[trained_on], minlength=len(source.classes))
     least, most = int(counts.argmin()), int(counts.argmax())
     if counts[most] <= LARGEST_RATIO * counts[least]:
         return
@@ -51,6 +54,19 @@ def imbalance(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFindi
     if helps:
         sizes = f"{counts[most]:,} training images of {source.classes[most]} and {counts[least]:,} of {source.classes[least]}"
         yield LintFinding("hint", "data.path", f"{sizes}: classes of very different size; try {'; and '.join(helps)}.")
+
+
+def _uneven_weights(weights: np.ndarray) -> Iterator[LintFinding]:
+    """Weights of which a few are so large that the other images hardly count.
+
+    Source: Kish 1965, Survey Sampling: (sum of the weights)^2 / sum of their squares is the number of images of one weight that
+    give a mean with the same error.
+    """
+    shares = weights / weights.max()
+    effective = shares.sum() ** 2 / (shares**2).sum()
+    if effective * LARGEST_RATIO < len(weights):
+        fact = f"the weights are so uneven that {len(weights):,} training images count as {effective:,.0f}"
+        yield LintFinding("hint", "data.weight", f"{fact}; look at the largest ones.")
 
 
 def adjusted_twice(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:

@@ -18,6 +18,7 @@ class Images:
     """How many images there are, without those of the test split."""
 
     train: int
+    """Those that are trained on, with a weight above 0."""
     val: int
     holdout: int = 0
 
@@ -29,9 +30,10 @@ def images_of(config: DataConfig) -> Images:
     """
     if config.labelled is None:
         source = open_source(config)
-        if source.groups is not None:  # only the splits themselves say what groups of different size make of the shares
+        if source.groups is not None or source.weights is not None:  # only the splits themselves tell how many there are
             splits = split_indices(config, source)
-            return Images(train=len(splits["train"]), val=len(splits["val"]), holdout=len(splits["holdout"]))
+            train = splits["train"] if source.weights is None else splits["train"][source.weights[splits["train"]] > 0]
+            return Images(train=len(train), val=len(splits["val"]), holdout=len(splits["holdout"]))
         counts = Counter(given_splits(source).tolist())
     else:
         counts = Counter({"": config.labelled, "test": DATA_SETS[config.name].test})

@@ -44,6 +44,10 @@ def stopping_rule(spec: SearchSpec) -> Iterator[LintFinding]:
     stopping, rule = spec.stopping, rule_of(spec, parts=())
     if not rule.stops:
         return
+    if spec.epochs == 1:
+        if stopping.model_fields_set - {"grace_epochs"}:  # a file that says nothing about stopping has no use for a warning
+            yield LintFinding("warning", "stopping", "trials of 1 epoch cannot be stopped; train for more epochs, or drop the section.")
+        return
     if stopping.grace_epochs >= spec.epochs:
         fact = f"the first look is at epoch {stopping.grace_epochs} of {spec.epochs}, so no trial is ever stopped"
         yield LintFinding("warning", "stopping.grace_epochs", f"{fact}; lower it.")

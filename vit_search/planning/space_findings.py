@@ -70,11 +70,17 @@ _WITHOUT_EFFECT: dict[str, Idle] = {
     "focal_gamma": (lambda v: v["loss"] != "focal", "the loss is not focal", "loss == 'focal'"),
     "logit_tau": (lambda v: v["loss"] != "logit_adjusted", "the loss is not logit_adjusted", "loss == 'logit_adjusted'"),
 }
+_OF_ANOTHER_KEY = ("rand_augment_ops", "rand_augment_magnitude", "focal_gamma", "logit_tau")
+"""Those of them that belong to one value of another key: a plain value of one means that somebody expects that other value."""
 _GPU_ONLY = ("tf32", "compile", "cuda_graphs")
 
 
 def without_effect(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
-    """Parameters that are searched and make no difference."""
+    """Parameters that are searched, or written with a plain value, and make no difference."""
+    for name in _OF_ANOTHER_KEY:
+        idle, why, condition = _WITHOUT_EFFECT[name]
+        if name in spec.training.model_fields_set and name not in spec.space.searched and all(idle(draw.values) for draw in valid):
+            yield LintFinding("warning", path_of(name), f"it makes no difference, since {why}; {_dropped(name, condition)}.")
     for name in spec.space.searched:
         if name in _GPU_ONLY and not spec.resources.on_gpu:
             yield LintFinding("warning", path_of(name), "it makes no difference without a GPU; write a plain value.")
@@ -85,10 +91,17 @@ def without_effect(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[Lint
         active = [draw for draw in valid if name in draw.params]
         share = sum(idle(draw.values) for draw in active) / max(1, len(active))
         if share == 1 and active:
-            yield LintFinding("warning", path_of(name), f"it makes no difference, since {why}; write a plain value.")
+            yield LintFinding("warning", path_of(name), f"it makes no difference, since {why}; {_dropped(name, condition)}.")
         elif share > 0:
             fact = f"in {share:.0%} of the proposals it makes no difference, since {why}"
             yield LintFinding("hint", path_of(name), f'{fact}; add when: "{condition}".')
+
+
+def _dropped(name: str, condition: str) -> str:
+    """What to do about a parameter that never makes a difference."""
+    if name not in _OF_ANOTHER_KEY:
+        return "write a plain value"
+    return "drop it, or write " + condition.replace(" ==", ":").replace("'", "")
 
 
 def _unused(space: Space, name: str) -> Idle | None:

@@ -47,7 +47,7 @@ def examine(folder: Path, number: int, policy: Policy, name: str, *, tracking_ur
         gates.cost(measured.costs, policy, measured.side_by_side),
         Gate("G9", "seeds", None, "one training shows no spread; `vit-search promote` trains with fresh seeds"),
         replace(gates.smoke(problem), said=problem or "it answers here as it should; `vit-search promote` asks it in a process of its own"),
-        gates.leak(find_duplicates(spec.data_config, data), policy),
+        gates.leak(find_duplicates(spec.data_config, data), policy, recorded=False),
     ]
     waiting = "needs the test split, which `vit-search promote` alone reads"
     return [*judged, *(Gate(id, words, None, waiting) for id, words in NEED_THE_TEST_SPLIT)]

@@ -248,8 +248,12 @@ def approval(protected: bool, approve_by: str, policy: Policy) -> Gate:
     return Gate("G11", "approval", bool(approver), f"by {approver}" if approver else "nobody has approved; give --approve-by NAME")
 
 
-def leak(duplicates: Duplicates, policy: Policy) -> Gate:
-    """G13: no test image is among the images of training or selection, neither as it is nor changed a little."""
+def leak(duplicates: Duplicates, policy: Policy, *, recorded: bool = True) -> Gate:
+    """G13: no test image is among the images of training or selection, neither as it is nor changed a little.
+
+    Args:
+        recorded: whether a run in MLflow has the list of them, as that of a promotion.
+    """
     equal = f"{duplicates.equal:,} test images are also, byte for byte, among the images of training, validation or holdout"
     too_many = duplicates.equal > policy.leaked
     equal += f", {policy.leaked:,} are allowed; remove them" if too_many else ""
@@ -265,7 +269,8 @@ def leak(duplicates: Duplicates, policy: Policy) -> Gate:
             "resized, cropped a little or mirrored)"
         )
         near += f", {most:.2%} are allowed; remove them" if refused else ""
-        near += "; duplicates.csv in the run of the promotion names them" if duplicates.near else ""
+        if duplicates.near:
+            near += "; duplicates.csv in the run of the promotion names them" if recorded else "; `promote` lists them in duplicates.csv"
     return Gate("G13", "leak", not (too_many or refused), f"{equal}; {near}")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,19 @@ class Targets:
     """(batch,), int64, of the images mixed in; None where nothing is mixed."""
     share: Tensor | None = None
     """(batch,), share of `labels` in each image, in [0, 1]; the rest is `others`."""
+    weights: Tensor | None = None
+    """(batch,), how much each image counts in the loss; None: all the same."""
+    other_weights: Tensor | None = None
+    """(batch,), the same of the images mixed in."""
+
+    def weighted(self, weights: Tensor) -> Targets:
+        """The same with a weight for each image. Where two images are mixed, each label keeps the weight of its own image."""
+        return replace(self, weights=weights, other_weights=None if self.others is None else partners(weights))
 
     def split(self, count: int) -> list[Targets]:
         """Micro-batches of at most `count` images."""
-        parts = [self.labels.split(count)] + [part.split(count) for part in (self.others, self.share) if part is not None]
-        return [Targets(*part) for part in zip(*parts, strict=True)]
+        parts = {f.name: value.split(count) for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return [Targets(**dict(zip(parts, part, strict=True))) for part in zip(*parts.values(), strict=True)]
 
 
 def moved(images: Tensor, config: TrainingConfig, generator: Generator) -> Tensor:
@@ -134,6 +142,11 @@ def erase(images: Tensor, chance: float, generator: Generator) -> Tensor:
     return images.masked_fill(inside[:, None].to(images.device), 0.0)
 
 
+def partners(batch: Tensor) -> Tensor:
+    """What `mix` blends into each image of a batch: its neighbour."""
+    return batch.roll(1, 0)
+
+
 def mix(images: Tensor, labels: Tensor, mixup: float, cutmix: float, generator: Generator) -> tuple[Tensor, Targets]:
     """Blend each image with its neighbour in the batch, or paste a box of it.
 
@@ -153,8 +166,8 @@ def mix(images: Tensor, labels: Tensor, mixup: float, cutmix: float, generator: 
     inside = _boxes(side * height, side * width, place_y, place_x, height, width) & pasted[:, None, None]
     weight = torch.where(pasted, 1.0, blend)[:, None, None].masked_fill(inside, 0)  # of its own pixels, (batch, height, width)
     share = torch.where(pasted, weight.mean((1, 2)), blend).to(images.device)
-    images = torch.lerp(images.roll(1, 0), images, weight[:, None].to(images.device))
-    return images, Targets(labels, labels.roll(1, 0), share)
+    images = torch.lerp(partners(images), images, weight[:, None].to(images.device))
+    return images, Targets(labels, partners(labels), share)
 
 
 def _boxes(tall: Tensor, wide: Tensor, place_y: Tensor, place_x: Tensor, height: int, width: int) -> Tensor:

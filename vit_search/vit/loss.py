@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy, the focal or the logit-adjusted loss, with weights of the classes. Evaluation uses none of it."""
+"""What training minimises: cross-entropy, focal or logit-adjusted loss, with weights of classes and images. Evaluation uses none of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ class Loss:
     def __call__(self, logits: Tensor, targets: Targets) -> Tensor:
         """The mean over the images, whatever their weights are: a batch in parts has the gradient of the whole.
 
-        Where two images are mixed, each of the two labels has its loss and its weight, and its share of the image.
+        The weights of the images have the mean 1 over an epoch. So the gradients of its batches have the weighted mean of all images as
+        their mean. Divided by the weights of its own batch, an image would count less the more its neighbours weigh.
+        Where two images are mixed, each of the two labels has its loss and its weights, and its share of the image.
 
         Args:
             logits: (batch, classes), float32.
@@ -40,35 +42,39 @@ class Loss:
         if self.adjustment is not None:
             logits = logits + self.adjustment
         if targets.others is None or targets.share is None:
-            if self.weights is None and self.gamma is None and self.adjustment is None:
+            if self.weights is None and targets.weights is None and self.gamma is None and self.adjustment is None:
                 return F.cross_entropy(logits, targets.labels, label_smoothing=self.label_smoothing)
-            return self._of(logits, targets.labels).mean()
-        of_own_label, of_other_label = self._of(logits, targets.labels), self._of(logits, targets.others)
+            return self._of(logits, targets.labels, targets.weights).mean()
+        of_own_label = self._of(logits, targets.labels, targets.weights)
+        of_other_label = self._of(logits, targets.others, targets.other_weights)
         return (targets.share * of_own_label + (1 - targets.share) * of_other_label).mean()
 
-    def _of(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(batch,), the loss of each image."""
+    def _of(self, logits: Tensor, labels: Tensor, of_images: Tensor | None) -> Tensor:
+        """(batch,), the loss of each image, times the weight of its class and its own."""
         if self.gamma is not None:
             losses = focal(logits, labels, self.gamma, self.label_smoothing)
         elif self.adjustment is not None:
             losses = smoothed(logits, labels, self.label_smoothing, self.adjustment.softmax(0))
         else:
             losses = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="none")
-        return losses if self.weights is None else losses * self.weights[labels]
+        if self.weights is not None:
+            losses = losses * self.weights[labels]
+        return losses if of_images is None else losses * of_images
 
 
-def loss_of(config: TrainingConfig, labels: Tensor, classes: Sequence[str], num_classes: int) -> Loss:
+def loss_of(config: TrainingConfig, labels: Tensor, classes: Sequence[str], num_classes: int, image_weights: Tensor | None = None) -> Loss:
     """The loss of a training.
 
     Args:
         labels: (n,), of all images that are trained on, on the training device.
         classes: their names; needed for weights by name alone.
         num_classes: logits of the model.
+        image_weights: (n,), of the same images, with the mean 1. The size of a class is then the sum of its weights.
     Raises: SpecError for weights of a class that does not exist.
     """
     weights = adjustment = None
     if config.class_weights != "none" or config.loss == "logit_adjusted":
-        counts = torch.bincount(labels.cpu(), minlength=num_classes)
+        counts = torch.bincount(labels.cpu(), None if image_weights is None else image_weights.cpu().double(), num_classes)
         if config.class_weights == "balanced":
             weights = balanced_weights(counts)
         elif config.class_weights != "none":
@@ -89,11 +95,12 @@ def balanced_weights(counts: Tensor) -> Tensor:
     """The weight of each class, images / (classes * images of the class): its mean over all images is 1.
 
     Args:
-        counts: (classes,), images of each class. A class without images has weight 0, and does not count as a class.
+        counts: (classes,), images of each class, or the sum of their weights. A class without images has weight 0, and does not count
+            as a class.
     Returns: (classes,), float32. As `compute_class_weight("balanced", ...)` of scikit-learn.
     """
     there = counts > 0
-    weights = counts.sum().double() / (there.sum() * counts.clamp(min=1))
+    weights = counts.sum().double() / (there.sum() * torch.where(there, counts, 1))
     return (weights * there).float()
 
 
@@ -101,11 +108,12 @@ def log_prior_adjustment(counts: Tensor, tau: float) -> Tensor:
     """What the logit-adjusted loss adds to the logits: tau * log(share of the class among the images).
 
     Args:
-        counts: (classes,), images of each class. A class without images counts as one with a single image, whose logarithm is finite.
+        counts: (classes,), images of each class, or the sum of their weights. A class without images counts as one with a single image,
+            whose logarithm is finite.
     Returns: (classes,), float32.
     Source: Menon et al. 2021, equation 10, https://arxiv.org/abs/2007.07314
     """
-    return (tau * (counts.clamp(min=1).double() / counts.sum()).log()).float()
+    return (tau * (torch.where(counts > 0, counts, 1).double() / counts.sum()).log()).float()
 
 
 def smoothed(logits: Tensor, labels: Tensor, label_smoothing: float, shares: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from vit_search.config import gpu_share
 from vit_search.config.cost import Device, cost_of, in_units
 from vit_search.config.trial import EpochResult, TrialConfig
 from vit_search.data.batches import Split, StreamedSplit
-from vit_search.data.epoch_order import balanced_order, uniform_order
+from vit_search.data.epoch_order import epoch_order
 from vit_search.errors import OutOfMemoryError
 from vit_search.runtime import machine
 from vit_search.seeds import derive_seed
@@ -111,7 +111,7 @@ def fit(training: Training, train: Split | StreamedSplit, val: Split | StreamedS
         SpecError if the config weighs a class that the images do not have.
     """
     config = training.config.training
-    training.loss = loss_of(config, train.labels, train.classes, training.config.model.num_classes)
+    training.loss = loss_of(config, train.labels, train.classes, training.config.model.num_classes, train.weights)
     if training.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     while training.epoch < config.epochs:
@@ -127,13 +127,13 @@ def fit(training: Training, train: Split | StreamedSplit, val: Split | StreamedS
 
 def _train_epoch(training: Training, train: Split | StreamedSplit, val: Split | StreamedSplit) -> EpochResult:
     config, device = training.config.training, training.device
-    epoch, count = training.epoch + 1, len(train)
+    epoch = training.epoch + 1
     seed = derive_seed(training.config.seed, "epoch", epoch)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    balanced = config.sampling == "balanced"
-    order = balanced_order(train.labels.cpu(), generator) if balanced else uniform_order(count, generator)
-    parts = order.split(config.batch_size)
+    order = epoch_order(train.labels, train.weights, generator, balanced=config.sampling == "balanced")
+    count, parts = len(order), order.split(config.batch_size)
+    weights = None if train.weights is None else train.weights[order.to(device)].split(config.batch_size)  # no batch waits for its own
     first_step, steps = (epoch - 1) * len(parts), config.epochs * len(parts)
     losses, correct = torch.zeros(len(parts), device=device), torch.zeros((), device=device)
     look_every = CHECK_EVERY if device.type == "cuda" else 1
@@ -147,6 +147,7 @@ def _train_epoch(training: Training, train: Split | StreamedSplit, val: Split | 
         images = augment.moved(raw, moves, generator)
         images = augment.normalise(images, training.normalisation.mean, training.normalisation.std)
         images, targets = augment.mixed(images, labels, config, generator)
+        targets = targets if weights is None else targets.weighted(weights[i])
         lr = lr_at(first_step + i, steps, config)
         losses[i], hits = train_step(training, images, targets, lr, first_step + i)
         if (i + 1) % look_every == 0 or i + 1 == len(parts):

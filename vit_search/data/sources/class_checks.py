@@ -52,9 +52,9 @@ def _small_classes(source: Source, splits: np.ndarray) -> Iterator[str]:
     for label, name in enumerate(source.classes):
         rows: list[int] = np.flatnonzero(source.labels == label).tolist() if images[label] < LEAST_IMAGES else []
         if rows and not images[label]:
-            elsewhere.append(f"{name} ({splits[rows[0]]}: {listed([source.where(i) for i in rows])})")
+            elsewhere.append(f"{name} ({splits[rows[0]]}: {source.places(rows)})")
         elif images[label] < LEAST_IMAGES:
-            few.append(f"class {name} has {counted(int(images[label]), 'image')} ({listed([source.where(i) for i in rows])})")
+            few.append(f"class {name} has {counted(int(images[label]), 'image')} ({source.places(rows)})")
     drop = "or drop the class with data.label_map"
     if elsewhere:
         what = "a class is" if len(elsewhere) == 1 else f"{len(elsewhere):,} classes are"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -36,6 +36,7 @@ class MappedSource(Source):
         self.labels = new_labels[source.labels[self._kept]]
         self.splits = None if source.splits is None else source.splits[self._kept]
         self.groups = None if source.groups is None else source.groups[self._kept]
+        self.weights = None if source.weights is None else source.weights[self._kept]
 
     @property
     def shape(self) -> tuple[int, int, int]:  # type: ignore[override]  # mypy does not know that it can be set
@@ -63,6 +64,10 @@ class MappedSource(Source):
     def where(self, index: int) -> str:
         """As the source names it."""
         return self._source.where(int(self._kept[index]))
+
+    def places(self, indices: Sequence[int]) -> str:
+        """As the source names them."""
+        return self._source.places(self._kept[list(indices)].tolist())
 
     def remarks(self) -> tuple[str, ...]:
         """Those of the source, and how many images were dropped."""

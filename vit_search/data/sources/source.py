@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from vit_search.errors import DataError
-from vit_search.text import counted
+from vit_search.text import counted, listed
 
 CLASSES_SHOWN = 10
 """Class names that a summary spells out."""
@@ -43,6 +43,8 @@ class Source(ABC):
     """(n,) int64: images of one group belong into one split. None: there are no groups."""
     group_names: Sequence[str] = ()
     """What messages call each group, by its number; empty: the number."""
+    weights: np.ndarray | None = None
+    """(n,) float64, at least 0: how much each image counts in the training loss. None: all the same."""
     shape: tuple[int, int, int]
     """Channels, height and width of each image that `read` gives."""
     title: str
@@ -52,7 +54,7 @@ class Source(ABC):
 
     @abstractmethod
     def fingerprint(self) -> bytes:
-        """What the data hash is made of: it must change whenever an image, a label or a split of the source changes."""
+        """What the data hash is made of: it must change whenever an image, a label, a split or a weight of the source changes."""
 
     @abstractmethod
     def read(self, index: int) -> np.ndarray:
@@ -74,6 +76,10 @@ class Source(ABC):
         """Where an image is named, for a message: its file, or the line of a table."""
         return f"image {index}"
 
+    def places(self, indices: Sequence[int]) -> str:
+        """Where some images are named, the first few of many: `cat/1.png, cat/7.png`, `lines 5, 62`."""
+        return listed([self.where(index) for index in indices])
+
     def remarks(self) -> tuple[str, ...]:
         """What else a summary says, as of files that were left out."""
         return ()
@@ -86,7 +92,15 @@ class Source(ABC):
         """
         counts = self.counts if used is None else used
         groups = 0 if self.groups is None else len(np.unique(self.groups))
-        return summary(self.classes, sum(counts.values()), counts, groups)
+        return summary(self.classes, sum(counts.values()), counts, groups) + self._weights_in_short()
+
+    def _weights_in_short(self) -> str:
+        """`; weights 0 to 3, mean 1.2, 40 images of weight 0`; empty where there are none."""
+        if self.weights is None or not len(self.weights):
+            return ""
+        least, most, zero = self.weights.min(), self.weights.max(), int((self.weights == 0).sum())
+        mean = float((self.weights / (most or 1)).mean() * most)
+        return f"; weights {least:.4g} to {most:.4g}, mean {mean:.4g}" + (f", {counted(zero, 'image')} of weight 0" if zero else "")
 
     @property
     def counts(self) -> Counter[str]:

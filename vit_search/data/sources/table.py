@@ -1,4 +1,4 @@
-"""Images that a table lists: one row for each image, with its label and, if wanted, its split and its group."""
+"""Images that a table lists: one row for each image, with its label and, if wanted, its split, its group and its weight."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vit_search.config.data_sets import KEYS_OF_SOME
 from vit_search.config.trial import DataConfig
 from vit_search.data.file_hashes import sha256_of_all
 from vit_search.data.mistakes import refuse
@@ -33,7 +34,7 @@ class Table(Source):
     def __init__(self, table: TableFile, rows: _Rows, reader: Reader, *, streamed: bool, image_size: int | None) -> None:
         self.title = str(table.path)
         self.classes, self.labels, self.splits = rows.classes, rows.labels, rows.splits
-        self.groups, self.group_names = rows.groups, rows.group_names
+        self.groups, self.group_names, self.weights = rows.groups, rows.group_names, rows.weights
         self.reader = reader if streamed else None
         self._table, self._rows, self._read, self._size = table, rows, reader, image_size
 
@@ -62,13 +63,14 @@ class Table(Source):
         return self._hashes[index]
 
     def fingerprint(self) -> bytes:
-        """Name, content, label, split and group of each image; not the file's format, nor its other columns."""
+        """Name, content, label, split, group and weight of each image; not the file's format, nor its other columns."""
         rows, nothing = self._rows, [""] * len(self.labels)
         labels = [self.classes[label] for label in self.labels.tolist()]
         splits = nothing if rows.splits is None else rows.splits.tolist()
         groups = nothing if rows.groups is None else [rows.group_names[group] for group in rows.groups.tolist()]
         described = zip(rows.names, self._hashes, labels, splits, groups, strict=True)
-        return b"table 1\n" + json.dumps([self.classes, *described]).encode()
+        weights = [] if rows.weights is None else [rows.weights.tolist()]  # without any, the hash of version 0.2
+        return b"table 1\n" + json.dumps([self.classes, *described, *weights]).encode()
 
     def read(self, index: int) -> np.ndarray:
         """uint8, of `shape`."""
@@ -77,7 +79,11 @@ class Table(Source):
 
     def where(self, index: int) -> str:
         """`line 7` of a CSV file, `row 7` of a Parquet file."""
-        return table_checks.rows_text(self._table, [index])
+        return self.places([index])
+
+    def places(self, indices: Sequence[int]) -> str:
+        """`lines 5, 62`, the first few of many."""
+        return table_checks.rows_text(self._table, indices)
 
     def summary(self, used: Mapping[str, int] | None = None) -> str:
         """Classes, images, groups and splits, in one line."""
@@ -93,6 +99,7 @@ class _Rows:
     splits: np.ndarray | None = None
     groups: np.ndarray | None = None
     group_names: Sequence[str] = ()
+    weights: np.ndarray | None = None
 
     def __init__(self, table: TableFile, config: DataConfig) -> None:
         columns = _columns(table, config)
@@ -121,6 +128,10 @@ class _Rows:
         if "group" in columns:
             groups = table_checks.as_texts(table.values(columns["group"]))
             mistakes += table_checks.missing_values(table, columns["group"], groups, "group")
+        if "weight" in columns:
+            weights = table_checks.as_texts(table.values(columns["weight"]))
+            mistakes += table_checks.missing_values(table, columns["weight"], weights, "weight")
+            mistakes += table_checks.bad_weights(table, columns["weight"], weights)
         refuse(str(table.path), mistakes)
         self.names = [str(name) for name in files]
         self.classes, self.labels = _numbered([str(label) for label in labels], names)
@@ -128,6 +139,8 @@ class _Rows:
             self.splits = np.array([SPLIT_NAMES[split.lower()] if split else "" for split in splits])
         if "group" in columns:
             self.group_names, self.groups = _numbered([str(group) for group in groups], None)
+        if "weight" in columns:
+            self.weights = np.array([float(weight or 0) for weight in weights])
 
 
 def _numbered(texts: Sequence[str], names: Sequence[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
@@ -139,16 +152,18 @@ def _numbered(texts: Sequence[str], names: Sequence[str] | None) -> tuple[tuple[
 
 
 def _columns(table: TableFile, config: DataConfig) -> dict[str, str]:
-    """The column for each of image, label, split and group; the last two only where the table has them.
+    """The column for each of image, label, split, group and weight; split and group only where the table has them.
+
+    A column that happens to be called weight may be one of kilograms: it is used only where the search file names it.
 
     Raises: DataError where a column is missing, with the nearest name.
     """
     columns: dict[str, str] = {}
-    for key in ("image", "label", "split", "group"):
-        wanted = getattr(config, key)
+    named = [getattr(config, key) for key in KEYS_OF_SOME]
+    for key, wanted in zip(KEYS_OF_SOME, named, strict=True):
         name = key if wanted is None else wanted
-        if wanted is None and key in ("split", "group") and name in (config.image, config.label, config.split, config.group):
-            continue  # a column of this name is used for something else
+        if wanted is None and (key == "weight" or (key in ("split", "group") and name in named)):
+            continue  # a column of this name is, or may be, for something else
         if name in table.columns:
             columns[key] = name
         elif wanted is not None or key in ("image", "label"):

@@ -5,6 +5,7 @@ Values become texts here, too: a label or a group is the same text, whether a CS
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from typing import Any
 from vit_search.data.decode import begins_as_image
 from vit_search.data.sources.image_folder import SPLIT_NAMES
 from vit_search.data.sources.table_file import TableFile, iter_bytes
-from vit_search.text import LISTED, file_name, listed, nearest
+from vit_search.text import LISTED, file_name, listed, nearest, plain
 
 PART = 64
 """Files that a thread is given at once."""
@@ -82,6 +83,26 @@ def unknown_splits(table: TableFile, values: Sequence[str | None]) -> Iterator[s
         mend = nearest(next(iter(unknown)).lower(), ["train", "val", "test"])
         mend = mend if mend.startswith("did") else "give train, val or test, or leave it empty to have the image split by the seed."
         yield f"unknown split {listed(names)}; {mend}"
+
+
+def bad_weights(table: TableFile, column: str, values: Sequence[str | None]) -> Iterator[str]:
+    """Weights that are texts, below 0 or not finite."""
+    bad: dict[str, list[int]] = {}
+    for row, value in enumerate(values):
+        if value is not None and as_weight(value) is None:
+            bad.setdefault(value, []).append(row)
+    if bad:
+        found = [f"{plain(value)[:40]!r} ({rows_text(table, rows)})" for value, rows in bad.items()]
+        yield f"wrong weight in the column {column!r}: {listed(found)}; give finite numbers of at least 0."
+
+
+def as_weight(text: str) -> float | None:
+    """A finite number of at least 0; None for all else."""
+    try:
+        weight = float(text)
+    except ValueError:
+        return None
+    return weight if math.isfinite(weight) and weight >= 0 and text.isascii() and "_" not in text else None
 
 
 def unnamed_labels(table: TableFile, labels: Sequence[str | None], names: Sequence[str]) -> Iterator[str]:

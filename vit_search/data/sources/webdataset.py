@@ -8,10 +8,8 @@ follow from the seed alone. It also unpickles some endings, and nothing here doe
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tarfile
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,9 +26,10 @@ from vit_search.data.parallel import in_chunks
 from vit_search.data.progress import step
 from vit_search.data.sources.class_checks import check_classes
 from vit_search.data.sources.image_folder import IMAGE_ENDINGS, SPLIT_NAMES, left_out
+from vit_search.data.sources.shard_labels import document_of, label_in, numbered, of_cls, weight_in
 from vit_search.data.sources.source import Source
 from vit_search.errors import DataError, TooLargeError
-from vit_search.text import counted
+from vit_search.text import counted, listed
 
 ENDINGS = IMAGE_ENDINGS - {".tga"}
 """Of images. The content of a TGA file does not tell that it is one."""
@@ -42,7 +41,10 @@ LABEL_BYTES = 2**20
 """More than any label needs."""
 
 SHOWN = 20
-"""Mistakes that one message names."""
+"""Kinds of mistakes that one message names."""
+
+Problem = tuple[str, str, str]
+"""Shard, key, and what is wrong."""
 
 PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 """How packed files begin, and what unpacks them: nothing in the middle of one can be read by itself."""
@@ -86,6 +88,16 @@ class Sample:
     length: int
     key: str
     label: int | str
+    weight: float
+
+
+@dataclass(frozen=True)
+class JsonKeys:
+    """The keys of KEY.json that are read."""
+
+    label: str
+    weight: str | None
+    """None: images have no weights."""
 
 
 @dataclass
@@ -97,6 +109,7 @@ class _Group:
     """Begin and length."""
     label: int | str | None = None
     from_cls: bool = False
+    weight: float | None = None
     problem: str = ""
 
 
@@ -111,9 +124,11 @@ class WebDataset(Source):
         self.shape = (config.channels, config.image_size, config.image_size)
         self.reader = self._reader = ShardReader(self._root.resolve(), self._shards, config.channels)
         self._skipped: Counter[str] = Counter()
-        self._samples = self._index(config.label or "label")
+        self._samples = self._index(JsonKeys(config.label or "label", config.weight))
         self._check_keys()
-        self.classes, self.labels = _classes([sample.label for sample in self._samples])
+        if config.weight is not None:
+            self.weights = np.array([sample.weight for sample in self._samples])
+        self.classes, self.labels = numbered([sample.label for sample in self._samples])
         if splits is not None:
             self.splits = np.array([splits[sample.shard] for sample in self._samples])
         if config.label_map is None:
@@ -121,20 +136,22 @@ class WebDataset(Source):
                 raise DataError(f"{self.title}: one class only, {self.classes[0]!r}; a search needs at least two.")
             check_classes(self)
 
-    def _index(self, label_key: str) -> list[Sample]:
+    def _index(self, keys: JsonKeys) -> list[Sample]:
         found: list[Sample] = []
-        problems: list[str] = []
+        problems: list[Problem] = []
         size = sum((self._root / name).stat().st_size for name in self._shards)
 
-        def index(shards: range) -> tuple[list[Sample], list[str], Counter[str]]:
-            samples, mistakes, skipped = [], [], Counter[str]()
+        def index(shards: range) -> tuple[list[Sample], list[Problem], Counter[str]]:
+            samples: list[Sample] = []
+            mistakes: list[Problem] = []
+            skipped = Counter[str]()
             for i in shards:
                 path = self._root / self._shards[i]
-                for group in read_groups(path, label_key, skipped):
+                for group in read_groups(path, keys, skipped):
                     if group.problem or group.image is None or group.label is None:
-                        mistakes.append(f"{path}: {group.key}: {group.problem}")
+                        mistakes.append((self._shards[i], group.key, group.problem))
                     else:
-                        samples.append(Sample(i, *group.image, group.key, group.label))
+                        samples.append(Sample(i, *group.image, group.key, group.label, 1.0 if group.weight is None else group.weight))
             return samples, mistakes, skipped
 
         with step("indexing", len(self._shards), "shards") as advance:
@@ -144,21 +161,21 @@ class WebDataset(Source):
                 problems += mistakes
                 self._skipped += skipped
                 advance(1)
-        _refuse(self.title, problems)
+        _refuse(self.title, self._root, problems)
         if not found:
             raise DataError(f"{self.title}: no images; put KEY.jpg (or .png, …) and KEY.cls or KEY.json into the shards.")
         return found
 
     def _check_keys(self) -> None:
         first: dict[str, int] = {}
-        problems = []
+        problems: list[Problem] = []
         for sample in self._samples:
             if sample.key in first:
-                where = f"{self._root / self._shards[sample.shard]}: {sample.key}"
-                problems.append(f"{where}: the key is there twice, first in {self._shards[first[sample.key]]}; give each image its own.")
+                twice = f"the key is there twice, first in {self._shards[first[sample.key]]}; give each image its own."
+                problems.append((self._shards[sample.shard], sample.key, twice))
             else:
                 first[sample.key] = sample.shard
-        _refuse(self.title, problems)
+        _refuse(self.title, self._root, problems)
 
     def where(self, index: int) -> str:
         """`train-000.tar: 0001`: the shard and the key."""
@@ -196,13 +213,21 @@ class WebDataset(Source):
         return (counted(len(self._shards), "shard"), *([left_out(self._skipped)] if self._skipped else []))
 
 
-def _refuse(title: str, problems: list[str]) -> None:
-    """Raises: DataError with all mistakes, or the first of many."""
-    if len(problems) == 1:
-        raise DataError(problems[0])
-    if problems:
-        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise DataError(f"{title}: {len(problems)} keys cannot be used:\n  " + "\n  ".join(problems[:SHOWN]) + more)
+def _refuse(title: str, root: Path, problems: list[Problem]) -> None:
+    """Raises: DataError with a line for each kind of mistake, or the first of many; each names its first keys."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for shard, key, problem in problems:
+        kinds.setdefault(problem, []).append((shard, key))
+    lines = []
+    for problem, found in kinds.items():
+        first = found[0][0]
+        keys = [key if shard == first else f"{shard}: {key}" for shard, key in found]
+        lines.append(f"{root / first}: {listed(keys)}: {problem}")
+    if len(lines) == 1:
+        raise DataError(lines[0])
+    if lines:
+        more = f"\n  and {counted(len(lines) - SHOWN, 'more kind')} of mistakes" if len(lines) > SHOWN else ""
+        raise DataError(f"{title}: {counted(len(problems), 'key')} cannot be used:\n  " + "\n  ".join(lines[:SHOWN]) + more)
 
 
 def _find(path: str) -> tuple[Path, tuple[str, ...], tuple[str, ...] | None]:
@@ -249,7 +274,7 @@ def _split_of(name: str) -> str:
     return SPLIT_NAMES.get(stem.partition("-")[0], "")
 
 
-def read_groups(shard: Path, label_key: str, skipped: Counter[str]) -> Iterator[_Group]:
+def read_groups(shard: Path, keys: JsonKeys, skipped: Counter[str]) -> Iterator[_Group]:
     """The keys of one shard, in their order, each with where its image lies and what its label is.
 
     Raises: DataError where the shard is no tar file, is packed, or is cut off.
@@ -271,13 +296,13 @@ def read_groups(shard: Path, label_key: str, skipped: Counter[str]) -> Iterator[
                 key = f"{folder}/{stem}" if folder else stem
                 if group is None or group.key != key:
                     if group is not None and not _is_other(group):
-                        yield _finished(group, label_key)
+                        yield _finished(group, keys)
                     group = _Group(key)
                 last = name
-                _add(group, member, f"{dot}{ending}".lower(), tar, label_key, skipped)
+                _add(group, member, f"{dot}{ending}".lower(), tar, keys, skipped)
             end = tar.offset
         if group is not None and not _is_other(group):
-            yield _finished(group, label_key)
+            yield _finished(group, keys)
         _check_end(shard, end, last)
     except (tarfile.TarError, EOFError) as error:
         after = f" after {last}" if last else ""
@@ -315,7 +340,7 @@ def _is_other(group: _Group) -> bool:
     return group.image is None and group.label is None and not group.problem
 
 
-def _add(group: _Group, member: tarfile.TarInfo, ending: str, tar: tarfile.TarFile, label_key: str, skipped: Counter[str]) -> None:
+def _add(group: _Group, member: tarfile.TarInfo, ending: str, tar: tarfile.TarFile, keys: JsonKeys, skipped: Counter[str]) -> None:
     """Take one file of a key."""
     if ending in ENDINGS:
         if group.image is not None:
@@ -329,75 +354,27 @@ def _add(group: _Group, member: tarfile.TarInfo, ending: str, tar: tarfile.TarFi
         content = file.read() if file is not None else b""
         if len(content) < member.size:
             raise tarfile.ReadError("unexpected end of data")
-        if ending == ".json" and group.from_cls:
+        if ending == ".json" and group.from_cls and keys.weight is None:
             return
         try:
-            group.label = _of_cls(content) if ending == ".cls" else _of_json(content, label_key)
-            group.from_cls = ending == ".cls"
+            if ending == ".cls":
+                group.label, group.from_cls = of_cls(content), True
+            else:
+                document = document_of(content)
+                group.label = group.label if group.from_cls else label_in(document, keys.label)
+                group.weight = None if keys.weight is None else weight_in(document, keys.weight)
         except ValueError as error:
             group.problem = group.problem or f"{error}"
     else:
         skipped[ending or "without an ending"] += 1
 
 
-def _finished(group: _Group, label_key: str) -> _Group:
+def _finished(group: _Group, keys: JsonKeys) -> _Group:
     """A key of which all files have been seen."""
     if not group.problem and group.image is None:
         group.problem = "a label without an image; add KEY.jpg (or .png, …), or remove it."
     if not group.problem and group.label is None:
-        group.problem = f"an image without a label; add KEY.cls, or KEY.json with {label_key!r}."
+        group.problem = f"an image without a label; add KEY.cls, or KEY.json with {keys.label!r}."
+    if not group.problem and group.weight is None and keys.weight is not None:
+        group.problem = f"no KEY.json with its weight; add one with {keys.weight!r}."
     return group
-
-
-def _of_cls(content: bytes) -> int | str:
-    """The label of a .cls file.
-
-    Raises: ValueError that says what is wrong.
-    """
-    try:
-        text = content.decode().strip()
-    except UnicodeDecodeError:
-        raise ValueError("its .cls is not UTF-8; write a number or a name.") from None
-    if not text:
-        raise ValueError("its .cls is empty; write a number or a name.")
-    return int(text) if text.lstrip("-").isdecimal() and text.isascii() else _name(text)
-
-
-def _of_json(content: bytes, label_key: str) -> int | str | None:
-    """The label of a .json file; None where it has none, and a .cls may have one.
-
-    Raises: ValueError that says what is wrong.
-    """
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError):
-        raise ValueError("its .json is not JSON; write it anew.") from None
-    if not isinstance(document, dict) or document.get(label_key) is None:
-        raise ValueError(f"its .json has no {label_key!r}; set data.label to the key that holds the label.")
-    label = document[label_key]
-    if isinstance(label, bool):
-        return str(label).lower()
-    if isinstance(label, int):
-        return label
-    if not isinstance(label, str) or not label.strip():
-        raise ValueError(f"{label_key!r} in its .json is {label!r:.80}; give a whole number or a name.")
-    return _name(label.strip())
-
-
-def _name(text: str) -> str:
-    """A label that can be printed.
-
-    Raises: ValueError.
-    """
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
-        raise ValueError(f"its label {text!r:.80} cannot be printed; rename it.")
-    return text
-
-
-def _classes(labels: list[int | str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """The names of all classes, numbers in their order, and the class of each image."""
-    numbers = all(isinstance(label, int) for label in labels)
-    values = sorted(set(labels)) if numbers else sorted({str(label) for label in labels})
-    names = tuple(str(value) for value in values)
-    index = {name: i for i, name in enumerate(names)}
-    return names, np.array([index[str(label)] for label in labels], np.int64)

@@ -1,0 +1,103 @@
+"""Labels and weights of images in shards: what KEY.cls and KEY.json say, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from typing import Any
+
+import numpy as np
+
+from vit_search.data.sources.table_checks import as_weight
+from vit_search.text import listed, nearest
+
+
+def of_cls(content: bytes) -> int | str:
+    """The label of a .cls file.
+
+    Raises: ValueError that says what is wrong.
+    """
+    try:
+        text = content.decode().strip()
+    except UnicodeDecodeError:
+        raise ValueError("its .cls is not UTF-8; write a number or a name.") from None
+    if not text:
+        raise ValueError("its .cls is empty; write a number or a name.")
+    return int(text) if text.lstrip("-").isdecimal() and text.isascii() else _name(text)
+
+
+def document_of(content: bytes) -> dict[str, Any]:
+    """The keys and values of a .json file.
+
+    Raises: ValueError that says what is wrong.
+    """
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        raise ValueError("its .json is not JSON; write it anew.") from None
+    if not isinstance(document, dict):
+        raise ValueError('its .json has no keys; write it as {"label": …}.')
+    return document
+
+
+def label_in(document: dict[str, Any], key: str) -> int | str:
+    """The label of a .json file.
+
+    Raises: ValueError that says what is wrong.
+    """
+    label = _value(document, key, "label")
+    if isinstance(label, bool):
+        return str(label).lower()
+    if isinstance(label, int):
+        return label
+    if not isinstance(label, str) or not label.strip():
+        raise ValueError(f"{key!r} in its .json is {label!r:.80}; give a whole number or a name.")
+    return _name(label.strip())
+
+
+def weight_in(document: dict[str, Any], key: str) -> float:
+    """The weight of a .json file.
+
+    Raises: ValueError that says what is wrong.
+    """
+    value = _value(document, key, "weight")
+    weight = None if isinstance(value, bool) else as_weight(str(value))
+    if weight is None:
+        raise ValueError(f"{key!r} in its .json is {value!r:.80}; give a finite number of at least 0.")
+    return weight
+
+
+def _value(document: dict[str, Any], key: str, what: str) -> Any:
+    """The value of a key.
+
+    Raises: ValueError that names the nearest key, or those that are there.
+    """
+    if document.get(key) is not None:
+        return document[key]
+    if key in document:
+        raise ValueError(f"{key!r} in its .json is null; give the {what}.")
+    names = [repr(name) for name in document]
+    mend = nearest(repr(key), names)
+    if mend.startswith("did"):
+        raise ValueError(f"its .json has no {key!r}; {mend} Set data.{what} to the right key.")
+    there = f", only {listed(names)}" if names else ""
+    raise ValueError(f"its .json has no {key!r}{there}; set data.{what} to the key that holds the {what}.")
+
+
+def _name(text: str) -> str:
+    """A label that can be printed.
+
+    Raises: ValueError.
+    """
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
+        raise ValueError(f"its label {text!r:.80} cannot be printed; rename it.")
+    return text
+
+
+def numbered(labels: list[int | str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """The names of all classes, numbers in their order, and the class of each image."""
+    numbers = all(isinstance(label, int) for label in labels)
+    values = sorted(set(labels)) if numbers else sorted({str(label) for label in labels})
+    names = tuple(str(value) for value in values)
+    index = {name: i for i, name in enumerate(names)}
+    return names, np.array([index[str(label)] for label in labels], np.int64)
