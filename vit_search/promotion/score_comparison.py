@@ -18,7 +18,7 @@ import numpy.typing as npt
 from vit_search.config.metrics import METRICS
 from vit_search.promotion.evidence import weighted_metrics
 from vit_search.promotion.evidence.answers import SplitAnswers
-from vit_search.promotion.evidence.weighted_metrics import AT_ONCE, Values, Weighted, drawn_weights
+from vit_search.promotion.evidence.weighted_metrics import Values, Weighted, drawn_weights, sizes
 from vit_search.promotion.mcnemar import ALPHA, LEAST_GAIN, MOST_READINGS, PairedComparison
 from vit_search.vit.evaluation import SCORES
 
@@ -130,8 +130,8 @@ def _gains(
         drawn = [ours(weights) - theirs(weights) for weights in drawn_weights(counts, draws)]
         swapped = []
         for kept in _halves(counts, draws):
-            first, second = np.concatenate([kept, counts - kept], axis=1), np.concatenate([counts - kept, kept], axis=1)
-            swapped.append(both(first) - both(second))
+            others = counts - kept
+            swapped.append(both(np.concatenate([kept, others], axis=1)) - both(np.concatenate([others, kept], axis=1)))
     return np.concatenate(drawn), np.concatenate(swapped)
 
 
@@ -169,9 +169,9 @@ def draws_of(answers: SplitAnswers, metric: str) -> int:
 
 def _halves(counts: npt.NDArray[np.int64], draws: int) -> Iterator[Values]:
     """How many images of each kind keep their answers; those of the others are swapped."""
-    rng, at_once = np.random.default_rng(1), max(1, AT_ONCE // len(counts))
-    for begin in range(0, draws, at_once):
-        yield rng.binomial(counts, 0.5, (min(at_once, draws - begin), len(counts))).astype(np.float64)
+    rng = np.random.default_rng(1)
+    for size in sizes(len(counts), draws):
+        yield rng.binomial(counts, 0.5, (size, len(counts))).astype(np.float64)
 
 
 def _stacked(candidate: SplitAnswers, champion: SplitAnswers, metric: str) -> SplitAnswers:
