@@ -100,7 +100,8 @@ def _by_class(answers: SplitAnswers, direction: int, value: Callable[[list[_Leve
     A row holds all weightings of an answer, so that adding up the answers in order takes one pass, in pieces that the cache holds.
 
     Args:
-        direction: 1 to go up the probabilities of a class, -1 to go down. value: of the levels of a class and of weights (answers, weightings).
+        direction: 1 to go up the probabilities of a class, -1 to go down.
+        value: of the levels of a class and of weights (answers, weightings).
     """
     assert answers.probabilities is not None
     of_class = [_levels(direction * scores, answers.labels == number) for number, scores in enumerate(answers.probabilities.T)]
