@@ -29,20 +29,13 @@ class _Sums:
     """Sums of weights by a key of each answer."""
 
     def __init__(self, keys: npt.NDArray[np.int64], count: int) -> None:
-        self._order = np.argsort(keys, kind="stable")
-        self._bounds = np.searchsorted(keys[self._order], np.arange(count + 1))
+        from scipy.sparse import csr_array  # type: ignore[import-untyped]  # slow to import
+
+        self._by_key = csr_array((np.ones(len(keys)), (keys, np.arange(len(keys)))), shape=(count, len(keys)))
 
     def __call__(self, weights: Values) -> Values:
         """(weightings, count) of (weightings, answers)."""
-        running = _running(weights[:, self._order])
-        return np.asarray(running[:, self._bounds[1:]] - running[:, self._bounds[:-1]])
-
-
-def _running(weights: Values) -> Values:
-    """Sums of the first 0, 1, … n weights of each row: (rows, n + 1)."""
-    sums = np.zeros((len(weights), weights.shape[1] + 1))
-    np.cumsum(weights, axis=1, out=sums[:, 1:])
-    return sums
+        return np.asarray((self._by_key @ np.ascontiguousarray(weights.T)).T)
 
 
 def _recall(answers: SplitAnswers) -> Weighted:
