@@ -132,6 +132,22 @@ def test_swapping_answers_on_the_only_image_that_differs_undoes_the_gain_half_of
     assert not found.passes
 
 
+@pytest.mark.parametrize(("metric", "ratio"), [("val_auroc", 120 / 107), ("val_loss", 20 / 19)])
+def test_gains_of_drawn_images_vary_as_much_as_those_of_new_images(metric, ratio):
+    """Drawn with replacement, n images have (n - 1) / n of their variance.
+
+    Of classes with 8 and 12 images, 1 / 8 + 1 / 12 = 120 / 576 became 7 / 64 + 11 / 144 = 107 / 576.
+    """
+    labels = np.repeat([0, 1], [8, 12])
+    candidate, champion = (drawn(seed, labels=labels, classes=2) for seed in (0, 1))
+    weights = next(weighted_metrics.drawn_weights(np.ones(20, np.int64), 50))
+    as_drawn = [weighted_metrics.of_all(answers, metric)(weights)[:, 0] for answers in (candidate, champion)]
+    sign = -1 if metric == "val_loss" else 1
+    found = compare_scores(candidate, champion, metric, reading=1, draws=50)
+    expected = found.gain + math.sqrt(ratio) * (sign * (as_drawn[0] - as_drawn[1]) - found.gain)
+    assert found.gains == pytest.approx(np.sort(expected))
+
+
 def test_few_draws_give_a_chance_below_one_in_their_number():
     gains = np.random.default_rng(0).normal(0, 1, 400)
     assert share_of(gains, 3.9, few=True) < 0.0005  # 0.00005 of a normal distribution

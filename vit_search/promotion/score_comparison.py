@@ -107,11 +107,13 @@ def compare_scores(
     values = weighted_metrics.value_of(candidate, metric), weighted_metrics.value_of(champion, metric)
     assert values[0] is not None and values[1] is not None
     gains, swapped = _gains(candidate, champion, metric, weighted_metrics.of_all, draws)
+    by_class = metric in weighted_metrics.PER_CLASS
+    widened = _widened(gains, values[0] - values[1], np.bincount(candidate.labels) if by_class else np.array([candidate.images]))
     return ScoreComparison(
         metric,
         candidate.images,
         (values[0], values[1]),
-        np.sort(sign * gains[:, 0]),
+        np.sort(sign * widened[:, 0]),
         np.sort(sign * swapped[:, 0]),
         reading,
         budget,
@@ -156,8 +158,25 @@ def class_gains(candidate: SplitAnswers, champion: SplitAnswers, metric: str) ->
     """
     parts = _gains(candidate, champion, metric, weighted_metrics.of_classes, draws_of(candidate, metric))
     ours, theirs = (weighted_metrics.of_classes(answers, metric)(np.ones((1, answers.images)))[0] for answers in (candidate, champion))
-    columns = zip(ours - theirs, *(part.T for part in parts), strict=True)
-    return [(float(gain), drawn[np.isfinite(drawn)], swapped[np.isfinite(swapped)]) for gain, drawn, swapped in columns]
+    images = np.bincount(candidate.labels, minlength=len(candidate.classes))
+    columns = zip(images, ours - theirs, *(part.T for part in parts), strict=True)
+    return [
+        (float(gain), _widened(drawn[np.isfinite(drawn)], gain, np.array([count])), swapped[np.isfinite(swapped)])
+        for count, gain, drawn, swapped in columns
+    ]
+
+
+def _widened(gains: Values, seen: float, images: npt.NDArray[np.int64]) -> Values:
+    """Gains of drawn images, moved away from the seen gain until they vary as much as true gains do.
+
+    Of n images, draws with replacement have (n - 1) / n of the variance (Efron and Tibshirani 1993, chapter 5), which counts where a class
+    has few. Of a mean over classes, the variances add up.
+
+    Args:
+        images: of each class, or of all together.
+    """
+    n = np.maximum(images, 2)
+    return np.asarray(seen + np.sqrt((1 / n).sum() / ((n - 1) / n**2).sum()) * (gains - seen))
 
 
 def draws_of(answers: SplitAnswers, metric: str) -> int:
