@@ -63,6 +63,28 @@ def test_weighted_metrics_are_those_of_scikit_learn(seed, decimals):
         assert found == pytest.approx(expected, abs=1e-12)
 
 
+def test_weighted_area_and_precision_worked_by_hand():
+    """Probabilities of b in ascending order, * marks images of b: 0.1, 0.2*, 0.2, 0.3, 0.4*. Their weights: 1, 2, 1, 3, 1."""
+    chances = np.array([0.1, 0.2, 0.2, 0.3, 0.4])
+    answers = answers_of(("a", "b"), np.array([0, 1, 0, 0, 1]), np.stack([1 - chances, chances], axis=1))
+    weights = np.array([[1.0, 2, 1, 3, 1]])
+    area = weighted_metrics.of_classes(answers, "val_auroc")(weights)
+    assert area[0, 1] == pytest.approx((2 * (1 + 1 / 2) + 1 * 5) / (3 * 5))  # pairs in the right order, a tie counts half
+    precision = weighted_metrics.of_classes(answers, "val_average_precision")(weights)
+    assert precision[0, 1] == pytest.approx((1 * 1 / 1 + 2 * 3 / 7) / 3)
+
+
+@pytest.mark.parametrize("metric", ["val_macro_f1", "val_loss", "val_auroc"])
+def test_draws_do_not_depend_on_how_many_are_held_in_memory(metric, monkeypatch):
+    challenger, champion = drawn(1, labels=drawn(0).labels), drawn(0)
+    many = compare_scores(challenger, champion, metric, reading=1, draws=40)
+    monkeypatch.setattr(weighted_metrics, "AT_ONCE", 100)
+    assert list(weighted_metrics.sizes(200, 20)) == [8, 8, 4]
+    few = compare_scores(challenger, champion, metric, reading=1, draws=40)
+    assert few.gains == pytest.approx(many.gains, abs=1e-12)
+    assert few.swapped == pytest.approx(many.swapped, abs=1e-12)
+
+
 @pytest.mark.parametrize("metric", TESTED)
 def test_a_weight_of_two_is_the_image_twice_and_of_none_no_image(metric):
     answers = drawn(3, images=60)
@@ -108,6 +130,22 @@ def test_swapping_answers_on_the_only_image_that_differs_undoes_the_gain_half_of
     assert set(found.swapped.round(9)) == {-0.01, 0.01}
     assert found.p == pytest.approx(0.5, abs=0.02)
     assert not found.passes
+
+
+@pytest.mark.parametrize(("metric", "ratio"), [("val_auroc", 120 / 107), ("val_loss", 20 / 19)])
+def test_gains_of_drawn_images_vary_as_much_as_those_of_new_images(metric, ratio):
+    """Drawn with replacement, n images have (n - 1) / n of their variance.
+
+    Of classes with 8 and 12 images, 1 / 8 + 1 / 12 = 120 / 576 became 7 / 64 + 11 / 144 = 107 / 576.
+    """
+    labels = np.repeat([0, 1], [8, 12])
+    candidate, champion = (drawn(seed, labels=labels, classes=2) for seed in (0, 1))
+    weights = next(weighted_metrics.drawn_weights(np.ones(20, np.int64), 50))
+    as_drawn = [weighted_metrics.of_all(answers, metric)(weights)[:, 0] for answers in (candidate, champion)]
+    sign = -1 if metric == "val_loss" else 1
+    found = compare_scores(candidate, champion, metric, reading=1, draws=50)
+    expected = found.gain + math.sqrt(ratio) * (sign * (as_drawn[0] - as_drawn[1]) - found.gain)
+    assert found.gains == pytest.approx(np.sort(expected))
 
 
 def test_few_draws_give_a_chance_below_one_in_their_number():

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from vit_search.config.metrics import METRICS
 from vit_search.promotion.evidence import weighted_metrics
 from vit_search.promotion.evidence.answers import SplitAnswers
-from vit_search.promotion.evidence.weighted_metrics import AT_ONCE, Values, Weighted, drawn_weights
+from vit_search.promotion.evidence.weighted_metrics import Values, Weighted, drawn_weights, sizes
 from vit_search.promotion.mcnemar import ALPHA, LEAST_GAIN, MOST_READINGS, PairedComparison
 from vit_search.vit.evaluation import SCORES
 
@@ -26,7 +26,9 @@ DRAWS = 10_000
 """The twentieth reading of a test split allows a chance of 1 in 8,400; of 10,000 draws, 1 is that many."""
 
 MOST_PRODUCTS = 2_000_000_000
-"""Images times classes times draws of a metric of each class's probabilities: about a minute on one core. Larger splits get fewer draws."""
+"""Images times classes times draws of a metric of each class's probabilities. Larger splits get fewer draws. 20,000 images of 10 classes
+would take five minutes of a busy core, 400 images of 6 classes take half a second.
+"""
 
 FEWEST_DRAWS = 400
 
@@ -107,11 +109,13 @@ def compare_scores(
     values = weighted_metrics.value_of(candidate, metric), weighted_metrics.value_of(champion, metric)
     assert values[0] is not None and values[1] is not None
     gains, swapped = _gains(candidate, champion, metric, weighted_metrics.of_all, draws)
+    by_class = metric in weighted_metrics.PER_CLASS
+    widened = _widened(gains, values[0] - values[1], np.bincount(candidate.labels) if by_class else np.array([candidate.images]))
     return ScoreComparison(
         metric,
         candidate.images,
         (values[0], values[1]),
-        np.sort(sign * gains[:, 0]),
+        np.sort(sign * widened[:, 0]),
         np.sort(sign * swapped[:, 0]),
         reading,
         budget,
@@ -130,8 +134,8 @@ def _gains(
         drawn = [ours(weights) - theirs(weights) for weights in drawn_weights(counts, draws)]
         swapped = []
         for kept in _halves(counts, draws):
-            first, second = np.concatenate([kept, counts - kept], axis=1), np.concatenate([counts - kept, kept], axis=1)
-            swapped.append(both(first) - both(second))
+            others = counts - kept
+            swapped.append(both(np.concatenate([kept, others], axis=1)) - both(np.concatenate([others, kept], axis=1)))
     return np.concatenate(drawn), np.concatenate(swapped)
 
 
@@ -156,8 +160,25 @@ def class_gains(candidate: SplitAnswers, champion: SplitAnswers, metric: str) ->
     """
     parts = _gains(candidate, champion, metric, weighted_metrics.of_classes, draws_of(candidate, metric))
     ours, theirs = (weighted_metrics.of_classes(answers, metric)(np.ones((1, answers.images)))[0] for answers in (candidate, champion))
-    columns = zip(ours - theirs, *(part.T for part in parts), strict=True)
-    return [(float(gain), drawn[np.isfinite(drawn)], swapped[np.isfinite(swapped)]) for gain, drawn, swapped in columns]
+    images = np.bincount(candidate.labels, minlength=len(candidate.classes))
+    columns = zip(images, ours - theirs, *(part.T for part in parts), strict=True)
+    return [
+        (float(gain), _widened(drawn[np.isfinite(drawn)], gain, np.array([count])), swapped[np.isfinite(swapped)])
+        for count, gain, drawn, swapped in columns
+    ]
+
+
+def _widened(gains: Values, seen: float, images: npt.NDArray[np.int64]) -> Values:
+    """Gains of drawn images, moved away from the seen gain until they vary as much as true gains do.
+
+    Of n images, draws with replacement have (n - 1) / n of the variance (Efron and Tibshirani 1993, chapter 5), which counts where a class
+    has few. Of a mean over classes, the variances add up.
+
+    Args:
+        images: of each class, or of all together.
+    """
+    n = np.maximum(images, 2)
+    return np.asarray(seen + np.sqrt((1 / n).sum() / ((n - 1) / n**2).sum()) * (gains - seen))
 
 
 def draws_of(answers: SplitAnswers, metric: str) -> int:
@@ -169,9 +190,9 @@ def draws_of(answers: SplitAnswers, metric: str) -> int:
 
 def _halves(counts: npt.NDArray[np.int64], draws: int) -> Iterator[Values]:
     """How many images of each kind keep their answers; those of the others are swapped."""
-    rng, at_once = np.random.default_rng(1), max(1, AT_ONCE // len(counts))
-    for begin in range(0, draws, at_once):
-        yield rng.binomial(counts, 0.5, (min(at_once, draws - begin), len(counts))).astype(np.float64)
+    rng = np.random.default_rng(1)
+    for size in sizes(len(counts), draws):
+        yield rng.binomial(counts, 0.5, (size, len(counts))).astype(np.float64)
 
 
 def _stacked(candidate: SplitAnswers, champion: SplitAnswers, metric: str) -> SplitAnswers:

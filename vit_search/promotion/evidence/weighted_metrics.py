@@ -7,6 +7,8 @@ with 0 or 1. So both need only the metric of weighted answers, of hundreds of we
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,20 +29,13 @@ class _Sums:
     """Sums of weights by a key of each answer."""
 
     def __init__(self, keys: npt.NDArray[np.int64], count: int) -> None:
-        self._order = np.argsort(keys, kind="stable")
-        self._bounds = np.searchsorted(keys[self._order], np.arange(count + 1))
+        from scipy.sparse import csr_array  # type: ignore[import-untyped]  # slow to import
+
+        self._by_key = csr_array((np.ones(len(keys)), (keys, np.arange(len(keys)))), shape=(count, len(keys)))
 
     def __call__(self, weights: Values) -> Values:
         """(weightings, count) of (weightings, answers)."""
-        running = _running(weights[:, self._order])
-        return np.asarray(running[:, self._bounds[1:]] - running[:, self._bounds[:-1]])
-
-
-def _running(weights: Values) -> Values:
-    """Sums of the first 0, 1, … n weights of each row: (rows, n + 1)."""
-    sums = np.zeros((len(weights), weights.shape[1] + 1))
-    np.cumsum(weights, axis=1, out=sums[:, 1:])
-    return sums
+        return np.asarray((self._by_key @ np.ascontiguousarray(weights.T)).T)
 
 
 def _recall(answers: SplitAnswers) -> Weighted:
@@ -65,48 +60,88 @@ def _ece(answers: SplitAnswers) -> Weighted:
     return lambda weights: np.abs(by_bin(weights * gaps)).sum(1, keepdims=True) / weights.sum(1, keepdims=True)
 
 
-def _by_class(answers: SplitAnswers, value: Callable[[npt.NDArray[np.int64], npt.NDArray[np.float64]], Weighted]) -> Weighted:
+MANY = 16
+"""Rows from which on it is quicker to copy them and to add them up in one go."""
+
+
+@dataclass(frozen=True)
+class _Level:
+    """The places of answers of one score that a class's own answers have, and of those that come before it."""
+
+    before: list[int] | npt.NDArray[np.int64]
+    """After the level before this one; an array of many."""
+    own: list[int]
+    tied: list[int]
+    """Answers of other classes with this very score."""
+
+
+def _levels(scores: npt.NDArray[np.float64], own: npt.NDArray[np.bool_]) -> list[_Level]:
+    """In ascending order of the scores."""
+    order = np.argsort(scores, kind="stable")
+    levels, own_levels = [], np.unique(scores[own])
+    ends = [0, *np.searchsorted(scores[order], own_levels, "right")]
+    for last, first, end in zip(ends, np.searchsorted(scores[order], own_levels), ends[1:], strict=False):
+        here = order[first:end]
+        before = order[last:first]
+        levels.append(_Level(before if len(before) > MANY else before.tolist(), here[own[here]].tolist(), here[~own[here]].tolist()))
+    return levels
+
+
+def _by_class(answers: SplitAnswers, direction: int, value: Callable[[list[_Level], Values], Values]) -> Weighted:
     """A value of each class against the rest.
 
+    A row holds all weightings of an answer, so that adding up the answers in order takes one pass, in pieces that the cache holds.
+
     Args:
-        value: what to compute, from the places of the class's own answers in ascending order of the probability, and that order's scores.
+        direction: 1 to go up the probabilities of a class, -1 to go down.
+        value: of the levels of a class and of weights (answers, weightings).
     """
     assert answers.probabilities is not None
-    of_class: list[tuple[npt.NDArray[np.int64], Weighted]] = []
-    for number, scores in enumerate(answers.probabilities.T):
-        order = np.argsort(scores, kind="stable")
-        of_class.append((order, value(np.flatnonzero(answers.labels[order] == number), scores[order])))
-    return lambda weights: np.concatenate([of_one(weights[:, order]) for order, of_one in of_class], axis=1)
+    of_class = [_levels(direction * scores, answers.labels == number) for number, scores in enumerate(answers.probabilities.T)]
+
+    def values(weights: Values) -> Values:
+        rows = np.ascontiguousarray(weights.T)
+        return np.stack([value(levels, rows) for levels in of_class], axis=1)
+
+    return values
 
 
-def _area(own: npt.NDArray[np.int64], scores: npt.NDArray[np.float64]) -> Weighted:
-    """As auroc in vit/probability_scores.py; weights and scores in ascending order."""
-    below, up_to = (np.searchsorted(scores, scores[own], side) for side in ("left", "right"))
-
-    def area(weights: Values) -> Values:
-        of_class = weights[:, own]
-        others = weights.copy()
-        others[:, own] = 0
-        sums = _running(others)
-        pairs = (of_class * (sums[:, below] + sums[:, up_to])).sum(1) / 2
-        return np.asarray(pairs / (of_class.sum(1) * sums[:, -1]))[:, None]
-
-    return area
+def _area(levels: list[_Level], rows: Values) -> Values:
+    """As auroc in vit/probability_scores.py."""
+    below, pairs, own = np.zeros((3, rows.shape[1]))
+    for level in levels:
+        _add(below, rows, level.before)
+        here, tied = _sum_of(rows, level.own), _sum_of(rows, level.tied)
+        pairs += here * (below + tied / 2)
+        below += tied
+        own += here
+    return np.asarray(pairs / (own * (rows.sum(0) - own)))
 
 
-def _precision(own: npt.NDArray[np.int64], scores: npt.NDArray[np.float64]) -> Weighted:
-    """As average_precision in vit/probability_scores.py; weights and scores in ascending order."""
-    below, own_below = np.searchsorted(scores, scores[own]), np.searchsorted(scores[own], scores[own])
+def _precision(levels: list[_Level], rows: Values) -> Values:
+    """As average_precision in vit/probability_scores.py; levels in descending order."""
+    reached, right, total = np.zeros((3, rows.shape[1]))
+    for level in levels:
+        _add(reached, rows, level.before)
+        here = _sum_of(rows, level.own)
+        right += here
+        reached += here + _sum_of(rows, level.tied)
+        total += here * right / np.maximum(reached, np.finfo(np.float64).tiny)
+    return np.asarray(total / right)
 
-    def precision(weights: Values) -> Values:
-        of_class = weights[:, own]
-        all_sums, own_sums = _running(weights), _running(of_class)
-        reached = all_sums[:, -1:] - all_sums[:, below]
-        right = own_sums[:, -1:] - own_sums[:, own_below]
-        shares = np.divide(right, reached, out=np.zeros_like(right), where=reached > 0)
-        return np.asarray((of_class * shares).sum(1) / of_class.sum(1))[:, None]
 
-    return precision
+def _add(sums: Values, rows: Values, places: list[int] | npt.NDArray[np.int64]) -> None:
+    """Add these rows to the sums."""
+    if isinstance(places, np.ndarray):
+        sums += rows[places].sum(0)
+    else:
+        for place in places:
+            sums += rows[place]
+
+
+def _sum_of(rows: Values, places: list[int]) -> Any:
+    """Of a few rows, mostly one or none."""
+    return sum(rows[place] for place in places)
 
 
 def _from_confusion(answers: SplitAnswers, metric: str) -> Weighted:
@@ -133,8 +168,8 @@ PER_CLASS: dict[str, Callable[[SplitAnswers], Weighted]] = {
     "val_macro_f1": _f1,
     "val_balanced_accuracy": _recall,
     "val_worst_class_recall": _recall,
-    "val_auroc": lambda answers: _by_class(answers, _area),
-    "val_average_precision": lambda answers: _by_class(answers, _precision),
+    "val_auroc": lambda answers: _by_class(answers, 1, _area),
+    "val_average_precision": lambda answers: _by_class(answers, -1, _precision),
 }
 """Metrics that are a mean of a value of each class, or the smallest of them."""
 
@@ -191,8 +226,14 @@ def value_of(answers: SplitAnswers, metric: str) -> float | None:
         return float(of_all(answers, metric)(np.ones((1, answers.images)))[0, 0])
 
 
-AT_ONCE = 4_000_000
-"""Weights that are held in memory at once."""
+AT_ONCE = 1_000_000
+"""Weights that are held in memory at once; more of them leave the processor's cache."""
+
+
+def sizes(images: int, draws: int) -> Iterator[int]:
+    """How many draws to hold at once, until there are as many as asked for. At least 256 of up to 60,000 images: few cost more each."""
+    at_once = max(1, AT_ONCE // images, min(256, 16 * AT_ONCE // images))
+    return (min(at_once, draws - begin) for begin in range(0, draws, at_once))
 
 
 def drawn_weights(counts: npt.NDArray[np.int64], draws: int) -> Iterator[Values]:
@@ -202,9 +243,7 @@ def drawn_weights(counts: npt.NDArray[np.int64], draws: int) -> Iterator[Values]
         counts: how many images each weight stands for.
     """
     rng, images, alike = np.random.default_rng(0), int(counts.sum()), bool((counts == 1).all())
-    at_once = max(1, AT_ONCE // len(counts))
-    for begin in range(0, draws, at_once):
-        size = min(at_once, draws - begin)
+    for size in sizes(len(counts), draws):
         if alike:  # the same as below, and quicker
             chosen = rng.integers(0, images, (size, images)) + np.arange(size)[:, None] * images
             yield np.bincount(chosen.ravel(), minlength=chosen.size).reshape(chosen.shape).astype(np.float64)
