@@ -80,7 +80,7 @@ def test_ctrl_c_during_the_imports_of_run_is_one_line(tmp_path, library):
     (tmp_path / library).mkdir()
     (tmp_path / library / "__init__.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)")
     code = "import sys\nfrom vit_search import cli\nsys.path.insert(0, '.')\nsys.argv = ['vit-search', 'run', 't.yaml']\ncli.main()"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted; nothing was started.\n")
     assert not (tmp_path / "searches").exists()
 

@@ -118,7 +118,7 @@ def test_no_parameter_is_cut_in_two(width):
 def test_a_pipe_is_as_wide_as_columns_says(tmp_path, columns, most):
     made(tmp_path / "searches")
     done = subprocess.run(
-        [COMMAND, "show"], cwd=tmp_path, env=os.environ | {"COLUMNS": columns}, capture_output=True, text=True, timeout=600, check=True
+        [COMMAND, "show"], cwd=tmp_path, env=os.environ | {"COLUMNS": columns}, capture_output=True, text=True, timeout=1800, check=True
     )
     longest = max(map(len, done.stdout.splitlines()))
     assert longest <= most

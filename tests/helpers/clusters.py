@@ -85,7 +85,7 @@ class Cluster:
         self.temp.mkdir(exist_ok=True)
         ports = [f"--port={self.gcs}", f"--dashboard-port={self.dashboard}", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
         self._node("--head", *ports, f"--num-cpus={self._cpus}", f"--temp-dir={self.temp}")
-        until(self.answers, 300)
+        until(self.answers)
 
     def answers(self):
         """Whether the Jobs API takes our token."""
@@ -134,7 +134,7 @@ class Cluster:
             assert node.poll() is None, path.read_text()
             return "Ray runtime started." in path.read_text()
 
-        until(started, 600)
+        until(started)
         return node
 
     def leave(self, node):

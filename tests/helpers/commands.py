@@ -53,7 +53,7 @@ def vit_search(folder, *words, code=0, **environment):
     return done
 
 
-def vit_search_process(folder, *words, code=0, before=(), timeout=600, **environment):
+def vit_search_process(folder, *words, code=0, before=(), timeout=1800, **environment):
     """Run a command in a process of its own, which searches and signals need, and check its exit code.
 
     Args:

@@ -79,6 +79,8 @@ def build(site, *, config=None, code=0):
         "--config-file",
         config or ROOT / "mkdocs.yml",
     ]
-    done = subprocess.run(list(map(str, words)), env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        list(map(str, words)), env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, timeout=1800
+    )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -36,7 +36,7 @@ class Host:
         place = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         return [int(pid) for pid in place.read_text().split()]
 
-    def run(self, command, *, check=True, timeout=600, **environment):
+    def run(self, command, *, check=True, timeout=1800, **environment):
         """A shell's command on this host, with an environment of its own."""
         inside = ["nsenter", "--target", str(self.pid), "--net", "--mount", "--pid", "--wdns=/", "bash", "-c", command]
         done = subprocess.run(inside, capture_output=True, text=True, env=environment or None, timeout=timeout)

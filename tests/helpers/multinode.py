@@ -180,7 +180,7 @@ class Cluster:
             assert self._nodes[number].poll() is None, self._log(number).read_text()
             return "Ray runtime started" in self._log(number).read_text()
 
-        until(there, 300)
+        until(there)
 
     def processes(self, number):
         """All processes of a node, the drivers on it not among them."""
@@ -208,7 +208,7 @@ class Cluster:
     def ray(self, *words):
         """Ray's own command line, on the head."""
         command = [*self.network.inside(0), str(BINARIES / "ray"), *words, f"--address={self.address}"]
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=600, check=True).stdout
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=1800, check=True).stdout
 
     def node_id(self, number):
         """Ray's id of a node."""
@@ -218,7 +218,7 @@ ray.init(address={self.address!r}, log_to_driver=False, logging_level=40)
 print(json.dumps({{n["NodeManagerAddress"]: n["NodeID"] for n in ray.nodes() if n["Alive"]}}))
 """
         command = [*self.network.inside(0), sys.executable, "-c", code]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=600, check=True)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=1800, check=True)
         return json.loads(done.stdout.splitlines()[-1])[self.network.address(number)]
 
     def _log(self, number):
@@ -277,7 +277,7 @@ class Search:
             self.driver.communicate()
         shutil.rmtree(self.output, ignore_errors=True)  # the shared disk is small
 
-    def until(self, condition, seconds=600):
+    def until(self, condition, seconds=1800):
         """Wait for something that becomes true while the driver runs."""
 
         def met():
@@ -291,7 +291,7 @@ class Search:
         ledger = self.folder / "ledger.jsonl"
         return ledger.read_text().count('"event":"reported"') if ledger.exists() else 0
 
-    def end(self, seconds=600):
+    def end(self, seconds=1800):
         """Its exit code and what it said, once it is over."""
         _, said = self.driver.communicate(timeout=seconds)
         return self.driver.returncode, said

@@ -16,7 +16,7 @@ POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres")))
 SECRET = "s3cret-Of-The-Test"
 
 
-def until(condition, seconds=600):
+def until(condition, seconds=1800):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"

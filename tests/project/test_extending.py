@@ -74,7 +74,7 @@ def copy(request, tmp_path):
 
 def run(folder, *words, code=0):
     environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT / 'tests'}"}
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -41,7 +41,7 @@ ARROWS = {
 }
 HEAVY = {
     "torch": {"vit", "data", "runtime/machine.py", "search/trial.py", "tracking/model_package.py", "registry", "promotion", "serving"},
-    "ray": {"search", "cluster", "runtime/ray_session.py", "serving/server.py", "serving/replica.py"},
+    "ray": {"search", "cluster", "runtime/ray_session.py", "runtime/ray_ports.py", "serving/server.py", "serving/replica.py"},
     "uvicorn": {"serving/server.py", "serving/listener.py"},
     "prometheus_client": {"serving/server.py", "serving/metrics.py"},
     "optuna": {"search/proposals", "report/importance.py"},

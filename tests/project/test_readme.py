@@ -45,7 +45,7 @@ def test_the_search_file_of_the_tutorial_is_the_one_that_is_shipped():
 def test_the_python_example_runs(tmp_path):
     (code,) = blocks("README.md", "python")
     (tmp_path / "search_spaces").symlink_to(ROOT / "search_spaces")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     number, value, _ = done.stdout.strip().splitlines()[-1].split(maxsplit=2)
     trials = {t.number: t for t in read_trials(tmp_path / "searches/digits-1/ledger.jsonl")}

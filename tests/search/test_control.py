@@ -112,7 +112,7 @@ def test_a_running_search_obeys(tmp_path):
         until(lambda: reports_of(2) >= 1)
 
         assert "ending now" in say(tmp_path, "cancel").stdout
-        _, said = driver.communicate(timeout=600)
+        _, said = driver.communicate(timeout=1800)
         assert driver.returncode == 130, said
         assert "Traceback" not in said
     finally:
@@ -147,7 +147,7 @@ def test_what_waits_for_a_place_starts_neither_in_a_pause_nor_after_a_stop_but_i
         say(tmp_path, "continue")
         until(lambda: len(reported()) > held)
         assert "no more trials will start; 1 running trial will go on" in say(tmp_path, "stop").stdout
-        _, said = driver.communicate(timeout=600)
+        _, said = driver.communicate(timeout=1800)
         assert driver.returncode == 0, said
     finally:
         driver.kill()

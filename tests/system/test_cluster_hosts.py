@@ -113,13 +113,13 @@ def told(host, keys, *, head):
             if re.search(r"\bray start\b", command):
                 started(host, command, head=head)
             else:
-                host.run(command, timeout=600, **environment(head=head))
+                host.run(command, timeout=1800, **environment(head=head))
 
 
 def started(host, command, *, head):
     """Ray, whose start on a busy machine of two cores may need a second try."""
     for _ in range(3):
-        done = host.run(command, check=False, timeout=600, **environment(head=head))
+        done = host.run(command, check=False, timeout=1800, **environment(head=head))
         if done.returncode == 0:
             return
         host.run("~/env/bin/ray stop --force", check=False, **environment(head=head))
@@ -214,7 +214,7 @@ def test_a_search_that_is_handed_over_trains_on_the_worker_and_is_recorded_in_ml
     told = head.run("~/env/bin/vit-search check --address http://127.0.0.1:8265", check=False, **environment(head=True))
     assert told.returncode == 0, told.stdout + told.stderr
     command = "~/env/bin/vit-search submit /tmp/little.yaml --address http://127.0.0.1:8265 --wait"
-    said = head.run(command, timeout=600, **environment(head=True)).stdout
+    said = head.run(command, timeout=1800, **environment(head=True)).stdout
     assert "2 of 2 trials" in said, said
     ask = "http://127.0.0.1:5000/api/2.0/mlflow/experiments/search?max_results=10"
     recorded = head.run(f". /mnt/vit_search-head/secrets/mlflow.env; /usr/bin/curl -s -u searches:$MLFLOW_TRACKING_PASSWORD {ask}").stdout
@@ -239,7 +239,7 @@ def test_a_stranger_reaches_neither_dashboard_nor_mlflow_and_joins_nothing(hosts
     (join,) = [command for command in FILE["worker_start_ray_commands"] if "ray start" in command]
     for token in ("b2" * 32, ""):
         stranger.run(f"printf %s '{token}' > /home/ray/.ray/auth_token")
-        refused = stranger.run(join, check=False, timeout=600, **environment(head=False))
+        refused = stranger.run(join, check=False, timeout=1800, **environment(head=False))
         assert refused.returncode != 0, refused.stdout
         assert re.search(r"(?i)authenti|token", refused.stdout + refused.stderr), refused.stderr[-2000:]
     nodes = json.loads(re.search(r"NODES (.*)", python(head, NODES, head=True)).group(1))

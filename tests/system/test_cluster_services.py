@@ -33,7 +33,7 @@ with_postgres = pytest.mark.skipif(POSTGRES is None, reason="no PostgreSQL on th
 
 
 def run(*arguments, **environment):
-    return subprocess.run([COMMAND, "cluster", *arguments], capture_output=True, text=True, env=os.environ | environment, timeout=600)
+    return subprocess.run([COMMAND, "cluster", *arguments], capture_output=True, text=True, env=os.environ | environment, timeout=1800)
 
 
 def start(head, **environment):
@@ -225,7 +225,9 @@ OPEN_TO_ALL = {  # what MLflow 3.17 answers without an account; each tells nothi
 
 @with_postgres
 def test_each_route_that_mlflow_has_asks_for_an_account(head, tmp_path):
-    listed = subprocess.run([sys.executable, str(HELPERS / "mlflow_routes.py"), str(tmp_path)], capture_output=True, text=True, timeout=600)
+    listed = subprocess.run(
+        [sys.executable, str(HELPERS / "mlflow_routes.py"), str(tmp_path)], capture_output=True, text=True, timeout=1800
+    )
     assert listed.returncode == 0, listed.stderr
     routes = [tuple(route) for route in json.loads(listed.stdout)]
     assert len(routes) > 500

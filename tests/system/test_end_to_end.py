@@ -210,7 +210,7 @@ given = loaded.predict(np.ascontiguousarray(np.asarray(images).transpose(0, 2, 3
 assert (given[[f"p_{c}" for c in served.classes]].to_numpy() == expected).all()
 print("equal")
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=1800)
     assert done.stdout.strip().endswith("equal"), done.stderr
 
 
@@ -245,7 +245,7 @@ def test_a_tracking_server_that_dies_costs_no_point_and_doubles_none(tmp_path):
             servers.end(first)
             until(lambda: ledger.read_text().count('"ended"') >= 2)  # the search goes on meanwhile
             second = serve_mlflow(tmp_path, uri)
-            out, err = driver.communicate(timeout=600)
+            out, err = driver.communicate(timeout=1800)
         assert driver.returncode == 0, err
         assert err.count("MLflow does not answer") <= 1
         assert "🏃" not in out + err
@@ -279,7 +279,7 @@ def test_a_server_that_never_comes_back_is_told_by_exit_code_5_and_sync_sends_th
         ledger = tmp_path / "searches/small-1/ledger.jsonl"
         until(lambda: ledger.exists() and ledger.read_text().count('"reported"') >= 2)
         servers.end(server)
-        out, err = driver.communicate(timeout=600)
+        out, err = driver.communicate(timeout=1800)
     assert driver.returncode == 5, err
     assert "5 of 5 trials" in out
     assert "vit-search sync small-1" in err
@@ -340,7 +340,7 @@ def test_ui_answers_on_loopback_alone_to_its_own_name_alone_and_imports_nothing_
             assert not hostile.exists(), hostile.read_text()
         finally:
             server.send_signal(signal.SIGINT)
-            server.wait(timeout=600)
+            server.wait(timeout=1800)
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_a_program_without_our_code_reads_both_files(registry, tmp_path):
     export.write(served, tmp_path / "pets.onnx", "onnx")
     np.save(tmp_path / "images.npy", IMAGES)
     environment = {**os.environ, "PYTHONPATH": "", "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
-    done = subprocess.run([sys.executable, "-c", STRANGER], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, "-c", STRANGER], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
     for name in ("onnx.npy", "pt2.npy"):
         assert np.abs(np.load(tmp_path / name) - logits(served)).max() <= 1e-5

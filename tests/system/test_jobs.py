@@ -71,7 +71,7 @@ def vit_search(folder, cluster, *words, check=True, **environment):
     known = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "VIT_SEARCH_"))}
     around = known | {"HOME": str(folder), "RAY_AUTH_TOKEN_PATH": str(cluster.token_file)} | environment
     command = [BIN / "vit-search", *words, "--address", cluster.url]
-    done = subprocess.run(command, cwd=folder, env=around, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=folder, env=around, capture_output=True, text=True, timeout=1800)
     assert not check or done.returncode == 0, done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     return done

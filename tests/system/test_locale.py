@@ -38,7 +38,7 @@ except ValueError as error:
 
 
 def run(environment, *words, folder):
-    return subprocess.run(words, cwd=folder, env=os.environ | environment, capture_output=True, timeout=600)
+    return subprocess.run(words, cwd=folder, env=os.environ | environment, capture_output=True, timeout=1800)
 
 
 def test_why_a_trial_failed_is_kept_whatever_characters_it_has(tmp_path):

@@ -42,7 +42,7 @@ def home(tmp_path_factory):
     """A folder in which `train` has made trained/pets, and a registry that has it as version 1 of pets, the champion."""
     home = tmp_path_factory.mktemp("named")
     (home / "pets.yaml").write_text(FILE)
-    subprocess.run([COMMAND, "train", "pets.yaml"], cwd=home, check=True, capture_output=True, timeout=600)
+    subprocess.run([COMMAND, "train", "pets.yaml"], cwd=home, check=True, capture_output=True, timeout=1800)
     client = client_for(f"sqlite:///{home / 'mlruns.db'}")
     experiment = client.create_experiment("pets", artifact_location=(home / "artifacts").as_uri())
     run = client.create_run(experiment).info.run_id

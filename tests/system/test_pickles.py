@@ -147,7 +147,7 @@ ALL = {"pt", "pt2", "pyfunc", "pytorch", "archive", "sound", "weights"}
 def python(code, home, *arguments, **environment):
     clean = {name: value for name, value in os.environ.items() if name not in HOSTILE}
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=home, env=clean | environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code, *arguments], cwd=home, env=clean | environment, capture_output=True, text=True, timeout=1800
     )
 
 

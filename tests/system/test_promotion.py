@@ -257,7 +257,7 @@ def test_test_images_that_were_trained_on_refuse(home, tmp_path):
 
 def run(*arguments):
     command = [sys.executable, "-m", "helpers.candidates", *arguments]
-    return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(TESTS)}, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(TESTS)}, capture_output=True, text=True, timeout=1800)
 
 
 def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(made, copied, fresh):

@@ -154,7 +154,7 @@ def test_a_ray_tmpdir_that_will_not_do_is_refused(named, mode, said, short, monk
 )
 def test_a_machine_on_which_ray_cannot_start_is_refused_before_ray_starts_and_leaves_no_search(inside, said, tmp_path):
     (tmp_path / "small.yaml").write_text(FILE)
-    done = subprocess.run([*inside, COMMAND, "run", "small.yaml"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([*inside, COMMAND, "run", "small.yaml"], cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     assert (done.returncode, done.stderr) == (2, said)
     assert not list(tmp_path.glob("searches/*"))
 
@@ -180,7 +180,7 @@ def test_a_signal_while_ray_starts_ends_the_search_with_one_line_and_leaves_noth
             until(lambda: daemon(short, name))
             daemon(short, name).suspend()
             run.send_signal(number)
-            said, warned = run.communicate(timeout=120)
+            said, warned = run.communicate(timeout=1800)
         finally:
             run.kill()
     described = "small.yaml: 1 trial, at most 1 epoch each\n"

@@ -276,7 +276,7 @@ def contest(uri, workers, rounds):
     contestants = [FORK.Process(target=contestant, args=(uri, worker, rounds, barrier, results)) for worker in range(workers)]
     for process in contestants:
         process.start()
-    answers = [results.get(timeout=300) for _ in range(workers * rounds)]
+    answers = [results.get(timeout=1800) for _ in range(workers * rounds)]
     for process in contestants:
         process.join(600)
     winners, champion = [], None

@@ -92,7 +92,7 @@ def test_a_worker_that_is_killed_is_retried_from_its_checkpoint(walked, tmp_path
         assert workers
         for worker in workers:
             worker.kill()
-        _, said = driver.communicate(timeout=600)
+        _, said = driver.communicate(timeout=1800)
     assert driver.returncode == 0, said
     found = rows(tmp_path, "small-1")
     assert sum(row.pop("breakdowns", 0) for row in found.values()) >= 1
@@ -114,7 +114,7 @@ def test_ctrl_c_closes_all_and_names_resume(tmp_path, signals):
         for one in signals:
             driver.send_signal(one)
             time.sleep(0.1)
-        _, said = driver.communicate(timeout=600)
+        _, said = driver.communicate(timeout=1800)
     assert driver.returncode == 130
     assert "vit-search resume small-1" in said
     assert "Traceback" not in said

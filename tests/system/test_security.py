@@ -93,7 +93,7 @@ PLANTED = {
 def command(*words, cwd, env, before=()):
     """vit-search as a person types it."""
     words = [*before, str(Path(sys.executable).with_name("vit-search")), *words]
-    return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=1800, check=False)
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_no_secret_of_the_environment_is_written_anywhere(short):
     (short / "small.yaml").write_text(SMALL)
     (short / "home").mkdir()
     env = os.environ | PLANTED | {"HOME": str(short / "home")}
-    done = subprocess.run([sys.executable, "-c", KEPT], cwd=short, env=env, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run([sys.executable, "-c", KEPT], cwd=short, env=env, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr
     for path in (short / "home/.ray", short / "home/.ray/auth_token"):  # which Ray alone would leave open to all
         assert path.stat().st_mode & 0o077 == 0

@@ -216,7 +216,7 @@ def killed(server):
 def refused_at_once(*arguments, **environment):
     """The exit code and what a `vit-search serve` says that is not to start."""
     done = subprocess.run(
-        [COMMAND, "serve", *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=600, check=False
+        [COMMAND, "serve", *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=1800, check=False
     )
     return done.returncode, done.stderr
 

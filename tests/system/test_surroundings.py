@@ -94,7 +94,7 @@ def test_what_lies_in_the_current_folder_is_not_imported_and_trials_are_as_nice_
 def test_no_library_of_the_current_folder_is_loaded_with_torch(code, tmp_path):
     marker = hostile(tmp_path)
     code = f"import os, vit_search; {code}; print(os.getcwd())"
-    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     assert not marker.exists(), marker.read_text()
     assert done.stdout.strip() == str(tmp_path), done.stderr
 
@@ -102,7 +102,7 @@ def test_no_library_of_the_current_folder_is_loaded_with_torch(code, tmp_path):
 def test_torch_is_imported_from_a_folder_that_is_gone(tmp_path):
     code = "import os, vit_search; os.rmdir(os.getcwd()); import torch; print(torch.__name__, vit_search.__name__)"
     (tmp_path / "gone").mkdir()
-    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path / "gone", capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path / "gone", capture_output=True, text=True, timeout=1800)
     assert done.stdout.strip() == "torch vit_search", done.stderr
 
 
@@ -118,7 +118,7 @@ def test_every_ray_is_started_in_one_place_and_every_python_with_a_safe_path():
 def test_niceness_of_a_cluster_is_refused(tmp_path):
     (tmp_path / "small.yaml").write_text(FILE)
     command = [COMMAND, "run", "small.yaml", "--nice", "0", "--address", "auto"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 2
     assert done.stderr.endswith("on a cluster, set RAY_worker_niceness where Ray is started.\n")
 
@@ -211,7 +211,7 @@ def test_a_search_whose_terminal_goes_away_ends_as_by_sigterm(tmp_path):
         return ledger.exists() and sum(isinstance(event, Reported) for event in read_events(ledger)) >= 3
 
     try:
-        until(trains, 600)
+        until(trains)
         os.close(master)
         assert process.wait(300) == 130
     finally:
@@ -272,7 +272,7 @@ for ask in (ray_token.token_path, cache_folder.default_cache, postgres.system_us
 """
     command = [*before, "-u", "HOME", "-u", "VIT_SEARCH_CACHE", "-u", "XDG_CACHE_HOME", sys.executable, "-P", "-c", code]
     around = {k: v for k, v in os.environ.items() if k != "RAY_AUTH_TOKEN_PATH"}
-    done = subprocess.run(command, cwd=folder, env=around, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=folder, env=around, capture_output=True, text=True, timeout=1800)
     assert done.stdout.splitlines() == [
         "this account has no home folder for Ray's token; set HOME, or name a file with RAY_AUTH_TOKEN_PATH.",
         "this account has no home folder for decoded images; set HOME, or name a folder with VIT_SEARCH_CACHE.",

@@ -386,7 +386,7 @@ def test_a_postgresql_that_crashes_and_comes_back_has_each_run_and_each_point_on
             database.end(signal.SIGQUIT)
             until(lambda: ledger.read_text().count('"event":"ended"') >= 2)
             database.start()
-            _, said = driver.communicate(timeout=600)
+            _, said = driver.communicate(timeout=1800)
         assert driver.returncode == 0, said
         client = mlflow.MlflowClient(database.uri)
         runs = [r for r in client.search_runs([client.get_experiment_by_name("small").experiment_id]) if "trial" in r.data.tags]

@@ -101,7 +101,7 @@ def test_a_lack_of_memory_halves_the_micro_batch_of_that_trial_alone(found):
 def run(folder, *before):
     """A search of three trials, in a shell that something was done to before."""
     (folder / "small.yaml").write_text(FILE)
-    return subprocess.run([*before, COMMAND, "run", "small.yaml"], cwd=folder, capture_output=True, text=True, timeout=600)
+    return subprocess.run([*before, COMMAND, "run", "small.yaml"], cwd=folder, capture_output=True, text=True, timeout=1800)
 
 
 def test_a_shell_with_too_few_open_files_is_refused_before_ray_starts_and_leaves_no_search(tmp_path):
@@ -126,7 +126,7 @@ def test_a_shell_with_too_few_open_files_is_refused_before_ray_starts_and_leaves
 def test_a_run_that_is_refused_leaves_no_search_neither_here_nor_in_mlflow(tmp_path, change, environment, said):
     (tmp_path / "small.yaml").write_text(FILE.replace(*change, 1))
     command = [COMMAND, "run", "small.yaml"]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode in (2, 6), done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
@@ -178,7 +178,7 @@ print(round(time.monotonic() - began))
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 * psutil.cpu_count())]
     try:
         for attempt in range(4):
-            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1800)
             assert done.returncode == 0, done.stderr
             started, answered = done.stdout.split()
             print(f"\nF69 | {attempt + 1} of 4: Ray up after {started} s, a task done and Ray ended after {answered} s")

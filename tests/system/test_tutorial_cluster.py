@@ -69,7 +69,7 @@ def test_the_tutorial_s_commands_run_in_their_order(tmp_path):
     shell, private = Shell(tmp_path), None
     try:
         cluster, said = shell.begin(start, "ray.log")
-        until(lambda: "Ray runtime started." in said() or cluster.poll() is not None, 300)
+        until(lambda: "Ray runtime started." in said() or cluster.poll() is not None)
         ready = shell.run(check)
         assert "\nready\n" in ready.stdout
         listening = {p.laddr.ip for one in marked(tmp_path) for p in one.net_connections("tcp") if p.status == psutil.CONN_LISTEN}
@@ -87,28 +87,28 @@ def test_the_tutorial_s_commands_run_in_their_order(tmp_path):
 
         first, rest = again.split("\n", 1)
         shell.names["SECOND"] = shell.run(first).stdout.split()[0]
-        until(lambda: " is running: " in shell.run(rest).stdout, 300)
+        until(lambda: " is running: " in shell.run(rest).stdout)
         shell.run(steer)
         shell.run(cancel)
-        until(lambda: shell.run(resume, check=False).returncode == 0, 300)  # its first job may still be ending
+        until(lambda: shell.run(resume, check=False).returncode == 0)  # its first job may still be ending
         keeper, kept = shell.begin(keep, "keeper.log")
-        until(lambda: " is running: " in shell.run(rest).stdout, 300)
+        until(lambda: " is running: " in shell.run(rest).stdout)
         (job,) = [one for one in marked(tmp_path) if f"vit-search cluster drive {shell.names['SECOND']}" in " ".join(one.cmdline())[-200:]]
         assert kill.startswith("pkill -9 -f") and kill.split('"')[1] == "vit-search cluster drive SECOND"
         job.kill()  # as that line does, but no process of others
-        until(lambda: f"submitted again as {shell.names['SECOND']}-3." in kept(), 120)
+        until(lambda: f"submitted again as {shell.names['SECOND']}-3." in kept())
         print(kept())
         keeper.send_signal(signal.SIGINT)
         *lines, pages = results.strip().splitlines()
         shell.run("\n".join(lines))
         served, printed = shell.begin(pages, "ui.log")
-        until(lambda: "http://127.0.0.1:5000" in printed() or served.poll() is not None, 120)
+        until(lambda: "http://127.0.0.1:5000" in printed() or served.poll() is not None)
         assert "http://127.0.0.1:5000" in printed()
         served.send_signal(signal.SIGINT)
 
         os.killpg(cluster.pid, signal.SIGINT)  # Ctrl-C in its terminal
         cluster.wait(120)
-        until(lambda: not [one for one in marked(tmp_path) if "ray::" in one.name() or "raylet" in one.name()], 60)
+        until(lambda: not [one for one in marked(tmp_path) if "ray::" in one.name() or "raylet" in one.name()])
     finally:
         shell.end()
         if private:

@@ -27,7 +27,7 @@ def commands(page):
 def run(line, folder):
     """A line in a shell that finds vit-search."""
     around = os.environ | {"PATH": f"{SCRIPTS}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-ec", line], cwd=folder, env=around, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(["bash", "-ec", line], cwd=folder, env=around, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     return done.stdout
 
@@ -101,7 +101,7 @@ def test_the_examples_of_the_python_guide_run_one_after_another(tmp_path):
     """With one search; its result is the one that the examples print."""
     (tmp_path / "search_spaces").symlink_to(ROOT / "search_spaces")
     code = "\n".join(blocks("docs/guides/python.md", "python"))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "missing.yaml: cannot be read" in done.stdout
     assert "(3, 10)" in done.stdout

@@ -32,7 +32,7 @@ def test_ctrl_c_ends_the_pages_without_a_traceback(migrated, tmp_path):
         try:
             until(answers)
             os.killpg(server.pid, signal.SIGINT)  # a terminal sends it to all processes in the foreground
-            said, _ = server.communicate(timeout=120)
+            said, _ = server.communicate(timeout=1800)
         finally:
             if server.poll() is None:
                 os.killpg(server.pid, signal.SIGKILL)

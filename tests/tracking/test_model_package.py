@@ -346,7 +346,7 @@ def test_a_fresh_process_that_refuses_pickles_gives_the_same_bits_from_the_logge
         env=os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr
     place, loaded = json.loads(done.stdout.splitlines()[-1])
@@ -442,7 +442,7 @@ def test_the_guide_s_curl_line_classifies_an_image(server, tmp_path):
     (tmp_path / "IMAGE.png").write_bytes(file(PHOTO))
     (command,) = re.findall("^curl .*/invocations$", GUIDE, re.MULTILINE)
     command = command.replace("http://127.0.0.1:5001/invocations", server)
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     (row,) = json.loads(done.stdout)["predictions"]
     assert row["version"] == "digits/2"
 
