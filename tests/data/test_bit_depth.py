@@ -225,6 +225,11 @@ AUTO_REFUSED = {
         None,
         "3 channels of 8 bits; write data.bit_depth: 8 besides, since NPY files are read with it alone",
     ),
+    "another depth than the key says": (
+        [(images(6, 5), ".tif")],
+        8,
+        "have 5 channels of 16 bits, and data.bit_depth is 8; write 16, or save the files with 8",
+    ),
     "17 channels": ([(images(6, 17, side=20), ".tif")], 16, "have 17 channels of 16 bits; images have 1 to 16 channels"),
     "fractions": ([(images(6, 5).astype(np.float32), ".tif")], 16, "5 channels of float32; scale them to whole numbers"),
 }

@@ -102,9 +102,12 @@ def test_files_of_16_bits_that_are_read_as_8_are_noted(home):
 
 BAD = {
     "another number": ({"channels": 4}, r"plates/even/000.tif: 5 channels in this TIFF file, and 4 are needed (data.channels)"),
-    "another depth": ({"bit_depth": 8}, "data.channels: auto: the files of plates have 5 channels of 16 bits"),
+    "another depth": (
+        {"bit_depth": 8},
+        "the files of plates have 5 channels of 16 bits, and data.bit_depth is 8; write 16, or save the files with 8.",
+    ),
     "no depth": ({"bit_depth": None}, "have 5 channels of 16 bits; write data.bit_depth: 16 besides, to keep them."),
-    "too many": ({"channels": 17}, "bad.yaml:3: data.channels: 17 will not do; give at most 16."),
+    "too many": ({"channels": 17}, "data.channels: 17 will not do; give at most 16."),
 }
 
 

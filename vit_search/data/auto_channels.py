@@ -41,6 +41,8 @@ def with_counted_channels(config: DataConfig) -> DataConfig:
             raise DataError(f"{found}; write data.bit_depth: 16 besides, to keep them{convert if header.format != 'NPY' else ''}.")
         if header.format == "NPY" and not counted.exact:
             raise DataError(f"{found}; write data.bit_depth: 8 besides, since NPY files are read with it alone.")
+    elif f"uint{config.bits}" != header.kind:
+        raise DataError(f"{found}, and data.bit_depth is {config.bits}; write {24 - config.bits}, or save the files with {config.bits}.")
     return counted
 
 

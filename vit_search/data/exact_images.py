@@ -103,15 +103,15 @@ def resized(pixels: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     Args:
         pixels: uint8 or uint16 (channels, height, width). 16 bits are computed in float32 and rounded.
     """
-    pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
+    kind = pixels.dtype.newbyteorder("=")
     if size is None or pixels.shape[1:] == size:
-        return pixels
+        return np.ascontiguousarray(pixels, kind)
     from PIL import Image, ImageOps
 
-    deep = pixels.dtype != np.uint8
-    fitted = np.empty((len(pixels), *size), pixels.dtype)
+    deep = kind != np.uint8
+    fitted = np.empty((len(pixels), *size), kind)
     for channel, values in zip(fitted, pixels, strict=True):
-        image = Image.fromarray(values.astype(np.float32) if deep else values)
+        image = Image.fromarray(values.astype(np.float32) if deep else np.ascontiguousarray(values))
         image = ImageOps.fit(image, (size[1], size[0]), method=Image.Resampling.BILINEAR)
         channel[:] = np.rint(np.asarray(image)).clip(0, 65_535) if deep else np.asarray(image)
     return fitted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import struct
 import warnings
 from collections.abc import Sequence
@@ -116,6 +117,7 @@ def tiff_file(opened: IO[bytes]) -> Any:
     """An open TIFF file; a context."""
     import tifffile  # here: few searches need it
 
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is raised, or does not matter
     return tifffile.TiffFile(opened)
 
 

@@ -421,11 +421,7 @@ def calibration(candidate: SplitAnswers, champion: SplitAnswers | None, policy: 
 
 
 def corruption(candidate: SplitAnswers, champion: SplitAnswers | None, policy: Policy, unfit: Sequence[str] = ()) -> Gate:
-    """G12: common corruptions of images do not hurt it much, or not more than they hurt the champion.
-
-    Args:
-        unfit: corruptions that cannot be made of images of this depth and these channels.
-    """
+    """G12: common corruptions of images do not hurt it much, or not more than they hurt the champion; `unfit` cannot be made of them."""
     wanted = policy.robustness
     if not wanted.kinds:
         return Gate("G12", "corruption", None, "the policy names no corruption")
