@@ -1,5 +1,6 @@
 """Models of 16-bit and many-channel images: how they are augmented, normalised and trained, and that what is served is what was trained."""
 
+import asyncio
 import base64
 import dataclasses
 import io
@@ -16,7 +17,9 @@ from vit_search.data.cache import prepare, read_split
 from vit_search.data.request_images import pixels_of
 from vit_search.errors import DataError
 from vit_search.registry import smoke
-from vit_search.serving.loaded_model import LoadedModel, probabilities
+from vit_search.serving.batching import Batcher
+from vit_search.serving.loaded_model import LoadedModel, load, probabilities
+from vit_search.serving.state import Version
 from vit_search.tracking.model_package import RawPixels, exported, facts
 from vit_search.vit import augment, checkpoint, training
 from vit_search.vit.classifier import Classifier
@@ -113,6 +116,7 @@ def test_an_operation_changes_each_channel_by_itself(operation):
 
 def tiff(values):
     file = io.BytesIO()
+    values = values[..., 0] if values.shape[2:] == (1,) else values
     tifffile.imwrite(file, values, photometric="minisblack", planarconfig="contig" if values.ndim == 3 else None)
     return file.getvalue()
 
@@ -214,6 +218,23 @@ def test_requests_of_another_depth_or_number_of_channels_are_refused(trained):
     if bits == 16:
         with pytest.raises(DataError, match="uint8 pixels; give uint16"):
             pixels_of(np.zeros((8, 8, channels), np.uint8), (8, 8), channels, depth)
+
+
+def test_the_server_decodes_requests_by_the_depth_of_its_model(trained):
+    served, data, home, _ = trained
+    values = tifffile.imread(home / "set/odd/001.tif")
+    values = values[..., None] if values.ndim == 2 else values
+    photo = npy(np.zeros((8, 8, data.channels + 1), f"uint{data.bits}"))
+
+    async def ask(images):
+        model = load(Version("deep/1", "", "", str(home / "checkpoint"), 0), batch=4)
+        batcher = Batcher(model, asyncio.get_running_loop(), 4, lambda images: None)
+        return (await batcher.submit(images, named=True))[1]
+
+    rows = asyncio.run(ask([tiff(values), npy(values), base64.b64encode(tiff(values)).decode(), values.tolist()]))
+    assert np.allclose(rows, Classifier(served, "deep").probabilities([values]), atol=1e-6)
+    with pytest.raises(DataError, match=f"row 1: {data.channels + 1} channels in this NPY file"):
+        asyncio.run(ask([npy(values), photo]))
 
 
 def test_thumbnails_get_the_images_as_they_are_stored(trained):
