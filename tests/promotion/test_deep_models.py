@@ -7,9 +7,9 @@ import pytest
 import tifffile
 import torch
 from helpers import candidates
-from helpers.paths import ROOT
 
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.data.batches import Split
 from vit_search.data.near_duplicates import find_near_duplicates
 from vit_search.promotion import export, gates, policy
 from vit_search.promotion import promote as promoting
@@ -20,6 +20,7 @@ from vit_search.promotion.policy import CORRUPTIONS
 from vit_search.promotion.readings import unfit_corruptions
 from vit_search.registry import smoke
 from vit_search.tracking.mlflow_client import client_for
+from vit_search.tracking.model_package import log_model
 from vit_search.vit import checkpoint, training
 from vit_search.vit.evaluation import Normalisation
 
@@ -82,8 +83,6 @@ def saved(folder, channels, bits):
 
 
 def answers(config, kinds):
-    from vit_search.data.batches import Split
-
     served = checkpoint.ServedModel(
         training.start(config, Normalisation.of((0.5,) * 5, (0.3,) * 5)).model,
         config,
@@ -120,8 +119,6 @@ def test_an_export_takes_the_depth_and_the_channels_of_the_model(format, channel
 
 @pytest.mark.parametrize(("channels", "bits"), [(5, 16), (4, 8)])
 def test_a_logged_model_answers_200_requests_in_a_fresh_process(channels, bits, tmp_path):
-    from vit_search.tracking.model_package import log_model
-
     uri = f"sqlite:///{tmp_path / 'mlruns.db'}"
     client = client_for(uri)
     run = client.create_run(client.create_experiment("deep", artifact_location=(tmp_path / "artifacts").as_uri())).info.run_id
@@ -166,7 +163,3 @@ def test_a_model_of_16_bits_passes_every_gate_and_becomes_the_champion(tmp_path)
     assert "without jpeg" in corruption.said
     (leak,) = [one for one in done.gates if one.id == "G13"]
     assert leak.passed and "not compared" not in leak.said
-
-
-def test_the_documents_name_the_corruptions_that_do_not_fit():
-    assert "jpeg" in (ROOT / "docs/guides/data.md").read_text(encoding="utf-8")
