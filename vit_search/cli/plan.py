@@ -36,11 +36,12 @@ def lint(
     It reports what can never run, what is repeated and what has no effect. Nothing is trained.
     """
     from vit_search.config import cost, search_file
-    from vit_search.planning import search_lint
+    from vit_search.planning import file_findings, search_lint
     from vit_search.planning.run_findings import beyond_this_machine
 
     spec = search_file.load(file)
     with naming_file(file):
+        spec = file_findings.counted(spec)
         beyond = beyond_this_machine(spec, cost.cpus_of_this_machine(), cost.gpus_of_this_machine())
         report = search_lint.lint(spec, further=[*_missing_searches(spec, output), *beyond])
         _print_images(spec)
@@ -82,6 +83,7 @@ def plan(
     """
     from vit_search.config import search_file
     from vit_search.data.cache import kept_speed
+    from vit_search.planning import file_findings
     from vit_search.planning import plan as planning
     from vit_search.planning import speed as speeds
 
@@ -91,6 +93,8 @@ def plan(
     if calibrate and flops_per_s is not None:
         raise SearchError("--calibrate and --flops-per-s: a speed is measured or stated; drop one of the two.")
     kept = kept_speed(gpus=spec.resources.on_gpu)
+    with naming_file(file):
+        spec = file_findings.counted(spec)
     if calibrate:
         with err.status("measuring this machine …"), naming_file(file):
             from vit_search.vit import calibrate as calibration
@@ -100,6 +104,8 @@ def plan(
     with naming_file(file):
         made = planning.plan(spec, speed, concurrency=concurrency)
         _print_images(spec)
+        for finding in file_findings.lost_depth(spec):
+            err.print(escaped(f"note: {finding.where}: {finding.text}"))
     if as_json:
         sys.stdout.write(json.dumps(made.to_dict(), indent=1) + "\n")
     else:
@@ -113,7 +119,11 @@ def _print_images(spec: SearchSpec) -> None:
     from vit_search.data.listed import NotFetchedError, described
     from vit_search.data.sources import open_source
     from vit_search.data.split import classes_not_validated
+    from vit_search.planning.file_findings import unknown_channels
 
+    assumed = unknown_channels(spec)
+    if assumed:
+        err.print(escaped(f"note: {assumed}"))
     path = local_path(spec.data.path or "")
     behind_url = is_remote(spec.data.path)
     if behind_url:

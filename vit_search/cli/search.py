@@ -341,6 +341,7 @@ def train(
     folder = output or Path("trained") / spec.name
     with err.status("preparing the data …"), naming_file(file):
         data = prepare(spec.data_config, download=download)
+        spec = spec.with_channels(data.channels)
         spec.check_classes(data.classes)
     config = spec.trial_config({}, in_channels=data.channels, num_classes=len(data.classes), trial=0)
     done = train_once.is_done(folder, config)

@@ -33,7 +33,7 @@ class DataSetFacts:
     """The function or class that loads it, for MLflow; needed where a search file need not give a path."""
 
 
-KEYS_OF_SOME = ("image", "label", "split", "group", "weight")
+KEYS_OF_SOME = ("image", "label", "split", "group", "weight", "bit_depth")
 """Keys of the section `data` that only some sets take: those that name them in `DataSetFacts.keys`."""
 
 DATA_SETS: dict[str, DataSetFacts] = {
@@ -48,10 +48,10 @@ DATA_SETS: dict[str, DataSetFacts] = {
     "cifar100": DataSetFacts(
         image_size=(32, 32), channels=3, classes=100, labelled=50_000, test=10_000, loader="torchvision.datasets.CIFAR100"
     ),
-    "image_folder": DataSetFacts(path="the folder of class folders", keys=("group",), by_names=True),
+    "image_folder": DataSetFacts(path="the folder of class folders", keys=("group", "bit_depth"), by_names=True),
     "table": DataSetFacts(path="the CSV or Parquet file", keys=KEYS_OF_SOME, beside=(".csv",)),
     "webdataset": DataSetFacts(
-        path="a folder of .tar shards, one .tar file, or several as shards-{000..009}.tar", keys=("label", "weight")
+        path="a folder of .tar shards, one .tar file, or several as shards-{000..009}.tar", keys=("label", "weight", "bit_depth")
     ),
 }
 """By `data.name` of a search file."""

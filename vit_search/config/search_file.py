@@ -158,7 +158,7 @@ class SearchSpec(FileBlock):
         return Space(
             parameters={name: getattr(s, name) for s in sections for name in type(s).model_fields},
             image_size=self.image_size,
-            in_channels=facts.channels or self.data.channels,
+            in_channels=facts.channels or self.data_config.channel_count,
             num_classes=facts.classes or 1,  # those of a set that is not known yet are counted later; a head's weights are few
             memory_limit=LARGEST_GPU if self.resources.on_gpu else memory_of_this_machine(),
             gpu_memory=self.resources.gpu_bytes,
@@ -180,6 +180,19 @@ class SearchSpec(FileBlock):
             training=TrainingConfig(epochs=self.epochs, **training),
             seed=self.seed * TRIALS_APART + trial,  # trials of one search differ, and so do searches of other seeds
         )
+
+    def with_channels(self, channels: int) -> SearchSpec:
+        """The same with a number in the place of `data.channels: auto`, in its text, too; so a resumed search need not look again.
+
+        Raises: SpecError where no model fits images of so many channels.
+        """
+        if self.data.channels != "auto":
+            return self
+        if not self._text:
+            counted = self.model_copy(update={"data": self.data.model_copy(update={"channels": channels})})
+            counted.check()
+            return counted
+        return parse(strict_yaml.with_value(self._text, ("data", "channels"), str(channels)))
 
     def check(self) -> None:
         """Refuse what no single key shows: contradictions between keys.
@@ -227,6 +240,8 @@ class SearchSpec(FileBlock):
                 raise SpecError(f"data.{key}: {self.data.name} does not take it, only {sets}; drop the key.")
             if not getattr(self.data, key):
                 raise SpecError(f"data.{key}: an empty text; give a name, or drop the key.")
+        if self.data.channels not in (1, 3) and "bit_depth" not in facts.keys:
+            raise SpecError(f"data.channels: {self.data.channels} is not for {self.data.name}; drop the key.")
         if self.data.label_map is not None and not self.data.label_map:
             raise SpecError("data.label_map: it is empty; list classes, as {kitten: cat}, or drop the key.")
         for old, new in (self.data.label_map or {}).items():

@@ -59,6 +59,11 @@ def _value_type(annotation: Any, bounds: Mapping[str, float]) -> Any:
     if bare in (int, float, bool, str):
         limits: dict[str, Any] = {**bounds, "allow_inf_nan": False} if bare is float else dict(bounds)
         strict = Annotated[bare, Strict(), Field(**limits)]
+    elif int in get_args(bare):  # a whole number, or a word; the tags are forms of a parameter, so that errors read alike
+        words = next(part for part in get_args(bare) if part is not int)
+        range_: dict[str, Any] = dict(bounds)
+        forms: Any = Annotated[int, Strict(), Field(**range_), Tag("int")] | Annotated[words, Tag("value")]
+        strict = Annotated[forms, Discriminator(lambda value: "value" if isinstance(value, str) else "int")]
     return strict | None if optional else strict
 
 

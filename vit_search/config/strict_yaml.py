@@ -197,3 +197,16 @@ class _Reader:
             if pattern.fullmatch(text):
                 raise self.refuse(mark, f"{text} can be read in more than one way; {mend}.")
         return text
+
+
+def with_value(text: str, path: tuple[str, ...], value: str) -> str:
+    """The text of a valid document with another value at a path, and everything else as it is.
+
+    Args:
+        path: keys of mappings that are there; the last one has a plain value.
+        value: as YAML.
+    """
+    node: Any = yaml.compose(text, yaml.SafeLoader)
+    for key in path:
+        node = next(below for name, below in node.value if name.value == key)
+    return text[: node.start_mark.index] + value + text[node.end_mark.index :]

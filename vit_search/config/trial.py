@@ -98,7 +98,19 @@ class DataConfig:
         ge=1,
         le=1024,
     )
-    channels: Literal[1, 3] = knob(3, "Channels of the images of image_folder, table and webdataset: 1 (grey) or 3 (RGB).")
+    channels: int | Literal["auto"] = knob(
+        3,
+        "Channels of the images of image_folder, table and webdataset: 1 (grey) or 3 (RGB). Other numbers, up to 16, are for TIFF and NPY "
+        "files that have so many. auto: as many as the files have.",
+        ge=1,
+        le=16,
+    )
+    bit_depth: Literal[8, 16] | None = knob(
+        None,
+        "Bits of each value of an image. If you give it, each file must have exactly this depth and the number of channels of "
+        "data.channels, and NPY files are read, too. Without it, all images are read as 8 bits, and converted to grey or RGB.",
+        late=True,
+    )
     image: str | None = knob(
         None,
         "Column of a table with the images: names of files, where relative names start at the table's folder, or the bytes of image files. "
@@ -156,6 +168,21 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+
+    @property
+    def exact(self) -> bool:
+        """Whether values are read as the files have them, and files of another depth or number of channels are refused."""
+        return self.bit_depth is not None or self.channels not in (1, 3)
+
+    @property
+    def bits(self) -> int:
+        """Bits of a value of a decoded image: 8 or 16."""
+        return self.bit_depth or 8
+
+    @property
+    def channel_count(self) -> int:
+        """Channels of a decoded image; 3 while `auto` has not looked at the files, which `prepare` does."""
+        return 3 if self.channels == "auto" else self.channels
 
     @property
     def labelled(self) -> int | None:

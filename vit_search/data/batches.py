@@ -1,4 +1,7 @@
-"""A split as training sees it: batches of bytes on the training device, from memory, or decoded as they are needed."""
+"""A split as training sees it: batches of whole numbers on the training device, from memory, or decoded as they are needed.
+
+Images of 8 bits come as uint8, and images of 16 bits as int32, since torch computes little with uint16.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ class Split:
     """Images and labels of one split, in memory."""
 
     images: Tensor
-    """(n, channels, height, width), uint8; on the training device, or in main memory where that has no room for them."""
+    """(n, channels, height, width), uint8 or uint16; on the training device, or in main memory where that has no room for them."""
     labels: Tensor
     """(n,), int64, on the training device."""
     classes: tuple[str, ...] = ()
@@ -52,10 +55,20 @@ class Split:
         for part in parts:
             if self.images.device == device:
                 part = part.to(device, non_blocking=True)
-                yield self.images.index_select(0, part), self.labels[part]
+                yield widened(self._stored.index_select(0, part)), self.labels[part]
             else:
-                images = self.images.index_select(0, part).pin_memory().to(device, non_blocking=True)
-                yield images, self.labels[part.to(device)]
+                images = self._stored.index_select(0, part).pin_memory().to(device, non_blocking=True)
+                yield widened(images), self.labels[part.to(device)]
+
+    @property
+    def _stored(self) -> Tensor:
+        """The images in a type that every device selects from."""
+        return self.images.view(torch.int16) if self.images.dtype == torch.uint16 else self.images
+
+
+def widened(images: Tensor) -> Tensor:
+    """Images as training computes with them: uint8 as it is; uint16, also where its bits are called int16, as int32."""
+    return images if images.dtype == torch.uint8 else images.to(torch.int32) & 0xFFFF
 
 
 class StreamedSplit:
@@ -70,6 +83,7 @@ class StreamedSplit:
         image_size: height and width.
         workers: processes; one less than the machine's cores by default.
         classes, weights: as above.
+        bits: of a value of an image, 8 or 16.
     """
 
     cropped = True
@@ -83,9 +97,10 @@ class StreamedSplit:
         workers: int | None = None,
         classes: tuple[str, ...] = (),
         weights: Tensor | None = None,
+        bits: int = 8,
     ) -> None:
         self.labels, self.classes, self.weights = labels, classes, weights
-        self._images = _Images(reader, names, image_size)
+        self._images = _Images(reader, names, image_size, bits)
         self._order = _Order()
         workers = max(1, len(os.sched_getaffinity(0)) - 1) if workers is None else workers
         self._loader: DataLoader[Tensor] = DataLoader(
@@ -150,12 +165,12 @@ def _as_it_comes(batch: Any) -> Any:
 
 
 class _Images(Dataset[Tensor]):
-    """Decodes images of a streamed set to bytes."""
+    """Decodes images of a streamed set."""
 
-    def __init__(self, reader: Reader, names: np.ndarray, image_size: tuple[int, int]) -> None:
+    def __init__(self, reader: Reader, names: np.ndarray, image_size: tuple[int, int], bits: int = 8) -> None:
         from torchvision.transforms.v2 import RandomResizedCrop  # slow to import: for streamed splits alone, and before their workers start
 
-        self.reader, self.names, self.image_size = reader, names, image_size
+        self.reader, self.names, self.image_size, self.bits = reader, names, image_size, bits
         self._crop = RandomResizedCrop
 
     def __getitems__(self, batch: list[Drawn]) -> Tensor | DataError:
@@ -173,12 +188,14 @@ class _Images(Dataset[Tensor]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, index))
             crop = self._crop(self.image_size, scale=(crop_scale, 1), antialias=True)
-            cropped: Tensor = crop(self._read(name, None))
+            whole = self._read(name, None)
+            cropped: Tensor = crop(whole) if self.bits == 8 else crop(whole.float()).round().clamp(0, 65_535).to(torch.int32)
         return cropped
 
     def _read(self, name: str, size: tuple[int, int] | None) -> Tensor:
         shape = (None, *(size or (None, None)))
-        return torch.from_numpy(checked_pixels(lambda: self.reader(name, size), shape, f"image {name}"))
+        pixels = checked_pixels(lambda: self.reader(name, size), shape, f"image {name}", self.bits)
+        return torch.from_numpy(pixels if self.bits == 8 else pixels.astype(np.int32))
 
 
 def load_split(data: DataSet, *names: SplitName, device: torch.device | str = "cpu", decoders: int | None = None) -> Split | StreamedSplit:
@@ -193,7 +210,8 @@ def load_split(data: DataSet, *names: SplitName, device: torch.device | str = "c
     weights = None if raw is None else training_weights(raw)
     on_device = None if weights is None else torch.from_numpy(weights).to(device)
     if data.reader is not None:
-        return StreamedSplit(data.reader, images, torch.from_numpy(labels).to(device), data.image_size, decoders, data.classes, on_device)
+        labels_there = torch.from_numpy(labels).to(device)
+        return StreamedSplit(data.reader, images, labels_there, data.image_size, decoders, data.classes, on_device, data.bits)
     fits = images.nbytes < free_bytes(device) / 2
     return Split(torch.from_numpy(images).to(device if fits else "cpu"), torch.from_numpy(labels).to(device), data.classes, on_device)
 

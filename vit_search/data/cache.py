@@ -1,6 +1,6 @@
 """The cache of prepared data sets: each decoded once per machine, split by the seed, and kept under its data hash.
 
-A set has a folder of its own, with uint8 memory maps that every trial maps. The test split lies in files of its own, which a
+A set has a folder of its own, with memory maps of uint8 or uint16 that every trial maps. The test split lies in files of its own, which a
 search never opens. A set that would fill the machine's memory is not decoded, where its source can be streamed: its folder holds
 the names of its images, and data/batches.py decodes them as they are needed.
 """
@@ -22,6 +22,7 @@ import numpy as np
 from vit_search.config.cost import in_units, memory_of_this_machine
 from vit_search.config.strict_json import parse
 from vit_search.config.trial import DataConfig, hashed
+from vit_search.data.auto_channels import with_counted_channels
 from vit_search.data.cache_folder import cannot_be_written, default_cache, make_cache, refuse_open_to_others
 from vit_search.data.decode import read_all
 from vit_search.data.fetch import fetched
@@ -67,6 +68,13 @@ class DataSet:
     """Classes, images and skipped files, in one line."""
     sha256: Mapping[str, str] = field(default_factory=dict)
     """Of each file of the splits, by its name."""
+    bits: int = 8
+    """Of a value of an image: 8 or 16."""
+
+    @property
+    def image_bytes(self) -> int:
+        """Of one image."""
+        return self.channels * math.prod(self.image_size) * self.bits // 8
 
 
 def kept_speed(*, gpus: bool) -> Path:
@@ -93,6 +101,7 @@ def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = F
 
 def _prepared(config: DataConfig, cache: Path, download: bool, stream_above: int | None) -> DataSet:
     """The same for files of this machine."""
+    config = with_counted_channels(config)
     source = open_source(config, cache / "downloads", download)
     key = _key(config, source)
     folder = cache / key[:32]
@@ -120,13 +129,14 @@ def _key(config: DataConfig, source: Source) -> str:
 
 def _make(config: DataConfig, folder: Path, key: str, source: Source, stream_above: int) -> DataSet:
     check_source(source)
-    size = len(source.labels) * math.prod(source.shape)
+    size = len(source.labels) * math.prod(source.shape) * source.bits // 8
     streamed = source.reader is not None and size > stream_above
     if not streamed and size > memory_of_this_machine():
         needs = f"its images take {in_units(size)}, and this machine has {in_units(memory_of_this_machine())} of memory"
         raise DataError(f"{source.title}: {needs}; make data.image_size smaller, or keep each image in a file of its own.")
     splits = split_indices(config, source)
-    pixels = None if streamed else read_all(range(len(source.labels)), source.read, source.shape, source=source.title)
+    everything = range(len(source.labels))
+    pixels = None if streamed else read_all(everything, source.read, source.shape, source=source.title, bits=source.bits)
     unfinished = f".new-{folder.name}-"
     for left in folder.parent.glob(f"{unfinished}*"):  # by a process that was killed, since we hold the lock
         shutil.rmtree(left, ignore_errors=True)
@@ -144,7 +154,7 @@ def _make(config: DataConfig, folder: Path, key: str, source: Source, stream_abo
 def read_split(data: DataSet, *splits: SplitName) -> tuple[np.ndarray, np.ndarray]:
     """The images and labels of one split, or of several one after another.
 
-    Returns: uint8 (n, channels, height, width), one split mapped from disk (writing changes this process's copy alone), or for a
+    Returns: uint8 or uint16 (n, channels, height, width), one split mapped from disk (writing changes this process's copy alone), or for a
         streamed set (n,) names, as `data.reader` takes them; and int64 (n,).
     Raises: DataError where a file is not what `prepare` wrote.
     """
@@ -217,6 +227,8 @@ def write_cache(folder: Path, key: str, source: Source, splits: Mapping[SplitNam
         "bytes": {path.name: path.stat().st_size for path in sorted(folder.glob("*.npy"))},
         "sha256": {path.name: sha256_of(path) for path in sorted(folder.glob("*.npy"))},
     }
+    if source.bits != 8:
+        document["bits"] = source.bits
     (folder / "data.json").write_text(json.dumps(document, indent=1))
     for path in folder.iterdir():
         path.chmod(0o644)
@@ -232,9 +244,11 @@ def _mean_and_std(source: Source, train: np.ndarray, pixels: np.ndarray | None) 
     """Of each channel of the training images, or of a sample of them where the set is streamed, on the scale 0 to 1."""
     if pixels is None:
         sample = np.random.default_rng(0).permutation(train)[:SAMPLE]
-        images, chosen = read_all(sample.tolist(), source.read, source.shape, source=source.title), np.arange(len(sample))
+        images, chosen = read_all(sample.tolist(), source.read, source.shape, source=source.title, bits=source.bits), np.arange(len(sample))
     else:
         images, chosen = pixels, train
+    if images.dtype != np.uint8:
+        return _deep_mean_and_std(images, chosen)
     channels = range(images.shape[1])
 
     def count(chunk: range) -> list[np.ndarray]:
@@ -246,6 +260,22 @@ def _mean_and_std(source: Source, train: np.ndarray, pixels: np.ndarray | None) 
     scale = np.arange(256) / 255
     means = [float((level * scale).sum() / level.sum()) for level in levels]
     stds = [math.sqrt(float((level * (scale - mean) ** 2).sum() / level.sum())) for level, mean in zip(levels, means, strict=True)]
+    return means, stds
+
+
+def _deep_mean_and_std(images: np.ndarray, chosen: np.ndarray) -> tuple[list[float], list[float]]:
+    """The same of uint16 images, from sums of whole numbers, which are exact."""
+
+    def sums(chunk: range) -> list[tuple[int, int]]:
+        some = images[chosen[chunk.start : chunk.stop]]
+        channels = [some[:, c].astype(np.uint64) for c in range(some.shape[1])]
+        return [(int(values.sum()), int((values * values).sum())) for values in channels]
+
+    by_chunk = list(in_chunks(len(chosen), sums))
+    count, most = len(chosen) * math.prod(images.shape[2:]), np.iinfo(images.dtype).max
+    totals = [[sum(part[c][i] for part in by_chunk) for i in (0, 1)] for c in range(images.shape[1])]
+    means = [total / (count * most) for total, _ in totals]
+    stds = [math.sqrt(count * squares - total**2) / (count * most) for total, squares in totals]
     return means, stds
 
 
@@ -283,4 +313,5 @@ def _described(folder: Path, document: dict[str, Any], source: Source) -> DataSe
         reader=source.reader if document["streamed"] else None,
         summary=source.summary(document["counts"]),
         sha256=document["sha256"],
+        bits=document.get("bits", 8),
     )

@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vit_search.data.parallel import CHUNK, in_chunks, shared_bytes
+from vit_search.data.exact_images import fit_exact, read_exact
+from vit_search.data.image_headers import NPY_MAGIC
+from vit_search.data.parallel import CHUNK, in_chunks, shared_array
 from vit_search.data.pixels import PixelsError, bytes_fault, checked_pixels
 from vit_search.data.progress import step
 from vit_search.errors import DataError, TooLargeError
@@ -35,15 +37,18 @@ STRIP_PIXELS = 2**20
 """Pixels that are converted at once, so that no second copy of a large image is made on the way."""
 
 
-def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode one image file, upright, to bytes.
+def read_image(
+    file: Path | bytes, size: tuple[int, int] | None, channels: int, bit_depth: int | None = None, *, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Decode one image file, upright.
 
     Args:
         file: its path, or its content.
         size: height and width; the image is scaled until it covers them (bilinear, antialiased), and its centre cut out.
-        channels: 1 (grey) or 3 (RGB); transparency is laid on black.
+        channels: 1 (grey) or 3 (RGB); transparency is laid on black. Any other number is read as with a depth.
+        bit_depth: None converts what the file has to bytes. With 8 or 16, the file must have this depth and these channels.
         max_pixels: width times height of the largest image that is decoded, at up to 8 bytes of memory a pixel.
-    Returns: uint8 (channels, height, width).
+    Returns: uint8 (channels, height, width); uint16 with a depth of 16.
     Raises: DataError that names the file and what is wrong with it.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
@@ -51,6 +56,8 @@ def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int, 
     name = "image" if isinstance(file, bytes) else str(file)
     try:
         raw = file if isinstance(file, bytes) else _bounded(file)
+        if is_exact(channels, bit_depth):
+            return read_exact(raw, name, size, channels, bit_depth or 8, max_pixels=max_pixels)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             named = () if isinstance(file, bytes) else NAMED_FORMATS.get(file.suffix.lower(), ())
@@ -77,14 +84,22 @@ def read_image(file: Path | bytes, size: tuple[int, int] | None, channels: int, 
         raise DataError(f"{name}: no image that can be decoded ({why}); replace or remove it.") from None
 
 
-def begins_as_image(content: bytes, name: str = "") -> bool:
+def is_exact(channels: int, bit_depth: int | None) -> bool:
+    """Whether values are read as the file has them, and a file of another depth or number of channels is refused."""
+    return bit_depth is not None or channels not in (1, 3)
+
+
+def begins_as_image(content: bytes, name: str = "", *, npy: bool = False) -> bool:
     """Whether a file's first 16 bytes are those of a format that `read_image` takes.
 
     Args:
         content: of the file, or its beginning. name: of the file; for formats that only the ending tells, all content is good.
+        npy: whether NPY is one of the formats.
     """
     from PIL import Image
 
+    if npy and content.startswith(NPY_MAGIC):
+        return True
     if Path(name).suffix.lower() in NAMED_FORMATS:
         return True
     Image.init()
@@ -151,32 +166,35 @@ def _to_bytes(image: Any, full_range: bool, name: str) -> Any:
     return _in_strips(image, "L", scaled)
 
 
-def read_images(files: Sequence[Path], size: tuple[int, int], channels: int, *, source: str) -> np.ndarray:
+def read_images(files: Sequence[Path], size: tuple[int, int], channels: int, bit_depth: int | None = None, *, source: str) -> np.ndarray:
     """What `read_image` makes of each of many files; see `read_all`."""
-    return read_all(files, lambda path: read_image(path, size, channels), (channels, *size), source=source)
+    return read_all(files, lambda path: read_image(path, size, channels, bit_depth), (channels, *size), source=source, bits=bit_depth or 8)
 
 
-def read_all(images: Sequence[T], read: Callable[[T], np.ndarray], shape: tuple[int, int, int], *, source: str) -> np.ndarray:
+def read_all(
+    images: Sequence[T], read: Callable[[T], np.ndarray], shape: tuple[int, int, int], *, source: str, bits: int = 8
+) -> np.ndarray:
     """What `read` makes of each of many images.
 
     Args:
         shape: channels, height and width of each.
         source: what the images belong to, for the message.
-    Returns: uint8 (n, channels, height, width).
+        bits: of a value, 8 or 16.
+    Returns: uint8 or uint16 (n, channels, height, width).
     Raises: DataError that names all images that cannot be used, or the first DAMAGED_SHOWN and their count; PixelsError for the first
         that is not as a source must give it.
     """
     from PIL import Image
 
     Image.preinit()  # once, and not in each process
-    pixels = shared_bytes((len(images), *shape))
+    pixels = shared_array((len(images), *shape), bits)
 
     def decode(chunk: range) -> tuple[list[str], PixelsError | None]:
         """What is wrong with some of the images; one that no source may give ends it all."""
         problems: list[str] = []
         for i in chunk:
             try:
-                pixels[i] = checked_pixels(partial(read, images[i]), shape, f"{source}: image {images[i]}")
+                pixels[i] = checked_pixels(partial(read, images[i]), shape, f"{source}: image {images[i]}", bits)
             except PixelsError as error:
                 return problems, error
             except DataError as error:
@@ -199,17 +217,20 @@ def read_all(images: Sequence[T], read: Callable[[T], np.ndarray], shape: tuple[
     return pixels
 
 
-def fit_pixels(pixels: np.ndarray, size: tuple[int, int] | None, channels: int) -> np.ndarray:
+def fit_pixels(pixels: np.ndarray, size: tuple[int, int] | None, channels: int, bit_depth: int | None = None) -> np.ndarray:
     """What `read_image` makes of an image that is decoded already: the same numbers as of its file.
 
     Args:
-        pixels: uint8 (height, width) or (height, width, 1), which are grey, or (height, width, 3), which is RGB.
-        size, channels: as of `read_image`.
-    Returns: uint8 (channels, height, width).
+        pixels: uint8 (height, width) or (height, width, 1), which are grey, or (height, width, 3), which is RGB. With a depth, or other
+            channels: uint8 or uint16 (height, width, channels).
+        size, channels, bit_depth: as of `read_image`.
+    Returns: uint8 (channels, height, width); uint16 with a depth of 16.
     Raises: PixelsError for any other array.
     """
     from PIL import Image
 
+    if is_exact(channels, bit_depth):
+        return fit_exact(pixels, size, channels, bit_depth or 8)
     fault = bytes_fault(pixels)
     if fault:
         raise PixelsError(fault)

@@ -63,7 +63,7 @@ def _do(chunk: range) -> object:
     return _work(chunk)
 
 
-def shared_bytes(shape: tuple[int, ...]) -> np.ndarray:
-    """An array of zeros, uint8, that this process and those it forks write together."""
+def shared_array(shape: tuple[int, ...], bits: int = 8) -> np.ndarray:
+    """An array of zeros, uint8 or uint16, that this process and those it forks write together."""
     size = int(np.prod(shape, dtype=np.int64))
-    return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8, size).reshape(shape)
+    return np.frombuffer(mmap.mmap(-1, max(size * bits // 8, 1)), f"uint{bits}", size).reshape(shape)

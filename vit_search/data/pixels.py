@@ -1,4 +1,4 @@
-"""An image as all sources must give it, bytes of a known shape: refused in one line where it is anything else."""
+"""An image as all sources must give it, of a known shape and depth: refused in one line where it is anything else."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ class PixelsError(DataError):
     """An array that is no image as a source must give it."""
 
 
-def checked_pixels(read: Callable[[], np.ndarray], shape: Sequence[int | None], where: str) -> np.ndarray:
+def checked_pixels(read: Callable[[], np.ndarray], shape: Sequence[int | None], where: str, bits: int = 8) -> np.ndarray:
     """What a source reads, if it is an image as it must be.
 
     Args:
         shape: channels, height and width; None for any number.
         where: the source and the image, for the message.
+        bits: of a value: 8 for uint8, 16 for uint16.
     Raises: PixelsError that says what is wrong and how to mend it; what `read` raises.
     """
     try:
@@ -28,7 +29,7 @@ def checked_pixels(read: Callable[[], np.ndarray], shape: Sequence[int | None], 
         raise PixelsError(f"{where}: {error}") from None
     except IndexError as error:
         raise PixelsError(f"{where}: labels has it, and read finds no such image ({error}); give as many labels as images.") from None
-    fault = bytes_fault(pixels)
+    fault = bytes_fault(pixels) if bits == 8 else deep_fault(pixels)
     if fault:
         raise PixelsError(f"{where}: {fault}")
     if len(shape) != pixels.ndim or any(side not in (None, there) for side, there in zip(shape, pixels.shape, strict=True)):
@@ -51,6 +52,13 @@ def bytes_fault(pixels: Any) -> str:
     if pixels.dtype.kind == "f" and least >= 0 and most <= 1:
         return f"{pixels.dtype} pixels from {least:g} to {most:g}; multiply by 255 and round, then give uint8."
     return f"{pixels.dtype} pixels from {least:g} to {most:g}; give uint8, from 0 to 255."
+
+
+def deep_fault(pixels: Any) -> str:
+    """Why something is no array of uint16, with the mend; empty where it is one."""
+    if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint16:
+        return ""
+    return f"{pixels.dtype if isinstance(pixels, np.ndarray) else kind_of(pixels)}; give a NumPy array of uint16, as data.bit_depth is 16."
 
 
 def kind_of(value: Any) -> str:

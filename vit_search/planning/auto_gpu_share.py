@@ -19,8 +19,8 @@ def share_of_gpu(spec: SearchSpec, config: TrialConfig, images: Images) -> float
 
 
 def images_bytes(config: TrialConfig, images: Images) -> int:
-    """The images that a search trains and validates on, a byte for each value of a pixel."""
-    return (images.train + images.val) * config.model.in_channels * math.prod(config.model.image_size)
+    """The images that a search trains and validates on, a byte or two for each value of a pixel."""
+    return (images.train + images.val) * config.model.in_channels * math.prod(config.model.image_size) * config.data.bits // 8
 
 
 def gpu_bytes_of(spec: SearchSpec) -> int:

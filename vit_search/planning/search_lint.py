@@ -17,7 +17,7 @@ from typing import Any
 from vit_search.config.cost import Cost
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.space import Space
-from vit_search.planning import class_findings, run_findings, space_findings
+from vit_search.planning import class_findings, file_findings, run_findings, space_findings
 from vit_search.planning.lint_draws import MEMORY, LimitEffect, LintDraw, LintFinding, draw_with_reasons, key_of
 
 COUNTED = 5_000
@@ -104,6 +104,7 @@ def lint(spec: SearchSpec, draws: int = 2_000, further: Sequence[LintFinding] = 
     findings += run_findings.stopping_rule(spec)
     findings += run_findings.few_images(spec)
     findings += run_findings.missing_classes(spec)
+    findings += file_findings.lost_depth(spec)
     findings += space_findings.linear_scales(space)
     order = ("error", "warning", "hint")
     return LintReport(

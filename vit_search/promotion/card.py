@@ -37,7 +37,8 @@ def model_card(
     """
     config, spec = served.config, retrained.spec
     height, width = config.model.image_size
-    kind = "grey" if config.model.in_channels == 1 else "RGB"
+    kind = {1: "grey", 3: "RGB"}.get(config.model.in_channels, f"{config.model.in_channels} channels")
+    kind += ", 16 bits a value" if config.data.bits == 16 else ""
     verdict = {"passed": "passed every gate", "refused": "**refused**", "forced": f"**forced**: {markdown(tags.get('forced', ''))}"}[
         tags["verdict"]
     ]

@@ -4,8 +4,8 @@
     pt2          a torch.export archive, for `torch.export.load`; export.json lies in its extra files
     onnx         one file of opset 18; the facts of export.json are its metadata_props, as JSON where they are no text
 
-The last two take `images`, uint8 (batch, height, width, channels) of the trained size and any batch, and give float32 logits
-(batch, classes): they resize nothing, they do normalise, and they need none of this package's code.
+The last two take `images` of the trained size, (batch, height, width, channels) for any batch, uint8, or uint16 for a model of images
+of 16 bits. They give float32 logits (batch, classes): they resize nothing, they do normalise, and they need none of this package's code.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ LARGEST_ONNX = 2**31 - 2**20
 """Bytes of weights that one ONNX file can hold: protobuf ends at 2 GiB."""
 
 Reader = Callable[[np.ndarray], np.ndarray]
-"""uint8 (batch, height, width, channels) of the trained size to float32 logits (batch, classes)."""
+"""uint8 or uint16 (batch, height, width, channels) of the trained size to float32 logits (batch, classes)."""
 
 _written: set[str] = set()  # sha256 of the archives that this process has made: torch.export.load may run what others put into theirs
 
@@ -169,7 +169,8 @@ def disagreement(served: ServedModel, ask: Reader) -> float:
     rng, model, farthest = np.random.default_rng(0), eager(served), 0.0
     height, width = served.config.model.image_size
     for batch in BATCHES:
-        images = rng.integers(0, 256, (batch, height, width, served.config.model.in_channels), np.uint8)
+        bits = served.config.data.bits
+        images = rng.integers(0, 2**bits, (batch, height, width, served.config.model.in_channels), f"uint{bits}")
         expected = model(images)
         try:
             answer = ask(images)

@@ -425,16 +425,21 @@ def calibration(candidate: SplitAnswers, champion: SplitAnswers | None, policy: 
     return _judged("G7", "calibration", problems, figures)
 
 
-def corruption(candidate: SplitAnswers, champion: SplitAnswers | None, policy: Policy) -> Gate:
-    """G12: common corruptions of images do not hurt it much, or not more than they hurt the champion."""
+def corruption(candidate: SplitAnswers, champion: SplitAnswers | None, policy: Policy, unfit: Sequence[str] = ()) -> Gate:
+    """G12: common corruptions of images do not hurt it much, or not more than they hurt the champion; `unfit` cannot be made of them."""
     wanted = policy.robustness
     if not wanted.kinds:
         return Gate("G12", "corruption", None, "the policy names no corruption")
-    missing = [kind for kind in wanted.kinds if kind not in candidate.corrupted]
+    left_out = [kind for kind in wanted.kinds if kind in unfit]
+    if len(left_out) == len(wanted.kinds):
+        return Gate("G12", "corruption", None, f"images of this depth and these channels cannot have: {', '.join(left_out)}")
+    missing = [kind for kind in wanted.kinds if kind not in candidate.corrupted and kind not in unfit]
     if missing or candidate.corrupted_accuracy is None:
         return Gate("G12", "corruption", False, f"not measured: {', '.join(missing)}")
     each = ", ".join(f"{name} {value:.4f}" for name, value in candidate.corrupted_accuracies.items())
     figures, problems = f"mean accuracy {candidate.corrupted_accuracy:.4f} on corrupted images ({each})", []
+    if left_out:
+        figures += f"; without {', '.join(left_out)}, which needs 8 bits and 1 or 3 channels"
     if wanted.accuracy is not None and candidate.corrupted_accuracy < wanted.accuracy:
         problems.append(f"{figures}, at least {wanted.accuracy:g} is asked for")
     comparable = champion is not None and bool(set(candidate.corrupted) & set(champion.corrupted))

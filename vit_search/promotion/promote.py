@@ -32,7 +32,7 @@ from vit_search.promotion.finalists import Finalist, Retrained
 from vit_search.promotion.gates import Gate
 from vit_search.promotion.measurements import Measurements, measure
 from vit_search.promotion.policy import Policy
-from vit_search.promotion.readings import Reading, count_readings, kept_reading, read_test_split, reading_path
+from vit_search.promotion.readings import Reading, count_readings, kept_reading, read_test_split, reading_path, unfit_corruptions
 from vit_search.promotion.registration import (
     LoggedCandidate,
     create_registered_model,
@@ -293,7 +293,7 @@ def _judge_after_test(case: _Case, measured: Measurements, reading: Reading) -> 
         gates.better(compared, policy, measured.side_by_side),
         gates.classes(answers, champion, policy, metric),
         gates.calibration(answers, champion, policy),
-        gates.corruption(answers, champion, policy),
+        gates.corruption(answers, champion, policy, unfit_corruptions(policy, case.candidate.served.config)),
     ]
     if reading.policy != policy.digest:
         reason = "the policy has changed since this candidate's answers were seen, and a gate that is tuned to them proves nothing; "

@@ -16,12 +16,14 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from vit_search.config.strict_json import parse
+from vit_search.config.trial import TrialConfig
 from vit_search.data.batches import load_split
 from vit_search.data.cache import DataSet
 from vit_search.files import make_folder, write_whole
 from vit_search.promotion.candidate import Candidate
 from vit_search.promotion.evidence import baselines
 from vit_search.promotion.evidence.answers import SplitAnswers, classify_split
+from vit_search.promotion.evidence.corruptions import fits
 from vit_search.promotion.evidence.weighted_metrics import needs_probabilities, value_of
 from vit_search.promotion.finalists import Retrained
 from vit_search.promotion.policy import Policy
@@ -112,7 +114,8 @@ def read_test_split(
         number = count_readings(client.get_registered_model(name), data.data_hash) + 1
         client.set_registered_model_tag(name, _readings_tag(data.data_hash), str(number))
     split = load_split(data, "test")
-    kinds, keep = policy.robustness.kinds, needs_probabilities(metric)
+    unfit, keep = unfit_corruptions(policy, candidate.config), needs_probabilities(metric)
+    kinds = [kind for kind in policy.robustness.kinds if kind not in unfit]
 
     def values(answers: SplitAnswers) -> dict[str, float]:
         found = {name: value_of(answers, name) for name in ("val_accuracy", metric)}
@@ -129,6 +132,11 @@ def read_test_split(
     make_folder(path.parent)
     write_whole(path, json.dumps(reading.to_dict()))
     return reading
+
+
+def unfit_corruptions(policy: Policy, config: TrialConfig) -> list[str]:
+    """The corruptions of a policy that cannot be made of the images of a model."""
+    return [kind for kind in policy.robustness.kinds if not fits(kind, config.model.in_channels, config.data.bits)]
 
 
 def kept_reading(path: Path) -> Reading | None:

@@ -102,10 +102,11 @@ def in_fresh_process(model_uri: str, tracking_uri: str | None = None, *, timeout
 
 
 def _images(served: ServedModel) -> Tensor:
-    """Noise that is the same everywhere and always: uint8 (8, channels, height, width)."""
+    """Noise that is the same everywhere and always: uint8 or uint16 (8, channels, height, width)."""
     shape = (IMAGES, served.config.model.in_channels, *served.config.model.image_size)
-    noise = hashlib.shake_256(b"vit_search golden").digest(int(np.prod(shape)))
-    return torch.from_numpy(np.frombuffer(noise, np.uint8).reshape(shape).copy())
+    bits = served.config.data.bits
+    noise = hashlib.shake_256(b"vit_search golden").digest(int(np.prod(shape)) * bits // 8)
+    return torch.from_numpy(np.frombuffer(noise, f"<u{bits // 8}").reshape(shape).astype(f"uint{bits}"))
 
 
 @torch.inference_mode()

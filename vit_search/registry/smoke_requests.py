@@ -11,6 +11,7 @@ import struct
 import sys
 import warnings
 import zlib
+from dataclasses import dataclass
 from typing import Any
 
 import mlflow
@@ -30,16 +31,17 @@ def check(model_uri: str) -> str:
     if not classes:
         return f"{model_uri}: not a model of vit_search: its metadata names no classes"
     rng = np.random.default_rng(0)
-    bad = list(_malformed(rng).items())
+    takes = Takes(facts["channels"], facts["bit_depth"]) if "bit_depth" in facts else Takes()
+    bad = list(_malformed(rng, takes).items())
     spacing = REQUESTS // MALFORMED
     for number in range(REQUESTS):
         if number % spacing == spacing - 1:
             what, value = bad[number // spacing % len(bad)]
-            problem = _refusal(model, _batch([_file(_pixels(rng)), value]), row=1)
+            problem = _refusal(model, _batch([_file(_pixels(rng, takes)), value]), row=1)
             if problem:
                 return f"request {number}, malformed ({what}): {problem}"
         else:
-            form, count = _good(rng, number)
+            form, count = _good(rng, number, takes)
             problem = _wrong(model.predict(form), count, classes)
             if problem:
                 return f"request {number}: {problem}"
@@ -74,22 +76,24 @@ def _refusal(model: Any, form: Any, row: int) -> str:
     return "answered, not refused"
 
 
-def _good(rng: np.random.Generator, number: int) -> tuple[Any, int]:
+def _good(rng: np.random.Generator, number: int, takes: Takes) -> tuple[Any, int]:
     """A request in one of the forms that a model takes, and how many images it holds."""
     count = 1 + number % 3
-    images = [_pixels(rng) for _ in range(count)]
+    images = [_pixels(rng, takes) for _ in range(count)]
     if number % 4 == 0:
         return np.stack([images[0]] * count), count
     if number % 4 == 1:
-        return pd.DataFrame({"image": [_file(image, "JPEG" if number % 8 == 1 else "PNG") for image in images]}), count
+        return pd.DataFrame({"image": [_file(image, "JPEG" if number % 8 == 1 and takes.converts else "PNG") for image in images]}), count
     if number % 4 == 2:
         return pd.DataFrame({"image": [base64.b64encode(_file(image)).decode() for image in images]}), count
     return _batch(images), count
 
 
-def _malformed(rng: np.random.Generator) -> dict[str, Any]:
+def _malformed(rng: np.random.Generator, takes: Takes) -> dict[str, Any]:
     """Values of which each must be refused."""
-    good = _file(_pixels(rng, 40, 30, 3))
+    if not takes.converts:
+        return _malformed_exact(rng, takes)
+    good = _file(_pixels(rng, takes, 40, 30, 3))
     header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + good[24:29]
     return {
         "no base64": "Grüße?",
@@ -105,13 +109,52 @@ def _malformed(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def _pixels(rng: np.random.Generator, height: int = 0, width: int = 0, channels: int = 0) -> np.ndarray:
+def _malformed_exact(rng: np.random.Generator, takes: Takes) -> dict[str, Any]:
+    """The same for a model that converts nothing."""
+    good, kind = _file(_pixels(rng, takes, 40, 30)), f"uint{takes.bits}"
+    other = "uint8" if takes.bits == 16 else "uint16"
+    header = f"{{'descr': '<u2', 'fortran_order': False, 'shape': (30000, 30000, {takes.channels}), }}".ljust(117).encode() + b"\n"
+    return {
+        "no base64": "Grüße?",
+        "a text file": b"hello, I am no image\n" * 9,
+        "empty bytes": b"",
+        "empty text": "",
+        "a truncated NPY": good[: len(good) // 2],
+        "two axes": np.zeros((8, 8), kind),
+        "a channel more": np.zeros((8, 8, takes.channels + 1), kind),
+        "floats": np.full((8, 8, takes.channels), 0.5),
+        "too bright": np.full((8, 8, takes.channels), 2**takes.bits),
+        "another depth": _file(np.zeros((8, 8, takes.channels), other)),
+        "a header of 900 million pixels": b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header,
+    }
+
+
+@dataclass(frozen=True)
+class Takes:
+    """Which images a model takes."""
+
+    channels: int = 0
+    """0 for grey and RGB, which the model converts."""
+    bits: int = 8
+
+    @property
+    def converts(self) -> bool:
+        """Whether images of 1 and 3 channels and of all depths are taken."""
+        return not self.channels
+
+
+def _pixels(rng: np.random.Generator, takes: Takes, height: int = 0, width: int = 0, channels: int = 0) -> np.ndarray:
     height, width = height or int(rng.integers(1, 80)), width or int(rng.integers(1, 80))
-    return rng.integers(0, 256, (height, width, channels or int(rng.choice([1, 3]))), np.uint8)
+    channels = channels or takes.channels or int(rng.choice([1, 3]))
+    return rng.integers(0, 2**takes.bits, (height, width, channels), f"uint{takes.bits}")
 
 
 def _file(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    """An image file; an NPY file of what Pillow cannot write."""
     raw = io.BytesIO()
+    if pixels.dtype != np.uint8 or pixels.shape[2] not in (1, 3):
+        np.save(raw, pixels)
+        return raw.getvalue()
     Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(raw, kind)
     return raw.getvalue()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import os
 import random
 import signal
@@ -145,6 +144,7 @@ def run(
     lessons = read_lessons(spec, output)
     known(None)
     data = prepare(spec.data_config, download=download)
+    spec = spec.with_channels(data.channels)
     spec.check_data(data.classes, absent_classes(data, *TRAINED_AND_VALIDATED_ON[spec.train_on][1]))
     known(data)
     with _ray_and_mlflow(spec, address, tracking_uri) as recorder:
@@ -428,7 +428,7 @@ def _resident_bytes(spec: SearchSpec, data: DataSet) -> int:
     if data.reader is not None:
         return 0
     parts = TRAINED_AND_VALIDATED_ON[spec.train_on]
-    return sum(data.counts[name] for names in parts for name in names) * data.channels * math.prod(data.image_size)
+    return sum(data.counts[name] for names in parts for name in names) * data.image_bytes
 
 
 def _known_speed(spec: SearchSpec) -> speed.Speed | None:

@@ -72,14 +72,15 @@ class Batcher:
         while True:
             job = self._encoded.get()
             job.model = self.model
-            shape = job.model.served.config.model
+            config = job.model.served.config
+            size, channels, bit_depth = config.model.image_size, config.model.in_channels, config.data.bit_depth
             row = 0
             try:
                 images = []
                 for row, value in enumerate(job.values):  # noqa: B007 -- read below
                     if job.done.cancelled():
                         break
-                    images.append(pixels_of(value, shape.image_size, shape.in_channels))
+                    images.append(pixels_of(value, size, channels, bit_depth))
                 if job.done.cancelled():  # its request has timed out
                     continue
                 job.pixels = np.stack(images)

@@ -29,7 +29,7 @@ class LoadedModel:
     def image_bytes(self) -> int:
         """Of one decoded image, scaled to what the model takes."""
         shape = self.served.config.model
-        return shape.in_channels * shape.image_size[0] * shape.image_size[1]
+        return shape.in_channels * shape.image_size[0] * shape.image_size[1] * self.served.config.data.bits // 8
 
     def answer(self, chances: np.ndarray) -> bytes:
         """The JSON of a request's predictions; chances: float64 (images, classes)."""
@@ -66,14 +66,14 @@ def load(version: Version, *, device: str = "cpu", batch: int = 32) -> LoadedMod
     height, width = served.config.model.image_size
     size = 1
     while size <= batch:
-        probabilities(loaded, np.zeros((size, served.config.model.in_channels, height, width), np.uint8))
+        probabilities(loaded, np.zeros((size, served.config.model.in_channels, height, width), f"uint{served.config.data.bits}"))
         size *= 2
     return loaded
 
 
 @torch.inference_mode()
 def probabilities(loaded: LoadedModel, pixels: np.ndarray) -> np.ndarray:
-    """uint8 (batch, channels, height, width) to probabilities, float64 (batch, classes)."""
+    """uint8 or uint16 (batch, channels, height, width) to probabilities, float64 (batch, classes)."""
     normalisation = loaded.served.normalisation
     images = augment.normalise(torch.from_numpy(pixels).to(normalisation.mean.device), normalisation.mean, normalisation.std)
     chances: np.ndarray = loaded.served.model(images).softmax(-1).double().cpu().numpy()

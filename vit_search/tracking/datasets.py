@@ -64,7 +64,7 @@ def _schema(facts: SearchFacts) -> str | None:
     """Images and labels as the search reads them; None where it kept no shape."""
     if not facts.image_shape:
         return None
-    image = {"dtype": "uint8", "shape": [-1, *facts.image_shape]}
+    image = {"dtype": "uint16" if facts.resolved["data"].get("bit_depth") == 16 else "uint8", "shape": [-1, *facts.image_shape]}
     columns = [
         {"name": "image", "type": "tensor", "tensor-spec": image, "required": True},
         {"name": "label", "type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1]}, "required": True},

@@ -38,6 +38,7 @@ from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from PIL import Image
 from torch import Tensor, nn
 
+from vit_search.config.trial import TrialConfig
 from vit_search.data.request_images import pixels_of
 from vit_search.errors import DataError
 from vit_search.tracking import model_files
@@ -62,6 +63,8 @@ CODE = (
 """What of this package a served model runs; nothing in it imports ray or optuna."""
 
 REQUIREMENTS = ("torch", "torchvision", "einops", "safetensors", "numpy", "pandas", "pillow", "pyyaml")
+EXACT_REQUIREMENTS = ("tifffile", "imagecodecs")
+"""What a model of 16-bit or many-channel images needs besides."""
 
 
 class PackagedViT(PythonModel):
@@ -80,18 +83,19 @@ class PackagedViT(PythonModel):
         Args:
             model_input: an image per row. Either pixels, uint8 (batch, height, width, channels) with 1 channel (grey) or 3
                 (RGB); or PNG, JPEG and other image files, as base64 text or as bytes, in an array, a Series or a DataFrame's
-                column `image`. Images of an object array may differ in size. All sizes are resized to the trained one.
+                column `image`. A model whose metadata has a `bit_depth` takes images of this depth, uint8 or uint16, with exactly
+                its channels. Images of an object array may differ in size. All sizes are resized to the trained one.
         Returns: `label`, `probability`, `version` (`NAME/3` from the registry, else `m-…`, else the weights' sha256), and
             `p_CLASS` for each class.
         Raises: MlflowException INVALID_PARAMETER_VALUE that names the row, counted from 0, and what is wrong with it.
         """
         rows = _rows(model_input)
-        height_width, channels = self.served.config.model.image_size, self.served.config.model.in_channels
+        config = self.served.config
         normalisation = self.served.normalisation
         parts = []
         for start in range(0, len(rows), EVALUATED_AT_ONCE):  # as many as validation takes at once, decoded as they are needed
             chosen = enumerate(rows[start : start + EVALUATED_AT_ONCE], start)
-            images = torch.from_numpy(np.stack([_image(value, i, height_width, channels) for i, value in chosen]))
+            images = torch.from_numpy(np.stack([_image(value, i, config) for i, value in chosen]))
             parts.append(self.served.model(augment.normalise(images, normalisation.mean, normalisation.std)).softmax(-1))
         chances = torch.cat(parts).double().numpy()
         winners = chances.argmax(1)
@@ -111,12 +115,12 @@ class RawPixels(nn.Module):
 
     def __init__(self, served: checkpoint.ServedModel) -> None:
         super().__init__()
-        self.model = served.model
+        self.model, self.bits = served.model, served.config.data.bits
         self.register_buffer("mean", served.normalisation.mean)
         self.register_buffer("std", served.normalisation.std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (batch, height, width, channels) of the trained size to float32 logits (batch, classes)."""
+        """uint8 or uint16 (batch, height, width, channels) of the trained size to float32 logits (batch, classes)."""
         logits: Tensor = self.model(augment.normalise(images.permute(0, 3, 1, 2), self.mean, self.std))
         return logits
 
@@ -129,13 +133,13 @@ def log_model(folder: Path, *, run_id: str, name: str = "model", step: int = 0, 
     Args:
         folder: a checkpoint. run_id: of an ended run; it has `end_status` again afterwards. name: of the logged model.
         step: of the run's metrics that MLflow is to show with the model: its last epoch.
-        pt2: whether the model holds `artifacts/model.pt2` besides, for `torch.export.load`: uint8 pixels of the trained size,
+        pt2: whether the model holds `artifacts/model.pt2` besides, for `torch.export.load`: uint8 or uint16 pixels of the trained size,
             (batch, height, width, channels) for any batch, to logits in float32. It resizes nothing and needs none of our code.
     Returns: the model's URI, `models:/m-…`.
     Raises: PromotionError where MLflow gives another checkpoint back than it was given.
     """
     served = checkpoint.load_model(folder)
-    height, width = served.config.model.image_size
+    is_exact = served.config.data.exact
     chances = [ColSpec(DataType.double, f"p_{name}") for name in served.classes]
     columns = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "version")]
     with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run_id), warnings.catch_warnings(), _no_bytecode():
@@ -155,9 +159,9 @@ def log_model(folder: Path, *, run_id: str, name: str = "model", step: int = 0, 
                 inputs=Schema([TensorSpec(np.dtype(object), (-1,), IMAGE)]),
                 outputs=Schema([*columns, *chances]),
             ),
-            input_example=pd.DataFrame({IMAGE: [_black(height, width)]}),
+            input_example=pd.DataFrame({IMAGE: [_black(served.config)]}),
             code_paths=[str(_copy_code(Path(temporary) / "code"))],
-            pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
+            pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS + EXACT_REQUIREMENTS * is_exact],
             metadata=facts(served),
         )
         with tempfile.TemporaryDirectory() as again:
@@ -200,13 +204,16 @@ def facts(served: checkpoint.ServedModel) -> dict[str, Any]:
         "std": served.normalisation.std.tolist(),
         "data_hash": served.data_hash,
         "vit_search": version("vit_search"),
+        **({"bit_depth": served.config.data.bits} if served.config.data.exact else {}),
     }
 
 
 def exported(served: checkpoint.ServedModel) -> torch.export.ExportedProgram:
-    """The model as a graph in eval mode, for any batch: uint8 `images` as `RawPixels` takes them, to its logits."""
+    """The model as a graph in eval mode, for any batch: uint8 or uint16 `images` as `RawPixels` takes them, to its logits."""
     height, width = served.config.model.image_size
-    example = torch.zeros(2, height, width, served.config.model.in_channels, dtype=torch.uint8)
+    example = torch.zeros(
+        2, height, width, served.config.model.in_channels, dtype=torch.uint16 if served.config.data.bits == 16 else torch.uint8
+    )
     with torch.no_grad():
         return torch.export.export(RawPixels(served).eval(), (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}})
 
@@ -224,12 +231,12 @@ def _rows(model_input: Any) -> np.ndarray:
     return rows
 
 
-def _image(value: Any, row: int, size: tuple[int, int], channels: int) -> np.ndarray:
-    """One image of a request: uint8 (channels, height, width) of the trained size."""
+def _image(value: Any, row: int, config: TrialConfig) -> np.ndarray:
+    """One image of a request: uint8 or uint16 (channels, height, width) of the trained size."""
     if isinstance(value, np.ndarray) and value.ndim == 0:  # what MLflow makes of {"instances": [{"image": "iVBOR…"}]}
         value = value.item()
     try:
-        return pixels_of(value, size, channels)
+        return pixels_of(value, config.model.image_size, config.model.in_channels, config.data.bit_depth)
     except DataError as error:
         raise MlflowException.invalid_parameter_value(f"row {row}: {str(error).removeprefix('image: ')}") from None
 
@@ -257,10 +264,13 @@ def _copy_code(target: Path) -> Path:
     return inside
 
 
-def _black(height: int, width: int) -> str:
-    """A black image as base64 of a PNG file."""
-    file = io.BytesIO()
-    Image.new("L", (width, height)).save(file, "PNG")
+def _black(config: TrialConfig) -> str:
+    """A black image as base64 of a PNG file; of an NPY file where depth and channels count."""
+    file, (height, width) = io.BytesIO(), config.model.image_size
+    if config.data.exact:
+        np.save(file, np.zeros((height, width, config.model.in_channels), f"uint{config.data.bits}"))
+    else:
+        Image.new("L", (width, height)).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
 
 

@@ -1,7 +1,7 @@
 """Batched augmentation on the device: every image of a batch gets its own draw, in a few kernels for the whole batch.
 
 Draws come from a generator on the CPU, so a GPU sees the same augmentation as the CPU does. What moves or colours pixels
-works on bytes; what erases or mixes works on normalised floats.
+works on whole numbers, uint8 or (for images of 16 bits) int32; what erases or mixes works on normalised floats.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Targets:
 
 
 def moved(images: Tensor, config: TrainingConfig, generator: Generator) -> Tensor:
-    """All that a training config asks of bytes: crop, shift, flip, and the automatic policy, in this order.
+    """All that a training config asks of whole numbers: crop, shift, flip, and the automatic policy, in this order.
 
     Args:
-        images: (batch, channels, height, width), uint8.
+        images: (batch, channels, height, width), uint8, or int32 for images of 16 bits.
         generator: on the CPU.
     Returns: the same shape and type.
     """
@@ -85,7 +85,7 @@ def shift(images: Tensor, pixels: int, generator: Generator) -> Tensor:
     The random crop of padded images, as CIFAR recipes use it.
 
     Args:
-        images: (batch, channels, height, width), uint8.
+        images: (batch, channels, height, width), of whole numbers.
         pixels: largest shift.
         generator: on the CPU; draws the shifts.
     """
@@ -187,14 +187,20 @@ def _boxes(tall: Tensor, wide: Tensor, place_y: Tensor, place_x: Tensor, height:
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Bytes to floats of mean 0 and deviation 1.
+    """Whole numbers to floats of mean 0 and deviation 1, each channel by its own mean and deviation.
 
     Args:
-        images: (batch, channels, height, width), uint8.
+        images: (batch, channels, height, width), uint8 from 0 to 255, or uint16 or int32 from 0 to 65,535.
         mean: (channels,), of the training images on the scale 0 to 1; std likewise.
     """
-    scale = 1 / (255 * std)
+    scale = 1 / (largest_value(images) * std)
     return (images.float() * scale[:, None, None]).sub_((mean / std)[:, None, None])
+
+
+def largest_value(images: Tensor) -> int:
+    """The value of white: 255 of uint8; 65,535 of uint16 and of int32, which is uint16 on its way."""
+    assert images.dtype in (torch.uint8, torch.uint16, torch.int32), f"{images.dtype} is no type of images"
+    return 255 if images.dtype == torch.uint8 else 65_535
 
 
 # Automatic policies: one operation per image out of fourteen, at a level from 0 to 30.
@@ -240,12 +246,13 @@ class Reach:
 
 
 def _policy(images: Tensor, reach: Reach, levels: Tensor, generator: Generator) -> Tensor:
-    chosen = torch.randint(len(OPERATIONS), (len(images),), generator=generator)
+    operations = operations_for(images)
+    chosen = torch.randint(len(operations), (len(images),), generator=generator)
     signs = torch.randint(2, (len(images),), generator=generator) * 2 - 1
     order = chosen.argsort(stable=True)  # images of one operation side by side
-    counts = chosen.bincount(minlength=len(OPERATIONS)).tolist()
+    counts = chosen.bincount(minlength=len(operations)).tolist()
     ordered = images.index_select(0, order.to(images.device)), (levels[order] / LEVELS).to(images.device), signs[order].to(images.device)
-    groups = zip(OPERATIONS, *(part.split(counts) for part in ordered), strict=True)
+    groups = zip(operations, *(part.split(counts) for part in ordered), strict=True)
     done = [operation(*group, reach) for operation, *group in groups if len(group[0])]
     return torch.cat(done).index_select(0, order.argsort().to(images.device))
 
@@ -255,7 +262,7 @@ def warp(images: Tensor, theta: Tensor, mode: str = "nearest", outside: str = "z
     x, y = (torch.linspace(1 / side - 1, 1 - 1 / side, side, device=images.device) for side in (images.shape[-1], images.shape[-2]))
     in_cols, in_rows = theta[:, :, :1] * x, theta[:, :, 1:2] * y + theta[:, :, 2:]
     grid = (in_cols[:, :, None, :] + in_rows[:, :, :, None]).permute(0, 2, 3, 1)  # F.affine_grid takes 7 times as long
-    return F.grid_sample(images.float(), grid, mode=mode, padding_mode=outside, align_corners=False).round().to(torch.uint8)
+    return F.grid_sample(images.float(), grid, mode=mode, padding_mode=outside, align_corners=False).round().to(images.dtype)
 
 
 def _affine(images: Tensor, xx: Tensor, xy: Tensor, dx: Tensor, yx: Tensor, yy: Tensor, dy: Tensor) -> Tensor:
@@ -300,7 +307,9 @@ def _rotate(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Ten
 def _blend(images: Tensor, faded: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
     back = (-reach.factor * strength * sign)[:, None, None, None]
     sharp = images.float()
-    return (sharp + (faded - sharp) * back).clamp_(0, 255).to(torch.uint8)  # in this form, what equals its faded self stays
+    return (
+        (sharp + (faded - sharp) * back).clamp_(0, largest_value(images)).to(images.dtype)
+    )  # in this form, what equals its faded self stays
 
 
 def _torchvision() -> Any:
@@ -325,6 +334,10 @@ def _colour(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Ten
 
 def _contrast(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
     return _blend(images, _grey(images).float().mean((1, 2, 3), keepdim=True), strength, sign, reach)
+
+
+def _channel_contrast(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
+    return _blend(images, images.float().mean((2, 3), keepdim=True), strength, sign, reach)
 
 
 def _sharpness(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
@@ -375,3 +388,21 @@ OPERATIONS: tuple[Callable[[Tensor, Tensor, Tensor, Reach], Tensor], ...] = (
     _equalize,
 )
 """(images, strength in [0, 1], sign of 1 or -1, reach) to images; each image has a strength and a sign of its own."""
+
+PLAIN_OPERATIONS = (
+    _identity,
+    _shear_x,
+    _shear_y,
+    _translate_x,
+    _translate_y,
+    _rotate,
+    _brightness,
+    _channel_contrast,
+    _sharpness,
+)
+"""Those that mean the same for any number of channels and any depth. Contrast is changed about the mean of each channel."""
+
+
+def operations_for(images: Tensor) -> tuple[Callable[[Tensor, Tensor, Tensor, Reach], Tensor], ...]:
+    """All operations for grey and RGB images of 8 bits; PLAIN_OPERATIONS for others."""
+    return OPERATIONS if images.dtype == torch.uint8 and images.shape[1] in (1, 3) else PLAIN_OPERATIONS

@@ -245,7 +245,10 @@ def _plain(config: TrialConfig, device: str) -> evaluation.Normalisation:
 
 def _made_up(config: TrialConfig, count: int, generator: torch.Generator, device: str) -> Split:
     model = config.model
-    images = torch.randint(256, (count, model.in_channels, *model.image_size), dtype=torch.uint8, generator=generator)
+    shape = (count, model.in_channels, *model.image_size)
+    deep = config.data.bits == 16
+    images = torch.randint(2**config.data.bits, shape, dtype=torch.int32 if deep else torch.uint8, generator=generator)
+    images = images.to(torch.uint16) if deep else images
     labels = torch.randint(max(1, model.num_classes), (count,), generator=generator)
     return Split(images.to(device), labels.to(device))
 

@@ -18,7 +18,8 @@ from vit_search.vit.evaluation import EVALUATED_AT_ONCE
 from vit_search.vit.predictions import Prediction
 
 Image = str | Path | bytes | np.ndarray
-"""A file by its path; the content of a file; or pixels, uint8 (height, width) or (height, width, 1 or 3)."""
+"""A file by its path; the content of a file; or pixels, uint8 (height, width) or (height, width, 1 or 3). A model of images of another
+depth or number of channels takes (height, width, channels), uint8 or uint16, as it was trained on."""
 
 
 class Classifier:
@@ -55,7 +56,7 @@ class Classifier:
         """The probability of each class for each image.
 
         Args:
-            images: paths, bytes of files, or uint8 pixels; each may be of another kind and size.
+            images: paths, bytes of files, or pixels; each may be of another kind and size.
         Returns: float64 (images, classes).
         Raises: DataError that names the images that cannot be used.
         """
@@ -74,22 +75,22 @@ class Classifier:
         return [Prediction(name, self.classes[row.argmax()], float(row.max())) for name, row in zip(names, rows, strict=True)]
 
     def _pixels(self, images: Sequence[Image]) -> np.ndarray:
-        """uint8 (images, channels, height, width) of the trained size."""
+        """uint8 or uint16 (images, channels, height, width) of the trained size."""
         if isinstance(images, (str, bytes, Path)) or not len(images):
             raise DataError(f"{self.name}: give a list of one image or more.")
-        size, channels = self.config.model.image_size, self.config.model.in_channels
+        size, channels, bit_depth = self.config.model.image_size, self.config.model.in_channels, self.config.data.bit_depth
         paths = [Path(image) for image in images if isinstance(image, (str, Path))]
         if len(paths) == len(images):  # one message names all damaged files
-            return read_images(paths, size, channels, source=self.name)
-        return np.stack([_read(image, f"image {i}", size, channels) for i, image in enumerate(images)])
+            return read_images(paths, size, channels, bit_depth, source=self.name)
+        return np.stack([_read(image, f"image {i}", size, channels, bit_depth) for i, image in enumerate(images)])
 
 
-def _read(image: Image, name: str, size: tuple[int, int], channels: int) -> np.ndarray:
-    """uint8 (channels, height, width) of an image."""
+def _read(image: Image, name: str, size: tuple[int, int], channels: int, bit_depth: int | None) -> np.ndarray:
+    """uint8 or uint16 (channels, height, width) of an image."""
     if isinstance(image, (str, Path)):
-        return read_image(Path(image), size, channels)
+        return read_image(Path(image), size, channels, bit_depth)
     read = partial(read_image, image) if isinstance(image, bytes) else partial(fit_pixels, image)
     try:
-        return read(size, channels)
+        return read(size, channels, bit_depth)
     except DataError as error:
         raise DataError(f"{name}: {str(error).removeprefix('image: ')}") from None

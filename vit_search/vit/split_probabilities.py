@@ -59,9 +59,10 @@ def split_probabilities(
     )
 
 
-def pixels_of(split: Split | StreamedSplit, indices: list[int]) -> list[npt.NDArray[np.uint8]]:
-    """The images of some indices of a split, uint8 (channels, height, width) each, as a model sees them."""
-    images: list[npt.NDArray[np.uint8]] = []
+def pixels_of(split: Split | StreamedSplit, indices: list[int]) -> list[npt.NDArray[np.unsignedinteger]]:
+    """The images of some indices of a split, uint8 or uint16 (channels, height, width) each, as a model sees them."""
+    images: list[npt.NDArray[np.unsignedinteger]] = []
     for batch, _ in split.batches(torch.tensor(indices, dtype=torch.int64).split(EVALUATED_AT_ONCE) if indices else ()):
-        images += list(batch.cpu().numpy())
+        pixels = batch.cpu().numpy()
+        images += list(pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16))
     return images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -32,6 +33,7 @@ class MappedSource(Source):
         new_labels = np.array([-1 if name is None else numbers[name] for name in new_names], np.int64)
         self._source = source
         self._kept = np.flatnonzero(new_labels[source.labels] >= 0)
+        self.bits = source.bits
         self.title, self.reader, self.group_names = source.title, source.reader, source.group_names
         self.labels = new_labels[source.labels[self._kept]]
         self.splits = None if source.splits is None else source.splits[self._kept]
@@ -58,8 +60,12 @@ class MappedSource(Source):
         return self._source.fingerprint()
 
     def read(self, index: int) -> np.ndarray:
-        """uint8, of `shape`."""
+        """As the source reads it."""
         return self._source.read(int(self._kept[index]))
+
+    def file(self, index: int) -> Path | bytes | None:
+        """That of the source."""
+        return self._source.file(int(self._kept[index]))
 
     def where(self, index: int) -> str:
         """As the source names it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +24,7 @@ class Reader(Protocol):
     """Decodes an image of a streamed set by its name. It is sent to other processes, so keep it small."""
 
     def __call__(self, name: str, size: tuple[int, int] | None) -> np.ndarray:
-        """The image, resized to a height and width, or as large as it is: uint8 (channels, height, width).
+        """The image, resized to a height and width, or as large as it is: uint8 or uint16 (channels, height, width).
 
         Raises: DataError that names the image and what is wrong with it.
         """
@@ -47,6 +48,8 @@ class Source(ABC):
     """(n,) float64, at least 0: how much each image counts in the training loss. None: all the same."""
     shape: tuple[int, int, int]
     """Channels, height and width of each image that `read` gives."""
+    bits: int = 8
+    """Of a value of an image: 8, or 16 where the search file says `bit_depth: 16`."""
     title: str
     """What messages call the whole set: its name, or its folder."""
     reader: Reader | None = None
@@ -58,7 +61,7 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, index: int) -> np.ndarray:
-        """Image number `index`: uint8, of `shape`.
+        """Image number `index`: uint8, or uint16 where `bits` is 16; of `shape`.
 
         Raises: DataError that names the image and what is wrong with it.
         """
@@ -71,6 +74,10 @@ class Source(ABC):
     def content_hash(self, index: int) -> str:
         """sha256 of a streamed image as it is stored: the same for two copies of a file."""
         raise DataError(f"{self.title}: image {index} has no content_hash, so it cannot be streamed; write Source.content_hash for it.")
+
+    def file(self, index: int) -> Path | bytes | None:
+        """The file of an image, or its content; None where the images are not in files."""
+        return None
 
     def where(self, index: int) -> str:
         """Where an image is named, for a message: its file, or the line of a table."""

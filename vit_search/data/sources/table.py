@@ -17,7 +17,7 @@ from vit_search.data.mistakes import refuse
 from vit_search.data.sources import table_checks
 from vit_search.data.sources.class_checks import check_classes
 from vit_search.data.sources.image_folder import SPLIT_NAMES, FileReader
-from vit_search.data.sources.source import Reader, Source
+from vit_search.data.sources.source import Source
 from vit_search.data.sources.table_file import BytesReader, TableFile, bytes_reader, image_kind, image_names, iter_bytes, open_file
 from vit_search.errors import DataError
 from vit_search.text import counted, listed, nearest
@@ -31,7 +31,8 @@ class Table(Source):
         image_size: side in pixels to which images are resized.
     """
 
-    def __init__(self, table: TableFile, rows: _Rows, reader: Reader, *, streamed: bool, image_size: int | None) -> None:
+    def __init__(self, table: TableFile, rows: _Rows, reader: FileReader | BytesReader, *, streamed: bool, image_size: int | None) -> None:
+        self.bits = reader.bit_depth or 8
         self.title = str(table.path)
         self.classes, self.labels, self.splits = rows.classes, rows.labels, rows.splits
         self.groups, self.group_names, self.weights = rows.groups, rows.group_names, rows.weights
@@ -73,9 +74,14 @@ class Table(Source):
         return b"table 1\n" + json.dumps([self.classes, *described, *weights]).encode()
 
     def read(self, index: int) -> np.ndarray:
-        """uint8, of `shape`."""
+        """See the base class."""
         _, height, width = self.shape
         return self._read(self._rows.names[index], (height, width))
+
+    def file(self, index: int) -> Path | bytes:
+        """Its path, or its bytes in the table."""
+        name = self._rows.names[index]
+        return self._read.content(name) if isinstance(self._read, BytesReader) else self._table.folder / name
 
     def where(self, index: int) -> str:
         """`line 7` of a CSV file, `row 7` of a Parquet file."""
@@ -103,7 +109,7 @@ class _Rows:
 
     def __init__(self, table: TableFile, config: DataConfig) -> None:
         columns = _columns(table, config)
-        self.channels: int = config.channels
+        self.channels = config.channel_count
         self.image_column, label_column = columns["image"], columns["label"]
         if not len(table.numbers):
             raise DataError(f"{table.path}: no rows below the header; list one image in each row.")
@@ -117,10 +123,10 @@ class _Rows:
             files = [(name or "").strip() or None for name in image_names(table, self.image_column)]
             mistakes += table_checks.missing_values(table, self.image_column, files, "image")
             mistakes += table_checks.duplicate_files(table, files, labels)
-            mistakes += table_checks.bad_files(table, files)
+            mistakes += table_checks.bad_files(table, files, npy=config.exact)
         else:
             files = [str(number) for number in table.numbers]
-            mistakes += table_checks.bad_bytes(table, self.image_column)
+            mistakes += table_checks.bad_bytes(table, self.image_column, npy=config.exact)
         splits: Sequence[str | None] | None = table.splits_of_parts()
         if "split" in columns:
             splits = table_checks.as_texts(table.values(columns["split"]))
@@ -189,10 +195,10 @@ def open_table(config: DataConfig, downloads: Path | None, download: bool) -> Ta
     table = open_file(Path(config.path or "").expanduser())
     rows = _Rows(table, config)
     if image_kind(table, rows.image_column) == "bytes":
-        reader, streamed = bytes_reader(table, rows.image_column, config.channels)
+        reader, streamed = bytes_reader(table, rows.image_column, rows.channels, config.bit_depth)
         source = Table(table, rows, reader, streamed=streamed, image_size=config.image_size)
     else:
-        files = FileReader(table.folder.resolve(), config.channels)
+        files = FileReader(table.folder.resolve(), rows.channels, config.bit_depth)
         source = Table(table, rows, files, streamed=True, image_size=config.image_size)
     if len(source.classes) < 2 and not config.label_map:
         column = config.label or "label"

@@ -134,14 +134,14 @@ def duplicate_files(table: TableFile, names: Sequence[str | None], labels: Seque
         yield f"the same image twice: {listed(same)}; keep one row of each."
 
 
-def bad_files(table: TableFile, names: Sequence[str | None]) -> Iterator[str]:
-    """Files that are missing, and files that are no images by their first bytes."""
+def bad_files(table: TableFile, names: Sequence[str | None], *, npy: bool = False) -> Iterator[str]:
+    """Files that are missing, and files that are no images by their first bytes; `npy`: whether NPY files are images."""
     rows = [row for row, name in enumerate(names) if name is not None]
     folder = table.folder
     paths = [folder / str(names[row]) for row in rows]
     parts = [paths[start : start + PART] for start in range(0, len(paths), PART)]
     with ThreadPoolExecutor(PARALLEL) as threads:
-        faults = [fault for part in threads.map(lambda part: [_fault(path) for path in part], parts) for fault in part]
+        faults = [fault for part in threads.map(lambda part: [_fault(path, npy) for path in part], parts) for fault in part]
     for fault, mend in FAULTS.items():
         wrong = [(row, path) for row, path, found in zip(rows, paths, faults, strict=True) if found == fault]
         if wrong:
@@ -158,19 +158,19 @@ FAULTS = {
 """What can be wrong with a file, as far as its first bytes show, and how to fix it."""
 
 
-def _fault(path: Path) -> str:
+def _fault(path: Path, npy: bool) -> str:
     """One of FAULTS; empty if nothing is wrong."""
     try:
         with path.open("rb", buffering=0) as file:
-            return "" if begins_as_image(file.read(16), path.name) else "not an image"
+            return "" if begins_as_image(file.read(16), path.name, npy=npy) else "not an image"
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return "no such file"
     except (OSError, ValueError):  # a name that is too long, or has a NUL
         return "cannot be read"
 
 
-def bad_bytes(table: TableFile, column: str) -> Iterator[str]:
-    """Rows whose bytes are missing, or no image by the first of them."""
+def bad_bytes(table: TableFile, column: str, *, npy: bool = False) -> Iterator[str]:
+    """Rows whose bytes are missing, or no image by the first of them; `npy`: whether NPY files are images."""
     absent: list[int] = []
     odd: list[int] = []
     row = 0
@@ -178,7 +178,7 @@ def bad_bytes(table: TableFile, column: str) -> Iterator[str]:
         for content in contents:
             if not content:
                 absent.append(row)
-            elif not begins_as_image(content):
+            elif not begins_as_image(content, npy=npy):
                 odd.append(row)
             row += 1
     if absent:

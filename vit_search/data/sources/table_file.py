@@ -251,20 +251,29 @@ class BytesReader:
     column: str
     channels: int
     groups: tuple[RowGroup, ...]
+    bit_depth: int | None = None
 
     def __call__(self, name: str, size: tuple[int, int] | None) -> np.ndarray:
-        """uint8 (channels, height, width)."""
-        row = int(name) - 1
-        group = self.groups[bisect_right(self.groups, row, key=lambda group: group.start) - 1]
-        content = _kept_bytes(group, self.column)[row - group.start]
+        """As `read_image`."""
+        row, content = int(name) - 1, self.content(name)
+        group = self._group(row)
         try:
-            return read_image(content or b"", size, self.channels)
+            return read_image(content, size, self.channels, self.bit_depth)
         except DataError as error:
             start = next(other.start for other in self.groups if other.path == group.path)
             raise type(error)(f"{group.path}: row {row + 1 - start}: {error}") from None
 
+    def content(self, name: str) -> bytes:
+        """The bytes of an image."""
+        row = int(name) - 1
+        group = self._group(row)
+        return _kept_bytes(group, self.column)[row - group.start] or b""
 
-def bytes_reader(table: TableFile, column: str, channels: int) -> tuple[BytesReader, bool]:
+    def _group(self, row: int) -> RowGroup:
+        return self.groups[bisect_right(self.groups, row, key=lambda group: group.start) - 1]
+
+
+def bytes_reader(table: TableFile, column: str, channels: int, bit_depth: int | None = None) -> tuple[BytesReader, bool]:
     """A reader of a column's bytes, and whether its row groups are small enough to be read at random."""
     groups: list[RowGroup] = []
     row = largest = 0
@@ -274,7 +283,7 @@ def bytes_reader(table: TableFile, column: str, channels: int) -> tuple[BytesRea
         for number, (rows, size) in enumerate(sizes):
             groups.append(RowGroup(part.resolve(), number, row, (status.st_mtime_ns, status.st_size)))
             row, largest = row + rows, max(largest, size)
-    return BytesReader(column, channels, tuple(groups)), largest <= STREAMED_BYTES
+    return BytesReader(column, channels, tuple(groups), bit_depth), largest <= STREAMED_BYTES
 
 
 def _size(group: Any) -> tuple[int, int]:

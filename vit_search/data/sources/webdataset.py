@@ -25,7 +25,7 @@ from vit_search.data.file_hashes import fingerprint_of, sha256_by_name
 from vit_search.data.parallel import in_chunks
 from vit_search.data.progress import step
 from vit_search.data.sources.class_checks import check_classes
-from vit_search.data.sources.image_folder import IMAGE_ENDINGS, SPLIT_NAMES, left_out
+from vit_search.data.sources.image_folder import EXACT_ENDINGS, IMAGE_ENDINGS, SPLIT_NAMES, left_out
 from vit_search.data.sources.shard_labels import document_of, label_in, numbered, of_cls, weight_in
 from vit_search.data.sources.source import Source
 from vit_search.errors import DataError, TooLargeError
@@ -33,6 +33,8 @@ from vit_search.text import counted, listed
 
 ENDINGS = IMAGE_ENDINGS - {".tga"}
 """Of images. The content of a TGA file does not tell that it is one."""
+
+_EXACT_ENDINGS = EXACT_ENDINGS - {".tga"}
 
 LARGE = 2**24
 """Bytes of all shards above which they are indexed in several processes."""
@@ -57,15 +59,16 @@ class ShardReader:
     root: Path
     shards: tuple[str, ...]
     channels: int
+    bit_depth: int | None = None
 
     def __call__(self, name: str, size: tuple[int, int] | None) -> np.ndarray:
-        """uint8 (channels, height, width)."""
+        """As `read_image`."""
         shard, begin, length, key = name.split(" ", 3)
         where = f"{self.root / self.shards[int(shard)]}: {key}"
         if int(length) > MAX_FILE_BYTES:
             raise TooLargeError(f"{where}: {int(length):,} bytes; give an image file of at most {MAX_FILE_BYTES:,}.")
         try:
-            return read_image(self.content(int(shard), int(begin), int(length)), size, self.channels)
+            return read_image(self.content(int(shard), int(begin), int(length)), size, self.channels, self.bit_depth)
         except DataError as error:
             raise type(error)(f"{where}: {str(error).removeprefix('image: ')}") from None
 
@@ -121,8 +124,9 @@ class WebDataset(Source):
         assert config.path is not None and config.image_size is not None, "a search file gives both"
         self.title = config.path
         self._root, self._shards, splits = _find(config.path)
-        self.shape = (config.channels, config.image_size, config.image_size)
-        self.reader = self._reader = ShardReader(self._root.resolve(), self._shards, config.channels)
+        self.shape, self.bits = (config.channel_count, config.image_size, config.image_size), config.bits
+        self._endings = _EXACT_ENDINGS if config.exact else ENDINGS
+        self.reader = self._reader = ShardReader(self._root.resolve(), self._shards, config.channel_count, config.bit_depth)
         self._skipped: Counter[str] = Counter()
         self._samples = self._index(JsonKeys(config.label or "label", config.weight))
         self._check_keys()
@@ -147,7 +151,7 @@ class WebDataset(Source):
             skipped = Counter[str]()
             for i in shards:
                 path = self._root / self._shards[i]
-                for group in read_groups(path, keys, skipped):
+                for group in read_groups(path, keys, skipped, self._endings):
                     if group.problem or group.image is None or group.label is None:
                         mistakes.append((self._shards[i], group.key, group.problem))
                     else:
@@ -187,8 +191,13 @@ class WebDataset(Source):
         return b"webdataset 1\n" + fingerprint_of(sha256_by_name(self._root, [self._root / name for name in self._shards]))
 
     def read(self, index: int) -> np.ndarray:
-        """uint8, of `shape`."""
+        """See the base class."""
         return self._reader(str(self._name(self._samples[index])), self.shape[1:])
+
+    def file(self, index: int) -> bytes:
+        """Its content."""
+        sample = self._samples[index]
+        return self._reader.content(sample.shard, sample.begin, sample.length)
 
     @staticmethod
     def _name(sample: Sample) -> str:
@@ -201,8 +210,7 @@ class WebDataset(Source):
 
     def content_hash(self, index: int) -> str:
         """sha256 of an image file."""
-        sample = self._samples[index]
-        return hashlib.sha256(self._reader.content(sample.shard, sample.begin, sample.length)).hexdigest()
+        return hashlib.sha256(self.file(index)).hexdigest()
 
     def summary(self, used: Mapping[str, int] | None = None) -> str:
         """`2 classes: cat, dog; 80 images; 3 shards; 80 files skipped: 80 .txt`."""
@@ -274,7 +282,7 @@ def _split_of(name: str) -> str:
     return SPLIT_NAMES.get(stem.partition("-")[0], "")
 
 
-def read_groups(shard: Path, keys: JsonKeys, skipped: Counter[str]) -> Iterator[_Group]:
+def read_groups(shard: Path, keys: JsonKeys, skipped: Counter[str], endings: frozenset[str] = ENDINGS) -> Iterator[_Group]:
     """The keys of one shard, in their order, each with where its image lies and what its label is.
 
     Raises: DataError where the shard is no tar file, is packed, or is cut off.
@@ -299,7 +307,7 @@ def read_groups(shard: Path, keys: JsonKeys, skipped: Counter[str]) -> Iterator[
                         yield _finished(group, keys)
                     group = _Group(key)
                 last = name
-                _add(group, member, f"{dot}{ending}".lower(), tar, keys, skipped)
+                _add(group, member, f"{dot}{ending}".lower(), tar, keys, skipped, endings)
             end = tar.offset
         if group is not None and not _is_other(group):
             yield _finished(group, keys)
@@ -340,9 +348,17 @@ def _is_other(group: _Group) -> bool:
     return group.image is None and group.label is None and not group.problem
 
 
-def _add(group: _Group, member: tarfile.TarInfo, ending: str, tar: tarfile.TarFile, keys: JsonKeys, skipped: Counter[str]) -> None:
+def _add(
+    group: _Group,
+    member: tarfile.TarInfo,
+    ending: str,
+    tar: tarfile.TarFile,
+    keys: JsonKeys,
+    skipped: Counter[str],
+    endings: frozenset[str],
+) -> None:
     """Take one file of a key."""
-    if ending in ENDINGS:
+    if ending in endings:
         if group.image is not None:
             group.problem = group.problem or "it has two images; give each image a key of its own."
         group.image = (member.offset_data, member.size)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from vit_search.data.batches import Split, StreamedSplit, load_split
 from vit_search.data.cache import DataSet
 from vit_search.promotion.evidence.answers import SplitAnswers, answers_of
+from vit_search.vit.augment import largest_value
 from vit_search.vit.evaluation import EVALUATED_AT_ONCE
 
 
@@ -48,7 +49,7 @@ def linear_probe(data: DataSet, split: Split | StreamedSplit, seed: int = 0) -> 
     def features(of: Split | StreamedSplit, indices: Tensor) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         rows, classes = [], []
         for images, labels_of_part in of.batches(indices.split(EVALUATED_AT_ONCE)):
-            rows.append(F.adaptive_avg_pool2d(images.float() / 255, size).flatten(1).cpu())
+            rows.append(F.adaptive_avg_pool2d(images.float() / largest_value(images), size).flatten(1).cpu())
             classes.append(labels_of_part.cpu())
         return torch.cat(rows).numpy(), torch.cat(classes).numpy()
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from vit_search.promotion.policy import Corruption
 from vit_search.seeds import derive_seed
+from vit_search.vit.augment import largest_value
 
 NOISE = 0.08
 """Deviation on the scale 0 to 1: severity 3 of 5 in CIFAR-10-C, 1 in ImageNet-C."""
@@ -31,20 +32,20 @@ def corrupted(images: Tensor, kind: Corruption, indices: Tensor) -> Tensor:
     """Corrupt a batch; what becomes of an image follows from its pixels and its index alone.
 
     Args:
-        images: (batch, channels, height, width), uint8, 1 or 3 channels, on any device.
+        images: (batch, channels, height, width), uint8, or int32 for images of 16 bits, on any device. A kind must fit them; see `fits`.
         indices: (batch,), of the images in their split.
     Returns: the same shape, type and device.
     """
     if kind == "gaussian_noise":
         drawn = [torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(derive_seed(kind, int(i)))) for i in indices]
-        return _bytes(images.float() + 255 * NOISE * torch.stack(drawn).to(images.device))
+        return _whole(images.float() + largest_value(images) * NOISE * torch.stack(drawn).to(images.device), images)
     if kind == "blur":
         return _blurred(images, max(0.5, BLUR * max(images.shape[2:]) / 32))
     if kind == "contrast":
         mean = images.float().mean((2, 3), keepdim=True)
-        return _bytes(mean + CONTRAST * (images.float() - mean))
+        return _whole(mean + CONTRAST * (images.float() - mean), images)
     if kind == "brightness":
-        return _bytes(images.float() + 255 * BRIGHTNESS)
+        return _whole(images.float() + largest_value(images) * BRIGHTNESS, images)
     if kind == "translate":
         return _translated(images, max(1, round(TRANSLATE * max(images.shape[2:]))), indices)
     from torchvision.transforms.v2 import functional as vision  # slow to import, and needed here alone
@@ -53,8 +54,14 @@ def corrupted(images: Tensor, kind: Corruption, indices: Tensor) -> Tensor:
     return torch.stack(files).to(images.device)
 
 
-def _bytes(values: Tensor) -> Tensor:
-    return values.round().clamp(0, 255).to(torch.uint8)
+def fits(kind: Corruption, channels: int, bits: int) -> bool:
+    """Whether a corruption can be made of images: JPEG has 8 bits, and 1 or 3 channels."""
+    return kind != "jpeg" or (bits == 8 and channels in (1, 3))
+
+
+def _whole(values: Tensor, images: Tensor) -> Tensor:
+    """Values as whole numbers of the type of the images, within its scale."""
+    return values.round().clamp(0, largest_value(images)).to(images.dtype)
 
 
 def _blurred(images: Tensor, sigma: float) -> Tensor:
@@ -64,11 +71,11 @@ def _blurred(images: Tensor, sigma: float) -> Tensor:
     weights = (weights / weights.sum()).expand(channels, 1, -1)
     values = F.pad(images.float(), (radius, radius, radius, radius), mode="replicate")
     values = F.conv2d(values, weights[..., None], groups=channels)
-    return _bytes(F.conv2d(values, weights[:, :, None], groups=channels))
+    return _whole(F.conv2d(values, weights[:, :, None], groups=channels), images)
 
 
 def _translated(images: Tensor, by: int, indices: Tensor) -> Tensor:
     height, width = images.shape[2:]
-    wide = F.pad(images.float(), (by, by, by, by), mode="replicate").to(torch.uint8)
+    wide = F.pad(images.float(), (by, by, by, by), mode="replicate").to(images.dtype)
     corners = [wide[:, :, y : y + height, x : x + width] for y in (0, 2 * by) for x in (0, 2 * by)]
     return torch.stack(corners)[indices.to(images.device) % 4, torch.arange(len(images), device=images.device)]

@@ -24,7 +24,7 @@ from vit_search.tracking.model_package import RawPixels
 from vit_search.vit import checkpoint
 from vit_search.vit.checkpoint import ServedModel
 
-Pixels = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.unsignedinteger]
 
 BATCHES = {1: (50, 300), 32: (5, 40)}
 """Batch sizes at which latency is measured, each with its warm-up and its timed calls."""
@@ -163,15 +163,16 @@ def _copy_of(served: ServedModel) -> ServedModel:
     return ServedModel(copy.deepcopy(served.model), served.config, served.normalisation, served.classes, served.data_hash)
 
 
-def noise_images(config: ModelConfig, batch: int) -> Pixels:
-    """The same images each time, (batch, height, width, channels)."""
-    return np.random.default_rng(0).integers(0, 256, (batch, *config.image_size, config.in_channels), np.uint8)
+def noise_images(config: ModelConfig, bits: int, batch: int) -> Pixels:
+    """The same images each time, (batch, height, width, channels), uint8 or uint16."""
+    kind = np.dtype(f"uint{bits}").type
+    return np.random.default_rng(0).integers(0, 2**bits, (batch, *config.image_size, config.in_channels), kind)
 
 
 @torch.inference_mode()
 def _time_calls(raws: Sequence[RawPixels], batch: int, warm_up: int, timed: int, limit_s: float) -> tuple[npt.NDArray[np.float64], bool]:
     """Seconds of each call, (calls, models), and whether the limit came first. Which model begins alternates."""
-    images = [torch.from_numpy(noise_images(raw.model.config, batch)).to(raw.mean.device) for raw in raws]
+    images = [torch.from_numpy(noise_images(raw.model.config, raw.bits, batch)).to(raw.mean.device) for raw in raws]
     rows: list[list[float]] = []
     cuda = raws[0].mean.is_cuda
     began = time.perf_counter()
@@ -230,7 +231,7 @@ class _LiveTensors(TorchDispatchMode):
 @torch.no_grad()
 def _peak_memory(raw: RawPixels, batch: int = 32) -> int:
     """Bytes of weights and of the tensors that live at once while a batch passes; on a CPU without the scratch space inside a kernel."""
-    images = torch.from_numpy(noise_images(raw.model.config, batch)).to(raw.mean.device)
+    images = torch.from_numpy(noise_images(raw.model.config, raw.bits, batch)).to(raw.mean.device)
     weights: int = sum(tensor.nbytes for tensor in raw.state_dict().values())
     if raw.mean.is_cuda:
         raw(images)

@@ -53,7 +53,7 @@ def measure_parity(served: ServedModel, folder: Path, exporters: Mapping[str, Ex
     """
     copied: Exporter = lambda _, target: _copy_and_read(folder, target)  # noqa: E731
     eager = export.eager(served)
-    images = noise_images(served.config.model, 8)
+    images = noise_images(served.config.model, served.config.data.bits, 8)
     expected = {1: np.concatenate([eager(images[i : i + 1]) for i in range(8)]), 8: eager(images)}
     return [_compare_file(name, exporter, served, images, expected) for name, exporter in {"safetensors": copied, **exporters}.items()]
 

@@ -1,0 +1,197 @@
+"""Images with the depth and the channels that their files have: 8 or 16 bits a value, 1 to 16 channels.
+
+Nothing is converted: a file of another depth or number of channels is refused. PNG, TIFF and NPY may have 16 bits; TIFF and NPY may
+have any number of channels. Training, prediction and serving read images by this one way.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+
+from vit_search.data.image_headers import EIGHT_BITS, Header, header_of, npy_header, tiff_file, tiff_pages
+from vit_search.data.pixels import PixelsError, kind_of
+from vit_search.errors import DataError, TooLargeError
+
+BYTES_A_PIXEL = 8
+"""Bytes that a decoded image may have for each pixel that it may have."""
+
+_PALETTE, _MINISWHITE, _MINISBLACK, _RGB, _YCBCR = 3, 0, 1, 2, 6
+"""How a TIFF file says what its values mean."""
+
+_JPEG_IN_TIFF = 7
+_ORIENTATION = 0x0112
+
+
+def read_exact(raw: bytes, name: str, size: tuple[int, int] | None, channels: int, bits: int, *, max_pixels: int) -> np.ndarray:
+    """Decode the content of an image file as it is, upright, and resize it.
+
+    Args:
+        name: of the file, for messages. size: height and width, as of `read_image`; None for those of the file.
+        channels, bits: what the file must have.
+        max_pixels: width times height of the largest image that is decoded.
+    Returns: uint8 or uint16 (channels, height, width).
+    Raises: DataError that names the file and what is wrong with it; what a decoder raises for a damaged file.
+    """
+    try:
+        header = header_of(raw)
+        check_header(header, channels, bits)
+    except DataError as error:
+        raise type(error)(f"{name}: {error}") from None
+    area = header.height * header.width
+    if area > max_pixels:
+        raise TooLargeError(f"{name}: {header.width}x{header.height} pixels; give an image of at most {max_pixels:,}.")
+    held = area * channels * (bits // 8)
+    if held > BYTES_A_PIXEL * max_pixels:
+        raise TooLargeError(f"{name}: {held:,} bytes of pixels; give an image of at most {BYTES_A_PIXEL * max_pixels:,}.")
+    try:
+        if header.format == "NPY":
+            pixels = _read_npy(raw)
+        elif header.format == "TIFF":
+            pixels = _read_tiff(raw)
+        else:
+            pixels = _read_deep_png(raw) if bits == 16 else _read_by_pillow(raw)
+    except DataError as error:
+        raise type(error)(f"{name}: {error}") from None
+    if pixels.shape[2] != channels or pixels.dtype.itemsize * 8 != bits:
+        raise DataError(f"{name}: decoded as {kind_of(pixels)}, which its header does not say; save it anew.")
+    return resized(np.moveaxis(pixels, -1, 0), size)
+
+
+def fit_exact(pixels: np.ndarray, size: tuple[int, int] | None, channels: int, bits: int) -> np.ndarray:
+    """What `read_exact` makes of an image that is decoded already: the same numbers as of its file.
+
+    Args:
+        pixels: uint8 or uint16 (height, width) for one channel, or (height, width, channels).
+    Raises: PixelsError for any other array.
+    """
+    wanted = f"uint{bits}"
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != wanted:
+        kind = str(pixels.dtype) if isinstance(pixels, np.ndarray) else kind_of(pixels)
+        raise PixelsError(f"{kind} pixels; give {wanted}, from 0 to {2**bits - 1:,}.")
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.ndim != 3 or 0 in pixels.shape or pixels.shape[2] != channels:
+        raise PixelsError(f"an array of shape {pixels.shape}; give (height, width, channels) with {channels} channels.")
+    return resized(np.moveaxis(pixels, -1, 0), size)
+
+
+def check_header(header: Header, channels: int, bits: int) -> None:
+    """Refuse a file whose values are not as they are wanted.
+
+    Raises: DataError without the file's name.
+    """
+    if header.format not in ("PNG", "TIFF", "NPY", *EIGHT_BITS):
+        raise DataError(f"{header.format}, whose depth is not checked; save it as PNG, TIFF or NPY.")
+    if header.kind not in ("uint8", "uint16"):
+        raise DataError(f"values of type {header.kind}; scale them to whole numbers, and save them as uint8 or uint16.")
+    found = 8 if header.kind == "uint8" else 16
+    if found != bits:
+        mend = "set data.bit_depth: 16, or save it with 8 bits" if bits == 8 else "save it with 16 bits"
+        raise DataError(f"{found} bits a value, and {bits} are needed (data.bit_depth); {mend}.")
+    if header.channels != channels:
+        needed = f"{channels} {'is' if channels == 1 else 'are'} needed (data.channels)"
+        stored = f"{header.channels} channel{'' if header.channels == 1 else 's'}"
+        raise DataError(f"{stored} in this {header.format} file, and {needed}; give images that all have the same number.")
+
+
+def resized(pixels: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """Scale an image until it covers a height and width (bilinear, antialiased), and cut out its centre; each channel by itself.
+
+    Args:
+        pixels: uint8 or uint16 (channels, height, width). 16 bits are computed in float32 and rounded.
+    """
+    kind = pixels.dtype.newbyteorder("=")
+    if size is None or pixels.shape[1:] == size:
+        return np.ascontiguousarray(pixels, kind)
+    from PIL import Image, ImageOps
+
+    deep = kind != np.uint8
+    fitted = np.empty((len(pixels), *size), kind)
+    for channel, values in zip(fitted, pixels, strict=True):
+        image = Image.fromarray(values.astype(np.float32) if deep else np.ascontiguousarray(values))
+        image = ImageOps.fit(image, (size[1], size[0]), method=Image.Resampling.BILINEAR)
+        channel[:] = np.rint(np.asarray(image)).clip(0, 65_535) if deep else np.asarray(image)
+    return fitted
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """An upright image.
+
+    Args:
+        pixels: (height, width, channels). orientation: as EXIF and TIFF count it; 1 is upright, and so is what is none of 1 to 8.
+    """
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def _read_npy(raw: bytes) -> np.ndarray:
+    """(height, width, channels) of a `.npy` file."""
+    file = io.BytesIO(raw)
+    found = npy_header(file)
+    shape, begin = (found.header.height, found.header.width, found.header.channels), file.tell()
+    count = math.prod(shape)
+    there, needed = len(raw) - begin, count * found.dtype.itemsize
+    if there < needed:
+        raise DataError(f"cut off: it has {there:,} bytes of pixels, and its header says {needed:,}; write it again.")
+    return np.frombuffer(raw, found.dtype, count, begin).reshape(shape, order="F" if found.fortran else "C")
+
+
+def _read_tiff(raw: bytes) -> np.ndarray:
+    """(height, width, channels) of a TIFF file."""
+    with tiff_file(io.BytesIO(raw)) as tiff:
+        pages = tiff_pages(tiff)
+        first = pages[0]
+        colours = int(first.photometric)
+        if colours not in (_MINISWHITE, _MINISBLACK, _RGB) and not (colours == _YCBCR and int(first.compression) == _JPEG_IN_TIFF):
+            raise DataError(f"a TIFF file with colours of the kind {first.photometric.name}; save it as grey, RGB or plain channels.")
+        parts = []
+        for page in pages:
+            part = np.asarray(page.asarray(maxworkers=1)).reshape(page.shape)
+            parts.append(np.moveaxis(part, 0, -1) if page.axes == "SYX" else part if page.axes == "YXS" else part[..., None])
+        pixels = parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
+        if colours == _MINISWHITE:
+            pixels = np.iinfo(pixels.dtype).max - pixels
+        tag = first.tags.get(_ORIENTATION)
+        return turned(pixels, int(tag.value) if tag is not None else 1)
+
+
+def _read_deep_png(raw: bytes) -> np.ndarray:
+    """(height, width, channels) of a PNG file of 16 bits; Pillow would give 8 where it has colours or transparency."""
+    import imagecodecs  # here: few searches need it
+
+    pixels: np.ndarray = imagecodecs.png_decode(raw)
+    return turned(pixels[..., None] if pixels.ndim == 2 else pixels, _orientation(raw))
+
+
+def _orientation(raw: bytes) -> int:
+    """Of a PNG file, from its EXIF data, if it has any."""
+    if b"eXIf" not in raw:
+        return 1
+    from PIL import Image
+
+    with Image.open(io.BytesIO(raw), formats=("PNG",)) as image:
+        return int(image.getexif().get(_ORIENTATION, 1))
+
+
+def _read_by_pillow(raw: bytes) -> np.ndarray:
+    """(height, width, channels) of a file of 8 bits."""
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(raw), formats=("PNG", *EIGHT_BITS)) as opened:
+        image: Any = opened
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode in ("1", "P"):
+            image = image.convert("L" if image.mode == "1" else "RGB")
+        if image.mode not in ("L", "LA", "RGB", "RGBA"):
+            raise DataError(f"an image with colours of the kind {image.mode}; save it as grey or RGB.")
+        pixels = np.asarray(image)
+        return pixels[..., None] if pixels.ndim == 2 else pixels

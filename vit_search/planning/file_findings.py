@@ -1,0 +1,58 @@
+"""What the headers of image files say before a search: how many channels `auto` stands for, and files of 16 bits that are read as 8."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from vit_search.config.data_sets import DATA_SETS
+from vit_search.config.data_urls import has_files, is_remote, local_path
+from vit_search.config.search_file import SearchSpec
+from vit_search.data.auto_channels import headers, with_counted_channels
+from vit_search.data.image_headers import Header
+from vit_search.data.sources import open_source
+from vit_search.errors import DataError
+from vit_search.planning.lint_draws import LintFinding
+
+LOOKED_AT = 200
+"""Files whose depth is looked at, evenly spread over the set: a set usually has one depth, and a header takes about 0.1 ms."""
+
+
+def counted(spec: SearchSpec) -> SearchSpec:
+    """The spec with a number in the place of `data.channels: auto`, where the images are on this machine.
+
+    Raises: DataError where the files do not say one.
+    """
+    if spec.data.channels != "auto" or not _is_here(spec):
+        return spec
+    return spec.with_channels(with_counted_channels(spec.data_config).channel_count)
+
+
+def unknown_channels(spec: SearchSpec) -> str:
+    """What a plan assumes where the images of `data.channels: auto` are elsewhere; empty where the number is known."""
+    if spec.data.channels != "auto":
+        return ""
+    return f"data.channels: auto: counted when the search starts; {spec.data_config.channel_count} are assumed here."
+
+
+def lost_depth(spec: SearchSpec) -> Iterator[LintFinding]:
+    """Files of 16 bits that are read as 8."""
+    config = spec.data_config
+    if config.exact or "bit_depth" not in DATA_SETS[config.name].keys or not _is_here(spec):
+        return
+    try:
+        source = open_source(config)
+    except DataError:
+        return  # said elsewhere
+    chosen = np.unique(np.linspace(0, len(source.labels) - 1, min(LOOKED_AT, len(source.labels))).round().astype(int))
+    found = [one for one in headers(source, chosen.tolist()) if isinstance(one, Header)]
+    deep = sum(one.kind == "uint16" for one in found)
+    if deep:
+        number = f"all {deep:,}" if deep == len(found) else f"{deep:,} of {len(found):,}"
+        fact = f"{number} files that were looked at have 16 bits a value, and are read as 8"
+        yield LintFinding("hint", "data.bit_depth", f"{fact}; write bit_depth: 16 to keep them.")
+
+
+def _is_here(spec: SearchSpec) -> bool:
+    return not is_remote(spec.data.path) and has_files(local_path(spec.data.path or ""))
