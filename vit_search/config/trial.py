@@ -93,8 +93,7 @@ class DataConfig:
     )
     image_size: int | None = knob(
         None,
-        "Side length in pixels to which the images of image_folder, table and webdataset are resized. The other data sets have a fixed "
-        "size.",
+        "Side length in pixels to which images of image_folder, table and webdataset are resized. Other data sets have a fixed size.",
         ge=1,
         le=1024,
     )
@@ -113,8 +112,7 @@ class DataConfig:
     )
     image: str | None = knob(
         None,
-        "Column of a table with the images: names of files, where relative names start at the table's folder, or the bytes of image files. "
-        "Default: image.",
+        "Column of a table with the images: file names, relative to the table's folder, or the bytes of image files. Default: image.",
         late=True,
     )
     label: str | None = knob(
@@ -124,8 +122,7 @@ class DataConfig:
     )
     split: str | None = knob(
         None,
-        "Column of a table with the split of each image: train, val or test. Images without one are split by the seed. Default: split, if "
-        "the table has such a column.",
+        "Column of a table with the split of each image: train, val or test; if empty, the seed decides. Default: split, if it is there.",
         late=True,
     )
     group: str | None = knob(

@@ -249,11 +249,7 @@ def approval(protected: bool, approve_by: str, policy: Policy) -> Gate:
 
 
 def leak(duplicates: Duplicates, policy: Policy, *, recorded: bool = True) -> Gate:
-    """G13: no test image is among the images of training or selection, neither as it is nor changed a little.
-
-    Args:
-        recorded: whether a run in MLflow has the list of them, as that of a promotion.
-    """
+    """G13: no test image is among those of training or selection, as it is or changed a little. recorded: whether a run lists them."""
     equal = f"{duplicates.equal:,} test images are also, byte for byte, among the images of training, validation or holdout"
     too_many = duplicates.equal > policy.leaked
     equal += f", {policy.leaked:,} are allowed; remove them" if too_many else ""
