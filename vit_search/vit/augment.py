@@ -307,9 +307,8 @@ def _rotate(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Ten
 def _blend(images: Tensor, faded: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
     back = (-reach.factor * strength * sign)[:, None, None, None]
     sharp = images.float()
-    return (
-        (sharp + (faded - sharp) * back).clamp_(0, largest_value(images)).to(images.dtype)
-    )  # in this form, what equals its faded self stays
+    blended = sharp + (faded - sharp) * back  # in this form, what equals its faded self stays
+    return blended.clamp_(0, largest_value(images)).to(images.dtype)
 
 
 def _torchvision() -> Any:
