@@ -154,7 +154,8 @@ class Denying(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":  # whose answer has none
+            self.wfile.write(body)
 
     do_HEAD = do_GET
 
