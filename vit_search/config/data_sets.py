@@ -33,7 +33,10 @@ class DataSetFacts:
     """The function or class that loads it, for MLflow; needed where a search file need not give a path."""
 
 
-KEYS_OF_SOME = ("image", "label", "split", "group", "weight", "bit_depth")
+COLUMNS = ("image", "label", "split", "group", "weight")
+"""Keys of the section `data` that name a column of a table."""
+
+KEYS_OF_SOME = (*COLUMNS, "bit_depth")
 """Keys of the section `data` that only some sets take: those that name them in `DataSetFacts.keys`."""
 
 DATA_SETS: dict[str, DataSetFacts] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_search.config.data_sets import KEYS_OF_SOME
+from vit_search.config.data_sets import COLUMNS
 from vit_search.config.trial import DataConfig
 from vit_search.data.file_hashes import sha256_of_all
 from vit_search.data.mistakes import refuse
@@ -165,8 +165,8 @@ def _columns(table: TableFile, config: DataConfig) -> dict[str, str]:
     Raises: DataError where a column is missing, with the nearest name.
     """
     columns: dict[str, str] = {}
-    named = [getattr(config, key) for key in KEYS_OF_SOME]
-    for key, wanted in zip(KEYS_OF_SOME, named, strict=True):
+    named = [getattr(config, key) for key in COLUMNS]
+    for key, wanted in zip(COLUMNS, named, strict=True):
         name = key if wanted is None else wanted
         if wanted is None and (key == "weight" or (key in ("split", "group") and name in named)):
             continue  # a column of this name is, or may be, for something else
