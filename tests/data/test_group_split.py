@@ -101,7 +101,7 @@ def test_the_same_seed_gives_the_same_choice_whatever_the_version():
 class Patients:
     """A source of 400 images of 100 patients, three classes of very different size."""
 
-    title, classes, splits = "patients", ("a", "b", "c"), None
+    title, classes, splits, weights = "patients", ("a", "b", "c"), None, None
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 100, 400)
     labels = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 2])[(groups * 7) % 10]
