@@ -129,7 +129,8 @@ def test_a_search_is_handed_over_and_seen_through_and_no_secret_shows(cluster, l
     assert [one.job for one in launches(reached(cluster).client)[search]] == [search]  # no job was started for that
     said = vit_search(laptop, cluster, "logs", search).stdout
     assert vit_search(laptop, cluster, "logs").stdout == said  # the newest by default
-    named, images, *rest = said.splitlines()
+    asked, images, named, *rest = said.splitlines()
+    assert asked.endswith("submitted.yaml: 2 trials, at most 2 epochs each")
     assert named.startswith(f"{search}: ")
     assert named.endswith(f"searches/{search}")
     assert images == "10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; 1,039 images (train 500, val 179, holdout 90, test 270)"
