@@ -183,9 +183,7 @@ def test_a_signal_while_ray_starts_ends_the_search_with_one_line_and_leaves_noth
             said, warned = run.communicate(timeout=1800)
         finally:
             run.kill()
-    described = "small.yaml: 1 trial, at most 1 epoch each\n"
-    images = "10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; 739 images (train 200, val 179, holdout 90, test 270)\n"
-    assert (run.returncode, said, warned) == (130, "", described + images + "interrupted; nothing was started.\n")
+    assert (run.returncode, said, warned) == (130, "", "interrupted; nothing was started.\n")
     until(lambda: not any(daemon(short, name) for name in ("gcs_server", "raylet")))
     assert not list(short.iterdir())
     assert not list(tmp_path.glob("searches/*"))

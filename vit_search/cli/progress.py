@@ -145,12 +145,17 @@ class Screen:
         self._closed, self._last_line = threading.Event(), time.monotonic()
         self._folder: Path | None = None
         """Of the search, once it runs."""
+        self._held: list[str] = []
+        """Lines for a pipe, until the search begins."""
         self._images = ""
         """What was said of its data."""
 
     def say(self, text: str) -> None:
-        """Print a line before the search runs."""
-        err.print(escaped(text), soft_wrap=True)
+        """Print a line before the search runs: at once on a terminal; in a pipe when it begins, so that a refusal is one line there."""
+        if err.is_terminal:
+            err.print(escaped(text), soft_wrap=True)
+        else:
+            self._held.append(text)
 
     def data_are_ready(self, images: str) -> None:
         """Say what the data are; now Ray starts."""
@@ -170,9 +175,11 @@ class Screen:
         self._folder = folder
         self._epochs_before = self._epochs()
         self._preparing.stop()
-        self.say(f"{facts.search}: {folder}")
+        for text in self._held:
+            err.print(escaped(text), soft_wrap=True)
+        err.print(escaped(f"{facts.search}: {folder}"), soft_wrap=True)
         if facts.images and not self._images:
-            self.say(facts.images)
+            err.print(escaped(facts.images), soft_wrap=True)
         if err.is_terminal:
             from rich.live import Live
 
