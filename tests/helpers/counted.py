@@ -1,6 +1,7 @@
 """vit-search whose workers note each epoch that they begin, and may take longer over it: run on a real cluster by test_survival.py.
 
-Environment of the driver: COUNTED, a file that gets a line for each epoch begun; SLOW_S, seconds of sleep in each epoch.
+Environment of the driver: COUNTED, a file that gets a line for each epoch begun; SLOW_S, seconds of sleep in each epoch. While a file
+of the name of COUNTED with `.held` exists, no epoch that was begun goes on.
 """
 
 import dataclasses
@@ -31,6 +32,8 @@ def counted(told, place, slow_s):
             with Path(place).open("a") as file:
                 file.write(json.dumps(note) + "\n")
             time.sleep(slow_s)
+            while Path(f"{place}.held").exists():
+                time.sleep(0.1)
             yield next(epochs)
 
     trial.training.fit = fit

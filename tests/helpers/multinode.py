@@ -291,6 +291,14 @@ class Search:
         ledger = self.folder / "ledger.jsonl"
         return ledger.read_text().count('"event":"reported"') if ledger.exists() else 0
 
+    @contextlib.contextmanager
+    def held(self):
+        """The epochs that are begun go on after this block."""
+        held = Path(f"{self.counted}.held")
+        held.touch()
+        yield
+        held.unlink()
+
     def end(self, seconds=1800):
         """Its exit code and what it said, once it is over."""
         _, said = self.driver.communicate(timeout=seconds)

@@ -13,7 +13,7 @@ def executed(folder):
     """The notebook with new outputs; what it writes lies in the folder."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = NotebookClient(
-        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, record_timing=False
+        notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, record_timing=False
     )
     return client.execute()
 

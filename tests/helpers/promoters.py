@@ -65,9 +65,9 @@ def child(uri, what, at, how):
 def contestant(uri, worker, rounds, barrier, results):
     client = MlflowClient(uri)
     for number in range(rounds):
-        barrier.wait(300)
+        barrier.wait(1800)
         expected = aliases(client).get("champion")
-        barrier.wait(300)
+        barrier.wait(1800)
         version = str(1 + worker + (number % 2) * barrier.parties)  # nobody else's, and not the champion's
         try:
             promote(client, version, expected, wait_s=200)

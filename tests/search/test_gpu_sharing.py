@@ -340,7 +340,7 @@ def searched(tmp_path_factory):
         env=os.environ | {"PYTHONPATH": str(TESTS)},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((folder / "found.json").read_text())

@@ -76,7 +76,7 @@ def ask(head, method, path, *, account=None, body=None, host=None, origin=None):
     if account:
         name, secret = {"admin": ("admin", "mlflow_admin_password"), "searches": ("searches", "mlflow_search_password")}[account]
         headers["Authorization"] = "Basic " + base64.b64encode(f"{name}:{head.secret(secret)}".encode()).decode()
-    connection = http.client.HTTPConnection("127.0.0.1", head.port, timeout=600)
+    connection = http.client.HTTPConnection("127.0.0.1", head.port, timeout=1800)
     try:
         connection.request(method, path, json.dumps(body) if body is not None else None, headers)
         answer = connection.getresponse()

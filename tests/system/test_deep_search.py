@@ -43,7 +43,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def searched(home):
-    return vit_search_process(home, "run", "deep.yaml", timeout=1200)
+    return vit_search_process(home, "run", "deep.yaml", timeout=1800)
 
 
 def test_lint_and_plan_count_the_channels(home):
@@ -66,7 +66,7 @@ def test_the_search_keeps_the_number_and_learns_what_8_bits_do_not_show(home, se
 
 
 def test_the_search_goes_on_with_the_same_number(home, searched):
-    done = vit_search_process(home, "extend", "deep-1", "--trials", "3", timeout=1200)
+    done = vit_search_process(home, "extend", "deep-1", "--trials", "3", timeout=1800)
     assert "3 of 3 trials" in done.stdout
 
 

@@ -71,7 +71,7 @@ def test_the_champion_is_served(project):
         (first,) = answer()["predictions"]
     finally:
         server.terminate()
-        server.wait(120)
+        server.wait(1800)
     assert (first["label"], first["probability"]) == (ANSWERS["digit-0.png"][0], pytest.approx(ANSWERS["digit-0.png"][1], abs=1e-5))
 
 

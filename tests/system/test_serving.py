@@ -168,7 +168,7 @@ class Server:
         """SIGTERM; the exit code and what it took, in seconds."""
         began = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(600)
+        code = self.process.wait(1800)
         return code, time.monotonic() - began
 
 
@@ -204,7 +204,7 @@ def killed(server):
         rest = server.children()
         with contextlib.suppress(subprocess.TimeoutExpired):
             server.process.send_signal(signal.SIGTERM)
-            server.process.wait(600)
+            server.process.wait(1800)
         if server.process.poll() is None:
             server.process.kill()
             server.process.wait()
@@ -737,7 +737,7 @@ def test_a_registry_that_is_away_changes_nothing_and_a_new_start_comes_from_the_
         assert found.post(IMAGES[0])[2]["predictions"][0]["version"] == "digits/1"
         children = found.children()
         os.killpg(found.process.pid, signal.SIGINT)  # Ctrl-C, as a terminal sends it: to all of them
-        assert found.process.wait(600) == 0
+        assert found.process.wait(1800) == 0
         assert psutil.wait_procs(children, 5)[1] == []
 
         found = started(tmp_path, "digits@champion", uri, "--poll", "0.5", **environment)
@@ -809,7 +809,7 @@ def test_two_replicas_share_the_port_the_token_and_the_metrics_and_end_cleanly(r
         time.sleep(1)
         slow.sendall(IMAGES[0])
         assert slow.recv(100).startswith(b"HTTP/1.1 200")
-        assert found.process.wait(600) == 0
+        assert found.process.wait(1800) == 0
         assert time.monotonic() - began < 300
         assert psutil.wait_procs(children, 5)[1] == []
         assert "Traceback" not in found.log.read_text()
@@ -1121,7 +1121,7 @@ def test_a_replica_that_dies_is_replaced_while_the_other_answers(registry, tmp_p
         servers.until(lambda: len(found.get("/readyz")[2]["replicas"]) == 2)
         replicas = [process for process in found.children() if "ServeReplica" in " ".join(process.cmdline())]
         replicas[0].kill()
-        replicas[0].wait(600)
+        replicas[0].wait(1800)
         time.sleep(0.5)
         for _ in range(50):
             assert found.post(IMAGES[0])[0] == 200

@@ -213,7 +213,7 @@ def test_a_search_whose_terminal_goes_away_ends_as_by_sigterm(tmp_path):
     try:
         until(trains)
         os.close(master)
-        assert process.wait(300) == 130
+        assert process.wait(1800) == 130
     finally:
         process.kill()
         process.wait()

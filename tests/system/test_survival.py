@@ -76,15 +76,16 @@ def one_line(said):
 
 
 def test_a_search_goes_on_when_a_process_and_then_a_node_is_lost_and_uses_one_that_joins_late(cluster, tmp_path):
-    text = FILE.replace("concurrency: 2", "concurrency: 3")
+    text = FILE.replace("concurrency: 2", "concurrency: 3\nstall_minutes: 60")
     with Search(cluster, tmp_path, text, slow_s=1).run() as search:
-        cluster.start(3)
         search.until(lambda: search.reported() >= 2)
-        psutil.Process(search.notes()[-1]["pid"]).kill()
-        cluster.wait(3)
-        late = cluster.node_id(3)
-        search.until(lambda: search.notes_of(late) and cluster.workers(2))
-        cluster.kill(2)
+        with search.held():  # a busy machine may start the node later than it trains the trials
+            psutil.Process(search.notes()[-1]["pid"]).kill()
+            cluster.start(3)
+            cluster.wait(3)
+            late = cluster.node_id(3)
+            search.until(lambda: search.notes_of(late) and cluster.workers(2))
+            cluster.kill(2)
         code, said = search.end()
         assert code == 0, said
         told = search.told(trials=4)
@@ -104,7 +105,7 @@ def test_a_spot_notice_moves_a_trial_after_its_epoch(cluster, tmp_path):
             "drain-node", "--node-id", leaving, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
             "--deadline-remaining-seconds", "60",
         )  # fmt: skip
-        moved = timed(lambda: search.notes()[-1]["node"] != leaving, 600)
+        moved = timed(lambda: search.notes()[-1]["node"] != leaving, 1800)
         cluster.kill(number)
         code, said = search.end()
         assert code == 0, said
@@ -136,7 +137,7 @@ def test_a_node_that_is_cut_off_for_long_gives_its_trial_up_and_writes_no_more(c
         here = next(number for number in (1, 2) if cluster.workers(number))
         (old,) = {note["pid"] for note in search.notes()}
         cluster.network.cable(here, "down")
-        moved = timed(lambda: len({note["pid"] for note in search.notes()}) == 2, 600)
+        moved = timed(lambda: len({note["pid"] for note in search.notes()}) == 2, 1800)
         search.until(lambda: search.notes()[-1]["epoch"] >= 8)
         cluster.network.cable(here, "up")
         code, said = search.end()
@@ -159,7 +160,7 @@ def test_a_hung_trial_is_ended_and_tried_on_another_node(cluster, tmp_path):
         hung = search.notes()[-1]
         process = psutil.Process(hung["pid"])
         process.suspend()
-        noticed = timed(lambda: search.notes()[-1]["pid"] != hung["pid"], 600)
+        noticed = timed(lambda: search.notes()[-1]["pid"] != hung["pid"], 1800)
         code, said = search.end()
         assert code == 0, said
         told, again = search.told(trials=1), search.notes()[-1]
@@ -251,7 +252,7 @@ def test_a_trial_whose_node_loses_the_storage_goes_on_elsewhere(cluster, tmp_pat
         first = search.notes()[-1]
         here = next(number for number in (1, 2) if cluster.workers(number))
         cluster.mounted(here, "mount", "-t", "tmpfs", "none", str(cluster.shared))
-        moved = timed(lambda: search.notes()[-1]["node"] != first["node"], 600)
+        moved = timed(lambda: search.notes()[-1]["node"] != first["node"], 1800)
         cluster.mounted(here, "umount", str(cluster.shared))
         code, said = search.end()
         assert code == 0, said

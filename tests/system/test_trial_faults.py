@@ -31,7 +31,7 @@ ROOT = pytest.mark.skipif(os.getuid() != 0, reason="root: another account's limi
 def found(tmp_path_factory):
     command = [sys.executable, "-m", "helpers.faulty"]
     folder = tmp_path_factory.mktemp("faults")
-    done = subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(TESTS)}, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(TESTS)}, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "found.json").read_text()) | {"folder": folder, "printed": done.stdout + done.stderr}
 

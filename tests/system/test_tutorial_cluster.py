@@ -34,7 +34,7 @@ class Shell:
 
     def run(self, lines, check=True):
         lines = self._filled_in(lines)
-        done = subprocess.run(["bash", "-euc", lines], cwd=self.folder, env=self._around, capture_output=True, text=True, timeout=900)
+        done = subprocess.run(["bash", "-euc", lines], cwd=self.folder, env=self._around, capture_output=True, text=True, timeout=1800)
         print(f"{lines.strip()}\n{done.stdout}{done.stderr}")
         assert not check or done.returncode == 0, f"{lines}\n{done.stdout}\n{done.stderr}"
         return done
@@ -107,7 +107,7 @@ def test_the_tutorial_s_commands_run_in_their_order(tmp_path):
         served.send_signal(signal.SIGINT)
 
         os.killpg(cluster.pid, signal.SIGINT)  # Ctrl-C in its terminal
-        cluster.wait(120)
+        cluster.wait(1800)
         until(lambda: not [one for one in marked(tmp_path) if "ray::" in one.name() or "raylet" in one.name()])
     finally:
         shell.end()

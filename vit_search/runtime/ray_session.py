@@ -13,6 +13,7 @@ import os
 import resource
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -345,8 +346,23 @@ def _ended_at_once(clean: Callable[[], None]) -> Iterator[None]:
 
 def _remove(folder: Path) -> None:
     """End what runs in the folder of a Ray of our own, and remove it."""
-    ray_processes.end(folder)
+    with _silent():  # Ray's part of this process would print that its daemons do not answer
+        ray_processes.end(folder)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing of this process reaches stderr, not even what C++ prints."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _job() -> JobConfig:
