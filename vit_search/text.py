@@ -82,6 +82,11 @@ def listed(things: Sequence[object]) -> str:
     return ", ".join(map(str, things[:LISTED])) + (f", … {more:,} more" if more > 0 else "")
 
 
+def in_words(names: Sequence[str]) -> str:
+    """All of some names, as in a sentence: `table`, `table and webdataset`, `image_folder, table and webdataset`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def value_text(value: Any) -> str:
     """A parameter's value: of a float its first three digits, for no value a dash."""
     if value is None:

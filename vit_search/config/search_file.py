@@ -38,7 +38,7 @@ from vit_search.config.sections import DataSection, ModelSection, TrainingSectio
 from vit_search.config.space import Space, path_of
 from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from vit_search.errors import SpecError
-from vit_search.text import nearest
+from vit_search.text import in_words, nearest
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -236,7 +236,7 @@ class SearchSpec(FileBlock):
             if getattr(self.data, key) is None:
                 continue
             if key not in facts.keys:
-                sets = " and ".join(name for name, others in DATA_SETS.items() if key in others.keys)
+                sets = in_words([name for name, others in DATA_SETS.items() if key in others.keys])
                 raise SpecError(f"data.{key}: {self.data.name} does not take it, only {sets}; drop the key.")
             if not getattr(self.data, key):
                 raise SpecError(f"data.{key}: an empty text; give a name, or drop the key.")

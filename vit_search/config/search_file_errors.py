@@ -87,6 +87,9 @@ def _known_keys(path: tuple[str | int, ...], loc: tuple[str | int, ...], spec: t
     return list((_SECTIONS.get(path[0], spec) if path else spec).model_fields)
 
 
+_OR_AUTO = {("data", "channels"), ("resources", "cpus"), ("resources", "gpus")}
+"""Keys that take a number or `auto`: pydantic names only one of the two."""
+
 _LISTS = {
     "objectives": "write a list, as [{metric: params}].",
     "constraints": 'write a list of texts, as ["params <= 5e6"].',
@@ -105,6 +108,8 @@ def _mend(path: tuple[str | int, ...], error: Mapping[str, Any]) -> str:
         return _LISTS[str(path[0])]
     config = {"model": ModelConfig, "training": TrainingConfig}.get(str(path[0])) if path else None
     mend = expected(error)
+    if path in _OR_AUTO and mend in ("give a number.", "give a whole number."):
+        return f"{mend.removesuffix('.')}, or auto."
     if config is None or len(path) < 2 or path[-1] in ("step", "log") or mend.startswith(("give at", "give less", "give more", "did")):
         return mend
     annotation = field_types(config)[str(path[1])]
