@@ -18,6 +18,7 @@ from vit_search.data.batches import StreamedSplit, load_split, training_weights
 from vit_search.data.cache import prepare, read_split, read_weights
 from vit_search.data.epoch_order import epoch_order
 from vit_search.data.sources import open_source
+from vit_search.data.sources.shard_labels import document_of, label_in, of_cls, weight_in
 from vit_search.errors import DataError, SpecError
 from vit_search.planning import search_lint
 from vit_search.planning.image_counts import images_of
@@ -133,7 +134,13 @@ BAD = {
     "below 0": ({3: "-1", 8: "-1", 9: "-0.5"}, "wrong weight in the column 'w': '-1' (lines 5, 10), '-0.5' (line 11); give finite numbers"),
     "infinite": ({0: "inf"}, "wrong weight in the column 'w': 'inf' (line 2); give finite numbers of at least 0."),
     "a group of digits": ({0: "1_000"}, "wrong weight in the column 'w': '1_000' (line 2); give finite numbers of at least 0."),
-    "missing": ({6: "", 7: "NaN"}, "no weight in the column 'w': lines 8, 9; give each row one, or remove it."),
+    "missing": ({6: "", 7: " "}, "no weight in the column 'w': lines 8, 9; give each row one, or remove it."),
+    "no number": (
+        {6: "NaN", 7: "null"},
+        "wrong weight in the column 'w': 'NaN' (line 8), 'null' (line 9); give finite numbers of at least 0.",
+    ),
+    "true": ({6: "True"}, "wrong weight in the column 'w': 'True' (line 8); give finite numbers of at least 0."),
+    "5,000 digits": ({6: "9" * 5_000}, f"wrong weight in the column 'w': '{'9' * 40}…' (5,000 characters) (line 8); give finite numbers"),
 }
 
 
@@ -232,7 +239,13 @@ def test_the_weights_of_shards_are_in_their_json_files(tmp_path):
     ("weight", "message"),
     [
         (lambda i: {"w": -1 if i == 3 else 1}, "03: 'w' in its .json is -1; give a finite number of at least 0."),
-        (lambda i: {"w": True if i == 3 else 1}, "03: 'w' in its .json is True; give a finite number of at least 0."),
+        (lambda i: {"w": True if i == 3 else 1}, "03: 'w' in its .json is true; give a finite number of at least 0."),
+        (lambda i: {"w": float("nan") if i == 3 else 1}, "03: 'w' in its .json is NaN; give a finite number of at least 0."),
+        (lambda i: {"w": float("-inf") if i == 3 else 1}, "03: 'w' in its .json is -Infinity; give a finite number of at least 0."),
+        (lambda i: {"w": "heavy" if i == 3 else 1}, "03: 'w' in its .json is \"heavy\"; give a finite number of at least 0."),
+        (lambda i: {"w": [1] if i == 3 else 1}, "03: 'w' in its .json is [1]; give a finite number of at least 0."),
+        (lambda i: {"w": None if i == 3 else 1}, "03: 'w' in its .json is null; give the weight."),
+        (lambda i: {"w": 10**4_000 if i == 3 else 1}, f"03: 'w' in its .json is 1{'0' * 79}…; give a finite number of at least 0."),
         (
             lambda i: {"W": 1},
             "00, 01, 02, 03, 04, … 15 more: its .json has no 'w'; did you mean 'W'? Set data.weight to the right key.",
@@ -244,6 +257,23 @@ def test_what_is_wrong_with_the_weights_of_shards_is_one_line(tmp_path, weight, 
     with pytest.raises(DataError) as refused:
         open_source(shards(tmp_path, weight))
     assert str(refused.value) == f"{tmp_path / 'a.tar'}: {message}"
+
+
+def test_a_weight_in_json_may_be_a_text_that_holds_a_number(tmp_path):
+    source = open_source(shards(tmp_path, lambda i: {"w": "0.5" if i % 2 else 2}))
+    assert source.weights.tolist() == [2, 0.5] * 10
+
+
+@pytest.mark.parametrize(("number", "shown"), [("9" * 5_000, "a number of 5,000 characters"), ("1e999", "1e999"), ("-1e999", "-1e999")])
+def test_a_number_that_python_does_not_read_is_no_damage_of_the_json(tmp_path, number, shown):
+    content = f'{{"label": "cat", "id": {number}, "w": 1}}'.encode()
+    assert (label_in(document_of(content), "label"), weight_in(document_of(content), "w")) == ("cat", 1)
+    with pytest.raises(ValueError, match="'id' in its") as refused:
+        weight_in(document_of(content), "id")
+    assert str(refused.value) == f"'id' in its .json is {shown}; give a finite number of at least 0."
+    with pytest.raises(ValueError, match=f"'id' in its .json is {shown}; give a whole number or a name"):
+        label_in(document_of(content), "id")
+    assert of_cls(b"9" * 5_000) == "9" * 5_000 and of_cls(b"--5") == "--5" and of_cls(b"-5") == -5
 
 
 def test_shards_are_read_as_before_without_a_key_of_weights(tmp_path):

@@ -33,8 +33,13 @@ EXACT_ENDINGS = IMAGE_ENDINGS | {".npy"}
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Folder names, in lower case, that stand for a split."""
 
+ARRAYS_MEND = "NPY files are read only with data.bit_depth: 8 or 16, and with data.channels: auto or the number of their channels"
+"""What to do where arrays of NumPy were left out."""
+
 REASONS_SHOWN = 6
 """Reasons for skipped files that a summary spells out; files named like a.0001 have an ending each."""
+
+_NPY_KEYS = " (read only with data.bit_depth)"
 
 Identity = tuple[int, int]
 """Device and number of a folder, the same by whatever link it is reached."""
@@ -132,7 +137,7 @@ class ImageFolder(Source):
 def left_out(skipped: Mapping[str, int]) -> str:
     """Which files are no images of the set, and how many."""
     order = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in order[:REASONS_SHOWN])
+    reasons = ", ".join(f"{count:,} {reason}{_NPY_KEYS if reason == '.npy' else ''}" for reason, count in order[:REASONS_SHOWN])
     others = sum(count for _, count in order[REASONS_SHOWN:])
     reasons += f", {counted(others, 'other')}" if others else ""
     total = sum(skipped.values())
@@ -220,9 +225,14 @@ def _scan(root: Path, every_class: bool, endings: frozenset[str]) -> ImageFolder
                 "or remove the folder."
             )
         for label, name in enumerate(classes):
+            arrays_before = skipped[".npy"]
             images = [Path(path) for path in _images(str(home / name), skipped, (_identity(root), _identity(home)), endings)]
             files += [(path, label, split) for path in images]
+            arrays = skipped[".npy"] - arrays_before
             if split in ("", "train") and len(images) < 3 and not every_class:
+                if arrays:
+                    found = f"{counted(len(images), 'image')} and {counted(arrays, '.npy file')}"
+                    raise DataError(f"{home / name}: {found}; {ARRAYS_MEND}.")
                 others = f" ({left_out(skipped)})" if skipped else ""
                 reason = "some of which are held out" if split else "for training, validation and test"
                 raise DataError(f"{home / name}: {counted(len(images), 'image')}; each class needs at least 3, {reason}{others}.")

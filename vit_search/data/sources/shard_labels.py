@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import unicodedata
 from typing import Any
 
 import numpy as np
 
-from vit_search.data.sources.table_checks import as_weight
-from vit_search.text import listed, nearest
+from vit_search.data.sources.table_checks import MOST_DIGITS, as_weight, shortened
+from vit_search.text import listed, nearest, plain
+
+SHOWN = 80
+"""Characters of a wrong value that a message shows."""
+
+
+class LongNumber(str):
+    """A number of a .json file that Python does not read as one: of very many digits, or too large."""
 
 
 def of_cls(content: bytes) -> int | str:
@@ -23,7 +32,7 @@ def of_cls(content: bytes) -> int | str:
         raise ValueError("its .cls is not UTF-8; write a number or a name.") from None
     if not text:
         raise ValueError("its .cls is empty; write a number or a name.")
-    return int(text) if text.lstrip("-").isdecimal() and text.isascii() else _name(text)
+    return int(text) if re.fullmatch(rf"-?[0-9]{{1,{MOST_DIGITS}}}", text) else _name(text)
 
 
 def document_of(content: bytes) -> dict[str, Any]:
@@ -32,7 +41,7 @@ def document_of(content: bytes) -> dict[str, Any]:
     Raises: ValueError that says what is wrong.
     """
     try:
-        document = json.loads(content)
+        document = json.loads(content, parse_int=_whole, parse_float=_fraction)
     except (ValueError, RecursionError):
         raise ValueError("its .json is not JSON; write it anew.") from None
     if not isinstance(document, dict):
@@ -50,21 +59,38 @@ def label_in(document: dict[str, Any], key: str) -> int | str:
         return str(label).lower()
     if isinstance(label, int):
         return label
-    if not isinstance(label, str) or not label.strip():
-        raise ValueError(f"{key!r} in its .json is {label!r:.80}; give a whole number or a name.")
+    if not isinstance(label, str) or not label.strip() or isinstance(label, LongNumber):
+        raise ValueError(f"{key!r} in its .json is {_spelling(label)}; give a whole number or a name.")
     return _name(label.strip())
 
 
 def weight_in(document: dict[str, Any], key: str) -> float:
-    """The weight of a .json file.
+    """The weight of a .json file: a number, or a text that holds one, as programs write it that read a CSV file.
 
     Raises: ValueError that says what is wrong.
     """
     value = _value(document, key, "weight")
-    weight = None if isinstance(value, bool) else as_weight(str(value))
+    weight = as_weight(str(value).strip()) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else None
     if weight is None:
-        raise ValueError(f"{key!r} in its .json is {value!r:.80}; give a finite number of at least 0.")
+        raise ValueError(f"{key!r} in its .json is {_spelling(value)}; give a finite number of at least 0.")
     return weight
+
+
+def _whole(text: str) -> int | LongNumber:
+    return int(text) if len(text) <= MOST_DIGITS else LongNumber(text)
+
+
+def _fraction(text: str) -> float | LongNumber:
+    value = float(text)
+    return value if math.isfinite(value) else LongNumber(text)
+
+
+def _spelling(value: Any) -> str:
+    """A value as JSON spells it, the first characters of a long one."""
+    text = str(value) if isinstance(value, LongNumber) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, LongNumber) and len(text) > SHOWN:
+        return f"a number of {len(text):,} characters"
+    return plain(text) if len(text) <= SHOWN else f"{plain(text[:SHOWN])}…"
 
 
 def _value(document: dict[str, Any], key: str, what: str) -> Any:
@@ -90,7 +116,7 @@ def _name(text: str) -> str:
     Raises: ValueError.
     """
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
-        raise ValueError(f"its label {text!r:.80} cannot be printed; rename it.")
+        raise ValueError(f"its label {shortened(text)} cannot be printed; rename it.")
     return text
 
 

@@ -135,7 +135,7 @@ class _Rows:
             groups = table_checks.as_texts(table.values(columns["group"]))
             mistakes += table_checks.missing_values(table, columns["group"], groups, "group")
         if "weight" in columns:
-            weights = table_checks.as_texts(table.values(columns["weight"]))
+            weights = table_checks.as_numbers(table.values(columns["weight"]))
             mistakes += table_checks.missing_values(table, columns["weight"], weights, "weight")
             mistakes += table_checks.bad_weights(table, columns["weight"], weights)
         refuse(str(table.path), mistakes)

@@ -13,15 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from vit_search.data.decode import begins_as_image
-from vit_search.data.sources.image_folder import SPLIT_NAMES
+from vit_search.data.image_headers import NPY_MAGIC
+from vit_search.data.sources.image_folder import ARRAYS_MEND, SPLIT_NAMES
 from vit_search.data.sources.table_file import TableFile, iter_bytes
 from vit_search.text import LISTED, file_name, listed, nearest, plain
 
 PART = 64
 """Files that a thread is given at once."""
 
+SHOWN = 40
+"""Characters of a wrong value that a message shows."""
+
 PARALLEL = 16
 """Files that are looked at at once: on a network's storage, each takes some milliseconds."""
+
+MOST_DIGITS = 4_300
+"""Of a number that Python reads; a longer one is a text."""
 
 MISSING = frozenset({"", "nan", "none", "null", "<na>"})
 """Texts, in lower case, that stand for no value: pandas and others write them."""
@@ -51,9 +58,27 @@ def _as_text(value: Any) -> str | None:
     return None if text.lower() in MISSING else text
 
 
+def as_numbers(values: Sequence[Any]) -> list[str | None]:
+    """Values of a column that is to hold numbers, spelt as in the file; None for an empty cell.
+
+    `nan` and `null` are no empty cells here: they may come from a division by zero, which a message must show.
+    """
+    return [_spelling(value) for value in values]
+
+
+def _spelling(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value != value:
+        return "NaN"
+    return None if value is None else str(value).strip() or None
+
+
 def in_order(texts: set[str]) -> tuple[str, ...]:
     """Names of classes in order: whole numbers by their size, texts by their letters."""
-    if all(text.removeprefix("-").isdecimal() for text in texts):
+    if all(text.removeprefix("-").isdecimal() and len(text) <= MOST_DIGITS for text in texts):
         return tuple(sorted(texts, key=lambda text: (int(text), text)))
     return tuple(sorted(texts))
 
@@ -92,8 +117,14 @@ def bad_weights(table: TableFile, column: str, values: Sequence[str | None]) -> 
         if value is not None and as_weight(value) is None:
             bad.setdefault(value, []).append(row)
     if bad:
-        found = [f"{plain(value)[:40]!r} ({rows_text(table, rows)})" for value, rows in bad.items()]
+        found = [f"{shortened(value)} ({rows_text(table, rows)})" for value, rows in bad.items()]
         yield f"wrong weight in the column {column!r}: {listed(found)}; give finite numbers of at least 0."
+
+
+def shortened(value: str) -> str:
+    """A value in quotes, the first characters of a long one."""
+    text = plain(value)
+    return f"'{text}'" if len(text) <= SHOWN else f"'{text[:SHOWN]}…' ({len(text):,} characters)"
 
 
 def as_weight(text: str) -> float | None:
@@ -107,9 +138,13 @@ def as_weight(text: str) -> float | None:
 
 def unnamed_labels(table: TableFile, labels: Sequence[str | None], names: Sequence[str]) -> Iterator[str]:
     """Numbers for which Hugging Face's list of names has no name; -1 stands for a missing label there."""
-    rows = [row for row, label in enumerate(labels) if label is not None and not (label.isdecimal() and int(label) < len(names))]
+    rows = [
+        row
+        for row, label in enumerate(labels)
+        if label is not None and not (label.isdecimal() and len(label) < 19 and int(label) < len(names))
+    ]
     if rows:
-        fact = f"the label {labels[rows[0]]}, and the file has names for 0 to {len(names) - 1}: {rows_text(table, rows)}"
+        fact = f"the label {shortened(str(labels[rows[0]]))}, and the file has names for 0 to {len(names) - 1}: {rows_text(table, rows)}"
         yield f"{fact}; remove rows without a label, or write the file again."
 
 
@@ -154,6 +189,7 @@ FAULTS = {
     "no such file": "correct the names; relative ones start at the folder of the table",
     "cannot be read": "give this account the right to read such files",
     "not an image": "replace such files, or remove their rows",
+    "an NPY file": ARRAYS_MEND,
 }
 """What can be wrong with a file, as far as its first bytes show, and how to fix it."""
 
@@ -162,7 +198,10 @@ def _fault(path: Path, npy: bool) -> str:
     """One of FAULTS; empty if nothing is wrong."""
     try:
         with path.open("rb", buffering=0) as file:
-            return "" if begins_as_image(file.read(16), path.name, npy=npy) else "not an image"
+            begin = file.read(16)
+        if begins_as_image(begin, path.name, npy=npy):
+            return ""
+        return "an NPY file" if begin.startswith(NPY_MAGIC) else "not an image"
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return "no such file"
     except (OSError, ValueError):  # a name that is too long, or has a NUL
@@ -172,6 +211,7 @@ def _fault(path: Path, npy: bool) -> str:
 def bad_bytes(table: TableFile, column: str, *, npy: bool = False) -> Iterator[str]:
     """Rows whose bytes are missing, or no image by the first of them; `npy`: whether NPY files are images."""
     absent: list[int] = []
+    arrays: list[int] = []
     odd: list[int] = []
     row = 0
     for contents in iter_bytes(table, column):
@@ -179,9 +219,11 @@ def bad_bytes(table: TableFile, column: str, *, npy: bool = False) -> Iterator[s
             if not content:
                 absent.append(row)
             elif not begins_as_image(content, npy=npy):
-                odd.append(row)
+                (arrays if content.startswith(NPY_MAGIC) else odd).append(row)
             row += 1
     if absent:
         yield f"no image in the column {column!r}: {rows_text(table, absent)}; remove such rows."
+    if arrays:
+        yield f"NPY files in the column {column!r}: {rows_text(table, arrays)}; {ARRAYS_MEND}."
     if odd:
         yield f"bytes that are no image in the column {column!r}: {rows_text(table, odd)}; give the bytes of image files, as PNG or JPEG."

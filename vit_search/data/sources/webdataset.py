@@ -25,7 +25,7 @@ from vit_search.data.file_hashes import fingerprint_of, sha256_by_name
 from vit_search.data.parallel import in_chunks
 from vit_search.data.progress import step
 from vit_search.data.sources.class_checks import check_classes
-from vit_search.data.sources.image_folder import EXACT_ENDINGS, IMAGE_ENDINGS, SPLIT_NAMES, left_out
+from vit_search.data.sources.image_folder import ARRAYS_MEND, EXACT_ENDINGS, IMAGE_ENDINGS, SPLIT_NAMES, left_out
 from vit_search.data.sources.shard_labels import document_of, label_in, numbered, of_cls, weight_in
 from vit_search.data.sources.source import Source
 from vit_search.errors import DataError, TooLargeError
@@ -113,6 +113,8 @@ class _Group:
     label: int | str | None = None
     from_cls: bool = False
     weight: float | None = None
+    array: bool = False
+    """Whether it has an NPY file that is not read."""
     problem: str = ""
 
 
@@ -383,10 +385,13 @@ def _add(
             group.problem = group.problem or f"{error}"
     else:
         skipped[ending or "without an ending"] += 1
+        group.array = group.array or ending == ".npy"
 
 
 def _finished(group: _Group, keys: JsonKeys) -> _Group:
     """A key of which all files have been seen."""
+    if not group.problem and group.image is None and group.array:
+        group.problem = f"a label and an NPY file; {ARRAYS_MEND}."
     if not group.problem and group.image is None:
         group.problem = "a label without an image; add KEY.jpg (or .png, …), or remove it."
     if not group.problem and group.label is None:
