@@ -234,7 +234,10 @@ BAD = {
     "four channels": (np.zeros((1, 8, 8, 4), np.uint8), "row 0: shape .8, 8, 4.; give .height, width, channels. with 1 channel"),
     "no height": (np.zeros((1, 0, 8, 3), np.uint8), "row 0: shape .0, 8, 3.; give"),
     "empty batch": (np.zeros((0, 8, 8, 3), np.uint8), "no image: the batch is empty; give at least one"),
-    "no base64": (np.array(["Grüße"]), "row 0: text that is not base64 .*; give the base64 of a PNG or JPEG file"),
+    "no base64": (
+        np.array(["Grüße"]),
+        "row 0: text that is not base64 .*; this model takes grey and colour images, .* in base64",
+    ),
     "no image": (np.array([text(b"hello")]), "row 0: no image that can be decoded .of no known format."),
     "truncated": (np.array([text(file(PHOTO)), text(file(PHOTO)[:900])]), "row 1: no image that can be decoded .*truncated"),
     "bomb": (np.array([text(BOMB)]), "row 0: 30000x3000 pixels; give an image of at most 25,000,000"),

@@ -209,9 +209,15 @@ def test_requests_of_another_depth_or_number_of_channels_are_refused(trained):
         ),
         (np.full((8, 8, channels), 2**bits), f"pixels from {2**bits} to {2**bits}; give 0 to {2**bits - 1}"),
         (np.zeros((8, 8, channels)), f"values of type float64; give {kind} pixels, 0 to {2**bits - 1}"),
-        (npy(np.zeros((8, 8, channels), other)), f"{24 - bits} bits a value, and {bits} are needed"),
-        (npy(np.zeros((8, 8, channels + 1), kind)), f"{channels + 1} channels in this NPY file, and {channels} "),
-        (npy(np.zeros((8, 8, channels), np.float32)), "values of type float32; scale them"),
+        (
+            npy(np.zeros((8, 8, channels), other)),
+            f"of {24 - bits} bits in this NPY file; this model takes {channels} channels? of {bits} bits, as ",
+        ),
+        (
+            npy(np.zeros((8, 8, channels + 1), kind)),
+            f"{channels + 1} channels of {bits} bits in this NPY file; this model takes {channels} ",
+        ),
+        (npy(np.zeros((8, 8, channels), np.float32)), f"of float32 in this NPY file; this model takes {channels} "),
     ):
         with pytest.raises(DataError, match=problem):
             pixels_of(value, (8, 8), channels, depth)
@@ -233,7 +239,9 @@ def test_the_server_decodes_requests_by_the_depth_of_its_model(trained):
 
     rows = asyncio.run(ask([tiff(values), npy(values), base64.b64encode(tiff(values)).decode(), values.tolist()]))
     assert np.allclose(rows, Classifier(served, "deep").probabilities([values]), atol=1e-6)
-    with pytest.raises(DataError, match=f"row 1: {data.channels + 1} channels in this NPY file"):
+    with pytest.raises(
+        DataError, match=f"row 1: {data.channels + 1} channels of {data.bits} bits in this NPY file; this model takes {data.channels} "
+    ):
         asyncio.run(ask([npy(values), photo]))
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from vit_search.data.exact_images import fit_exact, read_exact
-from vit_search.data.image_headers import NPY_MAGIC
+from vit_search.data.exact_images import check_header, check_size, fit_exact, read_exact
+from vit_search.data.image_headers import MAX_PIXELS, MOST_CHANNELS, NPY_MAGIC, Header, UnfitError, header_of, too_many_pixels
 from vit_search.data.parallel import CHUNK, in_chunks, shared_array
 from vit_search.data.pixels import PixelsError, bytes_fault, checked_pixels
 from vit_search.data.progress import step
 from vit_search.errors import DataError, TooLargeError
+from vit_search.text import counted
 
 T = TypeVar("T")
 
@@ -28,17 +32,28 @@ NAMED_FORMATS = {".tga": ("TGA",)}
 DAMAGED_SHOWN = 20
 """Damaged images that one message names."""
 
+_SUBFILE, _COPY_OR_MASK = 254, 1 | 4
+"""The tag of a TIFF page that says what it is, and the bits of a smaller copy and of a mask."""
+
+REPLACE = "; replace or remove it."
+"""What to do with a damaged file of a data set."""
+
 TURNED_BY = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 """Where Pillow looks for the orientation of an image that is no TIFF."""
 
 MAX_FILE_BYTES = 64 * 2**20
-MAX_PIXELS = 64 * 10**6
 STRIP_PIXELS = 2**20
 """Pixels that are converted at once, so that no second copy of a large image is made on the way."""
 
 
 def read_image(
-    file: Path | bytes, size: tuple[int, int] | None, channels: int, bit_depth: int | None = None, *, max_pixels: int = MAX_PIXELS
+    file: Path | bytes,
+    size: tuple[int, int] | None,
+    channels: int,
+    bit_depth: int | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    for_model: bool = False,
 ) -> np.ndarray:
     """Decode one image file, upright.
 
@@ -48,40 +63,175 @@ def read_image(
         channels: 1 (grey) or 3 (RGB); transparency is laid on black. Any other number is read as with a depth.
         bit_depth: None converts what the file has to bytes. With 8 or 16, the file must have this depth and these channels.
         max_pixels: width times height of the largest image that is decoded, at up to 8 bytes of memory a pixel.
+        for_model: whether it is for a trained model: a message then says what this model takes, and names no key of a search file.
     Returns: uint8 (channels, height, width); uint16 with a depth of 16.
     Raises: DataError that names the file and what is wrong with it.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     name = "image" if isinstance(file, bytes) else str(file)
     try:
         raw = file if isinstance(file, bytes) else _bounded(file)
         if is_exact(channels, bit_depth):
-            return read_exact(raw, name, size, channels, bit_depth or 8, max_pixels=max_pixels)
+            return read_exact(raw, size, channels, bit_depth or 8, max_pixels=max_pixels)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            named = () if isinstance(file, bytes) else NAMED_FORMATS.get(file.suffix.lower(), ())
-            with Image.open(io.BytesIO(raw), formats=(*IMAGE_FORMATS, *named)) as opened:
-                if opened.width * opened.height > max_pixels:
-                    raise TooLargeError(f"{name}: {opened.width}x{opened.height} pixels; give an image of at most {max_pixels:,}.")
-                image: Any = opened
-                image.load()
-                if _may_be_turned(image):
-                    ImageOps.exif_transpose(image, in_place=True)
-                if image.mode.startswith(("I", "F")):  # 16 bits and more a pixel
-                    image = _to_bytes(image, opened.format == "PPM", name)
-                if image.mode in ("P", "PA", "LA", "RGBA") or "transparency" in image.info:
-                    image = _in_strips(image, "RGB", _on_black)
-                return _fitted(image, size, channels)
+            with _opened(raw, "" if isinstance(file, bytes) else file.suffix, max_pixels) as opened:
+                return _decoded(opened, size, channels)
+    except Exception as error:  # a decoder raises what damaged bytes lead it to: struct.error and TypeError for EXIF, say
+        reason = error if isinstance(error, DataError) else undecodable(error, max_pixels)
+        text = str(reason)
+        if for_model and isinstance(reason, UnfitError):
+            text = f"{reason.found}; this model takes {kind_taken(channels, bit_depth)}."
+        elif for_model and text.endswith(REPLACE):
+            text = f"{text.removesuffix(REPLACE)}; this model takes {kind_taken(channels, bit_depth)}."
+        raise type(reason)(f"{name}: {text}") from None
+
+
+def check_file(file: Path | bytes, channels: int, bit_depth: int | None = None) -> Header | None:
+    """Refuse an image file that `read_image` refuses by its header. Decodes nothing.
+
+    Args:
+        file, channels, bit_depth: as of `read_image`.
+    Returns: the header; None where it is of a format that `header_of` does not know, or says less than `read_image` needs.
+    Raises: DataError without the file's name.
+    """
+    try:
+        if is_exact(channels, bit_depth):
+            header = header_of(file)
+            check_header(header, channels, bit_depth or 8)
+            check_size(header.width, header.height, MAX_PIXELS)
+            return header
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _opened(file, "" if isinstance(file, bytes) else file.suffix, MAX_PIXELS).close()
     except DataError:
         raise
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise DataError(f"{name}: cannot be read ({error.strerror}); name an image file.") from None
-    except UnidentifiedImageError:
-        raise DataError(f"{name}: no image that can be decoded (of no known format); replace or remove it.") from None
-    except Exception as error:  # a decoder raises what damaged bytes lead it to: struct.error and TypeError for EXIF, say
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{name}: no image that can be decoded ({why}); replace or remove it.") from None
+    except Exception as error:
+        raise undecodable(error) from None
+    try:
+        return header_of(file)
+    except Exception:
+        return None
+
+
+def kind_taken(channels: int, bit_depth: int | None) -> str:
+    """What a model takes that was trained on images which were read in this way, in words."""
+    if not is_exact(channels, bit_depth):
+        return "grey and colour images, as PNG or JPEG"
+    bits = bit_depth or 8
+    formats = ("PNG, " if channels < 5 else "") + ("JPEG, " if bits == 8 and channels in (1, 3) else "") + "TIFF or NPY"
+    return f"{counted(channels, 'channel')} of {bits} bits, as {formats}"
+
+
+def undecodable(error: Exception, max_pixels: int = MAX_PIXELS) -> DataError:
+    """What reading a file or a decoder raised, in our own words, without the file's name."""
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError)):
+        return DataError(f"cannot be read ({error.strerror}); name an image file.")
+    if isinstance(error, Image.DecompressionBombError):
+        return too_many_pixels(error, max_pixels)
+    why = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, UnidentifiedImageError):
+        why = "of no known format"
+    return DataError(f"no image that can be decoded ({why}){REPLACE}")
+
+
+def _opened(file: Path | bytes, suffix: str, max_pixels: int) -> Any:
+    """An open PIL image of which no pixels are read; a context.
+
+    Args:
+        suffix: of the file's name, if it has one.
+    Raises: DataError without the file's name.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    _quieten_pillow()
+    try:
+        formats = (*IMAGE_FORMATS, *NAMED_FORMATS.get(suffix.lower(), ()))
+        image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats)
+    except UnidentifiedImageError as error:
+        raise _unidentified(file, error) from None
+    check_size(image.width, image.height, max_pixels)
+    if image.format == "TIFF" and getattr(image, "is_animated", False):
+        _check_pages(image)
+    return image
+
+
+@cache
+def _quieten_pillow() -> None:
+    """Pillow and its libtiff print what they think of a file to the terminal, besides the error that we turn into a message."""
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    with contextlib.suppress(OSError, AttributeError):  # without it, there is only a line too many
+        loaded = {line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libtiff" in line}
+        for path in loaded:
+            library = ctypes.CDLL(path)
+            for handler in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+                handler.restype = ctypes.c_void_p
+                handler(None)
+
+
+def _unidentified(file: Path | bytes, error: Exception) -> DataError:
+    """Why Pillow knows no way to read a file: it has other channels than grey and RGB, is an array, or is no image."""
+    try:
+        header = header_of(file)
+        if header.format not in ("TIFF", "NPY"):
+            return undecodable(error)
+        if header.kind not in ("uint8", "uint16"):
+            check_header(header, header.channels, 8)
+    except DataError as reason:
+        return reason
+    except Exception:
+        return undecodable(error)
+    if not 1 <= header.channels <= MOST_CHANNELS:
+        return UnfitError(f"{header.found}; images have 1 to {MOST_CHANNELS} channels.", header.found)
+    bits = 16 if header.kind == "uint16" else 8
+    depth = f" and data.bit_depth: {bits}" if bits == 16 or header.channels in (1, 3) else ""
+    return UnfitError(f"{header.found}; write data.channels: {header.channels}{depth} to have them read.", header.found)
+
+
+def _check_pages(image: Any) -> None:
+    """Refuse a TIFF file whose pages may be the channels of one image: all grey, and of one size and type. Others are read by their first.
+
+    Args:
+        image: of Pillow, open; the same as its first page afterwards.
+    Raises: UnfitError without the file's name.
+    """
+    first, pages = (image.size, image.mode), 0
+    try:
+        for frame in range(MOST_CHANNELS + 1):
+            image.seek(frame)
+            if image.tag_v2.get(_SUBFILE, 0) & _COPY_OR_MASK:
+                continue
+            if (image.size, image.mode) != first or image.mode not in ("L", "I;16", "I;16B"):
+                pages = 0
+                break
+            pages += 1
+    except EOFError:
+        pass
+    except Exception:
+        pages = 0  # a damaged page that is not read
+    image.seek(0)
+    if pages > 1:
+        number = f"{pages} pages" if pages <= MOST_CHANNELS else f"more than {MOST_CHANNELS} pages"
+        found = f"{number}, all grey and of one size, in this TIFF file"
+        depth = " and data.bit_depth: 16" if first[1] != "L" else " and data.bit_depth: 8" if pages == 3 else ""
+        mend = f"write data.channels: {pages}{depth} if they are the channels of one image, or save" if pages <= MOST_CHANNELS else "save"
+        raise UnfitError(f"{found}; {mend} the page that you want as a file of its own.", found)
+
+
+def _decoded(opened: Any, size: tuple[int, int] | None, channels: int) -> np.ndarray:
+    """The pixels of an open PIL image: uint8 (channels, height, width)."""
+    from PIL import ImageOps
+
+    image = opened
+    image.load()
+    if _may_be_turned(image):
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith(("I", "F")):  # 16 bits and more a pixel
+        image = _to_bytes(image, opened.format == "PPM")
+    if image.mode in ("P", "PA", "LA", "RGBA") or "transparency" in image.info:
+        image = _in_strips(image, "RGB", _on_black)
+    return _fitted(image, size, channels)
 
 
 def is_exact(channels: int, bit_depth: int | None) -> bool:
@@ -138,7 +288,7 @@ def _on_black(image: Any) -> Any:
     return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
 
 
-def _to_bytes(image: Any, full_range: bool, name: str) -> Any:
+def _to_bytes(image: Any, full_range: bool) -> Any:
     """A PIL image of 16 or 32 bits a pixel on the scale 0 to 255.
 
     16 bits are taken to run to 65,535, and so are 32-bit integers above 255. Fractions run to 1, or to 255 where one is above 1.
@@ -153,7 +303,7 @@ def _to_bytes(image: Any, full_range: bool, name: str) -> Any:
     fraction = image.mode == "F"
     scale = 255.0 if fraction and most <= 1 else 1.0 if fraction or (image.mode == "I" and most <= 255 and not full_range) else 1 / 257
     if not (least >= 0 and round(most * scale, 4) <= 255):
-        raise DataError(f"{name}: pixels from {least:g} to {most:g}, whose scale is unknown; save it with 8 or 16 bits a pixel.")
+        raise DataError(f"pixels from {least:g} to {most:g}, whose scale is unknown; save it with 8 or 16 bits a pixel.")
 
     def scaled(strip: Any) -> Any:
         pixels = np.asarray(strip).astype(np.float64)
@@ -167,8 +317,9 @@ def _to_bytes(image: Any, full_range: bool, name: str) -> Any:
 
 
 def read_images(files: Sequence[Path], size: tuple[int, int], channels: int, bit_depth: int | None = None, *, source: str) -> np.ndarray:
-    """What `read_image` makes of each of many files; see `read_all`."""
-    return read_all(files, lambda path: read_image(path, size, channels, bit_depth), (channels, *size), source=source, bits=bit_depth or 8)
+    """What `read_image` makes of each of many files for a trained model; see `read_all`."""
+    read = partial(read_image, size=size, channels=channels, bit_depth=bit_depth, for_model=True)
+    return read_all(files, read, (channels, *size), source=source, bits=bit_depth or 8)
 
 
 def read_all(

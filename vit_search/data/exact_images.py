@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from vit_search.data.image_headers import EIGHT_BITS, Header, header_of, npy_header, tiff_file, tiff_pages
+from vit_search.data.image_headers import EIGHT_BITS, MOST_CHANNELS, Header, UnfitError, header_of, npy_header, tiff_file, tiff_pages
 from vit_search.data.pixels import PixelsError, kind_of
 from vit_search.errors import DataError, TooLargeError
+from vit_search.text import counted
 
 BYTES_A_PIXEL = 8
 """Bytes that a decoded image may have for each pixel that it may have."""
@@ -26,39 +27,40 @@ _JPEG_IN_TIFF = 7
 _ORIENTATION = 0x0112
 
 
-def read_exact(raw: bytes, name: str, size: tuple[int, int] | None, channels: int, bits: int, *, max_pixels: int) -> np.ndarray:
+def read_exact(raw: bytes, size: tuple[int, int] | None, channels: int, bits: int, *, max_pixels: int) -> np.ndarray:
     """Decode the content of an image file as it is, upright, and resize it.
 
     Args:
-        name: of the file, for messages. size: height and width, as of `read_image`; None for those of the file.
+        size: height and width, as of `read_image`; None for those of the file.
         channels, bits: what the file must have.
         max_pixels: width times height of the largest image that is decoded.
     Returns: uint8 or uint16 (channels, height, width).
-    Raises: DataError that names the file and what is wrong with it; what a decoder raises for a damaged file.
+    Raises: DataError that says what is wrong with it, without the file's name; what a decoder raises for a damaged file.
     """
-    try:
-        header = header_of(raw)
-        check_header(header, channels, bits)
-    except DataError as error:
-        raise type(error)(f"{name}: {error}") from None
-    area = header.height * header.width
-    if area > max_pixels:
-        raise TooLargeError(f"{name}: {header.width}x{header.height} pixels; give an image of at most {max_pixels:,}.")
-    held = area * channels * (bits // 8)
+    header = header_of(raw)
+    check_header(header, channels, bits)
+    check_size(header.width, header.height, max_pixels)
+    held = header.height * header.width * channels * (bits // 8)
     if held > BYTES_A_PIXEL * max_pixels:
-        raise TooLargeError(f"{name}: {held:,} bytes of pixels; give an image of at most {BYTES_A_PIXEL * max_pixels:,}.")
-    try:
-        if header.format == "NPY":
-            pixels = _read_npy(raw)
-        elif header.format == "TIFF":
-            pixels = _read_tiff(raw)
-        else:
-            pixels = _read_deep_png(raw) if bits == 16 else _read_by_pillow(raw)
-    except DataError as error:
-        raise type(error)(f"{name}: {error}") from None
+        raise TooLargeError(f"{held:,} bytes of pixels; give an image of at most {BYTES_A_PIXEL * max_pixels:,}.")
+    if header.format == "NPY":
+        pixels = _read_npy(raw)
+    elif header.format == "TIFF":
+        pixels = _read_tiff(raw)
+    else:
+        pixels = _read_deep_png(raw) if bits == 16 else _read_by_pillow(raw)
     if pixels.shape[2] != channels or pixels.dtype.itemsize * 8 != bits:
-        raise DataError(f"{name}: decoded as {kind_of(pixels)}, which its header does not say; save it anew.")
+        raise DataError(f"decoded as {kind_of(pixels)}, which its header does not say; save it anew.")
     return resized(np.moveaxis(pixels, -1, 0), size)
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Refuse an image that is too large to be decoded.
+
+    Raises: TooLargeError without the file's name.
+    """
+    if width * height > max_pixels:
+        raise TooLargeError(f"{width}x{height} pixels; give an image of at most {max_pixels:,}.")
 
 
 def fit_exact(pixels: np.ndarray, size: tuple[int, int] | None, channels: int, bits: int) -> np.ndarray:
@@ -81,20 +83,48 @@ def fit_exact(pixels: np.ndarray, size: tuple[int, int] | None, channels: int, b
 def check_header(header: Header, channels: int, bits: int) -> None:
     """Refuse a file whose values are not as they are wanted.
 
-    Raises: DataError without the file's name.
+    Raises: UnfitError without the file's name.
     """
+    found = header.found
     if header.format not in ("PNG", "TIFF", "NPY", *EIGHT_BITS):
-        raise DataError(f"{header.format}, whose depth is not checked; save it as PNG, TIFF or NPY.")
+        raise UnfitError(
+            f"{header.format}, whose depth is not checked; save it as PNG, TIFF or NPY.", f"an image in the format {header.format}"
+        )
+    if header.format == "TIFF":
+        check_pages(header)
+    packed = header.kind.removeprefix("uint")
+    if packed.isdecimal() and packed not in ("8", "16", "32", "64"):
+        raise UnfitError(f"{counted(int(packed), 'bit')} a value; save it with 8 or 16.", found)
     if header.kind not in ("uint8", "uint16"):
-        raise DataError(f"values of type {header.kind}; scale them to whole numbers, and save them as uint8 or uint16.")
-    found = 8 if header.kind == "uint8" else 16
-    if found != bits:
-        mend = "set data.bit_depth: 16, or save it with 8 bits" if bits == 8 else "save it with 16 bits"
-        raise DataError(f"{found} bits a value, and {bits} are needed (data.bit_depth); {mend}.")
+        raise UnfitError(f"values of type {header.kind}; scale them to whole numbers, and save them as uint8 or uint16.", found)
+    there = 8 if header.kind == "uint8" else 16
+    if there != bits:
+        if header.format in EIGHT_BITS:
+            mend = "write data.bit_depth: 8, or give PNG, TIFF or NPY files of 16 bits"
+            raise UnfitError(f"a {header.format} file has 8 bits a value, and 16 are needed (data.bit_depth); {mend}.", found)
+        mend = f"set data.bit_depth: {there}, or save it with {bits} bits"
+        raise UnfitError(f"{there} bits a value, and {bits} are needed (data.bit_depth); {mend}.", found)
+    if header.channels > MOST_CHANNELS:
+        raise UnfitError(f"{counted(header.channels, 'channel')} in this {header.format} file; images have 1 to {MOST_CHANNELS}.", found)
     if header.channels != channels:
         needed = f"{channels} {'is' if channels == 1 else 'are'} needed (data.channels)"
-        stored = f"{header.channels} channel{'' if header.channels == 1 else 's'}"
-        raise DataError(f"{stored} in this {header.format} file, and {needed}; give images that all have the same number.")
+        stored = f"{counted(header.channels, 'channel')} in this {header.format} file"
+        raise UnfitError(
+            f"{stored}, and {needed}; write data.channels: {header.channels} if all images have so many, or convert it.", found
+        )
+
+
+def check_pages(header: Header) -> None:
+    """Refuse a TIFF file whose pages are not the channels of one image.
+
+    Raises: UnfitError without the file's name.
+    """
+    if header.pages > MOST_CHANNELS:
+        text = f"more than {MOST_CHANNELS} pages; give one image of at most {MOST_CHANNELS} channels in each file."
+        raise UnfitError(text, f"a TIFF file of more than {MOST_CHANNELS} pages")
+    if header.pages > 1 and not header.stacked:
+        found = f"{header.pages} pages that are not the channels of one image"
+        raise UnfitError(f"{found}; give each image a file of its own.", f"a TIFF file of {header.pages} pages")
 
 
 def resized(pixels: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import struct
 import warnings
 from collections.abc import Sequence
@@ -13,9 +14,13 @@ from typing import IO, Any
 
 import numpy as np
 
-from vit_search.errors import DataError
+from vit_search.errors import DataError, TooLargeError
+from vit_search.text import counted
 
 MOST_CHANNELS = 16
+
+MAX_PIXELS = 64 * 10**6
+"""Width times height of the largest image that is decoded."""
 
 EIGHT_BITS = ("JPEG", "BMP", "DIB", "WEBP", "GIF", "QOI")
 """Formats, besides PNG, TIFF and NPY, that never have more than 8 bits a value."""
@@ -32,6 +37,15 @@ _MODE_CHANNELS = {"1": 1, "L": 1, "I;16": 1, "I;16B": 1, "I": 1, "F": 1, "LA": 2
 """By Pillow's mode. The colours of a palette are RGB."""
 
 
+class UnfitError(DataError):
+    """An image that is whole, and that these keys of the search file do not fit: another depth, other channels, several pages."""
+
+    def __init__(self, text: str, found: str = "") -> None:
+        super().__init__(text)
+        self.found = found
+        """What the file has, for somebody who cannot change the keys, since the model is trained."""
+
+
 @dataclass(frozen=True)
 class Header:
     """What a file says of its image."""
@@ -43,13 +57,22 @@ class Header:
     channels: int
     """As they are stored: transparency is one of them."""
     kind: str
-    """Type of the values, as NumPy calls it: uint8, uint16, float32, …"""
+    """Type of the values, as NumPy calls it: uint8, uint16, float32, …; uint12 of values that NumPy has no type for."""
+    pages: int = 1
+    """Full pages of a TIFF file, at most one more than MOST_CHANNELS; of another file, 2 if it has several frames."""
+    stacked: bool = False
+    """Whether each of several pages is a channel of one image: all are grey, and of one size and type."""
 
     @property
     def words(self) -> str:
         """`3 channels of 8 bits`."""
-        values = {"uint8": "8 bits", "uint16": "16 bits"}.get(self.kind, self.kind)
-        return f"{self.channels} channel{'' if self.channels == 1 else 's'} of {values}"
+        bits = self.kind.removeprefix("uint")
+        return f"{counted(self.channels, 'channel')} of {counted(int(bits), 'bit') if bits.isdecimal() else self.kind}"
+
+    @property
+    def found(self) -> str:
+        """`5 channels of 8 bits in this TIFF file`."""
+        return f"{self.words} in this {self.format} file"
 
 
 def header_of(file: Path | bytes) -> Header:
@@ -67,7 +90,8 @@ def header_of(file: Path | bytes) -> Header:
             return npy_header(opened).header
         if head.startswith(PNG_MAGIC) and head[12:16] == b"IHDR" and len(head) == 26:
             width, height, bits, colours = struct.unpack(">IIBB", head[16:26])
-            return Header("PNG", height, width, _PNG_CHANNELS.get(colours, 0), "uint16" if bits == 16 else "uint8")
+            kind = "uint16" if bits == 16 else "uint8"
+            return Header("PNG", height, width, _PNG_CHANNELS.get(colours, 0), kind, 2 if _is_animated_png(opened) else 1)
         if head.startswith(TIFF_MAGICS):
             with tiff_file(opened) as tiff:
                 return tiff_header(tiff_pages(tiff))
@@ -75,9 +99,34 @@ def header_of(file: Path | bytes) -> Header:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(opened, formats=(*EIGHT_BITS, *OF_ANY_DEPTH)) as image:
-                kind = {"I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}.get(image.mode, "uint8")
-                return Header(str(image.format), image.height, image.width, _MODE_CHANNELS.get(image.mode, 0), kind)
+            try:
+                with Image.open(opened, formats=(*EIGHT_BITS, *OF_ANY_DEPTH)) as image:
+                    kind = {"I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}.get(image.mode, "uint8")
+                    stereo = image.format == "MPO"  # a JPEG file, as many cameras write it: the photo, and a small copy or another view
+                    pages = 2 if getattr(image, "is_animated", False) and not stereo else 1
+                    name = "JPEG" if stereo else str(image.format)
+                    return Header(name, image.height, image.width, _MODE_CHANNELS.get(image.mode, 0), kind, pages)
+            except Image.DecompressionBombError as error:
+                raise too_many_pixels(error) from None
+
+
+def too_many_pixels(error: Exception, most: int = MAX_PIXELS) -> TooLargeError:
+    """Our own text, without the file's name, for the limit of Pillow's own, which is higher than ours."""
+    number = re.search("[0-9]+", str(error))
+    return TooLargeError(f"{int(number[0]):,} pixels; give an image of at most {most:,}." if number else f"more than {most:,} pixels.")
+
+
+def _is_animated_png(file: IO[bytes]) -> bool:
+    """Whether a PNG file says, before its pixels, that it has more than one frame."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        size, kind = struct.unpack(">I4s", head)
+        if kind == b"acTL":
+            return file.read(4) > b"\0\0\0\1"
+        if kind == b"IDAT":
+            return False
+        file.seek(size + 4, io.SEEK_CUR)
+    return False
 
 
 @dataclass(frozen=True)
@@ -97,16 +146,21 @@ def npy_header(file: IO[bytes]) -> NpyHeader:
     Raises: DataError for arrays that are no image.
     """
     try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"no .npy file that can be read ({str(error).splitlines()[0]}); write it again with numpy.save.") from None
-    if dtype.hasobject or dtype.fields is not None:
-        raise DataError("an array of Python objects or records, which is not read; save an array of uint8 or uint16.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of files that Python 2 wrote
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(file)
+    except Exception:  # what a damaged text leads Python's own parser to: SyntaxError, MemoryError, TokenError, …
+        raise DataError("an NPY file whose header is damaged; write it again with numpy.save.") from None
+    if any(isinstance(side, bool) or not -(2**63) <= side < 2**63 for side in shape):
+        raise DataError("an NPY file whose header is damaged; write it again with numpy.save.")
+    if dtype.kind not in "biufc":
+        raise DataError("an array of Python objects, texts or records, which is not read; save an array of uint8 or uint16.")
     mend = "give (height, width) or (height, width, channels)"
     if len(shape) not in (2, 3) or min(shape) < 1:
-        raise DataError(f"an array of shape {shape}; {mend}.")
+        shown = f"of shape {shape}" if len(shape) < 8 else f"of {len(shape)} axes"
+        raise DataError(f"an array {shown}; {mend}.")
     channels = shape[2] if len(shape) == 3 else 1
     if channels > MOST_CHANNELS >= shape[0]:
         raise DataError(f"an array of shape {shape}, with the channels first; {mend}.")
@@ -122,27 +176,24 @@ def tiff_file(opened: IO[bytes]) -> Any:
 
 
 def tiff_pages(tiff: Any) -> Sequence[Any]:
-    """The pages of a TIFF file that make one image: one page with all channels, or a page for each channel.
+    """The full pages of a TIFF file, at most one more than MOST_CHANNELS.
 
     Smaller copies of the image and masks, which a file may hold besides, are left out.
-    Raises: DataError for several pages that are not one image.
+    Raises: DataError where there is none.
     """
     pages = []
     for page in tiff.pages:
         if not page.is_reduced and not page.is_mask:
             pages.append(page)
         if len(pages) > MOST_CHANNELS:
-            raise DataError(f"more than {MOST_CHANNELS} pages; give one image of at most {MOST_CHANNELS} channels in each file.")
+            break
     if not pages:
         raise DataError("a TIFF file without a full image; write it again.")
-    alike = {(page.imagewidth, page.imagelength, page.samplesperpixel, str(page.dtype), page.imagedepth) for page in pages}
-    if len(pages) > 1 and (len(alike) > 1 or pages[0].samplesperpixel > 1):
-        raise DataError(f"{len(pages)} pages that are not the channels of one image; give each image a file of its own.")
     return pages
 
 
 def tiff_header(pages: Sequence[Any]) -> Header:
-    """The header of an image in `tiff_pages`.
+    """The header of the image that is in `tiff_pages`: one page with all channels, or a page for each channel.
 
     Raises: DataError for values or colours that are not read.
     """
@@ -152,6 +203,11 @@ def tiff_header(pages: Sequence[Any]) -> Header:
     kind = "None" if page.dtype is None else str(page.dtype)
     bits = page.bitspersample
     bits = set(bits) if isinstance(bits, tuple) else {bits}
-    if kind in ("uint8", "uint16") and bits != {np.dtype(kind).itemsize * 8}:
-        raise DataError(f"{', '.join(map(str, sorted(bits)))} bits a value; save it with 8 or 16.")
-    return Header("TIFF", page.imagelength, page.imagewidth, len(pages) * page.samplesperpixel, kind)
+    if len(bits) > 1:
+        raise DataError(f"channels of {', '.join(map(str, sorted(bits)))} bits a value; save them with 8 or 16.")
+    if kind in ("bool", "uint8", "uint16"):
+        kind = f"uint{bits.pop()}"
+    alike = {(page.imagewidth, page.imagelength, page.samplesperpixel, str(page.dtype), page.imagedepth) for page in pages}
+    stacked = len(pages) > 1 and len(alike) == 1 and page.samplesperpixel == 1
+    channels = len(pages) if stacked else page.samplesperpixel
+    return Header("TIFF", page.imagelength, page.imagewidth, channels, kind, len(pages), stacked)

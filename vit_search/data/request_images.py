@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_search.data.decode import MAX_FILE_BYTES, fit_pixels, is_exact, read_image
+from vit_search.data.decode import MAX_FILE_BYTES, fit_pixels, is_exact, kind_taken, read_image
 from vit_search.errors import DataError, TooLargeError
 
 MAX_PIXELS = 25 * 10**6
@@ -27,19 +27,25 @@ def pixels_of(value: Any, size: tuple[int, int], channels: int, bit_depth: int |
     Raises: DataError that says what is wrong with it; TooLargeError, one of them, where it is that.
     """
     if isinstance(value, (str, bytes)):
-        return read_image(_decoded(value) if isinstance(value, str) else value, size, channels, bit_depth, max_pixels=MAX_PIXELS)
+        raw = _decoded(value, channels, bit_depth) if isinstance(value, str) else value
+        return read_image(raw, size, channels, bit_depth, max_pixels=MAX_PIXELS, for_model=True)
     exact = is_exact(channels, bit_depth)
     return fit_pixels(_checked(value, (channels,) if exact else (1, 3), bit_depth or 8), size, channels, bit_depth)
 
 
-def _decoded(text: str) -> bytes:
-    """An image file from base64; line breaks, as the command base64 makes them, are allowed."""
+def _decoded(text: str, channels: int, bit_depth: int | None) -> bytes:
+    """An image file from base64; line breaks, as the command base64 makes them, are allowed.
+
+    Args:
+        channels, bit_depth: of the model, for the message.
+    """
     if len(text) > MAX_FILE_BYTES * 4 // 3 + 4:
         raise TooLargeError(f"{len(text):,} characters; give an image file of at most {MAX_FILE_BYTES:,} bytes.")
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise DataError(f"text that is not base64 ({error}); give the base64 of a PNG or JPEG file.") from None
+        reason = str(error).splitlines()[0]
+        raise DataError(f"text that is not base64 ({reason}); this model takes {kind_taken(channels, bit_depth)}, in base64.") from None
 
 
 def _checked(value: Any, channels: tuple[int, ...], bits: int) -> np.ndarray:
@@ -54,7 +60,8 @@ def _checked(value: Any, channels: tuple[int, ...], bits: int) -> np.ndarray:
     except ValueError:
         raise DataError("rows of different lengths; give (height, width, channels).") from None
     if pixels.dtype.kind not in "iu":
-        content = "nothing" if pixels.size == 0 or value is None else f"values of type {pixels.dtype}"
+        kind_of_values = {"U": "text", "S": "text"}.get(pixels.dtype.kind, str(pixels.dtype))
+        content = "nothing" if pixels.size == 0 or value is None else f"values of type {kind_of_values}"
         raise DataError(f"{content}; give {kind} pixels, 0 to {most}, or an image file as base64 or bytes.")
     if pixels.ndim != 3 or pixels.shape[2] not in channels or 0 in pixels.shape:
         wanted = "1 channel (grey) or 3 (RGB)" if channels == (1, 3) else f"{channels[0]} channel{'' if channels == (1,) else 's'}"

@@ -88,8 +88,8 @@ class Classifier:
 def _read(image: Image, name: str, size: tuple[int, int], channels: int, bit_depth: int | None) -> np.ndarray:
     """uint8 or uint16 (channels, height, width) of an image."""
     if isinstance(image, (str, Path)):
-        return read_image(Path(image), size, channels, bit_depth)
-    read = partial(read_image, image) if isinstance(image, bytes) else partial(fit_pixels, image)
+        return read_image(Path(image), size, channels, bit_depth, for_model=True)
+    read = partial(read_image, image, for_model=True) if isinstance(image, bytes) else partial(fit_pixels, image)
     try:
         return read(size, channels, bit_depth)
     except DataError as error:
