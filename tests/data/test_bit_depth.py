@@ -42,7 +42,13 @@ def png(values):
     return file.getvalue()
 
 
-WRITERS = {".npy": npy, ".tif": tiff, ".png": png}
+def jpg(values):
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "JPEG")
+    return file.getvalue()
+
+
+WRITERS = {".npy": npy, ".tif": tiff, ".png": png, ".jpg": jpg}
 
 
 def images(count=24, channels=5, side=10, bits=16):
@@ -160,8 +166,28 @@ def test_a_config_without_the_key_is_hashed_as_before():
 def test_without_the_key_arrays_are_no_images_of_a_folder(tmp_path):
     place = folder(tmp_path, images(6, bits=8), ".npy")
     folder(tmp_path, images(6, 3, bits=8), ".png")
-    assert "6 files skipped: 6 .npy" in open_source(DataConfig(**place, image_size=10)).summary()
+    assert "6 files skipped: 6 .npy (read only with data.bit_depth)" in open_source(DataConfig(**place, image_size=10)).summary()
     assert len(open_source(DataConfig(**place, image_size=10, bit_depth=8)).labels) == 12
+
+
+ARRAYS = "NPY files are read only with data.bit_depth: 8 or 16, and with data.channels: auto or the number of their channels."
+
+
+@pytest.mark.parametrize(
+    ("write", "problem"),
+    [
+        (lambda root, values: folder(root, values, ".npy"), "set/dark: 0 images and 6 .npy files; "),
+        (csv_table, "table.csv: an NPY file: dark/000.npy (line 2), light/001.npy (line 3), "),
+        (bytes_table, "table.parquet: NPY files in the column 'image': rows 1, 2, 3, 4, 5, … 7 more; "),
+        (shards, "a.tar: 000, 001, 002, 003, 004, … 7 more: a label and an NPY file; "),
+    ],
+    ids=SOURCES,
+)
+def test_arrays_without_the_key_are_counted_and_the_keys_named(write, problem, tmp_path):
+    place = write(tmp_path / "set", images(12, 3, bits=8))
+    with pytest.raises(DataError) as refused:
+        open_source(DataConfig(**place, image_size=10))
+    assert problem in str(refused.value) and str(refused.value).endswith(ARRAYS)
 
 
 def test_several_files_that_do_not_fit_are_named_at_once(tmp_path):
@@ -173,9 +199,12 @@ def test_several_files_that_do_not_fit_are_named_at_once(tmp_path):
     first, *lines = str(refused.value).splitlines()
     assert first.endswith("2 images cannot be used:")
     assert lines[0].endswith(
-        "dark/000.tif: 4 channels in this TIFF file, and 5 are needed (data.channels); give images that all have the same number."
+        "dark/000.tif: 4 channels in this TIFF file, and 5 are needed (data.channels); write data.channels: 4 if all images have so many, "
+        "or convert it."
     )
-    assert lines[1].endswith("dark/002.tif: 8 bits a value, and 16 are needed (data.bit_depth); save it with 16 bits.")
+    assert lines[1].endswith(
+        "dark/002.tif: 8 bits a value, and 16 are needed (data.bit_depth); set data.bit_depth: 8, or save it with 16 bits."
+    )
 
 
 # --- channels: auto ---------------------------------------------------------------------------------------------------------------
@@ -203,12 +232,21 @@ AUTO_REFUSED = {
         [(images(4, 5), ".tif"), (images(3, 4), ".npy")],
         16,
         r"the files of .*set differ: 4 have 5 channels of 16 bits \(dark/000.tif, dark/002.tif, … 2 more\), "
-        r"3 have 4 channels of 16 bits \(dark/000.npy, dark/002.npy, … 1 more\); give a number, or images that are all alike",
+        r"3 have 4 channels of 16 bits \(dark/000.npy, dark/002.npy, … 1 more\); convert or remove the 3 other files: no file is "
+        "converted with data.bit_depth, or with more than 3 channels[.]$",
     ),
     "a mix of depths": (
         [(images(4, 1, bits=8), ".png"), (images(4, 1), ".tif")],
         None,
-        "4 have 1 channel of 8 bits .*4 have 1 channel of 16 bits",
+        "4 have 1 channel of 8 bits .*4 have 1 channel of 16 bits .*; write data.channels: 3 to have all converted to RGB of 8 bits, or 1 "
+        "for grey; or convert or remove the 4 other files[.]$",
+    ),
+    "grey among RGB of 8 bits": (
+        [(images(20, 3, bits=8), ".png"), (images(1, 1, bits=8), ".tif")],
+        8,
+        r"20 have 3 channels of 8 bits \(dark/000.png, dark/002.png, … 18 more\), 1 has 1 channel of 8 bits \(dark/000.tif\); drop "
+        "data.bit_depth and write data.channels: 3 to have all converted to RGB of 8 bits, or 1 for grey; or convert or remove the 1 "
+        "other file",
     ),
     "16 bits without the key": (
         [(images(6, 5), ".tif")],
@@ -224,6 +262,11 @@ AUTO_REFUSED = {
         [(images(6, 3, bits=8), ".npy")],
         None,
         "3 channels of 8 bits; write data.bit_depth: 8 besides, since NPY files are read with it alone",
+    ),
+    "JPEG files for 16 bits": (
+        [(images(6, 3, bits=8), ".jpg")],
+        16,
+        "have 3 channels of 8 bits, and data.bit_depth is 16; write 8, or give PNG, TIFF or NPY files of 16 bits",
     ),
     "another depth than the key says": (
         [(images(6, 5), ".tif")],
@@ -246,8 +289,30 @@ def test_auto_says_what_is_where(sets, bits, problem, tmp_path):
 def test_auto_names_a_file_that_is_no_image(tmp_path):
     place = folder(tmp_path / "set", images(6))
     (tmp_path / "set/light/001.tif").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"light/001\.tif: no image that can be read"):
+    with pytest.raises(
+        DataError, match=r"set: light/001\.tif: no image that can be decoded \(of no known format\); replace or remove it\.$"
+    ):
         prepare(DataConfig(**place, image_size=10, channels="auto", bit_depth=16), cache=tmp_path / "cache")
+
+
+def test_auto_names_damaged_files_together_with_all_other_mistakes(tmp_path):
+    place = folder(tmp_path / "set", images(12))
+    for name in ("light/001.tif", "light/003.tif"):
+        (tmp_path / "set" / name).write_bytes(b"no image")
+    (tmp_path / "set/dark/000.tif").write_bytes(tiff(images(1, 4)[0]))
+    (tmp_path / "set/dark/002.npy").write_bytes(b"\x93NUMPY")
+    tifffile.imwrite(tmp_path / "set/dark/004.tif", images(2, 3), photometric="rgb")
+    with pytest.raises(DataError) as refused:
+        with_counted_channels(DataConfig(**place, image_size=10, channels="auto", bit_depth=16))
+    assert str(refused.value).splitlines() == [
+        f"{tmp_path / 'set'}: 4 kinds of mistakes:",
+        "  dark/002.npy: an NPY file whose header is damaged; write it again with numpy.save.",
+        "  dark/004.tif: 2 pages that are not the channels of one image; give each image a file of its own.",
+        "  2 files, light/001.tif, light/003.tif: no image that can be decoded (of no known format); replace or remove it.",
+        "  data.channels: auto: the files differ: 8 have 5 channels of 16 bits (dark/002.tif, dark/006.tif, … 6 more), 1 has 4 channels "
+        "of 16 bits (dark/000.tif); convert or remove the 1 other file: no file is converted with data.bit_depth, or with more than 3 "
+        "channels.",
+    ]
 
 
 FILE = """name: deep
@@ -275,7 +340,9 @@ def test_a_search_keeps_the_number_that_auto_stands_for():
         ("channels: 17", "data.channels: 17 will not do; give at most 16"),
         ("channels: 0", "data.channels: 0 will not do; give at least 1"),
         ("channels: aut", "data.channels: 'aut' will not do; did you mean auto?"),
-        ("channels: true", "data.channels: true will not do; give a whole number"),
+        ("channels: true", "data.channels: true will not do; give a whole number, or auto."),
+        ("channels: null", "data.channels: has no value; give a whole number, or auto."),
+        ("channels: '3'", "data.channels: '3' will not do; give a number, or auto."),
         ("bit_depth: 12", "data.bit_depth: 12 will not do; choose from 8, 16"),
         ("bitdepth: 16", "data.bitdepth: unknown key; did you mean bit_depth?"),
     ],
@@ -289,7 +356,7 @@ def test_a_wrong_value_is_refused_in_one_line(data, problem):
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        ("bit_depth: 16", "data.bit_depth: digits does not take it"),
+        ("bit_depth: 16", "data.bit_depth: digits does not take it, only image_folder, table and webdataset; drop the key."),
         ("channels: auto", "data.channels: auto is not for digits; drop the key"),
         ("channels: 5", "data.channels: 5 is not for digits"),
     ],

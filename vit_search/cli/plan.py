@@ -41,10 +41,10 @@ def lint(
 
     spec = search_file.load(file)
     with naming_file(file):
-        spec = file_findings.counted(spec)
+        auto, spec = spec.data.channels == "auto", file_findings.counted(spec)
         beyond = beyond_this_machine(spec, cost.cpus_of_this_machine(), cost.gpus_of_this_machine())
         report = search_lint.lint(spec, further=[*_missing_searches(spec, output), *beyond])
-        _print_images(spec)
+        _print_images(spec, auto=auto)
     if as_json:
         sys.stdout.write(json.dumps(report.to_dict(), indent=1) + "\n")
     else:
@@ -94,7 +94,7 @@ def plan(
         raise SearchError("--calibrate and --flops-per-s: a speed is measured or stated; drop one of the two.")
     kept = kept_speed(gpus=spec.resources.on_gpu)
     with naming_file(file):
-        spec = file_findings.counted(spec)
+        auto, spec = spec.data.channels == "auto", file_findings.counted(spec)
     if calibrate:
         with err.status("measuring this machine …"), naming_file(file):
             from vit_search.vit import calibrate as calibration
@@ -103,8 +103,10 @@ def plan(
     speed = speeds.load_speed(kept) if flops_per_s is None else speeds.stated_speed(flops_per_s)
     with naming_file(file):
         made = planning.plan(spec, speed, concurrency=concurrency)
-        _print_images(spec)
-        for finding in file_findings.lost_depth(spec):
+        _print_images(spec, auto=auto)
+        for finding in file_findings.of_files(spec):
+            if finding.severity == "error":
+                raise DataError(f"{finding.where}: {finding.text}")
             err.print(escaped(f"note: {finding.where}: {finding.text}"))
     if as_json:
         sys.stdout.write(json.dumps(made.to_dict(), indent=1) + "\n")
@@ -112,10 +114,15 @@ def plan(
         _print_plan(made)
 
 
-def _print_images(spec: SearchSpec) -> None:
-    """What lies at the data's path, in one line, and whether its classes allow the metric and are those that have weights."""
+def _print_images(spec: SearchSpec, *, auto: bool) -> None:
+    """What lies at the data's path, in one line, and whether its classes allow the metric and are those that have weights.
+
+    Args:
+        auto: whether the number of channels is not in the file, but was counted.
+    """
     from vit_search.config.class_weights import WORDS
     from vit_search.config.data_urls import has_files, is_remote, local_path
+    from vit_search.data.auto_channels import channels_in_words
     from vit_search.data.listed import NotFetchedError, described
     from vit_search.data.sources import open_source
     from vit_search.data.split import classes_not_validated
@@ -133,7 +140,9 @@ def _print_images(spec: SearchSpec) -> None:
             source = open_source(spec.data_config)
         except NotFetchedError:
             return
-        err.print(escaped(source.summary()))
+        is_counted = spec.data_config.exact if not auto else spec.data.channels != "auto"
+        channels = f"; {channels_in_words(spec.data_config)}" if is_counted else ""
+        err.print(escaped(f"{source.summary()}{channels}"))
         spec.check_data(source.classes, classes_not_validated(spec.data_config, source, spec.train_on))
     elif spec.data.path and not behind_url and not has_files(path):
         err.print(escaped(f"note: {path} is not on this machine, so its images are not looked at; `run` needs them."))

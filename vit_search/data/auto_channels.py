@@ -7,15 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from vit_search.config.trial import DataConfig
-from vit_search.data.image_headers import MOST_CHANNELS, Header, header_of
-from vit_search.data.parallel import in_chunks
-from vit_search.data.progress import step
+from vit_search.data.exact_images import check_pages
+from vit_search.data.header_looks import Look, faults, looks, names
+from vit_search.data.image_headers import EIGHT_BITS, MOST_CHANNELS, Header, header_of
+from vit_search.data.mistakes import refuse
 from vit_search.data.sources import open_source
 from vit_search.data.sources.source import Source
 from vit_search.errors import DataError
-
-EXAMPLES = 2
-"""Files of each kind that a message names."""
+from vit_search.text import counted
 
 
 def with_counted_channels(config: DataConfig) -> DataConfig:
@@ -28,81 +27,77 @@ def with_counted_channels(config: DataConfig) -> DataConfig:
     if config.channels != "auto":
         return config
     source = open_source(config)
-    header = _shared_header(source)
+    header = _shared_header(source, config)
     found = f"data.channels: auto: the files of {source.title} have {header.words}"
     if not 1 <= header.channels <= MOST_CHANNELS:
         raise DataError(f"{found}; images have 1 to {MOST_CHANNELS} channels.")
     if header.kind not in ("uint8", "uint16"):
         raise DataError(f"{found}; scale them to whole numbers, and save them as uint8 or uint16.")
-    counted = replace(config, channels=header.channels)
+    counted_config = replace(config, channels=header.channels)
     if config.bit_depth is None:
         convert = f", or data.channels: {header.channels} to have them read as 8 bits" if header.channels in (1, 3) else ""
         if header.kind == "uint16":
             raise DataError(f"{found}; write data.bit_depth: 16 besides, to keep them{convert if header.format != 'NPY' else ''}.")
-        if header.format == "NPY" and not counted.exact:
+        if header.format == "NPY" and not counted_config.exact:
             raise DataError(f"{found}; write data.bit_depth: 8 besides, since NPY files are read with it alone.")
     elif f"uint{config.bits}" != header.kind:
-        raise DataError(f"{found}, and data.bit_depth is {config.bits}; write {24 - config.bits}, or save the files with {config.bits}.")
-    return counted
+        mend = "give PNG, TIFF or NPY files of 16 bits" if header.format in EIGHT_BITS else f"save the files with {config.bits}"
+        raise DataError(f"{found}, and data.bit_depth is {config.bits}; write {24 - config.bits}, or {mend}.")
+    return counted_config
 
 
-def headers(source: Source, indices: Sequence[int]) -> list[Header | str]:
-    """The headers of some images of a source; for one that cannot be read, what is wrong with it.
-
-    Images that are not in files are left out.
-    """
-
-    def look(chunk: range) -> list[Header | str]:
-        return [one for i in chunk if (one := _header(source, indices[i])) is not None]
-
-    found: list[Header | str] = []
-    with step("looking at", len(indices), "files") as advance:
-        for part in in_chunks(len(indices), look):
-            found += part
-            advance(len(part))
-    return found
+def channels_in_words(config: DataConfig) -> str:
+    """`5 channels of 16 bits`: how images are read by a config whose channels are counted."""
+    return f"{counted(config.channel_count, 'channel')} of {config.bits} bits"
 
 
-def _header(source: Source, index: int) -> Header | str | None:
-    file = source.file(index)
-    if file is None:
-        return None
-    name = str(file) if isinstance(file, Path) else f"{source.title}: {source.where(index)}"
-    try:
-        return header_of(file)
-    except DataError as error:
-        return f"{name}: {error}"
-    except Exception as error:  # a decoder raises what damaged bytes lead it to
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        return f"{name}: no image that can be read ({why}); replace or remove it."
-
-
-def _shared_header(source: Source) -> Header:
+def _shared_header(source: Source, config: DataConfig) -> Header:
     """The header of the first file, if all files agree with it in channels and type; where one is an NPY file, its header.
 
-    Raises: DataError that says how many files are of which kind, and names some.
+    Raises: DataError that says how many files are of which kind, and which are damaged, and names some.
     """
-    kinds: dict[tuple[int, str], list[int]] = {}
-    first: dict[tuple[int, str], Header] = {}
-    for index, header in enumerate(headers(source, range(len(source.labels)))):
-        if isinstance(header, str):
-            raise DataError(header)
-        kind = header.channels, header.kind
-        kinds.setdefault(kind, []).append(index)
-        if kind not in first or header.format == "NPY":
-            first[kind] = header
-    if not kinds:
+    found = looks(source, range(len(source.labels)), _header)
+    if not found:
         raise DataError(f"data.channels: auto is for images in files, and {source.title} has none; write a number.")
-    if len(kinds) > 1:
-        shown = [
-            f"{len(indices):,} {'has' if len(indices) == 1 else 'have'} {first[kind].words} ({_names(source, indices)})"
-            for kind, indices in sorted(kinds.items(), key=lambda item: -len(item[1]))
-        ]
-        mend = "give a number, or images that are all alike"
-        raise DataError(f"data.channels: auto: the files of {source.title} differ: {', '.join(shown)}; {mend}.")
-    return next(iter(first.values()))
+    kinds: dict[tuple[int, str], list[Look]] = {}
+    for one in found:
+        if one.header is not None:
+            kinds.setdefault((one.header.channels, one.header.kind), []).append(one)
+    damaged = faults(source, found)
+    differ = _difference(source, config, sorted(kinds.values(), key=lambda some: -len(some))) if len(kinds) > 1 else ""
+    if differ and not damaged:
+        raise DataError(f"data.channels: auto: the files of {source.title} differ: {differ}")
+    refuse(source.title, [*damaged, *([f"data.channels: auto: the files differ: {differ}"] if differ else [])])
+    of_one_kind = [one.header for one in found if one.header is not None]
+    return next((header for header in of_one_kind if header.format == "NPY"), of_one_kind[0])
 
 
-def _names(source: Source, indices: Sequence[int]) -> str:
-    more = f", … {len(indices) - EXAMPLES:,} more" if len(indices) > EXAMPLES else ""
-    return ", ".join(source.where(index) for index in indices[:EXAMPLES]) + more
+def _header(file: Path | bytes) -> Header:
+    header = header_of(file)
+    if header.format == "TIFF":
+        check_pages(header)
+    return header
+
+
+def _difference(source: Source, config: DataConfig, kinds: Sequence[Sequence[Look]]) -> str:
+    """How many files are of which kind, the most frequent first, and what to do.
+
+    Args:
+        kinds: looks with a header, those of each kind together.
+    """
+    shown = []
+    for some in kinds:
+        assert some[0].header is not None, "looks without one are of no kind"
+        has = "has" if len(some) == 1 else "have"
+        shown.append(f"{len(some):,} {has} {some[0].header.words} ({names(source, [one.index for one in some])})")
+    convertible = all(
+        one.header is not None and (one.header.channels in (1, 3) if one.header.format == "TIFF" else one.header.format != "NPY")
+        for some in kinds
+        for one in some
+    )
+    others = counted(sum(map(len, kinds[1:])), "other file")
+    mend = f"convert or remove the {others}: no file is converted with data.bit_depth, or with more than 3 channels"
+    if convertible:
+        drop = "drop data.bit_depth and write" if config.bit_depth is not None else "write"
+        mend = f"{drop} data.channels: 3 to have all converted to RGB of 8 bits, or 1 for grey; or convert or remove the {others}"
+    return f"{', '.join(shown)}; {mend}."

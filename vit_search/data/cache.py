@@ -12,8 +12,8 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ import numpy as np
 from vit_search.config.cost import in_units, memory_of_this_machine
 from vit_search.config.strict_json import parse
 from vit_search.config.trial import DataConfig, hashed
-from vit_search.data.auto_channels import with_counted_channels
+from vit_search.data.auto_channels import channels_in_words, with_counted_channels
 from vit_search.data.cache_folder import cannot_be_written, default_cache, make_cache, refuse_open_to_others
 from vit_search.data.decode import read_all
 from vit_search.data.fetch import fetched
 from vit_search.data.file_hashes import sha256_of
+from vit_search.data.header_looks import checked, faults, notes
+from vit_search.data.mistakes import refuse
 from vit_search.data.parallel import in_chunks
 from vit_search.data.source_checks import check_source
 from vit_search.data.sources import open_source
@@ -101,7 +103,14 @@ def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = F
 
 def _prepared(config: DataConfig, cache: Path, download: bool, stream_above: int | None) -> DataSet:
     """The same for files of this machine."""
+    tells_channels = config.exact  # `auto` is exact, too
     config = with_counted_channels(config)
+    data = _of_counted(config, cache, download, stream_above)
+    return replace(data, summary=f"{data.summary}; {channels_in_words(config)}") if tells_channels else data
+
+
+def _of_counted(config: DataConfig, cache: Path, download: bool, stream_above: int | None) -> DataSet:
+    """The same for a number of channels that is known."""
     source = open_source(config, cache / "downloads", download)
     key = _key(config, source)
     folder = cache / key[:32]
@@ -135,6 +144,9 @@ def _make(config: DataConfig, folder: Path, key: str, source: Source, stream_abo
         needs = f"its images take {in_units(size)}, and this machine has {in_units(memory_of_this_machine())} of memory"
         raise DataError(f"{source.title}: {needs}; make data.image_size smaller, or keep each image in a file of its own.")
     splits = split_indices(config, source)
+    found = checked(source, config)
+    if found and all(one.fault for one in found):  # not the files are wrong, but a key of the search file: said before all are decoded
+        refuse(source.title, faults(source, found))
     everything = range(len(source.labels))
     pixels = None if streamed else read_all(everything, source.read, source.shape, source=source.title, bits=source.bits)
     unfinished = f".new-{folder.name}-"
@@ -142,7 +154,7 @@ def _make(config: DataConfig, folder: Path, key: str, source: Source, stream_abo
         shutil.rmtree(left, ignore_errors=True)
     fresh = Path(tempfile.mkdtemp(prefix=unfinished, dir=folder.parent))
     try:
-        write_cache(fresh, key, source, splits, pixels)
+        write_cache(fresh, key, source, splits, pixels, notes(source, config, found))
         _put(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -199,8 +211,19 @@ def _verified(data: DataSet, name: str) -> Path:
     return path
 
 
-def write_cache(folder: Path, key: str, source: Source, splits: Mapping[SplitName, np.ndarray], pixels: np.ndarray | None) -> None:
-    """The files of a cache folder; `pixels` is None for a set that is streamed."""
+def write_cache(
+    folder: Path,
+    key: str,
+    source: Source,
+    splits: Mapping[SplitName, np.ndarray],
+    pixels: np.ndarray | None,
+    remarks: Sequence[str] = (),
+) -> None:
+    """The files of a cache folder.
+
+    Args:
+        pixels: None for a set that is streamed. remarks: what of the files is not read, for the summary.
+    """
     for name, indices in splits.items():
         np.save(folder / f"{name}_images.npy", source.names[indices] if pixels is None else pixels[indices], allow_pickle=False)
         np.save(folder / f"{name}_labels.npy", source.labels[indices], allow_pickle=False)
@@ -229,6 +252,8 @@ def write_cache(folder: Path, key: str, source: Source, splits: Mapping[SplitNam
     }
     if source.bits != 8:
         document["bits"] = source.bits
+    if remarks:
+        document["remarks"] = list(remarks)
     (folder / "data.json").write_text(json.dumps(document, indent=1))
     for path in folder.iterdir():
         path.chmod(0o644)
@@ -311,7 +336,7 @@ def _described(folder: Path, document: dict[str, Any], source: Source) -> DataSe
         std=tuple(document["std"]),
         test_duplicates=document["test_duplicates"],
         reader=source.reader if document["streamed"] else None,
-        summary=source.summary(document["counts"]),
+        summary="; ".join((source.summary(document["counts"]), *document.get("remarks", ()))),
         sha256=document["sha256"],
         bits=document.get("bits", 8),
     )

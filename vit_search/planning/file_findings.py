@@ -1,22 +1,17 @@
-"""What the headers of image files say before a search: how many channels `auto` stands for, and files of 16 bits that are read as 8."""
+"""What the headers of image files say before a search: how many channels `auto` stands for, files that do not fit, and what is not read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.data_urls import has_files, is_remote, local_path
 from vit_search.config.search_file import SearchSpec
-from vit_search.data.auto_channels import headers, with_counted_channels
-from vit_search.data.image_headers import Header
+from vit_search.data.auto_channels import with_counted_channels
+from vit_search.data.header_looks import checked, faults, notes
 from vit_search.data.sources import open_source
 from vit_search.errors import DataError
 from vit_search.planning.lint_draws import LintFinding
-
-LOOKED_AT = 200
-"""Files whose depth is looked at, evenly spread over the set: a set usually has one depth, and a header takes about 0.1 ms."""
 
 
 def counted(spec: SearchSpec) -> SearchSpec:
@@ -36,19 +31,22 @@ def unknown_channels(spec: SearchSpec) -> str:
     return f"data.channels: auto: counted when the search starts; {spec.data_config.channel_count} are assumed here."
 
 
-def lost_depth(spec: SearchSpec) -> Iterator[LintFinding]:
-    """Files of 16 bits that are read as 8."""
+def of_files(spec: SearchSpec) -> Iterator[LintFinding]:
+    """Files that cannot be read as the search file says, and what of the others is not read."""
     config = spec.data_config
-    if config.exact or "bit_depth" not in DATA_SETS[config.name].keys or not _is_here(spec):
+    if config.channels == "auto" or "bit_depth" not in DATA_SETS[config.name].keys or not _is_here(spec):
         return
     try:
         source = open_source(config)
     except DataError:
         return  # said elsewhere
-    chosen = np.unique(np.linspace(0, len(source.labels) - 1, min(LOOKED_AT, len(source.labels))).round().astype(int))
-    found = [one for one in headers(source, chosen.tolist()) if isinstance(one, Header)]
-    deep = sum(one.kind == "uint16" for one in found)
-    if deep:
+    found = checked(source, config)
+    for line in faults(source, found):
+        yield LintFinding("error", "data.path", line)
+    for line in notes(source, config, found):
+        yield LintFinding("hint", "data.path", f"{line}.")
+    deep = sum(one.header is not None and one.header.kind == "uint16" for one in found)
+    if deep and not config.exact:
         number = f"all {deep:,}" if deep == len(found) else f"{deep:,} of {len(found):,}"
         fact = f"{number} files that were looked at have 16 bits a value, and are read as 8"
         yield LintFinding("hint", "data.bit_depth", f"{fact}; write bit_depth: 16 to keep them.")
