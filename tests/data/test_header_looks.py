@@ -1,6 +1,7 @@
 """What headers say before any image is decoded: files that do not fit the keys of a search file, and what of the others is not read."""
 
 import io
+import json
 import tarfile
 
 import numpy as np
@@ -55,18 +56,18 @@ def config(root, **keys):
     return DataConfig(name="image_folder", path=str(root), image_size=8, **keys)
 
 
-def command(name, tmp_path, keys=""):
+def command(name, tmp_path, keys="", *options):
     """The result of lint or plan on a search file for the folder `set`."""
     file = tmp_path / "s.yaml"
     data = f"data: {{name: image_folder, path: {tmp_path / 'set'}, image_size: 8{keys}}}"
     file.write_text(f"name: t\n{data}\nmodel: {{patch_size: 4}}\ntrials: 3\nepochs: 3\n")
-    return CliRunner().invoke(app, [name, str(file)])
+    return CliRunner().invoke(app, [name, str(file), *options])
 
 
 def findings(tmp_path, keys=""):
-    """The errors and hints of lint about the files, each in one line."""
-    lines = " ".join(command("lint", tmp_path, keys).output.split()).replace(" hint ", "\n").replace(" error ", "\n").splitlines()
-    return [line.removeprefix("data.path: ") for line in lines if line.startswith("data.path: ")]
+    """The errors and hints of lint about the files."""
+    found = json.loads(command("lint", tmp_path, keys, "--json").stdout)["findings"]
+    return [one["text"] for one in found if one["where"] == "data.path"]
 
 
 UNFIT = {

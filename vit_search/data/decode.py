@@ -7,6 +7,7 @@ import ctypes
 import io
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vit_search.data.exact_images import check_header, check_size, fit_exact, read_exact
-from vit_search.data.image_headers import MAX_PIXELS, MOST_CHANNELS, NPY_MAGIC, Header, UnfitError, header_of, too_many_pixels
+from vit_search.data.image_headers import MAX_PIXELS, MOST_CHANNELS, NPY_MAGIC, Header, UnfitError, header_of
 from vit_search.data.parallel import CHUNK, in_chunks, shared_array
 from vit_search.data.pixels import PixelsError, bytes_fault, checked_pixels
 from vit_search.data.progress import step
@@ -128,8 +129,10 @@ def undecodable(error: Exception, max_pixels: int = MAX_PIXELS) -> DataError:
 
     if isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError)):
         return DataError(f"cannot be read ({error.strerror}); name an image file.")
-    if isinstance(error, Image.DecompressionBombError):
-        return too_many_pixels(error, max_pixels)
+    if isinstance(error, Image.DecompressionBombError):  # Pillow's own limit, which is higher than ours
+        number = re.search("[0-9]+", str(error))
+        shown = f"{int(number[0]):,}" if number else f"more than {max_pixels:,}"
+        return TooLargeError(f"{shown} pixels; give an image of at most {max_pixels:,}.")
     why = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, UnidentifiedImageError):
         why = "of no known format"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import re
 import struct
 import warnings
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from vit_search.errors import DataError, TooLargeError
+from vit_search.errors import DataError
 from vit_search.text import counted
 
 MOST_CHANNELS = 16
@@ -99,21 +98,12 @@ def header_of(file: Path | bytes) -> Header:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            try:
-                with Image.open(opened, formats=(*EIGHT_BITS, *OF_ANY_DEPTH)) as image:
-                    kind = {"I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}.get(image.mode, "uint8")
-                    stereo = image.format == "MPO"  # a JPEG file, as many cameras write it: the photo, and a small copy or another view
-                    pages = 2 if getattr(image, "is_animated", False) and not stereo else 1
-                    name = "JPEG" if stereo else str(image.format)
-                    return Header(name, image.height, image.width, _MODE_CHANNELS.get(image.mode, 0), kind, pages)
-            except Image.DecompressionBombError as error:
-                raise too_many_pixels(error) from None
-
-
-def too_many_pixels(error: Exception, most: int = MAX_PIXELS) -> TooLargeError:
-    """Our own text, without the file's name, for the limit of Pillow's own, which is higher than ours."""
-    number = re.search("[0-9]+", str(error))
-    return TooLargeError(f"{int(number[0]):,} pixels; give an image of at most {most:,}." if number else f"more than {most:,} pixels.")
+            with Image.open(opened, formats=(*EIGHT_BITS, *OF_ANY_DEPTH)) as image:
+                kind = {"I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}.get(image.mode, "uint8")
+                stereo = image.format == "MPO"  # a JPEG file, as many cameras write it: the photo, and a small copy or another view
+                pages = 2 if getattr(image, "is_animated", False) and not stereo else 1
+                name = "JPEG" if stereo else str(image.format)
+                return Header(name, image.height, image.width, _MODE_CHANNELS.get(image.mode, 0), kind, pages)
 
 
 def _is_animated_png(file: IO[bytes]) -> bool:
