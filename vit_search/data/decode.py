@@ -20,6 +20,7 @@ from vit_search.data.exact_images import check_header, check_size, fit_exact, re
 from vit_search.data.image_headers import MAX_PIXELS, MOST_CHANNELS, NPY_MAGIC, Header, UnfitError, header_of
 from vit_search.data.parallel import CHUNK, in_chunks, shared_array
 from vit_search.data.pixels import PixelsError, bytes_fault, checked_pixels
+from vit_search.data.plain_png import plain_png
 from vit_search.data.progress import step
 from vit_search.errors import DataError, TooLargeError
 from vit_search.text import counted
@@ -73,6 +74,9 @@ def read_image(
         raw = file if isinstance(file, bytes) else _bounded(file)
         if is_exact(channels, bit_depth):
             return read_exact(raw, size, channels, bit_depth or 8, max_pixels=max_pixels)
+        plain = plain_png(raw, max_pixels)
+        if plain is not None:
+            return _fitted_array(plain, size, channels)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with _opened(raw, "" if isinstance(file, bytes) else file.suffix, max_pixels) as opened:
@@ -381,8 +385,6 @@ def fit_pixels(pixels: np.ndarray, size: tuple[int, int] | None, channels: int, 
     Returns: uint8 (channels, height, width); uint16 with a depth of 16.
     Raises: PixelsError for any other array.
     """
-    from PIL import Image
-
     if is_exact(channels, bit_depth):
         return fit_exact(pixels, size, channels, bit_depth or 8)
     fault = bytes_fault(pixels)
@@ -392,7 +394,16 @@ def fit_pixels(pixels: np.ndarray, size: tuple[int, int] | None, channels: int, 
         mend = "give (height, width), (height, width, 1) or (height, width, 3)"
         raise PixelsError(f"an array of shape {pixels.shape}; {mend}.")
     grey = pixels.ndim == 3 and pixels.shape[2] == 1
-    return _fitted(Image.fromarray(pixels[..., 0] if grey else pixels), size, channels)
+    return _fitted_array(pixels[..., 0] if grey else pixels, size, channels)
+
+
+def _fitted_array(pixels: np.ndarray, size: tuple[int, int] | None, channels: int) -> np.ndarray:
+    """uint8 (height, width), which is grey, or (height, width, 3), to channels first, in the wanted size and colours."""
+    from PIL import Image
+
+    if pixels.ndim == (2 if channels == 1 else 3) and size in (None, pixels.shape[:2]):
+        return np.array(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1), order="C")
+    return _fitted(Image.fromarray(pixels), size, channels)
 
 
 def _fitted(image: Any, size: tuple[int, int] | None, channels: int) -> np.ndarray:
