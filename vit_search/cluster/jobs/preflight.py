@@ -70,7 +70,8 @@ def _findings(facts: Facts, spec: SearchSpec | None, versions: Mapping[str, str]
         )
     if facts.kept_s is None or facts.kept_s > KEPT_EVERY_S:
         seen = "no keeper runs" if facts.kept_s is None else f"the keeper has been silent for {facts.kept_s:,.0f} s"
-        text = f"{seen}, so nobody restarts a search whose job is killed; run `vit-search cluster head` on the head."
+        mend = "on the head, run `vit-search cluster head`, or `vit-search cluster keep` for the keeper alone"
+        text = f"{seen}, so nobody restarts a search whose job is killed; {mend}."
         yield PreflightFinding("warning", text)
     shapes = [Shape(node.name, node.cpus, node.gpus) for node in facts.nodes] + facts.types
     if spec is not None:
