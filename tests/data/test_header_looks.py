@@ -38,7 +38,7 @@ def npy(values):
 
 def saved(kind="PNG", mode="RGB", frames=1):
     file = io.BytesIO()
-    Image.new(mode, (8, 8)).save(file, kind, **({"save_all": True, "append_images": [Image.new(mode, (8, 8), 1)]} if frames > 1 else {}))
+    Image.new(mode, (8, 8)).save(file, kind, **({"save_all": True, "append_images": [Image.new(mode, (8, 8), 200)]} if frames > 1 else {}))
     return file.getvalue()
 
 
