@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit_search.config.cost import cost_of
-from vit_search.config.trial import ModelConfig
+from vit_search.config.model_config import ModelConfig
 from vit_search.runtime.machine import native_bfloat16
 from vit_search.vit.model import ViT
 

@@ -16,10 +16,13 @@ from hypothesis import strategies as st
 
 from vit_search.config import presets, search_file
 from vit_search.config.cost import cost_of
+from vit_search.config.data_config import DataConfig
 from vit_search.config.distributions import Choice, FloatRange, IntRange
+from vit_search.config.model_config import ModelConfig
 from vit_search.config.space import Space
 from vit_search.config.space_checks import check_space
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.errors import SpecError
 
 HEAD = "name: t\ndata: {name: digits}\ntrials: 2\nepochs: 3\n"

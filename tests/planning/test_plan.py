@@ -16,8 +16,9 @@ from helpers.rules import Ruled
 
 from vit_search.config import search_file
 from vit_search.config.cost import cost_of, gpus_of_this_machine, in_rounded_time
+from vit_search.config.data_config import DataConfig
 from vit_search.config.optimizers import OPTIMIZERS
-from vit_search.config.trial import DataConfig, TrainingConfig
+from vit_search.config.training_config import TrainingConfig
 from vit_search.errors import DataError, SpecError
 from vit_search.planning import plan as planning
 from vit_search.planning import search_lint

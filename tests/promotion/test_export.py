@@ -9,7 +9,7 @@ import torch
 from benchmarks.dispatch import operators, training_step
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from vit_search.config.trial import ModelConfig
+from vit_search.config.model_config import ModelConfig
 from vit_search.vit.model import ViT
 
 VARIANTS = {

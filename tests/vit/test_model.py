@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vit_search.config.trial import ModelConfig
+from vit_search.config.model_config import ModelConfig
 from vit_search.errors import SpecError
 from vit_search.vit.model import DropPath, ViT, decayed, interpolate, patchify, resized, shapes, sincos2d
 

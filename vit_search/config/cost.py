@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vit_search.config.model_config import ModelConfig
 from vit_search.config.optimizers import OPTIMIZERS
-from vit_search.config.trial import ModelConfig
 
 Device = Literal["cpu", "cuda"]
 FLOAT_BYTES = 4

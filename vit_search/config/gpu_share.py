@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 
 from vit_search.config.cost import FLOAT_BYTES, WORKSPACES, cost_of
-from vit_search.config.trial import ModelConfig, TrainingConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
 
 STEPS = (1 / 8, 1 / 4, 1 / 2, 1.0)
 """The shares. Each is half of the next, so whatever fits leaves no piece that nothing fits into; below the first, what is gained by

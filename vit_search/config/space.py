@@ -19,7 +19,9 @@ from vit_search.config import expressions, gpu_share
 from vit_search.config.cost import Cost, cost_of, in_units
 from vit_search.config.distributions import Choice, Distribution, FloatRange, IntRange, Value, ValueSource, is_rounding_error
 from vit_search.config.expressions import Expression
-from vit_search.config.trial import FROM_DATA, ModelConfig, TrainingConfig, hashed, model_problem
+from vit_search.config.knobs import hashed
+from vit_search.config.model_config import FROM_DATA, ModelConfig, model_problem
+from vit_search.config.training_config import TrainingConfig
 from vit_search.errors import SpecError
 
 CALCULATED = ("params", "flops", "train_flops", "train_memory", "tokens")

@@ -11,9 +11,9 @@ from vit_search.config.class_weights import WORDS
 from vit_search.config.cost import cost_of, in_units
 from vit_search.config.distributions import spelling
 from vit_search.config.expressions import Expression
+from vit_search.config.model_config import ModelConfig
 from vit_search.config.sections import PARAMETER_TYPES
 from vit_search.config.space import Space, path_of
-from vit_search.config.trial import ModelConfig
 from vit_search.errors import SpecError
 from vit_search.text import counted, nearest
 

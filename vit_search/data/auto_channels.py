@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vit_search.config.trial import DataConfig
+from vit_search.config.data_config import DataConfig
 from vit_search.data.image_headers import MOST_CHANNELS, Header, header_of
 from vit_search.data.parallel import in_chunks
 from vit_search.data.progress import step

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vit_search.config.cost import Cost
+from vit_search.config.model_config import model_problem
 from vit_search.config.space import CALCULATED, Space
-from vit_search.config.trial import model_problem
 
 Severity = Literal["error", "warning", "hint"]
 

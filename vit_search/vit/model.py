@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit_search.config.trial import ModelConfig
+from vit_search.config.model_config import ModelConfig
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:

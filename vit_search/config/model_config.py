@@ -1,0 +1,98 @@
+"""The model of a trial: the shape and the choices of one Vision Transformer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vit_search.config.knobs import check_bounds, knob
+from vit_search.errors import SpecError
+
+FROM_DATA = ("image_size", "in_channels", "num_classes")
+"""Fields of ModelConfig that the data set decides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """One Vision Transformer. The first three fields come from the data, all others from the search file."""
+
+    image_size: tuple[int, int] = knob(..., "Height and width in pixels.", ge=1, le=1024)
+    in_channels: int = knob(..., "Channels of an image.", ge=1, le=1024)
+    num_classes: int = knob(..., "Classes; 0 gives token features instead of logits.", ge=0, le=1_000_000)
+    patch_size: int = knob(
+        4,
+        "Side length of a patch in pixels. It must divide the height and width of the image. Half the side makes four times the tokens.",
+        ge=1,
+        le=1024,
+    )
+    dim: int = knob(64, "Width of a token.", ge=1, le=16384)
+    depth: int = knob(3, "Number of encoder blocks.", ge=1, le=256)
+    heads: int = knob(4, "Number of attention heads. It must divide dim, unless dim_head is given.", ge=1, le=256)
+    dim_head: int | None = knob(None, "Width of one attention head. Default: dim / heads.", ge=1, le=4096)
+    mlp_ratio: float = knob(4.0, "Hidden width of the MLP in each block, as a multiple of dim.", gt=0, le=64)
+    mlp_dim: int | None = knob(None, "Hidden width of the MLP in each block. If it is given, mlp_ratio is not used.", ge=1, le=65536)
+    dropout: float = knob(
+        0.0, "Dropout rate of embedding, attention, projection and MLP. Each of them has a key of its own that overrides it.", ge=0, lt=1
+    )
+    embedding_dropout: float | None = knob(None, "Dropout rate after patches and positions are added. Default: dropout.", ge=0, lt=1)
+    attention_dropout: float | None = knob(None, "Dropout rate of the attention weights. Default: dropout.", ge=0, lt=1)
+    projection_dropout: float | None = knob(None, "Dropout rate after the output projection of attention. Default: dropout.", ge=0, lt=1)
+    mlp_dropout: float | None = knob(None, "Dropout rate after each of the two layers of the MLP. Default: dropout.", ge=0, lt=1)
+    drop_path: float = knob(
+        0.0,
+        "Stochastic depth: probability that a sample skips a branch of a block. It grows linearly from 0 in the first block to this value "
+        "in the last.",
+        ge=0,
+        lt=1,
+    )
+    activation: Literal["gelu", "relu"] = knob("gelu", "Activation function of the MLP.")
+    norm: Literal["pre", "post"] = knob(
+        "pre", "Place of LayerNorm: pre is before each branch (as in the ViT paper), post is after each sum (as in Vaswani et al. 2017)."
+    )
+    pool: Literal["mean", "cls"] = knob("mean", "Input of the classification head: the mean of the tokens, or a class token.")
+    positions: Literal["learned", "sincos2d"] = knob(
+        "learned", "Position embedding: learned, or fixed sines and cosines of row and column."
+    )
+    init: Literal["xavier", "trunc_normal_02"] = knob("xavier", "Initialisation of the linear layers. The ViT paper uses trunc_normal_02.")
+    pos_init_std: float = knob(
+        0.3, "Standard deviation of learned positions and class token before training. The ViT paper uses 0.02.", gt=0, le=10
+    )
+    qkv_bias: bool = knob(True, "Whether queries, keys and values have a bias.")
+    layer_scale: float | None = knob(
+        None, "LayerScale (Touvron et al. 2021): initial scale of each branch. Default: no LayerScale.", gt=0, le=10
+    )
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        problem = model_problem(self.image_size, self.patch_size, self.dim, self.heads, self.dim_head)
+        if problem:
+            raise SpecError(problem)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        """Length of the sequence that the encoder sees, class token included."""
+        return self.grid[0] * self.grid[1] + (self.pool == "cls")
+
+    @property
+    def head_width(self) -> int:
+        """Width of one attention head."""
+        return self.dim_head or self.dim // self.heads
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden width of a block's MLP, at least 1."""
+        return self.mlp_dim or max(1, round(self.dim * self.mlp_ratio))
+
+
+def model_problem(image_size: tuple[int, int], patch_size: int, dim: int, heads: int, dim_head: int | None = None) -> str | None:
+    """Why these numbers make no ViT, in one line, or None when they do."""
+    if image_size[0] % patch_size or image_size[1] % patch_size:
+        return f"patch_size: {patch_size} does not divide the image of {image_size[0]}x{image_size[1]} pixels."
+    if dim_head is None and dim % heads:
+        return f"heads: {heads} does not divide dim={dim}; choose a divisor, or give dim_head."
+    return None
