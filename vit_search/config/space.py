@@ -282,7 +282,8 @@ class Space:
     def problem_so_far(self, values: Mapping[str, Any]) -> str | None:
         """Why values cannot be run, as far as they are known."""
         shape = [values.get(name, MISSING) for name in ("patch_size", "dim", "heads", "dim_head")]
-        problem = None if MISSING in shape else model_problem(self.image_size, *shape)
+        others = {name: values[name] for name in ("positions", "qk_norm") if name in values}
+        problem = None if MISSING in shape else model_problem(self.image_size, *shape, **others)
         if problem is not None:
             return problem
         scope: dict[str, Any] = {**values, "epochs": self.epochs, "image_height": self.image_size[0], "image_width": self.image_size[1]}
