@@ -66,6 +66,19 @@ def test_a_sound_file_has_no_findings():
         ),
         ("model: {depth: 1, drop_path: {float: [0, 0.2]}}", "warning", "model.drop_path", "it is 0 in the first block"),
         ("model: {positions: sincos2d, pos_init_std: {float: [0.1, 0.3]}}", "warning", "model.pos_init_std", "neither positions nor"),
+        ("model: {rope_base: 10}", "warning", "model.rope_base", "since positions are not rope; drop it, or write positions: rope."),
+        (
+            "model: {dim: 64, positions: {choice: [rope, learned]}, rope_base: {float: [10, 1000], log: true}}",
+            "hint",
+            "model.rope_base",
+            "since positions are not rope; add when: \"positions == 'rope'\".",
+        ),
+        (
+            "model: {dim: {choice: [48, 60]}, heads: {choice: [4, 6]}, positions: rope}",
+            "warning",
+            "model.dim",
+            "60 is in no proposal that can be run (the width of a head does not suit positions or qk_norm); leave it out.",
+        ),
         (
             "training: {auto_augment: {choice: [none, rand_augment]}, rand_augment_ops: {int: [1, 3]}}",
             "hint",
