@@ -13,7 +13,7 @@ import argparse
 
 import torch
 
-from vit_search.config.trial import ModelConfig
+from vit_search.config.model_config import ModelConfig
 from vit_search.vit.model import ViT
 
 MODELS = {

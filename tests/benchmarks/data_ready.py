@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vit_search.config.trial import DataConfig
+from vit_search.config.data_config import DataConfig
 from vit_search.data.cache import prepare
 
 CLASSES, SIDE = 10, 32

@@ -74,7 +74,7 @@ def main() -> None:
     from peers import contenders
     from rounds import surroundings, table
 
-    from vit_search.config.trial import ModelConfig
+    from vit_search.config.model_config import ModelConfig
 
     print(surroundings(torch.device("cpu"), "timm", "torchvision", "vit-pytorch", "transformers"))
     rows = []

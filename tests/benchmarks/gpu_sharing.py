@@ -27,7 +27,10 @@ import torch
 from rounds import surroundings, table
 
 from vit_search.config.cost import cost_of
-from vit_search.config.trial import DataConfig, EpochResult, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import EpochResult, TrialConfig
 from vit_search.data.batches import Split
 from vit_search.runtime.machine import autocast_type
 from vit_search.vit.evaluation import Normalisation

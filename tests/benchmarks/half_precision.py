@@ -14,7 +14,7 @@ import torch
 from rounds import clock_of, in_turns, ratios, spread, surroundings, table
 from train_step import as_trained
 
-from vit_search.config.trial import ModelConfig
+from vit_search.config.model_config import ModelConfig
 from vit_search.runtime.machine import HALF_PAYS, native_bfloat16
 
 CPU_SIZES = ((8, 4, 32), (8, 2, 32), (8, 2, 64), (28, 4, 32), (32, 4, 32))

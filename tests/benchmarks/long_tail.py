@@ -22,7 +22,10 @@ import torch
 from fashion import BESIDE, fashion_mnist
 from rounds import cpu_seconds, surroundings, table
 
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.data.batches import Split, StreamedSplit, load_split
 from vit_search.data.cache import prepare
 from vit_search.vit.evaluation import Evaluation, Normalisation, evaluate

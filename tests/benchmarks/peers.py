@@ -8,7 +8,7 @@ import torch
 from rounds import installed
 from torch import Tensor, nn
 
-from vit_search.config.trial import ModelConfig
+from vit_search.config.model_config import ModelConfig
 from vit_search.vit.model import ViT
 
 

@@ -52,7 +52,10 @@ from helpers import servers
 from PIL import Image
 from rounds import surroundings, table
 
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.registry import smoke
 from vit_search.tracking.mlflow_client import client_for
 from vit_search.tracking.model_package import log_model

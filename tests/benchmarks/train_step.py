@@ -35,7 +35,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from vit_search.config.cost import cost_of
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.vit.augment import Targets
 from vit_search.vit.evaluation import Normalisation
 from vit_search.vit.training import start, train_step

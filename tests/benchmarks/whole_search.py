@@ -37,7 +37,7 @@ from rounds import ratios, spread, surroundings, table
 from usual_trial import usual_trial
 
 from vit_search.config import search_file
-from vit_search.config.trial import DataConfig
+from vit_search.config.data_config import DataConfig
 from vit_search.data.cache import prepare
 from vit_search.ledger.events import Reported
 from vit_search.ledger.file import read_events

@@ -7,7 +7,8 @@ import pytest
 
 from vit_search.config import search_file
 from vit_search.config.class_weights import as_text, by_class
-from vit_search.config.trial import TrainingConfig, TrialConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.errors import SpecError
 from vit_search.planning.fixed_file import fixed_file
 

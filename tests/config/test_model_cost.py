@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit_search.config.cost import cost_of
-from vit_search.config.trial import ModelConfig
+from vit_search.config.model_config import ModelConfig
 from vit_search.runtime.machine import native_bfloat16
 from vit_search.vit.model import ViT
 
@@ -26,16 +26,18 @@ ANY_MODEL = st.fixed_dictionaries(
         "attention_dropout": st.sampled_from([None, 0.0, 0.2]),
         "projection_dropout": st.sampled_from([None, 0.0, 0.2]),
         "mlp_dropout": st.sampled_from([None, 0.0, 0.2]),
-        "activation": st.sampled_from(["gelu", "relu"]),
+        "activation": st.sampled_from(["gelu", "relu", "swiglu"]),
         "norm": st.sampled_from(["pre", "post"]),
         "pool": st.sampled_from(["mean", "cls"]),
-        "positions": st.sampled_from(["learned", "sincos2d"]),
+        "registers": st.sampled_from([0, 3]),
+        "positions": st.sampled_from(["learned", "sincos2d", "rope"]),
+        "qk_norm": st.booleans(),
         "qkv_bias": st.booleans(),
         "layer_scale": st.sampled_from([None, 0.1]),
         "num_classes": st.sampled_from([0, 10]),
         "in_channels": st.sampled_from([1, 3]),
     }
-)
+).filter(lambda fields: fields["positions"] != "rope" or (fields["dim_head"] or fields["dim"] // fields["heads"]) % 4 == 0)
 HALF = [False, pytest.param(True, marks=pytest.mark.skipif(not native_bfloat16(torch.device("cpu")), reason="no bfloat16 in this CPU"))]
 
 

@@ -40,6 +40,11 @@ def test_every_shipped_search_file_loads_and_fits_the_json_schema():
         ("training: {lr: .nan}", "t.yaml:5: .nan can be read in more than one way; write a finite number."),
         ("model: {patch_size: {choice: [3, 5]}}", "t.yaml:5: model.patch_size: 0 of 2 values divide the image of 8x8 pixels"),
         ("model: {dim: {choice: [32, 64]}, heads: {choice: [3, 7]}}", "t.yaml:5: model.heads: 0 of 4 pairs of heads and dim fit"),
+        (
+            "model: {dim: 60, heads: {choice: [2, 6]}, positions: rope}",
+            "t.yaml:5: model.positions: rope needs heads whose width is a multiple of 4, and dim=60 and heads=6 give 10",
+        ),
+        ("model: {dim: 16, heads: 16, qk_norm: true}", "t.yaml:5: model.qk_norm: dim=16 and heads=16 give heads of width 1"),
         ("stopping: {grace_epochs: 9}", "t.yaml:5: stopping.grace_epochs: 9 is more than epochs=3; lower it."),
         ("metric: val_acuracy", "t.yaml:5: metric: 'val_acuracy' will not do"),
         ("trials: 3", "t.yaml:5: the key trials stands twice, first in line 3; keep one."),

@@ -16,10 +16,13 @@ from hypothesis import strategies as st
 
 from vit_search.config import presets, search_file
 from vit_search.config.cost import cost_of
+from vit_search.config.data_config import DataConfig
 from vit_search.config.distributions import Choice, FloatRange, IntRange
+from vit_search.config.model_config import ModelConfig
 from vit_search.config.space import Space
 from vit_search.config.space_checks import check_space
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.errors import SpecError
 
 HEAD = "name: t\ndata: {name: digits}\ntrials: 2\nepochs: 3\n"
@@ -550,6 +553,10 @@ def test_a_field_that_came_later_changes_no_hash_while_it_has_its_default():
     later = "optimizer: adamw, momentum: 0.9, class_weights: none, sampling: uniform, loss: cross_entropy, focal_gamma: 2, logit_tau: 1, "
     spelt = FILE_OF_0_2.replace("training: {", "training: {" + later)
     assert search_file.parse(spelt).space.space_hash == HASH_OF_0_2
+    model = "registers: 0, norm_eps: 1e-6, rope_base: 100, qk_norm: false, "
+    assert search_file.parse(FILE_OF_0_2.replace("model: {", "model: {" + model)).space.space_hash == HASH_OF_0_2
+    for other in ("registers: 4", "norm_eps: 1e-5", "rope_base: 10", "qk_norm: true", "positions: rope", "activation: swiglu"):
+        assert search_file.parse(FILE_OF_0_2.replace("model: {", f"model: {{{other}, ")).space.space_hash != HASH_OF_0_2
     for other in (
         "optimizer: sgd",
         "momentum: 0.5",

@@ -14,7 +14,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from vit_search.config import search_file
-from vit_search.config.trial import DataConfig, hashed
+from vit_search.config.data_config import DataConfig
+from vit_search.config.knobs import hashed
 from vit_search.data.auto_channels import with_counted_channels
 from vit_search.data.batches import load_split
 from vit_search.data.cache import prepare, read_split

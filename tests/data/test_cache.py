@@ -20,7 +20,7 @@ from helpers.paths import SHARED
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vit_search.config.trial import DataConfig
+from vit_search.config.data_config import DataConfig
 from vit_search.data import decode
 from vit_search.data.cache import prepare, read_split
 from vit_search.data.decode import read_image

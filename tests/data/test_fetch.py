@@ -20,8 +20,8 @@ from cryptography.x509.oid import NameOID
 from helpers.remote_files import KEY, SECRET, gs_server, http_server, photos, s3_client, s3_server, upload
 from helpers.servers import free_port
 
+from vit_search.config.data_config import DataConfig
 from vit_search.config.data_urls import check_url, expanded
-from vit_search.config.trial import DataConfig
 from vit_search.data import fetch, remote
 from vit_search.data.cache import prepare, read_split
 from vit_search.data.fetch import fetched

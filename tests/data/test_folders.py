@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from vit_search.cli.app import app
 from vit_search.config import search_file
-from vit_search.config.trial import DataConfig
+from vit_search.config.data_config import DataConfig
 from vit_search.data.cache import absent_classes, prepare, read_split
 from vit_search.data.decode import read_image
 from vit_search.data.sources import open_source

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vit_search.config.trial import DataConfig
+from vit_search.config.data_config import DataConfig
 from vit_search.data.cache import prepare, read_split
 from vit_search.data.group_split import divide
 from vit_search.data.sources import open_source

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from vit_search.cli.app import app
 from vit_search.config import search_file
-from vit_search.config.trial import DataConfig
+from vit_search.config.data_config import DataConfig
 from vit_search.data.batches import load_split
 from vit_search.data.cache import prepare, read_split
 from vit_search.data.decode import begins_as_image, read_image

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from vit_search.cli.app import app
 from vit_search.config import search_file
-from vit_search.config.trial import DataConfig
+from vit_search.config.data_config import DataConfig
 from vit_search.data.batches import StreamedSplit, load_split, training_weights
 from vit_search.data.cache import prepare, read_split, read_weights
 from vit_search.data.epoch_order import epoch_order

@@ -7,7 +7,8 @@ from typer.testing import CliRunner
 
 from vit_search.cli.app import app
 from vit_search.config import search_file
-from vit_search.config.trial import DataConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.data.cache import prepare, read_split
 from vit_search.data.sources import open_source
 from vit_search.errors import DataError, SpecError

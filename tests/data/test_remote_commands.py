@@ -11,7 +11,10 @@ from helpers.servers import free_port
 from rich.console import Console
 
 from vit_search.cli import data_progress
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.data import parallel
 from vit_search.data.cache import prepare
 from vit_search.data.progress import shown_by, step

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from vit_search.config.data_config import DataConfig
 from vit_search.config.data_sets import DATA_SETS, DataSetFacts
-from vit_search.config.trial import DataConfig
 from vit_search.data.batches import StreamedSplit
 from vit_search.data.cache import prepare, read_split
 from vit_search.data.decode import fit_pixels

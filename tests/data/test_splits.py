@@ -16,7 +16,10 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.data import cache as cache_module
 from vit_search.data.batches import Split, StreamedSplit, load_split
 from vit_search.data.cache import prepare, read_split

@@ -9,7 +9,7 @@ import pytest
 from helpers.remote_files import http_server
 from PIL import Image
 
-from vit_search.config.trial import DataConfig
+from vit_search.config.data_config import DataConfig
 from vit_search.data.cache import prepare, read_split
 from vit_search.data.decode import read_image
 from vit_search.data.sources import open_source

@@ -5,7 +5,9 @@ import json
 
 from helpers import synthetic
 from vit_search.config import search_file
-from vit_search.config.trial import ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.data.batches import load_split
 from vit_search.data.cache import prepare
 from vit_search.ledger import searches

@@ -2,7 +2,10 @@
 
 import torch
 
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.tracking.model_package import RawPixels
 from vit_search.vit import checkpoint, evaluation, training
 

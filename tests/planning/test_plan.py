@@ -16,8 +16,9 @@ from helpers.rules import Ruled
 
 from vit_search.config import search_file
 from vit_search.config.cost import cost_of, gpus_of_this_machine, in_rounded_time
+from vit_search.config.data_config import DataConfig
 from vit_search.config.optimizers import OPTIMIZERS
-from vit_search.config.trial import DataConfig, TrainingConfig
+from vit_search.config.training_config import TrainingConfig
 from vit_search.errors import DataError, SpecError
 from vit_search.planning import plan as planning
 from vit_search.planning import search_lint
@@ -65,6 +66,19 @@ def test_a_sound_file_has_no_findings():
         ),
         ("model: {depth: 1, drop_path: {float: [0, 0.2]}}", "warning", "model.drop_path", "it is 0 in the first block"),
         ("model: {positions: sincos2d, pos_init_std: {float: [0.1, 0.3]}}", "warning", "model.pos_init_std", "neither positions nor"),
+        ("model: {rope_base: 10}", "warning", "model.rope_base", "since positions are not rope; drop it, or write positions: rope."),
+        (
+            "model: {dim: 64, positions: {choice: [rope, learned]}, rope_base: {float: [10, 1000], log: true}}",
+            "hint",
+            "model.rope_base",
+            "since positions are not rope; add when: \"positions == 'rope'\".",
+        ),
+        (
+            "model: {dim: {choice: [48, 60]}, heads: {choice: [4, 6]}, positions: rope}",
+            "warning",
+            "model.dim",
+            "60 is in no proposal that can be run (the width of a head does not suit positions or qk_norm); leave it out.",
+        ),
         (
             "training: {auto_augment: {choice: [none, rand_augment]}, rand_augment_ops: {int: [1, 3]}}",
             "hint",

@@ -12,7 +12,7 @@ from helpers.synthetic import begin, made
 from vit_search import files
 from vit_search.cluster import record
 from vit_search.cluster.head.folders import HeadServices, locked_folders
-from vit_search.config.trial import DataConfig
+from vit_search.config.data_config import DataConfig
 from vit_search.data.cache import prepare
 from vit_search.errors import ClusterError, LinkError, SearchError
 from vit_search.ledger import searches

@@ -6,7 +6,10 @@ import numpy as np
 from markdown_it import MarkdownIt
 
 from vit_search.config import search_file
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.promotion import card
 from vit_search.promotion.evidence.answers import SplitAnswers
 from vit_search.promotion.evidence.costs import Costs

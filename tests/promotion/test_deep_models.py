@@ -8,7 +8,10 @@ import tifffile
 import torch
 from helpers import candidates
 
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.data.batches import Split
 from vit_search.data.near_duplicates import find_near_duplicates
 from vit_search.promotion import export, gates, policy

@@ -13,7 +13,7 @@ from helpers.models import config, static, untrained
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
-from vit_search.config.trial import DataConfig
+from vit_search.config.data_config import DataConfig
 from vit_search.data.batches import Split, StreamedSplit, load_split
 from vit_search.data.cache import prepare, read_split
 from vit_search.promotion import export

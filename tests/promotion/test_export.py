@@ -9,7 +9,7 @@ import torch
 from benchmarks.dispatch import operators, training_step
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from vit_search.config.trial import ModelConfig
+from vit_search.config.model_config import ModelConfig
 from vit_search.vit.model import ViT
 
 VARIANTS = {
@@ -18,6 +18,8 @@ VARIANTS = {
     "post norm": {"norm": "post", "activation": "relu"},
     "all options": {"layer_scale": 0.1, "qkv_bias": False, "positions": "sincos2d", "dim_head": 5, "pool": "cls"},
     "token features": {"num_classes": 0},
+    "as DINOv3": {"positions": "rope", "registers": 2, "activation": "swiglu", "pool": "cls", "qk_norm": True},
+    "registers": {"registers": 2},
 }
 
 

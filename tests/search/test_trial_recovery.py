@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.errors import SearchError, StorageError
 from vit_search.search import execution, recovery, trial
 from vit_search.search.messages import TrialOrder

@@ -11,7 +11,10 @@ from helpers.commands import COMMAND, vit_search, vit_search_process
 from PIL import Image
 
 from vit_search.config import search_file
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.data.batches import load_split
 from vit_search.data.cache import prepare
 from vit_search.errors import CheckpointError, SearchError, SpecError

@@ -15,7 +15,10 @@ import torch
 from helpers.commands import vit_search
 from torch import nn
 
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.errors import PromotionError
 from vit_search.promotion import export
 from vit_search.tracking import model_package

@@ -15,7 +15,10 @@ from helpers.commands import vit_search
 from helpers.servers import until
 from safetensors.torch import load_file, save_file
 
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.errors import CheckpointError, SearchError
 from vit_search.ledger import searches
 from vit_search.ledger.events import (

@@ -22,7 +22,10 @@ from PIL import Image
 from ray import cloudpickle
 
 from vit_search.config import search_file
-from vit_search.config.trial import DataConfig, EpochResult, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import EpochResult, TrialConfig
 from vit_search.runtime.pickles import REFUSED
 from vit_search.search import launch
 from vit_search.tracking.mlflow_client import client_for

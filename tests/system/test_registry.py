@@ -17,7 +17,10 @@ from helpers.commands import vit_search
 from helpers.promoters import Cut, aliases, back, child, contestant, dies_with_the_lock, promote
 from mlflow import MlflowClient
 
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.errors import PromotionError, PromotionRefusedError
 from vit_search.registry import lock as locking
 from vit_search.registry.champion import move_champion, repair_champion, rollback_champion

@@ -29,7 +29,10 @@ from helpers.commands import COMMAND
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.data.decode import read_image
 from vit_search.errors import PromotionError, ServingError
 from vit_search.registry import references, smoke

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as vision
 
-from vit_search.config.trial import TrainingConfig
+from vit_search.config.training_config import TrainingConfig
 from vit_search.vit import augment
 from vit_search.vit.augment import Targets
 from vit_search.vit.loss import Loss

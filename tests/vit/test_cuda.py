@@ -17,7 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vit_search.config import search_file
 from vit_search.config.cost import cost_of, in_units
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.data.batches import Split, StreamedSplit, load_split, training_weights
 from vit_search.data.cache import prepare
 from vit_search.errors import OutOfMemoryError

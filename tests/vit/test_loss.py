@@ -8,7 +8,7 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 
-from vit_search.config.trial import TrainingConfig
+from vit_search.config.training_config import TrainingConfig
 from vit_search.errors import SpecError
 from vit_search.vit.augment import Targets, mix
 from vit_search.vit.loss import Loss, balanced_weights, focal, log_prior_adjustment, loss_of

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from vit_search.config.trial import ModelConfig
+from vit_search.config.model_config import ModelConfig
 from vit_search.errors import SpecError
 from vit_search.vit.model import DropPath, ViT, decayed, interpolate, patchify, resized, shapes, sincos2d
 
@@ -53,7 +54,7 @@ def test_no_classes_gives_token_features():
 
 
 def test_weight_decay_leaves_norms_biases_and_tables_alone():
-    config = ModelConfig(image_size=(8, 8), in_channels=1, num_classes=10, patch_size=4, dim=16, heads=4, depth=1, pool="cls")
+    config = ModelConfig(image_size=(8, 8), in_channels=1, num_classes=10, patch_size=4, dim=16, heads=4, depth=1, pool="cls", registers=2)
     model = ViT(config)
     names = {id(p): name for name, p in model.named_parameters()}
     shrunk, spared = decayed(model)
@@ -65,7 +66,7 @@ def test_weight_decay_leaves_norms_biases_and_tables_alone():
         "encoder.blocks.0.mlp.up.weight",
         "head.weight",
     ]
-    assert {"cls_token", "positions"} <= {names[id(p)] for p in spared}
+    assert {"cls_token", "positions", "registers"} <= {names[id(p)] for p in spared}
 
 
 def test_heads_that_do_not_divide_dim_are_refused_unless_their_width_is_given():
@@ -124,7 +125,18 @@ def test_positions_are_interpolated_in_two_dimensions_and_the_class_token_is_lef
     assert torch.allclose(grid[4:12, 4:8, 1], ((torch.arange(4.0, 8) + 0.5) / 2 - 0.5)[None].expand(8, 4), atol=1e-4)
 
 
-@pytest.mark.parametrize("fields", [{}, {"pool": "cls"}, {"positions": "sincos2d"}, {"positions": "sincos2d", "pool": "cls"}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"pool": "cls"},
+        {"positions": "sincos2d"},
+        {"positions": "sincos2d", "pool": "cls"},
+        {"pool": "cls", "registers": 2},
+        {"positions": "sincos2d", "registers": 2},
+    ],
+    ids=str,
+)
 def test_a_model_resized_there_and_back_keeps_all_but_its_positions(fields):
     config = ModelConfig(image_size=(8, 8), in_channels=1, num_classes=3, patch_size=2, dim=16, heads=2, **fields)
     model = ViT(config).eval()
@@ -199,9 +211,95 @@ def test_relu_and_post_norm_are_what_their_names_say():
         {"pool": "cls", "layer_scale": 0.1, "qkv_bias": False},
         {"norm": "post", "positions": "sincos2d", "dim_head": 5, "num_classes": 0},
         {"mlp_dim": 7, "depth": 3, "image_size": (8, 12), "in_channels": 3},
+        {"registers": 2, "pool": "cls", "qk_norm": True},
+        {"registers": 3, "positions": "rope", "activation": "swiglu"},
+        {"registers": 1, "positions": "sincos2d"},
     ],
     ids=str,
 )
 def test_the_shapes_of_a_model_are_told_without_making_it(fields):
     config = ModelConfig(**{"image_size": (8, 8), "in_channels": 1, "num_classes": 5, "patch_size": 4, "dim": 16, "heads": 2} | fields)
     assert shapes(config) == {name: tuple(weight.shape) for name, weight in ViT(config).state_dict().items()}
+
+
+TINY = {"image_size": (4, 4), "in_channels": 1, "num_classes": 3, "patch_size": 2, "dim": 8, "heads": 2, "depth": 1}
+
+
+class Unchanged(nn.Module):
+    """An encoder that leaves tokens as they are, so that a test sees what the head gets."""
+
+    def forward(self, tokens, mask=None):
+        return tokens
+
+
+def test_the_head_sees_the_patches_or_the_class_token_and_no_register():
+    images = torch.randn(2, 1, 4, 4)
+    for fields in ({}, {"pool": "cls"}):
+        model = ViT(ModelConfig(**TINY, registers=3, **fields), encoder=Unchanged()).eval()
+        before = model(images)
+        nn.init.normal_(model.registers, std=10)
+        assert torch.equal(model(images), before)
+
+
+def test_registers_stand_behind_the_class_token_without_a_position_and_attention_sees_them():
+    model = ViT(ModelConfig(**TINY | {"num_classes": 0}, registers=3, pool="cls"), encoder=Unchanged()).eval()
+    tokens = model(torch.randn(2, 1, 4, 4))
+    assert torch.equal(tokens[:, 1:4], model.registers.expand(2, 3, 8))
+    assert torch.equal(tokens[:, 0], (model.cls_token + model.positions[:, :1])[:, 0].expand(2, 8))
+    assert model.positions.shape == (1, 5, 8)
+    whole, images = ViT(ModelConfig(**TINY, registers=3)).eval(), torch.randn(2, 1, 4, 4)
+    before = whole(images)
+    nn.init.normal_(whole.registers, std=10)
+    assert not torch.allclose(whole(images), before)
+
+
+def test_swiglu_by_hand():
+    mlp = ViT(ModelConfig(**TINY | {"dim": 1, "heads": 1}, mlp_dim=1, activation="swiglu")).eval().encoder.blocks[0].mlp
+    with torch.no_grad():
+        for layer, weight, bias in ((mlp.gate, 1.0, 0.5), (mlp.up, 3.0, -1.0), (mlp.down, 2.0, 0.25)):
+            layer.weight.fill_(weight)
+            layer.bias.fill_(bias)
+    gate, up = 2.5, 5.0  # of the token 2
+    assert float(mlp(torch.full((1, 1, 1), 2.0))) == pytest.approx(2 * gate / (1 + math.exp(-gate)) * up + 0.25)
+
+
+def test_with_query_and_key_norms_attention_does_not_grow_with_its_weights():
+    attention = ViT(ModelConfig(**TINY, qk_norm=True)).double().eval().encoder.blocks[0].attention
+    tokens = torch.randn(2, 4, 8, dtype=torch.float64)
+    before = attention(tokens)
+    with torch.no_grad():
+        attention.qkv.weight[:16] *= 100  # queries and keys, not values
+    assert torch.allclose(attention(tokens), before, atol=1e-4)  # but for eps
+    with pytest.raises(SpecError, match=r"qk_norm: dim=8 and heads=8 give heads of width 1, which a norm makes all alike"):
+        ModelConfig(**TINY | {"heads": 8}, qk_norm=True)
+
+
+@pytest.mark.parametrize("fields", [{"positions": "rope"}, {"positions": "rope", "registers": 1, "qk_norm": True}], ids=str)
+def test_under_autocast_the_sum_of_the_branches_stays_in_float32(fields):
+    sums = []
+    model = ViT(ModelConfig(**TINY, **fields)).eval()
+    model.encoder.blocks[0].register_forward_hook(lambda module, inputs, output: sums.extend([inputs[0].dtype, output.dtype]))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.randn(2, 1, 4, 4))
+    assert sums == [torch.float32, torch.float32]
+
+
+def test_the_default_model_is_bit_for_bit_the_plain_vit_that_it_was():
+    """Each step as version 0.1 had it: checkpoints of then give the same logits."""
+    torch.manual_seed(3)
+    model, images = ViT(ModelConfig(**TINY)).eval(), torch.randn(5, 1, 4, 4)
+    state = model.state_dict()
+    assert float(state["head.weight"].double().sum()) == pytest.approx(3.17863659420982, rel=1e-5)  # drawn by version 0.1
+    assert float(state["positions"].double().sum()) == pytest.approx(-1.2337321932427585, rel=1e-5)
+    tokens = F.linear(patchify(images, 2), state["embed.weight"], state["embed.bias"]) + state["positions"]
+    of = {name.removeprefix("encoder.blocks.0."): weight for name, weight in state.items()}
+    normed = F.layer_norm(tokens, (8,), of["norm1.weight"], of["norm1.bias"], 1e-6)
+    heads = F.linear(normed, of["attention.qkv.weight"], of["attention.qkv.bias"]).chunk(3, dim=-1)
+    mixed = F.scaled_dot_product_attention(*(part.unflatten(-1, (2, 4)).transpose(1, 2) for part in heads)).transpose(1, 2).flatten(2)
+    tokens = tokens + F.linear(mixed, of["attention.projection.weight"], of["attention.projection.bias"])
+    normed = F.layer_norm(tokens, (8,), of["norm2.weight"], of["norm2.bias"], 1e-6)
+    hidden = F.gelu(F.linear(normed, of["mlp.up.weight"], of["mlp.up.bias"]))
+    tokens = tokens + F.linear(hidden, of["mlp.down.weight"], of["mlp.down.bias"])
+    pooled = F.layer_norm(tokens, (8,), state["encoder.norm.weight"], state["encoder.norm.bias"], 1e-6).mean(dim=1)
+    with torch.no_grad():
+        assert torch.equal(model(images), F.linear(pooled, state["head.weight"], state["head.bias"]))

@@ -12,7 +12,10 @@ import yaml
 from helpers.commands import vit_search
 from PIL import Image
 
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.errors import PromotionError, ServingError
 from vit_search.promotion import export
 from vit_search.promotion.candidate import Candidate

@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from vit_search.config.trial import ModelConfig, TrainingConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
 from vit_search.errors import SpecError
 from vit_search.vit.model import ViT
 from vit_search.vit.optimizers import MAKERS, fill_state, make_optimizer, state_of

@@ -6,7 +6,7 @@ from timm.models.vision_transformer import VisionTransformer as Timm
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer as Torchvision
 
-from vit_search.config.trial import ModelConfig
+from vit_search.config.model_config import ModelConfig
 from vit_search.errors import CheckpointError
 from vit_search.vit.model import ViT
 from vit_search.vit.pretrained import from_timm, from_torchvision

@@ -7,7 +7,10 @@ import shutil
 import pytest
 import torch
 
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.data.batches import Split
 from vit_search.data.cache import prepare, read_split
 from vit_search.errors import CheckpointError, DamagedCheckpointError

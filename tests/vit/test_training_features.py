@@ -16,7 +16,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from vit_search.config.cost import cost_of
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.data.batches import Split, training_weights
 from vit_search.data.cache import prepare, read_split
 from vit_search.runtime import machine
@@ -660,7 +663,10 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from vit_search.errors import OutOfMemoryError
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.data_config import DataConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.config.cost import cost_of, in_units
 from vit_search.data.batches import Split
 from vit_search.vit.training import fit, start

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vit_search.config.model_config import ModelConfig
 from vit_search.config.optimizers import OPTIMIZERS
-from vit_search.config.trial import ModelConfig
 
 Device = Literal["cpu", "cuda"]
 FLOAT_BYTES = 4
@@ -30,7 +30,7 @@ class Cost:
     params: int
     """Trained parameters, exact."""
     tokens: int
-    """Length of the encoder's sequence, class token included."""
+    """Length of the encoder's sequence, class token and registers included."""
     forward_flops: int
     """Floating-point operations of matrix products for one image, a multiply and an add being two."""
     train_flops: int
@@ -60,6 +60,7 @@ def cost_of(config: ModelConfig, batch_size: int, optimizer: str = "adamw", *, d
     if half:  # autocast keeps a cast of each matrix but the first, whose input needs no gradient
         kept += (FLOAT_BYTES // 2) * (_matrices(config) - config.in_channels * config.patch_size**2 * config.dim)
     passing = batch_size * config.tokens * config.mlp_width * (2 if half else FLOAT_BYTES)  # the gradient of the widest layer
+    passing *= 2 if config.activation == "swiglu" else 1  # of its product's two factors
     weights = gradients = FLOAT_BYTES * params
     memory, hidden = OPTIMIZERS[optimizer], config.depth * _block_matrices(config)
     kept_by_optimizer = FLOAT_BYTES * (memory.hidden * hidden + memory.others * (params - hidden))
@@ -82,16 +83,21 @@ def _matrices(config: ModelConfig) -> int:
 
 def _block_matrices(config: ModelConfig) -> int:
     """The same of one block."""
-    return 4 * config.dim * config.heads * config.head_width + 2 * config.dim * config.mlp_width
+    return 4 * config.dim * config.heads * config.head_width + mlp_layers(config) * config.dim * config.mlp_width
+
+
+def mlp_layers(config: ModelConfig) -> int:
+    """Linear layers of an MLP."""
+    return 3 if config.activation == "swiglu" else 2
 
 
 def _params(config: ModelConfig) -> int:
     dim, inner, width = config.dim, config.heads * config.head_width, config.mlp_width
     block = 4 * dim  # two LayerNorms
-    block += 3 * inner * config.qkv_bias + dim + width + dim  # biases
-    block += 2 * dim * (config.layer_scale is not None)
+    block += 3 * inner * config.qkv_bias + dim + (mlp_layers(config) - 1) * width + dim  # biases
+    block += 2 * dim * (config.layer_scale is not None) + 4 * config.head_width * config.qk_norm
     params = _matrices(config) + dim + config.depth * block
-    params += dim * (config.pool == "cls") + config.tokens * dim * (config.positions == "learned")
+    params += dim * config.prefix + config.placed * dim * (config.positions == "learned")
     return params + 2 * dim * (config.norm == "pre") + config.num_classes
 
 
@@ -105,7 +111,7 @@ def _flops(config: ModelConfig, stored: bool) -> tuple[int, int]:
     dim, inner, width, tokens = config.dim, config.heads * config.head_width, config.mlp_width, config.tokens
     patches = math.prod(config.grid)
     embed = 2 * patches * config.in_channels * config.patch_size**2 * dim
-    linear = config.depth * 2 * tokens * (4 * dim * inner + 2 * dim * width) + 2 * dim * config.num_classes
+    linear = config.depth * 2 * tokens * (4 * dim * inner + mlp_layers(config) * dim * width) + 2 * dim * config.num_classes
     product = config.depth * 2 * tokens * tokens * inner  # queries with keys, or weights with values
     return embed + linear + 2 * product, 2 * embed + 3 * linear + (2 + (4 if stored else 5)) * product
 
@@ -123,17 +129,24 @@ def _kept(config: ModelConfig, device: Device, half: bool) -> int:
     norm = tokens * (FLOAT_BYTES * dim + 2 * FLOAT_BYTES)  # its input, mean and deviation; the residual stream is float32
     attention_dropped = bool(config.dropout if config.attention_dropout is None else config.attention_dropout)
     attention = size * tokens * (3 * inner + inner)  # queries, keys, values; what they give
+    changed = config.positions == "rope" or config.qk_norm  # attention gets other queries and keys than the projection gives
+    if config.qk_norm:
+        attention += 2 * 2 * FLOAT_BYTES * config.heads * tokens  # means and deviations
+        attention += 2 * FLOAT_BYTES * tokens * inner * (half and device == "cuda")  # the norms' inputs, cast
     if _stores_weights(config, device, half):
         beside = 2 * size if attention_dropped else size * half  # what dropout draws and what it leaves, or the cast
         attention += (FLOAT_BYTES + beside) * config.heads * tokens * tokens  # softmax is float32
         # one head's queries, keys and values stay in the tensor they came in, beside those that were scaled
-        attention += size * tokens * inner * (config.heads == 1) * (1 if half else 2)
+        attention += size * tokens * inner * (config.heads == 1) * (1 if half and not changed else 2)
+        attention += 3 * size * tokens * inner * (config.qk_norm and config.heads > 1)  # they stay for the norms
     else:
         attention += FLOAT_BYTES * config.heads * tokens  # the log of each row's sum
-    hidden = 2  # before and after the activation
+        attention += 2 * size * tokens * inner * changed
+    hidden = 4 if config.activation == "swiglu" else 2  # before and after the activation; the factor of a gate, and the product
     if config.activation == "relu" and not drop(config.mlp_dropout, 1):
         hidden = 1  # its derivative is read off its own output
     block = 2 * norm + 2 * size * tokens * dim + attention + hidden * size * tokens * width
+    block += size * tokens * dim * (half and config.activation == "swiglu")  # the input is cast for each of two layers
     block += drop(config.projection_dropout, tokens * dim) + drop(config.mlp_dropout, tokens * (dim + width))
     if config.layer_scale is not None:
         block += 2 * size * tokens * dim

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vit_search.config.cost import FLOAT_BYTES, WORKSPACES, cost_of
-from vit_search.config.trial import ModelConfig, TrainingConfig
+from vit_search.config.cost import FLOAT_BYTES, WORKSPACES, cost_of, mlp_layers
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.training_config import TrainingConfig
 
 STEPS = (1 / 8, 1 / 4, 1 / 2, 1.0)
 """The shares. Each is half of the next, so whatever fits leaves no piece that nothing fits into; below the first, what is gained by
@@ -57,7 +58,9 @@ def training_bytes(model: ModelConfig, training: TrainingConfig) -> int:
     inputs = 4 * FLOAT_BYTES * training.batch_size * pixels  # the images on their way through augmentation
     graphs = cost.kept_bytes * training.cuda_graphs  # a graph's memory is its own
     inner, width = model.heads * model.head_width, model.mlp_width
-    widest = max(4 * model.dim + 4 * inner, 5 * model.dim + 2 * width)  # of a token, in the float32 of evaluation
+    changed = 3 * inner * (model.positions == "rope" or model.qk_norm)  # queries and keys beside those that they are made of
+    layers = mlp_layers(model)
+    widest = max(4 * model.dim + 4 * inner + changed, 5 * model.dim + layers * width)  # of a token, in the float32 of evaluation
     evaluation = held + FLOAT_BYTES * EVALUATED_AT_ONCE * (model.tokens * widest + pixels)
     return max(cost.train_bytes + average + inputs + graphs, evaluation)
 

@@ -15,10 +15,12 @@ from pydantic import Field, PrivateAttr, Strict, ValidationError, model_validato
 
 from vit_search.config import class_weights, presets, space_checks, strict_yaml
 from vit_search.config.cost import memory_of_this_machine
+from vit_search.config.data_config import DataConfig
 from vit_search.config.data_sets import DATA_SETS, KEYS_OF_SOME, DataSetFacts
 from vit_search.config.data_urls import check_url, is_url
 from vit_search.config.distributions import FloatRange, IntRange, Value
 from vit_search.config.metrics import METRICS, RANKING, Direction
+from vit_search.config.model_config import ModelConfig
 from vit_search.config.samplers import SAMPLERS
 from vit_search.config.search_file_blocks import (
     Count,
@@ -36,7 +38,8 @@ from vit_search.config.search_file_blocks import (
 from vit_search.config.search_file_errors import problem_in_words
 from vit_search.config.sections import DataSection, ModelSection, TrainingSection
 from vit_search.config.space import Space, path_of
-from vit_search.config.trial import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from vit_search.config.training_config import TrainingConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.errors import SpecError
 from vit_search.text import in_words, nearest
 

@@ -8,13 +8,11 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 
 from vit_search.config import strict_yaml
+from vit_search.config.knobs import field_types
+from vit_search.config.model_config import ModelConfig
 from vit_search.config.search_file_blocks import Limits, Objective, Resources, Stopping
 from vit_search.config.sections import FORMS, DataSection, ModelSection, TrainingSection
-from vit_search.config.trial import (
-    ModelConfig,
-    TrainingConfig,
-    field_types,
-)
+from vit_search.config.training_config import TrainingConfig
 from vit_search.config.validation_messages import expected, spelt
 from vit_search.text import counted, nearest
 

@@ -25,8 +25,11 @@ from pydantic import (
 )
 
 from vit_search.config import class_weights
+from vit_search.config.data_config import DataConfig
 from vit_search.config.distributions import Choice, Conditional, FloatRange, IntRange, StrictModel, spelling
-from vit_search.config.trial import FROM_DATA, DataConfig, ModelConfig, TrainingConfig, bounds_text, field_types, within
+from vit_search.config.knobs import bounds_text, field_types, within
+from vit_search.config.model_config import FROM_DATA, ModelConfig
+from vit_search.config.training_config import TrainingConfig
 
 
 def _as_value(choice: type[Choice[Any]], parameter: IntRange | FloatRange) -> Any:

@@ -19,7 +19,9 @@ from vit_search.config import expressions, gpu_share
 from vit_search.config.cost import Cost, cost_of, in_units
 from vit_search.config.distributions import Choice, Distribution, FloatRange, IntRange, Value, ValueSource, is_rounding_error
 from vit_search.config.expressions import Expression
-from vit_search.config.trial import FROM_DATA, ModelConfig, TrainingConfig, hashed, model_problem
+from vit_search.config.knobs import hashed
+from vit_search.config.model_config import FROM_DATA, ModelConfig, model_problem
+from vit_search.config.training_config import TrainingConfig
 from vit_search.errors import SpecError
 
 CALCULATED = ("params", "flops", "train_flops", "train_memory", "tokens")
@@ -280,7 +282,8 @@ class Space:
     def problem_so_far(self, values: Mapping[str, Any]) -> str | None:
         """Why values cannot be run, as far as they are known."""
         shape = [values.get(name, MISSING) for name in ("patch_size", "dim", "heads", "dim_head")]
-        problem = None if MISSING in shape else model_problem(self.image_size, *shape)
+        others = {name: values[name] for name in ("positions", "qk_norm") if name in values}
+        problem = None if MISSING in shape else model_problem(self.image_size, *shape, **others)
         if problem is not None:
             return problem
         scope: dict[str, Any] = {**values, "epochs": self.epochs, "image_height": self.image_size[0], "image_width": self.image_size[1]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import fields
@@ -11,9 +12,9 @@ from vit_search.config.class_weights import WORDS
 from vit_search.config.cost import cost_of, in_units
 from vit_search.config.distributions import spelling
 from vit_search.config.expressions import Expression
+from vit_search.config.model_config import ModelConfig, model_problem
 from vit_search.config.sections import PARAMETER_TYPES
 from vit_search.config.space import Space, path_of
-from vit_search.config.trial import ModelConfig
 from vit_search.errors import SpecError
 from vit_search.text import counted, nearest
 
@@ -46,7 +47,18 @@ def check_space(space: Space) -> None:
             f"model.heads: 0 of {counted(len(heads) * len(dims), 'pair')} of heads and dim fit, since heads must divide dim; "
             f"for dim={dims[0]} choose from {divisors}."
         )
+    _check_head_width(space)
     _check_memory(space)
+
+
+def _check_head_width(space: Space) -> None:
+    """Refuse a space in which no head has a width that positions and qk_norm can do with."""
+    problem = None
+    for values in itertools.product(*(space.possible_values(name) for name in ("dim", "heads", "dim_head", "positions", "qk_norm"))):
+        problem = model_problem((1, 1), 1, *values[:3], positions=values[3], qk_norm=values[4])
+        if problem is None:
+            return
+    raise SpecError(f"model.{problem}")
 
 
 def check_point(space: Space, point: Mapping[str, Any], where: str) -> None:

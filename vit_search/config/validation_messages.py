@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vit_search.config.trial import bounds_text
+from vit_search.config.knobs import bounds_text
 from vit_search.text import nearest
 
 _KINDS = {

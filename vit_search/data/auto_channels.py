@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vit_search.config.trial import DataConfig
+from vit_search.config.data_config import DataConfig
 from vit_search.data.exact_images import check_pages
 from vit_search.data.header_looks import Look, faults, looks, names
 from vit_search.data.image_headers import EIGHT_BITS, MOST_CHANNELS, Header, header_of

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from vit_search.config.cost import in_units, memory_of_this_machine
+from vit_search.config.data_config import DataConfig
+from vit_search.config.knobs import hashed
 from vit_search.config.strict_json import parse
-from vit_search.config.trial import DataConfig, hashed
 from vit_search.data.auto_channels import channels_in_words, with_counted_channels
 from vit_search.data.cache_folder import cannot_be_written, default_cache, make_cache, refuse_open_to_others
 from vit_search.data.decode import read_all

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from vit_search.config.cost import in_units
+from vit_search.config.data_config import DataConfig
 from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.data_urls import before_braces, has_braces, is_remote, is_url, local_path
-from vit_search.config.trial import DataConfig
 from vit_search.data.cache_folder import cannot_be_written, default_cache, make_cache, refuse_open_to_others
 from vit_search.data.progress import Advance, step
 from vit_search.data.remote import THREADS, Listing, Passing, RemoteFile, file_system, is_passing, list_files, reason

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vit_search.config.trial import DataConfig
+from vit_search.config.data_config import DataConfig
 from vit_search.data.cache import DataSet
 from vit_search.data.cache_folder import default_cache
 from vit_search.data.sources import open_source

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from vit_search.config.cost import in_units
+from vit_search.config.data_config import DataConfig
 from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.data_urls import is_remote, is_url, local_path
-from vit_search.config.trial import DataConfig
 from vit_search.data.fetch import LocalCopy, local_copy, make_folders
 from vit_search.data.remote import Listing, list_files
 from vit_search.errors import DataError

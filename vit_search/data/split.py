@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from vit_search.config.trial import DataConfig
+from vit_search.config.data_config import DataConfig
 from vit_search.data.group_split import divide
 from vit_search.data.sources.source import Source, in_short
 from vit_search.errors import DataError

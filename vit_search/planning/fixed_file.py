@@ -9,9 +9,10 @@ from typing import Any
 
 from vit_search.config import search_file
 from vit_search.config.class_weights import by_class
+from vit_search.config.model_config import FROM_DATA
 from vit_search.config.search_file import TRIALS_APART
 from vit_search.config.space import path_of
-from vit_search.config.trial import FROM_DATA, TrialConfig
+from vit_search.config.trial import TrialConfig
 from vit_search.errors import SpecError
 from vit_search.planning.next_search_file import flow
 

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vit_search.config.data_config import DataConfig
 from vit_search.config.data_sets import DATA_SETS
-from vit_search.config.trial import DataConfig
 from vit_search.data.sources import open_source
 from vit_search.data.split import given_splits, split_indices
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vit_search.config.cost import Cost
+from vit_search.config.model_config import model_problem
 from vit_search.config.space import CALCULATED, Space
-from vit_search.config.trial import model_problem
 
 Severity = Literal["error", "warning", "hint"]
 
 PATCH, HEADS, MEMORY = "patch_size does not divide the image", "heads does not divide dim", "does not fit into memory"
+WIDTH = "the width of a head does not suit positions or qk_norm"
 """Kinds of proposals that cannot be run; a constraint's kind is its text."""
 
 
@@ -61,6 +62,8 @@ def draw_with_reasons(space: Space, params: dict[str, Any]) -> LintDraw:
     reasons = [PATCH] if height % shape[0] or width % shape[0] else []
     if model_problem((1, 1), 1, *shape[1:]) is not None:
         reasons.append(HEADS)
+    elif model_problem((1, 1), 1, *shape[1:], positions=values["positions"], qk_norm=values["qk_norm"]) is not None:
+        reasons.append(WIDTH)
     cost = None if reasons else space.cost(params)
     scope = {**values, "epochs": space.epochs, "image_height": height, "image_width": width}
     if cost is not None:
@@ -76,4 +79,4 @@ def draw_with_reasons(space: Space, params: dict[str, Any]) -> LintDraw:
 
 def key_of(reason: str) -> str:
     """Where in the file a reason comes from."""
-    return {PATCH: "model.patch_size", HEADS: "model.heads", MEMORY: "model.dim"}.get(reason, "constraints")
+    return {PATCH: "model.patch_size", HEADS: "model.heads", WIDTH: "model.heads", MEMORY: "model.dim"}.get(reason, "constraints")

@@ -14,10 +14,12 @@ import yaml
 
 from vit_search.config import search_file
 from vit_search.config.distributions import Choice, FloatRange, IntRange, Value
+from vit_search.config.knobs import within
+from vit_search.config.model_config import ModelConfig
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.space import Space
 from vit_search.config.space_checks import check_point
-from vit_search.config.trial import ModelConfig, TrainingConfig, within
+from vit_search.config.training_config import TrainingConfig
 from vit_search.errors import SpecError
 from vit_search.text import counted
 

@@ -61,16 +61,17 @@ _WITHOUT_EFFECT: dict[str, Idle] = {
     "dropout": (lambda v: all(v[part] is not None for part in _PARTS), "the four parts each say otherwise", "mlp_dropout == none"),
     "drop_path": (lambda v: v["depth"] == 1, "it is 0 in the first block, and there is no other", "depth > 1"),
     "pos_init_std": (
-        lambda v: v["positions"] != "learned" and v["pool"] != "cls",
-        "neither positions nor a class token are learned",
+        lambda v: v["positions"] != "learned" and v["pool"] != "cls" and not v["registers"],
+        "neither positions nor a class token or registers are learned",
         "positions == 'learned'",
     ),
+    "rope_base": (lambda v: v["positions"] != "rope", "positions are not rope", "positions == 'rope'"),
     "rand_augment_ops": (lambda v: v["auto_augment"] != "rand_augment", "there is no rand_augment", "auto_augment == 'rand_augment'"),
     "rand_augment_magnitude": (lambda v: v["auto_augment"] != "rand_augment", "there is no rand_augment", "auto_augment == 'rand_augment'"),
     "focal_gamma": (lambda v: v["loss"] != "focal", "the loss is not focal", "loss == 'focal'"),
     "logit_tau": (lambda v: v["loss"] != "logit_adjusted", "the loss is not logit_adjusted", "loss == 'logit_adjusted'"),
 }
-_OF_ANOTHER_KEY = ("rand_augment_ops", "rand_augment_magnitude", "focal_gamma", "logit_tau")
+_OF_ANOTHER_KEY = ("rand_augment_ops", "rand_augment_magnitude", "focal_gamma", "logit_tau", "rope_base")
 """Those of them that belong to one value of another key: a plain value of one means that somebody expects that other value."""
 _GPU_ONLY = ("tf32", "compile", "cuda_graphs")
 
@@ -79,7 +80,8 @@ def without_effect(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[Lint
     """Parameters that are searched, or written with a plain value, and make no difference."""
     for name in _OF_ANOTHER_KEY:
         idle, why, condition = _WITHOUT_EFFECT[name]
-        if name in spec.training.model_fields_set and name not in spec.space.searched and all(idle(draw.values) for draw in valid):
+        section = spec.model if path_of(name).startswith("model.") else spec.training
+        if name in section.model_fields_set and name not in spec.space.searched and all(idle(draw.values) for draw in valid):
             yield LintFinding("warning", path_of(name), f"it makes no difference, since {why}; {_dropped(name, condition)}.")
     for name in spec.space.searched:
         if name in _GPU_ONLY and not spec.resources.on_gpu:

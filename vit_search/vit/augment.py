@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from vit_search.config.trial import TrainingConfig
+from vit_search.config.training_config import TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vit_search.config.trial import EpochResult, ModelConfig, TrialConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.config.trial import EpochResult, TrialConfig
 from vit_search.errors import CheckpointError, DamagedCheckpointError
 from vit_search.vit.checkpoint_files import (
     CONFIG,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vit_search.config import class_weights
-from vit_search.config.trial import TrainingConfig
+from vit_search.config.training_config import TrainingConfig
 from vit_search.vit.augment import Targets
 
 

@@ -11,7 +11,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit_search.config.trial import ModelConfig
+from vit_search.config.model_config import ModelConfig
+from vit_search.vit.rope import Rope
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -84,13 +85,23 @@ class Attention(nn.Module):
         inner = config.heads * config.head_width
         self.qkv = nn.Linear(config.dim, 3 * inner, bias=config.qkv_bias)
         self.projection = nn.Linear(inner, config.dim)
+        self.query_norm, self.key_norm = (
+            nn.LayerNorm(config.head_width, eps=config.norm_eps) if config.qk_norm else None for _ in range(2)
+        )
         self.attention_dropout = _rate(config.attention_dropout, config)
         self.projection_dropout = nn.Dropout(_rate(config.projection_dropout, config))
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, rope: Rope | None = None) -> Tensor:
         """(batch, tokens, dim) to the same; `mask` as in `ViT.forward`."""
-        # split, view, transpose: no copy between the projection and the attention kernel
-        queries, keys, values = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(tokens).chunk(3, dim=-1))
+        # split, view, transpose: no copy between the projection and the attention kernel, nor after it
+        queries, keys, values = (part.unflatten(-1, (self.heads, -1)) for part in self.qkv(tokens).chunk(3, dim=-1))
+        if self.query_norm is not None and self.key_norm is not None:
+            queries, keys = self.query_norm(queries), self.key_norm(keys)
+        if rope is not None:
+            queries, keys = rope(queries), rope(keys)
+        if queries.dtype != values.dtype:  # both calculate in float32 where the model is in half precision
+            queries, keys = queries.to(values.dtype), keys.to(values.dtype)
+        queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))
         rate = self.attention_dropout if self.training else 0.0
         attend = _attention_in_half if queries.dtype in HALF and queries.device.type == "cpu" else F.scaled_dot_product_attention
         heads = attend(queries, keys, values, attn_mask=mask, dropout_p=rate)
@@ -115,19 +126,20 @@ def _attention_in_half(queries: Tensor, keys: Tensor, values: Tensor, attn_mask:
 
 
 class MLP(nn.Module):
-    """Two linear layers with an activation between them, for each token alone."""
+    """Two linear layers with an activation between them, for each token alone; with swiglu, a third one gates what is between."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.up = nn.Linear(config.dim, config.mlp_width)
         self.down = nn.Linear(config.mlp_width, config.dim)
-        self.activation = nn.GELU() if config.activation == "gelu" else nn.ReLU()
+        self.gate = nn.Linear(config.dim, config.mlp_width) if config.activation == "swiglu" else None
+        self.activation = {"gelu": nn.GELU, "relu": nn.ReLU, "swiglu": nn.SiLU}[config.activation]()
         self.dropout = nn.Dropout(_rate(config.mlp_dropout, config))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, tokens, dim) to the same."""
-        hidden: Tensor = self.dropout(self.activation(self.up(tokens)))
-        out: Tensor = self.dropout(self.down(hidden))
+        hidden = self.activation(self.up(tokens)) if self.gate is None else self.activation(self.gate(tokens)) * self.up(tokens)
+        out: Tensor = self.dropout(self.down(self.dropout(hidden)))
         return out
 
 
@@ -149,22 +161,22 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, drop_path: float) -> None:
         super().__init__()
         self.pre_norm = config.norm == "pre"
-        self.norm1 = nn.LayerNorm(config.dim, eps=1e-6)
+        self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.attention = Attention(config)
-        self.norm2 = nn.LayerNorm(config.dim, eps=1e-6)
+        self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.mlp = MLP(config)
         self.scale1, self.scale2 = (
             nn.Identity() if config.layer_scale is None else LayerScale(config.dim, config.layer_scale) for _ in range(2)
         )
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, rope: Rope | None = None) -> Tensor:
         """(batch, tokens, dim) to the same."""
         if self.pre_norm:
-            tokens = tokens + self.drop_path(self.scale1(self.attention(self.norm1(tokens), mask)))
+            tokens = tokens + self.drop_path(self.scale1(self.attention(self.norm1(tokens), mask, rope)))
             tokens = tokens + self.drop_path(self.scale2(self.mlp(self.norm2(tokens))))
         else:
-            tokens = self.norm1(tokens + self.drop_path(self.scale1(self.attention(tokens, mask))))
+            tokens = self.norm1(tokens + self.drop_path(self.scale1(self.attention(tokens, mask, rope))))
             tokens = self.norm2(tokens + self.drop_path(self.scale2(self.mlp(tokens))))
         return tokens
 
@@ -176,12 +188,13 @@ class Encoder(nn.Module):
         super().__init__()
         last = max(config.depth - 1, 1)
         self.blocks = nn.ModuleList(Block(config, config.drop_path * i / last) for i in range(config.depth))
-        self.norm = nn.LayerNorm(config.dim, eps=1e-6) if config.norm == "pre" else nn.Identity()
+        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.norm == "pre" else nn.Identity()
+        self.rope = Rope(config) if config.positions == "rope" else None
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """(batch, tokens, dim) to the same."""
         for block in self.blocks:
-            tokens = block(tokens, mask)
+            tokens = block(tokens, mask, self.rope)
         out: Tensor = self.norm(tokens)
         return out
 
@@ -192,7 +205,7 @@ class ViT(nn.Module):
     Args:
         config: its shape and choices.
         encoder: a module to use instead of the standard encoder. It is called as `encoder(tokens, mask)` with (batch, tokens, dim) and
-            returns the same shape. It keeps the weights it comes with.
+            returns the same shape. It keeps the weights it comes with. With `positions: rope` it is the encoder that rotates.
     """
 
     def __init__(self, config: ModelConfig, encoder: nn.Module | None = None) -> None:
@@ -201,11 +214,15 @@ class ViT(nn.Module):
         rows, cols = config.grid
         self.embed = nn.Linear(config.in_channels * config.patch_size**2, config.dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.dim)) if config.pool == "cls" else None
+        self.registers = nn.Parameter(torch.empty(1, config.registers, config.dim)) if config.registers else None
+        self.positions: Tensor | None
         if config.positions == "learned":
-            self.positions = nn.Parameter(torch.empty(1, config.tokens, config.dim))
-        else:
+            self.positions = nn.Parameter(torch.empty(1, config.placed, config.dim))
+        elif config.positions == "sincos2d":
             table = sincos2d(rows, cols, config.dim)
-            self.register_buffer("positions", F.pad(table, (0, 0, config.tokens - len(table), 0))[None])
+            self.register_buffer("positions", F.pad(table, (0, 0, config.placed - len(table), 0))[None])
+        else:
+            self.positions = None
         self.dropout = nn.Dropout(_rate(config.embedding_dropout, config))
         self.encoder = Encoder(config) if encoder is None else encoder
         self.head = nn.Linear(config.dim, config.num_classes) if config.num_classes else None
@@ -220,7 +237,7 @@ class ViT(nn.Module):
                     nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for table in (self.cls_token, self.positions):
+        for table in (self.cls_token, self.positions, self.registers):
             if isinstance(table, nn.Parameter):
                 nn.init.normal_(table, std=self.config.pos_init_std)
 
@@ -230,35 +247,50 @@ class ViT(nn.Module):
         Args:
             images: (batch, in_channels, height, width), normalised floats.
             mask: boolean, True where a query (second to last axis) may see a key (last axis); (tokens, tokens),
-                (batch, 1, tokens, tokens) or (batch, heads, tokens, tokens). The class token, if any, is token 0.
+                (batch, 1, tokens, tokens) or (batch, heads, tokens, tokens). The class token, if any, is token 0; registers follow it,
+                then the patches.
         Returns: logits (batch, num_classes), or token features (batch, tokens, dim) when num_classes is 0.
         """
         tokens = self.embed(patchify(images, self.config.patch_size))
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        features: Tensor = self.encoder(self.dropout(tokens + self.positions), mask)
+        # the sum of the branches is float32 also under autocast
+        tokens = tokens.to(self.embed.weight.dtype) if self.positions is None else tokens + self.positions
+        if self.registers is not None:
+            registers = self.registers.expand(tokens.shape[0], -1, -1)
+            parts = [registers, tokens] if self.cls_token is None else [tokens[:, :1], registers, tokens[:, 1:]]
+            tokens = torch.cat(parts, dim=1)
+        features: Tensor = self.encoder(self.dropout(tokens), mask)
         if self.head is None:
             return features
-        logits: Tensor = self.head(features.mean(dim=1) if self.cls_token is None else features[:, 0])
+        if self.cls_token is not None:
+            pooled = features[:, 0]
+        else:
+            pooled = (features if self.registers is None else features[:, self.config.registers :]).mean(dim=1)
+        logits: Tensor = self.head(pooled)
         return logits
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shapes of a model's weights and buffers, by their names in its state_dict, without creating the model."""
     dim, inner, hidden = config.dim, config.heads * config.head_width, config.mlp_width
-    shapes: dict[str, tuple[int, ...]] = {"positions": (1, config.tokens, dim)}
+    shapes: dict[str, tuple[int, ...]] = {}
 
     def linear(name: str, out: int, into: int, bias: bool = True) -> None:
         shapes[f"{name}.weight"] = (out, into)
         if bias:
             shapes[f"{name}.bias"] = (out,)
 
-    def norm(name: str) -> None:
-        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (dim,)
+    def norm(name: str, width: int = dim) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
 
     linear("embed", dim, config.in_channels * config.patch_size**2)
+    if config.positions != "rope":
+        shapes["positions"] = (1, config.placed, dim)
     if config.pool == "cls":
         shapes["cls_token"] = (1, 1, dim)
+    if config.registers:
+        shapes["registers"] = (1, config.registers, dim)
     for block in (f"encoder.blocks.{i}" for i in range(config.depth)):
         norm(f"{block}.norm1")
         norm(f"{block}.norm2")
@@ -266,6 +298,11 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         linear(f"{block}.attention.projection", dim, inner)
         linear(f"{block}.mlp.up", hidden, dim)
         linear(f"{block}.mlp.down", dim, hidden)
+        if config.activation == "swiglu":
+            linear(f"{block}.mlp.gate", hidden, dim)
+        if config.qk_norm:
+            norm(f"{block}.attention.query_norm", config.head_width)
+            norm(f"{block}.attention.key_norm", config.head_width)
         if config.layer_scale is not None:
             shapes[f"{block}.scale1.factor"] = shapes[f"{block}.scale2.factor"] = (dim,)
     if config.norm == "pre":
@@ -276,18 +313,21 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def resized(model: ViT, image_size: tuple[int, int]) -> ViT:
-    """A copy of a model for images of another size: the same weights, with positions interpolated in two dimensions.
+    """A copy of a model for images of another size: the same weights, with learned positions interpolated in two dimensions.
 
     Args:
         image_size: height and width in pixels, multiples of the patch size.
     Raises: SpecError when the patch size does not divide them.
     """
     config = replace(model.config, image_size=image_size)
-    other = ViT(config, encoder=copy.deepcopy(model.encoder)).to(next(model.parameters()))
+    other = ViT(config, encoder=copy.deepcopy(model.encoder))
+    if isinstance(other.encoder, Encoder) and config.positions == "rope":
+        other.encoder.rope = Rope(config)
+    other = other.to(next(model.parameters()))
     state = model.state_dict()
-    if config.positions == "learned":
+    if isinstance(model.positions, nn.Parameter):
         state["positions"] = interpolate(model.positions.detach(), model.config.grid, config.grid)
-    else:
+    elif other.positions is not None:
         state["positions"] = other.positions  # a formula, not learned
     other.load_state_dict(state)
     return other.train(model.training)
@@ -295,7 +335,7 @@ def resized(model: ViT, image_size: tuple[int, int]) -> ViT:
 
 def decayed(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Split a model's parameters into those with weight decay (matrices) and those without."""
-    tables = {"cls_token", "positions"}
+    tables = {"cls_token", "registers", "positions"}
     matrices = [p for name, p in model.named_parameters() if p.ndim >= 2 and name not in tables]
     chosen = {id(p) for p in matrices}
     return matrices, [p for p in model.parameters() if id(p) not in chosen]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vit_search.config.optimizers import OPTIMIZERS
 from vit_search.config.tables import check_tables
-from vit_search.config.trial import TrainingConfig
+from vit_search.config.training_config import TrainingConfig
 from vit_search.errors import SpecError
 from vit_search.vit.model import ViT, decayed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vit_search.config.trial import TrainingConfig
+from vit_search.config.training_config import TrainingConfig
 
 
 def lr_at(step: int, steps: int, config: TrainingConfig) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from vit_search.config.data_config import DataConfig
 from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.tables import check_tables
-from vit_search.config.trial import DataConfig
 from vit_search.data.listed import not_fetched
 from vit_search.data.sources.class_checks import check_classes
 from vit_search.data.sources.digits import Digits

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_search.config.trial import DataConfig
+from vit_search.config.data_config import DataConfig
 from vit_search.data.sources.source import Source
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_search.config.trial import DataConfig
+from vit_search.config.data_config import DataConfig
 from vit_search.data.decode import read_image
 from vit_search.data.file_hashes import fingerprint_of, sha256_by_name
 from vit_search.data.sources.source import Source

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vit_search.config.data_config import DataConfig
 from vit_search.config.data_sets import COLUMNS
-from vit_search.config.trial import DataConfig
 from vit_search.data.file_hashes import sha256_of_all
 from vit_search.data.mistakes import refuse
 from vit_search.data.sources import table_checks

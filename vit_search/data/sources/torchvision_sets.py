@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_search.config.trial import DataConfig
+from vit_search.config.data_config import DataConfig
 from vit_search.data.file_hashes import fingerprint_of, sha256_by_name
 from vit_search.data.sources.source import Source
 from vit_search.errors import DataError

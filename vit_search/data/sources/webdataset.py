@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vit_search.config.data_config import DataConfig
 from vit_search.config.data_urls import before_braces, expanded, has_braces
-from vit_search.config.trial import DataConfig
 from vit_search.data.decode import MAX_FILE_BYTES, read_image
 from vit_search.data.file_hashes import fingerprint_of, sha256_by_name
 from vit_search.data.parallel import in_chunks

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vit_search.config.cost import cost_of
-from vit_search.config.trial import ModelConfig
+from vit_search.config.model_config import ModelConfig
 from vit_search.tracking.model_package import RawPixels
 from vit_search.vit import checkpoint
 from vit_search.vit.checkpoint import ServedModel

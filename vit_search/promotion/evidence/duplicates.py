@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_search.config.trial import DataConfig
+from vit_search.config.data_config import DataConfig
 from vit_search.data.cache import DataSet, read_split
 from vit_search.data.image_names import image_names
 from vit_search.data.near_duplicates import LEAST_SIDE, find_near_duplicates, too_small
