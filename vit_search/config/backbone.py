@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vit_search.config.backbone_settings import Settings, read_settings
 from vit_search.config.safetensors_header import Header, read_header
@@ -68,6 +69,13 @@ class Backbone:
     """What the file does not tell, and what was taken instead."""
     left_out: tuple[str, ...]
     """Tensors of the file that are not used."""
+
+    @property
+    def model_fields(self) -> dict[str, Any]:
+        """The fields of ModelConfig that make a model of the backbone's own shape; the others come from the data."""
+        same = ("patch_size", "dim", "depth", "heads", "dim_head", "mlp_dim", "pool", "registers", "positions", "activation", "norm")
+        fields = {name: getattr(self, name) for name in (*same, "norm_eps", "qkv_bias", "qk_norm")}
+        return fields | {"layer_scale": 1.0 if self.layer_scale else None} | ({"rope_base": self.rope_base} if self.rope_base else {})
 
 
 def read_backbone(path: Path) -> Backbone:
@@ -231,6 +239,8 @@ def _positions(shapes: Shapes, settings: Settings, patch_size: int, prefix: int,
     for extra in extras:
         side = math.isqrt(max(rows - extra, 0))
         if side and side**2 == rows - extra:
+            if extra < extras[0]:
+                assumed.append(f"positions of {side}x{side} patches, without one for the class token{' and registers' * (prefix > 1)}")
             return kind, (side, side)
     raise ValueError(f"its {rows} positions make no square grid; put a config.json with its image size beside it.")
 

@@ -72,7 +72,7 @@ def check(backbone: Backbone, config: ModelConfig) -> None:
         "heads": (config.heads, backbone.heads),
         "dim_head": (config.head_width, backbone.dim_head),
         "mlp_dim": (config.mlp_width, backbone.mlp_dim),
-        "registers": (_registers(config), backbone.registers),
+        "registers": (config.registers, backbone.registers),
     }
     for key, (value, largest) in sizes.items():
         if value > largest:
@@ -80,7 +80,8 @@ def check(backbone: Backbone, config: ModelConfig) -> None:
     choices = {
         "activation": (config.activation, backbone.activation),
         "norm": (config.norm, backbone.norm),
-        "qk_norm": (_has(config, "attention.query_norm.weight"), backbone.qk_norm),
+        "qk_norm": (config.qk_norm, backbone.qk_norm),
+        "norm_eps": (config.norm_eps, backbone.norm_eps),
     }
     for key, (choice, due) in choices.items():
         if choice != due:
@@ -92,7 +93,7 @@ def check(backbone: Backbone, config: ModelConfig) -> None:
 
 def _check_positions(backbone: Backbone, config: ModelConfig) -> None:
     rotary = backbone.positions == "rope"
-    if rotary != (str(config.positions) == "rope"):
+    if rotary != (config.positions == "rope"):
         raise SpecError(
             f"positions is {config.positions}, and the pretrained weights have {backbone.positions}; write positions: {backbone.positions}."
         )
@@ -100,6 +101,11 @@ def _check_positions(backbone: Backbone, config: ModelConfig) -> None:
         raise SpecError(
             f"dim_head is {config.head_width}, and the pretrained weights have rotary positions for {backbone.dim_head}; "
             f"write dim_head: {backbone.dim_head}."
+        )
+    if rotary and config.rope_base != backbone.rope_base:
+        raise SpecError(
+            f"rope_base is {config.rope_base:g}, and the pretrained weights have {backbone.rope_base:g}; "
+            f"write rope_base: {backbone.rope_base:g}."
         )
     if config.positions == "sincos2d" and (backbone.positions, backbone.dim) != ("sincos2d", config.dim):
         raise SpecError(
@@ -119,14 +125,6 @@ def _key(key: str, config: ModelConfig) -> str:
 
 def _yaml(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _registers(config: ModelConfig) -> int:
-    return shapes(config).get("registers", (1, 0))[1]
-
-
-def _has(config: ModelConfig, part: str) -> bool:
-    return f"encoder.blocks.0.{part}" in shapes(config)
 
 
 class _Selection:
