@@ -169,6 +169,18 @@ def test_a_file_of_timm_gives_its_features(fields, tmp_path):
     assert (ours - theirs).abs().max() <= EXACT
 
 
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "vit_small_plus_patch16_dinov3"])
+def test_a_file_of_timms_dinov3_gives_its_features(name, tmp_path):
+    """timm rounds the angles of its rotations to float32, and ours are exact: hence the tolerance."""
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 128, "depth": 2, "num_heads": 2, "num_classes": 0, "global_pool": ""}
+    peer = randomised(timm_library.create_model(name, **sizes)).double()
+    save_file(peer.state_dict(), tmp_path / "w.safetensors")
+    model, backbone = rebuilt(tmp_path / "w.safetensors", image_size=(16, 16))
+    ours, theirs = features(peer.forward_features, model)
+    assert (ours - theirs).abs().max() <= 1e-5
+    assert (backbone.positions, backbone.norm_eps, backbone.activation) == ("rope", 1e-5, "swiglu" if "plus" in name else "gelu")
+
+
 def test_a_gated_mlp_in_one_matrix_is_taken_apart(tmp_path):
     sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 1, "num_heads": 1, "num_classes": 0}
     peer = randomised(timm_library.create_model("vit_giant_patch14_reg4_dinov2", **sizes)).double()
