@@ -153,6 +153,10 @@ def without(name):
         (without("blocks.1.norm2.bias"), r"encoder\.blocks\.1\.norm2\.bias \(our name\): nothing, and 128 belongs there"),
         (timm_shapes() | {"blocks.1.norm2.bias": (127,)}, r"blocks\.1\.norm2\.bias: 127, and 128 belongs there"),
         (timm_shapes() | {"blocks.3.norm1.weight": (128,)}, "block 2 is missing"),
+        (timm_shapes() | {"norm.bias": ()}, r"norm\.bias: has the shape \[\], and not 1 axes with values"),
+        (timm_shapes() | {"blocks.0.mlp.fc2.weight": ()}, r"blocks\.0\.mlp\.fc2\.weight: has the shape \[\], and not 2 axes"),
+        (timm_shapes() | {"pos_embed": (17, 128)}, r"pos_embed: has the shape \[17, 128\], and not 3 axes"),
+        (timm_shapes() | {"blocks.0.attn.qkv.weight": (0, 128)}, "and not 2 axes with values"),
         (timm_shapes() | {"blocks.0.gamma_1": (128,), "blocks.0.ls1.gamma": (128,)}, "both would be"),
     ],
 )

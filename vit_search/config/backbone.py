@@ -103,6 +103,7 @@ def assembly_of(header: Header) -> tuple[Assembly, Shapes]:
         if tensor.dtype not in READ and name not in assembly.left_out:
             raise ValueError(f"{name}: has type {tensor.dtype}; {', '.join(READ)} are read.")
     shapes = assembled_shapes(assembly, stored)
+    _check_axes(shapes, assembly)
     embed, head = shapes.get("embed.weight"), shapes.get("head.weight")
     if embed and head and head[1:] != embed[:1]:
         unused = [name for name in assembly.sources if name.startswith("head.")]
@@ -159,6 +160,20 @@ def describe(header: Header, settings: Settings) -> Backbone:
     )
     _check_shapes(backbone, shapes, assembly)
     return backbone
+
+
+def _check_axes(shapes: Shapes, assembly: Assembly) -> None:
+    """Each weight has as many axes as such a weight has, and none is empty but that of registers."""
+    for name, shape in shapes.items():
+        if name in ("cls_token", "registers", "positions"):
+            axes: tuple[int, ...] = (3,)
+        elif name == "embed.weight":
+            axes = (2, 4)
+        else:
+            axes = (1,) if re.search(r"(\.bias|\.factor|norm\d?\.weight)$", name) else (2,)
+        if len(shape) not in axes or (0 in shape and name != "registers"):
+            theirs = " and ".join(source.name for source in assembly.sources[name])
+            raise ValueError(f"{theirs}: has the shape {list(shape)}, and not {axes[0]} axes with values; {SUPPORTED}.")
 
 
 def _first(shapes: Shapes, name: str) -> int:

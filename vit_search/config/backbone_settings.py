@@ -60,7 +60,7 @@ def read_settings(folder: Path, metadata: Mapping[str, str]) -> Settings:
             continue
         try:
             settings = _preprocessor(values, settings) if key != "config" else _config(values)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
             raise ValueError(f"{name}: {type(error).__name__} ({error}); use the {name} of these weights.") from None
     return settings
 
@@ -107,7 +107,7 @@ def _of_transformers(values: dict[str, Any]) -> Settings:
     if act not in ACTIVATIONS:
         raise ValueError(f"config.json: hidden_act {act!r} is not supported; choose from {', '.join(ACTIVATIONS)}.")
     names = values.get("id2label") or {}
-    classes = tuple(names[str(i)] for i in range(len(names)))
+    classes = tuple(str(names[str(i)]) for i in range(len(names)))
     invented = all(name == f"LABEL_{i}" for i, name in enumerate(classes))
     default_eps = {"vit": 1e-12, "deit": 1e-12, "dinov3_vit": 1e-5}.get(kind, 1e-6)  # a config.json may leave defaults out
     return Settings(
@@ -142,8 +142,8 @@ def _of_timm(values: dict[str, Any]) -> Settings:
         classes=tuple(map(str, names)) if names else None,
         mean=_numbers(pretrained.get("mean")),
         std=_numbers(pretrained.get("std")),
-        interpolation=pretrained.get("interpolation"),
-        licence=pretrained.get("license"),
+        interpolation=_text(pretrained.get("interpolation")),
+        licence=_text(pretrained.get("license")),
     )
 
 
@@ -180,6 +180,10 @@ def _count(value: Any) -> int | None:
     if type(value) is not int or not 0 < value < 2**31:
         raise ValueError(f"config.json: {value!r} where a whole number of at least 1 belongs; use the config.json of these weights.")
     return value
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def _number(value: Any) -> float | None:

@@ -201,7 +201,7 @@ def _is_packed(ours: str, found: Mapping[str, str], shapes: Mapping[str, tuple[i
     """Whether fc1 holds gate and up: it then has twice the outputs that fc2 has inputs."""
     stem, _, last = ours.partition(".mlp.up.")
     down = found.get(f"{stem}.mlp.down.weight")
-    return bool(last) and down is not None and shapes[found[ours]][:1] == (2 * shapes[down][-1],)
+    return bool(last) and down is not None and bool(shapes[down]) and shapes[found[ours]][:1] == (2 * shapes[down][-1],)
 
 
 def assembled_shapes(assembly: Assembly, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
