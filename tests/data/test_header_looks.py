@@ -13,7 +13,7 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 from vit_search.cli.app import app
-from vit_search.config.trial import DataConfig
+from vit_search.config.data_config import DataConfig
 from vit_search.data.cache import prepare
 from vit_search.data.header_looks import LOOKED_AT, checked, sample
 from vit_search.data.sources import open_source

@@ -132,10 +132,14 @@ def test_a_model_is_sent_with_all_of_our_code_that_it_runs():
 
 
 def test_nothing_loads_a_pickle_or_runs_text():
+    """But in the process of `convert-weights`, which takes tensors and plain values only."""
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
+                restricted = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
+                if called == "torch.load" and restricted and path == PACKAGE / "vit" / "pickled_weights.py":
+                    continue
                 assert called not in {"eval", "exec", "pickle.load", "pickle.loads", "torch.load", "yaml.load", "cloudpickle.load"}, path
                 assert not any(k.arg == "allow_pickle" and ast.unparse(k.value) == "True" for k in node.keywords), path
                 assert not any(k.arg == "shell" and ast.unparse(k.value) == "True" for k in node.keywords), path

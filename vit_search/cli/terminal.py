@@ -33,6 +33,7 @@ SECTIONS = {
     "Search": "run lint plan resume extend status pause continue stop cancel set add logs schema",
     "Results": "show report compare ui sync doctor",
     "Production": "promote gate rollback history repair predict serve export config train",
+    "Weights": "weights convert-weights",
     "Cluster": "submit list check cluster",
 }
 """Commands in the order of the help; one that is listed nowhere comes last, under Other."""

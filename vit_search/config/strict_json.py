@@ -42,6 +42,22 @@ def parse(text: str | bytes) -> Any:
         raise ValueError("too many brackets") from None
 
 
+def parse_unique(text: str | bytes) -> Any:
+    """The same, and a key that comes twice in one mapping is a ValueError, too; so is text that is not UTF-8."""
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"{_short(next(name for name in names if names.count(name) > 1))} comes twice")
+        return values
+
+    try:
+        return json.loads(text, object_pairs_hook=mapping)
+    except RecursionError:
+        raise ValueError("too many brackets") from None
+
+
 def build(kind: type[T], values: Any, where: str = "") -> T:
     """Make a dataclass of JSON values.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_search.config.trial import DataConfig
+from vit_search.config.data_config import DataConfig
 from vit_search.data.decode import check_file, undecodable
 from vit_search.data.image_headers import Header
 from vit_search.data.parallel import in_chunks

@@ -1,61 +1,87 @@
-"""Weights of timm's and torchvision's plain Vision Transformers, renamed into ours.
+"""Weights of other libraries' plain Vision Transformers, renamed into ours: the table is in config/weight_names.py.
 
-    ours                                    timm                       torchvision
-    embed.weight (dim, channels*p*p)        patch_embed.proj.weight    conv_proj.weight      (dim, channels, p, p), flattened
-    embed.bias                              patch_embed.proj.bias      conv_proj.bias
-    cls_token                               cls_token                  class_token
-    positions                               pos_embed                  encoder.pos_embedding
-    encoder.blocks.N.norm1                  blocks.N.norm1             encoder.layers.encoder_layer_N.ln_1
-    encoder.blocks.N.attention.qkv          blocks.N.attn.qkv          ….self_attention.in_proj_weight, in_proj_bias
-    encoder.blocks.N.attention.projection   blocks.N.attn.proj         ….self_attention.out_proj
-    encoder.blocks.N.scale1.factor          blocks.N.ls1.gamma
-    encoder.blocks.N.norm2                  blocks.N.norm2             ….ln_2
-    encoder.blocks.N.mlp.up                 blocks.N.mlp.fc1           ….mlp.0
-    encoder.blocks.N.scale2.factor          blocks.N.ls2.gamma
-    encoder.blocks.N.mlp.down               blocks.N.mlp.fc2           ….mlp.3
-    encoder.norm                            norm                       encoder.ln
-    head                                    head                       heads.head
-
-Both are the paper's model: pre-norm, exact GELU, LayerNorm with eps 1e-6, learned positions. timm's models without a class
-token (`class_token=False, global_pool="avg", fc_norm=False`) are our mean pooling; a norm after the pooling (`fc_norm`),
-registers, and query or key norms have no counterpart here and are refused by name.
+They are the paper's model: pre-norm, learned positions, exact GELU. What is stored in another way, but means the same, is converted:
+queries, keys and values that lie apart, a gated MLP whose two halves are one matrix, a convolution over patches, and a table of positions
+with rows for the class token and the registers, or for neither. What has no counterpart here (as a norm after the pooling, `fc_norm`) is
+refused by name.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from vit_search.config.backbone import Backbone, assembly_of, read_backbone
+from vit_search.config.safetensors_header import read_header
+from vit_search.config.weight_names import LAYOUTS, Assembly, assemble, our_name
 from vit_search.errors import CheckpointError
+from vit_search.text import file_name
 
-TIMM = (
-    (r"patch_embed\.proj\.", "embed."),
-    (r"pos_embed$", "positions"),
-    (r"blocks\.(\d+)\.attn\.qkv\.", r"encoder.blocks.\1.attention.qkv."),
-    (r"blocks\.(\d+)\.attn\.proj\.", r"encoder.blocks.\1.attention.projection."),
-    (r"blocks\.(\d+)\.mlp\.fc1\.", r"encoder.blocks.\1.mlp.up."),
-    (r"blocks\.(\d+)\.mlp\.fc2\.", r"encoder.blocks.\1.mlp.down."),
-    (r"blocks\.(\d+)\.ls([12])\.gamma$", r"encoder.blocks.\1.scale\2.factor"),
-    (r"blocks\.(\d+)\.norm([12])\.", r"encoder.blocks.\1.norm\2."),
-    (r"norm\.", "encoder.norm."),
-    (r"(cls_token$|head\.)", r"\1"),
-)
-"""(their name, ours): each a regular expression that must match at the start of a name."""
 
-TORCHVISION = (
-    (r"conv_proj\.", "embed."),
-    (r"class_token$", "cls_token"),
-    (r"encoder\.pos_embedding$", "positions"),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.ln_([12])\.", r"encoder.blocks.\1.norm\2."),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.in_proj_", r"encoder.blocks.\1.attention.qkv."),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.out_proj\.", r"encoder.blocks.\1.attention.projection."),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:0|linear_1)\.", r"encoder.blocks.\1.mlp.up."),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:3|linear_2)\.", r"encoder.blocks.\1.mlp.down."),
-    (r"encoder\.ln\.", "encoder.norm."),
-    (r"heads\.head\.", "head."),
-)
+def load(path: Path) -> tuple[Backbone, dict[str, Tensor]]:
+    """The facts and the weights of a `.safetensors` file, under our names; half precision becomes float32.
+
+    Raises: CheckpointError in one line for a file that is damaged or no Vision Transformer, or has weights that are not finite.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    backbone = read_backbone(path)
+    assembly, _ = assembly_of(read_header(path))
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file_name(str(path))}: cannot be read ({error}); copy or download it again.") from None
+    try:
+        return backbone, converted(state, assembly, backbone)
+    except ValueError as error:
+        raise CheckpointError(f"{file_name(str(path))}: {error}") from None
+
+
+def converted(state: Mapping[str, Tensor], assembly: Assembly, backbone: Backbone) -> dict[str, Tensor]:
+    """Their tensors as ours, ready for `inherit`.
+
+    Raises: ValueError that names a weight that is not finite.
+    """
+    for name in {source.name for sources in assembly.sources.values() for source in sources}:
+        if not state[name].isfinite().all():
+            raise ValueError(f"{name}: holds numbers that are not finite; use other weights.")
+    ours = {name: tensor if tensor.dtype == torch.float64 else tensor.float() for name, tensor in put_together(state, assembly).items()}
+    ours.pop("registers", None) if backbone.registers == 0 else None  # an empty tensor, as DINOv3's without registers
+    if "positions" in ours and backbone.grid is not None:
+        _align_positions(ours, backbone)
+    return ours
+
+
+def put_together(state: Mapping[str, Tensor], assembly: Assembly) -> dict[str, Tensor]:
+    """Each of our weights from its parts, see config/weight_names.py."""
+    ours = {}
+    for name, sources in assembly.sources.items():
+        parts = []
+        for source in sources:
+            part = state[source.name]
+            part = torch.zeros_like(part) if source.zeros else part
+            parts.append(part if source.half is None else part.chunk(2)[source.half])
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        ours[name] = tensor.flatten(1) if name == "embed.weight" else tensor
+    return ours
+
+
+def _align_positions(ours: dict[str, Tensor], backbone: Backbone) -> None:
+    """Give the table one row for the class token, if there is one, and none for registers, whose rows are added to them."""
+    assert backbone.grid is not None
+    table, patches = ours["positions"], backbone.grid[0] * backbone.grid[1]
+    has_class_token = backbone.pool == "cls"
+    extra = table.shape[1] - patches
+    if extra == has_class_token + backbone.registers and backbone.registers:
+        first, registers, grid = table.split([int(has_class_token), backbone.registers, patches], dim=1)
+        ours["registers"] = ours["registers"] + registers
+        ours["positions"] = torch.cat([first, grid], dim=1)
+    elif extra == 0 and has_class_token:
+        ours["positions"] = torch.cat([table.new_zeros(1, 1, table.shape[2]), table], dim=1)
 
 
 def from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -63,7 +89,7 @@ def from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises: CheckpointError that names a weight for which our model has no place.
     """
-    return _renamed(state, TIMM, "timm")
+    return _renamed(state, "timm")
 
 
 def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -71,15 +97,14 @@ def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises: CheckpointError that names a weight for which our model has no place.
     """
-    return _renamed(state, TORCHVISION, "torchvision")
+    return _renamed(state, "torchvision")
 
 
-def _renamed(state: Mapping[str, Tensor], names: tuple[tuple[str, str], ...], origin: str) -> dict[str, Tensor]:
-    ours: dict[str, Tensor] = {}
-    for theirs, tensor in state.items():
-        rule = next(((pattern, name) for pattern, name in names if re.match(pattern, theirs)), None)
-        if rule is None:
-            raise CheckpointError(f"{theirs}: no counterpart in our ViT; load a plain Vision Transformer of {origin}.")
-        name = re.sub(*rule, theirs, count=1)
-        ours[name] = tensor.flatten(1) if name == "embed.weight" else tensor
-    return ours
+def _renamed(state: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
+    strange = next((theirs for theirs in state if our_name(theirs, LAYOUTS[origin][1]) is None), None)
+    if strange is not None:
+        raise CheckpointError(f"{strange}: no counterpart in our ViT; load a plain Vision Transformer of {origin}.")
+    try:
+        return put_together(state, assemble({name: tuple(tensor.shape) for name, tensor in state.items()}))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None

@@ -1,0 +1,211 @@
+"""What stands beside pretrained weights: the config.json of transformers, timm or vit_search, and preprocessor_config.json.
+
+Only what a Vision Transformer needs is read; other keys are theirs. The same texts may stand in the metadata of the file itself, under
+`config` and `preprocessor_config`, as `vit-search convert-weights` writes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vit_search.config.strict_json import parse
+
+FILES = {"config": "config.json", "preprocessor_config": "preprocessor_config.json"}
+"""By the key of the metadata: the file beside the weights."""
+
+LONGEST = 10_000_000
+"""Bytes of such a file that are read; the names of 21,841 classes have less than one million."""
+
+RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+"""Pillow's numbers, which preprocessor_config.json has."""
+
+ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "silu": None, "swiglu": "swiglu"}
+"""hidden_act of transformers. silu is that of a gated MLP, which the weights show."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the files beside the weights say; None where they do not."""
+
+    architecture: str = ""
+    heads: int | None = None
+    in_channels: int | None = None
+    image_size: tuple[int, int] | None = None
+    positions: str | None = None
+    rope_base: float | None = None
+    activation: str | None = None
+    norm_eps: float | None = None
+    classes: tuple[str, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
+    licence: str | None = None
+
+
+def read_settings(folder: Path, metadata: Mapping[str, str]) -> Settings:
+    """Of the weights in a folder.
+
+    Args:
+        metadata: of the file of weights; what it holds is taken instead of the file beside it.
+    Raises: ValueError for a file that is damaged or does not fit.
+    """
+    settings = Settings()
+    for key, name in FILES.items():
+        values = _document(key, metadata, folder / name)
+        if values is None:
+            continue
+        try:
+            settings = _preprocessor(values, settings) if key != "config" else _config(values)
+        except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+            raise ValueError(f"{name}: {type(error).__name__} ({error}); use the {name} of these weights.") from None
+    return settings
+
+
+def _document(key: str, metadata: Mapping[str, str], path: Path) -> dict[str, Any] | None:
+    if key in metadata:
+        text: str | bytes = metadata[key]
+    elif path.is_file():
+        if path.stat().st_size > LONGEST:
+            raise ValueError(f"{path.name}: larger than {LONGEST:,} bytes; use the {path.name} of these weights.")
+        text = path.read_bytes()
+    else:
+        return None
+    try:
+        values = parse(text)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: no JSON ({error}); use the {path.name} of these weights, or remove it.") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name}: no mapping; use the {path.name} of these weights, or remove it.")
+    return values
+
+
+def _config(values: dict[str, Any]) -> Settings:
+    if "model_type" in values:
+        return _of_transformers(values)
+    if "architecture" in values:
+        return _of_timm(values)
+    if isinstance(values.get("config"), dict) and "model" in values["config"]:
+        return _of_ours(values)
+    return Settings()
+
+
+ROTARY = ("dinov3_vit",)
+"""model_type of transformers whose positions are rotary."""
+
+KNOWN = ("vit", "deit", "dinov2", "dinov2_with_registers", *ROTARY)
+
+
+def _of_transformers(values: dict[str, Any]) -> Settings:
+    kind = values["model_type"]
+    if kind not in KNOWN:
+        raise ValueError(f"config.json: model_type {kind!r} is not supported; choose from {', '.join(KNOWN)}.")
+    act = values.get("hidden_act", "gelu")
+    if act not in ACTIVATIONS:
+        raise ValueError(f"config.json: hidden_act {act!r} is not supported; choose from {', '.join(ACTIVATIONS)}.")
+    names = values.get("id2label") or {}
+    classes = tuple(str(names[str(i)]) for i in range(len(names)))
+    invented = all(name == f"LABEL_{i}" for i, name in enumerate(classes))
+    default_eps = {"vit": 1e-12, "deit": 1e-12, "dinov3_vit": 1e-5}.get(kind, 1e-6)  # a config.json may leave defaults out
+    return Settings(
+        architecture=kind,
+        heads=_count(values.get("num_attention_heads")),
+        in_channels=_count(values.get("num_channels")),
+        image_size=_size(values.get("image_size")),
+        positions="rope" if kind in ROTARY else "learned",
+        rope_base=_number(values.get("rope_theta")) if kind in ROTARY else None,
+        activation=ACTIVATIONS[act],
+        norm_eps=_number(values.get("layer_norm_eps", default_eps)),
+        classes=None if invented else classes,
+    )
+
+
+def _of_timm(values: dict[str, Any]) -> Settings:
+    name = str(values["architecture"])
+    pretrained, model = values.get("pretrained_cfg") or {}, values.get("model_args") or {}
+    size = pretrained.get("input_size") or [None, None, None]
+    act = model.get("act_layer", "gelu")
+    if act not in ACTIVATIONS:
+        raise ValueError(f"config.json: act_layer {act!r} is not supported; choose from {', '.join(ACTIVATIONS)}.")
+    names = values.get("label_names") or pretrained.get("label_names")
+    return Settings(
+        architecture=name,
+        heads=_count(model.get("num_heads")),
+        in_channels=_count(model.get("in_chans") or size[0]),
+        image_size=_size(model.get("img_size") or size[1:]),
+        positions="rope" if "dinov3" in name else "learned",
+        activation=ACTIVATIONS[act],
+        norm_eps=1e-5 if "dinov3" in name else None,
+        classes=tuple(map(str, names)) if names else None,
+        mean=_numbers(pretrained.get("mean")),
+        std=_numbers(pretrained.get("std")),
+        interpolation=_text(pretrained.get("interpolation")),
+        licence=_text(pretrained.get("license")),
+    )
+
+
+def _of_ours(values: dict[str, Any]) -> Settings:
+    model, normalisation = values["config"]["model"], values.get("normalisation") or {}
+    return Settings(
+        heads=_count(model["heads"]),
+        in_channels=_count(model["in_channels"]),
+        image_size=_size(model["image_size"]),
+        positions=model["positions"],
+        rope_base=_number(model.get("rope_base")) if model["positions"] == "rope" else None,
+        activation=model["activation"],
+        norm_eps=_number(model.get("norm_eps")),
+        classes=tuple(map(str, values["classes"])),
+        mean=_numbers(normalisation.get("mean")),
+        std=_numbers(normalisation.get("std")),
+    )
+
+
+def _preprocessor(values: dict[str, Any], settings: Settings) -> Settings:
+    """What transformers does with images before the model sees them."""
+    if values.get("do_normalize") is False:
+        mean, std = (0.0,), (1.0,)
+    else:
+        mean, std = _numbers(values.get("image_mean")) or (0.0,), _numbers(values.get("image_std")) or (1.0,)
+    crop = values.get("crop_size") if values.get("do_center_crop") else None
+    size = _size(crop) or _size(values.get("size")) or settings.image_size
+    return replace(settings, mean=mean, std=std, image_size=size, interpolation=RESAMPLING.get(values.get("resample", -1)))
+
+
+def _count(value: Any) -> int | None:
+    if value is None:
+        return None
+    if type(value) is not int or not 0 < value < 2**31:
+        raise ValueError(f"config.json: {value!r} where a whole number of at least 1 belongs; use the config.json of these weights.")
+    return value
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _numbers(values: Any) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    numbers = tuple(float(value) for value in (values if isinstance(values, list | tuple) else [values]))
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError("config.json: mean or std is not finite; use the config.json of these weights.")
+    return numbers
+
+
+def _size(value: Any) -> tuple[int, int] | None:
+    """Height and width, however they are written: 224, [224, 224], {height: 224, width: 224} or {shortest_edge: 224}."""
+    if isinstance(value, dict):
+        value = [value["height"], value["width"]] if "height" in value else value.get("shortest_edge")
+    if isinstance(value, int):
+        value = [value, value]
+    if not isinstance(value, list | tuple) or len(value) != 2 or None in value:
+        return None
+    height, width = (_count(side) for side in value)
+    return None if height is None or width is None else (height, width)

@@ -1,0 +1,273 @@
+"""A Vision Transformer that starts from pretrained weights, also where it is smaller than the backbone. It knows tensors, no files.
+
+One rule: what has the backbone's size is copied; what is smaller is selected, evenly; what is larger is an error.
+
+    residual channels   evenly, the same ones in every layer
+    heads               whole heads, evenly; then channels inside each head, evenly
+    MLP                 hidden units, evenly
+    blocks              the first ones, or evenly (BLOCKS)
+    patches             resized by the pseudo-inverse of a bilinear resize (FlexiViT)
+    positions           interpolated, bicubic
+    image channels      added up where there are fewer, divided evenly where there are more
+    head                copied if it has the same classes, in whatever order; else zeros
+
+Selection: Xu et al. 2024, https://arxiv.org/abs/2311.18823. Patches: Beyer et al. 2023, https://arxiv.org/abs/2212.08013.
+Nothing is random: the same weights and the same configuration give the same bits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vit_search.config.backbone import Backbone
+from vit_search.config.model_config import ModelConfig
+from vit_search.errors import SpecError
+from vit_search.vit.model import interpolate, shapes, sincos2d
+
+Blocks = Literal["first", "even"]
+
+BLOCKS: Blocks = "first"
+"""Which blocks a shallower model takes. first: as Xu et al. found better than even ones on their models."""
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """Which `wanted` of `count` things are selected: 0, then in equal steps, rounded down. `evenly(6, 3)` is [0, 2, 4]."""
+    return [i * count // wanted for i in range(wanted)]
+
+
+def inherit(
+    weights: Mapping[str, Tensor],
+    backbone: Backbone,
+    config: ModelConfig,
+    classes: Sequence[str] | None = None,
+    *,
+    blocks: Blocks = BLOCKS,
+) -> dict[str, Tensor]:
+    """The state dict of `ViT(config)` that starts from a backbone.
+
+    Args:
+        weights: the backbone's, as `pretrained.load` gives them.
+        classes: names of the new model's classes, in order. If they are the backbone's, its head is kept.
+        blocks: which blocks a shallower model takes.
+    Raises: SpecError for a model that is larger than the backbone, or has parts that the backbone lacks.
+    """
+    check(backbone, config)
+    return _Selection(weights, backbone, config, blocks).state(classes)
+
+
+def check(backbone: Backbone, config: ModelConfig) -> None:
+    """Refuse a model that cannot start from a backbone.
+
+    Raises: SpecError that names the key, its value, and what is possible.
+    """
+    sizes = {
+        "dim": (config.dim, backbone.dim),
+        "depth": (config.depth, backbone.depth),
+        "heads": (config.heads, backbone.heads),
+        "dim_head": (config.head_width, backbone.dim_head),
+        "mlp_dim": (config.mlp_width, backbone.mlp_dim),
+        "registers": (config.registers, backbone.registers),
+    }
+    for key, (value, largest) in sizes.items():
+        if value > largest:
+            raise SpecError(f"{_key(key, config)} is {value}, and the pretrained weights have {largest}; give at most {largest}.")
+    choices = {
+        "activation": (config.activation, backbone.activation),
+        "norm": (config.norm, backbone.norm),
+        "qk_norm": (config.qk_norm, backbone.qk_norm),
+        "norm_eps": (config.norm_eps, backbone.norm_eps),
+    }
+    for key, (choice, due) in choices.items():
+        if choice != due:
+            raise SpecError(f"{key} is {_yaml(choice)}, and the pretrained weights have {_yaml(due)}; write {key}: {_yaml(due)}.")
+    if backbone.qkv_bias and not config.qkv_bias:
+        raise SpecError("qkv_bias is false, and the pretrained weights have such a bias; write qkv_bias: true.")
+    _check_positions(backbone, config)
+
+
+def _check_positions(backbone: Backbone, config: ModelConfig) -> None:
+    rotary = backbone.positions == "rope"
+    if rotary != (config.positions == "rope"):
+        raise SpecError(
+            f"positions is {config.positions}, and the pretrained weights have {backbone.positions}; write positions: {backbone.positions}."
+        )
+    if rotary and config.head_width != backbone.dim_head:
+        raise SpecError(
+            f"dim_head is {config.head_width}, and the pretrained weights have rotary positions for {backbone.dim_head}; "
+            f"write dim_head: {backbone.dim_head}."
+        )
+    if rotary and config.rope_base != backbone.rope_base:
+        raise SpecError(
+            f"rope_base is {config.rope_base:g}, and the pretrained weights have {backbone.rope_base:g}; "
+            f"write rope_base: {backbone.rope_base:g}."
+        )
+    if config.positions == "sincos2d" and (backbone.positions, backbone.dim) != ("sincos2d", config.dim):
+        raise SpecError(
+            f"positions is sincos2d, and the pretrained weights have {backbone.positions} positions for dim: {backbone.dim}; "
+            "write positions: learned, which starts from theirs."
+        )
+
+
+def _key(key: str, config: ModelConfig) -> str:
+    """What the search file calls it: a width may follow from others."""
+    if key == "dim_head" and config.dim_head is None:
+        return f"dim_head (dim {config.dim} / {config.heads} heads)"
+    if key == "mlp_dim" and config.mlp_dim is None:
+        return f"mlp_dim (dim {config.dim} x mlp_ratio {config.mlp_ratio:g})"
+    return key
+
+
+def _yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class _Selection:
+    """Which indices of a backbone a model takes."""
+
+    def __init__(self, weights: Mapping[str, Tensor], backbone: Backbone, config: ModelConfig, blocks: Blocks) -> None:
+        self.weights, self.backbone, self.config = weights, backbone, config
+        self.channels = torch.tensor(evenly(backbone.dim, config.dim))
+        self.heads = torch.tensor(evenly(backbone.heads, config.heads))
+        self.within = torch.tensor(evenly(backbone.dim_head, config.head_width))
+        self.hidden = torch.tensor(evenly(backbone.mlp_dim, config.mlp_width))
+        self.blocks = list(range(config.depth)) if blocks == "first" else _spread(backbone.depth, config.depth)
+
+    def state(self, classes: Sequence[str] | None) -> dict[str, Tensor]:
+        """All weights of the new model."""
+        state = {name: self.weight(name, shape) for name, shape in shapes(self.config).items() if not name.startswith("head.")}
+        return {name: tensor.contiguous() for name, tensor in (state | self.head(classes)).items()}
+
+    def weight(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """One weight of the new model, by our name."""
+        inside = re.match(r"encoder\.blocks\.(\d+)\.(.+)", name)
+        if inside:
+            return self.in_block(f"encoder.blocks.{self.blocks[int(inside[1])]}.", inside[2])
+        if name == "embed.weight":
+            return self.embedding()
+        if name == "positions":
+            return self.positions()
+        if name == "cls_token" and self.backbone.pool != "cls":
+            return self.zeros(shape)
+        tensor = self.weights[name][..., self.channels]
+        return tensor[:, evenly(self.backbone.registers, shape[1])] if name == "registers" else tensor
+
+    def zeros(self, shape: tuple[int, ...]) -> Tensor:
+        return self.weights["embed.weight"].new_zeros(shape)
+
+    def in_block(self, block: str, name: str) -> Tensor:
+        """One weight of a block of the backbone, cut down."""
+        part, _, kind = name.rpartition(".")
+        if part in ("scale1", "scale2") and not self.backbone.layer_scale:
+            return self.zeros((self.config.dim,)) + 1  # the branch stays what it was
+        if part == "attention.qkv":
+            return self.qkv(block + name, bias=kind == "bias")
+        tensor = self.weights[block + name]
+        if part in ("attention.query_norm", "attention.key_norm"):
+            return tensor[self.within]
+        if part in ("mlp.up", "mlp.gate"):
+            return tensor[self.hidden] if kind == "bias" else tensor[self.hidden][:, self.channels]
+        tensor = tensor[self.channels]  # what is left gives residual channels
+        if (part, kind) == ("attention.projection", "weight"):
+            parted = tensor.unflatten(1, (self.backbone.heads, self.backbone.dim_head))
+            tensor = parted[:, self.heads][:, :, self.within].flatten(1)
+        elif (part, kind) == ("mlp.down", "weight"):
+            tensor = tensor[:, self.hidden]
+        if part in ("attention.projection", "mlp.down"):
+            tensor = self.unscaled(block, part, tensor)
+        return tensor
+
+    def qkv(self, name: str, *, bias: bool) -> Tensor:
+        """Queries, keys and values of the selected heads."""
+        if bias and not self.backbone.qkv_bias:
+            return self.zeros((3 * self.config.heads * self.config.head_width,))
+        parted = self.weights[name].unflatten(0, (3, self.backbone.heads, self.backbone.dim_head))
+        chosen = parted[:, self.heads][:, :, self.within].flatten(0, 2)
+        return chosen if bias else chosen[:, self.channels]
+
+    def unscaled(self, block: str, part: str, tensor: Tensor) -> Tensor:
+        """Multiply the last layer of a branch by the backbone's LayerScale, if the new model has none."""
+        if not self.backbone.layer_scale or self.config.layer_scale is not None:
+            return tensor
+        factor = self.weights[f"{block}{'scale1' if part == 'attention.projection' else 'scale2'}.factor"][self.channels]
+        return tensor * (factor if tensor.ndim == 1 else factor[:, None])
+
+    def embedding(self) -> Tensor:
+        """The patch embedding for other channels, another patch size and fewer residual channels."""
+        backbone, config = self.backbone, self.config
+        weight = self.weights["embed.weight"][self.channels].unflatten(1, (backbone.in_channels, backbone.patch_size, backbone.patch_size))
+        return resize_patches(map_channels(weight, config.in_channels), config.patch_size).flatten(1)
+
+    def positions(self) -> Tensor:
+        """The table of positions for another grid, with or without a row for the class token."""
+        backbone, config = self.backbone, self.config
+        if config.positions == "sincos2d":
+            return F.pad(sincos2d(*config.grid, config.dim), (0, 0, int(config.pool == "cls"), 0))[None].to(self.weights["embed.weight"])
+        assert backbone.grid is not None
+        table = interpolate(self.weights["positions"], backbone.grid, config.grid)[..., self.channels]
+        if (backbone.pool, config.pool) == ("cls", "mean"):
+            return table[:, 1:]
+        return F.pad(table, (0, 0, 1, 0)) if (backbone.pool, config.pool) == ("mean", "cls") else table
+
+    def head(self, classes: Sequence[str] | None) -> dict[str, Tensor]:
+        """The backbone's head where it has the same classes and reads the same token; else zeros, as in the ViT paper's fine-tuning."""
+        names, config = self.backbone.classes, self.config
+        if not config.num_classes:
+            return {}
+        known = names is not None and classes is not None and sorted(names) == sorted(classes) and len(set(names)) == config.num_classes
+        if not known or self.backbone.pool != config.pool:
+            return {"head.weight": self.zeros((config.num_classes, config.dim)), "head.bias": self.zeros((config.num_classes,))}
+        assert names is not None and classes is not None
+        rows = torch.tensor([names.index(name) for name in classes])
+        return {"head.weight": self.weights["head.weight"][rows][:, self.channels], "head.bias": self.weights["head.bias"][rows]}
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    """Blocks in equal steps, the first and the last among them."""
+    return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)] if wanted > 1 else [0]
+
+
+def map_channels(weight: Tensor, channels: int) -> Tensor:
+    """A patch embedding for images with another number of channels.
+
+    An image whose channels are all equal has the same embedding before and after. From 3 to 1 channel, the three weights are added up.
+    From 1 to 3, each gets a third. In general, channel `i` of the larger number belongs to channel `i % smaller` of the other.
+
+    Args:
+        weight: (dim, channels before, patch, patch).
+    """
+    before = weight.shape[1]
+    if channels == before:
+        return weight
+    if channels < before:
+        return torch.stack([weight[:, i::channels].sum(1) for i in range(channels)], dim=1)
+    copies = [len(range(i, channels, before)) for i in range(before)]
+    return torch.stack([weight[:, i % before] / copies[i % before] for i in range(channels)], dim=1)
+
+
+def resize_patches(weight: Tensor, patch_size: int) -> Tensor:
+    """A patch embedding for patches of another size: on a resized patch, it gives what it gave on the patch.
+
+    For larger patches this is exact. For smaller ones it is as near as possible, in the mean over patches of white noise.
+
+    Args:
+        weight: (dim, channels, patch, patch).
+    Source: Beyer et al. 2023, section 3.4, https://arxiv.org/abs/2212.08013
+    """
+    before = weight.shape[-1]
+    if before == patch_size:
+        return weight
+    resize = resize_matrix(before, patch_size).to(weight.device)
+    wide = weight.double().flatten(2) @ torch.linalg.pinv(resize)  # (resizeᵀ)⁺ w, written for rows
+    return wide.unflatten(2, (patch_size, patch_size)).to(weight.dtype)
+
+
+def resize_matrix(before: int, after: int) -> Tensor:
+    """The matrix, float64 (after², before²), that resizes a square patch, bilinear and antialiased if it shrinks."""
+    pixels = torch.eye(before**2, dtype=torch.float64).unflatten(1, (before, before))[:, None]
+    return F.interpolate(pixels, size=(after, after), mode="bilinear", antialias=True).flatten(1).T
