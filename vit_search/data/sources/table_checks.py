@@ -144,7 +144,9 @@ def unnamed_labels(table: TableFile, labels: Sequence[str | None], names: Sequen
         if label is not None and not (label.isdecimal() and len(label) < 19 and int(label) < len(names))
     ]
     if rows:
-        fact = f"the label {plain(str(labels[rows[0]]))[:SHOWN]}, and the file has names for 0 to {len(names) - 1}: {rows_text(table, rows)}"
+        fact = (
+            f"the label {plain(str(labels[rows[0]]))[:SHOWN]}, and the file has names for 0 to {len(names) - 1}: {rows_text(table, rows)}"
+        )
         yield f"{fact}; remove rows without a label, or write the file again."
 
 
