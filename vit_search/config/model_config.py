@@ -87,8 +87,8 @@ class ModelConfig:
     qkv_bias: bool = knob(True, "Whether queries, keys and values have a bias.")
     qk_norm: bool = knob(
         False,
-        "Whether a LayerNorm in each head normalises queries and keys (Dehghani et al. 2023). Attention then cannot grow without bound, "
-        "and higher learning rates stay stable.",
+        "Whether a LayerNorm in each head normalises queries and keys, so that attention cannot become arbitrarily sharp. Dehghani et al. "
+        "2023 use it so that training does not diverge.",
         late=True,
     )
     layer_scale: float | None = knob(

@@ -43,7 +43,7 @@ def _libpng() -> Callable[[bytes], np.ndarray] | None:
         from imagecodecs import png_decode
     except ImportError:
         return None
-    return png_decode  # type: ignore[no-any-return]
+    return png_decode
 
 
 def _is_plain(raw: bytes, max_pixels: int) -> bool:
@@ -62,6 +62,6 @@ def _is_plain(raw: bytes, max_pixels: int) -> bool:
         if kind != b"IDAT" and zlib.crc32(raw[at + 4 : end - 4]) != int.from_bytes(raw[end - 4 : end]):
             return False
         if kind == b"IEND":
-            return end == len(raw)
+            return bool(end == len(raw))
         at = end
     return False
