@@ -50,7 +50,8 @@ def converted(state: Mapping[str, Tensor], assembly: Assembly, backbone: Backbon
         if not state[name].isfinite().all():
             raise ValueError(f"{name}: holds numbers that are not finite; use other weights.")
     ours = {name: tensor if tensor.dtype == torch.float64 else tensor.float() for name, tensor in put_together(state, assembly).items()}
-    ours.pop("registers", None) if backbone.registers == 0 else None  # an empty tensor, as DINOv3's without registers
+    if backbone.registers == 0:
+        ours.pop("registers", None)  # an empty tensor, as DINOv3's without registers
     if "positions" in ours and backbone.grid is not None:
         _align_positions(ours, backbone)
     return ours
