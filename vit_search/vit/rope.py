@@ -48,7 +48,7 @@ class Rope(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rope:
         """Make the tables anew where a model is cast or moved: those of float32 would be as coarse in float64."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.cosines, self.sines = self._angles.cos().to(self.cosines), self._angles.sin().to(self.sines)
         return self
 
