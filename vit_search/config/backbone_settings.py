@@ -165,9 +165,9 @@ def _of_ours(values: dict[str, Any]) -> Settings:
 
 def _preprocessor(values: dict[str, Any], settings: Settings) -> Settings:
     """What transformers does with images before the model sees them."""
-    if values.get("do_normalize") is False:
-        mean, std = (0.0,), (1.0,)
-    else:
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    if values.get("do_normalize") is not False:
         mean, std = _numbers(values.get("image_mean")) or (0.0,), _numbers(values.get("image_std")) or (1.0,)
     crop = values.get("crop_size") if values.get("do_center_crop") else None
     size = _size(crop) or _size(values.get("size")) or settings.image_size

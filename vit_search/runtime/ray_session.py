@@ -13,7 +13,6 @@ import os
 import resource
 import shutil
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -52,6 +51,7 @@ from ray.job_config import JobConfig
 
 from vit_search.errors import ClusterError, LostClusterError
 from vit_search.runtime import ray_folder, ray_ports, ray_processes, ray_token, ray_trouble
+from vit_search.runtime.native_stderr import native_stderr_hidden
 from vit_search.runtime.signals import heard_at_once
 
 # Ray 2.60 prints its daemons' messages between our own lines, whatever `log_to_driver` says: a dead worker's fills the terminal. The
@@ -245,7 +245,7 @@ def _own(workers: dict[str, dict[str, str]] | None, cpus: int | None) -> Iterato
     os.environ.pop("RAY_gcs_rpc_server_reconnect_timeout_s", None)  # Ray has read it for this process; its own are to end soon
     with ray_folder.private() as folder, _environment(RAY_TMPDIR=str(folder)), _token(folder):
         environment = _environment(**{LOOPBACK_ALONE: "0", "PYTHONSAFEPATH": "1"}, **dict.fromkeys(SHARED_METRICS))
-        with environment, _loopback_alone(), _ended_at_once(lambda: _remove(folder)):
+        with environment, _loopback_alone(), native_stderr_hidden(), _ended_at_once(lambda: _remove(folder)):
             _start(workers, cpus, folder)
         yield
 
@@ -346,23 +346,8 @@ def _ended_at_once(clean: Callable[[], None]) -> Iterator[None]:
 
 def _remove(folder: Path) -> None:
     """End what runs in the folder of a Ray of our own, and remove it."""
-    with _silent():  # Ray's part of this process would print that its daemons do not answer
-        ray_processes.end(folder)
+    ray_processes.end(folder)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Nothing of this process reaches stderr, not even what C++ prints."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _job() -> JobConfig:
@@ -373,7 +358,7 @@ def _job() -> JobConfig:
 @contextlib.contextmanager
 def _joined(address: str, workers: dict[str, dict[str, str]] | None) -> Iterator[None]:
     try:
-        with _ended_at_once(lambda: None):
+        with native_stderr_hidden(), _ended_at_once(lambda: None):
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=workers, job_config=_job())
     except Exception as error:
         ray.shutdown()

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from vit_search.runtime import native_stderr
+
 
 def ending_signals() -> list[signal.Signals]:
     """The signals that ask a program to end: Ctrl-C, SIGTERM, and the loss of its terminal unless that is ignored, as under nohup."""
@@ -22,8 +24,8 @@ def ending_signals() -> list[signal.Signals]:
 def leave_terminal() -> None:
     """Print to nowhere from now on: to write to a terminal that is gone is an error, and would end the program half-way."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for number in (1, 2):
-        if is_terminal(number):
+    for number in {1, 2, native_stderr.stderr_number()}:
+        if number is not None and is_terminal(number):
             os.dup2(nowhere, number)
     os.close(nowhere)
 

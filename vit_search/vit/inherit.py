@@ -187,7 +187,7 @@ class _Selection:
         if bias and not self.backbone.qkv_bias:
             return self.zeros((3 * self.config.heads * self.config.head_width,))
         parted = self.weights[name].unflatten(0, (3, self.backbone.heads, self.backbone.dim_head))
-        chosen = parted[:, self.heads][:, :, self.within].flatten(0, 2)
+        chosen: Tensor = parted[:, self.heads][:, :, self.within].flatten(0, 2)
         return chosen if bias else chosen[:, self.channels]
 
     def unscaled(self, block: str, part: str, tensor: Tensor) -> Tensor:
@@ -263,8 +263,9 @@ def resize_patches(weight: Tensor, patch_size: int) -> Tensor:
     if before == patch_size:
         return weight
     resize = resize_matrix(before, patch_size).to(weight.device)
-    wide = weight.double().flatten(2) @ torch.linalg.pinv(resize)  # (resizeᵀ)⁺ w, written for rows
-    return wide.unflatten(2, (patch_size, patch_size)).to(weight.dtype)
+    wide: Tensor = weight.double().flatten(2) @ torch.linalg.pinv(resize)  # (resizeᵀ)⁺ w, written for rows
+    resized: Tensor = wide.unflatten(2, (patch_size, patch_size)).to(weight.dtype)
+    return resized
 
 
 def resize_matrix(before: int, after: int) -> Tensor:
