@@ -87,6 +87,12 @@ def in_words(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
+def one_of(things: Sequence[object]) -> str:
+    """`a, b or c`."""
+    *others, last = map(str, things)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def value_text(value: Any) -> str:
     """A parameter's value: of a float its first three digits, for no value a dash."""
     if value is None:

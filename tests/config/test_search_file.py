@@ -26,7 +26,7 @@ def test_every_shipped_search_file_loads_and_fits_the_json_schema():
     [
         (
             "model: {activation: tanh}",
-            "t.yaml:5: model.activation: 'tanh' will not do; write gelu or relu, or {choice",
+            "t.yaml:5: model.activation: 'tanh' will not do; write gelu, relu or swiglu, or {choice",
         ),
         ("model: {depht: 3}", "t.yaml:5: model.depht: unknown key; did you mean depth?"),
         ("model: {depth: fast}", "t.yaml:5: model.depth: 'fast' will not do; write a whole number, as 64,"),

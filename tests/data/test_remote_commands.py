@@ -130,7 +130,7 @@ def test_each_long_step_is_told_with_its_length(served, tmp_path):
         prepare(DataConfig(name="image_folder", path=f"{served.url}/photos", image_size=8), cache=tmp_path / "cache")
     size = sum(path.stat().st_size for path in (tmp_path / "served").rglob("*.png"))
     assert told[:3] == [("listing", 40, "files", 40), ("fetching 40 files", size, "bytes", size), ("hashing", 40, "files", 40)]
-    assert told[3] == ("decoding", 40, "images", 40)
+    assert told[3:5] == [("looking at", 40, "files", 40), ("decoding", 40, "images", 40)]
 
 
 def test_without_a_terminal_a_long_step_prints_a_line_every_ten_seconds(monkeypatch):

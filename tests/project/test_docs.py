@@ -153,7 +153,8 @@ def test_the_reference_of_the_commands_has_every_command_and_option(site):
             assert f'id="{"-".join(words)}"' in html
         for option in command.params if words else ():
             if not getattr(option, "hidden", False):
-                assert option.opts[0] in text or option.opts[0].upper() in text, (words, option.opts)
+                argument = option.param_type_name == "argument"
+                assert (option.metavar or option.opts[0].upper() if argument else option.opts[0]) in text, (words, option.opts)
         for name, one in inner.items():
             if not one.hidden:
                 walk(one, (*words, name))

@@ -182,7 +182,7 @@ def test_a_file_of_timms_dinov3_gives_its_features(name, tmp_path):
 
 
 def test_a_gated_mlp_in_one_matrix_is_taken_apart(tmp_path):
-    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 1, "num_heads": 1, "num_classes": 0}
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 192, "depth": 1, "num_heads": 3, "num_classes": 0}
     peer = randomised(timm_library.create_model("vit_giant_patch14_reg4_dinov2", **sizes)).double()
     save_file(peer.state_dict(), tmp_path / "w.safetensors")
     model, backbone = rebuilt(tmp_path / "w.safetensors")

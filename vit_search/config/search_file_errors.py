@@ -14,7 +14,7 @@ from vit_search.config.search_file_blocks import Limits, Objective, Resources, S
 from vit_search.config.sections import FORMS, DataSection, ModelSection, TrainingSection
 from vit_search.config.training_config import TrainingConfig
 from vit_search.config.validation_messages import expected, spelt
-from vit_search.text import counted, nearest
+from vit_search.text import counted, nearest, one_of
 
 
 def problem_in_words(error: dict[str, Any], document: strict_yaml.Document, spec: type[BaseModel]) -> tuple[tuple[str | int, ...], str]:
@@ -112,7 +112,7 @@ def _mend(path: tuple[str | int, ...], error: Mapping[str, Any]) -> str:
         return mend
     annotation = field_types(config)[str(path[1])]
     if get_origin(annotation) is Literal:
-        return f"write {' or '.join(map(str, get_args(annotation)))}, or {{choice: [...]}} of them."
+        return f"write {one_of(get_args(annotation))}, or {{choice: [...]}} of them."
     kind = str(annotation).removeprefix("<class '").removesuffix("'>").removesuffix(" | None")
     examples = {
         "int": "a whole number, as 64, {choice: [32, 64]} or {int: [32, 96], step: 16}",

@@ -15,6 +15,8 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from vit_search.text import one_of
+
 T = TypeVar("T")
 
 LARGEST = 1e39
@@ -103,9 +105,7 @@ def _check_of(hint: Any) -> _Check:
         return functools.partial(_any_of, [_check_of(part) for part in parts])
     if origin is Literal:
         return lambda value, where: (
-            value
-            if any(value == one and type(value) is type(one) for one in parts)
-            else _refuse(value, where, " or ".join(map(str, parts)))
+            value if any(value == one and type(value) is type(one) for one in parts) else _refuse(value, where, one_of(parts))
         )
     if origin in (list, tuple, Sequence):
         return functools.partial(
