@@ -1,5 +1,6 @@
 """What is told before anything is trained: oddities of a search file (lint), and what a search will cost (plan)."""
 
+import base64
 import dataclasses
 import json
 import os
@@ -33,6 +34,8 @@ from vit_search.vit import calibrate
 
 HEAD = "name: t\ndata: {name: digits}\ntrials: 9\nepochs: 27\n"
 SEARCHED = "model: {patch_size: 4, depth: {int: [1, 4]}}\ntraining: {warmup_fraction: 0, lr: {float: [1e-4, 1e-2], log: true}}\n"
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==")
+"""A PNG file of one grey pixel."""
 
 
 def spec(text, head=HEAD):
@@ -223,12 +226,12 @@ def test_what_an_optimizer_uses_is_a_field_of_the_training():
 
 
 def photos(folder, counts):
-    """An image folder with splits of its own; the images are empty files."""
+    """An image folder with splits of its own; all images are the same."""
     for split, images in counts.items():
         for i in range(images):
             path = folder / split / ("cat", "dog")[i % 2] / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            path.write_bytes(PIXEL)
     return f"name: t\ndata: {{name: image_folder, path: {folder}, image_size: 8}}\ntrials: 9\nepochs: 27\n"
 
 
@@ -250,11 +253,11 @@ def test_few_validation_images_of_a_split_that_is_drawn_are_told_with_the_fracti
 
 
 def uneven(folder, cats, dogs):
-    """An image folder without splits; the images are empty files."""
+    """An image folder without splits; all images are the same."""
     for name, images in (("cat", cats), ("dog", dogs)):
         (folder / name).mkdir()
         for i in range(images):
-            (folder / name / f"{i}.png").touch()
+            (folder / name / f"{i}.png").write_bytes(PIXEL)
     fractions = "val_fraction: 0.2, holdout_fraction: 0, test_fraction: 0.2"
     return f"name: t\ndata: {{name: image_folder, path: {folder}, image_size: 8, {fractions}}}\ntrials: 9\nepochs: 27\n"
 
