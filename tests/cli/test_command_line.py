@@ -45,7 +45,7 @@ def test_the_help_lists_each_command_once_in_its_section():
     assert sorted(listed) == sorted(commands)
     assert "Other:" not in shown
     titles = [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert titles == ["Options:", "Search:", "Results:", "Production:", "Cluster:"]
+    assert titles == ["Options:", "Search:", "Results:", "Production:", "Weights:", "Cluster:"]
     for name in listed:
         assert sum(line.startswith(f"  {name} ") for line in shown.splitlines()) == 1, name
 

@@ -112,9 +112,10 @@ class CommandGroup(TyperGroup):
         sections = {title: names.split() for title, names in SECTIONS.items()}
         listed = {name for names in sections.values() for name in names}
         sections["Other"] = [name for name in shown if name not in listed]
-        longest = max(map(len, shown))
-        for title, names in sections.items():
-            rows = [(name.ljust(longest), shown[name].get_short_help_str(formatter.width - 6 - longest)) for name in names if name in shown]
+        for title, listed_names in sections.items():
+            names = [name for name in listed_names if name in shown]
+            longest = max(map(len, names), default=0)
+            rows = [(name.ljust(longest), shown[name].get_short_help_str(formatter.width - 6 - longest)) for name in names]
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)

@@ -20,7 +20,7 @@ def weights(
     file: Annotated[Path, typer.Argument(help="A .safetensors file.", metavar="FILE")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print which Vision Transformer a file of pretrained weights holds.
+    """Print what a file of pretrained weights holds.
 
     It reads files of vit_search, timm, torchvision and transformers, with the config.json beside them.
     """
@@ -36,7 +36,7 @@ def convert_weights(
     source: Annotated[Path, typer.Argument(help="A .pth or .bin file, as torch.save writes it.", metavar="FILE")],
     target: Annotated[Path, typer.Argument(help="The .safetensors file to write.", metavar="OUT")],
 ) -> None:
-    """Write the weights of a .pth or .bin file as a .safetensors file.
+    """Convert a .pth or .bin file to a .safetensors file.
 
     Such a file is a pickle, which can hold programs. It is read in a process of its own, which accepts only tensors and plain values.
     """
