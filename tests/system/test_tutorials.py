@@ -9,10 +9,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import timm
 from helpers import servers
 from helpers.notebook import executed
 from helpers.pages import blocks, text
 from helpers.paths import ROOT
+from safetensors.torch import save_file
 
 SCRIPTS = Path(sys.executable).parent
 LENIENT = "top: 1\nseeds: 1\nfloors: {linear_probe: false}\ncost_above_champion: null\nseed_sd: null\nallow_dirty: true\n"
@@ -100,6 +102,7 @@ def test_the_commands_of_the_photos_tutorial_do_what_it_says(tmp_path):
 def test_the_examples_of_the_python_guide_run_one_after_another(tmp_path):
     """With one search; its result is the one that the examples print."""
     (tmp_path / "search_spaces").symlink_to(ROOT / "search_spaces")
+    save_file(timm.create_model("vit_small_patch16_224").state_dict(), tmp_path / "vit_small.safetensors")
     code = "\n".join(blocks("docs/guides/python.md", "python"))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
