@@ -152,7 +152,10 @@ def test_a_config_of_another_schema_is_refused(saved):
 
 
 def test_a_checkpoint_damaged_anywhere_is_replaced_by_the_one_before_it_or_refused(saved, tmp_path):
-    """Each file cut, changed by one bit and emptied at 10 places: never is damage taken for a training."""
+    """Each file cut, changed by one bit and emptied at 10 places: never is damage taken for a training.
+
+    One change is none: the last of 17 digits may differ and the number be the same.
+    """
     folder, state = saved
     before = tmp_path / "before"
     shutil.copytree(folder, before)
@@ -160,6 +163,8 @@ def test_a_checkpoint_damaged_anywhere_is_replaced_by_the_one_before_it_or_refus
         whole = (before / name).read_bytes()
         for place in range(0, len(whole) - 1, len(whole) // 10):  # without its last newline, a file of JSON is whole
             for damage in (whole[:place], whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]):
+                if name == checkpoint.CONFIG and _same_document(damage, whole):
+                    continue
                 (folder / name).write_bytes(damage)
                 with pytest.raises(DamagedCheckpointError):
                     checkpoint.load_training(folder, state.config)
@@ -168,6 +173,13 @@ def test_a_checkpoint_damaged_anywhere_is_replaced_by_the_one_before_it_or_refus
                 assert again.epoch == state.epoch
                 assert not folder.with_name(folder.name + ".old").exists()  # it stands in the place of the damaged one
                 checkpoint.load_training(folder, state.config)
+
+
+def _same_document(one: bytes, other: bytes) -> bool:
+    try:
+        return json.loads(one) == json.loads(other)
+    except ValueError:
+        return False
 
 
 def test_the_generation_before_stays_until_the_trial_is_over(saved):
