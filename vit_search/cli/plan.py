@@ -104,7 +104,7 @@ def plan(
     with naming_file(file):
         made = planning.plan(spec, speed, concurrency=concurrency)
         _print_images(spec, auto=auto)
-        for finding in file_findings.of_files(spec):
+        for finding in (*file_findings.of_files(spec), *file_findings.of_copies(spec)):
             if finding.severity == "error":
                 raise DataError(f"{finding.where}: {finding.text}")
             err.print(escaped(f"note: {finding.where}: {finding.text}"))

@@ -105,6 +105,7 @@ def lint(spec: SearchSpec, draws: int = 2_000, further: Sequence[LintFinding] = 
     findings += run_findings.few_images(spec)
     findings += run_findings.missing_classes(spec)
     findings += file_findings.of_files(spec)
+    findings += file_findings.of_copies(spec)
     findings += space_findings.linear_scales(space)
     order = ("error", "warning", "hint")
     return LintReport(

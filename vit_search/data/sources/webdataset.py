@@ -11,7 +11,7 @@ import hashlib
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -187,6 +187,10 @@ class WebDataset(Source):
         """Its content."""
         sample = self._samples[index]
         return self._reader.content(sample.shard, sample.begin, sample.length)
+
+    def sizes(self) -> Sequence[int]:
+        """As the shards say them."""
+        return [sample.length for sample in self._samples]
 
     @staticmethod
     def _name(sample: Sample) -> str:
