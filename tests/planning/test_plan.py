@@ -43,6 +43,12 @@ def findings(text, head=HEAD):
     return [(f.severity, f.where, f.text) for f in search_lint.lint(spec(text, head)).findings]
 
 
+def test_a_file_without_the_section_stopping_is_told_what_to_write():
+    found = findings(SEARCHED, HEAD.replace("epochs: 27", "epochs: 2"))
+    mend = "write stopping: {grace_epochs: 1} to have poor trials stopped."
+    assert ("hint", "stopping", f"the first look is at epoch 2 of 2, so no trial is ever stopped; {mend}") in found
+
+
 def test_a_sound_file_has_no_findings():
     report = search_lint.lint(spec(SEARCHED))
     assert (report.findings, report.valid_share, report.invalid) == ((), 1.0, {})
