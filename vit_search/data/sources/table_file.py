@@ -170,9 +170,12 @@ def _reading(path: Path, read: Any) -> Any:
     try:
         with parquet.ParquetFile(path) as file:
             return read(file)
+    except pyarrow.ArrowNotImplementedError:
+        raise DataError(f"{path}: a Parquet file of a kind that is not read here; write it again, as pandas or datasets do.") from None
     except (pyarrow.ArrowException, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise DataError(f"{path}: a Parquet file that cannot be read ({reason}); write or copy it again.") from None
+        if isinstance(error, OSError) and error.errno is not None and error.strerror:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); name another file, or give this account the right.") from None
+        raise DataError(f"{path}: a Parquet file that is damaged or cut off; write or copy it again.") from None
 
 
 ImageKind = Literal["names", "bytes"]
