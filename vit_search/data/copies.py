@@ -46,7 +46,8 @@ def find_copies(source: Source, *, most_bytes: int | None = None) -> Copies:
         if most_bytes is not None and sum(sizes[index] for index in indices) > most_bytes:
             return Copies()
     first: dict[str, int] = {}
-    other_label, same_label = [], []
+    other_label: list[Pair] = []
+    same_label: list[Pair] = []
     for index, digest in zip(indices, _digests(source, indices, whole_set=most_bytes is None), strict=True):
         earlier = first.setdefault(digest, index)
         if earlier != index:

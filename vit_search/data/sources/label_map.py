@@ -70,7 +70,7 @@ class MappedSource(Source):
     def sizes(self) -> Sequence[int] | None:
         """Those of the images that are kept."""
         sizes = self._source.sizes()
-        return None if sizes is None else [sizes[index] for index in self._kept]
+        return None if sizes is None else [sizes[index] for index in self._kept.tolist()]
 
     def where(self, index: int) -> str:
         """As the source names it."""
