@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_search.config.data_config import DataConfig
+from vit_search.config.data_urls import near_path
 from vit_search.data.decode import read_image
 from vit_search.data.file_hashes import fingerprint_of, sha256_by_name
 from vit_search.data.sources.source import Source
@@ -175,7 +176,8 @@ def open_folder(config: DataConfig, downloads: Path | None, download: bool) -> I
     """
     root = Path(config.path or "").expanduser()
     if not root.is_dir():
-        raise DataError(f"{root}: {'a file, no folder' if root.exists() else 'missing'}; data.path names a folder of class folders.")
+        mend = ("" if root.exists() else near_path(root)) or "data.path names a folder of class folders."
+        raise DataError(f"{root}: {'a file, no folder' if root.exists() else 'missing'}; {mend}")
     folder = scan(root, every_class=config.label_map is not None, endings=EXACT_ENDINGS if config.exact else IMAGE_ENDINGS)
     groups, names = _groups(folder, config.group) if config.group is not None else (None, ())
     return replace(

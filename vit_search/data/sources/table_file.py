@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vit_search.config.data_urls import near_path
 from vit_search.data.decode import read_image
 from vit_search.data.sources.image_folder import SPLIT_NAMES
 from vit_search.errors import DataError
@@ -107,7 +108,8 @@ def open_file(path: Path) -> TableFile:
         with path.open("rb") as file:
             parquet = file.read(4) == b"PAR1"
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); name a CSV or Parquet file.") from None
+        mend = near_path(path) if isinstance(error, FileNotFoundError) else ""
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {mend or 'name a CSV or Parquet file.'}") from None
     if not parquet and path.suffix.lower() in PARQUET:
         raise DataError(f"{path}: no Parquet file by its content; write it again, or name another.")
     return _open_parquet(path, [path]) if parquet else _open_csv(path)

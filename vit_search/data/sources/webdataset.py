@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_search.config.data_config import DataConfig
-from vit_search.config.data_urls import before_braces, expanded, has_braces
+from vit_search.config.data_urls import before_braces, expanded, has_braces, near_path
 from vit_search.data.decode import MAX_FILE_BYTES, read_image
 from vit_search.data.file_hashes import fingerprint_of, sha256_by_name
 from vit_search.data.parallel import in_chunks
@@ -236,7 +236,8 @@ def _find(path: str) -> tuple[Path, tuple[str, ...], tuple[str, ...] | None]:
         if not names:
             raise DataError(f"{root}: no shards; data.path names a folder of .tar files, one .tar file, or several as a-{{000..009}}.tar.")
     else:
-        raise DataError(f"{path}: missing; data.path names a folder of .tar files, one .tar file, or several as a-{{000..009}}.tar.")
+        mend = near_path(Path(path)) or "data.path names a folder of .tar files, one .tar file, or several as a-{000..009}.tar."
+        raise DataError(f"{path}: missing; {mend}")
     splits = tuple(_split_of(name) for name in names)
     if not any(splits):
         return root, tuple(names), None
