@@ -238,6 +238,17 @@ def photos(folder, counts):
     return f"name: t\ndata: {{name: image_folder, path: {folder}, image_size: 8}}\ntrials: 9\nepochs: 27\n"
 
 
+def test_few_validation_images_of_a_class_are_told_where_each_class_counts_the_same(tmp_path):
+    head = photos(tmp_path, {"train": 60, "val": 15})  # 8 cats and 7 dogs
+    text = (
+        "fewer than 10 validation images of 2 classes (dog 7, cat 8): one answer moves the recall of dog by 0.14, and METRIC counts each "
+    )
+    for metric in ("val_macro_f1", "val_balanced_accuracy", "val_worst_class_recall"):
+        told = text.replace("METRIC", metric) + "class the same; add images of them."
+        assert ("warning", "data.path", told) in findings(SEARCHED, f"{head}metric: {metric}\n")
+    assert not any("fewer than 10" in text for _, _, text in findings(SEARCHED, head))
+
+
 @pytest.mark.parametrize(
     ("count", "interval"), [(7, "0.53 to 0.99, 0.46 wide"), (30, "0.74 to 0.97, 0.22 wide"), (99, "0.83 to 0.94, 0.12 wide"), (100, "")]
 )
