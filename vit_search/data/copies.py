@@ -12,6 +12,7 @@ import numpy as np
 
 from vit_search.data.file_hashes import sha256_of_all
 from vit_search.data.sources.source import Source
+from vit_search.data.split import SplitName
 from vit_search.text import counted, listed
 
 CHEAP_BYTES = 2**28
@@ -86,7 +87,7 @@ def copies_note(source: Source, copies: Copies) -> str:
     return f"{number:,} {are} of another one with the same label ({_examples(source, copies.same_label)})"
 
 
-def across_splits_note(source: Source, copies: Copies, splits: Mapping[str, np.ndarray]) -> str:
+def across_splits_note(source: Source, copies: Copies, splits: Mapping[SplitName, np.ndarray]) -> str:
     """Copies of which two splits have one each, in words; empty where there are none."""
     split_of = {int(index): name for name, indices in splits.items() for index in indices}
     pairs = [pair for pair in copies.same_label if pair[0] in split_of and pair[1] in split_of and split_of[pair[0]] != split_of[pair[1]]]

@@ -161,11 +161,11 @@ class WebDataset(Source):
                 problems += mistakes
                 self._skipped += skipped
                 advance(1)
-        keys = [(self._shards[sample.shard], sample.key) for sample in found] + [(shard, key) for shard, key, _ in problems]
+        identified = [(self._shards[sample.shard], sample.key) for sample in found] + [(shard, key) for shard, key, _ in problems]
         if problems:  # each shard's are together again
             numbers = {shard: i for i, shard in enumerate(self._shards)}
-            keys.sort(key=lambda one: numbers[one[0]])
-        refuse_keys(self.title, self._root, [*problems, *keys_twice(self._root, keys)], others=bool(found))
+            identified.sort(key=lambda one: numbers[one[0]])
+        refuse_keys(self.title, self._root, [*problems, *keys_twice(self._root, identified)], others=bool(found))
         if not found:
             raise DataError(f"{self.title}: no images; put KEY.jpg (or .png, …) and KEY.cls or KEY.json into the shards.")
         return found
