@@ -1,5 +1,6 @@
 """What the command line itself answers, and which search a command takes where none is named."""
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -21,6 +22,13 @@ from vit_search.ledger.file import Ledger
 def test_the_version_is_printed():
     done = CliRunner().invoke(app, ["--version"])
     assert (done.exit_code, done.output.strip()) == (0, f"vit_search {version('vit_search')}")
+
+
+@pytest.mark.parametrize("command", ["run", "resume", "extend", "promote"])
+def test_the_niceness_of_trials_is_what_the_command_says(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_worker_niceness", "15")
+    CliRunner().invoke(app, [command, str(tmp_path / "missing"), "--nice", "3"])
+    assert os.environ["RAY_worker_niceness"] == "3"  # noqa: SIM112 -- Ray's spelling
 
 
 @pytest.mark.parametrize("words", [[], ["run"], ["cluster"], ["cluster", "check"]], ids=" ".join)

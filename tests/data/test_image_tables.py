@@ -409,7 +409,7 @@ def test_without_a_column_called_image_the_columns_are_listed(tmp_path):
     [
         ("gone.csv", None, "cannot be read (No such file or directory); name a CSV or Parquet file."),
         ("t.parquet", b"image,label\n", "no Parquet file by its content; write it again, or name another."),
-        ("t.parquet", b"PAR1 and then nothing", "a Parquet file that cannot be read ("),
+        ("t.parquet", b"PAR1 and then nothing", "a Parquet file that is damaged or cut off; write or copy it again."),
         ("t.xlsx", b"PK\x03\x04\xff\xfe", "neither a Parquet file nor text in UTF-8; save it as CSV in UTF-8, or as Parquet."),
         ("t.csv", b"", "no header; write the names of the columns into the first line."),
         ("t.csv", b"image,image\n", "the column 'image' is there twice; give each column a name of its own."),

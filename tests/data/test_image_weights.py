@@ -246,10 +246,6 @@ def test_the_weights_of_shards_are_in_their_json_files(tmp_path):
         (lambda i: {"w": [1] if i == 3 else 1}, "03: 'w' in its .json is [1]; give a finite number of at least 0."),
         (lambda i: {"w": None if i == 3 else 1}, "03: 'w' in its .json is null; give the weight."),
         (lambda i: {"w": 10**4_000 if i == 3 else 1}, f"03: 'w' in its .json is 1{'0' * 79}…; give a finite number of at least 0."),
-        (
-            lambda i: {"W": 1},
-            "00, 01, 02, 03, 04, … 15 more: its .json has no 'w'; did you mean 'W'? Set data.weight to the right key.",
-        ),
         (lambda i: None if i > 17 else {"w": 1}, "18, 19: no KEY.json with its weight; add one with 'w'."),
     ],
 )
@@ -257,6 +253,13 @@ def test_what_is_wrong_with_the_weights_of_shards_is_one_line(tmp_path, weight, 
     with pytest.raises(DataError) as refused:
         open_source(shards(tmp_path, weight))
     assert str(refused.value) == f"{tmp_path / 'a.tar'}: {message}"
+
+
+def test_a_wrong_name_of_the_weights_of_shards_is_a_mistake_of_its_own_line(tmp_path):
+    with pytest.raises(DataError) as refused:
+        open_source(shards(tmp_path, lambda i: {"W": 1}))
+    places = f"{tmp_path / 'a.tar'}: 00, 01, 02, 03, 04, … 15 more"
+    assert str(refused.value) == f"data.weight: {places}: its .json has no 'w'; did you mean 'W'?"
 
 
 def test_a_weight_in_json_may_be_a_text_that_holds_a_number(tmp_path):

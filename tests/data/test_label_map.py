@@ -17,11 +17,11 @@ from vit_search.planning.image_counts import images_of
 
 
 def folder(root, counts):
-    for name, count in counts.items():
+    for number, (name, count) in enumerate(counts.items()):
         for i in range(count):
             path = root / name / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(path)
+            Image.fromarray(np.full((8, 8, 3), (i, number, len(name)), np.uint8)).save(path)  # no two alike
     return root
 
 

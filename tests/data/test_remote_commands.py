@@ -47,7 +47,7 @@ def served(tmp_path):
 def test_images_behind_a_url_are_counted_by_their_names_and_not_fetched(served, tmp_path, command):
     file = written(tmp_path, f"{served.url}/photos")
     done = vit_search(tmp_path, command, file, VIT_SEARCH_CACHE=str(tmp_path / "cache"))
-    assert f"{served.url}/photos: 40 files, 0 MiB, fetched into the cache when the search starts" in done.stderr
+    assert re.search(rf"{served.url}/photos: 40 files, \d+ KiB, fetched into the cache when the search starts", done.stderr)
     assert "2 classes: cat, dog; 40 images" in done.stderr
     assert not (tmp_path / "cache").exists() and not any(path.endswith(".png") for path, _ in served.gets)
 
@@ -62,10 +62,10 @@ def test_shards_behind_a_url_are_listed_by_lint_and_plan_says_that_it_cannot_cou
     (tmp_path / "served" / "a.tar").write_bytes(bytes(1024))
     file = written(tmp_path, f"{served.url}/a.tar", "webdataset")
     around = {"VIT_SEARCH_CACHE": str(tmp_path / "cache")}
-    assert f"{served.url}/a.tar: 1 file, 0 MiB, fetched into the cache" in vit_search(tmp_path, "lint", file, **around).stderr
+    assert f"{served.url}/a.tar: 1 file, 1 KiB, fetched into the cache" in vit_search(tmp_path, "lint", file, **around).stderr
     told = vit_search(tmp_path, "plan", file, code=2, **around).stderr
     assert re.search(
-        r"pets\.yaml:3: data\.path: http\S+/a\.tar: 1 file, 0 MiB, not on this machine yet; `vit-search run` fetches them", told
+        r"pets\.yaml:3: data\.path: http\S+/a\.tar: 1 file, 1 KiB, not on this machine yet; `vit-search run` fetches them", told
     )
 
 

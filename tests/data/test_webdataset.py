@@ -73,9 +73,9 @@ def test_keys_with_the_same_mistake_are_one_line_that_names_the_keys_that_are_th
     path = shard(tmp_path / "j.tar", files)
     with pytest.raises(DataError) as refused:
         opened(tmp_path)
-    mend = "its .json has no 'label', only 'kind', 'x'; set data.label to the key that holds the label."
-    assert str(refused.value) == f"{path}: 0, 1, 2, 3, 4, … 5 more: {mend}"
-    with pytest.raises(DataError, match=r": its \.json has no 'kinds'; did you mean 'kind'\? Set data\.label to the right key\.$"):
+    mend = "its .json has no 'label', only 'kind', 'x'; name the key that holds the label."
+    assert str(refused.value) == f"data.label: {path}: 0, 1, 2, 3, 4, … 5 more: {mend}"
+    with pytest.raises(DataError, match=r"^data\.label: .*: its \.json has no 'kinds'; did you mean 'kind'\?$"):
         opened(tmp_path, label="kinds")
     shard(tmp_path / "k.tar", [("x.jpg", png(20)), ("x.json", b'{"kind": null}'), ("y.png", png(21)), ("y.json", b'{"kind": null}')])
     with pytest.raises(DataError) as refused:
@@ -88,6 +88,37 @@ def test_keys_with_the_same_mistake_are_one_line_that_names_the_keys_that_are_th
         f"{tmp_path}: 4 keys cannot be used:",
         f"  {tmp_path / 'k.tar'}: x, y, l.tar: z: 'kind' in its .json is null; give the label.",
         f"  {tmp_path / 'l.tar'}: w: a label without an image; add KEY.jpg (or .png, …), or remove it.",
+    ]
+
+
+def test_a_wrong_key_of_the_search_file_is_told_once_for_all_shards(tmp_path):
+    def files(first, key):
+        texts = {i: json.dumps({"label": i % 2, key: 1}).encode() for i in range(first, first + 10)}
+        return [file for i, text in texts.items() for file in ((f"{i:03}.png", png(i)), (f"{i:03}.json", text))]
+
+    for n in range(3):
+        shard(tmp_path / f"{n}.tar", files(10 * n, "trust"))
+    with pytest.raises(DataError) as refused:
+        opened(tmp_path, weight="trusted")
+    places = "30 keys in 3 shards (0.tar: 000, 1.tar: 010, 2.tar: 020, …)"
+    assert str(refused.value) == f"data.weight: {tmp_path}: {places}: its .json has no 'trusted'; did you mean 'trust'?"
+    shard(tmp_path / "3.tar", files(30, "trusted"))  # now the others lack it
+    with pytest.raises(DataError) as refused:
+        opened(tmp_path, weight="trusted")
+    assert str(refused.value) == f"{tmp_path}: {places}: its .json has no 'trusted'; add it."
+
+
+def test_a_key_that_is_there_twice_is_told_together_with_all_other_mistakes(tmp_path):
+    shard(tmp_path / "a.tar", [*samples(0, 8), ("x.png", png(50))])
+    shard(tmp_path / "b.tar", [*samples(8, 8), ("001.png", png(60)), ("001.cls", b"0"), ("x.cls", b"1")])
+    with pytest.raises(DataError) as refused:
+        opened(tmp_path)
+    twice = f"the key is there twice, first in {tmp_path / 'a.tar'}; give each image its own."
+    assert str(refused.value).splitlines() == [
+        f"{tmp_path}: 3 keys cannot be used:",
+        f"  {tmp_path / 'a.tar'}: x: an image without a label; add KEY.cls, or KEY.json with 'label'.",
+        f"  {tmp_path / 'b.tar'}: x: a label without an image; add KEY.jpg (or .png, …), or remove it.",
+        f"  {tmp_path / 'b.tar'}: 001, x: {twice}",
     ]
 
 
@@ -110,8 +141,14 @@ def test_braces_name_shards(tmp_path):
     for i in range(3):
         shard(tmp_path / f"s-{i:03}.tar", samples(10 * i, 6))
     assert len(opened(f"{tmp_path}/s-{{000..001}}.tar").labels) == 12
-    with pytest.raises(DataError, match=r"s-003\.tar: missing; data\.path names it by its braces"):
+    with pytest.raises(
+        DataError, match=r"s-003\.tar: missing, and the braces of data\.path name it; copy it there, or change the braces\."
+    ):
         opened(f"{tmp_path}/s-{{000..003}}.tar")
+    with pytest.raises(DataError) as refused:
+        opened(f"{tmp_path}/s-{{001..005}}.tar")
+    fact = "3 of 5 shards that the braces of data.path name are missing: s-003.tar, s-004.tar, s-005.tar"
+    assert str(refused.value) == f"{tmp_path}: {fact}; copy them there, or change the braces."
 
 
 def test_a_streamed_image_is_the_cached_one(tmp_path):
@@ -170,7 +207,7 @@ def test_a_shard_that_is_cut_off_is_one_line_wherever_it_is_cut(tmp_path):
 BAD = {
     "no label": ([("x.png", png(50))], r"a\.tar: x: an image without a label; add KEY\.cls"),
     "no image": ([("x.cls", b"1")], r"a\.tar: x: a label without an image; add KEY\.jpg"),
-    "duplicate key": ([("000.png", png(50)), ("000.cls", b"1")], r"a\.tar: 000: the key is there twice, first in a\.tar"),
+    "duplicate key": ([("000.png", png(50)), ("000.cls", b"1")], r"a\.tar: 000: the key is there twice; give each image its own"),
     "two images": ([("x.png", png(50)), ("x.jpg", png(51)), ("x.cls", b"1")], r"a\.tar: x: it has two images"),
     "empty label": ([("x.png", png(50)), ("x.cls", b" ")], r"a\.tar: x: its \.cls is empty; write a number or a name"),
     "bytes as label": ([("x.png", png(50)), ("x.cls", b"\xff\xfe")], r"a\.tar: x: its \.cls is not UTF-8"),

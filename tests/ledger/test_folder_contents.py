@@ -1,5 +1,6 @@
 """What else lies in image folders: empty splits, links upwards, names of any script or of no encoding, closed files, rare formats."""
 
+import hashlib
 import os
 from collections import Counter
 from dataclasses import replace
@@ -20,7 +21,8 @@ LATIN_1 = "caf\udce9"
 def fill(folder, count=4):
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
-        Image.new("L", (4, 4), 100 + i).save(folder / f"{i}.png")
+        path = folder / f"{i}.png"
+        Image.frombytes("L", (4, 4), hashlib.sha256(os.fsencode(path)).digest()[:16]).save(path)  # no two alike
 
 
 def photos(root):

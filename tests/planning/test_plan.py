@@ -46,6 +46,12 @@ def findings(text, head=HEAD):
     return [(f.severity, f.where, f.text) for f in search_lint.lint(spec(text, head)).findings]
 
 
+def test_a_file_without_the_section_stopping_is_told_what_to_write():
+    found = findings(SEARCHED, HEAD.replace("epochs: 27", "epochs: 2"))
+    mend = "write stopping: {grace_epochs: 1} to have poor trials stopped."
+    assert ("hint", "stopping", f"the first look is at epoch 2 of 2, so no trial is ever stopped; {mend}") in found
+
+
 def test_a_sound_file_has_no_findings():
     report = search_lint.lint(spec(SEARCHED))
     assert (report.findings, report.valid_share, report.invalid) == ((), 1.0, {})
@@ -233,6 +239,17 @@ def photos(folder, counts):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(PIXEL)
     return f"name: t\ndata: {{name: image_folder, path: {folder}, image_size: 8}}\ntrials: 9\nepochs: 27\n"
+
+
+def test_few_validation_images_of_a_class_are_told_where_each_class_counts_the_same(tmp_path):
+    head = photos(tmp_path, {"train": 60, "val": 15})  # 8 cats and 7 dogs
+    text = (
+        "fewer than 10 validation images of 2 classes (dog 7, cat 8): one answer moves the recall of dog by 0.14, and METRIC counts each "
+    )
+    for metric in ("val_macro_f1", "val_balanced_accuracy", "val_worst_class_recall"):
+        told = text.replace("METRIC", metric) + "class the same; add images of them."
+        assert ("warning", "data.path", told) in findings(SEARCHED, f"{head}metric: {metric}\n")
+    assert not any("fewer than 10" in text for _, _, text in findings(SEARCHED, head))
 
 
 @pytest.mark.parametrize(

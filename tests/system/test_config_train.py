@@ -226,7 +226,7 @@ def test_train_says_which_images_it_reads_and_what_their_folder_lacks(tmp_path):
     for name, count in {"train/cat": 4, "train/dog": 4, "val/cat": 2}.items():
         (tmp_path / "p" / name).mkdir(parents=True)
         for number in range(count):
-            Image.new("RGB", (8, 8), (number, len(name), 0)).save(tmp_path / "p" / name / f"{number}.png")
+            Image.new("RGB", (8, 8), (number, len(name), ord(name[-1]))).save(tmp_path / "p" / name / f"{number}.png")
     (tmp_path / "t.yaml").write_text(FIXED.replace("{name: digits, train_limit: 100}", "{name: image_folder, path: p, image_size: 8}"))
     done = vit_search_process(tmp_path, "train", "t.yaml", code=None)
     assert done.returncode == 0

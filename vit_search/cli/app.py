@@ -175,6 +175,18 @@ def as_text(words: str) -> str:
     return os.fsencode(words).decode("utf-8", "backslashreplace")
 
 
+def set_niceness(nice: int | None, address: str | None = None) -> None:
+    """Ray reads the variable when it starts.
+
+    Raises: SearchError for a cluster, whose Ray has started.
+    """
+    if nice is None:
+        return
+    if address is not None:
+        raise SearchError("--nice is for trials on this machine; on a cluster, set RAY_worker_niceness where Ray is started.")
+    os.environ["RAY_worker_niceness"] = str(nice)  # noqa: SIM112 -- Ray's spelling
+
+
 def given_options(**options: float | None) -> dict[str, float]:
     """Those options that were given."""
     return {name: value for name, value in options.items() if value is not None}

@@ -104,7 +104,7 @@ def plan(
     with naming_file(file):
         made = planning.plan(spec, speed, concurrency=concurrency)
         _print_images(spec, auto=auto)
-        for finding in file_findings.of_files(spec):
+        for finding in (*file_findings.of_files(spec), *file_findings.of_copies(spec)):
             if finding.severity == "error":
                 raise DataError(f"{finding.where}: {finding.text}")
             err.print(escaped(f"note: {finding.where}: {finding.text}"))
@@ -121,7 +121,7 @@ def _print_images(spec: SearchSpec, *, auto: bool) -> None:
         auto: whether the number of channels is not in the file, but was counted.
     """
     from vit_search.config.class_weights import WORDS
-    from vit_search.config.data_urls import has_files, is_remote, local_path
+    from vit_search.config.data_urls import has_files, is_remote, local_path, near_path
     from vit_search.data.auto_channels import channels_in_words
     from vit_search.data.listed import NotFetchedError, described
     from vit_search.data.sources import open_source
@@ -145,7 +145,8 @@ def _print_images(spec: SearchSpec, *, auto: bool) -> None:
         err.print(escaped(f"{source.summary()}{channels}"))
         spec.check_data(source.classes, classes_not_validated(spec.data_config, source, spec.train_on))
     elif spec.data.path and not behind_url and not has_files(path):
-        err.print(escaped(f"note: {path} is not on this machine, so its images are not looked at; `run` needs them."))
+        mend = near_path(path) or "`run` needs them."
+        err.print(escaped(f"note: {path} is not on this machine, so its images are not looked at; {mend}"))
     elif not set(spec.class_weights) <= set(WORDS):
         with contextlib.suppress(DataError):  # not downloaded yet: `run` checks it
             spec.check_classes(open_source(spec.data_config).classes)

@@ -19,7 +19,7 @@ from vit_search.text import counted, value_text
 
 if TYPE_CHECKING:
     from vit_search.config.search_file import SearchSpec
-    from vit_search.ledger.events import Broke, Event
+    from vit_search.ledger.events import Broke, Event, Left
     from vit_search.ledger.searches import Hindsight
     from vit_search.ledger.trials import Spent, Trial
     from vit_search.search.driver import Driver
@@ -130,6 +130,22 @@ def hindsight_lines(hindsight: Hindsight) -> list[str]:
     return lines
 
 
+def score_text(spec: SearchSpec, value: float) -> str:
+    """A trial's metric: `val_accuracy 0.9312`, and of which images where a reader could not know: `val_accuracy 0.9312 on the holdout`."""
+    return f"{spec.metric} {value:.4f}{_of_holdout(spec)}"
+
+
+def _of_holdout(spec: SearchSpec) -> str:
+    """Trials that learn from the validation images, too, are measured on others."""
+    return " on the holdout" if spec.train_on == "train+val" and spec.metric.startswith("val_") else ""
+
+
+def closing_text(left: Left, *, makes_report: bool) -> str:
+    """What a search still does once it has let its trials go: it can take minutes."""
+    report = "looking at the best model's mistakes for the report, and " if left.state in ("finished", "stopped") and makes_report else ""
+    return f"{report}sending the last records to MLflow"
+
+
 class Screen:
     """Live progress of a search: running trials, the best so far, how many were stopped, time left.
 
@@ -149,6 +165,8 @@ class Screen:
         """Lines for a pipe, until the search begins."""
         self._images = ""
         """What was said of its data."""
+        self._closing = ""
+        """What is still done once no trial is left, in words."""
 
     def say(self, text: str) -> None:
         """Print a line before the search runs: at once on a terminal; in a pipe when it begins, so that a refusal is one line there."""
@@ -167,7 +185,7 @@ class Screen:
     def watch(self, driver: Driver, spec: SearchSpec, folder: Path) -> Callable[[Event], None]:
         """Begin; what comes back is told every event."""
         from vit_search.ledger import searches
-        from vit_search.ledger.events import Broke, Commanded, Ended, Reported
+        from vit_search.ledger.events import Broke, Commanded, Ended, Left, Reported
         from vit_search.stopping.rungs import levels
 
         self._driver, self._spec, self._began = driver, spec, time.monotonic()
@@ -185,7 +203,14 @@ class Screen:
 
             self._live = Live(get_renderable=self._picture, console=err, refresh_per_second=4, transient=True)
             self._live.start()
-            return lambda event: self._say_breakdown(event) if isinstance(event, Broke) else None
+
+            def shown(event: Event) -> None:
+                if isinstance(event, Broke):
+                    self._say_breakdown(event)
+                elif isinstance(event, Left):
+                    self._closing = closing_text(event, makes_report=not facts.promotes)
+
+            return shown
 
         how = spec.stopping
         rungs = levels(grace_epochs=how.grace_epochs, reduction_factor=how.reduction_factor, epochs=spec.epochs)
@@ -198,15 +223,16 @@ class Screen:
                 self._say_breakdown(event)
             elif isinstance(event, Reported) and event.result.epoch in rungs and event.result.epoch < spec.epochs:
                 value = driver.trials[event.trial].value(spec.metric)
-                score = "" if value is None else f"  {spec.metric} {value:.4f}"
+                score = "" if value is None else f"  {score_text(spec, value)}"
                 err.print(f"trial {event.trial:3d} at epoch {event.result.epoch:3d} of {spec.epochs}{score}", soft_wrap=True)
             elif isinstance(event, Ended):
                 trial = driver.trials[event.trial]
                 value = trial.value(spec.metric)
                 start = f"trial {trial.number:3d} {trial.outcome:<11} after {counted(len(trial.results), 'epoch'):>10}"
-                err.print(
-                    f"{start}  {spec.metric} {value:.4f}" if value is not None else f"{start}  {escaped(trial.reason)}", soft_wrap=True
-                )
+                err.print(f"{start}  {escaped(trial.reason) if value is None else score_text(spec, value)}", soft_wrap=True)
+            elif isinstance(event, Left):
+                self._closing = closing_text(event, makes_report=not facts.promotes)
+                err.print(f"{self._closing} …")
             else:
                 return
             self._last_line = time.monotonic()
@@ -224,7 +250,7 @@ class Screen:
                 trials = list(self._driver.trials.values())
                 over = sum(trial.over for trial in trials)
                 running = f"{sum(trial.outcome == 'running' for trial in trials)} running"
-                now = running if self._driver.word == "running" else self._driver.word
+                now = self._closing or (running if self._driver.word == "running" else self._driver.word)
                 spent = in_time(time.monotonic() - self._began)
                 trained = counted(self._epochs(), "epoch")
                 err.print(f"{over} of {counted(self._driver.settings.trials, 'trial')}, {now}, {trained}, {spent} spent")
@@ -284,7 +310,7 @@ class Screen:
             per_trial = sum(len(t.results) for t in over) / len(over)
             missing = per_trial * wanted - self._epochs()
             left = in_rounded_time(max(0.0, missing) * spent / trained)
-        rest = f"about {left} left" if len(over) < wanted else "sending the last records to MLflow"
+        rest = self._closing or (f"about {left} left" if len(over) < wanted else "ending the processes of the trials")
         head.add_row(f"[bold]{len(over)}[/] of {counted(wanted, 'trial')}", f"{stopped} stopped early", f"{in_time(spent)} spent", rest)
         bar = Table.grid()
         bar.add_row(ProgressBar(total=wanted, completed=len(over), width=60))  # alone it would not end its line
@@ -294,12 +320,13 @@ class Screen:
         winner = best_trial(trials, spec.metric, spec.mode)
         if winner:
             params = escaped(", ".join(f"{k} {value_text(v)}" for k, v in spec.space.trained(winner.params).items()))
-            parts.append(f"best so far: [bold green]{winner.value(spec.metric):.4f}[/] {spec.metric}, trial {winner.number} ({params})")
+            best = f"[bold green]{winner.value(spec.metric):.4f}[/] {spec.metric}{_of_holdout(spec)}"
+            parts.append(f"best so far: {best}, trial {winner.number} ({params})")
         for trial in trials:
             if trial.outcome == "running" and not self._driver.holds(trial.number):
                 value = trial.value(spec.metric)
                 row = Table.grid(padding=(0, 2))
-                newest = "starting" if value is None else f"{spec.metric} {value:.4f}"
+                newest = "starting" if value is None else score_text(spec, value)
                 row.add_row(
                     f"trial {trial.number:3d}",
                     ProgressBar(total=spec.epochs, completed=len(trial.results), width=30),

@@ -14,6 +14,7 @@ from vit_search.cli.app import (
     INTERRUPTED,
     NOT_PROMOTED,
     ModelName,
+    Nice,
     Output,
     PolicyFile,
     Tracking,
@@ -26,6 +27,7 @@ from vit_search.cli.app import (
     print_note,
     registry_uri,
     registry_uri_unless_folder,
+    set_niceness,
     write_new,
 )
 from vit_search.cli.progress import watched
@@ -64,12 +66,14 @@ def promote(
     approve_by: Annotated[str, typer.Option(help="Who approves the promotion, if the policy asks for it.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Make it the champion even if a gate refuses.")] = False,
     reason: Annotated[str, typer.Option(help="The reason, which is kept in the history.")] = "",
+    nice: Nice = None,
 ) -> None:
     """Make a search's best model the champion, if every gate agrees.
 
     It trains the best trials again with new seeds and chooses one of these models. It tests that model once, and moves the alias
     `champion` to it if it passes every gate.
     """
+    set_niceness(nice)
     reason, approve_by = as_text(reason), as_text(approve_by)
     if force != bool(reason.strip()):
         raise SearchError("--force and --reason go together: say why the gates are to be passed over, e.g. --force --reason 'a fix'.")

@@ -26,6 +26,7 @@ from vit_search.cli.app import (
     naming_file,
     nothing_started,
     out,
+    set_niceness,
 )
 from vit_search.cli.progress import Screen, finish, interrupted_text, watched
 from vit_search.cli.remote import cancel_there, remotely, resume_there
@@ -54,7 +55,7 @@ def run(
 
     It gets a new folder, searches/NAME-N.
     """
-    _set_niceness(nice, address)
+    set_niceness(nice, address)
     with nothing_started():
         from vit_search.config import search_file
 
@@ -78,18 +79,6 @@ def _say_known(screen: Screen, file: Path, spec: SearchSpec, data: DataSet | Non
         screen.data_are_ready(data.summary)
 
 
-def _set_niceness(nice: int | None, address: str | None) -> None:
-    """Ray reads the variable when it starts.
-
-    Raises: SearchError for a cluster, whose Ray has started.
-    """
-    if nice is None:
-        return
-    if address is not None:
-        raise SearchError("--nice is for trials on this machine; on a cluster, set RAY_worker_niceness where Ray is started.")
-    os.environ["RAY_worker_niceness"] = str(nice)  # noqa: SIM112 -- Ray's spelling
-
-
 @app.command()
 def resume(
     search: SearchNamedThere = None,
@@ -106,7 +95,7 @@ def resume(
     nice: Nice = None,
 ) -> None:
     """Continue a search that was interrupted."""
-    _set_niceness(nice, address)
+    set_niceness(nice, address)
     if address is not None and address.startswith(("http://", "https://")):
         resume_there(address, search, insecure)
         return
@@ -146,7 +135,7 @@ def extend(
     from vit_search.ledger import searches
     from vit_search.search import resume_checks
 
-    _set_niceness(nice, address)
+    set_niceness(nice, address)
     folder = searches.find(output, search)
     more = given_options(trials=trials, hours=hours, device_hours=device_hours, concurrency=concurrency, target=target, patience=patience)
     if not more:

@@ -75,6 +75,18 @@ def has_files(path: Path) -> bool:
     return path.exists() or (has_braces(str(path)) and Path(before_braces(str(path))[0]).exists())
 
 
+def near_path(path: Path) -> str:
+    """`did you mean photos?` for a path that is missing, where its folder has a name like it; empty where it has none."""
+    try:
+        names = sorted(other.name for other in path.parent.iterdir() if not other.name.startswith("."))
+    except OSError:
+        return ""
+    found = nearest(path.name, names) if names else ""
+    if not found.startswith("did"):
+        return ""
+    return f"did you mean {path.parent / found.removeprefix('did you mean ').removesuffix('?')}?"
+
+
 def expanded(pattern: str) -> list[str]:
     """All texts that braces stand for: `a-{08..10}.tar` is a-08.tar, a-09.tar and a-10.tar; `{a,b}.tar` is a.tar and b.tar."""
     parts = _BRACES.split(pattern)  # texts outside and inside of braces take turns

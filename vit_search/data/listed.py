@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ def not_fetched(config: DataConfig, *, by_names: bool) -> Iterator[DataConfig]:
     listing = _listed(config)
     copy = local_copy(listing)
     if copy is None and not by_names:
-        fact = f"{counted(len(listing.files), 'file')}, {in_units(listing.size)}, not on this machine yet"
+        fact = f"{counted(len(listing.files), 'file')}, {_size(listing.size)}, not on this machine yet"
         raise NotFetchedError(f"{listing.url}: {fact}; `vit-search run` fetches them, and images are counted then.")
     with contextlib.ExitStack() as around:
         if copy is None:
@@ -62,7 +63,12 @@ def described(config: DataConfig) -> str:
     """
     listing = _listed(config)
     where = "already on this machine" if local_copy(listing) else "fetched into the cache when the search starts"
-    return f"{listing.url}: {counted(len(listing.files), 'file')}, {in_units(listing.size)}, {where}"
+    return f"{listing.url}: {counted(len(listing.files), 'file')}, {_size(listing.size)}, {where}"
+
+
+def _size(count: int) -> str:
+    """Of a few small images, too: 0 MiB would read as if there were none."""
+    return in_units(count) if count >= 2**20 else f"{math.ceil(count / 2**10):,} KiB"
 
 
 def _listed(config: DataConfig) -> Listing:

@@ -13,12 +13,19 @@ from vit_search.data.sources import open_source
 from vit_search.data.split import TRAINED_AND_VALIDATED_ON, split_indices
 from vit_search.errors import DataError
 from vit_search.planning.lint_draws import LintDraw, LintFinding
+from vit_search.text import counted, listed
 
 LARGEST_RATIO = 10
 """Images of the largest class for one of the smallest, above which classes count as of very different size."""
 
 OF_IMAGES = ("val_accuracy", "val_top5_accuracy", "val_loss", "train_accuracy", "train_loss")
 """Metrics in which a class counts by its number of images."""
+
+OF_CLASSES = ("val_macro_f1", "val_balanced_accuracy", "val_worst_class_recall")
+"""Metrics in which a class counts the same however few images it has."""
+
+LEAST_OF_A_CLASS = 10
+"""Images of a class on which its recall moves by at most 0.1 with each answer."""
 
 _ADJUSTMENTS = {"class_weights": "none", "sampling": "uniform", "loss": "cross_entropy"}
 """What favours rare classes, with the value that does not."""
@@ -54,6 +61,30 @@ def imbalance(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFindi
     if helps:
         sizes = f"{counts[most]:,} training images of {source.classes[most]} and {counts[least]:,} of {source.classes[least]}"
         yield LintFinding("hint", "data.path", f"{sizes}: classes of very different size; try {'; and '.join(helps)}.")
+
+
+def few_of_a_class(spec: SearchSpec) -> Iterator[LintFinding]:
+    """Classes of few validation images, where the metric counts each class the same."""
+    if spec.metric not in OF_CLASSES or DATA_SETS[spec.data.name].labelled is not None:
+        return
+    try:
+        source = open_source(spec.data_config)
+        splits = split_indices(spec.data_config, source)
+    except DataError:
+        return  # as in `imbalance`
+    judged_on = np.concatenate([splits[name] for name in TRAINED_AND_VALIDATED_ON[spec.train_on][1]])
+    counts = np.bincount(source.labels[judged_on], minlength=len(source.classes))
+    few = [label for label in np.argsort(counts, kind="stable").tolist() if 0 < counts[label] < LEAST_OF_A_CLASS]
+    if not few:
+        return
+    key, split = ("data.holdout_fraction", "holdout") if spec.train_on == "train+val" else ("data.val_fraction", "validation")
+    own = split == "validation" and source.counts["val"]
+    names = listed([f"{source.classes[label]} {counts[label]}" for label in few])
+    fact = f"fewer than {LEAST_OF_A_CLASS} {split} images of {counted(len(few), 'class')} ({names})"
+    moves = (
+        f"one answer moves the recall of {source.classes[few[0]]} by {1 / counts[few[0]]:.2f}, and {spec.metric} counts each class the same"
+    )
+    yield LintFinding("warning", "data.path" if own else key, f"{fact}: {moves}; {'' if own else 'raise it, or '}add images of them.")
 
 
 def _uneven_weights(weights: np.ndarray) -> Iterator[LintFinding]:

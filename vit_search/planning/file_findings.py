@@ -8,6 +8,7 @@ from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.data_urls import has_files, is_remote, local_path
 from vit_search.config.search_file import SearchSpec
 from vit_search.data.auto_channels import with_counted_channels
+from vit_search.data.copies import CHEAP_BYTES, contradictions, copies_note, find_copies
 from vit_search.data.header_looks import checked, faults, notes
 from vit_search.data.sources import open_source
 from vit_search.errors import DataError
@@ -50,6 +51,23 @@ def of_files(spec: SearchSpec) -> Iterator[LintFinding]:
         number = f"all {deep:,}" if deep == len(found) else f"{deep:,} of {len(found):,}"
         fact = f"{number} files that were looked at have 16 bits a value, and are read as 8"
         yield LintFinding("hint", "data.bit_depth", f"{fact}; write bit_depth: 16 to keep them.")
+
+
+def of_copies(spec: SearchSpec) -> Iterator[LintFinding]:
+    """Images that are there more than once, as far as few bytes have to be read for it."""
+    config = spec.data_config
+    if "bit_depth" not in DATA_SETS[config.name].keys or not _is_here(spec):  # a set of image files
+        return
+    try:
+        source = open_source(config)
+        copies = find_copies(source, most_bytes=CHEAP_BYTES)
+    except DataError:
+        return  # said elsewhere
+    for line in contradictions(source, copies):
+        yield LintFinding("error", "data.path", line)
+    note = copies_note(source, copies)
+    if note:
+        yield LintFinding("hint", "data.path", f"{note}; remove it: in two splits, it makes results look too good.")
 
 
 def _is_here(spec: SearchSpec) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from vit_search.config import gpu_share
 from vit_search.config.cost import in_units, memory_of_this_machine
 from vit_search.config.search_file import SearchSpec
+from vit_search.config.search_file_blocks import Stopping
 from vit_search.data.sources import open_source
 from vit_search.data.sources.source import in_short
 from vit_search.errors import DataError
@@ -50,7 +51,11 @@ def stopping_rule(spec: SearchSpec) -> Iterator[LintFinding]:
         return
     if stopping.grace_epochs >= spec.epochs:
         fact = f"the first look is at epoch {stopping.grace_epochs} of {spec.epochs}, so no trial is ever stopped"
-        yield LintFinding("warning", "stopping.grace_epochs", f"{fact}; lower it.")
+        by_default = "grace_epochs" not in stopping.model_fields_set or spec.epochs < Stopping.model_fields["grace_epochs"].default
+        if not by_default:
+            yield LintFinding("warning", "stopping.grace_epochs", f"{fact}; lower it.")
+        else:  # the file may say nothing that could be lowered: the default is shortened for short trainings
+            yield LintFinding("hint", "stopping", f"{fact}; write stopping: {{grace_epochs: 1}} to have poor trials stopped.")
     elif len(rule.looks) == 1 and stopping.grace_epochs * stopping.reduction_factor >= spec.epochs:
         fact = f"one rung only, at epoch {stopping.grace_epochs} of {spec.epochs}"
         least = stopping.grace_epochs == 1, stopping.reduction_factor == 2

@@ -104,7 +104,9 @@ def lint(spec: SearchSpec, draws: int = 2_000, further: Sequence[LintFinding] = 
     findings += run_findings.stopping_rule(spec)
     findings += run_findings.few_images(spec)
     findings += run_findings.missing_classes(spec)
+    findings += class_findings.few_of_a_class(spec)
     findings += file_findings.of_files(spec)
+    findings += file_findings.of_copies(spec)
     findings += space_findings.linear_scales(space)
     order = ("error", "warning", "hint")
     return LintReport(

@@ -44,7 +44,7 @@ for _name, _value in {
 
 import psutil
 import ray
-from ray._private import ray_constants, utils, worker
+from ray._private import ray_constants, services, utils, worker
 from ray._private.state import state
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # of Cython
 from ray.job_config import JobConfig
@@ -61,6 +61,9 @@ worker.print_to_stdstream = lambda data, ignore_prefix: None
 utils.get_entrypoint_name = lambda: "vit-search"
 # Its handler would print a stack of C++ on SIGTERM in this process, before ours is called. Its daemons and workers keep it.
 ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
+# It starts the process of its dashboard without one, too, for statistics of usage, which are off. On a busy machine that process may not
+# start within a minute: Ray goes on without it, and nothing of ours asks it anything, but prints the end of its log.
+logging.getLogger(services.__name__).setLevel(logging.CRITICAL)
 
 LOOPBACK_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """At 0 Ray 2.60 keeps the node address 127.0.0.1; else it takes one that others reach, and its daemons listen everywhere.

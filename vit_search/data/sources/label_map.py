@@ -67,6 +67,11 @@ class MappedSource(Source):
         """That of the source."""
         return self._source.file(int(self._kept[index]))
 
+    def sizes(self) -> Sequence[int] | None:
+        """Those of the images that are kept."""
+        sizes = self._source.sizes()
+        return None if sizes is None else [sizes[index] for index in self._kept.tolist()]
+
     def where(self, index: int) -> str:
         """As the source names it."""
         return self._source.where(int(self._kept[index]))

@@ -96,7 +96,7 @@ def _spelling(value: Any) -> str:
 def _value(document: dict[str, Any], key: str, what: str) -> Any:
     """The value of a key.
 
-    Raises: ValueError that names the nearest key, or those that are there.
+    Raises: ValueError that names the nearest key, or those that are there; see shard_problems.OF_FILE.
     """
     if document.get(key) is not None:
         return document[key]
@@ -105,9 +105,9 @@ def _value(document: dict[str, Any], key: str, what: str) -> Any:
     names = [repr(name) for name in document]
     mend = nearest(repr(key), names)
     if mend.startswith("did"):
-        raise ValueError(f"its .json has no {key!r}; {mend} Set data.{what} to the right key.")
+        raise ValueError(f"data.{what}: its .json has no {key!r}; {mend}")
     there = f", only {listed(names)}" if names else ""
-    raise ValueError(f"its .json has no {key!r}{there}; set data.{what} to the key that holds the {what}.")
+    raise ValueError(f"data.{what}: its .json has no {key!r}{there}; name the key that holds the {what}.")
 
 
 def _name(text: str) -> str:

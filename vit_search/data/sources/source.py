@@ -79,6 +79,10 @@ class Source(ABC):
         """The file of an image, or its content; None where the images are not in files."""
         return None
 
+    def sizes(self) -> Sequence[int] | None:
+        """Bytes of the file of each image, where they are known without reading the files; None where they are not."""
+        return None
+
     def where(self, index: int) -> str:
         """Where an image is named, for a message: its file, or the line of a table."""
         return f"image {index}"

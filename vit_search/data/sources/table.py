@@ -16,7 +16,7 @@ from vit_search.data.file_hashes import sha256_of_all
 from vit_search.data.mistakes import refuse
 from vit_search.data.sources import table_checks
 from vit_search.data.sources.class_checks import check_classes
-from vit_search.data.sources.image_folder import SPLIT_NAMES, FileReader
+from vit_search.data.sources.image_folder import SPLIT_NAMES, FileReader, sizes_of
 from vit_search.data.sources.source import Source
 from vit_search.data.sources.table_file import BytesReader, TableFile, bytes_reader, image_kind, image_names, iter_bytes, open_file
 from vit_search.errors import DataError
@@ -82,6 +82,11 @@ class Table(Source):
         """Its path, or its bytes in the table."""
         name = self._rows.names[index]
         return self._read.content(name) if isinstance(self._read, BytesReader) else self._table.folder / name
+
+    def sizes(self) -> Sequence[int] | None:
+        """As the file system has them; None for images in the table."""
+        folder = self._table.folder
+        return None if isinstance(self._read, BytesReader) else sizes_of([folder / name for name in self._rows.names])
 
     def where(self, index: int) -> str:
         """`line 7` of a CSV file, `row 7` of a Parquet file."""

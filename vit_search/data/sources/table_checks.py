@@ -14,18 +14,12 @@ from typing import Any
 
 from vit_search.data.decode import begins_as_image
 from vit_search.data.image_headers import NPY_MAGIC
-from vit_search.data.sources.image_folder import ARRAYS_MEND, SPLIT_NAMES
+from vit_search.data.sources.image_folder import ARRAYS_MEND, PARALLEL, PART, SPLIT_NAMES
 from vit_search.data.sources.table_file import TableFile, iter_bytes
 from vit_search.text import LISTED, file_name, listed, nearest, plain
 
-PART = 64
-"""Files that a thread is given at once."""
-
 SHOWN = 40
 """Characters of a wrong value that a message shows."""
-
-PARALLEL = 16
-"""Files that are looked at at once: on a network's storage, each takes some milliseconds."""
 
 MOST_DIGITS = 4_300
 """Of a number that Python reads; a longer one is a text."""

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vit_search.config.data_urls import near_path
 from vit_search.data.decode import read_image
 from vit_search.data.sources.image_folder import SPLIT_NAMES
 from vit_search.errors import DataError
@@ -107,7 +108,8 @@ def open_file(path: Path) -> TableFile:
         with path.open("rb") as file:
             parquet = file.read(4) == b"PAR1"
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); name a CSV or Parquet file.") from None
+        mend = near_path(path) if isinstance(error, FileNotFoundError) else ""
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {mend or 'name a CSV or Parquet file.'}") from None
     if not parquet and path.suffix.lower() in PARQUET:
         raise DataError(f"{path}: no Parquet file by its content; write it again, or name another.")
     return _open_parquet(path, [path]) if parquet else _open_csv(path)
@@ -170,9 +172,12 @@ def _reading(path: Path, read: Any) -> Any:
     try:
         with parquet.ParquetFile(path) as file:
             return read(file)
+    except pyarrow.ArrowNotImplementedError:
+        raise DataError(f"{path}: a Parquet file of a kind that is not read here; write it again, as pandas or datasets do.") from None
     except (pyarrow.ArrowException, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise DataError(f"{path}: a Parquet file that cannot be read ({reason}); write or copy it again.") from None
+        if isinstance(error, OSError) and error.errno is not None and error.strerror:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); name another file, or give this account the right.") from None
+        raise DataError(f"{path}: a Parquet file that is damaged or cut off; write or copy it again.") from None
 
 
 ImageKind = Literal["names", "bytes"]

@@ -11,7 +11,7 @@ import hashlib
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_search.config.data_config import DataConfig
-from vit_search.config.data_urls import before_braces, expanded, has_braces
+from vit_search.config.data_urls import before_braces, expanded, has_braces, near_path
 from vit_search.data.decode import MAX_FILE_BYTES, read_image
 from vit_search.data.file_hashes import fingerprint_of, sha256_by_name
 from vit_search.data.parallel import in_chunks
@@ -27,6 +27,7 @@ from vit_search.data.progress import step
 from vit_search.data.sources.class_checks import check_classes
 from vit_search.data.sources.image_folder import ARRAYS_MEND, EXACT_ENDINGS, IMAGE_ENDINGS, SPLIT_NAMES, left_out
 from vit_search.data.sources.shard_labels import document_of, label_in, numbered, of_cls, weight_in
+from vit_search.data.sources.shard_problems import Problem, keys_twice, refuse_keys
 from vit_search.data.sources.source import Source
 from vit_search.errors import DataError, TooLargeError
 from vit_search.text import counted, listed
@@ -41,12 +42,6 @@ LARGE = 2**24
 
 LABEL_BYTES = 2**20
 """More than any label needs."""
-
-SHOWN = 20
-"""Kinds of mistakes that one message names."""
-
-Problem = tuple[str, str, str]
-"""Shard, key, and what is wrong."""
 
 PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 """How packed files begin, and what unpacks them: nothing in the middle of one can be read by itself."""
@@ -131,7 +126,6 @@ class WebDataset(Source):
         self.reader = self._reader = ShardReader(self._root.resolve(), self._shards, config.channel_count, config.bit_depth)
         self._skipped: Counter[str] = Counter()
         self._samples = self._index(JsonKeys(config.label or "label", config.weight))
-        self._check_keys()
         if config.weight is not None:
             self.weights = np.array([sample.weight for sample in self._samples])
         self.classes, self.labels = numbered([sample.label for sample in self._samples])
@@ -167,21 +161,14 @@ class WebDataset(Source):
                 problems += mistakes
                 self._skipped += skipped
                 advance(1)
-        _refuse(self.title, self._root, problems)
+        identified = [(self._shards[sample.shard], sample.key) for sample in found] + [(shard, key) for shard, key, _ in problems]
+        if problems:  # each shard's are together again
+            numbers = {shard: i for i, shard in enumerate(self._shards)}
+            identified.sort(key=lambda one: numbers[one[0]])
+        refuse_keys(self.title, self._root, [*problems, *keys_twice(self._root, identified)], others=bool(found))
         if not found:
             raise DataError(f"{self.title}: no images; put KEY.jpg (or .png, …) and KEY.cls or KEY.json into the shards.")
         return found
-
-    def _check_keys(self) -> None:
-        first: dict[str, int] = {}
-        problems: list[Problem] = []
-        for sample in self._samples:
-            if sample.key in first:
-                twice = f"the key is there twice, first in {self._shards[first[sample.key]]}; give each image its own."
-                problems.append((self._shards[sample.shard], sample.key, twice))
-            else:
-                first[sample.key] = sample.shard
-        _refuse(self.title, self._root, problems)
 
     def where(self, index: int) -> str:
         """`train-000.tar: 0001`: the shard and the key."""
@@ -200,6 +187,10 @@ class WebDataset(Source):
         """Its content."""
         sample = self._samples[index]
         return self._reader.content(sample.shard, sample.begin, sample.length)
+
+    def sizes(self) -> Sequence[int]:
+        """As the shards say them."""
+        return [sample.length for sample in self._samples]
 
     @staticmethod
     def _name(sample: Sample) -> str:
@@ -223,23 +214,6 @@ class WebDataset(Source):
         return (counted(len(self._shards), "shard"), *([left_out(self._skipped)] if self._skipped else []))
 
 
-def _refuse(title: str, root: Path, problems: list[Problem]) -> None:
-    """Raises: DataError with a line for each kind of mistake, or the first of many; each names its first keys."""
-    kinds: dict[str, list[tuple[str, str]]] = {}
-    for shard, key, problem in problems:
-        kinds.setdefault(problem, []).append((shard, key))
-    lines = []
-    for problem, found in kinds.items():
-        first = found[0][0]
-        keys = [key if shard == first else f"{shard}: {key}" for shard, key in found]
-        lines.append(f"{root / first}: {listed(keys)}: {problem}")
-    if len(lines) == 1:
-        raise DataError(lines[0])
-    if lines:
-        more = f"\n  and {counted(len(lines) - SHOWN, 'more kind')} of mistakes" if len(lines) > SHOWN else ""
-        raise DataError(f"{title}: {counted(len(problems), 'key')} cannot be used:\n  " + "\n  ".join(lines[:SHOWN]) + more)
-
-
 def _find(path: str) -> tuple[Path, tuple[str, ...], tuple[str, ...] | None]:
     """The shards that a path names: the folder they are in, their names below it, and the split of each where they have any.
 
@@ -248,9 +222,12 @@ def _find(path: str) -> tuple[Path, tuple[str, ...], tuple[str, ...] | None]:
     if has_braces(path):
         folder, rest = before_braces(path)
         root, names = Path(folder or "."), expanded(rest)
-        missing = next((name for name in names if not (root / name).is_file()), None)
-        if missing is not None:
-            raise DataError(f"{root / missing}: missing; data.path names it by its braces.")
+        missing = [name for name in names if not (root / name).is_file()]
+        if missing:
+            if len(missing) == 1:
+                raise DataError(f"{root / missing[0]}: missing, and the braces of data.path name it; copy it there, or change the braces.")
+            fact = f"{len(missing):,} of {len(names):,} shards that the braces of data.path name are missing"
+            raise DataError(f"{root}: {fact}: {listed(missing)}; copy them there, or change the braces.")
     elif Path(path).is_file():
         root, names = Path(path).parent, [Path(path).name]
     elif Path(path).is_dir():
@@ -259,7 +236,8 @@ def _find(path: str) -> tuple[Path, tuple[str, ...], tuple[str, ...] | None]:
         if not names:
             raise DataError(f"{root}: no shards; data.path names a folder of .tar files, one .tar file, or several as a-{{000..009}}.tar.")
     else:
-        raise DataError(f"{path}: missing; data.path names a folder of .tar files, one .tar file, or several as a-{{000..009}}.tar.")
+        mend = near_path(Path(path)) or "data.path names a folder of .tar files, one .tar file, or several as a-{000..009}.tar."
+        raise DataError(f"{path}: missing; {mend}")
     splits = tuple(_split_of(name) for name in names)
     if not any(splits):
         return root, tuple(names), None
