@@ -1,4 +1,4 @@
-"""The same bytes twice: with different labels it is a mistake of the data, with the same label a remark."""
+"""The same bytes twice, with different labels or with the same label: both are told."""
 
 import io
 import tarfile
@@ -11,7 +11,6 @@ from PIL import Image
 from vit_search.config import search_file
 from vit_search.config.data_config import DataConfig
 from vit_search.data.cache import prepare
-from vit_search.errors import DataError
 from vit_search.planning.file_findings import of_copies
 
 SEEDS = [*range(19), 3]
@@ -75,15 +74,21 @@ def findings(name, path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_image_with_different_labels_is_a_mistake(tmp_path, kind):
+def test_the_same_image_with_different_labels_is_told(tmp_path, kind):
     make, pair, _ = KINDS[kind]
     path, name = make(tmp_path / "data", SEEDS, LABELS), kind.partition(" ")[0]
-    message = f"the same image with different labels: {pair}; keep the right one of each."
+    message = f"the same image with different labels: {pair}"
     for stream_above in (None, 0):
-        with pytest.raises(DataError) as refused:
-            prepare(DataConfig(name=name, path=str(path), image_size=8), cache=tmp_path / "cache", stream_above=stream_above)
-        assert str(refused.value) == f"{path}: {message}"
-    assert findings(name, path) == [("error", message)]
+        config = DataConfig(name=name, path=str(path), image_size=8)
+        assert prepare(config, cache=tmp_path / f"{stream_above}", stream_above=stream_above).summary.endswith(f"; {message}")
+    assert findings(name, path) == [("warning", f"{message}; keep the right one of each.")]
+
+
+def test_an_image_that_is_in_two_classes_many_times_is_told_once(tmp_path):
+    path = image_folder(tmp_path / "data", [*range(10), 3, 3, 3], [*["cat"] * 10, *["dog"] * 3])
+    assert findings("image_folder", path) == [
+        ("warning", "the same image with different labels: cat/03.png, dog/10.png (cat and dog); keep the right one of each.")
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -24,7 +24,7 @@ from vit_search.text import plain
 
 def write(root, *names, seed=0):
     for name in names:
-        rng = np.random.default_rng((seed, *name.encode()))  # no two files alike
+        rng = np.random.default_rng((seed, *os.fsencode(name)))  # no two files alike
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)

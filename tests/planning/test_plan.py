@@ -232,12 +232,12 @@ def test_what_an_optimizer_uses_is_a_field_of_the_training():
 
 
 def photos(folder, counts):
-    """An image folder with splits of its own; all images are the same."""
+    """An image folder with splits of its own."""
     for split, images in counts.items():
         for i in range(images):
             path = folder / split / ("cat", "dog")[i % 2] / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(PIXEL)
+            path.write_bytes(PIXEL + str(path).encode())  # no two alike
     return f"name: t\ndata: {{name: image_folder, path: {folder}, image_size: 8}}\ntrials: 9\nepochs: 27\n"
 
 
@@ -270,11 +270,11 @@ def test_few_validation_images_of_a_split_that_is_drawn_are_told_with_the_fracti
 
 
 def uneven(folder, cats, dogs):
-    """An image folder without splits; all images are the same."""
+    """An image folder without splits."""
     for name, images in (("cat", cats), ("dog", dogs)):
         (folder / name).mkdir()
         for i in range(images):
-            (folder / name / f"{i}.png").write_bytes(PIXEL)
+            (folder / name / f"{i}.png").write_bytes(PIXEL + f"{name}{i}".encode())  # no two alike
     fractions = "val_fraction: 0.2, holdout_fraction: 0, test_fraction: 0.2"
     return f"name: t\ndata: {{name: image_folder, path: {folder}, image_size: 8, {fractions}}}\ntrials: 9\nepochs: 27\n"
 

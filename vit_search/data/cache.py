@@ -25,7 +25,7 @@ from vit_search.config.knobs import hashed
 from vit_search.config.strict_json import parse
 from vit_search.data.auto_channels import channels_in_words, with_counted_channels
 from vit_search.data.cache_folder import cannot_be_written, default_cache, make_cache, refuse_open_to_others
-from vit_search.data.copies import across_splits_note, contradictions, find_copies
+from vit_search.data.copies import across_splits_note, contradictions_note, find_copies
 from vit_search.data.decode import read_all
 from vit_search.data.fetch import fetched
 from vit_search.data.file_hashes import sha256_of
@@ -150,8 +150,7 @@ def _make(config: DataConfig, folder: Path, key: str, source: Source, stream_abo
     if found and all(one.fault for one in found):  # not the files are wrong, but a key of the search file: said before all are decoded
         refuse(source.title, faults(source, found))
     copies = find_copies(source)
-    refuse(source.title, contradictions(source, copies))
-    across = across_splits_note(source, copies, splits)
+    of_copies = [note for note in (contradictions_note(source, copies), across_splits_note(source, copies, splits)) if note]
     everything = range(len(source.labels))
     pixels = None if streamed else read_all(everything, source.read, source.shape, source=source.title, bits=source.bits)
     unfinished = f".new-{folder.name}-"
@@ -159,7 +158,7 @@ def _make(config: DataConfig, folder: Path, key: str, source: Source, stream_abo
         shutil.rmtree(left, ignore_errors=True)
     fresh = Path(tempfile.mkdtemp(prefix=unfinished, dir=folder.parent))
     try:
-        write_cache(fresh, key, source, splits, pixels, [*notes(source, config, found), *([across] if across else [])])
+        write_cache(fresh, key, source, splits, pixels, [*notes(source, config, found), *of_copies])
         _put(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

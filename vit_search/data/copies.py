@@ -1,4 +1,4 @@
-"""Images that a data set has more than once, byte for byte: with different labels, which is a mistake, or with the same label."""
+"""Images that a data set has more than once, byte for byte, with different labels or with the same label."""
 
 from __future__ import annotations
 
@@ -67,15 +67,18 @@ def _digests(source: Source, indices: Sequence[int], *, whole_set: bool) -> list
     return [hashlib.sha256(content if isinstance(content, bytes) else b"").hexdigest() for content in contents]
 
 
-def contradictions(source: Source, copies: Copies) -> list[str]:
-    """Copies with different labels as a mistake, one line; none where there are no such."""
+def contradictions_note(source: Source, copies: Copies) -> str:
+    """Copies with different labels, in words, one pair for each image; empty where there are none.
+
+    It is no error: an empty tile may well be in two classes.
+    """
     if not copies.other_label:
-        return []
-    pairs = [
-        f"{source.places(pair)} ({source.classes[source.labels[pair[0]]]} and {source.classes[source.labels[pair[1]]]})"
-        for pair in copies.other_label
-    ]
-    return [f"the same image with different labels: {listed(pairs)}; keep the right one of each."]
+        return ""
+    pairs = {
+        pair[0]: f"{source.places(pair)} ({source.classes[source.labels[pair[0]]]} and {source.classes[source.labels[pair[1]]]})"
+        for pair in reversed(copies.other_label)
+    }
+    return f"the same image with different labels: {listed([pairs[first] for first in sorted(pairs)])}"
 
 
 def copies_note(source: Source, copies: Copies) -> str:

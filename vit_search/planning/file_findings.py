@@ -8,7 +8,7 @@ from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.data_urls import has_files, is_remote, local_path
 from vit_search.config.search_file import SearchSpec
 from vit_search.data.auto_channels import with_counted_channels
-from vit_search.data.copies import CHEAP_BYTES, contradictions, copies_note, find_copies
+from vit_search.data.copies import CHEAP_BYTES, contradictions_note, copies_note, find_copies
 from vit_search.data.header_looks import checked, faults, notes
 from vit_search.data.sources import open_source
 from vit_search.errors import DataError
@@ -63,8 +63,9 @@ def of_copies(spec: SearchSpec) -> Iterator[LintFinding]:
         copies = find_copies(source, most_bytes=CHEAP_BYTES)
     except DataError:
         return  # said elsewhere
-    for line in contradictions(source, copies):
-        yield LintFinding("error", "data.path", line)
+    contradictions = contradictions_note(source, copies)
+    if contradictions:
+        yield LintFinding("warning", "data.path", f"{contradictions}; keep the right one of each.")
     note = copies_note(source, copies)
     if note:
         yield LintFinding("hint", "data.path", f"{note}; remove it: in two splits, it makes results look too good.")
