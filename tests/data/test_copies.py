@@ -70,7 +70,9 @@ KINDS = {
 def findings(name, path):
     data = f"data: {{name: {name}, path: {path}, image_size: 8}}"
     text = f"name: x\n{data}\ntrials: 2\nepochs: 2\nmodel: {{patch_size: 4}}\ntraining: {{lr: {{float: [1e-3, 1e-2]}}}}\n"
-    return [(one.severity, one.text) for one in of_copies(search_file.parse(text))]
+    found = list(of_copies(search_file.parse(text)))
+    assert all(one.text.startswith(f"{path}: ") for one in found)
+    return [(one.severity, one.text.removeprefix(f"{path}: ")) for one in found]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -46,13 +46,25 @@ def test_the_splits_of_a_folder_are_used_and_are_no_classes(tmp_path, val):
     data = prepare(config(tmp_path / "photos", holdout_fraction=0.1), cache=tmp_path / "cache")
     assert data.classes == ("cat", "dog")
     assert data.counts == {"train": 27, "val": 5, "holdout": 3, "test": 9}
-    assert data.summary == "2 classes: cat, dog; 44 images (train 30, val 5, test 9)"
+    assert data.summary == "2 classes: cat, dog; 44 images (train 27, val 5, holdout 3, test 9)"
     assert np.bincount(read_split(data, "test")[1]).tolist() == [4, 5]
     assert np.bincount(read_split(data, "val")[1]).tolist() == [2, 3]
     expected = read_image(tmp_path / "photos" / "test" / "dog" / "4.png", (8, 8), 3)
     assert (read_split(data, "test")[0][-1] == expected).all()
     planned = images_of(config(tmp_path / "photos", holdout_fraction=0.1))
     assert (planned.train, planned.val, planned.holdout) == (27, 5, 3)
+
+
+def test_the_images_of_each_split_are_counted_as_they_are_used(tmp_path):
+    write(tmp_path / "plain", *many("cat", 40), *many("dog", 40))
+    plain = prepare(config(tmp_path / "plain"), cache=tmp_path / "cache")
+    assert plain.summary == "2 classes: cat, dog; 80 images (train 56, val 8, holdout 4, test 12)"
+    write(
+        tmp_path / "own",
+        *(file for split, count in (("train", 20), ("test", 5)) for name in "ab" for file in many(f"{split}/{name}", count)),
+    )
+    limited = prepare(config(tmp_path / "own", train_limit=20), cache=tmp_path / "cache")
+    assert limited.summary == "2 classes: a, b; 36 images (train 20, val 4, holdout 2, test 10)"
 
 
 def test_a_split_that_is_missing_is_taken_from_the_training_images(tmp_path):
@@ -104,7 +116,8 @@ def test_a_class_that_a_later_split_lacks_is_named(tmp_path):
     assert scan(tmp_path / "p").missing == {"val": ("bird", "dog")}
     expected = "3 classes: bird, cat, dog; 22 images (train 15, val 2, test 5); val has no image of bird, dog"
     assert scan(tmp_path / "p").summary() == expected
-    assert prepare(config(tmp_path / "p"), cache=tmp_path / "cache").summary == expected
+    used = expected.replace("train 15, val 2, test 5", "train 12, val 2, holdout 3, test 5")  # there is no folder for the holdout
+    assert prepare(config(tmp_path / "p"), cache=tmp_path / "cache").summary == used
     (tmp_path / "p" / "test" / "bird" / "0.png").unlink()
     assert scan(tmp_path / "p").missing == {"val": ("bird", "dog"), "test": ("bird",)}
     file = "name: t\ndata: {name: image_folder, path: %s, image_size: 8}\ntrials: 9\nepochs: 9\nmodel: {depth: {int: [1, 4]}}\n"

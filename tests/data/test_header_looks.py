@@ -68,9 +68,9 @@ def command(name, tmp_path, keys="", *options):
 
 
 def findings(tmp_path, keys=""):
-    """The errors and hints of lint about the files; not that they are copies of each other, as those of `folder` are."""
+    """What lint finds in the files, without the folder before it, and without that the files of `folder` are copies of each other."""
     found = json.loads(command("lint", tmp_path, keys, "--json").stdout)["findings"]
-    texts = [one["text"] for one in found if one["where"] == "data.path"]
+    texts = [one["text"].removeprefix(f"{tmp_path / 'set'}: ") for one in found if one["where"] == "data.path"]
     return [text for text in texts if "same image" not in text and "same label" not in text]
 
 
@@ -118,11 +118,25 @@ def test_lint_plan_and_run_say_once_what_no_file_fits(name, tmp_path):
     folder(tmp_path / "set", **files)
     written = "".join(f", {key}: {value}" for key, value in keys.items())
     assert findings(tmp_path, written) == [message]
-    assert command("lint", tmp_path, written).exit_code == 2
-    assert str(command("plan", tmp_path, written).exception).endswith(f"s.yaml:2: data.path: {message}")
+    for name in ("lint", "plan"):
+        done = command(name, tmp_path, written)
+        assert done.exit_code == 2
+        assert f"\nerror: {tmp_path / 's.yaml'}:2: data.path: {tmp_path / 'set'}: {message}\n" in done.output
     with pytest.raises(DataError) as refused:
         prepare(config(tmp_path / "set", **keys), cache=tmp_path / "cache")
     assert str(refused.value) == f"{tmp_path / 'set'}: {message}"
+
+
+def test_plan_tells_all_kinds_of_mistakes_in_files_at_once_and_plans_nothing(tmp_path):
+    folder(tmp_path / "set", png=(5, saved()))
+    (tmp_path / "set/a/0.png").write_bytes(saved(mode="RGBA"))
+    (tmp_path / "set/b/1.png").write_bytes(b"no image")
+    done = command("plan", tmp_path, ", bit_depth: 8")
+    wrong = [
+        line for line in done.output.splitlines() if line.startswith(f"error: {tmp_path / 's.yaml'}:2: data.path: {tmp_path / 'set'}: ")
+    ]
+    assert [("a/0.png: 4 channels" in line, "b/1.png: no image" in line) for line in wrong] == [(True, False), (False, True)]
+    assert (done.exit_code, "epochs" in done.output) == (2, False)
 
 
 def test_lint_counts_the_files_of_each_mistake(tmp_path):
@@ -142,16 +156,20 @@ def test_frames_that_are_not_read_are_noted_once_by_lint_plan_and_run(tmp_path):
     folder(tmp_path / "set", png=(5, saved()), gif=(1, saved("GIF", frames=2)), webp=(1, saved("WEBP", frames=2)))
     note = "of 4 files with several pages or frames, only the first is read (a/0.gif, a/0.webp, … 2 more)"
     assert findings(tmp_path) == [f"{note}."]
-    assert f"note: data.path: {note}." in " ".join(command("plan", tmp_path).output.split())
+    for name in ("lint", "plan"):
+        assert f"\nhint: {tmp_path / 's.yaml'}:2: data.path: {tmp_path / 'set'}: {note}.\n" in command(name, tmp_path).output
     for _ in range(2):  # decoded, and from the cache
-        assert prepare(config(tmp_path / "set"), cache=tmp_path / "cache").summary == f"2 classes: a, b; 14 images; {note}"
+        assert (
+            prepare(config(tmp_path / "set"), cache=tmp_path / "cache").summary
+            == f"2 classes: a, b; 14 images (train 10, val 2, test 2); {note}"
+        )
     (tmp_path / "set/a/0.gif").write_bytes(saved("GIF"))
     assert "of 3 files" in prepare(config(tmp_path / "set"), cache=tmp_path / "cache").summary
 
 
 def test_photos_without_frames_have_no_note_and_the_same_files_in_the_cache(tmp_path):
     data = prepare(config(folder(tmp_path / "set", png=(5, saved()))), cache=tmp_path / "cache")
-    assert data.summary == "2 classes: a, b; 10 images"
+    assert data.summary == "2 classes: a, b; 10 images (train 6, val 2, test 2)"
     assert "remarks" not in (data.folder / "data.json").read_text()
 
 
@@ -165,11 +183,11 @@ def test_channels_beside_red_green_and_blue_are_noted(tmp_path):
 @pytest.mark.parametrize(("keys", "words"), [({"channels": "auto"}, "5 channels of 16 bits"), ({"channels": 5}, "5 channels of 16 bits")])
 def test_the_channels_are_printed_with_the_data(keys, words, tmp_path):
     folder(tmp_path / "set", tif=(3, tiff(noise(8, 8, 5, bits=16), planarconfig="contig")))
-    line = f"2 classes: a, b; 6 images; {words}"
     written = f", channels: {keys['channels']}, bit_depth: 16"
     for name in ("lint", "plan"):
-        assert line in command(name, tmp_path, written).output
-    assert prepare(config(tmp_path / "set", bit_depth=16, **keys), cache=tmp_path / "cache").summary == line
+        assert f"2 classes: a, b; 6 images; {words}" in command(name, tmp_path, written).output
+    data = prepare(config(tmp_path / "set", bit_depth=16, **keys), cache=tmp_path / "cache")
+    assert data.summary == f"2 classes: a, b; 6 images (train 2, val 2, test 2); {words}"
 
 
 def test_auto_prints_its_number_for_plain_images_too(tmp_path):
@@ -179,8 +197,10 @@ def test_auto_prints_its_number_for_plain_images_too(tmp_path):
     for name in ("lint", "plan"):
         assert "6 images; 3 channels of 8 bits" in command(name, tmp_path, ", channels: auto").output
         assert "channels" not in command(name, tmp_path, ", channels: 3").output.splitlines()[0]
-    assert prepare(config(tmp_path / "set", channels="auto"), cache=tmp_path / "cache").summary.endswith("6 images; 3 channels of 8 bits")
-    assert prepare(config(tmp_path / "set"), cache=tmp_path / "cache").summary.endswith("6 images")
+    assert prepare(config(tmp_path / "set", channels="auto"), cache=tmp_path / "cache").summary.endswith(
+        "6 images (train 2, val 2, test 2); 3 channels of 8 bits"
+    )
+    assert prepare(config(tmp_path / "set"), cache=tmp_path / "cache").summary.endswith("6 images (train 2, val 2, test 2)")
 
 
 def test_files_of_each_ending_are_looked_at_however_rare_they_are(tmp_path):

@@ -277,6 +277,8 @@ def test_an_image_is_known_by_its_first_bytes(content, name, is_one):
 
 
 TOP = "image,label\n"
+ENOUGH = "{10},cat\n{11},cat\n{12},cat\n{13},dog\n{14},dog\n{15},dog\n"
+"""More rows, so that no class has too few images."""
 WRONG = {
     "a label is missing": (
         "{0},cat\n{1},\n{2},nan\n{3},dog\n",
@@ -286,14 +288,17 @@ WRONG = {
         "".join(f"{{{i}}},\n" for i in range(9)),
         "no label in the column 'label': lines 2, 3, 4, 5, 6, … 4 more; give each row one, or remove it.",
     ),
-    "a file is missing": ("{0},cat\nimg/gone.png,dog\n", "no such file: SET/img/gone.png (line 3); correct the names; relative ones start"),
-    "a folder as an image": ("{0},cat\nimg,dog\n", "no such file: SET/img (line 3); correct the names"),
-    "names of Windows": ("{0},cat\nimg\\9.png,dog\n", "start at the folder of the table, with / for \\."),
-    "no image": ("{0},cat\nt.csv,dog\n", "not an image: SET/t.csv (line 3); replace such files, or remove their rows."),
-    "an image without a name": ("{0},cat\n,dog\n", "no image in the column 'image': line 3; give each row one, or remove it."),
-    "one image twice": ("{0},cat\n{1},dog\n./{0},cat\n", "the same image twice: ./img/0.png (lines 2, 4); keep one row of each."),
+    "a file is missing": (
+        "{0},cat\nimg/gone.png,dog\n" + ENOUGH,
+        "no such file: SET/img/gone.png (line 3); correct the names; relative ones start",
+    ),
+    "a folder as an image": ("{0},cat\nimg,dog\n" + ENOUGH, "no such file: SET/img (line 3); correct the names"),
+    "names of Windows": ("{0},cat\nimg\\9.png,dog\n" + ENOUGH, "start at the folder of the table, with / for \\."),
+    "no image": ("{0},cat\nt.csv,dog\n" + ENOUGH, "not an image: SET/t.csv (line 3); replace such files, or remove their rows."),
+    "an image without a name": ("{0},cat\n,dog\n" + ENOUGH, "no image in the column 'image': line 3; give each row one, or remove it."),
+    "one image twice": ("{0},cat\n{1},dog\n./{0},cat\n" + ENOUGH, "the same image twice: ./img/0.png (lines 2, 4); keep one row of each."),
     "one image with two labels": (
-        "{0},cat\n{1},dog\n{0},dog\n",
+        "{0},cat\n{1},dog\n{0},dog\n" + ENOUGH,
         "the same image with different labels: img/0.png (lines 2, 4: cat and dog); keep the right row of each.",
     ),
     "few images": (
@@ -325,7 +330,7 @@ WRONG_COLUMNS = {
 def test_what_is_wrong_with_a_row_is_one_line(tmp_path, name):
     rows, message = WRONG[name]
     path = tmp_path / "t.csv"
-    path.write_text(TOP + rows.format(*images(tmp_path, 10)))
+    path.write_text(TOP + rows.format(*images(tmp_path, 16)))
     with pytest.raises(DataError) as refused:
         open_source(config(path))
     assert message.replace("SET", str(tmp_path)) in str(refused.value)
@@ -336,6 +341,7 @@ def test_what_is_wrong_with_a_row_is_one_line(tmp_path, name):
 @pytest.mark.parametrize("name", WRONG_COLUMNS)
 def test_what_is_wrong_with_a_split_or_a_group_is_one_line(tmp_path, name):
     header, values, message = WRONG_COLUMNS[name]
+    values = values + ["train"] * 6  # so that no class has too few images; as a group, it is no mistake either
     names = images(tmp_path, len(values))
     path = csv_of(tmp_path, [f"{name},{'ab'[i % 2]},{value}" for i, (name, value) in enumerate(zip(names, values, strict=True))], header)
     with pytest.raises(DataError) as refused:
@@ -363,6 +369,42 @@ def test_groups_in_two_splits_and_classes_that_are_in_test_only_are_named_togeth
         "put all images of a group into one split.",
         "  a class is not in the training images: c (test: lines 12, 13); "
         "move some images to train, or drop the class with data.label_map.",
+    ]
+
+
+def test_groups_in_two_splits_and_small_classes_are_named_with_the_mistakes_of_single_rows(tmp_path):
+    splits = ["train"] * 3 + ["trian"] + ["train"] * 4 + ["test", "", "trian"]  # p4 is in one known split and in an unknown one
+    groups = ["p1", "p2", "p3", "p4", "p5", "p6", "p7", "p8", "p1", "p9", "p8"]
+    labels = ["a", "b"] * 4 + ["a", "c", "b"]
+    rows = [
+        f"{name},{label},{split},{group}" for name, label, split, group in zip(images(tmp_path, 11), labels, splits, groups, strict=True)
+    ]
+    path = csv_of(tmp_path, rows, "image,label,split,group")
+    expected = [
+        "unknown split 'trian' (lines 5, 12); did you mean train?",
+        "a group is in more than one split: p1 (line 2 train, line 10 test); put all images of a group into one split.",
+        "class c has 1 image (line 11); each class needs at least 3 without a split or in train: add images, or drop the class with "
+        "data.label_map.",
+    ]
+    with pytest.raises(DataError) as refused:
+        open_source(config(path))
+    assert str(refused.value) == "\n  ".join([f"{path}: 3 kinds of mistakes:", *expected])
+    with pytest.raises(DataError) as refused:
+        open_source(config(path, label_map={"c": None}))
+    assert str(refused.value) == "\n  ".join([f"{path}: 2 kinds of mistakes:", *expected[:2]])
+    with pytest.raises(DataError) as refused:
+        open_source(config(path, label_map={"a": None}))  # with all rows of p1
+    assert str(refused.value) == f"{path}: {expected[0]}"
+
+
+def test_a_row_without_a_label_hides_no_group_in_two_splits(tmp_path):
+    rows = [f"{name},{'ab'[i % 2] if i else ''},{'test' if i == 8 else 'train'},p{i % 8}" for i, name in enumerate(images(tmp_path, 9))]
+    path = csv_of(tmp_path, rows, "image,label,split,group")
+    with pytest.raises(DataError) as refused:
+        open_source(config(path))
+    assert str(refused.value).splitlines()[1:] == [
+        "  no label in the column 'label': line 2; give each row one, or remove it.",
+        "  a group is in more than one split: p0 (line 2 train, line 10 test); put all images of a group into one split.",
     ]
 
 

@@ -135,6 +135,7 @@ def test_folders_or_the_beginnings_of_names_are_splits(tmp_path, names):
     assert dict(source.counts) == {"train": 6, "val": 6, "test": 6}
     data = prepare(config(tmp_path, holdout_fraction=0), cache=tmp_path / "cache")
     assert data.counts == {"train": 6, "val": 6, "holdout": 0, "test": 6}
+    assert data.summary == "2 classes: 0, 1; 18 images (train 6, val 6, test 6); 3 shards"
 
 
 def test_braces_name_shards(tmp_path):
@@ -180,10 +181,12 @@ def test_the_data_hash_changes_with_a_label(tmp_path):
 def test_shards_over_http_are_the_same_data(tmp_path):
     for i in range(2):
         shard(tmp_path / "served" / f"train-{i}.tar", samples(10 * i, 10))
-    local = prepare(config(tmp_path / "served"), cache=tmp_path / "cache").data_hash
+    local = prepare(config(tmp_path / "served"), cache=tmp_path / "cache")
+    assert local.summary == "2 classes: 0, 1; 20 images (train 13, val 2, holdout 2, test 3); 2 shards"
     with http_server(tmp_path) as server:
         for url in (f"{server.url}/served/", f"{server.url}/served/train-{{0..1}}.tar"):
-            assert prepare(config(url), cache=tmp_path / "other").data_hash == local
+            fetched = prepare(config(url), cache=tmp_path / "other")
+            assert (fetched.data_hash, fetched.summary) == (local.data_hash, local.summary)
 
 
 def cut(path, count):

@@ -230,7 +230,7 @@ def test_train_says_which_images_it_reads_and_what_their_folder_lacks(tmp_path):
     (tmp_path / "t.yaml").write_text(FIXED.replace("{name: digits, train_limit: 100}", "{name: image_folder, path: p, image_size: 8}"))
     done = vit_search_process(tmp_path, "train", "t.yaml", code=None)
     assert done.returncode == 0
-    assert "2 classes: cat, dog; 10 images (train 8, val 2); val has no image of dog\n" in done.stderr
+    assert "2 classes: cat, dog; 10 images (train 4, val 2, holdout 2, test 2); val has no image of dog\n" in done.stderr
 
 
 def test_what_this_machine_or_the_data_lack_is_said_before_training(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +18,8 @@ from vit_search.errors import DataError, SearchError, SpecError
 from vit_search.text import counted
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from vit_search.config.search_file import SearchSpec
     from vit_search.planning.lint_draws import LintFinding
     from vit_search.planning.plan import SearchPlan
@@ -48,7 +50,7 @@ def lint(
     if as_json:
         sys.stdout.write(json.dumps(report.to_dict(), indent=1) + "\n")
     else:
-        _print_report(report)
+        _print_report(report, file)
     if report.failed:
         sys.exit(SpecError.exit_code)
 
@@ -104,10 +106,10 @@ def plan(
     with naming_file(file):
         made = planning.plan(spec, speed, concurrency=concurrency)
         _print_images(spec, auto=auto)
-        for finding in (*file_findings.of_files(spec), *file_findings.of_copies(spec)):
-            if finding.severity == "error":
-                raise DataError(f"{finding.where}: {finding.text}")
-            err.print(escaped(f"note: {finding.where}: {finding.text}"))
+        findings = [*file_findings.of_files(spec), *file_findings.of_copies(spec)]
+    _print_findings(err, file, findings)
+    if any(finding.severity == "error" for finding in findings):
+        sys.exit(DataError.exit_code)
     if as_json:
         sys.stdout.write(json.dumps(made.to_dict(), indent=1) + "\n")
     else:
@@ -155,7 +157,18 @@ def _print_images(spec: SearchSpec, *, auto: bool) -> None:
 SEVERITY_STYLE = {"error": "bold red", "warning": "yellow", "hint": "cyan"}
 
 
-def _print_report(report: LintReport) -> None:
+def _print_findings(console: Console, file: Path, findings: Sequence[LintFinding]) -> None:
+    """Each in one line, as an error that ends a command: severity, file and line, key, what was found."""
+    from vit_search.config import strict_yaml
+
+    document = strict_yaml.load(file)
+    for finding in findings:
+        key = tuple(int(part) if part.isdecimal() else part for part in finding.where.split("."))
+        text = escaped(f"{file}:{document.line(key)}: {finding.where}: {finding.text}")
+        console.print(f"[{SEVERITY_STYLE[finding.severity]}]{finding.severity}:[/] {text}", soft_wrap=True)
+
+
+def _print_report(report: LintReport, file: Path) -> None:
     from rich.table import Table
 
     from vit_search.config.cost import in_units
@@ -183,10 +196,9 @@ def _print_report(report: LintReport) -> None:
         out.print(table)
     for limit in report.limits:
         out.print(f"[dim]limit[/]  {escaped(limit.limit)}: excludes {limit.excluded:.0%}, alone {limit.alone:.0%}")
-    findings = Table.grid(padding=(0, 2, 0, 0))
-    for finding in report.findings:
-        findings.add_row(f"[{SEVERITY_STYLE[finding.severity]}]{finding.severity}[/]", escaped(f"{finding.where}: {finding.text}"))
-    out.print(findings if report.findings else "[green]nothing odd[/]")
+    _print_findings(out, file, report.findings)
+    if not report.findings:
+        out.print("[green]nothing odd[/]")
 
 
 def _print_plan(plan: SearchPlan) -> None:

@@ -43,9 +43,9 @@ def of_files(spec: SearchSpec) -> Iterator[LintFinding]:
         return  # said elsewhere
     found = checked(source, config)
     for line in faults(source, found):
-        yield LintFinding("error", "data.path", line)
+        yield LintFinding("error", "data.path", f"{source.title}: {line}")
     for line in notes(source, config, found):
-        yield LintFinding("hint", "data.path", f"{line}.")
+        yield LintFinding("hint", "data.path", f"{source.title}: {line}.")
     deep = sum(one.header is not None and one.header.kind == "uint16" for one in found)
     if deep and not config.exact:
         number = f"all {deep:,}" if deep == len(found) else f"{deep:,} of {len(found):,}"
@@ -65,10 +65,11 @@ def of_copies(spec: SearchSpec) -> Iterator[LintFinding]:
         return  # said elsewhere
     contradictions = contradictions_note(source, copies)
     if contradictions:
-        yield LintFinding("warning", "data.path", f"{contradictions}; keep the right one of each.")
+        yield LintFinding("warning", "data.path", f"{source.title}: {contradictions}; keep the right one of each.")
     note = copies_note(source, copies)
     if note:
-        yield LintFinding("hint", "data.path", f"{note}; remove it: in two splits, it makes results look too good.")
+        mend = "remove it: in two splits, it makes results look too good"
+        yield LintFinding("hint", "data.path", f"{source.title}: {note}; {mend}.")
 
 
 def _is_here(spec: SearchSpec) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -14,6 +15,23 @@ LEAST_IMAGES = 3
 """Images of a class, one each for training, validation and test; so many groups, where there are groups."""
 
 
+class Labelled(Protocol):
+    """What is asked here: a source answers, and so do the rows of a table that has mistakes and is no source yet."""
+
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    groups: np.ndarray | None
+    group_names: Sequence[str]
+
+    def where(self, index: int) -> str:
+        """As in `Source`."""
+        ...
+
+    def places(self, indices: Sequence[int]) -> str:
+        """As in `Source`."""
+        ...
+
+
 def check_classes(source: Source) -> None:
     """Refuse classes and groups that cannot be divided into training, validation and test. Reads no image.
 
@@ -23,11 +41,11 @@ def check_classes(source: Source) -> None:
     if groups is not None and not (isinstance(groups, np.ndarray) and groups.shape == source.labels.shape and groups.dtype == np.int64):
         return  # source_checks.py says what is wrong
     splits = np.full(len(source.labels), "") if source.splits is None else source.splits
-    refuse(source.title, [*_straddling(source, splits), *_small_classes(source, splits)])
+    refuse(source.title, [*straddling_groups(source, splits), *small_classes(source, splits)])
 
 
-def _straddling(source: Source, splits: np.ndarray) -> Iterator[str]:
-    """Groups that the source itself puts into two splits."""
+def straddling_groups(source: Labelled, splits: np.ndarray) -> Iterator[str]:
+    """Groups that the source itself puts into two splits; an image of the split "" is in none yet."""
     if source.groups is None:
         return
     first: dict[int, int] = {}
@@ -43,7 +61,7 @@ def _straddling(source: Source, splits: np.ndarray) -> Iterator[str]:
         yield f"{what} in more than one split: {listed(list(straddling.values()))}; put all images of a group into one split."
 
 
-def _small_classes(source: Source, splits: np.ndarray) -> Iterator[str]:
+def small_classes(source: Labelled, splits: np.ndarray) -> Iterator[str]:
     """Classes of too few images or groups, or of none to train on."""
     usable = np.isin(splits, ("", "train"))
     images = np.bincount(source.labels[usable], minlength=len(source.classes))
@@ -65,7 +83,7 @@ def _small_classes(source: Source, splits: np.ndarray) -> Iterator[str]:
     yield from _few_groups(source, splits, usable & (images >= LEAST_IMAGES)[source.labels])
 
 
-def _few_groups(source: Source, splits: np.ndarray, usable: np.ndarray) -> Iterator[str]:
+def _few_groups(source: Labelled, splits: np.ndarray, usable: np.ndarray) -> Iterator[str]:
     """Classes of too few groups to have one in each split that is drawn."""
     if source.groups is None:
         return

@@ -130,12 +130,8 @@ class ImageFolder(Source):
         return sizes_of(self.files)
 
     def summary(self, used: Mapping[str, int] | None = None) -> str:
-        """`2 classes: cat, dog; 80 images; 10 files skipped: 8 .heic, 2 hidden`: what lies there, whether it is used or not.
-
-        With groups, the images of each split, too: groups decide how large the splits are.
-        """
-        shown = used if self.groups is not None else None
-        return "; ".join((super().summary(shown), *self.notes()))
+        """`2 classes: cat, dog; 80 images; 10 files skipped: 8 .heic, 2 hidden`."""
+        return "; ".join((super().summary(used), *self.notes()))
 
     def remarks(self) -> tuple[str, ...]:
         """Files that were left out."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from vit_search.config.data_sets import COLUMNS
 from vit_search.data.file_hashes import sha256_of_all
 from vit_search.data.mistakes import refuse
 from vit_search.data.sources import table_checks
-from vit_search.data.sources.class_checks import check_classes
+from vit_search.data.sources.class_checks import check_classes, small_classes, straddling_groups
 from vit_search.data.sources.image_folder import SPLIT_NAMES, FileReader, sizes_of
 from vit_search.data.sources.source import Source
 from vit_search.data.sources.table_file import BytesReader, TableFile, bytes_reader, image_kind, image_names, iter_bytes, open_file
@@ -124,6 +125,7 @@ class _Rows:
         names = table.class_names(label_column)
         if names is not None:
             mistakes += table_checks.unnamed_labels(table, labels, names)
+        all_labelled = not mistakes
         if kind == "names":
             files = [(name or "").strip() or None for name in image_names(table, self.image_column)]
             mistakes += table_checks.missing_values(table, self.image_column, files, "image")
@@ -136,6 +138,7 @@ class _Rows:
         if "split" in columns:
             splits = table_checks.as_texts(table.values(columns["split"]))
             mistakes += table_checks.unknown_splits(table, splits)
+        groups: Sequence[str | None] | None = None
         if "group" in columns:
             groups = table_checks.as_texts(table.values(columns["group"]))
             mistakes += table_checks.missing_values(table, columns["group"], groups, "group")
@@ -143,15 +146,67 @@ class _Rows:
             weights = table_checks.as_numbers(table.values(columns["weight"]))
             mistakes += table_checks.missing_values(table, columns["weight"], weights, "weight")
             mistakes += table_checks.bad_weights(table, columns["weight"], weights)
+        if mistakes:  # all kinds at once; where there are none here, `check_classes` looks for the others
+            texts = _Texts(labels, names if all_labelled else None, splits, groups)
+            mistakes += _groups_and_classes(table, texts, config.label_map or {}, classes=all_labelled)
         refuse(str(table.path), mistakes)
         self.names = [str(name) for name in files]
         self.classes, self.labels = _numbered([str(label) for label in labels], names)
         if splits is not None:
             self.splits = np.array([SPLIT_NAMES[split.lower()] if split else "" for split in splits])
-        if "group" in columns:
+        if groups is not None:
             self.group_names, self.groups = _numbered([str(group) for group in groups], None)
         if "weight" in columns:
             self.weights = np.array([float(weight or 0) for weight in weights])
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """What the columns say of each row, None where they say nothing; a column that the table lacks is None as a whole."""
+
+    labels: Sequence[str | None]
+    names: Sequence[str] | None
+    """Of labels that are numbers."""
+    splits: Sequence[str | None] | None
+    groups: Sequence[str | None] | None
+
+
+@dataclass
+class _SomeRows:
+    """Rows of a table that has mistakes in others, as the checks of classes and groups ask for them."""
+
+    table: TableFile
+    rows: Sequence[int]
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    groups: np.ndarray | None
+    group_names: Sequence[str]
+
+    def where(self, index: int) -> str:
+        return self.places([index])
+
+    def places(self, indices: Sequence[int]) -> str:
+        return table_checks.rows_text(self.table, [self.rows[index] for index in indices])
+
+
+def _groups_and_classes(table: TableFile, texts: _Texts, label_map: Mapping[str, str | None], *, classes: bool) -> Iterator[str]:
+    """Groups in two splits and classes of too few images, in a table that has other mistakes: a split of no known name is as good as none.
+
+    Args:
+        label_map: classes that it drops are not looked at. classes: whether all labels are known, so that classes can be counted.
+    """
+    shown = {text: texts.names[int(text)] if texts.names else text for text in texts.labels if text is not None}
+    dropped = {text for text, name in shown.items() if label_map.get(name, name) is None}
+    groups = texts.groups
+    rows = [row for row, label in enumerate(texts.labels) if label not in dropped and (groups is None or groups[row] is not None)]
+    names, labels = _numbered([str(texts.labels[row]) for row in rows], texts.names)
+    given = [None if texts.splits is None else texts.splits[row] for row in rows]
+    splits = np.array([SPLIT_NAMES.get((split or "").lower(), "") for split in given])
+    group_names, numbers = ((), None) if groups is None else _numbered([str(groups[row]) for row in rows], None)
+    some = _SomeRows(table, rows, names, labels, numbers, group_names)
+    yield from straddling_groups(some, splits)
+    if classes and not label_map and len(rows) == len(texts.labels):
+        yield from small_classes(some, splits)
 
 
 def _numbered(texts: Sequence[str], names: Sequence[str] | None) -> tuple[tuple[str, ...], np.ndarray]:

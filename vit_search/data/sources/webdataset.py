@@ -207,7 +207,7 @@ class WebDataset(Source):
 
     def summary(self, used: Mapping[str, int] | None = None) -> str:
         """`2 classes: cat, dog; 80 images; 3 shards; 80 files skipped: 80 .txt`."""
-        return "; ".join((super().summary(), *self.notes()))
+        return "; ".join((super().summary(used), *self.notes()))
 
     def remarks(self) -> tuple[str, ...]:
         """How many shards there are, and the files in them that were left out."""
