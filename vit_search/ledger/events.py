@@ -1,6 +1,6 @@
 """The events of a search, and how each becomes one line of the ledger.
 
-A line is a checksum followed by JSON. The names of fields and the names in `_KINDS` are the format of the file: never rename them.
+A line is a checksum followed by JSON. The fields' names and the names in `_KINDS` are the file format: never rename them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Reported:
 
 @dataclass(frozen=True, kw_only=True)
 class OutgrewShare:
-    """A trial did not fit into its share of a GPU. It goes on from its checkpoint with the next larger share."""
+    """A trial did not fit into its share of a GPU. It continues from its checkpoint with the next larger share."""
 
     trial: Count
     gpus: Annotated[float, (0, 1e6)]
@@ -87,7 +87,7 @@ class Broke:
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """A trial is over. Only after the outcome `interrupted` does `resume` go on with it."""
+    """A trial has ended. `resume` continues it only if the outcome is `interrupted`."""
 
     trial: Count
     outcome: Outcome
@@ -108,7 +108,7 @@ class Commanded:
 
 @dataclass(frozen=True, kw_only=True)
 class Left:
-    """A driver ended in an orderly way. A driver that was killed leaves no such event."""
+    """A driver ended by itself. A driver that was killed leaves no such event."""
 
     state: Literal["finished", "stopped", "interrupted", "failed"]
     """A key of WORDS in ledger/search_state.py."""
@@ -132,7 +132,7 @@ _KINDS: dict[str, Any] = {
 
 
 def changed_settings(events: Iterable[Event]) -> dict[str, Any]:
-    """All settings that commands have changed, by the names in Settings of search/commands.py."""
+    """All settings that the command `set` has changed, by the names in Settings of search/commands.py."""
     settings: dict[str, Any] = {}
     for event in events:
         if isinstance(event, Commanded) and event.name == "set":
@@ -148,7 +148,7 @@ def encode(event: Event) -> bytes:
 
 
 def decode(line: bytes) -> Event:
-    """The event of a line that `encode` wrote.
+    """The inverse of `encode`: the event in a line.
 
     Raises: ValueError if this version does not know the event.
     """
@@ -164,7 +164,7 @@ def decode(line: bytes) -> Event:
 
 @dataclass(frozen=True)
 class ChangedSettings:
-    """What the command `set` may change; Settings of search/commands.py."""
+    """The values that the command `set` may have; see Settings of search/commands.py."""
 
     trials: Annotated[int, (1, 10**9)] = 1
     concurrency: Annotated[int, (1, 10**6)] = 1

@@ -1,8 +1,10 @@
-"""The ledger file: the events of a search, append-only, so that the search can be rebuilt after any crash.
+"""The ledger file: all events of a search. It is append-only, and the search can be rebuilt from it after any crash.
 
-Each event is one line: a checksum and JSON. It is written twice, to `ledger.jsonl` and then to `ledger.copy.jsonl`. A line that a crash
-cut off at the end is dropped. A file that is damaged before its end is repaired from the other one. If both are damaged, opening fails;
-the search is never started from the beginning. Proposals, rungs, MLflow's records and the leaderboard all follow from these events.
+Each event is one line: a checksum and JSON. It is written twice, to `ledger.jsonl` and then to `ledger.copy.jsonl`.
+
+- A last line that a crash cut off is dropped.
+- A file that is damaged before its end is repaired from the other one.
+- If both are damaged, opening fails. The search never starts again from the beginning.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ from vit_search.ledger.trials import Progress, Trial
 
 
 class Ledger:
-    """The ledger of one search and its copy. One driver at a time holds it; any of its threads may append.
+    """The ledger of one search and its copy. One driver at a time holds it; any thread of the driver may append.
 
     Args:
-        path: of `ledger.jsonl`, which is created if it is missing.
+        path: of `ledger.jsonl`. The file is created if it is missing.
     Raises: SearchError if another driver holds it, or if both files are damaged before their end.
     """
 
@@ -39,14 +41,14 @@ class Ledger:
             self._file.close()
             raise _taken(path) from None
         self.listeners: list[Callable[[Event], None]] = []
-        """Called with each event after it is written, in this order."""
+        """Called in this order with each event, after it was written."""
         self._lock = threading.RLock()
         lines = _sound_lines(path)
         self.events = _decoded(path, lines)
         whole = b"".join(lines)
         if not _holds(copy_path(path), whole):
             write_whole(copy_path(path), whole)
-        if not _holds(path, whole):  # after the copy is whole: a crash in here loses nothing
+        if not _holds(path, whole):  # only after the copy is complete, so a crash here loses nothing
             self._file.truncate(0)
             self._file.write(whole)
             self._file.flush()
@@ -76,15 +78,15 @@ class Ledger:
                 listener(event)
 
     def sync(self) -> None:
-        """Force all events to the disk, so that a power cut cannot undo what MLflow is told next."""
+        """Force all events to the disk, so that a power failure cannot undo events that MLflow gets next."""
         for file in (self._file, self._copy):
-            with contextlib.suppress(OSError, ValueError):  # of a full disk, which `append` says; of a ledger just closed
+            with contextlib.suppress(OSError, ValueError):  # `append` reports a full disk; a closed ledger is fine
                 os.fsync(file.fileno())
 
     def close(self) -> None:
         """Release the file, so that another driver may hold it."""
         for file in (self._file, self._copy):
-            with contextlib.suppress(OSError):  # of a full disk: what could not be written was said when it happened
+            with contextlib.suppress(OSError):  # the disk is full, which `append` has reported
                 file.close()
 
 
@@ -99,7 +101,7 @@ def read_events(path: Path) -> list[Event]:
 
 
 def read_trials(path: Path) -> list[Trial]:
-    """The trials of a search, running or over, in the order of their numbers. See `read_events` for errors."""
+    """The trials of a search, running or over, by number. Errors: see `read_events`."""
     return list(Progress.of(read_events(path), epochs=0).trials.values())
 
 
@@ -120,9 +122,9 @@ def check_free(path: Path) -> None:
 
 
 def _decoded(path: Path, lines: Sequence[bytes]) -> list[Event]:
-    """The events of a ledger's lines, checked one by one.
+    """Decode and check the lines of a ledger.
 
-    Raises: SearchError that names the line.
+    Raises: SearchError that names the bad line.
     """
     events: list[Event] = []
     proposed: set[int] = set()
@@ -156,7 +158,7 @@ def _sound_lines(path: Path) -> list[bytes]:
 
 
 def _prefix(path: Path) -> tuple[list[bytes], int]:
-    """The lines before the first damaged one, and the number of the damaged line if others follow it, else 0."""
+    """The lines before the first damaged one, and the number of the damaged line if more lines follow it; otherwise 0."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     for number, line in enumerate(lines):
         checksum, _, body = line.partition(b" ")
@@ -174,6 +176,6 @@ def _taken(path: Path) -> SearchError:
 
 
 def _holder(path: Path) -> str:
-    """Which process runs this search."""
+    """A description of the process that runs this search."""
     last = [event for event in read_events(path) if isinstance(event, Launched)][-1:]
     return f"process {last[0].pid} on {last[0].host}" if last else "another vit-search"

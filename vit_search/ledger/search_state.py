@@ -1,4 +1,7 @@
-"""How a search stands, in one word: for `status`, `show`, `list`, the report and MLflow alike. The ledger tells it."""
+"""The state of a search in one word, from its ledger.
+
+`status`, `show`, `list`, the report and MLflow all use it, so they always agree.
+"""
 
 from __future__ import annotations
 
@@ -26,34 +29,33 @@ WORDS = {
     "failed": "no trial reached full length",
     "refused": "its driver refused it before its first trial",
 }
-"""Every state, and what it means."""
 
 DRIVEN = ("running", "paused", "stopping", "ending")
-"""Those in which a driver holds the ledger."""
+"""The states in which a driver holds the ledger."""
 
 
 @dataclass(frozen=True)
 class SearchState:
-    """How a search stands."""
+    """The state of a search."""
 
     word: str
     """A key of WORDS."""
     reason: str = ""
-    """Why, in one line, where it is known."""
+    """Why, in one line; empty if unknown."""
 
     @property
     def driven(self) -> bool:
-        """Whether a driver is at work on it."""
+        """Whether a driver runs the search."""
         return self.word in DRIVEN
 
     @property
     def resumable(self) -> bool:
-        """Whether trials are left that a resume goes on with, and nobody else does."""
+        """Whether trials are left that only a `resume` would continue."""
         return self.word in ("interrupted", "stopped")
 
 
 def of_driver(*, paused: bool, stopping: bool, ending: bool) -> str:
-    """The state of a search that a driver is at work on, by what it was told since its launch."""
+    """The state of a search that a driver runs, from the commands since its launch."""
     return "ending" if ending else "paused" if paused else "stopping" if stopping else "running"
 
 
@@ -63,10 +65,11 @@ def of_events(
     """The state of a search.
 
     Args:
-        trials: as the events make them. wanted: how many are to be run in all.
+        trials: as they follow from the events.
+        wanted: how many trials the search shall have.
         driven: whether a driver holds the ledger.
-        awaited: whether a cluster's keeper is to take it up.
-        closed: whether a driver has written the summary of its end: versions before 0.2 left nothing else.
+        awaited: whether a cluster's keeper will submit the search again.
+        closed: whether hindsight.json exists. Versions before 0.2 wrote it at the end, but no event `Left`.
     """
     launch = events[_last_launch(events) :]
     left = next((event for event in reversed(launch) if isinstance(event, Left)), None)
@@ -75,7 +78,7 @@ def of_events(
     if left is not None and left.state != "interrupted":
         return SearchState(left.state, left.reason)
     over = sum(trial.over for trial in trials)
-    if left is None and (over >= wanted or (closed and over == len(trials))):  # of an older version, or killed after the last trial
+    if left is None and (over >= wanted or (closed and over == len(trials))):  # an older version, or killed after the last trial
         return SearchState("finished" if any(trial.outcome == "completed" for trial in trials) else "failed")
     if awaited:
         return SearchState("waiting for a driver")
@@ -89,7 +92,7 @@ def _last_launch(events: Sequence[Event]) -> int:
 
 
 def _commanded_state(launch: Sequence[Event]) -> str:
-    """What the commands since the last launch come to."""
+    """The state according to the commands since the last launch."""
     paused = stopping = ending = False
     for event in launch:
         if isinstance(event, Commanded):
@@ -109,27 +112,27 @@ class Snapshot:
     facts: SearchFacts
     events: list[Event]
     trials: dict[int, Trial]
-    """By number. Those without an end have the outcome that is true now: running, held or waiting, or, without a driver, interrupted."""
+    """By number. An unfinished trial has its current outcome: running, held or waiting; without a driver: interrupted."""
     spent: Spent
     wanted: int
-    """Trials asked for, after what was changed while it ran."""
+    """Number of trials that the search shall have, after the commands so far."""
     state: SearchState
 
 
 def read(folder: Path, *, driven: bool | None = None, awaited: bool = False) -> Snapshot:
-    """A search as it stands. Any process may ask at any time.
+    """Read a search as it is now. Any process may call this at any time.
 
     Args:
-        driven: whether a driver is at work; by default, whether one holds the ledger, as one still does that writes the last report.
-        awaited: whether a cluster's keeper is to take it up.
-    Raises: SearchError where the folder holds no search, or its ledger is damaged.
+        driven: whether a driver runs the search; by default, whether one holds the ledger, as it also does while it writes the last report.
+        awaited: whether a cluster's keeper will submit the search again.
+    Raises: SearchError if the folder holds no search, or its ledger is damaged.
     """
     spec, facts = searches.read(folder)
     path = folder / "ledger.jsonl"
     before = path.exists() and is_held(path)
     events = read_events(path)
     if driven is None:
-        driven = before or is_held(path)  # one that came meanwhile has written its launch
+        driven = before or is_held(path)  # a driver that started in the meantime has already written its launch
     progress = Progress.of(events, spec.epochs)
     trials = progress.trials
     searches.check_trials(folder, spec, trials.values())
@@ -140,7 +143,7 @@ def read(folder: Path, *, driven: bool | None = None, awaited: bool = False) -> 
 
 
 def as_they_stand(trials: Mapping[int, Trial], events: Sequence[Event], state: SearchState) -> dict[int, Trial]:
-    """The trials, with what is true of those without an end, which the ledger calls running; see Snapshot."""
+    """The trials with the current outcome of the unfinished ones, which the ledger calls running; see Snapshot."""
     begun: set[int] = set()
     held: set[int] = set()
     if state.word == "paused":

@@ -1,4 +1,4 @@
-"""Search folders: what stays true of a search, how it is written, and how it is found again."""
+"""The files of a search's folder: write, read and find them."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ if TYPE_CHECKING:
     from vit_search.config.search_file import SearchSpec
 
 COST_FIELDS = {"params": "params", "flops": "forward_flops", "train_flops": "train_flops"}
-"""Objectives that follow from the configuration alone, and the fields of Cost that hold them."""
+"""Objectives that follow from the configuration alone, with the field of Cost that holds each."""
 
 
 @dataclass(frozen=True)
 class SearchFacts:
-    """What stays true of a search from its first moment on."""
+    """The facts of a search that never change. They are in `search.json`."""
 
     search: str
     """Folder name; unique in its output folder."""
     search_id: str
-    """Random; by it MLflow's runs are found again, wherever the folder has moved. A copy that goes on beside its original gets another."""
+    """Random. MLflow's runs are found by it, even if the folder was moved. A copy that continues beside the original gets a new one."""
     spec_name: str
     text: str
     """The search file as written."""
     resolved: dict[str, Any]
-    """The same with every default filled in."""
+    """The search file with every default filled in."""
     metric: str
     mode: str
     data_hash: str
     code_version: str
     environment: dict[str, str]
     tracking_uri: str
-    """Without a password; the path of a SQLite file in the search's project is relative to the project."""
+    """Without a password. The path of a SQLite file in the search's project is relative to the project."""
     space_hash: str = ""
-    """As Space.space_hash; empty in searches of versions before 0.2."""
+    """See Space.space_hash. Empty in searches of versions before 0.2."""
     git_commit: str = ""
-    """Of the checkout that the search was launched in; empty outside of one."""
+    """Of the checkout in which the search was launched; empty outside of one."""
     packages: str = ""
-    """All installed distributions, in the form of requirements.txt."""
+    """All installed packages, in the format of requirements.txt."""
     images: str = ""
-    """Classes, images and skipped files in one line; empty in searches of versions before 0.2."""
+    """Classes, images and skipped files in one line. Empty in searches of versions before 0.2."""
     promotes: str = ""
-    """The search whose best trials are trained again here, for promotion; empty in a search."""
+    """For the training runs of a promotion: the search that is promoted. Empty in a normal search."""
     splits: Mapping[str, int] = field(default_factory=dict)
-    """Images in each split; this and the next two are empty in searches of earlier versions."""
+    """Number of images in each split. This field and the next two are empty in searches of earlier versions."""
     image_shape: Sequence[int] = ()
     """Channels, height, width."""
     classes: int = 0
@@ -62,25 +62,25 @@ class SearchFacts:
 
 @dataclass(frozen=True)
 class Hindsight:
-    """What only the end of a search tells; written to hindsight.json there, and again when it is extended."""
+    """What is known only at the end of a search, in `hindsight.json`. It is written again after an extension."""
 
     doomed: Count
-    """Audited trials that completed and would have been stopped."""
+    """Completed audits (trials that are never stopped) that the rule would have stopped."""
     wrongly: Count
-    """Those of them that were better than the median of what was let through."""
+    """Those of them that were better than the median of the trials that the rule let through."""
     interval: tuple[Fraction, Fraction]
-    """Of wrongly / doomed, 95 %; 0 to 1 where there are none."""
+    """95 % interval of wrongly / doomed; 0 to 1 if there are none."""
     plan: dict[str, Any] | None
-    """What the plan of the start foretold beside what came, as planning/plan.py's `compare` gives it."""
+    """The plan and what happened, side by side: the result of `compare` in planning/plan.py."""
 
 
 def write_hindsight(folder: Path, hindsight: Hindsight) -> None:
-    """Keep it with the search."""
+    """Write hindsight.json."""
     write_whole(folder / "hindsight.json", json.dumps(asdict(hindsight), indent=1))
 
 
 def read_hindsight(folder: Path) -> Hindsight | None:
-    """What `write_hindsight` kept; None where the search has not come to an end, or the file is damaged: it decides nothing."""
+    """Read hindsight.json. None if the search has not ended, or the file is damaged: nothing depends on it."""
     try:
         hindsight = build(Hindsight, parse((folder / "hindsight.json").read_text(encoding="utf-8")))
         if hindsight.plan is not None:
@@ -92,7 +92,7 @@ def read_hindsight(folder: Path) -> Hindsight | None:
 
 @dataclass(frozen=True)
 class _Pair:
-    """What was foretold beside what came; planning/plan.py's `compare`."""
+    """A figure of the plan and the real one; see `compare` in planning/plan.py."""
 
     predicted: Annotated[float, (0, 1e18)] | None
     actual: Annotated[float, (0, 1e18)]
@@ -117,29 +117,29 @@ class _Compared:
 
 
 def write(folder: Path, facts: SearchFacts) -> None:
-    """Write a new search's file and facts; search.json comes last, and makes the folder a search."""
+    """Write the search file and the facts of a new search. search.json comes last, because it makes the folder a search."""
     write_whole(folder / "search.yaml", facts.text)
     write_facts(folder, facts)
 
 
 def write_facts(folder: Path, facts: SearchFacts) -> None:
-    """Write search.json alone, whole or not at all."""
+    """Write search.json alone, atomically."""
     write_whole(folder / "search.json", json.dumps(asdict(facts), indent=1))
 
 
 def read(folder: Path) -> tuple[SearchSpec, SearchFacts]:
-    """A search's file and facts.
+    """Read the search file and the facts of a search.
 
-    Raises: SearchError when the folder does not hold them.
+    Raises: SearchError if the folder does not hold them.
     """
     facts = read_facts(folder)
-    from vit_search.config import search_file  # here: most commands need the facts alone
+    from vit_search.config import search_file  # imported here because most commands need the facts alone
 
     return search_file.load(folder / "search.yaml"), facts
 
 
 def read_facts(folder: Path) -> SearchFacts:
-    """A search's facts alone; otherwise as `read`."""
+    """Read the facts of a search alone; see `read` for errors."""
     try:
         return build(SearchFacts, parse((folder / "search.json").read_text(encoding="utf-8")))
     except OSError as error:
@@ -149,14 +149,14 @@ def read_facts(folder: Path) -> SearchFacts:
 
 
 def trial_folder(search: Path, number: int) -> Path:
-    """Where a trial leaves its checkpoint."""
+    """The folder of a trial. Its checkpoint is in it."""
     return search / "trials" / f"{number:04d}"
 
 
 def check_trials(folder: Path, spec: SearchSpec, trials: Iterable[Trial]) -> None:
-    """Refuse trials whose parameters the search file does not know.
+    """Check that the trials' parameters fit the search file.
 
-    Raises: SearchError.
+    Raises: SearchError for one that does not.
     """
     for trial in trials:
         try:
@@ -173,9 +173,9 @@ def check_trials(folder: Path, spec: SearchSpec, trials: Iterable[Trial]) -> Non
 
 
 def check_own(folder: Path) -> None:
-    """Refuse to write into a search's folder that other accounts can change, or in which a link would lead the writing elsewhere.
+    """Check that only this account can change a search's folder, and that no link in it would lead writing elsewhere.
 
-    Its own entries and those of its folders are looked at; what lies deeper is renamed or opened in ways that follow no link.
+    It checks the folder's entries and theirs. Deeper files are renamed or opened in ways that follow no link.
     Raises: SearchError.
     """
     mend = "make it yours alone with chown and chmod go-w, or go on in a copy of it"
@@ -197,7 +197,7 @@ def check_own(folder: Path) -> None:
 
 
 def objective_values(spec: SearchSpec, trial: Trial) -> list[float] | None:
-    """A trial's first metric and its further objectives; None where one is missing."""
+    """A trial's first metric and its other objectives; None if one is missing."""
     values = [trial.value(spec.metric)]
     for goal in spec.objectives:
         if goal.metric in COST_FIELDS:
@@ -209,7 +209,7 @@ def objective_values(spec: SearchSpec, trial: Trial) -> list[float] | None:
 
 
 def pareto(spec: SearchSpec, trials: Iterable[Trial]) -> set[int]:
-    """Numbers of the full-length trials on the Pareto front; empty where a search has one metric alone."""
+    """Numbers of the full-length trials on the Pareto front. Empty if the search has only one metric."""
     if not spec.objectives:
         return set()
     points = {t.number: values for t in trials if t.outcome == "completed" and (values := objective_values(spec, t)) is not None}
@@ -217,7 +217,7 @@ def pareto(spec: SearchSpec, trials: Iterable[Trial]) -> set[int]:
 
 
 def _began(folder: Path) -> float:
-    """When a search began, in seconds, by its ledger: a copy of its folder may have other times."""
+    """When a search began, in seconds. From its ledger, because the files of a copied folder may have other times."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError), (folder / "ledger.jsonl").open("rb") as file:
         at = float(parse(file.readline(4096).partition(b" ")[2])["at"])
         if math.isfinite(at):
@@ -226,9 +226,9 @@ def _began(folder: Path) -> float:
 
 
 def find(output: Path, name: str | None) -> Path:
-    """A search's folder by its name or path; without a name, the newest under `output`.
+    """Find a search's folder by its name or path. Without a name: the newest search under `output`.
 
-    Raises: SearchError that names the nearest or says how to make one.
+    Raises: SearchError that names the nearest search, or says how to start one.
     """
     if name is not None and (Path(name) / "search.json").is_file():
         return Path(name)

@@ -1,4 +1,4 @@
-"""The trials of a search as tables: a row for JSON and CSV, data frames for Python."""
+"""The trials of a search as tables: rows for JSON and CSV, data frames for Python."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def trial_row(trial: Trial, metric: str, space: Space, rank: int) -> dict[str, Any]:
-    """A trial as JSON and CSV show it."""
+    """One row of the leaderboard, for JSON and CSV."""
     facts: dict[str, Any] = {"rank": rank, "trial": trial.number, "outcome": trial.outcome, "epochs": len(trial.results)}
     facts[metric] = trial.value(metric)
     broke = {"breakdowns": len(trial.breakdowns)} if trial.breakdowns else {}
@@ -25,7 +25,7 @@ def trial_row(trial: Trial, metric: str, space: Space, rank: int) -> dict[str, A
 
 
 def leaderboard_frame(trials: Sequence[Trial], spec: SearchSpec) -> pd.DataFrame:
-    """A row for each trial, with the columns of `vit-search show --csv`; the rank is the index.
+    """One row for each trial, with the columns of `vit-search show --csv`. The index is the rank.
 
     Args:
         trials: best first.
@@ -38,7 +38,7 @@ def leaderboard_frame(trials: Sequence[Trial], spec: SearchSpec) -> pd.DataFrame
 
 
 def epochs_frame(trials: Sequence[Trial]) -> pd.DataFrame:
-    """A row for each epoch that was trained: `trial`, `epoch` and all metrics of that epoch."""
+    """One row for each trained epoch: `trial`, `epoch` and all metrics of that epoch."""
     import pandas as pd
 
     rows = [{"trial": trial.number} | _flat(result) for trial in sorted(trials, key=lambda one: one.number) for result in trial.results]

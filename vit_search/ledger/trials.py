@@ -1,4 +1,4 @@
-"""The trials of a search as its events make them: what each did, what all have cost, and their ranking."""
+"""The trials of a search, rebuilt from its events: what each did, what all of them cost, and how they rank."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Trial:
     params: dict[str, Value]
     results: list[EpochResult] = field(default_factory=list)
     outcome: Outcome | Literal["running", "held", "waiting"] = "running"
-    """How it ended; `running` while the ledger has no end of it. search_state.py tells if it is paused or waits for resources."""
+    """How it ended. `running` until the ledger has its end; search_state.py finds out whether it is held or waits for resources."""
     reason: str = ""
     breakdowns: list[str] = field(default_factory=list)
     """The reason of each breakdown of its process."""
     began: float = 0.0
     ended: float | None = None
     weighed_seconds: float = 0.0
-    """Seconds of training and evaluation, each epoch's times the devices that it held, if its events say so."""
+    """Seconds of training and evaluation, each epoch's times its devices (0 if its event names none)."""
 
     def device_seconds(self, devices: float | None) -> float:
-        """Of training and evaluation, times the devices: as many as every trial holds, or None where each has its own."""
+        """Seconds of training and evaluation, times `devices`: those of every trial, or None if each trial has its own."""
         return self.weighed_seconds if devices is None else devices * sum(result.seconds for result in self.results)
 
     @property
@@ -51,36 +51,36 @@ class Trial:
 
 @dataclass
 class Spent:
-    """What a search has cost so far, folded from its events."""
+    """What a search has cost so far."""
 
     epochs: int = 0
-    """Trained, of all trials."""
+    """Trained epochs of all trials."""
     trial_seconds: float = 0.0
-    """Of training and evaluation, all trials together."""
+    """Seconds of training and evaluation, of all trials."""
     stopped_seconds: float = 0.0
     """The part of it that went into trials stopped early."""
     saved_seconds: float = 0.0
-    """What those of them that a stopping rule ended would have taken on top, at their own pace."""
+    """Seconds that the trials stopped by a rule would have needed until full length, at their own speed."""
     saved_epochs: int = 0
-    """Epochs that those trials did not train. What a person or a limit cut short saves nothing."""
+    """Epochs that those trials did not train. A trial that a person or a limit stopped saves nothing."""
     wall_seconds: float = 0.0
-    """While a driver was at work; the time between a death and a resume does not count."""
+    """Seconds in which a driver ran. The time between a crash and a resume does not count."""
     weighed_seconds: float = 0.0
-    """As a trial's, of all trials together."""
+    """The same as Trial.weighed_seconds, of all trials."""
     _last: float | None = None
 
     @property
     def saved_share(self) -> float:
-        """Of all epochs that would have been trained without stopping, those saved; in [0, 1]."""
+        """Saved epochs, as a share of all epochs that would have been trained without stopping; from 0 to 1."""
         whole = self.epochs + self.saved_epochs
         return self.saved_epochs / whole if whole else 0.0
 
     def device_seconds(self, devices: float | None) -> float:
-        """As a trial's, of all trials together."""
+        """The same as Trial.device_seconds, of all trials."""
         return self.weighed_seconds if devices is None else devices * self.trial_seconds
 
     def apply(self, event: Event, trials: Mapping[int, Trial], full: int) -> None:
-        """Add one more event, after it was applied to `trials`; `full` is the number of epochs of a full training."""
+        """Add one event, after it was applied to `trials`. `full`: epochs of a full training."""
         if self._last is not None and not isinstance(event, Launched):
             self.wall_seconds += max(0.0, event.at - self._last)  # a clock may be set back
         self._last = event.at
@@ -92,32 +92,32 @@ class Spent:
             results = trials[event.trial].results
             seconds = sum(result.seconds for result in results)
             self.stopped_seconds += seconds
-            if not event.reason:  # by a rule; a person's word and a limit come with a reason
+            if not event.reason:  # stopped by a rule: persons and limits give a reason
                 self.saved_seconds += seconds / max(len(results), 1) * (full - len(results))
                 self.saved_epochs += full - len(results)
 
 
 @dataclass
 class Progress:
-    """What the events of a ledger come to: its trials by their numbers, and what they cost."""
+    """The trials of a search by number, and their cost. It follows from the events of the ledger."""
 
     epochs: int
-    """Of a full training, to count what stopping saved."""
+    """Epochs of a full training, to count what stopping saved."""
     trials: dict[int, Trial] = field(default_factory=dict)
     unfinished: dict[int, None] = field(default_factory=dict)
-    """Numbers of those that are not over, ascending."""
+    """Numbers of the trials that are not over, ascending."""
     spent: Spent = field(default_factory=Spent)
 
     @staticmethod
     def of(events: Iterable[Event], epochs: int) -> Progress:
-        """Of all of them."""
+        """The progress after all `events`."""
         progress = Progress(epochs)
         for event in events:
             progress.apply(event)
         return progress
 
     def apply(self, event: Event) -> None:
-        """Apply one more event."""
+        """Apply one event."""
         if isinstance(event, Proposed):
             self.trials[event.trial] = Trial(event.trial, event.params, began=event.at)
             self.unfinished[event.trial] = None
@@ -137,7 +137,7 @@ class Progress:
 
 
 def ranked(trials: Iterable[Trial], metric: str, mode: str) -> list[Trial]:
-    """The leaderboard: trials of full length first, then the others, each by the metric at the last epoch, then by number."""
+    """The leaderboard: trials of full length first, then the others, both sorted by the metric at the last epoch, then by number."""
     sign = -1.0 if mode == "max" else 1.0
 
     def key(trial: Trial) -> tuple[bool, float, int]:
@@ -149,23 +149,23 @@ def ranked(trials: Iterable[Trial], metric: str, mode: str) -> list[Trial]:
 
 
 def numbers_to_keep(trials: Iterable[Trial], metric: str, mode: str, count: int) -> set[int]:
-    """Of trials that are over, those whose checkpoints are worth their disk: the first `count` of the leaderboard."""
+    """The first `count` trials of the leaderboard, whose checkpoints are kept. Diverged and failed trials are left out."""
     sound = [trial for trial in trials if trial.outcome not in ("diverged", "failed")]
     return {trial.number for trial in ranked(sound, metric, mode)[:count]}
 
 
 def pareto_front(points: Mapping[int, Sequence[float]], modes: Sequence[str]) -> set[int]:
-    """The Pareto front: those points that no other beats in one respect without losing in another."""
+    """The Pareto front: the points for which no other point is at least as good in every respect and better in one."""
     signs = [1.0 if mode == "max" else -1.0 for mode in modes]
     scores = {number: [sign * value for sign, value in zip(signs, point, strict=True)] for number, point in points.items()}
     unbeaten: dict[int, list[float]] = {}
-    for number, score in sorted(scores.items(), key=lambda item: item[1], reverse=True):  # whoever beats a point comes before it
+    for number, score in sorted(scores.items(), key=lambda item: item[1], reverse=True):  # a point that beats another comes before it
         if not any(other != score and all(a >= b for a, b in zip(other, score, strict=True)) for other in unbeaten.values()):
             unbeaten[number] = score
     return set(unbeaten)
 
 
 def best_trial(trials: Iterable[Trial], metric: str, mode: str) -> Trial | None:
-    """The first of the leaderboard, where it has a value at all and did not fail."""
+    """The first trial of the leaderboard; None if it has no value or has failed."""
     first = next(iter(ranked(trials, metric, mode)), None)
     return first if first and first.value(metric) is not None and first.outcome not in ("diverged", "failed") else None

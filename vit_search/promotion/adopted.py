@@ -1,4 +1,4 @@
-"""What `vit-search train` has made, as a search of one trial: so the same gates judge it as any other candidate for promotion."""
+"""Turns the result of `vit-search train` into a search of one trial, so the same gates judge it as any other candidate."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from vit_search.vit.train_once import FILE
 
 
 def adopt(folder: Path, output: Path, *, tracking_uri: str | None = None) -> Path:
-    """Make a search of a trained folder, or find the one that was made of it before.
+    """Make a search from a trained folder, or find the one that was made from it before.
 
     Args:
         folder: of the model, with the search file that it was trained from.
         output: folder of all searches.
     Returns: the search's folder. Its one trial has the model's epochs and its checkpoint.
-    Raises: SearchError when the training is not over, or its file or its data are not what it was trained with; CheckpointError.
+    Raises: SearchError if the training is not finished, or if its search file or its data has changed since; CheckpointError.
     """
     described = describe(folder)
     spec = _file_of(folder, described)
@@ -48,7 +48,7 @@ def adopt(folder: Path, output: Path, *, tracking_uri: str | None = None) -> Pat
         shutil.copytree(folder, trial_folder(search, 0) / "checkpoint")
         (search / ADOPTED).write_text(described.weights_sha256, encoding="utf-8")
         _write_ledger(search, described)
-        searches.write(search, facts_of(spec, search, data, recorder))  # last: it makes it a search
+        searches.write(search, facts_of(spec, search, data, recorder))  # last, because it makes the folder a search
     except OSError as error:
         shutil.rmtree(search, ignore_errors=True)
         raise SearchError(f"{search}: cannot be written ({error.strerror}); make room or name another folder with --output.") from None
@@ -68,11 +68,11 @@ def _write_ledger(search: Path, described: Described) -> None:
 
 
 ADOPTED = "adopted"
-"""The weights' sha256 of the model that a search was made of."""
+"""File of such a search, with the sha256 of the model's weights."""
 
 
 def _file_of(folder: Path, described: Described) -> SearchSpec:
-    """The search file that a model was trained from, held against the model."""
+    """Load the search file that a model was trained from, and check that it fits the model."""
     path = folder / FILE
     if not path.is_file():
         raise SearchError(f"{folder}: no {FILE} beside the model, as `vit-search train` leaves it at its end; run that again.")

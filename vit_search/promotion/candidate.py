@@ -1,4 +1,4 @@
-"""The candidate of a promotion: the one training that may become a version, and where it comes from."""
+"""The candidate of a promotion: the one trained model that may become a version, and its origin."""
 
 from __future__ import annotations
 
@@ -21,25 +21,24 @@ from vit_search.vit.checkpoint import ServedModel
 
 @dataclass(frozen=True)
 class Candidate:
-    """The one training that may become a version."""
+    """The one trained model that may become a version."""
 
     finalist: Finalist
     index: int
-    """Of the seed among the finalist's."""
+    """Index of its seed among the finalist's seeds."""
     served: ServedModel
     folder: Path
-    """Its checkpoint."""
     weights_sha256: str
     run_id: str
     parent_run: str
     promotion_id: str
-    """Of configuration, seed, data and weights: the same training, the same id."""
+    """sha256 of configuration, seed, data, splits and weights. The same training has the same id."""
 
 
 def choose_candidate(client: mlflow.MlflowClient, retrained: Retrained) -> Candidate:
-    """Of the finalists the cheapest of the best, and of its seeds the one in the middle.
+    """Choose the cheapest of the best finalists, and of its seeds the one with the middle value.
 
-    Raises: PromotionError when MLflow does not have the run of its training.
+    Raises: PromotionError if MLflow does not have the run of its training.
     """
 
     def params(finalist: Finalist) -> float:
@@ -55,11 +54,11 @@ def choose_candidate(client: mlflow.MlflowClient, retrained: Retrained) -> Candi
 
 
 def candidate_of_trial(folder: Path, number: int) -> Candidate:
-    """One trial of a search as it stands, with no run in MLflow.
+    """Make a candidate of one trial of a search. It has no run in MLflow. For `vit-search gate`.
 
     Args:
-        folder: of the search. number: of a trial.
-    Raises: PromotionError when there is no such trial, or its checkpoint is not kept.
+        folder: of the search. number: of the trial.
+    Raises: PromotionError if there is no such trial, or its checkpoint was not kept.
     """
     if number not in {trial.number for trial in read_trials(folder / "ledger.jsonl")}:
         raise PromotionError(f"{folder.name}: there is no trial {number}; `vit-search show {folder.name}` lists its trials.")
@@ -72,7 +71,7 @@ def candidate_of_trial(folder: Path, number: int) -> Candidate:
 
 
 def lineage_of(candidate: Candidate, facts: SearchFacts) -> dict[str, str]:
-    """Where a candidate comes from, by the names that gates.LINEAGE asks for.
+    """The origin of a candidate, with the names that gates.LINEAGE requires.
 
     Args:
         facts: of the search that trained it.
@@ -97,7 +96,7 @@ def lineage_of(candidate: Candidate, facts: SearchFacts) -> dict[str, str]:
 
 
 def _runs_of(client: mlflow.MlflowClient, retrained: Retrained, number: int) -> tuple[str, str]:
-    """MLflow's runs: of the promotion's trainings, and of one of them."""
+    """MLflow's run of the promotion's training search, and the run of one of its trials."""
     experiment = client.get_experiment_by_name(retrained.spec.name)
     parents = client.search_runs([experiment.experiment_id], f"tags.search_id = '{retrained.search_id}'") if experiment else []
     for parent in parents:

@@ -1,4 +1,4 @@
-"""The model card of a version, in Markdown: what it is for, how it came about, how good it is and where it is not.
+"""The model card of a version, in Markdown: intended use, origin, quality and limits.
 
 After Mitchell et al. 2019, Model Cards for Model Reporting, https://doi.org/10.1145/3287560.3287596.
 """
@@ -17,7 +17,7 @@ from vit_search.text import counted, markdown
 from vit_search.vit.checkpoint import ServedModel
 
 MOST_CLASSES = 20
-"""Of the confusion matrix; with more, the worst classes are listed."""
+"""With more classes, the card lists the worst ones instead of a confusion matrix."""
 
 
 def model_card(
@@ -30,10 +30,11 @@ def model_card(
     answers: SplitAnswers | None,
     costs: Costs,
 ) -> str:
-    """The card of a version.
+    """Write the card of a version.
 
     Args:
-        name: of the registered model. tags: of the version. answers: on the test images; None where they were not looked at.
+        name: of the registered model. tags: of the version.
+        answers: of the candidate on the test images; None if they were not read.
     """
     config, spec = served.config, retrained.spec
     height, width = config.model.image_size
@@ -129,7 +130,7 @@ def _finalists(retrained: Retrained, chosen: Finalist) -> str:
 
 
 def _count(images: int) -> str:
-    """A cell of the confusion matrix; MLflow's pages set the columns close together, so that it brings its own space."""
+    """A cell of the confusion matrix. It has its own spaces, because MLflow's pages leave none between columns."""
     return f"\u2002{images or '·'}\u2002|"
 
 

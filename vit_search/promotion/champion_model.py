@@ -1,4 +1,4 @@
-"""The champion that a candidate is compared with: its version in MLflow, and its model, fetched for as long as it is needed."""
+"""The champion that a candidate is compared with: its version in MLflow, and its model on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vit_search.vit.checkpoint import ServedModel
 
 
 def champion_of(client: mlflow.MlflowClient, name: str) -> Any:
-    """The version that `champion` names, as MLflow gives it; None where there is none, or no such registered model."""
+    """The champion's version, an object of MLflow. None if there is no champion, no such registered model, or no answer from MLflow."""
     try:
         return find_champion(client, name)
     except MlflowException:
@@ -26,19 +26,19 @@ def champion_of(client: mlflow.MlflowClient, name: str) -> Any:
 
 
 def find_champion(client: mlflow.MlflowClient, name: str) -> Any:
-    """The same; MlflowException where MLflow does not answer or does not have the model."""
+    """The same, but raises MlflowException if MLflow does not answer or does not have the model."""
     version = client.get_registered_model(name).aliases.get(CHAMPION)
     return client.get_model_version(name, version) if version is not None else None
 
 
 @contextlib.contextmanager
 def fetched_champion(client: mlflow.MlflowClient, version: Any, *, lenient: bool = False) -> Iterator[tuple[ServedModel, Path] | None]:
-    """The champion's model and its checkpoint, on this machine for as long as the context lasts; None where there is no champion.
+    """Download the champion's model and checkpoint. They exist while the context is open. None if there is no champion.
 
     Args:
-        version: as MLflow gives it; None for no champion.
-        lenient: a champion that cannot be loaded counts as none.
-    Raises: PromotionError for a champion that cannot be loaded.
+        version: of the champion, an object of MLflow; None if there is no champion.
+        lenient: whether a champion that cannot be loaded counts as none.
+    Raises: PromotionError if the champion cannot be loaded.
     """
     with tempfile.TemporaryDirectory() as folder:
         champion: tuple[ServedModel, Path] | None = None

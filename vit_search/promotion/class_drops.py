@@ -1,4 +1,4 @@
-"""How much each class lost to the champion, and which of the losses chance does not explain (gate G6)."""
+"""How much each class lost to the champion, and which losses chance does not explain (gate G6)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vit_search.promotion.mcnemar import AccuracyComparison, chance
 from vit_search.promotion.score_comparison import DRAWS, class_gains, draws_of, share_of
 
 RECALL = ("val_balanced_accuracy", "val_worst_class_recall")
-"""Metrics whose value of a class is its recall."""
+"""Metrics that compare classes by their recall."""
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,16 @@ class ClassDrop:
     name: str
     images: int
     drop: float
-    """The champion's value of the class minus the candidate's."""
+    """The champion's value for this class minus the candidate's."""
     p: float
-    """Largest chance of seeing such a drop if the true drop is an allowed one."""
+    """The largest probability of such a drop if the true drop is an allowed one."""
 
 
 def class_drops(candidate: SplitAnswers, champion: SplitAnswers, allowed: float) -> list[ClassDrop]:
     """The recall that the candidate lost in each class that has images.
 
-    `p` is the larger of two chances. McNemar's exact test of no drop keeps small classes of equally good models from failing by noise.
-    `chance` of a true drop of `allowed` keeps allowed drops from failing in large classes.
+    `p` is the larger of two probabilities. With McNemar's exact test of no drop, noise does not make small classes fail. With `chance` of a
+    true drop of `allowed`, an allowed drop does not make large classes fail.
     """
     drops = []
     ours, theirs = candidate.correct, champion.correct
@@ -46,12 +46,12 @@ def class_drops(candidate: SplitAnswers, champion: SplitAnswers, allowed: float)
 
 
 def metric_of_classes(metric: str) -> str:
-    """What is compared in each class: F1, AUROC or average precision if trials were ranked by it, and else the recall."""
+    """The metric that is compared in each class: F1, AUROC or average precision if trials were ranked by it; empty for recall."""
     return metric if metric in PER_CLASS and metric not in RECALL else ""
 
 
 def metric_drops(candidate: SplitAnswers, champion: SplitAnswers, metric: str, allowed: float) -> list[ClassDrop]:
-    """The same of a metric that each class has, by the tests of `score_comparison`, for the same two reasons."""
+    """The same for a metric that each class has, with the tests of `score_comparison` and for the same two reasons."""
     drops, few = [], draws_of(candidate, metric) < DRAWS
     for number, (gain, drawn, swapped) in enumerate(class_gains(candidate, champion, metric)):
         images = int((candidate.labels == number).sum())
@@ -66,8 +66,9 @@ def metric_drops(candidate: SplitAnswers, champion: SplitAnswers, metric: str, a
 
 
 def holm(ps: Sequence[float], alpha: float) -> list[bool]:
-    """Which of several hypotheses are refuted, with chance alpha that a true one is among them (Holm 1979): the k-th smallest p, counted
-    from 0, must lie at or below alpha / (n - k), and so must all smaller ones.
+    """Which of several hypotheses are rejected, with a probability of at most alpha that a true one is among them (Holm 1979).
+
+    The k-th smallest p, counted from 0, must be at most alpha / (n - k), and all smaller ones must pass, too.
     """
     order = sorted(range(len(ps)), key=lambda i: ps[i])
     refuted = [False] * len(ps)

@@ -1,4 +1,4 @@
-"""What a person asks of a promotion, and what was decided: the gates, and what they were judged on."""
+"""What a person asks of a promotion (`PromotionRequest`), and what was decided (`Decision`)."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from vit_search.promotion.readings import Reading
 
 @dataclass(frozen=True)
 class PromotionRequest:
-    """What a person asks of a promotion, beside the policy."""
+    """What a person asks of a promotion, besides the policy."""
 
     name: str
-    """Of the registered model."""
+    """The registered model's name."""
     by: str
     force: str = ""
-    """A reason to make it the champion whatever the gates say."""
+    """A reason to promote even if gates refuse; empty: do not force."""
     approve_by: str = ""
-    """Who approves, where the policy asks for that."""
+    """The person who approves, if the policy requires one."""
     expect: str = ""
-    """The champion's version as the person knows it; any by default."""
+    """The version that the person believes to be the champion; empty: any."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided on a candidate."""
+    """The decision on a candidate, with its evidence."""
 
     verdict: str
     """`passed`, `refused` or `forced`."""
     gates: list[Gate]
     measured: Measurements
     reading: Reading | None
-    """None where the test split was not read."""
+    """None if the test split was not read."""
 
     @property
     def answers(self) -> SplitAnswers | None:
-        """The candidate's on the test images; None where they were not read."""
+        """The candidate's answers on the test images; None if they were not read."""
         return self.reading.answers if self.reading is not None else None
 
 
 def decide(judged: list[Gate], measured: Measurements, reading: Reading | None, request: PromotionRequest) -> Decision:
-    """The verdict that follows from the gates; a forced promotion passes over those that refuse."""
+    """The verdict that follows from the gates. With `request.force`, a refused candidate is `forced`."""
     verdict = "passed" if gates.verdict(judged) else "forced" if request.force else "refused"
     return Decision(verdict, judged, measured, reading)

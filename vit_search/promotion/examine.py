@@ -1,4 +1,4 @@
-"""One trial of a search against the gates that need no test image, as `vit-search gate` shows them. Nothing is registered or trained."""
+"""Judges one trial of a search with the gates that need no test image, for `vit-search gate`. It trains and registers nothing."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ NEED_THE_TEST_SPLIT = (
 
 
 def examine(folder: Path, number: int, policy: Policy, name: str, *, tracking_uri: str | None = None) -> list[Gate]:
-    """Judge one trial of a search as it stands.
+    """Judge one trial of a search.
 
     Args:
-        folder: of the search. number: of a trial whose checkpoint is kept. name: of the registered model it would replace.
+        folder: of the search. number: of a trial whose checkpoint was kept. name: of the registered model that it would replace.
     """
     client = client_for(tracking_uri, needs="read")
     spec, facts = searches.read(folder)

@@ -1,11 +1,14 @@
-"""A registered model as files for other programs: safetensors, a torch.export archive, ONNX, each held against the model itself.
+"""Writes a model as a file for other programs, and checks each file against the model itself.
 
-    safetensors  a folder with config.json and model.safetensors, which `checkpoint.load_model` reads, and export.json
-    pt2          a torch.export archive, for `torch.export.load`; export.json lies in its extra files
-    onnx         one file of opset 18; the facts of export.json are its metadata_props, as JSON where they are no text
+| Format | What is written |
+|---|---|
+| safetensors | a folder with config.json and model.safetensors, which `checkpoint.load_model` reads, and export.json |
+| pt2 | a torch.export archive, for `torch.export.load`; export.json is one of its extra files |
+| onnx | one file of opset 18; the facts of export.json are its metadata_props, as JSON if they are not text |
 
-The last two take `images` of the trained size, (batch, height, width, channels) for any batch, uint8, or uint16 for a model of images
-of 16 bits. They give float32 logits (batch, classes): they resize nothing, they do normalise, and they need none of this package's code.
+pt2 and onnx take `images` of the trained size: (batch, height, width, channels) for any batch, uint8, or uint16 for a model of 16-bit
+images. They return float32 logits (batch, classes). They normalise the images but do not resize them, and they need no code of this
+package.
 """
 
 from __future__ import annotations
@@ -36,44 +39,44 @@ from vit_search.vit import checkpoint
 from vit_search.vit.checkpoint import ServedModel
 
 OPSET = 18
-"""Of ONNX; torch's exporter writes its operators for this one, and onnxruntime has known it since 1.14 (February 2023)."""
+"""ONNX opset. torch's exporter writes its operators for this one, and onnxruntime has it since 1.14 (February 2023)."""
 
 TOLERANCE = 1e-4
-"""Most by which a logit may differ from the model's own. Float32 graphs that add in another order differ by about 1e-6."""
+"""The largest allowed difference between a logit and the model's own. Float32 graphs that add in another order differ by about 1e-6."""
 
 BATCHES = (1, 8)
-"""Images at once with which an export is held against the model; 1 is the size that a lost dynamic axis shows at."""
+"""Batch sizes with which an export is checked. A batch of 1 shows whether the dynamic axis was lost."""
 
 FACTS = "export.json"
 
 LARGEST_ONNX = 2**31 - 2**20
-"""Bytes of weights that one ONNX file can hold: protobuf ends at 2 GiB."""
+"""The most bytes of weights in one ONNX file, because protobuf allows 2 GiB."""
 
 Reader = Callable[[np.ndarray], np.ndarray]
-"""uint8 or uint16 (batch, height, width, channels) of the trained size to float32 logits (batch, classes)."""
+"""From uint8 or uint16 images (batch, height, width, channels) of the trained size to float32 logits (batch, classes)."""
 
-_written: set[str] = set()  # sha256 of the archives that this process has made: torch.export.load may run what others put into theirs
+_written: set[str] = set()  # sha256 of archives that this process has written: torch.export.load may run code that is in others
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file or folder that agrees with its model."""
+    """An exported file or folder. It agrees with its model."""
 
     path: Path
     name: str
     version: str
-    """Empty for a model that was trained here; `name` is then its folder."""
+    """Empty for a model that was trained here. `name` is then its folder."""
     difference: float
-    """Largest absolute difference of its logits from the model's own."""
+    """Largest absolute difference between its logits and the model's own."""
 
 
 def export(model: str, format: str, path: Path | None = None, *, tracking_uri: str | None = None) -> Exported:
-    """Write a registered model as a file for other programs.
+    """Write a model as a file for other programs.
 
     Args:
-        model: as references.py reads it.
-        path: of the file, or of the folder that safetensors makes; by default NAME-VERSION with the format's ending, here.
-    Raises: PromotionError when the model cannot be had, a file is there already, or the export disagrees with the model.
+        model: a name or a folder; see references.py.
+        path: of the file (of the folder, for safetensors); by default NAME-VERSION with the format's suffix, in the current folder.
+    Raises: PromotionError if the model cannot be found or loaded, the path exists already, or the export disagrees with the model.
     """
     check_format(format)
     trained = references.folder_of(model)
@@ -97,15 +100,17 @@ def export(model: str, format: str, path: Path | None = None, *, tracking_uri: s
 def write(
     served: ServedModel, path: Path, format: str, facts: Mapping[str, str] = MappingProxyType({}), *, folder: Path | None = None
 ) -> float:
-    """Write a model in a format, and hand it out only where it agrees with the model on seeded images in batches of 1 and 8.
+    """Write a model in a format, and keep the file only if it agrees with the model.
+
+    Both classify random images with a fixed seed, in batches of 1 and 8.
 
     Args:
         served: on the CPU.
-        path: where nothing is yet; written under another name, then renamed.
-        facts: written with it beside what the model knows of itself, as `version`, `weights_sha256`.
-        folder: the checkpoint that the model is of; safetensors is a copy of it, the other formats do not need it.
-    Returns: the largest absolute difference of its logits from the model's own.
-    Raises: PromotionError when it differs by more than TOLERANCE, when something is there already, when an extra is missing.
+        path: must not exist. The file is written under another name, then renamed.
+        facts: written in addition to the model's own facts, for example `version`, `weights_sha256`.
+        folder: the model's checkpoint; only safetensors, a copy of it, needs it.
+    Returns: the largest absolute difference between its logits and the model's own.
+    Raises: PromotionError if it differs by more than TOLERANCE, the path exists already, or a library is missing.
     """
     check_format(format)
     _check_free(path)
@@ -121,7 +126,7 @@ def write(
             else:
                 _write_onnx(served, fresh, all_facts)
             difference = disagreement(served, reader(fresh, format))
-            if not difference <= TOLERANCE:  # nor is NaN
+            if not difference <= TOLERANCE:  # also true for NaN
                 raise PromotionError(
                     f"{path}: the {format} export differs from the model by {difference:.1e} where {TOLERANCE:.0e} is allowed, "
                     "so it was not written; take another format, or report this model's configuration."
@@ -134,11 +139,11 @@ def write(
 
 
 def reader(path: Path, format: str) -> Reader:
-    """How an exported model is asked, on the CPU.
+    """A function that runs an exported model on the CPU.
 
-    An archive (pt2) is read only where this very process has written it: what `torch.export.load` finds in another may be code.
+    An archive (pt2) is read only if this process has written it, because `torch.export.load` may run code from other archives.
 
-    Raises: PromotionError for such an archive, or where an extra is missing; CheckpointError for a damaged folder.
+    Raises: PromotionError for another archive, or if a library of the extra is missing; CheckpointError for a damaged folder.
     """
     check_format(format)
     if format == "safetensors":
@@ -156,15 +161,15 @@ def reader(path: Path, format: str) -> Reader:
 
 
 def eager(served: ServedModel) -> Reader:
-    """The model itself, asked in the same way."""
+    """The same for the model itself, without an export."""
     model = model_package.RawPixels(served).eval()
     return lambda images: _numbers(model, images)
 
 
 def disagreement(served: ServedModel, ask: Reader) -> float:
-    """Largest absolute difference of logits from the model's own, over seeded images in batches of 1 and 8; NaN where one is.
+    """The largest absolute difference between the logits of `ask` and the model's own, on the images that `write` uses.
 
-    Logits of another shape, or a batch that is refused, count as infinitely far.
+    NaN if a logit is NaN. Infinity if the logits have another shape, or if a batch fails.
     """
     rng, model, farthest = np.random.default_rng(0), eager(served), 0.0
     height, width = served.config.model.image_size
@@ -174,16 +179,15 @@ def disagreement(served: ServedModel, ask: Reader) -> float:
         expected = model(images)
         try:
             answer = ask(images)
-        except Exception:  # each library has errors of its own; whichever it is, the file does not answer
+        except Exception:  # each library has its own errors; with any of them, the file does not work
             return float("inf")
         if answer.shape != expected.shape:
             return float("inf")
-        farthest = float(np.maximum(farthest, np.abs(answer - expected).max()))  # NaN wins
+        farthest = float(np.maximum(farthest, np.abs(answer - expected).max()))  # np.maximum keeps NaN
     return farthest
 
 
 def _sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -208,7 +212,7 @@ def _write_onnx(served: ServedModel, path: Path, facts: dict[str, Any]) -> None:
         _extra(name)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own use of torch
+        warnings.simplefilter("ignore")  # warnings about the exporter's own use of torch
         program = torch.onnx.export(
             model_package.exported(served),
             input_names=["images"],
@@ -224,7 +228,7 @@ def _write_onnx(served: ServedModel, path: Path, facts: dict[str, Any]) -> None:
 
 
 def _extra(name: str) -> Any:
-    """A library of the extra `onnx`."""
+    """Import a library of the extra `onnx`."""
     try:
         return importlib.import_module(name)
     except ImportError:

@@ -1,9 +1,10 @@
-"""What a promotion chooses among: the best trials of a search, trained again with new seeds, as their folder tells.
+"""The finalists of a promotion: the best trials of a search, trained again with new seeds.
 
-The winner of many trials looks better than it is, by its luck with the validation images and with its seed. So the best few
-are trained again at full length, each with several seeds, on training and validation images together, and seen on the
-holdout, which no trial of the search has met. Those trainings are a search of their own in `SEARCH/promotions/N`, with a
-ledger and MLflow runs, which promotion/retrain.py runs; here they are planned, found again and read.
+This module plans these trainings, and reads them when they are finished. promotion/retrain.py runs them.
+
+The winner of many trials looks better than it is: it was lucky with the validation images and with its seed. So the best few trials are
+trained again at full length, each with several seeds, on training and validation images together. They are evaluated on the holdout, which
+no trial of the search has seen. These trainings are a search of their own in `SEARCH/promotions/N`, with a ledger and MLflow runs.
 """
 
 from __future__ import annotations
@@ -33,26 +34,25 @@ PLANNED = "planned.json"
 
 @dataclass(frozen=True)
 class FinalistPlan:
-    """The trainings that a promotion asks for."""
+    """The trainings of a promotion, before they are run."""
 
     search: Path
-    """Folder of the search."""
     spec: SearchSpec
     """Of the trainings: a search that proposes nothing and stops nothing."""
     finalists: tuple[Trial, ...]
     seeds: tuple[int, ...]
-    """As a search file's `seed`; the same for each finalist, so that like is held against like."""
+    """Seeds as in a search file. Each finalist gets the same ones, so that they can be compared."""
     text: str
-    """All that decides the trainings, as `planned.json` keeps it: the same text, the same trainings."""
+    """Everything that decides the trainings, as in `planned.json`. The same text means the same trainings."""
 
     @property
     def trainings(self) -> list[tuple[dict[str, Value], int]]:
-        """Parameters and seed of each, by its trial number."""
+        """Parameters and seed of each training, by its trial number."""
         return [(trial.params, seed) for trial in self.finalists for seed in self.seeds]
 
     @property
     def folder(self) -> Path | None:
-        """The folder in which these very trainings were begun; None where they were not."""
+        """The folder in which exactly these trainings were begun; None if they were not."""
         for path in sorted((self.search / "promotions").glob(f"*/{PLANNED}")):
             if path.read_text(encoding="utf-8") == self.text and (path.parent / "search.json").exists():
                 return path.parent
@@ -60,7 +60,7 @@ class FinalistPlan:
 
     @property
     def left(self) -> int:
-        """How many are not over yet."""
+        """Number of trainings that are not over."""
         if self.folder is None or not (self.folder / "ledger.jsonl").exists():
             return self.spec.trials
         return self.spec.trials - sum(trial.over for trial in read_trials(self.folder / "ledger.jsonl"))
@@ -74,59 +74,59 @@ class Finalist:
     """Its number in the search."""
     params: dict[str, Value]
     searched_value: float
-    """Of the metric, as the search saw it."""
+    """The metric in the search."""
     seeds: tuple[int, ...]
     values: tuple[float, ...]
-    """Of the metric, by seed."""
+    """The metric, by seed."""
     checkpoints: tuple[Path, ...]
     """By seed."""
     numbers: tuple[int, ...]
-    """By seed: the trial's number among the promotion's."""
+    """The trial's number in the promotion's trainings, by seed."""
     accuracies: tuple[float, ...]
-    """By seed, on the same images, whatever the metric is."""
+    """The accuracy on the same images, by seed, whatever the metric is."""
 
     @property
     def mean(self) -> float:
-        """Of the metric, over the seeds."""
+        """Mean of the metric over the seeds."""
         return statistics.fmean(self.values)
 
     @property
     def deviation(self) -> float:
-        """Of the metric, over the seeds; 0 with one."""
+        """Standard deviation of the metric over the seeds; 0 with one seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
     @property
     def middle(self) -> int:
-        """Index of the seed in the middle by its value: taking the best one would be a second selection."""
+        """Index of the seed with the middle value. To take the best one would be a second selection by luck."""
         return sorted(range(len(self.values)), key=lambda i: (self.values[i], i))[(len(self.values) - 1) // 2]
 
 
 @dataclass(frozen=True)
 class Retrained:
-    """The trainings of a promotion, all over."""
+    """The finished trainings of a promotion."""
 
     folder: Path
     search: str
-    """Name of the search whose best they are."""
+    """Name of the search whose best trials they are."""
     run_name: str
-    """As MLflow names them, e.g. digits-1-promotion-1."""
+    """Their name in MLflow, e.g. digits-1-promotion-1."""
     search_id: str
-    """By which MLflow's runs of these trainings are found."""
+    """MLflow's runs of these trainings are found by it."""
     spec: SearchSpec
     finalists: tuple[Finalist, ...]
-    """Those of which every seed came to full length; in the order of the search's leaderboard."""
+    """Finalists whose every seed reached full length, in the order of the search's leaderboard."""
     lost: dict[int, str]
-    """The others by their number in the search, and why."""
+    """The reason for each other finalist, by its number in the search."""
 
 
 def plan(folder: Path, *, top: int, seeds: int, train_on: str = "train+val") -> FinalistPlan:
-    """What is to be trained for the promotion of a search.
+    """Plan the trainings for the promotion of a search.
 
     Args:
-        folder: of the search. top: how many trials at most. seeds: how many times each.
-        train_on: as in a search file. Where there is no holdout it is the training images alone, seen on the search's validation images.
-    Raises: SearchError when no trial has come to full length, or others can change the search; DataError; SpecError when the holdout
-        images cannot give the metric.
+        folder: of the search. top: the most trials. seeds: trainings of each.
+        train_on: as in a search file. Without a holdout, it is the training images only, and the validation images are used to evaluate.
+    Raises: SearchError if no trial has reached full length, or others can change the search; DataError; SpecError if the holdout images
+        cannot give the metric.
     """
     spec, facts = searches.read(folder)
     searches.check_own(folder)
@@ -147,9 +147,9 @@ def plan(folder: Path, *, top: int, seeds: int, train_on: str = "train+val") -> 
 
 
 def read(plan: FinalistPlan) -> Retrained:
-    """The trainings of a plan that are over.
+    """Read the finished trainings of a plan.
 
-    Raises: SearchError where they are not, or none came to full length.
+    Raises: SearchError if some are not finished, or if none reached full length.
     """
     folder = plan.folder
     if folder is None or plan.left:
@@ -177,10 +177,10 @@ def read(plan: FinalistPlan) -> Retrained:
 
 
 def choose(finalists: tuple[Finalist, ...], mode: str, params: Callable[[Finalist], float]) -> Finalist:
-    """The cheapest of those within one standard error of the best mean (Breiman et al. 1984, the rule of one standard error).
+    """The cheapest of the finalists within one standard error of the best mean (Breiman et al. 1984, the rule of one standard error).
 
     Args:
-        mode: "min" or "max" of the metric. params: what a finalist costs.
+        mode: "min" or "max" of the metric. params: the cost of a finalist.
     """
     sign = 1.0 if mode == "max" else -1.0
     first = max(finalists, key=lambda one: sign * one.mean)
@@ -190,7 +190,7 @@ def choose(finalists: tuple[Finalist, ...], mode: str, params: Callable[[Finalis
 
 
 def _best(folder: Path, spec: SearchSpec, top: int) -> tuple[Trial, ...]:
-    """The first trials of the leaderboard that came to full length with a metric, no two of the same parameters."""
+    """The first trials of the leaderboard that reached full length and have a value of the metric, no two with the same parameters."""
     best: list[Trial] = []
     trials = read_trials(folder / "ledger.jsonl")
     searches.check_trials(folder, spec, trials)

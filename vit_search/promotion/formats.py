@@ -1,4 +1,4 @@
-"""The formats that a model is exported in; apart from export.py, whose import of torch takes seconds."""
+"""The formats for exported models. They are not in export.py, because that imports torch, which takes seconds."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from vit_search.errors import PromotionError
 from vit_search.text import nearest
 
 FORMATS = {"safetensors": "", "pt2": ".pt2", "onnx": ".onnx"}
-"""What can be written, and the ending of its name."""
+"""Formats, each with the suffix of its file."""
 
 
 def check_format(format: str) -> None:
-    """Raises: PromotionError for another format, with the nearest one."""
+    """Check that a format is known.
+
+    Raises: PromotionError that names the nearest one.
+    """
     if format not in FORMATS:
         raise PromotionError(f"--format {format}: unknown; {nearest(format, tuple(FORMATS))}")

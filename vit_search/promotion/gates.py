@@ -3,9 +3,9 @@
     before the test split is read   G1 integrity, G2 lineage, G5 readings, G8 cost, G9 seeds, G10 smoke, G11 approval, G13 leak
     after it                        G3 floors, G4 better, G6 classes, G7 calibration, G12 corruption
 
-A limit of the policy is compared with the measured figure as it is. A comparison with the champion is noisy, so such a gate refuses only
-if the allowed difference is exceeded beyond chance, at 5 % for each gate. G4 alone puts the burden of proof on the candidate, and its 5 %
-cover all readings of the test split together.
+A limit of the policy is compared with the measured figure as it is. A comparison with the champion is noisy. So such a gate refuses only if
+the difference is larger than allowed, and chance does not explain it (at 5 % for each gate). Only in G4 must the candidate prove that it is
+better; its 5 % cover all readings of the test split together.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vit_search.stats import wilson
 from vit_search.text import counted, markdown
 
 BEYOND_CHANCE = 0.05
-"""Chance that a gate refuses a candidate whose true difference is exactly what the policy allows."""
+"""Probability that a gate refuses a candidate whose true difference is exactly the allowed one."""
 
 LINEAGE = {
     "search_id": "search",
@@ -43,7 +43,7 @@ LINEAGE = {
     "hardware": "hardware",
     "versions": "library versions",
 }
-"""The facts about a model's origin that must be known, by name. `git_commit` must be known, too, but may be empty."""
+"""The facts about a model's origin that must be known, with their words in messages. `git_commit` must be known, too, but may be empty."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def table(gates: Iterable[Gate]) -> str:
 
 
 def _judged(id: str, name: str, problems: Sequence[str], figures: str) -> Gate:
-    """A gate that is refused with its problems, or passed with its figures."""
+    """A gate that refuses with its problems, or passes with its figures."""
     return Gate(id, name, not problems, "; ".join(problems) or figures)
 
 
@@ -121,8 +121,8 @@ def lineage(facts: Mapping[str, str], policy: Policy) -> Gate:
     """G2: the origin of the model is fully known.
 
     Args:
-        facts: by the names of LINEAGE, and `git_commit`: empty for a search that was launched outside of a checkout, and ending
-            in `-dirty` for one that was launched with changes that are not committed, as `git describe --dirty` writes it.
+        facts: by the names of LINEAGE, and `git_commit`. The latter is empty for a search that was launched outside of a checkout. It ends
+            in `-dirty` if the checkout had changes that were not committed, as with `git describe --dirty`.
     """
     missing = [f"{words} ({name})" for name, words in LINEAGE.items() if not facts.get(name, "").strip()]
     commit = facts.get("git_commit")
@@ -154,7 +154,7 @@ def readings(reading: int, policy: Policy) -> Gate:
 def cost(costs: Costs, policy: Policy, side_by_side: SideBySide | None = None) -> Gate:
     """G8: within the policy's limits, and not much more expensive than the champion.
 
-    A ratio of latencies exceeds its limit only if its whole interval does. Files and memory are counted, so they have no noise.
+    A ratio of latencies exceeds its limit only if its whole interval does. File size and memory are exact, so they have no interval.
 
     Args:
         costs: of the candidate; with a champion, those of `side_by_side`. side_by_side: None if there is no champion.
@@ -207,14 +207,14 @@ def seeds(
 ) -> Gate:
     """G9: the configuration does not owe its result to a lucky seed.
 
-    On few images, equally good trainings differ by chance, in accuracy with a variance of at most p (1 - p) / images. So the deviation over
-    the seeds may be as large as the policy's limit and chance together. The registered model must lie within two deviations of the mean.
-    Among n values none can lie further than (n - 1) / √n deviations from their mean, so this second check matters from 6 seeds on.
+    With few images, equally good trainings differ by chance: in accuracy with a variance of at most p (1 - p) / images. So the deviation
+    over the seeds may be as large as the policy's limit and chance together. The registered model must be within two deviations of the
+    mean. Of n values, none is further than (n - 1) / √n deviations from their mean, so this check matters only from 6 seeds on.
 
     Args:
-        values: of the metric, one for each seed, on the same images. images: how many.
-        registered: that of the model that would be registered.
-        noise: how far chance moves the metric on these images, as a standard deviation; None for a share of the images.
+        values: of the metric, one per seed, on the same images. images: their number.
+        registered: the value of the model that would be registered.
+        noise: standard deviation of the metric by chance on these images; None for a metric that is a share of the images.
     """
     name = metric.removeprefix("val_")
     if len(values) < 2:
@@ -249,7 +249,7 @@ def approval(protected: bool, approve_by: str, policy: Policy) -> Gate:
 
 
 def leak(duplicates: Duplicates, policy: Policy, *, recorded: bool = True) -> Gate:
-    """G13: no test image is among those of training or selection, as it is or changed a little. recorded: whether a run lists them."""
+    """G13: no test image is among those of training or selection, equal or slightly changed. `recorded`: whether a run lists them."""
     equal = f"{duplicates.equal:,} test images are also, byte for byte, among the images of training, validation or holdout"
     too_many = duplicates.equal > policy.leaked
     equal += f", {policy.leaked:,} are allowed; remove them" if too_many else ""
@@ -281,12 +281,12 @@ def floors(
     linear_probe: float | None = None,
     metric: str = "val_accuracy",
 ) -> Gate:
-    """G3: good enough, whatever the champion is.
+    """G3: good enough, with or without a champion.
 
     Args:
-        majority, linear_probe: the metric of always giving the most frequent class, and of logistic regression on the pixels; None
-            where they were not measured.
-        metric: what they are measured by.
+        majority, linear_probe: the metric of two baselines: always the most frequent class, and logistic regression on the pixels; None if
+            they were not measured.
+        metric: of the baselines.
     """
     low, high = answers.interval
     figures = f"accuracy {answers.accuracy:.4f} on {answers.images:,} test images (95 % interval {low:.4f} to {high:.4f})"
@@ -317,7 +317,7 @@ def floors(
 def comparison(
     candidate: SplitAnswers, champion: SplitAnswers, reading: int, policy: Policy, metric: str = "val_accuracy"
 ) -> AccuracyComparison | ScoreComparison:
-    """Compare both models' answers on the same images, as the policy says.
+    """Compare the answers of both models on the same images, by the rules of the policy.
 
     Args:
         metric: by which trials were ranked. If the answers give it, it decides here, too; otherwise accuracy does.
@@ -357,7 +357,7 @@ def better(compared: AccuracyComparison | ScoreComparison | None, policy: Policy
 
 
 def _cheaper(side_by_side: SideBySide | None, share: float) -> str:
-    """What is smaller than the champion's by at least a share, in words; empty if nothing is."""
+    """What is smaller than the champion's by at least `share`, in words; empty if nothing is."""
     if side_by_side is None:
         return ""
     savings = []
@@ -371,10 +371,10 @@ def _cheaper(side_by_side: SideBySide | None, share: float) -> str:
 
 
 def classes(candidate: SplitAnswers, champion: SplitAnswers | None, policy: Policy, metric: str = "val_accuracy") -> Gate:
-    """G6: no class is bad, and none lost more than the policy allows, beyond chance and corrected for the number of classes.
+    """G6: no class is too bad, and none lost more than the policy allows, beyond chance and corrected for the number of classes.
 
     Args:
-        metric: by which trials were ranked. If each class has a value of it, as F1, classes are compared by it, otherwise by their recall.
+        metric: by which trials were ranked. Classes are compared by it if each class has a value of it (as with F1), otherwise by recall.
     """
     recalls = [(recall, name) for recall, name in zip(candidate.recalls, candidate.classes, strict=True) if recall is not None]
     worst, name = min(recalls)
@@ -422,7 +422,7 @@ def calibration(candidate: SplitAnswers, champion: SplitAnswers | None, policy: 
 
 
 def corruption(candidate: SplitAnswers, champion: SplitAnswers | None, policy: Policy, unfit: Sequence[str] = ()) -> Gate:
-    """G12: common corruptions of images do not hurt it much, or not more than they hurt the champion; `unfit` cannot be made of them."""
+    """G12: common image corruptions hurt it little, or no more than the champion. `unfit`: corruptions that these images cannot have."""
     wanted = policy.robustness
     if not wanted.kinds:
         return Gate("G12", "corruption", None, "the policy names no corruption")

@@ -1,9 +1,10 @@
-"""Whether a candidate may take the champion's place: both classify the same test images, and chance must not explain the difference.
+"""Is a candidate better than the champion in accuracy (gate G4)? Both classify the same test images, and chance must not explain the gain.
 
-Each image that only one of them gets right speaks for that one; of two equally good models each is as likely (McNemar 1947,
-https://doi.org/10.1007/BF02295996, here exact). A test split that is looked at again and again is won by chance in the end: of
-20 challengers as good as the champion one all but surely "wins". So the chance that is allowed shrinks with each reading,
-alpha / (t (t + 1)) at the t-th, which makes alpha over all readings that will ever be (a Bonferroni budget).
+Only images that exactly one model gets right count. If both models are equally good, either is as likely to be that one (McNemar 1947,
+https://doi.org/10.1007/BF02295996, here exact).
+
+If a test split is used again and again, somebody wins by chance. So the allowed probability is smaller at each reading:
+alpha / (t (t + 1)) at the t-th. Over all possible readings this adds up to alpha (a Bonferroni budget).
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ import numpy as np
 import numpy.typing as npt
 
 ALPHA = 0.05
-"""Chance that a challenger who is no better ever takes the place, over all readings of one test split."""
+"""Probability that a challenger which is no better ever wins, over all readings of one test split."""
 
 LEAST_GAIN = 0.002
-"""A gain that is worth a change of model, as a share of the images."""
+"""The smallest gain for which a change of model is worth it, as a share of the images."""
 
 MOST_READINGS = 20
-"""Of one test split; then it takes new test images."""
+"""The most readings of one test split. After that, new test images are needed."""
 
 POWER = 0.8
 
 
 class PairedComparison(ABC):
-    """What follows from a comparison of two models on the same images, whatever was compared."""
+    """A comparison of two models on the same images: what all metrics have in common."""
 
     reading: int
     budget: float
@@ -39,26 +40,26 @@ class PairedComparison(ABC):
     @property
     @abstractmethod
     def gain(self) -> float:
-        """The candidate's figure less the champion's."""
+        """The candidate's value minus the champion's; more is better."""
 
     @property
     @abstractmethod
     def p(self) -> float:
-        """How often a candidate that is no better would win by so much."""
+        """How often a candidate that is no better would gain at least as much."""
 
     @property
     def alpha(self) -> float:
-        """Chance that is allowed at this reading."""
+        """The allowed probability at this reading."""
         return self.budget / (self.reading * (self.reading + 1))
 
     @property
     def passes(self) -> bool:
-        """Whether the candidate may take the place."""
+        """Whether the candidate may become the champion."""
         return self.reading <= self.most_readings and self.gain >= self.least_gain and self.p < self.alpha
 
     @property
     def problem(self) -> str:
-        """Why the candidate may not take the place; empty where it may."""
+        """Why the candidate may not become the champion; empty if it may."""
         if self.passes:
             return ""
         if self.reading > self.most_readings:
@@ -71,49 +72,49 @@ class PairedComparison(ABC):
 
     @abstractmethod
     def in_words(self) -> str:
-        """The figures, in a line."""
+        """The figures in one line."""
 
 
 @dataclass(frozen=True)
 class AccuracyComparison(PairedComparison):
-    """A candidate beside the champion on the same images, by how many each gets right."""
+    """Compares how many of the same images the candidate and the champion get right."""
 
     images: int
     wins: int
-    """Images that the candidate alone gets right."""
+    """Images that only the candidate gets right."""
     losses: int
-    """Images that the champion alone gets right."""
+    """Images that only the champion gets right."""
     reading: int
-    """Which reading of the test split this is, from 1."""
+    """Number of the reading, from 1."""
     budget: float = ALPHA
-    """Chance that is allowed over all readings of this test split."""
+    """The allowed probability over all readings of this test split."""
     least_gain: float = LEAST_GAIN
     most_readings: int = MOST_READINGS
     metric: str = "val_accuracy"
-    """What right means: `val_accuracy` or `val_top5_accuracy`."""
+    """What counts as right: `val_accuracy` or `val_top5_accuracy`."""
 
     @property
     def gain(self) -> float:
-        """The candidate's accuracy less the champion's."""
+        """The candidate's accuracy minus the champion's."""
         return (self.wins - self.losses) / self.images
 
     @property
     def p(self) -> float:
-        """How often a candidate as good as the champion would win by so much: McNemar's test, exact and one-sided."""
+        """How often a candidate as good as the champion would win at least as clearly: McNemar's test, exact and one-sided."""
         from scipy.stats import binomtest  # type: ignore[import-untyped]  # slow to import
 
         parted = self.wins + self.losses
         return float(binomtest(self.wins, parted, 0.5, alternative="greater").pvalue) if parted else 1.0
 
     def no_worse_than(self, margin: float) -> bool:
-        """Whether the lower bound of the gain, at this reading's alpha, lies above -margin."""
+        """Whether the lower bound of the gain, at this reading's alpha, is above -margin."""
         return self.reading <= self.most_readings and chance(self.wins, self.losses, self.images, -margin) < self.alpha
 
     @property
     def least(self) -> float:
-        """Lower bound of the gain at this reading's alpha: the largest that `chance` rules out.
+        """Lower bound of the gain at this reading's alpha: the largest gain that `chance` rules out.
 
-        A bootstrap would not do: of images on which the models never differ, however few, it makes an interval from 0 to 0.
+        A bootstrap is no alternative: if the models never differ, its interval is 0 to 0, even for very few images.
         """
         low, high = -1.0, self.gain
         for _ in range(30):
@@ -122,7 +123,7 @@ class AccuracyComparison(PairedComparison):
         return low
 
     def interval(self, draws: int = 10_000) -> tuple[float, float]:
-        """Of the gain, by a bootstrap over the images, two-sided at twice this reading's alpha; the same each time."""
+        """Interval of the gain, two-sided at twice this reading's alpha, by a bootstrap over the images with a fixed seed."""
         rng = np.random.default_rng(0)
         shares = [self.wins / self.images, self.losses / self.images, 1 - (self.wins + self.losses) / self.images]
         drawn = rng.multinomial(self.images, shares, draws)
@@ -132,13 +133,13 @@ class AccuracyComparison(PairedComparison):
 
     @property
     def detectable(self) -> float:
-        """The gain that this many images would show four times in five, at this reading, if models differ on as many images as these."""
+        """The gain that this test would show in four of five cases, if the models differ on as many images as these do."""
         parted = max(self.wins + self.losses, 1) / self.images
         z = NormalDist().inv_cdf
         return (z(1 - self.alpha) + z(POWER)) * math.sqrt(parted / self.images)
 
     def in_words(self) -> str:
-        """The figures, in a line."""
+        """The figures in one line."""
         low, high = self.interval()
         of = "" if self.metric == "val_accuracy" else f" of {self.metric.removeprefix('val_')}"
         return (
@@ -158,11 +159,13 @@ def compare(
     most_readings: int = MOST_READINGS,
     metric: str = "val_accuracy",
 ) -> AccuracyComparison:
-    """Two models on the same images.
+    """Compare two models on the same images.
 
     Args:
-        candidate, champion: (images,), whether each gets an image right. reading: of this test split, this one included.
-        budget, least_gain, most_readings: as a policy has them. metric: what right means.
+        candidate, champion: (images,), whether the model gets each image right.
+        reading: its number, from 1.
+        budget, least_gain, most_readings: as in a policy.
+        metric: what counts as right.
     """
     assert candidate.shape == champion.shape
     wins, losses = int((candidate & ~champion).sum()), int((~candidate & champion).sum())
@@ -170,19 +173,20 @@ def compare(
 
 
 def chance(more: int, less: int, images: int, true: float) -> float:
-    """How often `more - less` or a larger difference is seen in paired images where the true one is `true`, a share of the images.
+    """How often paired images show a difference of `more - less` or larger if the true difference is `true`.
 
-    McNemar's test asks it of 0. With another difference it depends on how often the two models differ at all, which nobody
-    knows; the likeliest such share under `true` is taken (Tango 1998, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8%3C891::AID-SIM780%3E3.0.CO;2-B),
-    and the tail is summed exactly instead of by his normal approximation (Lloyd 2008 calls it the E p-value).
+    For 0, this is McNemar's test. For another difference, the result depends on how often the two models differ, which is unknown. So the
+    most likely such share under `true` is used (Tango 1998, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8%3C891::AID-SIM780%3E3.0.CO;2-B).
+    The tail is summed exactly, not by his normal approximation (Lloyd 2008 calls this the E p-value).
 
     Args:
-        more, less: images that speak for and against the difference. images: all of them, at least 1.
-        true: -1 to 1.
+        more, less: images for and against the difference.
+        images: all images, at least 1.
+        true: a share of the images, -1 to 1.
     """
     from scipy.stats import binom
 
-    if more - less <= -images:  # nothing is smaller
+    if more - less <= -images:  # no difference can be smaller
         return 1.0
     for_it, against = _likeliest(more, less, images, true)
     parted = min(for_it + against, 1.0)
@@ -196,7 +200,7 @@ def chance(more: int, less: int, images: int, true: float) -> float:
 
 
 def _likeliest(more: int, less: int, images: int, true: float) -> tuple[float, float]:
-    """Shares of images for and against a difference that make what was seen likeliest, `true` apart."""
+    """The most likely shares of images for and against a difference, given the data, if they differ by `true`."""
     if true < 0:
         against, for_it = _likeliest(less, more, images, -true)
         return for_it, against

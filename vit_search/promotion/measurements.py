@@ -1,4 +1,4 @@
-"""What is measured of a candidate before the test split is read: costs, exported files and weights."""
+"""Measures a candidate before the test split is read: its costs, its exported files and its weights."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from vit_search.vit.checkpoint import ServedModel
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured of a candidate, beside the champion where there is one."""
+    """The measurements of a candidate, with the champion's for comparison if there is one."""
 
     costs: Costs
     side_by_side: SideBySide | None
-    """With the champion; None where there is none."""
+    """Costs of both models; None if there is no champion."""
     parities: list[Parity]
-    """Of each exported format."""
+    """One entry for each exported format."""
     weights_sha256: str
-    """Of the weights in memory, as they were measured."""
+    """sha256 of the weights in memory when they were measured."""
 
 
 def measure(candidate: Candidate, champion: tuple[ServedModel, Path] | None, policy: Policy) -> Measurements:
     """Measure a candidate.
 
     Args:
-        champion: its model and its checkpoint; None for none.
+        champion: its model and its checkpoint; None if there is no champion.
     """
     side_by_side = measure_side_by_side(candidate.served, candidate.folder, *champion) if champion is not None else None
     costs = side_by_side.candidate if side_by_side is not None else measure_costs(candidate.served, candidate.folder)

@@ -1,6 +1,6 @@
-"""What a candidate took the test images for: a page beside the promotion's trainings, and in MLflow.
+"""The page of a promotion that shows which test images the candidate got wrong. It is in the promotion's folder and in MLflow.
 
-It is made of the answers of a reading that was counted. No model is asked here: images are decoded to be shown, those of a few answers.
+It uses the answers of a counted reading. No model runs here; only the images that are shown are decoded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 PAGE, DISAGREEMENTS = "mistakes.html", "disagreements.csv"
 
 KINDS = ("the candidate is wrong, the champion right", "both are wrong", "the candidate is right, the champion wrong")
-"""Of images on which the two disagree, the worst first."""
+"""Kinds of images on which the two disagree, the worst first."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,17 @@ class Disagreement:
     """An image on which candidate and champion disagree."""
 
     index: int
-    """In the test split."""
+    """Index of the image in the test split."""
     kind: int
     """Index into KINDS."""
 
 
 def write(folder: Path, spec: SearchSpec, data: DataSet, reading: Reading, title: str) -> tuple[Path, ...]:
-    """Write the page and its tables into a promotion's folder; writing them again replaces them.
+    """Write the page and its tables into a promotion's folder. Files of an earlier call are replaced.
 
     Args:
-        data: as `prepare` gave it for this search. title: of the page.
-    Returns: the page, then the tables; nothing where they cannot be made: a picture must not cost a promotion.
+        data: from `prepare` for this search. title: of the page.
+    Returns: the page, then the tables. Empty if they cannot be made, because a picture must not stop a promotion.
     """
     try:
         return _write(folder, spec, data, reading, title)
@@ -108,13 +108,16 @@ def _write(folder: Path, spec: SearchSpec, data: DataSet, reading: Reading, titl
     files = {PAGE: page.render(Page(title, lead, figures, sections)), **files}
     for name, text in files.items():
         write_whole(folder / name, text)
-    if champion is None:  # those of an earlier promotion, which had one
+    if champion is None:  # the file of an earlier promotion, which had a champion
         (folder / DISAGREEMENTS).unlink(missing_ok=True)
     return tuple(folder / name for name in files)
 
 
 def disagreements(candidate: SplitAnswers, champion: SplitAnswers) -> list[Disagreement]:
-    """The images on which two models disagree, the worst first: by KINDS, then by how sure the candidate is, of what it got right least."""
+    """The images on which two models disagree, the worst first.
+
+    Sorted by KINDS, then by the candidate's confidence: surest mistakes first, surest right answers last.
+    """
     differ = np.flatnonzero(candidate.predictions != champion.predictions)
     kinds = np.where(candidate.correct, 2, np.where(champion.correct, 0, 1))[differ]
     sure = candidate.confidence[differ]
@@ -123,7 +126,7 @@ def disagreements(candidate: SplitAnswers, champion: SplitAnswers) -> list[Disag
 
 
 def disagreements_csv(differ: Sequence[Disagreement], names: Sequence[str], candidate: SplitAnswers, champion: SplitAnswers) -> str:
-    """All of them as a CSV."""
+    """All disagreements as CSV."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["image", "label", "candidate", "candidate_confidence", "champion", "champion_confidence"])
@@ -155,7 +158,7 @@ def _differ_blocks(shelf: _Shelf, differ: Sequence[Disagreement], candidate: Spl
 
 @dataclass(frozen=True)
 class _Shelf:
-    """The test images, of which those are decoded that are shown."""
+    """The test images. Only those that are shown are decoded."""
 
     data: DataSet
     names: Sequence[str]
@@ -168,7 +171,7 @@ class _Shelf:
         others: Sequence[int] | npt.NDArray[np.int64],
         probabilities: Sequence[float] | npt.NDArray[np.float64],
     ) -> list[Shown]:
-        """Images with their labels and other classes."""
+        """Images with their labels, another class each, and its probability."""
         chosen = [int(i) for i in indices]
         if self.shows_images and chosen:
             pictures = [thumbnail(one, "") for one in pixels_of(load_split(self.data, "test", decoders=0), chosen)]

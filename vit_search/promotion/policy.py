@@ -1,6 +1,6 @@
-"""A promotion's policy: how a winner is confirmed, and what it must show before it takes the champion's place.
+"""The policy of a promotion: how a winner is confirmed, and what it must show to become the champion.
 
-Read from a YAML file as strictly as a search file, and described to editors by a JSON Schema. With no file the defaults hold.
+The YAML file is read as strictly as a search file. Without a file, the defaults apply.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vit_search.text import nearest
 
 Corruption = Literal["gaussian_noise", "blur", "contrast", "brightness", "translate", "jpeg"]
 CORRUPTIONS: tuple[Corruption, ...] = ("gaussian_noise", "blur", "contrast", "brightness", "translate", "jpeg")
-"""What promotion/evidence/corruptions.py can do to an image."""
+"""The corruptions of promotion/evidence/corruptions.py."""
 
 Format = Literal["safetensors", "pt2", "onnx"]
 
@@ -147,7 +147,7 @@ class Export(_PolicySection):
 
 
 _LATE = {"near_duplicates"}
-"""Keys that earlier versions did not know: null is not in the digest, so that a promotion of an earlier version can go on."""
+"""Keys that earlier versions did not have. null is not part of the digest, so a promotion of an earlier version can continue."""
 
 
 class Policy(_PolicySection):
@@ -191,25 +191,25 @@ class Policy(_PolicySection):
 
     @property
     def digest(self) -> str:
-        """sha256 of the policy with every default filled in: the same digest, the same demands."""
+        """sha256 of the policy with every default filled in. The same digest means the same requirements."""
         demands = {key: value for key, value in self.to_dict().items() if key not in _LATE or value is not None}
         return hashlib.sha256(json.dumps(demands, sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, every default filled in; `Policy.model_validate` takes them back."""
+        """Plain JSON values with every default filled in. `Policy.model_validate` reads them."""
         return self.model_dump(mode="json")
 
 
 def load(path: Path | None) -> Policy:
-    """Read and check a policy file; the defaults where there is none.
+    """Read and check a policy file. Without a file, the defaults.
 
-    Raises: SpecError, one line: file, line, key, what was seen, the mend.
+    Raises: SpecError in one line: file, line, key, what was found, how to fix it.
     """
     return Policy.model_validate({}) if path is None else parse(strict_yaml.read_text(path), str(path))
 
 
 def parse(text: str, source: str = "policy") -> Policy:
-    """The same from text."""
+    """Read and check the text of a policy file; see `load`."""
     document = strict_yaml.parse(text, source)
     try:
         return Policy.model_validate(document.values)
@@ -225,7 +225,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _in_words(error: dict[str, Any]) -> tuple[strict_yaml.NodePath, str]:
-    """A pydantic error as (path in the file, one line with the mend)."""
+    """A pydantic error as (path in the file, one line that says how to fix it)."""
     path: strict_yaml.NodePath = error["loc"]
     key = ".".join(map(str, path))
     if error["type"] == "extra_forbidden":
@@ -237,7 +237,6 @@ def _in_words(error: dict[str, Any]) -> tuple[strict_yaml.NodePath, str]:
 
 
 def _section(path: strict_yaml.NodePath) -> type[BaseModel]:
-    """The section at a path."""
     section: type[BaseModel] = Policy
     for step in path:
         inner = section.model_fields[str(step)].annotation

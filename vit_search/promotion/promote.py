@@ -1,6 +1,8 @@
-"""Promotes the best model of a search: choose a candidate, measure it, read the test split once, decide, register, move the alias.
+"""Promotes the best model of a search.
 
-All evidence is kept in the promotion's folder and in its MLflow run. So a promotion that dies goes on without reading the test split
+The steps: choose a candidate, measure it, read the test split once, decide, register, move the alias.
+
+All evidence is kept in the promotion's folder and in its MLflow run. So a promotion that dies can continue without reading the test split
 again. The alias `champion` moves last (registry/champion.py), and only to a complete version that has passed.
 """
 
@@ -53,11 +55,11 @@ from vit_search.tracking.mlflow_client import client_for
 from vit_search.vit.checkpoint import ServedModel
 
 Say = Callable[[str], None]
-"""Called with the next step, in a few words."""
+"""Called with a few words before each step."""
 
 
 READING, REGISTERING = "evaluating once on the test split", "registering"
-"""The steps after which an interrupted promotion leaves something; before them it leaves models and measurements."""
+"""Steps after which an interrupted promotion leaves something behind. Before them it leaves only models and measurements."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,13 @@ class Promotion:
     champion: str | None = None
     """The version that was champion before; None if there was none."""
     tags: Mapping[str, str] = field(default_factory=dict)
-    """The tags of the version."""
     page: Path | None = None
     """The page that shows the candidate's mistakes on the test images; None if they were not read."""
 
 
 @dataclass(frozen=True)
 class _Case:
-    """What all steps need: the candidate, the policy and request, and what the registry holds before the promotion."""
+    """What all steps need: the candidate, the policy, the request, and what the registry holds before the promotion."""
 
     client: mlflow.MlflowClient
     retrained: Retrained
@@ -108,7 +109,7 @@ class _Case:
 
     @property
     def comparable(self) -> Any:
-        """The champion if it was trained on the same data, else None."""
+        """The champion if it was trained on the same data, otherwise None."""
         if self.champion is None or self.champion.tags.get("data_hash") != self.candidate.served.data_hash:
             return None
         return self.champion
@@ -116,8 +117,6 @@ class _Case:
 
 @dataclass(frozen=True)
 class _Judged:
-    """The candidate, logged and judged."""
-
     logged: LoggedCandidate
     decision: Decision
 
@@ -163,13 +162,13 @@ def promote(
 
 
 def _choose(client: mlflow.MlflowClient, retrained: Retrained, policy: Policy, request: PromotionRequest) -> _Case:
-    """Choose the candidate and read the registered model. A move that a dead promotion left half done is repaired first.
+    """Choose the candidate and read the registered model. Before that, repair a move that a dead promotion did not complete.
 
     Raises: PromotionRefusedError if the champion is not the version that the person expects.
     """
     candidate = choose_candidate(client, retrained)
     model = create_registered_model(client, request.name)
-    if INTENT in model.tags or abandoned(client, request.name):  # of one that died in mid-move
+    if INTENT in model.tags or abandoned(client, request.name):  # a promotion died in the middle of a move
         repair_champion(client, request.name)
     version = find_version_of(client, request.name, candidate)
     case = _Case(client, retrained, policy, request, candidate, model, find_champion(client, request.name), version)
@@ -182,7 +181,7 @@ def _choose(client: mlflow.MlflowClient, retrained: Retrained, policy: Policy, r
 
 
 def _check_data(case: _Case) -> DataSet:
-    """The data set. It must be the one of the search and of the champion.
+    """Load the data set. It must be that of the search and of the champion.
 
     Raises: PromotionRefusedError if the champion was trained on other data; PromotionError if the data has changed, or if its test images
         cannot give the search's metric.
@@ -198,7 +197,7 @@ def _check_data(case: _Case) -> DataSet:
         raise PromotionError(
             f"{case.retrained.search}: the data set has changed since the search; its test split is another one. Search again."
         )
-    absent = absent_classes(data, "test") if METRICS[metric].every_class else ()  # its labels alone; no model answers yet
+    absent = absent_classes(data, "test") if METRICS[metric].every_class else ()  # reads only the labels; no model runs yet
     if absent and not case.request.force:
         raise PromotionError(
             f"{case.retrained.search}: {metric} needs test images of each class, and there is none of {in_short(absent)}; add images and "
@@ -250,7 +249,8 @@ def _judge_before_test(
     """Judge the gates that need no test image.
 
     Args:
-        number: the number that the next reading of the test split would have. smoke_problem: of the logged model; empty for none.
+        number: number of the next reading of the test split.
+        smoke_problem: of the logged model; empty if there is none.
     """
     candidate, policy, spec = case.candidate, case.policy, case.retrained.spec
     split: SplitName = "val" if spec.train_on == "train" else "holdout"
@@ -276,13 +276,12 @@ def _judge_before_test(
 
 
 def _noise(served: ServedModel, data: DataSet, split: SplitName, metric: str) -> float:
-    """How far chance moves a metric on the images of a split, as a standard deviation."""
+    """Standard deviation of a metric by chance, on the images of a split."""
     answers = classify_split(served, load_split(data, split), probabilities=needs_probabilities(metric))
     return float(np.nanstd(drawn_values(answers, metric)))
 
 
 def _judge_after_test(case: _Case, measured: Measurements, reading: Reading) -> list[Gate]:
-    """Judge the gates that need the test split."""
     policy, answers, champion = case.policy, reading.answers, reading.champion
     compared, metric = None, case.retrained.spec.metric
     if champion is not None:
@@ -302,7 +301,7 @@ def _judge_after_test(case: _Case, measured: Measurements, reading: Reading) -> 
 
 
 def _register(case: _Case, data: DataSet, judged: _Judged) -> Promotion:
-    """Keep the evidence and register the candidate as a version, whatever the verdict."""
+    """Keep the evidence and register the candidate as a version, whatever the verdict is."""
     client, candidate, decision, name = case.client, case.candidate, judged.decision, case.request.name
     tags = version_tags(case.retrained, candidate, case.policy, case.request, decision)
     costs = decision.measured.costs

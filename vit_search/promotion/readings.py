@@ -1,6 +1,6 @@
-"""The readings of the test split: each is counted in the registry before it is made, and its answers are kept in a file.
+"""The readings of the test split. Each is counted in the registry before it is made, and its answers are kept in a file.
 
-A promotion that dies after its reading uses the file, and does not read the test split again.
+A promotion that was killed after its reading uses the file. It does not read the test split again.
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ from vit_search.vit.checkpoint import ServedModel
 
 @dataclass(frozen=True)
 class Reading:
-    """The test split, read."""
+    """One reading of the test split."""
 
     number: int
-    """Which reading of this test split it is, from 1."""
+    """Number of the reading, from 1."""
     policy: str
-    """Digest of the policy it was read under."""
+    """Digest of the policy at the time of the reading."""
     answers: SplitAnswers
-    """The candidate's."""
+    """The candidate's answers."""
     champion: SplitAnswers | None
-    """The champion's answers; None where there was none to compare with."""
+    """The champion's answers; None if there was none to compare with."""
     majority: Mapping[str, float]
-    """Of always giving the most frequent class, by metric: the accuracy, and the search's metric."""
+    """Accuracy and search metric of the baseline that always answers the most frequent class, by metric."""
     linear_probe: Mapping[str, float]
-    """The same of logistic regression on the pixels."""
+    """The same for logistic regression on the pixels."""
     fresh: bool = True
-    """False where an earlier promotion made it."""
+    """False if an earlier promotion made the reading."""
 
     def baseline_metric(self, metric: str) -> str:
-        """What the simplest classifiers are compared by: the search's metric, or accuracy where they do not have it.
+        """The metric for the comparison with the baselines: the search's, or accuracy if they do not have it.
 
-        A model that always gives the classes' shares as probabilities is perfectly calibrated, so the calibration error says nothing there.
+        Also accuracy for the calibration error: a model that always gives the classes' shares as probabilities is perfectly calibrated.
         """
         measured = metric in self.majority and metric in self.linear_probe and value_of(self.answers, metric) is not None
         return metric if measured and metric != "val_ece" else "val_accuracy"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, as the file holds them."""
+        """Plain JSON values for the file."""
         return {
             "reading": self.number,
             "policy": self.policy,
@@ -71,7 +71,7 @@ class Reading:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Reading:
-        """The inverse of `to_dict`, also of a record that has accuracies alone; the reading is not fresh."""
+        """The inverse of `to_dict`. It also reads a record that has only accuracies. The reading is not fresh."""
         champion = SplitAnswers.from_dict(values["rival"]) if values["rival"] else None
         answers = SplitAnswers.from_dict(values["seen"])
         majority, probe = (
@@ -81,7 +81,7 @@ class Reading:
 
 
 def readings_of(client: mlflow.MlflowClient, name: str, data_hash: str) -> int:
-    """How often the test split of this data has been read for a registered model; 0 where there is no such model."""
+    """How often the test split of this data has been read for a registered model; 0 if there is no such model."""
     try:
         return count_readings(client.get_registered_model(name), data_hash)
     except MlflowException:
@@ -89,7 +89,7 @@ def readings_of(client: mlflow.MlflowClient, name: str, data_hash: str) -> int:
 
 
 def count_readings(model: Any, data_hash: str) -> int:
-    """The same of a registered model as MLflow gives it."""
+    """The same for a registered model that MLflow has returned."""
     return int(model.tags.get(_readings_tag(data_hash), 0))
 
 
@@ -104,13 +104,14 @@ def read_test_split(
     policy: Policy,
     metric: str,
 ) -> Reading:
-    """Count a reading of the test split, then make it, and keep the answers.
+    """Count a reading of the test split, then make it and keep the answers.
 
     Args:
+        name: of the registered model, which counts the readings.
+        path: of the file for the answers.
         metric: of the search.
-        name: of the registered model, which counts the readings. path: of the file that keeps the answers.
     """
-    with locked(client, name):  # two promotions at once count two; and before the reading: a crash counts, too
+    with locked(client, name):  # under the lock, so two promotions count two; before the reading, so a crash counts
         number = count_readings(client.get_registered_model(name), data.data_hash) + 1
         client.set_registered_model_tag(name, _readings_tag(data.data_hash), str(number))
     split = load_split(data, "test")
@@ -135,12 +136,12 @@ def read_test_split(
 
 
 def unfit_corruptions(policy: Policy, config: TrialConfig) -> list[str]:
-    """The corruptions of a policy that cannot be made of the images of a model."""
+    """The corruptions of a policy that the images of a model cannot have."""
     return [kind for kind in policy.robustness.kinds if not fits(kind, config.model.in_channels, config.data.bits)]
 
 
 def kept_reading(path: Path) -> Reading | None:
-    """The reading that an earlier promotion made and kept in a file; None where there is none that can be read."""
+    """The reading that an earlier promotion kept in a file; None if there is no readable one."""
     try:
         return Reading.from_dict(parse(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
@@ -148,10 +149,10 @@ def kept_reading(path: Path) -> Reading | None:
 
 
 def reading_path(retrained: Retrained, candidate: Candidate, champion: Any) -> Path:
-    """The file that keeps the reading of a candidate against a champion.
+    """The file for the reading of a candidate against a champion.
 
     Args:
-        champion: the version as MLflow gives it; None for none.
+        champion: its version, an object of MLflow; None if there is no champion.
     """
     against = champion.tags.get("weights_sha256", f"version {champion.version}") if champion is not None else "nobody"
     key = hashlib.sha256(f"{candidate.promotion_id} {against}".encode()).hexdigest()[:16]

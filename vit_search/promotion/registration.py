@@ -1,6 +1,6 @@
-"""The candidate in MLflow: its logged model, its version with the evidence, and the artifacts of the promotion's run.
+"""Writes the candidate to MLflow: its logged model, its version with the evidence, and the artifacts of the promotion's run.
 
-Each step can be repeated after a crash: what an earlier promotion has written is found and used again.
+Each step can be repeated after a crash: it finds and uses what an earlier promotion has written.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from vit_search.vit import checkpoint
 
 @dataclass(frozen=True)
 class LoggedCandidate:
-    """The candidate's model, as it is logged in its run."""
+    """The candidate's model as it is logged in its run."""
 
     uri: str
     record: str
-    """The sha256 of its files, as model_files.py writes them."""
+    """The sha256 of its files; see model_files.py."""
 
     @property
     def model_id(self) -> str:
@@ -49,9 +49,9 @@ class LoggedCandidate:
 
 
 def create_registered_model(client: mlflow.MlflowClient, name: str) -> Any:
-    """The registered model, made where it is not there.
+    """Get the registered model; create it if it does not exist.
 
-    Raises: PromotionError when MLflow refuses the name.
+    Raises: PromotionError if MLflow rejects the name.
     """
     try:
         return client.create_registered_model(
@@ -64,17 +64,17 @@ def create_registered_model(client: mlflow.MlflowClient, name: str) -> Any:
 
 
 def find_version_of(client: mlflow.MlflowClient, name: str, candidate: Candidate) -> Any:
-    """The version that an earlier promotion made of this candidate; None where there is none."""
+    """The version that an earlier promotion made of this candidate; None if there is none."""
     versions = client.search_model_versions(f"name = '{name}'")
     return next((version for version in versions if version.tags.get("promotion_id") == candidate.promotion_id), None)
 
 
 def log_candidate(client: mlflow.MlflowClient, candidate: Candidate, retrained: Retrained) -> LoggedCandidate:
-    """The model in the candidate's run and the record of its files, logged where an earlier promotion has not.
+    """Log the model and the record of its files in the candidate's run, if an earlier promotion has not done it.
 
-    The smoke test runs its code, so a model of an earlier promotion must be what that one has logged.
+    The smoke test runs the model's code, so the files of an earlier promotion are checked against their record.
 
-    Raises: PromotionError where its files have changed since.
+    Raises: PromotionError if these files have changed.
     """
     experiment = client.get_run(candidate.run_id).info.experiment_id
     models = client.search_logged_models([experiment], filter_string=f"source_run_id = '{candidate.run_id}'")
@@ -98,7 +98,7 @@ def log_candidate(client: mlflow.MlflowClient, candidate: Candidate, retrained: 
 
 
 def smoke_problem(client: mlflow.MlflowClient, logged: LoggedCandidate) -> str:
-    """What a fresh process finds wrong with a logged model; one that has answered well here once is not asked again."""
+    """What a fresh process finds wrong with a logged model; empty if nothing. It runs once per set of library versions."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("vit_search", "mlflow", "torch"))
     if client.get_logged_model(logged.model_id).tags.get("smoke_passed") == versions:
         return ""
@@ -111,7 +111,7 @@ def smoke_problem(client: mlflow.MlflowClient, logged: LoggedCandidate) -> str:
 def version_tags(
     retrained: Retrained, candidate: Candidate, policy: Policy, request: PromotionRequest, decision: Decision
 ) -> dict[str, str]:
-    """The tags of a candidate's version: where it comes from, what was decided, and on which figures."""
+    """The tags of a candidate's version: its origin, the verdict, and the figures behind it."""
     finalist, spec = candidate.finalist, retrained.spec
     sign = 1.0 if spec.mode == "max" else -1.0
     better = next((gate.said for gate in decision.gates if gate.id == "G4"), "")
@@ -141,7 +141,6 @@ def version_tags(
 
 
 def _test_tags(reading: Reading, metric: str) -> dict[str, str]:
-    """The figures from the test split, as tags."""
     low, high = reading.answers.interval
     value = value_of(reading.answers, metric)
     return {
@@ -161,10 +160,10 @@ def _evidence_folder(candidate: Candidate) -> str:
 def keep_evidence(
     client: mlflow.MlflowClient, candidate: Candidate, decision: Decision, card: str, tags: Mapping[str, str], files: Sequence[Path] = ()
 ) -> None:
-    """All that the decision rests on, as artifacts of the promotion's run; its page shows the card.
+    """Keep the evidence of the decision as artifacts of the promotion's run, whose page in MLflow shows the card.
 
     Args:
-        files: further ones, of what the candidate took the test images for.
+        files: the page of the candidate's mistakes, and its tables.
     """
     parent, folder = candidate.parent_run, _evidence_folder(candidate)
     reading, side_by_side = decision.reading, decision.measured.side_by_side
@@ -189,10 +188,10 @@ def keep_evidence(
 
 
 def keep_duplicates(client: mlflow.MlflowClient, candidate: Candidate, data: DataSet, duplicates: Duplicates, *, images: bool) -> None:
-    """Test images that are also among the others: a table of all, and pictures of the first ten pairs. Nothing if there are none.
+    """Keep the test images that are also among the others: a table of all, and pictures of the first ten pairs. Nothing if there are none.
 
     Args:
-        images: whether pictures may be kept: `report.images` of the search file.
+        images: whether pictures may be kept; the key `report.images` of the search file.
     """
     if duplicates.pairs:
         folder = _evidence_folder(candidate)
@@ -204,10 +203,10 @@ def keep_duplicates(client: mlflow.MlflowClient, candidate: Candidate, data: Dat
 def register_version(
     client: mlflow.MlflowClient, name: str, candidate: Candidate, logged: LoggedCandidate, tags: Mapping[str, str], card: str
 ) -> str:
-    """The candidate's version with its evidence and the record of its files; made once, whatever is repeated."""
+    """Register the candidate's version with its evidence and the record of its files. A repeated call makes no second version."""
     with locked(client, name):
         version = find_version_of(client, name, candidate)
-        if version is None or version.source == logged.uri:  # a version of vit_search 0.1 may be of another logged model
+        if version is None or version.source == logged.uri:  # a version of vit_search 0.1 may belong to another logged model
             tags = {**tags, model_files.RECORD: logged.record}
         if version is None:
             created = client.create_model_version(

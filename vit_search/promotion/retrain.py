@@ -1,4 +1,4 @@
-"""The best trials of a search once more, from scratch and with fresh seeds, as trials of a search of their own on Ray."""
+"""Trains the best trials of a search again, from scratch and with new seeds, as the trials of a search of their own on Ray."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from vit_search.tracking.uris import resolve_uri
 def retrain(
     plan: FinalistPlan, *, tracking_uri: str | None = None, watch: Watch | None = None, address: str | None = None
 ) -> SearchResult | None:
-    """Train what a plan asks for, or go on with it after a death; None where it is done already.
+    """Run the trainings of a plan, or continue them after a crash. None if all are finished already.
 
-    Raises: SearchError when another process is at it, or the search's folder has been changed; DataError; TrackingError;
+    Raises: SearchError if another process runs them, or the search's folder has been changed; DataError; TrackingError;
         NoTrialCompletedError.
     """
     _, facts = searches.read(plan.search)
@@ -43,7 +43,7 @@ def retrain(
 
 
 def _new_folder(search: Path) -> Path:
-    """The next free number below the search's folder."""
+    """Create the next free folder `promotions/N` in the search's folder."""
     make_folder(search / "promotions")
     number = 1
     while True:

@@ -1,10 +1,12 @@
-"""Whether a candidate is better than the champion by a metric of the test images other than accuracy, such as macro F1 or the loss.
+"""Is a candidate better than the champion by another metric than accuracy, such as macro F1 or the loss?
 
-McNemar's test asks which model recognises more images; for other metrics that is another question. So two tests ask, and the candidate must
-pass both. One swaps the two models' answers of a random half of the images (a permutation test): if both models are alike, that changes
-nothing, so the seen gain must be rare among the swapped ones. The other draws images with replacement (the paired bootstrap; Efron and
-Tibshirani 1993, chapter 15), which also holds for models that differ in kind; it is read in both usual ways, by the drawn gains and by
-their mirror image about the seen gain.
+McNemar's test compares how many images the models recognise, which does not answer this question. Instead there are two tests, and the
+candidate must pass both:
+
+- A permutation test swaps the two models' answers on a random half of the images. If both models are alike, swaps change nothing. So the
+  real gain must be rare among the swapped ones.
+- A paired bootstrap draws images with replacement (Efron and Tibshirani 1993, chapter 15). It is also valid for models that differ in kind.
+  It is read in both usual ways: by the drawn gains, and by their mirror image about the real gain.
 """
 
 from __future__ import annotations
@@ -23,11 +25,12 @@ from vit_search.promotion.mcnemar import ALPHA, LEAST_GAIN, MOST_READINGS, Paire
 from vit_search.vit.evaluation import SCORES
 
 DRAWS = 10_000
-"""The twentieth reading of a test split allows a chance of 1 in 8,400; of 10,000 draws, 1 is that many."""
+"""The twentieth reading of a test split allows a probability of 1 in 8,400. 10,000 draws can just show one that small."""
 
 MOST_PRODUCTS = 2_000_000_000
-"""Images times classes times draws of a metric of each class's probabilities. Larger splits get fewer draws. 20,000 images of 10 classes
-would take five minutes of a busy core, 400 images of 6 classes take half a second.
+"""The most images times classes times draws, for a metric of each class's probabilities. Larger splits get fewer draws.
+
+20,000 images of 10 classes would take five minutes of one core, 400 images of 6 classes take half a second.
 """
 
 FEWEST_DRAWS = 400
@@ -35,31 +38,31 @@ FEWEST_DRAWS = 400
 
 @dataclass(frozen=True)
 class ScoreComparison(PairedComparison):
-    """A candidate beside the champion on the same images, by a metric."""
+    """Compares a candidate with the champion on the same images, by a metric."""
 
     metric: str
     """A key of METRICS that `weighted_metrics.answers_give` knows."""
     images: int
     values: tuple[float, float]
-    """Of the metric: the candidate's and the champion's."""
+    """The metric's values: the candidate's and the champion's."""
     gains: npt.NDArray[np.float64]
-    """By how much the candidate is better in each draw of the images, ascending."""
+    """How much better the candidate is in each draw of the images, ascending."""
     swapped: npt.NDArray[np.float64]
-    """The same when the answers of random images are swapped."""
+    """The same if the answers on random images are swapped."""
     reading: int
-    """Which reading of the test split this is, from 1."""
+    """Number of the reading, from 1."""
     budget: float = ALPHA
     least_gain: float = LEAST_GAIN
     most_readings: int = MOST_READINGS
 
     @property
     def gain(self) -> float:
-        """By how much the candidate is better, in the metric's unit."""
+        """How much better the candidate is, in the metric's unit."""
         return _sign(self.metric) * (self.values[0] - self.values[1])
 
     @property
     def p(self) -> float:
-        """The largest of the chances that the tests give: that a candidate which is no better would win by so much."""
+        """The probability that a candidate which is no better would gain at least as much: the largest one that the tests give."""
         few = len(self.gains) < DRAWS
         return max(
             share_of(self.swapped, self.gain, few=few),
@@ -68,7 +71,7 @@ class ScoreComparison(PairedComparison):
         )
 
     def no_worse_than(self, margin: float) -> bool:
-        """Whether the lower bound of the gain, at this reading's alpha, lies above -margin."""
+        """Whether the lower bound of the gain, at this reading's alpha, is above -margin."""
         return self.reading <= self.most_readings and self.least > -margin
 
     @property
@@ -77,7 +80,7 @@ class ScoreComparison(PairedComparison):
         return min(_quantile(self.gains, self.alpha), 2 * self.gain - _quantile(self.gains, 1 - self.alpha))
 
     def in_words(self) -> str:
-        """The figures, in a line."""
+        """The figures in one line."""
         high = max(_quantile(self.gains, 1 - self.alpha), 2 * self.gain - _quantile(self.gains, self.alpha))
         less = " (less is better)" if _sign(self.metric) < 0 else ""
         ours, theirs = self.values
@@ -99,11 +102,13 @@ def compare_scores(
     most_readings: int = MOST_READINGS,
     draws: int | None = None,
 ) -> ScoreComparison:
-    """Two models' answers on the same images; the same draws each time.
+    """Compare two models' answers on the same images. The draws have a fixed seed.
 
     Args:
-        metric: one that both give. reading: of this test split, this one included.
-        budget, least_gain, most_readings: as a policy has them. draws: of each test; as many as pay for so many images by default.
+        metric: one that the answers of both models give.
+        reading: its number, from 1.
+        budget, least_gain, most_readings: as in a policy.
+        draws: of each test; by default `draws_of`.
     """
     draws, sign = draws or draws_of(candidate, metric), _sign(metric)
     values = weighted_metrics.value_of(candidate, metric), weighted_metrics.value_of(champion, metric)
@@ -127,7 +132,7 @@ def compare_scores(
 def _gains(
     candidate: SplitAnswers, champion: SplitAnswers, metric: str, weighted: Callable[[SplitAnswers, str], Weighted], draws: int
 ) -> tuple[Values, Values]:
-    """The candidate's value less the champion's, (draws, 1) or (draws, classes): of drawn images, and of swapped answers."""
+    """The candidate's value minus the champion's, (draws, 1) or (draws, classes): for drawn images, and for swapped answers."""
     candidate, champion, counts = _distinct(candidate, champion, metric)
     ours, theirs, both = (weighted(answers, metric) for answers in (candidate, champion, _stacked(candidate, champion, metric)))
     with np.errstate(invalid="ignore", divide="ignore"):  # a class that is not drawn has no value
@@ -140,7 +145,7 @@ def _gains(
 
 
 def _distinct(candidate: SplitAnswers, champion: SplitAnswers, metric: str) -> tuple[SplitAnswers, SplitAnswers, npt.NDArray[np.int64]]:
-    """One image for all that have the same label and predictions, where nothing else counts, and how many there are of each."""
+    """Merge images with the same label and predictions, if the metric uses nothing else. Returns: also how many images each stands for."""
     if metric not in SCORES:
         return candidate, champion, np.ones(candidate.images, np.int64)
     rows = np.stack([candidate.labels, candidate.predictions, champion.predictions])
@@ -154,7 +159,7 @@ def _distinct(candidate: SplitAnswers, champion: SplitAnswers, metric: str) -> t
 
 
 def class_gains(candidate: SplitAnswers, champion: SplitAnswers, metric: str) -> list[tuple[float, Values, Values]]:
-    """For each class by how much the candidate's value is larger: as seen, in each draw of the images, and when answers are swapped.
+    """For each class, how much larger the candidate's value is: as measured, in each draw of the images, and with swapped answers.
 
     Draws without an image of the class are left out.
     """
@@ -169,27 +174,27 @@ def class_gains(candidate: SplitAnswers, champion: SplitAnswers, metric: str) ->
 
 
 def _widened(gains: Values, seen: float, images: npt.NDArray[np.int64]) -> Values:
-    """Gains of drawn images, moved away from the seen gain until they vary as much as true gains do.
+    """Move the gains of drawn images away from the real gain, until they vary as much as gains on new images do.
 
-    Of n images, draws with replacement have (n - 1) / n of the variance (Efron and Tibshirani 1993, chapter 5), which counts where a class
-    has few. Of a mean over classes, the variances add up.
+    Draws with replacement from n images have only (n - 1) / n of the variance (Efron and Tibshirani 1993, chapter 5). This matters for a
+    class with few images. For a mean over classes, the variances add up.
 
     Args:
-        images: of each class, or of all together.
+        images: number of images of each class, or of all together.
     """
     n = np.maximum(images, 2)
     return np.asarray(seen + np.sqrt((1 / n).sum() / ((n - 1) / n**2).sum()) * (gains - seen))
 
 
 def draws_of(answers: SplitAnswers, metric: str) -> int:
-    """How many draws a metric gets on so many images and classes."""
+    """Number of draws for a metric, with so many images and classes."""
     if not weighted_metrics.needs_probabilities(metric):
         return DRAWS
     return int(np.clip(MOST_PRODUCTS // (answers.images * len(answers.classes)), FEWEST_DRAWS, DRAWS))
 
 
 def _halves(counts: npt.NDArray[np.int64], draws: int) -> Iterator[Values]:
-    """How many images of each kind keep their answers; those of the others are swapped."""
+    """How many images of each kind keep their answers, in each draw. The answers of the others are swapped."""
     rng = np.random.default_rng(1)
     for size in sizes(len(counts), draws):
         yield rng.binomial(counts, 0.5, (size, len(counts))).astype(np.float64)
@@ -198,8 +203,8 @@ def _halves(counts: npt.NDArray[np.int64], draws: int) -> Iterator[Values]:
 def _stacked(candidate: SplitAnswers, champion: SplitAnswers, metric: str) -> SplitAnswers:
     """The answers of both models, one below the other.
 
-    Metrics that only use the order of the images get ranks as probabilities: two models may be sure of themselves in different degrees, and
-    that must not add to what swaps do.
+    A metric that uses only the order of the images gets ranks as probabilities. One model may give higher probabilities in general than the
+    other; this must not change the result of a swap.
     """
 
     def ranks(answers: SplitAnswers) -> npt.NDArray[np.float64]:
@@ -229,10 +234,10 @@ def _sign(metric: str) -> float:
 
 
 def share_of(gains: npt.NDArray[np.float64], least: float, *, few: bool = False) -> float:
-    """How often a gain is at least so large, with one for what was seen.
+    """How often a gain is at least `least`. The real gain counts as one more draw.
 
     Args:
-        few: whether there are too few draws to count the rare ones, so that a t distribution of their mean and deviation is taken.
+        few: whether there are too few draws to count rare gains. Then a t distribution with their mean and deviation is used.
     """
     counted = float((1 + (gains >= least - 1e-12).sum()) / (1 + len(gains)))
     if not few or not gains.std():

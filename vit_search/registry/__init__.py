@@ -1,1 +1,1 @@
-"""Registered models: versions and aliases, the history of promotions, and how a version is named, loaded and tested."""
+"""Registered models: versions and aliases, the history of promotions, and how a model is named, loaded and tested."""

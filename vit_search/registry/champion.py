@@ -1,14 +1,20 @@
-"""Which version is the champion: move the alias under a lock, write each move down, mend after a crash, and roll back.
+"""Move the alias `champion` under a lock: promote, roll back, and repair after a crash.
 
-registry/promotion_history.py lists the tags and aliases.
-A move writes the intent, the alias `champion`, the alias `previous`, the record, the
-head, and removes the intent. Every move, rollback and repair first looks at what the last one left, and can tell how far it came: while
-`champion` names the old version, nothing has happened, and the intent is dropped. Once it names the new one, the rest is done. That is
-why `champion` moves before `previous`: there is nothing to put back. The intent is the record itself, word for word, so a process that
-finishes a move for a dead one adds nothing of its own.
+registry/promotion_history.py lists the tags and aliases. A move writes in this order:
 
-Not covered: a process that stops for longer than half a lease between two instructions, and then writes. MLflow has no call that
-refuses such a write. `verify` shows it.
+1. the intent: a tag with the complete record of the move
+2. the alias `champion`
+3. the alias `previous`
+4. the record
+5. the head of the history
+
+Then it removes the intent. Every move, rollback and repair first looks for an intent that a crash left. While `champion` names the old
+version, nothing has happened, and the intent is dropped. If it names the new version, the other steps are done. Because `champion` moves
+before `previous`, nothing ever has to be undone. The intent is the record word for word, so a process that completes a move for a dead one
+adds nothing of its own.
+
+Not covered: a process that is suspended for more than half a lease between two instructions and then writes. MLflow has no call that
+rejects such a write. `history --verify` shows it.
 """
 
 from __future__ import annotations
@@ -42,13 +48,13 @@ from vit_search.registry.promotion_history import (
 from vit_search.text import counted
 
 VERDICTS = ("passed", "forced")
-"""Values of a version's tag `verdict` that let it become the champion."""
+"""Values of a version's tag `verdict` with which it may become the champion."""
 
 MOST_CHARACTERS = 5000
-"""Of a registered model's tag in PostgreSQL, though MLflow itself would let 100,000 pass."""
+"""The longest tag of a registered model in PostgreSQL, in characters. MLflow itself would allow 100,000."""
 
 MOST_REASON = 1000
-"""Characters of a reason."""
+"""The longest reason, in characters."""
 
 
 def move_champion(
@@ -65,18 +71,18 @@ def move_champion(
     lease_s: float = LEASE_S,
     wait_s: float | None = None,
 ) -> Record:
-    """Make a version the champion, if the champion is still the one that the decision was made against.
+    """Make a version the champion, if the champion is still the one that the decision was based on.
 
-    Done again, after an answer that was lost, it changes nothing and gives the record that is there.
+    You may repeat a call whose answer was lost: it changes nothing and returns the record that exists.
 
     Args:
-        version: registered, and with a `verdict` that lets it pass.
-        expected: the champion that it was compared with; None for "there is none".
-        facts: short strings, kept with the record; the longest are cut where they would not fit.
-        once_champion: a version that has been champion before needs no verdict.
-        lease_s, wait_s: of the lock; registry/lock.py.
-    Raises: PromotionRefusedError when the champion is another one by now, or the version has not passed; PromotionError for an unknown
-        name or version, or a lock that somebody holds; TrackingError when MLflow does not answer.
+        version: a registered version whose `verdict` allows it.
+        expected: the champion that it was compared with; None if there was none.
+        facts: short strings for the record. The longest are cut if they do not fit.
+        once_champion: whether a version that was champion before needs no verdict.
+        lease_s, wait_s: of the lock; see registry/lock.py.
+    Raises: PromotionRefusedError if the champion has changed, or the version has not passed; PromotionError for an unknown name or version,
+        or if somebody else holds the lock; TrackingError if MLflow does not answer.
     """
     version = str(version)
     if len(reason) > MOST_REASON:
@@ -121,8 +127,9 @@ def rollback_champion(
 
     Args:
         to: a version that was champion before or has passed; by default the one that `previous` names.
-        check: says of the MLflow version what forbids it to serve, or nothing; asked before anything moves.
-    Raises: PromotionRefusedError for a version that may not or cannot serve; the champion then stays. Otherwise as `move_champion`.
+        check: called with MLflow's version before anything moves. It returns why the version cannot serve; empty if it can.
+    Raises: PromotionRefusedError if the version may not or cannot serve; the champion does not change then. Other errors: see
+        `move_champion`.
     """
     with as_tracking_error(name):
         state = read_state(client, name)
@@ -156,9 +163,12 @@ def rollback_champion(
 
 
 def repair_champion(client: MlflowClient, name: str, *, lease_s: float = LEASE_S, wait_s: float | None = None) -> str:
-    """Finish or undo what a dead process has left, and clear its lock away; what was done, in a line."""
+    """Complete or drop the move that a dead process has left, and delete its lock.
+
+    Returns: what was done, in one line.
+    """
     with as_tracking_error(name):
-        read_state(client, name)  # an unknown name is an error before a lock is made
+        read_state(client, name)  # for an unknown name, this fails before a lock is created
         with locked(client, name, lease_s=lease_s, wait_s=wait_s) as lock:
             state, repairs = _finish_or_drop_move(client, lock, read_state(client, name))
             cleared = len(lock.dead) + sweep(client, lock)
@@ -172,14 +182,14 @@ def repair_champion(client: MlflowClient, name: str, *, lease_s: float = LEASE_S
 
 
 def _finish_or_drop_move(client: MlflowClient, lock: Lock, state: RegistryState) -> tuple[RegistryState, list[str]]:
-    """Finish or drop the move that a dead process has begun; the state then, and what was done."""
+    """Complete or drop the move that a dead process has begun. Returns: the new state, and what was done."""
     if state.intent is None:
         return state, []
     record = parse_record(state.intent)
     if record is None:
         note = f"the tag {INTENT} could not be read and was removed"
     elif state.champion == record.version or state.texts.get(record.n) == state.intent:
-        if state.texts.get(record.n, state.intent) != state.intent:  # somebody has written a record of this number
+        if state.texts.get(record.n, state.intent) != state.intent:  # another move has written a record with this number
             record = dataclasses.replace(record, n=state.next_number, before=state.before)
         _complete_move(client, lock, record, moved=state.champion == record.version)
         return read_state(client, lock.name), [
@@ -194,10 +204,10 @@ def _finish_or_drop_move(client: MlflowClient, lock: Lock, state: RegistryState)
 
 
 def _complete_move(client: MlflowClient, lock: Lock, record: Record, *, moved: bool = True) -> None:
-    """All that follows once `champion` names the new version; done twice it is as done once.
+    """Do the steps of a move after the alias `champion`. Repeating them changes nothing.
 
     Args:
-        moved: False where the record stands already and somebody has moved the alias since; the aliases are then left.
+        moved: False if the record exists already and somebody has moved the alias since. The aliases are then left as they are.
     """
     name, text, previous = lock.name, record.text(), None
     if moved and record.came_from is not None:
@@ -205,7 +215,7 @@ def _complete_move(client: MlflowClient, lock: Lock, record: Record, *, moved: b
             _write(lock, client.set_registered_model_alias, name, PREVIOUS, record.came_from)
             previous = record.came_from
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # the old version was deleted; there is nothing to go back to
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # the old version was deleted, so `previous` cannot name it
                 raise
     state = read_state(client, name)
     for alias, wanted, named in ((CHAMPION, record.version, state.champion), (PREVIOUS, previous, state.previous)):
@@ -225,7 +235,7 @@ def _write(lock: Lock, call: Callable[..., object], *arguments: str) -> None:
 
 
 def _check_expected(name: str, version: str, state: RegistryState, expected: str | None, action: str) -> None:
-    """Refuse a move whose decision was made against another champion than the present one."""
+    """Reject a move that was decided with another champion than the present one."""
     if state.champion != expected:
         change = f"moved to version {state.champion}" if state.champion is not None else "was taken away"
         again = "roll back" if action == "rollback" else "promote"
@@ -237,7 +247,7 @@ def _check_expected(name: str, version: str, state: RegistryState, expected: str
 
 
 def _check_eligible(client: MlflowClient, name: str, version: str, state: RegistryState, once_champion: bool) -> Any:
-    """The version, as MLflow gives it, if it may become the champion."""
+    """The version from MLflow, if it may become the champion."""
     try:
         registered = insist(client.get_model_version, name, version)
     except MlflowException as error:
@@ -256,18 +266,18 @@ def _check_eligible(client: MlflowClient, name: str, version: str, state: Regist
 
 
 def _all_champions(state: RegistryState) -> set[str]:
-    """All versions that a record made the champion, and the one that was it before the first."""
+    """All versions that a record made the champion, and the one before the first record."""
     records = [r for _, text in sorted(state.texts.items()) if (r := parse_record(text)) is not None]
     first = {records[0].came_from} if records and records[0].n == 1 and records[0].came_from is not None else set()
     return {r.version for r in records} | first
 
 
 def _rollback_target(name: str, state: RegistryState) -> str:
-    """Where a rollback goes by itself."""
+    """The version of a rollback without `--to`."""
     if state.previous is None:
         raise PromotionError(f"{name}: there is no `{PREVIOUS}` to roll back to; name a version with --to.")
     last = state.last
-    if last is not None and last.action == "rollback" and last.came_from == state.previous:  # back to what has just failed?
+    if last is not None and last.action == "rollback" and last.came_from == state.previous:  # `previous` has just failed
         others = sorted(_all_champions(state) - {state.previous, state.champion or ""}, key=int)
         raise PromotionError(
             f"{name}: rolled back already, from version {last.came_from} to {last.version} at {last.at}; name the version with --to"
@@ -277,7 +287,7 @@ def _rollback_target(name: str, state: RegistryState) -> str:
 
 
 def _shorten_facts(facts: Mapping[str, str], room: int) -> dict[str, str]:
-    """The facts, the longest of them cut until their JSON takes no more than so many characters."""
+    """Cut the longest facts until their JSON has at most `room` characters."""
     fitting = {key: str(value) for key, value in facts.items()}
     while len(json.dumps(fitting, ensure_ascii=False)) > room and any(len(value) > 1 for value in fitting.values()):
         longest = max(fitting, key=lambda key: len(fitting[key]))

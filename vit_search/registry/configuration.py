@@ -1,4 +1,4 @@
-"""The configuration of a model as a search file with fixed values, which `vit-search train` makes the model of again."""
+"""The configuration of a model as a search file with fixed values. `vit-search train` makes the same model from it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vit_search.registry import references
 from vit_search.vit.checkpoint_files import Described, describe
 
 FROM_THE_SEARCH = ("metric", "mode", "resources")
-"""What the model's checkpoint does not know; resources decide the number of threads, and with it the last bits of each sum."""
+"""Keys that the checkpoint does not hold. `resources` sets the number of threads, which affects the last bits of each sum."""
 
 
 def configuration(model: str, *, tracking_uri: str | None = None) -> FixedFile:
     """The search file of a model.
 
     Args:
-        model: as references.py reads it.
-    Raises: PromotionError when the model cannot be had; CheckpointError.
+        model: a name or a folder; see references.py.
+    Raises: PromotionError if the model cannot be found or loaded; CheckpointError.
     """
     folder = references.folder_of(model)
     if folder is not None:
@@ -49,12 +49,11 @@ def _written(described: Described, *, name: str, about: list[str], searched: dic
 
 
 def _file_name(folder: Path) -> str:
-    """A name that a search file may have, of a folder that may have any."""
+    """A valid name for the search file, from the folder's name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("._-")[:64] or "model"
 
 
 def _origin(version: Any) -> str:
-    """Where a version comes from, as far as its tags tell."""
     tags = version.tags
     parts = [f"trial {tags['trial']} of {tags['search']}"] if {"trial", "search"} <= tags.keys() else []
     parts += [f"test accuracy {float(tags['test_accuracy']):.4f}"] if "test_accuracy" in tags else []
@@ -62,7 +61,7 @@ def _origin(version: Any) -> str:
 
 
 def _of_its_search(client: Any, version: Any) -> dict[str, Any] | None:
-    """Metric, mode and resources of the search whose trial the model is; None where MLflow does not have it."""
+    """Metric, mode and resources of the search that the model comes from; None if MLflow does not have it."""
     from mlflow.exceptions import MlflowException
 
     if not version.run_id:

@@ -1,14 +1,15 @@
-"""A lock that needs nothing but MLflow: two promotions of one name never write at once, on any store, from any machine.
+"""A lock that needs only MLflow. It prevents two promotions of one name at the same time, with any store and from any machine.
 
-MLflow has neither locks nor compare-and-swap, but of two calls that make a registered model of one name, one fails. So the lock of
-NAME is a registered model, `NAME (promotion in progress)`, whose tags say who holds it; it is deleted at the end. Where its holder is
-dead, the next one makes `NAME (promotion in progress, 2)`, which again one alone can, and holds the lock by that; `, 3` where that one
-died as well. It deletes those of the dead, the lowest first, when it has nothing more to write. So the right to break a lock is itself
-a lock, and no breaker that dies leaves anything that the next one could not pass.
+MLflow has neither locks nor compare-and-swap. But if two calls create a registered model with the same name, one of them fails. So the lock
+of NAME is a registered model `NAME (promotion in progress)`. Its tags name its holder. The holder deletes it at the end.
 
-No two machines' clocks are compared. A waiter takes a holder for dead once it has seen the same token for the whole lease by its own
-clock; a holder neither writes nor deletes once half of the lease has gone by its own. The other half is for a call that is under way
-(MLflow gives up on one after 20 s). A holder on this machine whose process is gone is passed at once.
+If the holder is dead, the next process creates `NAME (promotion in progress, 2)`, which only one can do, and so holds the lock. If that one
+dies, too, the next creates `, 3`. When a holder has written everything, it deletes the locks of the dead, the lowest first, and then its
+own. So the right to break a lock is itself a lock, and a process that dies while it breaks one does not block the next.
+
+The clocks of two machines are never compared. A waiting process counts a holder as dead when it has seen the same token for a whole lease
+by its own clock. A holder stops writing and deleting after half of the lease by its own clock. The other half is for a call that is still
+running (MLflow gives up on a call after 20 s). If the holder was a process of this machine that is gone, nobody waits for the lease.
 """
 
 from __future__ import annotations
@@ -32,65 +33,64 @@ from vit_search.errors import PromotionError
 from vit_search.runtime.user import user_name
 
 LEASE_S = 60.0
-"""How long a lock must be watched before its holder counts as dead; each lock carries its own."""
+"""How long a holder must be watched until it counts as dead, in seconds. Each lock has its own value."""
 
 SETTLE_S = 1.0
-"""For so long a server may still be at work on the last call of a process that is gone."""
+"""Seconds for which a server may still work on the last call of a process that is gone."""
 
 MOST_DEAD = 8
-"""Dead holders, one above the other, that are passed."""
+"""The most dead holders that a new one can pass."""
 
 UNANSWERED = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
-"""Error codes of MLflow after which nobody knows whether the call was carried out, or that pass."""
+"""MLflow's error codes after which the call may or may not have been carried out, or that are temporary."""
 
 _MARK = " (promotion in progress"
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Whom a lock's tags name."""
+    """The holder of a lock, from the lock's tags."""
 
     lock_name: str
-    """The registered model that is the lock."""
     token: str
     by: str
     host: str
     machine: str
-    """Host, boot and process namespace: a process id means something within one of these."""
+    """Host, boot and process namespace. A process id is unique only within one of these."""
     pid: int
     started: str
-    """Of the process, in ticks since the machine's boot: another process with its id began at another tick."""
+    """When the process started, in ticks since boot. It tells the process from a later one with the same id."""
     at: str
     lease_s: float
 
     @property
     def dead(self) -> bool:
-        """Whether its process is known to be gone; False where that cannot be told from here."""
+        """Whether its process is certainly gone. False if this process cannot know it."""
         return self.machine != "" and self.machine == _machine() and self.started != _started(self.pid)
 
 
 @dataclass(frozen=True)
 class Lock:
-    """The lock, held."""
+    """A lock that this process holds."""
 
     name: str
     lock_name: str
     token: str
     lease_s: float
     began: float
-    """By the clock that runs on while a machine sleeps; before MLflow was asked."""
+    """When the lock was requested, by a clock that also runs while the machine sleeps."""
     dead: tuple[str, ...]
-    """The locks of dead holders that this one has passed."""
+    """The locks of dead holders that were passed."""
 
     @property
     def spent(self) -> bool:
-        """Whether it may not be relied on any more."""
+        """Whether half of the lease is over: nothing may be written any more."""
         return _now() - self.began > self.lease_s / 2
 
     def check(self) -> None:
-        """Before each write.
+        """Call this before each write.
 
-        Raises: PromotionError when half of the lease is over: somebody else may take the lock soon.
+        Raises: PromotionError if half of the lease is over, because another process may take the lock soon.
         """
         if self.spent:
             raise PromotionError(
@@ -100,10 +100,10 @@ class Lock:
 
 
 def insist(call: Callable[..., Any], *arguments: Any, first: Callable[[], None] = lambda: None, **named: Any) -> Any:
-    """A call that may be done twice without harm, sent again where nobody knows whether it was carried out.
+    """Make a call that is harmless to repeat, and repeat it if MLflow may not have carried it out.
 
     Args:
-        first: done before each try; it may raise.
+        first: called before each try. It may raise an error.
     """
     for pause in (0.1, 0.5, None):
         first()
@@ -121,8 +121,8 @@ def locked(client: MlflowClient, name: str, *, lease_s: float = LEASE_S, wait_s:
     """Hold the lock of a registered model's name.
 
     Args:
-        wait_s: how long to wait for another holder, by default two leases, so that one who died elsewhere is outwaited.
-    Raises: PromotionError, who holds it, after waiting in vain; MlflowException when MLflow does not answer.
+        wait_s: how long to wait for another holder; by default two leases, which is enough if the holder died on another machine.
+    Raises: PromotionError that names the holder, if the wait was in vain; MlflowException if MLflow does not answer.
     """
     lock = _acquire(client, name, lease_s, 2 * lease_s if wait_s is None else wait_s)
     try:
@@ -132,18 +132,18 @@ def locked(client: MlflowClient, name: str, *, lease_s: float = LEASE_S, wait_s:
 
 
 def is_lock(model: str) -> bool:
-    """Whether a registered model is a lock, not a model."""
+    """Whether a registered model is a lock."""
     return _MARK in model
 
 
 def abandoned(client: MlflowClient, name: str) -> bool:
-    """Whether somebody who is known to be dead holds the lock of a name."""
+    """Whether the holder of a name's lock is certainly dead."""
     holder = _holder(client, _lock_names(name)[0])
     return holder is not None and holder.dead
 
 
 def sweep(client: MlflowClient, lock: Lock) -> int:
-    """Delete what dead holders above this one have left, as far as they are known to be dead; how many there were."""
+    """Delete the locks above this one whose holders are certainly dead. Returns: their number."""
     deleted = 0
     lock_names = _lock_names(lock.name)
     for lock_name in lock_names[lock_names.index(lock.lock_name) + 1 :]:
@@ -171,10 +171,10 @@ def _acquire(client: MlflowClient, name: str, lease_s: float, wait_s: float) -> 
 
 
 def _attempt(client: MlflowClient, name: str, lease_s: float, watched: dict[str, tuple[str, float]]) -> Lock | Holder | None:
-    """The lock; or who is in the way; or None where that has changed while we looked.
+    """Try once to get the lock. Returns: the lock; or the holder that is in the way; or None if something has changed meanwhile.
 
     Args:
-        watched: for each lock the token seen last, and since when, by our clock; it is brought up to date.
+        watched: for each lock, the last token and since when it has been seen, by our clock. It is updated.
     """
     dead: list[Holder] = []
     for lock_name in _lock_names(name):
@@ -183,7 +183,7 @@ def _attempt(client: MlflowClient, name: str, lease_s: float, watched: dict[str,
             if lock is not None:
                 if all(_token(client, passed.lock_name) == passed.token for passed in dead):
                     return lock
-                _release(client, lock, passed=False)  # another one was quicker, and has cleared the dead away
+                _release(client, lock, passed=False)  # another process was faster, and has deleted the locks of the dead
                 return None
         holder = _holder(client, lock_name)
         if holder is None:
@@ -193,7 +193,7 @@ def _attempt(client: MlflowClient, name: str, lease_s: float, watched: dict[str,
             since = time.monotonic()
             watched[lock_name] = (holder.token, since)
         seen_s = time.monotonic() - since
-        settle_s = 0.0 if client.tracking_uri.startswith("sqlite") else SETTLE_S  # a process takes its own writes to SQLite with it
+        settle_s = 0.0 if client.tracking_uri.startswith("sqlite") else SETTLE_S  # SQLite: a dead process cannot write any more
         if seen_s < holder.lease_s and not (holder.dead and seen_s >= settle_s):
             return holder
         dead.append(holder)
@@ -204,7 +204,7 @@ def _attempt(client: MlflowClient, name: str, lease_s: float, watched: dict[str,
 
 
 def _create(client: MlflowClient, name: str, lock_name: str, lease_s: float, dead: list[Holder]) -> Lock | None:
-    """The lock by a registered model of ours; None where the model is somebody else's."""
+    """Create the registered model that is the lock. None if another process has it."""
     token = secrets.token_hex(8)
     lock = Lock(name, lock_name, token, lease_s, _now(), tuple(passed.lock_name for passed in dead if passed.token))
     tags = {
@@ -223,13 +223,13 @@ def _create(client: MlflowClient, name: str, lock_name: str, lease_s: float, dea
             client.create_registered_model(lock_name, tags=tags, description=says)
             return lock
         except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # it was there, and went while MLflow looked at it
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # it existed, and was deleted while MLflow looked at it
                 return None
             if error.error_code != "RESOURCE_ALREADY_EXISTS" and error.error_code not in UNANSWERED:
                 raise
             holder = _holder(client, lock_name)
             if holder is not None:
-                return lock if holder.token == token else None  # ours, where only the answer was lost
+                return lock if holder.token == token else None  # ours, if only the answer was lost
             if error.error_code == "RESOURCE_ALREADY_EXISTS":
                 return None
             if tries == 2:
@@ -239,14 +239,14 @@ def _create(client: MlflowClient, name: str, lock_name: str, lease_s: float, dea
 
 
 def _release(client: MlflowClient, lock: Lock, *, passed: bool = True) -> None:
-    """Let go. What cannot be deleted is in nobody's way for longer than a lease, so an error here ends nothing.
+    """Release the lock. Errors are ignored: a lock that stays blocks nobody for longer than a lease.
 
-    The lowest goes first: while a dead holder's lock stands, whoever passes it must not find the lock above it free.
+    The lowest lock goes first: while a dead holder's lock exists, nobody who passes it may find the lock above it free.
     """
     for lock_name in (*(lock.dead if passed else ()), lock.lock_name):
         if lock.spent:
             return
-        with contextlib.suppress(MlflowException):  # never twice: it may be another's the second time
+        with contextlib.suppress(MlflowException):  # never repeated: by then it may belong to another process
             client.delete_registered_model(lock_name)
 
 
@@ -279,7 +279,7 @@ def _now() -> float:
 
 
 def _machine() -> str:
-    """What must be equal for two processes to see each other by their ids; "" where that is not known."""
+    """What two processes must have in common to see each other's ids; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -288,9 +288,9 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process began, in ticks since the machine's boot; "" for one that is gone or a zombie."""
+    """When a process started, in ticks since boot. Empty if it is gone or a zombie."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # a name in parentheses may hold anything
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # the name in parentheses may contain anything
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else fields[19]

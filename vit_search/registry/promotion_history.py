@@ -1,11 +1,13 @@
-"""The history of a registered model's champion, as MLflow keeps it in tags and aliases: read it and verify it.
+"""The history of a registered model's champion, in MLflow's tags and aliases. This module reads and verifies it.
 
-    champion, previous   aliases: the version in production, and the one before it
-    promotion_intent     tag: the record of a move that has begun; absent at rest
-    history.000001 …     tags: one record for each move, never written twice; each holds the sha256 of the one before
-    history_head         tag: number and sha256 of the last record, so that a last one that is edited or removed shows
+| Name | Kind | Content |
+|---|---|---|
+| champion, previous | alias | the version in production, and the one before it |
+| promotion_intent | tag | the record of a move that has begun; exists only during a move |
+| history.000001 … | tag | one record for each move, written once; it holds the sha256 of the record before |
+| history_head | tag | number and sha256 of the last record, so that a change or removal of that record is found |
 
-Nothing is written here; registry/champion.py writes all of it.
+registry/champion.py writes all of it.
 """
 
 from __future__ import annotations
@@ -39,31 +41,34 @@ class Record:
     """One move of the alias `champion`."""
 
     n: int
-    """Its number, from 1."""
+    """Number of the record, from 1."""
     action: str
     """`promote`, `force` or `rollback`."""
     version: str
-    """The champion from then on."""
+    """The new champion."""
     came_from: str | None
-    """The champion until then; None where there was none. `from` in the record's text."""
+    """The champion before; None if there was none. Its key in the text is `from`."""
     by: str
     host: str
     at: str
-    """UTC, ISO 8601, by the clock of the host."""
+    """UTC in ISO 8601, by the clock of the host."""
     reason: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """What it was decided on, in short: test_accuracy, gate, data_hash."""
+    """Short facts behind the decision: test_accuracy, gate, data_hash."""
     before: str = ""
-    """sha256 of the text of the record before; empty for the first."""
+    """sha256 of the text of the record before; empty in the first record."""
 
     def text(self) -> str:
-        """As it is kept."""
+        """The record as it is stored in a tag."""
         values = {key: dict(value) if key == "facts" else value for key, value in vars(self).items()}
         return json.dumps({("from" if key == "came_from" else key): value for key, value in values.items()}, ensure_ascii=False)
 
     @classmethod
     def parse(cls, text: str) -> Record:
-        """Raises: ValueError for what is not a record's text."""
+        """The inverse of `text`.
+
+        Raises: ValueError if the text is not a record.
+        """
         try:
             values = parse(text)
             record = cls(came_from=values.pop("from"), **values)
@@ -85,11 +90,11 @@ class RegistryState:
     intent: str | None
     head: str
     texts: dict[int, str]
-    """The records by their number, unread."""
+    """The texts of the records, by number."""
 
     @property
     def last(self) -> Record | None:
-        """The last record that can be read."""
+        """The last readable record."""
         for n in sorted(self.texts, reverse=True):
             with contextlib.suppress(ValueError):
                 return Record.parse(self.texts[n])
@@ -97,17 +102,17 @@ class RegistryState:
 
     @property
     def next_number(self) -> int:
-        """One that no record has or had."""
+        """A number that no record has or had."""
         return max([_head(self.head)[0], *self.texts]) + 1
 
     @property
     def before(self) -> str:
-        """What the next record says of the last one."""
+        """`Record.before` of the next record."""
         return sha256_of(self.texts[max(self.texts)]) if self.texts else ""
 
 
 def read_history(client: MlflowClient, name: str) -> list[Record]:
-    """All records that can be read, the oldest first; `verify_history` reports the others."""
+    """All readable records, oldest first. `verify_history` reports the others."""
     with as_tracking_error(name):
         texts = read_state(client, name).texts
     records = []
@@ -118,10 +123,10 @@ def read_history(client: MlflowClient, name: str) -> list[Record]:
 
 
 def verify_history(client: MlflowClient, name: str) -> list[str]:
-    """What is wrong with the history, and with the aliases beside it; empty where all is well. Takes no lock."""
+    """What is wrong with the history and the aliases; empty if nothing is. It needs no lock."""
     with as_tracking_error(name):
         state = read_state(client, name)
-        for _ in range(20):  # a move that is under way ends within this second
+        for _ in range(20):  # a move in progress ends within this second
             if state.intent is None:
                 break
             time.sleep(0.05)
@@ -152,7 +157,7 @@ def verify_history(client: MlflowClient, name: str) -> list[str]:
 
 
 def read_state(client: MlflowClient, name: str) -> RegistryState:
-    """What MLflow holds of a registered model.
+    """Read what MLflow holds of a registered model.
 
     Raises: PromotionError for an unknown name, with the nearest known one; MlflowException.
     """
@@ -201,7 +206,7 @@ def _chain_problems(state: RegistryState) -> list[str]:
 
 @contextlib.contextmanager
 def as_tracking_error(name: str) -> Iterator[None]:
-    """MLflow's errors as ours."""
+    """Turn errors of MLflow into a TrackingError."""
     try:
         yield
     except MlflowException as error:
@@ -209,7 +214,7 @@ def as_tracking_error(name: str) -> Iterator[None]:
 
 
 def parse_record(text: str) -> Record | None:
-    """A record from its text; None where it cannot be read."""
+    """A record from its text; None if it cannot be read."""
     try:
         return Record.parse(text)
     except ValueError:
@@ -217,21 +222,21 @@ def parse_record(text: str) -> Record | None:
 
 
 def _head(text: str) -> tuple[int, str]:
-    """Number and sha256 of the last record; 0 where there is none."""
+    """Number and sha256 of the last record; 0 and empty if there is none."""
     number, _, digest = text.partition(" ")
     return (int(number), digest) if number.isdecimal() else (0, "")
 
 
 def sha256_of(text: str) -> str:
-    """In hexadecimal, of the text as UTF-8."""
+    """The sha256 of a text in UTF-8, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def noun_of(action: str) -> str:
-    """An action as messages name it: `promotion` or `rollback`."""
+    """The word for an action in messages: `promotion` or `rollback`."""
     return "promotion" if action in ("promote", "force") else action
 
 
 def describe_champion(champion: str | None) -> str:
-    """Which version the alias names, in words."""
+    """The version that the alias names, in words."""
     return f"`{CHAMPION}` names version {champion}" if champion is not None else f"`{CHAMPION}` names no version"

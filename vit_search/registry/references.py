@@ -1,6 +1,12 @@
-"""How a person names a model: digits@champion, digits/3, either after `models:/`, or the folder that `vit-search train` has written.
+"""How a person names a model. Every command that takes a model reads its name here.
 
-Every command that takes a model reads its name here. It imports neither torch nor MLflow: a folder needs no registry.
+| Text | Model |
+|---|---|
+| digits@champion, models:/digits@champion | the version of an alias |
+| digits/3, models:/digits/3 | a version |
+| trained/digits | a folder that `vit-search train` has written |
+
+This module imports neither torch nor MLflow, because a folder needs no registry.
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ from vit_search.text import nearest
 from vit_search.vit.checkpoint_files import CONFIG
 
 GONE = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}
-"""How MLflow says that an alias, a version or a model is not there; any other error is taken for a registry that is away."""
+"""MLflow's error codes for an alias, version or model that does not exist. Any other error means that the registry cannot be reached."""
 
 FORMS = "write it like digits@champion, digits/3 or trained/digits"
 
@@ -29,14 +35,14 @@ class Reference:
     version: str = ""
 
     def __str__(self) -> str:
-        """As a person writes it."""
+        """The reference as a person writes it."""
         return f"{self.name}@{self.alias}" if self.alias else f"{self.name}/{self.version}"
 
 
 def parse(text: str) -> Reference:
     """Read `NAME@ALIAS` or `NAME/3`, with or without `models:/` before it.
 
-    Raises: PromotionError for anything else.
+    Raises: PromotionError for any other text.
     """
     match = re.fullmatch(r"(?:models:/)?([^/:@]+)(?:@([A-Za-z0-9_.-]+)|/([0-9]+))", text)
     if not match:
@@ -45,9 +51,9 @@ def parse(text: str) -> Reference:
 
 
 def name_of(text: str) -> str:
-    """The registered model's name, for commands that are about all its versions.
+    """The name of a registered model, for commands about all its versions.
 
-    Raises: PromotionError for what names none, as the folder of a trained model.
+    Raises: PromotionError for any other text, such as the folder of a trained model.
     """
     match = re.fullmatch(r"(?:models:/)?([^/:@]+)(?:@[A-Za-z0-9_.-]+|/[0-9]+)?/?", text)
     if not match:
@@ -56,11 +62,11 @@ def name_of(text: str) -> str:
 
 
 def folder_of(text: str) -> Path | None:
-    """The folder of a model that was trained here; None where the text names a registered model.
+    """The folder of a model that was trained here; None if the text names a registered model.
 
-    `digits@champion` and `digits/3` always mean the registry; for a folder of that name write `./digits/3`.
+    `digits@champion` and `digits/3` always mean the registry. For a folder of that name, write `./digits/3`.
 
-    Raises: PromotionError for a folder that holds no model.
+    Raises: PromotionError for a folder without a model.
     """
     if not text.strip():
         raise PromotionError(f"no model is named; {FORMS}.")
@@ -81,10 +87,12 @@ def folder_of(text: str) -> Path | None:
 
 
 def check_known(uri: str, text: str) -> None:
-    """Refuse a model that a SQLite registry does not have, without MLflow, whose import takes seconds. Where in doubt, do nothing.
+    """Reject a model that a SQLite registry does not have. If this is unclear, do nothing.
+
+    It does not import MLflow, because that takes seconds.
 
     Args:
-        uri: of the registry. text: a name alone, or a name with an alias or a version.
+        uri: of the registry. text: a name, or a name with an alias or a version.
     Raises: PromotionError that names the nearest known model.
     """
     try:
@@ -96,18 +104,16 @@ def check_known(uri: str, text: str) -> None:
     from vit_search.tracking.uris import names_in
 
     names = names_in(uri)
-    if names is None or any(one == name or one.startswith(f"{name} (") for one in names):  # the latter: its lock, which `repair` clears
+    if names is None or any(one == name or one.startswith(f"{name} (") for one in names):  # the latter is its lock, for `repair`
         return
-    models = sorted(one for one in names if re.fullmatch(r"[A-Za-z0-9._-]+", one))  # the others are locks, mostly
+    models = sorted(one for one in names if re.fullmatch(r"[A-Za-z0-9._-]+", one))  # most of the others are locks
     mend = nearest(name, models) if models else "none is registered yet: `vit-search promote` makes one."
     raise PromotionError(f"{text}: no registered model {'of this name' if name == text else f'named {name}'}; {mend}")
 
 
 def find_version(client: Any, text: str) -> Any:
-    """The version that a name means, as MLflow gives it.
+    """Find a version in the registry, an object of MLflow.
 
-    Args:
-        client: MLflow's.
     Raises: PromotionError that names the nearest known model, alias or version.
     """
     from mlflow.exceptions import MlflowException
@@ -131,7 +137,7 @@ def find_version(client: Any, text: str) -> Any:
 
 
 def missing(client: Any, reference: Reference) -> str:
-    """Why the registry has no such version, and the nearest that it has."""
+    """Why the registry has no such version, and the nearest one that it has."""
     name, models = reference.name, _models(client)
     model = models.get(name)
     if model is None:
@@ -146,7 +152,7 @@ def missing(client: Any, reference: Reference) -> str:
 
 
 def _forms_of(client: Any, name: str) -> str:
-    """How to name a version of a model whose bare name was given."""
+    """How to name a version of a model, for a person who gave only the model's name."""
     models = _models(client)
     if name not in models:
         return nearest(name, sorted(models)) if models else f"{FORMS}."
@@ -154,7 +160,6 @@ def _forms_of(client: Any, name: str) -> str:
 
 
 def _models(client: Any) -> dict[str, Any]:
-    """All registered models by their names."""
     from vit_search.registry.lock import is_lock
 
     return {model.name: model for model in client.search_registered_models(max_results=1000) if not is_lock(model.name)}

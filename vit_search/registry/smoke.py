@@ -1,4 +1,7 @@
-"""Whether a model answers as it should, before it is let near production: on fixed images here, and in a fresh process through MLflow."""
+"""Smoke tests: does a model answer correctly? `problem` checks fixed images here, `in_fresh_process` checks requests in a new process.
+
+promote runs both (gate G10). A server runs `problem` before it serves a version.
+"""
 
 from __future__ import annotations
 
@@ -21,25 +24,25 @@ from vit_search.vit import augment
 from vit_search.vit.checkpoint import ServedModel
 
 TOLERANCE = 1e-4
-"""Between logits of batches of other sizes, and of other machines; float32."""
+"""The largest difference of float32 logits between batch sizes and between machines."""
 
 IMAGES = 8
 
 CLASSES_KEPT = 1000
-"""How many classes' logits `golden` holds: MLflow takes 100,000 characters as a tag."""
+"""Number of classes whose logits `golden` holds, because MLflow takes at most 100,000 characters in a tag."""
 
 
 def golden(served: ServedModel) -> str:
-    """The logits of fixed images, as JSON: (8, the first 1,000 classes). What a registered version keeps as its tag `golden`."""
+    """The logits of fixed images as JSON: (8, the first 1,000 classes). A registered version has them in its tag `golden`."""
     golden_logits = logits_of(served, _images(served))[:, :CLASSES_KEPT]
     return json.dumps([[round(value, 5) for value in row] for row in golden_logits.tolist()])
 
 
 def problem(served: ServedModel, expected: str = "") -> str:
-    """What is wrong with a model's answers to the fixed images, in one line; empty where nothing is.
+    """What is wrong with a model's answers to the fixed images, in one line; empty if nothing is.
 
     Args:
-        expected: `golden` of the model when it was registered; empty where that is not known.
+        expected: `golden` of the model when it was registered; empty if unknown.
     """
     images = _images(served)
     together = logits_of(served, images)
@@ -68,18 +71,18 @@ def problem(served: ServedModel, expected: str = "") -> str:
 
 
 def in_fresh_process(model_uri: str, tracking_uri: str | None = None, *, timeout_s: float = 300) -> str:
-    """Load a model by mlflow.pyfunc in a new Python process, from the code that was logged with it, and have it answer 200 requests.
+    """Load a model with mlflow.pyfunc in a new Python process, from the code that was logged with it, and send it 200 requests.
 
-    20 of them are malformed, and must be refused as the caller's mistake with the row named.
+    20 requests are malformed. The model must reject each with an error of the caller that names the row.
 
     Args:
-        model_uri: `models:/NAME/3`, `models:/m-…` or any that MLflow loads.
-    Returns: what went wrong, in one line; empty where nothing did.
+        model_uri: `models:/NAME/3`, `models:/m-…` or another URI that MLflow can load.
+    Returns: what went wrong, in one line; empty if nothing did.
     """
     from vit_search.tracking.uris import resolve_uri
 
-    settings = {"MLFLOW_TRACKING_URI": resolve_uri(tracking_uri), "MLFLOW_DISABLE_TELEMETRY": "true"}  # a password in a URI is no argument
-    settings |= {"PYTHONDONTWRITEBYTECODE": "1"}  # MLflow does not copy a model that lies on this machine
+    settings = {"MLFLOW_TRACKING_URI": resolve_uri(tracking_uri), "MLFLOW_DISABLE_TELEMETRY": "true"}  # not in argv: may hold a password
+    settings |= {"PYTHONDONTWRITEBYTECODE": "1"}  # MLflow does not copy a local model, so Python would write into it
     environment = os.environ | REFUSED | settings
     script = Path(__file__).with_name("smoke_requests.py")
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +105,7 @@ def in_fresh_process(model_uri: str, tracking_uri: str | None = None, *, timeout
 
 
 def _images(served: ServedModel) -> Tensor:
-    """Noise that is the same everywhere and always: uint8 or uint16 (8, channels, height, width)."""
+    """Noise that is always the same: uint8 or uint16 (8, channels, height, width)."""
     shape = (IMAGES, served.config.model.in_channels, *served.config.model.image_size)
     bits = served.config.data.bits
     noise = hashlib.shake_256(b"vit_search golden").digest(int(np.prod(shape)) * bits // 8)
@@ -111,12 +114,12 @@ def _images(served: ServedModel) -> Tensor:
 
 @torch.inference_mode()
 def logits_of(served: ServedModel, images: Tensor) -> Tensor:
-    """On the model's device; float32 (batch, classes) on the CPU."""
+    """Logits, float32 (batch, classes) on the CPU, computed on the model's device."""
     mean, std = served.normalisation.mean, served.normalisation.std
     logits: Tensor = served.model(augment.normalise(images.to(mean.device), mean, std))
     return logits.float().cpu()
 
 
 def _near(one: Tensor, other: Tensor) -> bool:
-    """Within TOLERANCE, relative where numbers are large."""
+    """Whether the logits differ by at most TOLERANCE; large numbers relatively."""
     return torch.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE)

@@ -1,6 +1,7 @@
-"""The script of smoke.in_fresh_process: load a model by mlflow.pyfunc and hold its answers to 200 requests against what they should be.
+"""The script of smoke.in_fresh_process: load a model with mlflow.pyfunc and check its answers to 200 requests.
 
-It imports nothing of this package, so that the model runs from the code that was logged with it. Exit code 0, or 1 with one line.
+It imports nothing of this package, so the model uses the code that was logged with it. The exit code is 0, or 1 after one line about the
+fault.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ REQUESTS, MALFORMED = 200, 20
 
 
 def check(model_uri: str) -> str:
-    """What is wrong with a model's answers; empty where nothing is."""
+    """What is wrong with a model's answers; empty if nothing is."""
     model = mlflow.pyfunc.load_model(model_uri)
     facts = model.metadata.metadata or {}
     classes = facts.get("classes")
@@ -49,7 +50,7 @@ def check(model_uri: str) -> str:
 
 
 def _wrong(rows: pd.DataFrame, count: int, classes: list[str]) -> str:
-    """What is wrong with the answer to a good request."""
+    """What is wrong with the answer to a valid request."""
     columns = ["label", "probability", "version", *(f"p_{name}" for name in classes)]
     if list(rows.columns) != columns:
         return f"the columns are {list(rows.columns)}, not {columns}"
@@ -64,7 +65,7 @@ def _wrong(rows: pd.DataFrame, count: int, classes: list[str]) -> str:
 
 
 def _refusal(model: Any, form: Any, row: int) -> str:
-    """What is wrong with how a malformed request was refused."""
+    """What is wrong with the rejection of a malformed request."""
     try:
         model.predict(form)
     except MlflowException as error:
@@ -77,7 +78,7 @@ def _refusal(model: Any, form: Any, row: int) -> str:
 
 
 def _good(rng: np.random.Generator, number: int, takes: Takes) -> tuple[Any, int]:
-    """A request in one of the forms that a model takes, and how many images it holds."""
+    """A valid request in one of the formats that a model accepts, and its number of images."""
     count = 1 + number % 3
     images = [_pixels(rng, takes) for _ in range(count)]
     if number % 4 == 0:
@@ -90,7 +91,7 @@ def _good(rng: np.random.Generator, number: int, takes: Takes) -> tuple[Any, int
 
 
 def _malformed(rng: np.random.Generator, takes: Takes) -> dict[str, Any]:
-    """Values of which each must be refused."""
+    """Malformed values by name. The model must reject each."""
     if not takes.converts:
         return _malformed_exact(rng, takes)
     good = _file(_pixels(rng, takes, 40, 30, 3))
@@ -110,7 +111,7 @@ def _malformed(rng: np.random.Generator, takes: Takes) -> dict[str, Any]:
 
 
 def _malformed_exact(rng: np.random.Generator, takes: Takes) -> dict[str, Any]:
-    """The same for a model that converts nothing."""
+    """The same for a model that does not convert images."""
     good, kind = _file(_pixels(rng, takes, 40, 30)), f"uint{takes.bits}"
     other = "uint8" if takes.bits == 16 else "uint16"
     header = f"{{'descr': '<u2', 'fortran_order': False, 'shape': (30000, 30000, {takes.channels}), }}".ljust(117).encode() + b"\n"
@@ -131,15 +132,15 @@ def _malformed_exact(rng: np.random.Generator, takes: Takes) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Takes:
-    """Which images a model takes."""
+    """The images that a model accepts."""
 
     channels: int = 0
-    """0 for grey and RGB, which the model converts."""
+    """0: grey and RGB, which the model converts."""
     bits: int = 8
 
     @property
     def converts(self) -> bool:
-        """Whether images of 1 and 3 channels and of all depths are taken."""
+        """Whether it accepts 1 and 3 channels and all bit depths."""
         return not self.channels
 
 
@@ -150,7 +151,7 @@ def _pixels(rng: np.random.Generator, takes: Takes, height: int = 0, width: int 
 
 
 def _file(pixels: np.ndarray, kind: str = "PNG") -> bytes:
-    """An image file; an NPY file of what Pillow cannot write."""
+    """An image file; an NPY file if Pillow cannot write the image."""
     raw = io.BytesIO()
     if pixels.dtype != np.uint8 or pixels.shape[2] not in (1, 3):
         np.save(raw, pixels)
@@ -160,7 +161,7 @@ def _file(pixels: np.ndarray, kind: str = "PNG") -> bytes:
 
 
 def _batch(values: list[Any]) -> np.ndarray:
-    """One axis of objects, whatever the values are."""
+    """An array with one axis, of objects of any kind."""
     rows = np.empty(len(values), object)
     rows[:] = values
     return rows

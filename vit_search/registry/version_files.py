@@ -1,4 +1,4 @@
-"""The files of a model in MLflow: fetch them, check them against their recorded sha256, and load the model."""
+"""The files of a model in MLflow: download them, check them against their recorded sha256, and load the model."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 def fetch_files(client: MlflowClient, version: Any, folder: Path) -> Path:
-    """The checkpoint of a registered version, fetched into a folder; only weights and config.json are.
+    """Download the checkpoint of a registered version into a folder: only the weights and config.json.
 
     Args:
-        version: as MLflow gives it; its tags record the files.
-    Raises: PromotionError when the files are gone, damaged, or others than were registered.
+        version: MLflow's object. Its tags record the files.
+    Raises: PromotionError if the files are missing, damaged, or not those that were registered.
     """
     uri = f"models:/{version.name}/{version.version}/{CHECKPOINT}"
     with _load_errors(version, folder):
@@ -40,11 +40,11 @@ def fetch_files(client: MlflowClient, version: Any, folder: Path) -> Path:
 
 
 def fetch_logged(client: MlflowClient, uri: str, folder: Path) -> tuple[Path, str]:
-    """The checkpoint of a model that is not registered, fetched into a folder.
+    """Download the checkpoint of a model that is not registered into a folder.
 
     Args:
-        uri: `models:/m-…`, or `runs:/RUN/NAME`, whose record is the logged model's of that run and name.
-    Returns: the folder, and what of it was recorded; see model_files.check.
+        uri: `models:/m-…`, or `runs:/RUN/NAME`. The record of the latter is that of the logged model with this run and name.
+    Returns: the folder, and which of its files were recorded; see model_files.check.
     Raises: PromotionError.
     """
     uri = uri.rstrip("/")
@@ -58,7 +58,7 @@ def fetch_logged(client: MlflowClient, uri: str, folder: Path) -> tuple[Path, st
 
 
 def _logged_model(client: MlflowClient, uri: str) -> Any:
-    """As MLflow gives it; None where it has the files of a run, and no logged model of them."""
+    """The logged model from MLflow; None if MLflow has only files of the run."""
     if uri.startswith("models:/"):
         return client.get_logged_model(uri.removeprefix("models:/"))
     run, _, name = uri.removeprefix("runs:/").partition("/")
@@ -69,7 +69,7 @@ def _logged_model(client: MlflowClient, uri: str) -> Any:
 
 
 def fetch_version(client: MlflowClient, version: Any, folder: Path) -> tuple[ServedModel, Path]:
-    """The model of a registered version, and its checkpoint as `fetch_files` fetches it."""
+    """The model of a registered version, and its checkpoint; see `fetch_files`."""
     from vit_search.vit import checkpoint
 
     home = fetch_files(client, version, folder)
@@ -79,26 +79,26 @@ def fetch_version(client: MlflowClient, version: Any, folder: Path) -> tuple[Ser
 
 @contextlib.contextmanager
 def _load_errors(version: Any, folder: Path) -> Iterator[None]:
-    """What goes wrong with the files of a version, in one line that does not name the folder they were fetched into."""
+    """Turn errors about a version's files into one line, without the name of the temporary folder."""
     try:
         yield
     except (MlflowException, OSError, CheckpointError) as error:
         reason = in_short(error).replace(f"{folder}/", "")
         if "downloading one or more artifacts" in reason:  # MLflow's heading over a list of files
             reason = f"of its files, {CHECKPOINT} cannot be had; a model that `vit-search promote` has registered holds it"
-        elif "No such artifact" in reason:  # MLflow knows the version, and has not got the files
+        elif "No such artifact" in reason:  # MLflow knows the version, but does not find its files
             reason = "its files are not where MLflow has put them; a database in the project needs its folder mlartifacts beside it"
         raise PromotionError(f"{_name_of(version)} cannot be loaded ({reason})") from None
 
 
 def load_version(client: MlflowClient, version: Any) -> ServedModel:
-    """The model of a registered version; otherwise as `fetch_version`."""
+    """The model of a registered version. Errors: see `fetch_files`."""
     with tempfile.TemporaryDirectory() as folder:
         return fetch_version(client, version, Path(folder))[0]
 
 
 def load_problem(client: MlflowClient, version: Any) -> str:
-    """Why a registered version cannot be loaded; empty where it can. For `rollback`."""
+    """Why a registered version cannot be loaded; empty if it can. `rollback` calls it."""
     try:
         load_version(client, version)
     except PromotionError as error:
@@ -107,10 +107,10 @@ def load_problem(client: MlflowClient, version: Any) -> str:
 
 
 def verify_files(client: MlflowClient, name: str, say: Callable[[str], None] = lambda text: None) -> tuple[list[str], list[str]]:
-    """Hold all files of all versions of a model against what was recorded when they were registered; they are fetched for that.
+    """Download all files of all versions of a model, and check them against the sha256 that was recorded at registration.
 
     Args:
-        say: called with what is done next, in a few words.
+        say: called with a few words before each step.
     Returns: what is wrong, and what no record covers.
     """
     problems: list[str] = []
@@ -137,7 +137,7 @@ def verify_files(client: MlflowClient, name: str, say: Callable[[str], None] = l
 
 
 def _verify_version(client: MlflowClient, version: Any, folder: Path) -> tuple[str, int]:
-    """What of a version's files is recorded, and how many of compiled Python it has."""
+    """Which of a version's files are recorded, and how many files of compiled Python it has."""
     uri = f"models:/{version.name}/{version.version}"
     with _load_errors(version, folder):
         home = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=client.tracking_uri))

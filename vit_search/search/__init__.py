@@ -1,1 +1,1 @@
-"""A search: the driver that leads it, the proposals, the workers on Ray, and the recovery of broken trials."""
+"""One search: the driver, the proposals, the workers on Ray, and the recovery of broken trials. Start reading at driver.py."""

@@ -1,4 +1,7 @@
-"""What people have asked of a search while it ran: its settings as they stand, a pause, trials to stop."""
+"""The commands that people give to a running search, such as `pause` or `set trials=40`, and their effect.
+
+control.py brings them to the driver, which checks them with `Commands.answer` and applies them with `Commands.apply`.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,11 @@ COMMANDS = {
     "set": "trials=N, concurrency=N, hours=H, device_hours=H, target=VALUE or patience=N",
     "add": "propose a trial with these parameters next",
 }
-"""Every command, and what it does."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a command may change of what the search file says."""
+    """The settings of the search file that the command `set` can change."""
 
     trials: int
     concurrency: int
@@ -37,7 +39,7 @@ class Settings:
 
     @staticmethod
     def of(spec: SearchSpec, events: Iterable[Event] = ()) -> Settings:
-        """Those of a search file, and what the commands of a ledger have made of them."""
+        """The settings of a search file, after the commands in `events`."""
         commands = Commands(Settings(spec.trials, spec.concurrency, **spec.limits.model_dump()), spec.metric)
         for event in events:
             commands.apply(event)
@@ -48,22 +50,22 @@ SETTINGS = tuple(f.name for f in fields(Settings))
 
 
 class Commands:
-    """What the commands in a ledger come to.
+    """The state that follows from the commands in a ledger: the settings, a pause, the trials to stop.
 
     Args:
-        settings: as the search file has them.
-        metric: that trials are ranked by, of which a target is a value.
+        settings: those of the search file.
+        metric: that trials are ranked by; `target` is a value of it.
     """
 
     def __init__(self, settings: Settings, metric: str) -> None:
         self.settings, self._metric = settings, metric
         self.paused = False
         self.draining = False
-        """Whether no more trials are to start."""
+        """Whether no more trials may start."""
         self._stopped: set[int] = set()
 
     def apply(self, event: Event) -> None:
-        """Take in one more event. A pause, or a stop of the whole search, ends with the driver that obeyed it."""
+        """Apply one event. A new driver ends a pause and a `stop` of the whole search."""
         if isinstance(event, Launched):
             self.paused = self.draining = False
         elif isinstance(event, Commanded):
@@ -79,15 +81,16 @@ class Commands:
                 self.draining = True
 
     def stop_reason(self, trial: int) -> str:
-        """Why a trial is to be stopped after its epoch; empty where nobody has asked for it."""
+        """Why a trial must stop after its current epoch; empty if no command stopped it."""
         return "stopped by hand" if trial in self._stopped else ""
 
     def answer(self, name: str, arguments: Mapping[str, Any], running: list[int], trial_count: int) -> str:
-        """What is said to whoever gives a command, which changes nothing yet.
+        """Check a command and return the answer for the person. This changes nothing.
 
         Args:
-            running: numbers of the trials that a process is at work on. trial_count: trials that exist.
-        Raises: SpecError for a command that makes no sense.
+            running: numbers of the trials that have a process.
+            trial_count: number of trials that exist.
+        Raises: SpecError if the command is invalid.
         """
         if name == "stop":
             return self._answer_stop(arguments, running)
@@ -118,7 +121,7 @@ class Commands:
 
 
 def check_settings(arguments: Mapping[str, Any], trial_count: int, metric: str) -> None:
-    """Refuse settings that mean nothing; `trial_count` trials exist already, which are ranked by `metric`.
+    """Reject invalid settings. `trial_count` trials exist already.
 
     Raises: SpecError.
     """
@@ -136,7 +139,7 @@ def check_settings(arguments: Mapping[str, Any], trial_count: int, metric: str) 
 
 
 def check_arguments(command: str, arguments: Mapping[str, Any], names: tuple[str, ...]) -> None:
-    """Refuse an argument that a command does not take.
+    """Reject an argument that the command does not have.
 
     Raises: SpecError.
     """

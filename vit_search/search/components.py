@@ -1,4 +1,7 @@
-"""Everything that follows from the events of a search: one object for each kind of state, each of which changes by `apply` alone."""
+"""The state of a search. Each component holds one part of it and changes only by `apply(event)`.
+
+The driver (driver.py) applies each event of the ledger to all components, in the order of `Components.apply`.
+"""
 
 from __future__ import annotations
 
@@ -23,18 +26,18 @@ from vit_search.stopping.rule import StoppingRule
 
 
 class Verdicts:
-    """Which trials are to end after what was last heard of them, and how. The last component to take in an event."""
+    """The trials that must end after their latest event, with outcome and reason. It asks other components, so it applies an event last."""
 
     def __init__(
         self, epochs: int, metric: str, commands: Commands, limits: SearchLimits, stopping: StoppingRule, recovery: Recovery
     ) -> None:
         self.due: dict[int, tuple[Outcome, str]] = {}
-        """Outcome and reason, by the trial's number."""
+        """Outcome and reason by trial number."""
         self._epochs, self._metric, self._commands, self._limits = epochs, metric, commands, limits
         self._stopping, self._recovery = stopping, recovery
 
     def apply(self, event: Event) -> None:
-        """Take in one more event."""
+        """Apply one event."""
         if isinstance(event, Ended):
             self.due.pop(event.trial, None)
         elif isinstance(event, Broke) and not event.again and (reason := self._recovery.given_up_because(event.trial, event.reason)):
@@ -56,7 +59,7 @@ class Verdicts:
 
 @dataclass(frozen=True, kw_only=True)
 class Components:
-    """The state of a search."""
+    """All components of one search."""
 
     progress: Progress
     commands: Commands
@@ -68,7 +71,7 @@ class Components:
     verdicts: Verdicts
 
     def apply(self, event: Event) -> None:
-        """Take in one more event: each component after those that it asks."""
+        """Apply one event to every component. A component comes after those that it asks."""
         self.progress.apply(event)
         self.commands.apply(event)
         self.proposals.apply(event)
@@ -81,12 +84,12 @@ class Components:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What the state of a search depends on of its data."""
+    """The properties of the images that the state depends on."""
 
     channels: int
     classes: int
     resident_bytes: int = 0
-    """Of the splits that a trial has on its GPU; streamed ones never lie there."""
+    """Bytes of the splits that a trial keeps on its GPU. Streamed splits do not count."""
 
 
 def components_of(
@@ -100,9 +103,10 @@ def components_of(
     """The state of a search before its first event.
 
     Args:
-        nodes: of the cluster; None where no trial is to be run, or the file leaves nothing to us.
-        first: points to propose first. lessons: trials of other searches.
-    Raises: SpecError where hardly anything fits into the cluster's GPUs.
+        nodes: of the cluster. None if no trial will run, or if the search file gives fixed devices.
+        first: points to propose first.
+        lessons: trials of earlier searches.
+    Raises: SpecError if hardly any configuration fits into the cluster's GPUs.
     """
     progress, commands, recovery, stopping = Progress(spec.epochs), Commands(Settings.of(spec), spec.metric), Recovery(), rule_of(spec)
     limits = SearchLimits(commands, progress, metric=spec.metric, mode=spec.mode, devices=spec.resources.devices)
@@ -134,9 +138,9 @@ def components_of(
 
 
 def within(space: Space, gpu_memory: int) -> Space:
-    """A space without what is predicted to need more than one GPU of so many bytes.
+    """The space without the configurations whose predicted memory exceeds `gpu_memory` bytes.
 
-    Raises: SpecError where hardly anything is left.
+    Raises: SpecError if hardly any configuration is left.
     """
     smaller = replace(space, gpu_memory=gpu_memory)
     if smaller.feasible_share() == 0:

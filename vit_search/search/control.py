@@ -1,8 +1,9 @@
-"""How a command gets to a search that runs: a file in the search's folder, answered by another.
+"""Commands to a running search, as files in the search's folder.
 
-`ask` is the person's end and needs neither Ray nor MLflow; `Control` is the driver's. A command travels as
-`commands/ID.json`, its answer as `commands/ID.answer.json`, each written whole or not at all. The same words as a tag
-`command` on the parent run reach the driver through MLflow (tracking/recorder.py).
+`ask` writes a command to `commands/ID.json`. `Control`, a thread of the driver, carries it out and writes `commands/ID.answer.json`. Both
+files are written atomically. `ask` needs neither Ray nor MLflow.
+
+A tag `command` on the search's MLflow run does the same: tracking/recorder.py passes its text to `obey_text`.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ ANSWER_WITHIN_S = 10.0
 
 
 def ask(folder: Path, name: str, arguments: Mapping[str, Any], wait_s: float = ANSWER_WITHIN_S) -> str:
-    """Give a running search a command and wait for its answer.
+    """Give a command to a running search and wait for the answer.
 
-    Raises: SearchError when no driver runs the search, others can change its folder, it refuses, or it does not answer in time; the
-        command is then withdrawn.
+    Raises: SearchError if no driver runs the search, other accounts can change its folder, the driver rejects the command, or no answer
+        comes in time. In the last case the command is withdrawn.
     """
     if not is_held(folder / "ledger.jsonl"):
         if search_state.read(folder).state.word == "finished":
@@ -64,7 +65,7 @@ def ask(folder: Path, name: str, arguments: Mapping[str, Any], wait_s: float = A
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """A command as one line of words: `pause`, `set trials=40 hours=2`, `stop trial=3`, `add dim=64 lr=1e-3`.
+    """Parse a command in one line: `pause`, `set trials=40 hours=2`, `stop trial=3`, `add dim=64 lr=1e-3`.
 
     Raises: SpecError for unknown words.
     """
@@ -94,23 +95,21 @@ def in_words(name: str, arguments: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class _Question:
-    """A command as it lies in the folder."""
-
     name: str
     arguments: dict[str, Value]
     by: str
 
 
 class Obedient(Protocol):
-    """Whoever carries commands out: the driver."""
+    """What carries out commands: the driver."""
 
     def command(self, name: str, arguments: dict[str, Any], by: str) -> tuple[bool, str]:
-        """Whether it was done, and the answer in words."""
+        """Carry out a command. Returns: whether it was carried out, and the answer in words."""
         ...
 
 
 def obey_text(driver: Obedient, text: str, by: str) -> str:
-    """Have the driver carry out a command in words, as MLflow's tag brings it. Returns: its answer."""
+    """Carry out a command in one line, as MLflow's tag has it. Returns: the driver's answer."""
     try:
         name, arguments = parse(text)
     except SpecError as error:
@@ -119,11 +118,11 @@ def obey_text(driver: Obedient, text: str, by: str) -> str:
 
 
 class Control:
-    """The driver's end: a thread that looks for commands in the folder of a search while this context is open.
+    """A context in which a thread reads the commands in a search's folder and answers them.
 
     Args:
         folder: of the search.
-        driver: carries the commands out.
+        driver: carries out the commands.
     """
 
     def __init__(self, folder: Path, driver: Obedient) -> None:
@@ -132,7 +131,7 @@ class Control:
         self._thread = threading.Thread(target=self._look, name="control", daemon=True)
 
     def __enter__(self) -> Control:
-        """Begin to listen. Commands that a dead driver left unanswered are dropped: who asked has been told so."""
+        """Start to listen. Delete commands that a dead driver did not answer: `ask` has reported an error for them already."""
         if self._folder.exists():
             for stale in self._folder.iterdir():
                 stale.unlink()
@@ -140,7 +139,7 @@ class Control:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._over.set()
         self._thread.join()
 
@@ -157,7 +156,7 @@ class Control:
             question = build(_Question, parse_json(path.read_bytes()))
             done, answer = self._driver.command(question.name, question.arguments, question.by)
         except FileNotFoundError:
-            return  # withdrawn
+            return  # withdrawn by `ask`
         except ValueError as error:
             done, answer = False, f"{path.name}: no command ({error})."
         path.unlink(missing_ok=True)

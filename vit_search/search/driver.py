@@ -1,10 +1,12 @@
-"""The driver: leads one search. It decides which trial starts, stops or moves. It knows no Ray, no MLflow and no terminal.
+"""The driver leads one search: it decides which trial starts, stops or moves. It does not use Ray, MLflow or the terminal.
 
-The state of a search follows from its ledger. Each component changes in one way only: by `apply(event)`. The driver appends every event
-to the ledger first, and then applies it to all components, always in the same order. A resume applies the stored events in the same
-way. So a search can be killed at any moment and goes on as if nothing had happened.
+The state of a search follows from its ledger. The driver first appends an event to the ledger. Then it applies the event to all components
+(components.py), always in the same order. They change in no other way. A resume applies the stored events in the same way, so a search can
+be killed at any moment and continues as if nothing had happened.
 
 Facts that a resume does not need, such as which processes run, are in `Runtime`, which starts empty.
+
+tune.py calls the driver for Ray Tune, control.py for people. Tests and benchmarks call it with simulated workers.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ nodes, start only for trials that wait, and a trial that needs more than is free
 """
 
 WAIT_S = 900.0
-"""Seconds that a trial waits for another node before the search ends."""
+"""How long a trial waits for another node before the search ends, in seconds."""
 
 
 class Driver:
@@ -64,7 +66,7 @@ class Driver:
         orders: makes a trial's order from its number, its parameters and the state.
         cluster: the cluster that the search runs on.
         patience: how long a trial may be silent.
-        train_flops: training FLOPs of a trial's parameters. They tell how long its first epoch may take.
+        train_flops: the FLOPs of training with these parameters. They predict the duration of a trial's first epoch.
         clock: a monotonic clock, in seconds.
     """
 
@@ -84,9 +86,9 @@ class Driver:
         """The state of the search. Read it; never change it."""
         self._cluster, self._patience, self._train_flops, self._clock = cluster, patience, train_flops, clock
         self.runtime = Runtime()
-        """What only this driver knows. Read it; never change it."""
+        """Facts that only this driver needs. Read them; never change them."""
         self._lock = threading.RLock()
-        """Needed because commands come from other threads."""
+        """Commands come from other threads."""
         for event in ledger.events:
             components.apply(event)
         ledger.listeners.insert(0, components.apply)
@@ -126,7 +128,7 @@ class Driver:
 
     @property
     def ending(self) -> str:
-        """The limit that ends the search; empty if none does."""
+        """The limit that ends the search, in words; empty if none was reached."""
         return self.state.limits.ending
 
     @property
@@ -136,7 +138,7 @@ class Driver:
 
     @property
     def over(self) -> bool:
-        """Whether no more new trials start."""
+        """Whether no new trial may start any more."""
         return self._no_trial_goes_on or self.draining
 
     @property
@@ -158,11 +160,11 @@ class Driver:
         return self.state.stopping.audits()
 
     def holds(self, trial: int) -> bool:
-        """Whether the stopping rule lets a trial wait, without a process."""
+        """Whether the stopping rule makes a trial wait, without a process."""
         return self.state.stopping.holds(trial)
 
     def must_end(self, trial: int) -> bool:
-        """Whether an ordered trial must end now: because all must, because it is over, or because it may not start any more."""
+        """Whether an ordered trial must end now: the search was cancelled, the trial is over, or it may not start any more."""
         return self.cancelled or self.trials[trial].over or self._withdrawn(trial)
 
     # Orders
@@ -188,7 +190,6 @@ class Driver:
             return self._order(number)
 
     def _room(self) -> bool:
-        """Whether one more trial may be open."""
         ordered, running = len(self.runtime.ordered), len(self.runtime.begun)
         if self.runtime.allowed < 1 or ordered >= self.settings.concurrency:
             return False
@@ -211,9 +212,9 @@ class Driver:
         return None
 
     def _finalist(self) -> int | None:
-        """When nothing else is left to train: the best of the trials that the stopping rule holds, which goes on to full length.
+        """When nothing else is left to train: the best trial that the stopping rule holds, which continues to full length.
 
-        When it has got there, the others end.
+        When it has reached full length, the other held trials end.
         """
         stopping = self.state.stopping
         held = [number for number in self.progress.unfinished if stopping.holds(number)]
@@ -236,7 +237,7 @@ class Driver:
             self._patience.start(trial, self._train_flops(self.trials[trial].params), self._clock())
 
     def report(self, trial: int, report: Report) -> Decision:
-        """A worker has reported."""
+        """Record a worker's report. Returns: what the trial does next."""
         with self._lock:
             if isinstance(report, Waiting):
                 _log.warning("trial %d waits for its storage: %s", trial, report.reason)
@@ -250,7 +251,7 @@ class Driver:
             return self._record_epoch(trial, report)
 
     def _record_epoch(self, trial: int, epoch: Epoch) -> Decision:
-        """Record an epoch. An epoch that is already known changes nothing: a trial that starts again reports its epochs again."""
+        """Record an epoch. A known epoch changes nothing: a trial that starts again reports its epochs again."""
         self._patience.hear(trial, self._clock(), epoch.result.seconds)
         is_new = epoch.result.epoch > len(self.trials[trial].results)
         if is_new:
@@ -268,7 +269,7 @@ class Driver:
         return self._leave_node(trial)
 
     def _leave_node(self, trial: int) -> Decision:
-        """Move a trial whose node is about to be taken away. If no other node fits, it stays: then it loses at most an epoch."""
+        """Move a trial whose node is about to be removed. If no other node fits, it stays: then it loses at most one epoch."""
         order = self._order(trial)
         if not self._cluster.leaving or node_of(order.folder) not in self._cluster.leaving:
             return Continue()
@@ -289,7 +290,7 @@ class Driver:
         return Move(order, self._avoid(order))
 
     def broke(self, trial: int, error: str) -> Decision:
-        """A trial's process died. The trial starts again, perhaps on another node, or it is given up.
+        """A trial's process died. Decide whether it starts again, perhaps on another node, or has failed.
 
         Args:
             error: Ray's message.
@@ -325,7 +326,7 @@ class Driver:
         return nodes_to_avoid({"CPU": order.cpus, "GPU": order.gpus}, avoided, self._cluster.nodes()) if avoided else frozenset()
 
     def released(self, trial: int) -> None:
-        """No process runs a trial any more, or none ever did. If the trial is not over, it can be ordered again."""
+        """A trial has no process any more, or never had one. If the trial is not over, it can be ordered again."""
         with self._lock:
             begun = trial in self.runtime.begun
             self._patience.forget(trial)
@@ -338,7 +339,7 @@ class Driver:
 
     def _withdrawn(self, trial: int) -> bool:
         """Whether a trial that waits for a place must not start, now or ever."""
-        goes_on = not self.draining or self.state.stopping.holds(trial)  # the best of those that are held goes on to the end
+        goes_on = not self.draining or self.state.stopping.holds(trial)  # when draining, only the best held trial continues
         return (self._no_trial_goes_on or self.paused or not goes_on) and trial not in self.runtime.begun
 
     # Commands and time
@@ -361,7 +362,7 @@ class Driver:
             return True, answer
 
     def cancel(self) -> None:
-        """End the search now, so that `resume` can go on with it."""
+        """End the search now, so that `resume` can continue it."""
         self.runtime.cancelled = True
 
     def fail(self, error: VitSearchError) -> None:
@@ -370,9 +371,9 @@ class Driver:
         self.cancel()
 
     def tick(self) -> list[KillWorker]:
-        """Check what depends on time. Call it regularly.
+        """Check what depends on time. Tune calls it at each of its steps.
 
-        Returns: processes to end because they have been silent for too long. Call `broke` when they have ended.
+        Returns: the processes to end because they were silent for too long. Call `broke` when they have ended.
         """
         with self._lock:
             now = self._clock()
@@ -388,7 +389,7 @@ class Driver:
             return [KillWorker(trial) for trial in silent]
 
     def _end_vain_waits(self, now: float) -> None:
-        """End the search if a trial has waited too long for a node that it does not avoid. After a resume it may go anywhere."""
+        """End the search if a trial has waited too long for a node that it may use. After a resume it may use any node."""
         for trial, since in self.runtime.waiting_since.items():
             if now - since > WAIT_S and not self._avoid(self._order(trial)):
                 reason = (
@@ -397,11 +398,11 @@ class Driver:
                 self.fail(ClusterError(f"trial {trial}: {reason}; mend or add a node, then resume the search."))
 
     def interrupt(self, *, ended: bool) -> bool:
-        """Mark the trials that are not over as interrupted, so that a resume goes on with them. Called at the end.
+        """Mark the unfinished trials as interrupted, so that a resume continues them. Called at the end of the driver.
 
         Args:
-            ended: whether the search came to its end without an error.
-        Returns: whether one of these trials had begun.
+            ended: whether the search ended without an error.
+        Returns: whether one of these trials had started.
         """
         with self._lock:
             begun = False
@@ -426,5 +427,5 @@ class Driver:
             self._append(Ended(trial=trial, outcome=outcome, reason=reason))
 
     def _append(self, event: Event) -> None:
-        """The only place where the state changes: the ledger writes the event, the components apply it, other listeners hear of it."""
+        """Append an event. The state changes only here: the ledger stores the event, then calls the components and other listeners."""
         self._ledger.append(event)

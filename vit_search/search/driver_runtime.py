@@ -1,4 +1,4 @@
-"""What one driver knows and the next one need not: which trials it has ordered, which processes run, who waits for a node."""
+"""The facts that only one driver needs, so they are not in the ledger: its ordered trials, its processes, trials that wait for a node."""
 
 from __future__ import annotations
 
@@ -7,27 +7,30 @@ from dataclasses import dataclass, field
 from vit_search.errors import VitSearchError
 
 IN_A_ROW = 4
-"""Proposals after which Tune is to look for what trials report: 2,000 at once else kept it from that for three minutes."""
+"""New trials per tick.
+
+Tune handles no report while it asks for trials. Without this limit, 2,000 trials delayed the reports by three minutes.
+"""
 
 
 @dataclass
 class Runtime:
-    """What is true of this driver alone, and of no other that takes the search up."""
+    """The facts that end with this driver."""
 
     ordered: set[int] = field(default_factory=set)
     """Trials that were ordered and are not over: they run, are held, or wait for a place."""
     begun: set[int] = field(default_factory=set)
-    """Those of them that a process has taken up."""
+    """Ordered trials that have a process."""
     parked: set[int] = field(default_factory=set)
-    """Those of them whose process is ending because the stopping rule holds the trial."""
+    """Ordered trials whose process is ending because the stopping rule holds the trial."""
     allowed: int = IN_A_ROW
-    """Proposals until the next tick."""
+    """New trials that are left until the next tick."""
     cancelled: bool = False
     trouble: VitSearchError | None = None
-    """What ended the search against everybody's will."""
+    """The error that ended the search."""
     silent_s: dict[int, float] = field(default_factory=dict)
-    """Of trials whose process was ended because nothing was heard of it."""
+    """Seconds without a report, for trials whose process was ended because of it."""
     avoided: dict[int, set[str]] = field(default_factory=dict)
-    """Nodes that a trial is kept off."""
+    """Nodes on which a trial must not run again."""
     waiting_since: dict[int, float] = field(default_factory=dict)
-    """Trials that broke down and wait for a node that they are not kept off."""
+    """Start of the wait, by the driver's clock, of trials that broke down and need another node."""

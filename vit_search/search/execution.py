@@ -1,4 +1,4 @@
-"""The trials of a search on Ray: a session, a node that is large enough, Tune, and how a search is interrupted."""
+"""Runs the trials of a search on Ray Tune, from the connection to Ray to the handling of Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vit_search.runtime.ray_session import Shape, WatchedHead, session, shapes, watched  # isort: skip  (before ray, whose settings it makes)
+from vit_search.runtime.ray_session import Shape, WatchedHead, session, shapes, watched  # isort: skip  (before ray: it sets what ray reads at import)
 from ray import tune
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.execution import class_cache
@@ -25,23 +25,23 @@ from vit_search.search.driver import Driver
 from vit_search.search.tune import NoProgress, TuneCallback, TuneScheduler, TuneSearcher, resources_of
 from vit_search.text import counted
 
-# Tune hands these to its workers through their runtime environment, which Ray writes into its logs and shows to whoever asks.
+# Tune copies these variables into its workers' runtime environment. Ray logs that and shows it to everybody, so no secret may be in it.
 class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
     {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 )
 
-# Its snapshots are never read; where one cannot be written, our own line says what is wrong with the disk.
+# Tune's snapshots are never read. If one cannot be written, our own message already describes the problem with the disk.
 logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
 
 NODES_JOIN_WITHIN_S = 60.0
-"""How long a search waits for a node that has room for a trial: after a restart the head is there before the others."""
+"""How long a search waits for a node with room for a trial. After a restart, the head is up before the other nodes."""
 
 
 @contextlib.contextmanager
 def cluster_of(spec: SearchSpec, search: str, address: str | None) -> Iterator[WatchedHead]:
-    """The Ray cluster that a search runs on; see `ray_session.session`.
+    """Connect to the Ray cluster that the search runs on; see `ray_session.session`.
 
-    Raises: ClusterError, SearchError where no trial fits.
+    Raises: ClusterError; SearchError if a trial fits on no node.
     """
     with ray_for(spec, address), watched(search) as head:
         yield head
@@ -52,16 +52,16 @@ def run_trials(driver: Driver, folder: Path, work: Callable[[dict[str, Any]], No
 
     Args:
         folder: of the search.
-        work: what a worker does with a trial's configuration.
-        apart: whether the head may be lost while this machine is not; see `_fit_apart`.
-    Raises: what ended the search, as one of our errors where it is one.
+        work: what a worker runs; it gets the trial's configuration.
+        apart: whether the search has joined a cluster, whose head can be lost; see `_fit_apart`.
+    Raises: the error that ended the search, as one of our errors if possible.
     """
     tuner = Tuner(
         tune.with_resources(work, resources_of),
         tune_config=TuneConfig(
             search_alg=TuneSearcher(driver),
             scheduler=TuneScheduler(driver),
-            num_samples=-1,  # the driver says when it is enough, and how many at a time
+            num_samples=-1,  # the driver decides how many trials there are, and how many run at a time
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"{trial.config['trial']:04d}",
             trial_name_creator=lambda trial: f"trial_{trial.config['trial']:04d}",
@@ -70,7 +70,7 @@ def run_trials(driver: Driver, folder: Path, work: Callable[[dict[str, Any]], No
             name="tune",
             storage_path=str(folder.resolve()),
             callbacks=[TuneCallback(driver), NoProgress()],
-            failure_config=FailureConfig(max_failures=-1),  # recovery.py says when it is enough
+            failure_config=FailureConfig(max_failures=-1),  # recovery.py limits the retries
             verbose=0,
         ),
     )
@@ -87,7 +87,7 @@ def run_trials(driver: Driver, folder: Path, work: Callable[[dict[str, Any]], No
 
 
 def _fit_apart(tuner: Tuner, driver: Driver, head: WatchedHead) -> None:
-    """Tune in a thread of its own, which is left behind where the cluster's head is lost: its calls would wait for it."""
+    """Run Tune in a thread of its own. If the head is lost, leave the thread behind: its calls to Ray would wait for the head."""
     ended: list[BaseException] = []
 
     def fit() -> None:
@@ -107,7 +107,7 @@ def _fit_apart(tuner: Tuner, driver: Driver, head: WatchedHead) -> None:
 
 
 def storage_trouble(folder: Path, error: BaseException) -> VitSearchError | None:
-    """What Tune has wrapped up: an error of ours, or of the driver's own storage; None for any other."""
+    """The cause inside an error from Tune: an error of ours, or of the driver's own storage; None if there is neither."""
     causes, visited = [error], {id(error)}
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and id(cause) not in visited:
         causes.append(cause)
@@ -121,11 +121,11 @@ def storage_trouble(folder: Path, error: BaseException) -> VitSearchError | None
 
 @contextlib.contextmanager
 def ray_for(spec: SearchSpec, address: str | None) -> Iterator[None]:
-    """A Ray with a node that has what a trial asks for, or an autoscaler that may add one: Tune then waits for it."""
+    """Connect to a Ray that has room for a trial. Wait a while for a node; if an autoscaler can add one, Tune waits for it."""
     resources = spec.resources
     threads = (
         {} if resources.cpus == "auto" else {"OMP_NUM_THREADS": str(max(1, int(resources.cpus)))}
-    )  # else Ray makes it the trial's cores
+    )  # otherwise Ray sets it to the number of the trial's cores
     with session(address, env=WORKER_ENV | threads):
         end = time.monotonic() + (0 if address is None else NODES_JOIN_WITHIN_S)
         while problem := resource_problem(spec, shapes(), address):
@@ -136,7 +136,10 @@ def ray_for(spec: SearchSpec, address: str | None) -> Iterator[None]:
 
 
 def resource_problem(spec: SearchSpec, there: list[Shape], address: str | None) -> str:
-    """Why a trial fits on no node; empty where it does, or where the file tells the memory of GPUs that start when they are asked for."""
+    """Why a trial fits on no node; empty if one has room.
+
+    It is also empty if the search file gives `gpu_memory`: then an autoscaler may start GPU nodes on demand.
+    """
     resources = spec.resources
     if address is None:
         there = [shape for shape in there if shape.count is None]
@@ -157,7 +160,7 @@ def resource_problem(spec: SearchSpec, there: list[Shape], address: str | None) 
 
 @contextlib.contextmanager
 def end_on_signals(driver: Driver) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and a lost terminal end the search cleanly the first time; the second Ctrl-C ends it at once."""
+    """End the search cleanly on Ctrl-C, SIGTERM or a lost terminal. A second Ctrl-C ends it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -167,7 +170,7 @@ def end_on_signals(driver: Driver) -> Iterator[None]:
             raise KeyboardInterrupt
         if number == signal.SIGHUP:
             leave_terminal()
-        driver.cancel()  # a job's stop reaches a search twice, from Ray and from its driver
+        driver.cancel()  # may be called twice: if a job is stopped, both Ray and the job's own process send a signal
 
     before = {number: signal.signal(number, stop) for number in ending_signals()}
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"

@@ -1,8 +1,8 @@
-"""CPU cores and GPU share of a trial, from its predicted memory and from what the trials before it took.
+"""The CPU cores and the GPU share of each trial.
 
-Ray takes a share as a number: it places trials by it, and holds nobody to it. So each worker limits its own allocator to its share
-(runtime/machine.py); a trial that outgrows it is held, and goes on from its checkpoint with the next larger one. All that is learnt
-follows from the ledger's events, and a resume knows it again.
+The share follows from the trial's predicted memory and from the peaks of earlier trials. Ray uses a share only to place trials; it does not
+enforce it. So each worker limits its own allocator to its share (runtime/machine.py). A trial that needs more is held, and continues from
+its checkpoint with the next larger share. Everything learnt here follows from the ledger's events, so a resume knows it, too.
 """
 
 from __future__ import annotations
@@ -21,54 +21,58 @@ if TYPE_CHECKING:
     from vit_search.runtime.ray_session import Shape
 
 ENOUGH = 10
-"""Trials of which a peak is known before the prediction is trusted to be too high; that it is too low is believed of the first."""
+"""Known peaks from which on the prediction may be corrected downwards. Upwards it is corrected from the first one."""
 
 QUANTILE = 0.95
-"""Share of the trials whose peaks the corrected prediction covers; the others outgrow their share, which costs them an epoch."""
+"""Share of the trials whose peaks the corrected prediction covers. Each of the others outgrows its share, which costs it one epoch."""
 
 LEAST, MOST = 0.5, 4.0
-"""Bounds of the correction: trials to come may be unlike those that were seen, and one that a stranger left no room means nothing."""
+"""Bounds of the correction factor.
+
+Later trials may differ from those seen, and a peak is misleading if another program used the GPU.
+"""
 
 NEWEST = 500
-"""Trials that the correction follows from, at most."""
+"""The most trials that the correction uses, the newest ones."""
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """What must be known of a cluster to share its GPUs."""
+    """What GPU sharing needs to know about a cluster."""
 
     gpu_memory: int
-    """Bytes of its smallest GPU; 0 where none is asked for."""
+    """Memory of its smallest GPU, in bytes; 0 if no trial uses GPUs."""
     gpus: float
-    """In all."""
+    """In the whole cluster."""
     cores_per_gpu: float
-    """Least of the nodes with GPUs; 0 where none is up."""
+    """The smallest of any node with GPUs; 0 if none is up."""
     cores: float
-    """Of the node that has the fewest."""
+    """CPU cores of the node that has the fewest."""
     count: int
-    """Nodes on which trials can run."""
+    """Number of nodes that can run trials."""
 
 
 @dataclass(frozen=True)
 class Devices:
-    """What a trial holds."""
+    """The CPU cores and GPUs of a trial."""
 
     cpus: float
     gpus: float
 
     @property
     def threads(self) -> int:
-        """Of torch: its cores, so that the trials of a node have no more threads than it has cores."""
+        """Threads for torch: one per core, so the trials of a node have no more threads than it has cores."""
         return max(1, int(self.cpus))
 
 
 class GpuSharing:
-    """What each trial of a search holds, from the moment of its proposal on.
+    """Decides how many cores and what share of a GPU each trial gets, from its proposal on.
 
     Args:
-        spec: of the search. commands: have its settings; they take in an event before this does.
-        channels, classes: of its images. images: bytes of the splits that a trial has on its GPU.
-        nodes: of the cluster; must be known where the file says auto and a trial is to be run.
+        spec: of the search.
+        commands: the current settings. It must apply an event before this object does.
+        channels, classes: of the images. images: bytes of the splits that a trial keeps on its GPU.
+        nodes: of the cluster; needed if trials run and the search file has `auto` devices.
     """
 
     def __init__(self, spec: SearchSpec, commands: Commands, *, channels: int, classes: int, images: int, nodes: Nodes | None) -> None:
@@ -76,13 +80,13 @@ class GpuSharing:
         self._channels, self._classes, self._images = channels, classes, images
         self._needs: dict[int, gpu_share.Need] = {}
         self._peaks: dict[int, tuple[int, float]] = {}
-        """Of a trial: the most that it took of a GPU, or was too little for it, and its share then."""
+        """By trial: the most bytes that it used, or that were too few for it, and its share at that time."""
         self._devices: dict[int, Devices] = {}
         self._graphs: set[int] = set()
-        """Trials with CUDA graphs, whose memory is in no peak that torch reports."""
+        """Trials with CUDA graphs. The peak that torch reports leaves out the memory of the graphs."""
 
     def apply(self, event: Event) -> None:
-        """Take in one more event."""
+        """Apply one event."""
         if isinstance(event, Proposed):
             self._apply_proposal(event)
         elif isinstance(event, OutgrewShare) and event.trial in self._devices:
@@ -93,39 +97,39 @@ class GpuSharing:
 
     @property
     def shares(self) -> bool:
-        """Whether trials share GPUs by their memory."""
+        """Whether trials share GPUs according to their memory."""
         return self._spec.resources.gpus == "auto"
 
     @property
     def factor(self) -> float:
-        """Peaks as they were found, as a multiple of the predicted ones: what covers most of the newest trials."""
+        """The correction factor: a predicted peak times this covers the real peaks of most of the newest trials."""
         ratios = sorted(self._ratio(trial) for trial in list(self._peaks)[-NEWEST:])
         covers = ratios[math.ceil(QUANTILE * len(ratios)) - 1] if len(ratios) >= ENOUGH else max([1.0, *ratios])
         return min(MOST, max(LEAST, covers))
 
     def devices(self, trial: int) -> Devices:
-        """What a trial holds."""
+        """The cores and GPUs of a trial."""
         return self._devices[trial]
 
     def halves(self, trial: int) -> bool:
-        """Whether a lack of memory halves a trial's micro-batch; else it gets a larger share of a GPU."""
+        """Whether a trial that runs out of memory halves its micro-batch. Otherwise it gets a larger share of a GPU."""
         return not self.shares or self._devices[trial].gpus >= 1
 
     def decoders(self, trial: int) -> int | None:
-        """Processes that decode a trial's images, where the file leaves its cores to us."""
+        """Processes that decode a trial's images, if its cores are `auto`; otherwise None."""
         return max(1, self._devices[trial].threads - 1) if self._spec.resources.cpus == "auto" else None
 
     def allowed_bytes(self, trial: int) -> int:
-        """Of GPU memory."""
+        """GPU memory that a trial may use."""
         return gpu_share.allowed(self._devices[trial].gpus, self._known.gpu_memory)
 
     def reported_devices(self, trial: int) -> float:
-        """GPUs or cores that a trial holds, for the ledger, where the file leaves them to us; else 0."""
+        """GPUs (or cores, without GPUs) of a trial, for the ledger, if the search file has `auto`; otherwise 0."""
         devices = self._devices[trial]
         return (devices.gpus or devices.cpus) if self._spec.resources.devices is None else 0.0
 
     def slots(self, shapes: Iterable[Shape]) -> float:
-        """How many trials like the last one run at the same time, on nodes that are there or may come."""
+        """How many trials like the newest one can run at the same time, on nodes that are up or may be added."""
         devices = next(reversed(self._devices.values()), None)
         return sum((shape.count or 1) * _fit(shape, devices) for shape in shapes) if devices else 0
 
@@ -138,7 +142,7 @@ class GpuSharing:
         need = self._needs[event.trial] = gpu_share.Need(gpu_share.training_bytes(config.model, config.training), self._images)
         if config.training.cuda_graphs:
             self._graphs.add(event.trial)
-        if self._nodes is not None:  # else the search is looked at, and nothing is run
+        if self._nodes is not None:  # otherwise the search is only inspected, and nothing runs
             settings = self._commands.settings
             share = gpu_share.share_of(need, self._nodes.gpu_memory, self.factor) or 1.0
             self._devices[event.trial] = self._with_cores(
@@ -160,18 +164,18 @@ class GpuSharing:
         return max(0, peak - gpu_share.resident(need.images, gpu_share.allowed(share, self._known.gpu_memory))) / need.training
 
     def _with_cores(self, gpus: float) -> Devices:
-        """Cores of a trial beside whom as many others run as its GPUs or the concurrency allow."""
+        """The devices of a trial with these GPUs. `auto` cores are divided equally among the trials that can run on the node."""
         if self._spec.resources.cpus != "auto":
             return Devices(self._spec.resources.cpus, gpus)
         if self._nodes is None:
             return Devices(1.0, gpus)
         if gpus:
-            return Devices(math.floor(1e4 * self._nodes.cores_per_gpu * gpus) / 1e4 or 1.0, gpus)  # Ray's smallest step
+            return Devices(math.floor(1e4 * self._nodes.cores_per_gpu * gpus) / 1e4 or 1.0, gpus)  # rounded down to Ray's smallest step
         return Devices(max(1.0, self._nodes.cores // math.ceil(self._commands.settings.concurrency / self._nodes.count)), gpus)
 
 
 def _fit(shape: Shape, devices: Devices) -> float:
-    """Trials that a node holds; infinitely many where nobody knows how large it will be."""
+    """How many trials a node holds; infinity if the size of the node is not known."""
     if math.inf in (shape.cpus, shape.gpus):
         return math.inf
     gpus, cpus = devices.gpus, devices.cpus

@@ -1,4 +1,4 @@
-"""What the end of a search tells of its stopping and of its plan."""
+"""What the end of a search shows: how often stopping was wrong, and how good the plan was."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAN = "plan.json"
 
 
 def look_back(folder: Path, spec: SearchSpec, progress: Progress, audits: Iterable[tuple[int, int | None]]) -> Hindsight:
-    """What was stopped wrongly, and what the plan foretold beside what came.
+    """Compare stopping with its audits, and the plan with what happened.
 
     Args:
         audits: see StoppingRule.audits.
@@ -31,17 +31,16 @@ def look_back(folder: Path, spec: SearchSpec, progress: Progress, audits: Iterab
 
 
 def false_kills(audits: Iterable[tuple[int, int | None]], finals: Mapping[int, float], mode: str) -> tuple[int, int, float, float]:
-    """How often stopping was wrong, from trials that nothing could stop.
+    """How often stopping was wrong, measured with audits: trials that are never stopped.
 
-    Wrong: the trial would have been stopped, and its full-length value is better than the median of the full-length values
-    of all trials that the rungs let through.
+    Stopping an audit would have been wrong if its final value is better than the median of the trials that the rule let through.
 
     Args:
-        audits: (trial, epoch at which it would have been stopped, or None), as `StoppingRule.audits` gives them.
-        finals: full-length value of each completed trial, audits among them.
+        audits: (trial, epoch at which it would have been stopped, or None), from `StoppingRule.audits`.
+        finals: value at full length of each completed trial, including audits.
         mode: "min" or "max".
-    Returns: would-be-stopped trials that completed, those wrongly stopped, and a 95 % interval (Wilson 1927) of their share,
-        which is 0 to 1 where there are none.
+    Returns: completed audits that would have been stopped, how many of these stops were wrong, and the 95 % interval (Wilson 1927) of the
+        share of wrong ones, which is 0 to 1 if there are none.
     """
     sign = 1.0 if mode == "max" else -1.0
     stopped = {trial for trial, epoch in audits if epoch is not None and trial in finals}
@@ -51,7 +50,7 @@ def false_kills(audits: Iterable[tuple[int, int | None]], finals: Mapping[int, f
 
 
 def _beside_plan(folder: Path, spec: SearchSpec, trials: Sequence[Trial], progress: Progress) -> dict[str, Any] | None:
-    """What was foretold at the start beside what came; None where the plan is missing or damaged: it decides nothing."""
+    """The plan and what happened, side by side; None if the plan is missing or damaged, because nothing depends on it."""
     try:
         plan = planning.SearchPlan.from_dict(parse((folder / PLAN).read_bytes()))
     except (OSError, ValueError, TypeError, KeyError):

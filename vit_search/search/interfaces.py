@@ -1,4 +1,4 @@
-"""What the driver needs of the world around it: somewhere to keep events, and what is known of the cluster."""
+"""What the driver needs from outside: a log of events, and a view of the cluster. Tests replace both."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ if TYPE_CHECKING:
 
 
 class EventLog(Protocol):
-    """Where events are kept: tracking.ledger's Ledger."""
+    """A log of events. In a real search: the Ledger of ledger/file.py."""
 
     @property
     def events(self) -> Sequence[Event]:
-        """All so far."""
+        """All events so far."""
         ...
 
     @property
     def listeners(self) -> list[Callable[[Event], None]]:
-        """Told of each event, in this order, once it is kept."""
+        """Called in this order with each event after it was stored."""
         ...
 
     def append(self, event: Event) -> None:
-        """Keep one more."""
+        """Store one event and call the listeners."""
         ...
 
 
 class ClusterView(Protocol):
-    """What is known of the cluster at this moment."""
+    """The cluster as it is at this moment."""
 
     @property
     def leaving(self) -> Collection[str]:
-        """Ids of nodes that get no more work, since they are about to be taken away."""
+        """Ids of nodes that get no more work because they are about to be removed."""
         ...
 
     @property
     def lost(self) -> ClusterError | None:
-        """Set where the head of the cluster does not answer any more."""
+        """The error, if the head of the cluster does not answer any more."""
         ...
 
     @property
     def shapes(self) -> Sequence[Shape]:
-        """The nodes that are there, and the kinds that may come."""
+        """The nodes that are up, and the kinds of nodes that may be added."""
         ...
 
     def nodes(self) -> Mapping[str, Mapping[str, float]]:
-        """What each living node has, by its id."""
+        """The resources of each living node, by node id."""
         ...

@@ -1,4 +1,4 @@
-"""When a search is done before all of its trials are: time spent, a target reached, no improvement, the same failure from the start."""
+"""Limits that end a search before all its trials ran: time, a target, no improvement. Also: the same failure in the first three trials."""
 
 from __future__ import annotations
 
@@ -9,33 +9,32 @@ from vit_search.text import counted
 
 
 class SearchLimits:
-    """What the limits of a search come to.
+    """Watches the limits of a search.
 
     Args:
-        commands: have the limits as they stand. progress: of the search. Both take in an event before this does.
-        metric: what trials are ranked by. mode: "min" or "max".
-        devices: GPUs, or CPU cores where it uses none, that every trial holds; None where each has its own.
+        commands: the current limits. progress: of the search. Both must apply an event before this object does.
+        metric: the metric that trials are ranked by. mode: "min" or "max".
+        devices: GPUs of every trial (CPU cores if it uses none); None if trials differ.
     """
 
     def __init__(self, commands: Commands, progress: Progress, *, metric: str, mode: str, devices: float | None) -> None:
         self.ending = ""
-        """The limit that was reached, in words; empty while none is. Trials then end after their epoch."""
+        """The limit that was reached, in words; empty if none was. Each running trial then ends after its current epoch."""
         self._commands, self._progress = commands, progress
         self._metric, self._sign, self._devices = metric, 1.0 if mode == "max" else -1.0, devices
         self._best: float | None = None
         self._since_best = 0
         self._completed: dict[int, float] = {}
-        """Scores of full-length trials, the first to end first."""
+        """Scores of full-length trials by number, in the order of their ends."""
         self._first: list[Ended] = []
-        """The first three trials to end."""
 
     @property
     def settings(self) -> Settings:
-        """As they stand."""
+        """The current settings."""
         return self._commands.settings
 
     def apply(self, event: Event) -> None:
-        """Take in one more event. A limit that was reached stays so, until a command changes the limits."""
+        """Apply one event. A reached limit stays reached until a command changes the limits."""
         if isinstance(event, Ended) and event.outcome != "interrupted":
             self._apply_end(event)
         if isinstance(event, Commanded) and event.name == "set":
@@ -58,7 +57,7 @@ class SearchLimits:
 
     @property
     def common_failure(self) -> str:
-        """Why the first three trials to end failed, where all three failed for one reason, as the next would; else empty."""
+        """The reason why the first three trials failed, if it is the same: the next trial would fail, too. Otherwise empty."""
         reasons = {event.reason.partition(" (see ")[0] for event in self._first if event.outcome == "failed"}
         failed = sum(event.outcome == "failed" for event in self._first)
         return reasons.pop() if failed == 3 and len(reasons) == 1 else ""
@@ -79,5 +78,5 @@ class SearchLimits:
 
 
 def option(ending: str) -> str:
-    """The command line's option that changes a limit, from what `SearchLimits.ending` says of it."""
+    """The command-line option that changes a limit, from the text of `SearchLimits.ending`."""
     return "--" + ending.partition(":")[0].removeprefix("limits.").replace("_", "-")

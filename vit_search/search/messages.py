@@ -1,7 +1,13 @@
-"""What the driver, the workers and Ray Tune say to each other, and how it is written down on the way.
+"""The messages between driver, workers and Ray Tune.
 
-The driver gives a worker a TrialOrder. The worker sends Reports back. The driver answers each with a Decision, and what it wants of
-Tune besides with an Action. Orders and reports cross a process border: each is encoded and decoded here alone.
+| Message | From | To |
+|---|---|---|
+| TrialOrder | driver | worker |
+| Report | worker | driver |
+| Decision: the answer to a report | driver | Tune |
+| KillWorker: an action | driver | Tune |
+
+Orders and reports cross a process border. This module has their only encoders and decoders.
 """
 
 from __future__ import annotations
@@ -19,51 +25,50 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialOrder:
-    """What a worker is to train, and with what."""
+    """What a worker trains, and with which resources."""
 
     trial: int
-    """Its number."""
     config: dict[str, Any]
     """A TrialConfig as a dict."""
     folder: Path
-    """Of the trial, on storage that every node sees."""
+    """The trial's folder, on storage that all nodes share."""
     data: DataSet | None = None
-    """Prepared; None where nothing is trained, as in a simulation."""
+    """The prepared images; None if nothing is trained, as in a simulation."""
     train_on: str = "train"
-    """As in a search file."""
+    """As in the search file."""
     cpus: float = 1.0
     gpus: float = 0.0
-    """That it holds; see gpu_sharing.py."""
+    """Share of a GPU, or number of GPUs; see gpu_sharing.py."""
     threads: int = 1
-    """Of torch."""
+    """Threads for torch."""
     decoders: int | None = None
-    """Processes that decode images; None for as many as seem right."""
+    """Processes that decode images; None: the data loader decides."""
     halves: bool = True
-    """Whether a lack of memory halves the micro-batch; else the trial asks for a larger share of a GPU."""
+    """Whether the trial halves its micro-batch if memory runs out. Otherwise it asks for a larger share of a GPU."""
     halvings: int = 0
-    """How often the micro-batch was halved because a lack of memory killed the process."""
+    """How often the micro-batch was halved because the process was killed for lack of memory."""
     usage: bool = False
-    """Whether to report what each epoch took of the machine."""
+    """Whether to report the use of CPU, memory and GPU for each epoch."""
     latency: bool = False
-    """Whether to measure the time to classify an image."""
+    """Whether to measure how long the classification of one image takes."""
 
     def encode(self) -> dict[str, Any]:
-        """As Tune's configuration of the trial."""
+        """The order as Tune's configuration of the trial."""
         return {f.name: getattr(self, f.name) for f in fields(self)} | {"folder": str(self.folder)}
 
     @staticmethod
     def decode(config: Mapping[str, Any]) -> TrialOrder:
-        """From what Tune hands to the worker."""
+        """The inverse, from what Tune gives to the worker."""
         return TrialOrder(**{**config, "folder": Path(config["folder"])})
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """An epoch is trained, evaluated and saved."""
+    """An epoch was trained and evaluated, and its checkpoint saved."""
 
     result: EpochResult
     system: dict[str, float] = field(default_factory=dict)
-    """What it took of the machine; see resource_usage.py."""
+    """Use of the machine during the epoch; see resource_usage.py."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +96,14 @@ class Failed:
 Report = Epoch | Waiting | Outgrown | Failed
 
 SCORE = "score/"
-"""Before the names of an epoch's further metrics in Tune's result."""
+"""Prefix of an epoch's other metrics in Tune's result."""
 
 
 def encode(trial: int, report: Report) -> dict[str, Any]:
-    """A report as one of Tune's results."""
+    """A report as a result for Tune."""
     if isinstance(report, Epoch):
         values = asdict(report.result)
-        scores = {SCORE + name: value for name, value in values.pop("scores").items()}  # Tune wants no dictionary in a result
+        scores = {SCORE + name: value for name, value in values.pop("scores").items()}  # a result for Tune may contain no dictionary
         return {"trial": trial, **values, **scores, **report.system}
     if isinstance(report, Failed):
         return {"trial": trial, "failure": report.outcome, "reason": report.reason}
@@ -106,7 +111,7 @@ def encode(trial: int, report: Report) -> dict[str, Any]:
 
 
 def decode(result: Mapping[str, Any]) -> Report:
-    """A report from one of Tune's results, which add much of their own."""
+    """The report in one of Tune's results. Tune adds keys of its own, which are ignored."""
     if "failure" in result:
         return Failed(result["failure"], result["reason"])
     if "waiting" in result:
@@ -120,7 +125,7 @@ def decode(result: Mapping[str, Any]) -> Report:
 
 @dataclass(frozen=True)
 class Continue:
-    """The trial goes on with its next epoch."""
+    """The trial continues with its next epoch."""
 
 
 @dataclass(frozen=True)
@@ -130,16 +135,16 @@ class Stop:
 
 @dataclass(frozen=True)
 class Hold:
-    """The trial frees its devices, and goes on from its checkpoint when the search goes on."""
+    """The trial frees its devices. It continues from its checkpoint when the search is no longer paused."""
 
 
 @dataclass(frozen=True)
 class Move:
-    """The trial frees its devices, and goes on from its checkpoint as it is ordered now."""
+    """The trial frees its devices. It continues from its checkpoint with a new order."""
 
     order: TrialOrder
     avoid: frozenset[str] = frozenset()
-    """Ids of the nodes on which it must not start."""
+    """Ids of the nodes where it must not start."""
 
 
 Decision = Continue | Stop | Hold | Move
@@ -147,16 +152,16 @@ Decision = Continue | Stop | Hold | Move
 
 @dataclass(frozen=True)
 class Wait:
-    """There is no trial to start now."""
+    """No trial can start now."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """There will be no trial to start."""
+    """No trial will start any more."""
 
 
 @dataclass(frozen=True)
 class KillWorker:
-    """An action: the process of a trial hangs and is to be ended. Ray then reports that it died."""
+    """The process of a trial hangs and must be killed. Ray then reports its death."""
 
     trial: int

@@ -1,4 +1,4 @@
-"""Makes the order of a trial from its parameters."""
+"""Makes a TrialOrder from the parameters of a trial."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from vit_search.search.messages import TrialOrder
 
 @dataclass(frozen=True)
 class Orders:
-    """Of one search."""
+    """Makes the orders of one search."""
 
     spec: SearchSpec
     folder: Path
     data: DataSet
     seeds: Sequence[int] = ()
-    """Of each trial, as a search file's `seed`; it is then trained as the first trial of a search with that seed would be."""
+    """For a promotion: the `seed` of each trial. Each is trained like the first trial of a search with that seed."""
 
     def __call__(self, trial: int, params: Mapping[str, Value], components: Components) -> TrialOrder:
-        """The order of a trial as things stand now."""
+        """The order of a trial, for the current state of the search."""
         spec, number = (self.spec.model_copy(update={"seed": self.seeds[trial]}), 0) if self.seeds else (self.spec, trial)
         config = spec.trial_config(dict(params), in_channels=self.data.channels, num_classes=len(self.data.classes), trial=number)
         sharing = components.sharing

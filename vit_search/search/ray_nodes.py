@@ -1,4 +1,4 @@
-"""What Ray tells of a cluster's nodes to those that place trials on them."""
+"""Asks Ray what the nodes of the cluster have, for gpu_sharing.py."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ ANSWER_WITHIN_S = 120
 
 
 def nodes_of(resources: Resources) -> Nodes:
-    """What the cluster that this process is connected to has.
+    """What the nodes of the connected cluster have.
 
-    Raises: SearchError where it must be known how much memory a GPU has, and nobody says.
+    Raises: SearchError if the memory of a GPU is needed but unknown.
     """
     alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]  # type: ignore[no-untyped-call]
     with_gpus = [node for node in alive if node["Resources"].get("GPU", 0) > 0]
@@ -36,14 +36,14 @@ def nodes_of(resources: Resources) -> Nodes:
 
 
 def _gpu_memory_of(node: str) -> int:
-    """Bytes of a node's smallest GPU; 0 where it does not tell."""
+    """Memory of a node's smallest GPU, in bytes; 0 if it is unknown."""
     there = NodeAffinitySchedulingStrategy(node, soft=False)
     answer = ray.remote(_smallest_gpu).options(num_cpus=0, scheduling_strategy=there).remote()
     return int(ray.get(answer, timeout=ANSWER_WITHIN_S))
 
 
 def _smallest_gpu() -> int:
-    """Asked of the driver library, which makes no CUDA context."""
+    """The memory from NVML, which creates no CUDA context."""
     try:
         pynvml.nvmlInit()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]

@@ -1,4 +1,4 @@
-"""What a trial takes of its machine, epoch by epoch, under the names that MLflow's system metrics have."""
+"""Measures what a trial uses of its machine in each epoch, under the names of MLflow's system metrics."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import pynvml
 from vit_search.text import whole_number
 
 EVERY_S = 1.0
-"""Between two looks. Each costs some 0.2 ms of the trial's own thread."""
+"""Time between two measurements. Each costs the trial's own thread about 0.2 ms."""
 
 MEGABYTE = 1e6
 
 
 class Meter:
-    """A context in which a thread looks at this process and its GPU once a second."""
+    """A context in which a thread measures this process and its GPU once a second."""
 
     def __init__(self) -> None:
         self._process, self._gpu = psutil.Process(), _gpu()
-        self._process.cpu_percent()  # the first answer is 0, the next are since the one before
+        self._process.cpu_percent()  # the first call returns 0; later ones count from the call before
         self._sums: dict[str, float] = {}
         self._looks = 0
         self._lock = threading.Lock()
@@ -37,9 +37,9 @@ class Meter:
         self._over.set()
 
     def read(self) -> dict[str, float]:
-        """The means since the last reading: percent of the machine's, this process's and the GPU's time, and megabytes."""
+        """The means since the last call: use of the machine's CPU, this process's CPU and the GPU in percent, and memory in megabytes."""
         with self._lock:
-            if not self._looks:  # an epoch of less than a second
+            if not self._looks:  # the epoch took less than a second
                 self._read_meters()
             means = {name: value / self._looks for name, value in self._sums.items()}
             self._sums, self._looks = {}, 0
@@ -73,7 +73,7 @@ class Meter:
 
 
 def _gpu() -> Any:
-    """NVML's handle of the one GPU that Ray lets this process see; None without one."""
+    """NVML's handle of the one GPU that Ray gives to this process; None if there is none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
     with contextlib.suppress(pynvml.NVMLError):
         pynvml.nvmlInit()

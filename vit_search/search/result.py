@@ -1,4 +1,7 @@
-"""A search as a program sees it: its trials as tables, and the models that its best trials have left."""
+"""A search for Python programs: its trials as tables, and the models of its best trials.
+
+`vit_search.run_search` and `vit_search.read_search` return a Search.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Search:
-    """A search as it stood when it was read, or when its driver stopped."""
+    """A search as it was when it was read, or when its driver ended."""
 
     folder: Path
-    """Such as `searches/digits-1`."""
+    """For example `searches/digits-1`."""
     spec: SearchSpec
     """Its search file."""
     trials: list[Trial]
@@ -31,7 +34,7 @@ class Search:
 
     @property
     def best(self) -> Trial | None:
-        """The winner, or None while no trial has a value."""
+        """The best trial; None if no trial has a value yet."""
         return best_trial(self.trials, self.spec.metric, self.spec.mode)
 
     def leaderboard(self) -> pd.DataFrame:
@@ -42,17 +45,17 @@ class Search:
         return trial_tables.leaderboard_frame(self.trials, self.spec)
 
     def epochs(self) -> pd.DataFrame:
-        """One row for each epoch that was trained: `trial`, `epoch` and all metrics, to draw learning curves from."""
+        """One row for each trained epoch: `trial`, `epoch` and all metrics, for example to draw learning curves."""
         return trial_tables.epochs_frame(self.trials)
 
     def classifier(self, trial: int | None = None, *, device: str = "cpu") -> Classifier:
-        """The model of a trial, as it was after the trial's last epoch.
+        """The model of a trial after its last epoch.
 
         Args:
-            trial: its number; by default the best trial's.
-            device: where it classifies, such as `cuda`.
-        Raises: SearchError where there is no such trial, or its checkpoint is gone: a search keeps those of its best trials
-            (`keep_checkpoints` of them).
+            trial: the trial's number; by default the best trial.
+            device: where the model runs, such as `cuda`.
+        Raises: SearchError if the trial does not exist, or its checkpoint was deleted: a search keeps the checkpoints of its best trials
+            only (`keep_checkpoints` of them).
         """
         if trial is None:
             if self.best is None:
@@ -76,11 +79,12 @@ class Search:
 
 
 def read_search(search: str | Path | None = None, output: Path = Path("searches")) -> Search:
-    """A search from its folder, running or over, in this process or another one.
+    """Read a search from its folder, whether it is running or over, in this process or another one.
 
     Args:
-        search: its name or folder; the newest by default. output: the folder of all searches.
-    Raises: SearchError that names the nearest search, or says what is wrong with the folder.
+        search: its name or folder; by default the newest search.
+        output: the folder of all searches.
+    Raises: SearchError if there is no such search (it names the nearest one), or its folder is damaged.
     """
     folder = searches.find(output, None if search is None else str(search))
     now = search_state.read(folder)

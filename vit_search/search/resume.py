@@ -1,4 +1,4 @@
-"""Take up a search that was interrupted: check that nothing has changed, then go on from its ledger.
+"""Resume an interrupted search: check that nothing has changed, then continue from its ledger.
 
 `launch.drive` rebuilds the state: the driver applies the stored events to its components (components.py) before it proposes anything.
 """
@@ -27,14 +27,12 @@ def resume(
     watch: Watch | None = None,
     address: str | None = None,
 ) -> SearchResult:
-    """Take up a search where its ledger ends: same trials, same rungs, same MLflow runs.
+    """Continue a search where its ledger ends, with the same trials, rungs and MLflow runs.
 
     Args:
-        extend: settings to change first, such as trials, hours; see `commands.Settings`.
-        watch, address: see Options; the cluster need not be the one on which the search began.
-
-    Raises: SearchError when the folder holds no search, another driver has it, or its data has changed; SpecError for
-        settings that mean nothing.
+        extend: settings to change first, such as trials or hours; see `commands.Settings`.
+        watch, address: see Options. The cluster need not be the one on which the search began.
+    Raises: SearchError if the folder holds no search, another driver runs it, or its data has changed; SpecError for invalid settings.
     """
     spec, facts = resume_checks.check(folder, extend or {})
     data = check_untouched(folder, spec, facts)
@@ -44,9 +42,9 @@ def resume(
 
 
 def check_untouched(folder: Path, spec: SearchSpec, facts: SearchFacts) -> DataSet:
-    """The data of a search, as it began with them.
+    """Load the data of a search, unchanged since the start.
 
-    Raises: SearchError when others may write into its folder, or its file or its data have changed.
+    Raises: SearchError if other accounts can write into the search's folder, or the search file or the data has changed.
     """
     searches.check_own(folder)
     resume_checks.check_unchanged(folder / "search.yaml", facts.text)

@@ -1,4 +1,7 @@
-"""What a search's folder alone tells of whether it can be gone on with: looked at before Ray, torch and MLflow are imported."""
+"""Checks before a resume that need only the search's folder.
+
+They run before Ray, torch and MLflow are imported, so the user sees a mistake at once.
+"""
 
 from __future__ import annotations
 
@@ -18,23 +21,23 @@ from vit_search.search.limits import SearchLimits, option
 
 
 def check(folder: Path, extend: Mapping[str, float]) -> tuple[SearchSpec, SearchFacts]:
-    """A search's file and facts, where nothing that its folder tells speaks against going on with it.
+    """Read the search file and the facts of a search that can be resumed.
 
     Args:
-        extend: settings that are to be changed first.
-    Raises: SearchError when others can change it, it is a promotion's, an older version ranked it wrongly, its file has changed, or a
-        driver has it; SpecError for settings that mean nothing.
+        extend: settings to change first.
+    Raises: SearchError if other accounts can change the folder, the search belongs to a promotion, an older version ranked it the wrong way
+        round, its search file has changed, or a driver runs it; SpecError for invalid settings.
     """
     spec, facts = searches.read(folder)
     searches.check_own(folder)
     if facts.promotes:
         raise SearchError(f"{folder}: trainings of a promotion; go on with `vit-search promote {facts.promotes}`.")
-    if facts.mode != spec.mode:  # version 0.1 took max where a file did not say
+    if facts.mode != spec.mode:  # version 0.1 used max if the file did not say
         raise SearchError(
             f"{folder}: an older version ranked {spec.metric} with mode {facts.mode}, the wrong way round; start a new search of the file."
         )
     check_unchanged(folder / "search.yaml", facts.text)
-    if (folder / "ledger.jsonl").exists():  # else it died before its first event
+    if (folder / "ledger.jsonl").exists():  # otherwise it died before its first event
         check_free(folder / "ledger.jsonl")
         if extend:
             check_extension(spec, folder, read_events(folder / "ledger.jsonl"), extend)
@@ -42,8 +45,8 @@ def check(folder: Path, extend: Mapping[str, float]) -> tuple[SearchSpec, Search
 
 
 def check_unchanged(path: Path, began: str) -> None:
-    """Refuse a search file that was edited after its search began: the trials so far answer another question."""
-    was, now = began.rstrip().splitlines(), path.read_text(encoding="utf-8").rstrip().splitlines()  # an editor adds a last newline
+    """Reject a search file that was edited after the search began with the text `began`: its trials so far would not fit."""
+    was, now = began.rstrip().splitlines(), path.read_text(encoding="utf-8").rstrip().splitlines()  # an editor may add a last newline
     if now != was:
         pairs = itertools.zip_longest(was, now, fillvalue="")
         line, (old, new) = next((n, pair) for n, pair in enumerate(pairs, 1) if pair[0] != pair[1])
@@ -54,7 +57,7 @@ def check_unchanged(path: Path, began: str) -> None:
 
 
 def check_extension(spec: SearchSpec, folder: Path, events: Sequence[Event], extend: Mapping[str, float]) -> None:
-    """Refuse settings that mean nothing, or that leave a limit which ends the search at once.
+    """Reject invalid settings, and settings with which a limit would end the search at once.
 
     Raises: SpecError, SearchError.
     """
@@ -66,7 +69,7 @@ def check_extension(spec: SearchSpec, folder: Path, events: Sequence[Event], ext
 
 
 def is_work_left(spec: SearchSpec, events: Sequence[Event]) -> bool:
-    """Whether trials are left to run, as far as it is seen without the search's whole state."""
+    """Whether trials are left to run. It uses trials and limits only, not the whole state of the search."""
     progress, limits = _standing(spec, events)
     return not limits.ending and sum(trial.over for trial in progress.trials.values()) < limits.settings.trials
 

@@ -1,4 +1,4 @@
-"""What stays true of a search from its first moment on, as this process and its data tell."""
+"""Collects the facts about a search that never change: its file, data, code, packages and machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def facts_of(spec: SearchSpec, folder: Path, data: DataSet, recorder: Recorder, *, name: str = "", promotes: str = "") -> SearchFacts:
-    """What is true of a search that begins now, in this process; named after its folder unless it has a name."""
+    """The facts of a search that begins now in this process.
+
+    Args:
+        name: of the search; by default the name of its folder.
+        promotes: the search that is promoted, if this is a promotion's training.
+    """
     return SearchFacts(
         search=name or folder.name,
         search_id=uuid.uuid4().hex,
@@ -50,17 +55,17 @@ def _environment() -> dict[str, str]:
 
 
 def _packages() -> str:
-    """All installed distributions and their versions, a line each."""
+    """All installed packages with their versions, one per line."""
     packages = {(dist.name.lower().replace("_", "-"), dist.version) for dist in distributions() if dist.name}
     return "".join(f"{name}=={number}\n" for name, number in sorted(packages))
 
 
 CODE = ("vit_search", "pyproject.toml", "requirements.lock")
-"""What decides in a checkout how a search runs."""
+"""The parts of a checkout that affect a search."""
 
 
 def _code_version() -> str:
-    """Package version, and the git commit where the package runs from a checkout."""
+    """The package's version, and the git commit if it runs from a checkout."""
     root = Path(__file__).parents[2]
     release = f"vit_search {version('vit_search')}"
     commit = _git(root, "describe", "--always") if (root / ".git").exists() else ""
@@ -69,7 +74,7 @@ def _code_version() -> str:
 
 
 def _git(folder: Path, *words: str) -> str:
-    """What git says of a folder; empty where it is no checkout, or git is not there."""
+    """The output of a git command in a folder; empty if git fails or is not installed."""
     try:
         answer = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
     except OSError:

@@ -1,4 +1,4 @@
-"""The folder of a search: made, given up again, kept small."""
+"""The folder of a search: create it, remove it, delete old checkpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EARLIER = "earlier.json"
 
 
 def check_output(output: Path) -> None:
-    """Refuse a folder that cannot be written before anything else is made."""
+    """Check that the folder of all searches can be written, before anything else is created."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         reason = None if os.access(output, os.W_OK | os.X_OK) else "permission denied"
@@ -38,7 +38,7 @@ def check_output(output: Path) -> None:
 
 
 def new_folder(output: Path, name: str) -> Path:
-    """The next free `name-N`; two launches at once get two folders."""
+    """Create the next free folder `name-N`. Two launches at the same time get two folders."""
     taken = (whole_number(path.name.rpartition("-")[2]) for path in output.glob(f"{name}-*"))
     number = max((number for number in taken if number is not None), default=0) + 1
     while True:
@@ -51,7 +51,7 @@ def new_folder(output: Path, name: str) -> Path:
 
 
 def named_folder(output: Path, name: str) -> Path:
-    """The folder of a search whose name was chosen for it; one that a death left without a search in it is used again."""
+    """Create the folder of a search with a given name. A folder that a killed launch left without a search is used again."""
     if not re.fullmatch(NAME, name):
         raise SearchError(
             f"--as {name!r}: no name of a folder; use letters, digits, '.', '_' and '-', at most 64, a letter or digit first."
@@ -65,7 +65,7 @@ def named_folder(output: Path, name: str) -> Path:
 
 
 def has_trials(folder: Path) -> bool:
-    """Whether a search has begun; also where its ledger cannot be read, since nothing of it may then be removed."""
+    """Whether a search has trials. True also if its ledger cannot be read, so that nothing is deleted then."""
     try:
         return (folder / "ledger.jsonl").exists() and bool(read_trials(folder / "ledger.jsonl"))
     except (SearchError, OSError):
@@ -73,7 +73,11 @@ def has_trials(folder: Path) -> bool:
 
 
 def remove(folder: Path, before: Collection[Path]) -> None:
-    """Take a search away that was refused before its first trial; `before` was in its folder already, for a cluster's driver."""
+    """Delete a search that failed before its first trial.
+
+    Args:
+        before: files that were in the folder before the launch, for the driver on a cluster. They stay.
+    """
     for path in set(folder.iterdir()) - set(before):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if not before:
@@ -81,7 +85,7 @@ def remove(folder: Path, before: Collection[Path]) -> None:
 
 
 def read_lessons(spec: SearchSpec, output: Path) -> list[tuple[dict[str, Value], dict[int, float], str]]:
-    """Parameters, values by epoch and outcome of the trials of earlier searches that the search file names."""
+    """Parameters, values by epoch and outcome of the trials of the earlier searches under `learn_from`."""
     lessons: list[tuple[dict[str, Value], dict[int, float], str]] = []
     for name in spec.learn_from:
         trials = read_trials(searches.find(output, name) / "ledger.jsonl")
@@ -94,9 +98,9 @@ def read_lessons(spec: SearchSpec, output: Path) -> list[tuple[dict[str, Value],
 
 
 def kept_lessons(folder: Path) -> list[tuple[dict[str, Value], dict[int, float], str]]:
-    """The same as it stood when this search began: what a resume proposes must not change with the other searches.
+    """The lessons as they were when this search began. A resume must propose the same, even if the earlier searches have changed since.
 
-    Raises: SearchError where the file is no list of them.
+    Raises: SearchError if the file is damaged.
     """
     path = folder / EARLIER
     if not path.exists():
@@ -113,19 +117,18 @@ def kept_lessons(folder: Path) -> list[tuple[dict[str, Value], dict[int, float],
 
 @dataclass(frozen=True)
 class _Lesson:
-    """A trial of another search, as it is kept."""
+    """A trial of an earlier search in the file."""
 
     params: dict[str, Value]
     values: dict[str, float]
-    """By epoch."""
+    """Value of the metric by epoch."""
     outcome: Outcome
 
 
 def delete_old_checkpoints(folder: Path, trials: Mapping[int, Trial], spec: SearchSpec) -> None:
-    """Remove the checkpoints that nobody will ask for: of the trials that are over, all but the best few are.
+    """Delete the checkpoints of finished trials, except those of the best.
 
-    So the disk holds at most `keep_checkpoints` of them, with several objectives those on the Pareto front besides, and two
-    generations for each trial that is not over.
+    `keep_checkpoints` of them stay. With several objectives, those on the Pareto front stay, too. Each unfinished trial has two more.
     """
     numbered = ((whole_number(checkpoint.parent.name), checkpoint) for checkpoint in (folder / "trials").glob("*/checkpoint"))
     folders = {number: checkpoint for number, checkpoint in numbered if number is not None}
@@ -137,4 +140,4 @@ def delete_old_checkpoints(folder: Path, trials: Mapping[int, Trial], spec: Sear
             shutil.rmtree(folders[trial.number], ignore_errors=True)
             with contextlib.suppress(OSError):
                 (folders[trial.number].parent / "owner").unlink()
-                folders[trial.number].parent.rmdir()  # unless there is an error.txt to read
+                folders[trial.number].parent.rmdir()  # fails if there is an error.txt, which must stay

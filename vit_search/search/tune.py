@@ -1,6 +1,6 @@
 """The adapters to Ray Tune: a searcher, a scheduler and a callback. They ask the driver and decide nothing themselves.
 
-Tune's snapshots hold nothing of them, because a search is rebuilt from its ledger.
+Tune's snapshots leave them out, because a search is rebuilt from its ledger.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from vit_search.search.driver import Driver
 from vit_search.search.messages import Continue, Finished, Hold, Move, Stop, TrialOrder, Wait, decode
 
 NODE_ID = "ray.io/node-id"
-"""Ray's label of a node."""
 
 
 class TuneSearcher(Searcher):
     """Gives Tune the next trial."""
 
     def __init__(self, driver: Driver) -> None:
-        super().__init__(metric="epoch", mode="max")  # Tune wants them; nobody asks for them
+        super().__init__(metric="epoch", mode="max")  # Tune requires them, but nothing uses them
         self._driver = driver
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
@@ -47,7 +46,7 @@ class TuneSearcher(Searcher):
         return object, ()
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Save nothing, for the same reason."""
+        """Save nothing: the search is rebuilt from its ledger."""
 
 
 class TuneScheduler(FIFOScheduler):
@@ -68,11 +67,11 @@ class TuneScheduler(FIFOScheduler):
             return str(TrialScheduler.CONTINUE)
         if isinstance(decision, Stop):
             return str(TrialScheduler.STOP)
-        # Not PAUSE: Tune would then have its worker save, and ours rebuilds itself from its own checkpoint.
+        # Not PAUSE: Tune would then ask its worker to save. Our workers restore themselves from their own checkpoints.
         tune_controller.pause_trial(trial, should_checkpoint=False)
         if not isinstance(decision, Hold):
-            # Only now: while a trial runs or waits, Tune keeps it in places that it finds by its resources, and the worker that it keeps
-            # for reuse would be the one that the trial leaves.
+            # Only after the pause. While a trial runs or waits, Tune stores it under its resources, and would reuse the worker that the
+            # trial is to leave.
             redirect(trial, decision)
         return str(TrialScheduler.NOOP)
 
@@ -92,7 +91,7 @@ class TuneScheduler(FIFOScheduler):
             if self._driver.must_end(number_of(trial)):
                 tune_controller.stop_trial(trial)
         if self._driver.paused and not any(trial.status == Trial.RUNNING for trial in live):
-            time.sleep(0.1)  # Tune waits for nothing where nothing runs, and would keep a core busy
+            time.sleep(0.1)  # if nothing runs, Tune does not wait either, and would keep a core busy
         if self._driver.cancelled or self._driver.paused:
             return None
         return next((trial for trial in live if trial.status in (Trial.PENDING, Trial.PAUSED)), None)
@@ -152,7 +151,7 @@ def redirect(trial: Any, move: Move) -> None:
 
 
 def last_error(trial: Any) -> str:
-    """The error that Tune wrote when a trial's process failed. Tune's own `get_error` looks at a place where the file is put later."""
+    """The error that Tune wrote when a trial's process failed. Tune's own `get_error` reads a place where the file appears only later."""
     path = Path(trial.error_file or "")
     return path.read_text(encoding="utf-8", errors="replace").rpartition("Failure #")[2].strip() if path.is_file() else ""
 

@@ -1,4 +1,4 @@
-"""What Tune is given to run. The driver imports this and does without torch; a worker imports what trains."""
+"""The function that Tune runs in a worker. The driver imports this module without torch; only a worker imports what trains."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from vit_search.search.messages import Failed, encode
 
 
 def train_trial(config: dict[str, Any]) -> None:
-    """See trial.py, whose function of this name it is."""
+    """Train a trial with `trial.train_trial`."""
     collect_rarely()
     try:
         from vit_search.search import trial
-    except TableError as error:  # the driver does not import these tables; all trials fail with this reason, which ends the search
+    except TableError as error:  # the driver does not import these tables, so each trial fails with this reason, which ends the search
         from ray import tune
 
         tune.report(encode(config["trial"], Failed("failed", str(error))))

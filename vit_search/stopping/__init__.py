@@ -1,4 +1,4 @@
-"""Stopping rules: which trials end early. A new rule is a file here and a line in RULES."""
+"""Stopping rules: which trials end early. A new rule is a file here and a line in RULES; see docs/extending.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vit_search.stopping.rule import StoppingOptions, StoppingRule, TrainFlops
 from vit_search.stopping.rungs import boundaries
 
 RULES: dict[str, type[StoppingRule]] = {"asha": Asha, "hyperband": Hyperband, "median": Median, "none": NoStopping, "pasha": Pasha}
-"""By `stopping.kind` of a search file."""
+"""Stopping rule by the search file's key `stopping.kind`."""
 
 check_tables("STOPPING_RULES of vit_search/config/stopping_rules.py", STOPPING_RULES, "RULES of vit_search/stopping/__init__.py", RULES)
 
@@ -26,8 +26,8 @@ def rule_of(spec: SearchSpec, *, parts: Sequence[float] | None = None, seed: int
     """The stopping rule of a search file.
 
     Args:
-        parts: boundaries between the groups of trials, in training FLOPs; those of `boundaries` by default.
-        seed: to use instead of the file's.
+        parts: boundaries between the groups of trials, in training FLOPs; by default those of `boundaries`.
+        seed: replaces the seed of the search file.
     """
     stopping = spec.stopping
     options = StoppingOptions(
@@ -67,5 +67,5 @@ def with_held_trials(spec: SearchSpec, events: Iterable[Event]) -> Iterator[tupl
 
 
 def train_flops_of(spec: SearchSpec) -> TrainFlops:
-    """Predicted training FLOPs of a trial's parameters."""
+    """A function that predicts the training FLOPs of a trial from its parameters."""
     return lambda params: float(spec.space.cost(params).train_flops)

@@ -8,16 +8,16 @@ from vit_search.stopping.rule import StoppingOptions, StoppingRule, TrainFlops, 
 
 
 class Asha(StoppingRule):
-    """At each rung a trial is compared with the trials that got there before it. It does not wait for others.
+    """At each rung, a trial is compared with the trials that got there before it. It does not wait for others.
 
-    A trial goes on if its score is among the best 1 / reduction_factor. A tie goes on, and so does the first trial at a rung.
-    All groups share the last rung.
+    A trial continues if its score is among the best 1 / reduction_factor. On a tie it continues, too, and so does the first trial at a
+    rung. All groups share the last rung.
     """
 
     def __init__(self, options: StoppingOptions, train_flops: TrainFlops = no_flops) -> None:
         super().__init__(options, train_flops)
         self._scores: dict[tuple[int, int, int], list[float]] = {}
-        """Ascending, by (epoch, group, first rung)."""
+        """Ascending scores by (epoch, group, first rung)."""
 
     def first_rung(self, trial: int) -> int:
         """Index of the first rung at which a trial is compared."""
@@ -31,10 +31,9 @@ class Asha(StoppingRule):
         return self.is_below_cutoff(trial, epoch, score, group)
 
     def is_below_cutoff(self, trial: int, epoch: int, score: float, group: int) -> bool:
-        """Whether a score recorded at a rung is by now outside the best 1 / reduction_factor there."""
+        """Whether a score recorded at a rung is now outside the best 1 / reduction_factor there."""
         scores = self._scores[self._key(trial, epoch, group)]
         return score < scores[-max(1, len(scores) // self.options.reduction_factor)]
 
     def _key(self, trial: int, epoch: int, group: int) -> tuple[int, int, int]:
-        """The key of the scores that a trial is compared with."""
         return epoch, 0 if epoch == self.levels[-1] else group, self.first_rung(trial)

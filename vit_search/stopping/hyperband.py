@@ -7,10 +7,10 @@ from vit_search.stopping.rule import chance
 
 
 class Hyperband(Asha):
-    """A trial is compared only with trials of its own bracket. Brackets run side by side, and each gets about as many epochs."""
+    """A trial is compared only with trials of its own bracket. Brackets run at the same time, and each gets about as many epochs."""
 
     def first_rung(self, trial: int) -> int:
-        """The trial's bracket: how many of the first rungs it skips, drawn from the seed and its number."""
+        """The trial's bracket: how many of the first rungs it skips. Drawn from the seed and the trial's number."""
         factor, count = self.options.reduction_factor, len(self.levels) + 1
         shares = [factor ** (count - 1 - bracket) / (count - bracket) for bracket in range(count)]
         drawn = chance(self.options.seed, "bracket", trial) * sum(shares)

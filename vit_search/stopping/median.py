@@ -15,12 +15,12 @@ class Median(StoppingRule):
     """From grace_epochs on, a trial's best value so far is compared with the median of the others' values at the same epoch."""
 
     startup = 5
-    """How many other results an epoch needs before their median stops a trial; Optuna's default."""
+    """Number of other results that an epoch needs before their median stops a trial. Optuna's default."""
 
     def __init__(self, options: StoppingOptions, train_flops: TrainFlops = no_flops) -> None:
         super().__init__(options, train_flops)
         self._scores: dict[tuple[int, int], list[float]] = {}
-        """Ascending, by (epoch, group)."""
+        """Ascending scores by (epoch, group)."""
         self._best: dict[int, float] = {}
 
     @property

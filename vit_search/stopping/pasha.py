@@ -1,4 +1,4 @@
-"""PASHA: ASHA that trains to a low last rung, and raises it only while that changes the ranking (Bohdal et al. 2023).
+"""PASHA: ASHA with a low last rung, which rises only while longer training changes the ranking (Bohdal et al. 2023).
 
 https://openreview.net/forum?id=syfgJE6nFRW
 """
@@ -15,23 +15,23 @@ from vit_search.stopping.asha import Asha
 from vit_search.stopping.rule import StoppingOptions, TrainFlops, no_flops
 
 NOISE_PERCENTILE = 0.9
-"""Percentile of the differences between trials that overtook each other back and forth.
+"""Percentile of the score differences between trials that overtook each other at least twice.
 
-The paper's value. The paper found little effect between 0.8 and 1.
+It is the paper's value. The paper found little effect between 0.8 and 1.
 """
 
 
 class Pasha(Asha):
-    """Below the last rung it is ASHA. At the last rung trials wait, and their ranking there is compared with the one a rung earlier.
+    """Below the last rung it is ASHA. At the last rung trials wait, and their ranking there is compared with the ranking one rung earlier.
 
-    Where the two rankings agree, longer training would tell nothing new, and the last rung stays. Where they differ, the last rung
-    moves up by one: the best 1 / reduction_factor of those that wait go on, the others end. It starts at the second rung. Once it has
-    reached the full length, the rule is ASHA.
+    If both rankings agree, longer training would show nothing new, and the last rung stays. If they differ, the last rung moves up by one:
+    the best 1 / reduction_factor of the waiting trials continue, the others end. The first last rung is the search's second rung. When the
+    last rung has reached the full length, the rule is ASHA.
 
-    Trials whose scores differ by less than the noise count as equal. The noise is estimated from pairs of trials that overtook each
-    other at least twice.
+    Trials whose scores differ by less than the noise count as equal. The noise is estimated from pairs of trials that overtook each other
+    at least twice.
 
-    The paper trains its winner again from the start. Here the best trial that waits goes on to full length at the end; see `leader`.
+    The paper trains its winner again from the start. Here the best waiting trial continues to full length at the end; see `leader`.
     """
 
     may_hold = True
@@ -39,22 +39,22 @@ class Pasha(Asha):
     def __init__(self, options: StoppingOptions, train_flops: TrainFlops = no_flops) -> None:
         super().__init__(options, train_flops)
         self.last_rung = 1
-        """Index into `levels` of the rung that trials wait at; beyond its end none waits."""
+        """Index in `levels` of the rung at which trials wait. Beyond the end of `levels`, no trial waits."""
         self.noise = 0.0
         """Scores that differ by at most this much count as equal."""
         self._differences: list[float] = []
-        """Differences at the last rung of the pairs from which the noise is estimated, ascending."""
+        """Score differences at the last rung of the pairs from which the noise is estimated, ascending."""
         self._curves: dict[int, dict[int, float]] = {}
-        """A trial's scores, by epoch."""
+        """Scores of a trial by epoch."""
         self._ranked: dict[int, int] = {}
-        """Trials that have reached the last rung, with their groups."""
+        """Group by trial, of the trials that have reached the last rung."""
         self._held: set[int] = set()
         self._turns: dict[int, int] = {}
         """For each trial that was held: the last rung at which it waited."""
 
     @property
     def looks(self) -> list[int]:
-        """Every epoch up to the highest rung, since the noise is estimated from all of them."""
+        """Every epoch up to the highest rung, because the noise is estimated from all of them."""
         return list(range(1, self.levels[-1] + 1)) if self.levels else []
 
     def falls_short(self, trial: int, epoch: int, score: float, group: int) -> bool:
@@ -72,7 +72,7 @@ class Pasha(Asha):
             return False
         turn = self.turn(trial)
         below = self._raise_last_rung()
-        self._turns[trial] = turn  # it has not waited
+        self._turns[trial] = turn  # this trial has not waited
         return trial in below
 
     def holds(self, trial: int) -> bool:
@@ -105,7 +105,7 @@ class Pasha(Asha):
         ]
 
     def _is_stable(self) -> bool:
-        """Whether the ranking at the last rung is that of the rung before, with trials within the noise taken as equal."""
+        """Whether the ranking at the last rung is the same as one rung earlier. Trials within the noise count as equal."""
         level, before = self.levels[self.last_rung], self.levels[self.last_rung - 1]
         ranking = sorted(self._ranked, key=lambda trial: -self._curves[trial][level])
         earlier = sorted((self._curves[trial][before] for trial in self._ranked), reverse=True)
@@ -121,13 +121,13 @@ class Pasha(Asha):
             self.noise = self._differences[math.ceil(NOISE_PERCENTILE * len(self._differences)) - 1]
 
     def _raise_last_rung(self) -> set[int]:
-        """Raise the last rung by one and let the best of the waiting trials go on.
+        """Raise the last rung by one and let the best waiting trials continue.
 
-        Returns: the others, which must end.
+        Returns: the other waiting trials, which must end.
         """
         level = self.levels[self.last_rung]
         below = {t for t in self._held if self.is_below_cutoff(t, level, self._curves[t][level], self._ranked[t])}
-        for trial in self._ranked.keys() - self._held:  # audits, which nothing ends
+        for trial in self._ranked.keys() - self._held:  # audits, which are never stopped
             if self.is_below_cutoff(trial, level, self._curves[trial][level], self._ranked[trial]):
                 self.would_end(trial, level)
         self.ending |= below
@@ -142,7 +142,7 @@ class Pasha(Asha):
 
 
 def _overtakes_twice(curve: Mapping[int, float], other: Mapping[int, float], epochs: int) -> bool:
-    """Whether one of two curves is ahead, then behind, then ahead again, in so many epochs."""
+    """Whether one curve is ahead, then behind, then ahead again, in the first `epochs` epochs."""
     both = [(curve[epoch], other[epoch]) for epoch in range(1, epochs + 1) if epoch in curve and epoch in other]
     ahead = [a > b for a, b in both if a != b]
     return sum(now != before for before, now in itertools.pairwise(ahead)) >= 2

@@ -1,4 +1,4 @@
-"""The base class of all stopping rules: the metric's direction, audits (trials that are never stopped), groups by model size."""
+"""The base class of all stopping rules: direction of the metric, audits (trials that are never stopped), groups by training cost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ class StoppingOptions:
     """The settings of a stopping rule."""
 
     metric: str
-    """Trials are compared by it."""
     mode: str
     """"min" or "max"."""
     epochs: int
@@ -28,9 +27,9 @@ class StoppingOptions:
     grace_epochs: int = 3
     """No trial is stopped before this many epochs."""
     reduction_factor: int = 3
-    """At each rung the best 1 / reduction_factor go on. The next rung is reduction_factor times as long."""
+    """At each rung, the best 1 / reduction_factor continue. The next rung is reduction_factor times as long."""
     audit_share: float = 0.0
-    """Share of the trials that are never stopped, in [0, 1). Their values count like all others."""
+    """Share of the trials that are never stopped, in [0, 1). Other trials are compared with them as with any trial."""
     boundaries: Sequence[float] = ()
     """Training FLOPs that divide the trials into groups. A trial is compared only with its own group; see `rungs.boundaries`."""
     seed: int = 0
@@ -38,16 +37,15 @@ class StoppingOptions:
 
 
 TrainFlops = Callable[[Mapping[str, Value]], float]
-"""Training FLOPs of a trial's parameters."""
 
 
 def no_flops(params: Mapping[str, Value]) -> float:
-    """Use it if trials are not grouped by size."""
+    """For trials that are not grouped by training cost."""
     return 0.0
 
 
 class StoppingRule(ABC):
-    """Decides after each epoch whether a trial ends early. The decisions depend on the events alone, so a resumed search decides the same.
+    """Decides after each epoch whether a trial ends early. It depends only on the events, so a resumed search decides the same.
 
     Args:
         options: settings of the rule.
@@ -57,9 +55,9 @@ class StoppingRule(ABC):
     stops: ClassVar[bool] = True
     """Whether the rule stops anything at all."""
     may_hold: ClassVar[bool] = False
-    """Whether trials may have to wait; see `holds`."""
+    """Whether the rule may let trials wait; see `holds`."""
     startup: ClassVar[int] = 0
-    """How many trials must have reached an epoch before one is stopped there."""
+    """Number of trials that must have reached an epoch before one is stopped there."""
 
     def __init__(self, options: StoppingOptions, train_flops: TrainFlops = no_flops) -> None:
         self.options = options
@@ -68,12 +66,16 @@ class StoppingRule(ABC):
         self._sign, self._train_flops = 1.0 if options.mode == "max" else -1.0, train_flops
         self._groups: dict[int, int] = {}
         self.ending: set[int] = set()
-        """Trials that must end after the epoch they last reported. With most rules it is only the trial that has just reported."""
+        """Trials that must end after their last reported epoch. With most rules, this is only the trial that has just reported."""
         self._would: dict[int, int | None] = {}
 
     @abstractmethod
     def falls_short(self, trial: int, epoch: int, score: float, group: int) -> bool:
-        """Whether a trial must end after an epoch, judged by its score (more is better). `record` calls it for each epoch, in order."""
+        """Whether a trial must end after an epoch. `record` calls it for each epoch of a trial, in order.
+
+        Args:
+            score: more is better.
+        """
 
     @property
     def looks(self) -> list[int]:
@@ -85,20 +87,20 @@ class StoppingRule(ABC):
         return bisect.bisect_right(self.options.boundaries, train_flops)
 
     def apply(self, event: Event) -> None:
-        """Apply one more event."""
+        """Apply one event."""
         if isinstance(event, Proposed) and self.options.boundaries:
             self._groups[event.trial] = self.group(self._train_flops(event.params))
         elif isinstance(event, Reported):
             value = event.result.value(self.options.metric)
             if value is None or not math.isfinite(value):
-                self.ending.add(event.trial)  # even an audit; it leaves no trace
+                self.ending.add(event.trial)  # even an audit; its score is not recorded
             else:
                 self.record(event.trial, event.result.epoch, self._sign * value, self._groups.get(event.trial, 0))
         elif isinstance(event, Ended):
             self.ending.discard(event.trial)
 
     def holds(self, trial: int) -> bool:
-        """Whether a trial waits, without a process, until the rule lets it go on or ends it. Most rules hold no trial; see `may_hold`."""
+        """Whether a trial waits, without a process, until the rule lets it continue or ends it. See `may_hold`."""
         return False
 
     def turn(self, trial: int) -> int:
@@ -107,9 +109,9 @@ class StoppingRule(ABC):
 
     @property
     def leader(self) -> int | None:
-        """The best of the trials that wait or have waited, if there is one.
+        """The best trial of those that wait or have waited; None if there is none.
 
-        When nothing else is left to train, it goes on to full length, and the others that wait end.
+        When nothing else is left to train, it continues to full length, and the other waiting trials end.
         """
         return None
 
@@ -122,7 +124,7 @@ class StoppingRule(ABC):
         return self.stops and chance(self.options.seed, "audit", trial) < self.options.audit_share
 
     def record(self, trial: int, epoch: int, score: float, group: int) -> None:
-        """Apply a trial's score at an epoch (more is better). `ending` then holds the trials that must end because of it."""
+        """Apply a trial's score at an epoch (more is better). `ending` then contains the trials that must end because of it."""
         audit = self.is_audit(trial)
         if audit:
             self._would.setdefault(trial, None)

@@ -1,4 +1,4 @@
-"""The epochs at which trials are compared (rungs), and the groups by model size that are compared separately (strata)."""
+"""The epochs at which trials are compared (rungs), and the groups by training cost that are compared separately (strata)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vit_search.config.space import Space
 
 
 def levels(*, grace_epochs: int, reduction_factor: int, epochs: int) -> list[int]:
-    """The rungs: grace_epochs * reduction_factor**k, below the length of a full training, since a finished trial is not stopped."""
+    """The rungs: grace_epochs * reduction_factor**k. All are below the full length, because a finished trial cannot be stopped."""
     rungs, rung = [], grace_epochs
     while rung < epochs:
         rungs.append(rung)
@@ -18,7 +18,7 @@ def levels(*, grace_epochs: int, reduction_factor: int, epochs: int) -> list[int
 
 
 def boundaries(space: Space, strata: int, draws: int = 2000) -> list[float]:
-    """Training FLOPs that divide the feasible proposals into `strata` groups of equal share: strata - 1 numbers, ascending.
+    """Training FLOPs that divide the feasible proposals into `strata` groups of equal size: strata - 1 numbers, ascending.
 
     They come from a sample with a fixed seed, so a resumed search has the same ones.
     """

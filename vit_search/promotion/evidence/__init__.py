@@ -1,1 +1,1 @@
-"""What is measured of a model before it may be promoted. Nothing is judged here; gates.py does that."""
+"""Measures a model before it may be promoted. Nothing is judged here; gates.py does that."""

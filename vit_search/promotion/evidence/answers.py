@@ -1,4 +1,4 @@
-"""A model's answers on the images of a split, and how two models differ there in calibration and on corrupted images."""
+"""A model's answers on the images of a split, and how two models differ in calibration and on corrupted images."""
 
 from __future__ import annotations
 
@@ -26,84 +26,84 @@ from vit_search.vit.probability_scores import BINS
 
 @dataclass(frozen=True, eq=False)
 class SplitAnswers:
-    """A model's answers on the images of a split, image by image, so that two models can be compared on each."""
+    """A model's answers on the images of a split, image by image, so that two models can be compared on each image."""
 
     classes: tuple[str, ...]
     labels: npt.NDArray[np.int64]
-    """(images,)."""
+    """(images,), class indices."""
     predictions: npt.NDArray[np.int64]
-    """(images,)."""
+    """(images,), class indices."""
     label_nll: npt.NDArray[np.float64]
-    """(images,), the negative log of the probability that the label was given, in nats."""
+    """(images,), the negative log of the probability of the label, in nats."""
     confidence: npt.NDArray[np.float64]
     """(images,), the probability of the predicted class."""
     loss: float
-    """Mean of `label_nll`, to the digit as training.evaluate gives it."""
+    """Mean of `label_nll`, exactly as vit.evaluation.evaluate gives it."""
     brier: float
-    """Mean over the images of the squared distance between the probabilities and the truth, 0 to 2."""
+    """Mean over the images of the squared distance between the probabilities and the truth, from 0 to 2."""
     corrupted: Mapping[str, npt.NDArray[np.int64]]
-    """By corruption: predictions (images,)."""
+    """Predictions (images,) by corruption."""
     top5: npt.NDArray[np.bool_] | None = None
-    """(images,), whether the label is among the five most probable classes; None with fewer than 5 classes, and in older records."""
+    """(images,), whether the label is among the five most probable classes. None with fewer than 5 classes, and in older records."""
     probabilities: npt.NDArray[np.float64] | None = None
-    """(images, classes); None unless the search's metric needs them, and in older records."""
+    """(images, classes). None unless the search's metric needs them, and in older records."""
 
     @property
     def images(self) -> int:
-        """How many."""
+        """Number of images."""
         return len(self.labels)
 
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
-        """(images,), whether an image was recognised."""
+        """(images,), whether the model recognised each image."""
         return np.equal(self.predictions, self.labels)
 
     @property
     def accuracy(self) -> float:
-        """Fraction in [0, 1], in double precision: 9 of 10 is 0.9. training.evaluate gives the nearest float32."""
+        """Fraction in [0, 1], in double precision: 9 of 10 is 0.9. vit.evaluation.evaluate gives the nearest float32."""
         return float(self.correct.mean())
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the accuracy, 95 % (Wilson)."""
+        """The 95 % interval of the accuracy (Wilson): low and high."""
         return wilson(int(self.correct.sum()), self.images)
 
     @property
     def confusion(self) -> npt.NDArray[np.int64]:
-        """(classes, classes): images of the row's class that were taken for the column's."""
-        from sklearn.metrics import confusion_matrix  # slow to import, and here the linear probe has loaded it
+        """(classes, classes), images of the row's class that were classified as the column's."""
+        from sklearn.metrics import confusion_matrix  # slow to import, but the linear probe has already loaded it here
 
         return np.asarray(confusion_matrix(self.labels, self.predictions, labels=np.arange(len(self.classes))), np.int64)
 
     @property
     def recalls(self) -> list[float | None]:
-        """For each class the share of its images that were recognised; None for a class without images."""
+        """For each class, the share of its images that the model recognised; None for a class without images."""
         return [float(row[i] / row.sum()) if row.sum() else None for i, row in enumerate(self.confusion)]
 
     @property
     def macro_f1(self) -> float:
-        """Mean F1 of the classes that have images; each counts the same."""
-        from sklearn.metrics import f1_score  # slow to import, and here the linear probe has loaded it
+        """Mean F1 of the classes that have images. Each class counts the same."""
+        from sklearn.metrics import f1_score  # slow to import, but the linear probe has already loaded it here
 
         return float(f1_score(self.labels, self.predictions, labels=np.unique(self.labels), average="macro", zero_division=0))
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: the mean distance of confidence and accuracy over 15 equal bins, each weighed by its images."""
+        """Expected calibration error: the mean distance between confidence and accuracy in 15 equal bins, weighted by their images."""
         return float(_ece(self.confidence[None], self.correct[None])[0])
 
     @property
     def corrupted_accuracies(self) -> dict[str, float]:
-        """By corruption."""
+        """Accuracy by corruption."""
         return {name: float((predictions == self.labels).mean()) for name, predictions in self.corrupted.items()}
 
     @property
     def corrupted_accuracy(self) -> float | None:
-        """Their mean; None where no corruption was tried."""
+        """Mean accuracy over the corruptions; None if none was tried."""
         return float(np.mean(list(self.corrupted_accuracies.values()))) if self.corrupted else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, image by image; all figures follow from them. Probabilities are float64 in base64, row by row."""
+        """Plain JSON values, image by image. All figures follow from them. Probabilities are float64 in base64, row by row."""
         return {
             "classes": list(self.classes),
             "labels": self.labels.tolist(),
@@ -139,7 +139,7 @@ class SplitAnswers:
 
 
 def ece_bins(confidence: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """The bin of each confidence, 0 to 15, as calibration_error in vit/probability_scores.py has them."""
+    """The bin of each confidence, 0 to 15. The bins are those of calibration_error in vit/probability_scores.py."""
     edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64).numpy()
     return np.asarray(np.searchsorted(edges, confidence, side="right") - 1, np.int64)
 
@@ -164,7 +164,7 @@ def answers_of(classes: tuple[str, ...], labels: npt.NDArray[np.int64], probabil
 
 
 def _ece(confidence: npt.NDArray[np.float64], correct: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """(draws,) of (draws, images)."""
+    """The calibration errors (draws,) of (draws, images)."""
     draws, images = confidence.shape
     count = BINS + 1
     keys = (ece_bins(confidence) + count * np.arange(draws)[:, None]).ravel()
@@ -173,10 +173,10 @@ def _ece(confidence: npt.NDArray[np.float64], correct: npt.NDArray[np.bool_]) ->
 
 
 def ece_gap(candidate: SplitAnswers, champion: SplitAnswers, draws: int = 2000) -> tuple[float, float, float]:
-    """The candidate's calibration error less the champion's, and its 90 % interval by a bootstrap over the images they share.
+    """The candidate's calibration error minus the champion's, and its 90 % interval by a bootstrap over the common images.
 
-    Resampling the images adds to an error, and most where it is small, so what is drawn is mirrored about what was seen (the basic
-    bootstrap). Of models that differ by 0.01 in truth the lower end lay above 0.01 in 1 to 9 of 100 simulations with 270 images.
+    Drawing images again makes a calibration error larger, most of all a small one. So the drawn differences are mirrored about the real one
+    (the basic bootstrap). With 270 images and a true difference of 0.01, the lower end was above 0.01 in 1 to 9 of 100 simulations.
     """
     assert candidate.images == champion.images
     rng = np.random.default_rng(0)
@@ -191,10 +191,10 @@ def ece_gap(candidate: SplitAnswers, champion: SplitAnswers, draws: int = 2000) 
 
 
 def corruption_drop(candidate: SplitAnswers, champion: SplitAnswers) -> tuple[float, float, float]:
-    """The champion's mean corrupted accuracy less the candidate's, and its 90 % interval over the images they share.
+    """The champion's mean corrupted accuracy minus the candidate's, and its 90 % interval over the common images.
 
-    Over the corruptions that both were tried on. An image's corruptions are no independent trials, so each image counts once, with the
-    share of its corruptions that it was recognised in.
+    It uses the corruptions that were tried with both models. The corrupted copies of an image are not independent, so each image counts
+    once: by the share of its copies that a model recognised.
     """
     shared = [name for name in candidate.corrupted if name in champion.corrupted]
     assert shared and candidate.images == champion.images
@@ -213,10 +213,12 @@ def classify_split(
     *,
     probabilities: bool = False,
 ) -> SplitAnswers:
-    """Classify a split, as it is and once more for each corruption; in eval mode and in float32, in batches as training.evaluate has them.
+    """Classify the images of a split, and once more for each corruption.
+
+    It runs in eval mode and float32, in the same batches as vit.evaluation.evaluate.
 
     Args:
-        served: on the split's device. probabilities: whether those of all classes are kept.
+        served: on the split's device. probabilities: whether to keep those of all classes.
     """
     model, normalisation = served.model.eval(), served.normalisation
     parts = torch.arange(len(split)).split(batch_size)

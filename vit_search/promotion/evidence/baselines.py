@@ -1,4 +1,4 @@
-"""What the simplest classifiers answer on a split: always giving the most frequent class, and logistic regression on the pixels."""
+"""Answers of two simple baselines on a split: always the most frequent class, and logistic regression on the pixels."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from vit_search.vit.evaluation import EVALUATED_AT_ONCE
 
 
 def majority(data: DataSet, split: Split | StreamedSplit) -> SplitAnswers:
-    """Answers on a split that always give the class that is most frequent in training, with the classes' shares there as probabilities."""
-    counts = torch.bincount(load_split(data, "train").labels.cpu(), minlength=len(data.classes)).double().numpy() + 1  # none is impossible
+    """Always the most frequent class of the training images. The probabilities are the classes' shares of the training images."""
+    counts = torch.bincount(load_split(data, "train").labels.cpu(), minlength=len(data.classes)).double().numpy() + 1  # no probability of 0
     return answers_of(data.classes, split.labels.cpu().numpy(), np.tile(counts / counts.sum(), (len(split), 1)))
 
 
 PROBE_IMAGES = 5_000
 
 PROBE_WEIGHTS = 200_000
-"""Images and weights of the linear probe; images are averaged down to fit. Both keep it to about 10 s."""
+"""Most images and weights of the linear probe. Larger images are averaged down to fit. Both limits keep it to about 10 s."""
 
 
 def linear_probe(data: DataSet, split: Split | StreamedSplit, seed: int = 0) -> SplitAnswers:
-    """Answers on a split of multinomial logistic regression on the pixels, fitted to at most 5,000 training images.
+    """Multinomial logistic regression on the pixels, fitted to at most 5,000 training images.
 
-    They are drawn with every class's share. Larger images are averaged down to 32, 16 or 8 pixels a side.
+    They are drawn in the proportion of the classes. Larger images are averaged down to 32, 16 or 8 pixels per side.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -58,7 +58,7 @@ def linear_probe(data: DataSet, split: Split | StreamedSplit, seed: int = 0) -> 
         return majority(data, split)
     mean = inputs.mean(0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # 100 steps are enough for a baseline, and bounded
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 100 steps limit the time, and are enough for a baseline
         probe = LogisticRegression(max_iter=100).fit(inputs - mean, targets)
     images, truth = features(split, torch.arange(len(split)))
     probabilities = np.zeros((len(truth), len(data.classes)))

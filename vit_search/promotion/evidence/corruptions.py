@@ -1,7 +1,7 @@
-"""Six corruptions of test images, each at one stated strength, the same each time: what a camera, a network or a hand does to a picture.
+"""Six corruptions of test images, as a camera, a network or a person may cause them. Each has one strength and is the same each time.
 
-Five are of Hendrycks and Dietterich 2019 (https://arxiv.org/abs/1903.12261), at strengths of their sets for small images
-(CIFAR-10-C); lengths grow with the image's side, from their 32 pixels. `translate` is ours.
+Five are from Hendrycks and Dietterich 2019 (https://arxiv.org/abs/1903.12261), with strengths of their data set for small images
+(CIFAR-10-C). Lengths grow with the image's side, starting from their 32 pixels. `translate` is ours.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from vit_search.seeds import derive_seed
 from vit_search.vit.augment import largest_value
 
 NOISE = 0.08
-"""Deviation on the scale 0 to 1: severity 3 of 5 in CIFAR-10-C, 1 in ImageNet-C."""
+"""Standard deviation on the scale 0 to 1: severity 3 of 5 in CIFAR-10-C, 1 in ImageNet-C."""
 BLUR = 0.7
-"""Deviation of the Gaussian in pixels of a side of 32: severity 3 in CIFAR-10-C; at least 0.5 pixels."""
+"""Standard deviation in pixels, for a side of 32 pixels: severity 3 in CIFAR-10-C. At least 0.5 pixels."""
 CONTRAST = 0.5
-"""Of the distance to the image's mean: severity 2 in CIFAR-10-C."""
+"""Factor for the distance to the image's mean: severity 2 in CIFAR-10-C."""
 BRIGHTNESS = 0.2
 """Added on the scale 0 to 1: severity 4 in CIFAR-10-C, which adds it to the value in HSV."""
 TRANSLATE = 1 / 16
-"""Of the side, at least a pixel, towards a corner that the image's index decides; the edge is repeated."""
+"""Share of the side, at least one pixel, towards a corner that depends on the image's index. The edge is repeated."""
 JPEG = 50
-"""Quality: severity 4 in CIFAR-10-C."""
+"""JPEG quality: severity 4 in CIFAR-10-C."""
 
 
 def corrupted(images: Tensor, kind: Corruption, indices: Tensor) -> Tensor:
-    """Corrupt a batch; what becomes of an image follows from its pixels and its index alone.
+    """Corrupt a batch. The result for an image depends only on its pixels and its index.
 
     Args:
-        images: (batch, channels, height, width), uint8, or int32 for images of 16 bits, on any device. A kind must fit them; see `fits`.
+        images: (batch, channels, height, width), uint8, or int32 for 16-bit images, on any device. The kind must fit them; see `fits`.
         indices: (batch,), of the images in their split.
     Returns: the same shape, type and device.
     """
@@ -48,24 +48,24 @@ def corrupted(images: Tensor, kind: Corruption, indices: Tensor) -> Tensor:
         return _whole(images.float() + largest_value(images) * BRIGHTNESS, images)
     if kind == "translate":
         return _translated(images, max(1, round(TRANSLATE * max(images.shape[2:]))), indices)
-    from torchvision.transforms.v2 import functional as vision  # slow to import, and needed here alone
+    from torchvision.transforms.v2 import functional as vision  # slow to import, and needed only here
 
     files = [vision.jpeg(image, JPEG) for image in images.cpu()]
     return torch.stack(files).to(images.device)
 
 
 def fits(kind: Corruption, channels: int, bits: int) -> bool:
-    """Whether a corruption can be made of images: JPEG has 8 bits, and 1 or 3 channels."""
+    """Whether images can have a corruption. JPEG needs 8 bits, and 1 or 3 channels."""
     return kind != "jpeg" or (bits == 8 and channels in (1, 3))
 
 
 def _whole(values: Tensor, images: Tensor) -> Tensor:
-    """Values as whole numbers of the type of the images, within its scale."""
+    """Round values to whole numbers, in the type and range of the images."""
     return values.round().clamp(0, largest_value(images)).to(images.dtype)
 
 
 def _blurred(images: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur to three deviations, row by column, with the edge repeated."""
+    """Gaussian blur up to three standard deviations, first rows, then columns. The edge is repeated."""
     channels, radius = images.shape[1], int(3 * sigma + 0.5)
     weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=images.device) / sigma) ** 2)
     weights = (weights / weights.sum()).expand(channels, 1, -1)

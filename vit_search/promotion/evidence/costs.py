@@ -1,4 +1,4 @@
-"""What a model costs: parameters, bytes, latency and memory, of one model or of two that are measured in turn."""
+"""Measures what a model costs: parameters, bytes, latency and memory. Two models are measured in alternation."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from vit_search.vit.checkpoint import ServedModel
 Pixels = npt.NDArray[np.unsignedinteger]
 
 BATCHES = {1: (50, 300), 32: (5, 40)}
-"""Batch sizes at which latency is measured, each with its warm-up and its timed calls."""
+"""Batch sizes at which latency is measured, each with its number of warm-up calls and timed calls."""
 
 LEAST_CALLS = 3
-"""Timed calls that are made however slow they are."""
+"""Timed calls that are made even if they are slow."""
 
 BLOCK = 10
-"""Neighbouring calls that the bootstrap draws together, since a busy machine is busy for some calls in a row."""
+"""Consecutive calls that the bootstrap draws together, because a busy machine stays busy for some calls."""
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,23 @@ class Latency:
     p50_ms: float
     p95_ms: float
     calls: int
-    """Timed ones."""
     cut: bool
     """Whether the time limit ended the measurement before all calls were made."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model costs."""
+    """The costs of a model."""
 
     params: int
     file_bytes: int
-    """Of model.safetensors."""
+    """Size of model.safetensors."""
     flops: int
-    """Forward, one image."""
+    """FLOPs of the forward pass of one image."""
     latency: Mapping[str, Latency]
     """By device and batch: `cpu_batch_1`, `cpu_batch_32`, and with a GPU `cuda_batch_1`, `cuda_batch_32`."""
     peak_memory_bytes: Mapping[str, int]
-    """By device: weights, and activations of 32 images at their peak."""
+    """By device: weights, and the peak of the activations of 32 images."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -74,7 +73,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Candidate's figure over champion's, with its 95 % interval."""
+    """The candidate's figure divided by the champion's, with its 95 % interval."""
 
     value: float
     low: float
@@ -83,12 +82,12 @@ class Ratio:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Two models measured in alternation on one machine."""
+    """Two models, measured in alternation on one machine."""
 
     candidate: Costs
     champion: Costs
     ratios: Mapping[str, Ratio]
-    """Of latency: `cpu_batch_1_p50`, `cpu_batch_1_p95` and so on."""
+    """Ratios of latency: `cpu_batch_1_p50`, `cpu_batch_1_p95` and so on."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -102,10 +101,10 @@ class SideBySide:
 
 
 def measure_costs(served: ServedModel, folder: Path, *, limit_s: float = 20) -> Costs:
-    """Measure one model. Its latency holds for this machine at this moment; only `measure_side_by_side` compares.
+    """Measure one model. Its latency holds for this machine at this moment; `measure_side_by_side` compares two models.
 
     Args:
-        folder: its checkpoint. limit_s: seconds after which the timing of a device and batch ends.
+        folder: of its checkpoint. limit_s: time limit for each device and batch size, in seconds.
     """
     return _measure([(served, folder)], limit_s)[0][0]
 
@@ -113,14 +112,14 @@ def measure_costs(served: ServedModel, folder: Path, *, limit_s: float = 20) -> 
 def measure_side_by_side(
     candidate: ServedModel, folder: Path, champion: ServedModel, champion_folder: Path, *, limit_s: float = 20
 ) -> SideBySide:
-    """Measure two models call by call in turn, so that what else the machine does slows both.
+    """Measure two models in alternation, call by call, so that other work of the machine slows both.
 
-    Images of each model's own size; the number of threads is torch's as it stands. Of the ratios of p50 and p95 the interval
-    is a bootstrap over pairs of calls, in blocks of neighbours.
+    Each model gets images of its own size. The number of threads is torch's current one. The interval of a ratio comes from a bootstrap
+    over pairs of calls, in blocks of consecutive calls.
 
     Args:
-        folder, champion_folder: their checkpoints.
-        limit_s: seconds after which the timing of a device and batch ends; `Latency.cut` says so.
+        folder, champion_folder: of their checkpoints.
+        limit_s: time limit for each device and batch size, in seconds; see `Latency.cut`.
     """
     (ours, theirs), times = _measure([(candidate, folder), (champion, champion_folder)], limit_s)
     ratios = {}
@@ -131,7 +130,7 @@ def measure_side_by_side(
 
 
 def _measure(models: Sequence[tuple[ServedModel, Path]], limit_s: float) -> tuple[list[Costs], dict[str, npt.NDArray[np.float64]]]:
-    """Costs of each model, and by device and batch all times in seconds, (calls, models)."""
+    """The costs of each model; and all times in seconds, (calls, models), by device and batch size."""
     times: dict[str, npt.NDArray[np.float64]] = {}
     cut: dict[str, bool] = {}
     memory: list[dict[str, int]] = [{} for _ in models]
@@ -159,19 +158,18 @@ def _percentile_ms(seconds: npt.NDArray[np.float64], share: float) -> float:
 
 
 def _copy_of(served: ServedModel) -> ServedModel:
-    """A copy that may be moved."""
     return ServedModel(copy.deepcopy(served.model), served.config, served.normalisation, served.classes, served.data_hash)
 
 
 def noise_images(config: ModelConfig, bits: int, batch: int) -> Pixels:
-    """The same images each time, (batch, height, width, channels), uint8 or uint16."""
+    """Random images that are always the same: (batch, height, width, channels), uint8 or uint16."""
     kind = np.dtype(f"uint{bits}").type
     return np.random.default_rng(0).integers(0, 2**bits, (batch, *config.image_size, config.in_channels), kind)
 
 
 @torch.inference_mode()
 def _time_calls(raws: Sequence[RawPixels], batch: int, warm_up: int, timed: int, limit_s: float) -> tuple[npt.NDArray[np.float64], bool]:
-    """Seconds of each call, (calls, models), and whether the limit came first. Which model begins alternates."""
+    """Seconds of each call, (calls, models), and whether the time limit came first. The models take turns in going first."""
     images = [torch.from_numpy(noise_images(raw.model.config, raw.bits, batch)).to(raw.mean.device) for raw in raws]
     rows: list[list[float]] = []
     cuda = raws[0].mean.is_cuda
@@ -195,7 +193,11 @@ def _time_calls(raws: Sequence[RawPixels], batch: int, warm_up: int, timed: int,
 
 
 def ratio_of_percentiles(times: npt.NDArray[np.float64], share: float, draws: int = 2000) -> Ratio:
-    """The first model's percentile over the second's; times (calls, 2)."""
+    """The first model's percentile divided by the second's.
+
+    Args:
+        times: (calls, 2).
+    """
     calls = len(times)
     block = min(BLOCK, max(1, calls // 5))
     blocks = math.ceil(calls / block)
@@ -208,7 +210,7 @@ def ratio_of_percentiles(times: npt.NDArray[np.float64], share: float, draws: in
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Counts the bytes of all tensors that live at once, those of `ignored` left out."""
+    """Counts the bytes of all tensors that exist at the same time, except those of `ignored`."""
 
     def __init__(self, ignored: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -230,7 +232,7 @@ class _LiveTensors(TorchDispatchMode):
 
 @torch.no_grad()
 def _peak_memory(raw: RawPixels, batch: int = 32) -> int:
-    """Bytes of weights and of the tensors that live at once while a batch passes; on a CPU without the scratch space inside a kernel."""
+    """Bytes of the weights, and of the tensors that exist at once in a forward pass. On a CPU without the memory inside kernels."""
     images = torch.from_numpy(noise_images(raw.model.config, raw.bits, batch)).to(raw.mean.device)
     weights: int = sum(tensor.nbytes for tensor in raw.state_dict().values())
     if raw.mean.is_cuda:

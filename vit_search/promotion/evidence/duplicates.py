@@ -1,4 +1,4 @@
-"""Test images that are also among the other images, equal or nearly: how many, which, and pictures of ten pairs."""
+"""Finds test images that are also among the other images, equal or nearly equal, with pictures of ten pairs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vit_search.text import file_name
 OTHER_SPLITS: tuple[SplitName, ...] = ("train", "val", "holdout")
 
 PICTURED = 10
-"""Pairs on the sheet."""
+"""Number of pairs on the sheet."""
 
 SIDE = 160
 """Side of a picture on the sheet, in pixels."""
@@ -32,7 +32,7 @@ class Pair:
     """A test image and its twin in another split."""
 
     kind: str
-    """`equal`, byte for byte, or `near`."""
+    """`equal` (byte for byte) or `near`."""
     test: int
     """Index in the test split."""
     split: SplitName
@@ -44,18 +44,18 @@ class Pair:
     test_class: str
     other_class: str
     test_name: str = ""
-    """The file of the test image; its number in the source if that has no files."""
+    """The file of the test image, or its number in the source if that has no files."""
     other_name: str = ""
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What was found."""
+    """The duplicates that were found."""
 
     equal: int
     """Test images that are also, byte for byte, in another split."""
     pairs: tuple[Pair, ...] = ()
-    """Near ones first, the most similar first; then equal ones. Each test image once."""
+    """Near duplicates, the most similar first; then equal ones. Each test image appears once."""
     judged: int = 0
     """Test images that were compared with all others for near duplicates."""
     not_judged: str = ""
@@ -63,12 +63,12 @@ class Duplicates:
 
     @property
     def near(self) -> int:
-        """Test images with a near duplicate that is not an equal one."""
+        """Number of test images with a near duplicate but no equal one."""
         return sum(pair.kind == "near" for pair in self.pairs)
 
     @property
     def near_share(self) -> float:
-        """Of the images that were compared."""
+        """`near` as a share of the compared images."""
         return self.near / self.judged if self.judged else 0.0
 
 
@@ -76,7 +76,7 @@ def find_duplicates(config: DataConfig, data: DataSet) -> Duplicates:
     """Compare each test image with the images of all other splits.
 
     Args:
-        config: by which the data set was prepared; it tells the names of files.
+        config: the data set's configuration, for the file names.
     """
     if data.reader is not None:
         return Duplicates(data.test_duplicates, not_judged="the set is too large for memory, so its images are not compared")
@@ -85,7 +85,7 @@ def find_duplicates(config: DataConfig, data: DataSet) -> Duplicates:
         f"images of {height}x{width} pixels show too little (at least {LEAST_SIDE}x{LEAST_SIDE})" if too_small((height, width)) else ""
     )
     if not_judged and not data.test_duplicates:
-        return Duplicates(0, not_judged=not_judged)  # no image of the test split has to be looked at
+        return Duplicates(0, not_judged=not_judged)  # no image of the test split must be read
     others = [(split, *read_split(data, split)) for split in OTHER_SPLITS if data.counts[split]]
     test, labels = read_split(data, "test")
     equal = _equal(test, [images for _, images, _ in others]) if data.test_duplicates else {}
@@ -107,7 +107,7 @@ def find_duplicates(config: DataConfig, data: DataSet) -> Duplicates:
 
 
 def _equal(test: np.ndarray, others: Sequence[np.ndarray]) -> dict[int, int]:
-    """Test images that are also among the others: index of the first such image, all splits counted as one."""
+    """The first equal image of each test image that has one, by index. The other splits are counted through."""
 
     def digest(pixels: np.ndarray) -> bytes:
         return hashlib.sha256(pixels.tobytes()).digest()
@@ -123,7 +123,6 @@ def _equal(test: np.ndarray, others: Sequence[np.ndarray]) -> dict[int, int]:
 
 
 def _named(config: DataConfig, data: DataSet, pairs: list[Pair]) -> list[Pair]:
-    """The pairs with the names of their images."""
     if not pairs:
         return []
     splits: set[SplitName] = {"test", *(one.split for one in pairs)}
@@ -132,7 +131,7 @@ def _named(config: DataConfig, data: DataSet, pairs: list[Pair]) -> list[Pair]:
 
 
 def as_csv(pairs: Sequence[Pair]) -> str:
-    """All pairs as a table."""
+    """All pairs as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["kind", "similarity", "mirrored", "test", "test_class", "test_name", "split", "other", "other_class", "other_name"])
@@ -143,7 +142,7 @@ def as_csv(pairs: Sequence[Pair]) -> str:
 
 
 def sheet(data: DataSet, pairs: Sequence[Pair]) -> Any:
-    """A PIL image of the first PICTURED pairs: the test image, beside it its twin, and below them what they are."""
+    """A PIL image of the first PICTURED pairs: the test image, its twin beside it, and their facts below."""
     from PIL import Image, ImageDraw, ImageFont
 
     shown = pairs[:PICTURED]
@@ -170,13 +169,13 @@ def sheet(data: DataSet, pairs: Sequence[Pair]) -> Any:
 
 
 def _short(text: str) -> str:
-    """The end of a text, as much as fits below a picture."""
+    """The end of a text, as much as fits under a picture."""
     text = file_name(text).encode("latin-1", "replace").decode("latin-1")
     return text if len(text) <= 26 else "..." + text[-23:]
 
 
 def _picture(pixels: np.ndarray) -> Any:
-    """An image of the cache, (channels, height, width), as a PIL image that fits on the sheet."""
+    """An image of the cache, (channels, height, width), as a PIL image in the size for the sheet."""
     from PIL import Image
 
     depth = np.iinfo(pixels.dtype).max

@@ -1,4 +1,4 @@
-"""Whether exported files answer as the trained model does: each is written, read again, and asked for the logits of fixed images."""
+"""Compares exported files with the trained model. Each file is written, read again, and run on fixed images."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from vit_search.vit import checkpoint
 from vit_search.vit.checkpoint import ServedModel
 
 Exporter = Callable[[ServedModel, Path], Reader]
-"""Writes a model's files into an empty folder, reads them again, and gives the model that they hold."""
+"""A function that writes a model into an empty folder, reads it again, and returns the model in the files."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an exported file is from the model that was trained."""
+    """How much an exported file differs from the trained model."""
 
     format: str
     difference: float
-    """Largest absolute difference of a logit, over fixed images in batches of 1 and of 8; infinite where the file cannot answer."""
+    """Largest absolute difference of a logit, on fixed images in batches of 1 and of 8. Infinite if the file does not work."""
     file_bytes: int
     problem: str = ""
-    """Why the file cannot answer; empty where it can."""
+    """Why the file does not work; empty if it does."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; an infinite difference is null."""
+        """Plain JSON values. An infinite difference is null."""
         return asdict(self) | {"difference": self.difference if math.isfinite(self.difference) else None}
 
     @staticmethod
@@ -45,11 +45,13 @@ class Parity:
 
 
 def measure_parity(served: ServedModel, folder: Path, exporters: Mapping[str, Exporter]) -> list[Parity]:
-    """Export a model and hold each file against the model in eager mode, in batches of 1 and of 8: a file may have one fixed batch.
+    """Export a model and compare each file with the model in eager mode.
+
+    Batches of 1 and of 8 are used, because an export may be fixed to one batch size.
 
     Args:
-        folder: its checkpoint, of which safetensors is a copy; that format is always measured.
-        exporters: of other formats, as `{"pt2": file_exporter("pt2")}`.
+        folder: of its checkpoint. safetensors, a copy of it, is always measured.
+        exporters: of other formats, e.g. `{"pt2": file_exporter("pt2")}`.
     """
     copied: Exporter = lambda _, target: _copy_and_read(folder, target)  # noqa: E731
     eager = export.eager(served)
@@ -59,7 +61,7 @@ def measure_parity(served: ServedModel, folder: Path, exporters: Mapping[str, Ex
 
 
 def _compare_file(name: str, exporter: Exporter, served: ServedModel, images: Pixels, expected: Mapping[int, np.ndarray]) -> Parity:
-    """One format's file against the expected logits, which are given by batch size."""
+    """Compare one format's file with the expected logits, which are given by batch size."""
     with tempfile.TemporaryDirectory() as folder:
         size, doing = 0, "export"
         try:
@@ -74,18 +76,17 @@ def _compare_file(name: str, exporter: Exporter, served: ServedModel, images: Pi
                 difference = float(np.abs(logits_of_file.astype(np.float64) - expected_logits).max())
                 worst = max(worst, difference if math.isfinite(difference) else math.inf)
             return Parity(name, worst, size)
-        except Exception as error:  # of whatever kind the exporter or the file's runtime raises
+        except Exception as error:  # any error of the exporter or of the library that runs the file
             return Parity(name, math.inf, size, f"{doing}: {(str(error).strip().splitlines() or [type(error).__name__])[0][:200]}")
 
 
 def _copy_and_read(folder: Path, target: Path) -> Reader:
-    """A copy of a checkpoint's weights, verified and read again."""
     checkpoint.copy_for_serving(folder, target / "checkpoint")
     return export.eager(checkpoint.load_model(target / "checkpoint"))
 
 
 def weights_sha256(served: ServedModel) -> str:
-    """Of the weights in memory as model.safetensors holds them: equal to the file's, where they are the file's."""
+    """The sha256 of the weights in memory, as model.safetensors would hold them. It is the file's if they come from that file."""
     return hashlib.sha256(to_bytes({name: tensor.contiguous() for name, tensor in served.model.state_dict().items()})).hexdigest()
 
 

@@ -1,7 +1,7 @@
-"""A metric of many weightings of the same answers at once, as the tests of a promotion need them.
+"""Computes a metric for many weightings of the same answers at once. The tests of a promotion need this (score_comparison.py).
 
-To draw images with replacement is to give each a whole number as its weight. To swap the answers of two models is to weigh each answer
-with 0 or 1. So both need only the metric of weighted answers, of hundreds of weightings in one go.
+A weighting gives each answer a number. Drawing images with replacement means whole numbers as weights. Swapping the answers of two models
+means weights of 0 or 1. Hundreds of weightings are computed together.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from vit_search.vit.probability_scores import BINS, PROBABILITY_SCORES
 
 Values = npt.NDArray[np.float64]
 Weighted = Callable[[Values], Values]
-"""From weights (weightings, answers) to values (weightings, classes), or (weightings, 1) of a metric that has no value of a class. NaN
-where a class has no weight."""
+"""From weights (weightings, answers) to values (weightings, classes), or (weightings, 1) for a metric without values of classes.
+
+A class without weight has the value NaN.
+"""
 
 
 class _Sums:
-    """Sums of weights by a key of each answer."""
+    """Adds up weights by a key of each answer."""
 
     def __init__(self, keys: npt.NDArray[np.int64], count: int) -> None:
         from scipy.sparse import csr_array  # type: ignore[import-untyped]  # slow to import
@@ -34,7 +36,7 @@ class _Sums:
         self._by_key = csr_array((np.ones(len(keys)), (keys, np.arange(len(keys)))), shape=(count, len(keys)))
 
     def __call__(self, weights: Values) -> Values:
-        """(weightings, count) of (weightings, answers)."""
+        """Sums (weightings, count) of weights (weightings, answers)."""
         return np.asarray((self._by_key @ np.ascontiguousarray(weights.T)).T)
 
 
@@ -49,7 +51,6 @@ def _f1(answers: SplitAnswers) -> Weighted:
 
 
 def _mean_of(values: npt.NDArray[np.generic]) -> Weighted:
-    """The mean of a value that each answer has."""
     column = values.astype(np.float64)[:, None]
     return lambda weights: weights @ column / weights.sum(1, keepdims=True)
 
@@ -61,22 +62,22 @@ def _ece(answers: SplitAnswers) -> Weighted:
 
 
 MANY = 16
-"""Rows from which on it is quicker to copy them and to add them up in one go."""
+"""With more rows than this, it is faster to copy them and add them up in one call."""
 
 
 @dataclass(frozen=True)
 class _Level:
-    """The places of answers of one score that a class's own answers have, and of those that come before it."""
+    """One score that answers of a class have: the indices of the answers with this score, and of those before it."""
 
     before: list[int] | npt.NDArray[np.int64]
-    """After the level before this one; an array of many."""
+    """Since the previous level; an array if they are many."""
     own: list[int]
     tied: list[int]
-    """Answers of other classes with this very score."""
+    """Answers of other classes with exactly this score."""
 
 
 def _levels(scores: npt.NDArray[np.float64], own: npt.NDArray[np.bool_]) -> list[_Level]:
-    """In ascending order of the scores."""
+    """The levels of a class, by ascending score."""
     order = np.argsort(scores, kind="stable")
     levels, own_levels = [], np.unique(scores[own])
     ends = [0, *np.searchsorted(scores[order], own_levels, "right")]
@@ -90,11 +91,12 @@ def _levels(scores: npt.NDArray[np.float64], own: npt.NDArray[np.bool_]) -> list
 def _by_class(answers: SplitAnswers, direction: int, value: Callable[[list[_Level], Values], Values]) -> Weighted:
     """A value of each class against the rest.
 
-    A row holds all weightings of an answer, so that adding up the answers in order takes one pass, in pieces that the cache holds.
+    One row has all weightings of an answer. So the answers are added up in order in one pass, in pieces that fit into the processor's
+    cache.
 
     Args:
         direction: 1 to go up the probabilities of a class, -1 to go down.
-        value: of the levels of a class and of weights (answers, weightings).
+        value: a function of the levels of a class and of weights (answers, weightings).
     """
     assert answers.probabilities is not None
     of_class = [_levels(direction * scores, answers.labels == number) for number, scores in enumerate(answers.probabilities.T)]
@@ -107,7 +109,7 @@ def _by_class(answers: SplitAnswers, direction: int, value: Callable[[list[_Leve
 
 
 def _area(levels: list[_Level], rows: Values) -> Values:
-    """As auroc in vit/probability_scores.py."""
+    """The same as auroc in vit/probability_scores.py."""
     below, pairs, own = np.zeros((3, rows.shape[1]))
     for level in levels:
         _add(below, rows, level.before)
@@ -119,7 +121,7 @@ def _area(levels: list[_Level], rows: Values) -> Values:
 
 
 def _precision(levels: list[_Level], rows: Values) -> Values:
-    """As average_precision in vit/probability_scores.py; levels in descending order."""
+    """The same as average_precision in vit/probability_scores.py. `levels` is in descending order."""
     reached, right, total = np.zeros((3, rows.shape[1]))
     for level in levels:
         _add(reached, rows, level.before)
@@ -131,7 +133,6 @@ def _precision(levels: list[_Level], rows: Values) -> Values:
 
 
 def _add(sums: Values, rows: Values, places: list[int] | npt.NDArray[np.int64]) -> None:
-    """Add these rows to the sums."""
     if isinstance(places, np.ndarray):
         sums += rows[places].sum(0)
     else:
@@ -140,19 +141,18 @@ def _add(sums: Values, rows: Values, places: list[int] | npt.NDArray[np.int64]) 
 
 
 def _sum_of(rows: Values, places: list[int]) -> Any:
-    """Of a few rows, mostly one or none."""
     return sum(rows[place] for place in places)
 
 
 def _from_confusion(answers: SplitAnswers, metric: str) -> Weighted:
-    """Any score of the confusion matrix, one weighting after the other."""
+    """A score of the confusion matrix, computed for one weighting after the other."""
     classes = len(answers.classes)
     by_cell = _Sums(answers.labels * classes + answers.predictions, classes**2)
     return lambda weights: np.array([[SCORES[metric](torch.from_numpy(row.reshape(classes, classes)))] for row in by_cell(weights)])
 
 
 def _from_probabilities(answers: SplitAnswers, metric: str) -> Weighted:
-    """Any score of the probabilities, one weighting after the other; the weights are whole numbers."""
+    """A score of the probabilities, computed for one weighting after the other. The weights are whole numbers."""
     assert answers.probabilities is not None
     probabilities, labels = torch.from_numpy(answers.probabilities), torch.from_numpy(answers.labels)
 
@@ -171,32 +171,32 @@ PER_CLASS: dict[str, Callable[[SplitAnswers], Weighted]] = {
     "val_auroc": lambda answers: _by_class(answers, 1, _area),
     "val_average_precision": lambda answers: _by_class(answers, -1, _precision),
 }
-"""Metrics that are a mean of a value of each class, or the smallest of them."""
+"""Metrics that are the mean, or the smallest, of values of the classes."""
 
 OVERALL: dict[str, Callable[[SplitAnswers], Weighted]] = {
     "val_accuracy": lambda answers: _mean_of(answers.correct),
     "val_loss": lambda answers: _mean_of(answers.label_nll),
     "val_ece": _ece,
 }
-"""Metrics of all images together."""
+"""Metrics that are computed from all images together."""
 
 
 ORDINAL = ("val_auroc", "val_average_precision")
-"""Metrics that only use the order of the probabilities of a class, so that ranks do as well."""
+"""Metrics that use only the order of the probabilities of a class, so ranks give the same value."""
 
 
 def answers_give(metric: str) -> bool:
-    """Whether a model's answers on a split give this metric; the other ones are of the training, as `train_loss` and `seconds`."""
+    """Whether a model's answers on a split give this metric. The others belong to the training, such as `train_loss` and `seconds`."""
     return metric in OVERALL or metric in SCORES or metric in PROBABILITY_SCORES or metric == "val_top5_accuracy"
 
 
 def needs_probabilities(metric: str) -> bool:
-    """Whether the probabilities of all classes must be kept to compute it."""
+    """Whether the metric needs the probabilities of all classes."""
     return metric in PROBABILITY_SCORES and metric not in OVERALL
 
 
 def of_classes(answers: SplitAnswers, metric: str) -> Weighted:
-    """The value of each class, (weightings, classes), of a key of PER_CLASS."""
+    """The value of each class, (weightings, classes). The metric is a key of PER_CLASS."""
     return PER_CLASS[metric](answers)
 
 
@@ -215,7 +215,7 @@ def of_all(answers: SplitAnswers, metric: str) -> Weighted:
 
 
 def value_of(answers: SplitAnswers, metric: str) -> float | None:
-    """The metric of the answers as they are; None if they do not give it."""
+    """The metric of the answers, without weights; None if they do not give it."""
     if not answers_give(metric) or (needs_probabilities(metric) and answers.probabilities is None):
         return None
     if metric == "val_top5_accuracy" and answers.top5 is None:
@@ -227,24 +227,24 @@ def value_of(answers: SplitAnswers, metric: str) -> float | None:
 
 
 AT_ONCE = 1_000_000
-"""Weights that are held in memory at once; more of them leave the processor's cache."""
+"""The most weights in memory at the same time. More would not fit into the processor's cache."""
 
 
 def sizes(images: int, draws: int) -> Iterator[int]:
-    """How many draws to hold at once, until there are as many as asked for. At least 256 of up to 60,000 images: few cost more each."""
+    """How many draws to compute at the same time, until `draws` are done: at least 256 with up to 60,000 images, which is faster."""
     at_once = max(1, AT_ONCE // images, min(256, 16 * AT_ONCE // images))
     return (min(at_once, draws - begin) for begin in range(0, draws, at_once))
 
 
 def drawn_weights(counts: npt.NDArray[np.int64], draws: int) -> Iterator[Values]:
-    """How often each image is drawn with replacement, some draws at a time; the same each time.
+    """How often each image is drawn with replacement, for some draws at a time. The seed is fixed.
 
     Args:
-        counts: how many images each weight stands for.
+        counts: number of images that each weight stands for.
     """
     rng, images, alike = np.random.default_rng(0), int(counts.sum()), bool((counts == 1).all())
     for size in sizes(len(counts), draws):
-        if alike:  # the same as below, and quicker
+        if alike:  # the same distribution as below, but faster
             chosen = rng.integers(0, images, (size, images)) + np.arange(size)[:, None] * images
             yield np.bincount(chosen.ravel(), minlength=chosen.size).reshape(chosen.shape).astype(np.float64)
         else:
@@ -252,7 +252,7 @@ def drawn_weights(counts: npt.NDArray[np.int64], draws: int) -> Iterator[Values]
 
 
 def drawn_values(answers: SplitAnswers, metric: str) -> Values:
-    """The metric of each of 1,000 draws of the images, ascending: how far chance moves it. 200 draws of a large table of probabilities."""
+    """The metric of each of 1,000 draws of the images, ascending: how much chance moves it. With many probabilities, 200 draws."""
     draws = 200 if needs_probabilities(metric) and answers.images * len(answers.classes) > 2_000_000 else 1000
     value = of_all(answers, metric)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -3,11 +3,11 @@
 - Model: a Matern 5/2 kernel with a length scale for each parameter (Rasmussen and Williams 2006, sections 4.2 and 5.4), fitted at the
   maximum of the posterior.
 - Next point: the largest expected improvement (Jones et al. 1998, https://doi.org/10.1023/A:1008306431147) over the best mean at a trial.
-- Running trials are taken to reach their mean (kriging believer: Ginsbourger et al. 2010, https://hal.science/hal-00732512).
+- Running trials count as if they had reached their mean (kriging believer: Ginsbourger et al. 2010, https://hal.science/hal-00732512).
 
-Candidates are drawn from the space and around its best trials. So conditions hold without further work, and infeasible points are passed
-over. A proposal takes 11 to 57 ms on one core with up to 150 trials (tests/benchmarks/ask_cost.py; Optuna's process: 125 to 263 ms). It
-depends on its arguments alone.
+Candidates are drawn from the space and around its best trials. So they meet the space's conditions, and infeasible points are skipped. A
+proposal takes 11 to 57 ms on one core with up to 150 trials (tests/benchmarks/ask_cost.py; Optuna's process: 125 to 263 ms). It depends on
+its arguments alone.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from vit_search.config.value_sources import AtQuantiles, FromPoint, quantile
 Matrix = npt.NDArray[np.float64]
 
 DRAWN, NEAR = 200, 200
-"""Candidates: drawn from the whole space, and around the best trials."""
+"""Number of candidates: drawn from the whole space, and around the best trials."""
 
 PARENTS = 5
-"""How many of the best trials candidates are drawn around."""
+"""Number of best trials around which candidates are drawn."""
 
 WIDE = (0.2, 0.1, 0.05, 0.02)
 """Standard deviations of the steps from these trials, as shares of each range."""
@@ -39,7 +39,7 @@ MOVED = 0.4
 """Share of the parameters that a step changes."""
 
 MANY = 21
-"""With this many values or more, a step need not lead to another value."""
+"""If a parameter has this many values or more, a step may keep its value."""
 
 REFINED, ROUND = (0.03, 0.01), 60
 """Two further rounds around the best candidate: standard deviation of each, and points in each."""
@@ -51,7 +51,7 @@ noise's variance (of values whose variance is 1)."""
 
 @dataclass(frozen=True)
 class Process:
-    """The posterior of the score after (n, d) `points` were seen. Its mean at x is kernel(x, points) @ weights."""
+    """The posterior of the score, given (n, d) `points`. Its mean at x is kernel(x, points) @ weights."""
 
     logs: Matrix
     """Logarithms of the d length scales, of the signal's variance and of the noise's variance."""

@@ -1,6 +1,6 @@
-"""What a search has proposed and what came of it, and the part of it that a sampler sees.
+"""All proposals of a search with their results, and the part that a sampler sees (`History.view`).
 
-`History.view` is what the sampler sees. optuna_study.py makes an Optuna study of it.
+optuna_study.py makes an Optuna study of it.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Past:
     params: Mapping[str, Value]
     state: State = "running"
     values: dict[int, float] = field(default_factory=dict)
-    """The first metric by epoch; finite ones."""
+    """Finite values of the first metric by epoch."""
     others: dict[str, float] = field(default_factory=dict)
-    """Further objectives as last reported, and the model's cost."""
+    """The other objectives as last reported, and the model's cost."""
     attributes: dict[str, Any] = field(default_factory=dict)
-    """What a sampler (CMA-ES) wants to find again with this trial."""
+    """State that a sampler (CMA-ES) stores with this trial."""
 
 
 Shown = tuple[Past, TrialState, list[float] | None]
@@ -73,7 +73,7 @@ class History:
         self._reached: dict[int, list[int]] = {epoch: [] for epoch in levels}
         """Indices of the trials with a value at a level that have not failed, ascending."""
         self._by_score: dict[int, list[tuple[float, int]]] = {epoch: [] for epoch in levels}
-        """The same with their signed values, best first."""
+        """The same trials with their signed values, best first."""
         self._of_state: dict[State, list[int]] = {"running": [], "diverged": [], "infeasible": []}
 
     def add(self, past: Past) -> int:

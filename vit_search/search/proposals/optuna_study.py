@@ -15,7 +15,7 @@ from vit_search.search.proposals.history import Past, Shown
 
 
 class StudyView:
-    """Makes Optuna studies of what a sampler sees. Trials that have not changed are created once.
+    """Makes Optuna studies of what a sampler sees. A trial that has not changed is not created again.
 
     Args:
         distributions: the searched parameters in Optuna's terms.
@@ -107,7 +107,7 @@ class _LightTrial(FrozenTrial):
 
 
 class JointTPESampler(optuna.samplers.TPESampler):
-    """TPE over a space that is the same in all trials. Optuna would find that out again from all trials at each proposal."""
+    """TPE over a space that is the same in all trials. Optuna would compute the common space again from all trials at each proposal."""
 
     def __init__(self, distributions: Mapping[str, BaseDistribution], **options: Any) -> None:
         super().__init__(**options)

@@ -23,16 +23,16 @@ from vit_search.search.proposals.optuna_study import StudyView, distributions
 from vit_search.search.proposals.samplers import SAMPLERS, Proposal, Question, chosen, draw_at_random
 
 REDRAWS = 3
-"""How often a sampler is asked again after it repeats an earlier proposal. Then random draws are tried as often, then the repeat is run."""
+"""How often a sampler is asked again after it repeats an earlier proposal. Then as many random draws are tried. Then the repeat is run."""
 
 STUBBORN = 20
 """After this many infeasible proposals in a row, points are drawn at random until one is feasible."""
 
 DROPPED = 100
-"""After this many, a point that a person gave is dropped, because its open parameters cannot be filled in."""
+"""After this many in a row, a point that a person gave is dropped, because nothing fits its open parameters."""
 
 GIVE_UP = 1000
-"""After this many, the search ends."""
+"""After this many in a row, the search ends."""
 
 Lesson = tuple[Mapping[str, Value], Mapping[int, float], str]
 """A trial of an earlier search: parameters, values by epoch, outcome."""
@@ -60,7 +60,6 @@ class ProposalOptions:
     lessons: Sequence[Lesson] = ()
     """Trials of earlier searches. The sampler sees them as far as they fit the space."""
     shown: int = SHOWN
-    """The most observations that a sampler sees."""
 
 
 class Proposals:
@@ -93,7 +92,7 @@ class Proposals:
         self._partial = any(len(past.params) < len(self._distributions) for past in self.history.pasts)
 
     def apply(self, event: Event) -> None:
-        """Take in one more event."""
+        """Apply one event."""
         if isinstance(event, (Infeasible, Proposed)):
             self._apply_proposal(event)
         elif isinstance(event, Reported):
@@ -140,7 +139,7 @@ class Proposals:
         if self._options.sampler == "grid":
             point = next((point for point in self._grid if params_key(point) not in self._tried), None)
             return None if point is None else Proposal(point, {})
-        redraws = 0 if self.sampler() == "gp" else REDRAWS  # its choice follows from the view, hardly from the seed
+        redraws = 0 if self.sampler() == "gp" else REDRAWS  # it depends on the view, hardly on the seed, so a redraw would repeat it
         first: Proposal | None = None
         for draw in range(1 + redraws + REDRAWS):
             proposal = self._sample({}, draw, by_chance or draw > redraws)
@@ -176,7 +175,7 @@ class Proposals:
 
     def _apply_proposal(self, event: Infeasible | Proposed) -> None:
         attributes: Mapping[str, object] = {}
-        if self._options.sampler == "cmaes":  # it keeps its state with its trials, and nowhere else
+        if self._options.sampler == "cmaes":  # CMA-ES keeps its state only in its trials
             proposal = self._asked or self._next()
             attributes = proposal.attributes if proposal else {}
         self._asked = None
@@ -193,7 +192,7 @@ class Proposals:
         self._drop_from_queue(params, feasible)
 
     def _drop_from_queue(self, params: Params, feasible: bool) -> None:
-        """Remove from the queue the point that a proposal came from, unless its open parameters will be filled in differently."""
+        """Remove from the queue the point that became a proposal. An infeasible point stays if other values may be filled in."""
         point = next((point for point in self._queue if all(params.get(name, value) == value for name, value in point.items())), None)
         if point is not None and (feasible or params.keys() <= point.keys() or self._infeasible_in_a_row % DROPPED == 0):
             self._queue.remove(point)

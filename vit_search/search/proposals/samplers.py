@@ -1,7 +1,7 @@
-"""Samplers: each turns what is known into one proposal. A new one is a function, here or in a file of its own, and a line in SAMPLERS.
+"""Samplers: each makes one proposal from what is known. To add one, write a function and add a line to SAMPLERS.
 
-A proposal depends on the history, the seed and its own index alone; each proposal gets a fresh random generator. So a resumed search
-proposes what the interrupted one would have.
+A proposal depends only on the history, the seed and its own index; each proposal gets a fresh random generator. So a resumed search
+proposes what the interrupted one would have proposed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ class Question:
     space: Space
     history: History
     shown: int
-    """The most observations that a sampler sees."""
     modes: Sequence[str]
     """"min" or "max" of the first metric and of each of `goals`."""
     goals: Sequence[Goal]
@@ -51,7 +50,6 @@ class Question:
     """How often this proposal was asked for before, because the answers repeated earlier proposals."""
     search_seed: int
     seed: int
-    """The seed of this proposal."""
     rng: random.Random
 
     def suggest(self, asks: ValueSource) -> Params:
@@ -65,7 +63,7 @@ class Proposal:
 
     params: Params
     attributes: Mapping[str, Any]
-    """What the sampler wants to find again with this trial later."""
+    """State that the sampler stores with this trial."""
 
 
 Sampler = Callable[[Question], Proposal]
@@ -78,7 +76,7 @@ def draw_at_random(question: Question) -> Proposal:
 
 def sobol(question: Question) -> Proposal:
     """The next point of a scrambled Sobol sequence, which covers the space evenly. If it is asked for again, it is random."""
-    from scipy.stats import qmc  # type: ignore[import-untyped]  # slow to import, and seldom asked for
+    from scipy.stats import qmc  # type: ignore[import-untyped]  # slow to import, and rarely used
 
     if question.draw:
         return draw_at_random(question)
@@ -147,9 +145,9 @@ SAMPLERS: dict[str, Sampler] = {
     "cmaes": cmaes,
     "random": draw_at_random,
     "qmc": sobol,
-    "grid": draw_at_random,  # what a point to start with leaves open; Proposals goes through the grid itself
+    "grid": draw_at_random,  # fills in the open parameters of a person's point; Proposals itself goes through the grid
 }
-"""By `sampler` of a search file."""
+"""Sampler by the search file's key `sampler`."""
 
 check_tables(
     "SAMPLERS of vit_search/config/samplers.py", samplers.SAMPLERS, "SAMPLERS of vit_search/search/proposals/samplers.py", SAMPLERS
@@ -164,10 +162,10 @@ def _ask_optuna(question: Question, sampler: optuna.samplers.BaseSampler, infeas
 
 
 def scalar(values: Sequence[Sequence[float]], modes: Sequence[str], rng: random.Random) -> list[float]:
-    """One score for each list of objective values, more is better: the first, or several with new weights at each ask.
+    """One score for each list of objective values; more is better.
 
-    Several: the augmented Chebyshev norm of the losses with random weights, each loss in shares of its range (ParEGO: Knowles
-    2006, https://doi.org/10.1109/TEVC.2005.851274), so that asks in a row look for different compromises.
+    Several objectives: the augmented Chebyshev norm of the losses, each as a share of its range, with new random weights at each call
+    (ParEGO: Knowles 2006, https://doi.org/10.1109/TEVC.2005.851274). So proposals in a row look for different compromises.
     """
     signs = [1.0 if mode == "max" else -1.0 for mode in modes]
     scores = [[sign * value for sign, value in zip(signs, row, strict=True)] for row in values]
