@@ -76,7 +76,7 @@ AUTOSCALER_FILE = "~/ray_bootstrap_config.yaml"
 """File that `ray up` leaves on the head of an autoscaling cluster. It is JSON, in spite of its name."""
 
 SHARED_METRICS = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
-"""Variables for the folder in which another program's processes share metrics. If it is missing, no replica of `serve` could start."""
+"""Variables for the folder in which another program's processes share metrics. If that folder is missing, no replica could start."""
 
 TRIES = 3
 
@@ -84,7 +84,7 @@ LEAST_FILES = 256
 """Minimum limit of open files. Ray's daemons hold up to 64 each with four workers, and three more for each further worker."""
 
 LEAST_THREADS, THREADS_A_WORKER = 250, 30
-"""Threads that our own Ray needs, in all and per worker; Linux counts them as processes. Measured: 161 and 25 a worker, with Ray 2.60."""
+"""Threads that our own Ray needs, and further ones for each worker. Linux counts them as processes. Measured: 161 and 25, with Ray 2.60."""
 
 LOOK_EVERY_S = 2.0
 LOST_AFTER_S = 20.0
@@ -339,7 +339,7 @@ def _start_once(workers: dict[str, dict[str, str]] | None, cpus: int | None, fol
 
 @contextlib.contextmanager
 def _ended_at_once(clean: Callable[[], None]) -> Iterator[None]:
-    """Let signals end the program at once while Ray starts or is joined, which takes up to a minute; see `heard_at_once`."""
+    """Let signals end the program at once while Ray starts or is joined, which takes a minute on a busy machine; see `heard_at_once`."""
     theirs = utils.set_sigterm_handler
     with heard_at_once(clean) as heard:
         if heard:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vit_search.runtime import ray_session  # noqa: F401  # isort: skip  (before ray, whose settings it makes)
+from vit_search.runtime import ray_session  # noqa: F401  # isort: skip  (before ray: it makes the settings of Ray)
 from ray.job_submission import JobSubmissionClient
 
 from vit_search.cluster.jobs.connection import OVER, Cluster, one_line_errors

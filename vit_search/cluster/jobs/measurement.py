@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vit_search.runtime.ray_session import nodes_alive, session, shapes  # isort: skip  (before ray, whose settings it makes)
+from vit_search.runtime.ray_session import nodes_alive, session, shapes  # isort: skip  (before ray: it makes the settings of Ray)
 import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable
 
-from vit_search.runtime import ray_session  # noqa: F401  # isort: skip  (before ray, whose settings it makes)
+from vit_search.runtime import ray_session  # noqa: F401  # isort: skip  (before ray: it makes the settings of Ray)
 from ray.job_submission import JobSubmissionClient
 
 from vit_search.cluster.jobs.connection import Cluster, one_line_errors

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vit_search.runtime import ray_session  # noqa: F401  # isort: skip  (before ray, whose settings it makes)
+from vit_search.runtime import ray_session  # noqa: F401  # isort: skip  (before ray: it makes the settings of Ray)
 from ray.job_submission import JobSubmissionClient
 
 from vit_search.cluster.jobs import preflight
