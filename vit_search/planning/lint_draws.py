@@ -1,4 +1,4 @@
-"""What the linter examines: a random proposal with all reasons why it cannot be run. Also the finding that it makes."""
+"""What the linter draws and reports: a random proposal with all reasons why it cannot be run, and a finding about the file."""
 
 from __future__ import annotations
 

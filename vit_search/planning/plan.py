@@ -70,7 +70,7 @@ class SearchPlan:
     """The most that checkpoints take."""
     speed: Speed | None
     trial_seconds: float | None
-    """Training and evaluation of all trials together. Without a speed, this and the next three are None."""
+    """Training and evaluation of all trials together. Without a speed, this field and those down to `limit` are None."""
     device_seconds: float | None
     """`trial_seconds`, each times the GPUs of the trial, or its CPU cores if it has no GPU."""
     wall_seconds: float | None

@@ -114,7 +114,7 @@ def warm_up(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding
 
 
 def trials_at_once(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
-    """More trials at once than trials or memory, and batches larger than an epoch."""
+    """More trials at once than there are trials or than memory allows; batches larger than an epoch."""
     if spec.concurrency > spec.trials:
         yield LintFinding("hint", "concurrency", f"{spec.concurrency:,} at once, but only {counted(spec.trials, 'trial')}; lower it.")
     most, have = max(draw.cost.train_bytes for draw in valid if draw.cost is not None), memory_of_this_machine()

@@ -75,7 +75,7 @@ class FixedModel:
 
 
 class AliasFollower:
-    """Keeps the state file up to date. Call `start` once, then `poll` regularly, always from one thread."""
+    """Keeps the state file up to date. Call `start` once, then `poll` regularly from one thread."""
 
     def __init__(
         self,

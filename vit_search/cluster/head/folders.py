@@ -24,7 +24,7 @@ SEARCHES = "searches"
 """The MLflow account of searches. It can read and write only what it has made, and manages only the models that it has registered."""
 
 POSTGRES_ACCOUNT = "postgres"
-"""The account that PostgreSQL runs as if we are root. PostgreSQL refuses to run as root."""
+"""If we are root, PostgreSQL runs as this account, because it refuses to run as root."""
 
 SAFE = re.compile(r"/[A-Za-z0-9._/-]*")
 LONGEST_SOCKET = 107
@@ -134,7 +134,7 @@ def make_secrets(head: HeadServices) -> None:
 
 
 def postgres_account() -> pwd.struct_passwd:
-    """The account that PostgreSQL runs as if we are root.
+    """The account POSTGRES_ACCOUNT, which we need if we are root.
 
     Raises: ClusterError if it does not exist.
     """

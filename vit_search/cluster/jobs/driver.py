@@ -28,7 +28,7 @@ from vit_search.text import counted
 
 INTERRUPTED = 130
 PR_SET_PDEATHSIG = 1
-"""Number of Linux's prctl(2) that sends a signal to a process when its parent dies."""
+"""Option of Linux's prctl(2): send this process a signal when its parent dies."""
 
 PAUSES_S = (1, 5, 25)
 """Pauses before each restart of a search that makes no progress. After the last one, the keeper takes over."""
