@@ -1,7 +1,7 @@
 """Distributed hyper-parameter search for Vision Transformers.
 
-`load_search` reads a search file, `run_search` runs it, `read_search` reads what a search has found, and `load_classifier` loads a model to
-classify images with. Each imports what it needs when it is called.
+`load_search` reads a search file, `run_search` runs it, `read_search` reads the results of a search, and `load_classifier` loads a model
+to classify images with. Each of them imports what it needs only when you call it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["load_classifier", "load_search", "read_search", "run_search"]
 
 refuse_pickles()
 import_torch_at_root()
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow looks at it when it is imported, whichever room does that first
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it when it is imported, by whichever package
 
 
 def load_search(path: str | Path) -> SearchSpec:
     """Read and check a search file.
 
-    Raises: SpecError, one line: file, line, key, what was seen, the mend.
+    Raises: SpecError, one line: file, line, key, what was found, and how to fix it.
     """
     from vit_search.config import search_file
 
@@ -49,12 +49,12 @@ def run_search(
 
     Args:
         spec: a search file that `load_search` has read.
-        output: the folder of all searches; a new folder is made in it.
+        output: the folder of all searches. A new folder is made in it.
         tracking_uri: of MLflow; by default MLFLOW_TRACKING_URI, else SQLite in `./mlruns.db`.
-        download: whether a missing data set may be fetched.
-        address: of a Ray cluster; by default a Ray is started on this machine and ended with the search.
+        download: whether a missing data set may be downloaded.
+        address: of a Ray cluster. By default, a Ray is started on this machine and ended with the search.
         name: of the new folder; by default the next free `NAME-N`.
-    Raises: DataError, TrackingError, SearchError before the first trial; NoTrialCompletedError where no trial reached full length.
+    Raises: DataError, TrackingError or SearchError before the first trial; NoTrialCompletedError if no trial reached full length.
     """
     from vit_search.search import launch
 
@@ -62,11 +62,12 @@ def run_search(
 
 
 def read_search(search: str | Path | None = None, output: str | Path = "searches") -> Search:
-    """Read a search from its folder, running or over.
+    """Read a search from its folder, while it runs or after its end.
 
     Args:
-        search: its name or folder; the newest by default. output: the folder of all searches.
-    Raises: SearchError that names the nearest search, or says what is wrong with the folder.
+        search: its name or folder; the newest by default.
+        output: the folder of all searches.
+    Raises: SearchError with the nearest name, or with what is wrong with the folder.
     """
     from vit_search.search import result
 
@@ -78,9 +79,9 @@ def load_classifier(model: str | Path, *, tracking_uri: str | None = None, devic
 
     Args:
         model: `digits@champion`, `digits/3`, or a folder that `vit-search train` or a trial has written.
-        tracking_uri: of MLflow; by default that of the newest search here.
-        device: where it classifies, such as `cuda`.
-    Raises: PromotionError where there is no such model, or its files are not those that were registered.
+        tracking_uri: of MLflow; by default that of the newest search in `./searches`.
+        device: where the model runs, for example `cuda`.
+    Raises: PromotionError if there is no such model, or its files are not the registered ones.
     """
     from vit_search.serving import prediction
 

@@ -54,7 +54,7 @@ class ClusterError(VitSearchError):
 class LostClusterError(ClusterError):
     """The head of the cluster was lost during a search. What Ray still does in this process ends only with the process."""
 
-    exit_code = 6  # not 2: nobody has to mend anything before a resume
+    exit_code = 6  # not 2: nobody has to fix anything before a resume
 
 
 class TrackingError(VitSearchError):

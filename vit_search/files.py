@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, opened where no link leads elsewhere, in folders that other accounts cannot change."""
+"""Writes files completely or not at all, never through links, and checks whether other accounts can change a folder."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from vit_search.errors import LinkError
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 NOBODY = Path("/proc/sys/kernel/overflowuid")
-"""Whom a user namespace shows as the owner of what belongs to an account that it does not know."""
+"""File with the uid that a user namespace shows for owners that it does not know."""
 ACCOUNTS = Path("/proc/self/uid_map")
 ALL_ACCOUNTS = ["0", "0", "4294967295"]
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write under a name that no other process takes, then rename; a link at the path is replaced, never followed.
+    """Write to a temporary name, then rename. A link at the path is replaced, never followed.
 
-    Raises: OSError where the folder cannot be written; an older file is then still there.
+    Raises: OSError if the folder cannot be written. An older file is then still there.
     """
     fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
     try:
@@ -36,10 +36,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def write_private(path: Path, text: str) -> bool:
-    """Write a file that its owner alone can read, from its first byte on; one that is there already stays as it is.
+    """Write a file that only its owner can ever read. If the file exists, leave it as it is.
 
-    Returns: whether it was written, so that of two processes that make a secret both go on with the same one.
-    Raises: OSError where the folder cannot be written.
+    Returns: whether it was written. So if two processes make a secret at once, both use the same one.
+    Raises: OSError if the folder cannot be written.
     """
     fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
     try:
@@ -56,16 +56,16 @@ def write_private(path: Path, text: str) -> bool:
 
 
 def open_to_write(path: Path, mode: str = "a") -> IO[Any]:
-    """Open a file for writing that may be there already, as `open` does; text is UTF-8. A lock is opened with "a", which empties nothing.
+    """Open a file for writing, as `open` does; it may exist. Text is UTF-8. Open lock files with "a", which does not empty them.
 
-    Raises: LinkError where a link or something else that is no file is there; OSError where it cannot be written.
+    Raises: LinkError if there is a link, or something that is not a file; OSError if it cannot be written.
     """
     return open(path, mode, encoding=None if "b" in mode else "utf-8", opener=_open)
 
 
 def _open(name: str, flags: int) -> int:
     try:
-        descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # a pipe without a reader would be waited for
+        descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # else it waits for the reader of a pipe
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise LinkError(f"{name}: a link, which is not followed for writing; remove it, or put the file itself there.") from None
@@ -80,7 +80,7 @@ def _open(name: str, flags: int) -> int:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, once whoever holds it lets it go.
+    """Lock a file inside this block. Waits until nobody else holds the lock.
 
     Raises: LinkError; OSError.
     """
@@ -90,9 +90,9 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path, *, parents: bool = False) -> None:
-    """Make a folder that is closed to other accounts, unless one is there already.
+    """Make a folder that is closed to other accounts, unless it exists.
 
-    Raises: LinkError where a link is there; OSError where it cannot be made.
+    Raises: LinkError if there is a link; OSError if it cannot be made.
     """
     path.mkdir(mode=0o700, parents=parents, exist_ok=True)
     if path.is_symlink():
@@ -100,30 +100,31 @@ def make_folder(path: Path, *, parents: bool = False) -> None:
 
 
 def open_to_others(folder: Path) -> str:
-    """Why accounts other than this one and root could change what lies in a folder; empty where they cannot.
+    """Why other accounts, except root, could change what is in a folder; empty if they cannot.
 
-    Raises: OSError where it cannot be looked at.
+    Raises: OSError if the folder cannot be examined.
     """
     return _problem(folder, sticky=False)
 
 
 def way_open_to_others(folder: Path) -> str:
-    """Why others could put another folder in the place of one in this folder; empty where they cannot.
+    """Why other accounts could replace a folder inside this one by another; empty if they cannot.
 
-    All folders above it count. Others may write where the sticky bit keeps them from renaming what is not theirs, as in /tmp.
+    All parent folders count. A folder that all can write is allowed if its sticky bit is set, as for /tmp: then nobody can rename what
+    belongs to others.
 
-    Raises: OSError where one cannot be looked at.
+    Raises: OSError if a folder cannot be examined.
     """
     folder = folder.resolve(strict=True)
     return next((problem for part in (folder, *folder.parents) if (problem := _problem(part, sticky=True))), "")
 
 
 def belongs_to_other(path: Path) -> str:
-    """Which account a file or folder belongs to, where that is neither this one nor root; empty where it is.
+    """The account to which a file or folder belongs, if that is neither this account nor root; else empty.
 
-    An owner whom a user namespace (a container) does not know counts as this account: it cannot be told from it.
+    An owner that a user namespace (a container) does not know counts as this account, because nothing distinguishes them.
 
-    Raises: OSError where it cannot be looked at.
+    Raises: OSError if it cannot be examined.
     """
     return _owner(path, path.stat())
 
@@ -141,7 +142,7 @@ def _owner(path: Path, about: os.stat_result) -> str:
 
 
 def _unknown_owner() -> int | None:
-    """The uid of all accounts that this user namespace does not know; None where it knows all of them."""
+    """The uid that this user namespace shows for unknown accounts; None if it knows all accounts."""
     try:
         return None if ACCOUNTS.read_text().split() == ALL_ACCOUNTS else int(NOBODY.read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Seeds that derive from what they are for, so that nothing depends on what ran before."""
+"""Makes seeds from what they are used for, so that they do not depend on what ran before."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import hashlib
 
 
 def derive_seed(*parts: int | str) -> int:
-    """One 63-bit seed out of several numbers and words: the same parts, the same seed, on every machine."""
+    """A 63-bit seed from several numbers and words. The same parts give the same seed on every machine."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

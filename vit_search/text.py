@@ -1,4 +1,4 @@
-"""Text as it is shown to people: text of others made safe, counts and values, the nearest known word for a misspelt one."""
+"""Formats text for people: foreign text made safe, counts and values, the nearest known word for a misspelt one."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from typing import Any
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but tab and newline, marks of the direction of writing, line separators, halves of characters."""
+"""Control characters except tab and newline, marks for the direction of writing, line separators, single surrogates."""
 
 
 def plain(text: str) -> str:
-    """A text whose control characters and direction marks are written out, as `\\x1b` or `\\u202e`; colours are dropped.
+    """A text with control characters and direction marks written out, as `\\x1b` or `\\u202e`. Colours are dropped.
 
-    So are bytes of a file's name that are no UTF-8: `caf\\xe9.jpg`.
+    Bytes of a file name that are not UTF-8 are written out, too: `caf\\xe9.jpg`.
     """
     return _UNSAFE.sub(_spelt, _COLOUR.sub("", text))
 
 
 def file_name(name: str) -> str:
-    """A file's name on one line; its newlines and tabs are written out, too."""
+    """A file name on one line. Newlines and tabs are written out, too."""
     return plain(name).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def one_line(text: str) -> str:
-    """The same on one line."""
+    """A text as from `plain`, on one line."""
     return " ".join(plain(text).split())
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of an error's text, or the error's class where it has none."""
+    """The last line of an error's text, or the name of its class if it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def markdown(text: str) -> str:
-    """A text that Markdown takes as it stands, on one line: no HTML, no link. No more is escaped: people read the source."""
+    """A text that Markdown shows unchanged, on one line: no HTML, no link. Only the needed is escaped, because people read the source."""
     text = re.sub(r"([\\`*\[<|])", r"\\\1", one_line(text))
     text = re.sub(r"&(?=#?\w+;)", r"\\&", text)
-    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word, as in val_accuracy, it marks nothing
-    return re.sub(r"^(\d*)(?=#+ |>|[+-] |(?<=\d)[.)] )", r"\1\\", text)  # a heading, a quotation, a list
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word, as in val_accuracy, it has no meaning
+    return re.sub(r"^(\d*)(?=#+ |>|[+-] |(?<=\d)[.)] )", r"\1\\", text)  # start of a heading, a quotation or a list
 
 
 def code_block(text: str, language: str = "") -> str:
-    """A text as a block of code, in a fence that it does not hold itself."""
+    """A text as a block of code. The fence is longer than any in the text."""
     text = plain(text)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}{'' if text.endswith(chr(10)) or not text else chr(10)}{fence}"
@@ -52,13 +52,13 @@ def code_block(text: str, language: str = "") -> str:
 
 def _spelt(match: re.Match[str]) -> str:
     number = ord(match[0])
-    if 0xDC80 <= number <= 0xDCFF:  # a byte of a file's name that is not UTF-8, as Python holds it
+    if 0xDC80 <= number <= 0xDCFF:  # how Python represents a byte of a file name that is not UTF-8
         number -= 0xDC00
     return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
 
 
 def whole_number(text: str) -> int | None:
-    """A number of ASCII digits, at most 18; None for all else, also where Unicode calls it digits, as `²` and `٣`."""
+    """A number of at most 18 ASCII digits; None for anything else, also for other digits of Unicode, such as `²` and `٣`."""
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
@@ -66,24 +66,24 @@ def counted(number: float, one: str, many: str | None = None) -> str:
     """A count with its noun: `1 trial`, `2 trials`, `1,562 images`, `0.5 GPUs`.
 
     Args:
-        many: the noun's plural, where it is not made by an `s`, or by an `es` after an `s`.
+        many: the plural. By default, with an `s`, or an `es` after an `s`.
     """
     noun = one if number == 1 else many or one + ("es" if one.endswith("s") else "s")
     return f"{number:g} {noun}" if isinstance(number, float) else f"{number:,} {noun}"
 
 
 LISTED = 5
-"""Things that `listed` names."""
+"""Maximum number of things that `listed` names."""
 
 
 def listed(things: Sequence[object]) -> str:
-    """Things after each other, the first few of many: `a, b, c, d, e, … 7 more`."""
+    """The first few things, separated by commas: `a, b, c, d, e, … 7 more`."""
     more = len(things) - LISTED
     return ", ".join(map(str, things[:LISTED])) + (f", … {more:,} more" if more > 0 else "")
 
 
 def in_words(names: Sequence[str]) -> str:
-    """All of some names, as in a sentence: `table`, `table and webdataset`, `image_folder, table and webdataset`."""
+    """All names, as in a sentence: `table`, `table and webdataset`, `image_folder, table and webdataset`."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
@@ -94,13 +94,13 @@ def one_of(things: Sequence[object]) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A parameter's value: of a float its first three digits, for no value a dash."""
+    """A parameter's value: three digits of a float, a dash for None."""
     if value is None:
         return "–"
     return f"{value:.3g}" if isinstance(value, float) else one_line(str(value))
 
 
 def nearest(word: str, names: Sequence[str]) -> str:
-    """The mend for a misspelt name."""
-    match = difflib.get_close_matches(word, names, n=1, cutoff=0.62)  # 0.6 takes bayes for cmaes
+    """How to fix a misspelt name."""
+    match = difflib.get_close_matches(word, names, n=1, cutoff=0.62)  # with 0.6, cmaes would match bayes
     return f"did you mean {match[0]}?" if match else f"choose from {', '.join(names)}."

@@ -1,1 +1,1 @@
-"""Searches on a shared Ray cluster: the cluster's file, the jobs, and the services on its head."""
+"""Searches on a shared Ray cluster: the cluster file, the jobs, and the services on the head."""

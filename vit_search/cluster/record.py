@@ -1,4 +1,7 @@
-"""The record of a submission in the folder of a search on a cluster: who submitted it, at which version, and whether it is to run."""
+"""The record of a submitted search (`submitted.json` in its folder), and the state of searches on a cluster.
+
+The record says who submitted the search, with which version, and whether it should run.
+"""
 
 from __future__ import annotations
 
@@ -21,56 +24,56 @@ from vit_search.ledger.file import is_held, read_events
 from vit_search.ledger.search_state import SearchState, Snapshot
 
 STORAGE = "VIT_SEARCH_STORAGE"
-"""Names, on every node, the folder that all nodes see; set where Ray is started."""
+"""Environment variable on every node: the folder that all nodes share. It is set where Ray is started."""
 
 HEAD_STATE = Path("/mnt/vit_search-head")
-"""Folder of the head's services, unless another is named."""
+"""Default folder of the services on the head."""
 
 RECORD = "submitted.json"
 FILE = "submitted.yaml"
-"""The search file as it was submitted, until and after the search has begun."""
+"""The search file as it was submitted. It stays there after the search has begun."""
 
 LOCK = "driver.lock"
-"""Held by the job that has the search, and by the driver that it has started."""
+"""Lock file. The job that runs the search holds it, and so does the driver that the job starts."""
 
 KEEPER = "keeper.json"
-"""In the storage: when the keeper last looked, as seconds since 1970."""
+"""File in the storage: when the keeper last checked the searches, in seconds since 1970."""
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """Why a search is in the storage of a cluster, and how it stands with its drivers."""
+    """One submitted search: where it came from, and whether it should run."""
 
     search: str
-    """The folder's name, and the id of its first job."""
+    """The name of the folder. It is also the id of the first job."""
     user: str
     key: str
-    """By which the same file is another search; empty by default."""
+    """Makes a further search of the same file: another key, another search. Empty by default."""
     version: str
-    """Of vit_search, where it was submitted."""
+    """Version of vit_search on the machine that submitted it."""
     space_hash: str
     download: bool
-    """Whether a data set that is missing may be fetched."""
+    """Whether a missing data set may be downloaded."""
     at: Moment
     launches: Count = 0
-    """Jobs that took it up."""
+    """Number of jobs that ran it."""
     wanted: Literal["running", "stopped"] = "running"
-    """As people want it; a search that is to run and that nobody runs is submitted again by the keeper."""
+    """What people asked for. If it is "running" and no driver runs, the keeper submits the search again."""
     ended: int | None = None
-    """Exit code of a driver that came to its own end; None while there is none, or where it was killed."""
+    """Exit code of a driver that ended by itself; None before that, or if the driver was killed."""
 
     @property
     def asleep(self) -> bool:
-        """Whether nobody is to take it up until somebody asks for it."""
+        """Whether the search must not be started again until somebody asks for it."""
         return self.wanted == "stopped" or self.ended is not None
 
 
 def storage() -> Path:
-    """The folder that every node sees.
+    """The folder that all nodes share.
 
-    Raises: ClusterError where this node does not know it.
+    Raises: ClusterError if this node does not know the folder.
     """
     value = os.environ.get(STORAGE, "")
     if not Path(value).is_absolute():
@@ -84,7 +87,7 @@ def storage() -> Path:
 def folder_of(search: str) -> Path:
     """The folder of a search on the cluster.
 
-    Raises: ClusterError for what is no name of one.
+    Raises: ClusterError if `search` is not a valid name.
     """
     if not re.fullmatch(NAME, search):
         raise ClusterError(f"{search!r} is no name of a search; `vit-search list` shows them.")
@@ -92,7 +95,7 @@ def folder_of(search: str) -> Path:
 
 
 def surroundings(storage: Path) -> dict[str, str]:
-    """The environment of a driver: decoded images go to the storage where the head's own names no other place."""
+    """The environment of a driver. Decoded images go to the storage, unless `VIT_SEARCH_CACHE` is set on the head."""
     return {"VIT_SEARCH_CACHE": str(storage / "cache")} | os.environ
 
 
@@ -102,9 +105,9 @@ def submitted(folder: Path) -> bool:
 
 
 def read(folder: Path) -> Submission:
-    """A folder's submission.
+    """The record of a search's folder.
 
-    Raises: ClusterError where it has none, or one that is damaged.
+    Raises: ClusterError if there is none or it is damaged.
     """
     try:
         return build(Submission, json.loads((folder / RECORD).read_text(encoding="utf-8")))
@@ -115,7 +118,7 @@ def read(folder: Path) -> Submission:
 
 
 def begin(folder: Path, submission: Submission, text: str) -> None:
-    """Make the folder of a new search, with its file and its submission."""
+    """Make the folder of a new search, with the search file and the record."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     make_folder(folder)
     searches.check_own(folder)
@@ -124,7 +127,7 @@ def begin(folder: Path, submission: Submission, text: str) -> None:
 
 
 def change(folder: Path, **values: Any) -> Submission:
-    """Write down what has changed; several processes may do so at once."""
+    """Change fields of the record. Several processes can do this at the same time."""
     searches.check_own(folder)
     with locked(folder / f"{RECORD}.lock"):
         changed = replace(read(folder), **values)
@@ -133,7 +136,7 @@ def change(folder: Path, **values: Any) -> Submission:
 
 
 def all_of(storage_folder: Path) -> Iterator[tuple[Path, Submission]]:
-    """The submissions in a storage that can be read, by name."""
+    """All readable records in a storage, sorted by name."""
     for path in sorted(storage_folder.glob(f"searches/*/{RECORD}")):
         try:
             yield path.parent, read(path.parent)
@@ -142,13 +145,13 @@ def all_of(storage_folder: Path) -> Iterator[tuple[Path, Submission]]:
 
 
 def running(folder: Path) -> bool:
-    """Whether a driver holds the search's ledger at this moment."""
+    """Whether a driver holds the search's ledger now."""
     path = folder / "ledger.jsonl"
     return path.exists() and is_held(path)
 
 
 def taken(lock: IO[str]) -> bool:
-    """Take a lock that is free; whoever has it keeps it while the file is open, in this process or one that inherits it."""
+    """Lock a file, or return False if another process holds it. The lock lasts until all processes that share the open file close it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -157,7 +160,7 @@ def taken(lock: IO[str]) -> bool:
 
 
 def driven(folder: Path) -> bool:
-    """Whether a job has the search at this moment, or a driver that was started by hand."""
+    """Whether a job, or a driver that was started by hand, runs the search now."""
     if running(folder):
         return True
     path = folder / LOCK
@@ -168,24 +171,24 @@ def driven(folder: Path) -> bool:
 
 
 def snapshot(folder: Path) -> Snapshot:
-    """A search that has begun, on a cluster or on one machine, as it stands.
+    """The current state of a search that has begun, on a cluster or on one machine.
 
-    Raises: SearchError where the folder holds no search.
+    Raises: SearchError if the folder holds no search.
     """
     submission = read(folder) if submitted(folder) else None
     awaited = submission is not None and not submission.asleep
     now = search_state.read(folder, awaited=awaited)
     if submission is not None and now.state.word == "running" and submission.wanted == "stopped":
         return replace(now, state=SearchState("ending"))
-    if awaited and not now.state.driven and driven(folder):  # a job has it; its driver has not taken the ledger yet, or has left it
+    if awaited and not now.state.driven and driven(folder):  # a job runs it, but its driver does not hold the ledger: not yet, or no longer
         return replace(now, state=SearchState("ending" if now.state.word == "finished" else "starting"))
     return now
 
 
 def state(folder: Path) -> SearchState:
-    """How a search stands, also one that was submitted and has not begun.
+    """The current state of a search. It may be submitted and not yet begun.
 
-    Raises: SearchError, ClusterError where the folder holds neither.
+    Raises: SearchError or ClusterError if the folder holds no search.
     """
     if (folder / "ledger.jsonl").exists():
         return snapshot(folder).state
@@ -196,7 +199,7 @@ def state(folder: Path) -> SearchState:
 
 
 def states() -> dict[str, dict[str, str]]:
-    """How the searches in this node's storage stand, by name; those that cannot be read are left out."""
+    """The states of all searches in this node's storage, by name, without those that cannot be read."""
     by_search = {}
     for folder, _ in all_of(storage()):
         with contextlib.suppress(VitSearchError):
@@ -205,7 +208,7 @@ def states() -> dict[str, dict[str, str]]:
 
 
 def progress(folder: Path) -> int:
-    """Epochs and ends of trials so far: what a driver that gets somewhere adds to."""
+    """Number of epochs and ended trials so far. It grows while a driver makes progress."""
     path = folder / "ledger.jsonl"
     if not path.exists():
         return 0

@@ -1,7 +1,7 @@
-"""Watches for the notice that AWS will take this spot instance away, two minutes ahead, and drains the node.
+"""Watches for the AWS notice that this spot instance will be taken away, and drains the node.
 
-Ray then starts nothing more here, and Tune takes the trials up elsewhere without counting that as a failure of theirs. The
-instance's metadata service is asked in its second version alone (IMDSv2): a token first, then the question.
+The notice comes two minutes ahead. After the drain, Ray starts nothing more on this node, and Tune continues the trials on other
+nodes without counting a failure. Only version 2 of the metadata service is used (IMDSv2): it wants a token before each question.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ from vit_search.errors import ClusterError
 
 METADATA = "http://169.254.169.254"
 LOOK_EVERY_S = 5.0
-"""As AWS advises: the notice comes two minutes ahead."""
+"""Seconds between two checks, as AWS advises. The notice comes two minutes ahead."""
 
 TOKEN_S = 21600
 REASON = "DRAIN_NODE_REASON_PREEMPTION"
 
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy: the token would go with it
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy: it would see the token
 
 
 @dataclass(frozen=True)
 class Notice:
-    """What AWS has announced."""
+    """What AWS has announced for this instance."""
 
     action: str
-    """terminate, stop or hibernate."""
+    """"terminate", "stop" or "hibernate"."""
     at: float
-    """Seconds since 1970."""
+    """When it happens, in seconds since 1970."""
 
 
 class Metadata:
-    """The metadata service of the machine that this runs on."""
+    """The metadata service of this machine."""
 
     def __init__(self, base: str = METADATA) -> None:
         self._base = base
         self._token = ""
 
     def notice(self) -> Notice | None:
-        """What is announced; None while nothing is.
+        """The notice, or None if there is none.
 
-        Raises: OSError where the service does not answer, as on a machine that is none of AWS's.
+        Raises: OSError if the service does not answer, for example on a machine outside AWS.
         """
         try:
             return self._ask()
         except urllib.error.HTTPError as error:
             if error.code != 401:
                 raise
-        self._token = ""  # it has expired
+        self._token = ""  # the token has expired
         return self._ask()
 
     def _ask(self) -> Notice | None:
@@ -64,7 +64,7 @@ class Metadata:
         try:
             text = self._call("GET", "/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": self._token})
         except urllib.error.HTTPError as error:
-            if error.code == 404:  # nothing is announced
+            if error.code == 404:  # no notice
                 return None
             raise
         try:
@@ -74,16 +74,16 @@ class Metadata:
             raise OSError(f"the metadata service said {text[:80]!r}") from None
 
     def _call(self, method: str, path: str, headers: dict[str, str]) -> str:
-        request = urllib.request.Request(self._base + path, method=method, headers=headers)  # noqa: S310 -- http of the caller's
+        request = urllib.request.Request(self._base + path, method=method, headers=headers)  # noqa: S310 -- the caller chooses the http address
         with _opener.open(request, timeout=2) as answer:
             return str(answer.read(65536).decode("utf-8", "replace"))
 
 
 def watch(metadata: Metadata, *, node_id: str | None = None, sleep: Callable[[float], None] = time.sleep) -> Iterator[str]:
-    """Look until a notice comes, drain this node, and go on looking; what happens is yielded, a line each.
+    """Check for notices without end, and drain the node when one comes. Yields one line for each thing that happens.
 
     Args:
-        node_id: of the node to drain; this machine's by default.
+        node_id: the node to drain; this machine's by default.
     """
     drained, away = None, False
     while True:
@@ -108,9 +108,9 @@ def watch(metadata: Metadata, *, node_id: str | None = None, sleep: Callable[[fl
 
 
 def drain(left_s: int, action: str, node_id: str | None = None) -> None:
-    """Have Ray start nothing more on this node, and tell it when the node will be gone.
+    """Make Ray start nothing more on this node, and tell Ray when the node will be gone.
 
-    Raises: ClusterError where Ray refuses or is not there.
+    Raises: ClusterError if Ray refuses or does not answer.
     """
     command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--reason", REASON]
     command += ["--reason-message", f"AWS spot notice: {action}", "--deadline-remaining-seconds", str(left_s)]

@@ -1,4 +1,4 @@
-"""How much of a GPU a trial takes where the file says `gpus: auto`, before anything is learnt."""
+"""Estimates what part of a GPU a trial takes with `gpus: auto`, before anything has been measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vit_search.planning.image_counts import Images
 
 
 def share_of_gpu(spec: SearchSpec, config: TrialConfig, images: Images) -> float | None:
-    """What a trial takes of a GPU where the file says auto, before anything is learnt; None where it says a number."""
+    """What part of a GPU a trial takes; None if the search file gives a number."""
     if spec.resources.gpus != "auto":
         return None
     need = gpu_share.Need(gpu_share.training_bytes(config.model, config.training), images_bytes(config, images))
@@ -19,10 +19,10 @@ def share_of_gpu(spec: SearchSpec, config: TrialConfig, images: Images) -> float
 
 
 def images_bytes(config: TrialConfig, images: Images) -> int:
-    """The images that a search trains and validates on, a byte or two for each value of a pixel."""
+    """Bytes of the training and validation images, with one or two bytes for each value of a pixel."""
     return (images.train + images.val) * config.model.in_channels * math.prod(config.model.image_size) * config.data.bits // 8
 
 
 def gpu_bytes_of(spec: SearchSpec) -> int:
-    """Memory of one GPU: the file's `gpu_memory`, or a usual GPU's where the file does not say."""
+    """Memory of one GPU: `gpu_memory` of the search file, or that of a usual GPU."""
     return spec.resources.gpu_bytes or gpu_share.USUAL_MEMORY

@@ -1,4 +1,4 @@
-"""What is odd about a search file whose classes differ in size: what would help and is not there, or is there twice."""
+"""Lint findings about classes of very different size: help that is missing, or that is used twice."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from vit_search.planning.lint_draws import LintDraw, LintFinding
 from vit_search.text import counted, listed
 
 LARGEST_RATIO = 10
-"""Images of the largest class for one of the smallest, above which classes count as of very different size."""
+"""Limit for the ratio of the largest class to the smallest. Above it, classes count as very different in size."""
 
 OF_IMAGES = ("val_accuracy", "val_top5_accuracy", "val_loss", "train_accuracy", "train_loss")
-"""Metrics in which a class counts by its number of images."""
+"""Metrics in which each image counts the same, so a class counts by its size."""
 
 OF_CLASSES = ("val_macro_f1", "val_balanced_accuracy", "val_worst_class_recall")
-"""Metrics in which a class counts the same however few images it has."""
+"""Metrics in which each class counts the same, however small it is."""
 
 LEAST_OF_A_CLASS = 10
-"""Images of a class on which its recall moves by at most 0.1 with each answer."""
+"""Minimum number of images of a class. With this many, one answer changes its recall by at most 0.1."""
 
 _ADJUSTMENTS = {"class_weights": "none", "sampling": "uniform", "loss": "cross_entropy"}
-"""What favours rare classes, with the value that does not."""
+"""Settings that favour rare classes, with the value that does not."""
 
 
 def _adjustments(values: Mapping[str, Any]) -> list[str]:
-    """What favours rare classes in a proposal, as `key: value`; the focal loss weighs images, not classes."""
+    """The settings of a proposal that favour rare classes, as `key: value`. The focal loss weights images, not classes."""
     return [f"{name}: {values[name]}" for name, usual in _ADJUSTMENTS.items() if values[name] not in (usual, "focal")]
 
 
 def imbalance(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
-    """Classes of very different size, in a search that does nothing about it; and weights of very different size."""
+    """Classes of very different size in a search that does nothing about it; also weights of very different size."""
     if DATA_SETS[spec.data.name].labelled is not None:
-        return  # sets of fixed size, whose classes are about as large as each other
+        return  # data sets of fixed size, whose classes have similar sizes
     try:
         source = open_source(spec.data_config)
         splits = split_indices(spec.data_config, source)
@@ -64,7 +64,7 @@ def imbalance(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFindi
 
 
 def few_of_a_class(spec: SearchSpec) -> Iterator[LintFinding]:
-    """Classes of few validation images, where the metric counts each class the same."""
+    """Classes with few validation images, if the metric counts each class the same."""
     if spec.metric not in OF_CLASSES or DATA_SETS[spec.data.name].labelled is not None:
         return
     try:
@@ -90,8 +90,8 @@ def few_of_a_class(spec: SearchSpec) -> Iterator[LintFinding]:
 def _uneven_weights(weights: np.ndarray) -> Iterator[LintFinding]:
     """Weights of which a few are so large that the other images hardly count.
 
-    Source: Kish 1965, Survey Sampling: (sum of the weights)^2 / sum of their squares is the number of images of one weight that
-    give a mean with the same error.
+    Source: Kish 1965, Survey Sampling. (sum of the weights)^2 / (sum of their squares) is the number of equally weighted images that give
+    a mean with the same error.
     """
     shares = weights / weights.max()
     effective = shares.sum() ** 2 / (shares**2).sum()
@@ -102,7 +102,7 @@ def _uneven_weights(weights: np.ndarray) -> Iterator[LintFinding]:
 
 def adjusted_twice(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
     """Proposals that favour rare classes in several ways at once."""
-    each = [[one for one in _adjustments(draw.values) if "{" not in one] for draw in valid]  # numbers by class may be meant for anything
+    each = [[one for one in _adjustments(draw.values) if "{" not in one] for draw in valid]  # numbers for each class may have any purpose
     several = [found for found in each if len(found) > 1]
     if not several:
         return
@@ -114,7 +114,7 @@ def adjusted_twice(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[Lint
 
 
 def different_losses(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
-    """Trials that are ranked by a training loss which is not the same number in each."""
+    """A search that ranks trials by a training loss which means something else in each trial."""
     if spec.metric != "train_loss":
         return
     for name in ("loss", "class_weights", "sampling", "focal_gamma", "logit_tau"):

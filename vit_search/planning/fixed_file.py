@@ -1,4 +1,4 @@
-"""A search file that searches nothing: one trial's configuration written out, so that it can be read, kept and trained again."""
+"""Writes a search file that searches nothing: the configuration of one trial, to read, keep and train again."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ class FixedFile:
 
     text: str
     same: bool
-    """Whether `vit-search train` makes of it the very configuration that it was written from."""
+    """Whether `vit-search train` makes exactly the original configuration from it."""
 
 
 def fixed_file(config: TrialConfig, *, name: str, about: Sequence[str], rest: Mapping[str, Any]) -> FixedFile:
     """Write a trial's configuration as a search file.
 
-    A search gives its trial n the seed `seed * TRIALS_APART + n`, so only that of a trial 0 can be told by a file's `seed`; a
-    model that was promoted has such a one.
+    Trial n of a search has the seed `seed * TRIALS_APART + n`. So the key `seed` can only give the seed of a trial 0. A promoted model has
+    such a seed.
 
     Args:
-        about: lines of a comment at its head. rest: further keys of a search file, as metric, mode, train_on, resources.
+        about: lines of a comment at the top.
+        rest: further keys of a search file, such as metric, mode, train_on, resources.
     """
     data, shape, training = (_values(part) for part in (config.data, config.model, config.training))
     if config.data.channels == type(config.data).channels:
-        data.pop("channels")  # of an image folder alone
+        data.pop("channels")  # only for image folders
     shape = {key: value for key, value in shape.items() if key not in FROM_DATA}
     training["class_weights"] = by_class(training["class_weights"]) or training["class_weights"]
     values: dict[str, Any] = {"name": name, "data": data, "trials": 1, "epochs": training.pop("epochs")}
@@ -50,22 +51,22 @@ def fixed_file(config: TrialConfig, *, name: str, about: Sequence[str], rest: Ma
     try:
         spec = search_file.parse(text)
         again = spec.trial_config({}, in_channels=model.in_channels, num_classes=model.num_classes, trial=0)
-    except SpecError:  # written by another version, whose bounds were wider
+    except SpecError:  # another version with wider bounds wrote the configuration
         return FixedFile(text, same=False)
     return FixedFile(text, again == config)
 
 
 def check_fixed(spec: search_file.SearchSpec, source: str) -> None:
-    """Refuse a file that searches something.
+    """Check that a file searches nothing.
 
-    Raises: SpecError that names the first key with a distribution.
+    Raises: SpecError with the first key that has a distribution.
     """
     for name in spec.space.searched:
         raise SpecError(f"{source}: {path_of(name)}: searched, and one fixed configuration is trained; give it a value.")
 
 
 def _values(config: Any) -> dict[str, Any]:
-    """All fields but those that are null by default and still are."""
+    """All fields, except those that are null now and by default."""
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     return {name: value for name, value in fields.items() if value is not None or defaults[name] is not None}

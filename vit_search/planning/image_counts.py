@@ -1,4 +1,4 @@
-"""How many images each split has, counted before any image is read."""
+"""The number of images in each split, before any image is read."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from vit_search.data.split import given_splits, split_indices
 
 @dataclass(frozen=True)
 class Images:
-    """How many images there are, without those of the test split."""
+    """Numbers of images, without the test split."""
 
     train: int
-    """Those that are trained on, with a weight above 0."""
+    """Images that are trained on: those with a weight above 0."""
     val: int
     holdout: int = 0
 
 
 def images_of(config: DataConfig) -> Images:
-    """Images of all splits but the test split, before any is read.
+    """The number of images in all splits but the test split. Reads no image.
 
-    Raises: DataError where they must be counted, and are missing.
+    Raises: DataError if the images must be counted but are missing.
     """
     if config.labelled is None:
         source = open_source(config)
-        if source.groups is not None or source.weights is not None:  # only the splits themselves tell how many there are
+        if source.groups is not None or source.weights is not None:  # the numbers depend on the actual split
             splits = split_indices(config, source)
             train = splits["train"] if source.weights is None else splits["train"][source.weights[splits["train"]] > 0]
             return Images(train=len(train), val=len(splits["val"]), holdout=len(splits["holdout"]))
@@ -42,14 +42,14 @@ def images_of(config: DataConfig) -> Images:
     labelled, own_test = counts[""], counts["test"]
     test = 0 if own_test else math.floor(labelled * config.test_fraction + 0.5)
     looked_at = config.val_fraction + config.holdout_fraction
-    both = math.floor((labelled - test) * looked_at / (1 if own_test else 1 - config.test_fraction) + 0.5)  # as data/split.py carves
+    both = math.floor((labelled - test) * looked_at / (1 if own_test else 1 - config.test_fraction) + 0.5)  # as data/split.py does it
     train, holdout = max(1, labelled - test - both), math.floor(both * config.holdout_fraction / looked_at + 0.5)
     val = both - holdout
     return Images(train=min(train, config.train_limit or train), val=val, holdout=holdout)
 
 
 def _images_of_splits(config: DataConfig, counts: Mapping[str, int]) -> Images:
-    """Images of the splits of a source that has its own; what it lacks comes from a pool of other images, as data/split.py carves."""
+    """The number of images if a source has its own splits. Missing splits come from the other images, as in data/split.py."""
     pool, left = counts[""] or counts["train"], 1.0
     kept = counts["train"] if counts[""] else 0
     test = 0 if counts["test"] else math.floor(pool * config.test_fraction + 0.5)

@@ -1,4 +1,4 @@
-"""What the linter looks at: a random proposal with all that keeps it from being run, and a finding about the file."""
+"""What the linter draws and reports: a random proposal with all reasons why it cannot be run, and a finding about the file."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Severity = Literal["error", "warning", "hint"]
 
 PATCH, HEADS, MEMORY = "patch_size does not divide the image", "heads does not divide dim", "does not fit into memory"
 WIDTH = "the width of a head does not suit positions or qk_norm"
-"""Kinds of proposals that cannot be run; a constraint's kind is its text."""
+"""Reasons why a proposal cannot be run. For a constraint, the reason is its text."""
 
 
 @dataclass(frozen=True)
 class LintFinding:
-    """One oddity."""
+    """One problem in a search file."""
 
     severity: Severity
-    """error: nothing can run; warning: surely not what was meant; hint: perhaps not."""
+    """error: nothing can run; warning: certainly a mistake; hint: perhaps a mistake."""
     where: str
     """Path in the search file."""
     text: str
-    """What was seen; the mend."""
+    """What was found, and how to fix it."""
 
 
 @dataclass(frozen=True)
@@ -34,28 +34,28 @@ class LimitEffect:
     """What a limit excludes."""
 
     limit: str
-    """A constraint's text, or MEMORY."""
+    """The text of a constraint, or MEMORY."""
     excluded: float
-    """Share of all draws that it could be asked about."""
+    """Share of draws that it excludes, among those for which it could be checked."""
     alone: float
-    """Share of the draws that nothing else excludes."""
+    """The same share among the draws that nothing else excludes."""
 
 
 @dataclass(frozen=True)
 class LintDraw:
-    """A proposal, and all that keeps it from being run."""
+    """A proposal, and all reasons why it cannot be run."""
 
     params: Mapping[str, Any]
     """The active parameters."""
     values: Mapping[str, Any]
-    """All of them."""
+    """All parameters."""
     reasons: tuple[str, ...]
     cost: Cost | None
-    """None where it makes no ViT."""
+    """None if the parameters make no valid ViT."""
 
 
 def draw_with_reasons(space: Space, params: dict[str, Any]) -> LintDraw:
-    """Complete a proposal, and list every reason why it cannot be run."""
+    """Complete a proposal, and list all reasons why it cannot be run."""
     values = space.complete(params)
     shape = (values["patch_size"], values["dim"], values["heads"], values["dim_head"])
     height, width = space.image_size
@@ -78,5 +78,5 @@ def draw_with_reasons(space: Space, params: dict[str, Any]) -> LintDraw:
 
 
 def key_of(reason: str) -> str:
-    """Where in the file a reason comes from."""
+    """The key in the search file to which a reason belongs."""
     return {PATCH: "model.patch_size", HEADS: "model.heads", WIDTH: "model.heads", MEMORY: "model.dim"}.get(reason, "constraints")

@@ -1,4 +1,4 @@
-"""The search file to run after a search: ranges drawn in around its good trials, or widened where those are stuck at a border."""
+"""Writes the search file to run after a search: narrower ranges around its good trials, wider ones if these are stuck at a border."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from vit_search.errors import SpecError
 from vit_search.text import counted
 
 GOOD_SHARE = 0.2
-"""The best fifth of the trials are the good ones, from which new ranges and the weights of parameters follow."""
+"""Share of the trials that count as good. New ranges and the importance of parameters come from them."""
 
 FEWEST = 5
-"""Good trials at least, and trials of full length without which nothing is changed."""
+"""Minimum number of good trials, and of full-length trials. With fewer, nothing is changed."""
 
 OUTER = 0.1
 """Share of a range, on its own scale, that counts as its border."""
 
 STUCK_BELOW = 0.01
-"""A parameter is stuck where chance would put as many good trials to its border this seldom, and half as many at most."""
+"""A parameter is stuck if chance would put so many good trials at its border less often than this, and expects at most half as many."""
 
 MARGIN = 0.1
-"""Share of a range that is kept on either side of what the good trials cover."""
+"""Share of a range that is kept on each side of the good trials."""
 
 NARROWEST = 0.25
-"""Of a range at least this share is kept."""
+"""At least this share of a range is kept."""
 
 FACTOR = 3.0
-"""A logarithmic range is widened by this factor; another by half of its width."""
+"""Factor by which a logarithmic range is widened. Other ranges are widened by half of their width."""
 
 UNLUCKY_BELOW = 0.05
-"""A choice that no good trial has is dropped where that would be bad luck this seldom, and it was tried `FEWEST` times."""
+"""A choice is dropped if no good trial has it, this is less likely than this by chance, and it was tried at least `FEWEST` times."""
 
 _BOUNDS = {f.name: f.metadata.get("bounds", {}) for config in (ModelConfig, TrainingConfig) for f in fields(config)}
 
@@ -54,7 +54,7 @@ Side = Literal["low", "high"]
 
 @dataclass(frozen=True)
 class RankedTrial:
-    """A trial as the next file looks at it."""
+    """What the next file needs to know about a trial."""
 
     params: Mapping[str, Value]
     completed: bool
@@ -63,25 +63,25 @@ class RankedTrial:
 
 @dataclass(frozen=True)
 class Stuck:
-    """A parameter whose good trials crowd at an end of its range."""
+    """A parameter whose good trials are concentrated at an end of its range."""
 
     parameter: str
     side: Side
     end: float
-    """Where the range ends there."""
+    """The value at this end."""
     crowd: int
-    """Good trials in the outer tenth."""
+    """Number of good trials in the outer tenth."""
     good: int
-    """All good trials that have the parameter."""
+    """Number of good trials that have the parameter."""
     expected: float
-    """How many of them chance would put there."""
+    """How many of them would be there by chance."""
     legal_end: bool
-    """Whether no value beyond it makes sense, so that the range cannot be widened."""
+    """Whether values beyond the end are invalid, so that the range cannot be widened."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A line of the next file that differs."""
+    """A changed line of the next file."""
 
     parameter: str
     before: str
@@ -91,37 +91,37 @@ class Change:
 
 @dataclass(frozen=True)
 class NextFile:
-    """A search file that `search_file.parse` accepts, and what is new in it."""
+    """A search file that `search_file.parse` accepts, and its changes."""
 
     text: str
     changes: tuple[Change, ...]
     good: int
-    """How many trials the changes are drawn from."""
+    """Number of trials from which the changes were made."""
     of: int
     note: str
-    """Why nothing was changed; empty where something was."""
+    """Why nothing was changed; empty if something was."""
 
 
 def good_ones(standing: Sequence[RankedTrial]) -> Sequence[RankedTrial]:
-    """The best fifth of the trials, at least `FEWEST`; none while too few have reached full length."""
+    """The best fifth of the trials, at least `FEWEST`; none if too few have reached full length."""
     if sum(trial.completed for trial in standing) < FEWEST:
         return ()
     return standing[: max(FEWEST, math.ceil(GOOD_SHARE * len(standing)))]
 
 
 def position(parameter: IntRange | FloatRange, value: float) -> float:
-    """Where a value lies in its range, on the range's own scale: 0 at its low end, 1 at its high end."""
+    """Position of a value in its range, on the range's own scale: 0 at the low end, 1 at the high end."""
     low, high = (_scaled(parameter, end) for end in parameter.range)
     return (_scaled(parameter, value) - low) / (high - low)
 
 
 def stuck(space: Space, standing: Sequence[RankedTrial]) -> list[Stuck]:
-    """Parameters of which more good trials lie in the outer tenth of the range than chance would put there (binomial test).
+    """Parameters with more good trials in the outer tenth of their range than by chance (binomial test).
 
-    Chance is what random proposals that can be run do, from a fixed seed: conditions and constraints count.
+    Chance is what valid random proposals (from a fixed seed) do, so conditions and constraints are included.
 
     Args:
-        standing: trials, the best first.
+        standing: trials, best first.
     """
     good = good_ones(standing)
     if not good:
@@ -145,15 +145,16 @@ def stuck(space: Space, standing: Sequence[RankedTrial]) -> list[Stuck]:
 
 
 def next_file(spec: SearchSpec, search: str, standing: Sequence[RankedTrial]) -> NextFile:
-    """The file to launch next.
+    """Make the search file to run next.
 
-    It has the search's name, learns from the search and starts with its best points; ranges are drawn in around the good trials,
-    widened where those are stuck at a border, and choices are dropped that were tried often and never among the good ones. Each
-    changed line says why. Of changes that together make no sound file the widened ranges go first, then all.
+    It has the name of the search, learns from it, and starts with its best points. Ranges are narrowed around the good trials, or widened
+    if these are stuck at a border. Choices that were tried often without success are dropped. Each changed line says why. If the changes
+    together make no valid file, the widened ranges are left out, then all changes.
 
     Args:
-        spec: of the search that was run. search: its folder's name.
-        standing: its trials that are over and have a metric, the best first.
+        spec: of the search that was run.
+        search: name of its folder.
+        standing: its trials that are over and have a metric, best first.
     """
     good = good_ones(standing)
     edits = _edits(spec.space, standing, good) if good else {}
@@ -177,7 +178,7 @@ def next_file(spec: SearchSpec, search: str, standing: Sequence[RankedTrial]) ->
 
 @dataclass(frozen=True)
 class _Edit:
-    """A parameter's new distribution."""
+    """The new distribution of a parameter."""
 
     values: list[Any]
     """The choices, or low and high."""
@@ -198,7 +199,7 @@ def _edits(space: Space, standing: Sequence[RankedTrial], good: Sequence[RankedT
         if not isinstance(parameter, Choice):
             edit = _new_range(name, parameter, [float(v) for v in values], {s: ends[name, s] for s in _SIDES if (name, s) in ends})  # type: ignore[arg-type]
         elif re.search(rf"\b{name}\b", conditions):
-            edit = None  # conditions name its values
+            edit = None  # conditions depend on its values
         else:
             edit = _fewer(parameter, values, [trial.params[name] for trial in standing if name in trial.params])
         if edit is not None:
@@ -210,7 +211,7 @@ _SIDES: tuple[Side, Side] = ("low", "high")
 
 
 def _fewer(parameter: Choice[Any], good: Sequence[Any], tried: Sequence[Any]) -> _Edit | None:
-    """Without the choices that had their chance; at least two are left."""
+    """The choices without those that were tried often without success; None if nothing changes. At least two remain."""
     among, times = Counter(good), Counter(tried)
     share = len(good) / len(tried)
     out = [c for c in parameter.choice if not among[c] and times[c] >= FEWEST and (1 - share) ** times[c] < UNLUCKY_BELOW]
@@ -222,7 +223,7 @@ def _fewer(parameter: Choice[Any], good: Sequence[Any], tried: Sequence[Any]) ->
 
 
 def _new_range(name: str, parameter: IntRange | FloatRange, good: Sequence[float], ends: Mapping[Side, Stuck]) -> _Edit | None:
-    """Low and high around the good values, and beyond a border at which they are stuck."""
+    """A range around the good values, widened at ends where they are stuck. None if it hardly changes."""
     before = parameter.range
     low, high = (_scaled(parameter, end) for end in before)
     at = [_scaled(parameter, value) for value in good]
@@ -246,7 +247,7 @@ def _new_range(name: str, parameter: IntRange | FloatRange, good: Sequence[float
 
 
 def _extended(name: str, parameter: IntRange | FloatRange, side: Side) -> float | None:
-    """The end of a range moved outward as far as the parameter's bounds allow; None where that is not at all."""
+    """An end of a range, moved outward as far as the parameter's bounds allow; None if it cannot move."""
     end, width, bounds = parameter.range[_SIDES.index(side)], parameter.range[1] - parameter.range[0], _BOUNDS[name]
     sign = -1 if side == "low" else 1
     for part in (1.0, 0.5, 0.25, 0.1):
@@ -269,7 +270,7 @@ def _extended(name: str, parameter: IntRange | FloatRange, side: Side) -> float 
 
 
 def _snapped(parameter: IntRange | FloatRange, scaled: float, side: Side) -> float:
-    """The nearest tidy value outward that the range has."""
+    """The nearest round value that lies further outward, within the range."""
     low, high = parameter.range
     value = math.exp(scaled) if parameter.log else scaled
     outward = math.floor if side == "low" else math.ceil
@@ -279,7 +280,7 @@ def _snapped(parameter: IntRange | FloatRange, scaled: float, side: Side) -> flo
     if parameter.step is not None:
         return min(high, max(low, round(low + parameter.step * outward((value - low) / parameter.step + shift), 12)))
     size = abs(value) if parameter.log else high - low
-    unit = 10.0 ** (math.floor(math.log10(size)) - 1)  # two digits, of the value or of the range's width
+    unit = 10.0 ** (math.floor(math.log10(size)) - 1)  # two digits of the value, or of the range's width
     return min(high, max(low, float(f"{unit * outward(value / unit + shift):.6g}")))
 
 
@@ -288,14 +289,14 @@ def _scaled(parameter: IntRange | FloatRange, value: float) -> float:
 
 
 def _at_least(hits: int, count: int, chance: float) -> float:
-    """The chance of so many hits or more."""
+    """The probability of at least so many hits."""
     return sum(math.comb(count, k) * chance**k * (1 - chance) ** (count - k) for k in range(hits, count + 1))
 
 
 def _written(
     spec: SearchSpec, search: str, edits: Mapping[str, _Edit], completed: Sequence[Mapping[str, Value]], good: int, of: int
 ) -> str:
-    """The file, a key a line."""
+    """The text of the file, one key per line."""
     values: dict[str, Any] = spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
     values["seed"] = (spec.seed + 1) % 2**31
     values["learn_from"] = list(dict.fromkeys([*values.get("learn_from", []), search]))

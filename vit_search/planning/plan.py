@@ -1,6 +1,6 @@
-"""What a search will cost, before anything is trained: trials at each rung, epochs, FLOPs, memory, disk and seconds.
+"""Predicts what a search will cost: trials at each rung, epochs, FLOPs, memory, disk and seconds. Nothing is trained.
 
-The search is simulated many times (simulation.py). Seconds need a Speed (speed.py): measured by vit/calibrate.py, or stated.
+The search is simulated many times (simulation.py). Seconds need a Speed (speed.py), which vit/calibrate.py measures or the user states.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from vit_search.stopping import rungs_of
 
 @dataclass(frozen=True)
 class Rung:
-    """One length at which trials are parted."""
+    """A number of epochs at which trials are compared."""
 
     epoch: int
     trials: float
-    """How many are expected to train so long."""
+    """Expected number of trials that train this long."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """How much of a GPU some trials take."""
+    """What part of a GPU some of the trials take."""
 
     gpus: float
     trials: float
@@ -41,60 +41,59 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan:
-    """What a search is expected to cost."""
+    """The expected cost of a search."""
 
     name: str
     trials: int
     epochs: int
-    """Of a full training."""
+    """Epochs of a full training."""
     stopping: str
     concurrency: int
-    """Trials at once."""
     images: Images
     valid_share: float
     """Share of random proposals that can be run."""
     rungs: tuple[Rung, ...]
-    """Each rung, and at last the full length."""
+    """Each rung, and the full length last."""
     trained_epochs: float
-    """Of all trials."""
+    """Epochs of all trials together."""
     trained_epochs_range: tuple[float, float]
-    """Between which four of five searches lie."""
+    """Range that contains four of five searches."""
     saved_share: float
-    """Epochs not trained, of those that no stopping would have trained."""
+    """Epochs saved, as a share of those without early stopping."""
     flops: float
-    """Of training and evaluation."""
+    """FLOPs of training and evaluation."""
     params: tuple[int, int]
     """Median and largest."""
     train_bytes: tuple[int, int]
-    """Memory of a trial, median and largest, as config/cost.py has it, or config/gpu_share.py where a GPU is shared."""
+    """Memory of a trial, median and largest, by config/cost.py; by config/gpu_share.py if trials share a GPU."""
     disk_bytes: int
     """The most that checkpoints take."""
     speed: Speed | None
     trial_seconds: float | None
-    """Of training and evaluation, all trials together; None without a speed, as the three below."""
+    """Training and evaluation of all trials together. Without a speed, this field and those down to `limit` are None."""
     device_seconds: float | None
-    """The same times the GPUs that a trial holds, or its CPU cores where it has none."""
+    """`trial_seconds`, each times the GPUs of the trial, or its CPU cores if it has no GPU."""
     wall_seconds: float | None
-    """From the first trial's start to the last one's end; Ray's and MLflow's own time is not in it."""
+    """From the start of the first trial to the end of the last, without the time of Ray and MLflow themselves."""
     wall_seconds_range: tuple[float, float] | None
     epoch_seconds: tuple[float, float] | None
-    """An epoch of one trial: median and longest."""
+    """One epoch of a trial: median and longest."""
     limit: str | None
-    """The limit of time that is expected to end the search before its last trial."""
+    """The time limit that will probably end the search before its last trial."""
     shares: tuple[Share, ...] = ()
-    """What trials take of a GPU, the smallest first, where each takes what it needs."""
+    """Parts of a GPU that trials take, smallest first, if each takes what it needs."""
     gpu_bytes: int = 0
-    """Memory of the GPU that they are shares of."""
+    """Memory of the GPU that they share."""
     borrowed: str = ""
-    """What the speed was measured for, where that is not this search."""
+    """What the speed was measured for, if not for this search."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The plan as plain JSON values."""
         return dataclasses.asdict(self)
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> SearchPlan:
-        """The inverse, also after a way through JSON."""
+        """The inverse of `to_dict`, also after JSON."""
         parts = {
             "images": Images(**values["images"]),
             "rungs": tuple(Rung(**rung) for rung in values["rungs"]),
@@ -106,20 +105,20 @@ class SearchPlan:
 
 
 def plan(spec: SearchSpec, speed: Speed | None = None, *, concurrency: int | None = None) -> SearchPlan:
-    """What a search is expected to cost.
+    """Predict the cost of a search.
 
     Args:
         spec: a checked search file.
-        speed: of the machine; without one there are no seconds.
-        concurrency: trials at once; the file's by default.
-    Raises: SpecError when no random proposal can be run; DataError when an image folder cannot be counted.
+        speed: of the machine. Without it, the plan has no seconds.
+        concurrency: trials at once; by default from the file.
+    Raises: SpecError if no random proposal can be run; DataError if an image folder cannot be counted.
     """
     concurrency = concurrency or spec.concurrency
     images = images_of(spec.data_config)
     draws, share = draw_proposals(spec, speed, images)
     trials, size = spec.trials, spec.space.grid_size() if spec.sampler == "grid" else None
     if size is not None:
-        trials = min(trials, math.ceil(size * share))  # a grid is over when each combination was tried
+        trials = min(trials, math.ceil(size * share))  # a grid ends when each combination was tried
     searches = simulate(spec, draws, trials, concurrency, speed.start_s if speed else 0.0)
     lengths = sorted({*rungs_of(spec), spec.epochs})
     epochs = [sum(search.epochs) for search in searches]
@@ -145,7 +144,7 @@ def plan(spec: SearchSpec, speed: Speed | None = None, *, concurrency: int | Non
         flops=statistics.fmean(search.flops for search in searches),
         params=(params[len(params) // 2], params[-1]),
         train_bytes=(memory[len(memory) // 2], memory[-1]),
-        disk_bytes=(spec.keep_checkpoints + concurrency) * params[-1] * 4 * 3 * 2,  # weights and two moments, and the generation before
+        disk_bytes=(spec.keep_checkpoints + concurrency) * params[-1] * 4 * 3 * 2,  # weights and two moments, and the previous checkpoint
         speed=speed,
         trial_seconds=seconds if speed else None,
         device_seconds=device_seconds if speed else None,
@@ -160,13 +159,14 @@ def plan(spec: SearchSpec, speed: Speed | None = None, *, concurrency: int | Non
 
 
 def compare(plan: SearchPlan, trials_by_epochs: Mapping[int, int], *, device_seconds: float, wall_seconds: float) -> dict[str, Any]:
-    """What was foretold beside what came, in plain JSON values.
+    """Compare a plan with what happened, in plain JSON values.
 
     Args:
-        trials_by_epochs: how many trials trained so many epochs.
-        device_seconds: of training and evaluation, each trial's times its GPUs or cores. wall_seconds: of the whole search.
-    Returns: `trials`, `trials_at` (each rung's epoch), `epochs`, `device_seconds`, `wall_seconds`: {predicted, actual, ratio},
-        where ratio is actual to predicted, and None where one of them is unknown or 0; `speed`: where the seconds came from.
+        trials_by_epochs: number of trials by the epochs that they trained.
+        device_seconds: of training and evaluation, each trial's times its GPUs or cores.
+        wall_seconds: of the whole search.
+    Returns: `trials`, `trials_at` (by the epoch of each rung), `epochs`, `device_seconds`, `wall_seconds`: {predicted, actual, ratio}. The
+        ratio is actual / predicted, or None if the prediction is unknown or 0. `speed` says where the seconds came from.
     """
     trained = sum(epochs * trials for epochs, trials in trials_by_epochs.items())
     return {
@@ -187,7 +187,7 @@ def _beside(predicted: float | None, actual: float) -> dict[str, float | None]:
 
 
 def _most(values: list[float] | list[int]) -> tuple[float, float]:
-    """The bounds of the middle four fifths."""
+    """The range of the middle four fifths."""
     ordered = sorted(values)
     return ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
 

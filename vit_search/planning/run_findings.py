@@ -1,4 +1,4 @@
-"""What is odd about how a search file runs its trials: stopping, images, warm-up, trials at once, GPUs, this machine."""
+"""Lint findings about how trials are run: stopping, images, warm-up, trials at once, GPUs, this machine."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from vit_search.stopping import rule_of
 from vit_search.text import counted
 
 LEAST_IMAGES = 100
-"""Validation images below which chance ranks the trials: 100 give an accuracy of 0.9 an interval that is 0.12 wide."""
+"""Minimum number of validation images; with fewer, chance decides the ranking. 100 give an accuracy of 0.9 an interval of width 0.12."""
 
 
 def beyond_this_machine(spec: SearchSpec, cpus: int, gpus: int | None) -> Iterator[LintFinding]:
-    """What one trial asks for and a machine lacks; a hint, since the search may run on a cluster that has it.
+    """What one trial needs and this machine does not have. Only a hint, because the search may run on a cluster.
 
     Args:
-        cpus, gpus: of the machine; None where its GPUs cannot be counted.
+        cpus: of the machine.
+        gpus: of the machine; None if they cannot be counted.
     """
     elsewhere, resources = "run it on a cluster that has {}, or", spec.resources
     if resources.cpus != "auto" and resources.cpus > cpus:
@@ -41,12 +42,12 @@ def beyond_this_machine(spec: SearchSpec, cpus: int, gpus: int | None) -> Iterat
 
 
 def stopping_rule(spec: SearchSpec) -> Iterator[LintFinding]:
-    """A stopping rule that never stops a trial, or that has too few trials to compare."""
+    """A stopping rule that never stops a trial, or has too few trials to compare."""
     stopping, rule = spec.stopping, rule_of(spec, parts=())
     if not rule.stops:
         return
     if spec.epochs == 1:
-        if stopping.model_fields_set - {"grace_epochs"}:  # a file that says nothing about stopping has no use for a warning
+        if stopping.model_fields_set - {"grace_epochs"}:  # without stopping settings in the file, a warning is of no use
             yield LintFinding("warning", "stopping", "trials of 1 epoch cannot be stopped; train for more epochs, or drop the section.")
         return
     if stopping.grace_epochs >= spec.epochs:
@@ -54,7 +55,7 @@ def stopping_rule(spec: SearchSpec) -> Iterator[LintFinding]:
         by_default = "grace_epochs" not in stopping.model_fields_set or spec.epochs < Stopping.model_fields["grace_epochs"].default
         if not by_default:
             yield LintFinding("warning", "stopping.grace_epochs", f"{fact}; lower it.")
-        else:  # the file may say nothing that could be lowered: the default is shortened for short trainings
+        else:  # it may be the default, shortened for short trainings: nothing to lower in the file
             yield LintFinding("hint", "stopping", f"{fact}; write stopping: {{grace_epochs: 1}} to have poor trials stopped.")
     elif len(rule.looks) == 1 and stopping.grace_epochs * stopping.reduction_factor >= spec.epochs:
         fact = f"one rung only, at epoch {stopping.grace_epochs} of {spec.epochs}"
@@ -73,7 +74,7 @@ def stopping_rule(spec: SearchSpec) -> Iterator[LintFinding]:
 
 
 def few_images(spec: SearchSpec) -> Iterator[LintFinding]:
-    """Too few images to tell trials apart."""
+    """Too few validation images to distinguish trials."""
     try:
         images = images_of(spec.data_config)
     except DataError:
@@ -91,13 +92,13 @@ def few_images(spec: SearchSpec) -> Iterator[LintFinding]:
 
 
 def missing_classes(spec: SearchSpec) -> Iterator[LintFinding]:
-    """Classes of a set that its own val or test has no image of."""
+    """Classes without images in the data set's own val or test split."""
     if _is_counted(spec):
         return
     try:
         source = open_source(spec.data_config)
     except DataError:
-        return  # as in `_few_images`
+        return  # as in `few_images`
     for split, names in source.missing.items():
         which = "they are" if len(names) > 1 else "it is"
         fact = f"{split} has no image of {in_short(names)}, so nothing tells how well {which} recognised"
@@ -105,7 +106,7 @@ def missing_classes(spec: SearchSpec) -> Iterator[LintFinding]:
 
 
 def warm_up(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
-    """Trials that are stopped while their learning rate still climbs."""
+    """Trials that are stopped while their learning rate still rises."""
     longest = spec.epochs * max(draw.values["warmup_fraction"] for draw in valid)
     if spec.stopping.stops and spec.stopping.grace_epochs < longest and spec.stopping.grace_epochs < spec.epochs:
         fact = f"trials are stopped from epoch {spec.stopping.grace_epochs} on, while the learning rate climbs up to epoch {longest:g}"
@@ -113,7 +114,7 @@ def warm_up(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding
 
 
 def trials_at_once(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
-    """What trials at once and whole epochs come to."""
+    """More trials at once than there are trials or than memory allows; batches larger than an epoch."""
     if spec.concurrency > spec.trials:
         yield LintFinding("hint", "concurrency", f"{spec.concurrency:,} at once, but only {counted(spec.trials, 'trial')}; lower it.")
     most, have = max(draw.cost.train_bytes for draw in valid if draw.cost is not None), memory_of_this_machine()
@@ -129,7 +130,7 @@ def trials_at_once(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[Lint
 
 
 def whole_gpus(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
-    """GPUs that have room for more trials than they are given."""
+    """GPUs that have room for more trials than they get."""
     auto = spec.resources.gpus == "auto"
     if not spec.resources.on_gpu or (not auto and (spec.resources.devices or 0) < 1):
         return
@@ -140,7 +141,7 @@ def whole_gpus(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFind
         steps.append(gpu_share.share_of(gpu_share.Need(gpu_share.training_bytes(config.model, config.training), 0), memory) or 1.0)
     places = int(1 / sorted(steps)[len(steps) // 2])
     fact = f"half of the proposals need at most 1/{places} of the memory of a GPU that has {in_units(memory)}"
-    if places >= 4 and not auto:  # what fills half of the memory keeps a GPU busy, too
+    if places >= 4 and not auto:  # a trial that needs half of the memory keeps a GPU busy
         yield LintFinding("hint", "resources.gpus", f"{fact}, but each takes a whole one; write auto, and small trials share it.")
     elif auto and spec.concurrency < places:
         yield LintFinding("hint", "concurrency", f"{spec.concurrency} at once, but {fact}; up to {places} for each GPU find a place.")

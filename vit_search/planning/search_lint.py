@@ -1,7 +1,7 @@
-"""What is odd about a search file that can be read: found by drawing random proposals, before anything is trained.
+"""Finds problems in a valid search file (`vit-search lint`), by drawing random proposals. Nothing is trained.
 
-The findings come from space_findings.py (parameters, constraints), class_findings.py (classes of different size) and run_findings.py
-(how trials are run).
+The findings come from space_findings.py (parameters, constraints), class_findings.py (classes of different size), file_findings.py (image
+files) and run_findings.py (how trials are run).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from vit_search.planning import class_findings, file_findings, run_findings, spa
 from vit_search.planning.lint_draws import MEMORY, LimitEffect, LintDraw, LintFinding, draw_with_reasons, key_of
 
 COUNTED = 5_000
-"""Combinations up to which each is looked at; the valid ones of more are estimated from the draws."""
+"""Maximum number of combinations that are all checked. With more, the number of valid ones is estimated from the draws."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How a figure spreads over the proposals that can be run."""
+    """The distribution of a number over the valid proposals."""
 
     least: float
     tenth: float
@@ -37,22 +37,22 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class LintReport:
-    """What the draws showed."""
+    """The result of linting a search file."""
 
     name: str
     trials: int
     draws: int
     valid_share: float
     invalid: Mapping[str, int]
-    """Draws that cannot be run, by the first reason that `Space.problem` would give."""
+    """Draws that cannot be run, by the first reason, as `Space.problem` gives it."""
     combinations: int | None
-    """Of the parameters' values; None where a range has no steps, or conditions make too many to count."""
+    """Number of combinations of values; None if a range has no steps, or conditions make too many to count."""
     valid_combinations: int | None
-    """Those that can be run: counted up to COUNTED, beyond that estimated."""
+    """Those that can be run: counted up to COUNTED combinations, otherwise estimated."""
     duplicates: float
-    """Trials expected to repeat an earlier one, were proposals drawn at random."""
+    """Expected number of trials that repeat an earlier one, for random proposals."""
     spreads: Mapping[str, Spread]
-    """params; flops (forward, one image); train_bytes."""
+    """For params, flops (forward, one image) and train_bytes."""
     limits: tuple[LimitEffect, ...]
     findings: tuple[LintFinding, ...]
     """Errors first, then warnings, then hints."""
@@ -63,15 +63,15 @@ class LintReport:
         return any(finding.severity == "error" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The report as plain JSON values."""
         return dataclasses.asdict(self)
 
 
 def lint(spec: SearchSpec, draws: int = 2_000, further: Sequence[LintFinding] = ()) -> LintReport:
-    """Look a checked search file over, from so many random proposals of a fixed seed.
+    """Find problems in a checked search file, with `draws` random proposals from a fixed seed.
 
     Args:
-        further: findings that the file alone does not show, e.g. `beyond_this_machine`.
+        further: findings that do not follow from the file alone, e.g. `beyond_this_machine`.
     """
     rng, space = random.Random(0), spec.space  # noqa: S311 -- a sample of the space, not a secret
     drawn = [draw_with_reasons(space, space.draw(rng)) for _ in range(draws)]
@@ -131,7 +131,7 @@ def _usable(space: Space, size: int, share: float) -> int:
 
 
 def _duplicates(spec: SearchSpec, usable: int | None) -> float:
-    """Of trials drawn evenly from so many combinations; a grid repeats none."""
+    """Expected repeats among trials that are drawn uniformly from the valid combinations. A grid has none."""
     if not usable or spec.sampler == "grid":
         return 0.0
     fresh = -usable * math.expm1(spec.trials * math.log1p(-1 / usable)) if usable > 1 else 1.0

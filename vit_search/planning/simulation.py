@@ -1,4 +1,4 @@
-"""Whole searches simulated with trials of random worth, by the search's own stopping rule."""
+"""Simulates whole searches with trials of random quality, using the search's own stopping rule. plan.py averages over them."""
 
 from __future__ import annotations
 
@@ -19,39 +19,42 @@ from vit_search.planning.speed import Speed, epoch_seconds
 from vit_search.stopping import rule_of
 
 DRAWS = 1_000
-"""Proposals that stand for all that a search may try."""
+"""Number of random proposals that represent all that a search may try."""
 
 EVENTS = 60_000
-"""About how many looks at trials are simulated, in as many whole searches as that makes."""
+"""Approximate number of simulated comparisons. It determines how many whole searches are simulated."""
 
 NOISE = 0.5
-"""Deviation of what an epoch shows of a trial's worth; the worth of random proposals has 1."""
+"""Standard deviation of the noise when an epoch shows a trial's quality. The quality of random proposals has 1."""
 
 LEARNING = 1.0
-"""How the mean worth of proposals grows with ln(1 + trial / 10), where the sampler learns. Between what single searches with TPE
-ask for: search_spaces/digits.yaml trained 342 epochs without audits (README.md), here 307, and 296 with them (2026-11-24), here
-335; of fashion_mnist.yaml's 24 trials 7 reached full length, here 5.6. Without learning it is 241 and 266."""
+"""Growth of the mean quality with ln(1 + trial / 10), if the sampler learns.
+
+Chosen between two searches with TPE. search_spaces/digits.yaml trained 342 epochs without audits (README.md), simulated 307; and 296
+with audits (2026-11-24), simulated 335. Of the 24 trials of fashion_mnist.yaml, 7 reached full length, simulated 5.6. Without learning,
+the simulation gives 241 and 266 epochs.
+"""
 
 LEARNERS = ("auto", "tpe", "gp", "cmaes")
-"""Samplers that propose better as they go."""
+"""Samplers whose proposals get better over time."""
 
 
 @dataclass(frozen=True)
 class PlanDraw:
-    """A proposal and what an epoch of it takes."""
+    """A proposal, and what one epoch of it takes."""
 
     cost: Cost
     epoch_flops: float
     seconds: float
-    """Of an epoch; FLOPs where no speed is known, which is enough for the order of events."""
+    """Seconds of an epoch. Without a speed, FLOPs: these give the same order of events."""
     devices: float
-    """GPUs, or cores where it has none, that a trial holds."""
+    """GPUs that a trial holds, or cores if it has no GPU."""
     bytes: int
     """Memory of a training."""
 
 
 def draw_proposals(spec: SearchSpec, speed: Speed | None, images: Images) -> tuple[list[PlanDraw], float]:
-    """Proposals that can be run, from a fixed seed, and their share of all."""
+    """Valid proposals from a fixed seed, and their share of all proposals."""
     rng = random.Random(0)  # noqa: S311 -- a sample of the space, not a secret
     space = spec.space
     draws: list[PlanDraw] = []
@@ -65,7 +68,7 @@ def draw_proposals(spec: SearchSpec, speed: Speed | None, images: Images) -> tup
         cost = space.cost(params)
         flops = images.train * cost.train_flops + images.val * cost.forward_flops
         share = share_of_gpu(spec, config, images)
-        devices = share or spec.resources.devices or 1.0  # cores that depend on the cluster count as one
+        devices = share or spec.resources.devices or 1.0  # if the number of cores depends on the cluster, count one
         memory = gpu_share.training_bytes(config.model, config.training) if share else cost.train_bytes
         draws.append(PlanDraw(cost, flops, epoch_seconds(speed, config, images) if speed else float(flops), devices, memory))
     if not draws:
@@ -75,10 +78,10 @@ def draw_proposals(spec: SearchSpec, speed: Speed | None, images: Images) -> tup
 
 @dataclass(frozen=True)
 class SimulatedSearch:
-    """What one simulated search came to."""
+    """The result of one simulated search."""
 
     epochs: list[int]
-    """Of each trial."""
+    """Epochs of each trial."""
     flops: float
     seconds: float
     device_seconds: float
@@ -86,8 +89,8 @@ class SimulatedSearch:
 
 
 def simulate(spec: SearchSpec, draws: Sequence[PlanDraw], trials: int, concurrency: int, start_s: float) -> list[SimulatedSearch]:
-    """Simulate whole searches; of a very long one a part, as often as makes the whole."""
-    rng = random.Random(0)  # noqa: S311 -- chance of a simulation, not a secret
+    """Simulate whole searches. Of a very long search, simulate a part and scale it up."""
+    rng = random.Random(0)  # noqa: S311 -- chance in a simulation, not a secret
     looks = len(rule_of(spec, parts=()).looks) + 1
     part = max(1, min(trials, EVENTS // looks))
     times = max(1, min(300, EVENTS // (looks * part)))
@@ -110,7 +113,7 @@ def simulate(spec: SearchSpec, draws: Sequence[PlanDraw], trials: int, concurren
 def _simulate_one(
     spec: SearchSpec, draws: Sequence[PlanDraw], trials: int, concurrency: int, start_s: float, rng: random.Random
 ) -> SimulatedSearch:
-    """One search: whoever is free takes the next trial, and each look decides on what was seen before it."""
+    """Simulate one search. A free place takes the next trial, and each comparison uses only earlier results."""
     rule = rule_of(spec, parts=_boundaries(spec, draws), seed=rng.randrange(2**31))
     looks = [*rule.looks, spec.epochs]
     learns = LEARNING if spec.sampler in LEARNERS else 0.0
@@ -118,14 +121,14 @@ def _simulate_one(
     worth = [rng.gauss(0, 1) + learns * math.log1p(i / 10) for i in range(trials)]
     epochs, clock = [0] * trials, 0.0
     running: list[tuple[float, int, int]] = []
-    """(when its next look is, trial, which look that is), the soonest first."""
+    """(time of the next comparison, trial, index of that comparison), earliest first."""
     held: dict[int, int] = {}
-    """Which look comes next, by trial: of those that the rule holds, and that wait for a place since it let them go."""
+    """Index of the next comparison of each waiting trial: the rule holds it, or has released it and it waits for a place."""
     fresh = 0
     """The next trial to start."""
 
     def next_trial() -> int | None:
-        """One that the rule lets go on, or a new one; at the end the best of those that it holds."""
+        """A trial that the rule has released, or a new one; at the end, the best of those that the rule holds."""
         waiting = next((i for i in held if not rule.holds(i)), None)
         if waiting is None and fresh < trials:
             return fresh

@@ -1,4 +1,4 @@
-"""What is odd about the parameters and constraints of a search file, found from random proposals."""
+"""Lint findings about parameters and constraints, from random proposals."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vit_search.planning.lint_draws import MEMORY, LimitEffect, LintDraw, LintFi
 from vit_search.text import counted
 
 ENOUGH_DRAWS = 20
-"""Draws of a value before its absence among those that can be run means anything."""
+"""Minimum number of draws of a value. With fewer, it does not mean much that no valid proposal has it."""
 
 
 def few_can_run(share: float, invalid: Mapping[str, int], draws: int) -> Iterator[LintFinding]:
-    """A space of which little can be run."""
+    """A space in which few proposals can be run."""
     if share < 0.05:
         worst = next(iter(invalid))
         fact = f"only {share:.1%} of random proposals can be run; {invalid[worst] / draws:.0%} cannot since: {worst}"
@@ -27,7 +27,7 @@ def few_can_run(share: float, invalid: Mapping[str, int], draws: int) -> Iterato
 
 
 def values_never_run(space: Space, drawn: Sequence[LintDraw]) -> Iterator[LintFinding]:
-    """Values that are in no proposal that can be run, and choices of one."""
+    """Values that no valid proposal has, and parameters with a single value."""
     for name, parameter in space.searched.items():
         size = parameter.size()
         if size == 1 and parameter.when is None:
@@ -55,7 +55,7 @@ def _spelt(value: Any) -> str:
 
 _PARTS = ("embedding_dropout", "attention_dropout", "projection_dropout", "mlp_dropout")
 Idle = tuple[Callable[[Mapping[str, Any]], bool], str, str]
-"""When a parameter makes no difference, in words, and the condition under which it does."""
+"""When a parameter has no effect: a test, the reason in words, and a condition under which it has one."""
 _WITHOUT_EFFECT: dict[str, Idle] = {
     "mlp_ratio": (lambda v: v["mlp_dim"] is not None, "mlp_dim stands in its place", "mlp_dim == none"),
     "dropout": (lambda v: all(v[part] is not None for part in _PARTS), "the four parts each say otherwise", "mlp_dropout == none"),
@@ -72,12 +72,12 @@ _WITHOUT_EFFECT: dict[str, Idle] = {
     "logit_tau": (lambda v: v["loss"] != "logit_adjusted", "the loss is not logit_adjusted", "loss == 'logit_adjusted'"),
 }
 _OF_ANOTHER_KEY = ("rand_augment_ops", "rand_augment_magnitude", "focal_gamma", "logit_tau", "rope_base")
-"""Those of them that belong to one value of another key: a plain value of one means that somebody expects that other value."""
+"""Parameters that need one value of another key. If such a parameter has a plain value, the user probably expects that other value."""
 _GPU_ONLY = ("tf32", "compile", "cuda_graphs")
 
 
 def without_effect(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
-    """Parameters that are searched, or written with a plain value, and make no difference."""
+    """Parameters that are searched, or have a plain value, and have no effect."""
     for name in _OF_ANOTHER_KEY:
         idle, why, condition = _WITHOUT_EFFECT[name]
         section = spec.model if path_of(name).startswith("model.") else spec.training
@@ -100,14 +100,14 @@ def without_effect(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[Lint
 
 
 def _dropped(name: str, condition: str) -> str:
-    """What to do about a parameter that never makes a difference."""
+    """How to fix a parameter that never has an effect."""
     if name not in _OF_ANOTHER_KEY:
         return "write a plain value"
     return "drop it, or write " + condition.replace(" ==", ":").replace("'", "")
 
 
 def _unused(space: Space, name: str) -> Idle | None:
-    """The same for a parameter that some optimizers of the search do not use."""
+    """The `Idle` of a parameter that some of the search's optimizers do not use; else None."""
     users = used_by(name)
     if not users:
         return None
@@ -117,7 +117,7 @@ def _unused(space: Space, name: str) -> Idle | None:
 
 
 def useless_conditions(space: Space, drawn: Sequence[LintDraw]) -> Iterator[LintFinding]:
-    """Conditions that always hold, or never."""
+    """Conditions that hold always or never."""
     for name, parameter in space.searched.items():
         if parameter.when is None:
             continue
@@ -131,7 +131,7 @@ def useless_conditions(space: Space, drawn: Sequence[LintDraw]) -> Iterator[Lint
 
 
 def loose_limits(limits: Sequence[LimitEffect], valid: int) -> Iterator[LintFinding]:
-    """Limits that exclude nothing, or nothing that no other excludes."""
+    """Limits that exclude nothing, or only what others exclude, too."""
     for i, bound in enumerate(limits):
         if bound.limit == MEMORY:
             continue
@@ -163,13 +163,13 @@ def repeated_trials(spec: SearchSpec, usable: int | None, duplicates: float) -> 
 
 
 def linear_scales(space: Space) -> Iterator[LintFinding]:
-    """Wide ranges that are not searched on a logarithmic scale."""
+    """Wide ranges without a logarithmic scale."""
     for name, parameter in space.searched.items():
         if not isinstance(parameter, FloatRange) or parameter.log or parameter.step is not None:
             continue
         low, high = parameter.range
         if low > 0 and high / low >= (10 if name == "lr" else 100):
-            middle = math.sqrt(low * high)  # on a logarithmic scale, half of the draws lie below it
+            middle = math.sqrt(low * high)  # on a logarithmic scale, half of the draws are below it
             below = (middle - low) / (high - low)
             fact = f"{low:g} to {high:g} spans {math.log10(high / low):.1f} decades, and {below:.0%} of it lies below {middle:.2g}"
             yield LintFinding("hint", path_of(name), f"{fact}; add log: true.")

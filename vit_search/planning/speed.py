@@ -1,4 +1,4 @@
-"""How fast a machine trains: the seconds of each part of a training, kept in a file, and what an epoch of a trial takes."""
+"""The speed of a machine: the seconds of each part of a training, stored in a file, and the time of an epoch that follows from them."""
 
 from __future__ import annotations
 
@@ -18,64 +18,67 @@ from vit_search.files import write_whole
 from vit_search.planning.image_counts import Images
 
 BORROWED = 7.0
-"""By how much a mean epoch may be wrong that is foretold by another search's calibration: over five files of search_spaces/ it was 0.54
-to 6.46 of what its own said, where its own of another round was 0.70 to 1.43 (2026-11-29, tests/benchmarks/borrowed_speed.py)."""
+"""Factor by which the predicted mean epoch may be wrong if the speed was measured for another search.
+
+Over five files of search_spaces/, the prediction was 0.54 to 6.46 times that of the file's own calibration; for two calibrations of the
+same file, it was 0.70 to 1.43 (2026-11-29, tests/benchmarks/borrowed_speed.py).
+"""
 
 EVALUATED_AT_ONCE = 128
-"""Images of a batch in evaluation; vit/training.py has the number for a CPU."""
+"""Images of a batch in evaluation. vit/training.py has the number for a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """What the parts of a training cost on one machine while as many trials run as a search runs at once; all in seconds."""
+    """The time of the parts of a training on one machine, with as many trials at once as the search has. All in seconds."""
 
     gflop_s: float
-    """1e9 floating-point operations of matrix products in a training step."""
+    """For 1e9 floating-point operations of matrix products in a training step."""
     step_s: float = 0.0
-    """A step whatever its size: the optimiser, clipping, Python."""
+    """For a step of any size: the optimizer, clipping, Python."""
     block_s: float = 0.0
-    """A block in a step, whatever its width."""
+    """For a block in a step, of any width."""
     image_s: float = 0.0
-    """An image's way into a batch."""
+    """For putting an image into a batch."""
     policy_s: float = 0.0
-    """What TrivialAugment or RandAugment add to it."""
+    """What TrivialAugment or RandAugment add to `image_s`."""
     mscore_s: float = 0.0
-    """1e6 attention scores."""
+    """For 1e6 attention scores."""
     mvalue_s: float = 0.0
-    """1e6 values that are normalised, activated or added."""
+    """For 1e6 values that are normalized, activated or added."""
     evaluation: float = 1 / 3
-    """An image's evaluation, as a share of its training."""
+    """The evaluation of an image, as a share of its training."""
     save_s: float = 0.0
-    """A checkpoint, of which each epoch writes one."""
+    """For a checkpoint; each epoch writes one."""
     mparam_save_s: float = 0.0
-    """1e6 parameters more in a checkpoint."""
+    """For 1e6 more parameters in a checkpoint."""
     start_s: float = 0.0
-    """A trial's model before its first epoch."""
+    """For making a trial's model, before its first epoch."""
     device: str = "as stated"
     measured: str = ""
-    """Date; empty where the speed is stated."""
+    """Date of the measurement; empty if the speed was stated."""
     name: str = ""
-    """Search file that it was measured for."""
+    """The search file for which it was measured."""
     key: str = ""
-    """The same as `speed_key`; empty in speeds of versions before 0.2."""
+    """`speed_key` of that file; empty if a version before 0.2 measured it."""
     processes: int = 1
-    """Trainings at once while it was measured."""
+    """Trainings at once during the measurement."""
     room: int = 1
-    """How many it has room for, by its cores or GPUs and what a trial takes."""
+    """Trainings for which the machine has room, by its cores or GPUs and what a trial takes."""
 
     @property
     def flops_per_s(self) -> float:
-        """Of matrix products alone, everything else left out; infinite where they were too small to be seen."""
+        """Speed of matrix products alone; infinite if they were too small to measure."""
         return 1e9 / self.gflop_s if self.gflop_s else math.inf
 
 
 def speed_key(spec: SearchSpec) -> str:
-    """SHA-256, in hex, of what a calibration measures: the space, and what a trial takes of the machine."""
+    """SHA-256, in hex, of what a calibration depends on: the space, and what a trial takes of the machine."""
     return hashlib.sha256(f"{spec.space.space_hash} {spec.resources.cpus} {spec.resources.gpus}".encode()).hexdigest()
 
 
 def borrowed(speed: Speed | None, spec: SearchSpec) -> str:
-    """What a speed was measured for, where that is not this search; else empty."""
+    """What a speed was measured for, if not for this search; else empty."""
     if speed is None or not speed.measured:
         return ""
     if speed.name != spec.name:
@@ -84,7 +87,7 @@ def borrowed(speed: Speed | None, spec: SearchSpec) -> str:
 
 
 def stated_speed(flops_per_s: float) -> Speed:
-    """A speed by what a training step sustains, all of its parts included.
+    """A speed from the FLOPs per second that a training step sustains, with all of its parts.
 
     Raises: SpecError unless it is positive and finite.
     """
@@ -94,9 +97,9 @@ def stated_speed(flops_per_s: float) -> Speed:
 
 
 def save_speed(speed: Speed, path: Path) -> None:
-    """Keep a measured speed.
+    """Store a measured speed.
 
-    Raises: DataError when the folder cannot be written.
+    Raises: DataError if the folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,9 +109,9 @@ def save_speed(speed: Speed, path: Path) -> None:
 
 
 def load_speed(path: Path) -> Speed | None:
-    """The speed kept at a path; None where there is none.
+    """Load a stored speed; None if there is none.
 
-    Raises: SpecError when the file is damaged or of another version.
+    Raises: SpecError if the file is damaged or of another version.
     """
     try:
         speed = Speed(**parse(path.read_text()))
@@ -123,7 +126,7 @@ def load_speed(path: Path) -> Speed | None:
 
 
 def work(config: TrialConfig) -> dict[str, float]:
-    """What one training step consists of, by the field of Speed that prices it."""
+    """The amounts of work in one training step, by the field of Speed that is their price."""
     model, training = config.model, config.training
     batch, tokens = training.batch_size, model.tokens
     cost = cost_of(model, math.ceil(batch / training.accumulation), training.optimizer)
@@ -139,7 +142,7 @@ def work(config: TrialConfig) -> dict[str, float]:
 
 
 def train_seconds(speed: Speed, config: TrialConfig, images: int) -> float:
-    """Training on so many images."""
+    """Seconds to train on `images` images."""
     batch = config.training.batch_size
     steps = math.ceil(images / batch)
     prices: dict[str, float] = vars(speed)
@@ -149,12 +152,12 @@ def train_seconds(speed: Speed, config: TrialConfig, images: int) -> float:
 
 
 def evaluation_seconds(speed: Speed, config: TrialConfig, images: int) -> float:
-    """Evaluation of so many images."""
+    """Seconds to evaluate `images` images."""
     training = dataclasses.replace(config.training, batch_size=EVALUATED_AT_ONCE, accumulation=1, auto_augment="none")
     return speed.evaluation * train_seconds(speed, dataclasses.replace(config, training=training), images)
 
 
 def epoch_seconds(speed: Speed, config: TrialConfig, images: Images) -> float:
-    """An epoch of one trial: training, evaluation and its checkpoint."""
+    """Seconds of one epoch of a trial: training, evaluation and checkpoint."""
     save = speed.save_s + speed.mparam_save_s * cost_of(config.model, 1).params / 1e6
     return train_seconds(speed, config, images.train) + evaluation_seconds(speed, config, images.val) + save

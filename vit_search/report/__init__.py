@@ -1,1 +1,1 @@
-"""The report of a search: figures and texts, as one page of HTML and one of Markdown."""
+"""The report of a search: figures and texts, as an HTML page and as Markdown."""

@@ -1,4 +1,4 @@
-"""The numbers of a search's report, from its folder alone: winner, progress, survival, waste, plan, and what to run next."""
+"""Computes the numbers of a search's report from its folder: winner, progress, survival, waste, plan, and what to run next."""
 
 from __future__ import annotations
 
@@ -33,147 +33,148 @@ from vit_search.stopping.rungs import boundaries
 OUTCOMES = ("completed", "stopped", "diverged", "failed", "interrupted", "running", "held", "waiting")
 
 SURE = 0.05
-"""Two trials are told apart where chance alone would part them so far this seldom."""
+"""Significance level. Two trials count as different if chance alone would cause such a difference less often than this."""
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A full-length trial beside the winner."""
+    """A full-length trial other than the winner."""
 
     trial: Trial
     value: float
     p: float | None
-    """How often two equally good trials would differ so far, had each its own images; None where the metric is no such share."""
+    """Probability that two equally good trials, each with its own images, differ this much; None if the metric is not a share of images."""
 
     @property
     def alike(self) -> bool:
-        """Whether it cannot be told from the winner."""
+        """Whether it cannot be distinguished from the winner."""
         return self.p is not None and self.p >= SURE
 
 
 @dataclass(frozen=True)
 class Winner:
-    """The best trial, and how sure that is."""
+    """The best trial, and how certain that is."""
 
     trial: Trial
     value: float
     interval: tuple[float, float] | None
-    """Wilson, 95 %, of a share of the validation images; None where the metric is none or their number is unknown."""
+    """95 % Wilson interval of a share of the validation images; None if the metric is not such a share, or their number is unknown."""
     images: int | None
-    """Of the validation split."""
+    """Number of validation images."""
     rivals: tuple[Rival, ...]
-    """The other full-length trials, the best first."""
+    """The other full-length trials, best first."""
     alike: int
-    """How many of them cannot be told from it."""
+    """How many of them cannot be distinguished from the winner."""
     optimism: float | None
-    """By how much the best of such a number of equally good trials looks better than it is, at most."""
+    """How much better than it is the best of so many equally good trials looks, at most."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A full-length trial as it ended."""
+    """A full-length trial at its end."""
 
     trial: int
     value: float
     ended: int
-    """Trials over by then, itself among them."""
+    """Number of ended trials at that time, including this one."""
     hours: float
-    """A driver had been at work by then."""
+    """Hours of a running driver until then."""
     device_hours: float
-    """All trials had trained by then, each times its GPUs or cores."""
+    """Training hours of all trials until then, each times its GPUs or cores."""
     best: float
-    """Of all such trials so far."""
+    """Best value of all full-length trials until then."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A stretch in which a trial had its place on a device."""
+    """A period in which a trial had a place on a device."""
 
     trial: int
     outcome: str
     start: float
-    """Hours of a driver at work, as `end`."""
+    """Hours of a running driver; `end`, too."""
     end: float
     lane: int
 
 
 @dataclass(frozen=True)
 class Survival:
-    """How many trials of a stratum came how far."""
+    """How far the trials of one stratum came."""
 
     stratum: int
     label: str
     reached: dict[int, int]
-    """Trials by the epoch that they reached: 0, each rung, and full length."""
+    """Number of trials that reached each epoch: 0, each rung, and full length."""
 
 
 @dataclass(frozen=True)
 class Waste:
-    """Where the training time went, in seconds of trials."""
+    """How the training time was spent, in seconds of trials."""
 
     by_outcome: dict[str, float]
     repeated: float
     """In trials whose parameters an earlier trial had, too."""
     repeats: int
     saved: float
-    """What stopped trials would have taken on top, at their own pace."""
+    """What stopped trials would still have taken, at their own speed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Digest:
-    """All that a report tells of one search."""
+    """Everything that the report of one search contains."""
 
     name: str
     spec: SearchSpec
     space: Space
     data_hash: str
     images: str
-    """Classes, images and skipped files in one line; empty in searches of older versions."""
+    """Classes, images and skipped files, in one line; empty for searches of older versions."""
     state: SearchState
     wanted: int
-    """Trials asked for, after what was changed while it ran."""
+    """Number of trials requested, with changes while the search ran."""
     standing: tuple[Trial, ...]
-    """All trials: full length first, then those that trained longer, each by the metric; lost ones last."""
+    """All trials: first those of full length, then those that trained longer, each by the metric; failed ones last."""
     outcomes: dict[str, int]
     infeasible: int
-    """Proposals that could not be run, which cost nothing."""
+    """Proposals that could not be run. They cost nothing."""
     spent: Spent
     devices: float | None
-    """GPUs of every trial, or its CPU cores where it has none; None where each trial has its own."""
+    """GPUs of each trial, or its CPU cores if it has none; None if each trial has its own number."""
     winner: Winner | None
     steps: tuple[Step, ...]
     costs: dict[int, Cost]
     front: frozenset[int]
-    """Trials on the Pareto front of the search's objectives."""
+    """Trials on the Pareto front."""
     levels: tuple[int, ...]
     survival: tuple[Survival, ...]
     hindsight: Hindsight | None
     bars: tuple[Bar, ...]
     busy: tuple[tuple[float, float], ...]
-    """(hours, trials that trained on average) over the search, in equal stretches."""
+    """(hours, average number of trials in training), for equal periods of the search."""
     utilisation: float | None
-    """Seconds of training and evaluation to wall time times the trials allowed at once."""
+    """Seconds of training and evaluation, divided by the wall time times the trials allowed at once."""
     waste: Waste
     stuck: tuple[Stuck, ...]
     next: NextFile
 
     @property
     def metric(self) -> str:
-        """What trials are ranked by."""
+        """The metric by which trials are ranked."""
         return str(self.spec.metric)
 
     @property
     def sign(self) -> float:
-        """1 where more is better, else -1."""
+        """1 if more is better, else -1."""
         return 1.0 if self.spec.mode == "max" else -1.0
 
 
 def digest(folder: Path, *, driven: bool | None = None, awaited: bool = False) -> Digest:
-    """Everything that a report tells, of a search that runs or is over.
+    """Compute everything for a report. The search may be running or over.
 
     Args:
-        driven, awaited: as search_state.read has them.
-    Raises: SearchError where the folder holds no search, or its ledger is damaged.
+        driven: as for search_state.read.
+        awaited: as for search_state.read.
+    Raises: SearchError if the folder holds no search, or its ledger is damaged.
     """
     now = search_state.read(folder, driven=driven, awaited=awaited)
     spec, facts, events, by_number, spent = now.spec, now.facts, now.events, now.trials, now.spent
@@ -215,15 +216,14 @@ def digest(folder: Path, *, driven: bool | None = None, awaited: bool = False) -
 
 
 def sound(trial: Trial, metric: str) -> bool:
-    """Whether its metric says something: it has one, and did not come to grief."""
+    """Whether the trial has a metric, and did not diverge or fail."""
     return trial.value(metric) is not None and trial.outcome not in ("diverged", "failed")
 
 
 def standing(trials: Iterable[Trial], metric: str, mode: str) -> list[Trial]:
-    """Trials from best to worst, those that were stopped among themselves by how far they came, then by the metric.
+    """Trials from best to worst. Stopped trials are ordered by their length first, then by the metric.
 
-    A rung lets the better ones through, so of two trials the one that trained longer is held for the better; the leaderboard
-    compares the metric alone, whatever the epoch.
+    Rungs let better trials continue, so the trial that trained longer counts as better. The leaderboard compares only the metric.
     """
     sign = -1.0 if mode == "max" else 1.0
 
@@ -236,9 +236,9 @@ def standing(trials: Iterable[Trial], metric: str, mode: str) -> list[Trial]:
 
 
 def apart(first: float, second: float, images: int) -> float:
-    """How often two equally good models would differ by so much on `images` images, each its own (two-proportion z-test).
+    """Probability that two equally good models differ this much, each on its own `images` images (two-proportion z-test).
 
-    Two trials see the same images, so they differ less by chance than that: the test is conservative.
+    Two trials see the same images, so chance makes them differ less: the test is conservative.
     """
     pooled = (first + second) / 2
     deviation = math.sqrt(2 * pooled * (1 - pooled) / images)
@@ -246,16 +246,17 @@ def apart(first: float, second: float, images: int) -> float:
 
 
 def optimism(values: Sequence[float], images: int) -> float:
-    """By how much the best of equally good models is expected to look better than it is, by its validation images alone.
+    """Expected amount by which the best of equally good models looks better than it is, from the choice of validation images alone.
 
-    Each is taken to be as good as their mean, with noise of its own of the binomial's deviation; the expected largest of k such
-    draws is Blom's, Phi^-1((k - 0.375) / (k + 0.25)) deviations. Trials share their images, so it is an upper estimate.
+    Each model counts as equally good as the mean, with independent binomial noise. The expected maximum of k such draws is, by Blom,
+    Phi^-1((k - 0.375) / (k + 0.25)) standard deviations. Trials share their images, so this is an upper estimate.
+
     Source: G. Blom 1958, Statistical Estimates and Transformed Beta-Variables.
     """
     count = len(values)
     if count < 2:
         return 0.0
-    share = (fmean(values) * images + 2) / (images + 4)  # Agresti and Coull's: 1.0 has noise, too
+    share = (fmean(values) * images + 2) / (images + 4)  # Agresti and Coull's estimate, because 1.0 has noise, too
     return NormalDist().inv_cdf((count - 0.375) / (count + 0.25)) * math.sqrt(share * (1 - share) / images)
 
 
@@ -280,7 +281,7 @@ def _winner(order: Sequence[Trial], spec: SearchSpec, images: int | None) -> Win
 
 
 def _val_images(folder: Path, spec: SearchSpec) -> int | None:
-    """Images that trials are validated on: as counted when the search began, or by the data set's name; None where neither tells."""
+    """Number of validation images, as counted when the search began, or from the data set's name; None if neither is known."""
     split = "val" if spec.train_on == "train" else "holdout"
     try:
         count = parse((folder / "plan.json").read_text(encoding="utf-8"))["images"][split]
@@ -295,7 +296,7 @@ def _val_images(folder: Path, spec: SearchSpec) -> int | None:
 
 
 def _capacity(events: Iterable[Event], concurrency: int) -> float:
-    """Seconds of a driver at work, each times the trials that were allowed at once."""
+    """Seconds of a running driver, each times the number of trials allowed at once."""
     total, last = 0.0, None
     for event in events:
         if last is not None and not isinstance(event, Launched):
@@ -307,18 +308,18 @@ def _capacity(events: Iterable[Event], concurrency: int) -> float:
 
 
 class _Clock:
-    """When what happened, in hours of a driver at work: the time between a death and a resume is cut out."""
+    """Times of events in hours of a running driver: the time between a crash and a resume is left out."""
 
     def __init__(self, events: Iterable[Event], trials: Mapping[int, Trial]) -> None:
         self.ended: dict[int, float] = {}
-        """Hours at each trial's last end."""
+        """Hours at the last end of each trial."""
         self._trials = trials
         self._stretches: list[tuple[float, float, int]] = []
         self._epochs: list[tuple[float, float]] = []
-        """(hours at its end, hours that it took) of each epoch."""
+        """For each epoch: (hours at its end, hours that it took)."""
         wall, last = 0.0, None
         opened: dict[int, tuple[float, float]] = {}
-        """Trials with a place: (since when, last heard of)."""
+        """Trials that have a place: (since when, last event)."""
         for event in events:
             if last is not None and not isinstance(event, Launched):
                 wall += max(0.0, event.at - last) / 3600
@@ -345,7 +346,7 @@ class _Clock:
         self._stretches.append((start, end, number))
 
     def bars(self) -> tuple[Bar, ...]:
-        """Each stretch in the lowest lane that was free."""
+        """Put each period into the lowest free lane."""
         free: list[float] = []
         placed = []
         for start, end, number in sorted(self._stretches):
@@ -355,7 +356,7 @@ class _Clock:
         return tuple(placed)
 
     def busy(self, wall_seconds: float, stretches: int = 100) -> tuple[tuple[float, float], ...]:
-        """How many trials trained on average, in equal stretches of the search."""
+        """Average number of trials in training, for equal periods of the search."""
         hours = wall_seconds / 3600
         if not hours or not self._epochs:
             return ()
@@ -387,7 +388,7 @@ def _steps(
 
 
 def _front(spec: SearchSpec, order: Iterable[Trial], costs: Mapping[int, Cost]) -> set[int]:
-    """Full-length trials that no other beats in all of the search's objectives; empty where it has one metric alone."""
+    """Full-length trials that no other one beats in all objectives of the search; empty if it has only one metric."""
     if not spec.objectives:
         return set()
     points = {}
@@ -400,7 +401,7 @@ def _front(spec: SearchSpec, order: Iterable[Trial], costs: Mapping[int, Cost]) 
 
 
 def objective(trial: Trial, name: str, costs: Mapping[int, Cost]) -> float | None:
-    """A trial's metric at its last epoch, or what its model costs."""
+    """A trial's metric at its last epoch, or the cost of its model."""
     field = searches.COST_FIELDS.get(name)
     return float(getattr(costs[trial.number], field)) if field else trial.value(name)
 

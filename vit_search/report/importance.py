@@ -1,4 +1,4 @@
-"""Which parameters decide whether a trial is among the best, with the error that so few trials leave."""
+"""Which parameters decide whether a trial is among the best, and how uncertain that is with few trials."""
 
 from __future__ import annotations
 
@@ -18,41 +18,45 @@ from vit_search.config.space import Space
 from vit_search.planning.next_search_file import GOOD_SHARE
 
 FEWEST = 25
-"""Trials without which nothing is said of a parameter: the best fifth is then five. With four, chance passed for 58 %."""
+"""Minimum number of trials with a parameter. Its best fifth is then five. With four, chance alone gave a share of 58 %."""
 
 MOST = 250
-"""Trials looked at, drawn at random from more: importance is then as sure as it gets."""
+"""Maximum number of trials used, a random sample if there are more. More would not make the result more certain."""
 
 RESAMPLES = 20
-"""Of the trials, with replacement."""
+"""Number of resamples of the trials, with replacement."""
 
 
 @dataclass(frozen=True)
 class Importance:
-    """One parameter's share of what parts the best trials from the others."""
+    """One parameter's share of what distinguishes the best trials from the others."""
 
     parameter: str
     share: float
-    """Of all parameters together, which make 1; 0 where it parts the trials no better than chance."""
+    """All shares together make 1. It is 0 if the parameter separates the trials no better than chance."""
     interval: tuple[float, float]
-    """90 % of the resamples lie in it."""
+    """Range that contains 90 % of the resamples."""
     trials: int
-    """That had the parameter: fewer than all where it has a condition."""
+    """Number of trials with the parameter: fewer than all if it has a condition."""
 
 
 def importances(space: Space, standing: Sequence[Mapping[str, Value]], seed: int = 0) -> list[Importance]:
-    """The parameters, the most important first; empty where there are too few trials.
+    """The importance of each parameter, highest first; empty if there are too few trials.
 
-    PED-ANOVA, since it asks what a next search file is drawn from: how the best fifth of the trials differ from all that were
-    tried. It needs nothing but the order of the trials, so those that were stopped count where they stand and not by values of
-    another epoch; it compares with what was tried and not with the whole space, so it does not take a sampler's preference for
-    merit; it looks at one parameter at a time, so one with a condition is judged among the trials that have it; and it takes
-    milliseconds, where fANOVA's forests take seconds for each resample. What parameters do together it does not see. Few trials
-    differ by chance, fewer the more: what it finds where the ranks are shuffled is subtracted.
+    The method is PED-ANOVA: how does the best fifth of the trials differ from all? The next search file is made from the same fifth.
+
+    - It needs only the order of the trials. So stopped trials count, and values of different epochs are not compared.
+    - It compares with what was tried, not with the whole space. So a sampler's preferences do not count as importance.
+    - It looks at one parameter at a time. So a parameter with a condition is judged among the trials that have it. Joint effects of
+      several parameters are not seen.
+    - It takes milliseconds. The forests of fANOVA take seconds for each resample.
+
+    Few trials differ by chance, the more so the fewer they are. So the result for shuffled ranks is subtracted.
 
     Args:
-        space: of the search. standing: parameters of its trials, the best first; diverged ones among the last.
-        seed: of the draws.
+        space: of the search.
+        standing: parameters of its trials, best first; diverged ones are among the last.
+        seed: of the random draws.
     Source: S. Watanabe et al. 2023, https://arxiv.org/abs/2304.10255
     """
     rng = random.Random(seed)  # noqa: S311 -- draws trials, not secrets
@@ -84,17 +88,17 @@ def importances(space: Space, standing: Sequence[Mapping[str, Value]], seed: int
 
 
 Parts = Sequence[tuple[list[FrozenTrial], list[str]]]
-"""Trials, and the parameters that they have."""
+"""Groups of trials, and the parameters that they have."""
 
 
 def _raw(parts: Parts) -> dict[str, float]:
-    """How far each parameter's best trials differ from all, unscaled."""
+    """How much the best trials of each parameter differ from all, not normalized."""
     evaluator = PedAnovaImportanceEvaluator(target_quantile=GOOD_SHARE)
     raw: dict[str, float] = {}
     before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it says that it made a study
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it prints that it made a study
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # and that it is experimental
+        warnings.simplefilter("ignore")  # it warns that it is experimental
         for trials, names in parts:
             study = optuna.create_study(direction="maximize")
             study.add_trials(trials)
@@ -104,7 +108,7 @@ def _raw(parts: Parts) -> dict[str, float]:
 
 
 def _shuffled(parts: Parts, rng: random.Random) -> Parts:
-    """The same trials with their places dealt out by chance."""
+    """The same trials with shuffled ranks."""
     dealt = []
     for trials, names in parts:
         places = rng.sample([trial.value for trial in trials], len(trials))
@@ -119,7 +123,7 @@ def _means(many: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _shares(raw: Mapping[str, float], by_chance: Mapping[str, float]) -> dict[str, float]:
-    """Shares that make 1, of what exceeds chance; empty where nothing does."""
+    """Shares of what exceeds chance, with the sum 1; empty if nothing does."""
     over = {name: max(0.0, value - by_chance[name]) for name, value in raw.items()}
     total = sum(over.values())
     return {name: value / total for name, value in over.items()} if total > 0 else {}

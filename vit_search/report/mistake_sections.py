@@ -1,4 +1,4 @@
-"""The sections of a report about a model's mistakes: confusion matrix, surest mistakes, suspected labels, and answers that differ."""
+"""The sections of a report about a model's mistakes: confusion matrix, most confident mistakes, suspected labels, different answers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from vit_search.report.thumbnails import Sheet, Tile
 from vit_search.text import counted
 
 MATRIX = 20
-"""Classes up to which the matrix stands on the page; of more, the page has the pairs that are taken for each other most."""
+"""Maximum number of classes for a matrix on the page. With more, the page shows only the pairs that are confused most."""
 
 
 def mistake_blocks(found: Mistakes | Missing, best: int | None) -> list[Block]:
-    """What the best model of a search takes its validation images for.
+    """The mistakes of the search's best model on the validation images.
 
     Args:
-        best: the number of the best trial now; None where there is none.
+        best: number of the best trial now; None if there is none.
     """
     if isinstance(found, Missing):
         return [Text(found.reason)]
@@ -37,7 +37,7 @@ def mistake_blocks(found: Mistakes | Missing, best: int | None) -> list[Block]:
 
 
 def confusion_blocks(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> list[Block]:
-    """The matrix of few classes, and the pairs that are confused most."""
+    """The matrix, if there are few classes, and the pairs that are confused most."""
     blocks: list[Block] = []
     if len(classes) <= MATRIX:
         rows = [[name, *(f"{count:,}" if count else "·" for count in row)] for name, row in zip(classes, confusion, strict=True)]
@@ -52,7 +52,7 @@ def confusion_blocks(classes: Sequence[str], confusion: Sequence[Sequence[int]])
 
 
 def surest_blocks(shown: Sequence[Shown], wrong: int) -> list[Block]:
-    """The wrong answers of which the model was most sure."""
+    """The wrong answers with the highest probability."""
     if not shown:
         return [Text("No answer is wrong.")]
     title = (
@@ -83,10 +83,12 @@ def suspect_blocks(shown: Sequence[Shown], suspected: int) -> list[Block]:
 def sheet_blocks(
     caption: str, shown: Sequence[Shown], lines: Sequence[Sequence[str]], head: tuple[str, ...], rows: Sequence[Sequence[str]]
 ) -> list[Block]:
-    """A sheet where each image has a thumbnail, else the same as a table.
+    """A sheet if each image has a thumbnail, else a table with the same content.
 
     Args:
-        lines: below each thumbnail; the last one is the image's name. head, rows: of the table.
+        lines: text below each thumbnail. The last line is the image's name.
+        head: of the table.
+        rows: of the table.
     """
     tiles = []
     for one, words in zip(shown, lines, strict=True):

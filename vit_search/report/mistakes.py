@@ -1,7 +1,7 @@
-"""What the best model of a search takes its validation images for: the mistakes, and the labels that may be wrong.
+"""Finds the mistakes of a search's best model on its validation images, and labels that may be wrong.
 
-`find` asks the model and writes three files into the search's folder: mistakes.json, from which the report's section is made;
-confusion.csv; and label_errors.csv. Finding again replaces them. No test image is looked at.
+`find` runs the model and writes three files into the search's folder: mistakes.json (for the report), confusion.csv and
+label_errors.csv. A later call replaces them. Test images are never used.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 FILE, CONFUSION, LABEL_ERRORS = "mistakes.json", "confusion.csv", "label_errors.csv"
 
 SHOWN = 25
-"""Images of each kind that a page shows, so that 50 thumbnails add at most 850 kB to a search's report."""
+"""Images of each kind on a page. So 50 thumbnails add at most 850 kB to a report."""
 
 SECONDS = 60.0
-"""After which the model is asked of no further image: the validation images that it was asked of until then are a random sample."""
+"""Time limit for running the model, in seconds. The validation images until then are a random sample."""
 
 STREAMED = 10_000
-"""Validation images of a streamed set above which none is looked at: each would be decoded again."""
+"""Maximum number of validation images of a streamed data set. More would take too long: each image would be decoded again."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,18 @@ class Shown:
     """One image of a list, with its thumbnail."""
 
     image: str
-    """The file's name, or the image's number in the source."""
+    """File name, or number of the image in the source."""
     label: str
     other: str
-    """The model's answer, or the label that is suggested."""
+    """The model's answer, or the suggested label."""
     probability: Fraction
-    """Of the answer; of the given label, where the list is of suspected labels."""
+    """Probability of the answer; in the list of suspected labels, of the given label."""
     thumbnail: str = ""
-    """A `data:` URI; empty where images are not to be shown."""
+    """A `data:` URI; empty if images must not be shown."""
     coarse: bool = False
 
     def picture(self, alt: str) -> Thumbnail | None:
-        """The thumbnail; None where there is none, or none that a page should hold."""
+        """The thumbnail; None if there is none, or if it is not safe for a page."""
         if not re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/]{1,20000}={0,2}", self.thumbnail):
             return None
         return Thumbnail(self.thumbnail, alt, self.coarse)
@@ -70,46 +70,46 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True)
 class Mistakes:
-    """What the model of one trial takes the images of a split for."""
+    """The answers of one trial's model to the images of a split."""
 
     trial: Count
     weights_sha256: str
     data_hash: str
     split: str
-    """val, or holdout for a search that trains on train+val."""
+    """"val"; "holdout" for a search that trains on train+val."""
     images: Count
-    """How many the model was asked of."""
+    """Number of images that the model classified."""
     of: Count
-    """How many there are in the split."""
+    """Number of images in the split."""
     shows_images: bool
     classes: list[str]
     confusion: list[list[Count]]
-    """Images by their label (row) and the model's answer (column)."""
+    """Number of images by label (row) and the model's answer (column)."""
     mistakes: list[Shown]
-    """The wrong answers of which the model was most sure."""
+    """The wrong answers with the highest probability."""
     suspects: list[Shown]
-    """The first of label_errors.csv."""
+    """The first rows of label_errors.csv."""
     suspected: Count
-    """How many there are."""
+    """Number of suspected labels."""
     seconds: Annotated[float, (0, 1e9)]
-    """That it took to find them."""
+    """Time that it took."""
 
     @property
     def wrong(self) -> int:
-        """Wrong answers."""
+        """Number of wrong answers."""
         return self.images - sum(row[i] for i, row in enumerate(self.confusion))
 
 
 @dataclass(frozen=True)
 class Missing:
-    """Why there is nothing to show."""
+    """There is nothing to show."""
 
     reason: str
-    """One sentence."""
+    """Why, in one sentence."""
 
 
 def read(folder: Path) -> Mistakes | Missing | None:
-    """What `find` has written; None where it has not, or the file is damaged."""
+    """Read what `find` has written; None if there is nothing, or the file is damaged."""
     try:
         values = parse((folder / FILE).read_text(encoding="utf-8"))
         if isinstance(values, dict) and values.keys() == {"reason"}:
@@ -124,15 +124,17 @@ def read(folder: Path) -> Mistakes | Missing | None:
 def find(
     folder: Path, spec: SearchSpec, trials: Sequence[Trial], data_hash: str, *, data: DataSet | None = None, seconds: float = SECONDS
 ) -> Mistakes | Missing:
-    """Ask the model of the best trial, and write the files; what an earlier call has found of the same model is kept.
+    """Run the best trial's model on the validation images, and write the files. Results of an earlier call for the same model are kept.
 
     Args:
-        folder: of the search. trials: all of them. data_hash: of the search.
-        data: as `prepare` gave it; by default it is prepared, which reads every file of the source.
-        seconds: as SECONDS.
-    Raises: OSError where the folder cannot be written.
+        folder: of the search.
+        trials: all trials.
+        data_hash: of the search.
+        data: as from `prepare`. By default it is prepared here, which reads each file of the source.
+        seconds: time limit, see SECONDS.
+    Raises: OSError if the folder cannot be written.
     """
-    from vit_search.vit import checkpoint_files  # here: a report that only shows what was found needs none of it
+    from vit_search.vit import checkpoint_files  # here, because a report that shows earlier results does not need it
 
     best = best_trial(trials, spec.metric, spec.mode)
     if best is None:
@@ -156,12 +158,12 @@ def find(
         return _missing(folder, f"The model of trial {best.number} cannot be asked of its validation images: {error}")
     write_whole(folder / LABEL_ERRORS, label_errors_csv(suspects))
     write_whole(folder / CONFUSION, confusion_csv(found.classes, found.confusion))
-    write_whole(folder / FILE, json.dumps(dataclasses.asdict(found)))  # last: with it, the three are there
+    write_whole(folder / FILE, json.dumps(dataclasses.asdict(found)))  # last: if it exists, all three exist
     return found
 
 
 def _missing(folder: Path, reason: str) -> Missing:
-    """Keep the reason in place of what was found of another model."""
+    """Replace the results of another model by the reason why there are none."""
     missing = Missing(reason)
     write_whole(folder / FILE, json.dumps(dataclasses.asdict(missing)))
     for name in (LABEL_ERRORS, CONFUSION):
@@ -171,7 +173,7 @@ def _missing(folder: Path, reason: str) -> Missing:
 
 @dataclass(frozen=True, eq=False)
 class _Images:
-    """The images that trials were validated on."""
+    """The images on which trials were validated."""
 
     split_name: str
     split: Split | StreamedSplit
@@ -181,7 +183,7 @@ class _Images:
     def shown(
         self, answered: SplitProbabilities, rows: Sequence[int], others: Sequence[int], probabilities: Sequence[float], *, pictures: bool
     ) -> list[Shown]:
-        """Some rows of what a model answered, with another class each and a probability."""
+        """List entries for some rows of a model's answers, each with another class and a probability."""
         from vit_search.vit.split_probabilities import pixels_of
 
         indices = [int(answered.indices[row]) for row in rows]
@@ -193,7 +195,7 @@ class _Images:
 
 
 def _images(spec: SearchSpec, data_hash: str, data: DataSet | None) -> _Images | str:
-    """The images; or why they are not to be had."""
+    """The images, or why they are not available."""
     from vit_search.data.batches import load_split
     from vit_search.data.cache import prepare
     from vit_search.data.image_names import image_names
@@ -214,7 +216,7 @@ def _images(spec: SearchSpec, data_hash: str, data: DataSet | None) -> _Images |
 def _found(
     images: _Images, checkpoint: Path, number: int, weights: str, spec: SearchSpec, seconds: float
 ) -> tuple[Mistakes, list[dict[str, Any]]]:
-    """What a model takes the images for, and the rows of label_errors.csv."""
+    """The mistakes of a model, and the rows of label_errors.csv."""
     from vit_search.vit import checkpoint as checkpoints
     from vit_search.vit import label_errors
     from vit_search.vit.split_probabilities import split_probabilities
@@ -251,13 +253,13 @@ def _found(
 
 
 def wrong_by_confidence(labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """The rows whose most probable class is not the label, the most probable first."""
+    """Rows whose most probable class is not the label, most probable first."""
     wrong = np.flatnonzero(probabilities.argmax(1) != labels)
     return wrong[np.lexsort((wrong, -probabilities[wrong].max(1)))]
 
 
 def confusion_of(labels: npt.NDArray[np.int64], answers: npt.NDArray[np.int64], classes: int) -> list[list[int]]:
-    """Images by their label (row) and the answer (column)."""
+    """Number of images by label (row) and answer (column)."""
     counts: list[list[int]] = np.bincount(labels * classes + answers, minlength=classes**2).reshape(classes, classes).tolist()
     return counts
 
@@ -279,7 +281,7 @@ def suspect_rows(
 
 
 def label_errors_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """The text of label_errors.csv, the most suspicious label first."""
+    """The text of label_errors.csv, most suspicious label first."""
     file = io.StringIO()
     writer = csv.DictWriter(file, ["image", "split", "given_label", "suggested_label", "self_confidence"], lineterminator="\n")
     writer.writeheader()
@@ -288,7 +290,7 @@ def label_errors_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def confusion_csv(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
-    """The text of confusion.csv: a row for each label, a column for each answer."""
+    """The text of confusion.csv: one row for each label, one column for each answer."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["label", *classes])

@@ -1,4 +1,4 @@
-"""What a report consists of, blocks of text, tables and pictures; written as one HTML page that loads nothing, and as Markdown."""
+"""The content of a report: blocks of text, tables and figures. Writes it as an HTML page that loads nothing, and as Markdown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text below a head; columns whose name ends in `>` are set to the right, the first is a row's own name."""
+    """A table of texts. A column whose name ends in `>` is aligned right. The first column names the rows."""
 
     head: tuple[str, ...]
     rows: Sequence[Sequence[str]]
@@ -31,11 +31,11 @@ class Table:
 
     @property
     def titles(self) -> list[str]:
-        """The names of the columns, as they are shown."""
+        """The column names as they are shown."""
         return [name.removesuffix(">") for name in self.head]
 
     def aligned(self, cells: Sequence[str]) -> list[tuple[str, bool]]:
-        """Each cell of a row, and whether its column is set to the right."""
+        """Each cell of a row, and whether its column is aligned right."""
         return [(cell, name.endswith(">")) for cell, name in zip(cells, self.head, strict=True)]
 
 
@@ -48,13 +48,13 @@ class Code:
 
 @dataclass(frozen=True)
 class Row:
-    """Pictures that stand side by side where there is room."""
+    """Figures side by side, if there is room."""
 
     pictures: Sequence[Picture]
 
     @property
     def alone(self) -> bool:
-        """Whether each takes the whole width of the page."""
+        """Whether each figure takes the whole width of the page."""
         return all(picture.wide for picture in self.pictures)
 
 
@@ -63,7 +63,7 @@ Block = Text | Table | Code | Row | Sheet
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading and its content."""
 
     key: str
     title: str
@@ -72,17 +72,17 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A report, however it is written down."""
+    """A report, independent of its format."""
 
     title: str
     lead: str
     figures: Sequence[tuple[str, str]]
-    """The key figures: (name, value)."""
+    """The key figures, as (name, value)."""
     sections: Sequence[Section]
 
 
 ROWS = 10
-"""Of a table, where more would not be read."""
+"""Maximum number of rows of a long table."""
 
 
 def metric_text(value: float) -> str:
@@ -91,7 +91,7 @@ def metric_text(value: float) -> str:
 
 
 def value_cell(value: Any) -> str:
-    """A parameter's value as a table shows it."""
+    """A parameter's value for a table."""
     return (
         f"{value:.3g}"
         if isinstance(value, float)
@@ -104,7 +104,7 @@ def value_cell(value: Any) -> str:
 
 
 def markdown(page: Page) -> str:
-    """For a terminal; pictures and images are named and left to the page, tables hold their numbers."""
+    """The report as Markdown for a terminal. Figures and images are only named; the tables have their numbers."""
     parts = [f"# {escape_markdown(page.title)}", escape_markdown(page.lead)]
     if page.figures:
         parts.append("\n".join(f"- {escape_markdown(name)}: **{escape_markdown(value)}**" for name, value in page.figures))
@@ -131,12 +131,12 @@ def markdown(page: Page) -> str:
 
 
 def render(page: Page, plotly_js: str = "") -> str:
-    """One page that needs no other file: the template `page.html.jinja` beside this file, filled in.
+    """The report as one HTML page that needs no other file, from the template `page.html.jinja`.
 
     Args:
-        plotly_js: the library's source, which the page carries; a page without a `Row` needs none, and then has no script at all.
+        plotly_js: source of the library, for the page. A page without a `Row` does not need it, and has no script.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # here: its import takes as long as a small command
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # imported here because it takes as long as a small command
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -160,5 +160,5 @@ def render(page: Page, plotly_js: str = "") -> str:
 
 
 def _plain_text(value: Any) -> Any:
-    """A value as Jinja is about to print it: control characters of a text are spelt out, finished HTML stays as it is."""
+    """Prepare a value for Jinja: control characters in texts are written out, finished HTML is left as it is."""
     return value if hasattr(value, "__html__") or not isinstance(value, str) else plain(value)

@@ -1,4 +1,4 @@
-"""The pictures of what parameters do to the metric: importance, parallel coordinates, slices."""
+"""Figures about parameters and the metric: importance, parallel coordinates, slices."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from vit_search.report.importance import Importance
 from vit_search.report.picture import DOTS, Picture, dots_trace, joined_lines, log_ticks, thinned, value_label
 
 LINES = 80
-"""Lines of the best trials in the parallel coordinates at most, and twice as many of the others."""
+"""Maximum number of lines of the best trials in parallel coordinates. The others get at most twice as many."""
 
 SLICES = 12
-"""Parameters that get a slice, and an axis in the parallel coordinates, at most."""
+"""Maximum number of parameters with a slice, and with an axis in parallel coordinates."""
 
 
 def importance(by_search: Mapping[str, Sequence[Importance]]) -> Picture:
-    """Bars with their error, for each search by its name."""
+    """Bars with their error, for each search by name."""
     data: list[dict[str, Any]] = []
     names = list(dict.fromkeys(one.parameter for ones in by_search.values() for one in ones))
     for i, (search, ones) in enumerate(by_search.items()):
@@ -50,7 +50,7 @@ def importance(by_search: Mapping[str, Sequence[Importance]]) -> Picture:
 
 
 def parallel(d: Digest, names: Sequence[str]) -> Picture:
-    """A line for each trial through its parameters and its metric; the best fifth in front."""
+    """One line for each trial, through its parameters and its metric. The best fifth is in front."""
     shown = list(names)[:SLICES]
     trials = [t for t in d.standing if t.over and sound(t, d.metric)]
     count = max(1, math.ceil(GOOD_SHARE * len(trials))) if trials else 0
@@ -58,7 +58,7 @@ def parallel(d: Digest, names: Sequence[str]) -> Picture:
     rest, other = thinned(trials[count:], 2 * LINES)
     values = [v for t in trials if (v := t.value(d.metric)) is not None]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    rng = random.Random(0)  # noqa: S311 -- moves lines apart, no secret
+    rng = random.Random(0)  # noqa: S311 -- moves lines apart, not a secret
 
     def line(trial: Trial) -> tuple[list[int], list[float | None], int]:
         places = [_axis_position(d.space, name, trial.params, rng) for name in shown]
@@ -104,7 +104,7 @@ def parallel(d: Digest, names: Sequence[str]) -> Picture:
 
 
 def slices(d: Digest, names: Sequence[str]) -> list[Picture]:
-    """The metric over each parameter alone."""
+    """The metric over each single parameter."""
     trials = [t for t in d.standing if t.value(d.metric) is not None and t.outcome not in ("diverged", "failed")]
     pictures = []
     for name in list(names)[:SLICES]:

@@ -1,4 +1,4 @@
-"""The sections of a report about parameters: importance, parallel coordinates, slices, borders, the next search file."""
+"""The sections of a report about parameters: importance, parallel coordinates, slices, range ends, the next search file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vit_search.text import counted
 
 
 def importance_blocks(weighed: dict[str, list[Importance]]) -> list[Block]:
-    """How much each parameter decides, for each search by its name."""
+    """How important each parameter is, for each search by name."""
     by_search = {name: ones for name, ones in weighed.items() if ones}
     if not by_search:
         return [Text(f"Fewer than {importance.FEWEST} trials are over, or nothing parts them: too few to weigh parameters by.")]
@@ -54,7 +54,7 @@ def parallel_blocks(d: Digest, order: Sequence[str]) -> list[Block]:
 
 
 def slice_blocks(d: Digest, order: Sequence[str]) -> list[Block]:
-    """The metric over each parameter alone."""
+    """The metric over each single parameter."""
     if not order or d.winner is None:
         return [Text("No trial has a value yet." if order else "No parameter was searched.")]
     text = "Trials that were stopped stand at the value of their last epoch, which is an earlier one."
@@ -64,7 +64,7 @@ def slice_blocks(d: Digest, order: Sequence[str]) -> list[Block]:
 
 
 def border_blocks(d: Digest) -> list[Block]:
-    """Parameters whose good trials crowd at an end of their range."""
+    """Parameters whose good trials are concentrated at an end of their range."""
     if not d.next.good:
         return [Text(d.next.note + ".")]
     if not d.stuck:
@@ -105,7 +105,7 @@ def next_file_blocks(d: Digest) -> list[Block]:
 
 
 def range_table(a: Digest, b: Digest) -> Table:
-    """What each of two searches searched, parameter by parameter."""
+    """What two searches searched, parameter by parameter."""
 
     def searched_text(d: Digest, name: str) -> str:
         if name not in d.space.searched:

@@ -1,10 +1,10 @@
-"""A picture of a report: one Plotly figure in plain JSON values, and what several pictures share.
+"""A figure of a report: one Plotly figure in plain JSON values, and functions for several kinds of figures.
 
-Colours are named; the page knows them in light and dark. What a colour shows is also shown by a marker's or line's shape. Data that is too
-much to draw is thinned out, and the picture's note says so.
+Colours have names; the page defines them for light and dark mode. What a colour shows is also shown by the shape of a marker or line. If
+there is too much data to draw, a sample is drawn, and the figure's note says so.
 
-Drawn by hand and not by optuna.visualization: its slices and fronts leave out trials that were stopped, its colours are fixed, and its
-parallel coordinates need WebGL programs made from text, which the page's Content-Security-Policy forbids.
+We do not use optuna.visualization: its slices and fronts omit stopped trials, its colours are fixed, and its parallel coordinates need
+WebGL programs made from text, which the page's Content-Security-Policy forbids.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 DOTS = 1500
-"""Dots in a picture at most."""
+"""Maximum number of dots in a figure."""
 
 SYMBOLS = {
     "completed": "circle",
@@ -38,29 +38,29 @@ class Picture:
 
     title: str
     alt: str
-    """What it shows, for whoever does not see it."""
+    """What it shows, as text for people who cannot see it."""
     data: list[dict[str, Any]]
     layout: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     """What was left out."""
     height: int = 380
     wide: bool = True
-    """Whether it takes the whole width of the page, or stands beside others."""
+    """Whether it takes the whole width of the page, or is beside others."""
     broad: bool = False
-    """Whether it is moved sideways on a narrow screen rather than squeezed."""
+    """Whether it is scrolled sideways on a narrow screen, instead of made narrower."""
 
 
 def thinned(items: Sequence[T], most: int, best: int = 0) -> tuple[list[T], str]:
-    """At most so many, in their order: the first `best`, and of the others a sample from a fixed seed; and what to say of it."""
+    """At most `most` items in their order: the first `best`, and a sample of the others (fixed seed). The text says what was left out."""
     if len(items) <= most:
         return list(items), ""
-    chosen = random.Random(0).sample(range(best, len(items)), most - best)  # noqa: S311 -- which dots are drawn, no secret
+    chosen = random.Random(0).sample(range(best, len(items)), most - best)  # noqa: S311 -- which dots are drawn, not a secret
     how = f"the best {best} and a sample" if best else "a sample"
     return [items[i] for i in (*range(best), *sorted(chosen))], f"{most:,} of {len(items):,} ({how})"
 
 
 def dots_trace(x: Sequence[Any], y: Sequence[Any], trials: Sequence[int], outcome: str, name: str) -> dict[str, Any]:
-    """A trace with a dot for each trial, marked by how the trials ended."""
+    """A trace with one dot for each trial. Its marker shows how the trials ended."""
     marker = {"color": f"${outcome}", "symbol": SYMBOLS[outcome], "size": 7 if outcome == "completed" else 6}
     trace = {"type": "scatter", "mode": "markers", "x": list(x), "y": list(y), "customdata": list(trials), "marker": marker, "name": name}
     return trace | {
@@ -70,7 +70,7 @@ def dots_trace(x: Sequence[Any], y: Sequence[Any], trials: Sequence[int], outcom
 
 
 def joined_lines(lines: Iterable[tuple[Sequence[Any], Sequence[Any], int]]) -> tuple[list[Any], list[Any], list[Any]]:
-    """Many lines as one trace, parted by gaps: a page with one trace for each would not scroll."""
+    """Many lines as one trace, with gaps between them. A page with one trace for each line would be too slow to scroll."""
     x: list[Any] = []
     y: list[Any] = []
     who: list[Any] = []
@@ -82,7 +82,7 @@ def joined_lines(lines: Iterable[tuple[Sequence[Any], Sequence[Any], int]]) -> t
 
 
 def log_ticks(low: float, high: float) -> dict[str, Any]:
-    """Where a logarithmic axis has its marks, spelt out: Plotly shortens them to their first digit."""
+    """Positions and labels of ticks on a logarithmic axis. Plotly's own labels are only the first digit."""
     digits = (1,) if high / low > 1000 else (1, 3) if high / low > 30 else (1, 2, 5)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     values = [float(f"{digit}e{power}") for power in powers for digit in digits if low / 1.3 <= float(f"{digit}e{power}") <= high * 1.3]
@@ -97,5 +97,5 @@ def _in_units(value: float) -> str:
 
 
 def value_label(value: Any) -> str:
-    """A parameter's value as an axis shows it."""
+    """A parameter's value for an axis."""
     return f"{value:.3g}" if isinstance(value, float) else str(value).lower() if value is None or isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""The pictures of how a search went: best so far, learning curves, cost, survival, devices over time."""
+"""Figures about the course of a search: best value so far, learning curves, cost, survival, devices over time."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from vit_search.report.digest import Bar, Digest, Step, sound
 from vit_search.report.picture import DOTS, Picture, dots_trace, joined_lines, log_ticks, thinned
 
 CURVES = 100
-"""Learning curves of full-length trials drawn at most, and half as many again of the others."""
+"""Maximum number of learning curves of full-length trials. The others get half as many more."""
 
 BARS = 600
-"""Stretches in the timeline at most: the latest."""
+"""Maximum number of periods in the timeline: the latest ones."""
 
 PATTERNS = {"completed": "", "stopped": "/", "diverged": "x", "failed": "+", "interrupted": "."} | dict.fromkeys(
     ("running", "held", "waiting"), "-"
@@ -25,7 +25,7 @@ COSTS = {"params": "parameters", "forward_flops": "FLOPs an image", "latency_ms"
 
 
 def progress(digests: Sequence[Digest]) -> list[Picture]:
-    """Best so far over trials, over time and over device-hours: of one search, or of several in one picture."""
+    """Best value so far over trials, time and device-hours. For one search, or for two in one figure."""
     pictures = []
     for what, label in (("ended", "trials ended"), ("hours", "hours at work"), ("device_hours", "device-hours")):
         data: list[dict[str, Any]] = []
@@ -68,7 +68,7 @@ def progress(digests: Sequence[Digest]) -> list[Picture]:
 
 
 def curves(digests: Sequence[Digest]) -> Picture:
-    """The metric over epochs; stopped trials faded, the winner on top."""
+    """The metric over epochs. Stopped trials are faded, and the winner is on top."""
     data: list[dict[str, Any]] = []
     notes = []
     for i, d in enumerate(digests):
@@ -117,7 +117,7 @@ def curves(digests: Sequence[Digest]) -> Picture:
 
 
 def costs(digests: Sequence[Digest]) -> list[Picture]:
-    """The metric against what a model costs, with the Pareto front of full-length trials."""
+    """The metric against the cost of a model, with the Pareto front of full-length trials."""
     pictures = []
     for what, label in COSTS.items():
         data: list[dict[str, Any]] = []
@@ -169,7 +169,7 @@ def costs(digests: Sequence[Digest]) -> list[Picture]:
 
 
 def frontier(points: Iterable[tuple[float, float]], mode: str) -> list[tuple[float, float]]:
-    """The Pareto front of (cost, metric), the cheapest first."""
+    """The Pareto front of (cost, metric), cheapest first."""
     sign = 1.0 if mode == "max" else -1.0
     front: list[tuple[float, float]] = []
     for cost, value in sorted(points, key=lambda point: (point[0], -sign * point[1])):
@@ -179,7 +179,7 @@ def frontier(points: Iterable[tuple[float, float]], mode: str) -> list[tuple[flo
 
 
 def survival(digests: Sequence[Digest]) -> Picture:
-    """How many trials came to each rung, by stratum."""
+    """Number of trials that reached each rung, by stratum."""
     data = []
     shapes = itertools.cycle(("", "/", "x", "-", ".", "+", "|", "\\"))
     colours = itertools.cycle(("$completed", "$best", "$running", "$failed", "$stopped"))
@@ -215,7 +215,7 @@ def survival(digests: Sequence[Digest]) -> Picture:
 
 
 def busy(digests: Sequence[Digest]) -> Picture:
-    """How many trials trained at a time."""
+    """Number of trials in training over time."""
     data: list[dict[str, Any]] = []
     for i, d in enumerate(digests):
         colour = "$completed" if len(digests) == 1 else f"${'ab'[i]}"
@@ -236,7 +236,7 @@ def busy(digests: Sequence[Digest]) -> Picture:
 
 
 def timeline(d: Digest) -> Picture:
-    """Each trial's stretch on a device."""
+    """The periods of each trial on a device."""
     shown: Sequence[Bar] = sorted(d.bars, key=lambda bar: bar.end)[-BARS:]
     data = []
     for outcome, pattern in PATTERNS.items():
@@ -268,7 +268,7 @@ def timeline(d: Digest) -> Picture:
 
 
 def better_ones(steps: Iterable[Step]) -> list[Step]:
-    """Those steps at which the best so far changed."""
+    """The steps at which the best value so far changed."""
     better: list[Step] = []
     for step in steps:
         if not better or step.best != better[-1].best:

@@ -1,4 +1,4 @@
-"""The sections of a report about how the search went: progress, cost, survival, stopping, utilisation, plan, ends."""
+"""The sections of a report about the course of a search: progress, cost, survival, stopping, utilisation, plan, outcomes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vit_search.text import counted
 
 
 def improvement_blocks(d: Digest) -> list[Block]:
-    """When the best so far became better."""
+    """When the best value so far improved."""
     better = progress_figures.better_ones(d.steps)
     if not better:
         return [Text("No trial has reached full length yet.")]
@@ -31,7 +31,7 @@ def improvement_blocks(d: Digest) -> list[Block]:
 
 
 def cost_blocks(d: Digest) -> list[Block]:
-    """The metric against what a model costs, and the front."""
+    """The metric against the cost of a model, and the Pareto front."""
     drawn = progress_figures.costs([d])
     if not drawn:
         return [Text("No trial has a value yet.")]
@@ -63,7 +63,7 @@ def cost_blocks(d: Digest) -> list[Block]:
 
 
 def survival_table(digests: Sequence[Digest]) -> Table:
-    """How many trials of each stratum came how far."""
+    """How many trials of each stratum reached each rung."""
     rows = []
     for d in digests:
         for one in d.survival:
@@ -100,7 +100,7 @@ def stopping_blocks(d: Digest) -> list[Block]:
 
 
 def utilisation_blocks(d: Digest) -> list[Block]:
-    """How busy the devices were, and where the time went."""
+    """How busy the devices were, and how the time was spent."""
     if not d.spent.epochs:
         return [Text("Nothing has been trained yet.")]
     text = "" if d.utilisation is None else (
@@ -111,7 +111,7 @@ def utilisation_blocks(d: Digest) -> list[Block]:
 
 
 def waste_table(digests: Sequence[Digest]) -> Table:
-    """Where the training time went, for each search."""
+    """How the training time was spent, for each search."""
 
     def share(d: Digest, seconds: float) -> str:
         return f"{in_time(seconds)} ({seconds / d.spent.trial_seconds:.0%})" if d.spent.trial_seconds else "–"
@@ -127,7 +127,7 @@ def waste_table(digests: Sequence[Digest]) -> Table:
 
 
 def plan_blocks(d: Digest) -> list[Block]:
-    """What the plan predicted beside what came."""
+    """What was planned, beside what happened."""
     comparison = d.hindsight.plan if d.hindsight else None
     if not comparison:
         return [Text("What was planned is set beside what came when the search has come to its end.")]

@@ -1,7 +1,7 @@
-"""The report of a search, or of two side by side: one self-contained HTML page, and its twin in Markdown for a terminal.
+"""The report of a search, or of two side by side: a self-contained HTML page, and Markdown for a terminal.
 
-All of it follows from the search's folder, so it can be written at any time, also of a search that runs. The parent run gets
-both files as artifacts from whoever ends the search.
+Everything comes from the search's folder. So you can write a report at any time, also while the search runs. When a search ends, both
+files are added to its parent run in MLflow.
 """
 
 from __future__ import annotations
@@ -43,17 +43,18 @@ from vit_search.text import counted, last_line
 HTML, MARKDOWN = "report.html", "report.md"
 
 TABLES = (mistakes.LABEL_ERRORS, mistakes.CONFUSION)
-"""Files beside the report, where the best model's mistakes were looked at."""
+"""Files beside the report, if the best model's mistakes were looked for."""
 
 
 def write(folder: Path, *, driven: bool | None = None, awaited: bool = False, look: bool = False) -> tuple[Path, ...]:
     """Write a search's report into its folder.
 
     Args:
-        driven, awaited: as search_state.read has them.
-        look: whether the best model is asked of its validation images, if no driver is at work on the search and that was not done yet.
-    Returns: the page, its twin in Markdown, and the TABLES that are there.
-    Raises: SearchError where the folder holds no search, or cannot be written.
+        driven: as for search_state.read.
+        awaited: as for search_state.read.
+        look: whether to look for the best model's mistakes, if no driver runs and this was not done yet.
+    Returns: the HTML page, the Markdown file, and those of TABLES that exist.
+    Raises: SearchError if the folder holds no search, or cannot be written.
     """
     d = digest(folder, driven=driven, awaited=awaited)
     found = _mistakes(folder, d, look=look)
@@ -62,7 +63,7 @@ def write(folder: Path, *, driven: bool | None = None, awaited: bool = False, lo
 
 
 def _mistakes(folder: Path, d: Digest, *, look: bool) -> Mistakes | Missing:
-    """What the best model takes its validation images for. Whatever goes wrong, the rest of the report is written."""
+    """The mistakes of the best model. If this fails, the rest of the report is still written."""
     if searches.read_facts(folder).promotes:
         return Missing("These are the trainings of a promotion, whose images nobody looks at before the test.")
     if look and not d.state.driven:
@@ -77,9 +78,9 @@ def _mistakes(folder: Path, d: Digest, *, look: bool) -> Mistakes | Missing:
 
 
 def compare(first: Path, second: Path) -> tuple[Path, Path]:
-    """Write the comparison of two searches beside the first: the page, and its twin in Markdown.
+    """Write the comparison of two searches into the folder that contains the first: an HTML page and a Markdown file.
 
-    Raises: SearchError where they searched over other data, or for another metric or mode.
+    Raises: SearchError if their data, metric or mode differ.
     """
     a, b = digest(first), digest(second)
     home = first.resolve().parent
@@ -88,12 +89,12 @@ def compare(first: Path, second: Path) -> tuple[Path, Path]:
 
 
 def html(content: Page) -> str:
-    """The page, with everything that it needs."""
+    """The HTML page, with everything that it needs."""
     return page.render(content, get_plotlyjs())
 
 
 def markdown(content: Page) -> str:
-    """Its twin."""
+    """The report as Markdown."""
     return page.markdown(content)
 
 
@@ -107,7 +108,7 @@ def _written(html_path: Path, markdown_path: Path, content: Page) -> tuple[Path,
 
 
 def of_search(d: Digest, found: Mistakes | Missing) -> Page:
-    """What there is to tell of one search, and of its best model's mistakes."""
+    """The report of one search, and of its best model's mistakes."""
     weighed = importance.importances(d.space, [t.params for t in d.standing if t.over and t.outcome != "failed" and t.results])
     order = [one.parameter for one in weighed] + [name for name in d.space.searched if name not in {one.parameter for one in weighed}]
     sections = [
@@ -140,9 +141,9 @@ def of_search(d: Digest, found: Mistakes | Missing) -> Page:
 
 
 def of_two(a: Digest, b: Digest) -> Page:
-    """What there is to tell of two searches over the same data.
+    """The comparison of two searches over the same data.
 
-    Raises: SearchError where they searched over other data, or for another metric or mode.
+    Raises: SearchError if their data, metric or mode differ.
     """
     if a.data_hash != b.data_hash:
         raise SearchError(f"{b.name}: its images or their split are not those of {a.name}; compare searches whose data sections are alike.")

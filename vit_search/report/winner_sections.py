@@ -12,7 +12,7 @@ from vit_search.text import counted
 
 
 def winner_blocks(d: Digest) -> list[Block]:
-    """The best trial, how sure that is, and its runners-up."""
+    """The best trial, how certain that is, and its runners-up."""
     if d.winner is None:
         return [Text("No trial has a value yet.")]
     w = d.winner

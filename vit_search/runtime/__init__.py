@@ -1,1 +1,1 @@
-"""The process and the machine: Ray sessions, signals, the user account, and what this machine can do."""
+"""The process and the machine: Ray sessions, signals, the user account, and the capabilities of this machine."""

@@ -1,4 +1,4 @@
-"""Keeps what C++ prints to stderr off the terminal, while what Python prints still gets there."""
+"""Hides what C++ code prints to stderr, and still shows what Python prints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def native_stderr_hidden() -> Iterator[None]:
-    """Inside this block, nothing reaches stderr but what Python prints: Ray's C++ warns there of daemons that start or end slowly."""
+    """Inside this block, only Python can print to stderr. Ray's C++ code warns there about daemons that start or end slowly."""
     python, kept, nowhere = sys.stderr, os.dup(2), os.open(os.devnull, os.O_WRONLY)
     if stderr_number() == 2:
         python.flush()
@@ -27,7 +27,7 @@ def native_stderr_hidden() -> Iterator[None]:
 
 
 def stderr_number() -> int | None:
-    """The file that Python's stderr writes to; None where it writes to none, as in a notebook or a test."""
+    """The file number of Python's stderr; None if it has none, for example in a notebook or a test."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         return sys.stderr.fileno()
     return None

@@ -1,7 +1,7 @@
-"""The folder of a Ray of our own: its sockets, logs and spilled objects, closed to every other account of this machine.
+"""The private folder of our own Ray: its sockets, logs and spilled objects.
 
-Ray opens the folder that it is given to everybody (mode 0777). Whoever may enter it can put a socket of their own in the place of Ray's,
-so Ray gets a folder inside of one that is private. It is removed at the end; the next start removes what a killed process left behind.
+Ray opens its folder to everybody (mode 0777). Whoever can enter it can replace Ray's sockets by others. So Ray gets a folder inside a
+private one. It is removed at the end. The next start removes what a killed process left behind.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from vit_search.errors import ClusterError, LinkError
 from vit_search.files import open_to_write, way_open_to_others
 
 PREFIX = "vs-ray-"
-"""Of the folders' names; short, as the path of a socket is."""
+"""Start of the folders' names. It is short, because the path of a socket must be short."""
 
 LOCK = "lock"
-"""Held by the process that uses the folder, for as long as it lives."""
+"""Lock file. The process that uses the folder holds it as long as it lives."""
 
 SOCKET = f"{PREFIX}12345678/0/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 LONGEST = 107 - len(f"/{SOCKET}")
-"""Bytes that are left for the path of the folder around ours: Linux takes 107 for a socket's."""
+"""Maximum bytes of the path that contains our folder. Linux allows 107 for the path of a socket."""
 
 
 @contextlib.contextmanager
 def private() -> Iterator[Path]:
-    """A new folder in `RAY_TMPDIR`, else in `TMPDIR` or /tmp, that this account alone can enter.
+    """Make a folder in `RAY_TMPDIR`, else in `TMPDIR` or /tmp, that only this account can enter.
 
-    Raises: ClusterError where no folder will do.
+    Raises: ClusterError if no folder is suitable.
     """
     parent = around()
     _remove_leftovers(parent)
@@ -47,7 +47,7 @@ def private() -> Iterator[Path]:
 
 
 def _make(parent: Path) -> tuple[Path, IO[str]]:
-    """A folder and its lock, which is made under another name so that nobody finds it free."""
+    """Make a folder and lock it. The lock file gets its name when it is locked, so that nobody finds it unlocked."""
     folder = None
     try:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
@@ -64,7 +64,7 @@ def _make(parent: Path) -> tuple[Path, IO[str]]:
 
 
 def around() -> Path:
-    """The folder in which ours is made; nothing is made yet.
+    """The existing folder in which ours will be made.
 
     Raises: ClusterError.
     """
@@ -73,7 +73,7 @@ def around() -> Path:
             raise ClusterError(f"RAY_TMPDIR={named}: {problem}; name another folder.")
         return Path(named).resolve()
     reasons = []
-    for name in dict.fromkeys([os.environ.get("TMPDIR") or "/tmp", "/tmp", "/var/tmp"]):  # noqa: S108 -- private folders are made there
+    for name in dict.fromkeys([os.environ.get("TMPDIR") or "/tmp", "/tmp", "/var/tmp"]):  # noqa: S108 -- our folders there are private
         if not (problem := _problem(Path(name))):
             return Path(name).resolve()
         reasons.append(f"{name}: {problem}")
@@ -81,7 +81,7 @@ def around() -> Path:
 
 
 def _problem(path: Path) -> str:
-    """Why a folder cannot hold ours, or would let others put another in its place; empty where it will do."""
+    """Why our folder cannot be made in this one, or would not be safe from other accounts; empty if it can."""
     try:
         path = path.resolve(strict=True)
         if (length := len(os.fsencode(path))) > LONGEST:
@@ -92,7 +92,7 @@ def _problem(path: Path) -> str:
 
 
 def _remove_leftovers(parent: Path) -> None:
-    """Remove the folders of processes of ours that are dead."""
+    """Remove the folders of this account's dead processes."""
     for folder in parent.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError, LinkError):
             about = folder.lstat()

@@ -1,7 +1,7 @@
-"""Ports for the agents of a Ray of our own.
+"""Chooses ports for the agents of our own Ray.
 
-Ray's raylet lets its agents choose their ports, and ends itself where they need more than 15 s for that, whatever its settings say
-(ray#65983). Each agent imports half of Ray first, which takes longer on a busy machine. For a port that is given it does not wait.
+Otherwise the agents choose their ports themselves, and Ray's raylet ends if that takes more than 15 s, whatever its settings say
+(ray#65983). Each agent first imports half of Ray, which takes longer on a busy machine. The raylet does not wait for a port that is given.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Any
 from ray._private import parameter, ray_constants, services
 
 AGENTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
-"""Parameters of a node, which `ray start` takes and `ray.init` does not."""
+"""Parameters of a node, which `ray start` has and `ray.init` does not."""
 
 LISTEN = "dashboard_agent_listen_port"
-"""The one that Ray 2.60 does not hand on to its raylet, which knows the option all the same."""
+"""The parameter that Ray 2.60 does not pass to its raylet, although the raylet has this option."""
 
 CHOICES = range(20_000, 32_768)
-"""Below those that Linux gives to connections, so that none of them takes a port before its agent does."""
+"""Ports below those that Linux gives to outgoing connections. So no connection takes a port before its agent does."""
 
 
 @contextlib.contextmanager
 def chosen() -> Iterator[None]:
-    """The node that this process starts meanwhile has ports of our choice for its agents.
+    """Inside this block, a node that this process starts gets ports for its agents from us.
 
-    Raises: OSError, where none are free.
+    Raises: OSError if no ports are free.
     """
     ports = dict(zip(AGENTS, free(len(AGENTS)), strict=True))
     params, start = parameter.RayParams, services.start_ray_process
@@ -52,7 +52,7 @@ def _start_process(start: Callable[..., Any], ports: dict[str, int], command: li
 
 
 def free(count: int) -> list[int]:
-    """So many ports of 127.0.0.1 that nobody listens on, drawn by chance: another search may start at the same moment."""
+    """Free ports of 127.0.0.1, chosen at random because another search may start at the same moment."""
     ports: list[int] = []
     for port in random.SystemRandom().sample(CHOICES, len(CHOICES)):
         with contextlib.suppress(OSError), socket.socket() as taken:

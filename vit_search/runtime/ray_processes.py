@@ -1,4 +1,4 @@
-"""Ends what a start of Ray has left: the processes whose command line names the folder of this Ray, and their children."""
+"""Ends the processes of a failed start of Ray: those with Ray's folder in their command line, and their children."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 import psutil
 
 ROUNDS = 5
-"""How often it looks again: a daemon may start another one meanwhile."""
+"""How often to look for processes. A daemon may start another one meanwhile."""
 
 GONE_WITHIN_S = 2.0
-"""How long it waits in each round until the killed processes are gone."""
+"""How long to wait in each round for the killed processes to end."""
 
 
 def end(folder: Path) -> None:
-    """Kill the Ray that runs in a folder. No other Ray has this folder, so only processes that were started for it end."""
+    """Kill the Ray that runs in a folder. No other Ray uses this folder, so no other process is affected."""
     for _ in range(ROUNDS):
         found = running_in(folder)
         if not found:
@@ -29,7 +29,7 @@ def end(folder: Path) -> None:
 
 
 def running_in(folder: Path) -> list[psutil.Process]:
-    """The processes of the Ray in a folder; those that have ended and that nobody has waited for yet do not count."""
+    """The processes of the Ray in a folder, without zombies."""
     daemons = [process for process in psutil.process_iter(["cmdline", "uids"]) if _is_daemon(process, f"{folder}/")]
     found = {process.pid: process for process in daemons}
     for daemon in daemons:
@@ -41,7 +41,7 @@ def running_in(folder: Path) -> list[psutil.Process]:
 
 
 def _is_daemon(process: psutil.Process, folder: str) -> bool:
-    """Whether a process is a program of Ray's that was given the folder. An editor that shows a log of Ray's is none."""
+    """Whether a process is a program of Ray that uses the folder. An editor that shows one of Ray's logs is not."""
     words, uids = process.info["cmdline"] or [], process.info["uids"]
     mine = uids is not None and uids.real == os.getuid() and process.pid != os.getpid()
     return mine and any("/ray/" in word for word in words[:5]) and any(folder in word for word in words)

@@ -1,6 +1,7 @@
-"""A Ray to work on: one of our own on this machine alone, or the cluster that an address names.
+"""Connects to Ray: starts our own Ray on this machine, or joins the cluster at an address.
 
-Ray reads its settings when it is imported and hands them to the processes it starts, so they are made here, before that.
+Ray reads its settings when it is imported, and passes them to the processes that it starts. So this module makes the settings and must
+be imported before Ray.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ from pathlib import Path
 from typing import Any
 
 OUTLIVE_HEAD_S = "600"
-"""Seconds after which Ray ends a driver whose head is dead, without a word: we do it before, with one; see `watched`."""
+"""Seconds after which Ray silently ends a driver whose head is dead. We end it earlier, with a message; see `watched`."""
 
 for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_agent_register_timeout_ms": "300000",  # a busy two-core machine needs more than 15 s (ray#65983)
     "RAY_raylet_start_wait_time_s": "300",
-    "RAY_prestart_worker_first_driver": "0",  # Tune's trials ask for an environment of their own, so these workers would stay idle
+    "RAY_prestart_worker_first_driver": "0",  # trials use their own environment, so these workers would stay idle
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_gcs_rpc_server_reconnect_timeout_s": OUTLIVE_HEAD_S,
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # search/driver.py says how many; Tune's one would start processes and nodes in turn
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failure is reported without the metric
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the ledger tells why a trial failed, in a line
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the ledger is our state; Tune's own snapshots are never read
+    "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # search/driver.py sets the number; with 1, Tune would start processes and nodes one by one
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial reports no metric
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the ledger has the reason of each failure, in one line
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the ledger is our state; Tune's snapshots are never read
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }.items():
     os.environ.setdefault(_name, _value)
@@ -54,63 +55,63 @@ from vit_search.runtime import ray_folder, ray_ports, ray_processes, ray_token, 
 from vit_search.runtime.native_stderr import native_stderr_hidden
 from vit_search.runtime.signals import heard_at_once
 
-# Ray 2.60 prints its daemons' messages between our own lines, whatever `log_to_driver` says: a dead worker's fills the terminal. The
-# ledger has why a trial broke down; the messages are in Ray's logs.
+# Ray 2.60 prints messages of its daemons between our lines, even with `log_to_driver=False`. A dead worker fills the terminal.
+# The ledger has the reason why a trial failed, and Ray's logs have the messages.
 worker.print_to_stdstream = lambda data, ignore_prefix: None
-# It sends the command line to its head. That may hold a password, or characters that this locale has not: then Ray does not start.
+# Ray sends the command line to its head. It may contain a password, or characters outside the locale: then Ray does not start.
 utils.get_entrypoint_name = lambda: "vit-search"
-# Its handler would print a stack of C++ on SIGTERM in this process, before ours is called. Its daemons and workers keep it.
+# Ray's handler would print a C++ stack on SIGTERM in this process, before ours runs. Ray's daemons and workers keep it.
 ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
-# It starts the process of its dashboard without one, too, for statistics of usage, which are off. On a busy machine that process may not
-# start within a minute: Ray goes on without it, and nothing of ours asks it anything, but prints the end of its log.
+# Ray starts its dashboard's process even without a dashboard, for usage statistics, which are off. On a busy machine it may not start
+# within a minute. Ray goes on without it, and we do not need it, but Ray prints the end of its log.
 logging.getLogger(services.__name__).setLevel(logging.CRITICAL)
 
 LOOPBACK_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""At 0 Ray 2.60 keeps the node address 127.0.0.1; else it takes one that others reach, and its daemons listen everywhere.
+"""Environment variable. With 0, Ray 2.60 keeps the node address 127.0.0.1; otherwise its daemons listen on all addresses.
 
-For a Ray of our own alone: in a process that joins a cluster it would name the node wrongly.
+Only for our own Ray: in a process that joins a cluster, it would give the node a wrong name.
 """
 
 AUTOSCALER_FILE = "~/ray_bootstrap_config.yaml"
-"""What `ray up` leaves on the head of a cluster that grows by itself; JSON, in spite of its name."""
+"""File that `ray up` leaves on the head of an autoscaling cluster. It is JSON, in spite of its name."""
 
 SHARED_METRICS = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
-"""They name the folder in which the processes of another program share their metrics. Where it is missing, no replica would start."""
+"""Variables for the folder in which another program's processes share metrics. If that folder is missing, no replica could start."""
 
 TRIES = 3
 
 LEAST_FILES = 256
-"""Open files that a process may have, at least. Ray's daemons hold up to 64 each for four workers, and three more for each further one."""
+"""Minimum limit of open files. Ray's daemons hold up to 64 each with four workers, and three more for each further worker."""
 
 LEAST_THREADS, THREADS_A_WORKER = 250, 30
-"""Threads of a Ray of our own, which count as processes: 161 for its daemons and 25 for each worker on this machine, Linux, Ray 2.60."""
+"""Threads that our own Ray needs, and further ones for each worker. Linux counts them as processes. Measured: 161 and 25, with Ray 2.60."""
 
 LOOK_EVERY_S = 2.0
 LOST_AFTER_S = 20.0
-"""Seconds without an answer after which a cluster's head is taken for lost."""
+"""Seconds without an answer after which a cluster's head counts as lost."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A node as large as it is, or a kind of node that may be added."""
+    """The size of one node, or of a node type that may be added."""
 
     name: str
     cpus: float
     gpus: float
     count: int | None = None
-    """How many of its kind there may be; None for a node that is there."""
+    """How many nodes of this type may exist; None for one existing node."""
 
 
 @contextlib.contextmanager
 def session(address: str | None = None, *, env: Mapping[str, str] | None = None, cpus: int | None = None) -> Iterator[None]:
-    """Be connected to a Ray, which is left as it was at the end; where this process is connected already, that one serves.
+    """Connect to a Ray, and disconnect at the end. If this process is already connected, use that connection and leave it open.
 
     Args:
-        address: `auto` for the cluster that this machine is a node of, or its head as `HOST:6379`; None for a Ray of our own on
-            127.0.0.1, never a cluster that happens to run here.
-        env: variables of its workers. Never a secret: Ray shows them.
-        cpus: cores of a Ray of our own; all by default.
-    Raises: ClusterError, one line. A LostClusterError from within leaves what is left of the connection as it is.
+        address: `auto` for the cluster of this machine, or the head as `HOST:6379`. None starts our own Ray on 127.0.0.1, even if a
+            cluster runs on this machine.
+        env: variables of the workers. Never put a secret here: Ray shows them.
+        cpus: cores of our own Ray; all by default.
+    Raises: ClusterError, one line. After a LostClusterError inside the block, it does not disconnect.
     """
     if ray.is_initialized():
         yield
@@ -128,17 +129,17 @@ def session(address: str | None = None, *, env: Mapping[str, str] | None = None,
 
 
 def check_limits(cpus: int | None = None) -> None:
-    """Refuse a machine or a shell on which a Ray of our own cannot start: Ray would wait for minutes, and tell nothing.
+    """Check that our own Ray can start on this machine and in this shell. Ray itself would wait for minutes and give no reason.
 
     Raises: ClusterError, one line.
     """
     ray_trouble.check()
     ray_folder.around()
-    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)  # the hard one; Ray raises the other to it
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)  # the hard limit; Ray raises the soft limit to it
     if files != resource.RLIM_INFINITY and files < LEAST_FILES:
         raise ClusterError(f"a process here may open {files} files, and Ray needs {LEAST_FILES}; raise that, e.g. `ulimit -n 65536`.")
     most, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    if os.getuid() == 0 or most == resource.RLIM_INFINITY:  # root is not held to it
+    if os.getuid() == 0 or most == resource.RLIM_INFINITY:  # root has no such limit
         return
     needed = LEAST_THREADS + THREADS_A_WORKER * (cpus or os.cpu_count() or 1)
     running = sum(process.info["num_threads"] or 0 for process in psutil.process_iter(["num_threads", "uids"]) if _mine(process))
@@ -154,20 +155,20 @@ def _mine(process: psutil.Process) -> bool:
 
 
 def nodes_alive() -> list[dict[str, Any]]:
-    """What Ray tells of the nodes that are there."""
+    """Ray's information about the nodes that are alive."""
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def shapes() -> list[Shape]:
-    """The nodes of the Ray that this process is connected to, and the kinds that its autoscaler may add; called on its head."""
+    """The nodes of the connected Ray, and the types that its autoscaler may add. Call it on the head."""
     there = [
         Shape(node["NodeManagerHostname"], node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in nodes_alive()
     ]
-    return there + nodes_to_come(Path(os.path.expanduser(AUTOSCALER_FILE)))  # noqa: PTH111 -- Path's raises where there is no home
+    return there + nodes_to_come(Path(os.path.expanduser(AUTOSCALER_FILE)))  # noqa: PTH111 -- Path's version raises an error if there is no home folder
 
 
 def nodes_to_come(path: Path) -> list[Shape]:
-    """What an autoscaler may add; a kind whose size is nowhere told may be of any."""
+    """The node types that an autoscaler may add. A type without `resources` counts as unlimited."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         kinds, head = config["available_node_types"].items(), config.get("head_node_type")
@@ -184,30 +185,30 @@ def nodes_to_come(path: Path) -> list[Shape]:
 
 @dataclass
 class WatchedHead:
-    """What the head of a cluster tells from time to time."""
+    """The state of a cluster's head, updated by threads."""
 
     shapes: list[Shape]
-    """The nodes that are there, and the kinds that may come."""
+    """The existing nodes, and the types that may be added."""
     leaving: Collection[str] = ()
-    """Ids of nodes that get no more work, since they are about to be taken away."""
+    """Ids of nodes that get no new work because they will be taken away soon."""
     lost: ClusterError | None = None
-    """Set where it does not answer any more."""
+    """The error if the head no longer answers."""
 
     def nodes(self) -> Mapping[str, Mapping[str, float]]:
-        """What each living node has, by its id."""
+        """The resources of each living node, by its id."""
         return {node["NodeID"]: node["Resources"] for node in nodes_alive()}
 
 
 @contextlib.contextmanager
 def watched(search: str) -> Iterator[WatchedHead]:
-    """The cluster's head, looked after by threads of its own.
+    """Watch the cluster's head with threads.
 
     Args:
-        search: its name, for the message.
+        search: name of the search, for the message.
     """
     address, over, head = ray.get_runtime_context().gcs_address, threading.Event(), WatchedHead(shapes())
     listening = threading.Thread(target=_watch_head, args=(head, address, over, search), name="head", daemon=True)
-    # a thread of its own: the call waits for a dead head
+    # in its own thread, because the call blocks if the head is dead
     looking = threading.Thread(target=_watch_nodes, args=(head, over), name="leaving", daemon=True)
     listening.start()
     looking.start()
@@ -236,16 +237,18 @@ def _watch_head(head: WatchedHead, address: str, over: threading.Event, search: 
 
 def _watch_nodes(head: WatchedHead, over: threading.Event) -> None:
     while not over.wait(LOOK_EVERY_S):
-        with contextlib.suppress(Exception):  # of a dead head, which `_watch_head` tells
+        with contextlib.suppress(Exception):  # the head is dead, which `_watch_head` reports
             head.leaving = tuple(state.get_draining_nodes())
             head.shapes = shapes()
 
 
 @contextlib.contextmanager
 def _own(workers: dict[str, dict[str, str]] | None, cpus: int | None) -> Iterator[None]:
-    """A Ray of our own, in a folder of its own; what is left in that goes with it."""
+    """Start our own Ray in its own folder. At the end, the folder and what is in it are removed."""
     check_limits(cpus)
-    os.environ.pop("RAY_gcs_rpc_server_reconnect_timeout_s", None)  # Ray has read it for this process; its own are to end soon
+    os.environ.pop(
+        "RAY_gcs_rpc_server_reconnect_timeout_s", None
+    )  # this process has read it already, and the daemons of our own Ray should end soon
     with ray_folder.private() as folder, _environment(RAY_TMPDIR=str(folder)), _token(folder):
         environment = _environment(**{LOOPBACK_ALONE: "0", "PYTHONSAFEPATH": "1"}, **dict.fromkeys(SHARED_METRICS))
         with environment, _loopback_alone(), native_stderr_hidden(), _ended_at_once(lambda: _remove(folder)):
@@ -255,7 +258,7 @@ def _own(workers: dict[str, dict[str, str]] | None, cpus: int | None) -> Iterato
 
 @contextlib.contextmanager
 def _environment(**values: str | None) -> Iterator[None]:
-    """Variables of this process, and of those that it starts meanwhile; None for a variable that they must not have."""
+    """Set variables of this process, and of those that it starts inside the block. None removes a variable."""
     before = {name: os.environ.pop(name, None) for name in values}
     os.environ.update({name: value for name, value in values.items() if value is not None})
     try:
@@ -269,7 +272,7 @@ def _environment(**values: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _token(folder: Path) -> Iterator[None]:
-    """Ray's token where it looks for one; in our folder where that place cannot be written. Ray would make one that everybody can read."""
+    """Make sure that Ray finds a private token, in the usual place or in our folder. Others could read one that Ray makes."""
     try:
         ray_token.ensure()
     except ClusterError:
@@ -289,7 +292,7 @@ def _token(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _loopback_alone() -> Iterator[None]:
-    """By Ray's constant for this process, which has read the variable already."""
+    """Keep Ray on 127.0.0.1 through its constant, because this process has read the variable already."""
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
         yield
@@ -314,7 +317,7 @@ def _start(workers: dict[str, dict[str, str]] | None, cpus: int | None, folder: 
 
 
 def _start_once(workers: dict[str, dict[str, str]] | None, cpus: int | None, folder: Path) -> None:
-    """Start Ray in a folder. Where that fails, none of its processes is left: Ray itself leaves those that it has started."""
+    """Start Ray in a folder. If that fails, end the processes that Ray has started, because Ray leaves them running."""
     try:
         with ray_ports.chosen():
             ray.init(
@@ -336,11 +339,11 @@ def _start_once(workers: dict[str, dict[str, str]] | None, cpus: int | None, fol
 
 @contextlib.contextmanager
 def _ended_at_once(clean: Callable[[], None]) -> Iterator[None]:
-    """Signals end the program while Ray starts or is joined, which takes a minute on a busy machine; see `heard_at_once`."""
+    """Let signals end the program at once while Ray starts or is joined, which takes a minute on a busy machine; see `heard_at_once`."""
     theirs = utils.set_sigterm_handler
     with heard_at_once(clean) as heard:
         if heard:
-            utils.set_sigterm_handler = lambda handler: None  # Ray's would end the program without a word
+            utils.set_sigterm_handler = lambda handler: None  # Ray's handler would end the program without a message
         try:
             yield
         finally:
@@ -348,13 +351,13 @@ def _ended_at_once(clean: Callable[[], None]) -> Iterator[None]:
 
 
 def _remove(folder: Path) -> None:
-    """End what runs in the folder of a Ray of our own, and remove it."""
+    """End the processes of our own Ray and remove its folder."""
     ray_processes.end(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _job() -> JobConfig:
-    """Ray puts the driver's working folder first on its workers' path, so that a numpy.py there is run, but not for a client's job."""
+    """Job settings that keep the driver's folder off the workers' path, so that no numpy.py there is run. Ray adds it for other jobs."""
     return JobConfig(_client_job=True)
 
 
@@ -373,5 +376,5 @@ def _joined(address: str, workers: dict[str, dict[str, str]] | None) -> Iterator
 
 
 def _short(error: Exception) -> str:
-    """The first line of what Ray said."""
+    """The first line of Ray's message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

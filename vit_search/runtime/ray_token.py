@@ -1,4 +1,4 @@
-"""The token that each process of a Ray cluster shows to the others: made once, and readable by its owner alone."""
+"""The token that the processes of a Ray cluster show each other. It is made once, and only its owner can read it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from vit_search.errors import ClusterError
 from vit_search.files import write_private
 
 PLACE = "RAY_AUTH_TOKEN_PATH"
-"""The variable by which Ray, and this room, look for the token elsewhere than in ~/.ray."""
+"""Environment variable with the path of the token, if it is not in ~/.ray."""
 
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 @dataclass(frozen=True)
 class Token:
-    """Where a token lies, and what was done to it."""
+    """Where the token is, and what `ensure` did."""
 
     path: Path
     made: bool
     mended: tuple[str, ...]
-    """What was open to others, and is no more."""
+    """What was open to other accounts before `ensure` closed it."""
 
 
 def token_path() -> Path:
-    """The token's file.
+    """The file of the token.
 
-    Raises: ClusterError where neither the variable nor a home folder names one.
+    Raises: ClusterError if neither the variable nor a home folder gives a path.
     """
     try:
         return Path(os.environ.get(PLACE) or Path.home() / ".ray" / "auth_token")
@@ -39,7 +39,7 @@ def token_path() -> Path:
 
 
 def is_readable() -> bool:
-    """Whether a token can be read."""
+    """Whether there is a token that can be read."""
     try:
         return bool(read().strip())
     except ClusterError:
@@ -47,11 +47,11 @@ def is_readable() -> bool:
 
 
 def ensure() -> Token:
-    """Make the token if there is none, and close its file and folder to others.
+    """Make the token if there is none. Close its file and folder to other accounts.
 
     Ray's own `ray get-auth-token --generate` leaves both readable by all.
 
-    Raises: ClusterError where it cannot be written, or is empty.
+    Raises: ClusterError if the token cannot be written or is empty.
     """
     path = token_path()
     try:
@@ -75,7 +75,7 @@ def ensure() -> Token:
 def read() -> str:
     """The token.
 
-    Raises: ClusterError where there is none.
+    Raises: ClusterError if there is none.
     """
     try:
         return token_path().read_text(encoding="utf-8")
@@ -86,7 +86,7 @@ def read() -> str:
 
 
 def problem() -> str:
-    """Why the token is no secret, in one line; empty where it is one, or where there is none."""
+    """Why the token is not secret, in one line; empty if it is, or if there is none."""
     try:
         path = token_path()
     except ClusterError:
@@ -104,5 +104,5 @@ def problem() -> str:
 
 
 def _ours(path: Path) -> list[Path]:
-    """The file, and its folder where that is for the token alone."""
+    """The token's file, and its folder if that holds only the token."""
     return [path.parent, path] if path.parent.name == ".ray" else [path]

@@ -1,4 +1,4 @@
-"""Why a Ray of our own cannot start on this machine, and what to do about it: looked for before Ray is started, and after it failed."""
+"""Finds out why our own Ray cannot start on this machine, and how to fix it: before Ray starts, and after it failed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from vit_search.errors import ClusterError
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- Ray's object store is a file there
 NEEDED_BYTES = 1 << 30
-"""Of Ray's daemons and one worker without torch: 0.7 GiB, Linux, Ray 2.60."""
+"""Memory of Ray's daemons and one worker without torch: 0.7 GiB on Linux with Ray 2.60."""
 
 CRITICAL = re.compile(r"^\[[^]]* [CF] \d+ \d+\] *(?:\(\w+\) *)?(.*)", re.MULTILINE)
-"""A line by which a daemon of Ray's says why it ends itself, e.g. `[2026-01-01 00:00:00,000 C 12 13] (raylet) …`."""
+"""A log line with which a Ray daemon says why it ends, e.g. `[2026-01-01 00:00:00,000 C 12 13] (raylet) …`."""
 
 BEFORE_REASON = re.compile(r"(?:\w+\.cc:\d+:\s*)?An unexpected system state has occurred\..*? fix it\.\s*")
-"""What Ray writes before each such reason: its own line of code, and that it is a bug of Ray's, which a busy machine is not."""
+"""What Ray writes before such a reason: its line of code, and that it is a bug in Ray. On a busy machine, it is not."""
 
 
 def check() -> None:
-    """Refuse a machine on which Ray would wait for minutes, three times, and then not say why.
+    """Check that Ray can start on this machine. Otherwise Ray would wait for minutes, three times, and not say why.
 
     Raises: ClusterError, one line.
     """
@@ -37,7 +37,7 @@ def check() -> None:
 
 
 def reason_in_log(folder: Path) -> str:
-    """Why a daemon of Ray's ended itself, as its log says; empty where none did."""
+    """Why a Ray daemon ended itself, from its log; empty if none did."""
     for path in sorted(folder.glob("session_2*/logs/*.err")):
         if match := CRITICAL.search(path.read_text(errors="replace")):
             return f"{path.stem}: {BEFORE_REASON.sub('', match.group(1)).strip()}"
@@ -45,16 +45,16 @@ def reason_in_log(folder: Path) -> str:
 
 
 def kills() -> int:
-    """Processes that Linux has ended since it was started, because memory ran out."""
+    """Number of processes that Linux has killed since the machine started because memory ran out."""
     counted = re.search(r"^oom_kill (\d+)", Path("/proc/vmstat").read_text(), re.MULTILINE)
     return int(counted.group(1)) if counted else 0
 
 
 def shortage(killed: int) -> str:
-    """What this machine has too little of, and the mend.
+    """What this machine has too little of, and how to fix it.
 
     Args:
-        killed: processes that Linux has ended meanwhile.
+        killed: processes that Linux has killed meanwhile.
     """
     free, load, cores = psutil.virtual_memory().available, os.getloadavg()[0], os.cpu_count() or 1
     if killed or free < NEEDED_BYTES:

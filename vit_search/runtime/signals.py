@@ -1,4 +1,4 @@
-"""The signals that end a program, how they are heard in time, and what becomes of a program whose terminal goes away."""
+"""Handles the signals that end a program, also while a library blocks, and the loss of the terminal."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from vit_search.runtime import native_stderr
 
 
 def ending_signals() -> list[signal.Signals]:
-    """The signals that ask a program to end: Ctrl-C, SIGTERM, and the loss of its terminal unless that is ignored, as under nohup."""
+    """The signals that ask a program to end: SIGINT, SIGTERM, and SIGHUP (lost terminal) unless it is ignored, as under nohup."""
     heard = [signal.SIGINT, signal.SIGTERM]
     return heard if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [*heard, signal.SIGHUP]
 
 
 def leave_terminal() -> None:
-    """Print to nowhere from now on: to write to a terminal that is gone is an error, and would end the program half-way."""
+    """Discard all output to the terminal from now on. Writing to a lost terminal is an error and would end the program half-way."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in {1, 2, native_stderr.stderr_number()}:
         if number is not None and is_terminal(number):
@@ -31,7 +31,7 @@ def leave_terminal() -> None:
 
 
 def is_terminal(number: int) -> bool:
-    """Whether a file is a terminal; `isatty` says no to one that is gone."""
+    """Whether a file is a terminal. Unlike `isatty`, it also recognizes a lost terminal."""
     try:
         termios.tcgetattr(number)
     except termios.error as error:
@@ -40,21 +40,21 @@ def is_terminal(number: int) -> bool:
 
 
 unbroken = threading.Lock()
-"""Held by a thread while it does what must not be cut off, such as making the tables of a database."""
+"""A thread holds this lock during work that must not be interrupted, for example while it makes the tables of a database."""
 
 UNBROKEN_WITHIN_S = 30.0
-"""How long the end of a program waits for that."""
+"""How long the end of a program waits for this lock."""
 
 _end: Callable[[], None] | None = None
-"""Set by the command line: says the last words and ends the program."""
+"""Prints the last message and ends the program. The command line sets it."""
 
 
 @contextlib.contextmanager
 def ended_by(end: Callable[[], None]) -> Iterator[None]:
-    """Allow `heard_at_once` to end this program. Without it, as in a notebook, a signal does there what it does elsewhere.
+    """Allow `heard_at_once` to end this program. Without it, as in a notebook, signals keep their usual effect.
 
     Args:
-        end: says the last words and ends the program. It is called from another thread.
+        end: prints the last message and ends the program. It is called from another thread.
     """
     global _end
     before, _end = _end, end
@@ -66,17 +66,17 @@ def ended_by(end: Callable[[], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def heard_at_once(clean: Callable[[], None]) -> Iterator[bool]:
-    """End the program at once on a signal, also where the main thread waits in a library: Python's handlers would run after that.
+    """End the program at once on a signal, also while the main thread is in a library. Python's own handlers would run only later.
 
     Args:
         clean: called before the program ends, from another thread.
-    Yields: whether signals are heard here; they are where `ended_by` allows it.
+    Yields: whether signals are handled here, which `ended_by` must allow.
     """
     end = _end
     if end is None or threading.current_thread() is not threading.main_thread():
         yield False
         return
-    listener, written = socket.socketpair()  # Python writes the number of each signal there, whatever the main thread does
+    listener, written = socket.socketpair()  # Python writes each signal's number to it, whatever the main thread does
     written.setblocking(False)
     numbers = ending_signals()
 
@@ -100,13 +100,13 @@ def heard_at_once(clean: Callable[[], None]) -> Iterator[bool]:
         for number, handler in before.items():
             signal.signal(number, handler)
         written.close()
-        thread.join()  # forever where it has heard a signal: then it ends the program
+        thread.join()  # if it has received a signal, this waits until it has ended the program
         listener.close()
 
 
 @contextlib.contextmanager
 def interrupting() -> Iterator[None]:
-    """SIGTERM and the loss of the terminal raise KeyboardInterrupt in the main thread, as Ctrl-C does."""
+    """Make SIGTERM and the loss of the terminal raise KeyboardInterrupt in the main thread, as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -126,7 +126,7 @@ def interrupting() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ignoring(number: signal.Signals) -> Iterator[None]:
-    """Hear a signal no more inside this block."""
+    """Ignore a signal inside this block."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

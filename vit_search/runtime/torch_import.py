@@ -1,7 +1,7 @@
-"""torch is imported with / as the current folder, whoever imports it, so that no library of the current folder is loaded with it.
+"""Imports torch with / as the current folder, so that no library in the user's folder is loaded with it.
 
-Its libcusparseLt.so.0 loads libcuda.so.1 as it is loaded itself, and the search path in it, `$ORIGIN:`, ends in an empty entry: the
-current folder. On a machine without a GPU, a libcuda.so.1 there is the only one.
+torch's libcusparseLt.so.0 loads libcuda.so.1. Its search path, `$ORIGIN:`, ends in an empty entry, which means the current folder. On a
+machine without a GPU, a libcuda.so.1 in that folder would be the only one, and be loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 
 class _TorchFinder(MetaPathFinder):
-    """Finds torch where Python does."""
+    """Makes Python's own finder load torch with / as the current folder."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         spec = PathFinder.find_spec(fullname, path, target) if fullname == "torch" else None
@@ -36,7 +36,7 @@ class _TorchFinder(MetaPathFinder):
 
 @contextlib.contextmanager
 def _at_root() -> Iterator[None]:
-    before = os.open(".", os.O_PATH)  # a folder that has been removed, or may not be read, is come back to as well
+    before = os.open(".", os.O_PATH)  # works also if the folder was removed or cannot be read
     try:
         os.chdir("/")
         yield
@@ -46,6 +46,6 @@ def _at_root() -> Iterator[None]:
 
 
 def import_torch_at_root() -> None:
-    """Have every later `import torch` of this process done so."""
+    """Apply this to each later `import torch` of this process."""
     if not any(isinstance(finder, _TorchFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _TorchFinder())

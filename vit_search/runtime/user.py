@@ -7,8 +7,8 @@ import os
 
 
 def user_name() -> str:
-    """The user's name, or `uid-N` where the system has none: a container may run as any number (`docker run -u 12345`)."""
+    """The user's name, or `uid-N` if the system has none: a container may run with any number (`docker run -u 12345`)."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # OSError from Python 3.13 on
+    except (KeyError, OSError):  # OSError since Python 3.13
         return f"uid-{os.getuid()}"

@@ -1,13 +1,13 @@
-"""The environment of a process that trains; read as it starts."""
+"""The environment variables of a process that trains. They are read when it starts."""
 
 from __future__ import annotations
 
 from vit_search.runtime.pickles import no_pickles
 
-WORKER_ENV = {  # glibc keeps freed pages instead of faulting them in again at each step: 4 to 7 % on CPU
+WORKER_ENV = {  # glibc keeps freed pages; getting them again at each step costs 4 to 7 % on a CPU
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "268435456",
-    "PYTHONSAFEPATH": "1",  # nothing is imported from the folder that the search was started in
+    "PYTHONSAFEPATH": "1",  # import nothing from the folder where the search was started
 } | no_pickles()
-"""What a process that trains is started with."""
+"""Environment variables of a process that trains."""

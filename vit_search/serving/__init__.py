@@ -1,1 +1,1 @@
-"""Serves a registered model over HTTP, in batches, and follows its alias to new versions."""
+"""Serves a registered model over HTTP, classifies in batches, and follows its alias to new versions."""

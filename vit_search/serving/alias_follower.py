@@ -1,11 +1,11 @@
-"""Follows the alias of a registered model: fetches, verifies and tries the version that it names, and hands it to the replicas.
+"""Follows the alias of a registered model. Downloads, verifies and tests the version that it points to, and gives it to the replicas.
 
-The last good version of each alias is kept under the data cache, so that serving starts while the registry is away:
+The last good versions are kept in the data cache, so that serving can start while the registry is away:
 
     CACHE/serving/REGISTRY-AND-NAME/
-      3/config.json, model.safetensors    a version's checkpoint
-      3/version.json                      its name, its sha256 and its golden logits
-      champion.json                       which of them the alias named last, and when that was seen
+      3/config.json, model.safetensors    checkpoint of version 3
+      3/version.json                      its name, sha256 and golden logits
+      champion.json                       the last version of the alias `champion`, and when that was read
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from vit_search.registry.references import GONE, Reference
 from vit_search.registry.version_files import fetch_files
 from vit_search.serving.loaded_model import load
 from vit_search.serving.state import ServingState, Version
-from vit_search.tracking import mlflow_client, model_files, uris  # before mlflow, whose settings it makes
+from vit_search.tracking import mlflow_client, model_files, uris  # before mlflow: this module makes MLflow's settings
 from vit_search.vit import checkpoint
 
 from mlflow import MlflowClient  # isort: skip
 from mlflow.exceptions import MlflowException  # isort: skip
 
 KEPT = 4
-"""Versions in the cache, so that a rollback needs no download."""
+"""Number of versions in the cache. A rollback to one of them needs no download."""
 
 AGAIN_S, AGAIN_AT_MOST_S = 10.0, 600.0
-"""Until a version that was not taken is tried again; twice as long each time."""
+"""First and longest pause before a rejected version is tried again. The pause doubles each time."""
 
 VERSION = "version.json"
 
 
 class FixedModel:
-    """Stands in for an AliasFollower where you serve a model that was trained here: it serves a copy, which never changes."""
+    """Serves a model that was trained on this machine, instead of an AliasFollower. It serves a copy, which never changes."""
 
     def __init__(self, folder: Path, state: Path, say: Callable[[str], None]) -> None:
         self._source, self._file, self._say = folder, state, say
 
     def start(self) -> ServingState:
-        """Copy the checkpoint, and try it.
+        """Copy the checkpoint and test it.
 
         Raises: CheckpointError; ServingError.
         """
@@ -67,15 +67,15 @@ class FixedModel:
         return self._state
 
     def poll(self) -> None:
-        """Nothing can change."""
+        """Do nothing: a fixed model does not change."""
 
     def drain(self) -> None:
-        """Tell those who serve to finish what they have."""
+        """Tell the replicas to finish their requests and stop."""
         write_whole(self._file, json.dumps(dataclasses.asdict(dataclasses.replace(self._state, draining=True))))
 
 
 class AliasFollower:
-    """Keeps the state file true. `start` once, then `poll` now and then, from one thread."""
+    """Keeps the state file up to date. Call `start` once, then `poll` regularly from one thread."""
 
     def __init__(
         self,
@@ -99,16 +99,15 @@ class AliasFollower:
         self._state: ServingState | None = None
 
     def start(self) -> ServingState:
-        """Take what the target names, or where the registry is away, the last good version of it from the cache.
+        """Choose the version that the target names. If the registry is away, take the last good version from the cache.
 
-        Raises: TrackingError when the registry is away and the cache holds none; ServingError when there is no such model, or it
-            is not one to serve.
+        Raises: TrackingError if the registry is away and the cache is empty; ServingError if no such model exists, or it cannot be served.
         """
         make_folder(self._home, parents=True)
         if problem := open_to_others(self._home):
             raise ServingError(f"{problem}; chown it and chmod go-w, or set VIT_SEARCH_CACHE to another folder.")
         for left in self._home.glob(".new-*"):
-            if time.time() - left.stat().st_mtime > 3600:  # of a process that was killed
+            if time.time() - left.stat().st_mtime > 3600:  # left by a killed process
                 shutil.rmtree(left, ignore_errors=True)
         now = time.time()
         try:
@@ -132,7 +131,7 @@ class AliasFollower:
             return self._write_state(self._refused(state, named, error))
 
     def poll(self) -> None:
-        """Look at the registry, and take what the alias names now if that is another version and a good one. Raises nothing."""
+        """Ask the registry. If the alias points to another version, and that one is good, serve it. Raises nothing."""
         state = self._state
         if not self._target.alias or state is None:
             return
@@ -162,7 +161,7 @@ class AliasFollower:
         self._write_state(state)
 
     def drain(self) -> None:
-        """Tell those who serve to finish what they have."""
+        """Tell the replicas to finish their requests and stop."""
         if self._state is not None:
             self._write_state(dataclasses.replace(self._state, draining=True))
 
@@ -179,9 +178,9 @@ class AliasFollower:
         return state
 
     def _named(self) -> Any:
-        """The version that the target names; None where there is none.
+        """The version that the target names, or None.
 
-        Raises: what MLflow raises when it is away.
+        Raises: MLflow's errors if the registry is away.
         """
         try:
             if self._client is None:
@@ -203,9 +202,9 @@ class AliasFollower:
         return dataclasses.replace(state, failed=reason, failures=state.failures + 1)
 
     def _fetch_and_try(self, named: Any) -> Version:
-        """Fetch a version into the cache unless it is there, verify it and try it on this machine's CPU.
+        """Download a version unless it is in the cache, verify it, and test it on this machine's CPU.
 
-        Raises: whatever speaks against it.
+        Raises: any error that the version causes.
         """
         tags = named.tags or {}
         if tags.get("verdict") == "refused":
@@ -219,7 +218,7 @@ class AliasFollower:
         try:
             loaded = load(version, batch=1)
         except VitSearchError:
-            shutil.rmtree(folder, ignore_errors=True)  # a damaged copy, or of a damaged original: fetched again next time
+            shutil.rmtree(folder, ignore_errors=True)  # the copy or the original is damaged; download it again next time
             raise
         version = dataclasses.replace(version, weights_sha256=loaded.weights_sha256)
         write_whole(folder / VERSION, json.dumps(dataclasses.asdict(version)))
@@ -228,7 +227,7 @@ class AliasFollower:
         return version
 
     def _fetch(self, named: Any, folder: Path) -> Version:
-        """Download a version's checkpoint, whole or not at all."""
+        """Download the checkpoint of a version, completely or not at all."""
         assert self._client is not None
         new = Path(tempfile.mkdtemp(prefix=".new-", dir=self._home))
         try:
@@ -240,7 +239,7 @@ class AliasFollower:
         return Version(_name(named), (named.tags or {}).get("weights_sha256", ""), "", str(folder), _created(named))
 
     def _kept(self) -> tuple[Version, float] | None:
-        """The last good version of the target in the cache, verified, and when the alias was last seen to name it."""
+        """The last good version of the target in the cache, verified, and when the registry last named it."""
         number, seen_at = self._target.version, 0.0
         if self._target.alias:
             try:
@@ -260,7 +259,7 @@ class AliasFollower:
         return version, seen_at or (folder / VERSION).stat().st_mtime
 
     def _evict(self, taken: Path) -> None:
-        """Keep the newest versions; those that serve have read the old ones long since."""
+        """Delete all but the newest versions. The replicas have read theirs into memory."""
         files = sorted((path for path in self._home.glob(f"*/{VERSION}")), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in files[KEPT:]:
             if path.parent != taken:

@@ -1,9 +1,8 @@
-"""Decodes the images of requests and classifies them in batches, in threads of its own.
+"""Decodes the images of requests and classifies them in batches, in its own threads.
 
-A request goes from the event loop to a thread that decodes it, from there to the one thread that owns the device, and back. That
-thread takes whatever has been decoded while it was busy, up to a limit, so a batch never waits for more. A request is decoded
-for the model of that moment and is answered by it: a model that is swapped out classifies what was decoded for it, and no
-answer holds two versions.
+A request goes from the event loop to a thread that decodes it, then to the one thread that owns the device, and back. That thread
+takes all requests that were decoded while it was busy, up to a limit. So a batch never waits for more requests. A request is decoded
+and classified for the same model, also if the model is swapped meanwhile. So no answer mixes two versions.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from vit_search.errors import DataError
 from vit_search.serving.loaded_model import LoadedModel, probabilities
 
 DECODERS = 2
-"""Threads: Pillow leaves Python's lock alone while it decodes, so a large image does not hold up the small ones."""
+"""Threads that decode. Pillow releases Python's lock while it decodes, so a large image does not delay small ones."""
 
 
 @dataclass(eq=False)
@@ -31,16 +30,16 @@ class _Job:
 
     values: list[Any]
     named: bool
-    """Whether a refusal names the row: a request that is one image has none."""
+    """Whether an error names the row. A request with a single image has no rows."""
     done: asyncio.Future[tuple[LoadedModel, np.ndarray]]
     model: LoadedModel = field(init=False)
     pixels: np.ndarray = field(init=False)
 
 
 class Batcher:
-    """Decodes and classifies what is submitted, in threads of its own.
+    """Decodes and classifies submitted images, in its own threads.
 
-    Setting `model` swaps it: what is decoded from then on is classified by the new one.
+    Set `model` to swap the model: images that are decoded from then on are classified by the new one.
     """
 
     def __init__(self, model: LoadedModel, loop: asyncio.AbstractEventLoop, batch: int, batched: Callable[[int], None]) -> None:
@@ -55,14 +54,14 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether all of its threads are."""
+        """Whether all threads are alive."""
         return all(thread.is_alive() for thread in self._threads)
 
     async def submit(self, values: list[Any], *, named: bool) -> tuple[LoadedModel, np.ndarray]:
-        """Classify the images of one request by one model.
+        """Classify the images of one request with one model.
 
         Returns: that model, and float64 (images, classes).
-        Raises: DataError when one of them is no image.
+        Raises: DataError if one of them is not an image.
         """
         done: asyncio.Future[tuple[LoadedModel, np.ndarray]] = self._loop.create_future()
         self._encoded.put(_Job(values, named, done))
@@ -81,7 +80,7 @@ class Batcher:
                     if job.done.cancelled():
                         break
                     images.append(pixels_of(value, size, channels, bit_depth))
-                if job.done.cancelled():  # its request has timed out
+                if job.done.cancelled():  # the request has timed out
                     continue
                 job.pixels = np.stack(images)
             except DataError as error:
@@ -117,7 +116,7 @@ class Batcher:
                 self._loop.call_soon_threadsafe(self._hand_out, jobs, chances)
 
     def _hand_out(self, jobs: list[_Job], chances: np.ndarray) -> None:
-        """In the event loop."""
+        """Give each request its result, in the event loop."""
         self._batched(len(chances))
         start = 0
         for job in jobs:

@@ -1,4 +1,4 @@
-"""The ASGI application of one replica: it answers requests for predictions, and what a monitor asks."""
+"""The ASGI application of one replica. It answers requests for predictions and for monitoring."""
 
 from __future__ import annotations
 
@@ -30,11 +30,14 @@ PREDICT = ("/predict", "/invocations")
 METHODS = dict.fromkeys(PREDICT, ("POST",)) | dict.fromkeys(("/healthz", "/readyz", "/version", "/metrics"), ("GET", "HEAD"))
 RETRY_AFTER_S = 1
 JSON_VALUES = 2**21
-"""Of a request: pixels of ten images of 224x224. Lists of as many take 0.5 s to be made; image files as base64 are one value each."""
+"""Maximum number of values in a JSON request: the pixels of ten images of 224x224.
+
+Parsing a list of this length takes 0.5 s. An image file as base64 is one value.
+"""
 
 
 class RefusedError(Exception):
-    """A request that is answered with a status code and a reason."""
+    """A request that is answered with an error: a status code and a reason."""
 
     def __init__(self, status: int, reason: str, **headers: str) -> None:
         super().__init__(reason)
@@ -43,19 +46,19 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class ReplicaStatus:
-    """What the replica adds to the answers about itself."""
+    """What the replica reports about itself."""
 
     ready: Mapping[str, Any]
-    """For /readyz."""
+    """Content of /readyz."""
     version: Mapping[str, Any]
-    """For /version."""
+    """Content of /version."""
     others: list[str]
-    """What the other replicas and the follower have counted, as metrics.py writes it."""
+    """Metrics of the other replicas and of the follower, in the text form of metrics.py."""
     draining: bool = False
 
 
 class Endpoint:
-    """The ASGI application. Errors are one line of JSON, `{"error": …}`."""
+    """The ASGI application. Each error is one line of JSON, `{"error": …}`."""
 
     def __init__(
         self, batcher: Batcher, metrics: Metrics, limits: ReplicaLimits, token: str, status: Callable[[], ReplicaStatus], hosts: Hosts
@@ -93,7 +96,7 @@ class Endpoint:
             await send({"type": "http.response.body", "body": body})
 
     def _about(self, scope: Scope) -> tuple[int, bytes]:
-        """All but predictions."""
+        """Answer the paths for monitoring."""
         path = scope["path"]
         if path != "/healthz":
             self._authorise(scope)
@@ -108,7 +111,7 @@ class Endpoint:
         return 503 if status.draining else 200, json.dumps(status.ready).encode()
 
     def _authorise(self, scope: Scope) -> None:
-        """Both sides are hashed first, so that neither the token's length nor a letter shows in the time it takes."""
+        """Check the token. Both sides are hashed first, so that the time reveals neither its length nor a letter."""
         if not self._token:
             return
         scheme, _, token = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
@@ -163,7 +166,7 @@ class Endpoint:
         return 200, model.answer(chances)
 
     def _content_type(self, scope: Scope) -> str:
-        """What a request for predictions carries, by its headers. Raises: RefusedError for what is no image, or is too long."""
+        """The content type of a request for predictions. Raises: RefusedError if it is not an image or too long."""
         headers = dict(scope["headers"])
         kind: str = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
         if not (kind.startswith("image/") or kind in ("application/octet-stream", "application/json")):
@@ -172,7 +175,7 @@ class Endpoint:
                 f"content type {kind or 'missing'}; send one image file as image/png, image/jpeg or application/octet-stream, "
                 'or {"inputs": [BASE64, …]} as application/json.',
             )
-        length = int(headers.get(b"content-length", b"0"))  # the parser lets only digits through
+        length = int(headers.get(b"content-length", b"0"))  # the HTTP parser accepts only digits here
         if length > self._limits.body_bytes:
             raise self._too_long(length)
         return kind
@@ -185,7 +188,7 @@ class Endpoint:
         return RefusedError(413, f"a body of {length:,} bytes or more; send at most {self._limits.body_bytes:,}.")
 
     def _inputs(self, body: bytes) -> list[Any]:
-        """The images of a JSON request. Python's parser holds up all else, so there is a limit on what it has to make."""
+        """The images of a JSON request. Python's parser blocks everything else, so the number of values is limited first."""
         values = body.count(b",") + body.count(b"[") + body.count(b"{")
         if values > JSON_VALUES:
             raise RefusedError(413, f"{values:,} values in the JSON; give at most {JSON_VALUES:,}, or image files as base64.")

@@ -1,7 +1,7 @@
-"""Which names of a server the header Host of a request may give.
+"""Checks the header Host of requests, against DNS rebinding.
 
-A web page can make its own name lead to 127.0.0.1, and then read what the server there answers: the header Host still gives that name.
-A page cannot do so with an address in the place of a name, so the addresses of this machine pass.
+A web page can make its own name resolve to 127.0.0.1, and then read what the server there answers. The header Host still contains the
+page's name, so such requests are refused. This attack needs a name, so the addresses of this machine are allowed.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ HEADER = re.compile(r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?")
 
 @dataclass(frozen=True)
 class Hosts:
-    """What a request's Host may be, whatever the port: it may come through a tunnel."""
+    """The hosts that a request may name. The port is ignored, because the request may come through a tunnel."""
 
     names: frozenset[str]
     addresses: frozenset[str]
-    """Besides those of the loopback."""
+    """Allowed addresses; loopback addresses are always allowed."""
     all_addresses: bool
 
     def problem(self, headers: Sequence[tuple[bytes, bytes]], version: str) -> tuple[int, str] | None:
-        """The status and reason with which a request is refused; None where it may be answered.
+        """Status code and reason if the request must be refused; None if it may be answered.
 
         Args:
-            headers: of the request, with names in lower case. version: of HTTP; 1.0 has no Host, and no browser speaks it.
+            headers: of the request, with names in lower case.
+            version: of HTTP. Version 1.0 has no Host, but no browser uses it.
         """
         values = [value.decode("latin-1") for name, value in headers if name == b"host"]
         if not values and version == "1.0":
@@ -53,12 +54,12 @@ class Hosts:
 
 
 def hosts_of(listens_on: str, more: Iterable[str] = ()) -> Hosts:
-    """The hosts of a server.
+    """The allowed hosts of a server.
 
     Args:
-        listens_on: the name or address it is bound to; 0.0.0.0 and :: are all addresses of its machine.
+        listens_on: the name or address that the server binds; 0.0.0.0 and :: mean all addresses of the machine.
         more: names given with --allow-host.
-    Raises: ServingError for what is no name.
+    Raises: ServingError for an invalid name.
     """
     names = {"localhost", *(name.lower().removesuffix(".") for name in more)}
     for name in names:

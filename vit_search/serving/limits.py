@@ -1,4 +1,4 @@
-"""How much one replica of the server takes on: the limits, and the count of the bytes that its requests hold."""
+"""The limits of one replica of the server, and the count of the bytes that its requests hold."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaLimits:
-    """What one replica takes on."""
+    """The limits of one replica."""
 
     batch: int = 32
     """Images classified at once."""
     images: int = 128
     """Images in one JSON request."""
     queue: int = 256
-    """Requests that wait or are classified; one more is told to come again. A request that is still arriving does not count."""
+    """Requests that wait or are classified. Further ones get status 503. A request that is still arriving does not count."""
     body_bytes: int = 16 * 2**20
-    """Of a request."""
+    """Length of one request's body, in bytes."""
     held_bytes: int = 256 * 2**20
-    """Of all requests, as far as they have arrived: headers, bodies, and the pixels that they are decoded to."""
+    """Bytes of all requests together, as far as they have arrived: headers, bodies and decoded pixels."""
     timeout_s: float = 10.0
-    """From a request's headers to its answer."""
+    """Seconds from a request's headers to its answer."""
 
 
 class HeldBytes:
-    """Bytes of a replica's requests, from their arrival to their answers. All of it is written in the event loop."""
+    """Counts the bytes of a replica's requests, from arrival to answer. Only the event loop changes it."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.bytes = limit, 0
 
     def add(self, count: int) -> bool:
-        """Count some more. Returns: whether there was room for them."""
+        """Add to the count. Returns: whether it is within the limit."""
         self.bytes += count
         return self.bytes <= self.limit
 
     def remove(self, count: int) -> None:
-        """Count some less."""
+        """Subtract from the count."""
         self.bytes -= count

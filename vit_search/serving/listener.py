@@ -1,7 +1,7 @@
-"""One replica's HTTP server: uvicorn on a port that several replicas share, with limits on what comes before a request's body.
+"""The HTTP server of one replica: uvicorn on a shared port, with limits on everything before a request's body.
 
-The application limits bodies. Here are the limits on headers, on what frames a body, and on connections: they hold before a token
-has been read, so they hold for everybody who reaches the port.
+The application limits bodies. This module limits headers, chunk framing and connections. These limits work before the token is read,
+so they hold for everybody who can reach the port.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from vit_search.serving.limits import HeldBytes
 
 IDLE_S = 75
-"""Without a request, after which a connection is closed: longer than clients and proxies keep theirs (15 to 60 s)."""
+"""Seconds without a request until a connection is closed. Clients and proxies close theirs earlier (after 15 to 60 s)."""
 HEADERS_S = 10
-"""From a request's first byte to the end of its headers."""
+"""Seconds from the first byte of a request to the end of its headers."""
 HEADER_BYTES = 32 * 2**10
-"""Of a request line and its headers; of chunk sizes, chunk extensions and trailers, as many more than the body has."""
+"""Maximum bytes of the request line and headers. Chunk sizes, chunk extensions and trailers may have this many more than the body."""
 HEADERS = 100
-"""Lines of one request, trailers included."""
+"""Maximum number of headers of a request, with trailers."""
 URL_BYTES = 4 * 2**10
 CONNECTIONS = 4096
-"""Of one replica at a time; more are closed."""
+"""Maximum connections of one replica at a time. Further ones are closed."""
 SLICE = 16 * 2**10
-"""Bytes parsed at once, so that what is too long is seen before much of it is kept."""
+"""Bytes parsed at once. So a request that is too long is detected before much of it is in memory."""
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's, which keeps headers of any length, and waits for ever for headers that come a byte at a time."""
+    """uvicorn's protocol with limits. Without them it stores headers of any length, and waits forever for slow ones."""
 
     def __init__(self, *arguments: Any, held: HeldBytes, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._all_held = held
         self._held = 0
-        """Header bytes of this connection that are counted there."""
+        """Header bytes of this connection that are counted in `_all_held`."""
         self._in_headers = True
         self._received = self._body = 0
-        """Bytes of this request, and how many of them are its body's."""
+        """Bytes of this request so far, and how many of them are body."""
         self._problem: tuple[int, str] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -59,7 +59,7 @@ class _Protocol(HttpToolsProtocol):
         self._release()
 
     def data_received(self, data: bytes) -> None:
-        """Parse a piece at a time, and end the connection at the first limit that is passed."""
+        """Parse the data in small pieces, and end the connection at the first exceeded limit."""
         for start in range(0, len(data), SLICE):
             if self.transport.is_closing():
                 return
@@ -91,7 +91,7 @@ class _Protocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._disarm()  # the application times the rest
+        self._disarm()  # from here the application measures the time
         self._in_headers = False
         super().on_headers_complete()
 
@@ -110,11 +110,11 @@ class _Protocol(HttpToolsProtocol):
         self._arm(IDLE_S)
 
     def send_400_response(self, msg: str) -> None:
-        """What the parser refuses, or one of the methods above that it calls."""
+        """Answer a request that the parser, or a method above that the parser calls, has refused."""
         self._refuse(*(self._problem or (HTTPStatus.BAD_REQUEST, "no HTTP/1.1 request.")))
 
     def _stop(self, status: int, reason: str) -> None:
-        """Refuse from within the parser."""
+        """Refuse a request from inside the parser."""
         self._problem = status, reason
         raise ValueError(reason)
 
@@ -143,8 +143,7 @@ def _too_long(most: str) -> tuple[int, str]:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to an address that other processes of this account may bind too; the kernel spreads connections over those
-    that listen.
+    """A socket on a port that other processes of this account can bind, too. The kernel spreads connections over those that listen.
 
     Raises: OSError.
     """
@@ -161,11 +160,13 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def server(application: Any, *, timeout_s: float, held: HeldBytes) -> uvicorn.Server:
-    """A server that is not yet started; `await server.serve(sockets=[bind(…)])` until `should_exit` has been set and it has drained.
+    """A server that is not started yet.
+
+    Run `await server.serve(sockets=[bind(…)])`. It ends after you set `should_exit` and all requests are answered.
 
     Args:
-        timeout_s: that answers may take after `should_exit`.
-        held: counts the headers of requests that are arriving or are not answered.
+        timeout_s: how long answers may take after `should_exit`.
+        held: counts the headers of requests that are arriving or not answered yet.
     """
     return uvicorn.Server(
         uvicorn.Config(
@@ -185,7 +186,7 @@ def server(application: Any, *, timeout_s: float, held: HeldBytes) -> uvicorn.Se
 
 
 def event_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where it is installed, which takes less time per request."""
+    """A new event loop: uvloop's if it is installed, because it needs less time per request."""
     try:
         import uvloop
     except ImportError:

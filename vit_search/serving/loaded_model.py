@@ -1,4 +1,4 @@
-"""A model in memory that is ready to answer: its files are checked, it has passed its smoke test, and it is warmed up."""
+"""A model in memory that is ready to answer: its files are verified, it has passed its smoke test, and it is warmed up."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class LoadedModel:
 
     served: checkpoint.ServedModel
     version: str
-    """`NAME/3`."""
+    """For example `NAME/3`."""
     weights_sha256: str
 
     @property
     def image_bytes(self) -> int:
-        """Of one decoded image, scaled to what the model takes."""
+        """Bytes of one decoded image at the model's size."""
         shape = self.served.config.model
         return shape.in_channels * shape.image_size[0] * shape.image_size[1] * self.served.config.data.bits // 8
 
     def answer(self, chances: np.ndarray) -> bytes:
-        """The JSON of a request's predictions; chances: float64 (images, classes)."""
+        """The JSON answer to a request. chances: float64 (images, classes)."""
         classes = self.served.classes
         rows = []
         for row, winner in zip(chances.tolist(), chances.argmax(1).tolist(), strict=True):
@@ -49,9 +49,9 @@ class LoadedModel:
 
 
 def load(version: Version, *, device: str = "cpu", batch: int = 32) -> LoadedModel:
-    """Load a version, hold its files against their sha256 and its golden logits, and warm it up for batches up to `batch`.
+    """Load a version, check its files (sha256) and its golden logits, and warm it up for batches of up to `batch` images.
 
-    Raises: CheckpointError; PromotionError for other files than were registered; ServingError when it does not answer as it should.
+    Raises: CheckpointError; PromotionError if the files are not the registered ones; ServingError if the model's answers are wrong.
     """
     folder = Path(version.folder)
     try:
@@ -73,7 +73,7 @@ def load(version: Version, *, device: str = "cpu", batch: int = 32) -> LoadedMod
 
 @torch.inference_mode()
 def probabilities(loaded: LoadedModel, pixels: np.ndarray) -> np.ndarray:
-    """uint8 or uint16 (batch, channels, height, width) to probabilities, float64 (batch, classes)."""
+    """Classify pixels, uint8 or uint16 (batch, channels, height, width). Returns probabilities, float64 (batch, classes)."""
     normalisation = loaded.served.normalisation
     images = augment.normalise(torch.from_numpy(pixels).to(normalisation.mean.device), normalisation.mean, normalisation.std)
     chances: np.ndarray = loaded.served.model(images).softmax(-1).double().cpu().numpy()

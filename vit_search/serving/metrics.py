@@ -1,4 +1,4 @@
-"""What one replica counts, and the text in which Prometheus reads it. Both are prometheus_client's, over a registry of each replica."""
+"""The metrics of one replica, and their text form for Prometheus. Each replica has its own registry of prometheus_client."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ RELOAD_FAILURES = (
 
 
 class Metrics:
-    """What one replica counts. All of it is written in the event loop."""
+    """The metrics of one replica. Only the event loop changes them."""
 
     def __init__(self, replica: str) -> None:
-        disable_created_metrics()  # a gauge beside each counter and histogram, which no query needs
+        disable_created_metrics()  # they add a gauge to each counter and histogram, which no query needs
         self._replica, self._registry = replica, CollectorRegistry()
         labels, registry = ["replica"], self._registry
         self._requests = Counter(
@@ -62,16 +62,16 @@ class Metrics:
         self._requests.labels(self._replica, path, code).inc()
 
     def text(self, model: LoadedModel) -> str:
-        """In Prometheus's text form; each sample carries this replica's name, so that those of several replicas can stand together."""
+        """The metrics in Prometheus's text form. Each sample has this replica's name as a label, so that several replicas can be joined."""
         self._model.info({"version": model.version, "weights_sha256": model.weights_sha256})
         return generate_latest(self._registry).decode()
 
 
 def follower_text(failures: int, alias_seen: float) -> str:
-    """What the process that follows the alias has counted, in Prometheus's text form.
+    """The metrics of the process that follows the alias, in Prometheus's text form.
 
     Args:
-        failures: how often it did not take a version.
+        failures: number of rejected versions.
         alias_seen: Unix time.
     """
     registry = CollectorRegistry()
@@ -84,7 +84,7 @@ def follower_text(failures: int, alias_seen: float) -> str:
 
 
 class _Joined(Collector):
-    """The metrics of several texts, each metric once, with the samples of all."""
+    """Joins several texts: each metric occurs once, with the samples of all texts."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = texts
@@ -100,5 +100,5 @@ class _Joined(Collector):
 
 
 def joined(texts: Iterable[str]) -> bytes:
-    """The texts of all replicas and of the follower as one, in which Prometheus finds each metric once."""
+    """The texts of all replicas and of the follower as one text. Prometheus needs each metric to occur once."""
     return generate_latest(_Joined(texts))

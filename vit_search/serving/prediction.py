@@ -1,9 +1,8 @@
-"""Classifies image files with a registered model, or with one that was trained here.
+"""Classifies image files with a registered model, or with one that was trained on this machine.
 
-`load_classifier` is for programs: it loads a model once, to classify many times. `predict` is for the command line, and quicker to its
-first answer. Torch takes as long to import as MLflow, so where a registry must be asked, a second process imports torch and decodes the
-images meanwhile; it is this very file. No code of a registered model is run. Its checkpoint alone is read, once its files are those
-that were registered.
+Programs use `load_classifier`: it loads a model once, to classify many times. The command line uses `predict`, whose first answer comes
+sooner: importing torch takes as long as importing MLflow, so while MLflow is asked, a second process (this same file) imports torch.
+No code of a registered model is run. Only its checkpoint is read, after its files were compared with the registered ones.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ def predict(
     """Classify image files.
 
     Args:
-        model: as references.py reads it, or another URI under which MLflow has the model: `models:/m-…`, `runs:/…`.
-        images: of any size; they are resized as the model's training images were.
-        say: told where no record vouches for the model's files.
-    Raises: PromotionError when the model cannot be loaded; DataError for a file that is no image; TrackingError.
+        model: a reference as in references.py, or another URI of a model in MLflow: `models:/m-…`, `runs:/…`.
+        images: of any size. They are resized like the model's training images.
+        say: called with a warning if no checksum of the model's files is recorded.
+    Raises: PromotionError if the model cannot be loaded; DataError if a file is not an image; TrackingError.
     """
     folder = references.folder_of(model)
     if folder is not None:
@@ -45,7 +44,10 @@ def predict(
 
 
 def check_readable(path: Path) -> None:
-    """Raises: DataError for a file that is missing, a folder, or closed to this account."""
+    """Check that a file can be read.
+
+    Raises: DataError if it is missing, a folder, or closed to this account.
+    """
     try:
         path.open("rb").close()
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
@@ -53,10 +55,10 @@ def check_readable(path: Path) -> None:
 
 
 def classify(folder: Path, images: Sequence[Path], *, source: str) -> list[Prediction]:
-    """What the model of a checkpoint sees in image files.
+    """Classify image files with the model of a checkpoint.
 
     Args:
-        source: what the user calls the model, for the message.
+        source: what the user calls the model, for error messages.
     Raises: CheckpointError; DataError.
     """
     from vit_search.vit.classifier import Classifier
@@ -67,7 +69,7 @@ def classify(folder: Path, images: Sequence[Path], *, source: str) -> list[Predi
 def load_classifier(
     model: str, *, tracking_uri: str | None = None, device: str = "cpu", say: Callable[[str], None] = lambda text: None
 ) -> Classifier:
-    """The model itself, to classify many times; arguments and errors as of `predict`."""
+    """Load a model, to classify many times. Arguments and errors are those of `predict`."""
     from vit_search.vit.classifier import Classifier
 
     folder = references.folder_of(model)
@@ -78,7 +80,7 @@ def load_classifier(
 
 
 def _fetched(model: str, folder: Path, tracking_uri: str | None, say: Callable[[str], None]) -> Path:
-    """The checkpoint of a model that MLflow has."""
+    """Download the checkpoint of a model from MLflow."""
     from vit_search.registry.version_files import fetch_files, fetch_logged
     from vit_search.tracking.mlflow_client import client_for
     from vit_search.tracking.model_files import ALL
@@ -95,7 +97,7 @@ def _fetched(model: str, folder: Path, tracking_uri: str | None, say: Callable[[
 
 @contextlib.contextmanager
 def _classifier() -> Iterator[Callable[[Path, Sequence[Path], str], list[Prediction]]]:
-    """A process that has torch ready when it is asked, once."""
+    """Start a process that imports torch meanwhile. The function that is yielded sends it one request."""
     command = [sys.executable, "-P", "-m", "vit_search.serving.prediction"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
 
@@ -116,10 +118,10 @@ def _classifier() -> Iterator[Callable[[Path, Sequence[Path], str], list[Predict
 
 
 def _answer() -> None:
-    """What the second process does: one question from its standard input, the answer or an error's text as JSON."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches both processes, and the first one speaks
+    """What the second process does: read one request from standard input, write the answer or an error text as JSON."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches both processes; the first one prints the message
 
-    import torch  # noqa: F401 -- the long wait, before the question comes
+    import torch  # noqa: F401 -- takes long, so it happens before the request comes
 
     from vit_search.errors import VitSearchError
 

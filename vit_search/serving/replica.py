@@ -1,6 +1,6 @@
-"""One replica, as Ray Serve runs it: a model on a device behind a listener of its own.
+"""One replica, as Ray Serve runs it: a model on a device, behind its own listener.
 
-It reads from a file which version to serve, so it imports no MLflow, holds no registry's password, and outlives a registry that hangs.
+A file says which version to serve. So a replica does not import MLflow, has no password of the registry, and survives its outages.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from vit_search.text import last_line
 _log = logging.getLogger(__name__)
 
 CHECK_S = 0.2
-"""Between two readings of the state file."""
+"""Seconds between two readings of the state file."""
 AGAIN_S = 60.0
-"""Until a replica tries once more what the follower took and it could not: a GPU that was full, say."""
+"""Seconds before a replica tries a version again that it could not load, for example because a GPU was full."""
 
 
 class Replica:
-    """What Ray Serve runs: one model on one device behind one listener."""
+    """One model on one device behind one listener. Ray Serve makes it."""
 
     def __init__(self, settings: ServingSettings, port: int, run: str, threads: int) -> None:
         from ray import serve as ray_serve
@@ -51,7 +51,7 @@ class Replica:
         self._state = read_state(self._run / STATE)
         self._tried = self._state.version
         self._failure = ""
-        """Why the version that the follower chose was not taken here."""
+        """Why this replica could not load the version that the follower chose, or empty."""
         self._again = 0.0
         self._broken: BaseException | None = None
         model, began = self._load(self._state), threading.Event()
@@ -61,7 +61,7 @@ class Replica:
         self.check_health()
 
     def check_health(self) -> None:
-        """Ray Serve asks, and replaces a replica that raises."""
+        """Called by Ray Serve, which replaces a replica that raises an error."""
         if self._broken is not None or not self._thread.is_alive() or not self._batcher.alive:
             raise RuntimeError(f"the replica has stopped answering ({self._broken})")
 
@@ -69,7 +69,7 @@ class Replica:
         return load(state.version, device="cuda" if self._settings.gpus else "cpu", batch=self._settings.limits.batch)
 
     def _listen(self, model: LoadedModel, began: threading.Event) -> None:
-        """An event loop of its own, apart from those of Ray."""
+        """Run the listener in its own event loop, apart from Ray's."""
         from vit_search.serving import listener
 
         try:
@@ -108,10 +108,10 @@ class Replica:
             await asyncio.Event().wait()  # the driver ends this process
 
     async def _reload_if_changed(self) -> None:
-        """Take what the follower has chosen."""
+        """Load the version that the follower has chosen, if it is new."""
         try:
             self._state = state = read_state(self._run / STATE)
-        except (OSError, ValueError, TypeError):  # the driver is gone; its end is ours
+        except (OSError, ValueError, TypeError):  # the driver is gone; this process will end soon, too
             return
         if state.version == self._tried and not (self._failure and time.monotonic() >= self._again):
             return
@@ -127,14 +127,14 @@ class Replica:
             self._metrics.reloads.inc()
 
     def _write_metrics(self) -> None:
-        """For the other replicas' /metrics and /readyz."""
+        """Write a file for the other replicas' /metrics and /readyz."""
         model = self._batcher.model
         content = {"at": time.time(), "version": model.version, "metrics": self._metrics.text(model)}
         with contextlib.suppress(OSError):
             write_whole(self._run / f"replica-{self._name}.json", json.dumps(content))
 
     def _others(self) -> list[dict[str, Any]]:
-        """What the other replicas have written, at most a few seconds ago."""
+        """What the other replicas have written in the last 10 seconds."""
         others = []
         for path in sorted(self._run.glob("replica-*.json")):
             with contextlib.suppress(OSError, ValueError):
@@ -165,7 +165,7 @@ class Replica:
 
 
 def _keep_serve_on_loopback() -> None:
-    """Ray Serve 2.60 opens a gRPC port of each replica on all interfaces, whatever the node's address; it takes pickles."""
+    """Keep Ray Serve's gRPC ports on 127.0.0.1. Ray Serve 2.60 opens them on all interfaces, and they accept pickles."""
     replica: Any = importlib.import_module("ray.serve._private.replica")
     opened = replica.add_port_to_grpc_server
 

@@ -1,9 +1,10 @@
-"""Starts the server as a Ray Serve application, follows the alias of the served model, and ends the server.
+"""Starts the server as a Ray Serve application, follows the alias of the model, and stops the server.
 
-Ray Serve starts the replicas, watches over them and replaces one that dies. Each replica listens on the port by itself (the
-kernel spreads connections over them): Serve's own proxy costs more than the classifying (tests/benchmarks/serving.py).
-The process that was asked to serve follows the registry (serving/alias_follower.py) and writes what to serve into a file; the
-replicas read it, so a replica imports no MLflow, holds no registry's password, and outlives a registry that hangs.
+Ray Serve starts the replicas and replaces one that dies. Each replica listens on the port itself, and the kernel spreads connections
+over them, because Serve's own proxy costs more than the classification (tests/benchmarks/serving.py).
+
+The process that runs `serve` follows the registry (serving/alias_follower.py) and writes the version to serve into a file, which the
+replicas read.
 """
 
 from __future__ import annotations
@@ -37,28 +38,28 @@ from vit_search.text import last_line
 
 APPLICATION = "vit_search"
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(8 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20), "MALLOC_TOP_PAD_": str(2**17)}
-"""Makes glibc return the memory of a large image, which Pillow keeps in pieces of 16 MiB, once it is answered."""
+"""Settings that make glibc return the memory of a large image after the answer. Pillow keeps such images in pieces of 16 MiB."""
 
 
 def serve(
     model: str, settings: ServingSettings, *, tracking_uri: str | None = None, say: Callable[[str], None] = lambda line: None
 ) -> None:
-    """Serve a registered model until SIGINT, SIGTERM or the loss of the terminal. Return when all requests that had begun are answered.
+    """Serve a model until SIGINT, SIGTERM or the loss of the terminal. Returns when all requests that had begun are answered.
 
     Args:
-        model: as references.py reads it; an alias is followed.
+        model: a reference as in references.py. An alias is followed.
         say: called with each line for the user.
-    Raises: ServingError; TrackingError when the registry is away and the cache holds no version to start with.
+    Raises: ServingError; TrackingError if the registry is away and the cache has no version to start with.
     """
     _check(settings)
-    from vit_search.runtime.ray_session import session  # before Ray Serve: it makes Ray's settings
+    from vit_search.runtime.ray_session import session  # before Ray Serve: this module makes Ray's settings
 
     _check_installed()
     from vit_search.serving import alias_follower
 
     trained = references.folder_of(model)
     if trained is None:
-        references.parse(model)  # a misspelt name is an error before Ray is imported
+        references.parse(model)  # report a misspelt name before Ray is imported
     stop = threading.Event()
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop_on_signals(stop))
@@ -70,10 +71,10 @@ def serve(
             if trained
             else alias_follower.AliasFollower(references.parse(model), tracking_uri, run / STATE, default_cache(), say)
         )
-        torch.set_num_threads(1)  # this process tries models while the replicas answer
+        torch.set_num_threads(1)  # this process tests models while the replicas answer
         state = follower.start()
         stack.enter_context(session(cpus=settings.replicas))
-        stack.enter_context(stop_on_signals(stop))  # again: Ray has put a handler of its own in their place
+        stack.enter_context(stop_on_signals(stop))  # again, because Ray has replaced the handlers
         try:
             _start_replicas(settings, port, run)
         except Exception as error:
@@ -85,7 +86,7 @@ def serve(
             while not stop.wait(settings.poll_s):
                 try:
                     follower.poll()
-                except OSError as error:  # a full disk, say; at the end, the folder is gone
+                except OSError as error:  # for example a full disk; at the end, the folder is gone
                     if not stop.is_set():
                         say(f"the registry cannot be followed ({error}); tried again")
 
@@ -96,20 +97,26 @@ def serve(
 
 
 def _check(settings: ServingSettings) -> None:
-    """Raises: ServingError for settings that cannot be served with."""
+    """Check the settings.
+
+    Raises: ServingError if they cannot work.
+    """
     token = os.environ.get(TOKEN, "").strip()
     if not token and not _loopback(settings.host):
         raise ServingError(f"--host {settings.host}: others can reach it; set {TOKEN} to a secret that they must know, or drop --host.")
-    with contextlib.suppress(OSError):  # a --host that is no name is an error when its port is taken
+    with contextlib.suppress(OSError):  # an invalid --host is reported when its port is reserved
         hosts_of(settings.host, settings.allow_hosts)
     if settings.gpus and not torch.cuda.is_available():
         raise ServingError("--gpus: torch finds no GPU on this machine; drop it.")
 
 
 def _check_installed() -> None:
-    """Raises: ServingError where the extra `serve` is missing."""
+    """Check that the extra `serve` is installed.
+
+    Raises: ServingError if it is not.
+    """
     try:
-        import prometheus_client  # noqa: F401 -- what the extra brings
+        import prometheus_client  # noqa: F401 -- comes with the extra
         import uvicorn  # noqa: F401
         from ray import serve as _  # noqa: F401
     except ImportError as error:
@@ -120,7 +127,7 @@ def _start_replicas(settings: ServingSettings, port: int, run: Path) -> None:
     """Start the replicas, and wait until they answer."""
     from ray import serve as ray_serve
 
-    from vit_search.serving.replica import Replica  # it needs the extra
+    from vit_search.serving.replica import Replica  # needs the extra `serve`
 
     threads = max(1, (os.cpu_count() or 1) // settings.replicas)
     replica = ray_serve.deployment(
@@ -139,7 +146,7 @@ def _start_replicas(settings: ServingSettings, port: int, run: Path) -> None:
 
 @contextlib.contextmanager
 def stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGINT, SIGTERM and a lost terminal set the event; the second SIGINT ends at once."""
+    """Set the event at SIGINT, SIGTERM or a lost terminal. A second SIGINT ends the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -161,7 +168,7 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _reserved(host: str, port: int) -> Iterator[int]:
-    """A free port, held so that the replicas can share it and nobody else takes it.
+    """Reserve a free port. The replicas can share it, and no other account can take it.
 
     Raises: ServingError.
     """
@@ -169,7 +176,9 @@ def _reserved(host: str, port: int) -> Iterator[int]:
 
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        with socket.socket(family, kind, protocol) as alone:  # who shares a port must ask for it: this one does not
+        with socket.socket(
+            family, kind, protocol
+        ) as alone:  # bind without sharing first: this fails if another server already has the port
             alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             alone.bind(address)
             port = alone.getsockname()[1]
@@ -187,7 +196,7 @@ def _wait_for_drained(run: Path, settings: ServingSettings) -> None:
 
 
 def _loopback(host: str) -> bool:
-    """Whether an address is one that this machine alone can reach."""
+    """Whether only this machine can reach an address."""
     try:
         addresses = {info[4][0] for info in socket.getaddrinfo(host, None)}
     except OSError:

@@ -1,4 +1,4 @@
-"""How a model is served: what the user of `vit-search serve` chooses."""
+"""The settings of a server: what the user of `vit-search serve` chooses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from vit_search.serving.limits import ReplicaLimits
 
-TOKEN = "VIT_SEARCH_SERVE_TOKEN"  # noqa: S105 -- the variable's name
+TOKEN = "VIT_SEARCH_SERVE_TOKEN"  # noqa: S105 -- the name of the variable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,11 +15,11 @@ class ServingSettings:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    """0 for a free one."""
+    """0 chooses a free port."""
     replicas: int = 1
     gpus: bool = False
     allow_hosts: tuple[str, ...] = ()
-    """Further names by which requests may call the server; see host_header.py."""
+    """Further host names that requests may use; see host_header.py."""
     limits: ReplicaLimits = field(default_factory=ReplicaLimits)
     poll_s: float = 2.0
-    """Between looks at the registry."""
+    """Seconds between two requests to the registry."""

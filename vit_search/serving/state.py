@@ -1,4 +1,4 @@
-"""The state file: which version the replicas serve. The process that follows the registry writes it, the replicas read it."""
+"""The state file: which version the replicas serve. The process that follows the registry writes it, and the replicas read it."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ STATE = "state.json"
 
 @dataclass(frozen=True)
 class Version:
-    """A version that has passed, as the cache holds it."""
+    """A verified version in the cache."""
 
     name: str
-    """`NAME/3`."""
+    """For example `NAME/3`."""
     weights_sha256: str
     golden: str
     folder: str
-    """Of its checkpoint."""
+    """Folder of the checkpoint."""
     created: int
-    """When it was registered: a registry that was created again may use a number again."""
+    """When the version was registered. Needed because a registry that was made anew may use a number again."""
     files_sha256: str = ""
-    """As the registry records it; see tracking/model_files.py. Empty where it does not."""
+    """Checksum from the registry, see tracking/model_files.py; empty if none is recorded."""
 
     @property
     def tags(self) -> dict[str, str]:
-        """What model_files.check holds its files against."""
+        """The tags with which model_files.check compares the files."""
         recorded = {"weights_sha256": self.weights_sha256, "files_sha256": self.files_sha256}
         return {key: value for key, value in recorded.items() if value}
 
 
 @dataclass(frozen=True)
 class ServingState:
-    """What the state file holds."""
+    """The content of the state file."""
 
     version: Version
     alias: str
     alias_names: str | None
-    """`NAME/4` where the alias names another version than the one served; None where it names none."""
+    """The version that the alias, or the user, names now, for example `NAME/4`; None if the alias is gone."""
     seen: float
-    """Unix time at which the registry last told what the alias names."""
+    """Unix time of the registry's last answer."""
     stale_since: float | None = None
-    """Unix time since when the registry has been away; None while it answers."""
+    """Unix time since when the registry is away; None while it answers."""
     failed: str = ""
-    """Why the version that the alias names was not taken."""
+    """Why the version that the alias names was rejected, or empty."""
     failures: int = 0
-    """How often a version was not taken."""
+    """Number of rejected versions."""
     draining: bool = False
 
 
 def read_state(path: Path) -> ServingState:
-    """Read what alias_follower.AliasFollower wrote."""
+    """Read the state file that alias_follower.AliasFollower wrote."""
     content = json.loads(path.read_text())
     return ServingState(**content | {"version": Version(**content["version"])})
 

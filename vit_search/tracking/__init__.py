@@ -1,1 +1,1 @@
-"""MLflow's record of a search: runs, metrics, models, and how gaps in it are repaired."""
+"""The record of a search in MLflow: runs, metrics and models, and the repair of gaps in it."""

@@ -1,8 +1,8 @@
-"""Where MLflow's artifacts lie when its store is a SQLite file: in `mlartifacts` beside it, and they are found there again after a move.
+"""Finds MLflow's artifacts again after a project with a SQLite store was moved. They are in `mlartifacts` beside the database.
 
-MLflow writes the full path of each run's artifacts into its database, so a project that is renamed, moved or copied would look for
-them in its old place, or create that place again. Whoever opens the database looks first: where the artifacts lie beside it and its paths
-name another folder, the paths are changed, all of them in one transaction.
+MLflow writes the full path of each run's artifacts into its database. After a project was renamed, moved or copied, MLflow would look in
+the old place, or even make it again. So this is checked when the database is opened: if the artifacts are beside it, but its paths name
+another folder, all paths are changed in one transaction.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ PATHS = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
-"""Tables and columns in which MLflow 3 keeps full paths."""
+"""Tables and columns in which MLflow 3 stores full paths."""
 
 
 def artifacts_folder(database: Path, experiment: str) -> Path:
-    """Where the artifacts of a new experiment go."""
+    """Folder for the artifacts of a new experiment."""
     return database.resolve().parent / FOLDER / experiment
 
 
 def make_artifacts_folder(database: Path, experiment: str) -> Path:
-    """`artifacts_folder`, below a folder that is closed to other accounts where it is new, as searches are."""
+    """Make the parent of `artifacts_folder`, closed to other accounts like searches. Returns `artifacts_folder`."""
     folder = artifacts_folder(database, experiment)
-    with contextlib.suppress(OSError):  # MLflow says what is wrong
+    with contextlib.suppress(OSError):  # MLflow reports the problem
         folder.parent.mkdir(mode=0o700, exist_ok=True)
     return folder
 
 
 def find_again(database: Path) -> Path | None:
-    """Have a database name the artifacts beside it, after its project was moved or copied.
+    """Change the paths in a database to the artifacts beside it, after its project was moved or copied.
 
-    Returns: the folder that it named until now; None where nothing was changed.
-    Raises: sqlite3.Error when it cannot be changed.
+    Returns: the folder that the database named before; None if nothing was changed.
+    Raises: sqlite3.Error if the database cannot be changed.
     """
     home = artifacts_folder(database, "x").parent
     with contextlib.closing(sqlite3.connect(database, timeout=20, isolation_level=None)) as opened:
@@ -53,56 +53,53 @@ def find_again(database: Path) -> Path | None:
 
 
 def is_mlflows(database: Path) -> bool:
-    """Whether a SQLite file has MLflow's tables. Opened to be read alone, so that none are made.
+    """Whether a SQLite file has MLflow's tables. It is opened read-only, so that no tables are made.
 
-    Raises: sqlite3.Error when it cannot be read.
+    Raises: sqlite3.Error if it cannot be read.
     """
     with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", timeout=20, uri=True)) as opened:
         return opened.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'").fetchone() is not None
 
 
 def addresses(database: Path) -> set[str]:
-    """Where artifacts are said to lie that lie in no folder of this machine.
+    """The artifact locations in the database that are not folders of this machine.
 
-    Raises: sqlite3.Error when it cannot be read.
+    Raises: sqlite3.Error if it cannot be read.
     """
     with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", timeout=20, uri=True)) as opened:
         return {
             text
             for table, column in PATHS
-            for (text,) in opened.execute(f"SELECT DISTINCT {column} FROM {table} WHERE {column} LIKE '%:%'")  # noqa: S608 -- names of ours
+            for (text,) in opened.execute(f"SELECT DISTINCT {column} FROM {table} WHERE {column} LIKE '%:%'")  # noqa: S608 -- our own names
             if not text.startswith("file:")
         }
 
 
 def missing(database: Path, location: str) -> Path | None:
-    """The folder in which an experiment's artifacts are said to lie, where it is not beside the database and not there at all.
-
-    MLflow would create it again.
-    """
+    """The artifact folder of an experiment if it does not exist and is not beside the database; else None. MLflow would make it again."""
     folder = path_of(location)
     expected = folder is None or folder.exists() or folder.is_relative_to(database.resolve().parent)
     return None if expected else folder
 
 
 def path_of(uri: str) -> Path | None:
-    """The local path that a URI of MLflow's names; None where it names none."""
+    """The local path in one of MLflow's URIs; None if it is not local."""
     parts = urlsplit(uri)
     return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
 
 
 def _named(opened: sqlite3.Connection, home: Path) -> list[str]:
-    """The folders `…/mlartifacts/` other than ours in which experiments lie, as the database spells them."""
+    """The other folders `…/mlartifacts/` that the database names for experiments, as they are written there."""
     marked = opened.execute("SELECT artifact_location FROM experiments WHERE artifact_location LIKE ?", (f"%/{FOLDER}/%",))
     before = {text[: text.rindex(f"/{FOLDER}/")] + f"/{FOLDER}/" for (text,) in marked}
     return sorted(text for text in before if (folder := path_of(text)) is not None and folder.resolve() != home)
 
 
 def _below(opened: sqlite3.Connection, old: str) -> Iterator[Path]:
-    """Where runs and logged models lie below a folder, relative to it: names that no two stores share."""
+    """Paths of runs and logged models relative to a folder. They contain ids, so no two stores share them."""
     for table in ("runs.artifact_uri", "logged_models.artifact_location"):
         name, _, column = table.partition(".")
-        for (uri,) in opened.execute(f"SELECT {column} FROM {name} WHERE substr({column}, 1, ?) = ?", (len(old), old)):  # noqa: S608 -- ours
+        for (uri,) in opened.execute(f"SELECT {column} FROM {name} WHERE substr({column}, 1, ?) = ?", (len(old), old)):  # noqa: S608 -- our own names
             yield Path(unquote(uri[len(old) :]))
 
 
@@ -110,7 +107,7 @@ def _rename(opened: sqlite3.Connection, old: str, new: str) -> None:
     opened.execute("BEGIN IMMEDIATE")
     for table, column in PATHS:
         opened.execute(
-            f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",  # noqa: S608 -- names of ours
+            f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",  # noqa: S608 -- our own names
             (new, len(old) + 1, len(old), old),
         )
     opened.execute("COMMIT")

@@ -1,4 +1,4 @@
-"""A search's images as MLflow's inputs: one data set for each split, under the search's data hash. Reads no image."""
+"""Describes a search's images as inputs of MLflow runs: one data set for each split, with the search's data hash. Reads no images."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from vit_search.config.data_urls import is_remote
 from vit_search.ledger.searches import SearchFacts
 
 DIGEST_LENGTH = 32
-"""Of the data hash. MLflow takes 36 characters; the cache folder of a set is named by the same 32."""
+"""Characters of the data hash that are used. MLflow allows 36; the data set's cache folder has the same 32 in its name."""
 
 
 def splits(facts: SearchFacts) -> tuple[str, ...]:
-    """Those that hold images. Searches of earlier versions kept no counts: all have these two."""
+    """The splits that contain images. Searches of earlier versions stored no counts, but all have "train" and "val"."""
     return tuple(name for name, images in facts.splits.items() if images) or ("train", "val")
 
 
 def splits_of_a_trial(facts: SearchFacts) -> tuple[str, ...]:
-    """Those that a trial trains and is validated on. It opens no other."""
+    """The splits that a trial uses for training and validation. It opens no others."""
     return ("train", "val", "holdout") if facts.resolved.get("train_on") == "train+val" else ("train", "val")
 
 
 def inputs(facts: SearchFacts, names: Iterable[str]) -> list[DatasetInput]:
     """The splits of these names, for `MlflowClient.log_inputs`.
 
-    MLflow tells data sets apart by name and digest, so that each split has a name of its own: `digits/train`.
+    MLflow identifies a data set by name and digest. So each split has its own name, for example `digits/train`.
     """
     data = facts.resolved["data"]
     title = Path(data["path"]).name if DATA_SETS[data["name"]].path else data["name"]
@@ -52,7 +52,7 @@ def inputs(facts: SearchFacts, names: Iterable[str]) -> list[DatasetInput]:
 
 
 def _source(data: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Type and content, as MLflow's own sources write them."""
+    """Type and content of the source, in the form of MLflow's own sources."""
     facts = DATA_SETS[data["name"]]
     if facts.path and is_remote(data["path"]):
         kind = data["path"].partition("://")[0].lower()
@@ -61,7 +61,7 @@ def _source(data: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _schema(facts: SearchFacts) -> str | None:
-    """Images and labels as the search reads them; None where it kept no shape."""
+    """Schema of images and labels; None if the search stored no image shape."""
     if not facts.image_shape:
         return None
     image = {"dtype": "uint16" if facts.resolved["data"].get("bit_depth") == 16 else "uint8", "shape": [-1, *facts.image_shape]}

@@ -1,4 +1,4 @@
-"""Runs that MLflow shows as running although nobody works on them any more: found, and closed on request."""
+"""Finds runs that MLflow shows as running although nothing works on them any more, and closes them on request (`vit-search doctor`)."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from vit_search.ledger.file import is_held
 HERE = socket.gethostname()
 
 SILENT_S = 600.0
-"""A driver that has not said for so long that it is alive is dead; it says so each minute."""
+"""A driver without a sign of life for this long counts as dead. It gives one each minute."""
 
 
 @dataclass(frozen=True)
 class Zombie:
-    """A run without anybody who will end it."""
+    """A run that nothing will end."""
 
     run_id: str
     name: str
     experiment: str
     reason: str
-    """How it is known."""
+    """How we know that it is abandoned."""
 
 
 def zombies(client: MlflowClient, *, stranger_hours: float = 24.0, now: float | None = None) -> list[Zombie]:
-    """Runs of dead searches, and those of other programs that have been silent for too long.
+    """Running runs of dead searches, and those of other programs that have been silent for too long.
 
     Args:
-        stranger_hours: how long a run that no search of ours has made may go without a new metric.
+        stranger_hours: how long a run of another program may go without a new metric.
         now: seconds since 1970.
     """
     now = time.time() if now is None else now
@@ -60,16 +60,16 @@ def zombies(client: MlflowClient, *, stranger_hours: float = 24.0, now: float | 
 
 
 def close(client: MlflowClient, abandoned: list[Zombie]) -> None:
-    """End them as KILLED. A search of ours that is resumed later opens its runs again."""
+    """End the runs as KILLED. If a search is resumed later, it opens its runs again."""
     for zombie in abandoned:
         present = client.get_run(zombie.run_id).data.tags
-        outcomes = [RunTag(name, "interrupted") for name in ("state", "outcome") if name in present]  # a search's, a trial's
+        outcomes = [RunTag(name, "interrupted") for name in ("state", "outcome") if name in present]  # tags of a search and of a trial
         client.log_batch(zombie.run_id, tags=[RunTag("closed_by", "vit-search doctor"), RunTag("closed_because", zombie.reason), *outcomes])
         client.set_terminated(zombie.run_id, "KILLED")
 
 
 def _dead(tags: dict[str, str], started_ms: int, now: float) -> str:
-    """Why a search has no driver any more; empty where it has one, or where nobody can tell yet."""
+    """Why a search has no driver any more; empty if it has one, or if that is not known yet."""
     driven = _driven(tags)
     if driven is not None:
         return "" if driven else f"nobody runs {tags.get('search_folder')}"
@@ -80,9 +80,9 @@ def _dead(tags: dict[str, str], started_ms: int, now: float) -> str:
 
 
 def _driven(tags: dict[str, str]) -> bool | None:
-    """Whether a driver holds the search's ledger; None where the ledger is not here to tell.
+    """Whether a driver holds the search's ledger; None if the ledger is not on this machine.
 
-    A folder of this name may be another machine's, or another search's by now: the search's own has its id.
+    A folder of this name may belong to another machine or another search. The search's own folder has its id.
     """
     folder = Path(tags.get("search_folder", ""))
     try:
@@ -96,7 +96,7 @@ def _driven(tags: dict[str, str]) -> bool | None:
 
 
 def _last_sign(client: MlflowClient, run: Any) -> float:
-    """When a run began or last got a metric; seconds since 1970."""
+    """When a run began or last got a metric, in seconds since 1970."""
     times = [run.info.start_time]
     for name in run.data.metrics:
         times += [point.timestamp for point in client.get_metric_history(run.info.run_id, name)[-1:]]

@@ -1,4 +1,4 @@
-"""The MLflow that is meant: found, reached, and named without what must stay secret."""
+"""Makes MLflow clients: checks that the server or database answers, and shows addresses without passwords."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 
 for _name, _value in {
     "MLFLOW_MODEL_CATALOG_URI": "",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow repeats a call whose reply was lost, and a run is made twice; we look first
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow would repeat a call whose reply was lost, and make a run twice; we look first
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_UV_AUTO_DETECT": "false",  # it would put uv.lock, pyproject.toml and .python-version of the current folder into models
+    "MLFLOW_UV_AUTO_DETECT": "false",  # else MLflow copies uv.lock, pyproject.toml and .python-version from the current folder
     "GIT_PYTHON_REFRESH": "quiet",
 }.items():
     os.environ.setdefault(_name, _value)
@@ -41,7 +41,7 @@ DATABASES = ("postgresql", "postgresql+psycopg", "postgresql+psycopg2", "mysql",
 
 
 def in_short(error: Exception) -> str:
-    """The first line of what MLflow or a database said, without a password."""
+    """The first line of an error message from MLflow or a database, without the password."""
     message = next(iter(str(error).splitlines()), type(error).__name__)
     for uri in (mlflow.get_tracking_uri(), os.environ.get(ENVIRONMENT, "")):
         secret = urlsplit(uri).password
@@ -50,27 +50,27 @@ def in_short(error: Exception) -> str:
 
 
 def public_uri() -> str:
-    """The tracking URI in use, without what a URI may carry in secret."""
+    """The current tracking URI without a password."""
     return public(mlflow.get_tracking_uri())
 
 
 def is_made(uri: str) -> bool:
-    """Whether there is an MLflow at an address; of a server that is not asked."""
+    """Whether there is an MLflow at this address. Servers are not asked; they count as there."""
     return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
 
 
 def client_for(tracking_uri: str | None, needs: Literal["make", "write", "read"] = "make") -> MlflowClient:
-    """A client whose server or database answers.
+    """Make a client, after checking that its server or database answers.
 
     Args:
-        needs: what is done with a SQLite file: made where it is missing, written to, or read alone, which it need not allow to be
-            written for. The last two make no file.
-    Raises: TrackingError, one line, when it does not.
+        needs: access to a SQLite file. "make": write to it, and make it if it is missing. "write": write to an existing file.
+            "read": an existing file that may be read-only.
+    Raises: TrackingError, one line, if it does not answer.
     """
     uri = resolve_uri(tracking_uri)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # 60 lines for each error of a database, which it raises, too
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # 60 lines for each database error, which is raised, too
     parts, database, writable = urlsplit(uri), Path(uri.removeprefix(SQLITE)), True
     if parts.scheme in ("http", "https"):
         _check_server(uri)
@@ -115,26 +115,26 @@ def client_for(tracking_uri: str | None, needs: Literal["make", "write", "read"]
 
 
 def _make_closed(database: Path) -> None:
-    """Make a new database that other accounts cannot read, as searches are; an empty file is one for SQLite."""
+    """Make an empty file for a new database that other accounts cannot read, as for searches. SQLite accepts an empty file."""
     with contextlib.suppress(FileExistsError):
         os.close(os.open(database, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 @contextlib.contextmanager
 def _one_at_a_time(uri: str) -> Iterator[None]:
-    """MLflow makes the tables of a new SQLite file one by one, and two processes that do so at once stop each other."""
+    """Let one process at a time make a SQLite file's tables. MLflow makes them one by one, and two processes would block each other."""
     database = Path(uri.removeprefix(SQLITE))
     with contextlib.ExitStack() as stack:
         if uri.startswith(SQLITE):
-            stack.enter_context(unbroken)  # a file with a part of the tables is of no use
-            with contextlib.suppress(OSError):  # a folder that takes no new file, or a storage without locks
+            stack.enter_context(unbroken)  # a file with only some of the tables is useless
+            with contextlib.suppress(OSError):  # a read-only folder, or a storage without locks
                 stack.enter_context(locked(database.with_name(f".{database.name}.lock")))
         yield
 
 
 @contextlib.contextmanager
 def _environment_kept() -> Iterator[None]:
-    """MLflow writes what it is told into MLFLOW_TRACKING_URI, where the next search would take it for the user's word."""
+    """Keep MLFLOW_TRACKING_URI. MLflow overwrites it with the current URI, which the next search would take for the user's choice."""
     before = os.environ.get(ENVIRONMENT)
     try:
         yield
@@ -146,10 +146,10 @@ def _environment_kept() -> Iterator[None]:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Takes a redirect for an error, as MLflow does when it is told so."""
+    """Treats a redirect as an error, as MLflow does with its setting for that."""
 
     def redirect_request(self, *_: Any) -> None:
-        """None: not followed."""
+        """Do not follow."""
 
 
 def _check_server(uri: str) -> None:
@@ -157,7 +157,7 @@ def _check_server(uri: str) -> None:
         raise TrackingError("the tracking URI carries a password; drop it and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.")
     opener = urllib.request.build_opener(*([] if os.environ.get(REDIRECTS, "true").lower() in ("true", "1") else [_NoRedirects]))
     try:
-        with opener.open(f"{uri.rstrip('/')}/health", timeout=10):  # http(s) only, by the caller's test
+        with opener.open(f"{uri.rstrip('/')}/health", timeout=10):  # only http or https, as the caller has checked
             pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)

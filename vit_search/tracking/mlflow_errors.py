@@ -1,4 +1,4 @@
-"""What an error of MLflow's means: whether sending the same again can help, or a thing is gone."""
+"""Classifies MLflow's errors: whether it helps to send the same again, and whether something is missing."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from mlflow.exceptions import MlflowException
 
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "BAD_REQUEST"}
-"""Error codes of MLflow that sending again does not mend."""
+"""MLflow's error codes for which it does not help to send the same again."""
 
 
 def is_refused(error: Exception) -> bool:
-    """Whether MLflow refuses it for good."""
+    """Whether MLflow will never accept this."""
     return isinstance(error, MlflowException) and error.error_code in REFUSALS
 
 
 @contextlib.contextmanager
 def ignore_missing() -> Iterator[None]:
-    """For removing what may be gone already: an earlier call removed it, and its answer was lost."""
+    """Ignore that something to delete is missing. An earlier call may have deleted it, and its reply was lost."""
     try:
         yield
     except MlflowException as error:

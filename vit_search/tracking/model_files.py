@@ -1,10 +1,10 @@
-"""The sha256 of every file of a model in MLflow: recorded as a tag when it is logged and registered, verified wherever it is loaded.
+"""Checksums (sha256) of all files of a model in MLflow. They are stored as a tag when the model is logged, and verified when it is loaded.
 
-    files_sha256  tag of a logged model, and of the version that is registered of it: JSON
-                  {"MLmodel": "…", "artifacts/checkpoint/config.json": "…", "code/": "…", …}; the files below code/ count as one
+    files_sha256  tag of a logged model, and of a version that is registered from it: JSON
+                  {"MLmodel": "…", "artifacts/checkpoint/config.json": "…", "code/": "…", …}; all files below code/ have one checksum
 
-Two things are not covered. `registered_model_meta` is written by MLflow where a version is downloaded. Compiled Python below code/
-(`__pycache__`) is written by Python where `mlflow models serve` ran on the store itself; `compiled` finds it.
+Two things are not covered. MLflow writes `registered_model_meta` when it downloads a version. Python writes compiled files
+(`__pycache__`) below code/ if `mlflow models serve` ran on the store itself; `compiled` finds them.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from vit_search.errors import PromotionError
 from vit_search.vit.checkpoint_files import sha256_of, weights_sha256
 
 RECORD, WEIGHTS = "files_sha256", "weights_sha256"
-"""Tags. Versions of vit_search 0.1 have the second one alone."""
+"""Names of tags. vit_search 0.1 wrote only the second one."""
 
 CHECKPOINT = "artifacts/checkpoint"
-"""Where a model of MLflow keeps ours."""
+"""Our checkpoint folder inside a model in MLflow."""
 
 CODE = "code/"
 META = "registered_model_meta"
 CACHE = "__pycache__"
 
 ALL, WEIGHTS_ALONE, NOTHING = "every file", "the weights alone", "nothing"
-"""What `check` could hold against a record."""
+"""What `check` could verify."""
 
 
 def record(folder: Path) -> str:
-    """The tag's text, for a whole model."""
+    """The text of the tag, for a complete model."""
     return json.dumps(digests(folder), sort_keys=True)
 
 
@@ -41,7 +41,8 @@ def digests(folder: Path, inside: str = "") -> dict[str, str]:
     """The sha256 of each file, by its path in the model.
 
     Args:
-        folder: of the model, or of a part of it. inside: where that part lies in the model.
+        folder: of the model, or of a part of it.
+        inside: path of that part in the model.
     Raises: OSError.
     """
     recorded: dict[str, str] = {}
@@ -62,18 +63,19 @@ def digests(folder: Path, inside: str = "") -> dict[str, str]:
 
 
 def compiled(folder: Path) -> int:
-    """How many files of compiled Python a model holds, which no record covers."""
+    """Number of compiled Python files in a model. No checksum covers them."""
     return sum(path.is_file() for path in folder.rglob(f"{CACHE}/*"))
 
 
 def check(folder: Path, tags: Mapping[str, str], whose: str, inside: str = CHECKPOINT) -> str:
-    """Hold files that were fetched from MLflow against what was recorded of them.
+    """Compare files that were downloaded from MLflow with the recorded checksums.
 
     Args:
-        folder: of the checkpoint, or of the whole model where `inside` is empty; then a file that was added is refused, too.
-        tags: of the version or the logged model. whose: what the user calls it, for the message.
-    Returns: ALL, WEIGHTS_ALONE or NOTHING, by what the tags record.
-    Raises: PromotionError that names the file; OSError.
+        folder: of the checkpoint. If `inside` is empty: of the whole model, in which additional files are an error, too.
+        tags: of the version or the logged model.
+        whose: what the user calls the model, for the message.
+    Returns: ALL, WEIGHTS_ALONE or NOTHING: what the tags cover.
+    Raises: PromotionError with the name of the file; OSError.
     """
     if RECORD not in tags:
         weights = folder if inside else folder / CHECKPOINT
@@ -96,9 +98,9 @@ def check(folder: Path, tags: Mapping[str, str], whose: str, inside: str = CHECK
 
 
 def read(text: str, whose: str) -> dict[str, str]:
-    """What a tag records.
+    """The checksums in a tag.
 
-    Raises: PromotionError where it does not record the checkpoint.
+    Raises: PromotionError if it does not cover the checkpoint.
     """
     try:
         recorded = parse(text)

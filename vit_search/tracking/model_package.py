@@ -1,13 +1,13 @@
 """The model as MLflow serves it: images in, labels out, no pickle.
 
-MLflow runs this very file as the model's code ("models from code"); the weights lie beside it as a checkpoint folder. A
-prediction takes pixels or image files of any size, which are resized as the training images were, and gives a row per image.
+MLflow runs this file as the model's code ("models from code"). The weights are beside it, in a checkpoint folder. A prediction takes
+pixels or image files of any size, resizes them like the training images, and returns one row per image.
 
-The input's signature is `image: Tensor('object', (-1,))`. A uint8 tensor (-1, -1, -1, -1) would say more of the pixels, but
-MLflow 3.17 then casts every JSON body to uint8 and refuses text in a DataFrame; a column of strings refuses arrays of four
-axes; a type hint refuses `dataframe_split`. One axis of objects is what lets all of them through to `predict`, which checks
-them itself. What it does not let through is a plain Python list: give an array, or a Series or DataFrame whose column is
-named `image` and whose index holds 0, since MLflow looks at the row of that label.
+The input's signature is `image: Tensor('object', (-1,))`. A uint8 tensor (-1, -1, -1, -1) would say more about the pixels, but
+MLflow 3.17 then casts each JSON body to uint8 and refuses text in a DataFrame. A column of strings refuses arrays with four axes, and
+a type hint refuses `dataframe_split`. With one axis of objects, all of them reach `predict`, which checks them itself. A plain Python
+list does not: give an array, or a Series or DataFrame with a column `image` and an index that contains 0, because MLflow looks at
+that row.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from vit_search.vit import augment, checkpoint
 from vit_search.vit.evaluation import EVALUATED_AT_ONCE
 
 IMAGE = "image"
-"""The input's name: the column of a DataFrame."""
+"""Name of the input: the column of a DataFrame."""
 
 CODE = (
     "__init__.py",
@@ -60,18 +60,18 @@ CODE = (
     *(f"runtime/{name}.py" for name in ("__init__", "machine", "pickles", "torch_import")),
     *(f"tracking/{name}.py" for name in ("__init__", "model_files", "model_package")),
 )
-"""What of this package a served model runs; nothing in it imports ray or optuna."""
+"""The parts of this package that a served model needs. None of them imports ray or optuna."""
 
 REQUIREMENTS = ("torch", "torchvision", "einops", "safetensors", "numpy", "pandas", "pillow", "pyyaml")
 EXACT_REQUIREMENTS = ("tifffile", "imagecodecs")
-"""What a model of 16-bit or many-channel images needs besides."""
+"""Further packages for models of 16-bit or many-channel images."""
 
 
 class PackagedViT(PythonModel):
-    """A checkpoint behind MLflow's pyfunc."""
+    """Makes a checkpoint usable through MLflow's pyfunc."""
 
     def load_context(self, context: Any) -> None:
-        """Read the checkpoint once, verified against its sha256."""
+        """Read the checkpoint once, and verify its sha256."""
         folder = Path(context.artifacts["checkpoint"])
         self.served = checkpoint.load_model(folder)
         self.version = _version(folder)
@@ -81,19 +81,19 @@ class PackagedViT(PythonModel):
         """Classify images.
 
         Args:
-            model_input: an image per row. Either pixels, uint8 (batch, height, width, channels) with 1 channel (grey) or 3
-                (RGB); or PNG, JPEG and other image files, as base64 text or as bytes, in an array, a Series or a DataFrame's
-                column `image`. A model whose metadata has a `bit_depth` takes images of this depth, uint8 or uint16, with exactly
-                its channels. Images of an object array may differ in size. All sizes are resized to the trained one.
-        Returns: `label`, `probability`, `version` (`NAME/3` from the registry, else `m-…`, else the weights' sha256), and
+            model_input: one image per row. Either pixels, uint8 (batch, height, width, channels) with 1 channel (grey) or 3 (RGB). Or PNG,
+                JPEG and other image files, as base64 text or bytes, in an array, a Series, or the column `image` of a DataFrame. If the
+                model's metadata has a `bit_depth`, images must have this depth, uint8 or uint16, and the model's number of channels.
+                Images of an object array may differ in size. All images are resized to the size of the training.
+        Returns: `label`, `probability`, `version` (`NAME/3` if it comes from the registry, else `m-…`, else the weights' sha256), and
             `p_CLASS` for each class.
-        Raises: MlflowException INVALID_PARAMETER_VALUE that names the row, counted from 0, and what is wrong with it.
+        Raises: MlflowException INVALID_PARAMETER_VALUE with the row, counted from 0, and the problem.
         """
         rows = _rows(model_input)
         config = self.served.config
         normalisation = self.served.normalisation
         parts = []
-        for start in range(0, len(rows), EVALUATED_AT_ONCE):  # as many as validation takes at once, decoded as they are needed
+        for start in range(0, len(rows), EVALUATED_AT_ONCE):  # in parts as large as in validation, decoded when needed
             chosen = enumerate(rows[start : start + EVALUATED_AT_ONCE], start)
             images = torch.from_numpy(np.stack([_image(value, i, config) for i, value in chosen]))
             parts.append(self.served.model(augment.normalise(images, normalisation.mean, normalisation.std)).softmax(-1))
@@ -108,7 +108,7 @@ class PackagedViT(PythonModel):
 
 
 class RawPixels(nn.Module):
-    """A served model that takes bytes: what `pt2` holds."""
+    """A model that takes raw pixels. This is what `pt2` contains."""
 
     mean: Tensor
     std: Tensor
@@ -120,30 +120,32 @@ class RawPixels(nn.Module):
         self.register_buffer("std", served.normalisation.std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 or uint16 (batch, height, width, channels) of the trained size to float32 logits (batch, classes)."""
+        """Compute float32 logits (batch, classes) from uint8 or uint16 (batch, height, width, channels) of the trained size."""
         logits: Tensor = self.model(augment.normalise(images.permute(0, 3, 1, 2), self.mean, self.std))
         return logits
 
 
 def log_model(folder: Path, *, run_id: str, name: str = "model", step: int = 0, end_status: str = "FINISHED", pt2: bool = False) -> str:
-    """Log a checkpoint as the model of a run, with signature, example and class names, without the optimiser's state.
+    """Log a checkpoint as the model of a run, with signature, example and class names, but without the optimizer's state.
 
-    The sha256 of each of its files is its tag `files_sha256`; see model_files.py.
+    The tag `files_sha256` has the sha256 of each file; see model_files.py.
 
     Args:
-        folder: a checkpoint. run_id: of an ended run; it has `end_status` again afterwards. name: of the logged model.
-        step: of the run's metrics that MLflow is to show with the model: its last epoch.
-        pt2: whether the model holds `artifacts/model.pt2` besides, for `torch.export.load`: uint8 or uint16 pixels of the trained size,
-            (batch, height, width, channels) for any batch, to logits in float32. It resizes nothing and needs none of our code.
+        folder: a checkpoint.
+        run_id: of an ended run. Afterwards it has `end_status` again.
+        name: of the logged model.
+        step: the epoch whose metrics MLflow shows with the model, which is the last one.
+        pt2: also add `artifacts/model.pt2`, for `torch.export.load`. It maps uint8 or uint16 pixels of the trained size (batch, height,
+            width, channels), for any batch, to float32 logits. It does not resize, and needs none of our code.
     Returns: the model's URI, `models:/m-…`.
-    Raises: PromotionError where MLflow gives another checkpoint back than it was given.
+    Raises: PromotionError if MLflow returns another checkpoint than it was given.
     """
     served = checkpoint.load_model(folder)
     is_exact = served.config.data.exact
     chances = [ColSpec(DataType.double, f"p_{name}") for name in served.classes]
     columns = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "version")]
     with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run_id), warnings.catch_warnings(), _no_bytecode():
-        warnings.simplefilter("ignore")  # MLflow's, about type hints and the like; ours are errors
+        warnings.simplefilter("ignore")  # MLflow warns about type hints and the like; our own problems are errors
         slim = Path(temporary) / "checkpoint"
         checkpoint.copy_for_serving(folder, slim)
         artifacts = {"checkpoint": str(slim)}
@@ -176,7 +178,7 @@ def log_model(folder: Path, *, run_id: str, name: str = "model", step: int = 0, 
 
 @contextlib.contextmanager
 def _no_bytecode() -> Iterator[None]:
-    """MLflow imports the model's code before it sends the files; Python would add compiled code to them, which no record covers."""
+    """Prevent compiled code in the model. MLflow imports its code before sending the files; no checksum covers what Python would add."""
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield
@@ -185,7 +187,7 @@ def _no_bytecode() -> Iterator[None]:
 
 
 def link_to_parent(client: mlflow.MlflowClient, run_id: str, model_id: str) -> None:
-    """Show a trial's logged model on its search's page, too. Doing it again changes nothing."""
+    """Show a trial's logged model on the page of its search, too. Repeating this changes nothing."""
     parent = client.get_run(run_id).data.tags.get("mlflow.parentRunId")
     if parent is None:
         return
@@ -195,7 +197,7 @@ def link_to_parent(client: mlflow.MlflowClient, run_id: str, model_id: str) -> N
 
 
 def facts(served: checkpoint.ServedModel) -> dict[str, Any]:
-    """What a program must know to use a model's logits, as plain JSON values; mean and std are on the scale 0 to 1."""
+    """What a program needs to use a model's logits, as plain JSON values. mean and std are on the scale from 0 to 1."""
     return {
         "classes": list(served.classes),
         "image_size": list(served.config.model.image_size),
@@ -209,7 +211,7 @@ def facts(served: checkpoint.ServedModel) -> dict[str, Any]:
 
 
 def exported(served: checkpoint.ServedModel) -> torch.export.ExportedProgram:
-    """The model as a graph in eval mode, for any batch: uint8 or uint16 `images` as `RawPixels` takes them, to its logits."""
+    """The model as a graph in eval mode, for any batch: from `images` (uint8 or uint16, as for `RawPixels`) to logits."""
     height, width = served.config.model.image_size
     example = torch.zeros(
         2, height, width, served.config.model.in_channels, dtype=torch.uint16 if served.config.data.bits == 16 else torch.uint8
@@ -219,7 +221,7 @@ def exported(served: checkpoint.ServedModel) -> torch.export.ExportedProgram:
 
 
 def _rows(model_input: Any) -> np.ndarray:
-    """The images of a request, one along the first axis."""
+    """The images of a request, one per index of the first axis."""
     images = model_input[IMAGE] if isinstance(model_input, (dict, pd.DataFrame)) else model_input
     rows = np.atleast_1d(np.asarray(images))
     if len(rows) == 0:
@@ -233,7 +235,7 @@ def _rows(model_input: Any) -> np.ndarray:
 
 def _image(value: Any, row: int, config: TrialConfig) -> np.ndarray:
     """One image of a request: uint8 or uint16 (channels, height, width) of the trained size."""
-    if isinstance(value, np.ndarray) and value.ndim == 0:  # what MLflow makes of {"instances": [{"image": "iVBOR…"}]}
+    if isinstance(value, np.ndarray) and value.ndim == 0:  # how MLflow passes on {"instances": [{"image": "iVBOR…"}]}
         value = value.item()
     try:
         return pixels_of(value, config.model.image_size, config.model.in_channels, config.data.bit_depth)
@@ -242,9 +244,9 @@ def _image(value: Any, row: int, config: TrialConfig) -> np.ndarray:
 
 
 def _version(folder: Path) -> str:
-    """What a prediction is by, from the files that MLflow keeps around a model's checkpoint folder."""
+    """The version in a prediction, from the files that MLflow stores around the checkpoint folder."""
     root = folder.parents[1]
-    registered = root / "registered_model_meta"  # written by MLflow where a model is loaded through the registry
+    registered = root / "registered_model_meta"  # MLflow writes it when a model is loaded through the registry
     if registered.is_file():
         meta = yaml.safe_load(registered.read_text(encoding="utf-8"))
         return f"{meta['model_name']}/{meta['model_version']}"
@@ -253,7 +255,7 @@ def _version(folder: Path) -> str:
 
 
 def _copy_code(target: Path) -> Path:
-    """The part of this package that a served model runs, as `target`/vit_search."""
+    """Copy the parts of this package that a served model needs to `target`/vit_search."""
     source, inside = Path(__file__).parents[1], target / "vit_search"
     for name in CODE:
         (inside / name).parent.mkdir(parents=True, exist_ok=True)
@@ -265,7 +267,7 @@ def _copy_code(target: Path) -> Path:
 
 
 def _black(config: TrialConfig) -> str:
-    """A black image as base64 of a PNG file; of an NPY file where depth and channels count."""
+    """A black image as base64: a PNG file, or an NPY file if depth and channels must be exact."""
     file, (height, width) = io.BytesIO(), config.model.image_size
     if config.data.exact:
         np.save(file, np.zeros((height, width, config.model.in_channels), f"uint{config.data.bits}"))
@@ -274,5 +276,5 @@ def _black(config: TrialConfig) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-if __name__ != "vit_search.tracking.model_package":  # MLflow runs the file under a name of its own
+if __name__ != "vit_search.tracking.model_package":  # MLflow runs the file under another name
     set_model(PackagedViT())

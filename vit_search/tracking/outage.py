@@ -1,4 +1,4 @@
-"""What happens while MLflow does not answer: the search goes on, one line says so, and each call is tried again until MLflow has it."""
+"""What happens while MLflow does not answer: the search continues, one line reports it, and each call is repeated until it succeeds."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _log = logging.getLogger(__name__)
 
 
 class GivenUpError(Exception):
-    """MLflow stayed away to the end."""
+    """MLflow did not answer until the end."""
 
 
 class PersistentCaller:
-    """Makes calls to MLflow again and again until they succeed; for the recorder's thread."""
+    """Repeats calls to MLflow until they succeed. For the recorder's thread."""
 
     def __init__(self) -> None:
         self.given_up = threading.Event()
         """Set when nobody waits for MLflow any more."""
         self.count = 0
-        """Calls that succeeded, to see that it is at work."""
+        """Number of successful calls. It shows whether there is progress."""
         self.outage_reported = False
 
     def call(self, step: Callable[..., None], *args: Any) -> None:
-        """Try until MLflow answers. What MLflow refuses for good is logged and left out.
+        """Repeat a call until MLflow answers. If MLflow refuses it for good, log that and skip it.
 
         Raises: GivenUpError.
         """
@@ -52,16 +52,16 @@ class PersistentCaller:
                 pause = min(pause * 2, 5)
 
     def report_outage(self, error: Exception) -> None:
-        """Log it once, in one line."""
+        """Log the outage once, in one line."""
         if not self.outage_reported:
             self.outage_reported = True
             _log.warning("MLflow does not answer (%s); the search goes on and sends it later.", in_short(error))
 
 
 def call_patiently(step: Callable[[], object], patience_s: float) -> None:
-    """Make a call that may be repeated, for at most `patience_s` seconds.
+    """Repeat a call for at most `patience_s` seconds. Repeating it must be harmless.
 
-    Raises: the last error when the time is over, or at once where trying again does not help.
+    Raises: the last error when the time is over, or at once if repeating cannot help.
     """
     end = time.monotonic() + patience_s
     while True:

@@ -1,4 +1,4 @@
-"""A search at a glance, as its run in MLflow shows it: a description in Markdown and the leaderboard as a table."""
+"""A search at a glance, for the page of its run in MLflow: a description in Markdown, and the leaderboard as a table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILTERS = {
     "diverged or failed": "attributes.status = 'FAILED'",
     "the nine best": "tags.rank LIKE '_'",
 }
-"""Ready-made filters of a search's trials, in MLflow's own language, which knows no list of tags."""
+"""Filters of a search's trials in MLflow's own language. It cannot compare a tag with a list of values."""
 
 
 def described(
@@ -36,10 +36,12 @@ def described(
     experiment_id: str,
     runs: dict[int, str],
 ) -> str:
-    """The parent run's description.
+    """The description of the parent run.
 
     Args:
-        ranking: trials, best first. wanted: how many are to be run in all. state: in a word or two.
+        ranking: trials, best first.
+        wanted: number of trials that the search will run.
+        state: in a word or two.
         runs: MLflow run of each trial, for links.
     """
     counts = Counter(trial.outcome for trial in ranking)
@@ -91,7 +93,7 @@ def leaderboard(spec: SearchSpec, ranking: Sequence[Trial], runs: dict[int, str]
 
 
 def _link(experiment_id: str, search: str, rule: str, metric: str, mode: str) -> str:
-    """To MLflow's list of runs with a filter in its search box; sorted, since it would fold the trials into the search's run otherwise."""
+    """Link to MLflow's list of runs with a filter. It is sorted, because MLflow would otherwise fold the trials into the search's run."""
     condition, key = quote(f"tags.search = '{search}' and {rule}", safe=""), quote(saved_views.column("metrics", metric), safe="")
     return f"#/experiments/{experiment_id}/runs?searchFilter={condition}&orderByKey={key}&orderByAsc={str(mode == 'min').lower()}"
 

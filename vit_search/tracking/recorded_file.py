@@ -1,4 +1,4 @@
-"""The file `recorded.jsonl` of a search's folder: in which runs, and how far, MLflow has the search."""
+"""Reads `recorded.jsonl` in a search's folder: which runs the search has in MLflow, and how many of its events MLflow has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RECORDED = "recorded.jsonl"
 
 @dataclass(frozen=True)
 class _Noted:
-    """A line of RECORDED: the parent's run and where it is, or a trial's run, or how many events MLflow has taken."""
+    """A line of RECORDED: the parent run and its store, or a trial's run, or the number of events that MLflow has."""
 
     store: str = ""
     experiment: str = ""
@@ -25,7 +25,7 @@ class _Noted:
 
 
 def read_notes(folder: Path) -> list[dict[str, Any]]:
-    """What drivers have noted of MLflow in a search's folder, in order; a line that a crash has cut, or somebody forged, is left out."""
+    """The lines that drivers wrote into RECORDED, in order. Invalid lines (cut by a crash, or forged) are left out."""
     notes: list[dict[str, Any]] = []
     with contextlib.suppress(OSError, UnicodeDecodeError):
         for line in (folder / RECORDED).read_text(encoding="utf-8").splitlines():

@@ -1,7 +1,7 @@
-"""Records a search in MLflow: one parent run for the search and one child run for each trial. The driver does it, in a thread of its own.
+"""Records a search in MLflow: one parent run for the search, and one child run for each trial. The driver does this in a thread.
 
-What is sent comes from the ledger, which is on disk first. `recorded.jsonl` beside it says which events MLflow has, and in which runs.
-Sending an event again changes nothing: a run is looked up before it is created, and a metric point carries the time of its event. So
+The events come from the ledger, which is on disk first. `recorded.jsonl` beside it says which events MLflow has, and in which runs.
+Sending an event again changes nothing: a run is looked up before it is created, and a metric point has the time of its event. So
 MLflow may be away for any time. A later driver, or `vit-search sync`, sends the rest.
 """
 
@@ -49,34 +49,34 @@ ALIVE_EVERY_S = 60.0
 """How often the parent run's tag `alive_at` is updated. From it tracking/doctor.py sees that a driver is dead."""
 
 ABANDONED_WITHIN_S = 2.0
-"""How long the end of a search that a second Ctrl-C ends at once waits for what is being sent."""
+"""How long a search that a second Ctrl-C ends waits for the call in progress."""
 
 RANKED_LIVE, RANKED = 10, 100
 """How many trials of the leaderboard carry their rank as a tag: while a search runs, and after its end."""
 
 
 class Recorder:
-    """Sends a search's events to MLflow from a thread of its own. `wake` only tells it that there are new ones."""
+    """Sends a search's events to MLflow from its own thread. `wake` tells it that there are new events."""
 
     def __init__(self, client: MlflowClient, experiment_id: str) -> None:
         self.client, self.experiment_id = client, experiment_id
         self._wanted = 0
-        """How many trials the search will run in all."""
+        """Number of trials that the search will run."""
         self._apply_command: Callable[[str], str] | None = None
         self._events: list[Event] = []
         self._sync: Callable[[], None] = lambda: None
         self._taken = 0
-        """Events that MLflow has."""
+        """Number of events that MLflow has."""
         self._caller = PersistentCaller()
         self._progress = Progress(0)
         """The search's progress after the events that were applied here."""
         self._folded = 0
-        """How many events were applied to it."""
+        """Number of events that were applied to `_progress`."""
         self._runs: SearchRuns
         self.ready = False
         """Whether it is known which events MLflow has."""
         self._created_again: set[int] = set()
-        """Trials whose run was deleted in MLflow and created again. That is done once."""
+        """Trials whose run was deleted in MLflow and created again. This happens at most once."""
         self._best: float | None = None
         self._news, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
@@ -94,7 +94,7 @@ class Recorder:
 
     @property
     def behind(self) -> int:
-        """How many events MLflow does not have yet."""
+        """Number of events that MLflow does not have yet."""
         return len(self._events) - self._taken
 
     @staticmethod
@@ -116,7 +116,7 @@ class Recorder:
             return Recorder(client, existing.experiment_id)
         location = artifacts.make_artifacts_folder(database, experiment).as_uri() if database else None
         try:
-            kind = {"mlflow.experimentKind": "custom_model_development"}  # the pages for training, not those for chat
+            kind = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages for training, not those for chat
             return Recorder(client, client.create_experiment(experiment, artifact_location=location, tags=kind))
         except MlflowException as error:
             raise TrackingError(f"{experiment}: MLflow refuses an experiment of this name ({error.message}).") from None
@@ -144,18 +144,18 @@ class Recorder:
         self._thread.start()
 
     def wake(self, event: Event | None = None) -> None:
-        """Say that there are new events. Never blocks and never fails."""
+        """Wake the thread because there are new events. Never blocks and never fails."""
         self._news.set()
 
     def close(self, status: str, hindsight: Hindsight | None, *, patience_s: float = 60) -> bool:
-        """Send what is left, then the leaderboard, the report and the best models. End the parent run with a status.
+        """Send the remaining events, then the leaderboard, the report and the best models. End the parent run with a status.
 
-        Returns: False if MLflow did not answer for `patience_s`. `vit-search sync` then sends the rest later.
+        Returns: False if MLflow did not answer for `patience_s`. `vit-search sync` can then send the rest later.
         """
         self._closing.set()
         self._news.set()
         before = -1
-        while self._thread.is_alive() and self._caller.count > before:  # it may be behind, but at work
+        while self._thread.is_alive() and self._caller.count > before:  # it may be behind, but still make progress
             before = self._caller.count
             self._thread.join(timeout=patience_s)
         name = self._runs.facts.search
@@ -171,7 +171,7 @@ class Recorder:
                 if in_short(error) not in reasons:
                     reasons.append(in_short(error))
                     _log.warning("MLflow did not get all of the summary (%s); `vit-search sync %s` sends it again.", reasons[-1], name)
-                if not is_refused(error):  # it is away, and the other steps would wait for it in vain
+                if not is_refused(error):  # MLflow is away, so the other steps would wait in vain
                     break
         if reasons:
             with contextlib.suppress(MlflowException, OSError):
@@ -179,7 +179,7 @@ class Recorder:
         return not reasons
 
     def abandon(self) -> None:
-        """Send nothing more, and end the parent run as KILLED, which takes a moment. `resume` opens it again, `sync` sends the rest."""
+        """Send nothing more, and end the parent run as KILLED, within moments. `resume` opens it again; `sync` sends the rest."""
         if self._thread.ident is None:  # it was never opened
             return
         self._closing.set()
@@ -188,7 +188,7 @@ class Recorder:
         self._thread.join(timeout=ABANDONED_WITHIN_S)  # it may be about to set a status to RUNNING
         if not self.parent_run:
             return
-        with contextlib.suppress(MlflowException, OSError):  # it is away: `doctor` finds the runs
+        with contextlib.suppress(MlflowException, OSError):  # MLflow is away; `doctor` finds the runs later
             self.client.log_batch(self.parent_run, tags=[RunTag("state", "interrupted")])
             self.client.set_terminated(self.parent_run, "KILLED")
             for number, trial in list(self._progress.trials.items()):
@@ -202,7 +202,7 @@ class Recorder:
         self._news.set()
         self._thread.join(timeout=30)
         if self.parent_run:
-            with contextlib.suppress(MlflowException, OSError):  # it is away: `doctor` finds the run
+            with contextlib.suppress(MlflowException, OSError):  # MLflow is away; `doctor` finds the run later
                 self.client.delete_run(self.parent_run)
 
     def _last_steps(self, status: str, hindsight: Hindsight | None) -> Iterator[Callable[[], object]]:
@@ -228,13 +228,13 @@ class Recorder:
     def _work(self) -> None:
         try:
             self._caller.call(self._take_up)
-            if self.ready:  # else MLflow refuses it for good, which has been said
+            if self.ready:  # otherwise MLflow has refused it for good, and that is logged
                 self._caller.call(self._write_views)
                 self._caller.call(partial(log_inputs, self._runs, self.parent_run, datasets.splits(self._runs.facts)))
                 self._drain()
         except GivenUpError:
             pass
-        except Exception:  # ours alone; the search goes on, and what is missing in MLflow is said at its end
+        except Exception:  # a bug of ours: the search continues, and reports at its end what is missing in MLflow
             _log.exception("MLflow gets no more of this search.")
 
     def _write_views(self) -> None:
@@ -264,8 +264,8 @@ class Recorder:
                 return
             try:
                 self._between_events()
-            except Exception as error:  # the next look may find it
-                if not is_refused(error):  # as where the search's own run was deleted, which the end says
+            except Exception as error:  # it may work the next time
+                if not is_refused(error):  # for example because the search's own run was deleted, which is reported at the end
                     self._caller.report_outage(error)
 
     def _between_events(self) -> None:
@@ -296,7 +296,7 @@ class Recorder:
         improved: list[Metric] = []
         for event in events:
             self._fold(event)
-            if isinstance(event, (Proposed, Reported, Broke, Ended)):  # the others are of no trial, and have no run
+            if isinstance(event, (Proposed, Reported, Broke, Ended)):  # other events belong to no trial
                 of_trial.setdefault(event.trial, []).append(event)
             if isinstance(event, Ended):
                 improved += self._improved(event)
@@ -315,7 +315,7 @@ class Recorder:
         return [Metric(f"best/{metric}", value, int(event.at * 1000), sum(trial.over for trial in self._progress.trials.values()))]
 
     def _send(self, number: int, news: list[TrialEvent]) -> None:
-        """Update a trial's run, or create it again if it was deleted. Doing it again changes nothing."""
+        """Update a trial's run, or create it again if it was deleted. Repeating this changes nothing."""
         try:
             send_trial(self._runs, self._progress.trials[number], news)
         except MlflowException as error:
@@ -325,7 +325,7 @@ class Recorder:
             self._create_again(number)
 
     def _without_run(self) -> list[int]:
-        """Trials whose run is gone and was not created again yet. If MLflow refuses it once, it is not tried again."""
+        """Trials whose run is missing and was not created again yet. If MLflow refuses to create it, that is not repeated."""
         return [number for number in self._progress.trials if number not in self._runs.by_trial and number not in self._created_again]
 
     def _create_again(self, number: int) -> None:

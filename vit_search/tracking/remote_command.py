@@ -1,4 +1,4 @@
-"""Give a running search a command through MLflow, from a machine that does not have the search's folder."""
+"""Sends a command to a running search through MLflow, from a machine that does not have the search's folder."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from vit_search.tracking.uris import public
 
 
 def send_command(tracking_uri: str, search: str, text: str, wait_s: float) -> str:
-    """Give a running search a command through MLflow, from wherever its folder is not.
+    """Send a command to a running search through MLflow. Returns the answer.
 
-    Raises: SearchError when no running search has this name, or it does not answer in time; the command is then withdrawn.
+    Raises: SearchError if no running search has this name, or it does not answer in time. The command is then withdrawn.
     """
     client = client_for(tracking_uri)
     if not re.fullmatch(r"[A-Za-z0-9._-]+", search):

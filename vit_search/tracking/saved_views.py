@@ -1,6 +1,6 @@
-"""What the page of a search's experiment shows first in MLflow: saved views with columns for the metric and what is searched.
+"""Saved views for a search's experiment in MLflow: columns for the metric and the searched parameters.
 
-MLflow 3.17 keeps them as tags of the experiment. Its page lists them in the menu `Views`, and opens the one that its address names.
+MLflow 3.17 stores views as tags of the experiment. Its page lists them in the menu `Views`, and opens the one in its address.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SEARCHES, TRIALS = "searches", "trials"
 
 
 def tag(name: str) -> str:
-    """The experiment's tag that holds a view."""
+    """Name of the experiment's tag that holds a view."""
     return f"mlflow.sharedViewState.{name}"
 
 
@@ -24,7 +24,8 @@ def tags(*, metric: str, mode: str, searched: Iterable[str], created_at: int) ->
     """The experiment's tags: its kind, its metric and its views.
 
     Args:
-        searched: names of the searched parameters. created_at: in milliseconds; MLflow sorts views by it.
+        searched: names of the searched parameters.
+        created_at: in milliseconds. MLflow sorts views by it.
     """
     value = column("metrics", metric)
     columns = [column("metrics", f"best/{metric}"), value, column("metrics", "epochs"), column("tags", "outcome")]
@@ -32,7 +33,7 @@ def tags(*, metric: str, mode: str, searched: Iterable[str], created_at: int) ->
     by_time = {"orderByKey": "attributes.start_time", "orderByAsc": False, "searchFilter": ""}
     by_value = {"orderByKey": value, "orderByAsc": mode == "min", "searchFilter": "tags.trial LIKE '%'"}
     return {
-        "mlflow.experimentKind": "custom_model_development",  # the pages for training, not those for chat
+        "mlflow.experimentKind": "custom_model_development",  # MLflow's pages for training, not those for chat
         "mlflow.experiment.primaryMetric.name": metric,
         "mlflow.experiment.primaryMetric.greaterIsBetter": str(mode == "max").lower(),
         tag(SEARCHES): _saved("searches, newest first", by_time | {"selectedColumns": columns}, created_at + 1),
@@ -41,12 +42,12 @@ def tags(*, metric: str, mode: str, searched: Iterable[str], created_at: int) ->
 
 
 def column(kind: str, name: str) -> str:
-    """A column as MLflow's page names it; `kind` is metrics, params, tags or attributes."""
+    """A column's name on MLflow's page. `kind` is metrics, params, tags or attributes."""
     return f"{kind}.`{name}`"
 
 
 def first_state(experiment_tags: Mapping[str, str]) -> dict[str, Any] | None:
-    """Order and columns of the first view; None where the tags hold none, or one that is not of this form."""
+    """Order and columns of the first view; None if the tags have no view in this form."""
     try:
         state = parse(parse(experiment_tags[tag(SEARCHES)])["state"])
         sound = all(isinstance(name, str) for name in state["selectedColumns"])

@@ -1,4 +1,4 @@
-"""The runs of one search in MLflow: its parent run and one for each trial; found again, made, or made again where they were deleted."""
+"""The runs of one search in MLflow: its parent run, and one run for each trial. Finds them, or makes them again if they were deleted."""
 
 from __future__ import annotations
 
@@ -39,39 +39,39 @@ STATUS: dict[Outcome, str] = {
     "failed": "FAILED",
     "interrupted": "KILLED",
 }
-"""Run status of each outcome. A stopped trial did what it should; its tag `outcome` tells it from a completed one."""
+"""Run status for each outcome. A stopped trial did its work; its tag `outcome` distinguishes it from a completed one."""
 
 
 class SearchRuns:
-    """Finds and makes the runs of one search, and remembers them in RECORDED."""
+    """Finds and makes the runs of one search, and stores their ids in RECORDED."""
 
     def __init__(self, client: MlflowClient, experiment_id: str, spec: SearchSpec, facts: SearchFacts, folder: Path) -> None:
         self.client, self.experiment_id = client, experiment_id
         self.spec, self.facts, self.folder = spec, facts, folder
         self.parent_run = ""
         self.by_trial: dict[int, str] = {}
-        """Ids of the trials' runs, by the trials' numbers."""
+        """Ids of the trials' runs, by trial number."""
         self.ranks: dict[int, int] = {}
-        """Ranks that the trials' runs carry as a tag."""
+        """Ranks that the trials' runs have as a tag."""
         self.to_reopen: set[int] = set()
-        """Trials whose run was ended, or may have been, and that go on."""
+        """Trials that continue although their run was ended, or may have been."""
         self._deleted: set[str] = set()
-        """Runs of the search itself that are gone."""
+        """Deleted parent runs of this search."""
         self._unsure: set[int] = set()
-        """Trials whose run was asked for without an answer: it may be there all the same."""
+        """Trials whose run was requested, but the reply was lost. The run may exist."""
         self._notes: Any = None
 
     def find_or_make(self, written: int) -> int:
-        """Find the search's runs or make its parent run.
+        """Find the search's runs, or make its parent run.
 
         Args:
-            written: events of the ledger.
+            written: number of events in the ledger.
         Returns: how many of them MLflow has.
         """
         noted, runs, taken = self._read_notes(written)
         parent = self._find_parent(noted)
         if parent is None:
-            self._deleted |= self._deleted_parents()  # also those that were noted in the project of which this one is a copy
+            self._deleted |= self._deleted_parents()  # also those noted in the project from which this one was copied
             if self._deleted:
                 _log.warning("MLflow has no run of %s any more; it is created again, with all records.", self.facts.search)
             self._make_parent()
@@ -79,19 +79,19 @@ class SearchRuns:
             self.parent_run = parent.info.run_id
             self.client.update_run(self.parent_run, status="RUNNING")
             self.client.log_batch(self.parent_run, tags=[RunTag("search_folder", str(self.folder.resolve())), *alive_tags()])
-        for deleted in self._deleted:  # its trials' runs are still there, and go on below the new one
+        for deleted in self._deleted:  # the trials' runs still exist, and continue below the new parent run
             for run in self.find(f"tags.`mlflow.parentRunId` = '{deleted}'"):
                 self.client.set_tag(run.info.run_id, "mlflow.parentRunId", self.parent_run)
         if self.parent_run != noted:
             taken = 0
-            # a driver that got no further than its run, or MLflow's lost answer, may have left it without them
+            # the files may be missing if a driver ended early, or if MLflow's reply was lost
             self.client.log_text(self.parent_run, self.facts.text, "search.yaml")
             self.client.log_dict(self.parent_run, self.facts.resolved, "resolved.json")
             self.client.log_dict(self.parent_run, self.facts.environment, "environment.json")
             self.client.log_text(self.parent_run, self.facts.packages, "requirements.txt")
         self.by_trial = dict(runs)
         self.find_trial_runs()
-        with contextlib.suppress(OSError):  # of a full disk: what is not noted is sent again
+        with contextlib.suppress(OSError):  # the disk is full: what is not noted will be sent again
             self._notes = open_to_write(self.folder / RECORDED)
         self.note(store=public_uri(), experiment=self.experiment_id, parent=self.parent_run)
         for number, run_id in self.by_trial.items():
@@ -100,7 +100,7 @@ class SearchRuns:
         return taken
 
     def _read_notes(self, written: int) -> tuple[str, dict[int, str], int]:
-        """What earlier drivers noted of this store: the parent run, the trials' runs and how many events it has; empty where nothing."""
+        """What earlier drivers noted about this store: the parent run, the trials' runs and the number of events. Empty if nothing."""
         parent, taken = "", 0
         runs: dict[int, str] = {}
         for note in read_notes(self.folder):
@@ -115,7 +115,7 @@ class SearchRuns:
         return parent, runs, taken if parent and taken <= written else 0
 
     def _find_parent(self, noted: str) -> Any:
-        """This search's own run; None where MLflow has none, or none but that of a search of which this one is a copy."""
+        """The parent run of this search. None if MLflow has none, or only that of a search from which this one was copied."""
         if noted and not self.is_there(noted):
             self._deleted.add(noted)
         elif noted:
@@ -129,35 +129,35 @@ class SearchRuns:
         return ours[-1] if ours else None
 
     def _deleted_parents(self) -> set[str]:
-        """Runs of this search itself that somebody has deleted in MLflow."""
+        """Parent runs of this search that somebody has deleted in MLflow."""
         deleted = self.find(f"tags.search_id = '{self.facts.search_id}'", ViewType.DELETED_ONLY)
         return {run.info.run_id for run in deleted if self._original(run.data.tags) is None}
 
     def _original(self, tags: dict[str, str]) -> Path | None:
-        """The folder of the search whose run has these tags, where this search is a copy of it and both write here; else None."""
+        """The folder of the search to which these tags belong, if this search is its copy and both write to the same MLflow; else None."""
         folder = Path(tags.get("search_folder") or self.folder)
         try:
             if folder.samefile(self.folder):
                 return None
             theirs = searches.read_facts(folder)
-        except (OSError, SearchError):  # it was moved here
+        except (OSError, SearchError):  # the folder was moved here
             return None
         stores = {absolute(note["store"]) for note in read_notes(folder) if "store" in note} | {kept_uri(folder, theirs)}
         return folder if theirs.search_id == self.facts.search_id and public_uri() in stores else None
 
     def _separate_from(self, original: Path) -> None:
-        """Give a copied search its own runs: two searches that wrote into the same would double each point."""
+        """Give a copied search its own runs. If two searches wrote into the same runs, each point would be there twice."""
         name = self.folder.resolve().name
         _log.warning("%s is a copy of %s, whose runs in MLflow it leaves alone; it gets runs of its own.", self.folder, original)
         self.facts = replace(
             self.facts, search=name if self.facts.search == original.name else self.facts.search, search_id=uuid.uuid4().hex
         )
-        with contextlib.suppress(OSError):  # of a full disk: it is parted from its original again the next time
+        with contextlib.suppress(OSError):  # the disk is full: the copy is separated again the next time
             (self.folder / RECORDED).unlink(missing_ok=True)
             searches.write_facts(self.folder, self.facts)
 
     def is_there(self, run: str) -> bool:
-        """Whether MLflow has a run, and nobody has deleted it."""
+        """Whether MLflow has a run, and it is not deleted."""
         try:
             return bool(self.client.get_run(run).info.lifecycle_stage == "active")
         except MlflowException as error:
@@ -166,7 +166,7 @@ class SearchRuns:
             raise
 
     def find_trial_runs(self) -> None:
-        """The trials' runs, those that are noted first, and the ranks that they carry; a run that is gone is forgotten."""
+        """Find the trials' runs and their ranks. A run that was noted before is preferred; a run that is gone is forgotten."""
         by_trial: dict[int, str] = {}
         for run in self.find(f"tags.`mlflow.parentRunId` = '{self.parent_run}'"):
             number = trial_of(run)
@@ -191,7 +191,7 @@ class SearchRuns:
         self.parent_run = self.client.create_run(self.experiment_id, run_name=facts.search, tags=tags).info.run_id
 
     def _common_tags(self) -> dict[str, str]:
-        """Those that the parent run and its children share, MLflow's own among them."""
+        """Tags that the parent run and the trials' runs share, including MLflow's own."""
         facts = self.facts
         tags = {
             "data_hash": facts.data_hash,
@@ -206,7 +206,7 @@ class SearchRuns:
         return {name: value for name, value in tags.items() if value}
 
     def find(self, condition: str, view: int = ViewType.ACTIVE_ONLY) -> list[Any]:
-        """All runs of the experiment that meet a condition, the oldest first."""
+        """All runs of the experiment that meet a condition, oldest first."""
         runs: list[Any] = []
         token = None
         while True:
@@ -226,7 +226,7 @@ class SearchRuns:
                 self._notes.flush()
 
     def make_trial_run(self, trial: Trial) -> bool:
-        """Whether the trial's run had to be made. One that was asked for without an answer is looked for first."""
+        """Make the run of a trial unless it exists. Returns whether it was made. If an earlier reply was lost, look for the run first."""
         number = trial.number
         if number in self.by_trial:
             return False
@@ -240,7 +240,7 @@ class SearchRuns:
             tags = {
                 "mlflow.parentRunId": self.parent_run,
                 "search": self.facts.search,
-                "trial": str(number),  # the REST client takes text alone
+                "trial": str(number),  # the REST client accepts only text
                 "outcome": "running",
                 **self._common_tags(),
             }
@@ -250,13 +250,13 @@ class SearchRuns:
         return fresh
 
     def forget(self, number: int) -> None:
-        """A trial's run is gone from MLflow."""
+        """Forget a trial's run that MLflow no longer has."""
         self.by_trial.pop(number, None)
         self.ranks.pop(number, None)
 
     @contextlib.contextmanager
     def forgets_if_deleted(self, number: int) -> Iterator[None]:
-        """A trial's run may have been deleted meanwhile. It is then forgotten, and made again later."""
+        """Inside this block, a trial's run may turn out to be deleted. It is then forgotten, and made again later."""
         try:
             yield
         except MlflowException as error:
@@ -265,7 +265,7 @@ class SearchRuns:
             self.forget(number)
 
     def drop_doubles(self, *, doubtful: bool) -> None:
-        """Delete the runs that MLflow made without our hearing of it; each has a twin."""
+        """Delete runs that MLflow made although its reply was lost. Each of them has a twin."""
         if not self._unsure - self.by_trial.keys() and not doubtful:
             return
         for run in self.find(f"tags.`mlflow.parentRunId` = '{self.parent_run}'"):
@@ -275,11 +275,11 @@ class SearchRuns:
 
 
 def trial_of(run: Any) -> int | None:
-    """The number of the trial that a run belongs to; None for one that somebody else has put below the search's run."""
+    """The number of a run's trial; None if somebody else has put the run below the search's run."""
     number = run.data.tags.get("trial", "")
     return int(number) if number.isdecimal() else None
 
 
 def alive_tags() -> list[RunTag]:
-    """By these tags tracking/doctor.py tells a driver at work from a dead one."""
+    """Tags from which tracking/doctor.py sees whether a driver is alive."""
     return [RunTag("alive_at", str(int(time.time()))), RunTag("driver_host", socket.gethostname())]

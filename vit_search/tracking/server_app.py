@@ -1,7 +1,7 @@
-"""How MLflow's server is started: without its assistant, which runs shell commands for whoever asks from the same machine.
+"""Starts MLflow's server without its assistant, which runs shell commands for anyone on the same machine.
 
-MLflow 3.17 asks for no more than that: every user of a machine on which `vit-search ui` runs, and every account behind an ssh tunnel to a
-head, could have it fetch the commands from a server of theirs. No setting of MLflow's turns it off.
+MLflow 3.17 requires nothing else. So every user of a machine on which `vit-search ui` runs, and every account behind an ssh tunnel to a
+head, could make it fetch commands from a server of theirs and run them. MLflow has no setting to turn the assistant off.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from vit_search.tracking import saved_views
 
 SAFE_PATH = {"PYTHONSAFEPATH": "1", "MLFLOW_UVICORN_OPTS": "--app-dir /dev/null"}
-"""The server imports nothing from the current folder. Uvicorn would put it first in `sys.path`; /dev/null holds no module."""
+"""Prevent imports from the current folder. Uvicorn would put it first in `sys.path`; /dev/null contains no module."""
 
 SETTINGS = SAFE_PATH | {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -27,10 +27,10 @@ SETTINGS = SAFE_PATH | {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_MODEL_CATALOG_URI": "",
 }
-"""The environment of each MLflow server that this project starts."""
+"""Environment variables of each MLflow server that this project starts."""
 
 QUIET = {"MLFLOW_UVICORN_OPTS": f"{SAFE_PATH['MLFLOW_UVICORN_OPTS']} --log-level warning", "PYTHONWARNINGS": "ignore"}
-"""Added for `vit-search ui`: it does not print every request."""
+"""Further variables for `vit-search ui`, so that it does not print each request."""
 
 CHOICES = {
     "mlflow.workflowType_v1": "machine_learning",
@@ -38,17 +38,17 @@ CHOICES = {
     "mlflow.telemetry.info.alert.dismissed_v1": True,
     "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": True,
 }
-"""Kept by the browser: the pages for training come first, usage data are off without a banner, the assistant stays shut."""
+"""Settings in the browser: the pages for training come first, usage data are off without a banner, and the assistant stays closed."""
 
 KIND = "tags.`mlflow.experimentKind` = 'custom_model_development'"
-"""Finds the experiments that hold searches."""
+"""Filter for the experiments that contain searches."""
 
 ASSISTANT = "/mlflow/assistant"
 REFUSED = "MLflow's assistant is off here: it would run commands on this machine."
 
 
 def without_accounts() -> Any:
-    """MLflow's own ASGI application, for `mlflow server --app-name vit-search`."""
+    """MLflow's own ASGI application without the assistant, for `mlflow server --app-name vit-search`."""
     from mlflow.server.fastapi_app import app
     from starlette.responses import PlainTextResponse
 
@@ -64,7 +64,7 @@ def without_accounts() -> Any:
 
 
 async def _next_or_shutdown(receive: Any) -> Any:
-    """The server's next message; a cancelled wait is its shutdown. It is cancelled by Ctrl-C, and MLflow's app would log a traceback."""
+    """The next message of the server. Ctrl-C cancels the wait; it then counts as shutdown, because MLflow's app would log a traceback."""
     try:
         return await receive()
     except asyncio.CancelledError:
@@ -72,7 +72,7 @@ async def _next_or_shutdown(receive: Any) -> Any:
 
 
 class _Prepared:
-    """MLflow's first page on its way to the browser, with something more in its head."""
+    """Sends MLflow's first page to the browser, with additions in its head."""
 
     def __init__(self, send: Any, head: str) -> None:
         self._send, self._head, self._body = send, head, b""
@@ -104,19 +104,19 @@ for (const [id, view] of Object.entries(VIEWS)) {
   localStorage.setItem(seen, JSON.stringify(view));
 }
 """
-"""Makes our choices unless the user has made others, and adds an experiment's columns once; the user may take them away again."""
+"""Makes our settings unless the user has chosen others. Adds an experiment's columns once; the user can remove them."""
 
 STYLE = "[data-assistant-ui] { display: none !important }"
 
 
 def _head(first_views: dict[str, Any]) -> str:
-    """What goes into the head of MLflow's page."""
-    choices, views_ = (json.dumps(values).replace("<", "\\u003c") for values in (CHOICES, first_views))  # a tag may hold `</script>`
+    """The addition to the head of MLflow's page."""
+    choices, views_ = (json.dumps(values).replace("<", "\\u003c") for values in (CHOICES, first_views))  # a tag may contain `</script>`
     return f"<style>{STYLE}</style><script>{{ const CHOICES = {choices}, VIEWS = {views_};{SCRIPT}}}</script>"
 
 
 def _first_views() -> dict[str, Any]:
-    """Order and columns with which each experiment's page begins, by its id; none while the store does not answer."""
+    """Order and columns with which each experiment's page begins, by its id; none if the store does not answer."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -129,7 +129,7 @@ def _first_views() -> dict[str, Any]:
 
 @functools.cache
 def _client() -> Any:
-    """Of the store behind this server."""
+    """A client of the store behind this server."""
     from mlflow import MlflowClient
     from mlflow.server.constants import BACKEND_STORE_URI_ENV_VAR
 
@@ -137,7 +137,7 @@ def _client() -> Any:
 
 
 def address(client: Any, port: int) -> str:
-    """The page of the newest search's experiment, among MLflow's pages for training; the list of experiments where there is none."""
+    """Address of the newest search's experiment, among MLflow's pages for training; of the list of experiments if there is none."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments(filter_string=KIND)]
     newest = client.search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=1) if experiments else []
     page = f"/{newest[0].info.experiment_id}/runs" if newest else ""
@@ -145,7 +145,7 @@ def address(client: Any, port: int) -> str:
 
 
 def authenticate() -> Any:
-    """Who asks, for the key `authorization_function` of MLflow's file of accounts: name and password, as MLflow itself reads them."""
+    """The user who asks, by name and password as in MLflow; the assistant is refused. For `authorization_function` in the accounts file."""
     from flask import Response, request
     from mlflow.server.auth import authenticate_request_basic_auth
 

@@ -1,4 +1,4 @@
-"""What a search's own run in MLflow shows: how the search stands while it runs, and what its end adds."""
+"""What the parent run of a search shows in MLflow: the state while the search runs, and a summary at its end."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _log = logging.getLogger(__name__)
 
 
 def describe(runs: SearchRuns, progress: Progress, events: list[Event], wanted: int, count: int, *, driven: bool) -> None:
-    """Bring the parent run's description up to date, and the ranks of the first `count` trials as tags of their runs.
+    """Update the parent run's description, and the ranks of the first `count` trials, which are tags of their runs.
 
     Args:
-        wanted: trials that the search is to run in all.
-        driven: whether a driver is at work on it.
+        wanted: number of trials that the search will run.
+        driven: whether a driver runs it now.
     """
     spec = runs.spec
     state = search_state.of_events(events, progress.trials.values(), wanted, driven=driven)
@@ -60,14 +60,14 @@ def describe(runs: SearchRuns, progress: Progress, events: list[Event], wanted: 
 
 
 def steps_for_left_trials(runs: SearchRuns, progress: Progress) -> Iterator[Callable[[], object]]:
-    """A step for each trial that a driver which has died left without an end."""
+    """One step for each trial that a dead driver left without an end."""
     for number, trial in search_state.as_they_stand(progress.trials, (), SearchState("interrupted")).items():
         if trial is not progress.trials[number]:
             yield partial(_end_left_trial, runs, trial)
 
 
 def _end_left_trial(runs: SearchRuns, trial: Trial) -> None:
-    """A trial without an end in the ledger, whose run a resume will open again."""
+    """End the run of a trial without an end in the ledger. A resume will open the run again."""
     if trial.number in runs.by_trial:
         run = runs.by_trial[trial.number]
         runs.client.log_batch(run, tags=[RunTag("outcome", trial.outcome), RunTag("reason", trial.reason)])
@@ -77,15 +77,17 @@ def _end_left_trial(runs: SearchRuns, trial: Trial) -> None:
 def last_steps(
     runs: SearchRuns, progress: Progress, events: list[Event], status: str, hindsight: Hindsight | None, best: float | None
 ) -> Iterator[Callable[[], object]]:
-    """Each step adds one thing: leaderboard, counts, ledger, report, the best models, the status. A step may be taken again.
+    """The steps at the end of a search. Each adds one thing: leaderboard, counts, ledger, report, best models, status.
+
+    Repeating a step is harmless.
 
     Args:
-        best: metric of the best full-length trial; None where there is none.
+        best: metric of the best full-length trial; None if there is none.
     """
     client, parent, spec, folder, facts = runs.client, runs.parent_run, runs.spec, runs.folder, runs.facts
     trials = search_state.as_they_stand(progress.trials, (), SearchState("interrupted"))
     ranking = ranked(trials.values(), spec.metric, spec.mode)
-    # not MLflow's log_table, which appends to an older one
+    # not MLflow's log_table, which appends to an older table
     yield partial(client.log_dict, parent, overview.leaderboard(spec, ranking, runs.by_trial), "leaderboard.json")
     tags = {"mlflow.loggedArtifacts": '[{"path": "leaderboard.json", "type": "table"}]'}
     winner = best_trial(ranking, spec.metric, spec.mode)
@@ -93,7 +95,7 @@ def last_steps(
         tags["best_trial"] = str(winner.number)
     now = int(time.time() * 1000)
     figures = [Metric(name, float(value), now, 0) for name, value in _counts(progress.spent, ranking, hindsight).items()]
-    if best is not None:  # where the curve of the best trial ends
+    if best is not None:  # last point of the best trial's curve
         last = max(int(event.at * 1000) for event in events if isinstance(event, Ended))
         figures.append(Metric(f"best/{spec.metric}", best, last, sum(trial.over for trial in ranking)))
     yield partial(client.log_batch, parent, metrics=figures, tags=[RunTag(name, value) for name, value in tags.items()])
@@ -101,7 +103,7 @@ def last_steps(
         yield partial(client.log_dict, parent, hindsight.plan, "plan.json")
     for path in (folder / "ledger.jsonl", *(() if facts.promotes else write_report(folder))):
         yield partial(client.log_artifact, parent, str(path))
-    if status == "FINISHED" and not facts.promotes:  # promotion logs the one that it has chosen
+    if status == "FINISHED" and not facts.promotes:  # a promotion logs only the model that it has chosen
         for trial in [trial for trial in ranking if trial.outcome == "completed"][: spec.keep_checkpoints]:
             yield partial(_log_model, runs, trial)
     yield partial(client.set_terminated, parent, status)
@@ -124,9 +126,9 @@ def _counts(spent: Spent, ranking: list[Trial], hindsight: Hindsight | None) -> 
 
 
 def write_report(folder: Path) -> tuple[Path, ...]:
-    """Write the report into the search's folder. A picture that cannot be drawn must not cost the rest of the record."""
+    """Write the report into the search's folder. If a figure cannot be drawn, the rest of the record must still be sent."""
     try:
-        from vit_search.report import report  # plotly and optuna are imported here, at the end, and not by every command
+        from vit_search.report import report  # imports plotly and optuna: only here, and not for each command
 
         return report.write(folder, driven=False)
     except Exception as error:
@@ -135,8 +137,8 @@ def write_report(folder: Path) -> tuple[Path, ...]:
 
 
 def _log_model(runs: SearchRuns, trial: Trial) -> None:
-    """A trial's model, unless an earlier end of this search has logged it, or its checkpoint is gone."""
-    from vit_search.tracking.model_package import link_to_parent, log_model  # torch is imported here
+    """Log a trial's model, unless it is logged already or its checkpoint is gone."""
+    from vit_search.tracking.model_package import link_to_parent, log_model  # imports torch
     from vit_search.vit import checkpoint
 
     run, folder = runs.by_trial.get(trial.number), searches.trial_folder(runs.folder, trial.number) / "checkpoint"

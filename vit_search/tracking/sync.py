@@ -1,4 +1,4 @@
-"""Send MLflow what it does not have yet of a search that no driver runs: `vit-search sync`."""
+"""Sends the missing records of a search to MLflow, while no driver runs it (`vit-search sync`)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from vit_search.tracking.uris import resolve_uri
 
 
 def sync_search(folder: Path, tracking_uri: str | None = None) -> bool:
-    """Send MLflow all that it has not got of a search that no driver runs. Doing it again changes nothing.
+    """Send MLflow everything that it does not have of a search. Repeating this changes nothing.
 
     Args:
-        tracking_uri: in place of the one that the search was launched with; MLflow there gets the whole search.
-    Returns: False where MLflow went away meanwhile.
-    Raises: SearchError when there is no search, others can change it, or a driver runs it; TrackingError when MLflow does not answer.
+        tracking_uri: another MLflow than the one that the search was launched with. It gets the whole search.
+    Returns: False if MLflow stopped answering meanwhile.
+    Raises: SearchError if there is no search, others can change it, or a driver runs it; TrackingError if MLflow does not answer.
     """
     spec, facts = searches.read(folder)
     searches.check_own(folder)
     recorder = Recorder.connect(resolve_uri(tracking_uri, folder, facts), spec.name)
-    ledger = Ledger(folder / "ledger.jsonl")  # held meanwhile, so that no driver takes the search up
+    ledger = Ledger(folder / "ledger.jsonl")  # hold it, so that no driver starts meanwhile
     try:
         hindsight, trials = searches.read_hindsight(folder), Progress.of(ledger.events, spec.epochs).trials.values()
         open_yet = hindsight is None or not all(trial.over for trial in trials)

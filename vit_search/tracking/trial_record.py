@@ -1,4 +1,4 @@
-"""What MLflow gets of one trial: its run's metrics, parameters and tags, from the trial's events."""
+"""Sends one trial to MLflow: makes the metrics, parameters and tags of its run from its events."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from vit_search.tracking.search_runs import STATUS, SearchRuns
 _log = logging.getLogger(__name__)
 
 GROWING = ("rung", "epochs", "device_seconds")
-"""Metrics of a trial that begin at 0 and have their value at its end."""
+"""Metrics of a trial that start at 0 and get their value at its end."""
 
 TrialEvent = Proposed | Reported | Broke | Ended
 
 
 def send_trial(runs: SearchRuns, trial: Trial, news: list[TrialEvent]) -> None:
-    """Bring a trial's run up to date with its latest events; the run is made where it is missing. Doing it again changes nothing."""
+    """Update a trial's run with its latest events. Makes the run if it is missing. Repeating this changes nothing."""
     number, last = trial.number, news[-1]
     fresh = runs.make_trial_run(trial)
     run_id = runs.by_trial[number]
@@ -42,7 +42,9 @@ def send_trial(runs: SearchRuns, trial: Trial, news: list[TrialEvent]) -> None:
         runs.to_reopen.discard(number)
     reports = [event for event in news if isinstance(event, Reported)]
     metrics = _best_points(runs.spec, trial, reports) + [point for event in reports for point in _epoch_points(event)]
-    if isinstance(last, Ended) or any(report.result.epoch == 1 for report in reports):  # at its end again: once is enough for MLflow
+    if isinstance(last, Ended) or any(
+        report.result.epoch == 1 for report in reports
+    ):  # at the end again, in case they are missing: MLflow stores a point only once
         metrics += _first_points(runs.spec, trial)
     tags = [RunTag("outcome", trial.outcome)]
     if trial.breakdowns:
@@ -73,14 +75,14 @@ def send_trial(runs: SearchRuns, trial: Trial, news: list[TrialEvent]) -> None:
 
 
 def log_points(client: MlflowClient, run_id: str, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> None:
-    """Send metrics, parameters and tags of a run, in as many calls as MLflow's limit of 1,000 things asks for."""
+    """Send metrics, parameters and tags of a run, in several calls because MLflow accepts at most 1,000 items in one."""
     for start in range(0, max(len(metrics), 1), 800):
         first = start == 0
         client.log_batch(run_id, metrics[start : start + 800], params if first else [], tags if first else [])
 
 
 def log_inputs(runs: SearchRuns, run_id: str, splits: tuple[str, ...]) -> None:
-    """The data set, split by split; MLflow leaves out what the run has already. A refusal costs no other record."""
+    """Log the data set, split by split. MLflow ignores what the run already has. If MLflow refuses, only a warning is logged."""
     try:
         runs.client.log_inputs(run_id, datasets.inputs(runs.facts, splits))
     except MlflowException as error:
@@ -92,19 +94,19 @@ def log_inputs(runs: SearchRuns, run_id: str, splits: tuple[str, ...]) -> None:
 def _params(runs: SearchRuns, trial: Trial) -> list[Param]:
     fixed = runs.facts.resolved["model"] | runs.facts.resolved["training"]
     params = {name: value for name, value in fixed.items() if not isinstance(value, dict)} | runs.spec.space.trained(trial.params)
-    return [Param(name, str(value)[:6000]) for name, value in params.items()]  # MLflow refuses more, e.g. weights of 300 classes
+    return [Param(name, str(value)[:6000]) for name, value in params.items()]  # MLflow refuses longer texts, e.g. weights of 300 classes
 
 
 def _last_rung(spec: SearchSpec, trial: Trial) -> int:
-    """The last rung that a trial has come to, in epochs; 0 before the first."""
+    """The last rung that a trial has reached, in epochs; 0 before the first."""
     rule = spec.stopping
     rungs = levels(grace_epochs=rule.grace_epochs, reduction_factor=rule.reduction_factor, epochs=spec.epochs)
     return max((rung for rung in rungs if rung <= len(trial.results)), default=0)
 
 
-# A trial's figures. MLflow draws a metric whose last step is 0 as a bar and any other as a curve, so that what grows has
-# points at both ends of the trial, and what is known from the start stands at step 0. It lists metrics, and compares trials
-# by the first of them, in the order in which they come.
+# How MLflow shows metrics: one whose last step is 0 is a bar, any other is a curve. So a value that grows has points
+# at both ends of the trial, and a value that is known from the start has step 0. MLflow lists metrics in the order in
+# which they come, and compares trials by the first.
 
 
 def _first_points(spec: SearchSpec, trial: Trial) -> list[Metric]:
@@ -114,7 +116,7 @@ def _first_points(spec: SearchSpec, trial: Trial) -> list[Metric]:
 
 
 def _best_points(spec: SearchSpec, trial: Trial, reports: list[Reported]) -> list[Metric]:
-    """Each reported epoch at which the trial was better than ever before."""
+    """A point for each reported epoch at which the trial was better than ever before."""
     metric, sign = spec.metric, 1 if spec.mode == "max" else -1
     at = {report.result.epoch: int(report.at * 1000) for report in reports}
     best_yet, points = -math.inf, []
@@ -128,7 +130,7 @@ def _best_points(spec: SearchSpec, trial: Trial, reports: list[Reported]) -> lis
 
 
 def _end_points(spec: SearchSpec, trial: Trial, event: Ended) -> list[Metric]:
-    """What is to be known of a whole trial, to sort by in MLflow's pages."""
+    """Final values of a trial, for sorting on MLflow's pages."""
     epochs = len(trial.results)
     grown = (_last_rung(spec, trial), epochs, trial.device_seconds(spec.resources.devices))
     values: dict[str, float | None] = {f"best/{spec.metric}": trial.best_value(spec.metric, spec.mode)}

@@ -1,7 +1,8 @@
-"""Which MLflow is meant, and whether a search's folder may name it. MLflow itself, whose import takes seconds, is not needed to tell.
+"""Chooses the MLflow to use, and decides whether a search's folder may name it. Does not import MLflow, which takes seconds.
 
-A search's folder may come from others: by git, in an archive, on a shared disk. What it names is used only where it gets nobody's
-password and changes nobody's other files. What you name, by --tracking-uri or MLFLOW_TRACKING_URI, is used as it is.
+A search's folder may come from somebody else: by git, in an archive, on a shared disk. So an address in it is used only if nobody's
+password is sent there, and no files of others are changed. An address that you give, by --tracking-uri or MLFLOW_TRACKING_URI, is used
+as it is.
 """
 
 from __future__ import annotations
@@ -29,34 +30,36 @@ SQLITE = "sqlite:///"
 MEND = f"if it is meant, name it with --tracking-uri or {ENVIRONMENT}."
 
 CREDENTIALS = tuple(f"MLFLOW_TRACKING_{name}" for name in ("USERNAME", "PASSWORD", "TOKEN", "AUTH", "AWS_SIGV4", "CLIENT_CERT_PATH"))
-"""What MLflow takes from the environment and sends to its server, whichever that is."""
+"""Environment variables with credentials, which MLflow sends to any server that it talks to."""
 CREDENTIALS_FILE = Path("~/.mlflow/credentials")
-"""The same from a file."""
+"""A file with credentials, which MLflow sends, too."""
 REDIRECTS = "MLFLOW_ALLOW_HTTP_REDIRECTS"
 
 ADDRESS = re.compile(r"https?://([A-Za-z0-9._-]+@)?([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
-"""A server's address that no two programs read in two ways."""
+"""A server's address that all programs read in the same way."""
 
 INTERNAL_NAMES = ("metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal", "metadata.azure.internal")
 INTERNAL = [
     ipaddress.ip_network(text)
     for text in ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254", "100.100.100.200", "192.0.0.192", "168.63.129.16")
 ]
-"""Link-local addresses, and the others at which clouds hand out a machine's credentials (AWS, Alibaba, Oracle, Azure)."""
+"""Link-local addresses, and other addresses at which clouds give out a machine's credentials (AWS, Alibaba, Oracle, Azure)."""
 
 ARTIFACT_STORES = ("", "file", "models", "runs", "s3", "gs", "r2", "wasb", "wasbs", "abfs", "abfss", "hdfs", "viewfs", "mlflow-artifacts")
-"""Schemes under which a SQLite store may keep artifacts, besides http and https. They send no MLflow credentials."""
+"""Schemes of artifact locations that a SQLite store may have, besides http and https. MLflow sends no credentials to them."""
 
 
 def resolve_uri(tracking_uri: str | None = None, folder: Path | None = None, facts: SearchFacts | None = None) -> str:
-    """The MLflow that is meant: as given, else MLFLOW_TRACKING_URI, else as the search keeps it, else SQLite in ./mlruns.db.
+    """The address of the MLflow to use: as given, else MLFLOW_TRACKING_URI, else the search's own, else SQLite in ./mlruns.db.
 
-    Every command asks here. Where the answer is not the one that a user expects, a line says which it is and why. The last two are
-    refused where whoever wrote the folder could do harm by them: see `_refuse_server` and `_refuse_database`.
+    All commands call this. If the answer may surprise a user, a line is logged. The last two are refused if the author of the folder could
+    do harm with them: see `_refuse_server` and `_refuse_database`.
 
     Args:
-        tracking_uri: after --tracking-uri. folder, facts: of the search that the command is about; None where there is none.
-    Returns: SQLite with a full path.
+        tracking_uri: value of --tracking-uri.
+        folder: of the search that the command is about, or None.
+        facts: of the same search, or None.
+    Returns: the address; for SQLite, with a full path.
     Raises: TrackingError.
     """
     if tracking_uri:
@@ -75,7 +78,7 @@ def resolve_uri(tracking_uri: str | None = None, folder: Path | None = None, fac
         _refuse_database(_kept_path(folder, facts), folder, facts.search_id)
     else:
         _refuse_server(kept, f"{folder / 'search.json'}: its records are said to be in")
-        os.environ.setdefault(REDIRECTS, "false")  # which would lead to addresses that are refused here
+        os.environ.setdefault(REDIRECTS, "false")  # redirects could lead to addresses that are refused here
     written = Path(facts.tracking_uri.removeprefix(SQLITE))
     if written.is_absolute() and SQLITE + str(written.resolve()) != kept and written.exists():
         _log.warning("MLflow: %s, of this project; %s names %s, of the one it was copied from.", kept, folder.name, facts.tracking_uri)
@@ -85,7 +88,7 @@ def resolve_uri(tracking_uri: str | None = None, folder: Path | None = None, fac
 
 
 def of_newest(tracking_uri: str | None) -> str:
-    """The MLflow of a command that names no search: that of the newest search in ./searches, by the rule of `resolve_uri`."""
+    """The MLflow for a command that names no search: that of the newest search in ./searches, by the rule of `resolve_uri`."""
     folder = facts = None
     with contextlib.suppress(SearchError):
         folder = searches.find(Path("searches"), None)
@@ -94,17 +97,17 @@ def of_newest(tracking_uri: str | None) -> str:
 
 
 def kept_uri(folder: Path, facts: SearchFacts) -> str:
-    """The MLflow that a search has kept.
+    """The address of MLflow that a search's folder names.
 
-    A database with a relative path is the nearest one above the search's folder. One with a full path gives way to the database
-    of this project, if that has the search's records, too: the project was copied, or moved and the old place used again.
+    A relative path means the nearest such database above the search's folder. A full path is replaced by the database of this project if
+    that has the search's records, too: then the project was copied, or moved and the old place used again.
     """
     kept = facts.tracking_uri
     return absolute(SQLITE + str(_kept_path(folder, facts))) if kept.startswith(SQLITE) and kept.isprintable() else kept
 
 
 def _kept_path(folder: Path, facts: SearchFacts) -> Path:
-    """The file of `kept_uri`; where a link is there, the link."""
+    """The database file of `kept_uri`. If it is a link, the link itself."""
     path = Path(facts.tracking_uri.removeprefix(SQLITE))
     above = (parent / (path.name if path.is_absolute() else path) for parent in folder.resolve().parents)
     nearest = next((database for database in above if _there(database)), None)
@@ -114,7 +117,7 @@ def _kept_path(folder: Path, facts: SearchFacts) -> Path:
 
 
 def to_keep(uri: str, folder: Path) -> str:
-    """What a search keeps of a tracking URI: no password, and a relative path to a database in the same project, which may move."""
+    """The form in which a search stores a tracking URI: no password, and a relative path within the same project, which may move."""
     here, path = Path.cwd(), Path(uri.removeprefix(SQLITE))
     inside = uri.startswith(SQLITE) and path.is_relative_to(here) and folder.resolve().is_relative_to(here)
     return SQLITE + str(path.relative_to(here)) if inside else public(uri)
@@ -128,7 +131,7 @@ def absolute(uri: str) -> str:
 def _database_here() -> str:
     """SQLite in ./mlruns.db.
 
-    Raises: TrackingError.
+    Raises: TrackingError if it is not safe to use.
     """
     database = Path.cwd() / DEFAULT_DATABASE
     if reason := _strange(database):
@@ -137,7 +140,7 @@ def _database_here() -> str:
 
 
 def _refuse_database(path: Path, folder: Path, search_id: str) -> None:
-    """Refuse a database that a search names, unless it is the `mlruns.db` of the search's own project, or has its records already.
+    """Refuse a database that a search names, unless it is the project's own `mlruns.db`, or already has the search's records.
 
     Raises: TrackingError.
     """
@@ -150,7 +153,7 @@ def _refuse_database(path: Path, folder: Path, search_id: str) -> None:
 
 
 def _strange(database: Path) -> str:
-    """Why a database that nobody has named is not used; empty where it may be. One that is missing will be made."""
+    """Why a database that the user has not named is not used; empty if it may be used. A missing database is allowed: it will be made."""
     try:
         if database.is_symlink():
             return "which is a link"
@@ -160,17 +163,17 @@ def _strange(database: Path) -> str:
 
 
 def _there(path: Path) -> bool:
-    """Whether a file is there, or a link to anything."""
+    """Whether there is a file, or a link to anything."""
     with contextlib.suppress(OSError):
         return path.is_file() or path.is_symlink()
     return False
 
 
 def _refuse_server(uri: str, introduction: str) -> None:
-    """Refuse an address that a file names: of no server, of a cloud's own services, or one that would be sent a password meant for another.
+    """Refuse an address in a file: not a server's, a cloud's own service, or one that would get another server's credentials.
 
     Args:
-        introduction: begins the message; the address follows.
+        introduction: start of the message; the address follows.
     Raises: TrackingError.
     """
     reason = ""
@@ -187,7 +190,7 @@ def _refuse_server(uri: str, introduction: str) -> None:
 
 
 def refuse_artifacts(uri: str, database: Path) -> None:
-    """Refuse a place of artifacts that a SQLite store names, where MLflow would send its credentials to another server.
+    """Refuse an artifact location in a SQLite store if MLflow would send its credentials to another server.
 
     Raises: TrackingError.
     """
@@ -197,20 +200,20 @@ def refuse_artifacts(uri: str, database: Path) -> None:
 
 
 def _credentials(uri: str) -> str:
-    """Where MLflow finds credentials for a server; empty where it has none."""
+    """Where MLflow finds credentials for a server; empty if nowhere."""
     named = next((name for name in CREDENTIALS if os.environ.get(name, "").lower() not in ("", "false", "0")), "")
     return named or (str(CREDENTIALS_FILE) if CREDENTIALS_FILE.expanduser().exists() else "") or _netrc(uri)
 
 
 def _netrc(uri: str) -> str:
-    """The file `.netrc`, if it has an account for a server's host, whatever the port, or for all hosts: MLflow's library would send it."""
-    from requests.utils import get_netrc_auth  # here: most commands ask no server
+    """The file `.netrc` if it has an account for this host (any port) or for all hosts; else empty. The library requests would send it."""
+    from requests.utils import get_netrc_auth  # imported here because most commands contact no server
 
     return os.environ.get("NETRC", "~/.netrc") if get_netrc_auth(uri) else ""
 
 
 def _origin(uri: str) -> tuple[str, str, int] | None:
-    """Scheme, host and port; None for what is no address of a server."""
+    """Scheme, host and port; None if this is not a server's address."""
     try:
         parts = urlsplit(uri)
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
@@ -220,18 +223,18 @@ def _origin(uri: str) -> tuple[str, str, int] | None:
 
 
 def _internal(host: str) -> bool:
-    """Whether a name or an address, however it is written, leads to what only this machine's own cloud or link should reach."""
+    """Whether a host, in any spelling, leads to something that only this machine's own cloud or network link should reach."""
     if host.rstrip(".") in INTERNAL_NAMES:
         return True
     try:
         addresses = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(host, None)}  # also reads 2852039166 and 0xa9fea9fe
-    except (OSError, UnicodeError):  # no such host; MLflow will say so
+    except (OSError, UnicodeError):  # there is no such host, which MLflow will report
         addresses = set()
     return any(_plain(ipaddress.ip_address(text)) in network for text in addresses for network in INTERNAL)
 
 
 def _plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The IPv4 address that an IPv6 address stands for, if it does."""
+    """The IPv4 address that an IPv6 address contains, or the address itself."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
     translated = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in ipaddress.ip_network("64:ff9b::/96") else None
@@ -239,21 +242,21 @@ def _plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.
 
 
 def _shown(uri: str) -> str:
-    """An address of a file in one line, without a password."""
+    """An address from a file, in one line and without a password."""
     with contextlib.suppress(ValueError):
         uri = public(uri)
     return uri.encode("unicode_escape").decode()[:200]
 
 
 def _knows(database: Path, search_id: str) -> bool:
-    """Whether a SQLite database of MLflow's has a run of this search."""
+    """Whether an MLflow database in SQLite has a run of this search."""
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
         return connection.execute("SELECT 1 FROM tags WHERE key = 'search_id' AND value = ?", (search_id,)).fetchone() is not None
     return False
 
 
 def names_in(uri: str) -> set[str] | None:
-    """The registered models in a SQLite database of MLflow's, none where the file is missing; None where that cannot be told."""
+    """Names of the registered models in an MLflow database in SQLite; empty if the file is missing, None if it cannot be read."""
     database = Path(uri.removeprefix(SQLITE))
     if not uri.startswith(SQLITE) or "?" in uri:
         return None

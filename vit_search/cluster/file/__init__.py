@@ -1,1 +1,1 @@
-"""The file of a cluster: read, checked, and written for other kinds of machines."""
+"""The cluster file (cluster.yaml): reads it, checks it, and writes it for other kinds of machines."""

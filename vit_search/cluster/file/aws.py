@@ -1,11 +1,11 @@
-"""What AWS calls its machines: the instance types, how many GPUs each has, and the keys of a node."""
+"""AWS names: instance types, their number of GPUs, and the keys of a node."""
 
 from __future__ import annotations
 
 import re
 
 INSTANCE = re.compile(r"[a-z][a-z0-9-]*[0-9][a-z0-9-]*\.(nano|micro|small|medium|large|xlarge|[0-9]{1,3}xlarge|metal(-[0-9a-z]+)?)")
-GPUS = {  # of the families that trials run on; each size that is not named has one
+GPUS = {  # families that trials run on; a size that is not listed has one GPU
     "g4dn": {"12xlarge": 4, "metal": 8},
     "g5": {"12xlarge": 4, "24xlarge": 4, "48xlarge": 8},
     "g6": {"12xlarge": 4, "24xlarge": 4, "48xlarge": 8},
@@ -18,7 +18,7 @@ GPUS = {  # of the families that trials run on; each size that is not named has 
     "p5en": {"48xlarge": 8},
     "p6-b200": {"48xlarge": 8},
 }
-NODE_KEYS = (  # of EC2's RunInstances, and Ray's own SubnetIds
+NODE_KEYS = (  # of EC2's RunInstances; SubnetIds is Ray's own
     "AdditionalInfo",
     "BlockDeviceMappings",
     "CapacityReservationSpecification",
@@ -53,6 +53,6 @@ NODE_KEYS = (  # of EC2's RunInstances, and Ray's own SubnetIds
 
 
 def gpus_of(instance: str) -> int:
-    """GPUs of an AWS instance type."""
+    """Number of GPUs of an AWS instance type."""
     family, _, size = instance.partition(".")
     return GPUS[family].get(size, 1) if family in GPUS else 0

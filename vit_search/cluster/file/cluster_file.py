@@ -1,4 +1,4 @@
-"""The file of a cluster, as the rules of `vit-search cluster check` and the renderers read it."""
+"""The cluster file, as the rules of `vit-search cluster check` and the renderers read it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vit_search.config.strict_yaml import Document, NodePath
 
 @dataclass(frozen=True)
 class ClusterFile:
-    """The file of a cluster, with questions that the rules ask about it."""
+    """The cluster file, with the queries that the rules need."""
 
     path: Path
     document: Document
 
     def at(self, *path: str | int, default: Any = None) -> Any:
-        """A value by its path; the default where there is none, or where something on the way is of another shape."""
+        """The value at a path. The default if there is none, or if a value on the way has no such key."""
         value = self.document.values
         for key in path:
             try:
@@ -30,17 +30,17 @@ class ClusterFile:
         return default if value is None else value
 
     def line(self, *path: str | int) -> int:
-        """Where a path stands, or what is nearest above it."""
+        """The line of a path, or of its nearest parent in the file."""
         return self.document.line(path)
 
     @cached_property
     def cloud(self) -> bool:
-        """Whether nodes are hired; only then do they have types, disks and groups."""
+        """Whether the nodes are rented from AWS. Only then do they have types, disks and security groups."""
         return bool(self.at("provider", "type") == "aws")
 
     @cached_property
     def head(self) -> str:
-        """The head's node type."""
+        """The node type of the head."""
         return str(self.at("head_node_type", default=""))
 
     @cached_property
@@ -51,7 +51,7 @@ class ClusterFile:
 
     @cached_property
     def workers(self) -> dict[str, Any]:
-        """Those of workers."""
+        """The node types of workers."""
         return {name: kind for name, kind in self.types.items() if name != self.head}
 
     def texts(self) -> Iterator[tuple[NodePath, str]]:
@@ -67,19 +67,19 @@ class ClusterFile:
                 todo += [((*path, index), item) for index, item in enumerate(value)]
 
     def commands(self, key: str) -> list[str]:
-        """A list of commands."""
+        """The commands under a key."""
         commands = self.at(key, default=[])
         return [str(command) for command in commands] if isinstance(commands, list) else []
 
     def starts(self, key: str) -> tuple[int, str]:
-        """The `ray start` among commands, with its line; empty where there is none."""
+        """Line and text of the `ray start` command under a key. Without one, the text is empty."""
         for index, command in enumerate(self.commands(key)):
             if re.search(r"\bray start\b", command):
                 return self.line(key, index), command
         return self.line(key), ""
 
     def environment(self, *, head: bool) -> dict[str, str]:
-        """What a node's `ray start` gets: from the container, and from what its command exports."""
+        """The environment variables of a node's `ray start`, from the container's options and from the command itself."""
         variables = {}
         for option in self.run_options(head=head):
             name, equals, value = option.removeprefix("-e ").strip().strip("\"'").partition("=")
@@ -91,10 +91,10 @@ class ClusterFile:
         }
 
     def run_options(self, *, head: bool) -> list[str]:
-        """Options of a node's container."""
+        """The options of a node's container."""
         keys = ("run_options", "head_run_options" if head else "worker_run_options")
         return [str(option) for key in keys for option in self.at("docker", key, default=[])]
 
 
 Problems = Iterator[tuple[int, str]]
-"""Of one rule: the line, and what is wrong there with its mend."""
+"""What a rule yields: the line, and what is wrong there and how to fix it."""

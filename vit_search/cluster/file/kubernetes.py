@@ -1,4 +1,4 @@
-"""Manifests for Kubernetes, from the file of a cluster: names, sizes and commands come from the one file."""
+"""Writes manifests for Kubernetes, with the names, sizes and commands of a cluster file."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ from vit_search.tracking import server_app
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?")
 IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._:/@-]*")
 ACCOUNT_ID = 1000
-"""Of the account `ray` in rayproject's images, and of ours in MLflow's container."""
+"""Id of the account `ray` in rayproject's images. MLflow's container uses it, too."""
 
 POSTGRES_IMAGE = "postgres:17.6"
 POSTGRES_ID = 999
 RAYISH = {"app": "vit-search-ray"}
-"""The label of all pods of Ray's, whatever KubeRay calls their cluster."""
+"""Label of all Ray pods, whatever name KubeRay gives the cluster."""
 
 GRACE_S = 120
-"""Seconds between a pod's notice and its end: enough for a checkpoint, and what AWS gives."""
+"""Seconds between the notice and the end of a pod. That is enough for a checkpoint, and AWS gives as much."""
 
 CONTROL = {"cpu": "2", "memory": "8Gi"}
 WORKER = {"cpu": "4", "memory": "14Gi"}
 
 
 def kuberay(file: Path, *, image: str, namespace: str, storage_class: str, job: Path | None = None) -> str:
-    """Manifests for Kubernetes with KubeRay 1.5.1 or newer: a RayCluster, or a RayJob with a cluster of its own for one search file.
+    """Manifests for Kubernetes with KubeRay 1.5.1 or newer.
+
+    Without `job`, they make a RayCluster. With it, a RayJob that has its own cluster for this one search file.
 
     Raises: SpecError, ClusterError.
     """
@@ -99,12 +101,12 @@ def _plain(values: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def _closed(*, readonly: bool = True) -> dict[str, Any]:
-    """What a container may not do."""
+    """Security settings of a container: what it may not do."""
     return {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": readonly, "capabilities": {"drop": ["ALL"]}}
 
 
 def _pod(account: int, containers: list[dict[str, Any]], volumes: dict[str, Any], **rest: Any) -> dict[str, Any]:
-    """A pod of an ordinary account, without Kubernetes' own credentials."""
+    """A pod that runs as an ordinary account, without credentials for Kubernetes."""
     security = {"runAsNonRoot": True, "runAsUser": account, "fsGroup": account, "seccompProfile": {"type": "RuntimeDefault"}}
     return {
         "automountServiceAccountToken": False,
@@ -120,13 +122,13 @@ def _claim(name: str) -> dict[str, Any]:
 
 
 def _keeper(cluster: str) -> list[dict[str, Any]]:
-    """What the keeper needs beside the settings of all: the token, which KubeRay hands to Ray's own containers alone."""
+    """Further environment variables of the keeper. KubeRay gives the token only to Ray's own containers."""
     token = {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": {"name": cluster, "key": "auth_token"}}}
     return [*_plain({"RAY_AUTH_MODE": "token"}), token]
 
 
 def _ray_cluster(file: ClusterFile, image: str, *, keeper: list[dict[str, Any]] | None) -> dict[str, Any]:
-    """A cluster's spec; with a keeper of searches beside the head where its environment is given."""
+    """The spec of a cluster. With `keeper` (its environment), a keeper of searches runs beside the head."""
     storage = storage_folder(file)
     inside = {"shared": storage, "tmp": "/tmp", "shm": "/dev/shm"}  # noqa: S108 -- volumes of the pod
     volumes = {"shared": _claim("vit-search-shared"), "tmp": {"emptyDir": {}}, "shm": {"emptyDir": {"medium": "Memory"}}}
@@ -154,7 +156,7 @@ def _ray_cluster(file: ClusterFile, image: str, *, keeper: list[dict[str, Any]] 
         kept = container("keeper", {"cpu": "250m", "memory": "1Gi"}, plain + account + keeper)
         containers.append(kept | {"command": ["/bin/bash", "-c", "while true; do vit-search cluster keep; sleep 10; done"]})
     head = _pod(ACCOUNT_ID, containers, volumes, terminationGracePeriodSeconds=GRACE_S)
-    head.pop("automountServiceAccountToken")  # the autoscaler beside the head speaks to Kubernetes
+    head.pop("automountServiceAccountToken")  # the autoscaler beside the head talks to Kubernetes
 
     def worker_pod(size: dict[str, str]) -> dict[str, Any]:
         return _pod(ACCOUNT_ID, [container("ray-worker", size, plain)], volumes, terminationGracePeriodSeconds=GRACE_S)
@@ -170,7 +172,7 @@ def _ray_cluster(file: ClusterFile, image: str, *, keeper: list[dict[str, Any]] 
         },
         "headGroupSpec": {
             "serviceType": "ClusterIP",
-            "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"},  # noqa: S104 -- of the pod
+            "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"},  # noqa: S104 -- inside the pod
             "template": {"metadata": {"labels": RAYISH}, "spec": head},
         },
         "workerGroupSpecs": [_worker_group(name, kind, worker_pod) for name, kind in file.workers.items()],
@@ -178,7 +180,7 @@ def _ray_cluster(file: ClusterFile, image: str, *, keeper: list[dict[str, Any]] 
 
 
 def _worker_group(name: str, kind: dict[str, Any], pod_of: Callable[[dict[str, str]], dict[str, Any]]) -> dict[str, Any]:
-    """The workers of one node type; pod_of makes their pod for the resources that it gets."""
+    """The workers of one node type. `pod_of` makes their pod, given its resources."""
     node = kind.get("node_config") or {}
     gpus = gpus_of(str(node.get("InstanceType", "")))
     tainted = ["nvidia.com/gpu", *(["spot"] if "InstanceMarketOptions" in node else [])]
@@ -195,7 +197,7 @@ def _worker_group(name: str, kind: dict[str, Any], pod_of: Callable[[dict[str, s
 
 
 def _ray_job(job: Path, cluster: dict[str, Any], image: str, storage: str) -> list[dict[str, Any]]:
-    """A search file, and a cluster that lives as long as its search; applied again after an end, it goes on where the search stood."""
+    """A search file, and a cluster that lives as long as its search. If you apply it again after an end, the search continues."""
     spec = search_file.load(job)
     name = _name(spec.name.lower().replace("_", "-").replace(".", "-"), f"{job}: name")
     head = cluster["headGroupSpec"]["template"]["spec"]
@@ -217,7 +219,7 @@ def _ray_job(job: Path, cluster: dict[str, Any], image: str, storage: str) -> li
         "backoffLimit": 0,
     }
     if spec.limits.hours is not None:
-        body["activeDeadlineSeconds"] = int(spec.limits.hours * 3600) + 3600  # for nodes to come, and the last epoch
+        body["activeDeadlineSeconds"] = int(spec.limits.hours * 3600) + 3600  # for the start of nodes and the last epoch
     return [
         _kind("v1", "ConfigMap", f"{name}-search", data={"search.yaml": strict_yaml.read_text(job)}),
         _kind("ray.io/v1", "RayJob", name, spec=body),
@@ -225,7 +227,7 @@ def _ray_job(job: Path, cluster: dict[str, Any], image: str, storage: str) -> li
 
 
 def _network() -> list[dict[str, Any]]:
-    """Nothing in, but for what belongs together; kubectl's port-forward comes through the node, which no policy stops."""
+    """Network policies: only traffic between parts that belong together. kubectl's port-forward still works, since it uses the node."""
     operator = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kuberay-operator"}}}
 
     def policy(title: str, selector: dict[str, str], rules: list[dict[str, Any]]) -> dict[str, Any]:
@@ -297,7 +299,7 @@ def _postgres() -> list[dict[str, Any]]:
 
 def _mlflow(image: str) -> list[dict[str, Any]]:
     settings = mlflow_accounts("postgresql+psycopg://mlflow:${POSTGRES_PASSWORD}@postgres:5432/mlflow_auth")
-    server = " ".join(["python", *mlflow_command(5000, "/artifacts", host="0.0.0.0", names=("mlflow",))[1:]])  # noqa: S104 -- of the pod
+    server = " ".join(["python", *mlflow_command(5000, "/artifacts", host="0.0.0.0", names=("mlflow",))[1:]])  # noqa: S104 -- inside the pod
     lines = ["umask 077", f"printf '%s\\n' {' '.join(_quoted(line) for line in settings)} > /tmp/mlflow_auth.ini"]
     lines += ['export MLFLOW_BACKEND_STORE_URI="postgresql+psycopg://mlflow:${POSTGRES_PASSWORD}@postgres:5432/mlflow"', f"exec {server}"]
     off = {"MLFLOW_AUTH_CONFIG_PATH": "/tmp/mlflow_auth.ini", "HOME": "/tmp"}  # noqa: S108

@@ -1,7 +1,7 @@
-"""Checks the file of a cluster against Ray's own schema, and against what that lets pass: open doors, unbounded bills, lost data.
+"""Checks a cluster file: first with Ray's own schema, then with our rules R1, R2, … for security, cost and data loss.
 
-Each rule has a number, and yields what is wrong with the line of it. Ray 2.60's schema accepts a misspelt instance type, a dashboard
-that is open to the whole world and a cluster without a token.
+The rules are needed because the schema of Ray 2.60 accepts a misspelt instance type, a dashboard that is open to the whole world, and
+a cluster without a token. A rule yields each problem with its line.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ BLANK = re.compile(r"\b(?:ami|subnet|sg|vol|fs)-0{8,17}\b|\b203\.0\.113\.\d+\b")
 
 @dataclass(frozen=True)
 class ClusterFinding:
-    """One thing that is wrong with the file."""
+    """One problem in a cluster file."""
 
     line: int
     rule: str
     text: str
-    """What is wrong, and how to mend it."""
+    """What is wrong, and how to fix it."""
 
 
 @dataclass(frozen=True)
 class ClusterReport:
-    """What a check found."""
+    """The result of a check."""
 
     findings: list[ClusterFinding]
     blanks: list[ClusterFinding]
-    """Places that still hold the shipped file's placeholders."""
+    """Places that still hold placeholders of the file that comes with vit_search."""
 
 
 def check(path: Path) -> ClusterReport:
     """Check a file against all rules.
 
-    Raises: SpecError where it is no YAML that can be read in one way alone.
+    Raises: SpecError if the file is not valid YAML, or is ambiguous.
     """
     file = ClusterFile(path, strict_yaml.load(path))
     findings = list(_schema(file))
@@ -65,9 +65,9 @@ def check(path: Path) -> ClusterReport:
 
 
 def ray_refuses(config: dict[str, Any]) -> tuple[NodePath, str] | None:
-    """Where Ray's own check stops, and what it says; None where it lets the file pass. The one place that knows Ray's private check.
+    """Where Ray's own check stops, and its message; None if the check passes. Only this function uses Ray's private check.
 
-    Raises: ClusterError where this Ray has no such check.
+    Raises: ClusterError if this Ray has no such check.
     """
     try:
         from ray.autoscaler._private.util import prepare_config, validate_config
@@ -80,7 +80,7 @@ def ray_refuses(config: dict[str, Any]) -> tuple[NodePath, str] | None:
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             validate_config(prepare_config(copy.deepcopy(config)))
-    except Exception as error:  # whatever it raises is what it has against the file
+    except Exception as error:  # Ray raises errors of any kind
         return _in_words(error, printed.getvalue())
     return None
 
@@ -96,7 +96,7 @@ _KINDS = {
 
 
 def _in_words(error: Exception, printed: str) -> tuple[NodePath, str]:
-    """Where and what Ray has refused, with the mend; `error` may be one of jsonschema, whose words are for programmers."""
+    """Where Ray's check stops, and how to fix it. `error` may come from jsonschema, whose messages are for programmers."""
     where: NodePath = tuple(getattr(error, "absolute_path", ()))
     rule, limit, value = (getattr(error, name, None) for name in ("validator", "validator_value", "instance"))
     key, complaint = ".".join(map(str, where)) or "the file", "has no value" if value is None else f"{spelt(value)} will not do"
@@ -114,7 +114,7 @@ def _in_words(error: Exception, printed: str) -> tuple[NodePath, str]:
         return where, f"the key {error.args[0]} is missing; add it."
     text = str(getattr(error, "message", "") or error) or printed
     text = " ".join(text.split())[:300].rstrip(".") or type(error).__name__
-    if isinstance(error, (TypeError, AttributeError)):  # Ray takes a text for a list, or a list for a mapping
+    if isinstance(error, (TypeError, AttributeError)):  # Ray used a text as a list, or a list as a mapping
         text = f"a value has another form than it expects ({text})"
     return where, f"{text}; mend it as docs.ray.io's cluster YAML reference says."
 
@@ -151,4 +151,4 @@ _ALL: tuple[Callable[[ClusterFile], Problems], ...] = (
     machine_rules.region,
 )
 RULES = len(_ALL)
-"""Our own: R1 to this one. R0 is Ray's schema."""
+"""Number of our rules (R1, R2, …). R0 is Ray's schema."""

@@ -1,4 +1,4 @@
-"""The file of a cluster for machines of your own: names, sizes and commands come from the one file."""
+"""Writes a cluster file for your own machines, with the names, sizes and commands of another cluster file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 
 
 def local(file: Path, machines: list[str], *, user: str, key: str | None) -> str:
-    """The file for machines that are there: `provider: local`.
+    """The cluster file for machines that exist: `provider: local`.
 
-    What Docker's options say is said to `ray start` itself; the shared folder and the head's disk are the administrator's to mount.
+    There is no Docker: what its options would set is exported before `ray start`. The administrator mounts the shared folder and the head's
+    disk.
 
     Raises: SpecError, ClusterError.
     """
@@ -61,6 +62,6 @@ def local(file: Path, machines: list[str], *, user: str, key: str | None) -> str
 
 
 def _commands(file: ClusterFile, key: str, *, head: bool) -> list[str]:
-    """Start commands, with what Docker would have set before those that need it."""
+    """The start commands. Before those that need it, export what Docker would have set."""
     exported = "export " + " ".join(f"{name}={value}" for name, value in container_settings(file, head=head).items()) + "; "
     return [command if command.endswith("ray stop") else exported + command for command in file.commands(key)]

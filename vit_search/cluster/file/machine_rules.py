@@ -11,7 +11,7 @@ from vit_search.cluster.file.cluster_file import ClusterFile, Problems
 from vit_search.text import counted
 
 LEAST_DISK_GB = 100
-"""Container image 15 GB, its layers unpacked 20, packages 8, Ray's logs and spilled objects; found on this machine but for the image."""
+"""Container image 15 GB, its unpacked layers 20, packages 8, and Ray's logs and spilled objects. All but the image were measured."""
 
 
 def head_without_trials(file: ClusterFile) -> Problems:
@@ -31,7 +31,7 @@ def head_without_trials(file: ClusterFile) -> Problems:
 
 
 def idle(file: ClusterFile) -> Problems:
-    """A worker without work is given back after a few minutes."""
+    """A worker without work is released after a few minutes."""
     minutes = file.at("idle_timeout_minutes")
     if file.cloud and (not isinstance(minutes, int | float) or not 3 <= minutes <= 60):
         yield (
@@ -61,7 +61,7 @@ def bounded(file: ClusterFile) -> Problems:
 
 
 def spot(file: ClusterFile) -> Problems:
-    """The head is no spot instance, and spot workers have a fallback."""
+    """The head is not a spot instance, and spot workers have a fallback."""
     if _is_spot(file.types.get(file.head, {})):
         yield (
             file.line("available_node_types", file.head, "node_config", "InstanceMarketOptions"),
@@ -98,7 +98,7 @@ def disk(file: ClusterFile) -> Problems:
 
 
 def instances(file: ClusterFile) -> Problems:
-    """Each node type names an instance type of AWS, its GPUs and its image."""
+    """Each node type has a valid AWS instance type, its number of GPUs, and an image."""
     for name, kind in file.types.items() if file.cloud else ():
         config, config_path = kind.get("node_config", {}), ("available_node_types", name, "node_config")
         for key in config if isinstance(config, dict) else ():
@@ -121,7 +121,7 @@ def instances(file: ClusterFile) -> Problems:
 
 
 def stopped(file: ClusterFile) -> Problems:
-    """Machines that are no longer needed are ended, not kept stopped."""
+    """Machines that are no longer needed are terminated, not kept in the state "stopped"."""
     if file.cloud and file.at("provider", "cache_stopped_nodes") is not False:
         yield (
             file.line("provider", "cache_stopped_nodes"),
@@ -130,7 +130,7 @@ def stopped(file: ClusterFile) -> Problems:
 
 
 def region(file: ClusterFile) -> Problems:
-    """The region and its zones exist in AWS."""
+    """The region and its zones have valid AWS names."""
     region = str(file.at("provider", "region", default=""))
     if not file.cloud:
         return

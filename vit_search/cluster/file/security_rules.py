@@ -1,4 +1,4 @@
-"""The rules about who can reach a cluster, and what they can read: tokens, ports, secrets, rights."""
+"""The rules about who can reach a cluster and what they can read: tokens, ports, secrets, rights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECRETS = (
 
 
 def token(file: ClusterFile) -> Problems:
-    """Every node asks for the token of Ray, and has it."""
+    """Every node requires Ray's token, and has it."""
     for head, key in ((True, "head_start_ray_commands"), (False, "worker_start_ray_commands")):
         mode = file.environment(head=head).get("RAY_AUTH_MODE")
         if mode != "token":
@@ -38,7 +38,7 @@ def token(file: ClusterFile) -> Problems:
 
 
 def listening(file: ClusterFile) -> Problems:
-    """No server listens for the whole world."""
+    """No server listens on all addresses."""
     for path, text in file.texts():
         if re.search(r"(?<![\d.])0\.0\.0\.0(?![\d./])|--(?:dashboard-host|host)[= ]['\"]?(?:::|\*)", text):
             yield file.line(*path), "a server for all the world; bind 127.0.0.1 and come through ssh, e.g. `ray dashboard cluster.yaml`."
@@ -48,7 +48,7 @@ def listening(file: ClusterFile) -> Problems:
 
 
 def secrets(file: ClusterFile) -> Problems:
-    """No secret stands in the file."""
+    """The file contains no secret."""
     for path, text in file.texts():
         for pattern, what in SECRETS:
             if pattern.search(text):
@@ -61,7 +61,7 @@ def secrets(file: ClusterFile) -> Problems:
 
 
 def mounted_files(file: ClusterFile) -> Problems:
-    """What is copied to the nodes exists, and holds no history of commits."""
+    """The files that are copied to the nodes exist, and contain no git history."""
     excluded = [str(pattern) for pattern in file.at("rsync_exclude", default=[])]
     mounts = file.at("file_mounts", default={})
     for remote, local in mounts.items() if isinstance(mounts, dict) else ():
@@ -75,7 +75,7 @@ def mounted_files(file: ClusterFile) -> Problems:
 
 
 def ssh_key(file: ClusterFile) -> Problems:
-    """The key for ssh exists, and others cannot read it."""
+    """The ssh key exists, and other accounts cannot read it."""
     key = file.at("auth", "ssh_private_key")
     if isinstance(key, str):
         path = Path(key).expanduser()
@@ -87,7 +87,7 @@ def ssh_key(file: ClusterFile) -> Problems:
 
 
 def security_groups(file: ClusterFile) -> Problems:
-    """The nodes are in security groups of your own, which let in few addresses."""
+    """The nodes are in your own security groups, which let in few addresses."""
     if not file.cloud:
         return
     for name in file.types:
@@ -114,7 +114,7 @@ def _narrow(cidr: str) -> bool:
 
 
 def metadata_service(file: ClusterFile) -> Problems:
-    """The metadata service of each node answers IMDSv2 alone."""
+    """The metadata service of each node answers only IMDSv2."""
     for name in file.types if file.cloud else ():
         if file.at("available_node_types", name, "node_config", "MetadataOptions", "HttpTokens") != "required":
             yield (
@@ -125,7 +125,7 @@ def metadata_service(file: ClusterFile) -> Problems:
 
 
 def settings_of_nodes(file: ClusterFile) -> Problems:
-    """The nodes report to nobody and load no pickles."""
+    """The nodes send no usage statistics and load no pickles."""
     loads = "loads pickles, which run their writer's code"
     wanted = [
         ("RAY_USAGE_STATS_ENABLED", "0", "reports home"),
@@ -142,7 +142,7 @@ def settings_of_nodes(file: ClusterFile) -> Problems:
 
 
 def rights(file: ClusterFile) -> Problems:
-    """The head has only the rights in AWS that it needs, and workers have none."""
+    """The head has only the AWS rights that it needs, and workers have none."""
     if file.cloud and not file.at("available_node_types", file.head, "node_config", "IamInstanceProfile"):
         yield (
             file.line("available_node_types", file.head, "node_config"),

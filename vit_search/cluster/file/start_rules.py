@@ -12,11 +12,11 @@ from vit_search.config.strict_yaml import NodePath
 
 PORT = 6379
 PRIVATE = "$(mktemp -d /tmp/ray-XXXXXXXX)/ray"
-"""A folder for Ray, which opens its own to all accounts, in one of mode 0700."""
+"""Folder for Ray, inside one of mode 0700, because Ray opens its own folder to all accounts."""
 
 
 def image(file: ClusterFile) -> Problems:
-    """The container image is pinned, and fits the Ray of requirements.lock."""
+    """The container image is pinned, and has the Ray version of requirements.lock."""
     paths: list[NodePath] = [("docker", key) for key in ("image", "head_image", "worker_image")]
     paths += [("available_node_types", name, "docker", "worker_image") for name in file.types]
     ours = metadata.version("ray")
@@ -61,7 +61,7 @@ def _mounts(option: str, where: str) -> bool:
 
 
 def _initialisations(file: ClusterFile, *, head: bool) -> Iterator[tuple[NodePath, list[str]]]:
-    """What prepares the head, or each type of workers: its own commands take the place of those for all."""
+    """The initialization commands of the head, or of each worker type. A type's own commands replace the common ones."""
     if head or not file.cloud:
         yield ("initialization_commands",), file.commands("initialization_commands")
         return

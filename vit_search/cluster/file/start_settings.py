@@ -1,4 +1,4 @@
-"""What the file of a cluster says of storage, state and environment of its nodes; the renderers need all of it."""
+"""What a cluster file says about storage, state and environment of its nodes. The renderers need all of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vit_search.errors import ClusterError
 def storage_folder(file: ClusterFile) -> str:
     """The folder that all nodes share.
 
-    Raises: ClusterError where the head names none.
+    Raises: ClusterError if the head has none.
     """
     folder = file.environment(head=True).get(STORAGE, "")
     if not folder.startswith("/"):
@@ -23,7 +23,7 @@ def storage_folder(file: ClusterFile) -> str:
 def state_folder(file: ClusterFile) -> str:
     """The folder of the services on the head.
 
-    Raises: ClusterError where the head starts no services.
+    Raises: ClusterError if the head starts no services.
     """
     for command in file.commands("head_start_ray_commands"):
         if match := re.search(r"vit-search cluster head .*--state[= ](\S+)", command):
@@ -32,6 +32,6 @@ def state_folder(file: ClusterFile) -> str:
 
 
 def container_settings(file: ClusterFile, *, head: bool) -> dict[str, str]:
-    """What the container's options set."""
+    """The environment variables that the container's options set."""
     pairs = [option.removeprefix("-e ").strip().partition("=") for option in file.run_options(head=head) if option.startswith("-e ")]
     return {name: value for name, _, value in pairs}

@@ -1,4 +1,4 @@
-"""Writes YAML that our own reader accepts, below a comment."""
+"""Writes YAML that our own strict reader accepts, below a comment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import yaml
 
 
 class _Plain(yaml.SafeDumper):
-    """Without anchors, which our own reader refuses, and with long texts line by line."""
+    """Writes no anchors, because our own reader refuses them. Writes long texts line by line."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -22,7 +22,7 @@ _Plain.add_representer(str, _lines)
 
 
 def yaml_text(about: list[str], documents: list[dict[str, Any]]) -> str:
-    """The documents as YAML, below the lines of `about` as comments."""
+    """The documents as YAML. The lines of `about` come first, as comments."""
     head = "".join(f"# {line}\n" for line in about)
     bodies = [yaml.dump(document, Dumper=_Plain, sort_keys=False, width=1000, allow_unicode=True) for document in documents]
     return head + "---\n".join(bodies) if len(bodies) > 1 else head + bodies[0]

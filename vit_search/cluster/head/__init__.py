@@ -1,1 +1,1 @@
-"""What runs on the head of a cluster beside Ray: PostgreSQL, MLflow and the keeper of searches, under supervisord."""
+"""The services on the head of a cluster, beside Ray: PostgreSQL, MLflow and the keeper of searches. supervisord runs them."""

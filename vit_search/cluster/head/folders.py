@@ -1,7 +1,7 @@
-"""Where the services of a head keep their data, and the secrets that they share.
+"""Folders and secrets of the services on the head.
 
-Secrets are made once, as files that only their owner can read; a service gets them through its environment when it starts. On a head
-of cluster.yaml that owner is the account of Ray, so whoever holds Ray's token can read them.
+Each secret is made once, in a file that only its owner can read. A service gets its secrets through the environment when it starts. On
+a head made from cluster.yaml, Ray runs as the owner, so whoever has Ray's token can read the secrets.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from vit_search.errors import ClusterError
 from vit_search.files import belongs_to_other, make_folder, open_to_write, write_private
 
 SEARCHES = "searches"
-"""The MLflow account of searches: it reads and writes what it has made, nothing else. It manages the models that it has registered."""
+"""The MLflow account of searches. It can read and write only what it has made, and manages only the models that it has registered."""
 
 POSTGRES_ACCOUNT = "postgres"
-"""PostgreSQL refuses to run as root; where we do, it runs as this one."""
+"""If we are root, PostgreSQL runs as this account, because it refuses to run as root."""
 
 SAFE = re.compile(r"/[A-Za-z0-9._/-]*")
 LONGEST_SOCKET = 107
-"""Bytes of a socket's path, on Linux."""
+"""Maximum length of a socket's path on Linux, in bytes."""
 
 
 @dataclass(frozen=True)
 class HeadServices:
-    """Where the services keep their things, and where MLflow answers."""
+    """The folders of the services on the head, and the port of MLflow."""
 
     state: Path
     port: int = 5000
@@ -47,7 +47,7 @@ class HeadServices:
 
     @property
     def secrets(self) -> Path:
-        """Folder of what must stay secret."""
+        """Folder of the secrets."""
         return self.state / "secrets"
 
     @property
@@ -67,13 +67,13 @@ class HeadServices:
 
     @property
     def uri(self) -> str:
-        """MLflow's."""
+        """Address of MLflow."""
         return f"http://127.0.0.1:{self.port}"
 
     def secret(self, name: str) -> str:
-        """One of them.
+        """The secret of this name.
 
-        Raises: ClusterError where it is missing.
+        Raises: ClusterError if it is missing.
         """
         try:
             return (self.secrets / name).read_text(encoding="utf-8").strip()
@@ -82,7 +82,7 @@ class HeadServices:
 
 
 def check_state(state: Path) -> None:
-    """Refuse what supervisord's file could not name.
+    """Check that supervisord's configuration file can name the state folder.
 
     Raises: ClusterError.
     """
@@ -92,13 +92,13 @@ def check_state(state: Path) -> None:
 
 @contextlib.contextmanager
 def locked_folders(head: HeadServices, storage: Path) -> Iterator[None]:
-    """The folders, closed to others; for as long as the context lasts no other process starts services in them."""
+    """Make the folders, closed to other accounts, and lock them. Until the context ends, no other process can start services in them."""
     root = os.getuid() == 0
     try:
         make_folder(head.state, parents=True)
         if problem := belongs_to_other(head.state):
             raise ClusterError(f"{problem}; chown it, or name another folder with --state.")
-        head.state.chmod(0o711 if root else 0o700)  # PostgreSQL's account passes through
+        head.state.chmod(0o711 if root else 0o700)  # PostgreSQL's account must pass through
         for part in (head.secrets, head.logs, head.state / "artifacts", head.sockets.parent, head.sockets):
             make_folder(part)
             part.chmod(0o700)
@@ -116,7 +116,7 @@ def locked_folders(head: HeadServices, storage: Path) -> Iterator[None]:
 
 
 def make_secrets(head: HeadServices) -> None:
-    """Make the passwords that are missing, and the file from which drivers read their MLflow account."""
+    """Make the missing passwords, and the file from which drivers read their MLflow account."""
     for name in ("postgres_password", "mlflow_admin_password", "mlflow_search_password", "mlflow_secret_key"):
         write_private(head.secrets / name, secrets.token_urlsafe(32))
     variables = {
@@ -124,7 +124,9 @@ def make_secrets(head: HeadServices) -> None:
         "MLFLOW_TRACKING_USERNAME": SEARCHES,
         "MLFLOW_TRACKING_PASSWORD": head.secret("mlflow_search_password"),
     }
-    text = "".join(f"export {name}={value}\n" for name, value in variables.items())  # of letters that a shell leaves alone
+    text = "".join(
+        f"export {name}={value}\n" for name, value in variables.items()
+    )  # the values need no quotes: no character in them is special in a shell
     file = head.secrets / "mlflow.env"
     if not file.is_file() or file.read_text(encoding="utf-8") != text:
         file.unlink(missing_ok=True)
@@ -132,9 +134,9 @@ def make_secrets(head: HeadServices) -> None:
 
 
 def postgres_account() -> pwd.struct_passwd:
-    """The account that PostgreSQL runs as where we are root.
+    """The account POSTGRES_ACCOUNT, which we need if we are root.
 
-    Raises: ClusterError where there is none.
+    Raises: ClusterError if it does not exist.
     """
     try:
         return pwd.getpwnam(POSTGRES_ACCOUNT)

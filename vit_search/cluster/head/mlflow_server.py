@@ -1,4 +1,4 @@
-"""MLflow's server with accounts: how it is started, on a head and in Kubernetes, and what an earlier one has left."""
+"""Starts MLflow's server with accounts, on a head and in Kubernetes, and ends what an earlier server has left."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ from vit_search.tracking import server_app
 
 ADMIN = "admin"
 WORKERS = 2
-"""Of MLflow's server: two answer the drivers of several searches, at some 400 MB each."""
+"""Worker processes of MLflow's server. Two can answer the drivers of several searches. Each needs about 400 MB."""
 
 REMEMBERED_S = 60
-"""Seconds in which a password that was changed is still good. Without it, 93 of the 97 seconds that a search of two trials waited
-for MLflow at its end went into hashes (tests/system/test_cluster_hosts.py, two busy cores)."""
+"""How long MLflow remembers a correct password, in seconds. An old password works that long after a change.
 
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy is not asked for what is on 127.0.0.1
+Without it, checking passwords took 93 of the 97 seconds that a search of two trials waited for MLflow at its end
+(tests/system/test_cluster_hosts.py, two busy cores).
+"""
+
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy for 127.0.0.1
 
 
 def run_mlflow(head: HeadServices) -> None:
-    """Become MLflow's server, once PostgreSQL answers.
+    """Wait for PostgreSQL, then replace this process by MLflow's server.
 
-    Raises: ClusterError where it does not.
+    Raises: ClusterError if PostgreSQL does not answer.
     """
     os.umask(0o077)
     end_group(group_file(head))
@@ -59,11 +62,11 @@ def run_mlflow(head: HeadServices) -> None:
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         environment.pop(name, None)
     os.chdir(head.state)
-    os.execve(sys.executable, mlflow_command(head.port, head.state / "artifacts"), environment)  # noqa: S606 -- as above
+    os.execve(sys.executable, mlflow_command(head.port, head.state / "artifacts"), environment)  # noqa: S606 -- supervisord watches this process
 
 
 def mlflow_command(port: int, artifacts: Path | str, *, host: str = "127.0.0.1", names: tuple[str, ...] = ()) -> list[str]:
-    """How MLflow's server is started wherever accounts are asked for; names: further ones that clients call it by."""
+    """The command that starts MLflow's server with accounts. `names` are further host names that clients use for it."""
     hosts = [f"{name}:{port}" for name in ("127.0.0.1", "localhost", *names)]
     command = [sys.executable, "-P", "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", str(WORKERS)]
     command += ["--app-name", "basic-auth", "--artifacts-destination", str(artifacts)]
@@ -71,9 +74,10 @@ def mlflow_command(port: int, artifacts: Path | str, *, host: str = "127.0.0.1",
 
 
 def mlflow_accounts(database: str) -> list[str]:
-    """Lines of the file that tells MLflow's server of its accounts: without a permission by default, not the READ that it ships.
+    """Lines of the file that configures accounts in MLflow's server.
 
-    A password is a PBKDF2 hash, which costs the server more than a request does; one that was right is remembered.
+    Accounts have no permission by default; MLflow's own default is READ. Correct passwords are remembered, because checking a password
+    (PBKDF2) costs the server more than a request does.
     """
     return [
         "[mlflow]",
@@ -86,7 +90,7 @@ def mlflow_accounts(database: str) -> list[str]:
 
 
 def mlflow_answers(head: HeadServices) -> bool:
-    """Whether MLflow does."""
+    """Whether MLflow's server answers."""
     try:
         with _opener.open(f"{head.uri}/health", timeout=5) as answer:
             return bool(answer.status == 200)
@@ -95,9 +99,9 @@ def mlflow_answers(head: HeadServices) -> bool:
 
 
 def open_account(head: HeadServices) -> None:
-    """The account of searches, if MLflow has none.
+    """Make the account of searches in MLflow, unless it exists.
 
-    Raises: ClusterError where MLflow refuses.
+    Raises: ClusterError if MLflow refuses.
     """
     account = {"username": SEARCHES, "password": head.secret("mlflow_search_password")}
     request = urllib.request.Request(  # noqa: S310 -- http on 127.0.0.1
@@ -118,12 +122,12 @@ def open_account(head: HeadServices) -> None:
 
 
 def basic(user: str, password: str) -> str:
-    """The header of an account."""
+    """The Authorization header of an account."""
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 def end_group(kept: Path) -> None:
-    """End what is left of the MLflow before this one: its workers outlive a SIGKILL of their parent, and hold the port."""
+    """Kill what is left of an earlier MLflow. Its workers survive if their parent gets a SIGKILL, and keep the port."""
     with contextlib.suppress(OSError, ValueError):
         group = int(kept.read_text())
         members = [process for process in psutil.process_iter(["cmdline", "uids"]) if _of_group(process, group)]
@@ -135,7 +139,7 @@ def end_group(kept: Path) -> None:
 
 
 def group_file(head: HeadServices) -> Path:
-    """Where the process group of the last MLflow is written down."""
+    """The file that holds the process group of the last MLflow."""
     return head.state / "mlflow.group"
 
 

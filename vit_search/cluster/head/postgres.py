@@ -1,4 +1,4 @@
-"""PostgreSQL on a head: makes its data, becomes its server, and ends what an earlier one has left."""
+"""PostgreSQL on a head: makes its database, starts its server, and ends a server that was left over."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vit_search.files import open_to_write
 
 
 def run_postgres(head: HeadServices) -> None:
-    """Become PostgreSQL; its data are made if there are none.
+    """Replace this process by PostgreSQL. Makes the database first if there is none.
 
     Raises: ClusterError.
     """
@@ -32,7 +32,10 @@ def run_postgres(head: HeadServices) -> None:
         )
     end_orphan(head)
     options = {"listen_addresses": "", "unix_socket_directories": str(head.sockets), "unix_socket_permissions": "0700"}
-    options |= {"log_min_error_statement": "panic", "max_connections": "100"}  # a statement holds what it stores, and is not for a log
+    options |= {
+        "log_min_error_statement": "panic",
+        "max_connections": "100",
+    }  # a statement contains the values that it stores, which do not belong in a log
     command = [str(binaries / "postgres"), "-D", str(head.database)]
     for name, value in options.items():
         command += ["-c", f"{name}={value}"]
@@ -46,7 +49,7 @@ def run_postgres(head: HeadServices) -> None:
 
 
 def postgres_answers(head: HeadServices) -> bool:
-    """Whether PostgreSQL takes connections."""
+    """Whether PostgreSQL accepts connections."""
     try:
         command = [str(_postgres_binaries() / "pg_isready"), "-q", "-h", str(head.sockets)]
     except ClusterError:
@@ -55,7 +58,10 @@ def postgres_answers(head: HeadServices) -> bool:
 
 
 def _make_database(head: HeadServices, binaries: Path) -> None:
-    """PostgreSQL's data: whole or not at all. Its superuser is the account it runs as, by its socket; MLflow's has a password."""
+    """Make PostgreSQL's data folder, completely or not at all.
+
+    The superuser is the account that PostgreSQL runs as, through the socket. The account `mlflow` has a password.
+    """
     fresh = head.database.with_name("data.new")
     as_account: dict[str, str | int] = {}
     if os.getuid() == 0:
@@ -74,9 +80,9 @@ def _make_database(head: HeadServices, binaries: Path) -> None:
 
 
 def system_user_name() -> str:
-    """The name by which PostgreSQL knows this account: the system's, whatever the environment says.
+    """The system's name for this account, which PostgreSQL uses, whatever the environment says.
 
-    Raises: ClusterError where it has none; initdb would refuse it, too.
+    Raises: ClusterError if it has no name. initdb would refuse it, too.
     """
     try:
         return pwd.getpwuid(os.getuid()).pw_name
@@ -96,9 +102,9 @@ def _run_or_fail(command: list[str], as_account: Mapping[str, str | int], stdin:
 
 
 def _postgres_binaries() -> Path:
-    """Folder of the newest PostgreSQL here.
+    """Folder of the newest PostgreSQL on this machine.
 
-    Raises: ClusterError where there is none.
+    Raises: ClusterError if there is none.
     """
     servers = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3].partition(".")[0]))
     on_path = shutil.which("postgres")
@@ -115,7 +121,7 @@ def _major(binaries: Path) -> str:
 
 
 def end_orphan(head: HeadServices) -> None:
-    """End a PostgreSQL over the same data whose supervisor died before it."""
+    """End a PostgreSQL server on the same data that survived its supervisor."""
     try:
         process = psutil.Process(int((head.database / "postmaster.pid").read_text().split()[0]))
         if process.name() == "postgres" and str(head.database) in process.cmdline():

@@ -1,7 +1,7 @@
-"""Starts, checks and stops the services of a head: PostgreSQL, MLflow and the keeper of searches.
+"""Starts and checks the services of a head: PostgreSQL, MLflow and the keeper of searches.
 
-supervisord keeps them running, under a state folder on a disk of the head's own: never on shared storage, where a database's locks do
-not hold. PostgreSQL listens on a socket file only, MLflow on 127.0.0.1 only and for accounts only.
+supervisord keeps them running. Their state folder is on a disk of the head, never on shared storage, where the locks of a database do
+not work. PostgreSQL listens on a socket file only; MLflow on 127.0.0.1 only, and only for accounts.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ START_S = 240.0
 
 @dataclass(frozen=True)
 class Service:
-    """How a program stands."""
+    """The current state of one service."""
 
     name: str
     state: str
-    """In supervisord's word: RUNNING, STARTING, BACKOFF, FATAL, STOPPED, or ABSENT."""
+    """supervisord's word: RUNNING, STARTING, BACKOFF, FATAL or STOPPED; or ABSENT."""
     detail: str
     answers: bool | None
-    """Whether it says so itself; None where there is nothing to ask."""
+    """Whether the service answers; None if it cannot be asked."""
     where: str
     log: Path
 
     @property
     def well(self) -> bool:
-        """Whether it does what it is for."""
+        """Whether the service works."""
         return self.state == "RUNNING" and self.answers is not False
 
 
 def start(head: HeadServices, *, storage: Path) -> list[Service]:
-    """Have all services run, whatever of them runs already, and wait until they answer.
+    """Start all services that do not run yet, and wait until they answer.
 
     Args:
-        storage: the folder that all nodes see; what searches keep there is made, so that no worker makes it as another account.
-    Raises: ClusterError, with the last line of the log of what does not come up.
+        storage: the folder that all nodes share. Its folders for searches are made here, so that no worker makes them as another account.
+    Raises: ClusterError, with the last line of the log, if a service does not come up.
     """
     with locked_folders(head, storage):
         make_secrets(head)
-        if not is_running(head.state):  # what an earlier supervisor has left answers, and nobody would start it again
+        if not is_running(head.state):  # without a supervisor, leftover services may answer, but nobody would restart them
             end_orphan(head)
             end_group(group_file(head))
         supervise(head.state, _programs(head))
@@ -58,7 +58,7 @@ def start(head: HeadServices, *, storage: Path) -> list[Service]:
 
 
 def status(head: HeadServices) -> list[Service]:
-    """How each service stands."""
+    """The current state of each service."""
     states = program_states(head.state)
     services = []
     for program in _programs(head):

@@ -1,4 +1,4 @@
-"""supervisord, which keeps programs running: its configuration, its start and its end."""
+"""supervisord, which keeps programs running: writes its configuration, starts it and stops it."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class Program:
     name: str
     command: tuple[str, ...]
     stop: str = "TERM"
-    """The signal that ends it in peace."""
+    """The signal that ends it cleanly."""
     first: int = 10
-    """The lower, the earlier it is started and the later stopped."""
+    """supervisord starts low numbers first and stops them last."""
 
 
 def vit_search_command() -> tuple[str, ...]:
-    """The command `vit-search` of this very installation."""
+    """The command `vit-search` of this installation."""
     return (str(Path(sys.executable).with_name("vit-search")),)
 
 
 def stop(state: Path) -> None:
-    """End all that is supervised under a folder, and the supervisor."""
+    """Stop supervisord and all programs that it runs for this state folder."""
     if program_states(state):
         _supervisorctl(state, "shutdown")
     end = time.monotonic() + 60
@@ -43,9 +43,9 @@ def stop(state: Path) -> None:
 
 
 def supervise(state: Path, programs: list[Program]) -> None:
-    """Have supervisord keep these programs running: start it, or tell the one that runs what has changed.
+    """Make supervisord run these programs. If it already runs, it reads the new configuration.
 
-    Raises: ClusterError where it does not start.
+    Raises: ClusterError if supervisord does not start.
     """
     check_state(state)
     folder, logs = state / "supervisor", state / "logs"
@@ -113,7 +113,7 @@ def _supervisorctl(state: Path, *arguments: str) -> str:
 
 
 def is_running(state: Path) -> bool:
-    """Whether supervisord does, by its process."""
+    """Whether supervisord runs. This looks at its process."""
     try:
         pid = int((state / "supervisor" / "pid").read_text())
         return "supervisord" in " ".join(psutil.Process(pid).cmdline())
@@ -122,7 +122,7 @@ def is_running(state: Path) -> bool:
 
 
 def program_states(state: Path) -> dict[str, tuple[str, str]]:
-    """State and detail of each program by its name; empty where supervisord does not run."""
+    """State and detail of each program, by name; empty if supervisord does not run."""
     if not is_running(state):
         return {}
     rows = [line.split(maxsplit=2) for line in _supervisorctl(state, "status").splitlines()]

@@ -1,1 +1,1 @@
-"""Searches on a Ray cluster as jobs: submitted, listed, followed and stopped from a laptop, driven and kept on the head."""
+"""Searches as jobs on a Ray cluster. A laptop submits, lists, follows and stops them; the head runs them."""

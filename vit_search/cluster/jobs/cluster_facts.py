@@ -1,4 +1,4 @@
-"""What is measured of a cluster: its nodes, their versions, its storage and its MLflow."""
+"""The facts that are measured about a cluster: its nodes, their versions, its storage and its MLflow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from vit_search.runtime.ray_session import Shape
 
 PACKAGES = ("vit_search", "ray", "torch", "mlflow", "optuna")
-"""Whose versions decide what a trial computes, or whether nodes understand each other."""
+"""Packages whose versions must agree. They decide what a trial computes, or whether nodes understand each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,39 +25,39 @@ class Node:
     gpus: float
     accelerator: str
     memory: int
-    """Bytes that Ray may hand out."""
+    """Bytes of memory that Ray may use."""
     trouble: str = ""
-    """Why it told nothing of itself; what follows is then unknown."""
+    """Why the node could not be measured, or empty. If not empty, the fields below are unknown."""
     free_memory: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     storage: str = ""
-    """What is wrong with the shared storage as this node sees it."""
+    """What is wrong with the shared storage, as seen from this node, or empty."""
     cache: str = ""
-    """What is wrong with the data cache."""
+    """What is wrong with the data cache, or empty."""
     data: str = ""
-    """What is wrong with the images that a search file names."""
+    """What is wrong with the images that a search file names, or empty."""
     skew_s: float = 0.0
-    """How far its clock is ahead of the head's."""
+    """How far this node's clock is ahead of the head's."""
     skew_error_s: float = 0.0
-    """Half of the time that asking took."""
+    """Uncertainty of `skew_s`: half of the request's time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What was measured of a cluster."""
+    """Everything that was measured about a cluster."""
 
     storage: str
     cache: str
     mlflow: str
-    """The tracking URI of drivers, without a password."""
+    """The drivers' tracking URI, without a password."""
     mlflow_problem: str
     nodes: list[Node]
     types: list[Shape]
-    """What an autoscaler may add."""
+    """Node types that an autoscaler may add."""
     kept_s: float | None
-    """Seconds since the keeper last looked after the searches; None where it never has."""
+    """Seconds since the keeper last checked the searches; None if it never has."""
     search: dict[str, Any] | None = None
-    """How a search that is in the storage stands; None where it is not."""
+    """Record and state of the search that was asked for; None if it is not in the storage."""
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Facts:
@@ -67,12 +67,12 @@ class Facts:
 
     @property
     def head(self) -> Node:
-        """The node that drivers run on."""
+        """The head, where drivers run."""
         return next(node for node in self.nodes if node.head)
 
 
 def own_versions() -> dict[str, str]:
-    """Of Python and of what a search is made of, in this process's environment."""
+    """Versions of Python and of `PACKAGES` in this process."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

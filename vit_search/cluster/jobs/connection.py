@@ -1,4 +1,4 @@
-"""Reaches the Jobs API of a cluster, with the token of this machine, and says in one line what goes wrong there."""
+"""Connects to the Jobs API of a cluster with this machine's token. Turns each failure into one line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from vit_search.runtime import ray_session  # noqa: F401  # isort: skip  (before ray, whose settings it makes)
+from vit_search.runtime import ray_session  # noqa: F401  # isort: skip  (before ray: it makes the settings of Ray)
 from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobSubmissionClient
 
@@ -27,7 +27,7 @@ OVER = ("STOPPED", "SUCCEEDED", "FAILED")
 
 NO_AGENT = "No available agent"
 AGENT_STARTS_WITHIN_S = 120.0
-"""How long a head that was just started may take until its agent runs jobs; Ray's own 10 s are too short on a busy machine."""
+"""How long a new head may take until its agent can run jobs. Ray's own 10 s are too short on a busy machine."""
 
 TUNNEL = "see that the head runs and its tunnel is up: `ray dashboard cluster.yaml`, or `ssh -N -L 8265:127.0.0.1:8265 HEAD`"
 
@@ -39,20 +39,20 @@ OPEN = (
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Jobs API that answers us."""
+    """A Jobs API that answers."""
 
     address: str
     client: JobSubmissionClient
     warning: str = ""
-    """What is unsafe about it, although it was asked for."""
+    """What is unsafe about this cluster, if the user allowed that."""
 
 
 def connect(address: str, *, insecure: bool = False) -> Cluster:
-    """Reach the Jobs API of a cluster, with the token of this machine where it asks for one.
+    """Connect to the Jobs API of a cluster. Sends this machine's token if the cluster asks for one.
 
     Args:
         address: its URL.
-        insecure: whether one will do that asks for no token; it is then sent none.
+        insecure: accept a cluster that asks for no token. It then gets none.
     Raises: ClusterError, one line.
     """
     if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
@@ -73,7 +73,7 @@ def connect(address: str, *, insecure: bool = False) -> Cluster:
 
 def _is_open(address: str) -> bool:
     """Whether the Jobs API answers without a token."""
-    request = urllib.request.Request(f"{address}/api/jobs/", headers={"User-Agent": "vit-search"})  # noqa: S310 -- http(s), by `connect`
+    request = urllib.request.Request(f"{address}/api/jobs/", headers={"User-Agent": "vit-search"})  # noqa: S310 -- `connect` accepts only http and https
     try:
         with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
             answer.read()
@@ -87,9 +87,9 @@ def _is_open(address: str) -> bool:
 
 
 def _token() -> str | None:
-    """The token where Ray looks for it, never from an argument.
+    """Ray's token, from the environment or Ray's token file, never from an argument.
 
-    Raises: ClusterError where others can read it, or it cannot be read.
+    Raises: ClusterError if others can read the file, or it cannot be read.
     """
     if from_environment := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return from_environment
@@ -102,7 +102,7 @@ def _token() -> str | None:
 
 def _client(address: str, secret: str | None) -> JobSubmissionClient:
     hidden = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if name in os.environ}
-    try:  # Ray would let these two overrule the address that was given
+    try:  # Ray would use these two instead of the given address
         with one_line_errors(address):
             return JobSubmissionClient(address, headers={"Authorization": f"Bearer {secret}"} if secret else None)
     finally:
@@ -111,10 +111,10 @@ def _client(address: str, secret: str | None) -> JobSubmissionClient:
 
 @contextlib.contextmanager
 def one_line_errors(address: str) -> Iterator[None]:
-    """Say in one line what went wrong between us and the Jobs API."""
+    """Turn what goes wrong in the Jobs API into a one-line ClusterError."""
     try:
         yield
-    except (RuntimeError, OSError, RayError) as error:  # requests' errors are OSErrors
+    except (RuntimeError, OSError, RayError) as error:  # errors of requests are OSErrors
         reason = " ".join(str(error).split())
         if isinstance(error, AuthenticationError):
             raise ClusterError(f"{address}: it refuses this machine's token; copy the head's ~/.ray/auth_token again, mode 0600.") from None
@@ -127,7 +127,7 @@ def one_line_errors(address: str) -> Iterator[None]:
 
 
 def submit_job(client: JobSubmissionClient, *, patience_s: float = AGENT_STARTS_WITHIN_S, **job: Any) -> None:
-    """Submit a job. A head that was started a moment ago has no agent yet that runs jobs; wait for it.
+    """Submit a job. If the head has just started and its agent cannot run jobs yet, wait for it.
 
     Raises: RuntimeError, as Ray's client does.
     """

@@ -1,8 +1,8 @@
-"""What a submitted job runs on the head: one search, in a child process that is started again when something kills it.
+"""What a submitted job runs on the head: one search, in a child process that is restarted if it is killed.
 
-The child is `vit-search run` or `vit-search resume`, as a person would type them on the head. What the cluster does to this
-process, such as a job's stop, is handed on. What kills this process ends the child cleanly, and the keeper then submits it again: a
-search that runs has a job that runs, by which it can be listed, followed and stopped.
+The child is `vit-search run` or `vit-search resume`, as you would type it on the head. Signals to this process, for example when the
+job is stopped, are passed on to the child. If this process is killed, the child ends cleanly and the keeper submits the search again.
+So a running search always has a running job. Through it, you can list, follow and stop the search.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from vit_search.text import counted
 
 INTERRUPTED = 130
 PR_SET_PDEATHSIG = 1
-"""Linux's prctl(2): a signal for a process whose parent has died."""
+"""Option of Linux's prctl(2): send this process a signal when its parent dies."""
 
 PAUSES_S = (1, 5, 25)
-"""Before each further start of a search that has got nowhere since the last one; then it is left to the keeper."""
+"""Pauses before each restart of a search that makes no progress. After the last one, the keeper takes over."""
 
 FINAL = {0, 3, 4, 5, INTERRUPTED}
-"""Exit codes by which a search has come to its own end; 2 as well, before it has got anywhere."""
+"""Exit codes of a search that ended by itself. Code 2 counts, too, before the search has begun."""
 
 
 def begin(search: str, file: Path, *, user: str, key: str, pinned: str, space_hash: str, download: bool) -> None:
-    """Take a new search in, unless it is here already.
+    """Make the folder of a new search, unless it exists.
 
     Args:
-        file: as submitted.
-        pinned: vit_search's version where it was submitted.
-        space_hash: of the search space, as read there.
-    Raises: ClusterError when this cluster would run something else than was submitted; nothing is then made.
+        file: the search file as submitted.
+        pinned: version of vit_search that submitted it.
+        space_hash: of its search space, on that machine.
+    Raises: ClusterError if this cluster would run something else than was submitted. Nothing is made then.
     """
     folder = record.folder_of(search)
     text = _checked(search, file, pinned, space_hash)
@@ -57,12 +57,12 @@ def begin(search: str, file: Path, *, user: str, key: str, pinned: str, space_ha
 
 
 def drive(search: str, say: Callable[[str], None], *, again: bool = False, pinned: str | None = None) -> int:
-    """See a search through that is in the storage; at most one driver does, a second one waits.
+    """Run a submitted search to its end. If another driver runs it, wait for that one.
 
     Args:
-        say: told what happens, a line at a time.
-        again: whether somebody asks for it again, although it was stopped or has ended.
-        pinned: vit_search's version from now on; by default the one it was submitted with.
+        say: called with one line for each thing that happens.
+        again: run the search although it was stopped or has ended.
+        pinned: version of vit_search from now on; by default the one that submitted the search.
     Returns: the exit code of the search.
     """
     folder = record.folder_of(search)
@@ -88,13 +88,13 @@ def drive(search: str, say: Callable[[str], None], *, again: bool = False, pinne
                 break
     if final and code != INTERRUPTED:
         record.change(folder, ended=code)
-    elif final and not child.told_to_stop.is_set():  # by `cancel`, not by the end of the job
+    elif final and not child.told_to_stop.is_set():  # stopped by `cancel`, and not because the job ended
         record.change(folder, wanted="stopped")
     return code
 
 
 def _alone(folder: Path, lock: IO[str], child: DriverProcess, say: Callable[[str], None]) -> bool:
-    """Wait until no other driver has the search; False where this one is to stop before that."""
+    """Wait until no other driver runs the search; False if this process is told to stop first."""
     waiting = False
     while not record.taken(lock) or record.running(folder):
         if not waiting:
@@ -106,12 +106,12 @@ def _alone(folder: Path, lock: IO[str], child: DriverProcess, say: Callable[[str
 
 
 def _see_through(folder: Path, lock: IO[str], child: DriverProcess, say: Callable[[str], None]) -> tuple[int, bool]:
-    """The search's exit code, and whether it has come to its own end."""
+    """The exit code of the search, and whether it ended by itself. Restarts a killed child, after PAUSES_S if it makes no progress."""
     tries = 0
     while True:
         began, before = (folder / "search.json").exists(), record.progress(folder)
         code = child.run(_command(folder), folder.parents[1], lock)
-        refused = code == 2 and not began and record.progress(folder) == 0  # later it may be the cluster's fault, or the storage's
+        refused = code == 2 and not began and record.progress(folder) == 0  # after that, the cluster or the storage may be the cause
         if code in FINAL or refused:
             return code, True
         if code == 2 and record.running(folder):
@@ -137,9 +137,9 @@ def _command(folder: Path) -> list[str]:
 
 
 def _checked(search: str, file: Path, pinned: str, space_hash: str) -> str:
-    """The search file's text, where this cluster would make of it what was submitted.
+    """The text of the search file, if it means the same here as where it was submitted.
 
-    Raises: ClusterError where it would not, SpecError where the file is damaged.
+    Raises: ClusterError if it does not, SpecError if the file is damaged.
     """
     installed = version("vit_search")
     if pinned != installed:
@@ -157,26 +157,24 @@ def _checked(search: str, file: Path, pinned: str, space_hash: str) -> str:
 
 
 class DriverProcess:
-    """The child process, and the signals that are handed on to it."""
+    """The child process that runs the search. Passes this process's signals on to it."""
 
     def __init__(self) -> None:
         self.told_to_stop = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> DriverProcess:
-        """Take this process's signals."""
         self._before = {number: signal.signal(number, self._stop) for number in ending_signals()}
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give them back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def run(self, command: list[str], storage: Path, lock: IO[str]) -> int:
-        """Start it in the storage and wait for its end; below 0 where a signal killed it. It keeps the lock, should this process die first.
+        """Run a command in the storage folder to its end. Returns its exit code; below 0 if a signal killed it.
 
-        The folder that a job begins in is Ray's, and may be gone before the job is over.
+        The child keeps the lock if this process dies first. The job's own folder belongs to Ray, and may be deleted before the job is over.
         """
         end_with_parent = functools.partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
         around = record.surroundings(storage)

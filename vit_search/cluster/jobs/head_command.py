@@ -1,4 +1,4 @@
-"""Runs one of our commands on the head of a cluster, as a short job, and reads what it prints."""
+"""Runs one of our commands on the head of a cluster, as a short job, and returns its output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from vit_search.runtime import ray_session  # noqa: F401  # isort: skip  (before ray, whose settings it makes)
+from vit_search.runtime import ray_session  # noqa: F401  # isort: skip  (before ray: it makes the settings of Ray)
 from ray.job_submission import JobSubmissionClient
 
 from vit_search.cluster.jobs.cluster_facts import Facts
@@ -22,7 +22,7 @@ from vit_search.errors import ClusterError
 from vit_search.runtime.user import user_name
 
 ANSWERS_WITHIN_S = 300.0
-"""What a short job on the head gets."""
+"""How long a short job on the head may take."""
 
 FORGOTTEN_AFTER_S = 30.0
 
@@ -37,15 +37,15 @@ def on_head(
     write: Callable[[str], None] | None = None,
     files: Mapping[str, str] | None = None,
 ) -> tuple[int, str]:
-    """Run one of our commands on the head, as a short job that the next one removes.
+    """Run one of our commands on the head, as a short job. A later call deletes the job.
 
     Args:
-        words: `vit-search` and what follows it.
-        files: texts by their names, which the command finds in the folder where it runs.
-        storage: whether it takes `--output`, which is then the folder of searches there.
-        write: told what it says while it runs, if given.
-    Returns: its exit code, and what it said.
-    Raises: ClusterError when it does not come to an end.
+        words: `vit-search` and its arguments.
+        files: texts by file name. The command finds them in its working folder.
+        storage: add `--output` with the folder of searches on the head.
+        write: called with the output while the command runs.
+    Returns: the exit code and the output.
+    Raises: ClusterError if the command does not end.
     """
     job = f"vit-search-{uuid.uuid4().hex[:12]}"
     entry = f"exec {shlex.join(words)}" + (f" --output {SEARCHES_FOLDER}" if storage else "")
@@ -81,16 +81,16 @@ def on_head(
 
 
 def _remove_old(client: JobSubmissionClient) -> None:
-    """Have Ray forget the short jobs that are over; at once it would not: its monitor writes one down again that is gone too soon."""
+    """Delete short jobs that ended some time ago. Ray's monitor would write a job again that was deleted at once."""
     for job in client.list_jobs():
         short = (job.metadata or {}).get("vit_search") == "command"
         if short and job.submission_id and job.end_time and time.time() - job.end_time / 1000 > FORGOTTEN_AFTER_S:
-            with contextlib.suppress(RuntimeError):  # somebody else was faster
+            with contextlib.suppress(RuntimeError):  # another process has deleted it
                 client.delete_job(job.submission_id)
 
 
 def measure_cluster(cluster: Cluster, spec: SearchSpec | None = None, *, search: str = "", download: bool = False) -> Facts:
-    """Measure the cluster; with a search, also whether its images are there and how it stands.
+    """Measure the cluster. With a search, also check whether its images are there, and its state.
 
     Raises: ClusterError.
     """

@@ -1,7 +1,7 @@
-"""Runs on the head: submits again each search that is to run, is not over, and has no driver.
+"""Runs on the head: submits each search again that should run, is not over, and has no driver.
 
-So a search goes on by itself after its job was killed, and after the head itself died and came back with a new Ray that has
-forgotten all jobs. It decides from the searches' folders; who may drive is decided by their locks, never here.
+So a search continues by itself after its job was killed, or after the head came back with a new Ray that does not know the old jobs.
+The keeper decides only from the folders of the searches. Their locks decide which driver may run.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from vit_search.files import write_whole
 from vit_search.text import counted
 
 PAUSES_S = (0, 30, 120, 600)
-"""Before each further submission of a search that has made no progress since the last one. After these, the keeper gives up."""
+"""Pauses before each further submission of a search that makes no progress. After the last one, the keeper gives up."""
 
 
 @dataclass
 class _Attempts:
-    """What was done for one search."""
+    """What the keeper has tried for one search."""
 
     progress: int = -1
     times: int = 0
@@ -37,12 +37,12 @@ class _Attempts:
 
 
 def keep(address: str, say: Callable[[str], None], *, every_s: float = 10.0) -> None:
-    """Look after the searches in this node's storage until this process is ended.
+    """Check the searches in this node's storage, without end.
 
     Args:
-        address: of the Jobs API, on this node.
-        say: told what happens, a line at a time.
-    Raises: ClusterError where this node names no storage.
+        address: of the Jobs API on this node.
+        say: called with one line for each thing that happens.
+    Raises: ClusterError if this node has no storage.
     """
     storage = record.storage()
     tried: dict[str, _Attempts] = {}
@@ -52,7 +52,7 @@ def keep(address: str, say: Callable[[str], None], *, every_s: float = 10.0) -> 
             submit_abandoned(connect(address, insecure=True).client, storage, tried, say)
             write_whole(storage / record.KEEPER, json.dumps(time.time()))
             trouble = ""
-        except (VitSearchError, OSError) as error:  # Ray may not be up yet, or be away; or the storage
+        except (VitSearchError, OSError) as error:  # Ray may not be up yet, or Ray or the storage may be away
             if str(error) != trouble:
                 say(str(error))
             trouble = str(error)
@@ -60,7 +60,7 @@ def keep(address: str, say: Callable[[str], None], *, every_s: float = 10.0) -> 
 
 
 def submit_abandoned(client: JobSubmissionClient, storage: Path, tried: dict[str, _Attempts], say: Callable[[str], None]) -> None:
-    """Submit again each search that is to run, is not over, and has no driver."""
+    """Submit each search again that should run, is not over, and has no driver."""
     launches_by_search: dict[str, list[Launch]] | None = None
     for folder, submission in record.all_of(storage):
         attempts = tried.setdefault(submission.search, _Attempts())
@@ -76,7 +76,7 @@ def submit_abandoned(client: JobSubmissionClient, storage: Path, tried: dict[str
                 say(f"{submission.search}: its job was stopped; it will not be taken up.")
                 continue
             _submit_again(client, folder, submission, attempts, say)
-        except VitSearchError as error:  # of this search alone: others may change its folder, say
+        except VitSearchError as error:  # affects only this search: other accounts may be able to change its folder, for example
             if str(error) != attempts.trouble:
                 say(f"{submission.search}: {error}")
             attempts.trouble = str(error)

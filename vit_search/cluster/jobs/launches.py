@@ -1,6 +1,6 @@
-"""The jobs of searches that a cluster knows of, and how their searches stand.
+"""The jobs of searches that a cluster knows, and the states of these searches.
 
-A search is one or more jobs there: the first has the search's name as its id, and `NAME-2`, `NAME-3` … take it up again.
+A search has one or more jobs. The id of the first is the search's name. `NAME-2`, `NAME-3` and so on continue it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vit_search.runtime import ray_session  # noqa: F401  # isort: skip  (before ray, whose settings it makes)
+from vit_search.runtime import ray_session  # noqa: F401  # isort: skip  (before ray: it makes the settings of Ray)
 from ray.job_submission import JobSubmissionClient
 
 from vit_search.cluster.jobs.connection import OVER, Cluster, one_line_errors
@@ -20,7 +20,7 @@ from vit_search.errors import ClusterError
 from vit_search.text import nearest
 
 BEGINS_WITHIN_S = 300.0
-"""What a submitted job gets to make its search's folder."""
+"""How long a submitted job may take to make the folder of its search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,9 @@ class Launch:
     job: str
     search: str
     status: str
-    """Ray's: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+    """Ray's word: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
     code: int | None
-    """Exit code of its driver; None before its end, and where it was killed."""
+    """Exit code of the driver; None before its end, or if it was killed."""
     began: float
     ended: float | None
     user: str
@@ -40,12 +40,12 @@ class Launch:
 
     @property
     def over(self) -> bool:
-        """Whether it has come to an end of whatever kind."""
+        """Whether the job has ended, for any reason."""
         return self.status in OVER
 
     @property
     def state(self) -> str:
-        """How this job stands, in a word or two; how its search does, `states` says."""
+        """The state of this job, in a word or two. For the state of its search, see `states`."""
         if self.status == "FAILED":
             codes = {130: "stopped", 4: "no trial completed", 5: "finished, MLflow lacks a part", 2: "refused"}
             return "killed" if self.code is None or self.code < 0 else codes.get(self.code, f"failed ({self.code})")
@@ -53,7 +53,7 @@ class Launch:
 
 
 def launches(client: JobSubmissionClient) -> dict[str, list[Launch]]:
-    """The jobs of all searches that this Ray knows of, each search's in their order, the newest search last."""
+    """The jobs of all searches that this Ray knows, oldest first. The newest search is last."""
     with one_line_errors(client.get_address()):
         jobs = client.list_jobs()
     by_search: dict[str, list[Launch]] = {}
@@ -75,18 +75,18 @@ def launches(client: JobSubmissionClient) -> dict[str, list[Launch]]:
 
 
 def states(cluster: Cluster, last: Sequence[Launch]) -> dict[str, str]:
-    """How searches stand: as their folders on the head say, and where one has none yet, as its last job does.
+    """The states of searches. They come from the folders on the head; for a search without a folder, from its last job.
 
     Args:
-        last: of each search, its last job.
+        last: the last job of each search.
     """
     by_folder = states_of_folders(cluster)
     return {launch.search: by_folder.get(launch.search, launch.state) for launch in last}
 
 
 def states_of_folders(cluster: Cluster) -> dict[str, str]:
-    """What the folders on the head say, by search."""
-    with contextlib.suppress(ClusterError, ValueError):  # a head of another version, or without its storage
+    """The states in the folders on the head, by search."""
+    with contextlib.suppress(ClusterError, ValueError):  # the head has another version, or no storage
         code, output = on_head(cluster, ["vit-search", "cluster", "states"], storage=False)
         if code == 0:
             return {name: state["word"] for name, state in parse(output.strip().rpartition("\n")[2]).items()}
@@ -94,21 +94,21 @@ def states_of_folders(cluster: Cluster) -> dict[str, str]:
 
 
 def newest(cluster: Cluster) -> str | None:
-    """The search that was submitted last; None where this Ray knows of none."""
+    """The search that was submitted last; None if this Ray knows none."""
     return next(reversed(launches(cluster.client)), None)
 
 
 def is_beginning(cluster: Cluster, search: str) -> bool:
-    """Whether a search was submitted a moment ago, and its job has not made its folder yet."""
+    """Whether a search was just submitted, and its job has not made the folder yet."""
     last = launches(cluster.client).get(search, [])[-1:]
     young = bool(last) and not last[0].over and time.time() - last[0].began < BEGINS_WITHIN_S
     return young and search not in states_of_folders(cluster)
 
 
 def launches_of(cluster: Cluster, search: str) -> list[Launch]:
-    """A search's jobs.
+    """The jobs of a search.
 
-    Raises: ClusterError where there is none.
+    Raises: ClusterError if it has none.
     """
     by_search = launches(cluster.client)
     if search not in by_search:

@@ -1,4 +1,4 @@
-"""Prints what the drivers of a search say, and waits for the end of the search."""
+"""Prints the output of a search's drivers, and waits for the end of a search."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from vit_search.cluster.jobs.launches import launches_of
 from vit_search.cluster.jobs.output import follow_output, output_of
 
 KEPT_WITHIN_S = 120.0
-"""How long a killed job is given to be taken up by the keeper, by who waits for its end."""
+"""How long `wait` waits for the keeper to submit a killed job again."""
 
 INTERRUPTED = 130
 
 
 def logs(cluster: Cluster, search: str, *, write: Callable[[str], None], follow: bool = False) -> None:
-    """What a search's drivers have said, job by job; to the end of the last one if followed."""
+    """Write the output of a search's drivers, job by job. With `follow`, until the last one ends."""
     jobs = launches_of(cluster, search)
     for launch in jobs:
         if len(jobs) > 1:
@@ -28,9 +28,9 @@ def logs(cluster: Cluster, search: str, *, write: Callable[[str], None], follow:
 
 
 def wait(cluster: Cluster, search: str, *, write: Callable[[str], None]) -> int:
-    """Follow a search to its end, across its jobs.
+    """Follow a search to its end, also when it gets new jobs.
 
-    Returns: its exit code; 1 where its job was killed and the keeper has not taken it up.
+    Returns: its exit code; 1 if its job was killed and the keeper has not submitted it again.
     """
     killed = 0.0
     while True:

@@ -1,4 +1,4 @@
-"""Measures the cluster that this process is on: each node writes, reads, and reports its versions and its clock."""
+"""Measures the cluster that this process belongs to. Each node writes and reads files, and reports its versions and its clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vit_search.runtime.ray_session import nodes_alive, session, shapes  # isort: skip  (before ray, whose settings it makes)
+from vit_search.runtime.ray_session import nodes_alive, session, shapes  # isort: skip  (before ray: it makes the settings of Ray)
 import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -26,16 +26,16 @@ from vit_search.text import last_line
 
 ANSWER_WITHIN_S = 120.0
 SEEN_WITHIN_S = 5.0
-"""After which a file that another node wrote must be visible; NFS keeps what it knows of a folder for some seconds."""
+"""Time in which a file from another node must become visible. NFS caches the contents of a folder for some seconds."""
 
 
 def measure(*, data: str | None = None, search: str | None = None) -> Facts:
-    """Measure the cluster that this process is on, from its head.
+    """Measure the cluster that this process belongs to, from its head.
 
     Args:
         data: the images that a search file names, as a full path or a URL.
-        search: name of a search, to say how it stands.
-    Raises: ClusterError where no Ray is joined, or the head names no storage.
+        search: name of a search whose state is wanted.
+    Raises: ClusterError if there is no Ray to join, or the head has no storage.
     """
     storage = record.storage()
     around = record.surroundings(storage)
@@ -46,7 +46,7 @@ def measure(*, data: str | None = None, search: str | None = None) -> Facts:
         check_folders = [str(folder / check) for folder in ([storage] if cache.is_relative_to(storage) else [storage, cache])]
         try:
             references = _ask(alive, _check_node, lambda node: (check_folders, node, str(storage), str(cache), data or ""))
-            uri, mlflow_problem = _mlflow(around.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlruns.db'}")  # while they work
+            uri, mlflow_problem = _mlflow(around.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlruns.db'}")  # while the nodes work
             answers = {node: _answer(reference) for node, reference in references.items()}
             there = [node for node, answer in answers.items() if "trouble" not in answer and not answer["storage"] and not answer["cache"]]
             reads = {node: _answer(reference) for node, reference in _ask(there, _read, lambda node: (check_folders, there)).items()}
@@ -69,8 +69,8 @@ def measure(*, data: str | None = None, search: str | None = None) -> Facts:
 
 
 def _mlflow(uri: str) -> tuple[str, str]:
-    """The tracking URI without a password, and why it cannot be used."""
-    from vit_search.tracking import mlflow_client, uris  # MLflow's import takes seconds, in which the nodes work
+    """The tracking URI without a password, and why MLflow cannot be used (empty if it can)."""
+    from vit_search.tracking import mlflow_client, uris  # importing MLflow takes seconds; the nodes work meanwhile
 
     try:
         mlflow_client.client_for(uri)
@@ -94,7 +94,7 @@ def _search(name: str) -> dict[str, Any] | None:
 
 
 def _ask(nodes: Mapping[str, Any] | list[str], work: Callable[..., Any], arguments: Callable[[str], tuple[Any, ...]]) -> dict[str, Any]:
-    """Have each node do something; the references to what it answers."""
+    """Run a function on each node. Returns the references to the results."""
     pinned = ray.remote(num_cpus=0, max_retries=0)(work)
     return {
         node: pinned.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*arguments(node))
@@ -103,7 +103,7 @@ def _ask(nodes: Mapping[str, Any] | list[str], work: Callable[..., Any], argumen
 
 
 def _answer(reference: Any, within_s: float = ANSWER_WITHIN_S) -> dict[str, Any]:
-    """What a node has answered, or its trouble."""
+    """The answer of a node, or its trouble."""
     try:
         answer: dict[str, Any] = ray.get(reference, timeout=within_s)
         return answer
@@ -143,7 +143,7 @@ def _name(facts: Mapping[str, Any]) -> str:
 
 
 def _skew(node: str) -> dict[str, float]:
-    """Of the fastest of some answers: the faster, the less is unknown. The first ones pay for the start of a process."""
+    """Difference of the clocks, from the fastest of five requests, whose uncertainty is smallest. The first request starts a process."""
     best = (0.0, float("inf"))
     for _ in range(5):
         began = time.time()
@@ -154,7 +154,7 @@ def _skew(node: str) -> dict[str, float]:
     return {"skew_s": best[0], "skew_error_s": best[1]} if best[1] < float("inf") else {}
 
 
-# What runs on each node
+# The functions below run on each node
 
 
 def _clock() -> dict[str, float]:
@@ -162,7 +162,7 @@ def _clock() -> dict[str, float]:
 
 
 def _check_node(folders: list[str], node: str, storage: str, cache: str, data: str) -> dict[str, Any]:
-    """What this node says of itself; and a file from it in each place."""
+    """What this node reports about itself. Also writes a file into each folder."""
     named = os.environ.get(record.STORAGE)
     wrong = ""
     if named and named != storage:
@@ -179,7 +179,7 @@ def _check_node(folders: list[str], node: str, storage: str, cache: str, data: s
 
 
 def _lacking(data: str) -> str:
-    """Why the images are not seen from here; files behind a URL are listed, and not fetched."""
+    """Why this node cannot read the images, or empty. Files behind a URL are listed, but not downloaded."""
     if is_remote(data):
         from vit_search.data.remote import list_files
 
@@ -194,7 +194,7 @@ def _lacking(data: str) -> str:
 
 
 def _write(folder: Path, name: str, *, keep: bool = True) -> str:
-    """Put a file into a folder; why that does not work."""
+    """Write a file into a folder. Returns why that failed, or empty."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / name, name)
@@ -207,7 +207,7 @@ def _write(folder: Path, name: str, *, keep: bool = True) -> str:
 
 
 def _read(folders: list[str], nodes: list[str]) -> dict[str, Any]:
-    """The nodes whose files are not seen from here."""
+    """The nodes whose files this node does not see."""
     for folder in folders:
         unseen, end = list(nodes), time.monotonic() + SEEN_WITHIN_S
         while unseen and time.monotonic() < end:

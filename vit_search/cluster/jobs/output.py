@@ -1,4 +1,4 @@
-"""What a job has printed, whole or as it comes."""
+"""Reads what a job has printed, at once or as it comes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import asyncio
 import re
 from collections.abc import Callable
 
-from vit_search.runtime import ray_session  # noqa: F401  # isort: skip  (before ray, whose settings it makes)
+from vit_search.runtime import ray_session  # noqa: F401  # isort: skip  (before ray: it makes the settings of Ray)
 from ray.job_submission import JobSubmissionClient
 
 from vit_search.cluster.jobs.connection import Cluster, one_line_errors
 
 
 def output_of(client: JobSubmissionClient, job: str) -> str:
-    """What a job has printed, without Ray's own lines before it."""
+    """What a job has printed, without the lines that Ray prints first."""
     with one_line_errors(client.get_address()):
         return _without_ray_lines(client.get_job_logs(job), job)
 
@@ -24,8 +24,8 @@ def _without_ray_lines(text: str, job: str) -> str:
 
 
 def follow_output(cluster: Cluster, job: str, write: Callable[[str], None]) -> None:
-    """Hand on what a job says until it ends."""
-    from aiohttp import ClientError  # there, since the Jobs API has answered
+    """Call `write` with what a job prints, until it ends."""
+    from aiohttp import ClientError  # installed, since the Jobs API has answered
 
     async def read() -> None:
         start, begun = "", False

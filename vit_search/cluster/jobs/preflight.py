@@ -1,4 +1,4 @@
-"""What is wrong with a cluster, by what was measured of it, and whether a search can run there."""
+"""Judges the facts that were measured about a cluster: what is wrong, and whether a search can run there."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from vit_search.runtime.ray_session import Shape
 from vit_search.text import counted
 
 SKEW_WARNED_S, SKEW_REFUSED_S = 2.0, 300.0
-"""MLflow's pages sort by time; beyond five minutes object stores and TLS refuse what is signed."""
+"""Limits for clock differences. MLflow's pages sort by time. Beyond five minutes, object stores and TLS refuse signed requests."""
 
 KEPT_EVERY_S = 60.0
-"""A keeper looks more often than that."""
+"""Maximum age of the keeper's last check. A keeper checks more often."""
 
 
 @dataclass(frozen=True)
 class PreflightFinding:
-    """One thing that is wrong with a cluster, or odd."""
+    """One error or warning about a cluster."""
 
     severity: Literal["error", "warning"]
     text: str
@@ -31,8 +31,8 @@ def findings(facts: Facts, spec: SearchSpec | None = None, versions: Mapping[str
     """What is wrong with a cluster, errors first.
 
     Args:
-        spec: a search that is to run there.
-        own: versions of the machine that submits; this one's by default.
+        spec: a search that should run there.
+        versions: of the machine that submits; this one's by default.
     """
     findings_of_all = list(_findings(facts, spec, own_versions() if versions is None else versions))
     return sorted(findings_of_all, key=lambda finding: finding.severity != "error")
@@ -82,7 +82,7 @@ def _findings(facts: Facts, spec: SearchSpec | None, versions: Mapping[str, str]
 
 
 def lacks(spec: SearchSpec, shapes: list[Shape]) -> str:
-    """Why no node will ever be large enough for one trial; empty where one is, or may be added."""
+    """Why no node can ever be large enough for one trial; empty if a node is, or if one may be added."""
     cpus, gpus = spec.resources.least
     if any(shape.cpus >= cpus and shape.gpus >= gpus for shape in shapes):
         return ""
@@ -94,13 +94,13 @@ def lacks(spec: SearchSpec, shapes: list[Shape]) -> str:
 
 
 def _largest(shapes: list[Shape]) -> list[Shape]:
-    """The one with most GPUs, and the one with most CPUs where that is another."""
+    """The node with the most GPUs, and the node with the most CPUs if that is another."""
     largest = [max(shapes, key=key) for key in (lambda s: (s.gpus, s.cpus), lambda s: (s.cpus, s.gpus))] if shapes else []
     return largest[:1] if largest[:1] == largest[1:] else largest
 
 
 def _unlike(one: Mapping[str, str], other: Mapping[str, str]) -> Callable[[str, str], str] | None:
-    """Which versions differ, to be told with the names of the two places; None where none does."""
+    """A function that lists the different versions, given names for the two places; None if all agree."""
 
     def plain(name: str, number: str) -> str:
         return ".".join(number.split(".")[:2]) if name == "python" else number.partition("+")[0]
@@ -112,7 +112,7 @@ def _unlike(one: Mapping[str, str], other: Mapping[str, str]) -> Callable[[str, 
 
 
 def refusal(findings: list[PreflightFinding]) -> ClusterError | None:
-    """The errors among findings as one, or None."""
+    """The errors among findings as one ClusterError, or None."""
     errors = [finding.text for finding in findings if finding.severity == "error"]
     if not errors:
         return None

@@ -1,6 +1,6 @@
-"""Submits a search to a cluster, takes it up again, and stops it, through Ray's Jobs API.
+"""Submits a search to a cluster, resumes it and stops it, through Ray's Jobs API.
 
-The Jobs API gives an id out only once, so the same file that is submitted twice is one search.
+The Jobs API accepts each job id only once. So a file that is submitted twice is one search.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vit_search.runtime import ray_session  # noqa: F401  # isort: skip  (before ray, whose settings it makes)
+from vit_search.runtime import ray_session  # noqa: F401  # isort: skip  (before ray: it makes the settings of Ray)
 from ray.job_submission import JobSubmissionClient
 
 from vit_search.cluster.jobs import preflight
@@ -32,31 +32,31 @@ from vit_search.runtime.user import user_name
 from vit_search.text import whole_number
 
 STOPS_WITHIN_S = 120
-"""What a driver gets to end cleanly when its job is stopped; Ray's own default of 3 s cuts it off."""
+"""How long a driver may take to end cleanly when its job is stopped. Ray's default of 3 s is too short."""
 NOT_RECORDED = 5
-"""Exit code of a driver that saw its search through while MLflow did not answer: it is taken up again to send the rest."""
+"""Exit code of a driver that finished its search without reaching MLflow. `resume` sends the missing records."""
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """What became of a submission."""
+    """The result of a submission."""
 
     search: str
     new: bool
-    """Whether it started a search; else the same one was there already."""
+    """Whether this started a search; False if the same search exists."""
     state: str
     warnings: tuple[str, ...] = ()
-    """What is odd about the cluster."""
+    """Warnings about the cluster."""
 
 
 def submit(cluster: Cluster, file: Path, *, key: str = "", again: bool = False, download: bool = False) -> Submitted:
-    """Hand a search file over; the same file with the same key, at the same version, is one search however often it comes.
+    """Submit a search file. The same file with the same key and version is one search, however often you submit it.
 
     Args:
-        key: makes another search of the same file.
-        again: start another search of it in any case.
-        download: whether a data set that is missing may be fetched there.
-    Raises: SpecError for the file; ClusterError when the cluster is not fit for it. Nothing is then left there.
+        key: a different key makes a further search of the same file.
+        again: always start a further search.
+        download: whether a missing data set may be downloaded.
+    Raises: SpecError for the file; ClusterError if the cluster is not fit for it. Nothing is left on the cluster then.
     """
     spec = search_file.load(file)
     check_paths(spec, str(file))
@@ -75,7 +75,7 @@ def submit(cluster: Cluster, file: Path, *, key: str = "", again: bool = False, 
 
 
 def hand_over(cluster: Cluster, spec: SearchSpec, search: str, *, key: str = "", download: bool = False) -> Submitted:
-    """The last step of `submit`, whose checks have been passed."""
+    """The last step of `submit`, after all checks."""
     pins = {"--user": user_name(), "--key": key, "--pin": version("vit_search"), "--space": spec.space.space_hash}
     words = ["vit-search", "cluster", "drive", search, "--file", "search.yaml"]
     words += [word for name, value in pins.items() if value for word in (name, value)] + ["--download"] * download
@@ -86,13 +86,13 @@ def hand_over(cluster: Cluster, spec: SearchSpec, search: str, *, key: str = "",
 
 
 def search_name(spec: SearchSpec, key: str) -> str:
-    """The name of the search that a file makes: the same for the same text, version and key."""
+    """The name of the search that a file makes. The same text, version and key give the same name."""
     content = json.dumps([spec.text, version("vit_search"), key]).encode()
     return f"{spec.name}-{hashlib.sha256(content).hexdigest()[:10]}"
 
 
 def check_paths(spec: SearchSpec, file: str) -> None:
-    """Refuse a path that means something on this machine alone.
+    """Check that `data.path` is not a relative path, which would mean a folder of this machine.
 
     Raises: SpecError.
     """
@@ -102,17 +102,17 @@ def check_paths(spec: SearchSpec, file: str) -> None:
 
 
 def resume(cluster: Cluster, search: str) -> str:
-    """Have a search taken up that was stopped, has failed, or has ended before its last trial.
+    """Continue a search that was stopped, failed, or ended before its last trial.
 
-    Returns: the job's id.
-    Raises: ClusterError where it runs, is finished, or is not there.
+    Returns: the id of the new job.
+    Raises: ClusterError if the search runs, is finished, or does not exist.
     """
     earlier = launches(cluster.client).get(search, [])
     by_folder = states_of_folders(cluster)
     if earlier and not earlier[-1].over:
         state = by_folder.get(search, earlier[-1].state)
         raise ClusterError(f"{search}: a job has it, and it is {state}; `vit-search status {search} --address {cluster.address}`.")
-    if not earlier:  # this Ray is younger than the search, or the name is wrong
+    if not earlier:  # this Ray is newer than the search, or the name is wrong
         code, output = on_head(cluster, ["vit-search", "status", search, "--json"])
         if code != 0:
             raise ClusterError(output.strip().rpartition("error: ")[2])
@@ -124,9 +124,9 @@ def resume(cluster: Cluster, search: str) -> str:
 
 
 def submit_again(client: JobSubmissionClient, search: str, number: int, words: Sequence[str]) -> str:
-    """Submit a further job of a search, under the first number from `number` on that no job has had.
+    """Submit a further job of a search. Its number is the first free one from `number` on.
 
-    Returns: its id; whoever else asks at this moment gets the same.
+    Returns: its id. Another process that asks at the same moment gets the same id.
     """
     numbers = (launch.job.removeprefix(f"{search}-") for launch in launches(client).get(search, []))
     taken_numbers = [taken for text in numbers if (taken := whole_number(text)) is not None]
@@ -136,20 +136,22 @@ def submit_again(client: JobSubmissionClient, search: str, number: int, words: S
 
 
 def cancel(cluster: Cluster, search: str) -> bool:
-    """Stop a search's job: the driver ends cleanly, and `resume` goes on. Whether there was one to stop."""
+    """Stop the job of a search; its driver ends cleanly. Returns whether there was a job to stop. `resume` continues the search."""
     jobs = launches_of(cluster, search)
     if jobs[-1].over:
         return False
     with one_line_errors(cluster.address):
         stopped = bool(cluster.client.stop_job(jobs[-1].job))
-    with contextlib.suppress(ClusterError):  # of a head that cannot: the keeper writes it down when it sees the job
+    with contextlib.suppress(ClusterError):  # the head may be unable to; the keeper then records it when it sees the job
         on_head(cluster, ["vit-search", "cluster", "states", "--stopped", search], storage=False)
     return stopped
 
 
 def _start(client: JobSubmissionClient, job: str, search: str, words: Sequence[str], extra: dict[str, str], folder: str | None) -> bool:
-    """Submit a driver; False where a job of this id exists already."""
-    runtime: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOPS_WITHIN_S)}}  # shown by Ray to all: never a secret
+    """Submit a driver; False if a job with this id exists."""
+    runtime: dict[str, Any] = {
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOPS_WITHIN_S)}
+    }  # Ray shows this to everybody: never put a secret here
     if folder is not None:
         runtime["working_dir"] = folder
     facts = {"vit_search": "driver", "search": search, "user": user_name(), "version": version("vit_search")}
