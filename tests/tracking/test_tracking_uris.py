@@ -437,3 +437,18 @@ def test_a_database_that_cannot_be_written_is_read(project):
         assert (project / "mlruns.db").read_bytes() == before
     finally:
         project.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://me:secret@Host:5000/a", "http://me@host:5000/a"),
+        ("postgresql+psycopg://me:secret@/mlflow?host=/run/sockets", "postgresql+psycopg://me@/mlflow?host=/run/sockets"),
+        ("http://me:secret@[::1]:5000", "http://me@[::1]:5000"),
+        ("http://me:se%40cret@host", "http://me@host"),
+        ("sqlite:///mlruns.db", "sqlite:///mlruns.db"),
+        ("http://host:5000", "http://host:5000"),
+    ],
+)
+def test_a_uri_is_shown_without_its_password(uri, shown):
+    assert uris.public(uri) == shown

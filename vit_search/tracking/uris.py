@@ -272,4 +272,5 @@ def public(uri: str) -> str:
     parts = urlsplit(uri)
     if not parts.password:
         return uri
-    return urlunsplit(parts._replace(netloc=f"{parts.username}@{parts.hostname}" + (f":{parts.port}" if parts.port else "")))
+    host = parts.netloc.rpartition("@")[2].lower()  # with brackets and port; empty if a socket is used
+    return urlunsplit(parts._replace(netloc=f"{parts.username}@{host}"))

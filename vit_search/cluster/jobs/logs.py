@@ -36,6 +36,7 @@ def wait(cluster: Cluster, search: str, *, write: Callable[[str], None]) -> int:
     while True:
         last = launches_of(cluster, search)[-1]
         if not last.over:
+            killed = 0.0
             follow_output(cluster, last.job, write)
         elif last.state != "killed":
             return INTERRUPTED if last.status == "STOPPED" else last.code or 0
