@@ -33,7 +33,7 @@ PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
 
 FORMS = "write FILE.safetensors, a URL, models:/NAME@ALIAS, timm:NAME or hf:ORG/REPO"
 
-_OTHER_NAMES = {"huggingface": "hf", "hf-hub": "hf", "hf_hub": "hf", "hub": "hf", "model": "models", "mlflow": "models", "runs": "models"}
+_OTHER_NAMES = {"huggingface": "hf", "hf-hub": "hf", "hf_hub": "hf", "hub": "hf", "mlflow": "models", "runs": "models"}
 """How other programs call a kind."""
 
 _PREFIX = re.compile(r"([A-Za-z][A-Za-z0-9_+-]+):(?!//)")
