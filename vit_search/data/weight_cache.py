@@ -55,7 +55,26 @@ def find(text: str, cache: Path) -> Record | None:
     if not inside or not file.is_file():
         return None
     refuse_open_to_others(file.parent, file)
-    return record if sha256_of(file) == record.sha256 else None
+    return record if sha256_once(file) == record.sha256 else None
+
+
+_hashed: dict[tuple[Path, int, int, int], str] = {}
+"""sha256 that this process has computed, by path, inode, time in ns and size."""
+
+
+def sha256_once(path: Path) -> str:
+    """sha256 of a file, which is computed again only if it changed: a gigabyte takes about a second.
+
+    Raises: DataError where it cannot be read.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return sha256_of(path)
+    version = (path, status.st_ino, status.st_mtime_ns, status.st_size)
+    if version not in _hashed:
+        _hashed[version] = sha256_of(path)
+    return _hashed[version]
 
 
 def keep(record: Record, cache: Path, texts: tuple[str, ...]) -> None:

@@ -15,7 +15,6 @@ from vit_search.config.weight_sources import ENDING, KEY, WeightSource, parse
 from vit_search.data import hub, weight_cache
 from vit_search.data.cache_folder import default_cache
 from vit_search.data.fetch import fetch_listed
-from vit_search.data.file_hashes import sha256_of
 from vit_search.data.remote import UnreachableError, list_with_neighbours
 from vit_search.errors import CheckpointError, VitSearchError
 from vit_search.text import file_name, listed
@@ -161,7 +160,7 @@ def _check_same(source: WeightSource, sha256: str, what: str) -> None:
 
 def _keep(source: WeightSource, path: Path, cache: Path, *, revision: str = "", licence: str | None = None) -> WeightFile:
     """Record what was fetched, under the texts that mean it."""
-    sha256 = sha256_of(path)
+    sha256 = weight_cache.sha256_once(path)
     _check_same(source, sha256, revision or "the file")
     licence = licence or licence_beside(path)
     inside = str(path.relative_to(cache))
@@ -195,7 +194,7 @@ def _of_folder(source: WeightSource, key: str) -> Path:
 
 
 def _checked(source: WeightSource, path: Path, key: str) -> WeightFile:
-    sha256 = sha256_of(path)
+    sha256 = weight_cache.sha256_once(path)
     if source.sha256 and source.sha256 != sha256:
         fact = f"the file has changed: its sha256 is {sha256[:12]}…, and {source.sha256[:12]}… is expected"
         raise CheckpointError(f"{key}: {_shown(path)}: {fact}; put the former file there, or remove #sha256=… from the source.")
