@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import socket
 
 import huggingface_hub
@@ -191,6 +192,10 @@ def test_weights_in_the_cache_that_were_changed_are_not_used(hub):
     found.path.write_bytes(content(3))
     with pytest.raises(CheckpointError, match="not on this machine"):
         local_file("hf:org/repo")
+    with pytest.raises(DataError, match=r"not what was fetched there; remove .*, and it is fetched again") as raised:
+        local_file("hf:org/repo", download=True)
+    shutil.rmtree(str(raised.value).partition("remove ")[2].partition(", and")[0])
+    assert local_file("hf:org/repo", download=True).sha256 == sha256(content())
 
 
 REFUSED = {

@@ -1,6 +1,7 @@
 """A registered version as pretrained weights, so that a new search starts from the present champion."""
 
 import json
+import shutil
 
 import pytest
 from helpers.commands import vit_search
@@ -83,6 +84,13 @@ def test_without_a_registry_only_the_cache_is_asked(registry):
         CheckpointError, match="models:/digits/1: not on this machine; fetch it with `vit-search weights models:/digits/1` first"
     ):
         local_file("models:/digits/1")
+
+
+def test_a_version_of_another_project_with_the_same_name_is_not_taken(registry, tmp_path, migrated):
+    local_file("models:/digits/1", registry=registry)
+    shutil.copy(migrated, tmp_path / "mlruns.db")
+    with pytest.raises(PromotionError, match="no registered model named digits"):
+        local_file("models:/digits/1", registry=Versions(f"sqlite:///{tmp_path / 'mlruns.db'}"))
 
 
 def test_the_command_prints_version_and_sha256(home, registry, tmp_path):

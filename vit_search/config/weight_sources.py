@@ -75,8 +75,8 @@ class WeightSource:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the revision can never mean other weights: a commit, or a registered version by its number."""
-        return bool(_COMMIT.fullmatch(self.revision)) or (self.kind == "models" and self.revision.isdecimal())
+        """Whether the revision can never mean other weights: a commit. The number of a version means others in another registry."""
+        return bool(_COMMIT.fullmatch(self.revision))
 
     def at(self, revision: str) -> WeightSource:
         """The same source at another revision."""

@@ -54,7 +54,8 @@ def find(text: str, cache: Path) -> Record | None:
         return None
     if not inside or not file.is_file():
         return None
-    refuse_open_to_others(file.parent, file)
+    parts = Path(record.path).parts[:-1]
+    refuse_open_to_others(*(cache.joinpath(*parts[: i + 1]) for i in range(min(len(parts), 3))))
     return record if sha256_once(file) == record.sha256 else None
 
 

@@ -16,7 +16,7 @@ from vit_search.data import hub, weight_cache
 from vit_search.data.cache_folder import default_cache
 from vit_search.data.fetch import fetch_listed
 from vit_search.data.remote import UnreachableError, list_with_neighbours
-from vit_search.errors import CheckpointError, VitSearchError
+from vit_search.errors import CheckpointError, DataError, VitSearchError
 from vit_search.text import file_name, listed
 
 WEIGHTS = "model.safetensors"
@@ -113,7 +113,7 @@ def _of_cache(source: WeightSource, download: bool, registry: Registry | None, c
     if kept and (source.sha256 or source.is_exact):
         return _recorded(source, kept, cache)
     try:
-        if source.kind == "models":
+        if source.kind == "models":  # not by `kept`: the cache has models of all projects, and two may have the same name
             return _registered(source, registry, cache)
         if source.kind == "url":
             return _behind_url(source, cache)
@@ -133,6 +133,10 @@ def _of_hub(source: WeightSource, cache: Path) -> WeightFile:
     exact = source.at(repository.commit)
     kept = weight_cache.find(str(replace(exact, sha256=repository.sha256)), cache) if repository.sha256 else None
     path = kept.file(cache) if kept else hub.fetch(repository, cache)
+    if repository.sha256 and weight_cache.sha256_once(path) != repository.sha256:
+        raise DataError(
+            f"{path}: not what was fetched there; remove {cache.joinpath(*path.relative_to(cache).parts[:2])}, and it is fetched again."
+        )
     return _keep(source, path, cache, revision=repository.commit, licence=repository.licence)
 
 
@@ -146,8 +150,12 @@ def _registered(source: WeightSource, registry: Registry | None, cache: Path) ->
         raise CheckpointError(f"{source.unpinned}: not on this machine; fetch it with `vit-search weights {source}` first.")
     version = registry.look_up(source)
     _check_same(source, version.sha256, f"version {version.number}")
-    folder = weight_cache.put(version.sha256, cache, lambda fresh: registry.fetch(version, fresh))
-    return _keep(source, folder / WEIGHTS, cache, revision=version.number, licence=version.licence)
+    kept = weight_cache.find(str(replace(source.at(version.number), sha256=version.sha256)), cache)
+    if kept:
+        path = kept.file(cache)
+    else:
+        path = weight_cache.put(version.sha256, cache, lambda fresh: registry.fetch(version, fresh)) / WEIGHTS
+    return _keep(source, path, cache, revision=version.number, licence=version.licence)
 
 
 def _check_same(source: WeightSource, sha256: str, what: str) -> None:

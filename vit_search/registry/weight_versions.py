@@ -28,6 +28,7 @@ class Versions:
 
         Raises: PromotionError that names the nearest known model, alias or version.
         """
+        from vit_search.registry.promotion_history import as_tracking_error
         from vit_search.tracking import model_files
 
         found = references.find_version(self._connected(), source.unpinned)
@@ -39,7 +40,8 @@ class Versions:
             sha256 = found.tags.get(model_files.WEIGHTS, "")
         if not sha256:
             raise PromotionError(f"{whose}: no sha256 was recorded, so nothing vouches for its weights; `vit-search promote` records it.")
-        model = self._connected().get_registered_model(found.name)
+        with as_tracking_error(found.name):
+            model = self._connected().get_registered_model(found.name)
         licence = next((tags[key] for tags in (found.tags, model.tags) for key in LICENCE if tags.get(key)), None)
         return Version(found.name, str(found.version), sha256, licence)
 
