@@ -12,7 +12,7 @@ from vit_search.config.backbone_settings import FILES
 from vit_search.config.data_urls import near_path
 from vit_search.config.weight_licences import licence_beside
 from vit_search.config.weight_sources import ENDING, KEY, WeightSource, parse
-from vit_search.data import hub, weight_cache
+from vit_search.data import hugging_face, weight_cache
 from vit_search.data.cache_folder import default_cache
 from vit_search.data.fetch import fetch_listed
 from vit_search.data.remote import UnreachableError, list_with_neighbours
@@ -128,11 +128,11 @@ def _of_cache(source: WeightSource, download: bool, registry: Registry | None, c
 
 
 def _of_hub(source: WeightSource, cache: Path) -> WeightFile:
-    repository = hub.look_up(source)
+    repository = hugging_face.look_up(source)
     _check_same(source, repository.sha256, f"revision {repository.commit[:12]}")
     exact = source.at(repository.commit)
     kept = weight_cache.find(str(replace(exact, sha256=repository.sha256)), cache) if repository.sha256 else None
-    path = kept.file(cache) if kept else hub.fetch(repository, cache)
+    path = kept.file(cache) if kept else hugging_face.fetch(repository, cache)
     if repository.sha256 and weight_cache.sha256_once(path) != repository.sha256:
         raise DataError(
             f"{path}: not what was fetched there; remove {cache.joinpath(*path.relative_to(cache).parts[:2])}, and it is fetched again."
