@@ -21,7 +21,8 @@ class Versions:
     """MLflow's registry, for `local_file`. MLflow is imported when it is first asked."""
 
     def __init__(self, tracking_uri: str | None = None) -> None:
-        self._uri, self._client = tracking_uri, None
+        self._uri = tracking_uri
+        self._client: Any = None
 
     def look_up(self, source: WeightSource) -> Version:
         """The version that a source means now.
