@@ -29,7 +29,9 @@ def home(tmp_path_factory):
         untrained(home / str(number), dim=dim)
         uri = log_model(home / str(number), run_id=run)
         logged = client.get_logged_model(uri.rpartition("/")[2])
-        tags = {model_files.RECORD: logged.tags[model_files.RECORD]} | ({"licence": "mit"} if number == 1 else {})
+        tags = {model_files.RECORD: logged.tags[model_files.RECORD]} | (
+            {"licence": "mit"} if number == 1 else {"pretrained_licence": "cc-by-nc-4.0"}
+        )
         client.create_model_version("digits", uri, run, tags=tags, model_id=logged.model_id)
     client.set_registered_model_alias("digits", "champion", "2")
     return home
@@ -46,6 +48,7 @@ def test_an_alias_is_pinned_to_its_version_and_needs_no_registry_afterwards(home
     found = local_file("models:/digits@champion", registry=registry)
     expected = sha256_of(home / "2/model.safetensors")
     assert (found.sha256, found.origin.revision) == (expected, "2")
+    assert found.origin.licence == "cc-by-nc-4.0"  # of the weights that it started from
     assert found.pinned == f"models:/digits/2#sha256={expected}"
     backbone = read_backbone(found.path)
     assert (backbone.layout, backbone.dim, backbone.heads, backbone.mean) == ("vit_search", 32, 2, (0.3,))

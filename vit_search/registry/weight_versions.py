@@ -13,8 +13,8 @@ from vit_search.errors import PromotionError
 from vit_search.registry import references
 
 BESIDE = "config.json"
-LICENCE = ("licence", "license")
-"""Tags of a version, or of its model, that state the licence."""
+LICENCE = ("licence", "license", "pretrained_licence")
+"""Tags of a version, or of its model, that state the licence. The last one is that of the weights that the version itself started from."""
 
 
 class Versions:
