@@ -7,12 +7,12 @@ import os
 import shutil
 import socket
 
-import huggingface_hub
 import pytest
 from helpers.commands import vit_search, vit_search_process
 from helpers.hub import TOKEN, hub_server
 from helpers.remote_files import http_server
 from helpers.weight_files import timm_shapes, write_file
+from huggingface_hub import constants as hub_constants
 
 from vit_search.config.backbone import read_backbone
 from vit_search.data import fetch, remote
@@ -42,8 +42,8 @@ def surroundings(tmp_path, monkeypatch):
     for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setattr(hub_constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+    monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_TELEMETRY", True)
 
 
 @pytest.fixture
