@@ -23,7 +23,8 @@ __all__ = ["load_classifier", "load_search", "read_search", "run_search"]
 
 refuse_pickles()
 import_torch_at_root()
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it when it is imported, by whichever package
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # both are read at import, by whichever package imports them first
 
 
 def load_search(path: str | Path) -> SearchSpec:

@@ -31,28 +31,28 @@ def is_remote(path: str | None) -> TypeGuard[str]:
     return is_url(path) and not path.lower().startswith("file://")
 
 
-def check_url(url: str) -> None:
+def check_url(url: str, key: str = "data.path") -> None:
     """Refuse a URL that cannot be read, or that holds a password. The message never repeats the URL.
 
+    Args:
+        key: of the search file that has the URL, for the message.
     Raises: SpecError.
     """
     parts = urlsplit(url)
     protocol = parts.scheme.lower()
     if protocol not in PROTOCOLS:
-        raise SpecError(f"data.path: unknown protocol {protocol}://; {nearest(protocol, list(PROTOCOLS))}")
+        raise SpecError(f"{key}: unknown protocol {protocol}://; {nearest(protocol, list(PROTOCOLS))}")
     if _has_password(url):
         mend = "remove them, and set them in the environment (for s3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
-        raise SpecError(
-            f"data.path: the {protocol} URL has a user name or a password, which the search would write into its files; {mend}."
-        )
+        raise SpecError(f"{key}: the {protocol} URL has a user name or a password, which the search would write into its files; {mend}.")
     secrets = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True) if _SECRET.search(name)]
     if secrets:
         fact = f"the {protocol} URL has {secrets[0]}=…, which looks like a password, and the search would write it into its files"
-        raise SpecError(f"data.path: {fact}; give a URL that is not signed.")
+        raise SpecError(f"{key}: {fact}; give a URL that is not signed.")
     if protocol == "file" and parts.netloc not in ("", "localhost"):
-        raise SpecError(f"data.path: file://{parts.netloc} names another machine; write three slashes: file:///folder.")
+        raise SpecError(f"{key}: file://{parts.netloc} names another machine; write three slashes: file:///folder.")
     if protocol != "file" and not parts.netloc:
-        raise SpecError(f"data.path: the URL names no {'bucket' if PROTOCOLS[protocol] else 'server'}; write {protocol}://NAME/folder.")
+        raise SpecError(f"{key}: the URL names no {'bucket' if PROTOCOLS[protocol] else 'server'}; write {protocol}://NAME/folder.")
 
 
 def _has_password(url: str) -> bool:
