@@ -94,10 +94,10 @@ def one_of(things: Sequence[object]) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A parameter's value: of a float its first three digits, for no value a dash."""
-    if value is None:
+    """A parameter's value: of a float its first three digits, of pretrained weights no sha256, for no value a dash."""
+    if value is None or value == "":
         return "–"
-    return f"{value:.3g}" if isinstance(value, float) else one_line(str(value))
+    return f"{value:.3g}" if isinstance(value, float) else one_line(str(value).partition("#sha256=")[0])
 
 
 def nearest(word: str, names: Sequence[str]) -> str:

@@ -41,6 +41,7 @@ def lint(
 
     spec = search_file.load(file)
     with naming_file(file):
+        spec = _with_weights(spec)
         auto, spec = spec.data.channels == "auto", file_findings.counted(spec)
         beyond = beyond_this_machine(spec, cost.cpus_of_this_machine(), cost.gpus_of_this_machine())
         report = search_lint.lint(spec, further=[*_missing_searches(spec, output), *beyond])
@@ -51,6 +52,21 @@ def lint(
         _print_report(report)
     if report.failed:
         sys.exit(SpecError.exit_code)
+
+
+def _with_weights(spec: SearchSpec) -> SearchSpec:
+    """The search file with its pretrained weights pinned; those that are not on this machine are told in a note.
+
+    Raises: SpecError if a model can occur that does not fit its weights.
+    """
+    if not spec.pretrained:
+        return spec
+    from vit_search.data import backbones
+
+    spec, missing = backbones.pinned_if_here(spec)
+    for line in missing:
+        err.print(escaped(f"note: {line} `run` needs it."), soft_wrap=True)
+    return spec
 
 
 def _missing_searches(spec: SearchSpec, output: Path) -> Iterable[LintFinding]:
@@ -94,6 +110,7 @@ def plan(
         raise SearchError("--calibrate and --flops-per-s: a speed is measured or stated; drop one of the two.")
     kept = kept_speed(gpus=spec.resources.on_gpu)
     with naming_file(file):
+        spec = _with_weights(spec)
         auto, spec = spec.data.channels == "auto", file_findings.counted(spec)
     if calibrate:
         with err.status("measuring this machine …"), naming_file(file):

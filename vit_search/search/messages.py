@@ -29,6 +29,8 @@ class TrialOrder:
     """Of the trial, on storage that every node sees."""
     data: DataSet | None = None
     """Prepared; None where nothing is trained, as in a simulation."""
+    weights: Path | None = None
+    """Folder in which the search keeps pretrained weights, if it has some."""
     train_on: str = "train"
     """As in a search file."""
     cpus: float = 1.0
@@ -49,12 +51,16 @@ class TrialOrder:
 
     def encode(self) -> dict[str, Any]:
         """As Tune's configuration of the trial."""
-        return {f.name: getattr(self, f.name) for f in fields(self)} | {"folder": str(self.folder)}
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {
+            "folder": str(self.folder),
+            "weights": None if self.weights is None else str(self.weights),
+        }
 
     @staticmethod
     def decode(config: Mapping[str, Any]) -> TrialOrder:
         """From what Tune hands to the worker."""
-        return TrialOrder(**{**config, "folder": Path(config["folder"])})
+        weights = config.get("weights")
+        return TrialOrder(**{**config, "folder": Path(config["folder"]), "weights": None if weights is None else Path(weights)})
 
 
 @dataclass(frozen=True)

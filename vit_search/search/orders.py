@@ -23,6 +23,8 @@ class Orders:
     data: DataSet
     seeds: Sequence[int] = ()
     """Of each trial, as a search file's `seed`; it is then trained as the first trial of a search with that seed would be."""
+    weights: Path | None = None
+    """Folder of the pretrained weights, if the search has some."""
 
     def __call__(self, trial: int, params: Mapping[str, Value], components: Components) -> TrialOrder:
         """The order of a trial as things stand now."""
@@ -35,6 +37,7 @@ class Orders:
             config=config.to_dict(),
             folder=trial_folder(self.folder.resolve(), trial),
             data=self.data,
+            weights=self.weights,
             train_on=spec.train_on,
             cpus=devices.cpus,
             gpus=devices.gpus,

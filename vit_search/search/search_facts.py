@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import uuid
+from collections.abc import Mapping
 from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +20,21 @@ if TYPE_CHECKING:
     from vit_search.tracking.recorder import Recorder
 
 
-def facts_of(spec: SearchSpec, folder: Path, data: DataSet, recorder: Recorder, *, name: str = "", promotes: str = "") -> SearchFacts:
-    """What is true of a search that begins now, in this process; named after its folder unless it has a name."""
+def facts_of(
+    spec: SearchSpec,
+    folder: Path,
+    data: DataSet,
+    recorder: Recorder,
+    *,
+    weights: Mapping[str, Mapping[str, str]] | None = None,
+    name: str = "",
+    promotes: str = "",
+) -> SearchFacts:
+    """What is true of a search that begins now, in this process; named after its folder unless it has a name.
+
+    Args:
+        weights: as `SearchFacts.pretrained`.
+    """
     return SearchFacts(
         search=name or folder.name,
         search_id=uuid.uuid4().hex,
@@ -41,6 +55,7 @@ def facts_of(spec: SearchSpec, folder: Path, data: DataSet, recorder: Recorder, 
         splits=dict(data.counts),
         image_shape=(data.channels, *data.image_size),
         classes=len(data.classes),
+        pretrained=weights or {},
     )
 
 
