@@ -23,6 +23,7 @@ __all__ = ["load_classifier", "load_search", "read_search", "run_search"]
 
 refuse_pickles()
 import_torch_at_root()
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # the same of huggingface_hub
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow looks at it when it is imported, whichever room does that first
 
 

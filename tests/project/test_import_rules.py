@@ -52,6 +52,7 @@ HEAVY = {
     "onnxruntime": set(),
     "onnxscript": set(),
     "pydantic": {"config", "promotion/policy.py"},
+    "huggingface_hub": {"data/hugging_face.py"},
     "typer": {"cli"},
     "tifffile": {"data/image_headers.py"},
     "imagecodecs": {"data/exact_images.py", "data/plain_png.py"},

@@ -1,34 +1,56 @@
-"""The commands about pretrained weights: what a file is, and files of torch.save as .safetensors."""
+"""The commands about pretrained weights: what they are and where they come from, and files of torch.save as .safetensors."""
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vit_search.cli.app import app, err, out
+from vit_search.cli.app import Tracking, app, err, out
 from vit_search.cli.terminal import escaped
 from vit_search.config.backbone import Backbone, read_backbone
+
+if TYPE_CHECKING:
+    from vit_search.data.weight_files import WeightFile
 
 
 @app.command()
 def weights(
-    file: Annotated[Path, typer.Argument(help="A .safetensors file.", metavar="FILE")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A .safetensors file, a URL, models:/NAME@ALIAS, timm:NAME or hf:ORG/REPO[@REVISION].",
+            metavar="SOURCE",
+            show_default=False,
+        ),
+    ],
+    download: Annotated[bool, typer.Option("--download", help="Fetch the weights from Hugging Face if they are missing.")] = False,
+    tracking_uri: Tracking = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print what a file of pretrained weights holds.
+    """Print what pretrained weights are, and where they come from.
 
-    It reads files of vit_search, timm, torchvision and transformers, with the config.json beside them.
+    It reads weights of vit_search, timm, torchvision and transformers, with the config.json beside them. The line Pinned is the source with
+    its revision and its sha256: it always means the same weights.
     """
-    backbone = read_backbone(file)
+    from vit_search.data.weight_files import local_file
+    from vit_search.registry.weight_versions import Versions
+
+    found = local_file(source, download=download, registry=Versions(tracking_uri), key="SOURCE")
+    with found.naming_source():
+        backbone = read_backbone(found.path)
+    backbone = replace(backbone, licence=found.origin.licence or backbone.licence)
     if as_json:
-        sys.stdout.write(json.dumps(asdict(backbone), indent=1) + "\n")
-    else:
-        _print_facts(backbone)
+        about = {"source": found.origin.source, "revision": found.origin.revision, "sha256": found.sha256, "pinned": found.pinned}
+        sys.stdout.write(json.dumps(about | {"path": str(found.path)} | asdict(backbone), indent=1) + "\n")
+        return
+    _print_facts(backbone)
+    for line in origin_lines(found):
+        out.print(escaped(line), soft_wrap=True)
 
 
 @app.command(name="convert-weights")
@@ -66,9 +88,17 @@ def facts(backbone: Backbone) -> list[str]:
         lines[-1] += f", mean {_numbers(b.mean)}, std {_numbers(b.std)}"
     if b.interpolation:
         lines[-1] += f", {b.interpolation}"
-    lines += [f"Licence: {b.licence}"] if b.licence else []
+    lines += [f"Licence: {b.licence or 'not stated'}"]
     lines += [f"Assumed: {assumption}." for assumption in b.assumed]
     return lines
+
+
+def origin_lines(found: WeightFile) -> list[str]:
+    """Where weights come from, in a few lines."""
+    where = [f"Source:  {found.origin.source}", *([f"Commit:  {found.origin.revision}"] if len(found.origin.revision) == 40 else [])]
+    where += [f"Version: {found.origin.revision}"] if found.origin.revision and len(found.origin.revision) != 40 else []
+    where += [f"File:    {found.path}"] if str(found.path) != found.origin.source else []
+    return [*where, f"SHA-256: {found.sha256}", f"Pinned:  {found.pinned}"]
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -125,7 +125,7 @@ def _of_transformers(values: dict[str, Any]) -> Settings:
 
 def _of_timm(values: dict[str, Any]) -> Settings:
     name = str(values["architecture"])
-    pretrained, model = values.get("pretrained_cfg") or {}, values.get("model_args") or {}
+    pretrained, model = values.get("pretrained_cfg") or values, values.get("model_args") or {}  # older files have all keys in one mapping
     size = pretrained.get("input_size") or [None, None, None]
     act = model.get("act_layer", "gelu")
     if act not in ACTIVATIONS:

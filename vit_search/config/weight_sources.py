@@ -33,7 +33,7 @@ PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
 
 FORMS = "write FILE.safetensors, a URL, models:/NAME@ALIAS, timm:NAME or hf:ORG/REPO"
 
-_OTHER_NAMES = {"huggingface": "hf", "hf-hub": "hf", "hf_hub": "hf", "hub": "hf", "model": "models", "mlflow": "models", "runs": "models"}
+_OTHER_NAMES = {"huggingface": "hf", "hf-hub": "hf", "hf_hub": "hf", "hub": "hf", "mlflow": "models", "runs": "models"}
 """How other programs call a kind."""
 
 _PREFIX = re.compile(r"([A-Za-z][A-Za-z0-9_+-]+):(?!//)")
@@ -75,8 +75,8 @@ class WeightSource:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the revision can never mean other weights: a commit, or a registered version by its number."""
-        return bool(_COMMIT.fullmatch(self.revision)) or (self.kind == "models" and self.revision.isdecimal())
+        """Whether the revision can never mean other weights: a commit. The number of a version means others in another registry."""
+        return bool(_COMMIT.fullmatch(self.revision))
 
     def at(self, revision: str) -> WeightSource:
         """The same source at another revision."""

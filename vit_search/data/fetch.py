@@ -31,6 +31,7 @@ from vit_search.config.data_config import DataConfig
 from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.data_urls import before_braces, has_braces, is_remote, is_url, local_path
 from vit_search.data.cache_folder import cannot_be_written, default_cache, make_cache, refuse_open_to_others
+from vit_search.data.file_hashes import sha256_of
 from vit_search.data.progress import Advance, step
 from vit_search.data.remote import THREADS, Listing, Passing, RemoteFile, file_system, is_passing, list_files, reason
 from vit_search.errors import DataError
@@ -98,9 +99,17 @@ def fetch(url: str, cache: Path | None = None, beside: tuple[str, ...] = ()) -> 
         beside: as of `list_files`.
     Raises: DataError in one line, SpecError for a URL that is not read. What is complete stays, and the next call goes on from there.
     """
+    return fetch_listed(list_files(url, beside), cache)
+
+
+def fetch_listed(listing: Listing, cache: Path | None = None, system: Any = None) -> LocalCopy:
+    """Copy all files of a listing into the cache, as `fetch` does.
+
+    Args:
+        system: fsspec's; by default, that of the listing's URL.
+    """
     cache = cache or default_cache()
-    listing = list_files(url, beside)
-    home = _home(url, cache)
+    home = _home(listing.url, cache)
     folder = home / listing.identity
     refuse_open_to_others(cache, home.parent, home, folder)
     try:
@@ -111,11 +120,11 @@ def fetch(url: str, cache: Path | None = None, beside: tuple[str, ...] = ()) -> 
                 made.chmod(0o755)
             with locked(home / ".lock"):
                 if not folder.is_dir():
-                    _fetch_objects(listing, home / "objects")
+                    _fetch_objects(listing, home / "objects", system or file_system(listing.url))
                     _put_in_place(listing, home / "objects", folder)
     except OSError as error:
         raise cannot_be_written(cache, error) from None
-    return LocalCopy(url, folder, listing.path)
+    return LocalCopy(listing.url, folder, listing.path)
 
 
 def local_copy(listing: Listing, cache: Path | None = None) -> LocalCopy | None:
@@ -129,7 +138,7 @@ def _home(url: str, cache: Path) -> Path:
     return cache / "remote" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:32]
 
 
-def _fetch_objects(listing: Listing, objects: Path) -> None:
+def _fetch_objects(listing: Listing, objects: Path, system: Any) -> None:
     """Fetch every file of which there is no object yet, many at once.
 
     Raises: DataError for the first that cannot be fetched.
@@ -143,7 +152,7 @@ def _fetch_objects(listing: Listing, objects: Path) -> None:
     if size > free:
         fact = f"{counted(len(missing), 'file')} to fetch have {in_units(size)}, and {in_units(free)} are free in the cache {objects}"
         raise DataError(f"{listing.url}: {fact}; make room, or set VIT_SEARCH_CACHE to a larger disk.")
-    system, stopped = file_system(listing.url), threading.Event()
+    stopped = threading.Event()
     sizes_known = all(file.size is not None for file in missing)
     with step(f"fetching {counted(len(missing), 'file')}", size if sizes_known else None, "bytes") as advance:
         one = _Fetcher(system, objects, advance, stopped)
@@ -233,6 +242,9 @@ class _Fetcher:
         if file.md5 and _md5(part) != file.md5 and not self._is_encrypted(file):
             part.unlink()
             raise Passing("it arrived damaged: its MD5 is another one than the server's")
+        if file.sha256 and sha256_of(part) != file.sha256:
+            part.unlink()
+            raise Passing("it arrived damaged: its sha256 is another one than the server's")
         if size > BLOCK and not file.md5 and "http" not in self._protocols:  # whose blocks may be of two versions
             about = self._system.info(file.address)
             etag = str(about.get("ETag") or about.get("etag") or "").strip('"')

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -32,7 +32,10 @@ CONNECT_S, SILENT_S = 20, 60
 """How long a server may take to be reached, and to send nothing."""
 
 _EXTRAS = {"s3fs": "s3", "gcsfs": "gcs"}
-_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "FSSPEC_S3_SECRET", "FSSPEC_S3_KEY", "FSSPEC_S3_TOKEN")
+_SECRETS = (
+    *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "FSSPEC_S3_SECRET", "FSSPEC_S3_KEY", "FSSPEC_S3_TOKEN"),
+    *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
+)
 
 _OPERATION = re.compile(r"^An error occurred \(\w+\) when calling the \w+ operation( \(reached max retries: \d+\))?: ")
 """What botocore puts before the text of a server."""
@@ -77,6 +80,8 @@ class RemoteFile:
     """Of its content, in hexadecimal digits; empty where the server does not say."""
 
     protocol: str = ""
+    sha256: str = ""
+    """Of its content; empty where the server does not say."""
 
     @property
     def url(self) -> str:
@@ -114,12 +119,18 @@ class Passing(Exception):
     """Something that may go better at the next try: a connection that broke, a server that is overloaded."""
 
 
-def file_system(url: str) -> Any:
+class UnreachableError(DataError):
+    """There is no connection to a server."""
+
+
+def file_system(url: str, *, key: str = "data.path", headers: Mapping[str, str] | None = None) -> Any:
     """The fsspec file system of a URL.
 
+    Args:
+        key: as of `check_url`. headers: that each request to a server of pages has; they do not follow a redirect to another server.
     Raises: SpecError for a URL that is not read; DataError where its package is missing.
     """
-    check_url(url)
+    check_url(url, key)
     protocol = urlsplit(url).scheme.lower()
     package = PROTOCOLS[protocol]
     if package and find_spec(package) is None:
@@ -135,7 +146,7 @@ def file_system(url: str) -> Any:
         import aiohttp
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENT_S)
-        options["client_kwargs"] = {"timeout": timeout, "trust_env": True}  # trust_env: proxies
+        options["client_kwargs"] = {"timeout": timeout, "trust_env": True, "headers": headers}  # trust_env: proxies
     if protocol == "gs":
         from gcsfs.core import GCSFileSystem  # the class under fsspec's name asks for the type of a bucket at each call
 
@@ -170,11 +181,46 @@ def list_files(url: str, beside: tuple[str, ...] = ()) -> Listing:
     except Exception as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{url}: {reason(error)}") from None
+        raise _as_data_error(url, error) from None
     if not listing.files:
         raise DataError(f"{url}: there are no files; check the name.")
-    _check_names(listing)
+    check_names(listing)
     return listing
+
+
+def list_with_neighbours(url: str, names: Sequence[str]) -> Listing:
+    """One file, and those of some names that lie beside it.
+
+    Raises: as `list_files`.
+    """
+    listing = list_files(url)
+    if not listing.path or has_braces(url):
+        raise DataError(f"{url}: a folder; name one file.")
+    system, files = file_system(url), list(listing.files)
+    folder = url.partition("?")[0].rpartition("/")[0] + "/"
+    for name in names:
+        try:
+            about = system.info(folder + name)
+        except Exception as error:
+            if _is_missing(error):
+                continue
+            raise _as_data_error(folder + name, error) from None
+        if about.get("mimetype") != "text/html" and about.get("type") != "directory":  # a server that has a page for every address
+            files.append(_remote_file(about, folder if "://" in about["name"] else folder.partition("://")[2]))
+    return Listing(url, tuple(sorted(files, key=lambda file: file.name)), listing.path)
+
+
+def _as_data_error(url: str, error: Exception) -> DataError:
+    kind = UnreachableError if {type(one).__name__ for one in _chain(error)} & _UNREACHED else DataError
+    return kind(f"{url}: {reason(error)}")
+
+
+def _is_missing(error: BaseException) -> bool:
+    """Whether a server says that there is no such file. One that shows nobody what it has, as S3, says that access is denied."""
+    status = next((status for one in _chain(error) if (status := _status(one))), None)
+    return status in (401, 403, 404) or (
+        status is None and any(isinstance(one, FileNotFoundError | PermissionError) for one in _chain(error))
+    )
 
 
 def _of_bucket(system: Any, url: str) -> Listing:
@@ -256,7 +302,7 @@ def _remote_file(about: dict[str, Any], folder: str) -> RemoteFile:
     return RemoteFile(name, address, about.get("size"), etag or str(changed), md5, protocol)
 
 
-def _check_names(listing: Listing) -> None:
+def check_names(listing: Listing) -> None:
     """Refuse names that are no files of ours.
 
     Raises: DataError.

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
+from vit_search.config.backbone_settings import FILES
 from vit_search.config.data_urls import near_path
+from vit_search.config.weight_licences import licence_beside
 from vit_search.config.weight_sources import ENDING, KEY, WeightSource, parse
-from vit_search.data.file_hashes import sha256_of
-from vit_search.errors import CheckpointError
+from vit_search.data import hugging_face, weight_cache
+from vit_search.data.cache_folder import default_cache
+from vit_search.data.fetch import fetch_listed
+from vit_search.data.remote import UnreachableError, list_with_neighbours
+from vit_search.errors import CheckpointError, DataError, VitSearchError
 from vit_search.text import file_name, listed
 
 WEIGHTS = "model.safetensors"
@@ -41,19 +49,138 @@ class WeightFile:
         source = parse(self.origin.source)
         return str(replace(source.at(self.origin.revision), sha256=self.sha256))
 
+    @contextlib.contextmanager
+    def naming_source(self) -> Iterator[None]:
+        """What is wrong with a file of the cache is said of its source, which the user knows."""
+        try:
+            yield
+        except VitSearchError as error:
+            of_cache = parse(self.origin.source).kind != "file"
+            raise type(error)(str(error).replace(_shown(self.path), self.origin.source) if of_cache else str(error)) from None
 
-def local_file(source: str, *, download: bool = False, key: str = KEY) -> WeightFile:
-    """The file that a source means.
+
+class Registry(Protocol):
+    """MLflow's registry, as `vit_search.registry.weight_versions` gives it; this package does not import MLflow."""
+
+    def look_up(self, source: WeightSource) -> Version:
+        """The version that a source means now."""
+
+    def fetch(self, version: Version, folder: Path) -> None:
+        """Put model.safetensors and config.json of a version into a folder."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model."""
+
+    name: str
+    number: str
+    sha256: str
+    """Of its weights."""
+    licence: str | None
+
+
+def local_file(
+    source: str, *, download: bool = False, registry: Registry | None = None, cache: Path | None = None, key: str = KEY
+) -> WeightFile:
+    """The file that a source means: a file of the user, or one that is in the cache, or is fetched into it.
+
+    A URL and a registered version are fetched if they are missing. A repository at Hugging Face is fetched with `download` only. A pinned
+    source that is in the cache needs no server.
 
     Args:
-        download: whether to fetch it if it is missing.
-        key: what a message about the source begins with.
-    Raises: SpecError for a source that cannot be read; CheckpointError or DataError if it is missing, or has another sha256.
+        download: whether to ask Hugging Face, and to fetch what is missing.
+        registry: where registered versions are; without it, only those in the cache are found.
+        cache: `default_cache()` by default.
+        key: what a message begins with.
+    Raises: SpecError for a source that cannot be read; CheckpointError or DataError if it is missing, or has another sha256; PromotionError
+        of the registry.
     """
     named = parse(source, key)
-    if named.kind != "file":
-        raise CheckpointError(f"{key}: {named.unpinned}: only files are read by this version.")
-    return _checked(named, _of_folder(named, key), key)
+    if named.kind == "file":
+        return _checked(named, _of_folder(named, key), key)
+    try:
+        return _of_cache(named, download, registry, cache or default_cache())
+    except VitSearchError as error:
+        raise type(error)(f"{key}: {error}") from None
+
+
+def _of_cache(source: WeightSource, download: bool, registry: Registry | None, cache: Path) -> WeightFile:
+    """What is not a file of the user."""
+    kept = weight_cache.find(str(source), cache)
+    if kept is None and source.sha256 and (last := weight_cache.find(source.unpinned, cache)) and last.sha256 == source.sha256:
+        kept = last
+    if kept and (source.sha256 or source.is_exact):
+        return _recorded(source, kept, cache)
+    try:
+        if source.kind == "models":  # not by `kept`: the cache has models of all projects, and two may have the same name
+            return _registered(source, registry, cache)
+        if source.kind == "url":
+            return _behind_url(source, cache)
+        if download:
+            return _of_hub(source, cache)
+    except UnreachableError:
+        if kept is None:
+            raise
+    if kept is None:
+        raise CheckpointError(f"{source.unpinned}: not on this machine; fetch it with `vit-search weights {source} --download`.")
+    return _recorded(source, kept, cache)
+
+
+def _of_hub(source: WeightSource, cache: Path) -> WeightFile:
+    repository = hugging_face.look_up(source)
+    _check_same(source, repository.sha256, f"revision {repository.commit[:12]}")
+    exact = source.at(repository.commit)
+    kept = weight_cache.find(str(replace(exact, sha256=repository.sha256)), cache) if repository.sha256 else None
+    path = kept.file(cache) if kept else hugging_face.fetch(repository, cache)
+    if repository.sha256 and weight_cache.sha256_once(path) != repository.sha256:
+        raise DataError(
+            f"{path}: not what was fetched there; remove {cache.joinpath(*path.relative_to(cache).parts[:2])}, and it is fetched again."
+        )
+    return _keep(source, path, cache, revision=repository.commit, licence=repository.licence)
+
+
+def _behind_url(source: WeightSource, cache: Path) -> WeightFile:
+    copy = fetch_listed(list_with_neighbours(source.place, tuple(FILES.values())), cache)
+    return _keep(source, copy.at, cache)
+
+
+def _registered(source: WeightSource, registry: Registry | None, cache: Path) -> WeightFile:
+    if registry is None:
+        raise CheckpointError(f"{source.unpinned}: not on this machine; fetch it with `vit-search weights {source}` first.")
+    version = registry.look_up(source)
+    _check_same(source, version.sha256, f"version {version.number}")
+    kept = weight_cache.find(str(replace(source.at(version.number), sha256=version.sha256)), cache)
+    if kept:
+        path = kept.file(cache)
+    else:
+        path = weight_cache.put(version.sha256, cache, lambda fresh: registry.fetch(version, fresh)) / WEIGHTS
+    return _keep(source, path, cache, revision=version.number, licence=version.licence)
+
+
+def _check_same(source: WeightSource, sha256: str, what: str) -> None:
+    """Raises: CheckpointError where a pinned source means other weights now."""
+    if source.sha256 and sha256 and sha256 != source.sha256:
+        fact = f"these are other weights now: {what} has sha256 {sha256[:12]}…, and {source.sha256[:12]}… is expected"
+        mend = "remove #sha256=… to use them" if source.is_exact else "name the revision that you want, or remove #sha256=… to use them"
+        raise CheckpointError(f"{source.unpinned}: {fact}; {mend}.")
+
+
+def _keep(source: WeightSource, path: Path, cache: Path, *, revision: str = "", licence: str | None = None) -> WeightFile:
+    """Record what was fetched, under the texts that mean it."""
+    sha256 = weight_cache.sha256_once(path)
+    _check_same(source, sha256, revision or "the file")
+    licence = licence or licence_beside(path)
+    inside = str(path.relative_to(cache))
+    record = weight_cache.Record(source=source.unpinned, revision=revision, sha256=sha256, licence=licence, path=inside)
+    exact = source.at(revision) if revision else source
+    texts = {replace(one, sha256=digits) for one in (source, exact) for digits in ("", sha256)}
+    weight_cache.keep(record, cache, tuple(sorted(map(str, texts))))
+    return _recorded(source, record, cache)
+
+
+def _recorded(source: WeightSource, record: weight_cache.Record, cache: Path) -> WeightFile:
+    return WeightFile(record.file(cache), record.sha256, Origin(source.unpinned, record.revision, record.licence))
 
 
 def _of_folder(source: WeightSource, key: str) -> Path:
@@ -75,11 +202,11 @@ def _of_folder(source: WeightSource, key: str) -> Path:
 
 
 def _checked(source: WeightSource, path: Path, key: str) -> WeightFile:
-    sha256 = sha256_of(path)
+    sha256 = weight_cache.sha256_once(path)
     if source.sha256 and source.sha256 != sha256:
         fact = f"the file has changed: its sha256 is {sha256[:12]}…, and {source.sha256[:12]}… is expected"
         raise CheckpointError(f"{key}: {_shown(path)}: {fact}; put the former file there, or remove #sha256=… from the source.")
-    return WeightFile(path, sha256, Origin(source.unpinned))
+    return WeightFile(path, sha256, Origin(source.unpinned, licence=licence_beside(path)))
 
 
 def _shown(path: Path) -> str:
