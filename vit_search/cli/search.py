@@ -28,6 +28,7 @@ from vit_search.cli.app import (
     out,
     set_niceness,
 )
+from vit_search.cli.pretrained import with_weights
 from vit_search.cli.progress import Screen, finish, interrupted_text, watched
 from vit_search.cli.remote import cancel_there, remotely, resume_there
 from vit_search.cli.status import awaits_driver
@@ -60,11 +61,8 @@ def run(
         from vit_search.config import search_file
 
         spec = search_file.load(file)
-        if spec.pretrained:  # what is wrong with them is told before the seconds of imports
-            from vit_search.data import backbones
-
-            with naming_file(file):
-                spec = backbones.pinned(spec, backbones.find_all(spec, download=download))
+        with naming_file(file):
+            spec = with_weights(spec, download=download, tracking_uri=tracking_uri)
         share = spec.space.feasible_share()
     if 0 < share < 0.05:
         err.print(f"[yellow]note:[/] only {share:.1%} of random proposals can be built; tighten the choices of patch_size, dim and heads.")
@@ -326,7 +324,6 @@ def train(
     A training that was interrupted continues from its last checkpoint.
     """
     from vit_search.config import search_file
-    from vit_search.data import backbones
     from vit_search.data.cache import prepare
     from vit_search.planning import fixed_file
     from vit_search.vit import checkpoint, train_once
@@ -335,7 +332,7 @@ def train(
     fixed_file.check_fixed(spec, str(file))
     folder = output or Path("trained") / spec.name
     with err.status("preparing the data …"), naming_file(file):
-        spec = backbones.pinned(spec, backbones.find_all(spec, download=download))
+        spec = with_weights(spec, download=download)
         data = prepare(spec.data_config, download=download)
         spec = spec.with_channels(data.channels)
         spec.check_classes(data.classes)

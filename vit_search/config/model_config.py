@@ -96,8 +96,9 @@ class ModelConfig:
     )
     pretrained: str = knob(
         "",
-        "Pretrained weights that the model starts from: a .safetensors file of a Vision Transformer that is at least as large. If you "
-        "leave out other keys of this section, the weights decide them. An empty text is a random start. Default: a random start.",
+        "Pretrained weights that the model starts from: a .safetensors file of a Vision Transformer that is at least as large, a URL, "
+        "models:/NAME@ALIAS, timm:NAME or hf:ORG/REPO. If you leave out other keys of this section, the weights decide them. An empty text "
+        "is a random start. Default: a random start.",
         late=True,
     )
 

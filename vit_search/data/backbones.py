@@ -15,7 +15,7 @@ from vit_search.config.backbone_space import check_space
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.weight_sources import KEY, parse
 from vit_search.data.finite_weights import check_finite
-from vit_search.data.weight_files import WeightFile, local_file
+from vit_search.data.weight_files import Registry, WeightFile, local_file
 from vit_search.errors import SpecError, VitSearchError
 from vit_search.text import in_words
 
@@ -39,30 +39,33 @@ class FoundBackbone:
         return {"source": origin.source, "revision": origin.revision, "sha256": self.file.sha256, "licence": licence}
 
 
-def find(source: str, *, download: bool = False) -> FoundBackbone:
+def find(source: str, *, download: bool = False, registry: Registry | None = None) -> FoundBackbone:
     """The weights that a source means.
 
+    Args:
+        download, registry: see `local_file`.
     Raises: SpecError that begins with the key of the search file; NotHereError, which is one, if they are not on this machine.
     """
     named = parse(source)
     kind = SpecError if named.kind == "file" and Path(named.place).expanduser().exists() else NotHereError
     try:
-        file = local_file(source, download=download, key=KEY)
+        file = local_file(source, download=download, registry=registry, key=KEY)
         kind = SpecError
-        found = FoundBackbone(file, read_backbone(file.path))
-        check_finite(file.path, used_tensors(file.path))
+        with file.naming_source():
+            found = FoundBackbone(file, read_backbone(file.path))
+            check_finite(file.path, used_tensors(file.path))
         return found
     except VitSearchError as error:
         text = str(error)
         raise kind(text if text.startswith(f"{KEY}: ") else f"{KEY}: {text}") from None
 
 
-def find_all(spec: SearchSpec, *, download: bool = False) -> dict[str, FoundBackbone]:
+def find_all(spec: SearchSpec, *, download: bool = False, registry: Registry | None = None) -> dict[str, FoundBackbone]:
     """All weights that a model of a search may start from, by the source in the search file.
 
     Raises: SpecError as `find`.
     """
-    return {source: find(source, download=download) for source in spec.pretrained}
+    return {source: find(source, download=download, registry=registry) for source in spec.pretrained}
 
 
 def records(found: Mapping[str, FoundBackbone]) -> dict[str, dict[str, str]]:
@@ -105,18 +108,19 @@ def _own_values(spec: SearchSpec, found: Mapping[str, FoundBackbone]) -> dict[st
     return own
 
 
-def pinned_if_here(spec: SearchSpec) -> tuple[SearchSpec, list[str]]:
-    """The same as `pinned`, as far as the weights are on this machine, and a line for each that is not.
+def pinned_if_here(spec: SearchSpec, registry: Registry | None = None) -> tuple[SearchSpec, dict[str, FoundBackbone], list[str]]:
+    """The same as `pinned`, as far as the weights are on this machine.
 
+    Returns: the search file, the weights that were found, and a line for each that is not here.
     Raises: SpecError as `find` and `pinned`, and if weights are missing that decide what the file leaves out.
     """
     found, missing = {}, []
     for source in spec.pretrained:
         try:
-            found[source] = find(source)
+            found[source] = find(source, registry=registry)
         except NotHereError as error:
             if spec.left_to_backbone:
                 keys = in_words(spec.left_to_backbone)
                 raise SpecError(f"{str(error).rstrip('.')}; without it, what the section model leaves out is not known: {keys}.") from None
             missing.append(str(error))
-    return pinned(spec, found), missing
+    return pinned(spec, found), found, missing

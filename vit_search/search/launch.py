@@ -64,6 +64,7 @@ from vit_search.stopping import train_flops_of
 from vit_search.text import counted
 
 if TYPE_CHECKING:
+    from vit_search.data.weight_files import Registry
     from vit_search.tracking.recorder import Recorder
 
 
@@ -122,6 +123,7 @@ def run(
     work: Work = train_trial,
     address: str | None = None,
     name: str | None = None,
+    registry: Registry | None = None,
 ) -> SearchResult:
     """Start a search in a new folder under `output` and see it through.
 
@@ -133,9 +135,10 @@ def run(
         known: see Known.
         watch, work, address: see Options.
         name: of the new folder; by default the next free `NAME-N`.
+        registry: where registered versions are that a model may start from.
     Raises: DataError, TrackingError, SearchError before the first trial; NoTrialCompletedError at the end.
     """
-    found = backbones.find_all(spec, download=download)
+    found = backbones.find_all(spec, download=download, registry=registry)
     spec = backbones.pinned(spec, found)
     if spec.space.feasible_share() == 0:
         rng = random.Random(0)  # noqa: S311 -- a sample of the space, not a secret
