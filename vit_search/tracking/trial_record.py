@@ -92,9 +92,8 @@ def log_inputs(runs: SearchRuns, run_id: str, splits: tuple[str, ...]) -> None:
 def _params(runs: SearchRuns, trial: Trial) -> list[Param]:
     fixed = runs.facts.resolved["model"] | runs.facts.resolved["training"]
     params = {name: value for name, value in fixed.items() if not isinstance(value, dict)} | runs.spec.space.trained(trial.params)
-    return [
-        Param(name, str(value)[:6000]) for name, value in params.items() if value != ""
-    ]  # MLflow refuses more, e.g. weights of 300 classes
+    # MLflow refuses more, as weights of 300 classes, and some of its stores an empty text
+    return [Param(name, str(value)[:6000] or "none") for name, value in params.items()]
 
 
 def _last_rung(spec: SearchSpec, trial: Trial) -> int:
