@@ -167,7 +167,7 @@ def test_a_project_that_was_moved_goes_on_in_its_new_folder_and_leaves_the_old_o
         vit_search(moved, "export", "small@champion", "--format", "safetensors")
         done = vit_search_process(moved, "extend", "small-2", "--trials", "6", "--tracking-uri", "sqlite:///mlruns.db")
         assert "6 of 6 trials" in done.stdout
-        assert "MLflow" not in done.stderr
+        assert done.stderr.count("MLflow") == done.stderr.count("sending the last records to MLflow …") == 1  # no trouble with it
         assert not folder.exists()
     finally:
         away.rename(folder)
