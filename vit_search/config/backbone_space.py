@@ -41,7 +41,7 @@ def check_space(space: Space, backbones: Mapping[str, Backbone]) -> None:
         if backbone is None or space.problem_so_far(values) is not None:
             continue
         name = "the pretrained weights" if len(backbones) == 1 else f"the pretrained weights {parse(values['pretrained']).unpinned}"
-        found = misfit(backbone, space.model(values), name)
+        found = misfit(backbone, space.model(params), name)
         if found is not None:
             raise SpecError(f"{path_of(_written(found[0], values))}: {found[1]}")
 

@@ -138,7 +138,7 @@ class Space:
             return f"training would take about {in_units(cost.train_bytes)}, and a trial has {in_units(self.memory_limit)}."
         training = {name: values[name] for name in _MEMORY if name in values}  # what is still open counts as its default, the least
         need, room = (
-            gpu_share.training_bytes(self.model(values), TrainingConfig(epochs=1, **training)),
+            gpu_share.training_bytes(self._model(values), TrainingConfig(epochs=1, **training)),
             gpu_share.allowed(1.0, self.gpu_memory),
         )
         if need <= room:
@@ -316,16 +316,19 @@ class Space:
         return None
 
     def _cost(self, values: Mapping[str, Any]) -> Cost:
-        return cost_of(self.model(values), math.ceil(values["batch_size"] / values["accumulation"]), values["optimizer"])
+        return cost_of(self._model(values), math.ceil(values["batch_size"] / values["accumulation"]), values["optimizer"])
 
-    def model(self, values: Mapping[str, Any]) -> ModelConfig:
-        """The model of a complete proposal.
-
-        Raises: SpecError where it makes no ViT.
-        """
+    def _model(self, values: Mapping[str, Any]) -> ModelConfig:
         model = {name: values[name] for name in _MODEL if name in values}
         shape: dict[str, Any] = {"image_size": self.image_size, "in_channels": self.in_channels, "num_classes": self.num_classes}
         return ModelConfig(**shape, **model)
+
+    def model(self, params: Mapping[str, Value]) -> ModelConfig:
+        """The model of a proposal.
+
+        Raises: SpecError when it makes no ViT.
+        """
+        return self._model(self.complete(params))
 
     def possible_values(self, name: str) -> list[Any]:
         """Every value that a parameter can take which is no range of numbers without steps."""
