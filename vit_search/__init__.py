@@ -57,9 +57,13 @@ def run_search(
         name: of the new folder; by default the next free `NAME-N`.
     Raises: DataError, TrackingError or SearchError before the first trial; NoTrialCompletedError if no trial reached full length.
     """
+    from vit_search.registry.weight_versions import Versions
     from vit_search.search import launch
 
-    return launch.run(spec, output=Path(output), tracking_uri=tracking_uri, download=download, address=address, name=name)
+    versions = Versions(tracking_uri)
+    return launch.run(
+        spec, output=Path(output), tracking_uri=tracking_uri, download=download, address=address, name=name, registry=versions
+    )
 
 
 def read_search(search: str | Path | None = None, output: str | Path = "searches") -> Search:

@@ -94,10 +94,10 @@ def one_of(things: Sequence[object]) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A parameter's value: three digits of a float, a dash for None."""
-    if value is None:
+    """A parameter's value: three digits of a float, pretrained weights without their sha256, a dash for no value."""
+    if value is None or value == "":
         return "–"
-    return f"{value:.3g}" if isinstance(value, float) else one_line(str(value))
+    return f"{value:.3g}" if isinstance(value, float) else one_line(str(value).partition("#sha256=")[0])
 
 
 def nearest(word: str, names: Sequence[str]) -> str:

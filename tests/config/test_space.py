@@ -553,9 +553,17 @@ def test_a_field_that_came_later_changes_no_hash_while_it_has_its_default():
     later = "optimizer: adamw, momentum: 0.9, class_weights: none, sampling: uniform, loss: cross_entropy, focal_gamma: 2, logit_tau: 1, "
     spelt = FILE_OF_0_2.replace("training: {", "training: {" + later)
     assert search_file.parse(spelt).space.space_hash == HASH_OF_0_2
-    model = "registers: 0, norm_eps: 1e-6, rope_base: 100, qk_norm: false, "
+    model = "registers: 0, norm_eps: 1e-6, rope_base: 100, qk_norm: false, pretrained: '', "
     assert search_file.parse(FILE_OF_0_2.replace("model: {", "model: {" + model)).space.space_hash == HASH_OF_0_2
-    for other in ("registers: 4", "norm_eps: 1e-5", "rope_base: 10", "qk_norm: true", "positions: rope", "activation: swiglu"):
+    for other in (
+        "registers: 4",
+        "norm_eps: 1e-5",
+        "rope_base: 10",
+        "qk_norm: true",
+        "positions: rope",
+        "activation: swiglu",
+        "pretrained: a.safetensors",
+    ):
         assert search_file.parse(FILE_OF_0_2.replace("model: {", f"model: {{{other}, ")).space.space_hash != HASH_OF_0_2
     for other in (
         "optimizer: sgd",

@@ -37,7 +37,7 @@ ARROWS = {
     "serving": BASE | {"config", "data", "registry", "runtime", "tracking", "vit"},
     "cluster": BASE | {"config", "data", "ledger", "runtime", "tracking"},
     "cli": None,  # everything; nobody imports it
-    "__init__": {"config", "runtime", "search", "serving", "vit"},
+    "__init__": {"config", "registry", "runtime", "search", "serving", "vit"},
 }
 HEAVY = {
     "torch": {"vit", "data", "runtime/machine.py", "search/trial.py", "tracking/model_package.py", "registry", "promotion", "serving"},

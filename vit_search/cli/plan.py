@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vit_search.cli.app import Output, app, err, naming_file, out
+from vit_search.cli.pretrained import with_weights_here
 from vit_search.cli.terminal import escaped
 from vit_search.config.cost import in_rounded_time
 from vit_search.errors import DataError, SearchError, SpecError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vit_search.config.search_file import SearchSpec
+    from vit_search.data.backbones import FoundBackbone
     from vit_search.planning.lint_draws import LintFinding
     from vit_search.planning.plan import SearchPlan
     from vit_search.planning.search_lint import LintReport
@@ -43,9 +45,10 @@ def lint(
 
     spec = search_file.load(file)
     with naming_file(file):
+        spec, found = with_weights_here(spec)
         auto, spec = spec.data.channels == "auto", file_findings.counted(spec)
         beyond = beyond_this_machine(spec, cost.cpus_of_this_machine(), cost.gpus_of_this_machine())
-        report = search_lint.lint(spec, further=[*_missing_searches(spec, output), *beyond])
+        report = search_lint.lint(spec, further=[*_missing_searches(spec, output), *_licences(found), *beyond])
         _print_images(spec, auto=auto)
     if as_json:
         sys.stdout.write(json.dumps(report.to_dict(), indent=1) + "\n")
@@ -53,6 +56,17 @@ def lint(
         _print_report(report, file)
     if report.failed:
         sys.exit(SpecError.exit_code)
+
+
+def _licences(found: Mapping[str, FoundBackbone]) -> Iterable[LintFinding]:
+    """Licences of pretrained weights that somebody should look at."""
+    from vit_search.config.weight_licences import licence_warning
+    from vit_search.planning.lint_draws import LintFinding
+
+    for source, one in found.items():
+        warning = licence_warning(source, one.record["licence"])
+        if warning:
+            yield LintFinding("warning", "model.pretrained", warning)
 
 
 def _missing_searches(spec: SearchSpec, output: Path) -> Iterable[LintFinding]:
@@ -96,6 +110,7 @@ def plan(
         raise SearchError("--calibrate and --flops-per-s: a speed is measured or stated; drop one of the two.")
     kept = kept_speed(gpus=spec.resources.on_gpu)
     with naming_file(file):
+        spec, _ = with_weights_here(spec)
         auto, spec = spec.data.channels == "auto", file_findings.counted(spec)
     if calibrate:
         with err.status("measuring this machine …"), naming_file(file):

@@ -28,6 +28,7 @@ from vit_search.cli.app import (
     out,
     set_niceness,
 )
+from vit_search.cli.pretrained import with_weights
 from vit_search.cli.progress import Screen, finish, interrupted_text, watched
 from vit_search.cli.remote import cancel_there, remotely, resume_there
 from vit_search.cli.status import awaits_driver
@@ -60,6 +61,8 @@ def run(
         from vit_search.config import search_file
 
         spec = search_file.load(file)
+        with naming_file(file):
+            spec = with_weights(spec, download=download, tracking_uri=tracking_uri)
         share = spec.space.feasible_share()
     if 0 < share < 0.05:
         err.print(f"[yellow]note:[/] only {share:.1%} of random proposals can be built; tighten the choices of patch_size, dim and heads.")
@@ -329,6 +332,7 @@ def train(
     fixed_file.check_fixed(spec, str(file))
     folder = output or Path("trained") / spec.name
     with err.status("preparing the data …"), naming_file(file):
+        spec = with_weights(spec, download=download)
         data = prepare(spec.data_config, download=download)
         spec = spec.with_channels(data.channels)
         spec.check_classes(data.classes)

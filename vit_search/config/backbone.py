@@ -77,6 +77,22 @@ class Backbone:
         fields = {name: getattr(self, name) for name in (*same, "norm_eps", "qkv_bias", "qk_norm")}
         return fields | {"layer_scale": 1.0 if self.layer_scale else None} | ({"rope_base": self.rope_base} if self.rope_base else {})
 
+    def normalisation(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and standard deviation of its images, for images with so many channels; None if they are not known.
+
+        Channels are mapped as the patch embedding's are, see `inherit.map_channels`: fewer have the mean of those that belong together,
+        more take turns.
+        """
+        if self.mean is None or self.std is None:
+            return None
+        return _for_channels(self.mean, channels), _for_channels(self.std, channels)
+
+
+def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    if channels >= len(values):
+        return tuple(values[i % len(values)] for i in range(channels))
+    return tuple(math.fsum(values[i::channels]) / len(values[i::channels]) for i in range(channels))
+
 
 def read_backbone(path: Path) -> Backbone:
     """The facts of a `.safetensors` file.
@@ -88,6 +104,15 @@ def read_backbone(path: Path) -> Backbone:
         return describe(header, read_settings(path.parent, header.metadata))
     except ValueError as error:
         raise CheckpointError(f"{file_name(str(path))}: {error}") from None
+
+
+def used_tensors(path: Path) -> tuple[str, ...]:
+    """The tensors of a file that a model can take, by their names in the file.
+
+    Raises: CheckpointError as `read_backbone`.
+    """
+    assembly, _ = assembly_of(read_header(path))
+    return tuple({source.name: None for sources in assembly.sources.values() for source in sources})
 
 
 def assembly_of(header: Header) -> tuple[Assembly, Shapes]:
@@ -127,6 +152,7 @@ def describe(header: Header, settings: Settings) -> Backbone:
     positions, grid = _positions(shapes, settings, patch_size, has_class_token + registers, assumed)
     gated = "encoder.blocks.0.mlp.gate.weight" in shapes
     num_classes = shapes.get("head.weight", (0,))[0]
+    mean, std = _normalisation(settings, assembly.layout, in_channels, assumed)
     eps = settings.norm_eps or _usual_eps(assembly.layout, positions)
     backbone = Backbone(
         layout=assembly.layout,
@@ -151,8 +177,8 @@ def describe(header: Header, settings: Settings) -> Backbone:
         num_classes=num_classes,
         classes=settings.classes if settings.classes is not None and len(settings.classes) == num_classes else None,
         image_size=settings.image_size or (None if grid is None else (grid[0] * patch_size, grid[1] * patch_size)),
-        mean=_by_channel(settings.mean, in_channels),
-        std=_by_channel(settings.std, in_channels),
+        mean=_by_channel(mean, in_channels),
+        std=_by_channel(std, in_channels),
         interpolation=settings.interpolation,
         licence=settings.licence,
         assumed=tuple(assumed),
@@ -263,6 +289,19 @@ def _positions(shapes: Shapes, settings: Settings, patch_size: int, prefix: int,
 def _usual_eps(layout: str, positions: str) -> float:
     """What LayerNorm adds to the variance where nothing tells: 1e-6 as in the paper's code, DINOv3 1e-5."""
     return 1e-5 if positions == "rope" and layout != "vit_search" else 1e-6
+
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and standard deviation of ImageNet, with which all of torchvision's weights were trained."""
+
+
+def _normalisation(
+    settings: Settings, layout: str, channels: int, assumed: list[str]
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    if settings.mean is None and settings.std is None and layout == "torchvision" and channels == len(IMAGENET[0]):
+        assumed.append("mean and standard deviation of ImageNet, as of all weights of torchvision")
+        return IMAGENET
+    return settings.mean, settings.std
 
 
 def _by_channel(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:

@@ -94,6 +94,13 @@ class ModelConfig:
     layer_scale: float | None = knob(
         None, "LayerScale (Touvron et al. 2021): initial scale of each branch. Default: no LayerScale.", gt=0, le=10
     )
+    pretrained: str = knob(
+        "",
+        "Pretrained weights that the model starts from: a .safetensors file of a Vision Transformer that is at least as large, a URL, "
+        "models:/NAME@ALIAS, timm:NAME or hf:ORG/REPO. If you leave out other keys of this section, the weights decide them. An empty text "
+        "is a random start. Default: a random start.",
+        late=True,
+    )
 
     def __post_init__(self) -> None:
         check_bounds(self)

@@ -6,7 +6,7 @@ Its blocks stand in search_file_blocks.py, its sections `data`, `model` and `tra
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, PrivateAttr, Strict, ValidationError, model_validator
 
 from vit_search.config import class_weights, presets, space_checks, strict_yaml
+from vit_search.config.backbone_text import with_backbone
 from vit_search.config.cost import memory_of_this_machine
 from vit_search.config.data_config import DataConfig
 from vit_search.config.data_sets import DATA_SETS, KEYS_OF_SOME, DataSetFacts
@@ -40,6 +41,7 @@ from vit_search.config.sections import DataSection, ModelSection, TrainingSectio
 from vit_search.config.space import Space, path_of
 from vit_search.config.training_config import TrainingConfig
 from vit_search.config.trial import TrialConfig
+from vit_search.config.weight_sources import parse as parse_source
 from vit_search.errors import SpecError
 from vit_search.text import in_words, nearest
 
@@ -47,6 +49,12 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 TRIALS_APART = 1_000_003
 """How far the seeds of trial 0 of two searches lie apart whose own seeds are neighbours."""
+
+BACKBONE_KEYS = (
+    *("patch_size", "dim", "depth", "heads", "dim_head", "mlp_dim", "pool", "registers", "positions", "activation", "norm", "norm_eps"),
+    *("qkv_bias", "qk_norm", "layer_scale"),
+)
+"""Keys of the section `model` that pretrained weights decide where a file leaves them out; also rope_base, for rotary positions."""
 
 LARGEST_GPU = 288 * 2**30
 """Bytes; what no single GPU of 2026 exceeds. The GPU at hand is known to its worker alone."""
@@ -197,6 +205,31 @@ class SearchSpec(FileBlock):
             return counted
         return parse(strict_yaml.with_value(self._text, ("data", "channels"), str(channels)))
 
+    @property
+    def pretrained(self) -> list[str]:
+        """The pretrained weights that a model may start from; empty where all start at random."""
+        return [source for source in self.space.possible_values("pretrained") if source]
+
+    @property
+    def left_to_backbone(self) -> tuple[str, ...]:
+        """Keys of the section `model` that the file leaves out, and that pretrained weights decide; empty where it starts from none."""
+        if not self.pretrained:
+            return ()
+        written = self.model.model_fields_set | ({"mlp_dim"} if "mlp_ratio" in self.model.model_fields_set else set())
+        return tuple(key for key in BACKBONE_KEYS if key not in written)
+
+    def with_backbone(self, pins: Mapping[str, str], own: Mapping[str, Any]) -> SearchSpec:
+        """The same with pinned weights and the keys that it leaves to them, in its text, too; so a resumed search need not look again.
+
+        Args:
+            pins: the pinned source by the source. own: what the weights decide, by the keys of the section `model`.
+        Raises: SpecError where the whole makes no search.
+        """
+        try:
+            return parse(with_backbone(self.text, pins, own))
+        except SpecError as error:
+            raise SpecError(re.sub(r"^search file:\d+: ", "", str(error))) from None
+
     def check(self) -> None:
         """Refuse what no single key shows: contradictions between keys.
 
@@ -220,18 +253,29 @@ class SearchSpec(FileBlock):
             raise SpecError("train_on: train+val leaves no image to validate on; give data.holdout_fraction a value, or train on train.")
         self._check_goal()
         self._check_stopping()
-        space = self.space
-        space_checks.check_space(space)
-        self._check_sampler(space)
-        for i, point in enumerate(self.start_with):
-            space_checks.check_point(space, point, f"start_with.{i}")
-            if any(point == other for other in self.start_with[:i]):
-                raise SpecError(f"start_with.{i}: the same point as one above; list each once.")
+        self._check_space()
         for i, name in enumerate(self.learn_from):
             if not name.strip() or not name.isprintable():
                 raise SpecError(f"learn_from.{i}: {name!r} is no search; write its name or its folder.")
             if name in self.learn_from[:i]:
                 raise SpecError(f"learn_from.{i}: {name} stands twice; list each search once.")
+
+    def _check_space(self) -> None:
+        """Refuse a space in which nothing can run, and points to start with that are not in it, as far as the file tells."""
+        space = self.space
+        for source in self.pretrained:
+            parse_source(source)
+        known = not self.left_to_backbone  # else it is checked once the weights are read
+        if known:
+            space_checks.check_space(space)
+        else:
+            space_checks.check_expressions(space)
+        self._check_sampler(space)
+        for i, point in enumerate(self.start_with):
+            if known:
+                space_checks.check_point(space, point, f"start_with.{i}")
+            if any(point == other for other in self.start_with[:i]):
+                raise SpecError(f"start_with.{i}: the same point as one above; list each once.")
 
     def _check_keys_of_data(self, facts: DataSetFacts) -> None:
         """Refuse keys that the data set has no use for, and a map of no class."""

@@ -110,6 +110,8 @@ def _mend(path: tuple[str | int, ...], error: Mapping[str, Any]) -> str:
         return f"{mend.removesuffix('.')}, or auto."
     if config is None or len(path) < 2 or path[-1] in ("step", "log") or mend.startswith(("give at", "give less", "give more", "did")):
         return mend
+    if path[1] == "pretrained":
+        return "write a source, as weights/model.safetensors, or {choice: [...]} of them."
     annotation = field_types(config)[str(path[1])]
     if get_origin(annotation) is Literal:
         return f"write {one_of(get_args(annotation))}, or {{choice: [...]}} of them."

@@ -22,6 +22,7 @@ from vit_search.config.expressions import Expression
 from vit_search.config.knobs import hashed
 from vit_search.config.model_config import FROM_DATA, ModelConfig, model_problem
 from vit_search.config.training_config import TrainingConfig
+from vit_search.config.weight_sources import parse
 from vit_search.errors import SpecError
 
 CALCULATED = ("params", "flops", "train_flops", "train_memory", "tokens")
@@ -78,14 +79,25 @@ class Space:
         """
         return self._decided(lambda name, parameter: parameter.ask(trial, name))[0]
 
-    def draw(self, rng: random.Random) -> dict[str, Value]:
-        """A proposal at random, of the active parameters alone."""
-        return self._decided(lambda name, parameter: parameter.draw(rng))[0]
+    def draw(self, rng: random.Random, given: Mapping[str, Value] | None = None) -> dict[str, Value]:
+        """A proposal at random, of the active parameters alone.
+
+        Args:
+            given: values that are not drawn.
+        """
+        given = given or {}
+        return self._decided(lambda name, parameter: given[name] if name in given else parameter.draw(rng))[0]
 
     def complete(self, params: Mapping[str, Value]) -> dict[str, Any]:
         """A proposal with the fixed parameters and the inactive ones added."""
         values = self._decided(lambda name, parameter: params.get(name, parameter))[1]  # type: ignore[arg-type]
         return {name: values[name] for name in self.parameters} | {name: v for name, v in params.items() if name not in self.parameters}
+
+    def pinned(self, params: Mapping[str, Value]) -> dict[str, Value]:
+        """Parameters in which weights may be named without the sha256 that the search has pinned: they get it."""
+        given = params.get("pretrained")
+        pins = {parse(source).unpinned: source for source in self.possible_values("pretrained") if source} if given else {}
+        return {**params, "pretrained": pins[given]} if isinstance(given, str) and given in pins else dict(params)
 
     def trained(self, params: Mapping[str, Value]) -> dict[str, Any]:
         """The searched parameters as a trial is trained with them: its proposal, and what a condition sets instead of asking."""
@@ -310,6 +322,13 @@ class Space:
         model = {name: values[name] for name in _MODEL if name in values}
         shape: dict[str, Any] = {"image_size": self.image_size, "in_channels": self.in_channels, "num_classes": self.num_classes}
         return ModelConfig(**shape, **model)
+
+    def model(self, params: Mapping[str, Value]) -> ModelConfig:
+        """The model of a proposal.
+
+        Raises: SpecError when it makes no ViT.
+        """
+        return self._model(self.complete(params))
 
     def possible_values(self, name: str) -> list[Any]:
         """Every value that a parameter can take which is no range of numbers without steps."""

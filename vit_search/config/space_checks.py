@@ -27,11 +27,7 @@ def check_space(space: Space) -> None:
 
     Raises: SpecError that names the parameter at fault.
     """
-    for name in space.order:
-        if name in space.conditions:
-            _check_kinds(f"{path_of(name)}.when", space.conditions[name])
-    for i, rule in enumerate(space.rules):
-        _check_kinds(f"constraints.{i}", rule)
+    check_expressions(space)
     patches = space.possible_values("patch_size")
     height, width = space.image_size
     if not any(height % patch == 0 and width % patch == 0 for patch in patches):
@@ -49,6 +45,18 @@ def check_space(space: Space) -> None:
         )
     _check_head_width(space)
     _check_memory(space)
+
+
+def check_expressions(space: Space) -> None:
+    """Refuse conditions and constraints that cannot be read.
+
+    Raises: SpecError that names the parameter at fault.
+    """
+    for name in space.order:
+        if name in space.conditions:
+            _check_kinds(space, f"{path_of(name)}.when", space.conditions[name])
+    for i, rule in enumerate(space.rules):
+        _check_kinds(space, f"constraints.{i}", rule)
 
 
 def _check_head_width(space: Space) -> None:
@@ -97,13 +105,19 @@ def check_point(space: Space, point: Mapping[str, Any], where: str) -> None:
         raise SpecError(f"{where}: cannot be run: {problem.rstrip('.')}; change it or leave it out.")
 
 
-def _check_kinds(where: str, expression: Expression) -> None:
+def _check_kinds(space: Space, where: str, expression: Expression) -> None:
     """Refuse a comparison with a text that its parameter never has, and a number that is taken for true or false."""
     for name, text in expression.texts:
         kind = PARAMETER_TYPES.get(name)
         allowed = WORDS if name == "class_weights" else get_args(kind) if get_origin(kind) is Literal else ()
+        if name == "pretrained":
+            allowed = tuple(space.possible_values(name))
         if text not in allowed:
-            mend = nearest(text, allowed) if allowed else f"compare it with {'true or false' if kind is bool else 'a number'}."
+            mend = (
+                nearest(text, [word or "''" for word in allowed])
+                if allowed
+                else f"compare it with {'true or false' if kind is bool else 'a number'}."
+            )
             raise SpecError(f"{where}: {name} is never {spelling(text)}; {mend}")
     for name in expression.alone:
         if PARAMETER_TYPES.get(name) is not bool:

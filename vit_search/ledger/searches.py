@@ -58,6 +58,8 @@ class SearchFacts:
     image_shape: Sequence[int] = ()
     """Channels, height, width."""
     classes: int = 0
+    pretrained: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Weights that models start from, by `model.pretrained`: their source, revision, sha256 and licence."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,20 @@ class Hindsight:
     """95 % interval of wrongly / doomed; 0 to 1 if there are none."""
     plan: dict[str, Any] | None
     """The plan and what happened, side by side: the result of `compare` in planning/plan.py."""
+
+
+def tags_of_weights(facts: SearchFacts, sources: Iterable[str]) -> dict[str, str]:
+    """Tags that say where pretrained weights come from; none for a random start.
+
+    Args:
+        sources: values of `model.pretrained`. Facts of several are listed, each once.
+    """
+    records = [record for source in sources if (record := facts.pretrained.get(source)) is not None]
+    tags: dict[str, str] = {}
+    for key in ("source", "revision", "sha256", "licence"):
+        values = dict.fromkeys(record[key] for record in records if record.get(key))
+        tags |= {f"pretrained_{key}": ", ".join(values)[:5000]} if values else {}
+    return tags
 
 
 def write_hindsight(folder: Path, hindsight: Hindsight) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from vit_search.config import search_file
 from vit_search.config.class_weights import by_class
 from vit_search.config.model_config import FROM_DATA
-from vit_search.config.search_file import TRIALS_APART
+from vit_search.config.search_file import BACKBONE_KEYS, TRIALS_APART
 from vit_search.config.space import path_of
 from vit_search.config.trial import TrialConfig
 from vit_search.errors import SpecError
@@ -39,7 +39,9 @@ def fixed_file(config: TrialConfig, *, name: str, about: Sequence[str], rest: Ma
     data, shape, training = (_values(part) for part in (config.data, config.model, config.training))
     if config.data.channels == type(config.data).channels:
         data.pop("channels")  # only for image folders
-    shape = {key: value for key, value in shape.items() if key not in FROM_DATA}
+    if config.model.pretrained:  # a key that is left out would take the value of the weights
+        shape |= {key: getattr(config.model, key) for key in BACKBONE_KEYS}
+    shape = {key: value for key, value in shape.items() if key not in FROM_DATA and (key, value) != ("pretrained", "")}
     training["class_weights"] = by_class(training["class_weights"]) or training["class_weights"]
     values: dict[str, Any] = {"name": name, "data": data, "trials": 1, "epochs": training.pop("epochs")}
     values |= {"stopping": {"kind": "none"}, "seed": config.seed // TRIALS_APART % 2**31, **rest}

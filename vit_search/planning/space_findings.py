@@ -60,9 +60,10 @@ _WITHOUT_EFFECT: dict[str, Idle] = {
     "mlp_ratio": (lambda v: v["mlp_dim"] is not None, "mlp_dim stands in its place", "mlp_dim == none"),
     "dropout": (lambda v: all(v[part] is not None for part in _PARTS), "the four parts each say otherwise", "mlp_dropout == none"),
     "drop_path": (lambda v: v["depth"] == 1, "it is 0 in the first block, and there is no other", "depth > 1"),
+    "init": (lambda v: bool(v["pretrained"]), "the model starts from pretrained weights", "pretrained == ''"),
     "pos_init_std": (
-        lambda v: v["positions"] != "learned" and v["pool"] != "cls" and not v["registers"],
-        "neither positions nor a class token or registers are learned",
+        lambda v: bool(v["pretrained"]) or (v["positions"] != "learned" and v["pool"] != "cls" and not v["registers"]),
+        "neither positions nor a class token or registers start at random",
         "positions == 'learned'",
     ),
     "rope_base": (lambda v: v["positions"] != "rope", "positions are not rope", "positions == 'rope'"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from vit_search.config import search_file
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.trial import EpochResult
+from vit_search.data import backbones
 from vit_search.data.cache import prepare
 from vit_search.errors import SearchError
 from vit_search.ledger import searches
@@ -41,6 +42,7 @@ def adopt(folder: Path, output: Path, *, tracking_uri: str | None = None) -> Pat
     data = prepare(spec.data_config)
     if data.data_hash != described.data_hash:
         raise SearchError(f"{folder}: the data set has changed since this model was trained; train it again with `vit-search train`.")
+    weights = backbones.records(backbones.find_all(spec))
     check_output(output)
     recorder = launch.connect(tracking_uri, spec.name)
     search = new_folder(output, spec.name)
@@ -48,7 +50,7 @@ def adopt(folder: Path, output: Path, *, tracking_uri: str | None = None) -> Pat
         shutil.copytree(folder, trial_folder(search, 0) / "checkpoint")
         (search / ADOPTED).write_text(described.weights_sha256, encoding="utf-8")
         _write_ledger(search, described)
-        searches.write(search, facts_of(spec, search, data, recorder))  # last, because it makes the folder a search
+        searches.write(search, facts_of(spec, search, data, recorder, weights=weights))  # last, because it makes the folder a search
     except OSError as error:
         shutil.rmtree(search, ignore_errors=True)
         raise SearchError(f"{search}: cannot be written ({error.strerror}); make room or name another folder with --output.") from None

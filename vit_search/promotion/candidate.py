@@ -11,6 +11,7 @@ import mlflow
 
 from vit_search.config.cost import cost_of
 from vit_search.errors import PromotionError
+from vit_search.ledger import searches
 from vit_search.ledger.file import read_trials
 from vit_search.ledger.searches import SearchFacts, trial_folder
 from vit_search.promotion import finalists
@@ -92,6 +93,7 @@ def lineage_of(candidate: Candidate, facts: SearchFacts) -> dict[str, str]:
         "seeds": ", ".join(map(str, candidate.finalist.seeds)),
         "hardware": f"{environment.get('machine', '')}, {environment.get('cpus', '')} cores" if environment.get("machine") else "",
         "versions": ", ".join(f"{name} {value}" for name, value in environment.items() if name not in ("machine", "cpus")),
+        **searches.tags_of_weights(facts, [served.config.model.pretrained]),
     }
 
 

@@ -61,6 +61,7 @@ def model_card(
                 "trained on": markdown(
                     f"{' and '.join(served.trained_on)}, {counted(config.training.epochs, 'epoch')}, seed {tags['seed']}"
                 ),
+                **_start(tags),
                 "data": f"{markdown(config.data.name)}, data hash {markdown(served.data_hash[:16])}…",
                 "code": markdown(tags["code_version"]),
             }
@@ -77,6 +78,15 @@ def model_card(
     )
     parts += ["## Gates", gates.table(judged), "## Limits", *_limits(answers, tags)]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _start(tags: Mapping[str, str]) -> dict[str, str]:
+    """The pretrained weights that the training started from; nothing for a random start."""
+    if "pretrained_source" not in tags:
+        return {}
+    revision = f", revision {tags['pretrained_revision']}" if "pretrained_revision" in tags else ""
+    licence = f"licence {tags['pretrained_licence']}" if "pretrained_licence" in tags else "licence not stated"
+    return {"starts from": markdown(f"{tags['pretrained_source']}{revision}, sha256 {tags['pretrained_sha256'][:16]}…, {licence}")}
 
 
 def _test(answers: SplitAnswers, metric: str) -> list[str]:

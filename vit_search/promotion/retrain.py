@@ -9,7 +9,7 @@ from vit_search.ledger import searches
 from vit_search.ledger.file import is_held
 from vit_search.promotion import finalists
 from vit_search.promotion.finalists import FinalistPlan
-from vit_search.search import launch
+from vit_search.search import kept_weights, launch
 from vit_search.search import resume as resuming
 from vit_search.search.launch import Options, SearchResult, Watch
 from vit_search.search.search_facts import facts_of
@@ -22,20 +22,22 @@ def retrain(
 ) -> SearchResult | None:
     """Run the trainings of a plan, or continue them after a crash. None if all are finished already.
 
-    Raises: SearchError if another process runs them, or the search's folder has been changed; DataError; TrackingError;
-        NoTrialCompletedError.
+    Raises: SearchError if another process runs them, or the search's folder has been changed; SpecError if its pretrained weights are
+        lost or have changed; DataError; TrackingError; NoTrialCompletedError.
     """
     _, facts = searches.read(plan.search)
     data = resuming.check_untouched(plan.search, *searches.read(plan.search))
     folder = plan.folder
     if folder is not None and not plan.left and not is_held(folder / "ledger.jsonl"):
         return None
+    kept_weights.keep(plan.spec, kept_weights.folder_of(plan.search, facts))
     recorder = Recorder.connect(resolve_uri(tracking_uri, plan.search, facts), plan.spec.name)
     if folder is None:
         folder = _new_folder(plan.search)
         write_whole(folder / finalists.PLANNED, plan.text)
         name = f"{plan.search.name}-promotion-{folder.name}"
-        searches.write(folder, facts_of(plan.spec, folder, data, recorder, name=name, promotes=plan.search.name))
+        weights = facts.pretrained
+        searches.write(folder, facts_of(plan.spec, folder, data, recorder, weights=weights, name=name, promotes=plan.search.name))
     spec, retraining_facts = searches.read(folder)
     return launch.drive(
         spec, folder, data, recorder, retraining_facts, options=Options(watch=watch, address=address), planned=plan.trainings

@@ -353,6 +353,7 @@ class Driver:
             running = [number for number in self.progress.unfinished if number in self.runtime.begun]
             try:
                 if name == "add":
+                    arguments = self.state.proposals.pinned(arguments)
                     self.state.proposals.check_point(arguments)
                 answer = self.state.commands.answer(name, arguments, running, len(self.trials))
                 self._append(Commanded(name=name, arguments=arguments, answer=answer, by=by))

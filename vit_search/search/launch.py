@@ -22,6 +22,7 @@ from vit_search.runtime.ray_session import check_limits
 
 from vit_search.runtime.ray_session import WatchedHead  # isort: skip  (before ray, whose settings it makes)
 from vit_search.config.search_file import SearchSpec
+from vit_search.data import backbones
 from vit_search.data.cache import DataSet, absent_classes, kept_speed, prepare
 from vit_search.data.split import TRAINED_AND_VALIDATED_ON
 from vit_search.errors import NoTrialCompletedError, SearchError, SpecError, VitSearchError
@@ -35,7 +36,7 @@ from vit_search.planning import plan as planning
 from vit_search.planning import speed
 from vit_search.runtime.signals import ignoring
 from vit_search.runtime.user import user_name
-from vit_search.search import resume_checks
+from vit_search.search import kept_weights, resume_checks
 from vit_search.search.commands import Settings
 from vit_search.search.components import ImageFacts, components_of
 from vit_search.search.control import Control, obey_text
@@ -63,6 +64,7 @@ from vit_search.stopping import train_flops_of
 from vit_search.text import counted
 
 if TYPE_CHECKING:
+    from vit_search.data.weight_files import Registry
     from vit_search.tracking.recorder import Recorder
 
 
@@ -121,6 +123,7 @@ def run(
     work: Work = train_trial,
     address: str | None = None,
     name: str | None = None,
+    registry: Registry | None = None,
 ) -> SearchResult:
     """Start a search in a new folder under `output` and see it through.
 
@@ -132,8 +135,11 @@ def run(
         known: see Known.
         watch, work, address: see Options.
         name: of the new folder; by default the next free `NAME-N`.
+        registry: where registered versions are that a model may start from.
     Raises: DataError, TrackingError, SearchError before the first trial; NoTrialCompletedError at the end.
     """
+    found = backbones.find_all(spec, download=download, registry=registry)
+    spec = backbones.pinned(spec, found)
     if spec.space.feasible_share() == 0:
         rng = random.Random(0)  # noqa: S311 -- a sample of the space, not a secret
         problem = spec.space.problem(spec.space.draw(rng))
@@ -154,7 +160,7 @@ def run(
             if lessons:
                 write_whole(folder / EARLIER, json.dumps(lessons))
             write_whole(folder / PLAN, json.dumps(planning.plan(spec, _known_speed(spec)).to_dict(), indent=1))
-            facts = facts_of(spec, folder, data, recorder)
+            facts = facts_of(spec, folder, data, recorder, weights=backbones.records(found))
             searches.write(folder, facts)
             return drive(spec, folder, data, recorder, facts, options=Options(watch=watch, work=work, address=address))
         except NoTrialCompletedError:
@@ -212,7 +218,8 @@ def drive(
     began = time.monotonic()
     searches.check_own(folder)
     _check_holdout(spec, data)
-    ledger = _opened(spec, folder, extend or {})
+    weights = kept_weights.folder_of(folder, facts)
+    ledger = _opened(spec, folder, extend or {}, weights)
     first = not ledger.events
     ledger.append(Launched(host=socket.gethostname(), pid=os.getpid()))
     if extend:
@@ -221,7 +228,8 @@ def drive(
     ended = False
     try:
         with _cluster_if_needed(spec, folder, ledger, options.address) as head:
-            driver = _driver_of(spec, folder, data, ledger, head, planned)
+            orders = Orders(spec, folder, data, [seed for _, seed in planned], weights)
+            driver = _driver_of(orders, ledger, head, [params for params, _ in planned])
             recorder.open(spec, facts, folder, ledger.events, ledger.sync, lambda text: obey_text(driver, text, by="MLflow"))
             delete_old_checkpoints(folder, driver.trials, spec)
             ledger.listeners += [recorder.wake, _cleaner(folder, driver, spec)]
@@ -235,9 +243,7 @@ def drive(
         asked = None if facts.promotes else data
         end = finish(spec, folder, ledger, driver, recorder, ended=ended, refused=first and not ended, data=asked)
     if end.nothing_completed:
-        raise NoTrialCompletedError(
-            f"{folder}: none of {counted(len(end.trials), 'trial')} reached full length; {driver.ending or _why(end.trials)}"
-        )
+        raise _nothing_completed(folder, end.trials, driver.ending)
     return SearchResult(
         folder=folder,
         spec=spec,
@@ -254,16 +260,22 @@ def drive(
     )
 
 
-def _opened(spec: SearchSpec, folder: Path, extend: Mapping[str, float]) -> Ledger:
-    """The search's ledger, held by this process from here on.
+def _nothing_completed(folder: Path, trials: Sequence[Trial], ending: str) -> NoTrialCompletedError:
+    return NoTrialCompletedError(f"{folder}: none of {counted(len(trials), 'trial')} reached full length; {ending or _why(trials)}")
 
-    Raises: SpecError, SearchError where its trials are none of this search file, or the extension means nothing.
+
+def _opened(spec: SearchSpec, folder: Path, extend: Mapping[str, float], weights: Path) -> Ledger:
+    """The search's ledger, held by this process from here on; if trials are left, the pretrained weights are in their folder.
+
+    Raises: SpecError, SearchError where its trials are none of this search file, the extension means nothing, or weights are missing.
     """
     ledger = Ledger(folder / "ledger.jsonl")
     try:
         searches.check_trials(folder, spec, Progress.of(ledger.events, spec.epochs).trials.values())
         if extend:
             resume_checks.check_extension(spec, folder, ledger.events, extend)
+        if extend or resume_checks.is_work_left(spec, ledger.events):
+            kept_weights.keep(spec, weights)
     except (SpecError, SearchError):
         ledger.close()
         raise
@@ -280,21 +292,20 @@ def _cluster_if_needed(spec: SearchSpec, folder: Path, ledger: Ledger, address: 
         yield head
 
 
-def _driver_of(
-    spec: SearchSpec, folder: Path, data: DataSet, ledger: Ledger, head: WatchedHead, planned: Sequence[tuple[dict[str, Value], int]]
-) -> Driver:
+def _driver_of(orders: Orders, ledger: Ledger, head: WatchedHead, planned: Sequence[dict[str, Value]]) -> Driver:
+    spec, data = orders.spec, orders.data
     shared = head.shapes and "auto" in (spec.resources.cpus, spec.resources.gpus)
     components = components_of(
         spec,
         ImageFacts(data.channels, len(data.classes), _resident_bytes(spec, data)),
         nodes=nodes_of(spec.resources) if shared else None,
-        first=[params for params, _ in planned] or spec.start_with,
-        lessons=kept_lessons(folder),
+        first=planned or spec.start_with,
+        lessons=kept_lessons(orders.folder),
     )
     return Driver(
         ledger,
         components,
-        Orders(spec, folder, data, [seed for _, seed in planned]),
+        orders,
         cluster=head,
         patience=Patience(60 * spec.stall_minutes, spec.stall_epochs),
         train_flops=train_flops_of(spec),

@@ -34,6 +34,8 @@ class TrialOrder:
     """The trial's folder, on storage that all nodes share."""
     data: DataSet | None = None
     """The prepared images; None if nothing is trained, as in a simulation."""
+    weights: Path | None = None
+    """Folder in which the search keeps its pretrained weights, if it has some."""
     train_on: str = "train"
     """As in the search file."""
     cpus: float = 1.0
@@ -54,12 +56,16 @@ class TrialOrder:
 
     def encode(self) -> dict[str, Any]:
         """The order as Tune's configuration of the trial."""
-        return {f.name: getattr(self, f.name) for f in fields(self)} | {"folder": str(self.folder)}
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {
+            "folder": str(self.folder),
+            "weights": None if self.weights is None else str(self.weights),
+        }
 
     @staticmethod
     def decode(config: Mapping[str, Any]) -> TrialOrder:
         """The inverse, from what Tune gives to the worker."""
-        return TrialOrder(**{**config, "folder": Path(config["folder"])})
+        weights = config.get("weights")
+        return TrialOrder(**{**config, "folder": Path(config["folder"]), "weights": None if weights is None else Path(weights)})
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ class Orders:
     data: DataSet
     seeds: Sequence[int] = ()
     """For a promotion: the `seed` of each trial. Each is trained like the first trial of a search with that seed."""
+    weights: Path | None = None
+    """Folder of the pretrained weights, if the search has some."""
 
     def __call__(self, trial: int, params: Mapping[str, Value], components: Components) -> TrialOrder:
         """The order of a trial, for the current state of the search."""
@@ -35,6 +37,7 @@ class Orders:
             config=config.to_dict(),
             folder=trial_folder(self.folder.resolve(), trial),
             data=self.data,
+            weights=self.weights,
             train_on=spec.train_on,
             cpus=devices.cpus,
             gpus=devices.gpus,

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import uuid
+from collections.abc import Mapping
 from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +20,20 @@ if TYPE_CHECKING:
     from vit_search.tracking.recorder import Recorder
 
 
-def facts_of(spec: SearchSpec, folder: Path, data: DataSet, recorder: Recorder, *, name: str = "", promotes: str = "") -> SearchFacts:
+def facts_of(
+    spec: SearchSpec,
+    folder: Path,
+    data: DataSet,
+    recorder: Recorder,
+    *,
+    weights: Mapping[str, Mapping[str, str]] | None = None,
+    name: str = "",
+    promotes: str = "",
+) -> SearchFacts:
     """The facts of a search that begins now in this process.
 
     Args:
+        weights: as `SearchFacts.pretrained`.
         name: of the search; by default the name of its folder.
         promotes: the search that is promoted, if this is a promotion's training.
     """
@@ -46,6 +57,7 @@ def facts_of(spec: SearchSpec, folder: Path, data: DataSet, recorder: Recorder, 
         splits=dict(data.counts),
         image_shape=(data.channels, *data.image_size),
         classes=len(data.classes),
+        pretrained=weights or {},
     )
 
 

@@ -29,9 +29,11 @@ from vit_search.data.split import TRAINED_AND_VALIDATED_ON, SplitName
 from vit_search.errors import DamagedCheckpointError, DataError, OutOfMemoryError, StorageError, VitSearchError
 from vit_search.files import write_whole
 from vit_search.runtime import machine
+from vit_search.search import kept_weights
 from vit_search.search.messages import Epoch, Failed, Outgrown, Report, TrialOrder, Waiting, encode
 from vit_search.search.resource_usage import Meter
 from vit_search.vit import checkpoint, evaluation, training
+from vit_search.vit.pretrained import Pretrained, read_pretrained
 
 _log = logging.getLogger(__name__)
 
@@ -119,7 +121,8 @@ def _train(order: TrialOrder) -> None:
     train, val = retry_storage(order, lambda: [_split(data, names, device, order.decoders) for names in splits], PAUSES_S[:3])
     state = retry_storage(order, lambda: load_interrupted(folder, config, device))
     if state is None:
-        state = training.start(config, evaluation.Normalisation.of(data.mean, data.std, device), device)
+        pretrained = retry_storage(order, lambda: pretrained_for(order, config, data), PAUSES_S[:3])
+        state = training.start(config, evaluation.Normalisation.of(data.mean, data.std, device), device, pretrained)
     state.halves = order.halves
     state.accumulation = max(state.accumulation, config.training.accumulation * 2**order.halvings)
     for result in state.history:
@@ -149,6 +152,17 @@ def data_on_this_node(order: TrialOrder, config: TrialConfig) -> DataSet:
     if data.data_hash != order.data.data_hash:
         raise DataError(f"{config.data.path}: its files have changed since the search began; start a new search.")
     return data
+
+
+def pretrained_for(order: TrialOrder, config: TrialConfig, data: DataSet) -> Pretrained | None:
+    """The weights that a trial starts from, as the search keeps them in its folder; None for a random start.
+
+    Raises: SearchError if they are missing or damaged there.
+    """
+    if not config.model.pretrained:
+        return None
+    assert order.weights is not None, "the driver has kept them"
+    return read_pretrained(kept_weights.checked(order.weights, config.model.pretrained), data.classes)
 
 
 def claim_folder(folder: Path, node: str) -> str:

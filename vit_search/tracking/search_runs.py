@@ -185,6 +185,7 @@ class SearchRuns:
             "search_folder": str(self.folder.resolve()),
             "metric": f"{facts.mode} {facts.metric}",
             **({"promotes": facts.promotes} if facts.promotes else {}),
+            **searches.tags_of_weights(facts, facts.pretrained),
             **self._common_tags(),
             **{tag.key: tag.value for tag in alive_tags()},
         }
@@ -242,6 +243,7 @@ class SearchRuns:
                 "search": self.facts.search,
                 "trial": str(number),  # the REST client accepts only text
                 "outcome": "running",
+                **searches.tags_of_weights(self.facts, [self.spec.space.complete(trial.params)["pretrained"]]),
                 **self._common_tags(),
             }
             run = self.client.create_run(self.experiment_id, int(trial.began * 1000), run_name=f"trial {number}", tags=tags)

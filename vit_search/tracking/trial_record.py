@@ -94,7 +94,8 @@ def log_inputs(runs: SearchRuns, run_id: str, splits: tuple[str, ...]) -> None:
 def _params(runs: SearchRuns, trial: Trial) -> list[Param]:
     fixed = runs.facts.resolved["model"] | runs.facts.resolved["training"]
     params = {name: value for name, value in fixed.items() if not isinstance(value, dict)} | runs.spec.space.trained(trial.params)
-    return [Param(name, str(value)[:6000]) for name, value in params.items()]  # MLflow refuses longer texts, e.g. weights of 300 classes
+    # MLflow refuses longer texts, e.g. weights of 300 classes; some of its stores refuse an empty one
+    return [Param(name, str(value)[:6000] or "none") for name, value in params.items()]
 
 
 def _last_rung(spec: SearchSpec, trial: Trial) -> int:

@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vit_search.config.backbone import Backbone
+from vit_search.config.backbone_fit import check
 from vit_search.config.model_config import ModelConfig
-from vit_search.errors import SpecError
 from vit_search.vit.model import interpolate, shapes, sincos2d
 
 Blocks = Literal["first", "even"]
@@ -59,72 +59,6 @@ def inherit(
     """
     check(backbone, config)
     return _Selection(weights, backbone, config, blocks).state(classes)
-
-
-def check(backbone: Backbone, config: ModelConfig) -> None:
-    """Refuse a model that cannot start from a backbone.
-
-    Raises: SpecError that names the key, its value, and what is possible.
-    """
-    sizes = {
-        "dim": (config.dim, backbone.dim),
-        "depth": (config.depth, backbone.depth),
-        "heads": (config.heads, backbone.heads),
-        "dim_head": (config.head_width, backbone.dim_head),
-        "mlp_dim": (config.mlp_width, backbone.mlp_dim),
-        "registers": (config.registers, backbone.registers),
-    }
-    for key, (value, largest) in sizes.items():
-        if value > largest:
-            raise SpecError(f"{_key(key, config)} is {value}, and the pretrained weights have {largest}; give at most {largest}.")
-    choices = {
-        "activation": (config.activation, backbone.activation),
-        "norm": (config.norm, backbone.norm),
-        "qk_norm": (config.qk_norm, backbone.qk_norm),
-        "norm_eps": (config.norm_eps, backbone.norm_eps),
-    }
-    for key, (choice, due) in choices.items():
-        if choice != due:
-            raise SpecError(f"{key} is {_yaml(choice)}, and the pretrained weights have {_yaml(due)}; write {key}: {_yaml(due)}.")
-    if backbone.qkv_bias and not config.qkv_bias:
-        raise SpecError("qkv_bias is false, and the pretrained weights have such a bias; write qkv_bias: true.")
-    _check_positions(backbone, config)
-
-
-def _check_positions(backbone: Backbone, config: ModelConfig) -> None:
-    rotary = backbone.positions == "rope"
-    if rotary != (config.positions == "rope"):
-        raise SpecError(
-            f"positions is {config.positions}, and the pretrained weights have {backbone.positions}; write positions: {backbone.positions}."
-        )
-    if rotary and config.head_width != backbone.dim_head:
-        raise SpecError(
-            f"dim_head is {config.head_width}, and the pretrained weights have rotary positions for {backbone.dim_head}; "
-            f"write dim_head: {backbone.dim_head}."
-        )
-    if rotary and config.rope_base != backbone.rope_base:
-        raise SpecError(
-            f"rope_base is {config.rope_base:g}, and the pretrained weights have {backbone.rope_base:g}; "
-            f"write rope_base: {backbone.rope_base:g}."
-        )
-    if config.positions == "sincos2d" and (backbone.positions, backbone.dim) != ("sincos2d", config.dim):
-        raise SpecError(
-            f"positions is sincos2d, and the pretrained weights have {backbone.positions} positions for dim: {backbone.dim}; "
-            "write positions: learned, which starts from theirs."
-        )
-
-
-def _key(key: str, config: ModelConfig) -> str:
-    """What the search file calls it: a width may follow from others."""
-    if key == "dim_head" and config.dim_head is None:
-        return f"dim_head (dim {config.dim} / {config.heads} heads)"
-    if key == "mlp_dim" and config.mlp_dim is None:
-        return f"mlp_dim (dim {config.dim} x mlp_ratio {config.mlp_ratio:g})"
-    return key
-
-
-def _yaml(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class _Selection:

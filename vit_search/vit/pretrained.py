@@ -8,7 +8,8 @@ refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,6 +20,35 @@ from vit_search.config.safetensors_header import read_header
 from vit_search.config.weight_names import LAYOUTS, Assembly, assemble, our_name
 from vit_search.errors import CheckpointError
 from vit_search.text import file_name
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights that a training starts from."""
+
+    backbone: Backbone
+    weights: Mapping[str, Tensor]
+    """Under our names."""
+    classes: tuple[str, ...]
+    """Names of the classes of the new model, in order."""
+
+
+def starting_point(source: str, classes: Sequence[str]) -> Pretrained | None:
+    """The weights that `model.pretrained` names; None where it names none.
+
+    Raises: CheckpointError, DataError or SpecError in one line if they are not on this machine, or cannot be used.
+    """
+    from vit_search.data.weight_files import local_file  # here: a model that is served needs no weights
+
+    return read_pretrained(local_file(source).path, classes) if source else None
+
+
+def read_pretrained(path: Path, classes: Sequence[str]) -> Pretrained:
+    """A file of weights, for a model of these classes.
+
+    Raises: as `load`.
+    """
+    return Pretrained(*load(path), tuple(classes))
 
 
 def load(path: Path) -> tuple[Backbone, dict[str, Tensor]]:

@@ -18,6 +18,7 @@ from vit_search.errors import CheckpointError, SearchError, SpecError
 from vit_search.files import write_whole
 from vit_search.vit import checkpoint, evaluation, training
 from vit_search.vit.checkpoint_files import describe
+from vit_search.vit.pretrained import starting_point
 
 FILE = "search.yaml"
 """The search file that a model was trained from, in its folder once the training is over."""
@@ -76,7 +77,8 @@ def _where_it_stood(folder: Path, config: TrialConfig, data: DataSet, trained_on
     if not checkpoint.exists(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise CheckpointError(f"{folder}: holds something that is no checkpoint; name another folder with --output.")
-        return training.start(config, evaluation.Normalisation.of(data.mean, data.std, device), device)
+        pretrained = starting_point(config.model.pretrained, data.classes)
+        return training.start(config, evaluation.Normalisation.of(data.mean, data.std, device), device, pretrained)
     try:
         state = checkpoint.load_training(folder, config, device)
     except CheckpointError as error:

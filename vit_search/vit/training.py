@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,14 @@ from vit_search.text import counted
 from vit_search.vit import augment
 from vit_search.vit.augment import Targets
 from vit_search.vit.evaluation import EVALUATED_AT_ONCE, Evaluation, Normalisation, evaluate
+from vit_search.vit.inherit import inherit
 from vit_search.vit.loss import Loss, loss_of
 from vit_search.vit.model import ViT
 from vit_search.vit.optimizers import fill_state, make_optimizer
 from vit_search.vit.schedule import lr_at
+
+if TYPE_CHECKING:
+    from vit_search.vit.pretrained import Pretrained
 
 _log = logging.getLogger(__name__)
 
@@ -82,11 +86,23 @@ class Training:
         return self.model.embed.weight.device
 
 
-def start(config: TrialConfig, normalisation: Normalisation, device: torch.device | str = "cpu") -> Training:
-    """A model at its first step, initialised from the trial's seed alone."""
+def start(
+    config: TrialConfig, normalisation: Normalisation, device: torch.device | str = "cpu", pretrained: Pretrained | None = None
+) -> Training:
+    """A model at its first step: initialised from the trial's seed alone, or from pretrained weights and the configuration alone.
+
+    Args:
+        normalisation: of the data. If the pretrained weights have one, theirs is taken.
+    Raises: SpecError if the model does not fit the pretrained weights.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "init"))
-        model = ViT(config.model).to(device)
+        model = ViT(config.model)
+    if pretrained is not None:
+        model.load_state_dict(inherit(pretrained.weights, pretrained.backbone, config.model, pretrained.classes))
+        theirs = pretrained.backbone.normalisation(config.model.in_channels)
+        normalisation = normalisation if theirs is None else Normalisation.of(*theirs, device)
+    model.to(device)
     half = machine.autocast_type(config, torch.device(device))
     return Training(
         config=config,

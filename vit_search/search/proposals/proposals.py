@@ -114,6 +114,10 @@ class Proposals:
         self._asked = self._next()
         return None if self._asked is None else (self._asked.params, self._space.problem(self._asked.params))
 
+    def pinned(self, params: Mapping[str, Value]) -> dict[str, Value]:
+        """See `Space.pinned`."""
+        return self._space.pinned(params)
+
     def check_point(self, params: Mapping[str, Value]) -> None:
         """Reject a point that a person gave and that cannot be run.
 

@@ -1,0 +1,65 @@
+"""Whether each model of a search space can start from the pretrained weights that it names."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+
+from vit_search.config.backbone import Backbone
+from vit_search.config.backbone_fit import misfit
+from vit_search.config.distributions import Value
+from vit_search.config.space import Space, path_of
+from vit_search.config.weight_sources import parse
+from vit_search.errors import SpecError
+
+DECIDING = (
+    *("pretrained", "dim", "depth", "heads", "dim_head", "mlp_dim", "mlp_ratio", "registers"),
+    *("activation", "norm", "qk_norm", "norm_eps", "qkv_bias", "positions", "rope_base"),
+)
+"""Fields of ModelConfig that decide whether a model fits."""
+
+DRAWS = 500
+"""Random proposals that are looked at."""
+
+DRAWS_OF_A_VALUE = 20
+"""Random proposals with each value of a deciding parameter."""
+
+MOST_VALUES = 100
+"""Values of a choice that are looked at one by one."""
+
+
+def check_space(space: Space, backbones: Mapping[str, Backbone]) -> None:
+    """Refuse a space in which a proposal that can be run does not fit the backbone that it starts from.
+
+    Args:
+        backbones: by the value of `pretrained`. Those of other values are not looked at.
+    Raises: SpecError that begins with the key's path, and names what is possible.
+    """
+    for params in _proposals(space):
+        values = space.complete(params)
+        backbone = backbones.get(values["pretrained"])
+        if backbone is None or space.problem_so_far(values) is not None:
+            continue
+        name = "the pretrained weights" if len(backbones) == 1 else f"the pretrained weights {parse(values['pretrained']).unpinned}"
+        found = misfit(backbone, space.model(params), name)
+        if found is not None:
+            raise SpecError(f"{path_of(_written(found[0], values))}: {found[1]}")
+
+
+def _written(key: str, values: Mapping[str, object]) -> str:
+    """The key of the search file that a field's value comes from."""
+    if values[key] is None:
+        return {"dim_head": "heads", "mlp_dim": "mlp_ratio"}.get(key, key)
+    return key
+
+
+def _proposals(space: Space) -> Iterator[dict[str, Value]]:
+    """Random proposals, among them some with each value, or each end of a range, of what decides."""
+    rng = random.Random(0)  # noqa: S311 -- a sample of the space, not a secret
+    for name in DECIDING:
+        if name in space.searched:
+            for value in space.searched[name].ends()[:MOST_VALUES]:
+                for _ in range(DRAWS_OF_A_VALUE):
+                    yield space.draw(rng, {name: value})
+    for _ in range(DRAWS if space.searched else 1):
+        yield space.draw(rng)

@@ -1,0 +1,126 @@
+"""The pretrained weights that a search file names: found, looked at without torch, and pinned in the file.
+
+What the file leaves out of its section `model` is then the backbone's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vit_search.config.backbone import Backbone, read_backbone, used_tensors
+from vit_search.config.backbone_space import check_space
+from vit_search.config.search_file import SearchSpec
+from vit_search.config.weight_sources import KEY, parse
+from vit_search.data.finite_weights import check_finite
+from vit_search.data.weight_files import Registry, WeightFile, local_file
+from vit_search.errors import SpecError, VitSearchError
+from vit_search.text import in_words
+
+
+class NotHereError(SpecError):
+    """Weights are not on this machine; the machine that trains may have them."""
+
+
+@dataclass(frozen=True)
+class FoundBackbone:
+    """Pretrained weights on this machine."""
+
+    file: WeightFile
+    backbone: Backbone
+
+    @property
+    def record(self) -> dict[str, str]:
+        """Where they come from, for the records of what is trained from them; empty texts where that is not known."""
+        origin = self.file.origin
+        licence = origin.licence or self.backbone.licence or ""
+        return {"source": origin.source, "revision": origin.revision, "sha256": self.file.sha256, "licence": licence}
+
+
+def find(source: str, *, download: bool = False, registry: Registry | None = None) -> FoundBackbone:
+    """The weights that a source means.
+
+    Args:
+        download, registry: see `local_file`.
+    Raises: SpecError that begins with the key of the search file; NotHereError, which is one, if they are not on this machine.
+    """
+    named = parse(source)
+    kind = SpecError if named.kind == "file" and Path(named.place).expanduser().exists() else NotHereError
+    try:
+        file = local_file(source, download=download, registry=registry, key=KEY)
+        kind = SpecError
+        with file.naming_source():
+            found = FoundBackbone(file, read_backbone(file.path))
+            check_finite(file.path, used_tensors(file.path))
+        return found
+    except VitSearchError as error:
+        text = str(error)
+        raise kind(text if text.startswith(f"{KEY}: ") else f"{KEY}: {text}") from None
+
+
+def find_all(spec: SearchSpec, *, download: bool = False, registry: Registry | None = None) -> dict[str, FoundBackbone]:
+    """All weights that a model of a search may start from, by the source in the search file.
+
+    Raises: SpecError as `find`.
+    """
+    return {source: find(source, download=download, registry=registry) for source in spec.pretrained}
+
+
+def records(found: Mapping[str, FoundBackbone]) -> dict[str, dict[str, str]]:
+    """Where weights come from, by their pinned source."""
+    return {one.file.pinned: one.record for one in found.values()}
+
+
+def pinned(spec: SearchSpec, found: Mapping[str, FoundBackbone]) -> SearchSpec:
+    """The search file with each source pinned, and with what it leaves out of its section `model` taken from the weights.
+
+    Raises: SpecError where the weights do not agree on a key that is left out, the whole makes no search, or a model that can occur does
+        not fit its weights.
+    """
+    if not found:
+        return spec
+    pins = {source: one.file.pinned for source, one in found.items()}
+    own = _own_values(spec, found)
+    if own or any(source != pin for source, pin in pins.items()):
+        spec = spec.with_backbone(pins, own)
+    check_space(spec.space, {pins[source]: one.backbone for source, one in found.items()})
+    return spec
+
+
+def _own_values(spec: SearchSpec, found: Mapping[str, FoundBackbone]) -> dict[str, Any]:
+    """The keys of the section `model` that a search file leaves out, as the weights have them.
+
+    Raises: SpecError where they do not agree.
+    """
+    left = [*spec.left_to_backbone]
+    rotary = any(one.backbone.rope_base is not None for one in found.values())
+    if rotary and "rope_base" not in spec.model.model_fields_set:
+        left.append("rope_base")
+    own = {}
+    for key in left:
+        values = {source: one.backbone.model_fields.get(key) for source, one in found.items()}
+        if len(set(values.values())) > 1:
+            each = in_words([f"{value} ({parse(source).unpinned})" for source, value in values.items()])
+            raise SpecError(f"{KEY}: the weights have different values of model.{key}: {each}; write model.{key}.")
+        own[key] = next(iter(values.values()))
+    return own
+
+
+def pinned_if_here(spec: SearchSpec, registry: Registry | None = None) -> tuple[SearchSpec, dict[str, FoundBackbone], list[str]]:
+    """The same as `pinned`, as far as the weights are on this machine.
+
+    Returns: the search file, the weights that were found, and a line for each that is not here.
+    Raises: SpecError as `find` and `pinned`, and if weights are missing that decide what the file leaves out.
+    """
+    found, missing = {}, []
+    for source in spec.pretrained:
+        try:
+            found[source] = find(source, registry=registry)
+        except NotHereError as error:
+            if spec.left_to_backbone:
+                keys = in_words(spec.left_to_backbone)
+                raise SpecError(f"{str(error).rstrip('.')}; without it, what the section model leaves out is not known: {keys}.") from None
+            missing.append(str(error))
+    return pinned(spec, found), found, missing

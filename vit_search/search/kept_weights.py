@@ -1,0 +1,96 @@
+"""Pretrained weights in the folder of a search: a copy that every node sees, and that stays as it is while trials start from it.
+
+    weights/SHA256/model.safetensors    and the config.json and preprocessor_config.json that were beside it
+
+A promotion's trainings take those of their search.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vit_search.config.backbone_settings import FILES
+from vit_search.config.weight_sources import parse
+from vit_search.data.file_hashes import sha256_of
+from vit_search.data.weight_files import WEIGHTS
+from vit_search.errors import DataError, SearchError
+from vit_search.files import make_folder
+
+if TYPE_CHECKING:
+    from vit_search.config.search_file import SearchSpec
+    from vit_search.ledger.searches import SearchFacts
+
+
+def folder_of(search: Path, facts: SearchFacts) -> Path:
+    """Where a search keeps its weights.
+
+    Args:
+        search: its folder, which lies in that of another search if it is a promotion's.
+    """
+    return (search.parents[1] if facts.promotes else search).resolve() / "weights"
+
+
+def keep(spec: SearchSpec, folder: Path) -> None:
+    """Copy the weights of a search into a folder. What is there already and sound is left as it is.
+
+    Args:
+        spec: with pinned sources.
+    Raises: SpecError that begins with the key if weights are needed and missing, or have changed; SearchError if the folder cannot be
+        written.
+    """
+    from vit_search.data import backbones  # here: a worker needs `checked` alone
+
+    for source in spec.pretrained:
+        sha256 = parse(source).sha256
+        target = folder / sha256
+        if _is_sound(target / WEIGHTS, sha256):
+            continue
+        found = backbones.find(source)
+        try:
+            make_folder(folder)
+            _copy(found.file.path, target)
+        except OSError as error:
+            raise SearchError(f"{folder}: the pretrained weights cannot be written ({error.strerror}); make room or mend it.") from None
+
+
+def checked(folder: Path, source: str) -> Path:
+    """The file of a pinned source.
+
+    Raises: OSError if this node does not see it; SearchError if it is damaged.
+    """
+    sha256 = parse(source).sha256
+    path = folder / sha256 / WEIGHTS
+    path.stat()
+    if not _is_sound(path, sha256):
+        search = folder.parent
+        raise SearchError(
+            f"{path}: read on the node {socket.gethostname()}, the pretrained weights are damaged; remove the file, "
+            f"then `vit-search resume {search.name}` copies it again."
+        )
+    return path
+
+
+def _is_sound(path: Path, sha256: str) -> bool:
+    try:
+        return path.is_file() and sha256_of(path) == sha256
+    except DataError:
+        return False
+
+
+def _copy(path: Path, target: Path) -> None:
+    """Whole or not at all, with the files that belong to it."""
+    fresh = target.with_name(f"{target.name}.{uuid.uuid4().hex}.new")
+    try:
+        fresh.mkdir(mode=0o700)
+        shutil.copyfile(path, fresh / WEIGHTS)
+        for name in FILES.values():
+            if (path.parent / name).is_file():
+                shutil.copyfile(path.parent / name, fresh / name)
+        shutil.rmtree(target, ignore_errors=True)
+        fresh.rename(target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
