@@ -7,15 +7,15 @@ Goal of the table: a model that starts from the backbone's weights (`inherited`)
 epochs that starts from random weights (`scratch`), for 200, 1,000 and 5,000 images.
 
 Goal of `blocks`: choose BLOCKS of vit_search/vit/inherit.py. `first` takes the first blocks of the backbone, `even` takes blocks in equal
-steps. Each pair has the same backbone, images, order and recipe.
+steps. Each pair has the same backbone, images, order and recipe. (In the table, `inherited` takes the first blocks.)
 
 How it works. A backbone is trained by vit_search.vit.training on 16,000 images of the classes 0 to 4, saved as a checkpoint, and read
 again as a user's file is. Each seed has a backbone of its own, draws its own few images of the classes 5 to 9, and orders them in its own
-way. Every start tries as many learning rates as every other. 1,000 validation images of the classes 5 to 9 choose the learning rate; the
+way. Every start tries as many learning rates as every other. 500 validation images of the classes 5 to 9 choose the learning rate; the
 5,000 test images of these classes are looked at once for each training, after its last epoch. Device seconds are those of one training at
 the chosen learning rate (processor time on a CPU, wall time on a GPU), without validation and test. `to scratch` is the difference of the
 test accuracies of one seed. `time to scratch` is the share of scratch's device seconds after which the validation accuracy was as good as
-scratch's at its end; it is looked at ten times in a training.
+scratch's at its end; it is looked at up to ten times in a training.
 
 Each training is printed when it ends, and kept in FOLDER. The same command goes on where it was interrupted, and prints the table at the
 end. To use two cores, start it twice, with `--part 1/2` and `--part 2/2`; then once more without, for the table.
@@ -75,7 +75,7 @@ BLOCK_SHAPES = {
 }
 
 RECIPE = TrainingConfig(batch_size=32, flip=True, shift=1)
-EPOCHS = {200: 40, 1000: 20, 5000: 10}
+EPOCHS = {200: 30, 1000: 15, 5000: 6}
 """By the number of images. For other numbers, those of the next smaller one."""
 
 
@@ -320,15 +320,16 @@ def blocks_rows(outcomes: Sequence[Outcome]) -> Iterator[list[str]]:
 
 def tasks_of(options: argparse.Namespace) -> list[Task]:
     """All trainings that the command line asks for; the small ones and the first seed come first."""
-    shapes, ways = (BLOCK_SHAPES, ["inherited", "even"]) if options.what == "blocks" else (SHAPES, options.ways)
+    blocks = options.what == "blocks"
+    shapes, ways = (BLOCK_SHAPES, ["inherited", "even"]) if blocks else (options.shapes, options.ways)
     tasks = []
     for images in options.images:
         epochs = options.epochs or EPOCHS[max((count for count in EPOCHS if count <= images), default=min(EPOCHS))]
         for seed in range(options.seeds):
             for shape in shapes:
                 for way in ways:
-                    fits = options.what == "blocks" or shape in WAYS[way].shapes
-                    lrs = options.lrs or ((1e-3,) if options.what == "blocks" else WAYS[way].lrs)
+                    fits = blocks or shape in WAYS[way].shapes
+                    lrs = options.lrs or ((1e-3,) if blocks else WAYS[way].lrs)
                     tasks += [Task(images, shape, way, lr, seed, epochs) for lr in lrs if fits]
     return tasks
 
@@ -384,14 +385,15 @@ def parse() -> argparse.Namespace:
     ask.add_argument("--what", default="starts", choices=["starts", "blocks"])
     ask.add_argument("--keep", required=True, type=Path, help="folder for backbones, finished trainings and decoded images")
     ask.add_argument("--images", nargs="+", type=int, help="default: 200 1000 5000, and for blocks 200 1000")
+    ask.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES), help="not for blocks, which has its own")
     ask.add_argument("--ways", nargs="+", choices=list(WAYS), help="default: all that this version can do")
     ask.add_argument("--seeds", default=3, type=int)
     ask.add_argument("--backbones", default=3, type=int, help="a seed takes the backbone seed %% backbones")
     ask.add_argument("--lrs", nargs="+", type=float, help="learning rates of every way; default: see WAYS, and for blocks 1e-3")
     ask.add_argument("--epochs", type=int, help="default: by the number of images, see EPOCHS")
     ask.add_argument("--pretrain-images", default=16_000, type=int)
-    ask.add_argument("--pretrain-epochs", default=8, type=int)
-    ask.add_argument("--val-images", default=1000, type=int)
+    ask.add_argument("--pretrain-epochs", default=6, type=int)
+    ask.add_argument("--val-images", default=500, type=int)
     ask.add_argument("--test-images", default=5000, type=int)
     ask.add_argument("--part", default=(1, 1), type=lambda text: tuple(map(int, text.split("/"))), help="1/2: every second training")
     ask.add_argument("--data", default=BESIDE, type=Path, help="folder of FashionMNIST")
