@@ -113,6 +113,36 @@ def test_a_sound_file_has_no_findings():
             "since adamw does not use it; add when: \"optimizer != 'adamw'\".",
         ),
         (
+            "training: {tuned_blocks: 2}",
+            "warning",
+            "training.tuned_blocks",
+            "it makes no difference, since tune is not last_blocks; drop it, or write tune: last_blocks.",
+        ),
+        (
+            "training: {tune: {choice: [lora, full]}, lora_rank: {choice: [4, 8]}}",
+            "hint",
+            "training.lora_rank",
+            "since tune is not lora; add when: \"tune == 'lora'\".",
+        ),
+        (
+            "training: {tune: head, layer_decay: {float: [0.6, 1]}}",
+            "warning",
+            "training.layer_decay",
+            "it makes no difference, since the head alone is trained; write a plain value.",
+        ),
+        (
+            "model: {dropout: {float: [0, 0.5]}}\ntraining: {tune: {choice: [head, full]}}",
+            "hint",
+            "model.dropout",
+            "or the head alone is trained; add when: \"mlp_dropout == none and tune != 'head'\".",
+        ),
+        (
+            "model: {depth: 3}\ntraining: {tune: last_blocks, tuned_blocks: {choice: [2, 4]}}",
+            "warning",
+            "training.tuned_blocks",
+            "4 is in no proposal that can be run (tuned_blocks or lora_rank is too large for the model); leave it out.",
+        ),
+        (
             "training: {focal_gamma: {float: [1, 3]}}",
             "warning",
             "training.focal_gamma",

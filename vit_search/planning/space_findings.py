@@ -58,8 +58,16 @@ Idle = tuple[Callable[[Mapping[str, Any]], bool], str, str]
 """When a parameter makes no difference, in words, and the condition under which it does."""
 _WITHOUT_EFFECT: dict[str, Idle] = {
     "mlp_ratio": (lambda v: v["mlp_dim"] is not None, "mlp_dim stands in its place", "mlp_dim == none"),
-    "dropout": (lambda v: all(v[part] is not None for part in _PARTS), "the four parts each say otherwise", "mlp_dropout == none"),
-    "drop_path": (lambda v: v["depth"] == 1, "it is 0 in the first block, and there is no other", "depth > 1"),
+    "dropout": (
+        lambda v: v["tune"] == "head" or all(v[part] is not None for part in _PARTS),
+        "the four parts each say otherwise, or the head alone is trained",
+        "mlp_dropout == none and tune != 'head'",
+    ),
+    "drop_path": (
+        lambda v: v["depth"] == 1 or v["tune"] == "head",
+        "it is 0 in the first block, and no other is trained",
+        "depth > 1 and tune != 'head'",
+    ),
     "pos_init_std": (
         lambda v: v["positions"] != "learned" and v["pool"] != "cls" and not v["registers"],
         "neither positions nor a class token or registers are learned",
@@ -70,8 +78,16 @@ _WITHOUT_EFFECT: dict[str, Idle] = {
     "rand_augment_magnitude": (lambda v: v["auto_augment"] != "rand_augment", "there is no rand_augment", "auto_augment == 'rand_augment'"),
     "focal_gamma": (lambda v: v["loss"] != "focal", "the loss is not focal", "loss == 'focal'"),
     "logit_tau": (lambda v: v["loss"] != "logit_adjusted", "the loss is not logit_adjusted", "loss == 'logit_adjusted'"),
+    "tuned_blocks": (lambda v: v["tune"] != "last_blocks", "tune is not last_blocks", "tune == 'last_blocks'"),
+    **dict.fromkeys(("lora_rank", "lora_alpha", "lora_layers"), (lambda v: v["tune"] != "lora", "tune is not lora", "tune == 'lora'")),
+    "layer_decay": (lambda v: v["tune"] == "head", "the head alone is trained", "tune != 'head'"),
+    **dict.fromkeys(_PARTS[1:], (lambda v: v["tune"] == "head", "the blocks are not trained", "tune != 'head'")),
+    "embedding_dropout": (lambda v: v["tune"] != "full", "the embedding is not trained", "tune == 'full'"),
 }
-_OF_ANOTHER_KEY = ("rand_augment_ops", "rand_augment_magnitude", "focal_gamma", "logit_tau", "rope_base")
+_OF_ANOTHER_KEY = (
+    *("rand_augment_ops", "rand_augment_magnitude", "focal_gamma", "logit_tau", "rope_base"),
+    *("tuned_blocks", "lora_rank", "lora_alpha", "lora_layers"),
+)
 """Those of them that belong to one value of another key: a plain value of one means that somebody expects that other value."""
 _GPU_ONLY = ("tf32", "compile", "cuda_graphs")
 

@@ -126,15 +126,17 @@ def work(config: TrialConfig) -> dict[str, float]:
     """What one training step consists of, by the field of Speed that prices it."""
     model, training = config.model, config.training
     batch, tokens = training.batch_size, model.tokens
-    cost = cost_of(model, math.ceil(batch / training.accumulation), training.optimizer)
+    cost = cost_of(model, math.ceil(batch / training.accumulation), training.optimizer, training.tuning)
+    trained = training.tuning.trained_blocks(model.depth)
+    blocks = trained + (model.depth - trained) / 3  # what is frozen goes forward alone, a third of a step
     return {
         "step_s": 1.0,
-        "block_s": model.depth * training.accumulation,
+        "block_s": blocks * training.accumulation,
         "image_s": batch,
         "policy_s": batch * (training.auto_augment != "none"),
         "gflop_s": batch * cost.train_flops / 1e9,
-        "mscore_s": batch * model.depth * model.heads * tokens**2 / 1e6,
-        "mvalue_s": batch * model.depth * tokens * (2 * model.dim + model.mlp_width) / 1e6,
+        "mscore_s": batch * blocks * model.heads * tokens**2 / 1e6,
+        "mvalue_s": batch * blocks * tokens * (2 * model.dim + model.mlp_width) / 1e6,
     }
 
 
@@ -150,7 +152,7 @@ def train_seconds(speed: Speed, config: TrialConfig, images: int) -> float:
 
 def evaluation_seconds(speed: Speed, config: TrialConfig, images: int) -> float:
     """Evaluation of so many images."""
-    training = dataclasses.replace(config.training, batch_size=EVALUATED_AT_ONCE, accumulation=1, auto_augment="none")
+    training = dataclasses.replace(config.training, batch_size=EVALUATED_AT_ONCE, accumulation=1, auto_augment="none", tune="full")
     return speed.evaluation * train_seconds(speed, dataclasses.replace(config, training=training), images)
 
 
