@@ -178,11 +178,10 @@ def _train_flops(config: ModelConfig, tuning: Tuning, stored: bool) -> int:
         flops += 2 * math.prod(config.grid) * _embedding(config)
     flops += 2 * config.dim * config.num_classes * (1 if tuning.tune == "head" else 2)
     blocks = tuning.trained_blocks(config.depth)
-    return (
-        flops
-        + sum(_backward_flops(config, tuning, stored, first=i == 0 and tuning != FULL) for i in range(min(blocks, 2)))
-        + (max(0, blocks - 2) * _backward_flops(config, tuning, stored, first=False))
-    )
+    if blocks:
+        flops += _backward_flops(config, tuning, stored, first=tuning.tune != "full")
+        flops += (blocks - 1) * _backward_flops(config, tuning, stored, first=False)
+    return flops
 
 
 def _backward_flops(config: ModelConfig, tuning: Tuning, stored: bool, *, first: bool) -> int:

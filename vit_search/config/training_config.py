@@ -50,7 +50,7 @@ class TrainingConfig:
     )
     lora_layers: Literal[tuple(LORA_LAYERS)] = knob(  # type: ignore[valid-type]
         "attention",
-        "With tune: lora, the matrices that are corrected: those of attention (queries, keys, values, projection), those of the mlp, or all.",
+        "With tune: lora, the matrices that are corrected: those of attention (queries, keys, values, projection), of the mlp, or all.",
         late=True,
     )
     layer_decay: float = knob(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Self
 
 import torch
 from einops import rearrange
@@ -312,7 +313,7 @@ class ViT(nn.Module):
         logits: Tensor = self.head(self.pooled(features))
         return logits
 
-    def train(self, mode: bool = True) -> ViT:
+    def train(self, mode: bool = True) -> Self:
         """Training or evaluation mode; frozen parts stay in evaluation mode."""
         super().train(mode)
         if self.frozen_parts:

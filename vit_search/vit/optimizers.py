@@ -52,7 +52,7 @@ def muon(model: ViT, groups: list[Group], config: TrainingConfig) -> torch.optim
     the same for both. Where no matrix of a block is trained, it is AdamW.
     """
     hidden = {id(p) for name, p in model.named_parameters() if name.startswith("encoder.blocks.") and p.ndim == 2}
-    inside, outside = (_part(groups, lambda p, among=among: (id(p) in hidden) == among) for among in (True, False))
+    inside, outside = _part(groups, lambda p: id(p) in hidden), _part(groups, lambda p: id(p) not in hidden)
     if not inside:  # with tune: head
         return adamw(model, outside, config)
     return Together(

@@ -321,9 +321,9 @@ def _update(training: Training, lr: float, step: int) -> None:
     training.scaler.update()
     if training.average is not None and config.ema_decay is not None:
         decay = min(config.ema_decay, (1 + step) / (10 + step))  # the first steps are soon forgotten
-        pairs = zip(training.average.parameters(), training.model.parameters(), strict=True)
-        averages, weights = zip(*((average.detach(), p.detach()) for average, p in pairs if p.requires_grad), strict=True)
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+        both = zip(training.average.parameters(), training.model.parameters(), strict=True)
+        pairs = [(average.detach(), p.detach()) for average, p in both if p.requires_grad]
+        torch._foreach_lerp_([average for average, _ in pairs], [p for _, p in pairs], 1 - decay)
 
 
 def _evaluate_in_memory(training: Training, val: Split | StreamedSplit) -> Evaluation:

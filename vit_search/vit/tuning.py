@@ -7,6 +7,7 @@ package `peft` wraps the model and renames its weights, and needs transformers a
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ def prepare(model: ViT, config: TrainingConfig, seed: int) -> None:
 
 def averaged(model: ViT) -> ViT:
     """A copy of a model for a moving average of its weights. What is frozen is not copied: both have the same tensors."""
-    frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
+    frozen: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
     return copy.deepcopy(model, frozen).requires_grad_(False)
 
 
@@ -84,7 +85,7 @@ def merged(model: ViT) -> ViT:
     """The model that is served: with LoRA, a plain ViT with the corrections added to its weights. It shares all other weights."""
     if not has_lora(model):
         return model
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     plain = copy.deepcopy(model, shared)
     plain.frozen_parts = 0
     for module in list(plain.modules()):
