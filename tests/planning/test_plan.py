@@ -134,7 +134,7 @@ def test_a_sound_file_has_no_findings():
             "model: {dropout: {float: [0, 0.5]}}\ntraining: {tune: {choice: [head, full]}}",
             "hint",
             "model.dropout",
-            "or the head alone is trained; add when: \"mlp_dropout == none and tune != 'head'\".",
+            "it makes no difference, since the head alone is trained; add when: \"tune != 'head'\".",
         ),
         (
             "model: {depth: 3}\ntraining: {tune: last_blocks, tuned_blocks: {choice: [2, 4]}}",
