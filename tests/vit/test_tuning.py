@@ -288,9 +288,11 @@ def test_less_to_train_takes_less_memory_and_work():
     configs = [tuned(fields | {"batch_size": 64}, **large) for fields in order]
     costs = [cost_of(config.model, 64, "adamw", config.training.tuning) for config in configs]
     on_gpu = [gpu_share.training_bytes(config.model, config.training) for config in configs]
-    for figures in ([c.train_flops for c in costs], [c.train_bytes for c in costs], [c.optimizer_bytes for c in costs]):
+    for figures in ([cost.train_flops for cost in costs], [cost.train_bytes for cost in costs]):
         assert figures == sorted(figures)
         assert len(set(figures)) == 4
+    head, block, lora, full = (cost.optimizer_bytes for cost in costs)
+    assert head < lora < block < full  # a block has more weights than all of LoRA's corrections of rank 8
     assert on_gpu == sorted(on_gpu)
     assert len({(cost.params, cost.forward_flops) for cost in costs}) == 1  # what is served is the same
 

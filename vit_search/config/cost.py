@@ -304,7 +304,8 @@ def _passing_through(config: ModelConfig, device: Device, half: bool) -> int:
     changed = 2 * inner * (config.positions == "rope" or config.qk_norm)
     scores = (size + FLOAT_BYTES + size) * config.heads * tokens**2 * (half and device == "cpu")
     attention = tokens * (2 * FLOAT_BYTES * dim + size * (4 * inner + changed + dim)) + scores
-    return max(attention, tokens * (2 * FLOAT_BYTES * dim + size * (mlp_layers(config) * config.mlp_width + dim * half)))
+    mlp = tokens * (3 * FLOAT_BYTES * dim + size * (mlp_layers(config) * config.mlp_width + dim * half))
+    return max(attention, mlp)
 
 
 def memory_of_this_machine() -> int:

@@ -271,9 +271,9 @@ class ViT(nn.Module):
         Returns: tokens (batch, tokens, dim), or the head's input (batch, dim) if all but the head is frozen.
         """
         with torch.no_grad():
-            tokens, blocks = self.embedded(images), self.frozen_parts - 1
             assert isinstance(self.encoder, Encoder), "only the standard encoder has parts"
-            tokens = self.encoder.run(tokens, mask, 0, blocks)
+            blocks = self.frozen_parts - 1
+            tokens = self.encoder.run(self.embedded(images), mask, 0, blocks)
             # contiguous: the class token is a view of all tokens, and would keep them
             return self.pooled(tokens).contiguous() if blocks > len(self.encoder.blocks) else tokens
 
