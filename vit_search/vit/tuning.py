@@ -67,11 +67,10 @@ def prepare(model: ViT, config: TrainingConfig, seed: int) -> None:
         model.encoder.blocks[depth - tuning.tuned_blocks :].requires_grad_(True)
     if tuning.tune == "lora":
         generator = torch.Generator().manual_seed(derive_seed(seed, "lora"))
-        for block in model.encoder.blocks:
-            for part in (block.attention, block.mlp):
-                for name, layer in list(part.named_children()):
-                    if tuning.adapts(name):
-                        setattr(part, name, LoraLinear(layer, config.lora_rank, config.lora_alpha, generator))
+        for module in list(model.encoder.blocks.modules()):
+            for name, layer in list(module.named_children()):
+                if isinstance(layer, nn.Linear) and tuning.adapts(name):
+                    setattr(module, name, LoraLinear(layer, config.lora_rank, config.lora_alpha, generator))
     model.train(model.training)
 
 
