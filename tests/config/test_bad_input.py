@@ -78,6 +78,11 @@ def test_any_value_is_taken_or_refused_and_nothing_else_happens(key, value):
         ("model: {dim: 64.0}", "model.dim: 64.0 will not do; write a whole number, as 64, "),
         ("training: {lr: {float: [1e-4, 1e-2], step: 1}}", "training.lr.float: the step 1 is longer than the range"),
         ("model: {depth: {int: [1, 4], step: 2}}", "model.depth.int: steps of 2 from 1 never reach 4; end at 3."),
+        ("training: {tune: last_blocks, tuned_blocks: 4}", "training.tuned_blocks: 4 is more than depth=3; choose at most 3"),
+        ("training: {tune: lora, lora_rank: 65}", "training.lora_rank: 65 is more than dim=64; choose at most 64."),
+        ("training: {tune: lorra}", "training.tune: 'lorra' will not do; did you mean lora?"),
+        ("training: {tuned_block: 1}", "training.tuned_block: unknown key; did you mean tuned_blocks?"),
+        ("training: {layer_decay: 1.1}", "training.layer_decay: 1.1 will not do; give at most 1."),
         ("model: {lr: 1e-3}", "model.lr: unknown key; it belongs under training."),
     ],
 )

@@ -29,7 +29,7 @@ from vit_search.planning.lint_draws import HEADS, MEMORY, PATCH
 from vit_search.planning.plan import compare
 from vit_search.planning.run_findings import beyond_this_machine
 from vit_search.planning.simulation import NOISE
-from vit_search.planning.speed import Speed, epoch_seconds, stated_speed, train_seconds
+from vit_search.planning.speed import Speed, epoch_seconds, evaluation_seconds, stated_speed, train_seconds
 from vit_search.vit import calibrate
 
 HEAD = "name: t\ndata: {name: digits}\ntrials: 9\nepochs: 27\n"
@@ -111,6 +111,36 @@ def test_a_sound_file_has_no_findings():
             "hint",
             "training.momentum",
             "since adamw does not use it; add when: \"optimizer != 'adamw'\".",
+        ),
+        (
+            "training: {tuned_blocks: 2}",
+            "warning",
+            "training.tuned_blocks",
+            "it makes no difference, since tune is not last_blocks; drop it, or write tune: last_blocks.",
+        ),
+        (
+            "training: {tune: {choice: [lora, full]}, lora_rank: {choice: [4, 8]}}",
+            "hint",
+            "training.lora_rank",
+            "since tune is not lora; add when: \"tune == 'lora'\".",
+        ),
+        (
+            "training: {tune: head, layer_decay: {float: [0.6, 1]}}",
+            "warning",
+            "training.layer_decay",
+            "it makes no difference, since the head alone is trained; write a plain value.",
+        ),
+        (
+            "model: {dropout: {float: [0, 0.5]}}\ntraining: {tune: {choice: [head, full]}}",
+            "hint",
+            "model.dropout",
+            "it makes no difference, since the head alone is trained; add when: \"tune != 'head'\".",
+        ),
+        (
+            "model: {depth: 3}\ntraining: {tune: last_blocks, tuned_blocks: {choice: [2, 4]}}",
+            "warning",
+            "training.tuned_blocks",
+            "4 is in no proposal that can be run (tuned_blocks or lora_rank is too large for the model); leave it out.",
         ),
         (
             "training: {focal_gamma: {float: [1, 3]}}",
@@ -470,6 +500,16 @@ def test_seconds_are_the_sum_of_what_the_parts_cost():
     assert train_seconds(Speed(gflop_s=0, mscore_s=1), config, 1000) == pytest.approx(1000 * 3 * 2 * 4**2 / 1e6)
     saved = Speed(gflop_s=0, save_s=1, mparam_save_s=1)
     assert epoch_seconds(saved, config, Images(10, 10)) == pytest.approx(1 + cost.params / 1e6)
+
+
+@pytest.mark.parametrize(("tune", "blocks"), [("full", 3), ("lora", 3), ("last_blocks", 1 + 2 / 3), ("head", 1)])
+def test_a_block_that_is_not_trained_takes_a_third_of_its_seconds(tune, blocks):
+    text = "model: {patch_size: 4, depth: 3, dim: 32, heads: 2}\ntraining: {batch_size: 50, tune: TUNE}"
+    config, full = (spec(text.replace("TUNE", way)).trial_config({}, in_channels=1, num_classes=10, trial=0) for way in (tune, "full"))
+    assert train_seconds(Speed(gflop_s=0, block_s=1), config, 1000) == pytest.approx(20 * blocks)
+    assert train_seconds(Speed(gflop_s=0, mscore_s=1), config, 1000) == pytest.approx(1000 * blocks * 2 * 4**2 / 1e6)
+    speed = Speed(gflop_s=1, block_s=1)
+    assert evaluation_seconds(speed, config, 100) == evaluation_seconds(speed, full, 100)  # the served model is the same
 
 
 def test_a_speed_is_kept_and_damage_is_told(tmp_path):

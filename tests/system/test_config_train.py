@@ -140,7 +140,8 @@ def test_every_field_comes_back_from_its_file():
             epochs=3, batch_size=5, accumulation=2, lr=1.2345678901234567e-05, weight_decay=0.0, beta2=0.95, warmup_fraction=0.0,
             clip_norm=None, label_smoothing=0.0, shift=2, crop_scale=0.5, flip=True, auto_augment="rand_augment", rand_augment_ops=3,
             rand_augment_magnitude=4, erasing=0.25, mixup=0.2, cutmix=1.0, ema_decay=0.999, precision="float32", tf32=False,
-            compile=True, cuda_graphs=True,
+            compile=True, cuda_graphs=True, tune="lora", tuned_blocks=2, lora_rank=3, lora_alpha=0.5, lora_layers="all", layer_decay=0.65,
+            head_lr_factor=12.5,
         ),
         seed=(2**31 - 1) * 1_000_003,
     )  # fmt: skip

@@ -106,7 +106,7 @@ def numbers(results):
 def bits(state):
     """All tensors that a training has."""
     models = [state.model] if state.average is None else [state.model, state.average]
-    kept = [state_of(state.optimiser, p) for p in state.model.parameters()]
+    kept = [state_of(state.optimiser, p) for p in state.model.parameters() if p.requires_grad]
     moments = [one[name] for one in kept for name in sorted(one)]
     return [tensor.clone() for model in models for tensor in model.state_dict().values()] + moments
 
@@ -143,6 +143,12 @@ def gradients_of_each_step(state, digits):
         {"precision": "float16"},
         {"optimizer": "muon"},
         {"optimizer": "sgd"},
+        {"tune": "head"},
+        {"tune": "last_blocks", "layer_decay": 0.7, "head_lr_factor": 5.0},
+        {"tune": "last_blocks", "tuned_blocks": 2, "optimizer": "muon", "precision": "float16"},
+        {"tune": "lora", "lora_rank": 2, "lora_layers": "all", "layer_decay": 0.7, "head_lr_factor": 5.0},
+        {"tune": "lora", "lora_rank": 2, "optimizer": "muon", "ema_decay": None},
+        {"layer_decay": 0.7, "head_lr_factor": 5.0, "optimizer": "sgd"},
         {"sampling": "balanced", "loss": "focal"},
         {"class_weights": "balanced"},
         {"class_weights": '{"3": 5.0}', "loss": "logit_adjusted"},
@@ -184,6 +190,10 @@ def test_with_every_feature_on_resumed_equals_uninterrupted_to_the_bit(digits, t
         {"beta2": 0.9},
         {"optimizer": "muon"},
         {"optimizer": "sgd"},
+        {"layer_decay": 0.9},
+        {"head_lr_factor": 3.0},
+        {"tune": "lora"},
+        {"tune": "lora", "lora_alpha": 16.0},
     ],
     ids=lambda fields: next(iter(fields)),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vit_search.config.cost import FLOAT_BYTES, WORKSPACES, cost_of, mlp_layers
+from vit_search.config.cost import FLOAT_BYTES, WORKSPACES, cost_of, merged_weights, mlp_layers
 from vit_search.config.model_config import ModelConfig
 from vit_search.config.training_config import TrainingConfig
 
@@ -52,9 +52,9 @@ def training_bytes(model: ModelConfig, training: TrainingConfig) -> int:
     """Peak of training and evaluating on a GPU, as `Need.training`."""
     pixels = model.in_channels * math.prod(model.image_size)
     micro = math.ceil(training.batch_size / training.accumulation)
-    cost = cost_of(model, micro, training.optimizer, device="cuda", half=training.precision != "float32")
-    average = FLOAT_BYTES * cost.params * (training.ema_decay is not None)
-    held = 2 * FLOAT_BYTES * cost.params + cost.optimizer_bytes + average + WORKSPACES  # with weights and gradients
+    cost = cost_of(model, micro, training.optimizer, training.tuning, device="cuda", half=training.precision != "float32")
+    average = FLOAT_BYTES * cost.trained_params * (training.ema_decay is not None)
+    held = cost.weight_bytes + FLOAT_BYTES * cost.trained_params + cost.optimizer_bytes + average + WORKSPACES  # with gradients
     inputs = 4 * FLOAT_BYTES * training.batch_size * pixels  # the images on their way through augmentation
     graphs = cost.kept_bytes * training.cuda_graphs  # a graph's memory is its own
     inner, width = model.heads * model.head_width, model.mlp_width
@@ -62,6 +62,7 @@ def training_bytes(model: ModelConfig, training: TrainingConfig) -> int:
     layers = mlp_layers(model)
     widest = max(4 * model.dim + 4 * inner + changed, 5 * model.dim + layers * width)  # of a token, in the float32 of evaluation
     evaluation = held + FLOAT_BYTES * EVALUATED_AT_ONCE * (model.tokens * widest + pixels)
+    evaluation += FLOAT_BYTES * merged_weights(model, training.tuning)
     return max(cost.train_bytes + average + inputs + graphs, evaluation)
 
 

@@ -96,7 +96,7 @@ TABLE = (
     Metric("images_per_s", "max", meaning="Training images per second, without evaluation."),
     Metric("seconds", "min", meaning="Seconds that the epoch takes, training and evaluation."),
     Metric("peak_memory_bytes", "min", meaning="Peak memory in bytes: of torch's allocator on a GPU, of the process on a CPU."),
-    Metric("params", "min", ranks=False, meaning="Number of trained parameters of the model."),
+    Metric("params", "min", ranks=False, meaning="Number of parameters of the model."),
     Metric("flops", "min", ranks=False, meaning="Floating-point operations of a forward pass of one image."),
     Metric("train_flops", "min", ranks=False, meaning="Floating-point operations of forward and backward pass of one image."),
     Metric("latency_ms", "min", ranks=False, meaning="Median time in milliseconds to classify one image."),

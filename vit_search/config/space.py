@@ -15,13 +15,14 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from vit_search.config import expressions, gpu_share
+from vit_search.config import expressions, gpu_share, tuning
 from vit_search.config.cost import Cost, cost_of, in_units
 from vit_search.config.distributions import Choice, Distribution, FloatRange, IntRange, Value, ValueSource, is_rounding_error
 from vit_search.config.expressions import Expression
 from vit_search.config.knobs import hashed
 from vit_search.config.model_config import FROM_DATA, ModelConfig, model_problem
 from vit_search.config.training_config import TrainingConfig
+from vit_search.config.tuning import Tuning
 from vit_search.config.weight_sources import parse
 from vit_search.errors import SpecError
 
@@ -34,9 +35,9 @@ FROM_FILE = ("epochs", "image_height", "image_width")
 
 _DEFAULTS = {f.name: f.default for config in (ModelConfig, TrainingConfig) for f in fields(config)}
 _MODEL = tuple(f.name for f in fields(ModelConfig) if f.name not in FROM_DATA)
-_COST = (*_MODEL, "batch_size", "accumulation", "optimizer")
+_COST = (*_MODEL, "batch_size", "accumulation", "optimizer", *tuning.FIELDS)
 """What `_cost` asks for."""
-_MEMORY = ("batch_size", "accumulation", "optimizer", "precision", "ema_decay", "cuda_graphs")
+_MEMORY = ("batch_size", "accumulation", "optimizer", "precision", "ema_decay", "cuda_graphs", *tuning.FIELDS)
 """What of the training decides how much memory it takes of a GPU."""
 
 
@@ -296,6 +297,8 @@ class Space:
         shape = [values.get(name, MISSING) for name in ("patch_size", "dim", "heads", "dim_head")]
         others = {name: values[name] for name in ("positions", "qk_norm") if name in values}
         problem = None if MISSING in shape else model_problem(self.image_size, *shape, **others)
+        if problem is None and all(name in values for name in (*tuning.FIELDS, "depth", "dim")):
+            problem = tuning.tuning_problem(Tuning.of(values), values["depth"], values["dim"])
         if problem is not None:
             return problem
         scope: dict[str, Any] = {**values, "epochs": self.epochs, "image_height": self.image_size[0], "image_width": self.image_size[1]}
@@ -316,7 +319,8 @@ class Space:
         return None
 
     def _cost(self, values: Mapping[str, Any]) -> Cost:
-        return cost_of(self._model(values), math.ceil(values["batch_size"] / values["accumulation"]), values["optimizer"])
+        micro = math.ceil(values["batch_size"] / values["accumulation"])
+        return cost_of(self._model(values), micro, values["optimizer"], Tuning.of(values))
 
     def _model(self, values: Mapping[str, Any]) -> ModelConfig:
         model = {name: values[name] for name in _MODEL if name in values}

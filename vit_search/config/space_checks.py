@@ -15,6 +15,7 @@ from vit_search.config.expressions import Expression
 from vit_search.config.model_config import ModelConfig, model_problem
 from vit_search.config.sections import PARAMETER_TYPES
 from vit_search.config.space import Space, path_of
+from vit_search.config.tuning import Tuning, tuning_problem
 from vit_search.errors import SpecError
 from vit_search.text import counted, nearest
 
@@ -44,6 +45,7 @@ def check_space(space: Space) -> None:
             f"for dim={dims[0]} choose from {divisors}."
         )
     _check_head_width(space)
+    _check_tuning(space)
     _check_memory(space)
 
 
@@ -67,6 +69,15 @@ def _check_head_width(space: Space) -> None:
         if problem is None:
             return
     raise SpecError(f"model.{problem}")
+
+
+def _check_tuning(space: Space) -> None:
+    """Refuse a space in which no model is large enough for any way of tuning."""
+    depth, dim = (max(space.possible_values(name)) for name in ("depth", "dim"))
+    blocks, rank = (min(space.possible_values(name)) for name in ("tuned_blocks", "lora_rank"))
+    problems = [tuning_problem(Tuning(tune, blocks, rank), depth, dim) for tune in space.possible_values("tune")]
+    if all(problems):
+        raise SpecError(f"training.{problems[0]}")
 
 
 def check_point(space: Space, point: Mapping[str, Any], where: str) -> None:
@@ -138,7 +149,8 @@ def _check_memory(space: Space) -> None:
     model |= {"heads": 1, "dim_head": None, "pool": "mean"}  # the least that heads can cost
     shape: dict[str, Any] = {"image_size": space.image_size, "in_channels": space.in_channels, "num_classes": space.num_classes}
     smallest, batch = ModelConfig(**shape, **model), math.ceil(plain["batch_size"] / parts)
-    need = min(cost_of(smallest, batch, optimizer).train_bytes for optimizer in space.possible_values("optimizer"))
+    ways = itertools.product(space.possible_values("optimizer"), space.possible_values("tune"))
+    need = min(cost_of(smallest, batch, optimizer, Tuning(tune, lora_rank=1)).train_bytes for optimizer, tune in ways)
     if need > space.memory_limit:
         raise SpecError(
             f"model.dim: even the smallest model of this space takes about {in_units(need)} to train, "

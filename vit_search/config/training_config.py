@@ -8,6 +8,7 @@ from typing import Literal
 from vit_search.config import class_weights
 from vit_search.config.knobs import check_bounds, knob
 from vit_search.config.optimizers import OPTIMIZERS
+from vit_search.config.tuning import FIELDS, LORA_LAYERS, WAYS, Tuning
 from vit_search.errors import SpecError
 
 
@@ -32,6 +33,42 @@ class TrainingConfig:
     weight_decay: float = knob(0.05, "Weight decay of the weight matrices. Norms, biases, tokens and positions have none.", ge=0, le=10)
     beta2: float = knob(0.99, "Decay rate of AdamW's second moment, for adamw and muon.", gt=0, lt=1)
     momentum: float = knob(0.9, "Momentum of sgd and muon.", ge=0, lt=1, late=True)
+    tune: Literal[WAYS] = knob(  # type: ignore[valid-type]
+        "full",
+        "Which weights are trained. full: all of them. head: the classification head alone (a linear probe). last_blocks: the last blocks, "
+        "with what follows them. lora (Hu et al. 2022): the head, and in each block a small correction of some matrices, which is added to "
+        "them before the model is validated and served. What is not trained has no dropout and no drop path, and takes no weight decay. "
+        "The ways other than full are meant for pretrained weights.",
+        late=True,
+    )
+    tuned_blocks: int = knob(
+        1, "With tune: last_blocks, how many of the last blocks are trained. Not more than the model has.", ge=1, le=256, late=True
+    )
+    lora_rank: int = knob(8, "With tune: lora, the rank of each correction. More is more to train. At most dim.", ge=1, le=1024, late=True)
+    lora_alpha: float = knob(
+        8.0, "With tune: lora, the strength of the corrections: each is multiplied by lora_alpha / lora_rank.", gt=0, le=4096, late=True
+    )
+    lora_layers: Literal[tuple(LORA_LAYERS)] = knob(  # type: ignore[valid-type]
+        "attention",
+        "With tune: lora, the matrices that are corrected: those of attention (queries, keys, values, projection), of the mlp, or all.",
+        late=True,
+    )
+    layer_decay: float = knob(
+        1.0,
+        "How much slower a block learns than the next one. The head and the last norm learn with lr, the last block with lr times this "
+        "value, the block before it with lr times its square, and so on; the embedding is the slowest. As in BEiT, MAE and timm. 1: all "
+        "learn with lr.",
+        gt=0,
+        le=1,
+        late=True,
+    )
+    head_lr_factor: float = knob(
+        1.0,
+        "The classification head learns with this multiple of lr. More than 1 is for a new head on pretrained weights.",
+        gt=0,
+        le=1000,
+        late=True,
+    )
     warmup_fraction: float = knob(0.1, "Share of all steps in which the learning rate rises from 0 to lr.", ge=0, lt=1)
     clip_norm: float | None = knob(1.0, "Largest norm of the gradient; a larger gradient is scaled down to it. null: no clipping.", gt=0)
     label_smoothing: float = knob(0.1, "Share of the target probability that is spread evenly over all classes.", ge=0, lt=1)
@@ -113,3 +150,8 @@ class TrainingConfig:
             class_weights.as_text(self.class_weights)
         except ValueError as error:
             raise SpecError(f"class_weights: {error}.") from None
+
+    @property
+    def tuning(self) -> Tuning:
+        """Which weights are trained."""
+        return Tuning(**{name: getattr(self, name) for name in FIELDS})

@@ -15,6 +15,7 @@ from vit_search.config.knobs import check_bounds, knob
 from vit_search.config.model_config import ModelConfig
 from vit_search.config.strict_json import Seconds, Share, build
 from vit_search.config.training_config import TrainingConfig
+from vit_search.config.tuning import tuning_problem
 from vit_search.errors import SpecError
 
 
@@ -29,6 +30,9 @@ class TrialConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        problem = tuning_problem(self.training.tuning, self.model.depth, self.model.dim)
+        if problem:
+            raise SpecError(f"training.{problem}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

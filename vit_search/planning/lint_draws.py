@@ -9,11 +9,13 @@ from typing import Any, Literal
 from vit_search.config.cost import Cost
 from vit_search.config.model_config import model_problem
 from vit_search.config.space import CALCULATED, Space
+from vit_search.config.tuning import Tuning, tuning_problem
 
 Severity = Literal["error", "warning", "hint"]
 
 PATCH, HEADS, MEMORY = "patch_size does not divide the image", "heads does not divide dim", "does not fit into memory"
 WIDTH = "the width of a head does not suit positions or qk_norm"
+TUNING = "tuned_blocks or lora_rank is too large for the model"
 """Reasons why a proposal cannot be run. For a constraint, the reason is its text."""
 
 
@@ -64,6 +66,8 @@ def draw_with_reasons(space: Space, params: dict[str, Any]) -> LintDraw:
         reasons.append(HEADS)
     elif model_problem((1, 1), 1, *shape[1:], positions=values["positions"], qk_norm=values["qk_norm"]) is not None:
         reasons.append(WIDTH)
+    if tuning_problem(Tuning.of(values), values["depth"], values["dim"]) is not None:
+        reasons.append(TUNING)
     cost = None if reasons else space.cost(params)
     scope = {**values, "epochs": space.epochs, "image_height": height, "image_width": width}
     if cost is not None:
@@ -79,4 +83,5 @@ def draw_with_reasons(space: Space, params: dict[str, Any]) -> LintDraw:
 
 def key_of(reason: str) -> str:
     """The key in the search file to which a reason belongs."""
-    return {PATCH: "model.patch_size", HEADS: "model.heads", WIDTH: "model.heads", MEMORY: "model.dim"}.get(reason, "constraints")
+    keys = {PATCH: "model.patch_size", HEADS: "model.heads", WIDTH: "model.heads", TUNING: "training.tune", MEMORY: "model.dim"}
+    return keys.get(reason, "constraints")

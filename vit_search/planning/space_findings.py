@@ -56,6 +56,7 @@ def _spelt(value: Any) -> str:
 _PARTS = ("embedding_dropout", "attention_dropout", "projection_dropout", "mlp_dropout")
 Idle = tuple[Callable[[Mapping[str, Any]], bool], str, str]
 """When a parameter has no effect: a test, the reason in words, and a condition under which it has one."""
+_NO_LORA: Idle = (lambda v: v["tune"] != "lora", "tune is not lora", "tune == 'lora'")
 _WITHOUT_EFFECT: dict[str, Idle] = {
     "mlp_ratio": (lambda v: v["mlp_dim"] is not None, "mlp_dim stands in its place", "mlp_dim == none"),
     "dropout": (lambda v: all(v[part] is not None for part in _PARTS), "the four parts each say otherwise", "mlp_dropout == none"),
@@ -71,8 +72,17 @@ _WITHOUT_EFFECT: dict[str, Idle] = {
     "rand_augment_magnitude": (lambda v: v["auto_augment"] != "rand_augment", "there is no rand_augment", "auto_augment == 'rand_augment'"),
     "focal_gamma": (lambda v: v["loss"] != "focal", "the loss is not focal", "loss == 'focal'"),
     "logit_tau": (lambda v: v["loss"] != "logit_adjusted", "the loss is not logit_adjusted", "loss == 'logit_adjusted'"),
+    "tuned_blocks": (lambda v: v["tune"] != "last_blocks", "tune is not last_blocks", "tune == 'last_blocks'"),
+    "lora_rank": _NO_LORA,
+    "lora_alpha": _NO_LORA,
+    "lora_layers": _NO_LORA,
 }
-_OF_ANOTHER_KEY = ("rand_augment_ops", "rand_augment_magnitude", "focal_gamma", "logit_tau", "rope_base")
+_OF_BLOCKS = ("layer_decay", "drop_path", "dropout", *_PARTS[1:])
+_OF_THE_EMBEDDING = ("embedding_dropout",)
+_OF_ANOTHER_KEY = (
+    *("rand_augment_ops", "rand_augment_magnitude", "focal_gamma", "logit_tau", "rope_base"),
+    *("tuned_blocks", "lora_rank", "lora_alpha", "lora_layers"),
+)
 """Parameters that need one value of another key. If such a parameter has a plain value, the user probably expects that other value."""
 _GPU_ONLY = ("tf32", "compile", "cuda_graphs")
 
@@ -87,7 +97,7 @@ def without_effect(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[Lint
     for name in spec.space.searched:
         if name in _GPU_ONLY and not spec.resources.on_gpu:
             yield LintFinding("warning", path_of(name), "it makes no difference without a GPU; write a plain value.")
-        effect = _WITHOUT_EFFECT.get(name) or _unused(spec.space, name)
+        effect = _of_frozen_parts(spec.space, name) or _WITHOUT_EFFECT.get(name) or _unused(spec.space, name)
         if effect is None:
             continue
         idle, why, condition = effect
@@ -105,6 +115,16 @@ def _dropped(name: str, condition: str) -> str:
     if name not in _OF_ANOTHER_KEY:
         return "write a plain value"
     return "drop it, or write " + condition.replace(" ==", ":").replace("'", "")
+
+
+def _of_frozen_parts(space: Space, name: str) -> Idle | None:
+    """The same for a parameter of parts that some ways of tuning do not train."""
+    ways = space.possible_values("tune")
+    if name in _OF_BLOCKS and "head" in ways:
+        return lambda values: values["tune"] == "head", "the head alone is trained", "tune != 'head'"
+    if name in _OF_THE_EMBEDDING and set(ways) != {"full"}:
+        return lambda values: values["tune"] != "full", "the embedding is not trained", "tune == 'full'"
+    return None
 
 
 def _unused(space: Space, name: str) -> Idle | None:

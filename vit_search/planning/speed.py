@@ -129,15 +129,17 @@ def work(config: TrialConfig) -> dict[str, float]:
     """The amounts of work in one training step, by the field of Speed that is their price."""
     model, training = config.model, config.training
     batch, tokens = training.batch_size, model.tokens
-    cost = cost_of(model, math.ceil(batch / training.accumulation), training.optimizer)
+    cost = cost_of(model, math.ceil(batch / training.accumulation), training.optimizer, training.tuning)
+    trained = training.tuning.trained_blocks(model.depth)
+    blocks = trained + (model.depth - trained) / 3  # what is frozen goes forward alone, a third of a step
     return {
         "step_s": 1.0,
-        "block_s": model.depth * training.accumulation,
+        "block_s": blocks * training.accumulation,
         "image_s": batch,
         "policy_s": batch * (training.auto_augment != "none"),
         "gflop_s": batch * cost.train_flops / 1e9,
-        "mscore_s": batch * model.depth * model.heads * tokens**2 / 1e6,
-        "mvalue_s": batch * model.depth * tokens * (2 * model.dim + model.mlp_width) / 1e6,
+        "mscore_s": batch * blocks * model.heads * tokens**2 / 1e6,
+        "mvalue_s": batch * blocks * tokens * (2 * model.dim + model.mlp_width) / 1e6,
     }
 
 
@@ -153,7 +155,7 @@ def train_seconds(speed: Speed, config: TrialConfig, images: int) -> float:
 
 def evaluation_seconds(speed: Speed, config: TrialConfig, images: int) -> float:
     """Seconds to evaluate `images` images."""
-    training = dataclasses.replace(config.training, batch_size=EVALUATED_AT_ONCE, accumulation=1, auto_augment="none")
+    training = dataclasses.replace(config.training, batch_size=EVALUATED_AT_ONCE, accumulation=1, auto_augment="none", tune="full")
     return speed.evaluation * train_seconds(speed, dataclasses.replace(config, training=training), images)
 
 

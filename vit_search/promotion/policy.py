@@ -98,7 +98,7 @@ class CostLimits(_PolicySection):
     """Largest costs of a candidate (gate G8). null: no limit."""
 
     params: Count | None = Field(None, ge=1)
-    """Number of trained parameters."""
+    """Number of parameters of the model."""
     file_bytes: Count | None = Field(None, ge=1)
     """Size of model.safetensors in bytes."""
     peak_memory_bytes: Count | None = Field(None, ge=1)

@@ -3,7 +3,8 @@
     checkpoint/
       config.json            trial config, normalisation, classes, history, sha256 of the two files below
       model.safetensors      weights and buffers as they are served: the average, where the training keeps one
-      optimiser.safetensors  what the optimizer keeps of each weight, and the weights behind an average; absent where it is only served
+      optimiser.safetensors  what the optimizer keeps of each trained weight, the weights behind an average, and those that LoRA
+                             merges; absent where it is only served
 
 Nothing in it is a pickle. While a trial runs the generation before stands beside it as `checkpoint.old`: `save` writes a
 new folder, swaps by renaming, and what is found damaged later is replaced by the old one.
@@ -28,6 +29,7 @@ from torch import Tensor
 from vit_search.config.model_config import ModelConfig
 from vit_search.config.trial import EpochResult, TrialConfig
 from vit_search.errors import CheckpointError, DamagedCheckpointError
+from vit_search.vit import tuning
 from vit_search.vit.checkpoint_files import (
     CONFIG,
     MODEL,
@@ -67,6 +69,8 @@ _log = logging.getLogger(__name__)
 
 WEIGHT = "weight"
 """Key of a weight among the keys of the optimizer's state."""
+AVERAGE = "average"
+"""The same of the average of a weight, where the served model has it only merged."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ def _load_training(folder: Path, config: TrialConfig, device: torch.device | str
         raise CheckpointError(f"{folder}: {_difference(saved, config)}; it is left as it is.")
     _check_weights(folder, config.model)
     training = start(config, _normalisation(document, device), device)
-    _load_weights(folder, training.outcome)
+    _load_weights(folder, training.model if training.average is None else training.average)
     try:
         _load_optimiser(training, load_file(folder / OPTIMISER, device=str(device)))
     except (SafetensorError, KeyError, ValueError) as error:
@@ -224,8 +228,9 @@ def _check_weights(folder: Path, config: ModelConfig) -> None:
 
 
 def _load_weights(folder: Path, model: ViT) -> None:
+    """Into a model or a training's; LoRA's own weights are not there, and `_load_optimiser` replaces those that are merged."""
     try:
-        model.load_state_dict(load_file(folder / MODEL))
+        model.load_state_dict(load_file(folder / MODEL), strict=not tuning.has_lora(model))
     except (SafetensorError, RuntimeError) as error:
         raise DamagedCheckpointError(f"{folder / MODEL}: does not fit its config.json ({str(error).splitlines()[0]}).") from None
 
@@ -234,23 +239,41 @@ def _optimiser_tensors(training: Training) -> dict[str, Tensor]:
     tensors = {
         f"{name}/{key}": value
         for name, p in training.model.named_parameters()
+        if p.requires_grad
         for key, value in state_of(training.optimiser, p).items()
         if value is not None
     }
+    return tensors | _weights_beside(training)
+
+
+def _weights_beside(training: Training) -> dict[str, Tensor]:
+    """The weights in training that the served model does not have: those behind an average, and what LoRA's merged weights are made of."""
+    weights = tuning.beside_served(training.model)
+    tensors = {f"{name}/{WEIGHT}": weight for name, weight in weights.items()}
     if training.average is not None:
-        tensors |= {f"{name}/{WEIGHT}": p.detach() for name, p in training.model.named_parameters()}
+        tensors |= {f"{name}/{WEIGHT}": p.detach() for name, p in training.model.named_parameters() if p.requires_grad}
+        own = {name: p for name, p in tuning.beside_served(training.average).items() if not name.endswith(".weight")}
+        tensors |= {f"{name}/{AVERAGE}": p for name, p in own.items()}
     return tensors
 
 
 def _load_optimiser(training: Training, tensors: dict[str, Tensor]) -> None:
     parameters = dict(training.model.named_parameters())
+    averages = {} if training.average is None else dict(training.average.named_parameters())
+    missing = _weights_beside(training).keys() - tensors.keys()
+    if missing:
+        raise ValueError(f"{min(missing)}: nothing")
     for path, value in tensors.items():
         name, _, key = path.rpartition("/")
         if value.dtype != torch.float32 or (key != "step" and value.shape != parameters[name].shape):
             raise ValueError(f"{path}: {value.dtype} of {list(value.shape)}")
         if key == WEIGHT:
             parameters[name].data.copy_(value)
+        elif key == AVERAGE:
+            averages[name].data.copy_(value)
         else:
+            if not parameters[name].requires_grad:
+                raise ValueError(f"{path}: nothing of it is trained")
             state_of(training.optimiser, parameters[name])[key] = value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Self
 
 import torch
 from einops import rearrange
@@ -193,9 +194,13 @@ class Encoder(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """(batch, tokens, dim) to the same."""
-        for block in self.blocks:
+        return self.run(tokens, mask, 0, len(self.blocks) + 1)
+
+    def run(self, tokens: Tensor, mask: Tensor | None, first: int, end: int) -> Tensor:
+        """Some of its parts alone, from `first` to the one before `end`: the blocks from 0, then the norm. The shape stays the same."""
+        for block in list(self.blocks)[first:end]:
             tokens = block(tokens, mask, self.rope)
-        out: Tensor = self.norm(tokens)
+        out: Tensor = self.norm(tokens) if end > len(self.blocks) else tokens
         return out
 
 
@@ -206,11 +211,16 @@ class ViT(nn.Module):
         config: its shape and choices.
         encoder: a module to use instead of the standard encoder. It is called as `encoder(tokens, mask)` with (batch, tokens, dim) and
             returns the same shape. It keeps the weights it comes with. With `positions: rope` it is the encoder that rotates.
+
+    Attributes:
+        frozen_parts: how many of its first parts run without gradient, dropout and drop path, also in training mode. The embedding is the
+            first part, each block is one, and the last norm with the pooling is the last. 0 unless vit/tuning.py sets it.
     """
 
     def __init__(self, config: ModelConfig, encoder: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
+        self.frozen_parts = 0
         rows, cols = config.grid
         self.embed = nn.Linear(config.in_channels * config.patch_size**2, config.dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.dim)) if config.pool == "cls" else None
@@ -251,7 +261,34 @@ class ViT(nn.Module):
                 then the patches.
         Returns: logits (batch, num_classes), or token features (batch, tokens, dim) when num_classes is 0.
         """
-        tokens = self.embed(patchify(images, self.config.patch_size))
+        if self.frozen_parts and self.training:  # evaluation takes the same path as the served model, and gives the same bits
+            return self.after_frozen(self.frozen_output(images, mask), mask)
+        return self.classified(self.encoder(self.embedded(images), mask))
+
+    def frozen_output(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the frozen parts make of images. It has no gradient and no randomness: the same images always give the same.
+
+        Returns: tokens (batch, tokens, dim), or the head's input (batch, dim) if all but the head is frozen.
+        """
+        with torch.no_grad():
+            assert isinstance(self.encoder, Encoder), "only the standard encoder has parts"
+            blocks = self.frozen_parts - 1
+            tokens = self.encoder.run(self.embedded(images), mask, 0, blocks)
+            # contiguous: the class token is a view of all tokens, and would keep them
+            return self.pooled(tokens).contiguous() if blocks > len(self.encoder.blocks) else tokens
+
+    def after_frozen(self, output: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits of what `frozen_output` gives."""
+        assert isinstance(self.encoder, Encoder) and self.head is not None
+        blocks = len(self.encoder.blocks)
+        if self.frozen_parts > blocks + 1:
+            logits: Tensor = self.head(output)
+            return logits
+        return self.classified(self.encoder.run(output, mask, self.frozen_parts - 1, blocks + 1))
+
+    def embedded(self, images: Tensor) -> Tensor:
+        """The tokens that the encoder gets: those of the patches, with positions and with extra tokens."""
+        tokens: Tensor = self.embed(patchify(images, self.config.patch_size))
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         # the sum of the branches is float32 also under autocast
@@ -260,15 +297,30 @@ class ViT(nn.Module):
             registers = self.registers.expand(tokens.shape[0], -1, -1)
             parts = [registers, tokens] if self.cls_token is None else [tokens[:, :1], registers, tokens[:, 1:]]
             tokens = torch.cat(parts, dim=1)
-        features: Tensor = self.encoder(self.dropout(tokens), mask)
+        dropped: Tensor = self.dropout(tokens)
+        return dropped
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """The head's input (batch, dim), of the encoder's output."""
+        if self.cls_token is not None:
+            return features[:, 0]
+        return (features if self.registers is None else features[:, self.config.registers :]).mean(dim=1)
+
+    def classified(self, features: Tensor) -> Tensor:
+        """Logits of the encoder's output, or that output itself where there is no head."""
         if self.head is None:
             return features
-        if self.cls_token is not None:
-            pooled = features[:, 0]
-        else:
-            pooled = (features if self.registers is None else features[:, self.config.registers :]).mean(dim=1)
-        logits: Tensor = self.head(pooled)
+        logits: Tensor = self.head(self.pooled(features))
         return logits
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        if self.frozen_parts:
+            assert isinstance(self.encoder, Encoder)
+            for part in (self.dropout, *self.encoder.blocks[: self.frozen_parts - 1]):
+                part.eval()
+        return self
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -6,21 +6,32 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vit_search.config.optimizers import OPTIMIZERS
 from vit_search.config.tables import check_tables
 from vit_search.config.training_config import TrainingConfig
 from vit_search.errors import SpecError
 from vit_search.vit.model import ViT, decayed
+from vit_search.vit.tuning import lr_factor
 
 Group = dict[str, Any]
 
 
 def make_optimizer(model: ViT, config: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimizer that a config asks for; weight decay holds for matrices alone, as `decayed` has them."""
-    matrices, others = decayed(model)
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    """The optimizer that a config asks for, of the weights that need a gradient.
+
+    Weight decay holds for matrices alone, as `decayed` has them. A group has weights with the same decay and the same `lr_factor`, by which
+    training multiplies the learning rate of each step.
+    """
+    names, depth = {id(p): name for name, p in model.named_parameters()}, model.config.depth
+    groups: list[Group] = []
+    for weights, decay in zip(decayed(model), (config.weight_decay, 0.0), strict=True):
+        by_factor: dict[float, list[nn.Parameter]] = {}
+        for weight in weights:
+            if weight.requires_grad:
+                by_factor.setdefault(lr_factor(names[id(weight)], config, depth), []).append(weight)
+        groups += [{"params": part, "weight_decay": decay, "lr_factor": factor} for factor, part in by_factor.items()]
     return MAKERS[config.optimizer](model, groups, config)
 
 
@@ -38,15 +49,22 @@ def muon(model: ViT, groups: list[Group], config: TrainingConfig) -> torch.optim
     """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) for the matrices of the blocks, AdamW for all other weights.
 
     Its steps are scaled to the size of AdamW's (Liu et al. 2025, https://arxiv.org/abs/2502.16982), so that `lr` and `weight_decay` mean
-    the same for both.
+    the same for both. Where no matrix of a block is trained, it is AdamW.
     """
     hidden = {id(p) for name, p in model.named_parameters() if name.startswith("encoder.blocks.") and p.ndim == 2}
-    inside = [p for group in groups for p in group["params"] if id(p) in hidden]
-    outside = [group | {"params": [p for p in group["params"] if id(p) not in hidden]} for group in groups]
+    inside, outside = _part(groups, lambda p: id(p) in hidden), _part(groups, lambda p: id(p) not in hidden)
+    if not inside:  # with tune: head
+        return adamw(model, outside, config)
     return Together(
         torch.optim.Muon(inside, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, adjust_lr_fn="match_rms_adamw"),
         adamw(model, outside, config),
     )
+
+
+def _part(groups: list[Group], belongs: Callable[[nn.Parameter], bool]) -> list[Group]:
+    """The same groups with some of their weights alone, without those that have none left."""
+    parts = [group | {"params": [p for p in group["params"] if belongs(p)]} for group in groups]
+    return [part for part in parts if part["params"]]
 
 
 MAKERS: dict[str, Callable[[ViT, list[Group], TrainingConfig], torch.optim.Optimizer]] = {"adamw": adamw, "sgd": sgd, "muon": muon}

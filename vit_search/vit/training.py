@@ -23,7 +23,7 @@ from vit_search.errors import OutOfMemoryError
 from vit_search.runtime import machine
 from vit_search.seeds import derive_seed
 from vit_search.text import counted
-from vit_search.vit import augment
+from vit_search.vit import augment, tuning
 from vit_search.vit.augment import Targets
 from vit_search.vit.evaluation import EVALUATED_AT_ONCE, Evaluation, Normalisation, evaluate
 from vit_search.vit.inherit import inherit
@@ -77,8 +77,8 @@ class Training:
 
     @property
     def outcome(self) -> ViT:
-        """The model that is validated and served: the average, if there is one."""
-        return self.model if self.average is None else self.average
+        """The model that is validated and served: the average, if there is one. LoRA's corrections are added to its weights."""
+        return tuning.merged(self.model if self.average is None else self.average)
 
     @property
     def device(self) -> torch.device:
@@ -103,6 +103,7 @@ def start(
         theirs = pretrained.backbone.normalisation(config.model.in_channels)
         normalisation = normalisation if theirs is None else Normalisation.of(*theirs, device)
     model.to(device)
+    tuning.prepare(model, config.training, config.seed)
     half = machine.autocast_type(config, torch.device(device))
     return Training(
         config=config,
@@ -110,7 +111,7 @@ def start(
         model=model,
         optimiser=make_optimizer(model, config.training),
         scaler=torch.amp.GradScaler(torch.device(device).type, enabled=half == torch.float16),
-        average=None if config.training.ema_decay is None else copy.deepcopy(model).requires_grad_(False),
+        average=None if config.training.ema_decay is None else tuning.averaged(model),
         accumulation=config.training.accumulation,
         loss=Loss(config.training.label_smoothing),
     )
@@ -249,7 +250,8 @@ def _graphed(training: Training, size: int) -> Forward:
     """
     torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # gradients come from the stream of the capture
     for weight in training.model.parameters():
-        fill_state(training.optimiser, weight)
+        if weight.requires_grad:
+            fill_state(training.optimiser, weight)
     model = training.config.model
     sample = torch.zeros(size, model.in_channels, *model.image_size, device=training.device)
     twin = copy.copy(training.model)  # the same weights; graphing a module replaces its forward
@@ -294,7 +296,7 @@ def _memory_in_use(training: Training) -> str:
     half = machine.autocast_type(config, device) is not None
     size = math.ceil(config.training.batch_size / training.accumulation)
     where: Device = "cuda" if device.type == "cuda" else "cpu"
-    need = cost_of(config.model, size, config.training.optimizer, device=where, half=half).train_bytes
+    need = cost_of(config.model, size, config.training.optimizer, config.training.tuning, device=where, half=half).train_bytes
     return f"{in_units(need)} predicted for {counted(size, 'image')}, {in_units(machine.free_bytes(device))} free"
 
 
@@ -326,7 +328,7 @@ def _update(training: Training, lr: float, step: int) -> None:
     """One step of the optimiser and of the average of the weights."""
     config, optimiser = training.config.training, training.optimiser
     for group in optimiser.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_factor", 1.0)  # an optimizer may make groups of its own
     training.scaler.unscale_(optimiser)
     if config.clip_norm is not None:
         weights = [p for group in optimiser.param_groups for p in group["params"]]  # walking the model takes 60 times as long
@@ -335,8 +337,9 @@ def _update(training: Training, lr: float, step: int) -> None:
     training.scaler.update()
     if training.average is not None and config.ema_decay is not None:
         decay = min(config.ema_decay, (1 + step) / (10 + step))  # the first steps are soon forgotten
-        averages, weights = ([p.detach() for p in model.parameters()] for model in (training.average, training.model))
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+        both = zip(training.average.parameters(), training.model.parameters(), strict=True)
+        pairs = [(average.detach(), p.detach()) for average, p in both if p.requires_grad]
+        torch._foreach_lerp_([average for average, _ in pairs], [p for _, p in pairs], 1 - decay)
 
 
 def _evaluate_in_memory(training: Training, val: Split | StreamedSplit) -> Evaluation:
