@@ -132,7 +132,7 @@ def lineage(facts: Mapping[str, str], policy: Policy) -> Gate:
     dirty = commit is not None and commit.endswith("-dirty")
     if dirty and not policy.allow_dirty:
         code = facts.get("code_version", "")
-        problems.append(f"the code ({code}) has changes that are not committed; commit them, or give --allow-dirty")
+        problems.append(f"the code that trained it ({code}) had changes that were not committed; give --allow-dirty to allow it")
     where = f"commit {commit}" if commit else "started outside a git repository"
     return _judged("G2", "lineage", problems, f"complete; {where}{', allowed as it is' if dirty else ''}")
 

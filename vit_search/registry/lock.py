@@ -198,7 +198,7 @@ def _attempt(client: MlflowClient, name: str, lease_s: float, watched: dict[str,
             return holder
         dead.append(holder)
     raise PromotionError(
-        f"{name}: {MOST_DEAD} promotions died one upon the other; when none runs any more, delete the registered models "
+        f"{name}: {len(dead)} promotions died one after another; when none runs any more, delete the registered models "
         f"`{_lock_names(name)[0]}` and so on."
     )
 
