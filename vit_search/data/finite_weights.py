@@ -11,12 +11,7 @@ import numpy as np
 from vit_search.errors import CheckpointError
 from vit_search.text import file_name
 
-EXPONENTS = {
-    "F64": (np.dtype("<u8"), 0x7FF0_0000_0000_0000),
-    "F32": (np.dtype("<u4"), 0x7F80_0000),
-    "F16": (np.dtype("<u2"), 0x7C00),
-    "BF16": (np.dtype("<u2"), 0x7F80),
-}
+EXPONENTS = {"F64": ("<u8", 0x7FF0_0000_0000_0000), "F32": ("<u4", 0x7F80_0000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
 """By type: the bits as a whole number, and those of the exponent. Of NaN and infinity, all of these are 1."""
 
 AT_ONCE = 2**22
@@ -37,7 +32,7 @@ def check_finite(path: Path, names: Collection[str]) -> None:
         entry = header[name]
         begin, end = entry["data_offsets"]
         kind, exponent = EXPONENTS[entry["dtype"]]
-        values = np.memmap(path, np.uint8, "r")[8 + length + begin : 8 + length + end].view(kind)
-        bits = kind.type(exponent)
+        values = np.memmap(path, np.uint8, "r")[8 + length + begin : 8 + length + end].view(np.dtype(kind))
+        bits = np.array(exponent, kind)
         if any(((values[i : i + AT_ONCE] & bits) == bits).any() for i in range(0, len(values), AT_ONCE)):
             raise CheckpointError(f"{file_name(str(path))}: {name}: holds numbers that are not finite; use other weights.")

@@ -55,7 +55,7 @@ def look_up(source: WeightSource) -> Repository:
     if find_spec("huggingface_hub") is None:
         raise DataError(f"{source.unpinned}: needs the package huggingface_hub, which is not installed; {OUR_PACKAGE}.")
     import huggingface_hub as hub
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, but not in its __all__
 
     try:
         address = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
