@@ -81,6 +81,7 @@ def promote(
     from vit_search.ledger.file import check_free
     from vit_search.promotion import finalists
     from vit_search.promotion.policy import load
+    from vit_search.tracking.uris import resolve_uri
 
     name = None if name is None else _model_name(name)
     options = given_options(top=top, seeds=seeds) | ({"allow_dirty": True} if allow_dirty else {})
@@ -88,8 +89,6 @@ def promote(
     folder = _trained(search, output, tracking_uri) or searches.find(output, search)
     spec, facts = searches.read(folder)
     planned = finalists.plan(folder, top=rules.top, seeds=rules.seeds, train_on=rules.retrain_on)
-    from vit_search.tracking.uris import resolve_uri
-
     uri = resolve_uri(tracking_uri, folder, facts)
     if dry_run:
         _print_promotion_plan(planned, rules, name or spec.name, uri)
