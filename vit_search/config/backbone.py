@@ -342,7 +342,7 @@ def _check_shapes(backbone: Backbone, shapes: Shapes, assembly: Assembly) -> Non
     expected = dict(expected_shapes(backbone))
     rest = {name: shape for name, shape in shapes.items() if name not in ("embed.weight", "positions")}
     if backbone.registers == 0:
-        rest.pop("registers", None)  # an empty tensor, as DINOv3's without registers
+        rest.pop("registers", None)  # DINOv3 without registers has an empty tensor here
     for name in [*expected, *rest]:
         if expected.get(name) != rest.get(name):
             theirs = " and ".join(source.name for source in assembly.sources[name]) if name in rest else f"{name} (our name)"

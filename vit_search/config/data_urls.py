@@ -89,7 +89,7 @@ def near_path(path: Path) -> str:
 
 def expanded(pattern: str) -> list[str]:
     """All texts that a text with braces stands for: `a-{08..10}.tar` is a-08.tar, a-09.tar and a-10.tar; `{a,b}.tar` is a.tar and b.tar."""
-    parts = _BRACES.split(pattern)  # texts outside and inside of braces take turns
+    parts = _BRACES.split(pattern)  # texts outside and inside braces alternate
     choices = [list(_inside(part)) if i % 2 else [part] for i, part in enumerate(parts)]
     return ["".join(chosen) for chosen in itertools.product(*choices)]
 

@@ -32,7 +32,7 @@ class ValueSource(Protocol):
 class StrictModel(BaseModel):
     """Base of parts of a search file that exist once per field. Unknown keys are an error."""
 
-    # no use_attribute_docstrings: it reads the source once per type, 13 s in all
+    # no use_attribute_docstrings: pydantic would read the source once per type, which takes 13 s in all
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 

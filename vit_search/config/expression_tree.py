@@ -45,7 +45,7 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Relation:
-    """`a < b`, or a chain as `a < b <= c`."""
+    """`a < b`, or a chain such as `a < b <= c`."""
 
     first: Node
     rest: tuple[tuple[str, Node], ...]

@@ -1,4 +1,4 @@
-"""The model of a trial: the shape and the choices of one Vision Transformer."""
+"""The model of a trial: shape and settings of one Vision Transformer."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def problem_in_words(error: dict[str, Any], document: strict_yaml.Document, spec
     """
     path: tuple[str | int, ...] = ()
     here: Any = document.values
-    for i, step in enumerate(error["loc"]):  # pydantic puts the tags of our forms between the keys of the file
+    for i, step in enumerate(error["loc"]):  # between the file's keys, pydantic puts the tags of our forms
         if i == 2 and error["loc"][0] in ("model", "training") and step in FORMS and len(error["loc"]) > 3:
             continue
         exists = (isinstance(here, dict) and step in here) or (isinstance(here, list) and isinstance(step, int) and step < len(here))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from vit_search.config.distributions import Value
 from vit_search.runtime.ray_session import check_limits
 
-from vit_search.runtime.ray_session import WatchedHead  # isort: skip  (before ray, whose settings it makes)
+from vit_search.runtime.ray_session import WatchedHead  # isort: skip  (before ray: it sets ray's environment)
 from vit_search.config.search_file import SearchSpec
 from vit_search.data import backbones
 from vit_search.data.cache import DataSet, absent_classes, kept_speed, prepare

@@ -211,7 +211,7 @@ def load_interrupted(folder: Path, config: TrialConfig, device: str) -> training
     except DamagedCheckpointError as error:
         state = None
         _log.warning("%s The trial starts again from its first epoch.", error)
-    _see(folder.parent)  # else nothing was found because the storage is gone
+    _see(folder.parent)  # raises if no checkpoint was found because the storage is gone
     return state
 
 

@@ -165,7 +165,7 @@ def mix(images: Tensor, labels: Tensor, mixup: float, cutmix: float, generator: 
     pasted = cut < 0.5 if mixup and cutmix else torch.full((batch,), bool(cutmix))
     side = (1 - paste).sqrt()
     inside = _boxes(side * height, side * width, place_y, place_x, height, width) & pasted[:, None, None]
-    weight = torch.where(pasted, 1.0, blend)[:, None, None].masked_fill(inside, 0)  # of its own pixels, (batch, height, width)
+    weight = torch.where(pasted, 1.0, blend)[:, None, None].masked_fill(inside, 0)  # of the image's own pixels, (batch, height, width)
     share = torch.where(pasted, weight.mean((1, 2)), blend).to(images.device)
     images = torch.lerp(partners(images), images, weight[:, None].to(images.device))
     return images, Targets(labels, partners(labels), share)
@@ -251,7 +251,7 @@ def _policy(images: Tensor, reach: Reach, levels: Tensor, generator: Generator) 
     operations = operations_for(images)
     chosen = torch.randint(len(operations), (len(images),), generator=generator)
     signs = torch.randint(2, (len(images),), generator=generator) * 2 - 1
-    order = chosen.argsort(stable=True)  # images of one operation side by side
+    order = chosen.argsort(stable=True)  # images with the same operation side by side
     counts = chosen.bincount(minlength=len(operations)).tolist()
     ordered = images.index_select(0, order.to(images.device)), (levels[order] / LEVELS).to(images.device), signs[order].to(images.device)
     groups = zip(operations, *(part.split(counts) for part in ordered), strict=True)
@@ -309,7 +309,7 @@ def _rotate(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Ten
 def _blend(images: Tensor, faded: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
     back = (-reach.factor * strength * sign)[:, None, None, None]
     sharp = images.float()
-    blended = sharp + (faded - sharp) * back  # in this form, what equals its faded self stays
+    blended = sharp + (faded - sharp) * back  # in this form, a pixel that equals its faded value does not change
     return blended.clamp_(0, largest_value(images)).to(images.dtype)
 
 

@@ -47,7 +47,7 @@ class Evaluation:
     top5_accuracy: float | None
     """None with fewer than 5 classes."""
     predictions: Tensor
-    """(n,), int64, on the CPU."""
+    """(n,), predicted class of each image, int64, on the CPU."""
     scores: dict[str, float] = field(default_factory=dict)
     """By the keys of SCORES and PROBABILITY_SCORES. Scores that these images cannot give are left out."""
 

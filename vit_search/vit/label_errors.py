@@ -22,7 +22,7 @@ class Suspect:
     """An image whose label may be wrong."""
 
     index: int
-    """Of the image."""
+    """Index of the image."""
     suggested: int
     """The class that it is counted as."""
     self_confidence: float

@@ -68,7 +68,7 @@ def _part(groups: list[Group], belongs: Callable[[nn.Parameter], bool]) -> list[
 
 
 MAKERS: dict[str, Callable[[ViT, list[Group], TrainingConfig], torch.optim.Optimizer]] = {"adamw": adamw, "sgd": sgd, "muon": muon}
-"""By `training.optimizer` of a search file."""
+"""Functions by `training.optimizer` of a search file."""
 
 check_tables("OPTIMIZERS of vit_search/config/optimizers.py", OPTIMIZERS, "MAKERS of vit_search/vit/optimizers.py", MAKERS)
 
@@ -121,7 +121,7 @@ def _of_sgd(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Tenso
 
 
 def _of_muon(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Tensor]:
-    return {"momentum_buffer": torch.zeros_like(weight)}  # also where the momentum is 0
+    return {"momentum_buffer": torch.zeros_like(weight)}  # also if the momentum is 0
 
 
 FIRST_STATES: dict[type[torch.optim.Optimizer], Callable[[torch.optim.Optimizer, Tensor], dict[str, Tensor]]] = {

@@ -27,7 +27,7 @@ class Pretrained:
 
     backbone: Backbone
     weights: Mapping[str, Tensor]
-    """Under our names."""
+    """By our names."""
     classes: tuple[str, ...]
     """Names of the new model's classes, in order."""
 
@@ -80,7 +80,7 @@ def converted(state: Mapping[str, Tensor], assembly: Assembly, backbone: Backbon
             raise ValueError(f"{name}: holds numbers that are not finite; use other weights.")
     ours = {name: tensor if tensor.dtype == torch.float64 else tensor.float() for name, tensor in put_together(state, assembly).items()}
     if backbone.registers == 0:
-        ours.pop("registers", None)  # an empty tensor, as DINOv3's without registers
+        ours.pop("registers", None)  # DINOv3 without registers has an empty tensor here
     if "positions" in ours and backbone.grid is not None:
         _align_positions(ours, backbone)
     return ours
