@@ -269,7 +269,7 @@ class SearchSpec(FileBlock):
         space = self.space
         for source in self.pretrained:
             parse_source(source)
-        known = not self.left_to_backbone  # if not, checked once the weights are read
+        known = not self.left_to_backbone  # else it is checked once the weights are read
         if known:
             space_checks.check_space(space)
         else:

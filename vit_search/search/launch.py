@@ -132,8 +132,7 @@ def run(
         output: folder of all searches, on storage that every node sees. A new folder is always made in it.
         tracking_uri: of MLflow; see `store.resolve_uri`.
         download: whether a missing data set may be fetched.
-        known: see Known.
-        watch, work, address: see Options.
+        known, watch, work, address: see Known and Options.
         name: of the new folder; by default the next free `NAME-N`.
         registry: of registered versions that a model may start from.
     Raises: DataError, TrackingError, SearchError before the first trial; NoTrialCompletedError at the end.
@@ -349,8 +348,7 @@ def finish(
     """Record the state of the search in its folder and in MLflow, and close the ledger. A full disk is ignored: it was reported before.
 
     Args:
-        ended: False if an error ended the search.
-        refused: whether that error came at its first launch.
+        ended: False if an error ended the search. refused: whether that error came at its first launch.
         data: to find the mistakes of a finished search's best model for the report; None: do not.
     """
     cancelled = driver is not None and driver.cancelled
