@@ -36,9 +36,9 @@ FROM_FILE = ("epochs", "image_height", "image_width")
 _DEFAULTS = {f.name: f.default for config in (ModelConfig, TrainingConfig) for f in fields(config)}
 _MODEL = tuple(f.name for f in fields(ModelConfig) if f.name not in FROM_DATA)
 _COST = (*_MODEL, "batch_size", "accumulation", "optimizer", *tuning.FIELDS)
-"""Values that `_cost` needs."""
+"""What `_cost` asks for."""
 _MEMORY = ("batch_size", "accumulation", "optimizer", "precision", "ema_decay", "cuda_graphs", *tuning.FIELDS)
-"""Fields of TrainingConfig that decide how much GPU memory a training needs."""
+"""What of the training decides how much memory it takes of a GPU."""
 
 
 def path_of(name: str) -> str:

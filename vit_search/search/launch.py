@@ -133,8 +133,7 @@ def run(
         tracking_uri: of MLflow; see `store.resolve_uri`.
         download: whether a missing data set may be fetched.
         known, watch, work, address: see Known and Options.
-        name: of the new folder; by default the next free `NAME-N`.
-        registry: of registered versions that a model may start from.
+        name: of the new folder; by default the next free `NAME-N`. registry: of registered versions that a model may start from.
     Raises: DataError, TrackingError, SearchError before the first trial; NoTrialCompletedError at the end.
     """
     found = backbones.find_all(spec, download=download, registry=registry)
@@ -434,7 +433,7 @@ def _why(trials: Sequence[Trial]) -> str:
 
 
 def _resident_bytes(spec: SearchSpec, data: DataSet) -> int:
-    """Bytes of the images that each trial keeps on its device; streamed images are never kept there."""
+    """Of the images that each trial has on its device; streamed ones never lie there."""
     if data.reader is not None:
         return 0
     parts = TRAINED_AND_VALIDATED_ON[spec.train_on]

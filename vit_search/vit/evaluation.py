@@ -54,7 +54,7 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(model: ViT, split: Split | StreamedSplit, normalisation: Normalisation, batch_size: int = EVALUATED_AT_ONCE) -> Evaluation:
-    """Compute loss, accuracy and scores on a whole split, in eval mode and float32, as the model is served."""
+    """Loss, accuracy and scores of a model on a whole split, in eval mode and in float32, as it is served."""
     model.eval()
     logits_of: list[Tensor] = []
     labels_of: list[Tensor] = []
