@@ -227,7 +227,7 @@ def _check_weights(folder: Path, config: ModelConfig) -> None:
 
 
 def _load_weights(folder: Path, model: ViT) -> None:
-    """Load weights into a model or a training's. LoRA's own weights are not there; `_load_optimiser` replaces those that are merged."""
+    """Load weights into a model or a training's. The file lacks LoRA's own weights; `_load_optimiser` replaces those that are merged."""
     try:
         model.load_state_dict(load_file(folder / MODEL), strict=not tuning.has_lora(model))
     except (SafetensorError, RuntimeError) as error:

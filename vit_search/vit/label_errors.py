@@ -2,7 +2,7 @@
 
 A class has a threshold: the mean probability that the model gives it on the images with its label. An image is counted as the most probable
 class among those whose threshold it reaches. If this class is not its label, and the label is not the model's answer either, the label is
-suspected. With a threshold per class, it does not matter that the model is never sure of some classes.
+suspected. Thresholds per class make up for classes of which the model is never sure.
 Source: Northcutt, Jiang and Chuang 2021, Confident Learning, section 3.1, https://arxiv.org/abs/1911.00068
 """
 
