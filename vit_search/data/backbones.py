@@ -34,7 +34,7 @@ class FoundBackbone:
 
     @property
     def record(self) -> dict[str, str]:
-        """Where the weights come from, for the records of models that are trained from them; unknown parts are empty."""
+        """Where the weights come from, for records of the models trained from them; unknown parts are empty."""
         origin = self.file.origin
         licence = origin.licence or self.backbone.licence or ""
         return {"source": origin.source, "revision": origin.revision, "sha256": self.file.sha256, "licence": licence}
@@ -62,7 +62,7 @@ def find(source: str, *, download: bool = False, registry: Registry | None = Non
 
 
 def find_all(spec: SearchSpec, *, download: bool = False, registry: Registry | None = None) -> dict[str, FoundBackbone]:
-    """Find all weights from which a model of a search may start; the keys are the sources as the search file writes them.
+    """Find all weights from which a model of a search may start, by source as the search file writes it.
 
     Raises: SpecError, see `find`.
     """
@@ -75,10 +75,10 @@ def records(found: Mapping[str, FoundBackbone]) -> dict[str, dict[str, str]]:
 
 
 def pinned(spec: SearchSpec, found: Mapping[str, FoundBackbone]) -> SearchSpec:
-    """The search file with pinned sources, and with values from the weights for the keys that it leaves out of `model`.
+    """The search file with pinned sources, and with the weights' values for the keys that it leaves out of `model`.
 
-    Raises: SpecError if the weights disagree on a key that is left out, if the resulting file is not a valid search, or if a model that can
-        occur does not fit its weights.
+    Raises: SpecError if the weights disagree on such a key, if the result is not a valid search, or if a model that can occur does not fit
+        its weights.
     """
     if not found:
         return spec
@@ -91,7 +91,7 @@ def pinned(spec: SearchSpec, found: Mapping[str, FoundBackbone]) -> SearchSpec:
 
 
 def _own_values(spec: SearchSpec, found: Mapping[str, FoundBackbone]) -> dict[str, Any]:
-    """The values that the weights give to the keys that a search file leaves out of `model`.
+    """The weights' values for the keys that a search file leaves out of `model`.
 
     Raises: SpecError if the weights disagree.
     """

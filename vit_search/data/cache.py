@@ -40,13 +40,13 @@ from vit_search.errors import DataError
 from vit_search.files import locked
 
 FORMAT = 2
-"""Version of these files and of the rule that draws splits. Raise it when either changes. It is part of the data hash."""
+"""Version of these files and of the rule for splits, a part of the data hash. Raise it when either changes."""
 
 SAMPLE = 2000
-"""Number of training images from which the mean and deviation of a streamed set are computed."""
+"""Training images from which the mean and deviation of a streamed set are computed."""
 
 WEIGHTED: tuple[SplitName, ...] = ("train", "val")
-"""The splits that may be trained on. Only for these are image weights stored."""
+"""Splits that may be trained on. Only their image weights are stored."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +55,19 @@ class DataSet:
 
     folder: Path
     data_hash: str
-    """sha256 of the source's content and of everything that decides the splits. The same hash means the same images in the same splits."""
+    """sha256 of the source's content and of all that decides the splits. The same hash means the same images in the same splits."""
     image_size: tuple[int, int]
     """Height and width."""
     channels: int
     classes: tuple[str, ...]
     counts: Mapping[str, int]
-    """Number of images in each split."""
+    """Images in each split."""
     mean: tuple[float, ...]
     """Mean of each channel over the training images only, on the scale 0 to 1."""
     std: tuple[float, ...]
     """Standard deviation, likewise."""
     test_duplicates: int
-    """Number of test images that another split also has: with equal pixels or, in a streamed set, with equal bytes of the file."""
+    """Test images that another split also has: with equal pixels or, in a streamed set, in equal files."""
     reader: Reader | None = None
     """Decodes the images of a streamed set. None if the pixels are in the cache."""
     summary: str = ""
@@ -132,7 +132,7 @@ def _of_counted(config: DataConfig, cache: Path, download: bool, stream_above: i
 
 
 def _key(config: DataConfig, source: Source) -> str:
-    """The data hash. It covers the source's content, all keys of the config except `path`, and FORMAT."""
+    """The data hash: of the source's content, all keys of the config but `path`, and FORMAT."""
     digest = hashlib.sha256(f"format {FORMAT}\n".encode())
     fields = {name: value for name, value in hashed(DataConfig, vars(config)).items() if name != "path"}
     digest.update(json.dumps(fields, sort_keys=True).encode())
@@ -156,7 +156,7 @@ def _make(config: DataConfig, folder: Path, key: str, source: Source, stream_abo
     everything = range(len(source.labels))
     pixels = None if streamed else read_all(everything, source.read, source.shape, source=source.title, bits=source.bits)
     unfinished = f".new-{folder.name}-"
-    for left in folder.parent.glob(f"{unfinished}*"):  # by a process that was killed: we hold the lock
+    for left in folder.parent.glob(f"{unfinished}*"):  # of a process that was killed, because we hold the lock
         shutil.rmtree(left, ignore_errors=True)
     fresh = Path(tempfile.mkdtemp(prefix=unfinished, dir=folder.parent))
     try:
@@ -274,7 +274,7 @@ def _digests(pixels: np.ndarray) -> list[bytes]:
 
 
 def _mean_and_std(source: Source, train: np.ndarray, pixels: np.ndarray | None) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel over the training images, or over a sample of a streamed set; on the scale 0 to 1."""
+    """Mean and standard deviation of each channel on the scale 0 to 1, of the training images or, in a streamed set, of a sample."""
     if pixels is None:
         sample = np.random.default_rng(0).permutation(train)[:SAMPLE]
         images, chosen = read_all(sample.tolist(), source.read, source.shape, source=source.title, bits=source.bits), np.arange(len(sample))
@@ -297,7 +297,7 @@ def _mean_and_std(source: Source, train: np.ndarray, pixels: np.ndarray | None) 
 
 
 def _deep_mean_and_std(images: np.ndarray, chosen: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of uint16 images, from sums of whole numbers, which are exact."""
+    """The same for uint16, from sums of whole numbers, which are exact."""
 
     def sums(chunk: range) -> list[tuple[int, int]]:
         some = images[chosen[chunk.start : chunk.stop]]
@@ -313,7 +313,7 @@ def _deep_mean_and_std(images: np.ndarray, chosen: np.ndarray) -> tuple[list[flo
 
 
 def _put(fresh: Path, folder: Path) -> None:
-    """Rename a finished folder into place. A folder that is there already is damaged, and is removed."""
+    """Rename a finished folder into place. If one is there already, it is damaged, and is removed."""
     fresh.chmod(0o755)
     if folder.exists():
         aside = Path(tempfile.mkdtemp(prefix=".old-", dir=folder.parent))

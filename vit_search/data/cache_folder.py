@@ -13,7 +13,7 @@ from vit_search.files import open_to_others
 def default_cache() -> Path:
     """The cache folder: `$VIT_SEARCH_CACHE`, or `$XDG_CACHE_HOME/vit_search`, or `~/.cache/vit_search`.
 
-    Raises: DataError if neither variable is set and the account has no home folder.
+    Raises: DataError if neither is set and the account has no home folder.
     """
     folder = os.environ.get("VIT_SEARCH_CACHE")
     try:
@@ -46,5 +46,5 @@ def refuse_open_to_others(*folders: Path) -> None:
 
 
 def cannot_be_written(cache: Path, error: OSError) -> DataError:
-    """The error for a cache on a full disk, or in a folder that this account may not write to."""
+    """The error for a cache without space or without the right to write."""
     return DataError(f"{cache}: the data cache cannot be written ({error.strerror}); set VIT_SEARCH_CACHE to a folder that can.")

@@ -33,11 +33,11 @@ class Copies:
 def find_copies(source: Source, *, most_bytes: int | None = None) -> Copies:
     """Find images with the same bytes. Only files whose size occurs more than once are read.
 
-    Empty files are left out: decoding reports them.
+    Empty files are left out: decoding reports them. If sizes are not known without reading, as in a Parquet file, all images are read.
 
     Args:
         source: if its images are not files (MNIST, CIFAR, digits), nothing is found.
-        most_bytes: bytes to read at most; None for no limit. If more would have to be read, nothing is found.
+        most_bytes: bytes to read at most; None for no limit. If known sizes exceed it, nothing is found.
     """
     if not len(source.labels) or source.file(0) is None:
         return Copies()

@@ -96,7 +96,7 @@ def read_image(
 
 
 def check_file(file: Path | bytes, channels: int, bit_depth: int | None = None) -> Header | None:
-    """Refuse an image file that `read_image` would refuse because of its header. Nothing is decoded.
+    """Refuse an image file whose header `read_image` would refuse. Nothing is decoded.
 
     Args:
         file, channels, bit_depth: see `read_image`.
@@ -170,7 +170,7 @@ def _opened(file: Path | bytes, suffix: str, max_pixels: int) -> Any:
 
 @cache
 def _quieten_pillow() -> None:
-    """Keep Pillow and its libtiff from printing warnings. Our own error message says what is wrong."""
+    """Keep Pillow and its libtiff from printing warnings: our error message is enough."""
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     with contextlib.suppress(OSError, AttributeError):  # if this fails, there is only a line too many
         loaded = {line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libtiff" in line}
@@ -350,8 +350,8 @@ def read_all(
         source: what the images belong to, for messages.
         bits: bits of one value, 8 or 16.
     Returns: uint8 or uint16 (n, channels, height, width).
-    Raises: DataError that counts all images that cannot be used, and names the first DAMAGED_SHOWN. PixelsError for the first image that
-        breaks the rules for sources.
+    Raises: DataError that counts all images that cannot be used, and names the first DAMAGED_SHOWN; PixelsError for the first that breaks
+        the rules for sources.
     """
     from PIL import Image
 

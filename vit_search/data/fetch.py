@@ -90,14 +90,13 @@ def fetched(config: DataConfig, cache: Path | None = None) -> Iterator[DataConfi
 
 
 def fetch(url: str, cache: Path | None = None, beside: tuple[str, ...] = ()) -> LocalCopy:
-    """Copy all files behind a URL into the cache, unless they are there already.
+    """Copy all files behind a URL into the cache, unless they are there.
 
-    Two processes may call this at once: one fetches, and the other waits for it.
+    Two processes may call this at once: one fetches, and the other waits.
 
     Args:
         beside: see `list_files`.
-    Raises: DataError in one line; SpecError for a URL of a kind that is not supported. What has arrived stays in the cache, and the next
-        call continues from there.
+    Raises: DataError in one line; SpecError for a URL of a kind that is not supported. The next call continues with what has arrived.
     """
     return fetch_listed(list_files(url, beside), cache)
 
@@ -265,7 +264,7 @@ class _Fetcher:
 
 
 def _watching(fetcher: _Fetcher, out: Any, begin: int, size: int | None) -> Any:
-    """A callback for fsspec that counts what arrives. It starts again at 0 if the server sends the whole file instead of the rest."""
+    """A callback for fsspec that counts what arrives. It starts again at 0 if the server sends the whole file."""
     from fsspec.callbacks import Callback
 
     class Watching(Callback):  # type: ignore[misc]  # fsspec has no types
@@ -301,7 +300,7 @@ def make_folders(listing: Listing, folder: Path) -> None:
 
 def _put_in_place(listing: Listing, objects: Path, folder: Path) -> None:
     """Make the folder that has all files by name, and rename it into place when it is complete."""
-    for left in folder.parent.glob(".new-*"):  # by a process that was killed: we hold the lock
+    for left in folder.parent.glob(".new-*"):  # of a process that was killed, because we hold the lock
         shutil.rmtree(left, ignore_errors=True)
     fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
     try:
@@ -316,7 +315,7 @@ def _put_in_place(listing: Listing, objects: Path, folder: Path) -> None:
 
 
 def _putter(objects: Path, fresh: Path) -> Callable[[str, str], Any]:
-    """How to give a file a second name: a hard link, or a copy if the file system has no links."""
+    """How to give a file a second name: a hard link, or a copy on file systems without links."""
     tried = objects / f".link-{time.time_ns()}"
     tried.touch()
     try:

@@ -161,7 +161,7 @@ def tiff_file(opened: IO[bytes]) -> Any:
     """Open a TIFF file, as a context manager."""
     import tifffile  # imported here: few searches need it
 
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters is raised
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it raises what matters
     return tifffile.TiffFile(opened)
 
 

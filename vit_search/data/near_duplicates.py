@@ -1,10 +1,10 @@
 """Find near duplicates: test images that other splits also have, but re-encoded, resized, slightly cropped or mirrored.
 
-1. A perceptual hash finds, for each test image, the few other images that look most like it. The hash is 63 low frequencies of the discrete
-cosine transform. They stay numbers: rounded to bits, they would miss cropped images.
+1. A perceptual hash finds, for each test image, the few other images most like it: 63 low frequencies of the discrete cosine transform.
+They stay numbers, because rounding them to bits would lose cropped images.
 2. Each pair of images is aligned (shifted and scaled until they fit best) and compared pixel by pixel.
 
-A promotion uses this for its gate against near duplicates. docs/results/near-duplicates.md says how well both steps work.
+A gate of promotions uses it. docs/results/near-duplicates.md says how well both steps work.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 LEAST_SIDE = 32
-"""Least height and width in pixels for this test. At FashionMNIST's 28 pixels, different trousers look like copies of each other.
+"""Least height and width in pixels.
 
-See docs/results/near-duplicates.md.
+At FashionMNIST's 28 pixels, different trousers look like copies of each other: see docs/results/near-duplicates.md.
 """
 
 SIMILAR = 0.95
@@ -28,7 +28,7 @@ PLAIN = 3.0
 """An image has no detail if its standard deviation, in levels of 0 to 255, is lower: all plain skies look alike."""
 
 MOST_TEST_IMAGES = 20_000
-"""A larger test split is sampled down to this number. Against 100,000 other images, that takes minutes instead of hours."""
+"""Larger test splits are sampled. Against 100,000 other images, this number takes minutes instead of hours."""
 
 FREQUENCIES = 8
 """Frequencies of the hash in each direction."""
@@ -67,7 +67,7 @@ class NearDuplicates:
     """The result for a test split."""
 
     judged: int
-    """Test images that were compared. Images without detail are not among them."""
+    """Test images that were compared: all with detail."""
     plain: int
     """Test images without detail."""
     found: tuple[NearDuplicate, ...]
@@ -84,8 +84,8 @@ def find_near_duplicates(test: np.ndarray, others: Sequence[np.ndarray]) -> Near
 
     Args:
         test: (n, channels, height, width), uint8 or uint16.
-        others: images of the other splits, likewise. Their indices count on from one split to the next.
-    Returns: the near duplicates, each with the most similar other image, and how many test images were judged.
+        others: images of the other splits, likewise, numbered on from one split to the next.
+    Returns: the near duplicates, each with the most similar other image.
     """
     chosen = np.arange(len(test))
     if len(test) > MOST_TEST_IMAGES:
@@ -225,7 +225,7 @@ def similarity(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 _SIDE = np.linspace(-1, 1, SMALL, dtype=np.float32)
 _MOST = 0.06 * SMALL
-"""Pixels by which a border may move: a little more than 5 % of the side."""
+"""Largest shift, and largest move of a border by scaling, in pixels: a little more than 5 % of the side."""
 
 
 def _moved(images: np.ndarray, moves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -161,7 +161,7 @@ def list_files(url: str, beside: tuple[str, ...] = ()) -> Listing:
     """List all files that a URL names: a folder or bucket, one file, or a pattern with braces. No file is read.
 
     Args:
-        beside: endings of files that name other files in their folder. Such a file stands for its whole folder.
+        beside: endings of files that name other files in their folder: their whole folder is listed.
     Raises: SpecError for a URL of a kind that is not supported; DataError in one line if it does not exist, or cannot be reached or read.
     """
     system = file_system(url)

@@ -144,7 +144,7 @@ def _carve(
         least: groups of each class that must be taken.
         leave: groups of each class that must be left.
         kept: further training images. Of their classes, no group need be left.
-    Returns: the images that are left, and those that are taken.
+    Returns: what is left, and what is taken.
     """
     if source.groups is None:
         return _carve_images(source.labels, indices, share, seed)
@@ -163,7 +163,7 @@ def _carve(
 def _carve_images(labels: np.ndarray, indices: np.ndarray, share: float, seed: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Take a share of every class, at least one image but never all. Both parts keep their order.
 
-    Returns: the images that are left, and those that are taken.
+    Returns: what is left, and what is taken.
     """
     rng = np.random.default_rng(seed)
     taken: list[np.ndarray] = []

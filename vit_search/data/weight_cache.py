@@ -94,7 +94,7 @@ def keep(record: Record, cache: Path, texts: tuple[str, ...]) -> None:
 
 
 def put(sha256: str, cache: Path, fill: Callable[[Path], None]) -> Path:
-    """Make a folder in the cache for these weights, and let `fill` write their files into it. A folder that exists is replaced.
+    """Make a folder in the cache for these weights, filled by `fill`. A folder that exists is replaced.
 
     Raises: DataError if the cache cannot be written; whatever `fill` raises.
     """

@@ -75,7 +75,7 @@ def _load(name: str, root: Path, download: bool) -> tuple[Any, Any]:
     else:
         mend = "name their folder as data.path, or add --download"
     kind: Any = getattr(sets, named.kind)
-    if named.unpacked:  # torchvision prefers `processed/*.pt`, which is in no hash
+    if named.unpacked:  # else torchvision reads `processed/*.pt`, which the data hash does not cover
         kind = type(kind.__name__, (kind,), {"_check_legacy_exist": lambda self: False})
     try:
         return kind(str(root), train=True, download=download), kind(str(root), train=False, download=download)

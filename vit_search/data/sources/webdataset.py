@@ -1,8 +1,8 @@
 """The data set `webdataset`: images in tar files (shards), `KEY.jpg` with its label in `KEY.cls` or `KEY.json`.
 
-Shards are read in place. When the source is opened, it makes an index of where each image begins; then any image can be read alone. The
-package webdataset is not used, for two reasons. It reads shards from end to end, so neither the splits nor the order of the batches could
-follow from the seed alone. And it unpickles some endings, which could run foreign code.
+Shards are read in place. An index of where each image begins is made when the source is opened; then any image can be read alone. The
+package webdataset is not used: it reads shards from end to end, so neither the splits nor the order of the batches could follow from the
+seed alone. It also unpickles some endings, which could run foreign code.
 """
 
 from __future__ import annotations
@@ -314,7 +314,7 @@ def _refuse_packed(shard: Path) -> None:
 
 
 def _check_end(shard: Path, end: int, last: str) -> None:
-    """Check that a shard is complete: a tar file ends with two blocks of zeros. If it is cut off between two files, only these are missing.
+    """Check that a shard ends with two blocks of zeros. Only these are missing in a tar file that is cut off between two files.
 
     Raises: DataError.
     """
