@@ -130,10 +130,7 @@ def options(
 
 @contextlib.contextmanager
 def nothing_started() -> Iterator[None]:
-    """In this block, a signal ends the process at once, with one line.
-
-    During an import, Python's own handling could print a traceback, or ignore the signal.
-    """
+    """In this block, a signal ends the process at once, with one line. In an import, it could else cause a traceback, or get lost."""
 
     def end(*_: object) -> None:
         clear = "\r\x1b[2K\x1b[?25h" if err.is_terminal else ""  # remove the spinner, and show the cursor that it has hidden
@@ -151,7 +148,7 @@ def nothing_started() -> Iterator[None]:
 
 @contextlib.contextmanager
 def naming_file(file: Path) -> Iterator[None]:
-    """In this block, errors about the images or the weights begin with the search file and the line of their key, as other errors do."""
+    """In this block, errors about images or weights begin with the search file and the line of the key, as other errors do."""
     from vit_search.config import strict_yaml
     from vit_search.config.search_file import SearchSpec
 

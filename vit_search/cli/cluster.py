@@ -195,9 +195,9 @@ def keep(
     address: Annotated[str, typer.Option(help="Jobs API, on this machine.", metavar="URL")] = "http://127.0.0.1:8265",
     every: Annotated[float, typer.Option(help="Seconds between two checks.", min=0.1)] = 10.0,
 ) -> None:
-    """On the head: restart each search whose driver was killed.
+    """On the head: submit a search again if its job was killed.
 
-    It goes on until it is ended.
+    It runs until it is ended.
     """
     from vit_search.cluster.jobs import keeper
 
