@@ -296,7 +296,6 @@ def event_lines(spec: SearchSpec, events: Sequence[Event], shown: Sequence[Event
 
 
 def _in_words(event: Event, metric: str, named: bool) -> str:
-    """An event in words."""
     from vit_search.ledger.events import Broke, Ended, Infeasible, Launched, Left, OutgrewShare, Proposed, Reported
 
     trial = f"trial {event.trial}: " if named and hasattr(event, "trial") else ""

@@ -268,7 +268,6 @@ def write_cache(
 
 
 def _digests(pixels: np.ndarray) -> list[bytes]:
-    """sha256 of the pixels of each image."""
     chunks = in_chunks(len(pixels), lambda chunk: [hashlib.sha256(pixels[i].tobytes()).digest() for i in chunk])
     return [digest for chunk in chunks for digest in chunk]
 

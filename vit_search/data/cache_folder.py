@@ -23,7 +23,7 @@ def default_cache() -> Path:
 
 
 def make_cache(cache: Path) -> None:
-    """Make the folder. Whatever the umask is, other accounts can read it but not change it.
+    """Make the folder. Whatever the umask is, other accounts can only read it.
 
     Raises: OSError if that fails.
     """

@@ -102,5 +102,4 @@ def across_splits_note(source: Source, copies: Copies, splits: Mapping[SplitName
 
 
 def _examples(source: Source, pairs: Sequence[Pair]) -> str:
-    """The first few pairs."""
     return listed([source.places(pair) for pair in pairs])

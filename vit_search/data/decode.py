@@ -286,7 +286,6 @@ def _strips(image: Any) -> Iterator[tuple[int, Any]]:
 
 
 def _in_strips(image: Any, mode: str, convert: Callable[[Any], Any]) -> Any:
-    """Convert a Pillow image to another mode, strip by strip."""
     from PIL import Image
 
     whole = Image.new(mode, image.size)
@@ -296,7 +295,6 @@ def _in_strips(image: Any, mode: str, convert: Callable[[Any], Any]) -> Any:
 
 
 def _on_black(image: Any) -> Any:
-    """Put a Pillow image with transparency on a black background."""
     from PIL import Image
 
     image = image.convert("RGBA")

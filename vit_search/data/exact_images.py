@@ -1,7 +1,7 @@
 """Read images with exactly the depth and channels of their files: 8 or 16 bits per value, 1 to 16 channels.
 
 Nothing is converted. A file with another depth or number of channels is refused. PNG, TIFF and NPY files may have 16 bits; TIFF and NPY
-files may have any number of channels. decode.py calls this for training, prediction and serving alike.
+files may have any number of channels. Callers use decode.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Choose whole groups of images for a split, for example all images of one patient, so that each class has about its share there.
 
-This module knows labels, groups and a random generator only. split.py says what the splits are for.
+This module knows only labels, groups and a random generator. split.py knows the splits.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Division:
 def divide(labels: np.ndarray, groups: np.ndarray, share: float, rng: np.random.Generator, *, least: int = 1, leave: int = 1) -> Division:
     """Take whole groups that have about a share of the images of every class.
 
-    It visits the groups in a random order, and takes a group if that brings the shares of the classes closer to `share` (sum of squares).
-    In further passes, it moves each group whose move brings them closer. It tries several orders, and returns the best result.
+    In a random order, it takes each group that brings the shares of the classes closer to `share` (sum of squares). In further passes, it
+    moves groups where that helps. It returns the best of several orders.
 
     Args:
         labels, groups: (n,) int64, of the images.

@@ -1,4 +1,4 @@
-"""Read the headers of many files before any image is decoded: what is wrong with them, and how many files are of each kind.
+"""Read the headers of many files before any image is decoded: what is wrong with them, and how many are of each kind.
 
 `data.channels: auto` reads all headers. `lint`, `plan` and the start of a search read a sample.
 """

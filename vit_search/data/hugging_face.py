@@ -1,7 +1,7 @@
 """Repositories of pretrained weights at Hugging Face: find the commit of a revision, its files and its licence, and fetch them.
 
-The package huggingface_hub answers what there is: it knows HF_ENDPOINT, HF_TOKEN and the server's errors. fetch.py fetches the files,
-because huggingface_hub loses a partly fetched file when its process ends. Only `.safetensors` and JSON files are fetched, never a pickle.
+huggingface_hub says what there is: it knows HF_ENDPOINT, HF_TOKEN and the server's errors. fetch.py fetches the files, because
+huggingface_hub loses a partly fetched file when its process ends. Only `.safetensors` and JSON files are fetched, never a pickle.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def fetch(repository: Repository, cache: Path) -> Path:
 
 
 def _remote_file(sibling: Any, name: str, address: str, head: Any) -> RemoteFile:
-    """Describe one file of a repository, from the list of files and, for the weights, from the answer to a HEAD request."""
+    """Describe one file, from the repository's list and, for the weights, from the answer to a HEAD request."""
     sha256, size = (sibling.lfs.sha256, sibling.lfs.size) if sibling.lfs else ("", sibling.size)
     version = sha256 or sibling.blob_id or ""
     if head is not None:

@@ -155,7 +155,6 @@ def _nearest(hashes: torch.Tensor, others: torch.Tensor) -> tuple[np.ndarray, np
 
 
 def _gather(parts: Sequence[np.ndarray], first: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Images at sorted indices, from several splits that are counted as one."""
     split = np.searchsorted(first, indices, side="right") - 1
     return np.concatenate([part[indices[split == i] - first[i]] for i, part in enumerate(parts)])
 
@@ -188,7 +187,6 @@ def _hashes(images: np.ndarray) -> np.ndarray:
 
 
 def _unit(hashes: np.ndarray) -> np.ndarray:
-    """Scale hashes to length 1."""
     unit: np.ndarray = hashes / np.maximum(np.linalg.norm(hashes, axis=1, keepdims=True), 1e-9)
     return unit.astype(np.float32)
 

@@ -35,8 +35,8 @@ def in_chunks(count: int, work: Callable[[range], Result], *, size: int = CHUNK,
 
     Args:
         size: numbers in a chunk.
-        alone: up to this count, the work is done in this process.
-        work: gets a range of numbers. Its result is sent between processes, so keep it small. What it raises is raised here.
+        alone: up to this count, this process does the work itself.
+        work: gets a range of numbers. Keep its result small, since it is sent here. What it raises is raised here.
     Raises: DataError if a process is killed.
     """
     chunks = [range(begin, min(begin + size, count)) for begin in range(0, count, size)]

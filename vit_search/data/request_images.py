@@ -22,10 +22,10 @@ def pixels_of(value: Any, size: tuple[int, int], channels: int, bit_depth: int |
     """Read one image of a request.
 
     Args:
-        value: an image file, as bytes or base64 text; or pixels, whole numbers from 0 to 255, (height, width, 1 or 3). If the model has
+        value: an image file, as bytes or base64 text; or pixels, whole numbers from 0 to 255, (height, width, 1 or 3). For a model of
             another depth or number of channels: whole numbers from 0 to 255 or 65,535, (height, width, channels).
         size: height and width of the model's images.
-        channels, bit_depth: how `read_image` read the model's training images.
+        channels, bit_depth: as `read_image` got them in training.
     Returns: uint8 or uint16 (channels, height, width) of that size.
     Raises: DataError that says what is wrong; its subclass TooLargeError if the image is too large.
     """

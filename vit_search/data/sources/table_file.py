@@ -220,7 +220,7 @@ def iter_bytes(table: TableFile, column: str) -> Iterator[list[bytes | None]]:
 
 
 def _bytes_of(path: Path, column: str, group: int) -> list[bytes | None]:
-    """Bytes in one row group, from a column of bytes or of Hugging Face's structs."""
+    """Bytes in one row group; a column may also hold Hugging Face's structs."""
 
     def read(file: Any) -> Any:
         nested = hasattr(file.schema_arrow.field(column).type, "get_field_index")
@@ -292,5 +292,4 @@ def bytes_reader(table: TableFile, column: str, channels: int, bit_depth: int | 
 
 
 def _size(group: Any) -> tuple[int, int]:
-    """Rows and bytes of a row group."""
     return group.num_rows, group.total_byte_size

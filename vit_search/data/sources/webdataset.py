@@ -325,7 +325,7 @@ def _check_end(shard: Path, end: int, last: str) -> None:
 
 
 def _is_other(group: _Group) -> bool:
-    """Whether none of a key's files is of use here."""
+    """Whether no file of a key is of use here."""
     return group.image is None and group.label is None and not group.problem
 
 
@@ -338,7 +338,6 @@ def _add(
     skipped: Counter[str],
     endings: frozenset[str],
 ) -> None:
-    """Add one file to its key."""
     if ending in endings:
         if group.image is not None:
             group.problem = group.problem or "it has two images; give each image a key of its own."
