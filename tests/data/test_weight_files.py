@@ -15,7 +15,7 @@ from helpers.weight_files import timm_shapes, write_file
 from huggingface_hub import constants as hub_constants
 
 from vit_search.config.backbone import read_backbone
-from vit_search.data import fetch, remote
+from vit_search.data import backbones, fetch, remote
 from vit_search.data.weight_files import local_file
 from vit_search.errors import CheckpointError, DataError, SpecError
 
@@ -86,6 +86,28 @@ def test_a_missing_file_is_told_the_nearest_name(tmp_path):
         local_file(str(tmp_path / "vit_smal.safetensors"))
     with pytest.raises(CheckpointError, match=r"for a registered model, write models:/digits@champion"):
         local_file("digits@champion")
+
+
+@pytest.mark.parametrize(
+    ("place", "fact"),
+    [
+        ("~no-such-account/a.safetensors", r"cannot be looked at \(.*\); name a \.safetensors file"),
+        (f"{'a' * 300}.safetensors", r"cannot be looked at \(File name too long\)"),
+        ("/dev/zero", "neither a file nor a folder"),
+    ],
+)
+def test_a_path_that_names_no_file_is_one_line(place, fact):
+    with pytest.raises(CheckpointError, match=rf"model\.pretrained: .*: {fact}"):
+        local_file(place)
+    with pytest.raises(SpecError, match=rf"model\.pretrained: .*: {fact}"):
+        backbones.find(place)
+
+
+def test_settings_that_cannot_be_read_are_one_line(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(content())
+    (tmp_path / "config.json").symlink_to("/proc/self/mem")  # root, too, gets an error from it
+    with pytest.raises(SpecError, match=r"config\.json: cannot be read \("):
+        backbones.find(str(tmp_path))
 
 
 def test_a_pinned_file_that_has_changed_is_an_error(tmp_path):

@@ -66,14 +66,17 @@ def read_settings(folder: Path, metadata: Mapping[str, str]) -> Settings:
 
 
 def _document(key: str, metadata: Mapping[str, str], path: Path) -> dict[str, Any] | None:
-    if key in metadata:
-        text: str | bytes = metadata[key]
-    elif path.is_file():
-        if path.stat().st_size > LONGEST:
-            raise ValueError(f"{path.name}: larger than {LONGEST:,} bytes; use the {path.name} of these weights.")
-        text = path.read_bytes()
-    else:
-        return None
+    try:
+        if key in metadata:
+            text: str | bytes = metadata[key]
+        elif path.is_file():
+            if path.stat().st_size > LONGEST:
+                raise ValueError(f"{path.name}: larger than {LONGEST:,} bytes; use the {path.name} of these weights.")
+            text = path.read_bytes()
+        else:
+            return None
+    except OSError as error:
+        raise ValueError(f"{path.name}: cannot be read ({error.strerror}); give this account the right to read it.") from None
     try:
         values = parse(text)
     except ValueError as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vit_search.config.backbone import Backbone, read_backbone, used_tensors
@@ -15,7 +14,7 @@ from vit_search.config.backbone_space import check_space
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.weight_sources import KEY, parse
 from vit_search.data.finite_weights import check_finite
-from vit_search.data.weight_files import Registry, WeightFile, local_file
+from vit_search.data.weight_files import Registry, WeightFile, is_there, local_file
 from vit_search.errors import SpecError, VitSearchError
 from vit_search.text import in_words
 
@@ -47,7 +46,7 @@ def find(source: str, *, download: bool = False, registry: Registry | None = Non
     Raises: SpecError that begins with the key of the search file; NotHereError, which is one, if they are not on this machine.
     """
     named = parse(source)
-    kind = SpecError if named.kind == "file" and Path(named.place).expanduser().exists() else NotHereError
+    kind = SpecError if named.kind == "file" and is_there(named) else NotHereError
     try:
         file = local_file(source, download=download, registry=registry, key=KEY)
         kind = SpecError

@@ -183,10 +183,23 @@ def _recorded(source: WeightSource, record: weight_cache.Record, cache: Path) ->
     return WeightFile(record.file(cache), record.sha256, Origin(source.unpinned, record.revision, record.licence))
 
 
+def is_there(source: WeightSource) -> bool:
+    """Whether there is a file or a folder at the path of a source."""
+    try:
+        return Path(source.place).expanduser().exists()
+    except (OSError, RuntimeError):  # see _of_folder
+        return False
+
+
 def _of_folder(source: WeightSource, key: str) -> Path:
     """The file that a path means: itself, or the one in the folder of this name."""
-    path = Path(source.place).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(source.place).expanduser()
+        is_folder, is_file, is_something = path.is_dir(), path.is_file(), path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a folder of others, the home of an unknown account
+        fact = (getattr(error, "strerror", None) or str(error)).rstrip(".")
+        raise CheckpointError(f"{key}: {file_name(source.place)[:300]}: cannot be looked at ({fact}); name a {ENDING} file.") from None
+    if is_folder:
         files = sorted(file.name for file in path.glob(f"*{ENDING}"))
         if WEIGHTS in files:
             return path / WEIGHTS
@@ -194,10 +207,12 @@ def _of_folder(source: WeightSource, key: str) -> Path:
             return path / files[0]
         fact = f"has {len(files)} {ENDING} files ({listed([file_name(name) for name in files])})" if files else f"has no {ENDING} file"
         raise CheckpointError(f"{key}: {_shown(path)}: this folder {fact}; name the file itself.")
-    if not path.exists():
+    if not is_something:
         registered = source.place.partition("@")[2] and "/" not in source.place
         mend = f"for a registered model, write models:/{source.place}." if registered else near_path(path) or f"name a {ENDING} file."
         raise CheckpointError(f"{key}: {_shown(path)}: no such file; {mend}")
+    if not is_file:
+        raise CheckpointError(f"{key}: {_shown(path)}: neither a file nor a folder; name a {ENDING} file.")
     return path
 
 
