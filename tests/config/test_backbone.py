@@ -187,6 +187,8 @@ def test_weights_of_whole_numbers_are_refused(tmp_path):
         ("config.json", '{"model_type": "vit", "num_attention_heads": 3}', "config.json says 3 heads, which do not divide 128"),
         ("config.json", '{"model_type": "vit", "num_attention_heads": "two"}', "'two' where a whole number of at least 1 belongs"),
         ("config.json", '{"model_type": "vit", "id2label": {"1": "cat"}}', "config.json: KeyError"),
+        ("config.json", '{"model_type": "vit", "layer_norm_eps": NaN}', "config.json: nan where a number of at least 0 belongs"),
+        ("config.json", '{"model_type": "vit", "layer_norm_eps": -1}', "config.json: -1 where a number"),
         ("preprocessor_config.json", '{"image_mean": [NaN, 0, 0]}', "not finite"),
     ],
 )

@@ -190,7 +190,11 @@ def _text(value: Any) -> str | None:
 
 
 def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise ValueError(f"config.json: {value!r} where a number of at least 0 belongs; use the config.json of these weights.")
+    return float(value)
 
 
 def _numbers(values: Any) -> tuple[float, ...] | None:
