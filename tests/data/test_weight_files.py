@@ -15,7 +15,7 @@ from helpers.weight_files import timm_shapes, write_file
 from huggingface_hub import constants as hub_constants
 
 from vit_search.config.backbone import read_backbone
-from vit_search.data import backbones, fetch, remote
+from vit_search.data import backbones, fetch, remote, weight_cache
 from vit_search.data.weight_files import local_file
 from vit_search.errors import CheckpointError, DataError, SpecError
 
@@ -338,6 +338,40 @@ def test_a_server_that_shows_nobody_what_it_has_is_taken_to_have_no_settings(tmp
         served.status["/config.json"] = 503
         with pytest.raises(DataError, match=r"config\.json: the server refuses it"):
             local_file(f"{served.url}/vit.safetensors")
+
+
+def test_a_copy_of_a_url_that_was_changed_in_the_cache_is_not_taken_for_new_weights(tmp_path):
+    (tmp_path / "vit.safetensors").write_bytes(content())
+    with http_server(tmp_path) as served:
+        url = f"{served.url}/vit.safetensors"
+        found = local_file(url)
+        found.path.write_bytes(content(3))
+        for text in (url, found.pinned):
+            with pytest.raises(DataError, match=r"not what was fetched there; remove .*, and it is fetched again") as raised:
+                local_file(text)
+        shutil.rmtree(str(raised.value).partition("remove ")[2].partition(", and")[0])
+        assert local_file(url).sha256 == found.sha256
+
+
+def test_a_cache_that_holds_the_weights_already_is_only_read(tmp_path, hub):
+    hub.commit("org/repo", {"model.safetensors": content()})
+    (tmp_path / "vit.safetensors").write_bytes(content())
+    with http_server(tmp_path) as served:
+        sources = {f"{served.url}/vit.safetensors": False, "hf:org/repo": True}
+        for source, download in sources.items():
+            local_file(source, download=download)
+        records = {path: path.stat().st_ino for path in (tmp_path / "cache" / "weights").glob("*.json")}
+        assert len(records) == 6
+        for source, download in sources.items():
+            local_file(source, download=download)
+        assert {path: path.stat().st_ino for path in (tmp_path / "cache" / "weights").glob("*.json")} == records
+
+
+def test_what_a_killed_process_left_of_a_registered_version_is_removed(tmp_path):
+    left = tmp_path / "cache" / "weights" / ".new-left"
+    left.mkdir(parents=True)
+    weight_cache.put("0" * 64, tmp_path / "cache", lambda fresh: (fresh / "model.safetensors").write_bytes(b""))
+    assert not left.exists()
 
 
 # The command

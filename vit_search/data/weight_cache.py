@@ -46,17 +46,21 @@ def find(text: str, cache: Path) -> Record | None:
     Raises: DataError where other accounts could put other weights into the cache.
     """
     refuse_open_to_others(cache, cache / "weights")
-    try:
-        record = build(Record, parse(_place(text, cache).read_bytes()))
-        file = record.file(cache)
-        inside = file.resolve().is_relative_to(cache.resolve())
-    except (OSError, ValueError):
-        return None
-    if not inside or not file.is_file():
+    record = recorded(text, cache)
+    if record is None or not (file := record.file(cache)).is_file():
         return None
     parts = Path(record.path).parts[:-1]
     refuse_open_to_others(*(cache.joinpath(*parts[: i + 1]) for i in range(min(len(parts), 3))))
     return record if sha256_once(file) == record.sha256 else None
+
+
+def recorded(text: str, cache: Path) -> Record | None:
+    """The same, whether the file is still what was fetched, or not."""
+    try:
+        record = build(Record, parse(_place(text, cache).read_bytes()))
+        return record if record.file(cache).resolve().is_relative_to(cache.resolve()) else None
+    except (OSError, ValueError):
+        return None
 
 
 _hashed: dict[tuple[Path, int, int, int], str] = {}
@@ -79,12 +83,14 @@ def sha256_once(path: Path) -> str:
 
 
 def keep(record: Record, cache: Path, texts: tuple[str, ...]) -> None:
-    """Write a record for each text that means these weights.
+    """Write a record for each text that means these weights, unless it is there: others may have filled a cache that we only read.
 
     Raises: DataError where the cache cannot be written.
     """
+    texts = tuple(text for text in texts if recorded(text, cache) != record)
     try:
-        _make(cache)
+        if texts:
+            _make(cache)
         for text in texts:
             place = _place(text, cache)
             write_whole(place, json.dumps(asdict(record), indent=1))
@@ -102,6 +108,8 @@ def put(sha256: str, cache: Path, fill: Callable[[Path], None]) -> Path:
     try:
         _make(cache)
         with locked(cache / "weights" / ".lock"):
+            for left in folder.parent.glob(".new-*"):  # by a process that was killed, since we hold the lock
+                shutil.rmtree(left, ignore_errors=True)
             fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
             try:
                 fill(fresh)

@@ -134,10 +134,13 @@ def _of_hub(source: WeightSource, cache: Path) -> WeightFile:
     kept = weight_cache.find(str(replace(exact, sha256=repository.sha256)), cache) if repository.sha256 else None
     path = kept.file(cache) if kept else hugging_face.fetch(repository, cache)
     if repository.sha256 and weight_cache.sha256_once(path) != repository.sha256:
-        raise DataError(
-            f"{path}: not what was fetched there; remove {cache.joinpath(*path.relative_to(cache).parts[:2])}, and it is fetched again."
-        )
+        raise _changed(path, cache)
     return _keep(source, path, cache, revision=repository.commit, licence=repository.licence)
+
+
+def _changed(path: Path, cache: Path) -> DataError:
+    home = cache.joinpath(*path.relative_to(cache).parts[:2])
+    return DataError(f"{path}: not what was fetched there; remove {home}, and it is fetched again.")
 
 
 def _behind_url(source: WeightSource, cache: Path) -> WeightFile:
@@ -168,10 +171,12 @@ def _check_same(source: WeightSource, sha256: str, what: str) -> None:
 
 def _keep(source: WeightSource, path: Path, cache: Path, *, revision: str = "", licence: str | None = None) -> WeightFile:
     """Record what was fetched, under the texts that mean it."""
-    sha256 = weight_cache.sha256_once(path)
+    sha256, inside = weight_cache.sha256_once(path), str(path.relative_to(cache))
+    last = weight_cache.recorded(source.unpinned, cache)
+    if last is not None and last.path == inside and last.sha256 != sha256:
+        raise _changed(path, cache)
     _check_same(source, sha256, revision or "the file")
     licence = licence or licence_beside(path)
-    inside = str(path.relative_to(cache))
     record = weight_cache.Record(source=source.unpinned, revision=revision, sha256=sha256, licence=licence, path=inside)
     exact = source.at(revision) if revision else source
     texts = {replace(one, sha256=digits) for one in (source, exact) for digits in ("", sha256)}
