@@ -421,6 +421,10 @@ def test_the_names_of_the_environment_hide_a_token_of_hugging_face(monkeypatch):
     assert remote.without_secrets(f"Bearer {TOKEN}") == "Bearer $HF_TOKEN"
 
 
+def test_the_signature_of_a_link_is_hidden():
+    assert remote.without_secrets("0, url='https://store/a?X-Amz-Signature=abc&x=1'") == "0, url='https://store/a?…'"
+
+
 def test_an_endpoint_with_a_password_is_refused(monkeypatch, hub):
     hub.commit("org/repo", {"model.safetensors": content()})
     monkeypatch.setenv("HF_ENDPOINT", hub.url.replace("http://", "http://ann:secret@"))
