@@ -367,6 +367,17 @@ def test_a_cache_that_holds_the_weights_already_is_only_read(tmp_path, hub):
         assert {path: path.stat().st_ino for path in (tmp_path / "cache" / "weights").glob("*.json")} == records
 
 
+def test_no_other_account_can_change_what_was_fetched_whatever_the_umask_is(hub, tmp_path):
+    hub.commit("org/repo", {"large/a.safetensors": content(), "large/config.json": json.dumps(CONFIG).encode()})
+    before = os.umask(0)
+    try:
+        found = local_file("hf:org/repo/large/a.safetensors", download=True)
+    finally:
+        os.umask(before)
+    inside = [found.path, found.path.with_name("config.json"), *found.path.parents]
+    assert [path for path in inside if path.is_relative_to(tmp_path / "cache") and path.stat().st_mode & 0o022] == []
+
+
 def test_what_a_killed_process_left_of_a_registered_version_is_removed(tmp_path):
     left = tmp_path / "cache" / "weights" / ".new-left"
     left.mkdir(parents=True)
