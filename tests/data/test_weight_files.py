@@ -385,6 +385,13 @@ def test_what_a_killed_process_left_of_a_registered_version_is_removed(tmp_path)
     assert not left.exists()
 
 
+def test_the_record_of_weights_does_not_depend_on_who_pins_them(hub):
+    commit = hub.commit("timm/vit_tiny.a", {"model.safetensors": content()})
+    found = backbones.find("timm:vit_tiny.a", download=True)
+    assert found.record["source"] == f"timm:vit_tiny.a@{commit}"
+    assert backbones.find(found.file.pinned).record == found.record  # as `vit-search run` looks for them again
+
+
 # The command
 
 

@@ -35,7 +35,8 @@ class FoundBackbone:
         """Where they come from, for the records of what is trained from them; empty texts where that is not known."""
         origin = self.file.origin
         licence = origin.licence or self.backbone.licence or ""
-        return {"source": origin.source, "revision": origin.revision, "sha256": self.file.sha256, "licence": licence}
+        source = parse(origin.source).at(origin.revision).unpinned  # an alias or a branch means others later
+        return {"source": source, "revision": origin.revision, "sha256": self.file.sha256, "licence": licence}
 
 
 def find(source: str, *, download: bool = False, registry: Registry | None = None) -> FoundBackbone:
