@@ -14,9 +14,10 @@ from helpers.remote_files import http_server
 from helpers.weight_files import timm_shapes, write_file
 from huggingface_hub import constants as hub_constants
 
+from vit_search.config import search_file
 from vit_search.config.backbone import read_backbone
 from vit_search.data import backbones, fetch, remote, weight_cache
-from vit_search.data.weight_files import local_file
+from vit_search.data.weight_files import Version, local_file
 from vit_search.errors import CheckpointError, DataError, SpecError
 
 CONFIG = {
@@ -383,6 +384,28 @@ def test_what_a_killed_process_left_of_a_registered_version_is_removed(tmp_path)
     left.mkdir(parents=True)
     weight_cache.put("0" * 64, tmp_path / "cache", lambda fresh: (fresh / "model.safetensors").write_bytes(b""))
     assert not left.exists()
+
+
+class TwoModels:
+    """A registry with two models of the same weights and another number of heads."""
+
+    def look_up(self, source):
+        return Version(source.place, "1", sha256(content()), None)
+
+    def fetch(self, version, folder):
+        (folder / "model.safetensors").write_bytes(content())
+        heads = {"wide": 2, "narrow": 4}[version.name]
+        (folder / "config.json").write_text(json.dumps({"model_type": "vit", "num_attention_heads": heads}))
+
+
+def test_versions_with_the_same_weights_keep_their_own_settings(tmp_path):
+    found = {name: local_file(f"models:/{name}/1", registry=TwoModels()) for name in ("wide", "narrow")}
+    assert [read_backbone(found[name].path).heads for name in ("wide", "narrow")] == [2, 4]
+    assert [read_backbone(local_file(found[name].pinned).path).heads for name in ("wide", "narrow")] == [2, 4]
+    text = "name: a\ndata: {name: digits}\ntrials: 1\nepochs: 1\nmodel: {pretrained: {choice: ['%s', '%s']}, patch_size: 4, heads: 2}\n"
+    spec = search_file.parse(text % tuple(one.pinned for one in found.values()))
+    with pytest.raises(SpecError, match=r"models:/wide/1 and models:/narrow/1 are the same weights with a different config\.json"):
+        backbones.pinned(spec, backbones.find_all(spec))
 
 
 def test_the_record_of_weights_does_not_depend_on_who_pins_them(hub):

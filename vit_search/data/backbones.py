@@ -6,7 +6,7 @@ What the file leaves out of its section `model` is then the backbone's own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vit_search.config.backbone import Backbone, read_backbone, used_tensors
@@ -81,12 +81,27 @@ def pinned(spec: SearchSpec, found: Mapping[str, FoundBackbone]) -> SearchSpec:
     """
     if not found:
         return spec
+    _check_distinct(found)
     pins = {source: one.file.pinned for source, one in found.items()}
     own = _own_values(spec, found)
     if own or any(source != pin for source, pin in pins.items()):
         spec = spec.with_backbone(pins, own)
     check_space(spec.space, {pins[source]: one.backbone for source, one in found.items()})
     return spec
+
+
+def _check_distinct(found: Mapping[str, FoundBackbone]) -> None:
+    """Refuse the same weights with different settings beside them: a search keeps weights by their sha256.
+
+    Raises: SpecError.
+    """
+    first: dict[str, tuple[str, Backbone]] = {}
+    for source, one in found.items():
+        backbone = replace(one.backbone, licence=None)
+        other, kept = first.setdefault(one.file.sha256, (source, backbone))
+        if backbone != kept:
+            names = in_words([parse(text).unpinned for text in (other, source)])
+            raise SpecError(f"{KEY}: {names} are the same weights with a different config.json beside them; choose one of them.")
 
 
 def _own_values(spec: SearchSpec, found: Mapping[str, FoundBackbone]) -> dict[str, Any]:

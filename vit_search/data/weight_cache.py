@@ -1,7 +1,7 @@
 """What the cache holds of pretrained weights that are not files of the user: by the text of their source, where they are.
 
     weights/KEY.json        a record, by the text of a source; KEY is made of the text
-    weights/SHA256/         model.safetensors and config.json of a registered version
+    weights/KEY/            model.safetensors and config.json of a registered version
     remote/                 files of servers, see fetch.py
 
 A source that can mean other weights later, such as a branch, has a record of what it meant last.
@@ -99,12 +99,12 @@ def keep(record: Record, cache: Path, texts: tuple[str, ...]) -> None:
         raise cannot_be_written(cache, error) from None
 
 
-def put(sha256: str, cache: Path, fill: Callable[[Path], None]) -> Path:
-    """A folder of the cache for these weights, which is filled if it is new.
+def put(text: str, cache: Path, fill: Callable[[Path], None]) -> Path:
+    """A new folder of the cache for the weights of a source. Versions with the same weights can have another config.json.
 
     Raises: DataError where the cache cannot be written; what `fill` raises.
     """
-    folder = cache / "weights" / sha256
+    folder = _place(text, cache).with_suffix("")
     try:
         _make(cache)
         with locked(cache / "weights" / ".lock"):
@@ -116,7 +116,7 @@ def put(sha256: str, cache: Path, fill: Callable[[Path], None]) -> Path:
                 for path in fresh.iterdir():
                     path.chmod(0o644)
                 fresh.chmod(0o755)
-                if folder.exists():  # what is there was damaged, or has another config.json
+                if folder.exists():  # what is there was damaged, or its record is lost
                     shutil.rmtree(folder)
                 fresh.rename(folder)
             finally:

@@ -153,11 +153,12 @@ def _registered(source: WeightSource, registry: Registry | None, cache: Path) ->
         raise CheckpointError(f"{source.unpinned}: not on this machine; fetch it with `vit-search weights {source}` first.")
     version = registry.look_up(source)
     _check_same(source, version.sha256, f"version {version.number}")
-    kept = weight_cache.find(str(replace(source.at(version.number), sha256=version.sha256)), cache)
+    exact = str(replace(source.at(version.number), sha256=version.sha256))
+    kept = weight_cache.find(exact, cache)
     if kept:
         path = kept.file(cache)
     else:
-        path = weight_cache.put(version.sha256, cache, lambda fresh: registry.fetch(version, fresh)) / WEIGHTS
+        path = weight_cache.put(exact, cache, lambda fresh: registry.fetch(version, fresh)) / WEIGHTS
     return _keep(source, path, cache, revision=version.number, licence=version.licence)
 
 
