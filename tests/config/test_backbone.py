@@ -42,6 +42,9 @@ def damaged(case, path):
         "type": (json.dumps({"x": good["x"] | {"dtype": "Q4"}}), size),
         "negative": (json.dumps({"x": good["x"] | {"shape": [-2, -3]}}), size),
         "brackets": ("[" * 200_000, 0),
+        "many names": ("{" + ", ".join(f'"{i}": 1' for i in range(200_000)) + ', "199999": 2}', 0),
+        "axes": (json.dumps({"x": good["x"] | {"shape": [2**47] * 90}}), size),
+        "name": (json.dumps({"a\nb\x1b[31m" + 5000 * "c": 1}), 0),
     }
     contents = {
         "pickle": b"PK\x03\x04 and so on",
@@ -78,6 +81,9 @@ def damaged(case, path):
         ("type", "x: 'Q4' is a type that this version does not know"),
         ("negative", "x: shape or data_offsets are no lists of whole numbers"),
         ("brackets", "too many brackets"),
+        ("many names", "'199999' comes twice"),
+        ("axes", r"damaged header \(x: shape or data_offsets are no lists"),
+        ("name", r"damaged header \(a\\nb"),
     ],
 )
 def test_a_damaged_file_is_one_line(case, message, tmp_path):
@@ -86,6 +92,7 @@ def test_a_damaged_file_is_one_line(case, message, tmp_path):
         read_header(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value).removeprefix(str(path))) < 500
 
 
 def test_shapes_tell_the_model_and_what_they_do_not_tell_is_assumed(tmp_path):
@@ -180,6 +187,8 @@ def test_weights_of_whole_numbers_are_refused(tmp_path):
         ("config.json", '{"model_type": "vit", "num_attention_heads": 3}', "config.json says 3 heads, which do not divide 128"),
         ("config.json", '{"model_type": "vit", "num_attention_heads": "two"}', "'two' where a whole number of at least 1 belongs"),
         ("config.json", '{"model_type": "vit", "id2label": {"1": "cat"}}', "config.json: KeyError"),
+        ("config.json", '{"model_type": "vit", "layer_norm_eps": NaN}', "config.json: nan where a number of at least 0 belongs"),
+        ("config.json", '{"model_type": "vit", "layer_norm_eps": -1}', "config.json: -1 where a number"),
         ("preprocessor_config.json", '{"image_mean": [NaN, 0, 0]}', "not finite"),
     ],
 )

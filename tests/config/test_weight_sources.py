@@ -104,6 +104,8 @@ def test_a_licence_is_read_from_the_file_its_settings_or_its_card(tmp_path):
     assert licence_beside(path) == "dinov3-license"
     (tmp_path / "README.md").write_text("---\nlicense: 'cc-by-4.0'\n---\n")
     assert licence_beside(path) == "cc-by-4.0"
+    (tmp_path / "README.md").write_bytes(b"---\r\nlicense: cc-by-nc-4.0\r\n---\r\n")
+    assert licence_beside(path) == "cc-by-nc-4.0"
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit", "pretrained_cfg": {"license": "apache-2.0"}}))
     assert licence_beside(path) == "apache-2.0"
     assert licence_beside(write_file(path, timm_shapes(), metadata={"license": "mit"})) == "mit"

@@ -14,9 +14,10 @@ from helpers.remote_files import http_server
 from helpers.weight_files import timm_shapes, write_file
 from huggingface_hub import constants as hub_constants
 
+from vit_search.config import search_file
 from vit_search.config.backbone import read_backbone
-from vit_search.data import fetch, remote
-from vit_search.data.weight_files import local_file
+from vit_search.data import backbones, fetch, remote, weight_cache
+from vit_search.data.weight_files import Version, local_file
 from vit_search.errors import CheckpointError, DataError, SpecError
 
 CONFIG = {
@@ -86,6 +87,28 @@ def test_a_missing_file_is_told_the_nearest_name(tmp_path):
         local_file(str(tmp_path / "vit_smal.safetensors"))
     with pytest.raises(CheckpointError, match=r"for a registered model, write models:/digits@champion"):
         local_file("digits@champion")
+
+
+@pytest.mark.parametrize(
+    ("place", "fact"),
+    [
+        ("~no-such-account/a.safetensors", r"cannot be looked at \(.*\); name a \.safetensors file"),
+        (f"{'a' * 300}.safetensors", r"cannot be looked at \(File name too long\)"),
+        ("/dev/zero", "neither a file nor a folder"),
+    ],
+)
+def test_a_path_that_names_no_file_is_one_line(place, fact):
+    with pytest.raises(CheckpointError, match=rf"model\.pretrained: .*: {fact}"):
+        local_file(place)
+    with pytest.raises(SpecError, match=rf"model\.pretrained: .*: {fact}"):
+        backbones.find(place)
+
+
+def test_settings_that_cannot_be_read_are_one_line(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(content())
+    (tmp_path / "config.json").symlink_to("/proc/self/mem")  # root, too, gets an error from it
+    with pytest.raises(SpecError, match=r"config\.json: cannot be read \("):
+        backbones.find(str(tmp_path))
 
 
 def test_a_pinned_file_that_has_changed_is_an_error(tmp_path):
@@ -318,6 +341,80 @@ def test_a_server_that_shows_nobody_what_it_has_is_taken_to_have_no_settings(tmp
             local_file(f"{served.url}/vit.safetensors")
 
 
+def test_a_copy_of_a_url_that_was_changed_in_the_cache_is_not_taken_for_new_weights(tmp_path):
+    (tmp_path / "vit.safetensors").write_bytes(content())
+    with http_server(tmp_path) as served:
+        url = f"{served.url}/vit.safetensors"
+        found = local_file(url)
+        found.path.write_bytes(content(3))
+        for text in (url, found.pinned):
+            with pytest.raises(DataError, match=r"not what was fetched there; remove .*, and it is fetched again") as raised:
+                local_file(text)
+        shutil.rmtree(str(raised.value).partition("remove ")[2].partition(", and")[0])
+        assert local_file(url).sha256 == found.sha256
+
+
+def test_a_cache_that_holds_the_weights_already_is_only_read(tmp_path, hub):
+    hub.commit("org/repo", {"model.safetensors": content()})
+    (tmp_path / "vit.safetensors").write_bytes(content())
+    with http_server(tmp_path) as served:
+        sources = {f"{served.url}/vit.safetensors": False, "hf:org/repo": True}
+        for source, download in sources.items():
+            local_file(source, download=download)
+        records = {path: path.stat().st_ino for path in (tmp_path / "cache" / "weights").glob("*.json")}
+        assert len(records) == 6
+        for source, download in sources.items():
+            local_file(source, download=download)
+        assert {path: path.stat().st_ino for path in (tmp_path / "cache" / "weights").glob("*.json")} == records
+
+
+def test_no_other_account_can_change_what_was_fetched_whatever_the_umask_is(hub, tmp_path):
+    hub.commit("org/repo", {"large/a.safetensors": content(), "large/config.json": json.dumps(CONFIG).encode()})
+    before = os.umask(0)
+    try:
+        found = local_file("hf:org/repo/large/a.safetensors", download=True)
+    finally:
+        os.umask(before)
+    inside = [found.path, found.path.with_name("config.json"), *found.path.parents]
+    assert [path for path in inside if path.is_relative_to(tmp_path / "cache") and path.stat().st_mode & 0o022] == []
+
+
+def test_what_a_killed_process_left_of_a_registered_version_is_removed(tmp_path):
+    left = tmp_path / "cache" / "weights" / ".new-left"
+    left.mkdir(parents=True)
+    weight_cache.put("0" * 64, tmp_path / "cache", lambda fresh: (fresh / "model.safetensors").write_bytes(b""))
+    assert not left.exists()
+
+
+class TwoModels:
+    """A registry with two models of the same weights and another number of heads."""
+
+    def look_up(self, source):
+        return Version(source.place, "1", sha256(content()), None)
+
+    def fetch(self, version, folder):
+        (folder / "model.safetensors").write_bytes(content())
+        heads = {"wide": 2, "narrow": 4}[version.name]
+        (folder / "config.json").write_text(json.dumps({"model_type": "vit", "num_attention_heads": heads}))
+
+
+def test_versions_with_the_same_weights_keep_their_own_settings(tmp_path):
+    found = {name: local_file(f"models:/{name}/1", registry=TwoModels()) for name in ("wide", "narrow")}
+    assert [read_backbone(found[name].path).heads for name in ("wide", "narrow")] == [2, 4]
+    assert [read_backbone(local_file(found[name].pinned).path).heads for name in ("wide", "narrow")] == [2, 4]
+    text = "name: a\ndata: {name: digits}\ntrials: 1\nepochs: 1\nmodel: {pretrained: {choice: ['%s', '%s']}, patch_size: 4, heads: 2}\n"
+    spec = search_file.parse(text % tuple(one.pinned for one in found.values()))
+    with pytest.raises(SpecError, match=r"models:/wide/1 and models:/narrow/1 are the same weights with a different config\.json"):
+        backbones.pinned(spec, backbones.find_all(spec))
+
+
+def test_the_record_of_weights_does_not_depend_on_who_pins_them(hub):
+    commit = hub.commit("timm/vit_tiny.a", {"model.safetensors": content()})
+    found = backbones.find("timm:vit_tiny.a", download=True)
+    assert found.record["source"] == f"timm:vit_tiny.a@{commit}"
+    assert backbones.find(found.file.pinned).record == found.record  # as `vit-search run` looks for them again
+
+
 # The command
 
 
@@ -363,6 +460,10 @@ def unused_port():
 def test_the_names_of_the_environment_hide_a_token_of_hugging_face(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert remote.without_secrets(f"Bearer {TOKEN}") == "Bearer $HF_TOKEN"
+
+
+def test_the_signature_of_a_link_is_hidden():
+    assert remote.without_secrets("0, url='https://store/a?X-Amz-Signature=abc&x=1'") == "0, url='https://store/a?…'"
 
 
 def test_an_endpoint_with_a_password_is_refused(monkeypatch, hub):

@@ -53,6 +53,13 @@ def folder(tmp_path):
     return made
 
 
+def test_a_search_in_the_working_directory_is_called_by_the_name_of_its_folder(folder, monkeypatch):
+    (folder / "trials").mkdir()
+    for inside, name in ((folder, "."), (folder / "trials", "..")):
+        monkeypatch.chdir(inside)
+        assert searches.find(folder.parent, name).name == "told-1"
+
+
 def told(folder, *events, driven=False):
     """What is read of a ledger of these events, while it is held or after that."""
     ledger = Ledger(folder / "ledger.jsonl")

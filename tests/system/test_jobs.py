@@ -641,6 +641,17 @@ def test_a_path_of_the_laptop_is_refused(tmp_path):
         check_paths(search_file.parse(text % "data"), "f.yaml")
 
 
+@pytest.mark.parametrize(("source", "is_here"), [("/w/a", 0), ("w/a", 1), ("~/a", 1), ("timm:a.b", 0), ("file:///w/a", 0)])
+def test_weights_of_the_laptop_are_refused(source, is_here):
+    spec = search_file.parse(FILE.replace("{patch_size:", f"{{pretrained: '{source}', patch_size:"))
+    assert spec.pretrained == [source]
+    if is_here:
+        with pytest.raises(SpecError, match=rf"f\.yaml: model\.pretrained: '{source}' is a path of this machine"):
+            check_paths(spec, "f.yaml")
+    else:
+        check_paths(spec, "f.yaml")
+
+
 def test_a_job_that_waits_for_another_drivers_search_lets_go_when_it_is_stopped(storage, tmp_path):
     driver.begin("tiny-1", tmp_path / "tiny.yaml", **pins(search_file.load(tmp_path / "tiny.yaml")))
     folder = storage / "searches" / "tiny-1"

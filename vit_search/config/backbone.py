@@ -103,7 +103,7 @@ def read_backbone(path: Path) -> Backbone:
     try:
         return describe(header, read_settings(path.parent, header.metadata))
     except ValueError as error:
-        raise CheckpointError(f"{file_name(str(path))}: {error}") from None
+        raise CheckpointError(f"{file_name(str(path))}: {file_name(str(error))}") from None  # with names of the file's own
 
 
 def used_tensors(path: Path) -> tuple[str, ...]:

@@ -66,14 +66,17 @@ def read_settings(folder: Path, metadata: Mapping[str, str]) -> Settings:
 
 
 def _document(key: str, metadata: Mapping[str, str], path: Path) -> dict[str, Any] | None:
-    if key in metadata:
-        text: str | bytes = metadata[key]
-    elif path.is_file():
-        if path.stat().st_size > LONGEST:
-            raise ValueError(f"{path.name}: larger than {LONGEST:,} bytes; use the {path.name} of these weights.")
-        text = path.read_bytes()
-    else:
-        return None
+    try:
+        if key in metadata:
+            text: str | bytes = metadata[key]
+        elif path.is_file():
+            if path.stat().st_size > LONGEST:
+                raise ValueError(f"{path.name}: larger than {LONGEST:,} bytes; use the {path.name} of these weights.")
+            text = path.read_bytes()
+        else:
+            return None
+    except OSError as error:
+        raise ValueError(f"{path.name}: cannot be read ({error.strerror}); give this account the right to read it.") from None
     try:
         values = parse(text)
     except ValueError as error:
@@ -187,7 +190,11 @@ def _text(value: Any) -> str | None:
 
 
 def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise ValueError(f"config.json: {value!r} where a number of at least 0 belongs; use the config.json of these weights.")
+    return float(value)
 
 
 def _numbers(values: Any) -> tuple[float, ...] | None:

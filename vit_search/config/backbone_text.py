@@ -70,4 +70,5 @@ def _named(node: Any, pins: Mapping[str, str]) -> Iterator[Edit]:
 
 
 def _edit(node: Any, value: str) -> Edit:
-    return node.start_mark.index, node.end_mark.index, json.dumps(value, ensure_ascii=False)
+    ending = "\n" if node.style in ("|", ">") else ""  # a block of text ends with its last line
+    return node.start_mark.index, node.end_mark.index, json.dumps(value, ensure_ascii=False) + ending

@@ -70,7 +70,8 @@ def read_header(path: Path) -> Header:
     try:
         return _checked(parse_unique(text), size - 8 - length)
     except ValueError as error:
-        raise CheckpointError(f"{where}: damaged header ({error}); copy or download the file again.") from None
+        fact = file_name(str(error))[:300]  # with names of the file's own
+        raise CheckpointError(f"{where}: damaged header ({fact}); copy or download the file again.") from None
 
 
 def _check_format(where: str, start: bytes) -> None:
@@ -128,5 +129,9 @@ def _entry(name: str, entry: Any) -> tuple[Stored, int, int]:
     return Stored(dtype, tuple(shape)), begin, end
 
 
+MOST_AXES = 16
+"""Of a tensor; also keeps their product a short number."""
+
+
 def _sizes(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**48 for value in values)
+    return isinstance(values, list) and len(values) <= MOST_AXES and all(type(value) is int and 0 <= value < 2**48 for value in values)

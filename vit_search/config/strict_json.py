@@ -12,6 +12,7 @@ import json
 import math
 import sys
 import types
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -53,8 +54,8 @@ def parse_unique(text: str | bytes) -> Any:
     def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
         if len(values) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f"{_short(next(name for name in names if names.count(name) > 1))} comes twice")
+            counts = Counter(name for name, _ in pairs)
+            raise ValueError(f"{_short(next(name for name in counts if counts[name] > 1))} comes twice")
         return values
 
     try:

@@ -46,7 +46,7 @@ def _of_card(path: Path) -> str | None:
             text = file.read(CARD_BYTES).decode(errors="replace")
     except OSError:
         return None
-    head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    head = re.match(r"---\n(.*?)\n---", text.replace("\r\n", "\n"), re.DOTALL)
     fields = dict(_FIELD.findall(head[1])) if head else {}
     stated = fields.get("license") or fields.get("licence")
     if stated in (None, "other"):

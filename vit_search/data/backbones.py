@@ -7,8 +7,7 @@ section `model` get the values of the weights.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vit_search.config.backbone import Backbone, read_backbone, used_tensors
@@ -16,7 +15,7 @@ from vit_search.config.backbone_space import check_space
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.weight_sources import KEY, parse
 from vit_search.data.finite_weights import check_finite
-from vit_search.data.weight_files import Registry, WeightFile, local_file
+from vit_search.data.weight_files import Registry, WeightFile, is_there, local_file
 from vit_search.errors import SpecError, VitSearchError
 from vit_search.text import in_words
 
@@ -37,7 +36,8 @@ class FoundBackbone:
         """Where the weights come from, for records of the models trained from them; unknown parts are empty."""
         origin = self.file.origin
         licence = origin.licence or self.backbone.licence or ""
-        return {"source": origin.source, "revision": origin.revision, "sha256": self.file.sha256, "licence": licence}
+        source = parse(origin.source).at(origin.revision).unpinned  # an alias or a branch means others later
+        return {"source": source, "revision": origin.revision, "sha256": self.file.sha256, "licence": licence}
 
 
 def find(source: str, *, download: bool = False, registry: Registry | None = None) -> FoundBackbone:
@@ -48,7 +48,7 @@ def find(source: str, *, download: bool = False, registry: Registry | None = Non
     Raises: SpecError that begins with the key of the search file; its subclass NotHereError if the weights are not on this machine.
     """
     named = parse(source)
-    kind = SpecError if named.kind == "file" and Path(named.place).expanduser().exists() else NotHereError
+    kind = SpecError if named.kind == "file" and is_there(named) else NotHereError
     try:
         file = local_file(source, download=download, registry=registry, key=KEY)
         kind = SpecError
@@ -82,12 +82,27 @@ def pinned(spec: SearchSpec, found: Mapping[str, FoundBackbone]) -> SearchSpec:
     """
     if not found:
         return spec
+    _check_distinct(found)
     pins = {source: one.file.pinned for source, one in found.items()}
     own = _own_values(spec, found)
     if own or any(source != pin for source, pin in pins.items()):
         spec = spec.with_backbone(pins, own)
     check_space(spec.space, {pins[source]: one.backbone for source, one in found.items()})
     return spec
+
+
+def _check_distinct(found: Mapping[str, FoundBackbone]) -> None:
+    """Refuse the same weights with different settings beside them: a search keeps weights by their sha256.
+
+    Raises: SpecError.
+    """
+    first: dict[str, tuple[str, Backbone]] = {}
+    for source, one in found.items():
+        backbone = replace(one.backbone, licence=None)
+        other, kept = first.setdefault(one.file.sha256, (source, backbone))
+        if backbone != kept:
+            names = in_words([parse(text).unpinned for text in (other, source)])
+            raise SpecError(f"{KEY}: {names} are the same weights with a different config.json beside them; choose one of them.")
 
 
 def _own_values(spec: SearchSpec, found: Mapping[str, FoundBackbone]) -> dict[str, Any]:

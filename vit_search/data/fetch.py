@@ -34,7 +34,7 @@ from vit_search.data.file_hashes import sha256_of
 from vit_search.data.progress import Advance, step
 from vit_search.data.remote import THREADS, Listing, Passing, RemoteFile, file_system, is_passing, list_files, reason
 from vit_search.errors import DataError
-from vit_search.files import locked
+from vit_search.files import OTHERS_WRITE, locked
 from vit_search.text import counted
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)
@@ -188,6 +188,7 @@ class _Fetcher:
             try:
                 bring(file, part)
                 self._check(file, part)
+                part.chmod(part.stat().st_mode & ~OTHERS_WRITE)
                 part.replace(self._objects / file.identity)
                 return
             except (_Stopped, DataError):
@@ -306,6 +307,8 @@ def _put_in_place(listing: Listing, objects: Path, folder: Path) -> None:
     try:
         put = _putter(objects, fresh)
         make_folders(listing, fresh)
+        for made in fresh.rglob("*"):
+            made.chmod(0o755)
         for file in listing.files:
             put(str(objects / file.identity), f"{fresh}/{file.name}")
         fresh.chmod(0o755)
@@ -323,6 +326,6 @@ def _putter(objects: Path, fresh: Path) -> Callable[[str, str], Any]:
         (fresh / tried.name).unlink()
         return os.link
     except OSError:
-        return shutil.copyfile
+        return shutil.copy
     finally:
         tried.unlink()

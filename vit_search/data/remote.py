@@ -405,8 +405,13 @@ def _of_connection(error: BaseException) -> str:
     return os.strerror(number) if isinstance(number, int) and number > 0 else getattr(error, "strerror", None) or str(error)
 
 
+_QUERY = re.compile(r"(\w+://[^\s?'\"]*\?)[^\s'\")]+")
+"""The query of a URL: that of a link to which a server redirects is a signature."""
+
+
 def without_secrets(text: str) -> str:
-    """Replace every secret that a variable of the environment holds by the variable's name."""
+    """A text without the queries of URLs, and without anything that a variable of the environment holds as a secret."""
+    text = _QUERY.sub(r"\1…", text)
     for name in _SECRETS:
         secret = os.environ.get(name, "")
         if len(secret) > 3:

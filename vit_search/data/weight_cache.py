@@ -1,7 +1,7 @@
 """The cache of pretrained weights that are not the user's own files: a record says where the weights of each source are.
 
     weights/KEY.json        a record; KEY is a hash of the source's text
-    weights/SHA256/         model.safetensors and config.json of a registered version
+    weights/KEY/            model.safetensors and config.json of a registered version
     remote/                 files of servers, see fetch.py
 
 A source that may later mean other weights, such as a branch, has a record of its latest meaning.
@@ -46,17 +46,21 @@ def find(text: str, cache: Path) -> Record | None:
     Raises: DataError if other accounts could change the weights in the cache.
     """
     refuse_open_to_others(cache, cache / "weights")
-    try:
-        record = build(Record, parse(_place(text, cache).read_bytes()))
-        file = record.file(cache)
-        inside = file.resolve().is_relative_to(cache.resolve())
-    except (OSError, ValueError):
-        return None
-    if not inside or not file.is_file():
+    record = recorded(text, cache)
+    if record is None or not (file := record.file(cache)).is_file():
         return None
     parts = Path(record.path).parts[:-1]
     refuse_open_to_others(*(cache.joinpath(*parts[: i + 1]) for i in range(min(len(parts), 3))))
     return record if sha256_once(file) == record.sha256 else None
+
+
+def recorded(text: str, cache: Path) -> Record | None:
+    """The same, whether the file is still what was fetched, or not."""
+    try:
+        record = build(Record, parse(_place(text, cache).read_bytes()))
+        return record if record.file(cache).resolve().is_relative_to(cache.resolve()) else None
+    except (OSError, ValueError):
+        return None
 
 
 _hashed: dict[tuple[Path, int, int, int], str] = {}
@@ -79,12 +83,14 @@ def sha256_once(path: Path) -> str:
 
 
 def keep(record: Record, cache: Path, texts: tuple[str, ...]) -> None:
-    """Write a record for each text that means these weights.
+    """Write a record for each text that means these weights, unless it is there: others may have filled a cache that we only read.
 
     Raises: DataError if the cache cannot be written.
     """
+    texts = tuple(text for text in texts if recorded(text, cache) != record)
     try:
-        _make(cache)
+        if texts:
+            _make(cache)
         for text in texts:
             place = _place(text, cache)
             write_whole(place, json.dumps(asdict(record), indent=1))
@@ -93,22 +99,26 @@ def keep(record: Record, cache: Path, texts: tuple[str, ...]) -> None:
         raise cannot_be_written(cache, error) from None
 
 
-def put(sha256: str, cache: Path, fill: Callable[[Path], None]) -> Path:
-    """Make a folder in the cache for these weights, filled by `fill`. A folder that exists is replaced.
+def put(text: str, cache: Path, fill: Callable[[Path], None]) -> Path:
+    """Make a folder in the cache for the weights of a source, filled by `fill`. A folder that exists is replaced.
+
+    Each source has its own folder, because versions with the same weights can have another config.json.
 
     Raises: DataError if the cache cannot be written; whatever `fill` raises.
     """
-    folder = cache / "weights" / sha256
+    folder = _place(text, cache).with_suffix("")
     try:
         _make(cache)
         with locked(cache / "weights" / ".lock"):
+            for left in folder.parent.glob(".new-*"):  # by a process that was killed, since we hold the lock
+                shutil.rmtree(left, ignore_errors=True)
             fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
             try:
                 fill(fresh)
                 for path in fresh.iterdir():
                     path.chmod(0o644)
                 fresh.chmod(0o755)
-                if folder.exists():  # the old folder is damaged, or has another config.json
+                if folder.exists():  # the old folder is damaged, or its record is lost
                     shutil.rmtree(folder)
                 fresh.rename(folder)
             finally:

@@ -134,10 +134,13 @@ def _of_hub(source: WeightSource, cache: Path) -> WeightFile:
     kept = weight_cache.find(str(replace(exact, sha256=repository.sha256)), cache) if repository.sha256 else None
     path = kept.file(cache) if kept else hugging_face.fetch(repository, cache)
     if repository.sha256 and weight_cache.sha256_once(path) != repository.sha256:
-        raise DataError(
-            f"{path}: not what was fetched there; remove {cache.joinpath(*path.relative_to(cache).parts[:2])}, and it is fetched again."
-        )
+        raise _changed(path, cache)
     return _keep(source, path, cache, revision=repository.commit, licence=repository.licence)
+
+
+def _changed(path: Path, cache: Path) -> DataError:
+    home = cache.joinpath(*path.relative_to(cache).parts[:2])
+    return DataError(f"{path}: not what was fetched there; remove {home}, and it is fetched again.")
 
 
 def _behind_url(source: WeightSource, cache: Path) -> WeightFile:
@@ -150,11 +153,12 @@ def _registered(source: WeightSource, registry: Registry | None, cache: Path) ->
         raise CheckpointError(f"{source.unpinned}: not on this machine; fetch it with `vit-search weights {source}` first.")
     version = registry.look_up(source)
     _check_same(source, version.sha256, f"version {version.number}")
-    kept = weight_cache.find(str(replace(source.at(version.number), sha256=version.sha256)), cache)
+    exact = str(replace(source.at(version.number), sha256=version.sha256))
+    kept = weight_cache.find(exact, cache)
     if kept:
         path = kept.file(cache)
     else:
-        path = weight_cache.put(version.sha256, cache, lambda fresh: registry.fetch(version, fresh)) / WEIGHTS
+        path = weight_cache.put(exact, cache, lambda fresh: registry.fetch(version, fresh)) / WEIGHTS
     return _keep(source, path, cache, revision=version.number, licence=version.licence)
 
 
@@ -168,10 +172,12 @@ def _check_same(source: WeightSource, sha256: str, what: str) -> None:
 
 def _keep(source: WeightSource, path: Path, cache: Path, *, revision: str = "", licence: str | None = None) -> WeightFile:
     """Record what was fetched, for each text that means it."""
-    sha256 = weight_cache.sha256_once(path)
+    sha256, inside = weight_cache.sha256_once(path), str(path.relative_to(cache))
+    last = weight_cache.recorded(source.unpinned, cache)
+    if last is not None and last.path == inside and last.sha256 != sha256:
+        raise _changed(path, cache)
     _check_same(source, sha256, revision or "the file")
     licence = licence or licence_beside(path)
-    inside = str(path.relative_to(cache))
     record = weight_cache.Record(source=source.unpinned, revision=revision, sha256=sha256, licence=licence, path=inside)
     exact = source.at(revision) if revision else source
     texts = {replace(one, sha256=digits) for one in (source, exact) for digits in ("", sha256)}
@@ -183,10 +189,23 @@ def _recorded(source: WeightSource, record: weight_cache.Record, cache: Path) ->
     return WeightFile(record.file(cache), record.sha256, Origin(source.unpinned, record.revision, record.licence))
 
 
+def is_there(source: WeightSource) -> bool:
+    """Whether there is a file or a folder at the path of a source."""
+    try:
+        return Path(source.place).expanduser().exists()
+    except (OSError, RuntimeError):  # see _of_folder
+        return False
+
+
 def _of_folder(source: WeightSource, key: str) -> Path:
     """The file that a path means: the path itself, or the weights in that folder."""
-    path = Path(source.place).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(source.place).expanduser()
+        is_folder, is_file, is_something = path.is_dir(), path.is_file(), path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a folder of others, the home of an unknown account
+        fact = (getattr(error, "strerror", None) or str(error)).rstrip(".")
+        raise CheckpointError(f"{key}: {file_name(source.place)[:300]}: cannot be looked at ({fact}); name a {ENDING} file.") from None
+    if is_folder:
         files = sorted(file.name for file in path.glob(f"*{ENDING}"))
         if WEIGHTS in files:
             return path / WEIGHTS
@@ -194,10 +213,12 @@ def _of_folder(source: WeightSource, key: str) -> Path:
             return path / files[0]
         fact = f"has {len(files)} {ENDING} files ({listed([file_name(name) for name in files])})" if files else f"has no {ENDING} file"
         raise CheckpointError(f"{key}: {_shown(path)}: this folder {fact}; name the file itself.")
-    if not path.exists():
+    if not is_something:
         registered = source.place.partition("@")[2] and "/" not in source.place
         mend = f"for a registered model, write models:/{source.place}." if registered else near_path(path) or f"name a {ENDING} file."
         raise CheckpointError(f"{key}: {_shown(path)}: no such file; {mend}")
+    if not is_file:
+        raise CheckpointError(f"{key}: {_shown(path)}: neither a file nor a folder; name a {ENDING} file.")
     return path
 
 

@@ -247,7 +247,7 @@ def find(output: Path, name: str | None) -> Path:
     Raises: SearchError that names the nearest search, or says how to start one.
     """
     if name is not None and (Path(name) / "search.json").is_file():
-        return Path(name)
+        return Path(name) if Path(name).name not in ("", "..") else Path(name).resolve()  # a search is called by its folder's name
     name = name and name.rstrip("/")
     folders = sorted((p.parent for p in output.glob("*/search.json")), key=_began)
     if not folders:

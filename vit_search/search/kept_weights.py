@@ -7,6 +7,7 @@ A promotion's trainings take those of their search.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import socket
 import uuid
@@ -18,7 +19,7 @@ from vit_search.config.weight_sources import parse
 from vit_search.data.file_hashes import sha256_of
 from vit_search.data.weight_files import WEIGHTS
 from vit_search.errors import DataError, SearchError
-from vit_search.files import make_folder
+from vit_search.files import locked, make_folder
 
 if TYPE_CHECKING:
     from vit_search.config.search_file import SearchSpec
@@ -42,30 +43,41 @@ def keep(spec: SearchSpec, folder: Path) -> None:
     Raises: SpecError that begins with the key if weights are needed and missing, or have changed; SearchError if the folder cannot be
         written.
     """
+    if not spec.pretrained:
+        return
+    try:
+        make_folder(folder)
+        with locked(folder / ".lock"):  # a search and its promotion may do so at once
+            for left in folder.glob("*.new"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            for source in spec.pretrained:
+                _keep(source, folder)
+    except OSError as error:
+        raise SearchError(f"{folder}: the pretrained weights cannot be written ({error.strerror}); make room or mend it.") from None
+
+
+def _keep(source: str, folder: Path) -> None:
     from vit_search.data import backbones  # here: a worker needs `checked` alone
 
-    for source in spec.pretrained:
-        sha256 = parse(source).sha256
-        target = folder / sha256
-        if _is_sound(target / WEIGHTS, sha256):
-            continue
+    sha256 = parse(source).sha256
+    target = folder / sha256
+    if not _is_sound(target / WEIGHTS, sha256):
         found = backbones.find(source)
-        try:
-            make_folder(folder)
-            _copy(found.file.path, target)
-        except OSError as error:
-            raise SearchError(f"{folder}: the pretrained weights cannot be written ({error.strerror}); make room or mend it.") from None
+        _copy(found.file.path, target)
+        if not _is_sound(target / WEIGHTS, sha256):
+            raise SearchError(f"{found.file.path}: changed while the search copied it; start the search again.")
 
 
 def checked(folder: Path, source: str) -> Path:
     """The file of a pinned source.
 
-    Raises: OSError if this node does not see it; SearchError if it is damaged.
+    Raises: OSError if this node does not see it, or its storage fails; SearchError if it is damaged.
     """
     sha256 = parse(source).sha256
     path = folder / sha256 / WEIGHTS
-    path.stat()
-    if not _is_sound(path, sha256):
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
         search = folder.parent
         raise SearchError(
             f"{path}: read on the node {socket.gethostname()}, the pretrained weights are damaged; remove the file, "

@@ -27,6 +27,7 @@ from vit_search.cluster.jobs.launches import launches, launches_of, states, stat
 from vit_search.config import search_file
 from vit_search.config.data_urls import is_url
 from vit_search.config.search_file import SearchSpec
+from vit_search.config.weight_sources import parse as parse_source
 from vit_search.errors import ClusterError, SpecError
 from vit_search.runtime.user import user_name
 from vit_search.text import whole_number
@@ -92,13 +93,17 @@ def search_name(spec: SearchSpec, key: str) -> str:
 
 
 def check_paths(spec: SearchSpec, file: str) -> None:
-    """Check that `data.path` is not a relative path, which would mean a folder of this machine.
+    """Check that `data.path` and `model.pretrained` are not relative paths, which would mean files of this machine.
 
     Raises: SpecError.
     """
     path = spec.data_config.path
     if path is not None and not is_url(path) and not Path(path).is_absolute():
         raise SpecError(f"{file}: data.path: {str(path)!r} is a path of this machine; name the folder on the cluster in full.")
+    for source in map(parse_source, spec.pretrained):
+        if source.kind == "file" and not Path(source.place).is_absolute():
+            mend = "name the file on the cluster in full, or give another source that every machine can read"
+            raise SpecError(f"{file}: model.pretrained: {source.place!r} is a path of this machine; {mend}.")
 
 
 def resume(cluster: Cluster, search: str) -> str:

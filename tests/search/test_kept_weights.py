@@ -1,0 +1,66 @@
+"""The pretrained weights in the folder of a search."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.weight_files import timm_shapes, write_file
+
+from vit_search.config import search_file
+from vit_search.data import backbones
+from vit_search.errors import SearchError
+from vit_search.search import kept_weights
+
+
+@pytest.fixture
+def spec(tmp_path):
+    path = write_file(tmp_path / "a.safetensors", timm_shapes())
+    spec = search_file.parse(f"name: a\ndata: {{name: digits}}\ntrials: 1\nepochs: 1\nmodel: {{pretrained: {path}, patch_size: 4}}\n")
+    return backbones.pinned(spec, backbones.find_all(spec))
+
+
+def test_weights_are_kept_once_and_a_damaged_copy_is_made_again(spec, tmp_path):
+    folder = tmp_path / "search" / "weights"
+    folder.parent.mkdir()
+    kept_weights.keep(spec, folder)
+    kept = kept_weights.checked(folder, spec.pretrained[0])
+    inode = kept.stat().st_ino
+    kept_weights.keep(spec, folder)
+    assert kept.stat().st_ino == inode
+    kept.write_bytes(kept.read_bytes()[:-1])
+    with pytest.raises(SearchError, match="the pretrained weights are damaged"):
+        kept_weights.checked(folder, spec.pretrained[0])
+    kept_weights.keep(spec, folder)
+    assert kept_weights.checked(folder, spec.pretrained[0]) == kept
+
+
+def test_a_storage_that_fails_is_not_taken_for_damaged_weights(spec, tmp_path):
+    """An OSError is tried again for a minute; damaged weights end the trial."""
+    kept_weights.keep(spec, tmp_path / "weights")
+    kept = kept_weights.checked(tmp_path / "weights", spec.pretrained[0])
+    kept.unlink()
+    with pytest.raises(FileNotFoundError):
+        kept_weights.checked(tmp_path / "weights", spec.pretrained[0])
+    kept.symlink_to("/proc/self/mem")  # can be opened, and not be read
+    with pytest.raises(OSError, match="Input/output error"):
+        kept_weights.checked(tmp_path / "weights", spec.pretrained[0])
+
+
+def test_what_a_killed_process_left_of_a_copy_is_removed(spec, tmp_path):
+    left = tmp_path / "weights" / f"{'0' * 64}.123.new"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(bytes(100))
+    kept_weights.keep(spec, tmp_path / "weights")
+    assert not left.exists()
+
+
+def test_weights_that_change_while_they_are_copied_are_told_before_a_trial_begins(spec, tmp_path, monkeypatch):
+    copyfile = shutil.copyfile
+
+    def slow(source, target):
+        write_file(Path(source), timm_shapes(), metadata={"seed": "2"})
+        return copyfile(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", slow)
+    with pytest.raises(SearchError, match=r"a\.safetensors: changed while the search copied it; start the search again"):
+        kept_weights.keep(spec, tmp_path / "weights")
