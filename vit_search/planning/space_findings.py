@@ -87,6 +87,11 @@ _OF_ANOTHER_KEY = (
 _GPU_ONLY = ("tf32", "compile", "cuda_graphs")
 
 
+def unused_keys(values: Mapping[str, Any]) -> list[str]:
+    """Parameters of one model and its training that have no effect because another key has another value, as `lora_rank` with `tune: full`."""
+    return [name for name in _OF_ANOTHER_KEY if _WITHOUT_EFFECT[name][0](values)]
+
+
 def without_effect(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
     """Parameters that are searched, or have a plain value, and have no effect."""
     for name in _OF_ANOTHER_KEY:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from vit_search.config import tuning
 from vit_search.promotion import gates
 from vit_search.promotion.evidence.answers import SplitAnswers
 from vit_search.promotion.evidence.costs import Costs
@@ -15,6 +16,8 @@ from vit_search.promotion.finalists import Finalist, Retrained
 from vit_search.promotion.gates import Gate
 from vit_search.text import counted, markdown
 from vit_search.vit.checkpoint import ServedModel
+
+TUNING_KEYS = (*tuning.OF_ONE_WAY, *tuning.RATES)
 
 MOST_CLASSES = 20
 """With more classes, the card lists the worst ones instead of a confusion matrix."""
@@ -62,6 +65,7 @@ def model_card(
                     f"{' and '.join(served.trained_on)}, {counted(config.training.epochs, 'epoch')}, seed {tags['seed']}"
                 ),
                 **_start(tags),
+                **_tuning(tags),
                 "data": f"{markdown(config.data.name)}, data hash {markdown(served.data_hash[:16])}…",
                 "code": markdown(tags["code_version"]),
             }
@@ -87,6 +91,14 @@ def _start(tags: Mapping[str, str]) -> dict[str, str]:
     revision = f", revision {tags['pretrained_revision']}" if "pretrained_revision" in tags else ""
     licence = f"licence {tags['pretrained_licence']}" if "pretrained_licence" in tags else "licence not stated"
     return {"starts from": markdown(f"{tags['pretrained_source']}{revision}, sha256 {tags['pretrained_sha256'][:16]}…, {licence}")}
+
+
+def _tuning(tags: Mapping[str, str]) -> dict[str, str]:
+    """Which weights were trained, by the keys of the search file; nothing for a model that was trained as usual from random weights."""
+    if "tune" not in tags:
+        return {}
+    way = f"{tuning.IN_WORDS.get(tags['tune'], '')} (tune {tags['tune']})"
+    return {"trained weights": markdown("; ".join([way, *(f"{name} {tags[name]}" for name in TUNING_KEYS if name in tags)]))}
 
 
 def _test(answers: SplitAnswers, metric: str) -> list[str]:
