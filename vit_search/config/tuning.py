@@ -9,7 +9,7 @@ from typing import Any
 IN_WORDS = {
     "head": "the head alone",
     "last_blocks": "the last blocks, the last norm and the head",
-    "lora": "the head, and corrections of the blocks (LoRA)",
+    "lora": "the head, and LoRA's corrections of the blocks",
     "full": "all weights",
 }
 """What is trained, by `training.tune` of a search file."""

@@ -50,7 +50,7 @@ def _valid(drawn: Sequence[LintDraw]) -> list[LintDraw]:
 def _spelt(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return "null" if value is None else str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value) or '""'
 
 
 _PARTS = ("embedding_dropout", "attention_dropout", "projection_dropout", "mlp_dropout")

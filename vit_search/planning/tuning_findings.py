@@ -92,5 +92,5 @@ def wide_parts(spec: SearchSpec, pinned: SearchSpec, backbones: Sequence[Backbon
         wide.append(f"{counted(backbone.heads, 'head')} of {backbone.dim_head}")
         mends.append("heads")
     if wide:
-        fact = f"models of dim {least} have the backbone's {' and '.join(wide)}, which the file leaves out"
-        yield LintFinding("hint", "model.dim", f"{fact}; to make these narrower, too, write {' and '.join(mends)}.")
+        fact = f"models of dim {least} have {' and '.join(wide)}, as the backbone, because the file does not say otherwise"
+        yield LintFinding("hint", "model.dim", f"{fact}; for narrower ones, write {' and '.join(mends)}.")

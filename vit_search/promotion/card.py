@@ -17,8 +17,6 @@ from vit_search.promotion.gates import Gate
 from vit_search.text import counted, markdown
 from vit_search.vit.checkpoint import ServedModel
 
-TUNING_KEYS = (*tuning.OF_ONE_WAY, *tuning.RATES)
-
 MOST_CLASSES = 20
 """With more classes, the card lists the worst ones instead of a confusion matrix."""
 
@@ -97,8 +95,8 @@ def _tuning(tags: Mapping[str, str]) -> dict[str, str]:
     """Which weights were trained, by the keys of the search file; nothing for a model that was trained as usual from random weights."""
     if "tune" not in tags:
         return {}
-    way = f"{tuning.IN_WORDS.get(tags['tune'], '')} (tune {tags['tune']})"
-    return {"trained weights": markdown("; ".join([way, *(f"{name} {tags[name]}" for name in TUNING_KEYS if name in tags)]))}
+    given = [f"{name} {tags[name]}" for name in ("tune", *tuning.OF_ONE_WAY, *tuning.RATES) if name in tags]
+    return {"trained weights": markdown("; ".join([tuning.IN_WORDS.get(tags["tune"], "unknown"), *given]))}
 
 
 def _test(answers: SplitAnswers, metric: str) -> list[str]:
