@@ -86,7 +86,7 @@ def _say_known(screen: Screen, file: Path, spec: SearchSpec, data: DataSet | Non
     hint = random_start(spec, sum(data.counts.values()), data.channels)
     if hint is not None and spec.data.train_limit is None:  # with a limit, only some of the images are counted
         line = strict_yaml.parse(spec.text, str(file)).line(tuple(hint.where.split(".")))
-        screen.say(f"note: {file}:{line}: {hint.where}: {hint.text}")
+        screen.note(f"{file}:{line}: {hint.where}: {hint.text}")
 
 
 @app.command()

@@ -46,8 +46,8 @@ path 0.1 and 0.2, mixup 0.8, CutMix 1; their lr of 2e-3 is for batches of 1,024 
 Sources: https://github.com/autogluon/autogluon; K. He et al. 2022, https://github.com/facebookresearch/mae/blob/main/FINETUNE.md
 """
 
-_OF_BLOCKS = ("drop_path", "layer_decay")
-"""Keys that have an effect only where blocks are trained."""
+_NOT_FOR_HEADS = ("drop_path", "layer_decay", "mixup", "cutmix")
+"""Keys for trainings of more than the head. The first two have no effect on it; with the others, its input could not be kept."""
 
 PRESETS = (*_MODELS, FINETUNE)
 
@@ -78,16 +78,16 @@ def fill(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _finetune(model: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Both sections for pretrained weights. The head alone has no blocks to train, so it gets no ranges for them."""
+    """Both sections for pretrained weights. Where the head alone is trained, some ranges are left out."""
     tune = training.get("tune")
     ways = tune.get("choice") if isinstance(tune, dict) else [tune]
     filled = {"model": dict(model), "training": dict(training)}
     for section, ranges in _FINETUNE.items():
         for name, given in ranges.items():
-            if name in filled[section] or (name in _OF_BLOCKS and ways == ["head"]):
+            if name in filled[section] or (name in _NOT_FOR_HEADS and ways == ["head"]):
                 continue
-            mixed = name in _OF_BLOCKS and isinstance(ways, list) and "head" in ways
-            filled[section][name] = {**given, "when": "tune != 'head'"} if mixed else given
+            conditional = name in _NOT_FOR_HEADS and isinstance(ways, list) and "head" in ways
+            filled[section][name] = {**given, "when": "tune != 'head'"} if conditional else given
     return filled
 
 
