@@ -88,7 +88,11 @@ _GPU_ONLY = ("tf32", "compile", "cuda_graphs")
 
 
 def unused_keys(values: Mapping[str, Any]) -> list[str]:
-    """Parameters of one model and its training that have no effect because another key has another value, as `lora_rank` with `tune: full`."""
+    """Parameters of one model that have no effect because another key has another value, as `lora_rank` with `tune: full`.
+
+    Args:
+        values: of `model` and `training`, by their keys.
+    """
     return [name for name in _OF_ANOTHER_KEY if _WITHOUT_EFFECT[name][0](values)]
 
 
