@@ -15,6 +15,7 @@ IN_WORDS = {
 """What is trained, by `training.tune` of a search file."""
 
 WAYS = tuple(IN_WORDS)
+"""By `training.tune` of a search file, from the cheapest to the most expensive."""
 
 LORA_LAYERS: dict[str, tuple[str, ...]] = {
     "attention": ("qkv", "projection"),
