@@ -1,11 +1,14 @@
 """Pretrained weights in a search file, as the commands meet them: what cannot be used is one line with the place and the mend."""
 
+import hashlib
 import json
+import socket
 import struct
 
 import pytest
 import torch
 from helpers.commands import vit_search
+from helpers.hub import hub_server
 from helpers.weight_files import timm_shapes, write_file
 from safetensors.torch import load_file, save_file
 
@@ -22,11 +25,11 @@ def home(tmp_path):
     return tmp_path
 
 
-def refused(home, words, text=None):
+def refused(home, words, text=None, **environment):
     """The one line with which a command ends."""
     if text is not None:
         (home / "s.yaml").write_text(text)
-    done = vit_search(home, *words, "s.yaml", code=2)
+    done = vit_search(home, *words, "s.yaml", code=2, **environment)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert "Traceback" not in done.stderr
@@ -112,6 +115,68 @@ def test_a_file_that_cannot_be_used_is_refused_before_anything_is_made(home, dam
     line = refused(home, ["run"])
     assert line.startswith("error: s.yaml:6: model.pretrained: weights/a.safetensors: ")
     assert said in line
+
+
+def elsewhere(source):
+    """The search file with weights from Hugging Face."""
+    return SEARCH.replace("weights/a.safetensors", source)
+
+
+@pytest.fixture
+def hub(home, tmp_path_factory, monkeypatch):
+    """A server of its own; huggingface_hub reads the variables at each request."""
+    monkeypatch.setenv("VIT_SEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    with hub_server() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        hub.commit("org/repo", {"model.safetensors": (home / "weights" / "a.safetensors").read_bytes()})
+        yield hub
+
+
+@pytest.mark.parametrize("command", ["run", "train"])
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("hf:org/gone", "hf:org/gone: no repository org/gone, or a private one; check the name, or set HF_TOKEN"),
+        ("timm:vit_tiny", "timm:vit_tiny: no repository timm/vit_tiny, or a private one; check the name (names of timm have a tag: "),
+        ("hf:org/repo@v9", "hf:org/repo@v9: org/repo has no revision v9; name one of its branches, tags or commits"),
+        ("hf:org/repo/a.safetensors", "hf:org/repo/a.safetensors: the repository has no file a.safetensors; "),
+    ],
+)
+def test_what_hugging_face_does_not_have_is_refused_with_its_name(home, hub, command, source, said):
+    line = refused(home, [command, "--download"], elsewhere(source))
+    assert line.startswith(f"error: s.yaml:6: model.pretrained: {said}")
+    assert hub.fetched == []
+
+
+def test_a_revision_that_moved_is_refused_with_both_checksums(home, hub):
+    first = hashlib.sha256((home / "weights" / "a.safetensors").read_bytes()).hexdigest()
+    other = write_file(home / "weights" / "b.safetensors", SHAPES, metadata={"seed": "1"}).read_bytes()
+    hub.commit("org/repo", {"model.safetensors": other})
+    line = refused(home, ["run", "--download"], elsewhere(f"'hf:org/repo@main#sha256={first}'"))
+    assert line.startswith("error: s.yaml:6: model.pretrained: hf:org/repo@main: these are other weights now: revision ")
+    assert f"has sha256 {hashlib.sha256(other).hexdigest()[:12]}…, and {first[:12]}… is expected; " in line
+    assert line.endswith("name the revision that you want, or remove #sha256=… to use them.")
+    assert hub.fetched == []
+
+
+def test_without_network_the_weights_that_are_missing_are_one_line(home, hub):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    line = refused(home, ["run", "--download"], elsewhere("hf:org/repo"), HF_ENDPOINT=nobody)
+    assert line.startswith("error: s.yaml:6: model.pretrained: hf:org/repo: Hugging Face cannot be reached (")
+    assert line.endswith("check the network, and HF_ENDPOINT if you set it.")
+    line = refused(home, ["run"])
+    mend = "fetch it with `vit-search weights hf:org/repo --download`"
+    assert line == f"error: s.yaml:6: model.pretrained: hf:org/repo: not on this machine; {mend}."
+
+
+def test_a_name_that_means_no_source_is_refused(home):
+    line = refused(home, ["run"], elsewhere("'timm:'"))
+    assert line.startswith("error: s.yaml:6: model.pretrained: timm: '' is no name of a timm model; write timm:NAME with a name of timm")
 
 
 def test_another_sha256_is_refused(home):

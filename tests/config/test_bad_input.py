@@ -261,8 +261,15 @@ BAD = [  # (what stands from line 5 on, the line, where and what was seen, the m
     ("learn_from: [a, a]", 5, "learn_from.1: a stands twice", "list each search once."),
     # presets
     ("preset: tny", 5, "preset: 'tny' will not do", "did you mean tiny?"),
-    ("preset: large", 5, "preset: 'large' will not do", "choose from tiny, small, base."),
+    ("preset: large", 5, "preset: 'large' will not do", "choose from tiny, small, base, finetune."),
     ("preset: [tiny]", 5, "preset: ['tiny'] will not do", "did you mean tiny?"),
+    ("preset: finetine", 5, "preset: 'finetine' will not do", "did you mean finetune?"),
+    (
+        "model: {depth: 2}\npreset: finetune", 6, "preset: finetune needs model.pretrained, which names no weights",
+        "write it, as model: {pretrained: weights/model.safetensors}; or write preset: small, for a random start.",
+    ),
+    ("preset: finetune\nmodel: {pretrained: ''}", 5, "preset: finetune needs model.pretrained", "or write preset: small"),
+    ("preset: finetune\nmodel: {pretraned: a.safetensors}", 6, "model.pretraned: unknown key", "did you mean pretrained?"),
     ("preset: tiny\nmodel: {dim: 64}", 6, "model.heads: 0 of 2 pairs of heads and dim fit", "for dim=64 choose from 1, 2, 4"),
     # objectives
     ("objectives: {metric: params}", 5, "objectives: {metric: 'params'} will not do", "write a list, as [{metric: params}]."),

@@ -433,7 +433,7 @@ def test_the_command_prints_source_commit_licence_and_sha256(hub, tmp_path):
 
 def test_a_bad_source_on_the_command_line_is_one_line_and_exit_code_2(tmp_path):
     done = vit_search(tmp_path, "weights", "tim:vit", code=2)
-    assert done.stderr.strip().startswith("error: SOURCE: tim:vit: unknown kind of source tim:; did you mean timm?")
+    assert done.stderr.strip().startswith("error: SOURCE: tim:vit: unknown kind of source 'tim'; did you mean timm?")
 
 
 def test_damaged_weights_from_elsewhere_are_called_by_their_source(hub, tmp_path):

@@ -132,7 +132,7 @@ def test_the_reference_of_the_search_file_has_every_key_with_its_meaning(site):
     for part in (
         "whole number 1 to 1,000,000, required",
         "lr — number above 0 and at most 10, default 0.001",
-        "one of tiny, small, base or null",
+        "one of tiny, small, base, finetune or null",
     ):
         assert part in text
 

@@ -69,6 +69,8 @@ def test_its_promotion_starts_from_the_same_weights_and_the_version_says_so(home
     sha256 = checkpoint.weights_sha256(home / "elsewhere")
     assert (version.tags["pretrained_source"], version.tags["pretrained_sha256"]) == ("weights", sha256)
     assert "starts from" in version.description
+    assert version.tags["tune"] == client.get_run(version.run_id).data.tags["tune"] == "full"
+    assert "| trained weights | all weights; tune full |" in version.description
     retrained = home / "searches" / "fine-1" / "promotions" / "1"
     assert not (retrained / "weights").exists()
     assert searches.read(retrained)[1].pretrained == searches.read(home / "searches" / "fine-1")[1].pretrained

@@ -93,8 +93,12 @@ def test_the_commands_of_the_photos_tutorial_do_what_it_says(tmp_path):
     file, shown_policy = blocks(page, "yaml")
     (tmp_path / "photos.yaml").write_text(smaller(file, trials=2, epochs=2))
     (tmp_path / "policy.yaml").write_text(shown_policy.replace("floors: {worst_class: 0.8}\nseeds: 2", LENIENT.strip()))
-    printed = {line.split()[1]: run(line, tmp_path) for line in commands(page)}
+    printed = {line.split()[1]: run(f"{line} 2>&1", tmp_path) for line in commands(page)}
     assert list(printed) == ["lint", "plan", "run", "report", "promote", "predict"]
+    for command, kind in (("lint", "hint"), ("run", "note")):
+        (note,) = (block for block in blocks(page, "text") if f"{kind}: photos.yaml" in block and "model.pretrained" in block)
+        (line,) = (line for line in printed[command].splitlines() if "model.pretrained" in line)
+        assert line in " ".join(note.split())
     assert "photos version 1 is now champion" in printed["promote"]
     assert (tmp_path / "photos-next.yaml").is_file()
 

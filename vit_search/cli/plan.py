@@ -40,15 +40,17 @@ def lint(
     It reports what can never run, what is repeated and what has no effect. Nothing is trained.
     """
     from vit_search.config import cost, search_file
-    from vit_search.planning import file_findings, search_lint
+    from vit_search.planning import file_findings, search_lint, tuning_findings
     from vit_search.planning.run_findings import beyond_this_machine
 
-    spec = search_file.load(file)
+    written = search_file.load(file)
     with naming_file(file):
-        spec, found = with_weights_here(spec)
+        spec, found = with_weights_here(written)
         auto, spec = spec.data.channels == "auto", file_findings.counted(spec)
         beyond = beyond_this_machine(spec, cost.cpus_of_this_machine(), cost.gpus_of_this_machine())
-        report = search_lint.lint(spec, further=[*_missing_searches(spec, output), *_licences(found), *beyond])
+        wide = tuning_findings.wide_parts(written, spec, [one.backbone for one in found.values()])
+        few = tuning_findings.few_images_at_random(spec)
+        report = search_lint.lint(spec, further=[*_missing_searches(spec, output), *_licences(found), *beyond, *wide, *few])
         _print_images(spec, auto=auto)
     if as_json:
         sys.stdout.write(json.dumps(report.to_dict(), indent=1) + "\n")

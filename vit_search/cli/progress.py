@@ -162,7 +162,7 @@ class Screen:
         self._folder: Path | None = None
         """Folder of the search, once it runs."""
         self._held: list[str] = []
-        """Lines that wait until the search begins, in a pipe."""
+        """Lines with markup that wait until the search begins, in a pipe."""
         self._images = ""
         """What was printed about its data."""
         self._closing = ""
@@ -170,10 +170,17 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Print a line before the search runs. In a pipe, it waits until the search begins, so that a refusal is one line there."""
+        self._print_or_hold(escaped(text))
+
+    def note(self, text: str) -> None:
+        """Print a remark in the same way."""
+        self._print_or_hold(f"[yellow]note:[/] {escaped(text)}")
+
+    def _print_or_hold(self, marked_up: str) -> None:
         if err.is_terminal:
-            err.print(escaped(text), soft_wrap=True)
+            err.print(marked_up, soft_wrap=True)
         else:
-            self._held.append(text)
+            self._held.append(marked_up)
 
     def data_are_ready(self, images: str) -> None:
         """Print what the data are. Ray starts next."""
@@ -193,8 +200,8 @@ class Screen:
         self._folder = folder
         self._epochs_before = self._epochs()
         self._preparing.stop()
-        for text in self._held:
-            err.print(escaped(text), soft_wrap=True)
+        for marked_up in self._held:
+            err.print(marked_up, soft_wrap=True)
         err.print(escaped(f"{facts.search}: {folder}"), soft_wrap=True)
         if facts.images and not self._images:
             err.print(escaped(facts.images), soft_wrap=True)

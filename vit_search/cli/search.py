@@ -75,11 +75,18 @@ def run(
 
 
 def _say_known(screen: Screen, file: Path, spec: SearchSpec, data: DataSet | None) -> None:
-    """Print what is known about a search before Ray starts: first its file, then its data."""
+    """Print what is known about a search before Ray starts: first its file, then its data, and a hint if few images start at random."""
+    from vit_search.config import strict_yaml
+    from vit_search.planning.tuning_findings import random_start
+
     if data is None:
         screen.say(f"{file}: {counted(spec.trials, 'trial')}, at most {counted(spec.epochs, 'epoch')} each")
-    else:
-        screen.data_are_ready(data.summary)
+        return
+    screen.data_are_ready(data.summary)
+    hint = random_start(spec, sum(data.counts.values()), data.channels)
+    if hint is not None and spec.data.train_limit is None:  # with a limit, only some of the images are counted
+        line = strict_yaml.parse(spec.text, str(file)).line(tuple(hint.where.split(".")))
+        screen.note(f"{file}:{line}: {hint.where}: {hint.text}")
 
 
 @app.command()

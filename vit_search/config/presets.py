@@ -1,4 +1,7 @@
-"""Presets: distributions around the Vision Transformers of the literature, for whatever a search file leaves out."""
+"""Presets: ranges from the literature for the keys that a search file leaves out.
+
+`tiny`, `small` and `base` train models from random weights. `finetune` trains models that start from pretrained weights.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +27,38 @@ _TRAINING: dict[str, Any] = {
     "cutmix": {"choice": [0.0, 1.0]},
 }
 
-PRESETS = tuple(_MODELS)
+FINETUNE = "finetune"
+"""The preset for models that start from pretrained weights."""
+
+_FINETUNE: dict[str, dict[str, Any]] = {
+    "model": {"drop_path": {"float": [0.0, 0.2]}},
+    "training": {
+        "lr": {"float": [1e-5, 1e-3], "log": True},
+        "layer_decay": {"float": [0.6, 0.9]},
+        "weight_decay": {"float": [1e-3, 0.1], "log": True},
+        "mixup": {"choice": [0.0, 0.8]},
+        "cutmix": {"choice": [0.0, 1.0]},
+    },
+}
+"""Two published fine-tunings lie inside. AutoGluon's defaults (`optim/default.yaml` of its package multimodal): AdamW, lr 1e-4, layer decay
+0.9, weight decay 0.001, 10 epochs, later 20. MAE's commands for timm's ViT-B and ViT-L: layer decay 0.65 and 0.75, weight decay 0.05, drop
+path 0.1 and 0.2, mixup 0.8, CutMix 1; their lr of 2e-3 is for batches of 1,024 images. With AdamW, it is less for smaller batches.
+Sources: https://github.com/autogluon/autogluon; K. He et al. 2022, https://github.com/facebookresearch/mae/blob/main/FINETUNE.md
+"""
+
+_NOT_FOR_HEADS = ("drop_path", "layer_decay", "mixup", "cutmix")
+"""Keys for trainings of more than the head. The first two have no effect on it; with the others, its input could not be kept."""
+
+PRESETS = (*_MODELS, FINETUNE)
 
 
 def fill(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a search file with its preset's distributions for what `model` and `training` leave out.
+    """The values of a search file with its preset's ranges for what `model` and `training` leave out.
 
-    Dim, heads and depth lie around DeiT-Ti, DeiT-S and DeiT-B: dim 192, 384, 768; heads 3, 6, 12; depth 12; MLP 4 times as
-    wide, which is our default too. Training lies around table 9 of the same paper (AdamW, weight decay 0.05, mixup 0.8, CutMix 1,
-    drop path 0.1) and, since most images here are smaller than ImageNet's, around L. Beyer et al. (lr 1e-3, mixup 0.2).
+    `finetune` sets no shape: what the file leaves out of it is the backbone's own. In the other presets, dim, heads and depth lie
+    around DeiT-Ti, DeiT-S and DeiT-B: dim 192, 384, 768; heads 3, 6, 12; depth 12; MLP 4 times as wide, which is our default too.
+    Training lies around table 9 of the same paper (AdamW, weight decay 0.05, mixup 0.8, CutMix 1, drop path 0.1) and, since most
+    images here are smaller than ImageNet's, around L. Beyer et al. (lr 1e-3, mixup 0.2).
     What depends on the images, flips and crops, is left to the file.
     Raises: ValueError where the image cannot be cut into patches sensibly.
     Source: H. Touvron et al. 2021, https://arxiv.org/abs/2012.12877; L. Beyer et al. 2022, https://arxiv.org/abs/2205.01580
@@ -41,12 +67,28 @@ def fill(values: Mapping[str, Any]) -> dict[str, Any]:
     model, training = values.get("model", {}), values.get("training", {})
     if preset not in PRESETS or not all(isinstance(section, dict) for section in (data, model, training)):
         return dict(values)  # what is wrong with it is told later
+    if preset == FINETUNE:
+        return {**values, **_finetune(model, training)}
     defaults: dict[str, Any] = {"depth": {"int": [8, 16], "step": 4}, **_MODELS[str(preset)]}
     size = _size(data or {})
     if size is not None and "patch_size" not in model:
         patches = patch_sizes(size)
         defaults["patch_size"] = {"choice": patches} if len(patches) > 1 else patches[0]
     return {**values, "model": {**defaults, **model}, "training": {**_TRAINING, **training}}
+
+
+def _finetune(model: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Both sections for pretrained weights. Where the head alone is trained, some ranges are left out."""
+    tune = training.get("tune")
+    ways = tune.get("choice") if isinstance(tune, dict) else [tune]
+    filled = {"model": dict(model), "training": dict(training)}
+    for section, ranges in _FINETUNE.items():
+        for name, given in ranges.items():
+            if name in filled[section] or (name in _NOT_FOR_HEADS and ways == ["head"]):
+                continue
+            conditional = name in _NOT_FOR_HEADS and isinstance(ways, list) and "head" in ways
+            filled[section][name] = {**given, "when": "tune != 'head'"} if conditional else given
+    return filled
 
 
 def patch_sizes(image_size: tuple[int, int]) -> list[int]:

@@ -115,8 +115,9 @@ class SearchSpec(FileBlock):
     stall_epochs: Count = Field(20, ge=2, le=1_000_000)
     """A trial also counts as hung if it reports nothing for this many times its longest epoch, but not before a minute."""
     preset: Literal[presets.PRESETS] | None = None  # type: ignore[valid-type]
-    """Ranges around DeiT-Ti (tiny), DeiT-S (small) or DeiT-B (base) for these keys, if the file leaves them out: patch_size, dim, depth,
-    heads, drop_path, batch_size, lr, weight_decay, mixup, cutmix."""
+    """Ranges for keys that the file leaves out. tiny, small and base are for random weights, around DeiT-Ti, DeiT-S and DeiT-B: patch_size,
+    dim, depth, heads, drop_path, batch_size, lr, weight_decay, mixup, cutmix. finetune is for pretrained weights, and needs
+    model.pretrained: lr, layer_decay, weight_decay, drop_path, mixup, cutmix."""
     model: ModelSection = ModelSection()
     """The Vision Transformer. Each key takes a value, or a distribution to search."""
     training: TrainingSection = TrainingSection()
@@ -269,6 +270,9 @@ class SearchSpec(FileBlock):
         space = self.space
         for source in self.pretrained:
             parse_source(source)
+        if self.preset == presets.FINETUNE and not self.pretrained:
+            mend = "write it, as model: {pretrained: weights/model.safetensors}; or write preset: small, for a random start"
+            raise SpecError(f"preset: {self.preset} needs model.pretrained, which names no weights; {mend}.")
         known = not self.left_to_backbone  # else it is checked once the weights are read
         if known:
             space_checks.check_space(space)

@@ -6,8 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-WAYS = ("head", "last_blocks", "lora", "full")
-"""By `training.tune` of a search file."""
+IN_WORDS = {
+    "head": "the head alone",
+    "last_blocks": "the last blocks, the last norm and the head",
+    "lora": "the head, and LoRA's corrections of the blocks",
+    "full": "all weights",
+}
+"""What is trained, by `training.tune` of a search file."""
+
+WAYS = tuple(IN_WORDS)
+"""By `training.tune` of a search file, from the cheapest to the most expensive."""
 
 LORA_LAYERS: dict[str, tuple[str, ...]] = {
     "attention": ("qkv", "projection"),
@@ -15,6 +23,12 @@ LORA_LAYERS: dict[str, tuple[str, ...]] = {
     "all": ("qkv", "projection", "up", "gate", "down"),
 }
 """The linear layers of each block that LoRA adapts, by `training.lora_layers`."""
+
+OF_ONE_WAY = {"tuned_blocks": "last_blocks", "lora_rank": "lora", "lora_alpha": "lora", "lora_layers": "lora"}
+"""Keys that have an effect with one way of tuning only, and this way."""
+
+RATES = ("layer_decay", "head_lr_factor")
+"""Keys that make some parts learn faster than others. With 1, all learn with lr."""
 
 FIELDS = ("tune", "tuned_blocks", "lora_rank", "lora_layers")
 """Fields of TrainingConfig that decide which weights are trained, and so what a training costs."""
@@ -48,6 +62,22 @@ class Tuning:
 
 
 FULL = Tuning()
+
+
+def tuning_tags(values: Mapping[str, Any]) -> dict[str, str]:
+    """Tags that say which weights of a model were trained, and how fast each part learned, by the keys of a search file.
+
+    Keys that have no effect are left out. A model that starts from random weights and is trained as usual has no such tags.
+
+    Args:
+        values: of `model` and `training`, by their keys.
+    """
+    tune = values["tune"]
+    names = [name for name in OF_ONE_WAY if OF_ONE_WAY[name] == tune]
+    names += [name for name in RATES if values[name] != 1 and (name, tune) != ("layer_decay", "head")]
+    if tune == "full" and not names and not values["pretrained"]:
+        return {}
+    return {name: f"{values[name]:g}" if isinstance(values[name], float) else str(values[name]) for name in ("tune", *names)}
 
 
 def tuning_problem(tuning: Tuning, depth: int, dim: int) -> str | None:

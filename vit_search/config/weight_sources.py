@@ -118,15 +118,16 @@ def _parse(text: str, key: str) -> WeightSource:
     if prefix is None:
         return WeightSource("file", text)
     kind, rest = prefix[1], text[prefix.end() :]
+    shown = text.rstrip(":")  # in messages, a colon follows
     if kind == "models":
-        return _models(text, rest, key)
+        return _models(shown, rest, key)
     if kind == "timm":
-        return _timm(text, rest, key)
+        return _timm(shown, rest, key)
     if kind == "hf":
-        return _hf(text, rest, key)
+        return _hf(shown, rest, key)
     near = _OTHER_NAMES.get(kind.lower())
-    mend = f"did you mean {near}:?" if near else nearest(kind.lower(), ["timm", "hf", "models"])
-    raise SpecError(f"{key}: {text}: unknown kind of source {kind}:; {mend} For a file of this name, write ./{text}.")
+    mend = f"did you mean {near}?" if near else nearest(kind.lower(), ["timm", "hf", "models"])
+    raise SpecError(f"{key}: {shown}: unknown kind of source {kind!r}; {mend} For a file of this name, write ./{text}.")
 
 
 def _url(url: str, key: str) -> WeightSource:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vit_search.config import search_file
@@ -15,6 +15,7 @@ from vit_search.config.space import path_of
 from vit_search.config.trial import TrialConfig
 from vit_search.errors import SpecError
 from vit_search.planning.next_search_file import flow
+from vit_search.planning.space_findings import unused_keys
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,11 @@ class FixedFile:
 
     text: str
     same: bool
-    """Whether `vit-search train` makes exactly the original configuration from it."""
+    """Whether `vit-search train` makes the original configuration from it. Values that have no effect need not be the same."""
 
 
 def fixed_file(config: TrialConfig, *, name: str, about: Sequence[str], rest: Mapping[str, Any]) -> FixedFile:
-    """Write a trial's configuration as a search file.
+    """Write a trial's configuration as a search file, without the keys that have no effect.
 
     Trial n of a search has the seed `seed * TRIALS_APART + n`. So the key `seed` can only give the seed of a trial 0. A promoted model has
     such a seed.
@@ -39,6 +40,8 @@ def fixed_file(config: TrialConfig, *, name: str, about: Sequence[str], rest: Ma
     data, shape, training = (_values(part) for part in (config.data, config.model, config.training))
     if config.data.channels == type(config.data).channels:
         data.pop("channels")  # only for image folders
+    unused = _unused(config)
+    shape, training = ({key: value for key, value in part.items() if key not in unused} for part in (shape, training))
     if config.model.pretrained:  # a key that is left out would take the value of the weights
         shape |= {key: getattr(config.model, key) for key in BACKBONE_KEYS}
     shape = {key: value for key, value in shape.items() if key not in FROM_DATA and (key, value) != ("pretrained", "")}
@@ -55,7 +58,21 @@ def fixed_file(config: TrialConfig, *, name: str, about: Sequence[str], rest: Ma
         again = spec.trial_config({}, in_channels=model.in_channels, num_classes=model.num_classes, trial=0)
     except SpecError:  # another version with wider bounds wrote the configuration
         return FixedFile(text, same=False)
-    return FixedFile(text, again == config)
+    return FixedFile(text, _without_unused(again) == _without_unused(config))
+
+
+def _unused(config: TrialConfig) -> list[str]:
+    return unused_keys(vars(config.model) | vars(config.training))
+
+
+def _without_unused(config: TrialConfig) -> TrialConfig:
+    """The configuration with the default of each key that has no effect."""
+    unused = _unused(config)
+    return replace(config, model=_with_defaults(config.model, unused), training=_with_defaults(config.training, unused))
+
+
+def _with_defaults(part: Any, names: Sequence[str]) -> Any:
+    return replace(part, **{field.name: field.default for field in dataclasses.fields(part) if field.name in names})
 
 
 def check_fixed(spec: search_file.SearchSpec, source: str) -> None:

@@ -1,7 +1,7 @@
 """Finds problems in a valid search file (`vit-search lint`), by drawing random proposals. Nothing is trained.
 
-The findings come from space_findings.py (parameters, constraints), class_findings.py (classes of different size), file_findings.py (image
-files) and run_findings.py (how trials are run).
+The findings come from space_findings.py (parameters, constraints), tuning_findings.py (pretrained weights, which weights are trained),
+class_findings.py (classes of different size), file_findings.py (image files) and run_findings.py (how trials are run).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from vit_search.config.cost import Cost
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.space import Space
-from vit_search.planning import class_findings, file_findings, run_findings, space_findings
+from vit_search.planning import class_findings, file_findings, run_findings, space_findings, tuning_findings
 from vit_search.planning.lint_draws import MEMORY, LimitEffect, LintDraw, LintFinding, draw_with_reasons, key_of
 
 COUNTED = 5_000
@@ -92,6 +92,8 @@ def lint(spec: SearchSpec, draws: int = 2_000, further: Sequence[LintFinding] = 
         findings += space_findings.few_can_run(share, invalid, draws)
         findings += space_findings.values_never_run(space, drawn)
         findings += space_findings.without_effect(spec, valid)
+        findings += tuning_findings.frozen_at_random(spec, valid)
+        findings += tuning_findings.doubled_learning_rate(spec, valid)
         findings += class_findings.adjusted_twice(spec, valid)
         findings += class_findings.different_losses(spec, valid)
         findings += class_findings.imbalance(spec, valid)

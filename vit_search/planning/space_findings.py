@@ -50,7 +50,7 @@ def _valid(drawn: Sequence[LintDraw]) -> list[LintDraw]:
 def _spelt(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return "null" if value is None else str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value) or '""'
 
 
 _PARTS = ("embedding_dropout", "attention_dropout", "projection_dropout", "mlp_dropout")
@@ -85,6 +85,15 @@ _OF_ANOTHER_KEY = (
 )
 """Parameters that need one value of another key. If such a parameter has a plain value, the user probably expects that other value."""
 _GPU_ONLY = ("tf32", "compile", "cuda_graphs")
+
+
+def unused_keys(values: Mapping[str, Any]) -> list[str]:
+    """Parameters of one model that have no effect because another key has another value, as `lora_rank` with `tune: full`.
+
+    Args:
+        values: of `model` and `training`, by their keys.
+    """
+    return [name for name in _OF_ANOTHER_KEY if _WITHOUT_EFFECT[name][0](values)]
 
 
 def without_effect(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:

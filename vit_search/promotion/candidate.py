@@ -10,6 +10,7 @@ from pathlib import Path
 import mlflow
 
 from vit_search.config.cost import cost_of
+from vit_search.config.tuning import tuning_tags
 from vit_search.errors import PromotionError
 from vit_search.ledger import searches
 from vit_search.ledger.file import read_trials
@@ -94,6 +95,7 @@ def lineage_of(candidate: Candidate, facts: SearchFacts) -> dict[str, str]:
         "hardware": f"{environment.get('machine', '')}, {environment.get('cpus', '')} cores" if environment.get("machine") else "",
         "versions": ", ".join(f"{name} {value}" for name, value in environment.items() if name not in ("machine", "cpus")),
         **searches.tags_of_weights(facts, [served.config.model.pretrained]),
+        **tuning_tags(vars(served.config.model) | vars(served.config.training)),
     }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from vit_search.config import tuning
 from vit_search.promotion import gates
 from vit_search.promotion.evidence.answers import SplitAnswers
 from vit_search.promotion.evidence.costs import Costs
@@ -62,6 +63,7 @@ def model_card(
                     f"{' and '.join(served.trained_on)}, {counted(config.training.epochs, 'epoch')}, seed {tags['seed']}"
                 ),
                 **_start(tags),
+                **_tuning(tags),
                 "data": f"{markdown(config.data.name)}, data hash {markdown(served.data_hash[:16])}…",
                 "code": markdown(tags["code_version"]),
             }
@@ -87,6 +89,14 @@ def _start(tags: Mapping[str, str]) -> dict[str, str]:
     revision = f", revision {tags['pretrained_revision']}" if "pretrained_revision" in tags else ""
     licence = f"licence {tags['pretrained_licence']}" if "pretrained_licence" in tags else "licence not stated"
     return {"starts from": markdown(f"{tags['pretrained_source']}{revision}, sha256 {tags['pretrained_sha256'][:16]}…, {licence}")}
+
+
+def _tuning(tags: Mapping[str, str]) -> dict[str, str]:
+    """Which weights were trained, by the keys of the search file; nothing for a model that was trained as usual from random weights."""
+    if "tune" not in tags:
+        return {}
+    given = [f"{name} {tags[name]}" for name in ("tune", *tuning.OF_ONE_WAY, *tuning.RATES) if name in tags]
+    return {"trained weights": markdown("; ".join([tuning.IN_WORDS.get(tags["tune"], "unknown"), *given]))}
 
 
 def _test(answers: SplitAnswers, metric: str) -> list[str]:

@@ -18,6 +18,7 @@ from mlflow.entities import RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from vit_search.config.search_file import SearchSpec
+from vit_search.config.tuning import tuning_tags
 from vit_search.errors import SearchError
 from vit_search.files import open_to_write
 from vit_search.ledger import searches
@@ -238,12 +239,14 @@ class SearchRuns:
         fresh = number not in self.by_trial
         if fresh:
             self._unsure.add(number)
+            values = self.spec.space.complete(trial.params)
             tags = {
                 "mlflow.parentRunId": self.parent_run,
                 "search": self.facts.search,
                 "trial": str(number),  # the REST client accepts only text
                 "outcome": "running",
-                **searches.tags_of_weights(self.facts, [self.spec.space.complete(trial.params)["pretrained"]]),
+                **searches.tags_of_weights(self.facts, [values["pretrained"]]),
+                **tuning_tags(values),
                 **self._common_tags(),
             }
             run = self.client.create_run(self.experiment_id, int(trial.began * 1000), run_name=f"trial {number}", tags=tags)
