@@ -34,16 +34,21 @@ _OTHERS = (
 def views_of(model: ModelConfig, training: TrainingConfig) -> int:
     """How many versions of each training image have features that are kept; 0 if the training runs the whole model in each step."""
     enough_is_frozen = training.tuning.frozen_parts(model.depth) > 1  # more than the embedding: with tune: head or last_blocks
-    if not (model.pretrained and enough_is_frozen) or any(getattr(training, name) for name in MIXES):
+    if not (model.pretrained and enough_is_frozen) or obstacles(training):
         return 0
-    if not is_augmented(training):
-        return min(1, training.feature_views)
-    return training.feature_views if training.feature_views > 1 else 0
+    return training.feature_views if changes(training) else min(1, training.feature_views)
 
 
-def is_augmented(training: TrainingConfig) -> bool:
-    """Whether single images are changed at random."""
-    return training.crop_scale < 1 or bool(training.shift) or training.flip or training.auto_augment != "none"
+def changes(training: TrainingConfig) -> list[str]:
+    """The fields that change single images at random."""
+    plain = {"crop_scale": 1.0, "shift": 0, "flip": False, "auto_augment": "none"}
+    return [name for name, value in plain.items() if getattr(training, name) != value]
+
+
+def obstacles(training: TrainingConfig) -> list[str]:
+    """The fields because of which nothing can be kept."""
+    mixes = [name for name in MIXES if getattr(training, name)]
+    return mixes or (changes(training) if training.feature_views < 2 else [])
 
 
 def moves_of(training: TrainingConfig, *, cropped: bool) -> TrainingConfig:

@@ -43,6 +43,13 @@ def test_features_are_kept_where_an_image_stays_the_same(training, kept):
     assert views(training) == kept
 
 
+def test_what_is_in_the_way_is_named():
+    changed = TrainingConfig(tune="head", flip=True, shift=2)
+    assert features.obstacles(changed) == ["shift", "flip"]
+    assert features.obstacles(dataclasses.replace(changed, feature_views=2)) == []
+    assert features.obstacles(dataclasses.replace(changed, feature_views=2, mixup=0.1)) == ["mixup"]
+
+
 def test_features_of_random_weights_are_not_kept():
     """Each trial has other ones."""
     assert views(model={"pretrained": ""}) == 0
