@@ -274,7 +274,7 @@ def test_a_search_over_ways_of_tuning_begins_with_the_cheapest(sampler):
     asking = Asking(space=spec.space, first=cheap_first(spec.space, spec.start_with), sampler=sampler)
     configs = [asking.suggest() for _ in range(5)]
     assert [config["tune"] for config in configs[:3]] == ["head", "lora", "full"]
-    assert len({str(sorted(config.items())) for config in configs}) == 5
+    assert len({str(config | {"trial": 0}) for config in configs}) == 5
 
 
 def test_who_gives_points_with_ways_of_tuning_decides_the_order():

@@ -164,8 +164,8 @@ def test_later_trials_run_no_frozen_part(weights, cache, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ViT, "frozen_output", never)
     monkeypatch.setattr(ViT, "forward", never)
-    for i, way in enumerate(("tune: head, lr: 0.1, batch_size: 16, epochs: 2", "tune: head, label_smoothing: 0, optimizer: sgd")):
-        trained(spec_of(weights, way.replace("lr: 0.1, ", ""), "dropout: 0.5", seed=i + 1), tmp_path / str(i))
+    for i, way in enumerate(("tune: head, batch_size: 16", "tune: head, label_smoothing: 0, optimizer: sgd")):
+        trained(spec_of(weights, way, "dropout: 0.5", seed=i + 1), tmp_path / str(i))
     assert kept(cache) == folders
 
 
@@ -180,11 +180,10 @@ def test_later_trials_run_no_frozen_part(weights, cache, tmp_path, monkeypatch):
     ],
 )
 def test_other_frozen_parts_have_other_features(weights, cache, way, model):
-    list(training.fit(*[*begun(spec_of(weights, "tune: head"))[:1], *begun(spec_of(weights, "tune: head"))[2]]))
-    before = set(kept(cache))
-    state, _, read = begun(spec_of(weights, way, model))
-    list(training.fit(state, *read))
-    assert len(set(kept(cache)) - before) == 2
+    for spec in (spec_of(weights, "tune: head"), spec_of(weights, way, model)):
+        for split in begun(spec)[2]:
+            list(split.batches([torch.arange(2)]))
+    assert len(kept(cache)) == 4
 
 
 def test_other_weights_of_the_same_shape_have_other_features(weights, cache):

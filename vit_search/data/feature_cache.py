@@ -61,7 +61,6 @@ def opened(folder: Path, facts: Facts, shape: tuple[int, ...]) -> np.ndarray | N
     except (OSError, ValueError, KeyError, TypeError, DataError):
         array = None
     if array is None or array.shape != shape or array.dtype != np.float32:
-        _log.warning("%s: these features are damaged; they are computed again.", folder)
         return None
     with contextlib.suppress(OSError):
         os.utime(folder)  # it was used last
@@ -69,10 +68,12 @@ def opened(folder: Path, facts: Facts, shape: tuple[int, ...]) -> np.ndarray | N
 
 
 def put(folder: Path, facts: Facts, shape: tuple[int, ...], batches: Iterable[np.ndarray]) -> None:
-    """Write features into a new folder, then rename it. The caller holds the lock of the folder.
+    """Write features into a new folder, then rename it. What is there already is damaged. The caller holds the lock of the folder.
 
     Raises: OSError if the disk is full or cannot be written.
     """
+    if folder.exists():
+        _log.warning("%s: these features are damaged; they are computed again.", folder)
     unfinished = f".new-{folder.name}-"
     for left in folder.parent.glob(f"{unfinished}*"):  # by a process that was killed, since we hold the lock
         shutil.rmtree(left, ignore_errors=True)
@@ -83,7 +84,7 @@ def put(folder: Path, facts: Facts, shape: tuple[int, ...], batches: Iterable[np
         for path in fresh.iterdir():
             path.chmod(0o644)
         fresh.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)  # what is there is damaged
+        shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
