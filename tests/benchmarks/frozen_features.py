@@ -103,14 +103,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--tune", default="head", choices=("head", "last_blocks"))
     for name, default in (
-        ("images", 200),
+        ("images", 500),
         ("size", 224),
         ("patch", 16),
         ("dim", 384),
         ("depth", 12),
         ("heads", 6),
         ("epochs", 5),
-        ("rounds", 3),
+        ("rounds", 2),
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
@@ -126,7 +126,7 @@ def main() -> None:
         through = trials_of(behind, data, folder / "through", accuracies["through the backbone"])
         fresh = trials_of(kept, data, folder / "first", accuracies["first"])
         later = trials_of(kept, data, folder / "later", accuracies["later"])
-        later()  # computes what the later ones read
+        later()  # the warm-up; it computes what the later ones read
 
         def first() -> None:
             features = folder / "cache" / "features"
@@ -135,7 +135,7 @@ def main() -> None:
             shutil.rmtree(features)
             (folder / "aside").rename(features)
 
-        seconds = in_turns({"through the backbone": through, "first": first, "later": later}, args.rounds, time.perf_counter)
+        seconds = in_turns({"through the backbone": through, "first": first, "later": later}, args.rounds, time.perf_counter, warm_up=0)
         counts = {name: data.counts[name] for name in ("train", "val")}
     print(surroundings(torch.device(args.device)))
     shape = f"dim {args.dim}, depth {args.depth}, patch {args.patch}, {args.size} pixels"
