@@ -47,7 +47,8 @@ def cache(tmp_path, monkeypatch):
 
 
 def spec_of(weights, way, model="", seed=0):
-    return pinned(f"{HEAD}seed: {seed}\nmodel: {{pretrained: {weights}, {model}}}\ntraining: {{precision: float32, lr: 0.01, {way}}}\n")
+    model = ", ".join(filter(None, (f"pretrained: {weights}", model)))
+    return pinned(f"{HEAD}seed: {seed}\nmodel: {{{model}}}\ntraining: {{precision: float32, lr: 0.01, {way}}}\n")
 
 
 def pinned(text):
