@@ -551,6 +551,7 @@ HASH_OF_0_2 = "1629a4559f6532e7f693d08d6b749b1e178d9ceab032f1c5348e05e0c018f4c2"
 def test_a_field_that_came_later_changes_no_hash_while_it_has_its_default():
     assert search_file.parse(FILE_OF_0_2).space.space_hash == HASH_OF_0_2
     later = "optimizer: adamw, momentum: 0.9, class_weights: none, sampling: uniform, loss: cross_entropy, focal_gamma: 2, logit_tau: 1, "
+    later += "feature_views: 1, "
     spelt = FILE_OF_0_2.replace("training: {", "training: {" + later)
     assert search_file.parse(spelt).space.space_hash == HASH_OF_0_2
     model = "registers: 0, norm_eps: 1e-6, rope_base: 100, qk_norm: false, pretrained: '', "
@@ -568,6 +569,7 @@ def test_a_field_that_came_later_changes_no_hash_while_it_has_its_default():
     for other in (
         "optimizer: sgd",
         "momentum: 0.5",
+        "feature_views: 2",
         "optimizer: {choice: [adamw]}",
         "class_weights: balanced",
         "sampling: balanced",

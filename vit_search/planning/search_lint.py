@@ -17,7 +17,7 @@ from typing import Any
 from vit_search.config.cost import Cost
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.space import Space
-from vit_search.planning import class_findings, file_findings, run_findings, space_findings, tuning_findings
+from vit_search.planning import class_findings, feature_findings, file_findings, run_findings, space_findings, tuning_findings
 from vit_search.planning.lint_draws import MEMORY, LimitEffect, LintDraw, LintFinding, draw_with_reasons, key_of
 
 COUNTED = 5_000
@@ -100,6 +100,7 @@ def lint(spec: SearchSpec, draws: int = 2_000, further: Sequence[LintFinding] = 
         findings += run_findings.warm_up(spec, valid)
         findings += run_findings.trials_at_once(spec, valid)
         findings += run_findings.whole_gpus(spec, valid)
+        findings += feature_findings.frozen_parts_run_again(spec, valid)
     findings += space_findings.useless_conditions(space, drawn)
     findings += space_findings.loose_limits(limits, len(valid))
     findings += space_findings.repeated_trials(spec, usable, duplicates)

@@ -72,6 +72,11 @@ _WITHOUT_EFFECT: dict[str, Idle] = {
     "rand_augment_magnitude": (lambda v: v["auto_augment"] != "rand_augment", "there is no rand_augment", "auto_augment == 'rand_augment'"),
     "focal_gamma": (lambda v: v["loss"] != "focal", "the loss is not focal", "loss == 'focal'"),
     "logit_tau": (lambda v: v["loss"] != "logit_adjusted", "the loss is not logit_adjusted", "loss == 'logit_adjusted'"),
+    "feature_views": (
+        lambda v: v["tune"] not in ("head", "last_blocks") or not v["pretrained"],
+        "no output of frozen pretrained parts is kept",
+        "tune == 'head'",
+    ),
     "tuned_blocks": (lambda v: v["tune"] != "last_blocks", "tune is not last_blocks", "tune == 'last_blocks'"),
     "lora_rank": _NO_LORA,
     "lora_alpha": _NO_LORA,
@@ -81,7 +86,7 @@ _OF_BLOCKS = ("layer_decay", "drop_path", "dropout", *_PARTS[1:])
 _OF_THE_EMBEDDING = ("embedding_dropout",)
 _OF_ANOTHER_KEY = (
     *("rand_augment_ops", "rand_augment_magnitude", "focal_gamma", "logit_tau", "rope_base"),
-    *("tuned_blocks", "lora_rank", "lora_alpha", "lora_layers"),
+    *("tuned_blocks", "lora_rank", "lora_alpha", "lora_layers", "feature_views"),
 )
 """Parameters that need one value of another key. If such a parameter has a plain value, the user probably expects that other value."""
 _GPU_ONLY = ("tf32", "compile", "cuda_graphs")
