@@ -246,18 +246,18 @@ class Allocated(TorchDispatchMode):
     def __init__(self, before):
         super().__init__()
         self.now = self.most = 0
-        self.known = {tensor.untyped_storage()._cdata for tensor in before}
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in before}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
-                if storage._cdata not in self.known:
-                    self.known.add(storage._cdata)
+                if storage.data_ptr() not in self.known:
+                    self.known.add(storage.data_ptr())
                     self.now += storage.nbytes()
                     self.most = max(self.most, self.now)
-                    weakref.finalize(storage, self.gone, storage._cdata, storage.nbytes())
+                    weakref.finalize(storage, self.gone, storage.data_ptr(), storage.nbytes())
         return out
 
     def gone(self, key, size):

@@ -32,7 +32,7 @@ def weights(
     tracking_uri: Tracking = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print what pretrained weights are, and where they come from.
+    """Print the shape and the source of pretrained weights.
 
     It reads weights of vit_search, timm, torchvision and transformers, with the config.json beside them. The line Pinned is the source with
     its revision and its sha256: it always means the same weights.
