@@ -7,8 +7,9 @@ import errno
 import fcntl
 import os
 import stat
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -79,14 +80,26 @@ def _open(name: str, flags: int) -> int:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, waiting: Callable[[], object] | None = None) -> Iterator[None]:
     """Lock a file inside this block. Waits until nobody else holds the lock.
 
+    Args:
+        waiting: called about once a second while somebody else holds it.
     Raises: LinkError; OSError.
     """
     with open_to_write(path) as file:
+        while waiting is not None and not _lock_if_free(file):
+            waiting()
+            time.sleep(1)
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _lock_if_free(file: IO[Any]) -> bool:
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def make_folder(path: Path, *, parents: bool = False) -> None:

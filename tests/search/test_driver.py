@@ -11,7 +11,8 @@ from vit_search.errors import ClusterError, LostClusterError, SearchError
 from vit_search.ledger.events import Broke, Commanded, Ended, Infeasible, Launched, Proposed, Reported
 from vit_search.search.components import ImageFacts, components_of
 from vit_search.search.driver_runtime import IN_A_ROW
-from vit_search.search.messages import Continue, Epoch, Failed, Finished, Hold, KillWorker, Move, Stop, TrialOrder, Wait, Waiting
+from vit_search.search.messages import Busy, Continue, Epoch, Failed, Finished, Hold, KillWorker, Move, Stop, TrialOrder, Wait, Waiting
+from vit_search.search.recovery import START_S
 from vit_search.stopping import rungs
 
 FILE = """
@@ -158,6 +159,19 @@ def test_a_failure_ends_a_trial_and_waiting_for_storage_does_not():
     assert driver.report(0, Waiting("full")) == Continue()
     assert driver.report(0, Failed("diverged", "nan")) == Stop()
     assert ended(book) == [(0, "diverged", "nan")]
+
+
+def test_a_trial_that_says_that_it_is_busy_does_not_hang_and_nothing_is_recorded():
+    now = [0.0]
+    driver, book = begun(clock=lambda: now[0])
+    before = list(book.events)
+    for _ in range(5):
+        now[0] += START_S - 1
+        assert [driver.report(trial, Busy("computing")) for trial in (0, 1)] == [Continue()] * 2
+        assert driver.tick() == []
+    assert book.events == before
+    now[0] += START_S + 1
+    assert driver.tick() == [KillWorker(0), KillWorker(1)]
 
 
 @pytest.mark.parametrize("epoch", [1, 4])

@@ -16,6 +16,7 @@ from vit_search.config import search_file
 from vit_search.errors import SpecError
 from vit_search.ledger.events import Commanded, Ended, Infeasible, Proposed, Reported
 from vit_search.search.proposals.history import SHOWN, History, Past
+from vit_search.search.proposals.proposals import cheap_first
 
 SMALL = search_file.parse(HEAD + "model: {dim: {choice: [16, 24]}, heads: {choice: [2, 3]}, depth: {int: [1, 2]}}")
 EVEN = search_file.parse(
@@ -262,3 +263,22 @@ def test_the_cost_of_an_ask_does_not_grow_with_the_history():
         asking.take(Proposed(trial=i, params={"dim": 16, "heads": 2, "depth": 1, "lr": 1e-3 + i * 1e-6}))
         asking.ran(i, [i / 600])
     assert len(asking.proposals.view().trials) == SHOWN
+
+
+WAYS = "training: {tune: {choice: [full, lora, head]}, lora_rank: {int: [1, 4], when: \"tune == 'lora'\"}, lr: {float: [1e-4, 1e-2]}}\n"
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_search_over_ways_of_tuning_begins_with_the_cheapest(sampler):
+    spec = search_file.parse(HEAD + WAYS.replace("float", "choice" if sampler == "grid" else "float"))
+    asking = Asking(space=spec.space, first=cheap_first(spec.space, spec.start_with), sampler=sampler)
+    configs = [asking.suggest() for _ in range(5)]
+    assert [config["tune"] for config in configs[:3]] == ["head", "lora", "full"]
+    assert len({str(sorted(config.items())) for config in configs}) == 5
+
+
+def test_who_gives_points_with_ways_of_tuning_decides_the_order():
+    spec = search_file.parse(HEAD + WAYS + "start_with: [{tune: full, lr: 0.001}, {lr: 0.002}]\n")
+    assert cheap_first(spec.space, spec.start_with) == []
+    assert cheap_first(spec.space, spec.start_with[1:]) == [{"tune": "head"}, {"tune": "lora"}, {"tune": "full"}]
+    assert cheap_first(SMALL.space, ()) == []

@@ -1,6 +1,7 @@
 """Whose fault a breakdown is, where a trial goes next, how long it may be silent, and who may write its checkpoint."""
 
 import errno
+import functools
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from vit_search.config.data_config import DataConfig
 from vit_search.config.model_config import ModelConfig
 from vit_search.config.training_config import TrainingConfig
 from vit_search.config.trial import TrialConfig
+from vit_search.data.progress import shown_by, step
 from vit_search.errors import SearchError, StorageError
 from vit_search.search import execution, recovery, trial
 from vit_search.search.messages import TrialOrder
@@ -148,3 +150,15 @@ def test_the_drivers_own_storage_is_named_however_deep_tune_has_wrapped_it():
     assert "s/small-1: cannot be written ([Errno 28] No space left on device); make room" in str(full)
     assert str(execution.storage_trouble(Path("s"), wrapped(SearchError("ours")))) == "ours"
     assert execution.storage_trouble(Path("s"), wrapped(ValueError("a bug"))) is None
+
+
+def test_a_trial_says_that_it_is_busy_inside_a_long_step(monkeypatch):
+    sent, order = [], TrialOrder(trial=0, config={}, folder=Path())
+    monkeypatch.setattr(trial, "send", lambda order, report: sent.append(report))
+    for every, expected in ((0.0, ["computing: 3 of 9 images", "computing: 9 of 9 images"]), (1e9, [])):
+        monkeypatch.setattr(trial, "BUSY_EVERY_S", every)
+        with shown_by(functools.partial(trial.report_busy, order)), step("computing", 9, "images") as advance:
+            advance(3)
+            advance(6)
+        assert [report.reason for report in sent] == expected
+        sent.clear()

@@ -9,7 +9,7 @@ from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial
 
 from vit_search.config import search_file
-from vit_search.search.messages import Epoch, Failed, Outgrown, TrialOrder, Waiting, decode, encode
+from vit_search.search.messages import Busy, Epoch, Failed, Outgrown, TrialOrder, Waiting, decode, encode
 from vit_search.search.tune import TuneScheduler, TuneSearcher, last_error, request
 
 SPEC = search_file.parse("""
@@ -59,6 +59,7 @@ class TunesTrial:
     [
         Epoch(dataclasses.replace(result(1, 0.5), scores={"val_macro_f1": 0.4}), {"system/cpu": 1.0}),
         Waiting("full"),
+        Busy("computing"),
         Outgrown("no room"),
         Failed("failed", "no"),
     ],

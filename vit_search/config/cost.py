@@ -165,10 +165,19 @@ def _stores_weights(config: ModelConfig, device: Device, half: bool) -> bool:
 
 def _forward_flops(config: ModelConfig) -> int:
     """To classify one image."""
-    embed = 2 * math.prod(config.grid) * _embedding(config)
-    linear = config.depth * 2 * config.tokens * _block_matrices(config) + 2 * config.dim * config.num_classes
-    product = config.depth * 2 * config.tokens**2 * config.heads * config.head_width  # queries with keys, or weights with values
-    return embed + linear + 2 * product
+    return _forward_of_first(config, config.depth) + 2 * config.dim * config.num_classes
+
+
+def _forward_of_first(config: ModelConfig, blocks: int) -> int:
+    """The same of the embedding and of so many blocks."""
+    product = 2 * config.tokens**2 * config.heads * config.head_width  # queries with keys, or weights with values
+    return 2 * math.prod(config.grid) * _embedding(config) + blocks * (2 * config.tokens * _block_matrices(config) + 2 * product)
+
+
+def frozen_flops(config: ModelConfig, tuning: Tuning) -> int:
+    """The part of `Cost.forward_flops` that frozen parts take. A training that reads their kept output goes without it."""
+    parts = tuning.frozen_parts(config.depth)
+    return _forward_of_first(config, min(parts - 1, config.depth)) if parts else 0
 
 
 def _train_flops(config: ModelConfig, tuning: Tuning, stored: bool) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from vit_search.config import features
 from vit_search.config.cost import FLOAT_BYTES, WORKSPACES, cost_of, merged_weights, mlp_layers
 from vit_search.config.model_config import ModelConfig
 from vit_search.config.training_config import TrainingConfig
@@ -34,6 +35,9 @@ set the time. Of 1, 2, 4 or 8 to a GPU the best or near it for 12 to 400 trials 
 EVALUATED_AT_ONCE = 512
 """Images of a batch in evaluation on a GPU, unless memory is short."""
 
+COMPUTED_AT_ONCE = 128
+"""Images of a batch while features are computed."""
+
 USUAL_MEMORY = 80 * 2**30
 """Bytes of the GPU that is assumed where neither the file nor a cluster says."""
 
@@ -46,6 +50,8 @@ class Need:
     """Predicted peak of what the allocator gives out, the images of the data set left out."""
     images: int
     """The splits, which lie on the GPU where there is room."""
+    features: int = 0
+    """The features of a version of the splits, which lie there, too, if there is room beside the images; see config/features.py."""
 
 
 def training_bytes(model: ModelConfig, training: TrainingConfig) -> int:
@@ -61,6 +67,9 @@ def training_bytes(model: ModelConfig, training: TrainingConfig) -> int:
     changed = 3 * inner * (model.positions == "rope" or model.qk_norm)  # queries and keys beside those that they are made of
     layers = mlp_layers(model)
     widest = max(4 * model.dim + 4 * inner + changed, 5 * model.dim + layers * width)  # of a token, in the float32 of evaluation
+    if features.views_of(model, training) and training.tune == "head":  # the whole model runs while features are computed, and only then
+        of_head = 4 * FLOAT_BYTES * max(training.batch_size, EVALUATED_AT_ONCE) * (model.dim + model.num_classes)
+        return held + FLOAT_BYTES * COMPUTED_AT_ONCE * (model.tokens * widest + 5 * pixels) + of_head
     evaluation = held + FLOAT_BYTES * EVALUATED_AT_ONCE * (model.tokens * widest + pixels)
     evaluation += FLOAT_BYTES * merged_weights(model, training.tuning)
     return max(cost.train_bytes + average + inputs + graphs, evaluation)
@@ -81,6 +90,12 @@ def resident(images: int, room: int) -> int:
     return images if images < room / 2 else 0
 
 
+def resident_of(need: Need, room: int) -> int:
+    """The same of the splits and of their features."""
+    images = resident(need.images, room)
+    return images + resident(need.features, room - images)
+
+
 def share_of(need: Need, gpu_memory: int, factor: float = 1.0) -> float | None:
     """The smallest share that will do, or None where one GPU is too small.
 
@@ -90,7 +105,7 @@ def share_of(need: Need, gpu_memory: int, factor: float = 1.0) -> float | None:
     """
     for share in STEPS:
         room = allowed(share, gpu_memory)
-        if MARGIN * factor * need.training + resident(need.images, room) <= room:
+        if MARGIN * factor * need.training + resident_of(need, room) <= room:
             return share
     return STEPS[-1] if need.training <= allowed(1.0, gpu_memory) else None
 

@@ -15,7 +15,7 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from vit_search.config import expressions, gpu_share, tuning
+from vit_search.config import expressions, features, gpu_share, tuning
 from vit_search.config.cost import Cost, cost_of, in_units
 from vit_search.config.distributions import Choice, Distribution, FloatRange, IntRange, Value, ValueSource, is_rounding_error
 from vit_search.config.expressions import Expression
@@ -37,7 +37,7 @@ _DEFAULTS = {f.name: f.default for config in (ModelConfig, TrainingConfig) for f
 _MODEL = tuple(f.name for f in fields(ModelConfig) if f.name not in FROM_DATA)
 _COST = (*_MODEL, "batch_size", "accumulation", "optimizer", *tuning.FIELDS)
 """What `_cost` asks for."""
-_MEMORY = ("batch_size", "accumulation", "optimizer", "precision", "ema_decay", "cuda_graphs", *tuning.FIELDS)
+_MEMORY = ("batch_size", "accumulation", "optimizer", "precision", "ema_decay", "cuda_graphs", *tuning.FIELDS, *features.FIELDS)
 """What of the training decides how much memory it takes of a GPU."""
 
 

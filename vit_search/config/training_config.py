@@ -53,6 +53,16 @@ class TrainingConfig:
         "With tune: lora, the matrices that are corrected: those of attention (queries, keys, values, projection), of the mlp, or all.",
         late=True,
     )
+    feature_views: int = knob(
+        1,
+        "With tune: head or last_blocks and pretrained weights, how many versions of each training image go through the frozen part once, "
+        "so that its output is kept for all epochs and trials. Version 1 is the image itself, the others are augmented; an epoch trains on "
+        "one version, and the epochs take turns. 1: the output is kept if there is no augmentation, else each epoch augments anew and runs "
+        "the whole model. 0: nothing is kept. With erasing, mixup or cutmix, nothing is kept either.",
+        ge=0,
+        le=1000,
+        late=True,
+    )
     layer_decay: float = knob(
         1.0,
         "How much slower a block learns than the next one. The head and the last norm learn with lr, the last block with lr times this "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 WAYS = ("head", "last_blocks", "lora", "full")
-"""By `training.tune` of a search file."""
+"""By `training.tune` of a search file, from the cheapest to the most expensive."""
 
 LORA_LAYERS: dict[str, tuple[str, ...]] = {
     "attention": ("qkv", "projection"),

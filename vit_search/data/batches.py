@@ -1,13 +1,14 @@
 """A split as training sees it: batches of whole numbers on the training device, from memory, or decoded as they are needed.
 
-Images of 8 bits come as uint8, and images of 16 bits as int32, since torch computes little with uint16.
+Images of 8 bits come as uint8, and images of 16 bits as int32, since torch computes little with uint16. Where the frozen parts of a model
+run only once, batches are what they gave (FeatureSplit).
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,48 @@ class Split:
 def widened(images: Tensor) -> Tensor:
     """Images as training computes with them: uint8 as it is; uint16, also where its bits are called int16, as int32."""
     return images if images.dtype == torch.uint8 else images.to(torch.int32) & 0xFFFF
+
+
+class FeatureSplit:
+    """What the frozen parts of a model make of the images of one split, from memory maps.
+
+    Args:
+        images: the split.
+        of_view: gives the features of a version of the images: (n, dim) or (n, tokens, dim), float32, in main memory.
+        views: number of versions.
+    """
+
+    def __init__(self, images: Split | StreamedSplit, of_view: Callable[[int], Tensor], views: int = 1) -> None:
+        self.labels, self.classes, self.weights = images.labels, images.classes, images.weights
+        self.views = views
+        self._of_view = of_view
+        self._last: tuple[int, Tensor] | None = None
+
+    def __len__(self) -> int:
+        """Images in the split."""
+        return len(self.labels)
+
+    def batches(self, parts: Iterable[Tensor], view: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features and labels of each part, both on the training device.
+
+        Args:
+            parts: indices of each batch, on the CPU.
+            view: which version of the images.
+        """
+        device, features = self.labels.device, self._features(view)
+        for part in parts:
+            chosen = features.index_select(0, part.to(features.device))
+            if features.device != device:
+                chosen = chosen.pin_memory().to(device, non_blocking=True)
+            yield chosen, self.labels[part.to(device)]
+
+    def _features(self, view: int) -> Tensor:
+        """On the training device where they take less than half of what is free there. Those of the version before make room."""
+        if self._last is None or self._last[0] != view:
+            self._last = None
+            features, device = self._of_view(view), self.labels.device
+            self._last = view, features.to(device if features.nbytes < free_bytes(device) / 2 else "cpu")
+        return self._last[1]
 
 
 class StreamedSplit:

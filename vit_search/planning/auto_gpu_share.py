@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vit_search.config import gpu_share
+from vit_search.config import features, gpu_share
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.trial import TrialConfig
 from vit_search.planning.image_counts import Images
@@ -14,7 +14,8 @@ def share_of_gpu(spec: SearchSpec, config: TrialConfig, images: Images) -> float
     """What part of a GPU a trial takes; None if the search file gives a number."""
     if spec.resources.gpus != "auto":
         return None
-    need = gpu_share.Need(gpu_share.training_bytes(config.model, config.training), images_bytes(config, images))
+    of_features = features.bytes_of_image(config.model, config.training) * (images.train + images.val)
+    need = gpu_share.Need(gpu_share.training_bytes(config.model, config.training), images_bytes(config, images), of_features)
     return gpu_share.share_of(need, gpu_bytes_of(spec)) or 1.0
 
 

@@ -9,13 +9,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vit_search.config import gpu_share
-from vit_search.config.cost import Cost
+from vit_search.config import features, gpu_share
+from vit_search.config.cost import Cost, frozen_flops
 from vit_search.config.search_file import SearchSpec
 from vit_search.errors import SpecError
 from vit_search.planning.auto_gpu_share import share_of_gpu
 from vit_search.planning.image_counts import Images
-from vit_search.planning.speed import Speed, epoch_seconds
+from vit_search.planning.speed import Speed, epoch_seconds, features_seconds
 from vit_search.stopping import rule_of
 
 DRAWS = 1_000
@@ -51,6 +51,11 @@ class PlanDraw:
     """GPUs that a trial holds, or cores if it has no GPU."""
     bytes: int
     """Memory of a training."""
+    features: str = ""
+    """What features the trial reads; empty if none. The first trial of a search that reads them computes them."""
+    features_flops: float = 0.0
+    features_seconds: float = 0.0
+    """What that takes. Without a speed, FLOPs."""
 
 
 def draw_proposals(spec: SearchSpec, speed: Speed | None, images: Images) -> tuple[list[PlanDraw], float]:
@@ -66,11 +71,24 @@ def draw_proposals(spec: SearchSpec, speed: Speed | None, images: Images) -> tup
             continue
         config = spec.trial_config(params, in_channels=space.in_channels, num_classes=space.num_classes, trial=0)
         cost = space.cost(params)
-        flops = images.train * cost.train_flops + images.val * cost.forward_flops
+        views, saved = features.views_of(config.model, config.training), frozen_flops(config.model, config.training.tuning)
+        flops = images.train * cost.train_flops + images.val * cost.forward_flops - (images.train + images.val) * saved * (views > 0)
+        of_features = float((views * images.train + images.val) * saved * (views > 0))
         share = share_of_gpu(spec, config, images)
         devices = share or spec.resources.devices or 1.0  # if the number of cores depends on the cluster, count one
         memory = gpu_share.training_bytes(config.model, config.training) if share else cost.train_bytes
-        draws.append(PlanDraw(cost, flops, epoch_seconds(speed, config, images) if speed else float(flops), devices, memory))
+        draws.append(
+            PlanDraw(
+                cost=cost,
+                epoch_flops=flops,
+                seconds=epoch_seconds(speed, config, images) if speed else float(flops),
+                devices=devices,
+                bytes=memory,
+                features=features.shared_by(config.model, config.training),
+                features_flops=of_features,
+                features_seconds=features_seconds(speed, config, images) if speed else of_features,
+            )
+        )
     if not draws:
         raise SpecError(f"none of {tried:,} random proposals can be run; see why: vit-search lint.")
     return draws, len(draws) / tried
@@ -126,6 +144,7 @@ def _simulate_one(
     """Index of the next comparison of each waiting trial: the rule holds it, or has released it and it waits for a place."""
     fresh = 0
     """The next trial to start."""
+    computing = _first_readers(chosen)
 
     def next_trial() -> int | None:
         """A trial that the rule has released, or a new one; at the end, the best of those that the rule holds."""
@@ -137,7 +156,8 @@ def _simulate_one(
     while True:
         while len(running) < concurrency and (started := next_trial()) is not None:
             look = held.pop(started, 0)
-            heapq.heappush(running, (clock + start_s + (looks[look] - epochs[started]) * chosen[started].seconds, started, look))
+            before = start_s + (chosen[started].features_seconds if started in computing and look == 0 else 0.0)
+            heapq.heappush(running, (clock + before + (looks[look] - epochs[started]) * chosen[started].seconds, started, look))
             fresh = max(fresh, started + 1)
         if not running:
             break
@@ -152,13 +172,23 @@ def _simulate_one(
         elif i not in rule.ending:
             heapq.heappush(running, (clock + (looks[look + 1] - epoch) * chosen[i].seconds, i, look + 1))
         rule.ending.clear()
+    seconds = [n * draw.seconds + draw.features_seconds * (i in computing) for i, (n, draw) in enumerate(zip(epochs, chosen, strict=True))]
     return SimulatedSearch(
         epochs,
-        sum(n * draw.epoch_flops for n, draw in zip(epochs, chosen, strict=True)),
-        sum(n * draw.seconds for n, draw in zip(epochs, chosen, strict=True)),
-        sum(n * draw.seconds * draw.devices for n, draw in zip(epochs, chosen, strict=True)),
+        sum(n * draw.epoch_flops for n, draw in zip(epochs, chosen, strict=True)) + sum(chosen[i].features_flops for i in computing),
+        sum(seconds),
+        sum(each * draw.devices for each, draw in zip(seconds, chosen, strict=True)),
         clock,
     )
+
+
+def _first_readers(chosen: Sequence[PlanDraw]) -> set[int]:
+    """The trials that compute features: the first that reads them."""
+    first: dict[str, int] = {}
+    for i, draw in enumerate(chosen):
+        if draw.features:
+            first.setdefault(draw.features, i)
+    return set(first.values())
 
 
 def _boundaries(spec: SearchSpec, draws: Sequence[PlanDraw]) -> list[float]:

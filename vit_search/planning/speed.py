@@ -9,7 +9,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from vit_search.config.cost import cost_of
+from vit_search.config import features
+from vit_search.config.cost import cost_of, frozen_flops
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.strict_json import parse
 from vit_search.config.trial import TrialConfig
@@ -131,13 +132,15 @@ def work(config: TrialConfig) -> dict[str, float]:
     batch, tokens = training.batch_size, model.tokens
     cost = cost_of(model, math.ceil(batch / training.accumulation), training.optimizer, training.tuning)
     trained = training.tuning.trained_blocks(model.depth)
-    blocks = trained + (model.depth - trained) / 3  # what is frozen goes forward alone, a third of a step
+    on_features = features.views_of(model, training) > 0
+    blocks = trained + (0 if on_features else (model.depth - trained) / 3)  # what is frozen goes forward alone, a third of a step
+    flops = cost.train_flops - (frozen_flops(model, training.tuning) if on_features else 0)
     return {
         "step_s": 1.0,
         "block_s": blocks * training.accumulation,
         "image_s": batch,
         "policy_s": batch * (training.auto_augment != "none"),
-        "gflop_s": batch * cost.train_flops / 1e9,
+        "gflop_s": batch * flops / 1e9,
         "mscore_s": batch * blocks * model.heads * tokens**2 / 1e6,
         "mvalue_s": batch * blocks * tokens * (2 * model.dim + model.mlp_width) / 1e6,
     }
@@ -155,11 +158,20 @@ def train_seconds(speed: Speed, config: TrialConfig, images: int) -> float:
 
 def evaluation_seconds(speed: Speed, config: TrialConfig, images: int) -> float:
     """Seconds to evaluate `images` images."""
-    training = dataclasses.replace(config.training, batch_size=EVALUATED_AT_ONCE, accumulation=1, auto_augment="none", tune="full")
+    tune = config.training.tune if features.views_of(config.model, config.training) else "full"  # on features, only what is trained runs
+    training = dataclasses.replace(config.training, batch_size=EVALUATED_AT_ONCE, accumulation=1, auto_augment="none", tune=tune)
     return speed.evaluation * train_seconds(speed, dataclasses.replace(config, training=training), images)
 
 
+def features_seconds(speed: Speed, config: TrialConfig, images: Images) -> float:
+    """Seconds to compute the features that a trial reads, of all versions of the training images; 0 if it reads none."""
+    views = features.views_of(config.model, config.training)
+    training = dataclasses.replace(config.training, feature_views=0)
+    whole = dataclasses.replace(config, training=training)
+    return evaluation_seconds(speed, whole, views * images.train + images.val) if views else 0.0
+
+
 def epoch_seconds(speed: Speed, config: TrialConfig, images: Images) -> float:
-    """Seconds of one epoch of a trial: training, evaluation and checkpoint."""
+    """Seconds of one epoch of a trial: training, evaluation and checkpoint. Without the computation of features."""
     save = speed.save_s + speed.mparam_save_s * cost_of(config.model, 1).params / 1e6
     return train_seconds(speed, config, images.train) + evaluation_seconds(speed, config, images.val) + save

@@ -90,6 +90,8 @@ class ImageFacts:
     classes: int
     resident_bytes: int = 0
     """Bytes of the splits that a trial keeps on its GPU. Streamed splits do not count."""
+    count: int = 0
+    """Images in these splits, streamed or not."""
 
 
 def components_of(
@@ -123,8 +125,14 @@ def components_of(
     )
     space = spec.space if nodes is None or not nodes.gpu_memory else within(spec.space, nodes.gpu_memory)
     sharing = GpuSharing(
-        spec, commands, channels=images.channels, classes=images.classes, images=images.resident_bytes, nodes=nodes
-    )  # fmt: skip
+        spec,
+        commands,
+        channels=images.channels,
+        classes=images.classes,
+        images=images.resident_bytes,
+        nodes=nodes,
+        count=images.count,
+    )
     return Components(
         progress=progress,
         commands=commands,

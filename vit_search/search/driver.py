@@ -27,6 +27,7 @@ from vit_search.search.components import Components
 from vit_search.search.driver_runtime import IN_A_ROW, Runtime
 from vit_search.search.interfaces import ClusterView, EventLog
 from vit_search.search.messages import (
+    Busy,
     Continue,
     Decision,
     Epoch,
@@ -241,6 +242,9 @@ class Driver:
         with self._lock:
             if isinstance(report, Waiting):
                 _log.warning("trial %d waits for its storage: %s", trial, report.reason)
+                self._patience.hear(trial, self._clock(), None)
+                return Continue()
+            if isinstance(report, Busy):
                 self._patience.hear(trial, self._clock(), None)
                 return Continue()
             if isinstance(report, Failed):

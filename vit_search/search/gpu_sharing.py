@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vit_search.config import gpu_share
+from vit_search.config import features, gpu_share
 from vit_search.config.search_file import SearchSpec
 from vit_search.ledger.events import Event, OutgrewShare, Proposed, Reported
 from vit_search.search.commands import Commands
@@ -71,19 +71,22 @@ class GpuSharing:
     Args:
         spec: of the search.
         commands: the current settings. It must apply an event before this object does.
-        channels, classes: of the images. images: bytes of the splits that a trial keeps on its GPU.
+        channels, classes: of the images. images: bytes of the splits that a trial keeps on its GPU. count: images in these splits.
         nodes: of the cluster; needed if trials run and the search file has `auto` devices.
     """
 
-    def __init__(self, spec: SearchSpec, commands: Commands, *, channels: int, classes: int, images: int, nodes: Nodes | None) -> None:
+    def __init__(
+        self, spec: SearchSpec, commands: Commands, *, channels: int, classes: int, images: int, nodes: Nodes | None, count: int = 0
+    ) -> None:
         self._spec, self._commands, self._nodes = spec, commands, nodes
-        self._channels, self._classes, self._images = channels, classes, images
+        self._channels, self._classes, self._images, self._count = channels, classes, images, count
         self._needs: dict[int, gpu_share.Need] = {}
         self._peaks: dict[int, tuple[int, float]] = {}
         """By trial: the most bytes that it used, or that were too few for it, and its share at that time."""
         self._devices: dict[int, Devices] = {}
-        self._graphs: set[int] = set()
-        """Trials with CUDA graphs. The peak that torch reports leaves out the memory of the graphs."""
+        self._unlike: set[int] = set()
+        """Trials from whose peaks nothing is learnt. With CUDA graphs, the peak that torch reports leaves out the memory of the graphs.
+        Trials on features take little, but for the one that computes them."""
 
     def apply(self, event: Event) -> None:
         """Apply one event."""
@@ -92,7 +95,7 @@ class GpuSharing:
         elif isinstance(event, OutgrewShare) and event.trial in self._devices:
             self._apply_peak(event.trial, event.memory, event.gpus)
             self._devices[event.trial] = self._with_cores(max(gpu_share.next_step(event.gpus) or 1.0, self._devices[event.trial].gpus))
-        elif isinstance(event, Reported) and self.shares and event.trial not in self._graphs:
+        elif isinstance(event, Reported) and self.shares and event.trial not in self._unlike:
             self._apply_peak(event.trial, event.result.peak_memory_bytes, event.devices)
 
     @property
@@ -139,9 +142,11 @@ class GpuSharing:
             self._devices[event.trial] = self._with_cores(resources.gpus)
             return
         config = self._spec.trial_config(event.params, in_channels=self._channels, num_classes=self._classes, trial=0)
-        need = self._needs[event.trial] = gpu_share.Need(gpu_share.training_bytes(config.model, config.training), self._images)
-        if config.training.cuda_graphs:
-            self._graphs.add(event.trial)
+        of_features = features.bytes_of_image(config.model, config.training) * self._count
+        training = gpu_share.training_bytes(config.model, config.training)
+        need = self._needs[event.trial] = gpu_share.Need(training, self._images, of_features)
+        if config.training.cuda_graphs or of_features:
+            self._unlike.add(event.trial)
         if self._nodes is not None:  # otherwise the search is only inspected, and nothing runs
             settings = self._commands.settings
             share = gpu_share.share_of(need, self._nodes.gpu_memory, self.factor) or 1.0
@@ -161,7 +166,7 @@ class GpuSharing:
     def _ratio(self, trial: int) -> float:
         peak, share = self._peaks[trial]
         need = self._needs[trial]
-        return max(0, peak - gpu_share.resident(need.images, gpu_share.allowed(share, self._known.gpu_memory))) / need.training
+        return max(0, peak - gpu_share.resident_of(need, gpu_share.allowed(share, self._known.gpu_memory))) / need.training
 
     def _with_cores(self, gpus: float) -> Devices:
         """The devices of a trial with these GPUs. `auto` cores are divided equally among the trials that can run on the node."""

@@ -44,6 +44,7 @@ from vit_search.search.driver import Driver
 from vit_search.search.execution import cluster_of, ray_for, run_trials
 from vit_search.search.hindsight import PLAN, look_back
 from vit_search.search.orders import Orders
+from vit_search.search.proposals.proposals import cheap_first
 from vit_search.search.ray_nodes import nodes_of
 from vit_search.search.recovery import Patience
 from vit_search.search.result import Search
@@ -297,9 +298,9 @@ def _driver_of(orders: Orders, ledger: Ledger, head: WatchedHead, planned: Seque
     shared = head.shapes and "auto" in (spec.resources.cpus, spec.resources.gpus)
     components = components_of(
         spec,
-        ImageFacts(data.channels, len(data.classes), _resident_bytes(spec, data)),
+        ImageFacts(data.channels, len(data.classes), _resident_bytes(spec, data), _images_read(spec, data)),
         nodes=nodes_of(spec.resources) if shared else None,
-        first=planned or spec.start_with,
+        first=planned or [*spec.start_with, *cheap_first(spec.space, spec.start_with)],
         lessons=kept_lessons(orders.folder),
     )
     return Driver(
@@ -436,10 +437,12 @@ def _why(trials: Sequence[Trial]) -> str:
 
 def _resident_bytes(spec: SearchSpec, data: DataSet) -> int:
     """Of the images that each trial has on its device; streamed ones never lie there."""
-    if data.reader is not None:
-        return 0
-    parts = TRAINED_AND_VALIDATED_ON[spec.train_on]
-    return sum(data.counts[name] for names in parts for name in names) * data.image_bytes
+    return 0 if data.reader is not None else _images_read(spec, data) * data.image_bytes
+
+
+def _images_read(spec: SearchSpec, data: DataSet) -> int:
+    """Images that each trial trains or validates on."""
+    return sum(data.counts[name] for names in TRAINED_AND_VALIDATED_ON[spec.train_on] for name in names)
 
 
 def _known_speed(spec: SearchSpec) -> speed.Speed | None:

@@ -85,6 +85,13 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class Busy:
+    """The trial works on something that is no epoch: it computes what its later epochs read, or waits for another trial that does."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Outgrown:
     """The trial does not fit into its share of a GPU."""
 
@@ -99,7 +106,7 @@ class Failed:
     reason: str
 
 
-Report = Epoch | Waiting | Outgrown | Failed
+Report = Epoch | Waiting | Busy | Outgrown | Failed
 
 SCORE = "score/"
 """Prefix of an epoch's other metrics in Tune's result."""
@@ -122,6 +129,8 @@ def decode(result: Mapping[str, Any]) -> Report:
         return Failed(result["failure"], result["reason"])
     if "waiting" in result:
         return Waiting(result["waiting"])
+    if "busy" in result:
+        return Busy(result["busy"])
     if "outgrown" in result:
         return Outgrown(result["outgrown"])
     scores = {name.removeprefix(SCORE): value for name, value in result.items() if name.startswith(SCORE)}

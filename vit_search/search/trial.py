@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -12,7 +13,7 @@ import socket
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,20 +26,24 @@ from vit_search.config.data_urls import is_remote
 from vit_search.config.trial import TrialConfig
 from vit_search.data.batches import Split, StreamedSplit, load_split
 from vit_search.data.cache import DataSet, prepare
+from vit_search.data.progress import Advance, Unit, shown_by
 from vit_search.data.split import TRAINED_AND_VALIDATED_ON, SplitName
 from vit_search.errors import DamagedCheckpointError, DataError, OutOfMemoryError, StorageError, VitSearchError
 from vit_search.files import write_whole
 from vit_search.runtime import machine
 from vit_search.search import kept_weights
-from vit_search.search.messages import Epoch, Failed, Outgrown, Report, TrialOrder, Waiting, encode
+from vit_search.search.messages import Busy, Epoch, Failed, Outgrown, Report, TrialOrder, Waiting, encode
 from vit_search.search.resource_usage import Meter
-from vit_search.vit import checkpoint, evaluation, training
+from vit_search.vit import checkpoint, evaluation, features, training
 from vit_search.vit.pretrained import Pretrained, read_pretrained
 
 _log = logging.getLogger(__name__)
 
 PAUSES_S = (1, 2, 4, 8, 15, 30)
 """Between tries to write a checkpoint: a minute in all, which a server of files takes to start again."""
+
+BUSY_EVERY_S = 20.0
+"""Between reports of a trial that computes features, which it does outside of any report of an epoch."""
 
 Result = TypeVar("Result")
 
@@ -118,7 +123,7 @@ def _train(order: TrialOrder) -> None:
     mark = retry_storage(order, lambda: claim_folder(folder.parent, node), PAUSES_S[:3])
     data = data_on_this_node(order, config)
     splits = (trained_on, validated_on)
-    train, val = retry_storage(order, lambda: [_split(data, names, device, order.decoders) for names in splits], PAUSES_S[:3])
+    images = retry_storage(order, lambda: [_split(data, names, device, order.decoders) for names in splits], PAUSES_S[:3])
     state = retry_storage(order, lambda: load_interrupted(folder, config, device))
     if state is None:
         pretrained = retry_storage(order, lambda: pretrained_for(order, config, data), PAUSES_S[:3])
@@ -128,7 +133,8 @@ def _train(order: TrialOrder) -> None:
     for result in state.history:
         send(order, Epoch(result))
     latency = state.history[-1].latency_ms if state.history else None
-    with Meter() if order.usage else contextlib.nullcontext() as meter:
+    train, val = features.in_place_of_images(state, data, splits, images)
+    with Meter() if order.usage else contextlib.nullcontext() as meter, shown_by(functools.partial(report_busy, order)):
         for result in training.fit(state, train, val):
             if not math.isfinite(result.train_loss):
                 raise training.DivergedError(f"the training loss is {result.train_loss} in epoch {result.epoch}")
@@ -138,6 +144,21 @@ def _train(order: TrialOrder) -> None:
                 state.history[-1] = result
             retry_storage(order, lambda: save_checkpoint(folder, state, data, trained_on, mark))
             send(order, Epoch(result, meter.read() if meter else {}))
+
+
+@contextlib.contextmanager
+def report_busy(order: TrialOrder, name: str, total: int | None, unit: Unit) -> Iterator[Advance]:
+    """Tell the driver now and then how far a long step inside an epoch is: a trial that is silent for long is taken to hang."""
+    done, reported = 0, time.monotonic()
+
+    def advance(more: int) -> None:
+        nonlocal done, reported
+        done += more
+        if time.monotonic() - reported >= BUSY_EVERY_S:
+            reported = time.monotonic()
+            send(order, Busy(f"{name}: {done} of {total} {unit}"))
+
+    yield advance
 
 
 def data_on_this_node(order: TrialOrder, config: TrialConfig) -> DataSet:

@@ -113,7 +113,7 @@ def proposals(spec: SearchSpec) -> list[TrialConfig]:
     valid = list(itertools.islice((params for params in drawn if space.problem(params) is None), 200))
     if not valid:
         raise SpecError("none of 2,000 random proposals can be run; see why: vit-search lint.")
-    configs = [spec.trial_config(params, in_channels=space.in_channels, num_classes=space.num_classes, trial=0) for params in valid]
+    configs = [_whole(spec.trial_config(params, in_channels=space.in_channels, num_classes=space.num_classes, trial=0)) for params in valid]
     configs.sort(key=lambda config: work(config)["gflop_s"])
     amounts = [work(config) for config in configs]
     last = len(configs) - 1
@@ -123,6 +123,11 @@ def proposals(spec: SearchSpec) -> list[TrialConfig]:
     for i in range(1, MODELS):
         chosen[round(i * last / MODELS)] = None
     return [configs[i] for i in list(chosen)[:MODELS]]
+
+
+def _whole(config: TrialConfig) -> TrialConfig:
+    """The same without kept features: the whole model runs in each step."""
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, feature_views=0))
 
 
 def measure(configs: Sequence[TrialConfig], device: str, threads: int, seconds: float) -> list[Measured]:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from vit_search.config.metrics import RANKING
 from vit_search.config.tables import check_tables
 from vit_search.config.trial import EpochResult
-from vit_search.data.batches import Split, StreamedSplit
+from vit_search.data.batches import FeatureSplit, Split, StreamedSplit
 from vit_search.vit import augment
 from vit_search.vit.model import ViT
 from vit_search.vit.probability_scores import PROBABILITY_SCORES
@@ -53,13 +53,18 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate(model: ViT, split: Split | StreamedSplit, normalisation: Normalisation, batch_size: int = EVALUATED_AT_ONCE) -> Evaluation:
+def evaluate(
+    model: ViT, split: Split | StreamedSplit | FeatureSplit, normalisation: Normalisation, batch_size: int = EVALUATED_AT_ONCE
+) -> Evaluation:
     """Loss, accuracy and scores of a model on a whole split, in eval mode and in float32, as it is served."""
     model.eval()
     logits_of: list[Tensor] = []
     labels_of: list[Tensor] = []
-    for images, labels in split.batches(torch.arange(len(split)).split(batch_size)):
-        logits_of.append(model(augment.normalise(images, normalisation.mean, normalisation.std)))
+    for inputs, labels in split.batches(torch.arange(len(split)).split(batch_size)):
+        if isinstance(split, FeatureSplit):
+            logits_of.append(model.after_frozen(inputs))
+        else:
+            logits_of.append(model(augment.normalise(inputs, normalisation.mean, normalisation.std)))
         labels_of.append(labels)
     logits, labels = torch.cat(logits_of), torch.cat(labels_of)
     predictions, classes = logits.argmax(1), logits.shape[1]

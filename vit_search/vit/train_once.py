@@ -16,7 +16,7 @@ from vit_search.data.cache import DataSet, absent_classes
 from vit_search.data.split import TRAINED_AND_VALIDATED_ON
 from vit_search.errors import CheckpointError, SearchError, SpecError
 from vit_search.files import write_whole
-from vit_search.vit import checkpoint, evaluation, training
+from vit_search.vit import checkpoint, evaluation, features, training
 from vit_search.vit.checkpoint_files import describe
 from vit_search.vit.pretrained import starting_point
 
@@ -59,8 +59,9 @@ def train(spec: SearchSpec, config: TrialConfig, data: DataSet, folder: Path) ->
     state = _where_it_stood(folder, config, data, trained_on, device)
     yield from list(state.history)
     parts = [load_split(data, *names, device=device) for names in (trained_on, validated_on)]
+    train, val = features.in_place_of_images(state, data, (trained_on, validated_on), parts)
     try:
-        for result in training.fit(state, *parts):
+        for result in training.fit(state, train, val):
             if not math.isfinite(result.train_loss):
                 raise training.DivergedError(f"the training loss is {result.train_loss} in epoch {result.epoch}")
             checkpoint.save(folder, state, classes=data.classes, data_hash=data.data_hash, trained_on=trained_on)

@@ -7,17 +7,17 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from vit_search.config import gpu_share
+from vit_search.config import features, gpu_share
 from vit_search.config.cost import Device, cost_of, in_units
 from vit_search.config.trial import EpochResult, TrialConfig
-from vit_search.data.batches import Split, StreamedSplit
+from vit_search.data.batches import FeatureSplit, Split, StreamedSplit
 from vit_search.data.epoch_order import epoch_order
 from vit_search.errors import OutOfMemoryError
 from vit_search.runtime import machine
@@ -66,6 +66,8 @@ class Training:
     """What a step minimises. `fit` makes it of the labels that it trains on; before that, it knows no classes."""
     halves: bool = True
     """Whether a lack of memory halves the micro-batch. Otherwise it ends the training at once."""
+    on_features: bool = False
+    """Whether a step gets what the frozen parts gave, in the place of images. `fit` sees it from what it trains on."""
     forwards: dict[int, Forward] = field(default_factory=dict)
     """The compiled model or CUDA graph for each size of a micro-batch, made at first use."""
     history: list[EpochResult] = field(default_factory=list)
@@ -117,7 +119,10 @@ def start(
     )
 
 
-def fit(training: Training, train: Split | StreamedSplit, val: Split | StreamedSplit) -> Iterator[EpochResult]:
+AnySplit = Split | StreamedSplit | FeatureSplit
+
+
+def fit(training: Training, train: AnySplit, val: AnySplit) -> Iterator[EpochResult]:
     """Train to the configured length, one epoch per result. Continue from wherever `training` is.
 
     The order of the images, the augmentation and the dropout of an epoch depend on (seed, epoch) alone. So a training that was saved and
@@ -128,6 +133,7 @@ def fit(training: Training, train: Split | StreamedSplit, val: Split | StreamedS
         SpecError if the config weighs a class that the images do not have.
     """
     config = training.config.training
+    training.on_features = isinstance(train, FeatureSplit)
     training.loss = loss_of(config, train.labels, train.classes, training.config.model.num_classes, train.weights)
     if training.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
@@ -142,7 +148,7 @@ def fit(training: Training, train: Split | StreamedSplit, val: Split | StreamedS
         yield result
 
 
-def _train_epoch(training: Training, train: Split | StreamedSplit, val: Split | StreamedSplit) -> EpochResult:
+def _train_epoch(training: Training, train: AnySplit, val: AnySplit) -> EpochResult:
     config, device = training.config.training, training.device
     epoch = training.epoch + 1
     seed = derive_seed(training.config.seed, "epoch", epoch)
@@ -154,23 +160,19 @@ def _train_epoch(training: Training, train: Split | StreamedSplit, val: Split | 
     first_step, steps = (epoch - 1) * len(parts), config.epochs * len(parts)
     losses, correct = torch.zeros(len(parts), device=device), torch.zeros((), device=device)
     look_every = CHECK_EVERY if device.type == "cuda" else 1
-    moves = replace(config, crop_scale=1.0) if train.cropped else config
     lr = 0.0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     began = time.perf_counter()
     training.model.train()
-    for i, (raw, labels) in enumerate(train.batches(parts, seed, config.crop_scale)):
-        images = augment.moved(raw, moves, generator)
-        images = augment.normalise(images, training.normalisation.mean, training.normalisation.std)
-        images, targets = augment.mixed(images, labels, config, generator)
+    for i, (inputs, targets) in enumerate(_inputs(training, train, parts, seed, generator)):
         targets = targets if weights is None else targets.weighted(weights[i])
         lr = lr_at(first_step + i, steps, config)
-        losses[i], hits = train_step(training, images, targets, lr, first_step + i)
+        losses[i], hits = train_step(training, inputs, targets, lr, first_step + i)
         if (i + 1) % look_every == 0 or i + 1 == len(parts):
             since = i - i % look_every
             _check_finite(losses[since : i + 1], since, epoch, len(parts))
-        losses[i] *= len(labels)
+        losses[i] *= len(inputs)
         correct += hits
     loss_sum = float(losses.sum())
     trained = time.perf_counter()
@@ -192,6 +194,22 @@ def _train_epoch(training: Training, train: Split | StreamedSplit, val: Split | 
     )
 
 
+def _inputs(
+    training: Training, train: AnySplit, parts: Sequence[Tensor], seed: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Targets]]:
+    """The batches of the next epoch as a step gets them: images that are augmented and normalised, or features."""
+    if isinstance(train, FeatureSplit):
+        for batch, labels in train.batches(parts, features.view_of_epoch(training.epoch + 1, train.views)):
+            yield batch, Targets(labels)
+        return
+    config, normalisation = training.config.training, training.normalisation
+    moves = features.moves_of(config, cropped=train.cropped)
+    for raw, labels in train.batches(parts, seed, config.crop_scale):
+        images = augment.moved(raw, moves, generator)
+        images = augment.normalise(images, normalisation.mean, normalisation.std)
+        yield augment.mixed(images, labels, config, generator)
+
+
 def _check_finite(losses: Tensor, since: int, epoch: int, steps: int) -> None:
     finite = losses.isfinite()
     if not finite.all():
@@ -203,7 +221,7 @@ def train_step(training: Training, images: Tensor, targets: Targets, lr: float, 
     """Forward, backward and one step of the optimiser on one batch. The model must be in training mode.
 
     Args:
-        images: (batch, channels, height, width), normalised.
+        images: (batch, channels, height, width), normalised; or what `ViT.frozen_output` made of them, if the training is on features.
         step: number of steps before this one in the whole training; the average of the weights needs it.
     Returns: the mean loss of the batch, and how many images were recognised.
     Raises: OutOfMemoryError if the step does not fit into memory, also with micro-batches of half the size.
@@ -216,19 +234,24 @@ def train_step(training: Training, images: Tensor, targets: Targets, lr: float, 
 def _forward(training: Training) -> Forward:
     """How a micro-batch goes through the model: plain, compiled, or as a CUDA graph.
 
-    Compiled code and graphs are made for one batch size. The last, smaller batch of an epoch goes through the plain model.
+    Compiled code and graphs are made for one batch size. The last, smaller batch of an epoch goes through the plain model. So do features:
+    what is left of the model is small.
     """
     config, model, device = training.config.training, training.model, training.device
     graphs = config.cuda_graphs and device.type == "cuda"
     compiling = config.compile and machine.compiling_pays(device)
-    if not (graphs or compiling):
-        return model
+    if training.on_features or not (graphs or compiling):
+        return _plain(training)
     size = math.ceil(config.batch_size / training.accumulation)
     if size not in training.forwards:
         made = functools.partial(compiled("reduce-overhead" if graphs else "default"), model) if compiling else _graphed(training, size)
         training.forwards[size] = made
     fast = training.forwards[size]
     return lambda images: fast(images) if len(images) == size else model(images)
+
+
+def _plain(training: Training) -> Forward:
+    return training.model.after_frozen if training.on_features else training.model
 
 
 @functools.cache
@@ -282,7 +305,7 @@ def _gradients_in_memory(training: Training, images: Tensor, targets: Targets) -
     if images.is_cuda:
         torch.cuda.empty_cache()
     try:
-        return _gradients(training, training.model, images, targets)
+        return _gradients(training, _plain(training), images, targets)
     except RuntimeError as error:
         if not machine.out_of_memory(error):
             raise
@@ -310,7 +333,7 @@ def _gradients(training: Training, forward: Forward, images: Tensor, targets: Ta
     total, hits = torch.zeros((), device=images.device), torch.zeros((), dtype=torch.int64, device=images.device)
     size = math.ceil(count / training.accumulation)
     for i, (part, wanted) in enumerate(zip(images.split(size), targets.split(size), strict=True)):
-        if i == 1 and forward is not training.model:  # a graph's next run writes over the gradients that it has given
+        if i == 1 and forward != _plain(training):  # a graph's next run writes over the gradients that it has given
             for weight in training.model.parameters():
                 weight.grad = None if weight.grad is None else weight.grad.clone()
         with _autocast(training):
@@ -342,7 +365,7 @@ def _update(training: Training, lr: float, step: int) -> None:
         torch._foreach_lerp_([average for average, _ in pairs], [p for _, p in pairs], 1 - decay)
 
 
-def _evaluate_in_memory(training: Training, val: Split | StreamedSplit) -> Evaluation:
+def _evaluate_in_memory(training: Training, val: AnySplit) -> Evaluation:
     """`evaluate`, in batches that fit into memory."""
     size = gpu_share.EVALUATED_AT_ONCE if training.device.type == "cuda" else EVALUATED_AT_ONCE
     while True:

@@ -16,6 +16,7 @@ from vit_search.config.distributions import Value
 from vit_search.config.metrics import RANKING
 from vit_search.config.space import Space
 from vit_search.config.trial import EpochResult
+from vit_search.config.tuning import WAYS
 from vit_search.errors import SpecError
 from vit_search.ledger.events import Commanded, Ended, Event, Infeasible, Proposed, Reported
 from vit_search.search.proposals.history import SHOWN, Goal, History, Params, Past, State, params_key
@@ -60,6 +61,18 @@ class ProposalOptions:
     lessons: Sequence[Lesson] = ()
     """Trials of earlier searches. The sampler sees them as far as they fit the space."""
     shown: int = SHOWN
+
+
+def cheap_first(space: Space, given: Sequence[Mapping[str, Value]]) -> list[Params]:
+    """Points to propose after the given ones: each way of tuning once, the cheapest first, so that a first good model is there early.
+
+    Args:
+        given: points that a person gave. If one of them names `tune`, nothing is added.
+    """
+    if "tune" not in space.searched or any("tune" in point for point in given):
+        return []
+    values = list(space.searched["tune"].values())
+    return [{"tune": way} for way in WAYS if way in values]
 
 
 class Proposals:
