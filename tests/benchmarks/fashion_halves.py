@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import statistics
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -30,8 +31,9 @@ from vit_search.data.cache import DataSet, prepare
 from vit_search.files import locked
 from vit_search.vit import checkpoint
 from vit_search.vit.evaluation import Normalisation, evaluate
+from vit_search.vit.features import in_place_of_images
 from vit_search.vit.model import ViT
-from vit_search.vit.training import fit, start
+from vit_search.vit.training import AnySplit, Training, fit, start
 
 TAUGHT, LEARNED = (0, 1, 2, 3, 4), (5, 6, 7, 8, 9)
 """Classes of the backbones (clothes), and of what starts from them (shoes, shirts and bags)."""
@@ -114,6 +116,14 @@ class Halves:
         for i in range(min(self.options.seeds, self.options.backbones))[number - 1 :: parts]:
             self.backbone(i)
 
+    def inputs(self, state: Training, train: Split, val: Split, owner: str) -> list[AnySplit]:
+        """What a training reads: where frozen parts run only once, what they gave; otherwise the images.
+
+        Args:
+            owner: a text that is the same for trainings that share what frozen parts gave, as the trials of one search do.
+        """
+        return in_place_of_images(state, self.data, ((f"train of {owner}",), (f"val of {owner}",)), (train, val))
+
     def pretraining_seconds(self) -> float:
         """Device seconds that the missing backbones will take, estimated."""
         options = self.options
@@ -182,6 +192,11 @@ def interval(differences: Sequence[float]) -> str:
         return f"{mean:+.1f}"
     half = 100 * student.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
     return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
+
+
+def new_owner() -> str:
+    """A text for `Halves.inputs` that was never used before, so that nobody reads what another one's clock has paid for."""
+    return uuid.uuid4().hex
 
 
 def seconds_per_image(config: ModelConfig, device: torch.device) -> tuple[float, float]:

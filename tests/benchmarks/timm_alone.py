@@ -11,7 +11,8 @@ search_spaces/finetune_photos.yaml. Only the range of the learning rate is anoth
 
     timm alone     create_model with the backbone's weights and full fine-tuning: timm's AdamW with layer decay, cosine schedule and Mixup.
                    Optuna's TPE sampler and median pruner, which prunes no trial before the recipe's grace_epochs.
-    vit_search     the recipe, by the shipped driver, sampler and stopping rule. It searches over the ways of tuning, too.
+    vit_search     the recipe, by the shipped driver, sampler and stopping rule. It searches over the ways of tuning, too. For heads, the
+                   rest of the model runs once for each image in a search, which counts.
     random start   the same without pretrained weights, and so with full training alone.
 
 timm's model gets the backbone's weights under timm's names. Before anything is searched, its logits are compared with ours in float64. It
@@ -61,6 +62,7 @@ from fashion_halves import (
     interval,
     kept_lines,
     mean_and_std,
+    new_owner,
 )
 from optuna.trial import TrialState
 from race import Race
@@ -75,6 +77,7 @@ from vit_search.data.batches import Split
 from vit_search.search.components import Components, ImageFacts, components_of
 from vit_search.search.driver import Driver
 from vit_search.search.messages import Continue, Epoch, Failed, TrialOrder
+from vit_search.search.proposals.proposals import cheap_first
 from vit_search.search.recovery import Patience
 from vit_search.stopping import train_flops_of
 from vit_search.vit import pretrained, training
@@ -139,6 +142,7 @@ def vit_search(setting: Setting, race: Race, *, pretrained_start: bool = True) -
     """The shipped driver, whose trials are trained here, one after the other, as a worker does it."""
     spec = recipe(setting, pretrained_start=pretrained_start)
     trainings: dict[int, training.Training] = {}
+    owner = new_owner()
     plain = Normalisation.of(*mean_and_std(setting.train), setting.device)  # pretrained weights bring their own
 
     def order(trial: int, params: Mapping[str, Any], components: Components) -> TrialOrder:
@@ -149,11 +153,14 @@ def vit_search(setting: Setting, race: Race, *, pretrained_start: bool = True) -
         if ordered.trial not in trainings:
             given = pretrained.read_pretrained(setting.weights, setting.train.classes) if pretrained_start else None
             trainings[ordered.trial] = training.start(TrialConfig.from_dict(ordered.config), plain, setting.device, given)
-        yield from training.fit(trainings[ordered.trial], setting.train, setting.val)
+        state = trainings[ordered.trial]
+        yield from training.fit(state, *setting.halves.inputs(state, setting.train, setting.val, owner))
 
     driver = Driver(
         MemoryLedger(),
-        components_of(spec, ImageFacts(BACKBONE.in_channels, len(LEARNED)), first=spec.start_with),
+        components_of(
+            spec, ImageFacts(BACKBONE.in_channels, len(LEARNED)), first=[*spec.start_with, *cheap_first(spec.space, spec.start_with)]
+        ),
         order,
         cluster=Cluster(places=1),
         patience=Patience(math.inf, 2),

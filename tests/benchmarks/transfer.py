@@ -5,6 +5,7 @@
 
 Goal of the table: a model that starts from the backbone's weights (`inherited`) is more accurate than one of the same shape, images and
 epochs that starts from random weights (`scratch`), for 200, 1,000 and 5,000 images. With the shape `same`, `inherited` is full tuning.
+`head` trains the head alone, on images without augmentation, so that the rest of the model runs once for each image.
 
 Goal of `blocks`: choose BLOCKS of vit_search/vit/inherit.py. `first` takes the first blocks of the backbone, `even` takes blocks in equal
 steps. Each pair has the same backbone, images, order and recipe. (In the table, `inherited` takes the first blocks.)
@@ -46,6 +47,7 @@ from fashion_halves import (
     interval,
     kept_lines,
     mean_and_std,
+    new_owner,
     seconds_per_image,
 )
 from rounds import clock_of, surroundings, table
@@ -88,7 +90,7 @@ WAYS = {
     "scratch": Way(None),
     "inherited": Way("first"),
     "even": Way("even", shapes=("depth 3", "dim 64, depth 3")),
-    "head": Way("first", lrs=(2e-3, 6e-3, 2e-2), training={"tune": "head"}, shapes=("same",)),
+    "head": Way("first", lrs=(2e-3, 6e-3, 2e-2), training={"tune": "head", "flip": False, "shift": 0}, shapes=("same",)),
     "layer decay": Way("first", training={"layer_decay": 0.75}, shapes=("same",)),
 }
 """A new way to start or to tune needs a line here, and nothing else. All have as many learning rates."""
@@ -128,10 +130,11 @@ class Outcome:
 def train(halves: Halves, task: Task) -> Outcome:
     """One training, from its start to its test."""
     clock, way = clock_of(halves.device), WAYS[task.way]
-    source, weights = pretrained.load(halves.backbone(task.seed))
+    file = halves.backbone(task.seed)
+    source, weights = pretrained.load(file)
     rest, val, test = halves.splits
     images = few(rest, task.images, task.seed)
-    model = replace(BACKBONE, **(SHAPES | BLOCK_SHAPES)[task.shape])
+    model = replace(BACKBONE, **(SHAPES | BLOCK_SHAPES)[task.shape], pretrained=str(file) if way.blocks else "")
     training = replace(RECIPE, epochs=task.epochs, lr=task.lr, **way.training)
     plain = Normalisation.of(*mean_and_std(images), halves.device)
     given = Pretrained(source, weights, images.classes) if way.blocks else None
@@ -140,7 +143,8 @@ def train(halves: Halves, task: Task) -> Outcome:
     if way.blocks is not None and way.blocks != BLOCKS:
         state.model.load_state_dict(inherit(weights, source, model, images.classes, blocks=way.blocks))
     spent, watched = 0.0, []
-    for result in fit(state, images, few(val, 10, seed=0)):  # ten images: validation must not count
+    inputs = halves.inputs(state, images, few(val, 10, seed=0), new_owner())  # ten images: validation must not count
+    for result in fit(state, *inputs):
         spent += clock() - began
         if 10 * result.epoch // task.epochs > 10 * (result.epoch - 1) // task.epochs:
             watched.append((spent, evaluate(state.outcome, val, state.normalisation).accuracy))
@@ -239,7 +243,8 @@ def estimated_seconds(tasks: Sequence[Task], options: argparse.Namespace) -> flo
         if task.shape not in speeds:
             speeds[task.shape] = seconds_per_image(replace(BACKBONE, **(SHAPES | BLOCK_SHAPES)[task.shape]), options.device)
         train_s, forward_s = speeds[task.shape]
-        seconds += task.epochs * task.images * (forward_s if WAYS[task.way].training.get("tune") == "head" else train_s)
+        on_features = WAYS[task.way].training.get("tune") == "head"
+        seconds += task.images * (forward_s if on_features else task.epochs * train_s)
         seconds += (min(task.epochs, 10) * options.val_images + options.test_images) * forward_s
     return seconds
 
