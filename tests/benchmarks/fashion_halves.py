@@ -43,7 +43,7 @@ BACKBONE = ModelConfig(
 )  # heads are 32 wide, so that two thirds of dim are two whole heads
 
 RECIPE = TrainingConfig(batch_size=32, flip=True, shift=1)
-EPOCHS = {200: 30, 1000: 15, 5000: 6}
+EPOCHS = {200: 30, 1000: 15, 5000: 5}
 """By the number of images. Other numbers have those of the next smaller one; below 200, those of 200."""
 
 
