@@ -537,6 +537,17 @@ def test_the_smallest_model_is_taken_with_the_optimizer_that_keeps_the_least():
             check_space(limited)
 
 
+def test_the_smallest_model_is_taken_with_the_layers_of_lora_that_keep_the_least():
+    """Where the MLP alone is corrected, no gradient comes to the attention of the first block, and nothing of it is kept."""
+    lora = "model: {depth: 1, heads: 1, patch_size: 2}\ntraining: {tune: lora, lora_rank: 1, batch_size: 512, lora_layers: LAYERS}\n"
+    need = {layers: space(lora.replace("LAYERS", layers)).cost({}).train_bytes for layers in ("attention", "mlp")}
+    assert need["mlp"] < need["attention"]
+    for layers, fits in (("mlp", True), ("{choice: [attention, mlp]}", True), ("attention", False)):
+        limited = dataclasses.replace(space(lora.replace("LAYERS", layers)), memory_limit=sum(need.values()) // 2)
+        with contextlib.nullcontext() if fits else pytest.raises(SpecError, match="even the smallest model of this space takes"):
+            check_space(limited)
+
+
 FILE_OF_0_2 = """
 name: t
 data: {name: digits}

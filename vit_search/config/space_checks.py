@@ -151,8 +151,10 @@ def _check_memory(space: Space) -> None:
     model |= {"heads": 1, "dim_head": None, "pool": "mean"}  # the least that heads can cost
     shape: dict[str, Any] = {"image_size": space.image_size, "in_channels": space.in_channels, "num_classes": space.num_classes}
     smallest, batch = ModelConfig(**shape, **model), math.ceil(plain["batch_size"] / parts)
-    ways = itertools.product(space.possible_values("optimizer"), space.possible_values("tune"))
-    need = min(cost_of(smallest, batch, optimizer, Tuning(tune, lora_rank=1)).train_bytes for optimizer, tune in ways)
+    ways = itertools.product(*(space.possible_values(name) for name in ("optimizer", "tune", "lora_layers")))
+    need = min(
+        cost_of(smallest, batch, optimizer, Tuning(tune, lora_rank=1, lora_layers=layers)).train_bytes for optimizer, tune, layers in ways
+    )
     if need > space.memory_limit:
         raise SpecError(
             f"model.dim: even the smallest model of this space takes about {in_units(need)} to train, "
