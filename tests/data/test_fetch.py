@@ -7,6 +7,7 @@ import http.server
 import ipaddress
 import multiprocessing
 import os
+import shutil
 import ssl
 import subprocess
 import sys
@@ -317,6 +318,19 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(tmp_path, ranges):
         copy = fetch.fetch(f"{server.url}/set.bin", tmp_path / "cache")
         assert copy.at.read_bytes() == content and copy.at.name == "set.bin"
         assert [asked for _, asked in server.gets][1:] == ["bytes=1500000-", "bytes=2250000-" if ranges else "bytes=1500000-"]
+
+
+def test_a_copy_that_is_complete_but_for_its_name_is_fetched_again_if_the_server_says_no_size(tmp_path):
+    content = one_file(tmp_path)
+    with http_server(tmp_path / "served") as server:
+        server.sizes = False
+        first = fetch.fetch(f"{server.url}/set.bin", tmp_path / "cache")
+        (named,) = [path for path in objects(tmp_path / "cache") if path.read_bytes() == content]
+        named.rename(f"{named}.part")  # as if its process was killed just before the renaming
+        shutil.rmtree(first.at.parent)
+        server.gets = []
+        assert fetch.fetch(f"{server.url}/set.bin", tmp_path / "cache").at.read_bytes() == content
+        assert ("/set.bin", f"bytes={len(content)}-") in server.gets
 
 
 def test_a_network_that_stays_broken_is_one_line_and_the_next_start_goes_on(tmp_path):

@@ -91,6 +91,8 @@ class Served:
         self.status = {}
         """Path: what it is answered with."""
         self.ranges = True
+        self.sizes = True
+        """Whether it says how long a file is."""
 
 
 @contextlib.contextmanager
@@ -102,8 +104,13 @@ def http_server(folder):
             pass
 
         def do_HEAD(self):
-            if not self._refused():
+            if self._refused():
+                return
+            if served.sizes:
                 super().do_HEAD()
+            else:
+                self.send_response(200)
+                self.end_headers()
 
         def do_GET(self):
             path = urllib.parse.unquote(self.path)
@@ -119,12 +126,16 @@ def http_server(folder):
             if asked:
                 first, _, last = asked.removeprefix("bytes=").partition("-")
                 begin, end = int(first), int(last) + 1 if last else len(content)
+                if begin >= len(content):
+                    self.send_error(416)
+                    return
                 self.send_response(206)
                 self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(content)}")
                 content = content[begin:end]
             else:
                 self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
+            if served.sizes:
+                self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if served.drops.get(path, 0) > 0:
                 served.drops[path] -= 1

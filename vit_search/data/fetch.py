@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from vit_search.config.data_urls import before_braces, has_braces, is_remote, is
 from vit_search.data.cache_folder import cannot_be_written, default_cache, make_cache, refuse_open_to_others
 from vit_search.data.file_hashes import sha256_of
 from vit_search.data.progress import Advance, step
-from vit_search.data.remote import THREADS, Listing, Passing, RemoteFile, file_system, is_passing, list_files, reason
+from vit_search.data.remote import THREADS, Listing, Passing, RemoteFile, file_system, is_passing, list_files, reason, status_of
 from vit_search.errors import DataError
 from vit_search.files import OTHERS_WRITE, locked
 from vit_search.text import counted
@@ -229,7 +230,14 @@ class _Fetcher:
             headers = {"Accept-Encoding": "identity"}
             if begin:
                 headers["Range"] = f"bytes={begin}-"
-            self._system.get_file(file.address, out, callback=_watching(self, out, begin, file.size), headers=headers)
+            try:
+                self._system.get_file(file.address, out, callback=_watching(self, out, begin, file.size), headers=headers)
+            except Exception as error:
+                if status_of(error) != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                    raise
+                part.unlink()  # it was complete, and the server does not say how long the file is; or the file is shorter now
+                self._advance(-begin)
+                raise Passing("the server has nothing after what has arrived") from None
 
     def _check(self, file: RemoteFile, part: Path) -> None:
         """Compare what arrived with what the server says.

@@ -218,7 +218,7 @@ def _as_data_error(url: str, error: Exception) -> DataError:
 
 def _is_missing(error: BaseException) -> bool:
     """Whether a server says that there is no such file. Servers that hide what they have, such as S3, say "access denied" instead."""
-    status = next((status for one in _chain(error) if (status := _status(one))), None)
+    status = status_of(error)
     return status in (401, 403, 404) or (
         status is None and any(isinstance(one, FileNotFoundError | PermissionError) for one in _chain(error))
     )
@@ -318,11 +318,16 @@ def check_names(listing: Listing) -> None:
             raise DataError(f"{listing.url}: {above!r:.300} is a file and a folder; rename one of them.")
 
 
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that a server answered with, if it did."""
+    return next((status for one in _chain(error) if (status := _status(one))), None)
+
+
 def is_passing(error: BaseException) -> bool:
     """Whether the same request may succeed a little later."""
     if isinstance(error, Passing):
         return True
-    status = next((status for one in _chain(error) if (status := _status(one))), None)
+    status = status_of(error)
     if status is not None:
         return status in (408, 429) or status >= 500
     final = ("NoCredentialsError", "PartialCredentialsError", "RefreshError", "DefaultCredentialsError")
@@ -335,7 +340,7 @@ def is_passing(error: BaseException) -> bool:
 def reason(error: BaseException) -> str:
     """What is wrong and how to fix it, in one line, without a password."""
     names = {type(one).__name__ for one in _chain(error)}
-    status = next((status for one in _chain(error) if (status := _status(one))), None)
+    status = status_of(error)
     text = _in_short(error)
     if "DefaultCredentialsError" in names:
         return "no credentials in the environment; set GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account."
