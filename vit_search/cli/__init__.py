@@ -1,4 +1,4 @@
-"""The commands. This is the only package that parses arguments, prints or exits. `vit-search` runs `main`."""
+"""The command line. Only this package parses arguments, prints or exits. The program `vit-search` calls `main`."""
 
 from vit_search.cli import cluster, inspect, plan, promote, search, serve, status, weights  # noqa: F401 -- each adds its commands to `app`
 from vit_search.cli.app import main

@@ -1,6 +1,6 @@
 """The command line itself: its options, exit codes and errors, and what several files of commands share.
 
-It knows no command: each file of them imports `app` and adds its own.
+It knows no command. Each file of commands imports `app` and adds its own.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ out = terminal.console()
 err = terminal.console(stderr=True)
 
 FOUND = 1
-"""Exit code of a command that looks for problems in what is there, and has found some."""
+"""Exit code of a command that looks for problems and has found some."""
 
 NOT_PROMOTED = 3
 """Exit code of a promotion that a gate has refused."""
 
 NOT_RECORDED = 5
-"""Exit code of a search that came to its end while MLflow did not answer."""
+"""Exit code of a search that has ended while MLflow did not answer."""
 
 INTERRUPTED = 130
-"""Exit code of a search ended by Ctrl-C, as a shell gives it, or by another signal that asks for its end."""
+"""Exit code after Ctrl-C (a shell uses the same) or another signal that asks the command to end."""
 
 EXIT_CODES = {
     0: "The command has done what you asked.",
@@ -58,7 +58,7 @@ EXIT_CODES = {
     LostClusterError.exit_code: "The head of the Ray cluster was lost during the search. Start the cluster, then `vit-search resume`.",
     INTERRUPTED: "You pressed Ctrl-C, or the command got SIGTERM or lost its terminal. A search continues with `vit-search resume`.",
 }
-"""What each exit code means, for docs/reference/exit-codes.md."""
+"""Meaning of each exit code. docs/reference/exit-codes.md is made from it."""
 
 Output = Annotated[Path, typer.Option(help="Folder that holds all searches.")]
 Tracking = Annotated[
@@ -94,11 +94,11 @@ There = Annotated[str | None, typer.Option(help="Jobs API of a cluster, for a se
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line and an exit code, never a traceback."""
+    """Run the command line. A mistake of the user gives one line and an exit code, never a traceback."""
     collect_rarely()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # no character that a locale lacks ends a command half-way
+            stream.reconfigure(errors="backslashreplace")  # else a character that the locale lacks would end the command half-way
     try:
         with data_progress(err):
             app()
@@ -106,7 +106,7 @@ def main() -> None:
         err.print(f"[bold red]error:[/] {escaped(str(error))}", soft_wrap=True)
         if isinstance(error, LostClusterError):
             sys.stderr.flush()
-            os._exit(error.exit_code)  # threads of Ray's wait for its head, and the interpreter for them
+            os._exit(error.exit_code)  # Ray's threads wait for its head, and sys.exit would wait for them
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         err.print("interrupted")
@@ -130,11 +130,11 @@ def options(
 
 @contextlib.contextmanager
 def nothing_started() -> Iterator[None]:
-    """A signal ends the process at once, with one line: in the middle of an import, it could leave a traceback, or be swallowed."""
+    """In this block, a signal ends the process at once, with one line. In an import, it could else cause a traceback, or get lost."""
 
     def end(*_: object) -> None:
-        clear = "\r\x1b[2K\x1b[?25h" if err.is_terminal else ""  # the spinner, which has hidden the cursor
-        with contextlib.suppress(OSError):  # of a terminal that is gone
+        clear = "\r\x1b[2K\x1b[?25h" if err.is_terminal else ""  # remove the spinner, and show the cursor that it has hidden
+        with contextlib.suppress(OSError):  # the terminal is gone
             os.write(2, f"{clear}interrupted; nothing was started.\n".encode())
         os._exit(INTERRUPTED)
 
@@ -148,7 +148,7 @@ def nothing_started() -> Iterator[None]:
 
 @contextlib.contextmanager
 def naming_file(file: Path) -> Iterator[None]:
-    """What is wrong with the images is told with the search file and the line that name them, as other mistakes are."""
+    """In this block, errors about images or weights begin with the search file and the line of the key, as other errors do."""
     from vit_search.config import strict_yaml
     from vit_search.config.search_file import SearchSpec
 
@@ -166,19 +166,19 @@ def naming_file(file: Path) -> Iterator[None]:
 
 
 def print_note(text: str) -> None:
-    """Print a remark to standard error; the text may be of others."""
+    """Print a remark to standard error. The text may come from others, so it is escaped."""
     err.print(f"[yellow]note:[/] {escaped(text)}", soft_wrap=True)
 
 
 def as_text(words: str) -> str:
-    """What a person wrote, also where the locale (as C) has no letters beyond ASCII and takes each of their bytes for one."""
+    """What a user wrote, also under a locale such as C, which has no letters beyond ASCII and passes each of their bytes alone."""
     return os.fsencode(words).decode("utf-8", "backslashreplace")
 
 
 def set_niceness(nice: int | None, address: str | None = None) -> None:
-    """Ray reads the variable when it starts.
+    """Set the variable that Ray reads when it starts.
 
-    Raises: SearchError for a cluster, whose Ray has started.
+    Raises: SearchError for a cluster: its Ray has started already.
     """
     if nice is None:
         return
@@ -188,12 +188,15 @@ def set_niceness(nice: int | None, address: str | None = None) -> None:
 
 
 def given_options(**options: float | None) -> dict[str, float]:
-    """Those options that were given."""
+    """The options that are not None."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def write_new(path: Path, text: str, option: str) -> None:
-    """Write a file that the user has named after an option; never over one that is there."""
+    """Write a file that the user has named with an option. A file that exists is never overwritten.
+
+    Raises: SearchError.
+    """
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -204,7 +207,7 @@ def write_new(path: Path, text: str, option: str) -> None:
 
 
 def registry_uri(model: str, tracking_uri: str | None) -> str:
-    """The MLflow to ask for a model. A name that it cannot have is refused before torch and MLflow are imported, which takes seconds."""
+    """Address of the MLflow to ask for a model. An impossible name is refused here, before the slow imports of torch and MLflow."""
     from vit_search.registry import references
     from vit_search.tracking.uris import of_newest
 
@@ -214,7 +217,7 @@ def registry_uri(model: str, tracking_uri: str | None) -> str:
 
 
 def registry_uri_unless_folder(model: str, tracking_uri: str | None) -> str | None:
-    """The same for a model that may be the folder that `train` made, which needs no MLflow."""
+    """The same for a model that may also be a folder from `train`; a folder needs no MLflow."""
     from vit_search.registry import references
 
     return registry_uri(model, tracking_uri) if references.folder_of(model) is None else tracking_uri

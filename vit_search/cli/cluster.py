@@ -110,11 +110,11 @@ def check_there(
 
 
 RIGHT = ("CPUs", "GPUs", "memory", "free", "clock")
-"""Columns of numbers."""
+"""Columns of numbers: aligned to the right."""
 
 
 def print_facts(facts: Facts, findings: list[PreflightFinding]) -> None:
-    """Print what was measured of a cluster: its nodes in a table, then what holds for all, and what is wrong."""
+    """Print the facts about a cluster: a table of its nodes, then what they share, then what is wrong."""
     from rich.table import Table
 
     columns = ("node", "address", "CPUs", "GPUs", "memory", "free", "versions", "storage", "cache", "clock")
@@ -136,7 +136,7 @@ def print_facts(facts: Facts, findings: list[PreflightFinding]) -> None:
 
 
 def _cells(node: Node, versions: dict[str, str]) -> list[str]:
-    """A node's row; what is unknown is a dash."""
+    """One node's row of the table; a dash for what is unknown."""
     name = f"{node.name}{' (head)' if node.head else ''}"
     gpus = f"{node.gpus:g}{f' {node.accelerator}' if node.accelerator else ''}"
     start = [escaped(name), escaped(node.address), f"{node.cpus:g}", escaped(gpus), in_units(node.memory)]
@@ -158,7 +158,7 @@ def drive(
     download: Annotated[bool, typer.Option("--download", help="Download the data set if it is missing.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Although it was stopped or has ended.")] = False,
 ) -> None:
-    """What a submitted job runs on the head."""
+    """Run a search on the head. A submitted job calls this."""
     from vit_search.cluster.jobs import driver
 
     if file is not None:
@@ -182,7 +182,7 @@ def preflight(
 def states(
     stopped: Annotated[str | None, typer.Option(help="A search that is not to be taken up any more, written down first.")] = None,
 ) -> None:
-    """How the searches in this cluster's storage stand, as JSON."""
+    """Print the states of the searches in this cluster's storage, as JSON."""
     from vit_search.cluster import record
 
     if stopped is not None:
@@ -195,9 +195,9 @@ def keep(
     address: Annotated[str, typer.Option(help="Jobs API, on this machine.", metavar="URL")] = "http://127.0.0.1:8265",
     every: Annotated[float, typer.Option(help="Seconds between two checks.", min=0.1)] = 10.0,
 ) -> None:
-    """On the head: restart each search whose driver was killed.
+    """On the head: submit a search again if its job was killed.
 
-    It goes on until it is ended.
+    It runs until it is ended.
     """
     from vit_search.cluster.jobs import keeper
 
@@ -208,7 +208,7 @@ def _say(console: Console) -> Callable[[str], None]:
     return lambda text: console.print(escaped(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"), soft_wrap=True)
 
 
-# --- the cluster itself: cluster check, render, kuberay, token, head, keep ----------------------------------------------
+# --- the cluster itself: cluster check, render, kuberay, token, head, worker, watch-spot ---------------------------------
 
 ClusterFile = Annotated[Path, typer.Argument(help="Ray's cluster file.", metavar="FILE")]
 State = Annotated[
@@ -349,7 +349,7 @@ def watch_spot(
 
 @cluster.command(hidden=True)
 def serve(service: Annotated[str, typer.Argument()], state: State = None, port: Port = 5000) -> None:
-    """Become one of the head's services; for supervisord."""
+    """Become one of the head's services. supervisord calls this."""
     from vit_search.cluster import record
     from vit_search.cluster.head.folders import HeadServices
     from vit_search.cluster.head.mlflow_server import run_mlflow

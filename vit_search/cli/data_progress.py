@@ -1,4 +1,4 @@
-"""Bars for fetching, hashing and decoding data, on standard error; without a terminal, a line every 10 seconds."""
+"""Progress of fetching, hashing and decoding, on standard error: a bar on a terminal, else a line every 10 seconds."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from vit_search.config.cost import in_units
 from vit_search.data.progress import Advance, Unit, shown_by
 
 SHOWN_AFTER_S = 1.0
-"""A step that is over before is not shown."""
+"""A step that ends before this is not shown on a terminal."""
 
 LINE_EVERY_S = 10.0
 
 
 def data_progress(console: Console) -> AbstractContextManager[None]:
-    """Show the steps of preparing data inside this block."""
+    """In this block, show the progress of preparing data."""
 
     def watcher(name: str, total: int | None, unit: Unit) -> AbstractContextManager[Advance]:
         return (_bar if console.is_terminal else _lines)(console, name, total, unit)

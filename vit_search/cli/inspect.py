@@ -1,4 +1,4 @@
-"""The commands that show what searches have found, and that look after their records: list, show, report, compare, ui, sync, doctor."""
+"""The commands that show what searches have found, and take care of their records: list, show, report, compare, ui, sync, doctor."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def compare(
 
 
 def _write_next(folder: Path, path: Path) -> None:
-    """The next search file, and what is new in it; never over a file that is there."""
+    """Write the next search file and print what is new in it. A file that exists is never overwritten."""
     from vit_search.report import digest
 
     made = digest.digest(folder).next
@@ -159,7 +159,7 @@ def _write_next(folder: Path, path: Path) -> None:
 
 
 def _print_markdown(path: Path) -> None:
-    """Rendered on a terminal, as it stands in a pipe."""
+    """Print a Markdown file: rendered on a terminal, unchanged in a pipe."""
     text = plain(path.read_text(encoding="utf-8"))
     if not sys.stdout.isatty():
         sys.stdout.write(text)
@@ -186,7 +186,7 @@ def ui(
     from vit_search.tracking import server_app
 
     named = tracking_uri or os.environ.get(ENVIRONMENT)
-    client = mlflow_client.client_for(uri, needs="write" if named else "make")  # one clear line where it cannot be opened
+    client = mlflow_client.client_for(uri, needs="write" if named else "make")  # one clear line if it cannot be opened
     _check_port(port)
     page = server_app.address(client, port)
     hosts = f"127.0.0.1:{port},localhost:{port}"
@@ -196,13 +196,13 @@ def ui(
     if open_:
         subprocess.Popen([sys.executable, "-P", "-m", "vit_search.tracking.server_app", page])
     environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri} | server_app.SETTINGS | server_app.QUIET
-    os.execve(sys.executable, command, environment)  # noqa: S606 -- the server takes this process's place, and its Ctrl-C
+    os.execve(sys.executable, command, environment)  # noqa: S606 -- the server replaces this process, and gets its Ctrl-C
 
 
 def _check_port(port: int) -> None:
-    """Raises: TrackingError where another program listens on the port."""
+    """Raises: TrackingError if another program uses the port."""
     with socket.socket() as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself: a port just left is free
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a port that was just released counts as free
         try:
             tried.bind(("127.0.0.1", port))
         except OSError as error:
@@ -259,7 +259,7 @@ def doctor(
         out.print("No dead run was found.")
         return
     table = Table("experiment", "run", "id", "why it is dead", box=None, header_style="dim")
-    table.columns[2].min_width = 32  # an id that is cut names nothing
+    table.columns[2].min_width = 32  # an id that is cut off is useless
     for zombie in zombies:
         table.add_row(*map(escaped, (zombie.experiment, zombie.name, zombie.run_id, zombie.reason)))
     out.print(table)

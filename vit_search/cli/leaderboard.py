@@ -1,4 +1,4 @@
-"""The leaderboard as lines of text that fit a width: scores in a table, parameters beside or below them."""
+"""The leaderboard as lines of text that fit a width: a table of scores, with the parameters beside or below each trial."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vit_search.ledger.trials import Trial
 from vit_search.text import one_line, value_text
 
 INDENT = 4
-"""Columns before a trial's parameters where they stand below its scores."""
+"""Columns before a trial's parameters if they are below its scores."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class _Column:
 
     @property
     def same(self) -> bool:
-        """Whether several rows have one value."""
+        """Whether several rows all have the same value."""
         return len(self.cells) > 1 and len(set(self.cells)) == 1
 
     def padded(self, text: str) -> str:
@@ -36,13 +36,15 @@ class _Column:
 
 
 def lines(name: str, trials: list[Trial], spec: SearchSpec, *, top: int, width: int) -> list[str]:
-    """The best trials, in rich's markup.
+    """The best trials as lines of rich's markup.
 
-    What is equal in all rows is said once, above the table. Parameters are columns of it where that fits, else they stand on a line of
-    their own below each trial.
+    Values that are equal in all rows are listed once, above the table. Parameters are columns of the table if they fit; otherwise each
+    trial has them on lines below it.
 
     Args:
-        trials: ranked. top: rows; all of them where it is 0 or less. width: columns of the terminal.
+        trials: ranked.
+        top: number of rows; 0 or less for all trials.
+        width: columns of the terminal.
     """
     shown = trials if top <= 0 else trials[:top]
     scores = _scores(spec, shown, searches.pareto(spec, trials))
@@ -68,7 +70,7 @@ def lines(name: str, trials: list[Trial], spec: SearchSpec, *, top: int, width: 
 
 
 def _scores(spec: SearchSpec, shown: list[Trial], ahead: set[int]) -> list[_Column]:
-    """Rank, trial, metric and further objectives; a star where no other full-length trial beats it in all respects."""
+    """Columns for rank, trial, metric and objectives. A star marks trials that no other full-length trial beats in all objectives."""
     values = [trial.value(spec.metric) for trial in shown]
     columns = [
         _Column("#", [str(rank) for rank in range(1, len(shown) + 1)]),
@@ -92,7 +94,7 @@ def _width(columns: list[_Column]) -> int:
 
 
 def _row(columns: list[_Column], i: int) -> str:
-    """Row i; the header where i is -1."""
+    """Row i; -1 is the header."""
     if i < 0:
         return f"[dim]{escaped('  '.join(column.padded(column.name) for column in columns).rstrip())}[/]"
     padded = [column.padded(column.cells[i]) for column in columns]
@@ -110,7 +112,7 @@ def _listed(parts: list[str]) -> list[str]:
 
 
 def _wrapped(parts: list[str], width: int, *, indent: int) -> list[str]:
-    """Parts one after another, on further lines where one is too short for them; no part is cut in two."""
+    """Join parts into lines of a width. No part is broken."""
     text: list[str] = []
     for part in parts:
         if text and len(text[-1]) + 1 + len(part) <= width:

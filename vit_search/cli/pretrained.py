@@ -1,4 +1,4 @@
-"""The pretrained weights of a search file, as the commands find them: also those of a registered version."""
+"""The pretrained weights of a search file, for the commands; a registered version may be one of them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def with_weights(spec: SearchSpec, *, download: bool = False, tracking_uri: str 
 
 
 def with_weights_here(spec: SearchSpec) -> tuple[SearchSpec, dict[str, FoundBackbone]]:
-    """The same, as far as the weights are on this machine; those that are not are told in a note.
+    """The same for those weights that are on this machine. A note names each that is not.
 
-    Returns: the search file, and what was found, by the source as it is written.
+    Returns: the search file, and the weights found, by source as the file writes it.
     Raises: SpecError.
     """
     if not spec.pretrained:

@@ -1,4 +1,4 @@
-"""A search while it runs, and the summary at its end: live on a terminal, a line per event elsewhere."""
+"""Progress of a running search, and the summary at its end: live on a terminal, a line per event elsewhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vit_search.search.launch import SearchResult
 
 REPORT_EVERY_S = 60.0
-"""How long a search may print nothing where no terminal shows its progress."""
+"""Without a terminal, a search prints at least one line in this time."""
 
 Result = TypeVar("Result")
 
@@ -35,12 +35,12 @@ NOTHING_STARTED = "interrupted; nothing was started."
 
 
 def watched(work: Callable[[Screen], Result], *, before: str = NOTHING_STARTED, later: str = "") -> Result:
-    """Run a search with its live picture on a terminal, or a line per ended trial elsewhere.
+    """Run a search, and show its progress: live on a terminal, a line per ended trial elsewhere.
 
     Args:
-        work: drives a search, with the screen's `watch`.
-        before: what is said if a signal ends it before it runs. Once it runs, its driver ends it on the first signal.
-        later: what is said if a second signal cuts that short. Default: the command that goes on with the search.
+        work: runs a search, with the screen's `watch`.
+        before: text if a signal ends it before the search runs. A running search is ended by its driver at the first signal.
+        later: text if a second signal cuts that end short. Default: the command that continues the search.
     """
     screen = Screen(before, later)
     try:
@@ -53,7 +53,7 @@ def watched(work: Callable[[Screen], Result], *, before: str = NOTHING_STARTED, 
 
 
 def finish(result: SearchResult) -> None:
-    """The leaderboard and the next commands to type."""
+    """Print the leaderboard and the next commands to type."""
     name, spec, trials, spent = result.folder.name, result.spec, result.trials, result.spent
     print_leaderboard(name, trials, spec, 10)
     ended = [t for t in trials if t.over]
@@ -86,12 +86,12 @@ def finish(result: SearchResult) -> None:
 
 
 def interrupted_text(name: str) -> str:
-    """What is said of a search that was interrupted."""
+    """The text after an interrupted search."""
     return f"\n[yellow]Interrupted.[/] Nothing is lost; go on with:  [bold]vit-search resume {escaped(name)}[/]"
 
 
 def print_leaderboard(name: str, trials: list[Trial], spec: SearchSpec, top: int) -> None:
-    """Print the best trials as a table; all of them where `top` is 0."""
+    """Print the best trials as a table; all trials if `top` is 0."""
     from vit_search.cli import leaderboard
 
     for line in leaderboard.lines(name, trials, spec, top=top, width=out.width):
@@ -99,12 +99,12 @@ def print_leaderboard(name: str, trials: list[Trial], spec: SearchSpec, top: int
 
 
 def spent_text(spent: Spent) -> str:
-    """What a search has cost, in words."""
+    """The cost of a search in words."""
     return f"{in_time(spent.wall_seconds)} of wall time, {_work(spent)}"
 
 
 def _work(spent: Spent) -> str:
-    """The same without the wall time."""
+    """The cost without the wall time."""
     share = spent.stopped_seconds / spent.trial_seconds if spent.trial_seconds else 0.0
     return (
         f"{in_time(spent.trial_seconds)} of training in {counted(spent.epochs, 'epoch')}, "
@@ -113,7 +113,7 @@ def _work(spent: Spent) -> str:
 
 
 def hindsight_lines(hindsight: Hindsight) -> list[str]:
-    """What a search showed of its stopping and its plan, in words."""
+    """How right early stopping and the plan were, in words."""
     lines = []
     if hindsight.doomed:
         text = f"{counted(hindsight.doomed, 'audited trial')} would have been stopped"
@@ -131,17 +131,17 @@ def hindsight_lines(hindsight: Hindsight) -> list[str]:
 
 
 def score_text(spec: SearchSpec, value: float) -> str:
-    """A trial's metric: `val_accuracy 0.9312`, and of which images where a reader could not know: `val_accuracy 0.9312 on the holdout`."""
+    """A trial's metric: `val_accuracy 0.9312`, or `val_accuracy 0.9312 on the holdout` if trials are measured there."""
     return f"{spec.metric} {value:.4f}{_of_holdout(spec)}"
 
 
 def _of_holdout(spec: SearchSpec) -> str:
-    """Trials that learn from the validation images, too, are measured on others."""
+    """Trials that also learn from the validation images are measured on the holdout."""
     return " on the holdout" if spec.train_on == "train+val" and spec.metric.startswith("val_") else ""
 
 
 def closing_text(left: Left, *, makes_report: bool) -> str:
-    """What a search still does once it has let its trials go: it can take minutes."""
+    """What a search still does after its last trial, which can take minutes."""
     report = "looking at the best model's mistakes for the report, and " if left.state in ("finished", "stopped") and makes_report else ""
     return f"{report}sending the last records to MLflow"
 
@@ -160,30 +160,30 @@ class Screen:
         self._preparing.start()
         self._closed, self._last_line = threading.Event(), time.monotonic()
         self._folder: Path | None = None
-        """Of the search, once it runs."""
+        """Folder of the search, once it runs."""
         self._held: list[str] = []
-        """Lines for a pipe, until the search begins."""
+        """Lines that wait until the search begins, in a pipe."""
         self._images = ""
-        """What was said of its data."""
+        """What was printed about its data."""
         self._closing = ""
-        """What is still done once no trial is left, in words."""
+        """What is still to be done after the last trial, in words."""
 
     def say(self, text: str) -> None:
-        """Print a line before the search runs: at once on a terminal; in a pipe when it begins, so that a refusal is one line there."""
+        """Print a line before the search runs. In a pipe, it waits until the search begins, so that a refusal is one line there."""
         if err.is_terminal:
             err.print(escaped(text), soft_wrap=True)
         else:
             self._held.append(text)
 
     def data_are_ready(self, images: str) -> None:
-        """Say what the data are; now Ray starts."""
+        """Print what the data are. Ray starts next."""
         self._images = images
         if images:
             self.say(images)
         self._preparing.update("starting Ray and MLflow …")
 
     def watch(self, driver: Driver, spec: SearchSpec, folder: Path) -> Callable[[Event], None]:
-        """Begin; what comes back is told every event."""
+        """Begin to show a search. The result is a function to call with every event."""
         from vit_search.ledger import searches
         from vit_search.ledger.events import Broke, Commanded, Ended, Left, Reported
         from vit_search.stopping.rungs import levels
@@ -244,7 +244,7 @@ class Screen:
         err.print(escaped(f"trial {event.trial:3d} {what}: {event.reason}"))
 
     def _report_every_minute(self) -> None:
-        """Where nothing else was printed for a minute, say how far the search is."""
+        """Print how far the search is whenever nothing else was printed for a minute."""
         while not self._closed.wait(max(1.0, self._last_line + REPORT_EVERY_S - time.monotonic())):
             if time.monotonic() - self._last_line >= REPORT_EVERY_S:
                 trials = list(self._driver.trials.values())
@@ -257,12 +257,12 @@ class Screen:
                 self._last_line = time.monotonic()
 
     def end(self) -> NoReturn:
-        """End the program because of a signal: say how to go on."""
+        """End the program because of a signal, and say how to continue."""
         self.close()
         err.print(self._going_on(), soft_wrap=True)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(INTERRUPTED)  # Ray, whose own end this may have cut off, would make an exit code of 1 of it
+        os._exit(INTERRUPTED)  # this may cut off Ray's own end: sys.exit would then give the exit code 1
 
     def _going_on(self) -> str:
         from vit_search.errors import SearchError
@@ -283,7 +283,7 @@ class Screen:
         return interrupted_text(self._folder.name)
 
     def close(self) -> None:
-        """Take the picture away."""
+        """Remove the live picture."""
         self._closed.set()
         self._preparing.stop()
         if self._live is not None:
@@ -313,7 +313,7 @@ class Screen:
         rest = self._closing or (f"about {left} left" if len(over) < wanted else "ending the processes of the trials")
         head.add_row(f"[bold]{len(over)}[/] of {counted(wanted, 'trial')}", f"{stopped} stopped early", f"{in_time(spent)} spent", rest)
         bar = Table.grid()
-        bar.add_row(ProgressBar(total=wanted, completed=len(over), width=60))  # alone it would not end its line
+        bar.add_row(ProgressBar(total=wanted, completed=len(over), width=60))  # by itself, the bar would not end its line
         parts: list[Any] = [head, bar]
         if self._driver.word != "running":
             parts.append(f"[yellow]{escaped(self._driver.ending or self._driver.word)}[/]")

@@ -1,4 +1,4 @@
-"""The steps of a promotion on the screen, and what is said if a signal ends it: what stands, and what to type."""
+"""Show the steps of a promotion. If a signal ends it, say what is kept, and what to type next."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ LOADING = "loading torch and MLflow"
 
 @contextlib.contextmanager
 def promotion_steps(retraining: Path, search: str) -> Iterator[Callable[[str], None]]:
-    """Show each step while it runs. Ctrl-C, SIGTERM and a lost terminal end the command with a line.
+    """Show each step while it runs. Ctrl-C, SIGTERM and a lost terminal end the command with one line.
 
     Args:
-        retraining: folder of the finalists' trainings, which also keeps the answers on the test split.
+        retraining: folder of the finalists' trainings. It also keeps the answers on the test split.
         search: its name.
-    Yields: what is to be called with each step.
+    Yields: a function to call with the text of each step.
     """
     steps = [LOADING]
     before = _answers(retraining)
@@ -50,10 +50,10 @@ def promotion_steps(retraining: Path, search: str) -> Iterator[Callable[[str], N
 
 
 def interrupted_promotion(search: str, stands: str) -> str:
-    """What is said of a promotion that was interrupted."""
+    """The text after an interrupted promotion."""
     return f"\n[yellow]Interrupted.[/] {stands} Go on with the same options:  [bold]vit-search promote {escaped(search)}[/]"
 
 
 def _answers(retraining: Path) -> set[tuple[str, int]]:
-    """The files that keep answers on the test split, and when each was written."""
+    """The files that keep answers on the test split, and their modification times."""
     return {(path.name, path.stat().st_mtime_ns) for path in (retraining / "readings").glob("*.json")}

@@ -1,4 +1,4 @@
-"""Our commands on a Ray cluster's head, from a laptop: what they print here, and how one command goes there."""
+"""Run our commands on the head of a Ray cluster, from a laptop, and print their output here."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def connect(address: str, insecure: bool) -> Cluster:
-    """Reach the Jobs API of a cluster, and print its warning if there is one."""
-    from vit_search.cluster.jobs import connection  # its imports take a second
+    """Connect to the Jobs API of a cluster, and print its warning, if any."""
+    from vit_search.cluster.jobs import connection  # slow to import: a second
 
     there = connection.connect(address, insecure=insecure)
     if there.warning:
@@ -32,10 +32,10 @@ def connect(address: str, insecure: bool) -> Cluster:
 def remotely(
     address: str, words: Sequence[str], *, insecure: bool = False, follow: bool = False, files: Mapping[str, str] | None = None
 ) -> None:
-    """Run one of our commands on a cluster's head, over the searches in its storage; print what it says, leave with its exit code.
+    """Run one of our commands on a cluster's head, for the searches in its storage. Print its output, and exit with its exit code.
 
     Args:
-        files: texts by their names, which the command reads there.
+        files: texts by file name. The command reads them there.
     """
     there = connect(address, insecure)
     from vit_search.cluster.jobs.head_command import on_head
@@ -49,7 +49,7 @@ def remotely(
 
 
 def status_there(address: str, search: str | None, *, as_json: bool, watch: bool, insecure: bool) -> None:
-    """Say how a search on a cluster stands, by default the one that was submitted last."""
+    """Print the progress of a search on a cluster; by default of the one that was submitted last."""
     there = connect(address, insecure)
     from vit_search.cluster.jobs import launches
 
@@ -67,7 +67,7 @@ def status_there(address: str, search: str | None, *, as_json: bool, watch: bool
 
 
 def print_unbegun(search: str, state: str, as_json: bool) -> None:
-    """How a search stands that was submitted to a cluster and has no trials yet."""
+    """Print the state of a search that was submitted to a cluster and has no trials yet."""
     from vit_search.ledger import search_state
 
     if as_json:
@@ -77,7 +77,7 @@ def print_unbegun(search: str, state: str, as_json: bool) -> None:
 
 
 def resume_there(address: str, search: str | None, insecure: bool) -> None:
-    """Have a cluster take up a search that was submitted to it."""
+    """Continue a search that was submitted to a cluster."""
     there = connect(address, insecure)
     from vit_search.cluster.jobs import submit
 
@@ -105,21 +105,21 @@ def _named(search: str | None) -> str:
 
 
 def write_plain(text: str) -> None:
-    """Write text of others to standard output, at once; its control characters are written out."""
+    """Write a text of others to standard output, at once. Control characters are written out."""
     sys.stdout.write(plain(text))
     sys.stdout.flush()
 
 
 HINTED = re.compile(r"(vit-search (?:status|logs|resume|pause|continue|stop|cancel|set) )([\w./-]+)( --address [^\s`]+)?")
-"""A command on a search, in what the head says; from a laptop it takes the same name and an address."""
+"""A command on a search in the head's output. From a laptop, it takes the same name and an address."""
 
 
 def addressed(text: str, address: str) -> str:
-    """What the head has said, with the cluster's address in the commands that it names, so that they work where they are read."""
+    """The head's output, with the cluster's address added to the commands in it, so that they work on this machine."""
 
     def command(match: re.Match[str]) -> str:
         start, name, there = match.groups()
-        search = name.rstrip(".")  # the sentence may end there
+        search = name.rstrip(".")  # a full stop at the end belongs to the sentence
         return match[0] if there not in (None, " --address URL") else f"{start}{search} --address {address}{name[len(search) :]}"
 
     return HINTED.sub(command, text)
@@ -127,7 +127,7 @@ def addressed(text: str, address: str) -> str:
 
 @contextlib.contextmanager
 def writing(address: str) -> Iterator[Callable[[str], None]]:
-    """What prints, whole lines at a time, what the head says piece by piece."""
+    """A function that prints the head's output, which arrives in pieces, in whole lines."""
     held = ""
 
     def write(text: str) -> None:

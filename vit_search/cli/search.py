@@ -1,4 +1,4 @@
-"""The commands that start, steer and go on with a search, and `train`."""
+"""The commands that start, steer and continue a search; and `train`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def run(
         share = spec.space.feasible_share()
     if 0 < share < 0.05:
         err.print(f"[yellow]note:[/] only {share:.1%} of random proposals can be built; tighten the choices of patch_size, dim and heads.")
-    with err.status("preparing the data, MLflow and Ray …"), nothing_started():  # the imports take a second or two
+    with err.status("preparing the data, MLflow and Ray …"), nothing_started():  # these imports take a second or two
         from vit_search.search import launch
     options: dict[str, Any] = {"output": output, "tracking_uri": tracking_uri, "download": download, "address": address, "name": name}
     with naming_file(file):
@@ -75,7 +75,7 @@ def run(
 
 
 def _say_known(screen: Screen, file: Path, spec: SearchSpec, data: DataSet | None) -> None:
-    """Say what is known of a search before Ray starts: first its file, then its data."""
+    """Print what is known about a search before Ray starts: first its file, then its data."""
     if data is None:
         screen.say(f"{file}: {counted(spec.trials, 'trial')}, at most {counted(spec.epochs, 'epoch')} each")
     else:
@@ -106,7 +106,7 @@ def resume(
     from vit_search.search import resume_checks
 
     folder = searches.find(output, search)
-    resume_checks.check(folder, {})  # at once, and not after ten seconds of imports
+    resume_checks.check(folder, {})  # before ten seconds of imports
     with err.status("preparing MLflow and Ray …"), nothing_started():
         from vit_search.search import resume as resuming
     finish(
@@ -279,14 +279,14 @@ def add(
 
 
 def _if_named(search: str | None) -> list[str]:
-    """A search as the argument of a command on a cluster's head, which takes the newest in its storage where none is named."""
+    """The search as an argument for a command on a cluster's head. Without a name, the command there takes the newest search."""
     return [search] if search else []
 
 
 def _command(
     search: str | None, output: Path, tracking_uri: str | None, name: str, arguments: Mapping[str, Any] = MappingProxyType({})
 ) -> None:
-    """Have a running search do something: through its folder, or through MLflow where the folder is not here."""
+    """Send a command to a running search: through its folder or, if the folder is not here, through MLflow."""
     from vit_search.ledger import searches
     from vit_search.search import control
 

@@ -27,7 +27,7 @@ def predict(
     from vit_search.serving import prediction
 
     for image in images:
-        prediction.check_readable(image)  # before the seconds that torch and MLflow take to import
+        prediction.check_readable(image)  # before the slow imports of torch and MLflow
     predictions = prediction.predict(model, images, tracking_uri=registry_uri_unless_folder(model, tracking_uri), say=print_note)
     if as_json:
         sys.stdout.write(json.dumps([vars(p) for p in predictions], indent=1) + "\n")
@@ -81,4 +81,4 @@ def serve(
     server.serve(model, settings, tracking_uri=tracking_uri, say=lambda line: err.print(escaped(line), soft_wrap=True))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # all is ended by now; Python would take seconds to take torch, Ray and MLflow apart, object by object
+    os._exit(0)  # everything has ended; Python would need seconds to free the objects of torch, Ray and MLflow

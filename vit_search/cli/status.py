@@ -1,4 +1,4 @@
-"""How far a search is and what has happened in it: status, logs."""
+"""The commands that show the progress and the events of a search: status, logs."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def status(
 
 
 def _watch_status(folder: Path) -> bool:
-    """Whether there was anything to watch: a line for each change, until no driver runs the search and none is to come."""
+    """Print a line for each change, until no driver runs the search and none will come. Returns whether there was anything to watch."""
     from vit_search.cluster import record
     from vit_search.ledger.file import is_held
     from vit_search.ledger.trials import best_trial
@@ -83,19 +83,19 @@ def _watch_status(folder: Path) -> bool:
 
 
 def _starting(folder: Path) -> bool:
-    """Whether a search was submitted to a cluster and has not begun, but will."""
+    """Whether a search was submitted to a cluster and will begin, but has not begun yet."""
     return not (folder / "ledger.jsonl").exists() and awaits_driver(folder)
 
 
 def awaits_driver(folder: Path) -> bool:
-    """Whether a cluster's keeper is to find a driver for this search."""
+    """Whether a cluster's keeper will start a driver for this search."""
     from vit_search.cluster import record
 
     return record.submitted(folder) and not record.read(folder).asleep
 
 
 def held_text(count: int, kind: str) -> str:
-    """How many trials wait for the stopping rule."""
+    """How many trials wait for the stopping rule, in words."""
     return f"{counted(count, 'trial')} of them {_waiting_text(kind, one=count == 1)}"
 
 
@@ -162,7 +162,7 @@ def _print_status(folder: Path, as_json: bool) -> None:
 
 
 def _command(event: Commanded) -> str:
-    """When who asked for what, and the answer."""
+    """A command that was sent to a search: when, by whom, and the answer."""
     arguments = "".join(f" {key}={value}" for key, value in event.arguments.items())
     return f"{time.strftime('%H:%M', time.localtime(event.at))} {event.by}: {event.name}{arguments}: {event.answer}"
 
@@ -178,7 +178,7 @@ def _breakdowns(trials: Iterable[Trial]) -> list[str]:
 
 
 def _what_next(folder: Path, state: SearchState) -> list[str]:
-    """Why a search stands as it does, and the command that goes on with it."""
+    """The reason for a search's state, and the command that continues it."""
     from vit_search.cluster import record
 
     lines = [state.reason] if state.reason else []
@@ -231,7 +231,7 @@ def _trial(search: str) -> tuple[str, int | None]:
 
 
 def _events(output: Path, search: str | None, trial: int | None, follow: bool) -> None:
-    """What happened in a search, or in one of its trials, a line each, with the error that it left."""
+    """Print the events of a search or of one trial, a line each; then the error that the trial left."""
     from vit_search.ledger import searches
     from vit_search.ledger.events import Ended
     from vit_search.ledger.file import is_held, read_events
@@ -259,7 +259,7 @@ def _events(output: Path, search: str | None, trial: int | None, follow: bool) -
 
 
 def _of_trial(events: Sequence[Event], trial: int) -> list[Event]:
-    """A trial's events, and the drivers that took it up again."""
+    """A trial's events, and the launches of drivers that continued it."""
     from vit_search.ledger.events import Ended, Launched
 
     of_trial: list[Event] = []
@@ -274,10 +274,11 @@ def _of_trial(events: Sequence[Event], trial: int) -> list[Event]:
 
 
 def event_lines(spec: SearchSpec, events: Sequence[Event], shown: Sequence[Event], *, named: bool) -> list[str]:
-    """A line for each event that is shown, and one where the stopping rule lets a trial of them wait.
+    """A line for each event in `shown`, and a line whenever the stopping rule makes one of their trials wait.
 
     Args:
-        events: all of the search. shown: some of them, in the same order.
+        events: all events of the search.
+        shown: some of them, in the same order.
         named: whether a line names its trial.
     """
     from vit_search.stopping import with_held_trials
@@ -295,7 +296,6 @@ def event_lines(spec: SearchSpec, events: Sequence[Event], shown: Sequence[Event
 
 
 def _in_words(event: Event, metric: str, named: bool) -> str:
-    """An event in words."""
     from vit_search.ledger.events import Broke, Ended, Infeasible, Launched, Left, OutgrewShare, Proposed, Reported
 
     trial = f"trial {event.trial}: " if named and hasattr(event, "trial") else ""

@@ -1,4 +1,4 @@
-"""How wide printed text is, and the sections of `vit-search --help`."""
+"""The consoles for printed text, tables of a given width, and the sections of `vit-search --help`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OUTCOME_STYLE = {
 """Colour of each outcome of a trial."""
 
 PIPE_WIDTH = 100_000
-"""Columns where the output is no terminal and COLUMNS does not say how many: each row of a table is one line, for `grep` and `awk`."""
+"""Columns if the output is no terminal and COLUMNS is not set. Each row of a table is then one line, for `grep` and `awk`."""
 
 SECTIONS = {
     "Search": "run lint plan resume extend status pause continue stop cancel set add logs schema",
@@ -36,18 +36,21 @@ SECTIONS = {
     "Weights": "weights convert-weights",
     "Cluster": "submit list check cluster",
 }
-"""Commands in the order of the help; one that is listed nowhere comes last, under Other."""
+"""Commands in the order of the help. A command that is not listed here comes last, under Other."""
 
 
 class _Console(Console):
-    """Rich's, which would break sentences in a pipe, too, where a program looks for them, and would let text speak to the terminal."""
+    """Rich's console with two changes.
+
+    In a pipe, where programs search the output, sentences are not broken into lines. Text cannot send control characters to the terminal.
+    """
 
     def render_str(self, text: str, **options: Any) -> Any:
-        """All text on its way to the terminal; its control characters are written out."""
+        """Render text with its control characters written out. All text on its way to the terminal comes through here."""
         return super().render_str(plain(text), **options)
 
     def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
-        """Print; text is one line in a pipe, and tables are as wide as the console, without blanks at the ends of their lines."""
+        """Print text or tables. In a pipe, a text is one line, and the lines of a table have no blanks at their ends."""
         text = all(isinstance(thing, str) for thing in objects)
         soft_wrap = text and not self.is_terminal if soft_wrap is None else soft_wrap
         if text or self.is_terminal:
@@ -59,12 +62,12 @@ class _Console(Console):
 
 
 def escaped(text: object) -> str:
-    """Text of others, for rich: no markup of theirs is taken for ours."""
+    """A text of others, for rich: it can neither add markup nor control the terminal."""
     return escape(plain(str(text)))
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Standard output, or standard error: as wide as its terminal, or as COLUMNS says."""
+    """A console for standard output or standard error, as wide as COLUMNS says, else as its terminal."""
     columns = os.environ.get("COLUMNS", "")
     is_width = columns.isascii() and columns.isdigit() and int(columns) > 0
     on_terminal = (sys.stderr if stderr else sys.stdout).isatty()
@@ -72,12 +75,14 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int, right: Collection[str] = ()) -> list[str]:
-    """A table as lines of rich's markup; no cell is cut or broken.
+    """A table as lines of rich's markup. No cell is cut or broken.
 
-    Columns that do not fit stand below their row, each with its name, in a line of their own.
+    Columns that do not fit are listed below their row, each with its name.
 
     Args:
-        rows: cells in rich's markup. width: columns of the terminal. right: names of the columns that are aligned to the right.
+        rows: cells in rich's markup.
+        width: columns of the terminal.
+        right: names of the columns that are aligned to the right.
     """
 
     def length(cell: str) -> int:
@@ -107,7 +112,7 @@ class CommandGroup(TyperGroup):
     """A group of commands whose help lists them by section."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write each section, with the commands' summaries below one another."""
+        """Write each section, one command per line."""
         shown = {name: command for name in self.list_commands(ctx) if (command := self.get_command(ctx, name)) and not command.hidden}
         sections = {title: names.split() for title, names in SECTIONS.items()}
         listed = {name for names in sections.values() for name in names}

@@ -1,4 +1,4 @@
-"""The commands about pretrained weights: what they are and where they come from, and files of torch.save as .safetensors."""
+"""The commands about pretrained weights: `weights` shows what they are; `convert-weights` turns files of torch.save into .safetensors."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _print_facts(backbone: Backbone) -> None:
 
 
 def facts(backbone: Backbone) -> list[str]:
-    """What a backbone is, in a few lines."""
+    """A few lines on what a backbone is."""
     b = backbone
     size = "any image size" if b.image_size is None else f"images of {b.image_size[0]}x{b.image_size[1]} pixels"
     parts = [f"{b.registers} registers" if b.registers else "", "LayerScale" if b.layer_scale else "", "qk_norm" if b.qk_norm else ""]
@@ -94,7 +94,7 @@ def facts(backbone: Backbone) -> list[str]:
 
 
 def origin_lines(found: WeightFile) -> list[str]:
-    """Where weights come from, in a few lines."""
+    """A few lines on where weights come from."""
     where = [f"Source:  {found.origin.source}", *([f"Commit:  {found.origin.revision}"] if len(found.origin.revision) == 40 else [])]
     where += [f"Version: {found.origin.revision}"] if found.origin.revision and len(found.origin.revision) != 40 else []
     where += [f"File:    {found.path}"] if str(found.path) != found.origin.source else []

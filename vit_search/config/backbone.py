@@ -1,8 +1,8 @@
-"""What a file of pretrained weights is: its shape and its choices, from its header and the files beside it. No tensor is read.
+"""Read the shape and the settings of a pretrained Vision Transformer from its file. No tensor is read.
 
-Names and shapes tell most of it. `config.json` (of transformers, timm or vit_search) and `preprocessor_config.json` beside the file, or the
-same texts in the file's own metadata, tell the rest: the number of heads, how images are normalised, the names of the classes. What
-nothing tells is assumed, and `Backbone.assumed` says so.
+Most facts follow from the names and shapes in the header. The rest (number of heads, normalisation, names of classes) comes from
+`config.json` (of transformers, timm or vit_search) and `preprocessor_config.json`, beside the file or as texts in its metadata. A fact that
+is found nowhere gets the usual value, and `Backbone.assumed` says so.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from vit_search.errors import CheckpointError
 from vit_search.text import file_name
 
 READ = ("F64", "F32", "F16", "BF16")
-"""Types of weights that are read."""
+"""Tensor types that can be loaded."""
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A pretrained Vision Transformer, without its weights. Numbers and choices are named as in ModelConfig."""
+    """Facts about a pretrained Vision Transformer. Fields are named as in ModelConfig."""
 
     layout: str
-    """Who wrote the file: vit_search, timm, torchvision or transformers."""
+    """The library whose names it uses: vit_search, timm, torchvision or transformers."""
     in_channels: int
     patch_size: int
     dim: int
@@ -40,12 +40,12 @@ class Backbone:
     dim_head: int
     mlp_dim: int
     pool: str
-    """`cls` where it has a class token, else `mean`."""
+    """`cls` if the model has a class token, else `mean`."""
     registers: int
     positions: str
     """`learned`, `sincos2d` or `rope`."""
     grid: tuple[int, int] | None
-    """Rows and columns of its table of positions; None with rope, which has none."""
+    """Rows and columns of the table of positions; None with rope, which has no table."""
     rope_base: float | None
     activation: str
     norm: str
@@ -54,34 +54,34 @@ class Backbone:
     qk_norm: bool
     layer_scale: bool
     num_classes: int
-    """Of its head; 0 where it has none that we can use."""
+    """Classes of the head; 0 without a head that we can use."""
     classes: tuple[str, ...] | None
     """Names of the head's classes, in order, if known."""
     image_size: tuple[int, int] | None
-    """Height and width in pixels of the images that it was trained on."""
+    """Height and width of the training images in pixels, if known."""
     mean: tuple[float, ...] | None
-    """Of its images on the scale 0 to 1, by channel, if known."""
+    """Mean for the normalisation of images, per channel, on the scale 0 to 1, if known."""
     std: tuple[float, ...] | None
     interpolation: str | None
-    """How its images were resized, if known."""
+    """How images are resized for it, if known."""
     licence: str | None
     assumed: tuple[str, ...]
-    """What the file does not tell, and what was taken instead."""
+    """Facts that the file does not state, and the values used instead."""
     left_out: tuple[str, ...]
     """Tensors of the file that are not used."""
 
     @property
     def model_fields(self) -> dict[str, Any]:
-        """The fields of ModelConfig that make a model of the backbone's own shape; the others come from the data."""
+        """Fields of ModelConfig for a model of the backbone's own shape. Image size, channels and classes come from the data."""
         same = ("patch_size", "dim", "depth", "heads", "dim_head", "mlp_dim", "pool", "registers", "positions", "activation", "norm")
         fields = {name: getattr(self, name) for name in (*same, "norm_eps", "qkv_bias", "qk_norm")}
         return fields | {"layer_scale": 1.0 if self.layer_scale else None} | ({"rope_base": self.rope_base} if self.rope_base else {})
 
     def normalisation(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Mean and standard deviation of its images, for images with so many channels; None if they are not known.
+        """Mean and standard deviation for images with this number of channels, or None if unknown.
 
-        Channels are mapped as the patch embedding's are, see `inherit.map_channels`: fewer have the mean of those that belong together,
-        more take turns.
+        Channels are mapped as in `inherit.map_channels`. Channels that are merged get their mean; additional channels repeat the values in
+        turn.
         """
         if self.mean is None or self.std is None:
             return None
@@ -95,9 +95,9 @@ def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]
 
 
 def read_backbone(path: Path) -> Backbone:
-    """The facts of a `.safetensors` file.
+    """Read the facts about a `.safetensors` file.
 
-    Raises: CheckpointError in one line for a file that is damaged, or is no Vision Transformer that this version can load.
+    Raises: CheckpointError in one line if it is damaged, or is not a Vision Transformer that this version can load.
     """
     header = read_header(path)
     try:
@@ -107,20 +107,20 @@ def read_backbone(path: Path) -> Backbone:
 
 
 def used_tensors(path: Path) -> tuple[str, ...]:
-    """The tensors of a file that a model can take, by their names in the file.
+    """Names, in the file, of the tensors that a model can use.
 
-    Raises: CheckpointError as `read_backbone`.
+    Raises: CheckpointError as `read_header`; ValueError as `assembly_of`.
     """
     assembly, _ = assembly_of(read_header(path))
     return tuple({source.name: None for sources in assembly.sources.values() for source in sources})
 
 
 def assembly_of(header: Header) -> tuple[Assembly, Shapes]:
-    """Where the tensors of a file go, and the shapes of the weights that they become.
+    """Which of our weights the tensors of a file become, and the shapes of these weights.
 
-    A head that does not read one token (as DINOv2's classifier, which reads the class token and the mean) is left out.
+    A head is left out if its input is not one token. (DINOv2's classifier reads the class token and the mean.)
 
-    Raises: ValueError that names the first tensor that has no place, or has a type that is not read.
+    Raises: ValueError that names the first tensor without a counterpart, or of a type that cannot be loaded.
     """
     stored = {name: tensor.shape for name, tensor in header.tensors.items()}
     assembly = assemble(stored)
@@ -139,9 +139,9 @@ def assembly_of(header: Header) -> tuple[Assembly, Shapes]:
 
 
 def describe(header: Header, settings: Settings) -> Backbone:
-    """The facts of a header and of the settings beside it.
+    """Combine a header and the settings beside it.
 
-    Raises: ValueError for weights that make no Vision Transformer that this version can load.
+    Raises: ValueError if the weights are not a Vision Transformer that this version can load.
     """
     assembly, shapes = assembly_of(header)
     assumed: list[str] = []
@@ -189,7 +189,7 @@ def describe(header: Header, settings: Settings) -> Backbone:
 
 
 def _check_axes(shapes: Shapes, assembly: Assembly) -> None:
-    """Each weight has as many axes as such a weight has, and none is empty but that of registers."""
+    """Check that each weight has the right number of axes, and that none but the registers is empty."""
     for name, shape in shapes.items():
         if name in ("cls_token", "registers", "positions"):
             axes: tuple[int, ...] = (3,)
@@ -209,7 +209,7 @@ def _first(shapes: Shapes, name: str) -> int:
 
 
 def _depth(shapes: Shapes) -> int:
-    """Blocks; they are numbered from 0 without a gap."""
+    """Number of blocks. They must be numbered from 0 without a gap."""
     numbers = sorted({int(match[1]) for name in shapes if (match := re.match(r"encoder\.blocks\.(\d+)\.", name))})
     missing = next((i for i, number in enumerate(numbers) if i != number), None)
     if not numbers or missing is not None:
@@ -218,7 +218,7 @@ def _depth(shapes: Shapes) -> int:
 
 
 def _patches(embed: tuple[int, ...], settings: Settings, assumed: list[str]) -> tuple[int, int]:
-    """Channels of an image and side of a patch."""
+    """Number of image channels, and side of a patch in pixels."""
     if len(embed) == 4:
         if embed[2] != embed[3]:
             raise ValueError(f"patches of {embed[2]}x{embed[3]} pixels; only square ones are supported.")
@@ -235,11 +235,11 @@ def _patches(embed: tuple[int, ...], settings: Settings, assumed: list[str]) -> 
 
 
 WIDE_HEADS = (("vit_huge_patch", 1280), ("vit_giant_patch", 1408), ("vit_gigantic_patch", 1664), ("vit_so400m_patch", 1152))
-"""timm's models whose heads are not 64 wide, by the start of their name and their width: they have 16."""
+"""timm's models with 16 heads that are not 64 wide: (start of the name, width of a token)."""
 
 
 def _heads(shapes: Shapes, settings: Settings, assumed: list[str]) -> tuple[int, int]:
-    """Attention heads, and the width of each."""
+    """Number of attention heads, and the width of each."""
     inner = _first(shapes, "encoder.blocks.0.attention.qkv.weight") // 3
     dim = _first(shapes, "embed.weight")
     norm = shapes.get("encoder.blocks.0.attention.query_norm.weight")
@@ -262,7 +262,7 @@ def _positions(shapes: Shapes, settings: Settings, patch_size: int, prefix: int,
     """The kind of positions, and the grid of their table.
 
     Args:
-        prefix: class token and registers; the table has rows for both, for the class token only, or for neither.
+        prefix: number of class tokens and registers. The table has rows for all of them, for the class token only, or for none.
     """
     if "positions" not in shapes:
         if settings.positions not in (None, "rope"):
@@ -287,12 +287,12 @@ def _positions(shapes: Shapes, settings: Settings, patch_size: int, prefix: int,
 
 
 def _usual_eps(layout: str, positions: str) -> float:
-    """What LayerNorm adds to the variance where nothing tells: 1e-6 as in the paper's code, DINOv3 1e-5."""
+    """Usual `norm_eps`: 1e-6 as in the ViT paper's code, 1e-5 for DINOv3."""
     return 1e-5 if positions == "rope" and layout != "vit_search" else 1e-6
 
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and standard deviation of ImageNet, with which all of torchvision's weights were trained."""
+"""Mean and standard deviation of ImageNet. torchvision trained all its weights with them."""
 
 
 def _normalisation(
@@ -305,14 +305,14 @@ def _normalisation(
 
 
 def _by_channel(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:
-    """One for each channel; a single value stands for all."""
+    """One value per channel. A single value is repeated."""
     if values is None or len(values) not in (1, channels):
         return None
     return values if len(values) == channels else values * channels
 
 
 def expected_shapes(backbone: Backbone) -> Mapping[str, tuple[int, ...]]:
-    """Our weights and their shapes, of a backbone; a table of positions is left to `grid`."""
+    """Shapes of a backbone's weights by our names, without `embed.weight` and `positions`."""
     dim, inner, hidden = backbone.dim, backbone.heads * backbone.dim_head, backbone.mlp_dim
     shapes: Shapes = {"embed.bias": (dim,)}
     if backbone.pool == "cls":
@@ -338,11 +338,11 @@ def expected_shapes(backbone: Backbone) -> Mapping[str, tuple[int, ...]]:
 
 
 def _check_shapes(backbone: Backbone, shapes: Shapes, assembly: Assembly) -> None:
-    """Each weight that a backbone needs is there and has its shape, and there is no other."""
+    """Check that a file has exactly the weights that its backbone needs, in the right shapes."""
     expected = dict(expected_shapes(backbone))
     rest = {name: shape for name, shape in shapes.items() if name not in ("embed.weight", "positions")}
     if backbone.registers == 0:
-        rest.pop("registers", None)  # an empty tensor, as DINOv3's without registers
+        rest.pop("registers", None)  # DINOv3 without registers has an empty tensor here
     for name in [*expected, *rest]:
         if expected.get(name) != rest.get(name):
             theirs = " and ".join(source.name for source in assembly.sources[name]) if name in rest else f"{name} (our name)"

@@ -1,4 +1,7 @@
-"""Whether a model can start from a backbone: it must not be larger, and must have the same parts. What it takes: vit/inherit.py."""
+"""Check whether a model can start from a pretrained backbone: no size may be larger, and the parts must be the same.
+
+vit/inherit.py selects the weights that the model gets.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from vit_search.errors import SpecError
 
 
 def check(backbone: Backbone, config: ModelConfig) -> None:
-    """Refuse a model that cannot start from a backbone.
+    """Reject a model that cannot start from a backbone.
 
     Raises: SpecError that names the key, its value, and what is possible.
     """
@@ -18,10 +21,10 @@ def check(backbone: Backbone, config: ModelConfig) -> None:
 
 
 def misfit(backbone: Backbone, config: ModelConfig, weights: str = "the pretrained weights") -> tuple[str, str] | None:
-    """Why a model cannot start from a backbone: a field of ModelConfig, and one line with what is possible; None where it can.
+    """Why a model cannot start from a backbone: a field of ModelConfig, and one line with what is possible. None if it can.
 
     Args:
-        weights: what the line calls them.
+        weights: what the line calls the backbone.
     """
     sizes = {
         "dim": (config.dim, backbone.dim),
@@ -66,7 +69,7 @@ def _misfit_of_positions(backbone: Backbone, config: ModelConfig, weights: str) 
 
 
 def _key(key: str, config: ModelConfig) -> str:
-    """What the search file calls it: a width may follow from others."""
+    """The key as the message shows it. A width that follows from other keys is shown with its calculation."""
     if key == "dim_head" and config.dim_head is None:
         return f"dim_head (dim {config.dim} / {config.heads} heads)"
     if key == "mlp_dim" and config.mlp_dim is None:

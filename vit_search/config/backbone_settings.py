@@ -1,7 +1,7 @@
-"""What stands beside pretrained weights: the config.json of transformers, timm or vit_search, and preprocessor_config.json.
+"""Read the settings beside pretrained weights: the config.json of transformers, timm or vit_search, and preprocessor_config.json.
 
-Only what a Vision Transformer needs is read; other keys are theirs. The same texts may stand in the metadata of the file itself, under
-`config` and `preprocessor_config`, as `vit-search convert-weights` writes them.
+Keys that a Vision Transformer does not need are ignored. The weights file may hold the same texts in its metadata, as `vit-search
+convert-weights` writes them.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any
 from vit_search.config.strict_json import parse
 
 FILES = {"config": "config.json", "preprocessor_config": "preprocessor_config.json"}
-"""By the key of the metadata: the file beside the weights."""
+"""Files beside the weights, by their keys in the metadata."""
 
 LONGEST = 10_000_000
-"""Bytes of such a file that are read; the names of 21,841 classes have less than one million."""
+"""Largest settings file that is read, in bytes. The names of 21,841 classes take less than one million."""
 
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-"""Pillow's numbers, which preprocessor_config.json has."""
+"""Pillow's numbers for resampling filters, as preprocessor_config.json has them."""
 
 ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "silu": None, "swiglu": "swiglu"}
-"""hidden_act of transformers. silu is that of a gated MLP, which the weights show."""
+"""Our name for each `hidden_act` of transformers. silu is used in a gated MLP, which shows in the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the files beside the weights say; None where they do not."""
+    """Facts from the files beside the weights; None if they do not state it."""
 
     architecture: str = ""
     heads: int | None = None
@@ -47,11 +47,11 @@ class Settings:
 
 
 def read_settings(folder: Path, metadata: Mapping[str, str]) -> Settings:
-    """Of the weights in a folder.
+    """Read the settings of the weights in a folder.
 
     Args:
-        metadata: of the file of weights; what it holds is taken instead of the file beside it.
-    Raises: ValueError for a file that is damaged or does not fit.
+        metadata: of the weights file. A text in it replaces the file in the folder.
+    Raises: ValueError if a file is damaged, or describes a model that is not supported.
     """
     settings = Settings()
     for key, name in FILES.items():
@@ -94,7 +94,7 @@ def _config(values: dict[str, Any]) -> Settings:
 
 
 ROTARY = ("dinov3_vit",)
-"""model_type of transformers whose positions are rotary."""
+"""Values of transformers' `model_type` whose models have rotary positions."""
 
 KNOWN = ("vit", "deit", "dinov2", "dinov2_with_registers", *ROTARY)
 
@@ -164,7 +164,7 @@ def _of_ours(values: dict[str, Any]) -> Settings:
 
 
 def _preprocessor(values: dict[str, Any], settings: Settings) -> Settings:
-    """What transformers does with images before the model sees them."""
+    """Add to the settings how transformers prepares an image for the model."""
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     if values.get("do_normalize") is not False:
@@ -200,7 +200,7 @@ def _numbers(values: Any) -> tuple[float, ...] | None:
 
 
 def _size(value: Any) -> tuple[int, int] | None:
-    """Height and width, however they are written: 224, [224, 224], {height: 224, width: 224} or {shortest_edge: 224}."""
+    """Height and width, written as 224, [224, 224], {height: 224, width: 224} or {shortest_edge: 224}."""
     if isinstance(value, dict):
         value = [value["height"], value["width"]] if "height" in value else value.get("shortest_edge")
     if isinstance(value, int):

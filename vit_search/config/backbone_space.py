@@ -1,4 +1,4 @@
-"""Whether each model of a search space can start from the pretrained weights that it names."""
+"""Check that the models of a search space can start from the pretrained weights that they name. A sample of the space is checked."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ DECIDING = (
     *("pretrained", "dim", "depth", "heads", "dim_head", "mlp_dim", "mlp_ratio", "registers"),
     *("activation", "norm", "qk_norm", "norm_eps", "qkv_bias", "positions", "rope_base"),
 )
-"""Fields of ModelConfig that decide whether a model fits."""
+"""Fields of ModelConfig that decide whether a model can start from a backbone."""
 
 DRAWS = 500
-"""Random proposals that are looked at."""
+"""Random proposals to check."""
 
 DRAWS_OF_A_VALUE = 20
-"""Random proposals with each value of a deciding parameter."""
+"""Random proposals to check with each value of a deciding parameter."""
 
 MOST_VALUES = 100
-"""Values of a choice that are looked at one by one."""
+"""Values of one parameter to check, at most."""
 
 
 def check_space(space: Space, backbones: Mapping[str, Backbone]) -> None:
-    """Refuse a space in which a proposal that can be run does not fit the backbone that it starts from.
+    """Reject a space if a proposal in it can be run, but does not fit the backbone that it starts from.
 
     Args:
-        backbones: by the value of `pretrained`. Those of other values are not looked at.
-    Raises: SpecError that begins with the key's path, and names what is possible.
+        backbones: by the value of `pretrained`. Proposals with another value are not checked.
+    Raises: SpecError that begins with the key's path, and says what is possible.
     """
     for params in _proposals(space):
         values = space.complete(params)
@@ -47,14 +47,14 @@ def check_space(space: Space, backbones: Mapping[str, Backbone]) -> None:
 
 
 def _written(key: str, values: Mapping[str, object]) -> str:
-    """The key of the search file that a field's value comes from."""
+    """The key that the user wrote for a field. A width may follow from another key."""
     if values[key] is None:
         return {"dim_head": "heads", "mlp_dim": "mlp_ratio"}.get(key, key)
     return key
 
 
 def _proposals(space: Space) -> Iterator[dict[str, Value]]:
-    """Random proposals, among them some with each value, or each end of a range, of what decides."""
+    """Random proposals: some with each value, or each end of a range, of a deciding parameter, then some of the whole space."""
     rng = random.Random(0)  # noqa: S311 -- a sample of the space, not a secret
     for name in DECIDING:
         if name in space.searched:

@@ -1,7 +1,4 @@
-"""The text of a search file with its pretrained weights pinned, and with what it leaves out written down: the backbone's own values.
-
-Everything else stays as it was written, comments too.
-"""
+"""Write pinned weights, and the values that a search file leaves to them, into its text. Everything else stays, comments too."""
 
 from __future__ import annotations
 
@@ -12,15 +9,15 @@ from typing import Any
 import yaml
 
 Edit = tuple[int, int, str]
-"""From where to where, and what comes there."""
+"""(start, end, new text): replace these characters of the old text."""
 
 
 def with_backbone(text: str, pins: Mapping[str, str], own: Mapping[str, Any]) -> str:
-    """The text of a valid search file that has `model.pretrained`.
+    """Write pins and values into the text of a valid search file with `model.pretrained`.
 
     Args:
-        pins: a pinned source for each source. Points to start with, conditions and constraints that name a source are changed with it.
-        own: keys of the section `model` that are not there yet.
+        pins: the pinned source for each source. Points to start with, conditions and constraints that name a source are changed, too.
+        own: keys to add to the section `model`, with their values.
     """
     root: Any = yaml.compose(text, yaml.SafeLoader)
     model = _below(root, "model")
@@ -41,7 +38,7 @@ def with_backbone(text: str, pins: Mapping[str, str], own: Mapping[str, Any]) ->
 
 
 def _below(node: Any, key: str) -> Any:
-    """What a mapping has under a key; None where it has none, or is no mapping."""
+    """The value under a key; None if there is none, or the node is not a mapping."""
     if not isinstance(node, yaml.MappingNode):
         return None
     return next((value for name, value in node.value if name.value == key), None)
@@ -52,7 +49,7 @@ def _items(node: Any) -> list[Any]:
 
 
 def _pinned(node: Any, pins: Mapping[str, str]) -> Iterator[Edit]:
-    """Sources in a value, in a list of choices, and under `else`."""
+    """Edits of the sources in a value, in a list of choices, and under `else`."""
     if isinstance(node, yaml.ScalarNode):
         if node.value in pins:
             yield _edit(node, pins[node.value])
@@ -62,7 +59,7 @@ def _pinned(node: Any, pins: Mapping[str, str]) -> Iterator[Edit]:
 
 
 def _named(node: Any, pins: Mapping[str, str]) -> Iterator[Edit]:
-    """Sources that an expression compares with."""
+    """Edits of the sources that an expression compares with."""
     if isinstance(node, yaml.ScalarNode):
         changed = node.value
         for source, pin in pins.items():

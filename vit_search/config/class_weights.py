@@ -1,7 +1,7 @@
-"""The weight of each class in the loss, as a search file writes it: none, balanced, or a number for each class that it names.
+"""The weight of each class in the loss, as a search file writes it: `none`, `balanced`, or a number for each class that it names.
 
-A TrainingConfig holds it as one text, so that it is searched, stored and compared as any other value. Numbers by class are JSON in that
-text, sorted by class.
+A TrainingConfig holds one text, so that it can be searched, stored and compared like other values. Numbers by class are JSON in this text,
+sorted by class.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 from vit_search.errors import SpecError
 
 WORDS = ("none", "balanced")
-"""What stands for the weights of all classes."""
+"""Words that set the weights of all classes."""
 
 LARGEST = 1e6
-"""Of a weight."""
+"""Largest weight of a class."""
 
 SCHEMA = {
     "anyOf": [
@@ -27,18 +27,18 @@ SCHEMA = {
         {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0, "maximum": LARGEST}, "minProperties": 1},
     ]
 }
-"""For the JSON Schema of a search file."""
+"""JSON Schema of the key in a search file."""
 
 SHOWN = 10
-"""Classes that a message lists."""
+"""Classes that a message lists, at most."""
 
 
 def as_text(value: Any) -> str:
-    """What a search file writes, as the text that a TrainingConfig holds.
+    """Convert a search file's value to the text of a TrainingConfig.
 
     Args:
-        value: a word, a mapping from class to weight, or such a text again.
-    Raises: ValueError that says what is wrong and how to mend it.
+        value: a word, a mapping from class to weight, or such a text.
+    Raises: ValueError that says what is wrong and how to fix it.
     """
     if isinstance(value, str) and value not in WORDS:
         with contextlib.suppress(ValueError, RecursionError):
@@ -55,7 +55,7 @@ def as_text(value: Any) -> str:
 
 
 def fault(value: Any) -> str | None:
-    """Why something is no weights, with the mend, or None."""
+    """Why a value is not valid as class weights and how to fix it, or None."""
     try:
         as_text(value)
     except ValueError as error:
@@ -64,13 +64,13 @@ def fault(value: Any) -> str | None:
 
 
 def by_class(text: str) -> dict[str, float]:
-    """The weights by class of a text that `as_text` gave; empty for a word."""
+    """The weight of each class in a text that `as_text` returned; empty for a word."""
     weights: dict[str, float] = {} if text in WORDS else json.loads(text)
     return weights
 
 
 def check_classes(texts: Iterable[str], classes: Sequence[str]) -> None:
-    """Refuse weights of classes that the data does not have.
+    """Reject weights of classes that the data does not have.
 
     Raises: SpecError that names the nearest class.
     """
@@ -82,9 +82,9 @@ def check_classes(texts: Iterable[str], classes: Sequence[str]) -> None:
 
 
 def with_texts(values: Any) -> Any:
-    """A search file whose weights are texts also where no type reads them: under `else`, and in points to start with.
+    """Convert class weights to texts where no type does: under `else`, and in points to start with.
 
-    What cannot be read stays as it is, and is refused where all is checked.
+    Invalid weights stay as they are; later checks reject them.
     """
     if not isinstance(values, dict):
         return values
@@ -98,12 +98,12 @@ def with_texts(values: Any) -> Any:
 
 
 def is_choice(value: Mapping[str, Any]) -> bool:
-    """Whether a mapping is a list to choose from, and not the weights of a class called `choice`."""
+    """Whether a mapping is a distribution (`choice: [...]`), and not the weight of a class called `choice`."""
     return isinstance(value.get("choice"), list)
 
 
 def with_text(values: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """A mapping in which the weights under a key are a text, if they can be read."""
+    """A mapping in which the class weights under a key are a text, if they are valid."""
     with contextlib.suppress(ValueError):
         return {**values, key: as_text(values[key])} if key in values else dict(values)
     return dict(values)

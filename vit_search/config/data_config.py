@@ -99,20 +99,20 @@ class DataConfig:
 
     @property
     def exact(self) -> bool:
-        """Whether values are read as the files have them, and files of another depth or number of channels are refused."""
+        """Whether images are read without conversion. A file with another bit depth or number of channels is then an error."""
         return self.bit_depth is not None or self.channels not in (1, 3)
 
     @property
     def bits(self) -> int:
-        """Bits of a value of a decoded image: 8 or 16."""
+        """Bits of each value of a decoded image: 8 or 16."""
         return self.bit_depth or 8
 
     @property
     def channel_count(self) -> int:
-        """Channels of a decoded image; 3 while `auto` has not looked at the files, which `prepare` does."""
+        """Channels of a decoded image. With `auto`, it is 3 until `prepare` has looked at the files."""
         return 3 if self.channels == "auto" else self.channels
 
     @property
     def labelled(self) -> int | None:
-        """Labelled images, without a test split of the set's own; None where only the open source knows."""
+        """Labelled images, without the data set's own test split; None if only the open source knows it."""
         return None if self.label_map else DATA_SETS[self.name].labelled

@@ -1,6 +1,6 @@
-"""The data sets that a search file may name, and what is known of each before any image is read.
+"""The data sets that a search file may name, and what is known about each before an image is read.
 
-A new data set is a line here, and a source in data/sources/ that reads it.
+To add a data set, add a line here, and a source in data/sources/ that reads it.
 """
 
 from __future__ import annotations
@@ -10,34 +10,34 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class DataSetFacts:
-    """What is known of one of them. What is None is known only once its source is open."""
+    """What is known about one data set. A fact that is None is known only once the source is open."""
 
     image_size: tuple[int, int] | None = None
-    """Height and width; None where the search file says it, as `data.image_size`."""
+    """Height and width; None if the search file gives it in `data.image_size`."""
     channels: int | None = None
-    """None where the search file says it, as `data.channels`."""
+    """None if the search file gives it in `data.channels`."""
     classes: int | None = None
     labelled: int | None = None
-    """Labelled images, without a test split of the set's own."""
+    """Labelled images, without its own test split."""
     test: int = 0
-    """Images of a test split of the set's own, where `labelled` is known."""
+    """Images in its own test split, if `labelled` is known."""
     path: str = ""
-    """What `data.path` names, where a search file must give it."""
+    """What `data.path` must name, for an error message; empty if a search file need not give it."""
     keys: tuple[str, ...] = ()
-    """Keys of the section `data` that this set takes and some others do not; see KEYS_OF_SOME."""
+    """Keys of the section `data` that this data set takes, but not all do; see KEYS_OF_SOME."""
     by_names: bool = False
-    """Whether the names of its files alone tell classes, labels and splits: files behind a URL are then counted before they are fetched."""
+    """Whether file names alone give classes, labels and splits. Files behind a URL can then be counted before they are fetched."""
     beside: tuple[str, ...] = ()
-    """Endings of files that name other files beside them: behind a URL, all files of their folder belong to the set."""
+    """Endings of files that name other files in their folder. Behind a URL, all files of the folder then belong to the data set."""
     loader: str = ""
-    """The function or class that loads it, for MLflow; needed where a search file need not give a path."""
+    """The function or class that loads it, as MLflow records it. Needed if a search file need not give a path."""
 
 
 COLUMNS = ("image", "label", "split", "group", "weight")
 """Keys of the section `data` that name a column of a table."""
 
 KEYS_OF_SOME = (*COLUMNS, "bit_depth")
-"""Keys of the section `data` that only some sets take: those that name them in `DataSetFacts.keys`."""
+"""Keys of the section `data` that only some data sets take: those that list them in `DataSetFacts.keys`."""
 
 DATA_SETS: dict[str, DataSetFacts] = {
     "digits": DataSetFacts(image_size=(8, 8), channels=1, classes=10, labelled=1_797, loader="sklearn.datasets.load_digits"),
@@ -57,4 +57,4 @@ DATA_SETS: dict[str, DataSetFacts] = {
         path="a folder of .tar shards, one .tar file, or several as shards-{000..009}.tar", keys=("label", "weight", "bit_depth")
     ),
 }
-"""By `data.name` of a search file."""
+"""Facts by `data.name` of a search file."""

@@ -1,4 +1,4 @@
-"""The URLs that `data.path` may be: which protocols are read, and what a URL must not hold. Nothing is opened here."""
+"""Check and split the URLs that `data.path` may be: which protocols can be read, and what a URL must not contain. Opens nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vit_search.errors import SpecError
 from vit_search.text import nearest
 
 PROTOCOLS = {"s3": "s3fs", "gs": "gcsfs", "https": "", "http": "", "file": ""}
-"""Protocols that are read, with the package that each needs besides our own dependencies."""
+"""Protocols that can be read, with the package that each needs in addition to our own dependencies."""
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SECRET = re.compile(r"sig|token|key|credential|secret|pass|auth|x-(amz|goog|ms)-", re.IGNORECASE)
@@ -27,15 +27,15 @@ def is_url(path: str | None) -> TypeGuard[str]:
 
 
 def is_remote(path: str | None) -> TypeGuard[str]:
-    """Whether a path is a URL whose files have to be fetched: `file://` is a path of this machine."""
+    """Whether a path is a URL whose files must be fetched. `file://` is a path on this machine."""
     return is_url(path) and not path.lower().startswith("file://")
 
 
 def check_url(url: str, key: str = "data.path") -> None:
-    """Refuse a URL that cannot be read, or that holds a password. The message never repeats the URL.
+    """Reject a URL that cannot be read, or that contains a password. The message never repeats the URL.
 
     Args:
-        key: of the search file that has the URL, for the message.
+        key: the key of the search file that has the URL, for the message.
     Raises: SpecError.
     """
     parts = urlsplit(url)
@@ -56,7 +56,7 @@ def check_url(url: str, key: str = "data.path") -> None:
 
 
 def _has_password(url: str) -> bool:
-    """Whether something like `name:password@` is in a URL. A password may have a `/`, which hides its end: `s3://KEY:a/b@bucket`."""
+    """Whether a URL contains something like `name:password@`. A `/` in the password can hide where it ends: `s3://KEY:a/b@bucket`."""
     protocol, _, rest = url.partition("://")
     server, _, path = rest.partition("/")
     if protocol.lower() not in ("http", "https"):
@@ -66,17 +66,17 @@ def _has_password(url: str) -> bool:
 
 
 def local_path(path: str) -> Path:
-    """A path of this machine, also one that is written as `file:///folder`."""
+    """The path on this machine that a text names, also as `file:///folder`."""
     return Path(unquote(urlsplit(path).path) if is_url(path) else path).expanduser()
 
 
 def has_files(path: Path) -> bool:
-    """Whether anything is at a path, or at the folder above its first part with braces."""
+    """Whether a path exists. If it has braces: whether the folder above the first part with braces exists."""
     return path.exists() or (has_braces(str(path)) and Path(before_braces(str(path))[0]).exists())
 
 
 def near_path(path: Path) -> str:
-    """`did you mean photos?` for a path that is missing, where its folder has a name like it; empty where it has none."""
+    """A hint `did you mean photos?` for a missing path, if its folder has a similar name; else an empty text."""
     try:
         names = sorted(other.name for other in path.parent.iterdir() if not other.name.startswith("."))
     except OSError:
@@ -88,25 +88,25 @@ def near_path(path: Path) -> str:
 
 
 def expanded(pattern: str) -> list[str]:
-    """All texts that braces stand for: `a-{08..10}.tar` is a-08.tar, a-09.tar and a-10.tar; `{a,b}.tar` is a.tar and b.tar."""
-    parts = _BRACES.split(pattern)  # texts outside and inside of braces take turns
+    """All texts that a text with braces stands for: `a-{08..10}.tar` is a-08.tar, a-09.tar and a-10.tar; `{a,b}.tar` is a.tar and b.tar."""
+    parts = _BRACES.split(pattern)  # texts outside and inside braces alternate
     choices = [list(_inside(part)) if i % 2 else [part] for i, part in enumerate(parts)]
     return ["".join(chosen) for chosen in itertools.product(*choices)]
 
 
 def has_braces(path: str) -> bool:
-    """Whether `expanded` finds something to do."""
+    """Whether a path has braces that `expanded` would replace."""
     return _BRACES.search(path) is not None
 
 
 def before_braces(path: str) -> tuple[str, str]:
-    """The folder above the first part with braces, with its slash, and the rest."""
+    """Split a path before its first part with braces: the folder with its slash, and the rest."""
     cut = path.rfind("/", 0, path.find("{")) + 1
     return path[:cut], path[cut:]
 
 
 def _inside(text: str) -> Iterator[str]:
-    """What one pair of braces stands for."""
+    """The texts that one pair of braces stands for."""
     numbers = _RANGE.fullmatch(text)
     if numbers is None:
         yield from text.split(",")

@@ -1,4 +1,4 @@
-"""The forms of a parameter in a search file: a list of choices, a range of whole numbers, a range of numbers; each may have a condition."""
+"""The forms of a searched parameter in a search file: `choice` (a list), `int` and `float` (ranges). Each may have a condition."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Value = int | float | bool | str | None
 
 
 class ValueSource(Protocol):
-    """What a space needs of an Optuna trial."""
+    """The methods of an Optuna trial that a space uses."""
 
     def suggest_categorical(self, name: str, choices: list[Any], /) -> Any: ...  # noqa: D102
     def suggest_int(self, name: str, low: int, high: int, /, *, step: int, log: bool) -> int: ...  # noqa: D102
@@ -30,14 +30,14 @@ class ValueSource(Protocol):
 
 
 class StrictModel(BaseModel):
-    """A part of the search file that is made once for each field; it refuses unknown keys."""
+    """Base of parts of a search file that exist once per field. Unknown keys are an error."""
 
-    # no use_attribute_docstrings: it reads the source once per type, 13 s in all
+    # no use_attribute_docstrings: pydantic would read the source once per type, which takes 13 s in all
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
 class Conditional(StrictModel):
-    """A distribution that may be searched under a condition only."""
+    """A distribution that may have a condition: the parameter is searched only if it holds."""
 
     when: str | None = Field(
         None, description="Condition on other parameters, for example \"pool == 'cls'\". The parameter is searched only if it holds."
@@ -77,27 +77,27 @@ class Choice(Conditional, Generic[T]):
         return self
 
     def ask(self, trial: ValueSource, name: str) -> Any:
-        """A value, from an Optuna trial."""
+        """Ask an Optuna trial for a value."""
         return trial.suggest_categorical(name, self.choice)
 
     def draw(self, rng: random.Random) -> Any:
-        """A value at random."""
+        """Draw a random value."""
         return rng.choice(self.choice)
 
     def ends(self) -> list[Any]:
-        """The values that bounds must hold for."""
+        """Values to check against bounds."""
         return self.choice
 
     def size(self) -> int:
-        """How many values there are."""
+        """Number of values."""
         return len(self.choice)
 
     def values(self) -> Sequence[Any]:
-        """All of them."""
+        """All values."""
         return self.choice
 
     def fault(self, value: Any) -> str | None:
-        """Why this is none of the values, with the mend, or None."""
+        """Why a value is not one of the choices and how to fix it, or None."""
         if any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self.choice):
             return None
         listed = ", ".join(spelling(one) for one in self.choice[:20]) + (", ..." if len(self.choice) > 20 else "")
@@ -122,30 +122,30 @@ class IntRange(Conditional):
         return self
 
     def ask(self, trial: ValueSource, name: str) -> int:
-        """A value, from an Optuna trial."""
+        """Ask an Optuna trial for a value."""
         return trial.suggest_int(name, *self.range, step=self.step, log=self.log)
 
     def draw(self, rng: random.Random) -> int:
-        """A value at random."""
+        """Draw a random value."""
         low, high = self.range
         if self.log:
             return min(high, max(low, round(math.exp(rng.uniform(math.log(low - 0.5), math.log(high + 0.5))))))
         return rng.randrange(low, high + 1, self.step)
 
     def ends(self) -> list[int]:
-        """The values that bounds must hold for."""
+        """Values to check against bounds."""
         return list(self.range)
 
     def size(self) -> int:
-        """How many values there are."""
+        """Number of values."""
         return len(self.values())
 
     def values(self) -> Sequence[int]:
-        """All of them, on a logarithmic scale too."""
+        """All values. A logarithmic scale has the same values."""
         return range(self.range[0], self.range[1] + 1, self.step)
 
     def fault(self, value: Any) -> str | None:
-        """Why this is none of the values, with the mend, or None."""
+        """Why a value is not in the range and how to fix it, or None."""
         low, high = self.range
         if isinstance(value, bool) or not isinstance(value, int):
             return f"{spelling(value)} is no whole number; choose from {low} to {high}"
@@ -175,11 +175,11 @@ class FloatRange(Conditional):
         return self
 
     def ask(self, trial: ValueSource, name: str) -> float:
-        """A value, from an Optuna trial."""
+        """Ask an Optuna trial for a value."""
         return trial.suggest_float(name, *self.range, step=self.step, log=self.log)
 
     def draw(self, rng: random.Random) -> float:
-        """A value at random."""
+        """Draw a random value."""
         low, high = self.range
         if self.log:
             return min(high, max(low, math.exp(rng.uniform(math.log(low), math.log(high)))))
@@ -188,20 +188,20 @@ class FloatRange(Conditional):
         return rng.uniform(low, high)
 
     def ends(self) -> list[float]:
-        """The values that bounds must hold for."""
+        """Values to check against bounds."""
         return list(self.range)
 
     def size(self) -> int | None:
-        """How many values there are; None without steps."""
+        """Number of values; None without steps."""
         return None if self.step is None else int((self.range[1] - self.range[0]) / self.step + 1e-9) + 1
 
     def values(self) -> Sequence[float]:
-        """All of them, which takes steps."""
+        """All values. The range must have steps."""
         assert self.step is not None
         return [min(self.range[1], self.range[0] + self.step * i) for i in range(self.size() or 0)]
 
     def fault(self, value: Any) -> str | None:
-        """Why this is none of the values, with the mend, or None."""
+        """Why a value is not in the range and how to fix it, or None."""
         low, high = self.range
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return f"{spelling(value)} is no number; choose from {low:g} to {high:g}"
@@ -217,7 +217,7 @@ Distribution = Choice[Any] | IntRange | FloatRange
 
 
 def is_rounding_error(parameter: Distribution, value: Any) -> bool:
-    """Whether a number lies outside of a range by its last bits alone, or between its steps: samplers round."""
+    """Whether a number lies in a float range, give or take its last bits. It may lie between two steps, since samplers round."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not isinstance(parameter, FloatRange):
         return False
     low, high = parameter.range
@@ -233,7 +233,7 @@ def _check_range(low: float, high: float, log: bool) -> None:
 
 
 def spelling(value: Any) -> str:
-    """A value as a search file spells it, on one line."""
+    """A value as a search file writes it: on one line, at most 60 characters."""
     if isinstance(value, bool) or value is None:
         return "null" if value is None else str(value).lower()
     text = value if isinstance(value, str) and value.isidentifier() else repr(value)

@@ -1,4 +1,4 @@
-"""The tree that an expression is read into, and the value of a tree for the numbers of a proposal."""
+"""The tree that an expression is parsed into, and the calculation of its value for the values of a proposal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_BITS = 4096
-"""Bits of a whole number on the way."""
+"""Largest size of a whole number during a calculation, in bits."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Unary:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """`a + b` and its like."""
+    """`a + b`, or another operation with two numbers."""
 
     sign: str
     left: Node
@@ -45,7 +45,7 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Relation:
-    """`a < b`, or a chain as `a < b <= c`."""
+    """`a < b`, or a chain such as `a < b <= c`."""
 
     first: Node
     rest: tuple[tuple[str, Node], ...]
@@ -53,7 +53,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Logic:
-    """`a and b` or `a or b`, of two and more."""
+    """`a and b` or `a or b`, with two or more parts."""
 
     sign: str
     parts: tuple[Node, ...]
@@ -61,7 +61,7 @@ class Logic:
 
 @dataclass(frozen=True)
 class Call:
-    """`min`, `max` or `log2` of something."""
+    """A call of `min`, `max` or `log2`."""
 
     function: str
     arguments: tuple[Node, ...]
@@ -71,11 +71,11 @@ Node = Constant | Name | Unary | Arithmetic | Relation | Logic | Call
 
 
 class UndecidedError(Exception):
-    """An expression has no value for these numbers; the message says why."""
+    """An expression has no value for these numbers. The message says why."""
 
 
 def walk(node: Node) -> Iterator[Node]:
-    """A node and all below it, left to right."""
+    """Yield a node and all nodes below it, left to right."""
     yield node
     below: tuple[Node, ...] = ()
     if isinstance(node, Unary):
@@ -93,7 +93,7 @@ def walk(node: Node) -> Iterator[Node]:
 
 
 def in_words(value: Any) -> str:
-    """A value as an expression spells it, with its thousands apart."""
+    """A value as an expression writes it, with commas between thousands."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, int):
@@ -109,7 +109,7 @@ _SUMS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def value_of(node: Node, values: Mapping[str, Any]) -> Any:
-    """The value of a tree, as Python would have it.
+    """Calculate the value of a tree, as Python would.
 
     Raises: UndecidedError, ZeroDivisionError, OverflowError.
     """
@@ -162,7 +162,7 @@ def _numbers(where: str, *operands: Any) -> tuple[Any, ...]:
 
 
 def _compared(sign: str, left: Any, right: Any) -> bool:
-    """Two values held against each other; equality is defined between all of them, an order between two numbers or two texts."""
+    """Compare two values. Any two values can be equal; only two numbers, or two texts, have an order."""
     if sign in _EQUALS:
         return _EQUALS[sign](left, right)
     if all(isinstance(v, (int, float)) for v in (left, right)) or (isinstance(left, str) and isinstance(right, str)):

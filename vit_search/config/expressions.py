@@ -1,7 +1,7 @@
-"""Constraints and conditions as text: read, checked, and decided for a proposal. No text is ever run as code.
+"""Read, check and evaluate constraints and conditions. No text is ever run as code.
 
-The text is cut into tokens first, so that only what is listed here reaches Python's parser. Its tree is then copied node by
-node into our own (expression_tree.py). Length, nesting and the size of numbers are bounded, so that no expression takes long.
+The text is cut into tokens first, so that Python's parser sees only what is allowed here. Python's tree is then copied, node by node, into
+our own (expression_tree.py). Length, nesting and the size of numbers are limited, so that no expression takes long.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from vit_search.errors import SpecError
 from vit_search.text import counted, nearest
 
 MAX_LENGTH = 1000
-"""Characters of an expression."""
+"""Largest length of an expression, in characters."""
 
 MAX_NESTING = 50
-"""Operations inside one another; a sum of as many terms is nested as deep."""
+"""Deepest nesting of operations. A sum is nested as deep as it has terms."""
 
 UNITS = {
     "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
 }  # fmt: skip
-"""What may follow a number, in bytes."""
+"""Units that may follow a number, in bytes."""
 
 FUNCTIONS = {"min": "min(a, b)", "max": "max(a, b)", "log2": "log2(a)"}
-"""Functions, and how each is written."""
+"""Functions that an expression may call, and how each is written."""
 
 ALLOWED = "names, numbers (8GiB, 1e6), 'texts', true, false, none, + - * / // % **, comparisons, and, or, not, min, max, log2, ( )"
 
@@ -69,22 +69,22 @@ _MENDS = {
 
 @dataclass(frozen=True)
 class Expression:
-    """A text and what it means."""
+    """An expression of a search file, parsed."""
 
     text: str
-    """As it was written."""
+    """The text as the user wrote it."""
     tree: Node = field(repr=False)
     spelling: str = field(repr=False)
-    """The text with one way to write each thing: equal expressions that differ in blanks and quotes alone have equal spellings."""
+    """The text in a standard form. Expressions that differ only in blanks and quotes have equal spellings."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names that it asks for, each once, in the order of the text."""
+        """The names that it uses, each once, in the order of the text."""
         return tuple(dict.fromkeys(node.name for node in walk(self.tree) if isinstance(node, Name)))
 
     @property
     def texts(self) -> tuple[tuple[str, str], ...]:
-        """The texts that names are compared with: (name, text)."""
+        """Each comparison of a name with a text: (name, text)."""
         pairs: list[tuple[str, str]] = []
         for node in walk(self.tree):
             if isinstance(node, Relation):
@@ -99,7 +99,7 @@ class Expression:
 
     @property
     def alone(self) -> tuple[str, ...]:
-        """The names that must be true or false, since they are compared with nothing."""
+        """The names that are compared with nothing, and so must be true or false."""
         names: list[str] = []
         below = [self.tree]
         while below:
@@ -110,10 +110,10 @@ class Expression:
         return tuple(names)
 
     def value(self, values: Mapping[str, Any]) -> Any:
-        """Its value, as Python would have it.
+        """Calculate its value, as Python would.
 
-        Raises: UndecidedError where there is none: a division by zero, an order between a number and none or a text,
-            a number too large, a name without a value.
+        Raises: UndecidedError if it has none: a division by zero, an order between a number and a text or none, a number that is too large,
+            a name without a value.
         """
         try:
             return value_of(self.tree, values)
@@ -123,18 +123,18 @@ class Expression:
             raise UndecidedError("its numbers grow too large") from None
 
     def holds(self, values: Mapping[str, Any]) -> bool:
-        """Whether its value is true; what has no value does not hold."""
+        """Whether its value is true. An expression without a value does not hold."""
         try:
             return bool(self.value(values))
         except UndecidedError:
             return False
 
     def failure(self, values: Mapping[str, Any], shown: Mapping[str, str] | None = None) -> str | None:
-        """Why it does not hold, with the values it saw, or None when it holds.
+        """Why it does not hold, with the values that it used, or None.
 
         Args:
             values: by name.
-            shown: values in words, for those that are hard to read as they are.
+            shown: texts to show in place of values that are hard to read, by name.
         """
         try:
             if self.value(values):
@@ -147,9 +147,9 @@ class Expression:
 
 
 def parse(text: str, names: Iterable[str]) -> Expression:
-    """Read an expression over some names.
+    """Parse an expression that may use these names.
 
-    Raises: SpecError, one line: the text, what was seen, the mend.
+    Raises: SpecError in one line: the text, what was found, how to fix it.
     """
     expression = _read(text)
     allowed = set(names)
@@ -161,9 +161,9 @@ def parse(text: str, names: Iterable[str]) -> Expression:
 
 
 def parse_condition(text: str, names: Iterable[str]) -> Expression:
-    """The same for what holds or does not: a comparison, or a name that is true or false.
+    """Parse an expression that holds or does not: a comparison, or a name that is true or false.
 
-    Raises: SpecError.
+    Raises: SpecError as `parse`.
     """
     expression = parse(text, names)
     if not _asks(expression.tree):
@@ -184,14 +184,14 @@ def _read(text: str) -> Expression:
     spelling = " ".join(tokens)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what Python thinks of 1 < 'a'
+            warnings.simplefilter("ignore")  # about code that Python finds suspicious
             body = ast.parse(spelling, mode="eval").body
     except SyntaxError as error:
         if tokens.count("(") != tokens.count(")"):
             raise refuse("not every parenthesis has its other half", "add it or remove it") from None
         if not error.offset:
             raise refuse("breaks off", "write what follows") from None
-        begun, at = 0, 0  # the token that the parser stopped at
+        begun, at = 0, 0  # find the token at which the parser stopped
         while at < len(tokens) - 1 and begun + len(tokens[at]) < error.offset:
             begun, at = begun + len(tokens[at]) + 1, at + 1
         raise refuse(f"cannot be read at {_short(tokens[at], 20)}") from None
@@ -201,7 +201,7 @@ def _read(text: str) -> Expression:
 
 
 def _tokens(text: str, refuse: Callable[..., SpecError]) -> Iterator[str]:
-    """Tokens as Python spells them."""
+    """Yield the tokens of a text as Python writes them."""
     at = 0
     while at < len(text):
         match = _TOKEN.match(text, at)
@@ -245,7 +245,7 @@ _SIGNS: dict[type[ast.AST], str] = {
 
 
 def _copied(node: ast.expr, refuse: Callable[..., SpecError], depth: int) -> Node:
-    """Our own tree; whatever is not listed is refused."""
+    """Copy a node of Python's tree into our own. A kind of node that is not listed here is an error."""
     if depth > MAX_NESTING:
         raise refuse(f"nested more than {MAX_NESTING} deep", "write two expressions")
 
@@ -275,7 +275,7 @@ def _copied(node: ast.expr, refuse: Callable[..., SpecError], depth: int) -> Nod
 
 
 def _asks(node: Node) -> bool:
-    """Whether a node holds or does not, as far as its form shows."""
+    """Whether a node holds or does not (and is not a number or a text), as far as its form shows."""
     if isinstance(node, Logic):
         return all(_asks(part) for part in node.parts)
     if isinstance(node, Unary):
@@ -284,6 +284,6 @@ def _asks(node: Node) -> bool:
 
 
 def _short(text: str, most: int = 60) -> str:
-    """A text on one line, cut where it is long."""
+    """A text on one line, shortened if it is long."""
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(text).split()))
     return line if len(line) <= most else line[: most - 3] + "..."

@@ -1,4 +1,4 @@
-"""Fields of the configs' dataclasses: default, meaning and bounds in one place each, and what is read from them."""
+"""Fields of the config dataclasses: `knob` sets default, meaning and bounds in one place; the other functions read them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ def knob(
     lt: float | None = None,
     late: bool = False,
 ) -> Any:
-    """A dataclass field with its meaning and its bounds, which `check_bounds` and the JSON Schema read; `...` is no default.
+    """Make a dataclass field with its meaning and its bounds. `check_bounds` and the JSON Schema read them.
 
     Args:
-        late: for every field that is added after version 0.2. Searches and models of older versions have hashes without it, which stay
-            as they are while it has its default; see `hashed`.
+        default: `...` for a required field.
+        late: True for every field that is added after version 0.2. Hashes leave such a field out while it has its default, so that the
+            hashes of older searches and models stay the same; see `hashed`.
     """
     bounds = {name: bound for name, bound in (("ge", ge), ("gt", gt), ("le", le), ("lt", lt)) if bound is not None}
     metadata = {"doc": doc, "bounds": bounds, "late": late}
@@ -50,17 +51,18 @@ def within(value: float, bounds: dict[str, float]) -> bool:
 
 
 def hashed(config: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a config that its hash is made of: all but late fields that have their default.
+    """The values of a config that count for its hash: all except late fields that have their default.
 
     Args:
-        config: one of the classes below. values: by field, and others, which are kept.
+        config: a dataclass of knobs.
+        values: by field. Values that are not fields of `config` are kept.
     """
     defaults = {f.name: f.default for f in dataclasses.fields(config) if f.metadata.get("late")}
     return {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
 
 
 def check_bounds(config: Any) -> None:
-    """Refuse a dataclass of knobs whose numbers lie outside their bounds.
+    """Reject a config whose numbers are out of bounds.
 
     Raises: SpecError that names the field, its value and the bounds.
     """
@@ -72,5 +74,5 @@ def check_bounds(config: Any) -> None:
 
 
 def field_types(config: type[Any]) -> dict[str, Any]:
-    """Name to resolved type of a config's fields."""
+    """The type of each field of a config, by name."""
     return get_type_hints(config)

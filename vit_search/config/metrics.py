@@ -1,6 +1,6 @@
-"""The metrics of an epoch, and what else a search can weigh: direction, range and needs of each.
+"""The metrics of an epoch, and further objectives of a search, with what is known about each.
 
-A new metric is a line here, and a function in vit/evaluation.py or vit/probability_scores.py.
+To add a metric, add a line here, and a function in vit/evaluation.py or vit/probability_scores.py.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ Direction = Literal["min", "max"]
 
 @dataclass(frozen=True)
 class Metric:
-    """One of them."""
+    """A metric or an objective."""
 
     name: str
     mode: Direction
     """Whether a smaller or a larger value is better."""
     fraction: bool = False
-    """Whether it lies in [0, 1]."""
+    """Whether its values are in [0, 1]."""
     of_images: bool = False
-    """Whether it is the share of images that are right, whose interval is Wilson's."""
+    """Whether it is the share of images that are right. Its confidence interval is then Wilson's."""
     least_classes: int = 0
     every_class: bool = False
     """Whether it needs an image of each class in the split that trials are validated on."""
     ranks: bool = True
-    """Whether trials can be ranked by it; else it is an objective beside another one."""
+    """Whether trials can be ranked by it. If not, it can only be a further objective."""
     meaning: str = ""
-    """What it is, for docs/reference/metrics.md."""
+    """Its description in docs/reference/metrics.md."""
 
 
 TABLE = (
@@ -102,7 +102,7 @@ TABLE = (
     Metric("latency_ms", "min", ranks=False, meaning="Median time in milliseconds to classify one image."),
 )
 METRICS = {metric.name: metric for metric in TABLE}
-"""By name."""
+"""Metrics by name."""
 
 RANKING = tuple(metric.name for metric in TABLE if metric.ranks)
-"""What a search can optimise."""
+"""Names of the metrics that a search can optimise."""

@@ -1,4 +1,4 @@
-"""The model of a trial: the shape and the choices of one Vision Transformer."""
+"""The model of a trial: shape and settings of one Vision Transformer."""
 
 from __future__ import annotations
 
@@ -117,17 +117,17 @@ class ModelConfig:
 
     @property
     def prefix(self) -> int:
-        """Tokens before those of the patches: the class token, if any, then the registers."""
+        """Number of tokens before those of the patches: the class token, if there is one, and the registers."""
         return (self.pool == "cls") + self.registers
 
     @property
     def tokens(self) -> int:
-        """Length of the sequence that the encoder sees, class token and registers included."""
+        """Length of the encoder's sequence, with class token and registers."""
         return self.prefix + self.grid[0] * self.grid[1]
 
     @property
     def placed(self) -> int:
-        """Tokens to which a position is added, if any is: the class token and the patches, not the registers."""
+        """Number of tokens that can get a position: the class token and the patches, not the registers."""
         return self.tokens - self.registers
 
     @property
@@ -151,7 +151,7 @@ def model_problem(
     positions: str = "learned",
     qk_norm: bool = False,
 ) -> str | None:
-    """Why these values make no ViT, in one line, or None when they do."""
+    """Why these values are not a valid ViT, in one line, or None."""
     if image_size[0] % patch_size or image_size[1] % patch_size:
         return f"patch_size: {patch_size} does not divide the image of {image_size[0]}x{image_size[1]} pixels."
     if dim_head is None and dim % heads:

@@ -1,4 +1,4 @@
-"""The optimizers that a search file may name, with the memory that each keeps and what it uses. vit/optimizers.py makes them."""
+"""The optimizers that a search file may name, with the memory and the settings that each uses. vit/optimizers.py makes them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerFacts:
-    """What is known of an optimizer without torch."""
+    """What is known about an optimizer without torch."""
 
     hidden: int
-    """float32 values that it keeps for each weight of a matrix inside an encoder block."""
+    """float32 values that it keeps for each weight of a matrix in an encoder block."""
     others: int
-    """The same for each other weight."""
+    """float32 values that it keeps for each other weight."""
     uses: tuple[str, ...]
-    """Fields of TrainingConfig that some optimizers use and others do not. `lint` warns of a search over a field without effect."""
+    """Fields of TrainingConfig that this optimizer uses and others do not. `lint` warns if a search varies a field without effect."""
 
 
 OPTIMIZERS: dict[str, OptimizerFacts] = {
@@ -22,9 +22,9 @@ OPTIMIZERS: dict[str, OptimizerFacts] = {
     "sgd": OptimizerFacts(hidden=1, others=1, uses=("momentum",)),
     "muon": OptimizerFacts(hidden=1, others=2, uses=("momentum", "beta2")),
 }
-"""By `training.optimizer` of a search file."""
+"""Facts by `training.optimizer` of a search file."""
 
 
 def used_by(field: str) -> list[str]:
-    """The optimizers that use a field of TrainingConfig; empty where it has nothing to do with the optimizer."""
+    """Optimizers that use a field of TrainingConfig; empty if the field has nothing to do with the optimizer."""
     return [name for name, optimizer in OPTIMIZERS.items() if field in optimizer.uses]

@@ -1,7 +1,7 @@
-"""The header of a `.safetensors` file: the names, types and shapes of its tensors, without the tensors and without torch.
+"""Read the header of a `.safetensors` file: names, types and shapes of its tensors. The tensors are not read, and torch is not needed.
 
-The file starts with the length of the header (8 bytes, little-endian), then comes the header, which is JSON, then the tensors, one after
-the other. Format: https://huggingface.co/docs/safetensors
+The file has three parts: the length of the header (8 bytes, little-endian), the header (JSON), and the tensors, one after the other.
+Format: https://huggingface.co/docs/safetensors
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from vit_search.errors import CheckpointError
 from vit_search.text import counted, file_name
 
 LONGEST = 100_000_000
-"""Bytes of a header: as many as the safetensors library reads."""
+"""Largest header in bytes, as in the safetensors library."""
 
 BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
     "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8,
 }  # fmt: skip
-"""Of a value of each type."""
+"""Bytes of one value, by type."""
 
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-"""How a file of torch.save starts: a zip archive, or a bare pickle."""
+"""First bytes of a file of torch.save: a zip archive, or a bare pickle."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What the header says of one tensor."""
+    """Type and shape of one tensor, from the header."""
 
     dtype: str
-    """As BYTES spells it."""
+    """A key of BYTES."""
     shape: tuple[int, ...]
 
 
@@ -47,9 +47,9 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header; the size of the file must be what the header says.
+    """Read and check a header. The size of the file must agree with it.
 
-    Raises: CheckpointError for a file that is missing, damaged or of another format.
+    Raises: CheckpointError if the file is missing, damaged or of another format.
     """
     where = file_name(str(path))
     try:
@@ -85,10 +85,10 @@ def _check_format(where: str, start: bytes) -> None:
 
 
 def _checked(values: Any, data: int) -> Header:
-    """The header, once its tensors lie one after the other and fill the rest of the file.
+    """Make a Header, and check that the tensors lie one after the other and fill the rest of the file.
 
     Args:
-        data: bytes after the header.
+        data: number of bytes after the header.
     Raises: ValueError.
     """
     if not isinstance(values, dict):
@@ -114,7 +114,7 @@ def _checked(values: Any, data: int) -> Header:
 
 
 def _entry(name: str, entry: Any) -> tuple[Stored, int, int]:
-    """One tensor, and where it begins and ends."""
+    """One tensor, and the bytes where it begins and ends."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name}: not a dtype, a shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

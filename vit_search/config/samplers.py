@@ -1,4 +1,4 @@
-"""The samplers that a search file may name, with what each proposes. search/proposals/samplers.py holds their code."""
+"""The samplers that a search file may name, with what each proposes. Their code is in search/proposals/samplers.py."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ SAMPLERS: dict[str, str] = {
     "grid": "every combination, once",
     "qmc": "a Sobol sequence, which fills the space evenly",
 }
-"""By `sampler` of a search file."""
+"""Description by `sampler` of a search file."""

@@ -1,6 +1,6 @@
-"""A search file as a whole: read strictly, checked, and described to editors by a JSON Schema.
+"""Read a search file, check it as a whole, and describe it to editors with a JSON Schema.
 
-Its blocks stand in search_file_blocks.py, its sections `data`, `model` and `training` in sections.py.
+Its small blocks are in search_file_blocks.py, its sections `data`, `model` and `training` in sections.py.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ from vit_search.text import in_words, nearest
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 TRIALS_APART = 1_000_003
-"""How far the seeds of trial 0 of two searches lie apart whose own seeds are neighbours."""
+"""Distance between the seeds of trial 0 in two searches whose own seeds differ by 1."""
 
 BACKBONE_KEYS = (
     *("patch_size", "dim", "depth", "heads", "dim_head", "mlp_dim", "pool", "registers", "positions", "activation", "norm", "norm_eps"),
     *("qkv_bias", "qk_norm", "layer_scale"),
 )
-"""Keys of the section `model` that pretrained weights decide where a file leaves them out; also rope_base, for rotary positions."""
+"""Keys of the section `model` that pretrained weights decide if a file leaves them out; for rotary positions also rope_base."""
 
 LARGEST_GPU = 288 * 2**30
-"""Bytes; what no single GPU of 2026 exceeds. The GPU at hand is known to its worker alone."""
+"""More bytes than any single GPU has in 2026. Only a worker knows its own GPU."""
 
 
 def _with_grace(values: Any) -> Any:
-    """A search file whose trainings are shorter than the default grace_epochs, with a grace of their length: a default never refuses."""
+    """Shorten grace_epochs to trainings that are shorter than its default: a default must not make a file invalid."""
     if not isinstance(values, dict):
         return values
     epochs, stopping = values.get("epochs"), values.get("stopping", {})
@@ -134,9 +134,9 @@ class SearchSpec(FileBlock):
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, values: Any) -> Any:
-        """The preset, the metric's mode, a short search's grace and class weights, written out.
+        """Write out the preset, the metric's mode, a short search's grace_epochs, and class weights.
 
-        What is checked, logged and run is the whole.
+        So what is checked, logged and run is complete.
         """
         values = class_weights.with_texts(_with_grace(with_direction(values)))
         return presets.fill(values) if isinstance(values, dict) and isinstance(values.get("preset"), str) else values
@@ -148,12 +148,12 @@ class SearchSpec(FileBlock):
 
     @property
     def text(self) -> str:
-        """The search file as it was written, or an equal one where the spec was made in Python."""
+        """The search file as it was written; an equal one if the spec was made in Python."""
         return self._text or yaml.safe_dump(self.model_dump(by_alias=True, exclude_unset=True), sort_keys=False)
 
     @property
     def data_config(self) -> DataConfig:
-        """The data section as the rest of the code knows it."""
+        """The section `data` as a DataConfig."""
         return DataConfig(**self.data.model_dump())
 
     @property
@@ -163,14 +163,14 @@ class SearchSpec(FileBlock):
 
     @property
     def space(self) -> Space:
-        """Model and training parameters by their flat names."""
+        """All parameters of `model` and `training`, by their names without the section."""
         sections = (self.model, self.training)
         facts = DATA_SETS[self.data.name]
         return Space(
             parameters={name: getattr(s, name) for s in sections for name in type(s).model_fields},
             image_size=self.image_size,
             in_channels=facts.channels or self.data_config.channel_count,
-            num_classes=facts.classes or 1,  # those of a set that is not known yet are counted later; a head's weights are few
+            num_classes=facts.classes or 1,  # unknown until the data is read; a head has few weights
             memory_limit=LARGEST_GPU if self.resources.on_gpu else memory_of_this_machine(),
             gpu_memory=self.resources.gpu_bytes,
             constraints=tuple(self.constraints),
@@ -178,9 +178,9 @@ class SearchSpec(FileBlock):
         )
 
     def trial_config(self, params: dict[str, Value], *, in_channels: int, num_classes: int, trial: int) -> TrialConfig:
-        """What the worker of one trial is told.
+        """Make the configuration of one trial, for its worker.
 
-        Raises: SpecError when the parameters make no ViT.
+        Raises: SpecError if the parameters are not a valid ViT.
         """
         values = self.space.complete(params)
         model = {name: values[name] for name in type(self.model).model_fields}
@@ -189,13 +189,13 @@ class SearchSpec(FileBlock):
             data=self.data_config,
             model=ModelConfig(image_size=self.image_size, in_channels=in_channels, num_classes=num_classes, **model),
             training=TrainingConfig(epochs=self.epochs, **training),
-            seed=self.seed * TRIALS_APART + trial,  # trials of one search differ, and so do searches of other seeds
+            seed=self.seed * TRIALS_APART + trial,  # differs between trials, and between searches with other seeds
         )
 
     def with_channels(self, channels: int) -> SearchSpec:
-        """The same with a number in the place of `data.channels: auto`, in its text, too; so a resumed search need not look again.
+        """Replace `data.channels: auto` by a number, in the text, too. A resumed search then need not look at the images again.
 
-        Raises: SpecError where no model fits images of so many channels.
+        Raises: SpecError if no model fits images with this number of channels.
         """
         if self.data.channels != "auto":
             return self
@@ -207,23 +207,24 @@ class SearchSpec(FileBlock):
 
     @property
     def pretrained(self) -> list[str]:
-        """The pretrained weights that a model may start from; empty where all start at random."""
+        """Pretrained weights that a model may start from; empty if all models start at random."""
         return [source for source in self.space.possible_values("pretrained") if source]
 
     @property
     def left_to_backbone(self) -> tuple[str, ...]:
-        """Keys of the section `model` that the file leaves out, and that pretrained weights decide; empty where it starts from none."""
+        """Keys of the section `model` that the file leaves out and that pretrained weights decide; empty without pretrained weights."""
         if not self.pretrained:
             return ()
         written = self.model.model_fields_set | ({"mlp_dim"} if "mlp_ratio" in self.model.model_fields_set else set())
         return tuple(key for key in BACKBONE_KEYS if key not in written)
 
     def with_backbone(self, pins: Mapping[str, str], own: Mapping[str, Any]) -> SearchSpec:
-        """The same with pinned weights and the keys that it leaves to them, in its text, too; so a resumed search need not look again.
+        """Pin the weights and write out the keys left to them, in the text, too. A resumed search then need not look at them again.
 
         Args:
-            pins: the pinned source by the source. own: what the weights decide, by the keys of the section `model`.
-        Raises: SpecError where the whole makes no search.
+            pins: the pinned source for each source.
+            own: what the weights decide, by key of the section `model`.
+        Raises: SpecError if the result is not a valid search file.
         """
         try:
             return parse(with_backbone(self.text, pins, own))
@@ -231,7 +232,7 @@ class SearchSpec(FileBlock):
             raise SpecError(re.sub(r"^search file:\d+: ", "", str(error))) from None
 
     def check(self) -> None:
-        """Refuse what no single key shows: contradictions between keys.
+        """Reject keys that contradict each other.
 
         Raises: SpecError that begins with the key's path.
         """
@@ -261,7 +262,10 @@ class SearchSpec(FileBlock):
                 raise SpecError(f"learn_from.{i}: {name} stands twice; list each search once.")
 
     def _check_space(self) -> None:
-        """Refuse a space in which nothing can run, and points to start with that are not in it, as far as the file tells."""
+        """Reject a space in which nothing can run, and points to start with that are not in it.
+
+        If pretrained weights decide some keys, most of this waits until the weights are read.
+        """
         space = self.space
         for source in self.pretrained:
             parse_source(source)
@@ -278,7 +282,7 @@ class SearchSpec(FileBlock):
                 raise SpecError(f"start_with.{i}: the same point as one above; list each once.")
 
     def _check_keys_of_data(self, facts: DataSetFacts) -> None:
-        """Refuse keys that the data set has no use for, and a map of no class."""
+        """Reject keys that the data set does not take, an empty label_map, and invalid class names in it."""
         for key in KEYS_OF_SOME:
             if getattr(self.data, key) is None:
                 continue
@@ -296,10 +300,11 @@ class SearchSpec(FileBlock):
                 raise SpecError(f"data.label_map.{old}: {new!r} is no name of a class; give a printable text, or null to drop the class.")
 
     def check_data(self, classes: Sequence[str], absent: Sequence[str] = ()) -> None:
-        """Refuse a metric that these images cannot give, and weights of classes that they do not have.
+        """Reject a metric that these images cannot give, and weights of classes that they do not have.
 
         Args:
-            classes: their names. absent: those without an image in the split that trials are validated on.
+            classes: names of the classes.
+            absent: classes without an image in the split that trials are validated on.
         Raises: SpecError that begins with the key's path.
         """
         goals = [("metric", self.metric), *((f"objectives.{i}.metric", goal.metric) for i, goal in enumerate(self.objectives))]
@@ -319,7 +324,7 @@ class SearchSpec(FileBlock):
         self.check_classes(classes)
 
     def check_classes(self, classes: Sequence[str]) -> None:
-        """Refuse weights of classes that the data does not have.
+        """Reject weights of classes that the data does not have.
 
         Raises: SpecError that begins with the key's path and names the nearest class.
         """
@@ -327,7 +332,7 @@ class SearchSpec(FileBlock):
 
     @property
     def class_weights(self) -> list[str]:
-        """What training.class_weights may be in a trial."""
+        """All values that training.class_weights may have in a trial."""
         return self.space.possible_values("class_weights")
 
     def _check_goal(self) -> None:
@@ -347,7 +352,7 @@ class SearchSpec(FileBlock):
             raise SpecError(f"stopping.grace_epochs: {self.stopping.grace_epochs} is more than epochs={self.epochs}; lower it.")
 
     def _check_sampler(self, space: Space) -> None:
-        """Refuse a sampler that cannot propose from the space."""
+        """Reject a sampler that cannot propose from this space."""
         if self.sampler == "grid":
             for name, parameter in space.searched.items():
                 if isinstance(parameter, FloatRange) and parameter.step is None:
@@ -366,10 +371,10 @@ class SearchSpec(FileBlock):
 
 
 def check_name(name: str, what: str) -> None:
-    """Refuse a name that no search file could have.
+    """Reject a name that no search file could have.
 
     Args:
-        what: where it was given, for the message.
+        what: the key or option that gave the name, for the message.
     """
     if not re.fullmatch(NAME, name):
         raise SpecError(f"{what}: {name!r} is no name; give letters, digits, `.`, `_` and `-`, at most 64, a letter or digit first.")
@@ -378,14 +383,14 @@ def check_name(name: str, what: str) -> None:
 def load(path: Path) -> SearchSpec:
     """Read and check a search file.
 
-    Raises: SpecError, one line: file, line, key, what was seen, the mend.
+    Raises: SpecError in one line: file, line, key, what was found, how to fix it.
     """
     document = strict_yaml.load(path)
     return validated(document, str(path), path.read_text(encoding="utf-8"))
 
 
 def parse(text: str, source: str = "search file") -> SearchSpec:
-    """The same from text."""
+    """Read and check the text of a search file; `source` names it in messages."""
     return validated(strict_yaml.parse(text, source), source, text)
 
 
@@ -398,7 +403,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def validated(document: strict_yaml.Document, source: str, text: str) -> SearchSpec:
-    """The search file of a document that was read from `source`, whose text is `text`.
+    """Make and check the search file of a document that was parsed from `text`; `source` names it in messages.
 
     Raises: SpecError that names the line.
     """
@@ -410,7 +415,7 @@ def validated(document: strict_yaml.Document, source: str, text: str) -> SearchS
         spec = SearchSpec.model_validate(document.values)
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        wrong = [e for e in errors if e["type"] != "missing"] or errors  # a misspelt key before the one that is missing for it
+        wrong = [e for e in errors if e["type"] != "missing"] or errors  # a misspelt key, not the key that is missing because of it
         problems = [problem_in_words(dict(e), document, SearchSpec) for e in wrong]
         path, message = min(problems, key=lambda problem: document.line(problem[0]))
         raise refuse(path, message) from None

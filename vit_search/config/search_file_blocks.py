@@ -1,4 +1,4 @@
-"""The blocks of a search file that are the same whatever is searched: `objectives`, `stopping`, `resources` and `limits`."""
+"""The smaller blocks of a search file: `objectives`, `stopping`, `resources`, `limits` and `report`."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from vit_search.errors import SpecError
 Count = Annotated[int, Strict()]
 
 OBJECTIVES = tuple(METRICS)
-"""What can be an objective beside the metric."""
+"""Names that `objectives` may list."""
 
 
 def described(about: str, names: Mapping[str, str]) -> str:
-    """The description of a key that takes one of some names, for the JSON Schema."""
+    """Describe a key that takes one of some names, for the JSON Schema."""
     return f"{about} {'; '.join(f'{name}: {text}' for name, text in names.items())}."
 
 
 class FileBlock(BaseModel):
-    """A part of a search file, which refuses unknown keys; the text under a field is its description in the JSON Schema."""
+    """A part of a search file. Unknown keys are an error. The docstring of a field is its description in the JSON Schema."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def with_direction(values: Any) -> Any:
-    """A metric's section of the file with the `mode` that follows from the metric, where the file leaves it out."""
+    """Add `mode` to a mapping of the file that leaves it out. It follows from the metric."""
     if not isinstance(values, dict) or "mode" in values:
         return values
     metric = values.get("metric", "val_accuracy")
@@ -39,9 +39,9 @@ def with_direction(values: Any) -> Any:
 
 
 def check_direction(metric: str, mode: str) -> None:
-    """Refuse a `mode` that is not the metric's.
+    """Reject a `mode` that contradicts the metric.
 
-    Raises: ValueError, which pydantic hands on.
+    Raises: ValueError, which pydantic passes on.
     """
     if mode != METRICS[metric].mode:
         better = "smaller" if METRICS[metric].mode == "min" else "larger"
@@ -89,7 +89,7 @@ class Stopping(FileBlock):
 
 
 def _amount(**bounds: float) -> Any:
-    """A number within bounds, or auto; the tags are forms of a parameter, so that errors read alike."""
+    """The type of a number within bounds, or auto. Its tags are those of a parameter's forms, so that errors read alike."""
     number = Annotated[float, Strict(), Field(**bounds), Tag("float")]
     forms: Any = number | Annotated[Literal["auto"], Tag("value")]
     return Annotated[forms, Discriminator(lambda value: "value" if isinstance(value, str) else "float")]
@@ -106,11 +106,11 @@ class Resources(FileBlock):
     """CPUs and GPUs of one trial."""
 
     cpus: Cores = 1.0
-    """CPU cores of a trial, which has as many torch threads, at least 1. auto: the trials that fit on a node share its cores."""
+    """CPU cores of a trial, and the number of its torch threads (at least 1). auto: the trials that fit on a node share its cores."""
     gpus: Gpus = 0.0
     """GPUs of a trial, or a share of one. auto: the share that its predicted memory needs, so that small trials share a GPU."""
     gpu_memory: str | None = None
-    """Memory of one GPU, for example 80GiB; only for `gpus: auto`. Default: asked of the cluster, which needs a running GPU node."""
+    """Memory of one GPU, for example 80GiB; only for `gpus: auto`. Default: the cluster is asked, which needs a running GPU node."""
 
     @model_validator(mode="after")
     def _memory_is_readable(self) -> Resources:
@@ -127,18 +127,18 @@ class Resources(FileBlock):
 
     @property
     def gpu_bytes(self) -> int:
-        """gpu_memory as a number; 0 where it is left out."""
+        """`gpu_memory` in bytes; 0 if the file leaves it out."""
         return int(float(self.gpu_memory.removesuffix("GiB")) * 2**30) if self.gpu_memory else 0
 
     @property
     def least(self) -> tuple[float, float]:
-        """CPU cores and GPUs that a trial asks for, at the least where the file leaves them to us."""
+        """CPU cores and GPUs that a trial needs at least. An amount of `auto` counts as the smallest share."""
         cpus, gpus = (SMALLEST if amount == "auto" else amount for amount in (self.cpus, self.gpus))
         return cpus, gpus
 
     @property
     def devices(self) -> float | None:
-        """GPUs of every trial, or its cores where it has none; None where each trial has its own."""
+        """Number of GPUs of every trial, or of CPU cores if it has no GPU; None if trials may have different amounts (`auto`)."""
         held = self.gpus or self.cpus
         return None if held == "auto" else held
 
@@ -157,15 +157,15 @@ class Limits(FileBlock):
 
 
 class Report(FileBlock):
-    """What the report shows beside numbers."""
+    """What the report shows in addition to numbers."""
 
     images: Annotated[bool, Strict()] = True
-    """Whether the reports of the search and of its promotions, and so MLflow, hold thumbnails of images. With false, the tables and the
+    """Whether the reports of the search and of its promotions, also in MLflow, show thumbnails of images. With false, the tables and the
     CSV files stay."""
 
 
 def check_target(target: float, metric: str, where: str) -> None:
-    """Refuse a target that no trial can reach.
+    """Reject a target that no trial can reach.
 
     Raises: SpecError.
     """

@@ -1,4 +1,4 @@
-"""What is wrong with a search file, in plain words: pydantic's error becomes one line with the key's path and the mend."""
+"""Explain pydantic's errors about a search file: one line with the key's path, what is wrong, and how to fix it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from vit_search.text import counted, nearest, one_of
 
 
 def problem_in_words(error: dict[str, Any], document: strict_yaml.Document, spec: type[BaseModel]) -> tuple[tuple[str | int, ...], str]:
-    """A pydantic error as (path in the file, one line with the mend).
+    """Convert a pydantic error to (path in the file, one line that says how to fix it).
 
     Args:
-        spec: the model of a whole search file.
+        spec: the pydantic model of a whole search file.
     """
     path: tuple[str | int, ...] = ()
     here: Any = document.values
-    for i, step in enumerate(error["loc"]):  # pydantic puts the tags of our forms between the keys of the file
+    for i, step in enumerate(error["loc"]):  # between the file's keys, pydantic puts the tags of our forms
         if i == 2 and error["loc"][0] in ("model", "training") and step in FORMS and len(error["loc"]) > 3:
             continue
         exists = (isinstance(here, dict) and step in here) or (isinstance(here, list) and isinstance(step, int) and step < len(here))
@@ -79,14 +79,14 @@ _SECTIONS: dict[str | int, type[BaseModel]] = {
 
 
 def _known_keys(path: tuple[str | int, ...], loc: tuple[str | int, ...], spec: type[BaseModel]) -> list[str]:
-    """The keys that may stand under a path; `loc` is pydantic's, which names the form of a distribution."""
+    """The keys that are allowed under a path. `loc` is pydantic's own path, which also names the form of a distribution."""
     if len(path) >= 2 and path[0] in ("model", "training"):
         return [str(loc[2]), *([] if loc[2] == "choice" else ["step", "log"]), "when", "else"]
     return list((_SECTIONS.get(path[0], spec) if path else spec).model_fields)
 
 
 _OR_AUTO = {("data", "channels"), ("resources", "cpus"), ("resources", "gpus")}
-"""Keys that take a number or `auto`: pydantic names only one of the two."""
+"""Keys that take a number or `auto`. pydantic's error names only one of the two."""
 
 _LISTS = {
     "objectives": "write a list, as [{metric: params}].",
@@ -97,7 +97,7 @@ _LISTS = {
 
 
 def _mend(path: tuple[str | int, ...], error: Mapping[str, Any]) -> str:
-    """What may stand at a path, in place of what pydantic has refused."""
+    """How to fix a value that pydantic has rejected: what may be at this path."""
     if path == ("stopping",):
         return "write a mapping, as {kind: none} or {kind: asha, grace_epochs: 3}."
     if len(path) == 3 and path[-1] == "when":

@@ -1,6 +1,6 @@
-"""The sections `data`, `model` and `training` of a search file: one optional key for each field of a config's dataclass.
+"""The sections `data`, `model` and `training` of a search file, made from the config dataclasses: one key per field.
 
-A key takes a value or, where it is searched, a distribution.
+Keys of `model` and `training` take a value, or a distribution to search.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vit_search.config.training_config import TrainingConfig
 
 
 def _as_value(choice: type[Choice[Any]], parameter: IntRange | FloatRange) -> Any:
-    """The one value of a range with equal ends, as a `choice` where it stands under a condition; any other range as it is."""
+    """Replace a range with equal ends by its value, or by a `choice` of this value if it has a condition. Other ranges stay."""
     low, high = parameter.range
     if low != high:
         return parameter
@@ -43,7 +43,7 @@ def _as_value(choice: type[Choice[Any]], parameter: IntRange | FloatRange) -> An
 
 
 def _form_of(value: Any) -> str:
-    """Which form a parameter has; pydantic's discriminator."""
+    """The form of a parameter, one of FORMS. pydantic's discriminator calls it."""
     if isinstance(value, dict):
         return next((form for form in ("choice", "int", "float") if form in value), "unclear")
     forms: dict[type, str] = {IntRange: "int", FloatRange: "float"}
@@ -51,11 +51,11 @@ def _form_of(value: Any) -> str:
 
 
 FORMS = ("value", "choice", "int", "float")
-"""Tags that `_form_of` gives, which pydantic puts into the path of an error."""
+"""Forms of a parameter, as `_form_of` returns them. pydantic puts them into the path of an error."""
 
 
 def _value_type(annotation: Any, bounds: Mapping[str, float]) -> Any:
-    """A config's type with its bounds, strict: no text is taken for a number and no true for a 1."""
+    """The type of a field with its bounds, in strict mode: a text is not a number, and true is not 1."""
     optional = type(None) in get_args(annotation)
     bare = next(a for a in get_args(annotation) if a is not type(None)) if optional else annotation
     strict: Any = bare
@@ -71,7 +71,7 @@ def _value_type(annotation: Any, bounds: Mapping[str, float]) -> Any:
 
 
 def _parameter_type(annotation: Any, bounds: Mapping[str, float]) -> Any:
-    """A fixed value or whichever distributions make sense for the type."""
+    """The type of a searched key: a fixed value, or a distribution that makes sense for the field's type."""
     value: Any = _value_type(annotation, bounds)
     numbers = set(get_args(annotation)) if isinstance(annotation, types.UnionType) else {annotation}
     choice: Any = Choice.__class_getitem__(value)
@@ -85,7 +85,7 @@ def _parameter_type(annotation: Any, bounds: Mapping[str, float]) -> Any:
 
 
 def _class_weights_type() -> Any:
-    """Class weights: one of their forms, or a choice of them; any other mapping has classes for keys, whatever they are called."""
+    """The type of class_weights: a value, or a choice of values. Any other mapping has classes for keys, whatever their names are."""
     value: Any = Annotated[str, BeforeValidator(class_weights.as_text), WithJsonSchema(class_weights.SCHEMA)]
     choice: Any = Choice.__class_getitem__(value)
 
@@ -96,7 +96,7 @@ def _class_weights_type() -> Any:
 
 
 def _type_fault(value: Any, annotation: Any, bounds: Mapping[str, float]) -> str | None:
-    """Why a value is none of a config's type, with the mend, or None."""
+    """Why a value does not have a field's type and how to fix it, or None."""
     kinds = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     if value is None:
         return None if type(None) in kinds else "null will not do; give a value"
@@ -111,7 +111,7 @@ def _type_fault(value: Any, annotation: Any, bounds: Mapping[str, float]) -> str
 
 
 def _check_ends(section: Any) -> Any:
-    """Ranges obey the same bounds as fixed values, at both ends, and so does what stands under `else`."""
+    """Check the values under `else` and both ends of each range against the same bounds as fixed values."""
     config = type(section).__config__
     for f in fields(config):
         parameter, bounds = getattr(section, f.name, None), f.metadata.get("bounds", {})
@@ -128,9 +128,9 @@ def _check_ends(section: Any) -> Any:
 
 
 def _section_of(name: str, config: type[Any], *, leave_out: tuple[str, ...] = (), searched: bool) -> type[BaseModel]:
-    """A pydantic model with one optional key per field of a config; `searched` ones may be distributions.
+    """Make a pydantic model with one key per field of a config. Keys with `searched` may be distributions.
 
-    A key that the file leaves out keeps the config's own default: it stands in one place.
+    A key that the file leaves out gets the config's own default, so that it is written in one place.
     """
     hints = field_types(config)
     keys: dict[str, Any] = {}
@@ -156,7 +156,7 @@ def _section_of(name: str, config: type[Any], *, leave_out: tuple[str, ...] = ()
 
 PARAMETER_TYPES = {**field_types(ModelConfig), **field_types(TrainingConfig)}
 
-if TYPE_CHECKING:  # made from the dataclasses' fields when imported, so their keys are not known to a type checker
+if TYPE_CHECKING:  # made at import, so a type checker does not know their keys
     DataSection: TypeAlias = Any
     ModelSection: TypeAlias = Any
     TrainingSection: TypeAlias = Any

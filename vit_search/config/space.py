@@ -1,7 +1,7 @@
-"""The search space: draws proposals, adds what a proposal leaves out, and says why a proposal cannot be run.
+"""The search space: it draws proposals, adds the values that a proposal leaves out, and says why a proposal cannot be run.
 
-A parameter whose condition does not hold is inactive: no trial asks for it. It takes its `else`, or else the config's own
-default. Conditions and constraints see that value, so that every expression has a value whatever is active.
+A parameter whose condition does not hold is inactive: a proposal has no value for it. It gets the value of its `else`, or the config's
+default. Conditions and constraints use this value, so every expression can always be evaluated.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from vit_search.config.weight_sources import parse
 from vit_search.errors import SpecError
 
 CALCULATED = ("params", "flops", "train_flops", "train_memory", "tokens")
-"""What a constraint may ask of the cost model: exact parameters, FLOPs of one image forward and of forward with backward,
-bytes that training with one micro-batch takes, and the length of the encoder's sequence."""
+"""What a constraint may use from the cost model: exact parameters, FLOPs to classify one image, FLOPs of its forward and backward pass,
+bytes to train with one micro-batch, and tokens of the encoder."""
 
 FROM_FILE = ("epochs", "image_height", "image_width")
-"""What a constraint may ask of the search file."""
+"""What a constraint may use from the search file."""
 
 _DEFAULTS = {f.name: f.default for config in (ModelConfig, TrainingConfig) for f in fields(config)}
 _MODEL = tuple(f.name for f in fields(ModelConfig) if f.name not in FROM_DATA)
@@ -42,46 +42,46 @@ _MEMORY = ("batch_size", "accumulation", "optimizer", "precision", "ema_decay", 
 
 
 def path_of(name: str) -> str:
-    """Where a parameter stands in the search file: `model.dim` for dim."""
+    """The path of a parameter in the search file: `model.dim` for dim."""
     return f"{'model' if name in _MODEL else 'training'}.{name}"
 
 
 @dataclass(frozen=True)
 class Space:
-    """All parameters of a search by their flat names, for images of a known size."""
+    """All parameters of a search by name, for images of a known size."""
 
     parameters: Mapping[str, Distribution | Value]
     image_size: tuple[int, int]
     in_channels: int
     num_classes: int
     memory_limit: int
-    """Bytes that one trial may take; a proposal that is predicted to need more is never run."""
+    """Bytes that one trial may use. A proposal that is predicted to need more is never run."""
     constraints: tuple[str, ...] = ()
     """Expressions that must hold for a proposal to be run."""
     epochs: int = 1
     """Length of a full training."""
     gpu_memory: int = 0
-    """Bytes of the one GPU that a trial must fit into, in the place of memory_limit; 0 where that is not known."""
+    """Bytes of the GPU that a trial must fit into; replaces memory_limit. 0 if unknown."""
 
     @cached_property
     def searched(self) -> dict[str, Distribution]:
-        """The parameters that vary."""
+        """The parameters that have a distribution."""
         return {name: p for name, p in self.parameters.items() if isinstance(p, (Choice, IntRange, FloatRange))}
 
     @property
     def conditional(self) -> bool:
-        """Whether some parameter is searched only under a condition."""
+        """Whether a parameter is searched only under a condition."""
         return bool(self.conditions)
 
     def suggest(self, trial: ValueSource) -> dict[str, Value]:
-        """Ask an Optuna trial for every active parameter: in the file's order, but after those that decide whether it is active.
+        """Ask an Optuna trial for every active parameter, in the file's order, but after those that decide whether it is active.
 
-        Returns: the active parameters alone; `complete` adds the others.
+        Returns: only the active parameters; `complete` adds the others.
         """
         return self._decided(lambda name, parameter: parameter.ask(trial, name))[0]
 
     def draw(self, rng: random.Random, given: Mapping[str, Value] | None = None) -> dict[str, Value]:
-        """A proposal at random, of the active parameters alone.
+        """Draw a random proposal. It has only the active parameters.
 
         Args:
             given: values that are not drawn.
@@ -90,23 +90,23 @@ class Space:
         return self._decided(lambda name, parameter: given[name] if name in given else parameter.draw(rng))[0]
 
     def complete(self, params: Mapping[str, Value]) -> dict[str, Any]:
-        """A proposal with the fixed parameters and the inactive ones added."""
+        """Add the fixed and the inactive parameters to a proposal."""
         values = self._decided(lambda name, parameter: params.get(name, parameter))[1]  # type: ignore[arg-type]
         return {name: values[name] for name in self.parameters} | {name: v for name, v in params.items() if name not in self.parameters}
 
     def pinned(self, params: Mapping[str, Value]) -> dict[str, Value]:
-        """Parameters in which weights may be named without the sha256 that the search has pinned: they get it."""
+        """Add the sha256 that the search has pinned to a `pretrained` that lacks it."""
         given = params.get("pretrained")
         pins = {parse(source).unpinned: source for source in self.possible_values("pretrained") if source} if given else {}
         return {**params, "pretrained": pins[given]} if isinstance(given, str) and given in pins else dict(params)
 
     def trained(self, params: Mapping[str, Value]) -> dict[str, Any]:
-        """The searched parameters as a trial is trained with them: its proposal, and what a condition sets instead of asking."""
+        """The searched parameters as a trial is trained with them: the proposal, and the values of inactive parameters."""
         values = self.complete(params)
         return {**{name: values[name] for name in self.searched}, **params}
 
     def misfit(self, params: Mapping[str, Value]) -> str:
-        """Why a trial of this very space cannot have such parameters, with its name first; empty where it can."""
+        """Why no trial of this space can have these parameters, with the parameter's name first; empty if one can."""
         for name, value in params.items():
             if name not in self.searched:
                 return f"{name!r:.60} is not searched"
@@ -117,27 +117,28 @@ class Space:
         return f"{missing[0]} is missing" if missing else ""
 
     def problem(self, params: Mapping[str, Value]) -> str | None:
-        """Why a proposal cannot be run, or None. A proposal with a problem is never trained (law 3)."""
+        """Why a proposal cannot be run, or None. A proposal that cannot be run is never trained."""
         return self.problem_so_far(self.complete(params))
 
     def cost(self, params: Mapping[str, Value]) -> Cost:
-        """What a proposal costs, trained with micro-batches of its own size.
+        """The cost of a proposal, trained with micro-batches of its own size.
 
-        Raises: SpecError when it makes no ViT.
+        Raises: SpecError if it is not a valid ViT.
         """
         return self._cost(self.complete(params))
 
     def too_large(self, values: Mapping[str, Any], cost: Cost) -> str | None:
-        """Why a proposal's training is predicted not to fit into memory, or None.
+        """Why a training is predicted not to fit into memory, or None.
 
         Args:
-            values: those of `complete`. cost: of them.
+            values: as `complete` returns them.
+            cost: their cost.
         """
         if not self.gpu_memory:
             if cost.train_bytes <= self.memory_limit:
                 return None
             return f"training would take about {in_units(cost.train_bytes)}, and a trial has {in_units(self.memory_limit)}."
-        training = {name: values[name] for name in _MEMORY if name in values}  # what is still open counts as its default, the least
+        training = {name: values[name] for name in _MEMORY if name in values}  # a missing value counts as its default, which needs least
         need, room = (
             gpu_share.training_bytes(self._model(values), TrainingConfig(epochs=1, **training)),
             gpu_share.allowed(1.0, self.gpu_memory),
@@ -147,12 +148,12 @@ class Space:
         return f"training would take about {in_units(need)} of a GPU, and a whole one has {in_units(room)} beside its context."
 
     def feasible_share(self, draws: int = 2000) -> float:
-        """Share of random proposals that can be run, from a fixed seed."""
+        """Share of random proposals that can be run. The draws have a fixed seed."""
         rng = random.Random(0)  # noqa: S311 -- a sample of the space, not a secret
         return sum(self.problem(self.draw(rng)) is None for _ in range(draws)) / draws
 
     def grid(self) -> Iterator[dict[str, Value]]:
-        """Every combination of the active parameters, each once; also those that `problem` refuses.
+        """Every combination of the active parameters, each once. Some may not be runnable, see `problem`.
 
         Raises: SpecError that names a float range without steps.
         """
@@ -162,9 +163,9 @@ class Space:
         return (dict(active) for active, _ in self._combinations(self.order))
 
     def grid_size(self, most: int = 100_000) -> int | None:
-        """How many combinations `grid` gives; None where a float range has no steps.
+        """Number of combinations that `grid` gives; None if a float range has no steps.
 
-        None as well where conditions ask for parameters of more than `most` combinations, which must be gone through.
+        Also None if the parameters that conditions use have more than `most` combinations, since these must be counted one by one.
         """
         sizes = {name: parameter.size() for name, parameter in self.searched.items()}
         deciding = {name for condition in self.conditions.values() for name in condition.names}
@@ -182,7 +183,7 @@ class Space:
 
     @cached_property
     def space_hash(self) -> str:
-        """SHA-256, in hex, of the parameters, conditions and constraints, image size, channels and classes: equal for equal spaces."""
+        """SHA-256, in hex, of parameters, conditions, constraints, image size, channels and classes. Equal spaces have equal hashes."""
         parameters: dict[str, Any] = dict(self.parameters)
         for name, parameter in self.searched.items():
             parameters[name] = parameter.model_dump(by_alias=True, exclude={"when", "otherwise"})
@@ -219,7 +220,7 @@ class Space:
 
     @cached_property
     def rules(self) -> tuple[Expression, ...]:
-        """The constraints."""
+        """The constraints, parsed."""
         rules = []
         for i, text in enumerate(self.constraints):
             try:
@@ -230,7 +231,7 @@ class Space:
 
     @cached_property
     def order(self) -> tuple[str, ...]:
-        """The searched parameters in the file's order, but each after those that its condition asks for."""
+        """The searched parameters in the file's order, but each after those that its condition uses."""
         order: dict[str, None] = {}
 
         def visit(name: str, waiting: tuple[str, ...]) -> None:
@@ -248,7 +249,7 @@ class Space:
         return tuple(order)
 
     def fallback(self, name: str) -> Any:
-        """The value of a parameter that is inactive."""
+        """The value of a parameter while it is inactive."""
         parameter = self.searched[name]
         if "otherwise" not in parameter.model_fields_set:
             return _DEFAULTS.get(name)
@@ -260,7 +261,7 @@ class Space:
         return condition is None or condition.holds(values)
 
     def _decided(self, pick: Callable[[str, Distribution], Value]) -> tuple[dict[str, Value], dict[str, Any]]:
-        """A value for each parameter: (the active ones, all)."""
+        """Choose a value for each parameter with `pick`. Returns (the active ones, all)."""
         active: dict[str, Value] = {}
         values: dict[str, Any] = dict(self.parameters)
         for name in self.order:
@@ -271,9 +272,9 @@ class Space:
         return active, values
 
     def _combinations(self, names: Sequence[str]) -> Iterator[tuple[dict[str, Value], dict[str, Any]]]:
-        """Every combination of some parameters, in the order of `names`: (the active ones, those with all that is fixed or inactive).
+        """Every combination of some parameters, in the order of `names`: (the active ones, the same with all fixed and inactive values).
 
-        Both are changed in place from one combination to the next.
+        Both mappings are changed in place from one combination to the next.
         """
         active: dict[str, Value] = {}
         values: dict[str, Any] = dict(self.parameters)
@@ -293,7 +294,7 @@ class Space:
         return below(0)
 
     def problem_so_far(self, values: Mapping[str, Any]) -> str | None:
-        """Why values cannot be run, as far as they are known."""
+        """Why values cannot be run, as far as they are known, or None."""
         shape = [values.get(name, MISSING) for name in ("patch_size", "dim", "heads", "dim_head")]
         others = {name: values[name] for name in ("positions", "qk_norm") if name in values}
         problem = None if MISSING in shape else model_problem(self.image_size, *shape, **others)
@@ -330,12 +331,12 @@ class Space:
     def model(self, params: Mapping[str, Value]) -> ModelConfig:
         """The model of a proposal.
 
-        Raises: SpecError when it makes no ViT.
+        Raises: SpecError if it is not a valid ViT.
         """
         return self._model(self.complete(params))
 
     def possible_values(self, name: str) -> list[Any]:
-        """Every value that a parameter can take which is no range of numbers without steps."""
+        """Every value that a parameter can take. It must not be a range of numbers without steps."""
         parameter = self.parameters[name]
         if not isinstance(parameter, (Choice, IntRange, FloatRange)):
             return [parameter]

@@ -1,4 +1,4 @@
-"""Refuse a search space in which nothing can run, and a point to start with that no trial could propose."""
+"""Reject a search space in which nothing can run, and a point to start with that no trial could propose."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from vit_search.errors import SpecError
 from vit_search.text import counted, nearest
 
 _SIZES = ("patch_size", "dim", "depth", "mlp_ratio", "mlp_dim", "batch_size")
-"""What decides how much memory a training takes."""
+"""Parameters that decide how much memory a training needs."""
 
 
 def check_space(space: Space) -> None:
-    """Refuse expressions that cannot be read, and a space in which no proposal can be built or none fits into memory.
+    """Reject invalid expressions, and a space in which no model can be built or none fits into memory.
 
     Raises: SpecError that names the parameter at fault.
     """
@@ -50,7 +50,7 @@ def check_space(space: Space) -> None:
 
 
 def check_expressions(space: Space) -> None:
-    """Refuse conditions and constraints that cannot be read.
+    """Reject conditions and constraints that are not valid.
 
     Raises: SpecError that names the parameter at fault.
     """
@@ -62,7 +62,7 @@ def check_expressions(space: Space) -> None:
 
 
 def _check_head_width(space: Space) -> None:
-    """Refuse a space in which no head has a width that positions and qk_norm can do with."""
+    """Reject a space in which no width of a head suits positions and qk_norm."""
     problem = None
     for values in itertools.product(*(space.possible_values(name) for name in ("dim", "heads", "dim_head", "positions", "qk_norm"))):
         problem = model_problem((1, 1), 1, *values[:3], positions=values[3], qk_norm=values[4])
@@ -72,7 +72,7 @@ def _check_head_width(space: Space) -> None:
 
 
 def _check_tuning(space: Space) -> None:
-    """Refuse a space in which no model is large enough for any way of tuning."""
+    """Reject a space in which the largest model is too small for every way of tuning."""
     depth, dim = (max(space.possible_values(name)) for name in ("depth", "dim"))
     blocks, rank = (min(space.possible_values(name)) for name in ("tuned_blocks", "lora_rank"))
     problems = [tuning_problem(Tuning(tune, blocks, rank), depth, dim) for tune in space.possible_values("tune")]
@@ -81,10 +81,12 @@ def _check_tuning(space: Space) -> None:
 
 
 def check_point(space: Space, point: Mapping[str, Any], where: str) -> None:
-    """Refuse a point to start with that no trial could propose; `where` is its path in the search file.
+    """Reject a point to start with that no trial could propose.
 
-    What the point leaves out, the sampler adds later: a constraint is checked as soon as all that it asks for is known.
+    The sampler adds later what the point leaves out. So a constraint is checked only if all values that it uses are known.
 
+    Args:
+        where: the point's path in the search file, for the message.
     Raises: SpecError.
     """
     if not point:
@@ -117,7 +119,7 @@ def check_point(space: Space, point: Mapping[str, Any], where: str) -> None:
 
 
 def _check_kinds(space: Space, where: str, expression: Expression) -> None:
-    """Refuse a comparison with a text that its parameter never has, and a number that is taken for true or false."""
+    """Reject a comparison with a text that the parameter never has, and a name used as true or false that has other values."""
     for name, text in expression.texts:
         kind = PARAMETER_TYPES.get(name)
         allowed = WORDS if name == "class_weights" else get_args(kind) if get_origin(kind) is Literal else ()
@@ -136,7 +138,7 @@ def _check_kinds(space: Space, where: str, expression: Expression) -> None:
 
 
 def _check_memory(space: Space) -> None:
-    """Refuse a space whose smallest model does not fit; a patch as large as the image has the fewest tokens."""
+    """Reject a space whose smallest model does not fit into memory. Patches as large as the image give the fewest tokens."""
     plain: dict[str, Any] = {name: p for name, p in space.parameters.items() if name not in space.searched}
     for name, parameter in space.searched.items():
         ends = [*parameter.ends(), *([space.fallback(name)] if parameter.when is not None else [])]

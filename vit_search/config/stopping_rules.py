@@ -1,4 +1,4 @@
-"""The stopping rules that a search file may name, with which trials each stops. vit_search/stopping holds their code."""
+"""The stopping rules that a search file may name, with the trials that each stops. Their code is in vit_search/stopping."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ STOPPING_RULES: dict[str, str] = {
     "median": "trials below the median of the others",
     "none": "no trial is stopped",
 }
-"""By `stopping.kind` of a search file."""
+"""Description by `stopping.kind` of a search file."""

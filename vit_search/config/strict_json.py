@@ -1,7 +1,7 @@
-"""A dataclass of what a JSON file holds: every field there, none that is unknown, each of its type and within its bounds.
+"""Make a dataclass from JSON values: no field missing or unknown, each of its type and within its bounds.
 
-The files of a search and of a model are read through it. An unknown field is refused, not ignored: a newer vit_search has written it,
-and only that one knows what it means.
+The files of searches and models are read with it. An unknown field is an error, because only the newer vit_search that wrote it knows what
+it means.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from vit_search.text import one_of
 T = TypeVar("T")
 
 LARGEST = 1e39
-"""Of what must be finite: the largest of float32 is 3.4e38."""
+"""Limit of numbers that must be finite. The largest float32 is 3.4e38."""
 
 Seconds = Annotated[float, (0, 1e10)]
 Moment = Annotated[float, (0, 253_402_300_799)]
-"""Unix time up to the year 9999."""
+"""Unix time in seconds, up to the year 9999."""
 Count = Annotated[int, (0, 10**9)]
 Fraction = Annotated[float, (0, 1)]
 Share = Annotated[float, (0, 1, "or not finite")]
-"""A metric that is a fraction, of a trial that may have diverged."""
+"""A metric that is a fraction. It is nan or infinite if the trial diverged."""
 
 _Check = Callable[[Any, str], Any]
 
 
 def parse(text: str | bytes) -> Any:
-    """The values of a JSON text.
+    """Parse JSON text.
 
-    Raises: ValueError for what is no JSON, or has too many brackets for Python's parser.
+    Raises: ValueError if it is not JSON, or is nested too deep for Python's parser.
     """
     try:
         return json.loads(text)
@@ -45,7 +45,10 @@ def parse(text: str | bytes) -> Any:
 
 
 def parse_unique(text: str | bytes) -> Any:
-    """The same, and a key that comes twice in one mapping is a ValueError, too; so is text that is not UTF-8."""
+    """Parse UTF-8 JSON text in which no mapping may have a key twice.
+
+    Raises: ValueError as `parse`, also for a repeated key or text that is not UTF-8.
+    """
 
     def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
@@ -61,13 +64,14 @@ def parse_unique(text: str | bytes) -> Any:
 
 
 def build(kind: type[T], values: Any, where: str = "") -> T:
-    """Make a dataclass of JSON values.
+    """Make a dataclass from JSON values.
 
     Args:
-        kind: its fields are of str, int, float, bool, None, Any, Literal, list, tuple, dict, their unions, and dataclasses; a number may be
-            `Annotated[float, (low, high)]`, and is then finite. Other floats may be nan or infinite, as the loss of a trial that diverged.
+        kind: its fields are of str, int, float, bool, None, Any, Literal, list, tuple, dict, their unions, and dataclasses. A number may be
+            `Annotated[float, (low, high)]`; it must then be finite. Other floats may be nan or infinite, as the loss of a trial that
+            diverged.
         where: what the values are, for the message.
-    Raises: ValueError that names the field, what was found, and what belongs there.
+    Raises: ValueError that names the field, what was found, and what is expected.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{where or kind.__name__}: {_short(values)} is no mapping")
@@ -81,13 +85,13 @@ def build(kind: type[T], values: Any, where: str = "") -> T:
             raise ValueError(f"{prefix}{name}: missing")
     try:
         return kind(**{name: checks[name](value, prefix + name) for name, value in values.items()})
-    except (TypeError, OverflowError) as error:  # of a dataclass that checks itself
+    except (TypeError, OverflowError) as error:  # raised by the dataclass's own checks
         raise ValueError(f"{where or kind.__name__}: {error}") from None
 
 
 @functools.cache
 def _fields(kind: Any) -> tuple[dict[str, _Check], tuple[str, ...]]:
-    """How each field is checked, and those that must be there."""
+    """The check of each field, and the names of the required fields."""
     hints = get_type_hints(kind, include_extras=True)
     fields = [field for field in dataclasses.fields(kind) if field.init]
     empty = dataclasses.MISSING
@@ -96,7 +100,7 @@ def _fields(kind: Any) -> tuple[dict[str, _Check], tuple[str, ...]]:
 
 
 def _check_of(hint: Any) -> _Check:
-    """What holds a value against a type."""
+    """Make a function that checks a value against a type."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         low, high, *loose = parts[1]
@@ -147,7 +151,7 @@ def _any_of(checks: list[_Check], value: Any, where: str) -> Any:
 
 
 def _listed(origin: Any, checks: list[_Check], repeated: bool, value: Any, where: str) -> Any:
-    if not isinstance(value, list | tuple):  # a tuple: of values that were never written to a file
+    if not isinstance(value, list | tuple):  # values that were never in a file may have tuples
         _refuse(value, where, "a list")
     if not repeated and len(value) != len(checks):
         _refuse(value, where, f"a list of {len(checks)}")

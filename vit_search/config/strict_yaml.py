@@ -1,6 +1,6 @@
-"""YAML read strictly: what stands in the file is what the program sees, and what could be read two ways is refused.
+"""Read YAML strictly. Text that two readers could understand differently is an error.
 
-Built on PyYAML's events, with a small constructor of our own: no tags, no anchors, YAML 1.2's numbers, line numbers kept.
+It uses PyYAML's events and a small constructor of our own: no tags, no anchors, numbers as in YAML 1.2. Line numbers are kept for messages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NodePath = tuple[str | int, ...]
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
 _WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
-_TWO_WAYS = (  # what YAML 1.1 and 1.2, or two readers, understand differently
+_TWO_WAYS = (  # YAML 1.1 and 1.2, or two readers, understand these differently
     (re.compile(r"(?i)(y|n|yes|no|on|off|true|false)"), "write true or false, or quote it"),
     (re.compile(r"(?i)null"), "write null, or quote it"),
     (re.compile(r"[-+]?0[0-9]+"), "write a number without leading zeros, or quote it"),
@@ -39,15 +39,15 @@ _TWO_WAYS = (  # what YAML 1.1 and 1.2, or two readers, understand differently
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed file and where each of its nodes stands."""
+    """A parsed file, and the line of each of its values."""
 
     values: Any
     """Dicts, lists, str, int, float, bool and None."""
     lines: Mapping[NodePath, int]
-    """Line, counted from 1, of each key and list item by its path."""
+    """Line (from 1) of each key and list item, by path."""
 
     def line(self, path: NodePath) -> int:
-        """Line of a path, or of the nearest node above it."""
+        """The line of a path, or of the nearest path above it."""
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, 1)
@@ -56,15 +56,15 @@ class Document:
 def load(path: Path) -> Document:
     """Read a YAML file.
 
-    Raises: SpecError, one line: file, line, what was seen, the mend.
+    Raises: SpecError in one line: file, line, what was found, how to fix it.
     """
     return parse(read_text(path), str(path))
 
 
 def read_text(path: Path) -> str:
-    """A file's text, refused where it is too large or no UTF-8.
+    """Read the text of a file.
 
-    Raises: SpecError.
+    Raises: SpecError if it cannot be read, is too large, or is not UTF-8.
     """
     try:
         if path.is_dir():
@@ -84,9 +84,9 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str, source: str) -> Document:
-    """Parse the text of a YAML file; `source` names it in errors.
+    """Parse the text of a YAML file; `source` names it in messages.
 
-    Raises: SpecError, one line: source, line, what was seen, the mend.
+    Raises: SpecError in one line: source, line, what was found, how to fix it.
     """
     reader = _Reader(source)
     try:
@@ -98,7 +98,7 @@ def parse(text: str, source: str) -> Document:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1 if isinstance(error.position, int) else 1
         raise SpecError(f"{source}:{line}: the character {error.character!r} may not stand in YAML; remove it.") from None
-    except (ValueError, RecursionError):  # PyYAML's scanner on an escape that names no character
+    except (ValueError, RecursionError):  # raised by PyYAML's scanner for an escape that names no character
         raise SpecError(f"{source}:1: no valid YAML; mend it or quote the text.") from None
     if not isinstance(values, dict):
         raise SpecError(f"{source}:1: the file {'is empty' if values is None else 'is no mapping'}; write `key: value` lines.")
@@ -106,12 +106,12 @@ def parse(text: str, source: str) -> Document:
 
 
 def _below(path: NodePath) -> str:
-    """Where a key stands, before what is wrong with it: `data.label_map: `; empty for one at the top."""
+    """The path of a mapping, to begin a message: `data.label_map: `; empty at the top."""
     return f"{'.'.join(map(str, path))}: " if path else ""
 
 
 class _Reader:
-    """Builds plain values out of events, counting nodes and depth."""
+    """Builds plain values from events. It counts values and depth, to limit both."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -181,7 +181,7 @@ class _Reader:
         return str(event.value)
 
     def _plain(self, text: str, mark: Any) -> Any:
-        """An unquoted scalar: a number, true, false, null, or a text that no reader takes for anything else."""
+        """The value of an unquoted scalar: a number, true, false, null, or a text that every reader understands as text."""
         if text in _WORDS:
             return _WORDS[text]
         if _INT.fullmatch(text):
@@ -200,11 +200,11 @@ class _Reader:
 
 
 def with_value(text: str, path: tuple[str, ...], value: str) -> str:
-    """The text of a valid document with another value at a path, and everything else as it is.
+    """Return the text of a valid document with one value replaced. All other text stays as it is.
 
     Args:
-        path: keys of mappings that are there; the last one has a plain value.
-        value: as YAML.
+        path: existing keys, from the outermost mapping inwards. The last one has a plain value.
+        value: the new value, as YAML.
     """
     node: Any = yaml.compose(text, yaml.SafeLoader)
     for key in path:

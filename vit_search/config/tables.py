@@ -1,4 +1,4 @@
-"""Two tables of the same names: one in config/, which imports no heavy library, and one beside the code that the names stand for."""
+"""Check that two tables have the same names: a light one in config/, and one beside the code, which may import heavy libraries."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from vit_search.errors import TableError
 
 
 def check_tables(light: str, names: Iterable[str], heavy: str, code: Iterable[str]) -> None:
-    """Refuse two tables of different names. Call it below the table with the code.
+    """Reject two tables with different names. Call it below the table with the code.
 
     Args:
-        light: what the table in config/ is called and where it stands, as `SAMPLERS of vit_search/config/samplers.py`.
-        heavy: the same of the table with the code.
-    Raises: TableError that names what is missing, and where.
+        light: name and file of the table in config/, for example `SAMPLERS of vit_search/config/samplers.py`.
+        heavy: name and file of the table with the code.
+    Raises: TableError that says which name is missing, and where.
     """
     first, second = list(names), list(code)
     for has, others, where, missing in ((first, second, light, heavy), (second, first, heavy, light)):

@@ -1,7 +1,7 @@
-"""What one trial is, and what an epoch of it gives, as frozen dataclasses of plain Python.
+"""The configuration of one trial, and the result of one of its epochs, as frozen dataclasses of plain Python.
 
-Every default and every bound stands once, in the three parts of a trial: data_config.py, model_config.py and training_config.py.
-The search file's sections (config/sections.py), the JSON Schema, the model and its training all read them from these classes.
+Each default and bound is written once, in the parts of a configuration: data_config.py, model_config.py and training_config.py. The
+sections of a search file (sections.py), the JSON Schema, the model and its training read them there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vit_search.errors import SpecError
 
 @dataclass(frozen=True, kw_only=True)
 class TrialConfig:
-    """All that one worker is told, and all that a checkpoint needs to be rebuilt."""
+    """All that a worker needs to train one trial, and to rebuild it from a checkpoint."""
 
     data: DataConfig
     model: ModelConfig
@@ -35,7 +35,7 @@ class TrialConfig:
             raise SpecError(f"training.{problem}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Convert to plain JSON values."""
         return dataclasses.asdict(self) | {"schema": 1}
 
     @staticmethod
@@ -58,13 +58,13 @@ class EpochResult:
     """The metrics of one epoch."""
 
     epoch: Annotated[int, (1, 100_000)]
-    """1 for the first."""
+    """Number of the epoch, from 1."""
     train_loss: float
     train_accuracy: Share
-    """Fraction in [0, 1], of the augmented training images."""
+    """Share of the augmented training images that are right, in [0, 1]."""
     val_loss: float
     val_accuracy: Share
-    """Fraction in [0, 1], of the whole validation split."""
+    """Share of all validation images that are right, in [0, 1]."""
     val_top5_accuracy: Share | None
     """None with fewer than 5 classes."""
     lr: float
@@ -78,7 +78,7 @@ class EpochResult:
     latency_ms: Annotated[float, (0, 1e12)] | None = None
     """Median time to classify one image; None unless it is an objective of the search."""
     scores: dict[str, float] = field(default_factory=dict)
-    """Further metrics, by their names; see vit/evaluation.py. Empty in results of versions before 0.3."""
+    """Further metrics by name, see vit/evaluation.py. Empty in results of versions before 0.3."""
 
     def value(self, metric: str) -> float | None:
         """The value of a metric; None if this epoch does not have it."""

@@ -1,4 +1,4 @@
-"""What pydantic refused, in plain words: what a key takes instead, and a value as the file spells it."""
+"""Words for pydantic's errors: what a key takes instead, and a value as the file writes it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BOUNDS = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", 
 
 
 def expected(error: Mapping[str, Any]) -> str:
-    """What would do in place of what pydantic has refused, as `give a whole number.` or `did you mean asha?`."""
+    """What to write instead of a value that pydantic has rejected: `give a whole number.` or `did you mean asha?`."""
     kind = str(error["type"])
     if kind in _BOUNDS:
         (bound,) = [float(value) for value in error["ctx"].values() if isinstance(value, (int, float))]
@@ -39,7 +39,7 @@ def expected(error: Mapping[str, Any]) -> str:
 
 
 def spelt(value: Any) -> str:
-    """A value in few characters, spelt as in the file."""
+    """A value as the file writes it, at most 60 characters."""
     text = _flow(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

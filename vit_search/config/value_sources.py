@@ -1,6 +1,6 @@
-"""Who gives a space its values: quantiles, a fixed point, or chance; and the way from a value back to its quantile."""
+"""Sources of values for a space: quantiles, a fixed point, or random numbers. Also the way back, from a value to its quantile."""
 
-# ruff: noqa: D102 -- the methods are those of distributions.ValueSource
+# ruff: noqa: D102 -- for the methods, see distributions.ValueSource
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class AtQuantiles:
 
 
 class FromPoint:
-    """Gives the values of a point, and asks for those that it leaves out."""
+    """Gives the values of a point. Values that the point leaves out come from another source."""
 
     def __init__(self, point: Mapping[str, Value], rest: ValueSource) -> None:
         self._point, self._rest = point, rest
@@ -68,7 +68,7 @@ class AtRandom:
 
 
 def quantile(parameter: Distribution, value: Any) -> float:
-    """The middle of the quantiles at which a parameter has a value: the inverse of AtQuantiles."""
+    """The inverse of AtQuantiles: the middle of the quantiles that give a value."""
     if isinstance(parameter, Choice):
         return (parameter.choice.index(value) + 0.5) / len(parameter.choice)
     low, high = map(float, parameter.range)

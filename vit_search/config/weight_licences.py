@@ -1,4 +1,4 @@
-"""Under which licence pretrained weights are, and what `lint` says about it."""
+"""The licence of pretrained weights, and the warnings of `lint` about it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from vit_search.errors import CheckpointError
 from vit_search.text import one_line
 
 CARD = "README.md"
-"""A model card: its first lines, between two lines `---`, state the licence."""
+"""A model card. Its first lines, between two lines `---`, state the licence."""
 
 CARD_BYTES = 65_536
 
 NOT_COMMERCIAL = re.compile(r"(^|[^a-z])nc([^a-z]|$)|non-?\s?commercial|research|academic.(use.)?only|apple-amlr", re.IGNORECASE)
-"""Licences that forbid commercial use, by identifiers and names: cc-by-nc-4.0, intel-research, apple-amlr, NonCommercial."""
+"""Identifiers and names of licences that forbid commercial use: cc-by-nc-4.0, intel-research, apple-amlr, NonCommercial."""
 
 UNKNOWN = ("other", "unknown")
-"""What a model card may say, and what says nothing."""
+"""Entries of a model card that state no licence."""
 
 _FIELD = re.compile(r"^(license|license_name|licence): *['\"]?([^'\"#\n]+?)['\"]? *$", re.MULTILINE)
 
 
 def licence_beside(path: Path) -> str | None:
-    """As the file's own metadata, the config.json or the model card beside it states it; None if none does."""
+    """The licence of a weights file, from its metadata, the config.json or the model card beside it; None if none states it."""
     try:
         metadata = read_header(path).metadata
     except CheckpointError:
-        return None  # said where it is read as weights
+        return None  # reported when the weights are read
     stated = metadata.get("license") or metadata.get("licence")
     if not stated:
         try:
@@ -55,10 +55,11 @@ def _of_card(path: Path) -> str | None:
 
 
 def licence_warning(source: str, licence: str | None) -> str | None:
-    """What `lint` warns of: no licence is stated, or it forbids commercial use. Weights that you trained yourself need none.
+    """The warning of `lint` if no licence is stated, or it forbids commercial use. Weights from your own registry need none.
 
     Args:
-        source: as in the search file. licence: as Origin has it.
+        source: as in the search file.
+        licence: as in Origin.
     """
     named = parse(source)
     if licence and NOT_COMMERCIAL.search(licence):

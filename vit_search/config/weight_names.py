@@ -1,4 +1,4 @@
-"""How pretrained Vision Transformers name their weights, and which of ours each one is. It knows names and shapes, no tensors.
+"""How other libraries name the weights of a Vision Transformer, and our name for each. Only names and shapes are used, no tensors.
 
     ours                                    timm, DINOv2's own files      torchvision                 transformers
     embed.weight (dim, channels*p*p)        patch_embed.proj.weight       conv_proj.weight            embeddings.patch_embeddings.projection
@@ -6,19 +6,19 @@
     registers                               reg_token, register_tokens                                embeddings.register_tokens
     positions                               pos_embed                     encoder.pos_embedding       embeddings.position_embeddings
     encoder.blocks.N.norm1                  blocks.N.norm1                ….encoder_layer_N.ln_1      ….layernorm_before, norm1
-    encoder.blocks.N.attention.qkv          blocks.N.attn.qkv             ….self_attention.in_proj_   query, key, value: put together
+    encoder.blocks.N.attention.qkv          blocks.N.attn.qkv             ….self_attention.in_proj_   query, key, value: concatenated
     encoder.blocks.N.attention.projection   blocks.N.attn.proj            ….self_attention.out_proj   ….attention.output.dense, o_proj
     encoder.blocks.N.attention.query_norm   blocks.N.attn.q_norm
     encoder.blocks.N.scale1.factor          blocks.N.ls1.gamma, gamma_1                               ….layer_scale1.lambda1
     encoder.blocks.N.norm2                  blocks.N.norm2                ….ln_2                      ….layernorm_after, norm2
     encoder.blocks.N.mlp.gate               ….fc1_g, first half of w12                                gate_proj, first half of weights_in
-    encoder.blocks.N.mlp.up                 ….fc1, fc1_x, second of w12   ….mlp.0                     intermediate.dense, fc1, up_proj
+    encoder.blocks.N.mlp.up                 ….fc1, fc1_x, 2nd half of w12 ….mlp.0                     intermediate.dense, fc1, up_proj
     encoder.blocks.N.mlp.down               ….fc2, w3                     ….mlp.3                     output.dense, fc2, down_proj
     encoder.norm                            norm                          encoder.ln                  layernorm, norm
     head                                    head                          heads.head                  classifier
 
-The weight of a convolution over patches, (dim, channels, p, p), is flattened. transformers renamed its modules in version 5, but its files
-kept the names; both are read.
+A convolution over patches, (dim, channels, p, p), is flattened. transformers renamed its modules in version 5, but its files kept the
+names. Both are read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 Names = tuple[tuple[str, str], ...]
-"""(their name, ours): a regular expression that must match at the start of a name. Ours is empty for what a classifier does not need."""
+"""(their name, ours). Theirs is a regular expression for the start of a name. Ours is empty for a weight that a classifier does not
+need."""
 
 OURS: Names = ((r"(embed\.|cls_token$|registers$|positions$|encoder\.|head\.)", r"\1"),)
 
@@ -66,7 +67,7 @@ TORCHVISION: Names = (
 )
 
 _WITHIN = r"(?:vit\.|deit\.|dinov2\.|dinov2_with_registers\.|dinov3_vit\.)?"
-"""What transformers writes before the names of a model that is a part of another, as of a classifier."""
+"""Prefix in transformers' files if the model is a part of another one, for example of a classifier."""
 _LAYER = _WITHIN + r"(?:encoder\.layer|layers|model\.layer|layer)\.(\d+)\."
 
 TRANSFORMERS: Names = (
@@ -95,7 +96,7 @@ LAYOUTS: dict[str, tuple[str, Names]] = {
     "torchvision": (r"conv_proj\.weight$", TORCHVISION),
     "transformers": (_WITHIN + r"embeddings\.patch_embeddings\.(?:projection\.)?weight$", TRANSFORMERS),
 }
-"""By the name of a layout: the weight by which it is recognised, and its names."""
+"""For each layout: the pattern of the weight that identifies it, and its names."""
 
 SUPPORTED = (
     "weights of a plain Vision Transformer as timm, torchvision, transformers (ViT, DINOv2, DINOv3) or vit_search write them are supported"
@@ -104,32 +105,32 @@ SUPPORTED = (
 
 @dataclass(frozen=True)
 class Source:
-    """A tensor of the file, or a half of it, that becomes one of our weights or a part of one."""
+    """A tensor of the file, or half of it, that becomes one of our weights or a part of one."""
 
     name: str
     half: int | None = None
-    """0 or 1 where only this half of its first axis belongs here."""
+    """0 or 1 if only this half of the first axis is used."""
     zeros: bool = False
-    """Whether it stands for zeros of its shape: a bias that the file leaves out, since it has none."""
+    """Whether zeros of its shape are used: the layer has no bias, so the file leaves it out."""
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """What becomes of a file's tensors."""
+    """Which tensors of a file become which of our weights."""
 
     layout: str
     sources: dict[str, tuple[Source, ...]]
-    """By our name: what is put together along the first axis."""
+    """By our name: the sources that are concatenated along the first axis."""
     left_out: tuple[str, ...]
     """Tensors of the file that a classifier does not need."""
 
 
 def assemble(shapes: Mapping[str, tuple[int, ...]]) -> Assembly:
-    """Find the layout of a file, and a place for each of its tensors.
+    """Find the layout of a file, and what each of its tensors becomes.
 
     Args:
-        shapes: of the file's tensors, by its own names.
-    Raises: ValueError that names the first tensor that has no place.
+        shapes: of the file's tensors, by their names in the file.
+    Raises: ValueError that names the first tensor without a counterpart.
     """
     layout = layout_of(shapes)
     found: dict[str, str] = {}
@@ -148,7 +149,7 @@ def assemble(shapes: Mapping[str, tuple[int, ...]]) -> Assembly:
 
 
 def layout_of(names: Collection[str]) -> str:
-    """The layout of a file, a key of LAYOUTS.
+    """Find the layout of a file, a key of LAYOUTS.
 
     Raises: ValueError that names a tensor which no layout has.
     """
@@ -161,7 +162,7 @@ def layout_of(names: Collection[str]) -> str:
 
 
 def our_name(theirs: str, table: Names) -> str | None:
-    """Our name of a tensor, empty for one that is not needed; None where it has no place."""
+    """Our name for a tensor: empty if a classifier does not need it, None if it has no counterpart."""
     for pattern, ours in table:
         if re.match(pattern, theirs):
             return re.sub(pattern, ours, theirs, count=1) if ours else ""
@@ -169,11 +170,11 @@ def our_name(theirs: str, table: Names) -> str | None:
 
 
 PARTS = {"query": ("query", "q"), "key": ("key", "k"), "value": ("value", "v")}
-"""How TRANSFORMERS names the three parts of `qkv` before they are put together."""
+"""The three parts of `qkv`, with their names in transformers' files."""
 
 
 def _joined(found: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[Source, ...]]:
-    """Sources of our weights: queries, keys and values in one, gate and up apart."""
+    """Sources of our weights: queries, keys and values are concatenated; a matrix of gate and up is split."""
     sources: dict[str, tuple[Source, ...]] = {}
     for ours, theirs in found.items():
         split = re.match(r"(.+\.attention\.)(?:query|key|value|q|k|v)\.(weight|bias)$", ours)
@@ -198,14 +199,14 @@ def _part(found: Mapping[str, str], stem: str, kind: str, spellings: tuple[str, 
 
 
 def _is_packed(ours: str, found: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether fc1 holds gate and up: it then has twice the outputs that fc2 has inputs."""
+    """Whether fc1 holds gate and up. It then has twice as many outputs as fc2 has inputs."""
     stem, _, last = ours.partition(".mlp.up.")
     down = found.get(f"{stem}.mlp.down.weight")
     return bool(last) and down is not None and bool(shapes[down]) and shapes[found[ours]][:1] == (2 * shapes[down][-1],)
 
 
 def assembled_shapes(assembly: Assembly, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The shapes of our weights, made of the file's; a convolution over patches keeps its four axes."""
+    """The shapes of our weights, from the file's. A convolution over patches keeps its four axes."""
     made = {}
     for ours, sources in assembly.sources.items():
         parts = [shapes[source.name] for source in sources]

@@ -1,4 +1,4 @@
-"""Where pretrained weights come from: the text in a search file or on the command line, read into its parts. Nothing is opened here.
+"""Parse the text that says where pretrained weights come from, in a search file or on the command line. Nothing is opened here.
 
     weights/vit_small.safetensors            a file, or a folder with one
     https://SERVER/vit_small.safetensors     a URL, as data.path may be
@@ -6,7 +6,7 @@
     timm:vit_small_patch16_224.augreg_in21k  the repository of a timm model at Hugging Face
     hf:ORG/REPO, hf:ORG/REPO@REVISION, hf:ORG/REPO/FILE.safetensors    a repository at Hugging Face
 
-`#sha256=HEX` may follow each of them. The weights must then have this sha256.
+Each may end with `#sha256=HEX`: the source is then pinned, and the weights must have this SHA-256.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from vit_search.text import file_name, nearest
 Kind = Literal["file", "url", "models", "timm", "hf"]
 
 SHA256 = "#sha256="
-"""What stands before the digits of a pinned source."""
+"""Comes before the digits of a pinned source."""
 
 KEY = "model.pretrained"
-"""Of the search file, for messages."""
+"""The key of the search file, for messages."""
 
 ENDING = ".safetensors"
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
@@ -34,7 +34,7 @@ PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
 FORMS = "write FILE.safetensors, a URL, models:/NAME@ALIAS, timm:NAME or hf:ORG/REPO"
 
 _OTHER_NAMES = {"huggingface": "hf", "hf-hub": "hf", "hf_hub": "hf", "hub": "hf", "mlflow": "models", "runs": "models"}
-"""How other programs call a kind."""
+"""Names that other programs use for a kind of source."""
 
 _PREFIX = re.compile(r"([A-Za-z][A-Za-z0-9_+-]+):(?!//)")
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
@@ -48,17 +48,17 @@ class WeightSource:
 
     kind: Kind
     place: str
-    """The path, the URL, the name of the registered or of timm's model, or `ORG/REPO`."""
+    """The path, the URL, the name of the registered model or of the timm model, or `ORG/REPO`."""
     revision: str = ""
-    """Of a registered model `@ALIAS` or the number of a version. Of a repository a branch, a tag or a commit. Else empty."""
+    """For a registered model: `@ALIAS` or the number of a version. For a repository: a branch, a tag or a commit. Else empty."""
     sha256: str = ""
-    """64 hexadecimal digits, or empty if the source is not pinned."""
+    """64 hexadecimal digits; empty if the source is not pinned."""
     file: str = ""
-    """Of a repository: the file that the user names; empty for the usual one."""
+    """The file in a repository, if the user names one."""
 
     @property
     def unpinned(self) -> str:
-        """As the user writes it, without the sha256."""
+        """The source as the user writes it, without the sha256."""
         if self.kind in ("file", "url"):
             return self.place
         if self.kind == "models":
@@ -70,12 +70,12 @@ class WeightSource:
 
     @property
     def repository(self) -> str:
-        """`ORG/REPO` at Hugging Face, of the kinds timm and hf."""
+        """`ORG/REPO` at Hugging Face, for the kinds timm and hf."""
         return f"timm/{self.place}" if self.kind == "timm" else self.place
 
     @property
     def is_exact(self) -> bool:
-        """Whether the revision can never mean other weights: a commit. The number of a version means others in another registry."""
+        """Whether the revision always means the same weights. Only a commit does; version 3 is another model in another registry."""
         return bool(_COMMIT.fullmatch(self.revision))
 
     def at(self, revision: str) -> WeightSource:
@@ -84,10 +84,10 @@ class WeightSource:
 
 
 def parse(text: str, key: str = KEY) -> WeightSource:
-    """Read a source.
+    """Parse the text of a source.
 
     Args:
-        key: what the message begins with.
+        key: the key that a message begins with.
     Raises: SpecError in one line.
     """
     if not isinstance(text, str) or not text.strip():
@@ -175,7 +175,7 @@ def _hf(text: str, rest: str, key: str) -> WeightSource:
 
 
 def _revision(text: str, rest: str, key: str) -> tuple[str, str]:
-    """What stands before and behind the `@`."""
+    """The parts before and after the `@`."""
     place, sign, revision = rest.partition("@")
     if sign and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision or revision.endswith("/")):
         raise SpecError(f"{key}: {text}: {revision!r} is no revision; write a branch, a tag or a commit behind the @.")
@@ -183,5 +183,5 @@ def _revision(text: str, rest: str, key: str) -> tuple[str, str]:
 
 
 def _is_name(part: str) -> bool:
-    """Whether a text may be a part of a repository's name: so none is a path that leads elsewhere."""
+    """Whether a text may be part of a repository's name. Such a name can never be a path that leads elsewhere."""
     return bool(_NAME.fullmatch(part)) and ".." not in part and "--" not in part

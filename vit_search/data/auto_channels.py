@@ -1,4 +1,4 @@
-"""`data.channels: auto`: the number of channels that all files of a data set have, from their headers."""
+"""`data.channels: auto`: count the channels of a data set from the headers of its files."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from vit_search.text import counted
 
 
 def with_counted_channels(config: DataConfig) -> DataConfig:
-    """The config with a number in the place of `auto`. It looks at the header of every file.
+    """Replace `channels: auto` by the number of channels that the headers of all files give.
 
     Args:
-        config: whose files are on this machine.
-    Raises: DataError where the files differ, or need another key besides.
+        config: its files must be on this machine.
+    Raises: DataError if the files differ, or if the config needs another key too.
     """
     if config.channels != "auto":
         return config
@@ -47,14 +47,15 @@ def with_counted_channels(config: DataConfig) -> DataConfig:
 
 
 def channels_in_words(config: DataConfig) -> str:
-    """`5 channels of 16 bits`: how images are read by a config whose channels are counted."""
+    """How images are read once their channels are counted: `5 channels of 16 bits`."""
     return f"{counted(config.channel_count, 'channel')} of {config.bits} bits"
 
 
 def _shared_header(source: Source, config: DataConfig) -> Header:
-    """The header of the first file, if all files agree with it in channels and type; where one is an NPY file, its header.
+    """The header that all files share: same number of channels, same type of values.
 
-    Raises: DataError that says how many files are of which kind, and which are damaged, and names some.
+    An NPY file's header is preferred, because NPY files also need `data.bit_depth`.
+    Raises: DataError if files differ or are damaged. It says how many files are of each kind, and names some.
     """
     found = looks(source, range(len(source.labels)), _header)
     if not found:
@@ -80,10 +81,10 @@ def _header(file: Path | bytes) -> Header:
 
 
 def _difference(source: Source, config: DataConfig, kinds: Sequence[Sequence[Look]]) -> str:
-    """How many files are of which kind, the most frequent first, and what to do.
+    """How many files are of each kind, the most frequent first, and what to do.
 
     Args:
-        kinds: looks with a header, those of each kind together.
+        kinds: looks that have a header, grouped by kind.
     """
     shown = []
     for some in kinds:

@@ -1,6 +1,7 @@
-"""The pretrained weights that a search file names: found, looked at without torch, and pinned in the file.
+"""Find the pretrained weights that a search file names, check them without torch, and pin them in the file.
 
-What the file leaves out of its section `model` is then the backbone's own.
+A pinned source has a revision, if there is one, and a sha256, so it always means the same weights. Keys that the file leaves out of its
+section `model` get the values of the weights.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from vit_search.text import in_words
 
 
 class NotHereError(SpecError):
-    """Weights are not on this machine; the machine that trains may have them."""
+    """The weights are not on this machine. The machine that trains may have them."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,18 @@ class FoundBackbone:
 
     @property
     def record(self) -> dict[str, str]:
-        """Where they come from, for the records of what is trained from them; empty texts where that is not known."""
+        """Where the weights come from, for records of the models trained from them; unknown parts are empty."""
         origin = self.file.origin
         licence = origin.licence or self.backbone.licence or ""
         return {"source": origin.source, "revision": origin.revision, "sha256": self.file.sha256, "licence": licence}
 
 
 def find(source: str, *, download: bool = False, registry: Registry | None = None) -> FoundBackbone:
-    """The weights that a source means.
+    """Find the weights of one source.
 
     Args:
         download, registry: see `local_file`.
-    Raises: SpecError that begins with the key of the search file; NotHereError, which is one, if they are not on this machine.
+    Raises: SpecError that begins with the key of the search file; its subclass NotHereError if the weights are not on this machine.
     """
     named = parse(source)
     kind = SpecError if named.kind == "file" and Path(named.place).expanduser().exists() else NotHereError
@@ -61,23 +62,23 @@ def find(source: str, *, download: bool = False, registry: Registry | None = Non
 
 
 def find_all(spec: SearchSpec, *, download: bool = False, registry: Registry | None = None) -> dict[str, FoundBackbone]:
-    """All weights that a model of a search may start from, by the source in the search file.
+    """Find all weights from which a model of a search may start, by source as the search file writes it.
 
-    Raises: SpecError as `find`.
+    Raises: SpecError, see `find`.
     """
     return {source: find(source, download=download, registry=registry) for source in spec.pretrained}
 
 
 def records(found: Mapping[str, FoundBackbone]) -> dict[str, dict[str, str]]:
-    """Where weights come from, by their pinned source."""
+    """Where weights come from, by pinned source."""
     return {one.file.pinned: one.record for one in found.values()}
 
 
 def pinned(spec: SearchSpec, found: Mapping[str, FoundBackbone]) -> SearchSpec:
-    """The search file with each source pinned, and with what it leaves out of its section `model` taken from the weights.
+    """The search file with pinned sources, and with the weights' values for the keys that it leaves out of `model`.
 
-    Raises: SpecError where the weights do not agree on a key that is left out, the whole makes no search, or a model that can occur does
-        not fit its weights.
+    Raises: SpecError if the weights disagree on such a key, if the result is not a valid search, or if a model that can occur does not fit
+        its weights.
     """
     if not found:
         return spec
@@ -90,9 +91,9 @@ def pinned(spec: SearchSpec, found: Mapping[str, FoundBackbone]) -> SearchSpec:
 
 
 def _own_values(spec: SearchSpec, found: Mapping[str, FoundBackbone]) -> dict[str, Any]:
-    """The keys of the section `model` that a search file leaves out, as the weights have them.
+    """The weights' values for the keys that a search file leaves out of `model`.
 
-    Raises: SpecError where they do not agree.
+    Raises: SpecError if the weights disagree.
     """
     left = [*spec.left_to_backbone]
     rotary = any(one.backbone.rope_base is not None for one in found.values())
@@ -109,10 +110,10 @@ def _own_values(spec: SearchSpec, found: Mapping[str, FoundBackbone]) -> dict[st
 
 
 def pinned_if_here(spec: SearchSpec, registry: Registry | None = None) -> tuple[SearchSpec, dict[str, FoundBackbone], list[str]]:
-    """The same as `pinned`, as far as the weights are on this machine.
+    """Do what `pinned` does, for those weights that are on this machine.
 
-    Returns: the search file, the weights that were found, and a line for each that is not here.
-    Raises: SpecError as `find` and `pinned`, and if weights are missing that decide what the file leaves out.
+    Returns: the search file, the weights that were found, and a line for each source that was not.
+    Raises: SpecError, see `find` and `pinned`; also if the file leaves out keys of `model`, and the weights that decide them are missing.
     """
     found, missing = {}, []
     for source in spec.pretrained:

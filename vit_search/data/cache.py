@@ -1,8 +1,8 @@
-"""The cache of prepared data sets: each decoded once per machine, split by the seed, and kept under its data hash.
+"""The cache of prepared data sets. Each set is decoded once per machine, split by the seed, and stored under its data hash.
 
-A set has a folder of its own, with memory maps of uint8 or uint16 that every trial maps. The test split lies in files of its own, which a
-search never opens. A set that would fill the machine's memory is not decoded, where its source can be streamed: its folder holds
-the names of its images, and data/batches.py decodes them as they are needed.
+Each set has a folder. Its arrays of uint8 or uint16 are memory-mapped by all trials. The test split has files of its own, which a search
+never opens. If a set would fill the machine's memory and its source can be streamed, the folder holds the names of its images instead of
+the pixels, and data/batches.py decodes images when they are needed.
 """
 
 from __future__ import annotations
@@ -40,63 +40,65 @@ from vit_search.errors import DataError
 from vit_search.files import locked
 
 FORMAT = 2
-"""Raised whenever the files of a cache folder, or how a split is drawn, change."""
+"""Version of these files and of the rule for splits, a part of the data hash. Raise it when either changes."""
 
 SAMPLE = 2000
-"""Training images of a streamed set from which mean and deviation are taken."""
+"""Training images from which the mean and deviation of a streamed set are computed."""
 
 WEIGHTED: tuple[SplitName, ...] = ("train", "val")
-"""Splits that may be trained on, whose weights are kept."""
+"""Splits that may be trained on. Only their image weights are stored."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A prepared set on this machine's disk."""
+    """A prepared data set on this machine's disk."""
 
     folder: Path
     data_hash: str
-    """sha256 of the source's content and of all that decides the split: the same hash, the same images in the same splits."""
+    """sha256 of the source's content and of all that decides the splits. The same hash means the same images in the same splits."""
     image_size: tuple[int, int]
+    """Height and width."""
     channels: int
     classes: tuple[str, ...]
     counts: Mapping[str, int]
     """Images in each split."""
     mean: tuple[float, ...]
-    """Per channel, of the training images alone, on the scale 0 to 1."""
+    """Mean of each channel over the training images only, on the scale 0 to 1."""
     std: tuple[float, ...]
+    """Standard deviation, likewise."""
     test_duplicates: int
-    """Test images that stand byte for byte in another split, too."""
+    """Test images that another split also has: with equal pixels or, in a streamed set, in equal files."""
     reader: Reader | None = None
-    """Decodes the images of a set that is streamed; None for a set whose pixels are in the cache."""
+    """Decodes the images of a streamed set. None if the pixels are in the cache."""
     summary: str = ""
-    """Classes, images and skipped files, in one line."""
+    """One line: classes, images, skipped files."""
     sha256: Mapping[str, str] = field(default_factory=dict)
-    """Of each file of the splits, by its name."""
+    """sha256 of each file of the splits, by file name."""
     bits: int = 8
-    """Of a value of an image: 8 or 16."""
+    """Bits of one value of an image: 8 or 16."""
 
     @property
     def image_bytes(self) -> int:
-        """Of one image."""
+        """Bytes of one image."""
         return self.channels * math.prod(self.image_size) * self.bits // 8
 
 
 def kept_speed(*, gpus: bool) -> Path:
-    """Where the cache keeps this machine's speed, between a calibration and the plans and searches after it."""
+    """The file with this machine's speed. `plan --calibrate` writes it; later plans and searches read it."""
     return default_cache() / f"speed-{'cuda' if gpus else 'cpu'}.json"
 
 
 def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = False, stream_above: int | None = None) -> DataSet:
-    """Find a data set in the cache, or decode and split it into the cache.
+    """Decode and split a data set into the cache, or find it there.
 
-    Files behind a URL are fetched before. Two processes may do so at once: one fetches and decodes, and the other waits for it.
+    Files behind a URL are fetched first. Two processes may call this at once: one fetches and decodes, and the other waits for it.
 
     Args:
-        config: which set, and how it is split.
-        cache: folder of decoded sets; `default_cache()` by default.
-        download: whether to fetch what is missing, where the source can.
-        stream_above: bytes of pixels above which a set is streamed; a quarter of the machine's memory by default.
-    Raises: DataError when images are missing, damaged or too few, or the cache cannot be written.
+        config: the data set, and how it is split.
+        cache: folder of prepared data sets. Default: `default_cache()`.
+        download: whether to download a missing set, if its source can.
+        stream_above: bytes of pixels above which a set is streamed, if its source can. Default: a quarter of the machine's memory.
+    Raises: DataError if images are missing, damaged or too few, or if the cache cannot be written.
     """
     cache = cache or default_cache()
     with fetched(config, cache) as local:
@@ -104,7 +106,7 @@ def prepare(config: DataConfig, *, cache: Path | None = None, download: bool = F
 
 
 def _prepared(config: DataConfig, cache: Path, download: bool, stream_above: int | None) -> DataSet:
-    """The same for files of this machine."""
+    """Prepare files that are on this machine."""
     tells_channels = config.exact  # `auto` is exact, too
     config = with_counted_channels(config)
     data = _of_counted(config, cache, download, stream_above)
@@ -112,7 +114,7 @@ def _prepared(config: DataConfig, cache: Path, download: bool, stream_above: int
 
 
 def _of_counted(config: DataConfig, cache: Path, download: bool, stream_above: int | None) -> DataSet:
-    """The same for a number of channels that is known."""
+    """Prepare a data set whose number of channels is known."""
     source = open_source(config, cache / "downloads", download)
     key = _key(config, source)
     folder = cache / key[:32]
@@ -130,7 +132,7 @@ def _of_counted(config: DataConfig, cache: Path, download: bool, stream_above: i
 
 
 def _key(config: DataConfig, source: Source) -> str:
-    """The data hash: every byte of the source, every field of the config but its place, how it is read, and FORMAT."""
+    """The data hash: of the source's content, all keys of the config but `path`, and FORMAT."""
     digest = hashlib.sha256(f"format {FORMAT}\n".encode())
     fields = {name: value for name, value in hashed(DataConfig, vars(config)).items() if name != "path"}
     digest.update(json.dumps(fields, sort_keys=True).encode())
@@ -147,14 +149,14 @@ def _make(config: DataConfig, folder: Path, key: str, source: Source, stream_abo
         raise DataError(f"{source.title}: {needs}; make data.image_size smaller, or keep each image in a file of its own.")
     splits = split_indices(config, source)
     found = checked(source, config)
-    if found and all(one.fault for one in found):  # not the files are wrong, but a key of the search file: said before all are decoded
+    if found and all(one.fault for one in found):  # a key of the search file is wrong, not the files: say so before all are decoded
         refuse(source.title, faults(source, found))
     copies = find_copies(source)
     of_copies = [note for note in (contradictions_note(source, copies), across_splits_note(source, copies, splits)) if note]
     everything = range(len(source.labels))
     pixels = None if streamed else read_all(everything, source.read, source.shape, source=source.title, bits=source.bits)
     unfinished = f".new-{folder.name}-"
-    for left in folder.parent.glob(f"{unfinished}*"):  # by a process that was killed, since we hold the lock
+    for left in folder.parent.glob(f"{unfinished}*"):  # of a process that was killed, because we hold the lock
         shutil.rmtree(left, ignore_errors=True)
     fresh = Path(tempfile.mkdtemp(prefix=unfinished, dir=folder.parent))
     try:
@@ -168,11 +170,11 @@ def _make(config: DataConfig, folder: Path, key: str, source: Source, stream_abo
 
 
 def read_split(data: DataSet, *splits: SplitName) -> tuple[np.ndarray, np.ndarray]:
-    """The images and labels of one split, or of several one after another.
+    """Read the images and labels of one split, or of several splits, one after the other.
 
-    Returns: uint8 or uint16 (n, channels, height, width), one split mapped from disk (writing changes this process's copy alone), or for a
-        streamed set (n,) names, as `data.reader` takes them; and int64 (n,).
-    Raises: DataError where a file is not what `prepare` wrote.
+    Returns: images and labels. Images are uint8 or uint16 (n, channels, height, width). A single split is mapped from disk, and writing to
+        it changes only this process's copy. A streamed set has names (n,) instead of images, for `data.reader`. Labels are int64 (n,).
+    Raises: DataError if a file is not what `prepare` wrote.
     """
     images = [np.load(_verified(data, f"{split}_images.npy"), mmap_mode="c", allow_pickle=False) for split in splits]
     labels = [np.load(_verified(data, f"{split}_labels.npy"), allow_pickle=False) for split in splits]
@@ -180,9 +182,10 @@ def read_split(data: DataSet, *splits: SplitName) -> tuple[np.ndarray, np.ndarra
 
 
 def read_weights(data: DataSet, *splits: SplitName) -> np.ndarray | None:
-    """(n,) float64, the weights of the images of some splits, one after another, as the source gives them; None where it gives none.
+    """Read the weights of the images of some splits, one split after the other; None if the source has no weights.
 
-    Raises: DataError where a file is not what `prepare` wrote.
+    Returns: (n,) float64, as the source gives them.
+    Raises: DataError if a file is not what `prepare` wrote.
     """
     names = [f"{split}_weights.npy" for split in splits]
     if not all(name in data.sha256 for name in names):
@@ -191,20 +194,20 @@ def read_weights(data: DataSet, *splits: SplitName) -> np.ndarray | None:
 
 
 def absent_classes(data: DataSet, *splits: SplitName) -> tuple[str, ...]:
-    """The classes of which some splits together have no image.
+    """The classes that have no image in any of these splits.
 
-    Raises: DataError where a file is not what `prepare` wrote.
+    Raises: DataError if a file is not what `prepare` wrote.
     """
     labels = [np.load(_verified(data, f"{split}_labels.npy"), allow_pickle=False) for split in splits]
     return tuple(data.classes[label] for label in sorted(set(range(len(data.classes))) - set(np.concatenate(labels).tolist())))
 
 
 _verified_files: set[tuple[Path, int, int, int]] = set()
-"""Files of the cache that this process has held against their sha256: path, inode, time in ns, size."""
+"""Files whose sha256 this process has checked: path, inode, modification time in ns, size."""
 
 
 def _verified(data: DataSet, name: str) -> Path:
-    """A file of a split; a gigabyte takes about a second, once per process."""
+    """The path of a split's file, after a check of its sha256: about 1 s for a gigabyte, once per process."""
     path = data.folder / name
     status = path.stat()
     version = (path, status.st_ino, status.st_mtime_ns, status.st_size)
@@ -223,10 +226,11 @@ def write_cache(
     pixels: np.ndarray | None,
     remarks: Sequence[str] = (),
 ) -> None:
-    """The files of a cache folder.
+    """Write the files of a cache folder.
 
     Args:
-        pixels: None for a set that is streamed. remarks: what of the files is not read, for the summary.
+        pixels: None for a streamed set.
+        remarks: which parts of the files are not read, for the summary.
     """
     for name, indices in splits.items():
         np.save(folder / f"{name}_images.npy", source.names[indices] if pixels is None else pixels[indices], allow_pickle=False)
@@ -264,13 +268,12 @@ def write_cache(
 
 
 def _digests(pixels: np.ndarray) -> list[bytes]:
-    """sha256 of the pixels of each image."""
     chunks = in_chunks(len(pixels), lambda chunk: [hashlib.sha256(pixels[i].tobytes()).digest() for i in chunk])
     return [digest for chunk in chunks for digest in chunk]
 
 
 def _mean_and_std(source: Source, train: np.ndarray, pixels: np.ndarray | None) -> tuple[list[float], list[float]]:
-    """Of each channel of the training images, or of a sample of them where the set is streamed, on the scale 0 to 1."""
+    """Mean and standard deviation of each channel on the scale 0 to 1, of the training images or, in a streamed set, of a sample."""
     if pixels is None:
         sample = np.random.default_rng(0).permutation(train)[:SAMPLE]
         images, chosen = read_all(sample.tolist(), source.read, source.shape, source=source.title, bits=source.bits), np.arange(len(sample))
@@ -293,7 +296,7 @@ def _mean_and_std(source: Source, train: np.ndarray, pixels: np.ndarray | None) 
 
 
 def _deep_mean_and_std(images: np.ndarray, chosen: np.ndarray) -> tuple[list[float], list[float]]:
-    """The same of uint16 images, from sums of whole numbers, which are exact."""
+    """The same for uint16, from sums of whole numbers, which are exact."""
 
     def sums(chunk: range) -> list[tuple[int, int]]:
         some = images[chosen[chunk.start : chunk.stop]]
@@ -309,7 +312,7 @@ def _deep_mean_and_std(images: np.ndarray, chosen: np.ndarray) -> tuple[list[flo
 
 
 def _put(fresh: Path, folder: Path) -> None:
-    """Rename a finished folder into place; what stood there was damaged."""
+    """Rename a finished folder into place. If one is there already, it is damaged, and is removed."""
     fresh.chmod(0o755)
     if folder.exists():
         aside = Path(tempfile.mkdtemp(prefix=".old-", dir=folder.parent))
@@ -319,7 +322,7 @@ def _put(fresh: Path, folder: Path) -> None:
 
 
 def _open(folder: Path, key: str, source: Source) -> DataSet | None:
-    """A cache folder, or None where it is missing, damaged or of another key."""
+    """Open a cache folder; None if it is missing or damaged, or has another key."""
     try:
         document = parse((folder / "data.json").read_text())
         sound = document["data_hash"] == key and all((folder / n).stat().st_size == size for n, size in document["bytes"].items())

@@ -1,4 +1,4 @@
-"""Where the cache of decoded and fetched data is, and whether it can be trusted."""
+"""Where the cache for decoded and fetched data is, and whether it can be trusted."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from vit_search.files import open_to_others
 
 
 def default_cache() -> Path:
-    """`$VIT_SEARCH_CACHE`, else `$XDG_CACHE_HOME/vit_search`, else `~/.cache/vit_search`.
+    """The cache folder: `$VIT_SEARCH_CACHE`, or `$XDG_CACHE_HOME/vit_search`, or `~/.cache/vit_search`.
 
-    Raises: DataError where none of them says where.
+    Raises: DataError if neither is set and the account has no home folder.
     """
     folder = os.environ.get("VIT_SEARCH_CACHE")
     try:
@@ -23,9 +23,9 @@ def default_cache() -> Path:
 
 
 def make_cache(cache: Path) -> None:
-    """Make the folder, which other accounts can read and not change, whatever the umask is.
+    """Make the folder. Whatever the umask is, other accounts can only read it.
 
-    Raises: OSError where that does not work.
+    Raises: OSError if that fails.
     """
     if not cache.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -33,9 +33,12 @@ def make_cache(cache: Path) -> None:
 
 
 def refuse_open_to_others(*folders: Path) -> None:
-    """Raises: DataError where other accounts could put other images or labels into the cache."""
+    """Refuse folders of the cache that other accounts could change. A missing folder is fine.
+
+    Raises: DataError.
+    """
     for folder in folders:
-        with contextlib.suppress(OSError):  # missing; what cannot be looked at cannot be read either
+        with contextlib.suppress(OSError):  # it is missing, or cannot be read anyway
             reason = open_to_others(folder)
             if reason:
                 mend = "chown it and chmod go-w, or set VIT_SEARCH_CACHE to another"
@@ -43,5 +46,5 @@ def refuse_open_to_others(*folders: Path) -> None:
 
 
 def cannot_be_written(cache: Path, error: OSError) -> DataError:
-    """The line for a cache that has no room, or belongs to others."""
+    """The error for a cache without space or without the right to write."""
     return DataError(f"{cache}: the data cache cannot be written ({error.strerror}); set VIT_SEARCH_CACHE to a folder that can.")

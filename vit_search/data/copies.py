@@ -1,4 +1,4 @@
-"""Images that a data set has more than once, byte for byte, with different labels or with the same label."""
+"""Find images that a data set has more than once, byte for byte, with equal or different labels."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ from vit_search.data.split import SplitName
 from vit_search.text import counted, listed
 
 CHEAP_BYTES = 2**28
-"""Of images that `lint` and `plan` hash: about a second. `run` hashes all of them."""
+"""Bytes of images that `lint` and `plan` hash at most: about a second. `run` hashes all images that may be copies."""
 
 Pair = tuple[int, int]
-"""An image, and an earlier one of the same bytes, which comes first."""
+"""Two images with the same bytes; the earlier one comes first."""
 
 
 @dataclass(frozen=True)
 class Copies:
-    """Which images have the bytes of an earlier one."""
+    """The images whose bytes an earlier image has."""
 
     other_label: tuple[Pair, ...] = ()
     same_label: tuple[Pair, ...] = ()
 
 
 def find_copies(source: Source, *, most_bytes: int | None = None) -> Copies:
-    """Images of the same bytes. Only files of the same size are read; empty ones are no images, which decoding says.
+    """Find images with the same bytes. Only files whose size occurs more than once are read.
+
+    Empty files are left out: decoding reports them. If sizes are not known without reading, as in a Parquet file, all images are read.
 
     Args:
-        source: where its images are no files, there are no copies: MNIST, CIFAR and the digits are taken as they are.
-        most_bytes: to be read; None for all. Where there are more, nothing is looked for.
+        source: if its images are not files (MNIST, CIFAR, digits), nothing is found.
+        most_bytes: bytes to read at most; None for no limit. If known sizes exceed it, nothing is found.
     """
     if not len(source.labels) or source.file(0) is None:
         return Copies()
@@ -57,20 +59,20 @@ def find_copies(source: Source, *, most_bytes: int | None = None) -> Copies:
 
 
 def _digests(source: Source, indices: Sequence[int], *, whole_set: bool) -> list[str]:
-    """sha256 of some images; where the whole set is prepared, its data hash has those of folders and tables already."""
+    """sha256 of some images. If the whole set is prepared, a streamable source has computed them already, for its data hash."""
     if whole_set and source.reader is not None:
         return [source.content_hash(index) for index in indices]
     files = [source.file(index) for index in indices] if isinstance(source.file(0), Path) else []
     if files:
         return sha256_of_all([file for file in files if isinstance(file, Path)])
-    contents = (source.file(index) for index in indices)  # one after another: a row group is read once
+    contents = (source.file(index) for index in indices)  # in order, so that each row group is read once
     return [hashlib.sha256(content if isinstance(content, bytes) else b"").hexdigest() for content in contents]
 
 
 def contradictions_note(source: Source, copies: Copies) -> str:
-    """Copies with different labels, in words, one pair for each image; empty where there are none.
+    """Copies with different labels in words, one pair for each image; empty if there are none.
 
-    It is no error: an empty tile may well be in two classes.
+    They are no error: an empty tile may really belong to two classes.
     """
     if not copies.other_label:
         return ""
@@ -82,7 +84,7 @@ def contradictions_note(source: Source, copies: Copies) -> str:
 
 
 def copies_note(source: Source, copies: Copies) -> str:
-    """Copies with the same label, in words; empty where there are none."""
+    """Copies with the same label in words; empty if there are none."""
     if not copies.same_label:
         return ""
     number = len(copies.same_label)
@@ -91,7 +93,7 @@ def copies_note(source: Source, copies: Copies) -> str:
 
 
 def across_splits_note(source: Source, copies: Copies, splits: Mapping[SplitName, np.ndarray]) -> str:
-    """Copies of which two splits have one each, in words; empty where there are none."""
+    """Copies with the same label that are in two splits, in words; empty if there are none."""
     split_of = {int(index): name for name, indices in splits.items() for index in indices}
     pairs = [pair for pair in copies.same_label if pair[0] in split_of and pair[1] in split_of and split_of[pair[0]] != split_of[pair[1]]]
     if not pairs:
@@ -100,5 +102,4 @@ def across_splits_note(source: Source, copies: Copies, splits: Mapping[SplitName
 
 
 def _examples(source: Source, pairs: Sequence[Pair]) -> str:
-    """The first few of many pairs."""
     return listed([source.places(pair) for pair in pairs])

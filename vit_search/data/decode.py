@@ -1,4 +1,7 @@
-"""One image file, or its pixels, as bytes of a given size: which formats are read, and how they are scaled."""
+"""Decode one image, from a file or from pixels, to a given size: which formats are read, and how values are scaled.
+
+Training, `predict` and serving use the same functions, so that all of them see the same pixels.
+"""
 
 from __future__ import annotations
 
@@ -29,23 +32,23 @@ T = TypeVar("T")
 
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI")
 NAMED_FORMATS = {".tga": ("TGA",)}
-"""Formats that only the file's ending tells: their content begins like any other."""
+"""Formats that only the ending of the file name tells. Their content has no signature."""
 
 DAMAGED_SHOWN = 20
-"""Damaged images that one message names."""
+"""Damaged images that one message names at most."""
 
 _SUBFILE, _COPY_OR_MASK = 254, 1 | 4
-"""The tag of a TIFF page that says what it is, and the bits of a smaller copy and of a mask."""
+"""The tag that says what a TIFF page is, and its bits for a smaller copy and for a mask."""
 
 REPLACE = "; replace or remove it."
-"""What to do with a damaged file of a data set."""
+"""End of a message about a damaged file of a data set: what to do."""
 
 TURNED_BY = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
-"""Where Pillow looks for the orientation of an image that is no TIFF."""
+"""Where Pillow finds the orientation of an image that is not a TIFF."""
 
 MAX_FILE_BYTES = 64 * 2**20
 STRIP_PIXELS = 2**20
-"""Pixels that are converted at once, so that no second copy of a large image is made on the way."""
+"""Pixels that are converted at once: converting a large image as a whole would need one more copy of it."""
 
 
 def read_image(
@@ -61,13 +64,14 @@ def read_image(
 
     Args:
         file: its path, or its content.
-        size: height and width; the image is scaled until it covers them (bilinear, antialiased), and its centre cut out.
-        channels: 1 (grey) or 3 (RGB); transparency is laid on black. Any other number is read as with a depth.
-        bit_depth: None converts what the file has to bytes. With 8 or 16, the file must have this depth and these channels.
-        max_pixels: width times height of the largest image that is decoded, at up to 8 bytes of memory a pixel.
-        for_model: whether it is for a trained model: a message then says what this model takes, and names no key of a search file.
-    Returns: uint8 (channels, height, width); uint16 with a depth of 16.
-    Raises: DataError that names the file and what is wrong with it.
+        size: height and width; None keeps the file's. The image is scaled until it covers them (bilinear, antialiased), and its centre is
+            cut out.
+        channels: 1 (grey) or 3 (RGB); transparent images get a black background. Any other number is read as if `bit_depth` were given.
+        bit_depth: None converts all values to 8 bits. With 8 or 16, the file must have exactly this depth and these channels.
+        max_pixels: width times height of the largest image that is decoded. Decoding takes up to 8 bytes of memory per pixel.
+        for_model: whether a trained model gets the image. Messages then say what this model takes, and name no key of a search file.
+    Returns: uint8 (channels, height, width), or uint16 with a depth of 16.
+    Raises: DataError that names the file and says what is wrong with it.
     """
     name = "image" if isinstance(file, bytes) else str(file)
     try:
@@ -81,7 +85,7 @@ def read_image(
             warnings.simplefilter("ignore")
             with _opened(raw, "" if isinstance(file, bytes) else file.suffix, max_pixels) as opened:
                 return _decoded(opened, size, channels)
-    except Exception as error:  # a decoder raises what damaged bytes lead it to: struct.error and TypeError for EXIF, say
+    except Exception as error:  # damaged bytes can make a decoder raise anything, for example struct.error or TypeError for EXIF
         reason = error if isinstance(error, DataError) else undecodable(error, max_pixels)
         text = str(reason)
         if for_model and isinstance(reason, UnfitError):
@@ -92,11 +96,11 @@ def read_image(
 
 
 def check_file(file: Path | bytes, channels: int, bit_depth: int | None = None) -> Header | None:
-    """Refuse an image file that `read_image` refuses by its header. Decodes nothing.
+    """Refuse an image file whose header `read_image` would refuse. Nothing is decoded.
 
     Args:
-        file, channels, bit_depth: as of `read_image`.
-    Returns: the header; None where it is of a format that `header_of` does not know, or says less than `read_image` needs.
+        file, channels, bit_depth: see `read_image`.
+    Returns: the header; None if `header_of` does not know the format, or the header lacks something.
     Raises: DataError without the file's name.
     """
     try:
@@ -119,7 +123,7 @@ def check_file(file: Path | bytes, channels: int, bit_depth: int | None = None) 
 
 
 def kind_taken(channels: int, bit_depth: int | None) -> str:
-    """What a model takes that was trained on images which were read in this way, in words."""
+    """Which images a model takes, in words, if its training read images in this way."""
     if not is_exact(channels, bit_depth):
         return "grey and colour images, as PNG or JPEG"
     bits = bit_depth or 8
@@ -128,7 +132,7 @@ def kind_taken(channels: int, bit_depth: int | None) -> str:
 
 
 def undecodable(error: Exception, max_pixels: int = MAX_PIXELS) -> DataError:
-    """What reading a file or a decoder raised, in our own words, without the file's name."""
+    """Turn an error of the file system or of a decoder into a message of ours, without the file's name."""
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError)):
@@ -144,10 +148,10 @@ def undecodable(error: Exception, max_pixels: int = MAX_PIXELS) -> DataError:
 
 
 def _opened(file: Path | bytes, suffix: str, max_pixels: int) -> Any:
-    """An open PIL image of which no pixels are read; a context.
+    """Open an image with Pillow, as a context manager. No pixels are read.
 
     Args:
-        suffix: of the file's name, if it has one.
+        suffix: ending of the file's name, if it has one.
     Raises: DataError without the file's name.
     """
     from PIL import Image, UnidentifiedImageError
@@ -166,9 +170,9 @@ def _opened(file: Path | bytes, suffix: str, max_pixels: int) -> Any:
 
 @cache
 def _quieten_pillow() -> None:
-    """Pillow and its libtiff print what they think of a file to the terminal, besides the error that we turn into a message."""
+    """Keep Pillow and its libtiff from printing warnings: our error message is enough."""
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    with contextlib.suppress(OSError, AttributeError):  # without it, there is only a line too many
+    with contextlib.suppress(OSError, AttributeError):  # if this fails, there is only a line too many
         loaded = {line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libtiff" in line}
         for path in loaded:
             library = ctypes.CDLL(path)
@@ -178,7 +182,7 @@ def _quieten_pillow() -> None:
 
 
 def _unidentified(file: Path | bytes, error: Exception) -> DataError:
-    """Why Pillow knows no way to read a file: it has other channels than grey and RGB, is an array, or is no image."""
+    """Why Pillow cannot read a file: other channels than grey and RGB, an array, or no image at all."""
     try:
         header = header_of(file)
         if header.format not in ("TIFF", "NPY"):
@@ -197,10 +201,10 @@ def _unidentified(file: Path | bytes, error: Exception) -> DataError:
 
 
 def _check_pages(image: Any) -> None:
-    """Refuse a TIFF file whose pages may be the channels of one image: all grey, and of one size and type. Others are read by their first.
+    """Refuse a TIFF file whose pages may be the channels of one image: all grey, of one size and type. Of others, the first page is read.
 
     Args:
-        image: of Pillow, open; the same as its first page afterwards.
+        image: open, from Pillow. It is back at its first page afterwards.
     Raises: UnfitError without the file's name.
     """
     first, pages = (image.size, image.mode), 0
@@ -227,14 +231,14 @@ def _check_pages(image: Any) -> None:
 
 
 def _decoded(opened: Any, size: tuple[int, int] | None, channels: int) -> np.ndarray:
-    """The pixels of an open PIL image: uint8 (channels, height, width)."""
+    """Decode an open Pillow image to uint8 (channels, height, width)."""
     from PIL import ImageOps
 
     image = opened
     image.load()
     if _may_be_turned(image):
         ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith(("I", "F")):  # 16 bits and more a pixel
+    if image.mode.startswith(("I", "F")):  # 16 or more bits per pixel
         image = _to_bytes(image, opened.format == "PPM")
     if image.mode in ("P", "PA", "LA", "RGBA") or "transparency" in image.info:
         image = _in_strips(image, "RGB", _on_black)
@@ -242,16 +246,17 @@ def _decoded(opened: Any, size: tuple[int, int] | None, channels: int) -> np.nda
 
 
 def is_exact(channels: int, bit_depth: int | None) -> bool:
-    """Whether values are read as the file has them, and a file of another depth or number of channels is refused."""
+    """Whether values are read as the file has them. A file with another depth or number of channels is then refused."""
     return bit_depth is not None or channels not in (1, 3)
 
 
 def begins_as_image(content: bytes, name: str = "", *, npy: bool = False) -> bool:
-    """Whether a file's first 16 bytes are those of a format that `read_image` takes.
+    """Whether the first 16 bytes are those of a format that `read_image` reads.
 
     Args:
-        content: of the file, or its beginning. name: of the file; for formats that only the ending tells, all content is good.
-        npy: whether NPY is one of the formats.
+        content: the file's content, or its beginning.
+        name: the file's name. If its ending is in NAMED_FORMATS, every content is accepted.
+        npy: whether NPY counts as such a format.
     """
     from PIL import Image
 
@@ -260,25 +265,27 @@ def begins_as_image(content: bytes, name: str = "", *, npy: bool = False) -> boo
     if Path(name).suffix.lower() in NAMED_FORMATS:
         return True
     Image.init()
-    head = content[:16].ljust(16, b"\0")  # some look at bytes that a shorter file lacks
+    head = content[:16].ljust(16, b"\0")  # some checks read bytes that a shorter file lacks
     accepts = (Image.OPEN[image_format][1] for image_format in IMAGE_FORMATS if image_format in Image.OPEN)
     return any(accept is not None and accept(head) for accept in accepts)
 
 
 def _may_be_turned(image: Any) -> bool:
-    """Whether a loaded PIL image has tags that may say which side is up. Pillow takes 12 µs to say so, which is much for a small image."""
+    """Whether a loaded Pillow image has tags that may say which side is up.
+
+    Pillow's own check takes 12 µs, which is much for a small image.
+    """
     return hasattr(image, "tag_v2") or getattr(image, "_exif", None) is not None or any(key in image.info for key in TURNED_BY)
 
 
 def _strips(image: Any) -> Iterator[tuple[int, Any]]:
-    """The strips of rows of a PIL image: the first row of each, and a copy of the strip."""
+    """Cut a Pillow image into strips of rows. Yields the first row of each strip, and a copy of the strip."""
     rows = max(1, STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def _in_strips(image: Any, mode: str, convert: Callable[[Any], Any]) -> Any:
-    """A PIL image of another mode, each strip of rows as `convert` makes it."""
     from PIL import Image
 
     whole = Image.new(mode, image.size)
@@ -288,7 +295,6 @@ def _in_strips(image: Any, mode: str, convert: Callable[[Any], Any]) -> Any:
 
 
 def _on_black(image: Any) -> Any:
-    """A PIL image without its transparency."""
     from PIL import Image
 
     image = image.convert("RGBA")
@@ -296,12 +302,15 @@ def _on_black(image: Any) -> Any:
 
 
 def _to_bytes(image: Any, full_range: bool) -> Any:
-    """A PIL image of 16 or 32 bits a pixel on the scale 0 to 255.
+    """Scale a Pillow image of 16 or 32 bits per pixel to 0 to 255. White is taken to be
 
-    16 bits are taken to run to 65,535, and so are 32-bit integers above 255. Fractions run to 1, or to 255 where one is above 1.
+    - 65,535 for 16 bits,
+    - 255 for 32-bit integers, or 65,535 if one is above 255,
+    - 1 for fractions, or 255 if one is above 1.
+
     Args:
-        full_range: whether 32-bit integers run to 65,535 whatever they are, as Pillow makes them of a PPM file.
-    Raises: DataError where the scale cannot be told.
+        full_range: whether white is always 65,535 for 32-bit integers: Pillow makes such integers from PPM files.
+    Raises: DataError if the values fit none of these.
     """
     from PIL import Image
 
@@ -324,7 +333,7 @@ def _to_bytes(image: Any, full_range: bool) -> Any:
 
 
 def read_images(files: Sequence[Path], size: tuple[int, int], channels: int, bit_depth: int | None = None, *, source: str) -> np.ndarray:
-    """What `read_image` makes of each of many files for a trained model; see `read_all`."""
+    """Read many files for a trained model with `read_image`; see `read_all`."""
     read = partial(read_image, size=size, channels=channels, bit_depth=bit_depth, for_model=True)
     return read_all(files, read, (channels, *size), source=source, bits=bit_depth or 8)
 
@@ -332,23 +341,23 @@ def read_images(files: Sequence[Path], size: tuple[int, int], channels: int, bit
 def read_all(
     images: Sequence[T], read: Callable[[T], np.ndarray], shape: tuple[int, int, int], *, source: str, bits: int = 8
 ) -> np.ndarray:
-    """What `read` makes of each of many images.
+    """Decode many images with `read`, on all cores.
 
     Args:
-        shape: channels, height and width of each.
-        source: what the images belong to, for the message.
-        bits: of a value, 8 or 16.
+        shape: channels, height and width of each image.
+        source: what the images belong to, for messages.
+        bits: bits of one value, 8 or 16.
     Returns: uint8 or uint16 (n, channels, height, width).
-    Raises: DataError that names all images that cannot be used, or the first DAMAGED_SHOWN and their count; PixelsError for the first
-        that is not as a source must give it.
+    Raises: DataError that counts all images that cannot be used, and names the first DAMAGED_SHOWN; PixelsError for the first that breaks
+        the rules for sources.
     """
     from PIL import Image
 
-    Image.preinit()  # once, and not in each process
+    Image.preinit()  # once, not in each process
     pixels = shared_array((len(images), *shape), bits)
 
     def decode(chunk: range) -> tuple[list[str], PixelsError | None]:
-        """What is wrong with some of the images; one that no source may give ends it all."""
+        """What is wrong with some of the images. It stops at an image that breaks the rules for sources."""
         problems: list[str] = []
         for i in chunk:
             try:
@@ -376,13 +385,13 @@ def read_all(
 
 
 def fit_pixels(pixels: np.ndarray, size: tuple[int, int] | None, channels: int, bit_depth: int | None = None) -> np.ndarray:
-    """What `read_image` makes of an image that is decoded already: the same numbers as of its file.
+    """Convert an image that is decoded already. The result is the same as `read_image` of its file.
 
     Args:
-        pixels: uint8 (height, width) or (height, width, 1), which are grey, or (height, width, 3), which is RGB. With a depth, or other
-            channels: uint8 or uint16 (height, width, channels).
-        size, channels, bit_depth: as of `read_image`.
-    Returns: uint8 (channels, height, width); uint16 with a depth of 16.
+        pixels: uint8 (height, width) or (height, width, 1) for grey, (height, width, 3) for RGB. With a bit depth, or other channels: uint8
+            or uint16 (height, width, channels).
+        size, channels, bit_depth: see `read_image`.
+    Returns: uint8 (channels, height, width), or uint16 with a depth of 16.
     Raises: PixelsError for any other array.
     """
     if is_exact(channels, bit_depth):
@@ -398,7 +407,7 @@ def fit_pixels(pixels: np.ndarray, size: tuple[int, int] | None, channels: int, 
 
 
 def _fitted_array(pixels: np.ndarray, size: tuple[int, int] | None, channels: int) -> np.ndarray:
-    """uint8 (height, width), which is grey, or (height, width, 3), to channels first, in the wanted size and colours."""
+    """Convert uint8 (height, width), which is grey, or (height, width, 3) to channels first, in the wanted size and colours."""
     from PIL import Image
 
     if pixels.ndim == (2 if channels == 1 else 3) and size in (None, pixels.shape[:2]):
@@ -407,7 +416,7 @@ def _fitted_array(pixels: np.ndarray, size: tuple[int, int] | None, channels: in
 
 
 def _fitted(image: Any, size: tuple[int, int] | None, channels: int) -> np.ndarray:
-    """A PIL image, in grey or RGB, to bytes."""
+    """Convert a Pillow image to uint8 (channels, height, width), in the wanted size and colours."""
     from PIL import Image, ImageOps
 
     mode = "L" if channels == 1 else "RGB"
@@ -419,7 +428,7 @@ def _fitted(image: Any, size: tuple[int, int] | None, channels: int) -> np.ndarr
 
 
 def _bounded(file: Path) -> bytes:
-    """The content of a file. Path.stat and Path.read_bytes take 20 µs longer, a tenth of what a small image takes."""
+    """Read a file that is not too large. Path.stat and Path.read_bytes take 20 µs longer: a tenth of the time for a small image."""
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(descriptor).st_size

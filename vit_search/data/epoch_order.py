@@ -10,9 +10,10 @@ def epoch_order(labels: Tensor, weights: Tensor | None, generator: Generator, *,
     """The images that an epoch shows: indices in random order, on the CPU. Images of weight 0 are left out.
 
     Args:
-        labels: (n,). weights: (n,); None: there are none.
+        labels: (n,).
+        weights: (n,); None if the images have no weights.
         generator: on the CPU.
-        balanced: whether each class is shown equally often.
+        balanced: whether each class is shown equally often; see `balanced_order`.
     """
     if weights is None:
         return balanced_order(labels.cpu(), generator) if balanced else uniform_order(len(labels), generator)
@@ -21,15 +22,15 @@ def epoch_order(labels: Tensor, weights: Tensor | None, generator: Generator, *,
 
 
 def uniform_order(count: int, generator: Generator) -> Tensor:
-    """Each image once: (count,), indices in random order, on the CPU."""
+    """Each image once, in random order: (count,) indices, on the CPU."""
     return torch.randperm(count, generator=generator)
 
 
 def balanced_order(labels: Tensor, generator: Generator) -> Tensor:
-    """As many images of each class as of each other, give or take one: (images,), indices in random order, on the CPU.
+    """Equally many images of each class, up to a difference of one: (images,) indices in random order, on the CPU.
 
-    An epoch keeps its length. Two images of a class differ by at most one in how often they are shown, so a rare class is shown as a
-    whole again and again, and of a frequent one a part, drawn anew in each epoch.
+    The epoch keeps its length. Two images of one class differ by at most one in how often they are shown. So all images of a rare class are
+    repeated, and each epoch draws a new part of a frequent class.
 
     Args:
         labels: (images,), on the CPU. Classes without images are left out.

@@ -1,7 +1,7 @@
-"""Images with the depth and the channels that their files have: 8 or 16 bits a value, 1 to 16 channels.
+"""Read images with exactly the depth and channels of their files: 8 or 16 bits per value, 1 to 16 channels.
 
-Nothing is converted: a file of another depth or number of channels is refused. PNG, TIFF and NPY may have 16 bits; TIFF and NPY may
-have any number of channels. Training, prediction and serving read images by this one way.
+Nothing is converted. A file with another depth or number of channels is refused. PNG, TIFF and NPY files may have 16 bits; TIFF and NPY
+files may have any number of channels. Callers use decode.py.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from vit_search.errors import DataError, TooLargeError
 from vit_search.text import counted
 
 BYTES_A_PIXEL = 8
-"""Bytes that a decoded image may have for each pixel that it may have."""
+"""A decoded image may have this many bytes for each pixel of the largest image allowed."""
 
 _PALETTE, _MINISWHITE, _MINISBLACK, _RGB, _YCBCR = 3, 0, 1, 2, 6
-"""How a TIFF file says what its values mean."""
+"""Values of the TIFF tag that says what colours a file has."""
 
 _JPEG_IN_TIFF = 7
 _ORIENTATION = 0x0112
 
 
 def read_exact(raw: bytes, size: tuple[int, int] | None, channels: int, bits: int, *, max_pixels: int) -> np.ndarray:
-    """Decode the content of an image file as it is, upright, and resize it.
+    """Decode the content of an image file without conversion, upright, and resize it.
 
     Args:
-        size: height and width, as of `read_image`; None for those of the file.
+        size: height and width, as in `read_image`; None keeps the file's.
         channels, bits: what the file must have.
         max_pixels: width times height of the largest image that is decoded.
     Returns: uint8 or uint16 (channels, height, width).
-    Raises: DataError that says what is wrong with it, without the file's name; what a decoder raises for a damaged file.
+    Raises: DataError that says what is wrong, without the file's name. For a damaged file, also whatever the decoder raises.
     """
     header = header_of(raw)
     check_header(header, channels, bits)
@@ -55,7 +55,7 @@ def read_exact(raw: bytes, size: tuple[int, int] | None, channels: int, bits: in
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Refuse an image that is too large to be decoded.
+    """Refuse an image with too many pixels.
 
     Raises: TooLargeError without the file's name.
     """
@@ -64,7 +64,7 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def fit_exact(pixels: np.ndarray, size: tuple[int, int] | None, channels: int, bits: int) -> np.ndarray:
-    """What `read_exact` makes of an image that is decoded already: the same numbers as of its file.
+    """Convert an image that is decoded already. The result is the same as `read_exact` of its file.
 
     Args:
         pixels: uint8 or uint16 (height, width) for one channel, or (height, width, channels).
@@ -81,7 +81,7 @@ def fit_exact(pixels: np.ndarray, size: tuple[int, int] | None, channels: int, b
 
 
 def check_header(header: Header, channels: int, bits: int) -> None:
-    """Refuse a file whose values are not as they are wanted.
+    """Refuse a file whose depth, type or number of channels is not the wanted one.
 
     Raises: UnfitError without the file's name.
     """
@@ -128,10 +128,10 @@ def check_pages(header: Header) -> None:
 
 
 def resized(pixels: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """Scale an image until it covers a height and width (bilinear, antialiased), and cut out its centre; each channel by itself.
+    """Scale an image until it covers a height and width (bilinear, antialiased), and cut out its centre. Each channel is scaled by itself.
 
     Args:
-        pixels: uint8 or uint16 (channels, height, width). 16 bits are computed in float32 and rounded.
+        pixels: uint8 or uint16 (channels, height, width). uint16 is computed in float32 and rounded.
     """
     kind = pixels.dtype.newbyteorder("=")
     if size is None or pixels.shape[1:] == size:
@@ -148,10 +148,11 @@ def resized(pixels: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """An upright image.
+    """Turn an image upright.
 
     Args:
-        pixels: (height, width, channels). orientation: as EXIF and TIFF count it; 1 is upright, and so is what is none of 1 to 8.
+        pixels: (height, width, channels).
+        orientation: number from EXIF or TIFF. 1 is upright; so is every number outside 1 to 8.
     """
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
@@ -163,7 +164,7 @@ def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _read_npy(raw: bytes) -> np.ndarray:
-    """(height, width, channels) of a `.npy` file."""
+    """Decode a `.npy` file to (height, width, channels)."""
     file = io.BytesIO(raw)
     found = npy_header(file)
     shape, begin = (found.header.height, found.header.width, found.header.channels), file.tell()
@@ -175,7 +176,7 @@ def _read_npy(raw: bytes) -> np.ndarray:
 
 
 def _read_tiff(raw: bytes) -> np.ndarray:
-    """(height, width, channels) of a TIFF file."""
+    """Decode a TIFF file to (height, width, channels)."""
     with tiff_file(io.BytesIO(raw)) as tiff:
         pages = tiff_pages(tiff)
         first = pages[0]
@@ -194,15 +195,15 @@ def _read_tiff(raw: bytes) -> np.ndarray:
 
 
 def _read_deep_png(raw: bytes) -> np.ndarray:
-    """(height, width, channels) of a PNG file of 16 bits; Pillow would give 8 where it has colours or transparency."""
-    import imagecodecs  # here: few searches need it
+    """Decode a 16-bit PNG file to (height, width, channels). Pillow would give 8 bits for colours or transparency."""
+    import imagecodecs  # imported here: few searches need it
 
     pixels: np.ndarray = imagecodecs.png_decode(raw)
     return turned(pixels[..., None] if pixels.ndim == 2 else pixels, _orientation(raw))
 
 
 def _orientation(raw: bytes) -> int:
-    """Of a PNG file, from its EXIF data, if it has any."""
+    """The orientation of a PNG file from its EXIF data; 1 (upright) if it has none."""
     if b"eXIf" not in raw:
         return 1
     from PIL import Image
@@ -212,7 +213,7 @@ def _orientation(raw: bytes) -> int:
 
 
 def _read_by_pillow(raw: bytes) -> np.ndarray:
-    """(height, width, channels) of a file of 8 bits."""
+    """Decode an 8-bit file to (height, width, channels)."""
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(raw), formats=("PNG", *EIGHT_BITS)) as opened:

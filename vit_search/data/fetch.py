@@ -1,13 +1,12 @@
-"""Copies the files behind a URL into the cache, once per machine, so that a source can open them as files.
+"""Copy the files behind a URL into the cache, once per machine, so that a source can open them as files.
 
     remote/KEY/                 one folder for each URL
       .lock                     held by the process that fetches; others wait for it
-      objects/IDENTITY          one file in one version: complete, since it got this name after it was checked
-      objects/IDENTITY.part     the beginning of one, which the next start continues
-      LISTING/                  all files by their names, as links to the objects: complete, since it got this name at the end
+      objects/IDENTITY          one version of one file; it gets this name after a check, so it is always complete
+      objects/IDENTITY.part     the beginning of a file; the next start continues it
+      LISTING/                  all files by name, as links to the objects; it gets this name last, so it is always complete
 
-If the files behind the URL change, only the changed ones are fetched, and there is a new LISTING. A search that still reads the
-old one is not disturbed.
+If files behind the URL change, only those are fetched, into a new LISTING. A search that still reads the old LISTING is not disturbed.
 """
 
 from __future__ import annotations
@@ -39,34 +38,34 @@ from vit_search.files import locked
 from vit_search.text import counted
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)
-"""Between tries to fetch a file. A try that brings some of it starts them anew."""
+"""Seconds between tries to fetch a file. After a try that brought a part of it, the list starts again."""
 
 BLOCK = 8 * 2**20
-"""Bytes that are asked for at once of a file in a bucket. What is lost with a broken connection, at most."""
+"""Bytes per request for a file in a bucket. A broken connection loses at most so many."""
 
 
 class _Stopped(Exception):
-    """Another file could not be fetched, or the user has had enough."""
+    """Another file could not be fetched, or the user interrupted."""
 
 
 @dataclass(frozen=True)
 class LocalCopy:
-    """What stands for a URL on this machine."""
+    """The copy of what is behind a URL on this machine."""
 
     url: str
     folder: Path
-    """Of all files."""
+    """Folder of all files."""
     path: str
-    """As Listing.path."""
+    """See Listing.path."""
 
     @property
     def at(self) -> Path:
-        """What the URL itself stands for: a folder, one file, or a path with braces."""
+        """Where the URL's own target is: a folder, one file, or a path with braces."""
         return self.folder / self.path if self.path else self.folder
 
     @contextlib.contextmanager
     def naming_url(self) -> Iterator[None]:
-        """What is wrong with a file is said of the file behind the URL, which the user can change."""
+        """Errors about a local file name the file behind the URL, because the user can change that one."""
         above = before_braces(self.url)[0] if has_braces(self.url) else self.url.rpartition("/")[0] if self.path else self.url
         try:
             yield
@@ -76,9 +75,9 @@ class LocalCopy:
 
 @contextlib.contextmanager
 def fetched(config: DataConfig, cache: Path | None = None) -> Iterator[DataConfig]:
-    """The config with a path of this machine: for a URL, that of the copy, which is fetched where it is missing or out of date.
+    """The config with a local path. If its path is a URL, the files are fetched first, unless an up-to-date copy is there.
 
-    Raises: as `fetch`.
+    Raises: see `fetch`.
     """
     if config.path is None or not is_url(config.path):
         yield config
@@ -91,22 +90,22 @@ def fetched(config: DataConfig, cache: Path | None = None) -> Iterator[DataConfi
 
 
 def fetch(url: str, cache: Path | None = None, beside: tuple[str, ...] = ()) -> LocalCopy:
-    """Copy all files behind a URL into the cache, unless they are there already.
+    """Copy all files behind a URL into the cache, unless they are there.
 
-    Two processes may do so at once: one fetches, and the other waits for it.
+    Two processes may call this at once: one fetches, and the other waits.
 
     Args:
-        beside: as of `list_files`.
-    Raises: DataError in one line, SpecError for a URL that is not read. What is complete stays, and the next call goes on from there.
+        beside: see `list_files`.
+    Raises: DataError in one line; SpecError for a URL of a kind that is not supported. The next call continues with what has arrived.
     """
     return fetch_listed(list_files(url, beside), cache)
 
 
 def fetch_listed(listing: Listing, cache: Path | None = None, system: Any = None) -> LocalCopy:
-    """Copy all files of a listing into the cache, as `fetch` does.
+    """Copy all files of a listing into the cache; see `fetch`.
 
     Args:
-        system: fsspec's; by default, that of the listing's URL.
+        system: an fsspec file system. Default: the one for the listing's URL.
     """
     cache = cache or default_cache()
     home = _home(listing.url, cache)
@@ -128,7 +127,7 @@ def fetch_listed(listing: Listing, cache: Path | None = None, system: Any = None
 
 
 def local_copy(listing: Listing, cache: Path | None = None) -> LocalCopy | None:
-    """The copy of these files, or None where it is not complete. Nothing is fetched."""
+    """The copy of these files; None if it is not complete. Nothing is fetched."""
     folder = _home(listing.url, cache or default_cache()) / listing.identity
     refuse_open_to_others(folder.parent, folder)
     return LocalCopy(listing.url, folder, listing.path) if folder.is_dir() else None
@@ -139,9 +138,9 @@ def _home(url: str, cache: Path) -> Path:
 
 
 def _fetch_objects(listing: Listing, objects: Path, system: Any) -> None:
-    """Fetch every file of which there is no object yet, many at once.
+    """Fetch every file that has no object yet, many at once.
 
-    Raises: DataError for the first that cannot be fetched.
+    Raises: DataError for the first file that cannot be fetched.
     """
     there = {entry.name for entry in os.scandir(objects)}
     missing = [file for file in {file.identity: file for file in listing.files}.values() if file.identity not in there]
@@ -169,16 +168,16 @@ def _fetch_objects(listing: Listing, objects: Path, system: Any) -> None:
 
 
 class _Fetcher:
-    """Fetches one file after the other; many threads use it at once."""
+    """Fetches single files. Many threads share one."""
 
     def __init__(self, system: Any, objects: Path, advance: Advance, stopped: threading.Event) -> None:
         self._system, self._objects, self._advance, self._stopped = system, objects, advance, stopped
         self._protocols = system.protocol if isinstance(system.protocol, (tuple, list)) else (system.protocol,)
 
     def fetch(self, file: RemoteFile) -> None:
-        """Fetch a file, check it, and give it its name.
+        """Fetch one file, check it, and give it its final name.
 
-        Raises: DataError where it cannot be fetched after some tries, or arrives damaged; OSError where it cannot be written.
+        Raises: DataError if it cannot be fetched after several tries, or has changed meanwhile; OSError if it cannot be written.
         """
         part = self._objects / f"{file.identity}.part"
         bring = self._stream if "http" in self._protocols else self._blocks
@@ -207,7 +206,7 @@ class _Fetcher:
                     raise _Stopped from None
 
     def _blocks(self, file: RemoteFile, part: Path) -> None:
-        """Append what is missing, block by block."""
+        """Append the missing part, block by block."""
         assert file.size is not None, "buckets say the size of each file"
         with part.open("ab") as out:
             while (begin := out.tell()) < file.size:
@@ -221,7 +220,7 @@ class _Fetcher:
                 self._advance(len(block))
 
     def _stream(self, file: RemoteFile, part: Path) -> None:
-        """Append what is missing; all of it where the server sends no part of a file."""
+        """Append the missing part, or fetch the whole file again if the server sends no parts."""
         with part.open("ab") as out:
             begin = out.tell()
             if begin and begin == file.size:
@@ -232,7 +231,10 @@ class _Fetcher:
             self._system.get_file(file.address, out, callback=_watching(self, out, begin, file.size), headers=headers)
 
     def _check(self, file: RemoteFile, part: Path) -> None:
-        """Raises: Passing where the content is not what the server says, once; DataError where it has changed meanwhile."""
+        """Compare what arrived with what the server says.
+
+        Raises: Passing if they differ; DataError if the file changed while it was fetched.
+        """
         size = part.stat().st_size
         if file.size is not None and size < file.size:
             raise Passing(f"{size:,} of {file.size:,} bytes arrived")
@@ -245,7 +247,7 @@ class _Fetcher:
         if file.sha256 and sha256_of(part) != file.sha256:
             part.unlink()
             raise Passing("it arrived damaged: its sha256 is another one than the server's")
-        if size > BLOCK and not file.md5 and "http" not in self._protocols:  # whose blocks may be of two versions
+        if size > BLOCK and not file.md5 and "http" not in self._protocols:  # the blocks may be of two versions
             about = self._system.info(file.address)
             etag = str(about.get("ETag") or about.get("etag") or "").strip('"')
             if etag and etag != file.version:
@@ -253,7 +255,7 @@ class _Fetcher:
                 raise DataError(f"{file.url}: changed while it was fetched; start again.")
 
     def _is_encrypted(self, file: RemoteFile) -> bool:
-        """Whether a bucket of S3 keeps the file encrypted with a key of its owner: its ETag is then no MD5."""
+        """Whether an S3 bucket encrypts the file with a key of its owner. Its ETag is then no MD5."""
         if "s3" not in self._protocols:
             return False
         bucket, key, _ = self._system.split_path(file.address)
@@ -262,7 +264,7 @@ class _Fetcher:
 
 
 def _watching(fetcher: _Fetcher, out: Any, begin: int, size: int | None) -> Any:
-    """fsspec's callback: it counts what arrives, and begins anew where the server sends the whole file in the place of the rest."""
+    """A callback for fsspec that counts what arrives. It starts again at 0 if the server sends the whole file."""
     from fsspec.callbacks import Callback
 
     class Watching(Callback):  # type: ignore[misc]  # fsspec has no types
@@ -281,7 +283,7 @@ def _watching(fetcher: _Fetcher, out: Any, begin: int, size: int | None) -> Any:
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether an error is of the disk here, and not of the network."""
+    """Whether an error comes from the disk here, not from the network."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
@@ -291,14 +293,14 @@ def _md5(path: Path) -> str:
 
 
 def make_folders(listing: Listing, folder: Path) -> None:
-    """Of all files, below a folder that is there."""
+    """Make the folders of all files below a folder that exists."""
     for above in sorted({file.name.rpartition("/")[0] for file in listing.files} - {""}):
         (folder / above).mkdir(parents=True, exist_ok=True)
 
 
 def _put_in_place(listing: Listing, objects: Path, folder: Path) -> None:
-    """Make the folder of all files by their names, and rename it into place when it is whole."""
-    for left in folder.parent.glob(".new-*"):  # by a process that was killed, since we hold the lock
+    """Make the folder that has all files by name, and rename it into place when it is complete."""
+    for left in folder.parent.glob(".new-*"):  # of a process that was killed, because we hold the lock
         shutil.rmtree(left, ignore_errors=True)
     fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
     try:
@@ -313,7 +315,7 @@ def _put_in_place(listing: Listing, objects: Path, folder: Path) -> None:
 
 
 def _putter(objects: Path, fresh: Path) -> Callable[[str, str], Any]:
-    """How a file gets a second name: by a hard link, or as a copy on a file system that has none."""
+    """How to give a file a second name: a hard link, or a copy on file systems without links."""
     tried = objects / f".link-{time.time_ns()}"
     tried.touch()
     try:

@@ -1,4 +1,4 @@
-"""sha256 of files: of one, and of all files of a data set at once."""
+"""sha256 of one file, or of all files of a data set at once."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from vit_search.data.progress import step
 from vit_search.errors import DataError
 
 SMALL = 2**18
-"""Bytes that one call reads whole."""
+"""Files up to this many bytes are read with one call."""
 
 FEW = 1000
-"""Files for which threads are enough: they hash large ones at the same time."""
+"""Up to this many files are hashed in threads; more, in processes. Threads run in parallel only for large files."""
 
 
 def sha256_of(path: Path) -> str:
-    """Of one file's content, in hexadecimal digits.
+    """sha256 of one file's content, in hexadecimal digits.
 
-    Raises: DataError where it cannot be read.
+    Raises: DataError if it cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -32,9 +32,9 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_by_name(root: Path, files: Sequence[Path]) -> dict[str, str]:
-    """Of each file, by its name below the root.
+    """sha256 of each file, by its name below the root.
 
-    Raises: DataError for the first that cannot be read.
+    Raises: DataError for the first file that cannot be read.
     """
     paths, above = [str(path) for path in files], "" if root == Path() else f"{str(root).rstrip('/')}/"
     names = [path[len(above) :] if path.startswith(above) else str(Path(path).relative_to(root)) for path in paths]
@@ -42,9 +42,9 @@ def sha256_by_name(root: Path, files: Sequence[Path]) -> dict[str, str]:
 
 
 def sha256_of_all(files: Sequence[Path]) -> list[str]:
-    """Of each file's content, in the order of the files; many small ones by processes of all cores.
+    """sha256 of each file's content, in the order of the files. Many files are shared among processes on all cores.
 
-    Raises: DataError for the first that cannot be read.
+    Raises: DataError for the first file that cannot be read.
     """
     paths = [str(path) for path in files]
 
@@ -66,7 +66,7 @@ def sha256_of_all(files: Sequence[Path]) -> list[str]:
 
 
 def _sha256_of_small(path: str) -> str:
-    """The same as `sha256_of`, in a third of the time for a small file."""
+    """Like `sha256_of`, in a third of the time for a small file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -81,5 +81,5 @@ def _sha256_of_small(path: str) -> str:
 
 
 def fingerprint_of(hashes: Mapping[str, str]) -> bytes:
-    """Names and contents of all files as one text, in the order of the mapping: what a data hash is made of."""
+    """Names and hashes of all files as one text, in the order of the mapping: a part of the data hash."""
     return b"".join(os.fsencode(f"{name}\n{content}\n") for name, content in hashes.items())

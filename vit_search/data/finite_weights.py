@@ -1,4 +1,4 @@
-"""Whether the weights of a `.safetensors` file are finite, found from their bits, without torch and without a copy in memory."""
+"""Check that the weights in a `.safetensors` file are finite, from their bits: without torch, and without a copy in memory."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from vit_search.errors import CheckpointError
 from vit_search.text import file_name
 
 EXPONENTS = {"F64": ("<u8", 0x7FF0_0000_0000_0000), "F32": ("<u4", 0x7F80_0000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
-"""By type: the bits as a whole number, and those of the exponent. Of NaN and infinity, all of these are 1."""
+"""By type: the NumPy type for its bits as a whole number, and the bits of the exponent. NaN and infinity have a 1 in all of these bits."""
 
 AT_ONCE = 2**22
-"""Values that are looked at in one step."""
+"""Values that are checked in one step."""
 
 
 def check_finite(path: Path, names: Collection[str]) -> None:
     """Refuse weights that are not finite.
 
     Args:
-        path: a file whose header `read_header` has accepted. names: of the tensors to look at.
-    Raises: CheckpointError that names the first such tensor.
+        path: a file whose header `read_header` has accepted.
+        names: the tensors to check.
+    Raises: CheckpointError that names the first tensor with NaN or infinity.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -1,6 +1,6 @@
-"""Whole groups of images, for example all of one patient, are chosen for a split so that each class has about its share there.
+"""Choose whole groups of images for a split, for example all images of one patient, so that each class has about its share there.
 
-Knows labels, groups and a random generator; what a split is for stands in split.py.
+This module knows only labels, groups and a random generator. split.py knows the splits.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 
 ABSENT = 10.0
-"""Penalty for each group that a class lacks on one of the two sides: more than all shares together can be off."""
+"""Penalty for each group that a class lacks on one of the two sides. It outweighs all deviations of the shares together."""
 
 ORDERS = 5_000
-"""Groups that are looked at in all, in as many random orders as that makes, between 1 and MOST_ORDERS. With few groups, several orders
-pay: see tests/data/test_group_split.py."""
+"""Groups that are tried in all, over 1 to MOST_ORDERS random orders.
+
+Several orders help if there are few groups: see tests/data/test_group_split.py.
+"""
 MOST_ORDERS = 30
 
 MOST_PASSES = 10
-"""Times that all groups are looked at again after the first. Two or three are enough: each pass must bring the shares closer."""
+"""Passes over all groups after the first. Two or three are usually enough: each pass must bring the shares closer."""
 
 
 @dataclass(frozen=True)
@@ -27,21 +29,23 @@ class Division:
     """Which groups are taken."""
 
     taken: np.ndarray
-    """(n,) bool, for each image: whether its group is taken."""
+    """(n,) bool: whether the group of each image is taken."""
     lacking: tuple[int, ...]
-    """Labels that have too few groups on one of the two sides, whatever is taken."""
+    """Labels with too few groups on one of the two sides in the best choice."""
 
 
 def divide(labels: np.ndarray, groups: np.ndarray, share: float, rng: np.random.Generator, *, least: int = 1, leave: int = 1) -> Division:
-    """Take whole groups with about a share of the images of every class.
+    """Take whole groups that have about a share of the images of every class.
 
-    Groups are visited in a random order. One is taken if that brings the shares of the classes closer to `share` (sum of squares).
-    Then each is looked at again, and moved where that brings them closer. The best of several orders is returned.
+    In a random order, it takes each group that brings the shares of the classes closer to `share` (sum of squares). In further passes, it
+    moves groups where that helps. It returns the best of several orders.
 
     Args:
-        labels, groups: (n,) int64, of the images. share: of each class's images, between 0 and 1.
-        least: groups of each class that must be taken. leave: groups of each class that must be left.
-    Returns: a function of the arguments and the state of `rng` alone.
+        labels, groups: (n,) int64, of the images.
+        share: of each class's images, between 0 and 1.
+        least: groups of each class that must be taken.
+        leave: groups of each class that must be left.
+    Returns: a result that depends only on the arguments and the state of `rng`.
     """
     problem = _Problem(labels, groups, share, least, leave)
     orders = min(MOST_ORDERS, max(1, ORDERS // problem.count))
@@ -51,7 +55,7 @@ def divide(labels: np.ndarray, groups: np.ndarray, share: float, rng: np.random.
 
 
 class _Problem:
-    """Counts of each group's images by class, and how far off the shares are for a choice of groups."""
+    """The images of each group by class, and the cost of a choice of groups: how far the shares are off."""
 
     def __init__(self, labels: np.ndarray, groups: np.ndarray, share: float, least: int, leave: int) -> None:
         _, label_of_image = np.unique(labels, return_inverse=True)
@@ -67,7 +71,7 @@ class _Problem:
         self._share, self._least, self._leave = share, least, leave
 
     def attempt(self, order: np.ndarray) -> tuple[float, list[bool]]:
-        """The cost of the choice that one order leads to, and the choice."""
+        """The cost of the choice of groups that one order leads to, and the choice."""
         taken = [False] * self.count
         images, groups = [0] * len(self._images), [0] * len(self._images)
         cost = sum(self._cost(label, 0, 0) for label in range(len(images))) + self._cost_of_whole(0)
@@ -94,7 +98,7 @@ class _Problem:
         return cost, taken
 
     def lacking(self, taken: Sequence[bool]) -> tuple[int, ...]:
-        """Labels that have too few groups among those taken, or among the rest."""
+        """Labels that have too few groups among those taken, or among the others."""
         groups = [0] * len(self._images)
         for group, content in enumerate(self._content):
             for label, _ in content:
@@ -103,12 +107,12 @@ class _Problem:
         return tuple(self._labels[short].tolist())
 
     def _cost(self, label: int, images: int, groups: int) -> float:
-        """Of a class of which so many images, in so many groups, are taken."""
+        """Cost of one class, if this many of its images, in this many of its groups, are taken."""
         off = images / self._images[label] - self._share
         absent = max(0, self._least - groups) + max(0, self._leave - self._groups[label] + groups)
         return off * off + ABSENT * absent
 
     def _cost_of_whole(self, images: int) -> float:
-        """Decides between choices that are as good for each class, so that the whole has its share, too."""
+        """Decides between choices that are equally good for each class: the share of all images should fit, too."""
         off = images / len(self.group_of_image) - self._share
         return off * off

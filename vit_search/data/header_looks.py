@@ -1,6 +1,6 @@
-"""Headers of many files of a data set, looked at before any is decoded: what is wrong with them, and how many are of which kind.
+"""Read the headers of many files before any image is decoded: what is wrong with them, and how many are of each kind.
 
-`data.channels: auto` looks at all of them, `lint` and `plan` at some. Nothing is decoded.
+`data.channels: auto` reads all headers. `lint`, `plan` and the start of a search read a sample.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vit_search.errors import DataError
 from vit_search.text import counted
 
 LOOKED_AT = 200
-"""Files of each ending that are looked at, evenly spread over the set: most sets have one depth, and a header takes about 0.1 ms."""
+"""Files of each ending in the sample, evenly spread over the set. Most sets have one depth only, and a header takes about 0.1 ms."""
 
 EXAMPLES = 2
 """Files of each kind that a message names."""
@@ -34,13 +34,13 @@ class Look:
 
     index: int
     header: Header | None
-    """None where it cannot be read, or says less than is asked."""
+    """None if it cannot be read, or lacks something that is needed."""
     fault: str = ""
-    """What is wrong with the file, and how to fix it, without its name."""
+    """What is wrong with the file, and how to fix it; without its name."""
 
 
 def looks(source: Source, indices: Sequence[int], read: Callable[[Path | bytes], Header | None]) -> list[Look]:
-    """What `read` makes of the files of some images of a source, in all processes. Images that are not in files are left out."""
+    """Call `read` for the files of some images of a source, on all cores. Images that are not files are left out."""
 
     def look(chunk: range) -> list[Look]:
         return [one for i in chunk if (one := _look(source, indices[i], read)) is not None]
@@ -54,14 +54,14 @@ def looks(source: Source, indices: Sequence[int], read: Callable[[Path | bytes],
 
 
 def checked(source: Source, config: DataConfig) -> list[Look]:
-    """Some files of a source, held against how the config reads them: LOOKED_AT of each ending."""
+    """Check a sample of a source's files against the config; see `sample`."""
     return looks(source, sample(source), partial(check_file, channels=config.channel_count, bit_depth=config.bit_depth))
 
 
 def sample(source: Source) -> list[int]:
-    """Images whose files are looked at: at most LOOKED_AT of each ending, evenly spread."""
+    """The images whose files are checked: at most LOOKED_AT of each ending, evenly spread."""
     by_ending: dict[str, list[int]] = {}
-    of_paths = isinstance(source.file(0), Path)  # where the files are packed, to ask for each is to read it
+    of_paths = isinstance(source.file(0), Path)  # if files are packed, asking for one reads it
     for index in range(len(source.labels)):
         file = source.file(index) if of_paths else None
         by_ending.setdefault(file.suffix.lower() if isinstance(file, Path) else "", []).append(index)
@@ -73,7 +73,7 @@ def sample(source: Source) -> list[int]:
 
 
 def faults(source: Source, found: Sequence[Look]) -> list[str]:
-    """What is wrong with files, one line for each kind, which counts and names them."""
+    """What is wrong with files: a line for each kind of fault, with their number and some names."""
     kinds: dict[str, list[int]] = {}
     for one in found:
         if one.fault:
@@ -86,7 +86,7 @@ def faults(source: Source, found: Sequence[Look]) -> list[str]:
 
 
 def notes(source: Source, config: DataConfig, found: Sequence[Look]) -> list[str]:
-    """What of the files is not read: pages and frames after the first, and channels beside red, green and blue."""
+    """What is not read: pages and frames after the first, and channels other than red, green and blue."""
     whole = "" if len(found) == len(source.labels) else "at least "
     headers = [(one.index, one.header) for one in found if one.header is not None]
     several = [index for index, header in headers if header.pages > 1 and not header.stacked]
@@ -105,7 +105,7 @@ def notes(source: Source, config: DataConfig, found: Sequence[Look]) -> list[str
 
 
 def names(source: Source, indices: Sequence[int]) -> str:
-    """Where some images are, the first few of many: `cat/1.png, cat/7.png, … 12 more`."""
+    """Where the first few of some images are: `cat/1.png, cat/7.png, … 12 more`."""
     more = f", … {len(indices) - EXAMPLES:,} more" if len(indices) > EXAMPLES else ""
     return ", ".join(source.where(index) for index in indices[:EXAMPLES]) + more
 
@@ -118,5 +118,5 @@ def _look(source: Source, index: int, read: Callable[[Path | bytes], Header | No
         return Look(index, read(file))
     except DataError as error:
         return Look(index, None, str(error))
-    except Exception as error:  # a decoder raises what damaged bytes lead it to
+    except Exception as error:  # damaged bytes can make a decoder raise anything
         return Look(index, None, str(undecodable(error)))

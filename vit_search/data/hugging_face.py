@@ -1,8 +1,7 @@
-"""Repositories of pretrained weights at Hugging Face: which commit a revision is, its files, its licence, and how they are fetched.
+"""Repositories of pretrained weights at Hugging Face: find the commit of a revision, its files and its licence, and fetch them.
 
-The package huggingface_hub is asked what there is: it knows HF_ENDPOINT, HF_TOKEN and the errors of that server. The files come through
-fetch.py, since huggingface_hub drops what has arrived of a file when its process ends. Only `.safetensors` files and JSON are fetched,
-never a pickle.
+huggingface_hub says what there is: it knows HF_ENDPOINT, HF_TOKEN and the server's errors. fetch.py fetches the files, because
+huggingface_hub loses a partly fetched file when its process ends. Only `.safetensors` and JSON files are fetched, never a pickle.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from vit_search.text import file_name, listed, nearest, one_line
 
 WEIGHTS = "model.safetensors"
 TIMEOUT_S = 30
-"""How long the server may take to say what a repository holds."""
+"""Seconds that the server may take to say what a repository holds."""
 
 TOKEN = "set HF_TOKEN to a token that may read it"  # noqa: S105 -- a sentence
 OUR_PACKAGE = "uv pip install huggingface_hub, or pip install 'vit_search[huggingface]'"
@@ -31,26 +30,26 @@ OUR_PACKAGE = "uv pip install huggingface_hub, or pip install 'vit_search[huggin
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository in one commit, as far as we need it."""
+    """A repository at one commit: the parts of it that vit_search needs."""
 
     commit: str
     """40 hexadecimal digits."""
     listing: Listing
-    """The weights and the settings beside them; `listing.path` is the weights."""
+    """The weights, and the settings files beside them. `listing.path` is the weights."""
     licence: str | None
     headers: dict[str, str] = field(repr=False)
-    """Of the requests for its files: the token, if there is one."""
+    """Headers of the requests for its files: the token, if there is one."""
 
     @property
     def sha256(self) -> str:
-        """Of the weights; empty if the server does not say."""
+        """sha256 of the weights; empty if the server does not say."""
         return next(file.sha256 for file in self.listing.files if file.name == self.listing.path)
 
 
 def look_up(source: WeightSource) -> Repository:
     """Ask the server what a source means now. Nothing is fetched.
 
-    Raises: UnreachableError without a network; DataError in one line for a repository, a revision or a file that is not there.
+    Raises: UnreachableError without a network; DataError in one line if the repository, the revision or the file does not exist.
     """
     if find_spec("huggingface_hub") is None:
         raise DataError(f"{source.unpinned}: needs the package huggingface_hub, which is not installed; {OUR_PACKAGE}.")
@@ -85,15 +84,15 @@ def look_up(source: WeightSource) -> Repository:
 def fetch(repository: Repository, cache: Path) -> Path:
     """Fetch the files of a repository into the cache, unless they are there.
 
-    Returns: the weights.
-    Raises: as `fetch_listed`.
+    Returns: path of the weights.
+    Raises: see `fetch_listed`.
     """
     address = repository.listing.files[0].address
     return fetch_listed(repository.listing, cache, file_system(address, key="HF_ENDPOINT", headers=repository.headers)).at
 
 
 def _remote_file(sibling: Any, name: str, address: str, head: Any) -> RemoteFile:
-    """A file of a repository, by what the list of files says of it, and of the weights also the answer to HEAD."""
+    """Describe one file, from the repository's list and, for the weights, from the answer to a HEAD request."""
     sha256, size = (sibling.lfs.sha256, sibling.lfs.size) if sibling.lfs else ("", sibling.size)
     version = sha256 or sibling.blob_id or ""
     if head is not None:
@@ -104,9 +103,9 @@ def _remote_file(sibling: Any, name: str, address: str, head: Any) -> RemoteFile
 
 
 def _weights_among(names: list[str], source: WeightSource) -> str:
-    """The weights of a repository.
+    """Choose the file with the weights.
 
-    Raises: DataError.
+    Raises: DataError if there is none, or more than one that could be meant.
     """
     where = source.unpinned
     found = [name for name in names if name.endswith(ENDING)]
@@ -133,7 +132,7 @@ def _weights_among(names: list[str], source: WeightSource) -> str:
 
 
 def _licence(about: Any) -> str | None:
-    """As the model card states it: an identifier such as apache-2.0, or the name of a licence of their own."""
+    """The licence in the model card: an identifier such as apache-2.0, or the name of a licence of their own; None if it states none."""
     card = about.card_data
     stated = getattr(card, "license", None) or next((tag.partition(":")[2] for tag in about.tags or () if tag.startswith("license:")), None)
     name = getattr(card, "license_name", None) if stated in (None, "other") else None
@@ -143,7 +142,7 @@ def _licence(about: Any) -> str | None:
 
 
 def _as_data_error(source: WeightSource, error: Exception) -> DataError:
-    """What the server or the network says, in one line without a token."""
+    """Turn an error of the server or the network into one line without a token."""
     from huggingface_hub import errors
 
     where, place = source.unpinned, source.repository

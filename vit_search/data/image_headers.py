@@ -1,4 +1,4 @@
-"""What an image file says of itself before it is decoded: its format, size, channels, and the type of its values."""
+"""Read the header of an image file without decoding it: format, size, channels and type of the values."""
 
 from __future__ import annotations
 
@@ -22,55 +22,55 @@ MAX_PIXELS = 64 * 10**6
 """Width times height of the largest image that is decoded."""
 
 EIGHT_BITS = ("JPEG", "BMP", "DIB", "WEBP", "GIF", "QOI")
-"""Formats, besides PNG, TIFF and NPY, that never have more than 8 bits a value."""
+"""Formats other than PNG, TIFF and NPY that never have more than 8 bits per value."""
 
 OF_ANY_DEPTH = ("AVIF", "JPEG2000", "PPM")
-"""Formats that may have more, which Pillow does not keep."""
+"""Formats that may have more bits, which Pillow does not keep."""
 
 PNG_MAGIC, NPY_MAGIC, TIFF_MAGICS = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
-"""By the colour type: grey, RGB, palette, grey and alpha, RGB and alpha."""
+"""Channels by PNG colour type: grey, RGB, palette, grey with alpha, RGB with alpha."""
 
 _MODE_CHANNELS = {"1": 1, "L": 1, "I;16": 1, "I;16B": 1, "I": 1, "F": 1, "LA": 2, "P": 3, "RGB": 3, "YCbCr": 3, "RGBA": 4, "CMYK": 4}
-"""By Pillow's mode. The colours of a palette are RGB."""
+"""Channels by Pillow's mode. A palette has RGB colours."""
 
 
 class UnfitError(DataError):
-    """An image that is whole, and that these keys of the search file do not fit: another depth, other channels, several pages."""
+    """An intact image that does not fit the keys of the search file: another depth, other channels, several pages."""
 
     def __init__(self, text: str, found: str = "") -> None:
         super().__init__(text)
         self.found = found
-        """What the file has, for somebody who cannot change the keys, since the model is trained."""
+        """What the file has. Users of a trained model get this text, because they cannot change the keys."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its image."""
+    """What a file says about its image."""
 
     format: str
-    """As Pillow calls it; NPY for an array of NumPy."""
+    """Pillow's name for the format; NPY for a NumPy array."""
     height: int
     width: int
     channels: int
-    """As they are stored: transparency is one of them."""
+    """As they are stored: transparency counts as one."""
     kind: str
-    """Type of the values, as NumPy calls it: uint8, uint16, float32, …; uint12 of values that NumPy has no type for."""
+    """NumPy's name for the type of the values: uint8, uint16, float32, …; for example uint12 if NumPy has no such type."""
     pages: int = 1
-    """Full pages of a TIFF file, at most one more than MOST_CHANNELS; of another file, 2 if it has several frames."""
+    """Full-size pages of a TIFF file, at most MOST_CHANNELS + 1. For another format, 2 if it has several frames."""
     stacked: bool = False
-    """Whether each of several pages is a channel of one image: all are grey, and of one size and type."""
+    """Whether several pages are the channels of one image: all are grey, of one size and type."""
 
     @property
     def words(self) -> str:
-        """`3 channels of 8 bits`."""
+        """For example `3 channels of 8 bits`."""
         bits = self.kind.removeprefix("uint")
         return f"{counted(self.channels, 'channel')} of {counted(int(bits), 'bit') if bits.isdecimal() else self.kind}"
 
     @property
     def found(self) -> str:
-        """`5 channels of 8 bits in this TIFF file`."""
+        """For example `5 channels of 8 bits in this TIFF file`."""
         return f"{self.words} in this {self.format} file"
 
 
@@ -79,8 +79,8 @@ def header_of(file: Path | bytes) -> Header:
 
     Args:
         file: its path, or its content.
-    Raises: DataError where the file is of a kind that cannot be read, without the file's name; what Pillow and tifffile raise for a file
-        that is damaged or no image.
+    Raises: DataError without the file's name if this kind of file is not supported. For a damaged file, or one that is no image, whatever
+        Pillow and tifffile raise.
     """
     with io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as opened:
         head = opened.read(26)
@@ -100,14 +100,14 @@ def header_of(file: Path | bytes) -> Header:
             warnings.simplefilter("ignore")
             with Image.open(opened, formats=(*EIGHT_BITS, *OF_ANY_DEPTH)) as image:
                 kind = {"I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}.get(image.mode, "uint8")
-                stereo = image.format == "MPO"  # a JPEG file, as many cameras write it: the photo, and a small copy or another view
+                stereo = image.format == "MPO"  # a JPEG file that many cameras write: the photo, and a small copy or another view
                 pages = 2 if getattr(image, "is_animated", False) and not stereo else 1
                 name = "JPEG" if stereo else str(image.format)
                 return Header(name, image.height, image.width, _MODE_CHANNELS.get(image.mode, 0), kind, pages)
 
 
 def _is_animated_png(file: IO[bytes]) -> bool:
-    """Whether a PNG file says, before its pixels, that it has more than one frame."""
+    """Whether a PNG file says, before its pixels, that it has several frames."""
     file.seek(8)
     while len(head := file.read(8)) == 8:
         size, kind = struct.unpack(">I4s", head)
@@ -121,11 +121,11 @@ def _is_animated_png(file: IO[bytes]) -> bool:
 
 @dataclass(frozen=True)
 class NpyHeader:
-    """What a `.npy` file says of its array."""
+    """What a `.npy` file says about its array."""
 
     header: Header
     dtype: Any
-    """Of NumPy, with the order of the bytes."""
+    """NumPy's type, with the byte order."""
     fortran: bool
     """Whether the first axis varies fastest."""
 
@@ -133,15 +133,15 @@ class NpyHeader:
 def npy_header(file: IO[bytes]) -> NpyHeader:
     """Read a `.npy` file up to its first value.
 
-    Raises: DataError for arrays that are no image.
+    Raises: DataError for an array that is not an image.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of files that Python 2 wrote
+            warnings.simplefilter("ignore")  # for files that Python 2 wrote
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(file)
-    except Exception:  # what a damaged text leads Python's own parser to: SyntaxError, MemoryError, TokenError, …
+    except Exception:  # a damaged header can make Python's parser raise SyntaxError, MemoryError, TokenError, …
         raise DataError("an NPY file whose header is damaged; write it again with numpy.save.") from None
     if any(isinstance(side, bool) or not -(2**63) <= side < 2**63 for side in shape):
         raise DataError("an NPY file whose header is damaged; write it again with numpy.save.")
@@ -158,18 +158,17 @@ def npy_header(file: IO[bytes]) -> NpyHeader:
 
 
 def tiff_file(opened: IO[bytes]) -> Any:
-    """An open TIFF file; a context."""
-    import tifffile  # here: few searches need it
+    """Open a TIFF file, as a context manager."""
+    import tifffile  # imported here: few searches need it
 
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is raised, or does not matter
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it raises what matters
     return tifffile.TiffFile(opened)
 
 
 def tiff_pages(tiff: Any) -> Sequence[Any]:
-    """The full pages of a TIFF file, at most one more than MOST_CHANNELS.
+    """The full-size pages of a TIFF file, at most MOST_CHANNELS + 1. Smaller copies of the image and masks are left out.
 
-    Smaller copies of the image and masks, which a file may hold besides, are left out.
-    Raises: DataError where there is none.
+    Raises: DataError if there is no such page.
     """
     pages = []
     for page in tiff.pages:
@@ -183,9 +182,9 @@ def tiff_pages(tiff: Any) -> Sequence[Any]:
 
 
 def tiff_header(pages: Sequence[Any]) -> Header:
-    """The header of the image that is in `tiff_pages`: one page with all channels, or a page for each channel.
+    """The header of the image in `tiff_pages`: one page with all channels, or one page per channel.
 
-    Raises: DataError for values or colours that are not read.
+    Raises: DataError for values that are not supported.
     """
     page = pages[0]
     if page.imagedepth != 1:

@@ -1,4 +1,4 @@
-"""What the images of a split are called in their source: a file's name below the folder, or the image's number."""
+"""Names of a split's images, as a person finds them: the file below the folder, or the image's number in the source."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from vit_search.text import file_name
 
 
 def image_names(config: DataConfig, data: DataSet, split: SplitName) -> list[str]:
-    """Of each image of a split, in the split's order.
+    """The name of each image of a split, in the split's order.
 
     Args:
-        config: of the data section. data: as `prepare` gave it for this config a moment ago, so that the source is the same.
-    Returns: names of files, on one line each; where a source has no names, the images' numbers in the source, from 0.
-    Raises: DataError where the source is not as it was.
+        config: the section `data`.
+        data: what `prepare` has just returned for this config, so that the source is still the same.
+    Returns: file names without line breaks. If the source has no names, the images' numbers in the source, from 0.
+    Raises: DataError if the source has changed.
     """
     source = open_source(config, default_cache() / "downloads")
     indices = split_indices(config, source)[split]

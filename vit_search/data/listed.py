@@ -1,4 +1,4 @@
-"""A data set behind a URL as `lint` and `plan` see it: its files are listed, and none is fetched."""
+"""A data set behind a URL for `lint` and `plan`: its files are listed, but none is fetched."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vit_search.errors import DataError
 from vit_search.text import counted
 
 LISTED_FOR_S = 60.0
-"""`plan` asks several questions about one data set, which needs one listing."""
+"""Seconds for which a listing is kept. `plan` asks several questions about one data set."""
 
 _listings: dict[str, tuple[float, Listing | DataError]] = {}
 
@@ -31,11 +31,11 @@ class NotFetchedError(DataError):
 
 @contextlib.contextmanager
 def not_fetched(config: DataConfig, *, by_names: bool) -> Iterator[DataConfig]:
-    """The config with a path of this machine: that of the copy where there is one, else a folder of empty files for as long as this lasts.
+    """The config with a path on this machine: the fetched copy or, without one, a temporary folder of empty files with the same names.
 
     Args:
-        by_names: whether the names of the files tell classes and labels.
-    Raises: DataError where the files cannot be listed; NotFetchedError where they would have to be read.
+        by_names: whether the files' names alone tell classes and labels.
+    Raises: DataError if the files cannot be listed; NotFetchedError if they would have to be read.
     """
     if config.path is None or not is_url(config.path):
         yield config
@@ -57,9 +57,9 @@ def not_fetched(config: DataConfig, *, by_names: bool) -> Iterator[DataConfig]:
 
 
 def described(config: DataConfig) -> str:
-    """What lies behind the URL of a data set, in one line.
+    """What is behind the URL of a data set, in one line.
 
-    Raises: DataError where it cannot be listed.
+    Raises: DataError if it cannot be listed.
     """
     listing = _listed(config)
     where = "already on this machine" if local_copy(listing) else "fetched into the cache when the search starts"
@@ -67,7 +67,7 @@ def described(config: DataConfig) -> str:
 
 
 def _size(count: int) -> str:
-    """Of a few small images, too: 0 MiB would read as if there were none."""
+    """A size in words, in KiB if it is small: 0 MiB would read as if there were no files."""
     return in_units(count) if count >= 2**20 else f"{math.ceil(count / 2**10):,} KiB"
 
 
@@ -77,7 +77,7 @@ def _listed(config: DataConfig) -> Listing:
     if known is None or time.monotonic() - at > LISTED_FOR_S:
         try:
             known = list_files(url, DATA_SETS[config.name].beside)
-        except DataError as error:  # a server that cannot be reached is waited for once
+        except DataError as error:  # kept too, so that plan waits only once for a server that does not answer
             known = error
         _listings[url] = (time.monotonic(), known)
     if isinstance(known, DataError):
@@ -86,7 +86,7 @@ def _listed(config: DataConfig) -> Listing:
 
 
 def _outline(listing: Listing, folder: Path) -> None:
-    """Empty files of the same names."""
+    """Make empty files with the names of a listing."""
     make_folders(listing, folder)
     for file in listing.files:
         (folder / file.name).touch()

@@ -1,4 +1,4 @@
-"""Mistakes in a data set that are found before any image is decoded: one line for each kind, all kinds at once."""
+"""Report the mistakes in a data set before any image is decoded: all kinds at once, one line per kind."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ def refuse(title: str, mistakes: Sequence[str]) -> None:
     """Raise an error if there are mistakes.
 
     Args:
-        title: what the data set is called. mistakes: one line each: what was found, and where; how to fix it.
-    Raises: DataError, one line for one mistake; a line for each below a first one for several.
+        title: name of the data set.
+        mistakes: one line each: what was found, where, and how to fix it.
+    Raises: DataError. One mistake gives one line; several give a heading with a line for each below it.
     """
     if len(mistakes) == 1:
         raise DataError(f"{title}: {mistakes[0]}")

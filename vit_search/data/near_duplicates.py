@@ -1,8 +1,10 @@
-"""Near duplicates: test images that stand among other images re-encoded, resized, slightly cropped or mirrored.
+"""Find near duplicates: test images that other splits also have, but re-encoded, resized, slightly cropped or mirrored.
 
-Two steps. A perceptual hash finds, for each test image, the few others that look most like it: 63 low frequencies of the discrete cosine
-transform, kept as numbers, because rounding them to bits loses cropped images. Then both images are laid on each other, shifted and scaled
-a little until they fit best, and compared pixel by pixel. How well both steps work: docs/results/near-duplicates.md.
+1. A perceptual hash finds, for each test image, the few other images most like it: 63 low frequencies of the discrete cosine transform.
+They stay numbers, because rounding them to bits would lose cropped images.
+2. Each pair of images is aligned (shifted and scaled until they fit best) and compared pixel by pixel.
+
+A gate of promotions uses it. docs/results/near-duplicates.md says how well both steps work.
 """
 
 from __future__ import annotations
@@ -14,32 +16,34 @@ import numpy as np
 import torch
 
 LEAST_SIDE = 32
-"""Height and width in pixels from which images are judged. FashionMNIST's 28 pixels show so little that different trousers look like copies
-of each other: see docs/results/near-duplicates.md."""
+"""Least height and width in pixels.
+
+At FashionMNIST's 28 pixels, different trousers look like copies of each other: see docs/results/near-duplicates.md.
+"""
 
 SIMILAR = 0.95
-"""Share of a test image's detail that its twin must explain. Chosen in tests/benchmarks/near_duplicates.py."""
+"""Share of a test image's detail that another image must explain. Chosen in tests/benchmarks/near_duplicates.py."""
 
 PLAIN = 3.0
-"""Standard deviation, in levels of 0 to 255, below which an image has no detail: one sky looks like another."""
+"""An image has no detail if its standard deviation, in levels of 0 to 255, is lower: all plain skies look alike."""
 
 MOST_TEST_IMAGES = 20_000
-"""Of a larger test split so many are drawn: 100,000 other images then take minutes, not hours."""
+"""Larger test splits are sampled. Against 100,000 other images, this number takes minutes instead of hours."""
 
 FREQUENCIES = 8
 """Frequencies of the hash in each direction."""
 
 HASHES_ALIKE = 0.5
-"""Cosine between two hashes from which their images are laid on each other. 5 % of a photo cropped away leaves 0.7 and more."""
+"""Images are aligned if the cosine between their hashes is at least this. After cropping 5 % of a photo, it is 0.7 or more."""
 
 CANDIDATES = 4
-"""Images that are laid on each test image."""
+"""Number of other images that are compared with each test image."""
 
 SMALL = 32
-"""Side in pixels at which two images are laid on each other."""
+"""Side in pixels at which two images are compared."""
 
 CHUNK = 256
-"""Images that are worked on at once."""
+"""Images that are processed at once."""
 
 NUMBERS_AT_ONCE = 2**25
 """Cosines that are computed at once: 128 MiB."""
@@ -47,41 +51,41 @@ NUMBERS_AT_ONCE = 2**25
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """A test image and the one that looks most like it."""
+    """A test image, and the other image that looks most like it."""
 
     test: int
     """Index of the test image."""
     other: int
     """Index among the other images."""
     similarity: float
-    """Share of the test image's detail that the other one explains: at most 1."""
+    """Share of the test image's detail that the other image explains: at most 1."""
     mirrored: bool
 
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """What was found in a test split."""
+    """The result for a test split."""
 
     judged: int
-    """Test images that were compared; those without detail are left out."""
+    """Test images that were compared: all with detail."""
     plain: int
     """Test images without detail."""
     found: tuple[NearDuplicate, ...]
-    """The most similar first; each test image at most once."""
+    """The most similar first. Each test image occurs at most once."""
 
 
 def too_small(image_size: tuple[int, int]) -> bool:
-    """Whether images of a height and width show too little to be judged."""
+    """Whether images of this height and width show too little for a comparison."""
     return min(image_size) < LEAST_SIDE
 
 
 def find_near_duplicates(test: np.ndarray, others: Sequence[np.ndarray]) -> NearDuplicates:
-    """Find the test images that stand among the others.
+    """Find the test images that the other splits also have.
 
     Args:
         test: (n, channels, height, width), uint8 or uint16.
-        others: the same of each other split. They count as one: index 0 is the first image of the first.
-    Returns: each test image with the most similar other image, if both are equal or similar; see SIMILAR.
+        others: images of the other splits, likewise, numbered on from one split to the next.
+    Returns: the near duplicates, each with the most similar other image.
     """
     chosen = np.arange(len(test))
     if len(test) > MOST_TEST_IMAGES:
@@ -107,10 +111,12 @@ def find_near_duplicates(test: np.ndarray, others: Sequence[np.ndarray]) -> Near
 def _twins_of(
     indices: np.ndarray, small: np.ndarray, hashes: np.ndarray, other_hashes: torch.Tensor, others: Sequence[np.ndarray], first: np.ndarray
 ) -> list[NearDuplicate]:
-    """The twins of some test images.
+    """The near duplicates among some test images.
 
     Args:
-        indices: of the test images. small, hashes: theirs, the hashes not yet of length 1. first: index of each other split's first image.
+        indices: numbers of the test images.
+        small, hashes: of the test images; the hashes are not yet scaled to length 1.
+        first: index of each other split's first image.
     """
     upright, mirrored = _unit(hashes), _unit(hashes * _MIRROR)
     alike, columns = _nearest(torch.from_numpy(np.stack([upright, mirrored], 1)), other_hashes)
@@ -128,7 +134,7 @@ def _twins_of(
         ours = np.where(flipped[pairs, None, None, None], small[rows[pairs], :, :, ::-1], small[rows[pairs]])
         scores[pairs] = similarity(ours, theirs[place[pairs]])
     twins = {}
-    for pair in np.argsort(scores, kind="stable"):  # the best of each row is written last
+    for pair in np.argsort(scores, kind="stable"):  # the best of each row comes last, and stays
         if scores[pair] >= SIMILAR:
             row = int(rows[pair])
             twins[row] = NearDuplicate(int(indices[row]), int(candidates[pair]), float(scores[pair]), bool(flipped[pair]))
@@ -136,11 +142,12 @@ def _twins_of(
 
 
 def _nearest(hashes: torch.Tensor, others: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The CANDIDATES most similar of the other images, by an exact search.
+    """The CANDIDATES most similar other images of each test image, by an exact search.
 
     Args:
-        hashes: (n, 2, 63), as they are and mirrored. others: (m, 63).
-    Returns: (n, CANDIDATES) cosines, and the columns they stand in: from 0 to m - 1, or from m to 2 m - 1 if mirrored.
+        hashes: (n, 2, 63), of the images as they are, and mirrored.
+        others: (m, 63).
+    Returns: (n, CANDIDATES) cosines, and their columns: 0 to m - 1, or m to 2 m - 1 for the mirrored image.
     """
     at_once = max(1, NUMBERS_AT_ONCE // (2 * len(others)))
     parts = [torch.topk((part @ others.T).flatten(1), min(CANDIDATES, 2 * len(others)), dim=1) for part in hashes.split(at_once)]
@@ -148,7 +155,6 @@ def _nearest(hashes: torch.Tensor, others: torch.Tensor) -> tuple[np.ndarray, np
 
 
 def _gather(parts: Sequence[np.ndarray], first: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Images of several splits that count as one, at sorted indices."""
     split = np.searchsorted(first, indices, side="right") - 1
     return np.concatenate([part[indices[split == i] - first[i]] for i, part in enumerate(parts)])
 
@@ -168,11 +174,11 @@ def _cosines(size: int) -> np.ndarray:
 
 
 _MIRROR = np.tile(np.where(np.arange(FREQUENCIES) % 2, -1, 1), FREQUENCIES)[1:].astype(np.float32)
-"""What mirroring left to right does to a hash: odd horizontal frequencies change their sign."""
+"""How mirroring left to right changes a hash: odd horizontal frequencies change their sign."""
 
 
 def _hashes(images: np.ndarray) -> np.ndarray:
-    """(n, 63) float32: the low frequencies of grey images, without the mean."""
+    """(n, 63) float32: the low frequencies of the grey images, without the mean."""
     rows, columns = _cosines(images.shape[2]), _cosines(images.shape[3])
     parts = [
         _on_both_sides(rows, _levels(images[part]).mean(1), columns).reshape(-1, FREQUENCIES**2)[:, 1:] for part in _chunks(len(images))
@@ -181,7 +187,6 @@ def _hashes(images: np.ndarray) -> np.ndarray:
 
 
 def _unit(hashes: np.ndarray) -> np.ndarray:
-    """Hashes of length 1."""
     unit: np.ndarray = hashes / np.maximum(np.linalg.norm(hashes, axis=1, keepdims=True), 1e-9)
     return unit.astype(np.float32)
 
@@ -190,13 +195,14 @@ def _unit(hashes: np.ndarray) -> np.ndarray:
 
 
 def similarity(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """How well images explain others, once shifted and scaled so that they fit best.
+    """How well each of `theirs` explains the one of `ours`, after the shift and scale that fit best.
 
-    The shift and the scale in each direction are found by Gauss-Newton steps on the grey images. Brightness and colour are not fitted: a
-    copy keeps them, and two different things of one shape often differ in them.
+    Gauss-Newton steps on the grey images find the shift and the scale in each direction. Brightness and colour are not fitted: a copy keeps
+    them, and two different things of the same shape often differ in them.
+
     Args:
         ours, theirs: (pairs, channels, SMALL, SMALL), levels from 0 to 255.
-    Returns: (pairs,), 1 - (mean squared difference) / (variance of our detail): 1 for equal images, 0 or less for others.
+    Returns: (pairs,), 1 - (mean squared difference) / (variance of the detail of `ours`): 1 for equal images, 0 or less for unrelated ones.
     """
     best = np.full(len(ours), -np.inf, np.float32)
     variance = _detail(ours, grey=False) ** 2 + 1e-6
@@ -208,7 +214,7 @@ def similarity(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
         squares = ((mine - moved) ** 2 * inside[:, None]).mean(1).sum((1, 2)) / np.maximum(inside.sum((1, 2)), 1)
         best[active] = np.maximum(best[active], 1 - squares / variance[active])
         moves[active] = _better_moves(moves[active], mine.mean(1), moved.mean(1), inside)
-        if step == 1:  # a copy fits by now, or nearly: the others are given up
+        if step == 1:  # a copy fits by now, or nearly; the other pairs are dropped
             active = active[best[active] > 0]
             if not len(active):
                 break
@@ -217,15 +223,15 @@ def similarity(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 _SIDE = np.linspace(-1, 1, SMALL, dtype=np.float32)
 _MOST = 0.06 * SMALL
-"""Pixels by which a border may move: a little more than 5 % of the side."""
+"""Largest shift, and largest move of a border by scaling, in pixels: a little more than 5 % of the side."""
 
 
 def _moved(images: np.ndarray, moves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images that are shifted and scaled.
+    """Shift and scale images.
 
     Args:
-        moves: (n, 4), in pixels: down, right, and how far the border moves out vertically and horizontally.
-    Returns: the images, and (n, SMALL, SMALL) 1 where a pixel comes from inside the old image, else 0.
+        moves: (n, 4), in pixels: down, right, and how far the borders move out vertically and horizontally.
+    Returns: the images; and (n, SMALL, SMALL), 1 where a pixel comes from inside the old image, else 0.
     """
     down = np.arange(SMALL, dtype=np.float32) + moves[:, :1] + moves[:, 2:3] * _SIDE
     right = np.arange(SMALL, dtype=np.float32) + moves[:, 1:2] + moves[:, 3:4] * _SIDE
@@ -235,7 +241,7 @@ def _moved(images: np.ndarray, moves: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _interpolation(positions: np.ndarray) -> np.ndarray:
-    """(n, SMALL, SMALL): a matrix for each image that reads linearly between pixels."""
+    """(n, SMALL, SMALL): a matrix for each image that interpolates linearly between pixels."""
     positions = np.clip(positions, 0, SMALL - 1)
     low = np.minimum(np.floor(positions).astype(int), SMALL - 2)
     share = positions - low
@@ -246,7 +252,7 @@ def _interpolation(positions: np.ndarray) -> np.ndarray:
 
 
 def _better_moves(moves: np.ndarray, mine: np.ndarray, moved: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """One Gauss-Newton step of all pairs, on grey images."""
+    """One Gauss-Newton step for all pairs, on grey images."""
     down, right = np.gradient(moved, axis=1) * inside, np.gradient(moved, axis=2) * inside
     slopes = np.stack([down, right, down * _SIDE[:, None], right * _SIDE], -1).reshape(len(mine), -1, 4)
     normal = slopes.transpose(0, 2, 1) @ slopes
@@ -258,19 +264,19 @@ def _better_moves(moves: np.ndarray, mine: np.ndarray, moved: np.ndarray, inside
 
 
 def _levels(images: np.ndarray) -> np.ndarray:
-    """float32, from 0 to 255 whatever the depth."""
+    """Values as float32, from 0 to 255 for any depth."""
     levels = images.astype(np.float32)
     return levels if images.dtype == np.uint8 else levels * np.float32(255 / np.iinfo(images.dtype).max)
 
 
 def shrunk(images: np.ndarray) -> np.ndarray:
-    """(n, channels, SMALL, SMALL) float32: averaged over areas, then smoothed once, so that no encoder's noise counts."""
+    """(n, channels, SMALL, SMALL) float32: averaged over areas, then smoothed once, so that the noise of an encoder does not count."""
     rows, columns = _shrinking(images.shape[2]), _shrinking(images.shape[3])
     return np.concatenate([_on_both_sides(rows, _levels(images[part]), columns) for part in _chunks(len(images))])
 
 
 def _on_both_sides(rows: np.ndarray, images: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """rows @ image @ columns.T for each image, by two large products, which are much faster than many small ones."""
+    """rows @ image @ columns.T for each image, by two large products: much faster than many small ones."""
     narrow = np.tensordot(images, columns, (-1, 1))
     return np.ascontiguousarray(np.tensordot(narrow, rows, (-2, 1)).swapaxes(-1, -2))
 
@@ -287,7 +293,7 @@ def _shrinking(size: int) -> np.ndarray:
 
 
 def _smooth_surfaces() -> np.ndarray:
-    """(SMALL ** 2, 6): an orthonormal basis of the surfaces of second degree."""
+    """(SMALL ** 2, 6): an orthonormal basis of the polynomials of second degree in both directions."""
     down, right = np.meshgrid(_SIDE, _SIDE, indexing="ij")
     surfaces = np.stack([np.ones_like(down), down, right, down**2, down * right, right**2], -1).reshape(-1, 6)
     return np.linalg.qr(surfaces)[0].astype(np.float32)
@@ -297,9 +303,7 @@ _SURFACES = _smooth_surfaces()
 
 
 def _detail(small: np.ndarray, *, grey: bool = True) -> np.ndarray:
-    """(n,): the standard deviation of what is left without the smooth surface that fits best; of the grey images, or else over all
-    channels.
-    """
+    """(n,): the standard deviation of each image after its best smooth surface is subtracted; of the grey image, or over all channels."""
     images = small.mean(1, keepdims=True) if grey else small
     flat = images.reshape(len(images), images.shape[1], -1)
     left = flat - (flat @ _SURFACES) @ _SURFACES.T

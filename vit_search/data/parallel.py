@@ -1,7 +1,7 @@
-"""The same work for many things on all cores, in processes that are forked for it and end with it.
+"""Share the same work on many items among all cores, in processes that are forked for it and end with it.
 
-Python runs one thread at a time, so that small files are read, hashed and decoded faster in processes. Forked processes see all that
-this one has in memory: a source need not be sent to them.
+Python runs one thread at a time, so small files are read, hashed and decoded faster in processes. A forked process sees the memory of this
+one: a source need not be sent to it.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from vit_search.errors import DataError
 Result = TypeVar("Result")
 
 ALONE = 2_000
-"""Things that this process does itself: to fork others takes about as long (2,000 small files: 0.1 s)."""
+"""Up to this many items, the process does the work itself: starting others takes about as long (2,000 small files: 0.1 s)."""
 
 CHUNK = 500
-"""Things that a process is given at once."""
+"""Items that a process gets at once."""
 
 _work: Callable[[range], object] | None = None
-"""What the forked processes do; they inherit it."""
+"""What the forked processes do. They inherit it."""
 
 
 def in_chunks(count: int, work: Callable[[range], Result], *, size: int = CHUNK, alone: int = ALONE) -> Iterator[Result]:
-    """What `work` makes of the numbers from 0 to `count`, chunk by chunk, in their order.
+    """Call `work` with the numbers from 0 to `count`, chunk by chunk; yields the results in order.
 
     Args:
-        size: numbers in a chunk. alone: so many are done in this process.
-        work: gets some numbers; what it returns must be small, since it is sent back. What it raises is raised here.
-    Raises: DataError where a process is killed.
+        size: numbers in a chunk.
+        alone: up to this count, this process does the work itself.
+        work: gets a range of numbers. Keep its result small, since it is sent here. What it raises is raised here.
+    Raises: DataError if a process is killed.
     """
     chunks = [range(begin, min(begin + size, count)) for begin in range(0, count, size)]
     cores = len(os.sched_getaffinity(0))
@@ -64,6 +65,6 @@ def _do(chunk: range) -> object:
 
 
 def shared_array(shape: tuple[int, ...], bits: int = 8) -> np.ndarray:
-    """An array of zeros, uint8 or uint16, that this process and those it forks write together."""
+    """An array of zeros, uint8 or uint16, that this process and the ones it forks can all write to."""
     size = int(np.prod(shape, dtype=np.int64))
     return np.frombuffer(mmap.mmap(-1, max(size * bits // 8, 1)), f"uint{bits}", size).reshape(shape)

@@ -1,4 +1,4 @@
-"""An image as all sources must give it, of a known shape and depth: refused in one line where it is anything else."""
+"""Check that an image has the shape and type that every source must give; if not, one line says why."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from vit_search.errors import DataError
 
 
 class PixelsError(DataError):
-    """An array that is no image as a source must give it."""
+    """An array is not an image as a source must give it."""
 
 
 def checked_pixels(read: Callable[[], np.ndarray], shape: Sequence[int | None], where: str, bits: int = 8) -> np.ndarray:
-    """What a source reads, if it is an image as it must be.
+    """Call `read`, and check the image that it returns.
 
     Args:
         shape: channels, height and width; None for any number.
         where: the source and the image, for the message.
-        bits: of a value: 8 for uint8, 16 for uint16.
-    Raises: PixelsError that says what is wrong and how to mend it; what `read` raises.
+        bits: 8 for uint8, 16 for uint16.
+    Raises: PixelsError that says what is wrong and how to fix it; whatever `read` raises.
     """
     try:
         pixels = read()
@@ -40,7 +40,7 @@ def checked_pixels(read: Callable[[], np.ndarray], shape: Sequence[int | None], 
 
 
 def bytes_fault(pixels: Any) -> str:
-    """Why something is no array of bytes, with the mend; empty where it is one."""
+    """Why a value is not an array of uint8, and how to fix it; empty if it is one."""
     if not isinstance(pixels, np.ndarray):
         return f"{kind_of(pixels)}; give a NumPy array of uint8."
     if pixels.dtype == np.uint8:
@@ -55,12 +55,12 @@ def bytes_fault(pixels: Any) -> str:
 
 
 def deep_fault(pixels: Any) -> str:
-    """Why something is no array of uint16, with the mend; empty where it is one."""
+    """Why a value is not an array of uint16, and how to fix it; empty if it is one."""
     if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint16:
         return ""
     return f"{pixels.dtype if isinstance(pixels, np.ndarray) else kind_of(pixels)}; give a NumPy array of uint16, as data.bit_depth is 16."
 
 
 def kind_of(value: Any) -> str:
-    """What something is, in short: `float64 (40, 2)`, `list`."""
+    """What a value is, in short: `float64 (40, 2)`, `a list`."""
     return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"

@@ -1,4 +1,7 @@
-"""How far a long step of preparing data is (hashing, fetching, decoding), for whoever shows it. Nothing is printed here."""
+"""Progress of the long steps of preparing data (hashing, fetching, decoding), for anyone who shows it.
+
+Nothing is printed here. The command line sets a watcher, cli/data_progress.py.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,16 @@ from typing import Literal
 
 Unit = Literal["bytes", "files", "images", "shards"]
 Advance = Callable[[int], None]
-"""Says that so many more units are done. Any thread may call it."""
+"""Reports that this many more units are done. Any thread may call it."""
 Watcher = Callable[[str, int | None, Unit], AbstractContextManager[Advance]]
-"""Opened at the start of a step with its name, its length (None: not known) and its unit; closed at the end."""
+"""Called at the start of a step with its name, its length (None if unknown) and its unit; its context closes when the step ends."""
 
 _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 
 @contextlib.contextmanager
 def shown_by(watcher: Watcher) -> Iterator[None]:
-    """Have all steps inside this block shown by a watcher."""
+    """Let a watcher show all steps inside this block."""
     before = _watcher.set(watcher)
     try:
         yield

@@ -1,6 +1,6 @@
-"""Files behind a URL, by fsspec: which there are, and in which version. It also says in one line why a server gives none.
+"""List the files behind a URL and their versions, through fsspec; say in one line why a server does not answer.
 
-fetch.py copies them. Credentials come from the environment, where the libraries of s3:// and gs:// look for them.
+fetch.py copies the files. Credentials come from the environment, where the libraries for s3:// and gs:// look for them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from vit_search.data.progress import step
 from vit_search.errors import DataError
 
 THREADS = 16
-"""Requests at once. Enough for small files, whose time is that of the way there and back."""
+"""Requests at once: enough for small files, whose time is mostly that of the round trip."""
 
 FOLDER_DEPTH = 20
-"""Folders below each other that a server of pages may have; one that links back to itself would have no end."""
+"""Folders below each other on a web server. Without a limit, a page that links back to itself would have no end."""
 
 CONNECT_S, SILENT_S = 20, 60
-"""How long a server may take to be reached, and to send nothing."""
+"""Seconds in which a server must accept a connection, and seconds for which it may send nothing."""
 
 _EXTRAS = {"s3fs": "s3", "gcsfs": "gcs"}
 _SECRETS = (
@@ -38,10 +38,10 @@ _SECRETS = (
 )
 
 _OPERATION = re.compile(r"^An error occurred \(\w+\) when calling the \w+ operation( \(reached max retries: \d+\))?: ")
-"""What botocore puts before the text of a server."""
+"""What botocore puts before a server's message."""
 
 _ENDPOINT = re.compile(r'"(https?://[^/?"]+)[^"]*"')
-"""The address of a request, in botocore's text; who reads it needs only that of the server."""
+"""The address of a request in botocore's message. Readers need only the server's part."""
 
 _UNREACHED = {
     "EndpointConnectionError",
@@ -51,7 +51,7 @@ _UNREACHED = {
     "ConnectionTimeoutError",
     "ConnectionRefusedError",
 }
-"""Errors of the libraries for a server to which there is no connection."""
+"""Errors of the libraries if no connection to a server can be made."""
 
 _BROKEN = {
     "ClientPayloadError",
@@ -61,7 +61,7 @@ _BROKEN = {
     "ResponseStreamingError",
     "IncompleteRead",
 }
-"""Errors of the libraries for a connection that ends before the answer does."""
+"""Errors of the libraries if a connection ends before the answer does."""
 
 
 @dataclass(frozen=True)
@@ -69,44 +69,44 @@ class RemoteFile:
     """One file behind a URL."""
 
     name: str
-    """Below the URL, with `/` between folders."""
+    """Path below the URL, with `/` between folders."""
     address: str
-    """As its file system takes it."""
+    """What its file system opens."""
     size: int | None
-    """Bytes; None where the server does not say."""
+    """Bytes; None if the server does not say."""
     version: str
-    """Another text whenever the content changes, as far as the server says."""
+    """A text that changes whenever the content changes, as far as the server says."""
     md5: str = ""
-    """Of its content, in hexadecimal digits; empty where the server does not say."""
+    """MD5 of its content, in hexadecimal digits; empty if the server does not say."""
 
     protocol: str = ""
     sha256: str = ""
-    """Of its content; empty where the server does not say."""
+    """sha256 of its content; empty if the server does not say."""
 
     @property
     def url(self) -> str:
-        """For messages."""
+        """The file's URL, for messages."""
         return self.address if "://" in self.address else f"{self.protocol}://{self.address}"
 
     @property
     def identity(self) -> str:
-        """A name for this content, which two versions do not share."""
+        """A name for this version of the file; another version has another name."""
         return hashlib.sha256(f"{self.name}\0{self.size}\0{self.version}".encode(errors="surrogateescape")).hexdigest()[:40]
 
 
 @dataclass(frozen=True)
 class Listing:
-    """All files behind a URL, at one time."""
+    """All files behind a URL at one moment."""
 
     url: str
     files: tuple[RemoteFile, ...]
     """Sorted by name."""
     path: str = ""
-    """What the URL stands for below the folder of these files: empty for that folder, else one file or a pattern with braces."""
+    """The URL's own target below the folder of these files: empty for the folder itself, else one file or a pattern with braces."""
 
     @property
     def identity(self) -> str:
-        """Another text whenever a file is added, removed or changed."""
+        """A text that changes whenever a file is added, removed or changed."""
         return hashlib.sha256("\n".join(file.identity for file in self.files).encode()).hexdigest()[:40]
 
     @property
@@ -116,7 +116,7 @@ class Listing:
 
 
 class Passing(Exception):
-    """Something that may go better at the next try: a connection that broke, a server that is overloaded."""
+    """A fault that may be gone at the next try: a broken connection, an overloaded server."""
 
 
 class UnreachableError(DataError):
@@ -127,8 +127,9 @@ def file_system(url: str, *, key: str = "data.path", headers: Mapping[str, str] 
     """The fsspec file system of a URL.
 
     Args:
-        key: as of `check_url`. headers: that each request to a server of pages has; they do not follow a redirect to another server.
-    Raises: SpecError for a URL that is not read; DataError where its package is missing.
+        key: see `check_url`.
+        headers: sent with each request to a web server. A redirect to another server does not get them.
+    Raises: SpecError for a URL of a kind that is not supported; DataError if the package for it is missing.
     """
     check_url(url, key)
     protocol = urlsplit(url).scheme.lower()
@@ -148,20 +149,20 @@ def file_system(url: str, *, key: str = "data.path", headers: Mapping[str, str] 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENT_S)
         options["client_kwargs"] = {"timeout": timeout, "trust_env": True, "headers": headers}  # trust_env: proxies
     if protocol == "gs":
-        from gcsfs.core import GCSFileSystem  # the class under fsspec's name asks for the type of a bucket at each call
+        from gcsfs.core import GCSFileSystem  # fsspec's own name for it gives a class that asks for the bucket's type at each call
 
-        logging.getLogger("gcsfs").setLevel(logging.CRITICAL + 1)  # it writes tracebacks of what becomes one line here
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL + 1)  # it prints tracebacks of errors that become one line here
 
         return GCSFileSystem(**options)
     return fsspec.filesystem(protocol, **options)
 
 
 def list_files(url: str, beside: tuple[str, ...] = ()) -> Listing:
-    """All files that a URL names: those of a folder or bucket, one file, or those of a pattern with braces. None is read.
+    """List all files that a URL names: a folder or bucket, one file, or a pattern with braces. No file is read.
 
     Args:
-        beside: endings of files that stand for their whole folder, since they name other files in it.
-    Raises: SpecError for a URL that is not read; DataError in one line where it does not exist, or cannot be reached or read.
+        beside: endings of files that name other files in their folder: their whole folder is listed.
+    Raises: SpecError for a URL of a kind that is not supported; DataError in one line if it does not exist, or cannot be reached or read.
     """
     system = file_system(url)
     try:
@@ -189,9 +190,9 @@ def list_files(url: str, beside: tuple[str, ...] = ()) -> Listing:
 
 
 def list_with_neighbours(url: str, names: Sequence[str]) -> Listing:
-    """One file, and those of some names that lie beside it.
+    """List one file, and those of some names that exist beside it.
 
-    Raises: as `list_files`.
+    Raises: see `list_files`.
     """
     listing = list_files(url)
     if not listing.path or has_braces(url):
@@ -205,7 +206,7 @@ def list_with_neighbours(url: str, names: Sequence[str]) -> Listing:
             if _is_missing(error):
                 continue
             raise _as_data_error(folder + name, error) from None
-        if about.get("mimetype") != "text/html" and about.get("type") != "directory":  # a server that has a page for every address
+        if about.get("mimetype") != "text/html" and about.get("type") != "directory":  # some servers have a page for every address
             files.append(_remote_file(about, folder if "://" in about["name"] else folder.partition("://")[2]))
     return Listing(url, tuple(sorted(files, key=lambda file: file.name)), listing.path)
 
@@ -216,7 +217,7 @@ def _as_data_error(url: str, error: Exception) -> DataError:
 
 
 def _is_missing(error: BaseException) -> bool:
-    """Whether a server says that there is no such file. One that shows nobody what it has, as S3, says that access is denied."""
+    """Whether a server says that there is no such file. Servers that hide what they have, such as S3, say "access denied" instead."""
     status = next((status for one in _chain(error) if (status := _status(one))), None)
     return status in (401, 403, 404) or (
         status is None and any(isinstance(one, FileNotFoundError | PermissionError) for one in _chain(error))
@@ -234,7 +235,7 @@ def _of_bucket(system: Any, url: str) -> Listing:
 
 
 def _of_server(system: Any, url: str) -> Listing:
-    """A folder is a page with links to what is in it; anything else is a file."""
+    """List a web server. A folder is a page with links to its content; anything else is a file."""
     if not url.endswith("/"):
         about = system.info(url)
         if about.get("mimetype") != "text/html":
@@ -245,7 +246,7 @@ def _of_server(system: Any, url: str) -> Listing:
 
 
 def _linked(system: Any, folder: str, depth: int = 0) -> Iterator[str]:
-    """The files that the page of a folder and those below it link to; links that sort the page, or lead elsewhere, are passed over."""
+    """The files that a folder's page and the pages below it link to. Links that sort the page or lead elsewhere are ignored."""
     if depth > FOLDER_DEPTH:
         raise DataError(f"{folder}: more than {FOLDER_DEPTH} folders below each other; name a folder with images.")
     for address in system.ls(folder, detail=False):
@@ -259,7 +260,7 @@ def _linked(system: Any, folder: str, depth: int = 0) -> Iterator[str]:
 
 
 def _described(system: Any, folder: str, addresses: list[str]) -> tuple[RemoteFile, ...]:
-    """Size and version of each file, asked for one by one, many at once."""
+    """Ask for the size and version of each file, many at once."""
     with step("listing", len(addresses), "files") as advance, ThreadPoolExecutor(THREADS) as threads:
 
         def describe(address: str) -> RemoteFile:
@@ -281,7 +282,7 @@ def _described(system: Any, folder: str, addresses: list[str]) -> tuple[RemoteFi
 
 
 def _remote_file(about: dict[str, Any], folder: str) -> RemoteFile:
-    """What a file system says of one file, in our words."""
+    """Convert a file system's answer about one file."""
     address = about["name"]
     name = address[len(folder) :]
     if address.startswith(("http://", "https://")):
@@ -303,7 +304,7 @@ def _remote_file(about: dict[str, Any], folder: str) -> RemoteFile:
 
 
 def check_names(listing: Listing) -> None:
-    """Refuse names that are no files of ours.
+    """Refuse names that a file cannot have here.
 
     Raises: DataError.
     """
@@ -332,7 +333,7 @@ def is_passing(error: BaseException) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """What is wrong and how to mend it, in one line, without a password."""
+    """What is wrong and how to fix it, in one line, without a password."""
     names = {type(one).__name__ for one in _chain(error)}
     status = next((status for one in _chain(error) if (status := _status(one))), None)
     text = _in_short(error)
@@ -359,7 +360,7 @@ def reason(error: BaseException) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and those that led to it."""
+    """An error, and the errors that led to it."""
     one: BaseException | None = error
     while one is not None:
         yield one
@@ -367,19 +368,19 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error of one of the libraries carries."""
+    """The HTTP status in an error of one of the libraries; None if it has none."""
     kind = type(error).__name__
     if kind == "ClientError":  # botocore
         status = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
     elif kind in ("ClientResponseError", "HttpError"):  # aiohttp, gcsfs
         status = getattr(error, "status", None) or getattr(error, "code", None)
-    else:  # others that have a `code`, such as aiohttp's for a body that breaks off, mean no answer of a server
+    else:  # the `code` of other errors, such as aiohttp's for a body that breaks off, is no answer of a server
         return None
     return int(status) if isinstance(status, (int, str)) and str(status).isdigit() else None
 
 
 def _in_short(error: BaseException) -> str:
-    """The first line of the error that tells most: the first cause of fsspec's own, else itself."""
+    """The first line of the most telling error: the first one of aiohttp or botocore, else the error itself."""
     told = error
     for one in _chain(error):
         if str(one) and (type(one).__module__ or "").startswith(("aiohttp", "botocore")):
@@ -387,7 +388,7 @@ def _in_short(error: BaseException) -> str:
             break
     if type(told).__name__ == "ClientResponseError":  # its text repeats the URL
         text = f"HTTP {getattr(told, 'status', '')} {getattr(told, 'message', '')}".strip()
-    elif type(told).__name__.startswith("ClientConnector"):  # its text repeats the URL, and talks of aiohttp's ssl:default
+    elif type(told).__name__.startswith("ClientConnector"):  # its text repeats the URL, and mentions aiohttp's ssl:default
         text = _of_connection(getattr(told, "certificate_error", None) or getattr(told, "os_error", None) or told)
     else:
         text = _OPERATION.sub("", (str(told).splitlines() or [""])[0]).strip(" .") or type(told).__name__
@@ -405,7 +406,7 @@ def _of_connection(error: BaseException) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """A text in which nothing stands that a variable of the environment holds as a secret."""
+    """Replace every secret that a variable of the environment holds by the variable's name."""
     for name in _SECRETS:
         secret = os.environ.get(name, "")
         if len(secret) > 3:

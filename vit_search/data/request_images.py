@@ -1,4 +1,7 @@
-"""What a person may send to be classified: an image file as bytes or base64, or decoded pixels; read by the rules of training."""
+"""Read an image that somebody sends to be classified: a file as bytes or base64, or pixels. The rules are those of training.
+
+The server and the packaged models use it.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,19 @@ from vit_search.data.decode import MAX_FILE_BYTES, fit_pixels, is_exact, kind_ta
 from vit_search.errors import DataError, TooLargeError
 
 MAX_PIXELS = 25 * 10**6
-"""Width times height of an image: what cameras of 24 megapixels make. Less than in training, where nobody else chooses the files."""
+"""Width times height of the largest image: a 24-megapixel photo fits. Lower than in training, because strangers may choose these files."""
 
 
 def pixels_of(value: Any, size: tuple[int, int], channels: int, bit_depth: int | None = None) -> np.ndarray:
-    """One image of a request.
+    """Read one image of a request.
 
     Args:
-        value: an image file, as bytes or as base64 text; or its pixels, whole numbers 0 to 255, (height, width, 1 or 3). For a model of
-            images of another depth or number of channels: whole numbers from 0 to 255 or 65,535, (height, width, channels).
-        size: height and width that the model was trained on.
-        channels, bit_depth: as of `read_image`, by which the model was trained.
+        value: an image file, as bytes or base64 text; or pixels, whole numbers from 0 to 255, (height, width, 1 or 3). For a model of
+            another depth or number of channels: whole numbers from 0 to 255 or 65,535, (height, width, channels).
+        size: height and width of the model's images.
+        channels, bit_depth: as `read_image` got them in training.
     Returns: uint8 or uint16 (channels, height, width) of that size.
-    Raises: DataError that says what is wrong with it; TooLargeError, one of them, where it is that.
+    Raises: DataError that says what is wrong; its subclass TooLargeError if the image is too large.
     """
     if isinstance(value, (str, bytes)):
         raw = _decoded(value, channels, bit_depth) if isinstance(value, str) else value
@@ -34,7 +37,7 @@ def pixels_of(value: Any, size: tuple[int, int], channels: int, bit_depth: int |
 
 
 def _decoded(text: str, channels: int, bit_depth: int | None) -> bytes:
-    """An image file from base64; line breaks, as the command base64 makes them, are allowed.
+    """Decode base64 to an image file. Line breaks are allowed: the command base64 makes them.
 
     Args:
         channels, bit_depth: of the model, for the message.
@@ -49,10 +52,11 @@ def _decoded(text: str, channels: int, bit_depth: int | None) -> bytes:
 
 
 def _checked(value: Any, channels: tuple[int, ...], bits: int) -> np.ndarray:
-    """Decoded pixels: bytes, or whole numbers from JSON.
+    """Check pixels: an array, or lists of whole numbers from JSON.
 
     Args:
-        channels: the numbers that will do. bits: of a value.
+        channels: the numbers of channels that are accepted.
+        bits: bits of one value.
     """
     most, kind = 2**bits - 1, f"uint{bits}"
     try:
@@ -66,7 +70,7 @@ def _checked(value: Any, channels: tuple[int, ...], bits: int) -> np.ndarray:
     if pixels.ndim != 3 or pixels.shape[2] not in channels or 0 in pixels.shape:
         wanted = "1 channel (grey) or 3 (RGB)" if channels == (1, 3) else f"{channels[0]} channel{'' if channels == (1,) else 's'}"
         raise DataError(f"shape {pixels.shape}; give (height, width, channels) with {wanted}.")
-    if bits == 16 and pixels.dtype == np.uint8:  # from JSON come int64, which may be of either depth
+    if bits == 16 and pixels.dtype == np.uint8:  # pixels from JSON are int64, and fit either depth
         raise DataError(f"uint8 pixels; give {kind}, 0 to {most}.")
     if pixels.dtype != kind and (pixels.min() < 0 or pixels.max() > most):
         raise DataError(f"pixels from {pixels.min()} to {pixels.max()}; give 0 to {most}.")

@@ -1,6 +1,6 @@
-"""Classes, labels, splits, groups and weights of a source are held against what sources/source.py promises, before anything is cached.
+"""Check that a source keeps the rules of sources/source.py for classes, labels, splits, groups and weights, before anything is cached.
 
-pixels.py does the same for each image.
+pixels.py checks each image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SPLITS = ("", "train", "val", "test")
 def check_source(source: Source) -> None:
     """Refuse classes, labels, splits, groups, weights and names that do not fit together.
 
-    Raises: DataError that names the source and, where there is one, the first image at fault.
+    Raises: DataError that names the source and, if there is one, the first bad image.
     """
     title, classes, labels = source.title, source.classes, source.labels
     texts = [name for name in classes if isinstance(name, str)]

@@ -1,4 +1,4 @@
-"""Which image is in which split: as the source says, or drawn by the seed, class by class and group by group."""
+"""Put each image into a split: as the source says, or by the seed, class by class and in whole groups."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ TRAINED_AND_VALIDATED_ON: dict[str, tuple[tuple[SplitName, ...], tuple[SplitName
     "train": (("train",), ("val",)),
     "train+val": (("train", "val"), ("holdout",)),
 }
-"""What a search file's `train_on` means."""
+"""For each value of `train_on` in a search file: the splits to train on, and the splits to validate on."""
 
 
 def split_indices(config: DataConfig, source: Source) -> dict[SplitName, np.ndarray]:
-    """Which images of a source are in each split; the rule has a number, FORMAT in cache.py, which a change of it must raise.
+    """The images of each split. If you change this rule, raise FORMAT in cache.py.
 
-    Splits that the source gives are kept. Images without one are drawn into train, val, holdout and, where the source has no test split,
-    test. Where the source gives train or val to some, only the splits that nobody has are drawn. A source that gives every image a split
-    lacks some of them perhaps: those are taken from its training images. Images of a group are in one split.
-    Raises: DataError where `train_limit` leaves a class without an image, groups leave a split without a class, or all training images of
-        a class have the weight 0.
+    - If the source puts no image into train or val, its images without a split are drawn into train, val, holdout and, if it has no test
+      split, test.
+    - Otherwise the source's splits are kept, and only the missing ones are drawn: from the images without a split or, if there are none,
+      from its training images.
+    - All images of a group are in the same split.
+
+    Raises: DataError if `train_limit` leaves a class without an image, if groups leave a split without a class, or if all training images
+        of a class have the weight 0.
     """
     by_source = given_splits(source)
     indices = _divided(config, source, by_source)
@@ -39,7 +42,7 @@ def split_indices(config: DataConfig, source: Source) -> dict[SplitName, np.ndar
 
 
 def _divided(config: DataConfig, source: Source, by_source: np.ndarray) -> dict[SplitName, np.ndarray]:
-    """The same, whatever the weights are."""
+    """The images of each split, before weights are checked."""
     unsplit, train, val, test = (np.flatnonzero(by_source == name) for name in ("", "train", "val", "test"))
     if len(unsplit) and not len(train) and not len(val):
         return _drawn(config, source, unsplit, test)
@@ -47,7 +50,7 @@ def _divided(config: DataConfig, source: Source, by_source: np.ndarray) -> dict[
 
 
 def _check_weights(source: Source, weights: np.ndarray, train: np.ndarray) -> None:
-    """Refuse a class of which no training image has a weight above 0."""
+    """Refuse a class whose training images all have the weight 0."""
     labels = source.labels[train]
     lacking = sorted(set(labels.tolist()) - set(labels[weights[train] > 0].tolist()))
     if not lacking:
@@ -60,7 +63,7 @@ def _check_weights(source: Source, weights: np.ndarray, train: np.ndarray) -> No
 
 
 def given_splits(source: Source) -> np.ndarray:
-    """(n,) text: the split that the source gives each image, or its group; "" for an image that is split by the seed."""
+    """(n,) text: the split that the source gives each image or its group; "" if the seed decides."""
     if source.splits is None or source.groups is None:
         return np.full(len(source.labels), "") if source.splits is None else source.splits
     pairs = zip(source.groups.tolist(), source.splits.tolist(), strict=True)
@@ -69,7 +72,7 @@ def given_splits(source: Source) -> np.ndarray:
 
 
 def classes_not_validated(config: DataConfig, source: Source, train_on: str) -> tuple[str, ...]:
-    """The classes of which the split that trials are validated on has no image, known before any image is decoded.
+    """The classes without an image in the split that trials are validated on. No image is decoded.
 
     Args:
         train_on: as in a search file.
@@ -80,7 +83,7 @@ def classes_not_validated(config: DataConfig, source: Source, train_on: str) -> 
 
 
 def _drawn(config: DataConfig, source: Source, rest: np.ndarray, test: np.ndarray) -> dict[SplitName, np.ndarray]:
-    """Stratified splits. The test split depends on split_seed and test_fraction alone, the training images on what is left for them."""
+    """Draw stratified splits. The test split depends only on split_seed and test_fraction, so other settings cannot change it."""
     left = 1.0
     if not len(test):
         rest, test = _carve(source, rest, config.test_fraction, (config.split_seed, 1), leave=2)
@@ -96,10 +99,11 @@ def _drawn(config: DataConfig, source: Source, rest: np.ndarray, test: np.ndarra
 def _completed(
     config: DataConfig, source: Source, pool: np.ndarray, kept: np.ndarray, val: np.ndarray, test: np.ndarray
 ) -> dict[SplitName, np.ndarray]:
-    """The splits that a source has; those that it lacks are taken from the pool, class by class. The rest of it is trained on.
+    """Keep the splits that a source has, and take the missing ones from the pool, class by class. What is left of the pool is trained on.
 
     Args:
-        pool: images without a split or, where all have one, the training images. kept: training images beside them.
+        pool: images without a split or, if all have one, the training images.
+        kept: further training images.
     """
     left, holdout = 1.0, pool[:0]
     if not len(test):
@@ -134,11 +138,13 @@ def _carve(
     leave: int = 1,
     kept: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Take a share of every class, in whole groups where there are any; both parts come back in their old order.
+    """Take a share of every class, in whole groups if there are groups. Both parts keep their order.
 
     Args:
-        least: groups of each class that must be taken. leave: groups of each class that must be left.
-        kept: other training images: of their classes, none need be left.
+        least: groups of each class that must be taken.
+        leave: groups of each class that must be left.
+        kept: further training images. Of their classes, no group need be left.
+    Returns: what is left, and what is taken.
     """
     if source.groups is None:
         return _carve_images(source.labels, indices, share, seed)
@@ -155,13 +161,16 @@ def _carve(
 
 
 def _carve_images(labels: np.ndarray, indices: np.ndarray, share: float, seed: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Take a share of every class, at least one image and never all of them; both parts come back in their old order."""
+    """Take a share of every class, at least one image but never all. Both parts keep their order.
+
+    Returns: what is left, and what is taken.
+    """
     rng = np.random.default_rng(seed)
     taken: list[np.ndarray] = []
     exact_so_far = taken_so_far = 0.0
     for label in np.unique(labels[indices]):
         shuffled = rng.permutation(indices[labels[indices] == label])
-        exact_so_far += len(shuffled) * share  # rounding is carried over, so that the whole has its share, too
+        exact_so_far += len(shuffled) * share  # the rounding is carried over, so that the share of all images fits, too
         count = int(np.clip(math.floor(exact_so_far - taken_so_far + 0.5), 1, len(shuffled) - 1))
         taken_so_far += count
         taken.append(shuffled[:count])

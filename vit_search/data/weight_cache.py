@@ -1,10 +1,10 @@
-"""What the cache holds of pretrained weights that are not files of the user: by the text of their source, where they are.
+"""The cache of pretrained weights that are not the user's own files: a record says where the weights of each source are.
 
-    weights/KEY.json        a record, by the text of a source; KEY is made of the text
+    weights/KEY.json        a record; KEY is a hash of the source's text
     weights/SHA256/         model.safetensors and config.json of a registered version
     remote/                 files of servers, see fetch.py
 
-A source that can mean other weights later, such as a branch, has a record of what it meant last.
+A source that may later mean other weights, such as a branch, has a record of its latest meaning.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ class Record:
     """Weights in the cache."""
 
     source: str
-    """Without a sha256."""
+    """The source without a sha256."""
     revision: str
     sha256: str
     licence: str | None
     path: str
-    """Of the file, below the cache."""
+    """Path of the file below the cache."""
 
     def file(self, cache: Path) -> Path:
-        """The weights."""
+        """The file with the weights."""
         return cache / self.path
 
 
 def find(text: str, cache: Path) -> Record | None:
     """What a source meant when it was last fetched; None if it is not in the cache, or is damaged there.
 
-    Raises: DataError where other accounts could put other weights into the cache.
+    Raises: DataError if other accounts could change the weights in the cache.
     """
     refuse_open_to_others(cache, cache / "weights")
     try:
@@ -60,13 +60,13 @@ def find(text: str, cache: Path) -> Record | None:
 
 
 _hashed: dict[tuple[Path, int, int, int], str] = {}
-"""sha256 that this process has computed, by path, inode, time in ns and size."""
+"""sha256 values that this process has computed, by path, inode, modification time in ns, and size."""
 
 
 def sha256_once(path: Path) -> str:
-    """sha256 of a file, which is computed again only if it changed: a gigabyte takes about a second.
+    """sha256 of a file. It is computed again only if the file changed: a gigabyte takes about a second.
 
-    Raises: DataError where it cannot be read.
+    Raises: DataError if the file cannot be read.
     """
     try:
         status = path.stat()
@@ -81,7 +81,7 @@ def sha256_once(path: Path) -> str:
 def keep(record: Record, cache: Path, texts: tuple[str, ...]) -> None:
     """Write a record for each text that means these weights.
 
-    Raises: DataError where the cache cannot be written.
+    Raises: DataError if the cache cannot be written.
     """
     try:
         _make(cache)
@@ -94,9 +94,9 @@ def keep(record: Record, cache: Path, texts: tuple[str, ...]) -> None:
 
 
 def put(sha256: str, cache: Path, fill: Callable[[Path], None]) -> Path:
-    """A folder of the cache for these weights, which is filled if it is new.
+    """Make a folder in the cache for these weights, filled by `fill`. A folder that exists is replaced.
 
-    Raises: DataError where the cache cannot be written; what `fill` raises.
+    Raises: DataError if the cache cannot be written; whatever `fill` raises.
     """
     folder = cache / "weights" / sha256
     try:
@@ -108,7 +108,7 @@ def put(sha256: str, cache: Path, fill: Callable[[Path], None]) -> Path:
                 for path in fresh.iterdir():
                     path.chmod(0o644)
                 fresh.chmod(0o755)
-                if folder.exists():  # what is there was damaged, or has another config.json
+                if folder.exists():  # the old folder is damaged, or has another config.json
                     shutil.rmtree(folder)
                 fresh.rename(folder)
             finally:

@@ -1,4 +1,4 @@
-"""The files of pretrained weights on this machine, by the source that the user names."""
+"""Find the file of pretrained weights on this machine for the source that the user names; fetch it if needed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vit_search.errors import CheckpointError, DataError, VitSearchError
 from vit_search.text import file_name, listed
 
 WEIGHTS = "model.safetensors"
-"""The usual name of weights in a folder."""
+"""Usual name of the weights in a folder."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Origin:
     source: str
     """As the user writes it, without a sha256."""
     revision: str = ""
-    """The commit of a repository, or the number of a registered version. A file or a URL has none."""
+    """Commit of a repository, or number of a registered version. Empty for a file or a URL."""
     licence: str | None = None
     """As the source states it; None if it states none."""
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A `.safetensors` file on this machine. The config.json that belongs to it is beside it."""
+    """A `.safetensors` file on this machine. Its config.json, if any, is beside it."""
 
     path: Path
     sha256: str
@@ -45,13 +45,13 @@ class WeightFile:
 
     @property
     def pinned(self) -> str:
-        """The source that always means these weights: with their revision, if it has one, and their sha256."""
+        """The source that always means these weights: with their sha256 and, if there is one, their revision."""
         source = parse(self.origin.source)
         return str(replace(source.at(self.origin.revision), sha256=self.sha256))
 
     @contextlib.contextmanager
     def naming_source(self) -> Iterator[None]:
-        """What is wrong with a file of the cache is said of its source, which the user knows."""
+        """Errors about a file in the cache name its source, because the user knows that one."""
         try:
             yield
         except VitSearchError as error:
@@ -60,13 +60,13 @@ class WeightFile:
 
 
 class Registry(Protocol):
-    """MLflow's registry, as `vit_search.registry.weight_versions` gives it; this package does not import MLflow."""
+    """MLflow's registry, as `vit_search.registry.weight_versions` implements it. This package does not import MLflow."""
 
     def look_up(self, source: WeightSource) -> Version:
         """The version that a source means now."""
 
     def fetch(self, version: Version, folder: Path) -> None:
-        """Put model.safetensors and config.json of a version into a folder."""
+        """Write model.safetensors and config.json of a version into a folder."""
 
 
 @dataclass(frozen=True)
@@ -76,25 +76,25 @@ class Version:
     name: str
     number: str
     sha256: str
-    """Of its weights."""
+    """sha256 of its weights."""
     licence: str | None
 
 
 def local_file(
     source: str, *, download: bool = False, registry: Registry | None = None, cache: Path | None = None, key: str = KEY
 ) -> WeightFile:
-    """The file that a source means: a file of the user, or one that is in the cache, or is fetched into it.
+    """Find the file that a source means: a file of the user, or one in the cache. If it is missing there, it may be fetched.
 
-    A URL and a registered version are fetched if they are missing. A repository at Hugging Face is fetched with `download` only. A pinned
-    source that is in the cache needs no server.
+    A URL and a registered version are always fetched if they are missing, a repository at Hugging Face only with `download`. A pinned
+    source in the cache needs no server.
 
     Args:
         download: whether to ask Hugging Face, and to fetch what is missing.
-        registry: where registered versions are; without it, only those in the cache are found.
+        registry: where registered versions are. Without it, only those in the cache are found.
         cache: `default_cache()` by default.
-        key: what a message begins with.
-    Raises: SpecError for a source that cannot be read; CheckpointError or DataError if it is missing, or has another sha256; PromotionError
-        of the registry.
+        key: what messages begin with.
+    Raises: SpecError if the source cannot be read; CheckpointError or DataError if the file is missing or has another sha256;
+        PromotionError from the registry.
     """
     named = parse(source, key)
     if named.kind == "file":
@@ -106,14 +106,14 @@ def local_file(
 
 
 def _of_cache(source: WeightSource, download: bool, registry: Registry | None, cache: Path) -> WeightFile:
-    """What is not a file of the user."""
+    """Find weights that are not a file of the user."""
     kept = weight_cache.find(str(source), cache)
     if kept is None and source.sha256 and (last := weight_cache.find(source.unpinned, cache)) and last.sha256 == source.sha256:
         kept = last
     if kept and (source.sha256 or source.is_exact):
         return _recorded(source, kept, cache)
     try:
-        if source.kind == "models":  # not by `kept`: the cache has models of all projects, and two may have the same name
+        if source.kind == "models":  # not `kept`: the cache is shared by all projects, and two may have models of the same name
             return _registered(source, registry, cache)
         if source.kind == "url":
             return _behind_url(source, cache)
@@ -159,7 +159,7 @@ def _registered(source: WeightSource, registry: Registry | None, cache: Path) ->
 
 
 def _check_same(source: WeightSource, sha256: str, what: str) -> None:
-    """Raises: CheckpointError where a pinned source means other weights now."""
+    """Raises: CheckpointError if a pinned source means other weights now."""
     if source.sha256 and sha256 and sha256 != source.sha256:
         fact = f"these are other weights now: {what} has sha256 {sha256[:12]}…, and {source.sha256[:12]}… is expected"
         mend = "remove #sha256=… to use them" if source.is_exact else "name the revision that you want, or remove #sha256=… to use them"
@@ -167,7 +167,7 @@ def _check_same(source: WeightSource, sha256: str, what: str) -> None:
 
 
 def _keep(source: WeightSource, path: Path, cache: Path, *, revision: str = "", licence: str | None = None) -> WeightFile:
-    """Record what was fetched, under the texts that mean it."""
+    """Record what was fetched, for each text that means it."""
     sha256 = weight_cache.sha256_once(path)
     _check_same(source, sha256, revision or "the file")
     licence = licence or licence_beside(path)
@@ -184,7 +184,7 @@ def _recorded(source: WeightSource, record: weight_cache.Record, cache: Path) ->
 
 
 def _of_folder(source: WeightSource, key: str) -> Path:
-    """The file that a path means: itself, or the one in the folder of this name."""
+    """The file that a path means: the path itself, or the weights in that folder."""
     path = Path(source.place).expanduser()
     if path.is_dir():
         files = sorted(file.name for file in path.glob(f"*{ENDING}"))

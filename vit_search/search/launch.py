@@ -1,4 +1,4 @@
-"""Start a search and see it through: the driver in the middle, Ray Tune to its left, MLflow and the screen to its right."""
+"""Start a search and run it to its end. Connects the driver with Ray Tune, which runs the trials, and with MLflow and the screen."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from vit_search.config.distributions import Value
 from vit_search.runtime.ray_session import check_limits
 
-from vit_search.runtime.ray_session import WatchedHead  # isort: skip  (before ray, whose settings it makes)
+from vit_search.runtime.ray_session import WatchedHead  # isort: skip  (before ray: it sets ray's environment)
 from vit_search.config.search_file import SearchSpec
 from vit_search.data import backbones
 from vit_search.data.cache import DataSet, absent_classes, kept_speed, prepare
@@ -74,43 +74,43 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SearchResult(Search):
-    """A search as it stands when its driver stops."""
+    """A search at the time when its driver stops."""
 
     interrupted: bool
     ended_by: str
-    """The limit that ended it before all trials were run; empty where none did."""
+    """The limit that ended it before all trials were run; empty if none did."""
     hindsight: Hindsight
-    """What its end tells of its stopping and of its plan."""
+    """How often early stopping was wrong, and how good the plan was."""
     settings: Settings
-    """As they stood at the end, after what was changed while it ran."""
+    """Settings at the end, with the changes made while it ran."""
     spent: Spent
-    """In all its launches."""
+    """What all its launches cost."""
     seconds: float
     """Wall time of this launch."""
     experiment_id: str
     parent_run: str
     recorded: bool
-    """Whether MLflow has all of it; else `vit-search sync` sends the rest."""
+    """Whether MLflow has all records. If not, `vit-search sync` sends the rest."""
 
 
 Known = Callable[[DataSet | None], None]
-"""Called when a search is known to be startable, with None, and once its data are ready, with them. Ray starts after that."""
+"""Called with None once the search is known to be startable, and then with its data once they are ready. Ray starts after that."""
 
 Watch = Callable[[Driver, SearchSpec, Path], Callable[[Event], None]]
-"""Called once with the driver, the search file and the folder; what it returns is told every event."""
+"""Called once with the driver, the search file and the folder. Returns a function that is called with every event."""
 
 Work = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a search is driven, whatever it is."""
+    """How to run a search. Nothing here changes what is searched."""
 
     watch: Watch | None = None
     work: Work = train_trial
-    """What a worker does with a trial; a benchmark of the driver puts something light here."""
+    """The function that trains a trial in a worker. A benchmark of the driver replaces it with a light one."""
     address: str | None = None
-    """Of the Ray cluster; None for a Ray of our own."""
+    """The Ray cluster; None to start a Ray on this machine."""
 
 
 def run(
@@ -126,17 +126,15 @@ def run(
     name: str | None = None,
     registry: Registry | None = None,
 ) -> SearchResult:
-    """Start a search in a new folder under `output` and see it through.
+    """Start a search in a new folder under `output` and run it to its end.
 
     Args:
         spec: a checked search file.
-        output: folder of all searches, on storage that every node sees; a new one is made in it, never an old one used again.
+        output: folder of all searches, on storage that every node sees. A new folder is always made in it.
         tracking_uri: of MLflow; see `store.resolve_uri`.
         download: whether a missing data set may be fetched.
-        known: see Known.
-        watch, work, address: see Options.
-        name: of the new folder; by default the next free `NAME-N`.
-        registry: where registered versions are that a model may start from.
+        known, watch, work, address: see Known and Options.
+        name: of the new folder; by default the next free `NAME-N`. registry: of registered versions that a model may start from.
     Raises: DataError, TrackingError, SearchError before the first trial; NoTrialCompletedError at the end.
     """
     found = backbones.find_all(spec, download=download, registry=registry)
@@ -166,7 +164,7 @@ def run(
             return drive(spec, folder, data, recorder, facts, options=Options(watch=watch, work=work, address=address))
         except NoTrialCompletedError:
             raise
-        except BaseException:  # also a Ctrl-C
+        except BaseException:  # also for Ctrl-C
             if not has_trials(folder):
                 remove(folder, before)
             raise
@@ -174,7 +172,7 @@ def run(
 
 @contextlib.contextmanager
 def _ray_and_mlflow(spec: SearchSpec, address: str | None, tracking_uri: str | None) -> Iterator[Recorder]:
-    """Both at once: Ray starts in processes of its own, while a thread imports MLflow and makes its database.
+    """Start both at the same time: Ray in its own processes, while a thread imports MLflow and makes its database.
 
     Raises: TrackingError, ClusterError, SearchError.
     """
@@ -185,7 +183,7 @@ def _ray_and_mlflow(spec: SearchSpec, address: str | None, tracking_uri: str | N
 
 
 def connect(tracking_uri: str | None, name: str) -> Recorder:
-    """The recorder of a search; MLflow is imported here, which takes seconds.
+    """Make the recorder of a search. This imports MLflow, which takes seconds.
 
     Raises: TrackingError.
     """
@@ -210,11 +208,11 @@ def drive(
     extend: Mapping[str, float] | None = None,
     planned: Sequence[tuple[dict[str, Value], int]] = (),
 ) -> SearchResult:
-    """Run the trials of a search whose folder has its facts, from where its ledger ends.
+    """Run the trials of a search from where its ledger ends. The folder must have the search's facts.
 
     Args:
         extend: settings to change first.
-        planned: parameters and `seed` (as a search file's) of every trial, in the place of proposals.
+        planned: parameters and `seed` (as in a search file) of every trial, to use instead of proposals.
     """
     began = time.monotonic()
     searches.check_own(folder)
@@ -240,7 +238,7 @@ def drive(
                 with Control(folder, driver):
                     run_trials(driver, folder, options.work, head, apart=options.address is not None)
         ended = True
-    finally:  # an error of ours leaves a search that can be resumed, and no run open
+    finally:  # after an error, the search can be resumed, and no run stays open
         asked = None if facts.promotes else data
         end = finish(spec, folder, ledger, driver, recorder, ended=ended, refused=first and not ended, data=asked)
     if end.nothing_completed:
@@ -266,9 +264,9 @@ def _nothing_completed(folder: Path, trials: Sequence[Trial], ending: str) -> No
 
 
 def _opened(spec: SearchSpec, folder: Path, extend: Mapping[str, float], weights: Path) -> Ledger:
-    """The search's ledger, held by this process from here on; if trials are left, the pretrained weights are in their folder.
+    """Open the search's ledger for this process. If trials are left to run, copy the pretrained weights into their folder.
 
-    Raises: SpecError, SearchError where its trials are none of this search file, the extension means nothing, or weights are missing.
+    Raises: SpecError, SearchError if the trials are not of this search file, the extension is invalid, or weights are missing.
     """
     ledger = Ledger(folder / "ledger.jsonl")
     try:
@@ -285,7 +283,7 @@ def _opened(spec: SearchSpec, folder: Path, extend: Mapping[str, float], weights
 
 @contextlib.contextmanager
 def _cluster_if_needed(spec: SearchSpec, folder: Path, ledger: Ledger, address: str | None) -> Iterator[WatchedHead]:
-    """The Ray cluster; an empty one where no trial is left to run."""
+    """The Ray cluster; an empty one if no trial is left to run."""
     if not resume_checks.is_work_left(spec, ledger.events):
         yield WatchedHead([])
         return
@@ -314,7 +312,7 @@ def _driver_of(orders: Orders, ledger: Ledger, head: WatchedHead, planned: Seque
 
 
 def _cleaner(folder: Path, driver: Driver, spec: SearchSpec) -> Callable[[Event], None]:
-    """Deletes checkpoints that nobody will ask for whenever a trial ends."""
+    """A listener that deletes unneeded checkpoints whenever a trial ends."""
 
     def clean(event: Event) -> None:
         if isinstance(event, Ended):
@@ -325,13 +323,13 @@ def _cleaner(folder: Path, driver: Driver, spec: SearchSpec) -> Callable[[Event]
 
 @dataclass(frozen=True)
 class _End:
-    """How a launch came out."""
+    """How a launch ended."""
 
     trials: list[Trial]
     """The leaderboard, best first."""
     interrupted: bool
     nothing_completed: bool
-    """Whether the search is over without a trial of full length."""
+    """Whether the search is over and no trial reached full length."""
     hindsight: Hindsight
     recorded: bool
 
@@ -347,17 +345,17 @@ def finish(
     refused: bool,
     data: DataSet | None = None,
 ) -> _End:
-    """Write down how the search stands, have MLflow know it too, and let the ledger go. A full disk is passed over: it was said before.
+    """Record the state of the search in its folder and in MLflow, and close the ledger. A full disk is ignored: it was reported before.
 
     Args:
-        ended: whether the search came to its end, and no error ended it. refused: whether that error came at its first launch.
-        data: of which the best model of a finished search is asked for the report; None for none.
+        ended: False if an error ended the search. refused: whether that error came at its first launch.
+        data: to find the mistakes of a finished search's best model for the report; None: do not.
     """
     cancelled = driver is not None and driver.cancelled
     try:
-        with ignoring(signal.SIGTERM) if cancelled else contextlib.nullcontext():  # a job's stop reaches a search twice
+        with ignoring(signal.SIGTERM) if cancelled else contextlib.nullcontext():  # when a job is stopped, SIGTERM arrives twice
             return _finish(spec, folder, ledger, driver, recorder, ended=ended, refused=refused, data=data)
-    except KeyboardInterrupt:  # somebody does not wait for the last records, which `vit-search sync` sends
+    except KeyboardInterrupt:  # the user does not wait for the last records; `vit-search sync` sends them
         recorder.abandon()
         ledger.close()
         raise
@@ -405,7 +403,7 @@ def _finish(
 
 
 def _find_mistakes(folder: Path, spec: SearchSpec, trials: Sequence[Trial], data: DataSet) -> None:
-    """For the report: what the best model takes its validation images for. It takes a minute at most, and never fails."""
+    """Find the validation images that the best model gets wrong, for the report. It takes a minute at most, and never fails."""
     from vit_search.report import mistakes
 
     try:
@@ -415,7 +413,7 @@ def _find_mistakes(folder: Path, spec: SearchSpec, trials: Sequence[Trial], data
 
 
 def _left(driver: Driver | None, trials: Sequence[Trial], *, interrupted: bool, failed: bool) -> Left:
-    """What a driver leaves in the ledger when it lets the search go; with the error that is on its way, if there is one."""
+    """The ledger's last event of a launch. It has the error that is being raised, if there is one."""
     if driver is None or interrupted:
         error = sys.exception()
         reason = str(error) if isinstance(error, VitSearchError) else _in_a_line(error) if isinstance(error, Exception) else ""
@@ -446,7 +444,7 @@ def _images_read(spec: SearchSpec, data: DataSet) -> int:
 
 
 def _known_speed(spec: SearchSpec) -> speed.Speed | None:
-    """What `vit-search plan --calibrate` last measured of this machine, where that can be read."""
+    """The speed of this machine that `vit-search plan --calibrate` last measured, if it can be read."""
     with contextlib.suppress(SpecError):
         return speed.load_speed(kept_speed(gpus=spec.resources.on_gpu))
     return None

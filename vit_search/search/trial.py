@@ -1,4 +1,4 @@
-"""What one Ray worker does with one trial: train epoch by epoch, save a checkpoint, report, and take up where it stood."""
+"""Train one trial in a Ray worker: save and report each epoch, and continue from the checkpoint after an interruption."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from vit_search.vit.pretrained import Pretrained, read_pretrained
 _log = logging.getLogger(__name__)
 
 PAUSES_S = (1, 2, 4, 8, 15, 30)
-"""Between tries to write a checkpoint: a minute in all, which a server of files takes to start again."""
+"""Seconds between tries to write a checkpoint: a minute in all, in which a file server can start again."""
 
 BUSY_EVERY_S = 20.0
 """Between reports of a trial that computes features, which it does outside of any report of an epoch."""
@@ -49,18 +49,18 @@ Result = TypeVar("Result")
 
 
 class OvertakenError(RuntimeError):
-    """Another process has taken this trial up; this one must not write any more."""
+    """Another process trains this trial now. This one must not write any more."""
 
 
 def train_trial(config: dict[str, Any]) -> None:
-    """Tune's function trainable.
+    """The function that Ray Tune calls in a worker to train one trial.
+
+    An epoch is saved before it is reported. A trial that starts again reports the epochs of its checkpoint again; the driver drops those
+    that it knows. Errors of ours or of the user are reported, not raised: Tune's retries are for processes that die, and for a node on
+    which the storage fails.
 
     Args:
-        config: a TrialOrder as Tune brings it.
-
-    An epoch is saved before it is reported, and a trial that starts again reports what its checkpoint holds once more:
-    the driver drops what it knows. An error of ours or of the user is reported, not raised: Tune's retries are for
-    processes that die, and for storage that fails this node.
+        config: an encoded TrialOrder.
 
     Raises: StorageError.
     """
@@ -68,9 +68,9 @@ def train_trial(config: dict[str, Any]) -> None:
 
 
 def guarded(train: Callable[[TrialOrder], None], order: TrialOrder) -> None:
-    """Have a trial trained, and report what came in between."""
+    """Train a trial, and report the error that ends it early."""
     failure = _failure(train, order)
-    if failure is not None:  # what was raised is gone by now, and with it the memory that its frames held
+    if failure is not None:  # the error is gone by now, and with it the memory that its frames held
         send(order, failure)
 
 
@@ -83,13 +83,13 @@ def _failure(train: Callable[[TrialOrder], None], order: TrialOrder) -> Failed |
     try:
         train(order)
     except OvertakenError:
-        pass  # whoever replaced it reports
+        pass  # the process that replaced it reports
     except StorageError:
         raise
     except OSError as error:
         if error.errno is not None:
             raise StorageError(_ailing(order.folder, error)) from None
-        return failure_report(order, error)  # of a library, about what it read
+        return failure_report(order, error)  # raised by a library about a file's content
     except training.DivergedError as error:
         return Failed("diverged", str(error))
     except VitSearchError as error:
@@ -104,7 +104,7 @@ def _failure(train: Callable[[TrialOrder], None], order: TrialOrder) -> Failed |
 
 
 def failure_report(order: TrialOrder, error: Exception) -> Failed:
-    """What only a change of the code can mend."""
+    """The report of an unexpected error, which only a change of the code can fix. The traceback goes into error.txt."""
     folder = order.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "error.txt", traceback.format_exc().encode(errors="backslashreplace"))
@@ -114,7 +114,7 @@ def failure_report(order: TrialOrder, error: Exception) -> Failed:
 
 def _train(order: TrialOrder) -> None:
     torch.set_num_threads(order.threads)
-    os.environ["OMP_NUM_THREADS"] = str(order.threads)  # of the processes that it starts
+    os.environ["OMP_NUM_THREADS"] = str(order.threads)  # for the processes that this one starts
     machine.limit_memory(order.gpus)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config, folder = TrialConfig.from_dict(order.config), order.folder / "checkpoint"
@@ -162,9 +162,11 @@ def report_busy(order: TrialOrder, name: str, total: int | None, unit: Unit) -> 
 
 
 def data_on_this_node(order: TrialOrder, config: TrialConfig) -> DataSet:
-    """The data that the driver has prepared; where this node does not see its cache, files behind a URL are fetched and prepared here.
+    """The data that the driver has prepared.
 
-    Raises: DataError where they cannot be, or have changed since.
+    If this node does not see the driver's cache, files behind a URL are fetched and prepared here.
+
+    Raises: DataError if that fails, or the files have changed since.
     """
     assert order.data is not None, "a trial that trains has data"
     if order.data.folder.exists() or not is_remote(config.data.path):
@@ -176,7 +178,7 @@ def data_on_this_node(order: TrialOrder, config: TrialConfig) -> DataSet:
 
 
 def pretrained_for(order: TrialOrder, config: TrialConfig, data: DataSet) -> Pretrained | None:
-    """The weights that a trial starts from, as the search keeps them in its folder; None for a random start.
+    """The weights that a trial starts from, as kept in the search's folder; None for a random start.
 
     Raises: SearchError if they are missing or damaged there.
     """
@@ -187,7 +189,10 @@ def pretrained_for(order: TrialOrder, config: TrialConfig, data: DataSet) -> Pre
 
 
 def claim_folder(folder: Path, node: str) -> str:
-    """Leave a mark by which a forgotten earlier process of this trial sees that it has been replaced; it names the node, too."""
+    """Mark a trial's folder as this process's own, so that an earlier process of the trial sees that it was replaced.
+
+    Returns: the mark, which also names the node.
+    """
     _see(folder)
     folder.mkdir(parents=True, exist_ok=True)
     mark = f"{uuid.uuid4().hex} {node}"
@@ -197,7 +202,10 @@ def claim_folder(folder: Path, node: str) -> str:
 
 
 def check_claim(folder: Path, mark: str) -> None:
-    """Raises: OvertakenError when another process has taken the trial up since `claim_folder`."""
+    """Check that this process still owns the trial's folder.
+
+    Raises: OvertakenError if another process has claimed it since `claim_folder`.
+    """
     try:
         owner = (folder / "owner").read_text()
     except FileNotFoundError:  # the trial is over, or the storage is gone
@@ -208,7 +216,7 @@ def check_claim(folder: Path, mark: str) -> None:
 
 
 def _see(folder: Path) -> None:
-    """Make sure that this node sees the search which the driver made, of which `folder` is a trial's.
+    """Check that this node sees the folder of the search. `folder` is that of a trial in it.
 
     Raises: FileNotFoundError.
     """
@@ -218,18 +226,18 @@ def _see(folder: Path) -> None:
 
 
 def load_interrupted(folder: Path, config: TrialConfig, device: str) -> training.Training | None:
-    """The training as its checkpoint has it; None where it must start again from its first epoch, which gives the same numbers."""
+    """Load the training from its checkpoint. None if it must start again from its first epoch, which gives the same numbers."""
     try:
         state = checkpoint.load_training(folder, config, device) if checkpoint.exists(folder) else None
     except DamagedCheckpointError as error:
         state = None
         _log.warning("%s The trial starts again from its first epoch.", error)
-    _see(folder.parent)  # else nothing was found because the storage is gone
+    _see(folder.parent)  # raises if no checkpoint was found because the storage is gone
     return state
 
 
 def save_checkpoint(folder: Path, state: training.Training, data: DataSet, trained_on: tuple[SplitName, ...], mark: str) -> None:
-    """Save a training as a checkpoint, unless another process has taken the trial up.
+    """Save a training as a checkpoint, unless another process has claimed the trial.
 
     Raises: OvertakenError.
     """
@@ -242,9 +250,9 @@ def save_checkpoint(folder: Path, state: training.Training, data: DataSet, train
 
 
 def retry_storage(order: TrialOrder, act: Callable[[], Result], pauses: tuple[int, ...] = PAUSES_S) -> Result:
-    """Do what needs the storage, again and again where it fails, and tell the driver of each pause.
+    """Call `act`, which needs the storage, and try again after an OSError. Report each pause to the driver.
 
-    Raises: StorageError when it fails to the end.
+    Raises: StorageError if the last try fails.
     """
     for pause in pauses:
         try:
@@ -259,7 +267,7 @@ def retry_storage(order: TrialOrder, act: Callable[[], Result], pauses: tuple[in
 
 
 def _ailing(folder: Path, error: OSError) -> str:
-    """What is wrong with the storage, in one line, and the mend."""
+    """One line about a failure of the storage: what is wrong, and how to fix it."""
     search, node, free = folder.parents[1], socket.gethostname(), ""
     with contextlib.suppress(OSError):
         free = f", {in_units(shutil.disk_usage(search).free)} are free"
@@ -270,7 +278,7 @@ def _ailing(folder: Path, error: OSError) -> str:
 
 
 def _split(data: DataSet, names: tuple[SplitName, ...], device: str, decoders: int | None) -> Split | StreamedSplit:
-    """Splits as one on the device, read once per worker process: reused workers keep them from trial to trial."""
+    """Load splits as one, on the device. A worker process reads them once and keeps them for its next trials."""
     key = (data.folder, names, device)
     if key not in _splits:
         _splits[key] = load_split(data, *names, device=device, decoders=decoders)

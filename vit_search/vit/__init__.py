@@ -1,1 +1,1 @@
-"""One Vision Transformer and its training. Knows no Ray, Optuna or MLflow."""
+"""One Vision Transformer and its training. Imports no Ray, Optuna or MLflow."""

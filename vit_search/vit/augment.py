@@ -1,7 +1,8 @@
-"""Batched augmentation on the device: every image of a batch gets its own draw, in a few kernels for the whole batch.
+"""Augment a batch of images on the device. Each image gets its own random changes, in a few kernels for the whole batch.
 
-Draws come from a generator on the CPU, so a GPU sees the same augmentation as the CPU does. What moves or colours pixels
-works on whole numbers, uint8 or (for images of 16 bits) int32; what erases or mixes works on normalised floats.
+Random numbers come from a generator on the CPU, so a GPU sees the same augmentation as a CPU. A training calls `moved`, `normalise` and
+`mixed`, in this order. What moves or colours pixels works on whole numbers: uint8, or int32 for images of 16 bits. What erases or mixes
+works on normalised floats.
 """
 
 from __future__ import annotations
@@ -21,31 +22,31 @@ from vit_search.config.training_config import TrainingConfig
 
 @dataclass(frozen=True)
 class Targets:
-    """What a batch should be recognised as; after mixing, a blend of two labels."""
+    """The labels of a batch. After mixing, each image has two labels."""
 
     labels: Tensor
     """(batch,), int64."""
     others: Tensor | None = None
-    """(batch,), int64, of the images mixed in; None where nothing is mixed."""
+    """(batch,), int64, labels of the images mixed in; None without mixing."""
     share: Tensor | None = None
-    """(batch,), share of `labels` in each image, in [0, 1]; the rest is `others`."""
+    """(batch,), share of `labels` in each image, in [0, 1]. The rest is `others`."""
     weights: Tensor | None = None
     """(batch,), how much each image counts in the loss; None: all the same."""
     other_weights: Tensor | None = None
-    """(batch,), the same of the images mixed in."""
+    """(batch,), weights of the images mixed in."""
 
     def weighted(self, weights: Tensor) -> Targets:
-        """The same with a weight for each image. Where two images are mixed, each label keeps the weight of its own image."""
+        """Add a weight for each image. Where two images are mixed, each label keeps the weight of its own image."""
         return replace(self, weights=weights, other_weights=None if self.others is None else partners(weights))
 
     def split(self, count: int) -> list[Targets]:
-        """Micro-batches of at most `count` images."""
+        """Split into micro-batches of at most `count` images."""
         parts = {f.name: value.split(count) for f in fields(self) if (value := getattr(self, f.name)) is not None}
         return [Targets(**dict(zip(parts, part, strict=True))) for part in zip(*parts.values(), strict=True)]
 
 
 def moved(images: Tensor, config: TrainingConfig, generator: Generator) -> Tensor:
-    """All that a training config asks of whole numbers: crop, shift, flip, and the automatic policy, in this order.
+    """Apply the augmentations that work on whole numbers: crop, shift, flip, and the automatic policy, in this order.
 
     Args:
         images: (batch, channels, height, width), uint8, or int32 for images of 16 bits.
@@ -66,7 +67,7 @@ def moved(images: Tensor, config: TrainingConfig, generator: Generator) -> Tenso
 
 
 def mixed(images: Tensor, labels: Tensor, config: TrainingConfig, generator: Generator) -> tuple[Tensor, Targets]:
-    """All that a training config asks of normalised floats: erasing, then mixup and cutmix.
+    """Apply the augmentations that work on normalised floats: erasing, then mixup and cutmix.
 
     Args:
         images: (batch, channels, height, width), normalised.
@@ -80,9 +81,9 @@ def mixed(images: Tensor, labels: Tensor, config: TrainingConfig, generator: Gen
 
 
 def shift(images: Tensor, pixels: int, generator: Generator) -> Tensor:
-    """Move each image by its own whole number of pixels, up to `pixels` each way; what comes in is black.
+    """Move each image by a random number of pixels, up to `pixels` each way. The empty border is black.
 
-    The random crop of padded images, as CIFAR recipes use it.
+    This is the random crop of padded images in CIFAR recipes.
 
     Args:
         images: (batch, channels, height, width), of whole numbers.
@@ -93,7 +94,7 @@ def shift(images: Tensor, pixels: int, generator: Generator) -> Tensor:
     down, right = torch.randint(0, 2 * pixels + 1, (2, batch), generator=generator)
     padded = F.pad(images, (pixels, pixels, pixels, pixels)).contiguous()
     image, plane, row, _ = padded.stride()
-    # Every window of the padded batch that is as large as an image, by its first pixel; none is copied but those selected,
+    # A view of all windows in the padded batch that are as large as an image, by first pixel. Only those selected are copied,
     # which is 7 to 19 times as fast as an index for each pixel (128 images of 28x28 and 3x32x32, one thread).
     first = torch.arange(batch) * image + down * row + right
     windows = padded.as_strided(
@@ -103,7 +104,7 @@ def shift(images: Tensor, pixels: int, generator: Generator) -> Tensor:
 
 
 def flip(images: Tensor, generator: Generator) -> Tensor:
-    """Mirror each image left to right with chance 1/2."""
+    """Mirror each image left to right with probability 1/2."""
     batch = len(images)
     mirrored = torch.rand(batch, generator=generator) < 0.5
     chosen = torch.arange(batch) + batch * mirrored  # faster than torch.where, which takes bytes one by one
@@ -111,9 +112,9 @@ def flip(images: Tensor, generator: Generator) -> Tensor:
 
 
 def resized_crop(images: Tensor, least: float, generator: Generator) -> Tensor:
-    """Cut from each image a box of `least` to 1 of its area and 3:4 to 4:3 in shape, resized to the whole (bilinear).
+    """Cut a random box out of each image and resize it to the whole image (bilinear).
 
-    The shape is told beside the image's own; the larger a box, the less room it has to differ.
+    A box has `least` to 1 of the area. Its aspect ratio is 3:4 to 4:3 of the image's own; large boxes vary less, because they must fit.
 
     Source: Szegedy et al. 2015, https://arxiv.org/abs/1409.4842; bounds as in torchvision's RandomResizedCrop.
     """
@@ -129,7 +130,7 @@ def resized_crop(images: Tensor, least: float, generator: Generator) -> Tensor:
 
 
 def erase(images: Tensor, chance: float, generator: Generator) -> Tensor:
-    """Overwrite with 0, the mean, a box of 2 to 33 % of the area in each image that the chance picks.
+    """In each image, with probability `chance`, overwrite a random box with 0, the mean. The box has 2 to 33 % of the area.
 
     Source: Zhong et al. 2020, https://arxiv.org/abs/1708.04896
     """
@@ -143,18 +144,18 @@ def erase(images: Tensor, chance: float, generator: Generator) -> Tensor:
 
 
 def partners(batch: Tensor) -> Tensor:
-    """What `mix` blends into each image of a batch: its neighbour."""
+    """What `mix` blends into each image of a batch: the image before it."""
     return batch.roll(1, 0)
 
 
 def mix(images: Tensor, labels: Tensor, mixup: float, cutmix: float, generator: Generator) -> tuple[Tensor, Targets]:
-    """Blend each image with its neighbour in the batch, or paste a box of it.
+    """Blend each image with its neighbour in the batch, or paste a box of the neighbour into it.
 
     Args:
-        images: (batch, channels, height, width), normalised; in random order, so a neighbour is a random partner.
+        images: (batch, channels, height, width), normalised. In random order, so that a neighbour is a random partner.
         labels: (batch,).
-        mixup: parameter of the Beta distribution of an image's own share; 0 for none. cutmix likewise; with both, each
-            image draws which of the two it gets.
+        mixup: parameter of the Beta distribution of an image's own share; 0 for no mixup.
+        cutmix: the same for CutMix. If both are on, each image gets one of them at random.
     Source: Zhang et al. 2018, https://arxiv.org/abs/1710.09412; Yun et al. 2019, https://arxiv.org/abs/1905.04899
     """
     batch, _, height, width = images.shape
@@ -164,7 +165,7 @@ def mix(images: Tensor, labels: Tensor, mixup: float, cutmix: float, generator: 
     pasted = cut < 0.5 if mixup and cutmix else torch.full((batch,), bool(cutmix))
     side = (1 - paste).sqrt()
     inside = _boxes(side * height, side * width, place_y, place_x, height, width) & pasted[:, None, None]
-    weight = torch.where(pasted, 1.0, blend)[:, None, None].masked_fill(inside, 0)  # of its own pixels, (batch, height, width)
+    weight = torch.where(pasted, 1.0, blend)[:, None, None].masked_fill(inside, 0)  # of the image's own pixels, (batch, height, width)
     share = torch.where(pasted, weight.mean((1, 2)), blend).to(images.device)
     images = torch.lerp(partners(images), images, weight[:, None].to(images.device))
     return images, Targets(labels, partners(labels), share)
@@ -174,8 +175,8 @@ def _boxes(tall: Tensor, wide: Tensor, place_y: Tensor, place_x: Tensor, height:
     """Masks of boxes that lie inside the image.
 
     Args:
-        tall, wide: (batch,), sides in pixels; rounded, at least 0 and at most the image.
-        place_y, place_x: (batch,), in [0, 1), where among all places that fit.
+        tall, wide: (batch,), sides in pixels; rounded, and limited to the image.
+        place_y, place_x: (batch,), in [0, 1), position among all those that fit.
     Returns: (batch, height, width), True inside.
     """
     tall, wide = tall.round().clamp(0, height), wide.round().clamp(0, width)
@@ -187,18 +188,19 @@ def _boxes(tall: Tensor, wide: Tensor, place_y: Tensor, place_x: Tensor, height:
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Whole numbers to floats of mean 0 and deviation 1, each channel by its own mean and deviation.
+    """Convert whole numbers to floats with mean 0 and standard deviation 1, per channel.
 
     Args:
         images: (batch, channels, height, width), uint8 from 0 to 255, or uint16 or int32 from 0 to 65,535.
-        mean: (channels,), of the training images on the scale 0 to 1; std likewise.
+        mean: (channels,), of the training images on the scale 0 to 1.
+        std: the same for the standard deviation.
     """
     scale = 1 / (largest_value(images) * std)
     return (images.float() * scale[:, None, None]).sub_((mean / std)[:, None, None])
 
 
 def largest_value(images: Tensor) -> int:
-    """The value of white: 255 of uint8; 65,535 of uint16 and of int32, which is uint16 on its way."""
+    """The value of white: 255 for uint8; 65,535 for uint16, and for int32, which holds uint16 values during augmentation."""
     assert images.dtype in (torch.uint8, torch.uint16, torch.int32), f"{images.dtype} is no type of images"
     return 255 if images.dtype == torch.uint8 else 65_535
 
@@ -209,7 +211,7 @@ LEVELS = 30
 
 
 def trivial_augment(images: Tensor, generator: Generator) -> Tensor:
-    """One operation per image at a random level (TrivialAugment Wide; a translation stays within a small image's side).
+    """Apply one random operation per image at a random level (TrivialAugment Wide, with translations limited to a small image's side).
 
     Source: Müller and Hutter 2021, https://arxiv.org/abs/2103.10158
     """
@@ -220,9 +222,9 @@ def trivial_augment(images: Tensor, generator: Generator) -> Tensor:
 
 
 def rand_augment(images: Tensor, count: int, magnitude: int, generator: Generator) -> Tensor:
-    """`count` operations per image, one after another, all at level `magnitude` of 30.
+    """Apply `count` random operations per image, one after another, all at level `magnitude` of 30.
 
-    Source: Cubuk et al. 2020, https://arxiv.org/abs/1909.13719; reaches as in torchvision's RandAugment.
+    Source: Cubuk et al. 2020, https://arxiv.org/abs/1909.13719; ranges as in torchvision's RandAugment.
     """
     height, width = images.shape[-2:]
     reach = Reach(0.3, (150 / 331 * height, 150 / 331 * width), 30.0, 0.9, 4)
@@ -233,23 +235,23 @@ def rand_augment(images: Tensor, count: int, magnitude: int, generator: Generato
 
 @dataclass(frozen=True)
 class Reach:
-    """How far the operations go at level 30."""
+    """Strength of the operations at level 30."""
 
     shear: float
     translate: tuple[float, float]
     """Rows and columns, in pixels."""
     degrees: float
     factor: float
-    """Of brightness, colour, contrast, sharpness: 1 - factor to 1 + factor."""
+    """Brightness, colour, contrast and sharpness change by a factor from 1 - factor to 1 + factor."""
     bits: int
-    """That posterising takes away of 8."""
+    """Bits of 8 that posterising removes."""
 
 
 def _policy(images: Tensor, reach: Reach, levels: Tensor, generator: Generator) -> Tensor:
     operations = operations_for(images)
     chosen = torch.randint(len(operations), (len(images),), generator=generator)
     signs = torch.randint(2, (len(images),), generator=generator) * 2 - 1
-    order = chosen.argsort(stable=True)  # images of one operation side by side
+    order = chosen.argsort(stable=True)  # images with the same operation side by side
     counts = chosen.bincount(minlength=len(operations)).tolist()
     ordered = images.index_select(0, order.to(images.device)), (levels[order] / LEVELS).to(images.device), signs[order].to(images.device)
     groups = zip(operations, *(part.split(counts) for part in ordered), strict=True)
@@ -258,7 +260,7 @@ def _policy(images: Tensor, reach: Reach, levels: Tensor, generator: Generator) 
 
 
 def warp(images: Tensor, theta: Tensor, mode: str = "nearest", outside: str = "zeros") -> Tensor:
-    """Resample: `theta` (batch, 2, 3) maps places of the result to places of the source, both from -1 to 1."""
+    """Resample images: `theta` (batch, 2, 3) maps positions in the result to positions in the source, both from -1 to 1."""
     x, y = (torch.linspace(1 / side - 1, 1 - 1 / side, side, device=images.device) for side in (images.shape[-1], images.shape[-2]))
     in_cols, in_rows = theta[:, :, :1] * x, theta[:, :, 1:2] * y + theta[:, :, 2:]
     grid = (in_cols[:, :, None, :] + in_rows[:, :, :, None]).permute(0, 2, 3, 1)  # F.affine_grid takes 7 times as long
@@ -307,12 +309,12 @@ def _rotate(images: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Ten
 def _blend(images: Tensor, faded: Tensor, strength: Tensor, sign: Tensor, reach: Reach) -> Tensor:
     back = (-reach.factor * strength * sign)[:, None, None, None]
     sharp = images.float()
-    blended = sharp + (faded - sharp) * back  # in this form, what equals its faded self stays
+    blended = sharp + (faded - sharp) * back  # in this form, a pixel that equals its faded value does not change
     return blended.clamp_(0, largest_value(images)).to(images.dtype)
 
 
 def _torchvision() -> Any:
-    """Imported where an automatic policy needs it: it brings torch._dynamo, 1.6 s that no prediction should wait for."""
+    """Imported only for automatic policies: it imports torch._dynamo, which takes 1.6 s, and predictions must not wait for that."""
     from torchvision.transforms.v2 import functional
 
     return functional
@@ -386,7 +388,7 @@ OPERATIONS: tuple[Callable[[Tensor, Tensor, Tensor, Reach], Tensor], ...] = (
     _autocontrast,
     _equalize,
 )
-"""(images, strength in [0, 1], sign of 1 or -1, reach) to images; each image has a strength and a sign of its own."""
+"""Operations: (images, strength in [0, 1], sign of 1 or -1, reach) to images. Each image has its own strength and sign."""
 
 PLAIN_OPERATIONS = (
     _identity,
@@ -399,9 +401,9 @@ PLAIN_OPERATIONS = (
     _channel_contrast,
     _sharpness,
 )
-"""Those that mean the same for any number of channels and any depth. Contrast is changed about the mean of each channel."""
+"""Operations that work for any number of channels and any depth. Contrast changes around the mean of each channel."""
 
 
 def operations_for(images: Tensor) -> tuple[Callable[[Tensor, Tensor, Tensor, Reach], Tensor], ...]:
-    """All operations for grey and RGB images of 8 bits; PLAIN_OPERATIONS for others."""
+    """OPERATIONS for grey and RGB images of 8 bits, PLAIN_OPERATIONS for others."""
     return OPERATIONS if images.dtype == torch.uint8 and images.shape[1] in (1, 3) else PLAIN_OPERATIONS

@@ -1,8 +1,11 @@
-"""How fast this machine trains the models of one search: short trainings, side by side, resolved into planning/speed.py's Speed.
+"""Measure how fast this machine trains the models of one search, for `plan --calibrate`.
 
-What it foretells of epochs of other proposals of search_spaces/digits.yaml, one at a time on two cores of an AMD EPYC: 1.00,
-1.04 and 1.03 of what 12 epochs took in each of three rounds, single epochs 0.77 to 1.27 (tests/benchmarks/foretold.py,
-2026-11-24, load 1 to 1.7; at load 4.8 an earlier form gave 1.08, 0.95 and 1.00). It takes 13 to 21 s there; a busy machine takes longer.
+Short trainings run side by side. `fitted` turns their times into planning/speed.py's Speed.
+
+How good the prediction is, for other proposals of search_spaces/digits.yaml, one at a time on two cores of an AMD EPYC: predicted time /
+measured time was 1.00, 1.04 and 1.03 for 12 epochs in each of three rounds, and 0.77 to 1.27 for single epochs
+(tests/benchmarks/foretold.py, 2026-11-24, load 1 to 1.7; at load 4.8 an earlier form gave 1.08, 0.95 and 1.00). The measurement takes 13 to
+21 s there, and longer on a busy machine.
 """
 
 from __future__ import annotations
@@ -41,23 +44,23 @@ from vit_search.text import counted
 from vit_search.vit import checkpoint, evaluation, training
 
 MODELS = 9
-"""Proposals that are measured."""
+"""Proposals to measure."""
 
 STEP_FLOPS = {"cpu": 1e10, "cuda": 1e13}
-"""Most that a measured step may take; a larger one is measured with fewer images."""
+"""Largest step to measure, in FLOPs by device. A larger step is measured with fewer images."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one proposal took; medians, in seconds."""
+    """Median times of one proposal, in seconds."""
 
     step: float
     evaluation: float
-    """Of `evaluated` images."""
+    """For `evaluated` images."""
     save: float
     start: float
     gflop: float
-    """1e9 operations of one large matrix product: what no step can pass."""
+    """For 1e9 operations of one large matrix product. No step can be faster."""
 
 
 def calibrate(spec: SearchSpec, *, concurrency: int | None = None, seconds: float = 4.0) -> Speed:
@@ -65,9 +68,9 @@ def calibrate(spec: SearchSpec, *, concurrency: int | None = None, seconds: floa
 
     Args:
         spec: a checked search file.
-        concurrency: trials at once, the file's by default; no more are started than the machine has room for.
-        seconds: time of measuring; starting the processes comes on top.
-    Raises: SpecError when no proposal can be run, or the file asks for a GPU where there is none.
+        concurrency: trials at once; default: the file's. Limited to those that the machine has room for.
+        seconds: time to measure, without the time to start the processes.
+    Raises: SpecError if no proposal can be run, or the file asks for a GPU and this machine has none.
     """
     device = "cuda" if spec.resources.on_gpu else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
@@ -80,7 +83,7 @@ def calibrate(spec: SearchSpec, *, concurrency: int | None = None, seconds: floa
     threads = max(1, int(cores / processes if cpus == "auto" else cpus))
     configs = [bounded(config, STEP_FLOPS[device]) for config in proposals(spec)]
     workers = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
-    with mock.patch.dict(os.environ, WORKER_ENV | {"OMP_NUM_THREADS": str(threads)}), workers as pool:  # read as a process starts
+    with mock.patch.dict(os.environ, WORKER_ENV | {"OMP_NUM_THREADS": str(threads)}), workers as pool:  # read when a process starts
         futures = [pool.submit(measure, configs, device, threads, seconds) for _ in range(processes)]
         each = [future.result() for future in futures]
     return dataclasses.replace(
@@ -95,7 +98,7 @@ def calibrate(spec: SearchSpec, *, concurrency: int | None = None, seconds: floa
 
 
 def _gpus(spec: SearchSpec) -> float:
-    """What most trials hold of a GPU."""
+    """The share of a GPU that most trials get."""
     if spec.resources.gpus != "auto":
         return spec.resources.gpus
     images = images_of(spec.data_config)
@@ -104,9 +107,9 @@ def _gpus(spec: SearchSpec) -> float:
 
 
 def proposals(spec: SearchSpec) -> list[TrialConfig]:
-    """MODELS proposals from the least to the most work a step, the ends of each kind of work among them.
+    """Choose MODELS proposals: the least and the most work per step, the largest share of each kind of work, and some in between.
 
-    Raises: SpecError when none of 2,000 can be run.
+    Raises: SpecError if none of 2,000 can be run.
     """
     rng, space = random.Random(1), spec.space  # noqa: S311 -- a sample of the space, not a secret
     drawn = (space.draw(rng) for _ in range(2_000))
@@ -131,7 +134,10 @@ def _whole(config: TrialConfig) -> TrialConfig:
 
 
 def measure(configs: Sequence[TrialConfig], device: str, threads: int, seconds: float) -> list[Measured]:
-    """Train each proposal in turns, epochs of a few steps on made-up images, until the time is over; at least one turn after a first."""
+    """Train the proposals in turns on random images, epochs of a few steps, until the time is over.
+
+    Each has one epoch that is not measured, then at least one that is.
+    """
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
     runs, starts, saves, ceiling = [], [], [], product_seconds(device)
@@ -168,8 +174,8 @@ def measure(configs: Sequence[TrialConfig], device: str, threads: int, seconds: 
 
 
 def fitted(configs: Sequence[TrialConfig], times: Sequence[Measured]) -> Speed:
-    """The Speed that explains what was measured best: no part below 0, and relative errors weigh alike for small and large models."""
-    ceiling = min(m.gflop for m in times)  # without it, what small models take would be laid to anything but their products
+    """The Speed that explains the times best. No price is below 0, and errors are relative, so small and large models count the same."""
+    ceiling = min(m.gflop for m in times)  # without it, the time of small models would be attributed to other work
     prices = least([work(config) for config in configs], [m.step for m in times], {"gflop_s": ceiling})
     speed = dataclasses.replace(Speed(gflop_s=ceiling), **prices)  # type: ignore[arg-type]
     foretold = [evaluation_seconds(dataclasses.replace(speed, evaluation=1.0), config, evaluated(config)) for config in configs]
@@ -187,9 +193,12 @@ def fitted(configs: Sequence[TrialConfig], times: Sequence[Measured]) -> Speed:
 def least(
     rows: Sequence[Mapping[str, float]], seconds: Sequence[float], floor: Mapping[str, float] = types.MappingProxyType({})
 ) -> dict[str, float]:
-    """Prices of each kind of work with the least sum of squared relative errors, none below its floor or 0.
+    """The price of each kind of work that gives the least sum of squared relative errors. No price is below its floor, or 0.
 
-    Every subset of kinds is tried, so the answer is exact.
+    Every subset of kinds is tried, so the result is exact.
+
+    Args:
+        rows: amounts of work by kind, one row per time in `seconds`.
     """
     names = list(rows[0])
     low = np.array([floor.get(name, 0.0) for name in names])
@@ -207,7 +216,7 @@ def least(
 
 
 def product_seconds(device: str, size: int = 1024) -> float:
-    """Time of 1e9 operations of a matrix product in the fastest type that trainings take on a device; best of 8."""
+    """Time of 1e9 operations of a matrix product, in the fastest number format that trainings use on a device; best of 8."""
     half = machine.native_bfloat16(torch.device(device))
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16 if half else torch.float32) for _ in range(2))
     times = []
@@ -219,17 +228,17 @@ def product_seconds(device: str, size: int = 1024) -> float:
 
 
 def turn(config: TrialConfig) -> int:
-    """Steps of one turn: fewer of a large model."""
+    """Steps of one turn; fewer for a large model."""
     return max(1, min(6, int(2 / work(config)["gflop_s"])))
 
 
 def evaluated(config: TrialConfig) -> int:
-    """Images of one turn's evaluation."""
+    """Images in one turn's evaluation."""
     return max(1, min(EVALUATED_AT_ONCE, int(5e9 / cost_of(config.model, 1).forward_flops)))
 
 
 def bounded(config: TrialConfig, flops: float) -> TrialConfig:
-    """The same with a batch that takes no longer than bearable, no compilation, and no end."""
+    """The same configuration with at most `flops` per step, without compilation, and without an end."""
     most = max(1, int(flops / cost_of(config.model, 1).train_flops))
     training = dataclasses.replace(
         config.training,
@@ -237,7 +246,7 @@ def bounded(config: TrialConfig, flops: float) -> TrialConfig:
         accumulation=1 if most < config.training.batch_size else config.training.accumulation,
         compile=False,
         cuda_graphs=False,
-        class_weights="none",  # made-up images have no names of classes, and weights take no time
+        class_weights="none",  # random images have no class names, and weights take no time
         epochs=100_000,
     )
     return dataclasses.replace(config, training=training)

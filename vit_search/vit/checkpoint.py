@@ -1,13 +1,13 @@
-"""A folder that rebuilds a model and its training: safetensors and config.json, written whole or not at all.
+"""A checkpoint: a folder from which a model and its training can be rebuilt. It is written whole or not at all.
 
     checkpoint/
       config.json            trial config, normalisation, classes, history, sha256 of the two files below
-      model.safetensors      weights and buffers as they are served: the average, where the training keeps one
-      optimiser.safetensors  what the optimizer keeps of each trained weight, the weights behind an average, and those that LoRA
-                             merges; absent where it is only served
+      model.safetensors      weights and buffers of the served model: the average, if the training keeps one
+      optimiser.safetensors  state of the optimizer, weights behind an average, and weights that LoRA merges; absent if the
+                             model is only served
 
-Nothing in it is a pickle. While a trial runs the generation before stands beside it as `checkpoint.old`: `save` writes a
-new folder, swaps by renaming, and what is found damaged later is replaced by the old one.
+It contains no pickle. While a trial runs, the checkpoint before this one is kept as `checkpoint.old`. `save` writes a new folder and
+renames it. If a checkpoint is damaged, the old one replaces it.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 WEIGHT = "weight"
-"""Key of a weight among the keys of the optimizer's state."""
+"""Key of a weight itself, among the keys of its optimizer state."""
 AVERAGE = "average"
-"""The same of the average of a weight, where the served model has it only merged."""
+"""Key of a weight's average, if the served model has it only merged."""
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model ready to classify, with what it needs to read images and to name classes."""
+    """A model ready to classify images, with its normalisation and class names."""
 
     model: ViT
     config: TrialConfig
@@ -83,7 +83,7 @@ class ServedModel:
     classes: tuple[str, ...]
     data_hash: str
     trained_on: tuple[str, ...] = ("train",)
-    """The splits that it was trained on."""
+    """Splits that it was trained on."""
 
 
 def save(
@@ -95,12 +95,12 @@ def save(
     trained_on: tuple[str, ...] = ("train",),
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write a checkpoint; at every moment `folder` or the `.old` beside it is complete, and the one before the last is kept.
+    """Write a checkpoint, and keep the one before it. At every moment, `folder` or the `.old` beside it is complete.
 
     Args:
-        check: called when all is written and nothing is in place yet; what it raises leaves the older checkpoint where it was.
+        check: called after all is written, but before it replaces anything. If it raises an error, the older checkpoint stays.
 
-    Raises: OSError when the disk is full or cannot be written; an older checkpoint is then still there.
+    Raises: OSError if the disk is full or cannot be written. The older checkpoint stays.
     """
     fresh, old = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.new"), folder.with_name(folder.name + ".old")
     recover(folder)
@@ -120,7 +120,7 @@ def _write(fresh: Path, training: Training, classes: tuple[str, ...], data_hash:
     try:
         save_file({name: tensor.contiguous() for name, tensor in training.outcome.state_dict().items()}, fresh / MODEL)
         save_file(_optimiser_tensors(training), fresh / OPTIMISER)
-    except SafetensorError as error:  # what it makes of an OSError
+    except SafetensorError as error:  # raised for an OSError
         raise OSError(f"{fresh}: cannot be written ({error})") from None
     document = {
         "config": training.config.to_dict(),
@@ -140,14 +140,13 @@ def _write(fresh: Path, training: Training, classes: tuple[str, ...], data_hash:
 
 
 def load_training(folder: Path, config: TrialConfig, device: torch.device | str = "cpu") -> Training:
-    """Rebuild a training where it was saved.
+    """Rebuild a training as it was saved. If the checkpoint is damaged, the one before it takes its place, one epoch behind.
 
     Args:
-        folder: a checkpoint written by `save` with its optimiser.
-        config: what the caller is about to train; it must equal what the checkpoint was trained with.
-    A damaged checkpoint is replaced by the one before it, which is one epoch behind.
+        folder: a checkpoint that `save` has written, with its optimizer.
+        config: what the caller will train. It must equal the saved configuration.
 
-    Raises: CheckpointError when it is of another configuration; DamagedCheckpointError when neither is sound.
+    Raises: CheckpointError for another configuration; DamagedCheckpointError if both checkpoints are damaged.
     """
     try:
         return _load_training(folder, config, device)
@@ -184,7 +183,7 @@ def _load_training(folder: Path, config: TrialConfig, device: torch.device | str
 def load_model(folder: Path, device: torch.device | str = "cpu") -> ServedModel:
     """Load the model of a checkpoint, in eval mode, to classify images.
 
-    Raises: CheckpointError when the folder is missing or damaged.
+    Raises: CheckpointError if the folder is missing or damaged.
     """
     document = read(folder, needs=(MODEL,))
     config = trial_config(folder, document)
@@ -210,7 +209,7 @@ def _normalisation(document: dict[str, Any], device: torch.device | str) -> Norm
 
 
 def _check_weights(folder: Path, config: ModelConfig) -> None:
-    """Hold the names, shapes and types in the weights' header against those of the model, before anything of their size is made.
+    """Compare names, shapes and types in the weights' header with the model's, before memory of their size is allocated.
 
     Raises: DamagedCheckpointError.
     """
@@ -228,7 +227,7 @@ def _check_weights(folder: Path, config: ModelConfig) -> None:
 
 
 def _load_weights(folder: Path, model: ViT) -> None:
-    """Into a model or a training's; LoRA's own weights are not there, and `_load_optimiser` replaces those that are merged."""
+    """Load weights into a model or a training's. The file lacks LoRA's own weights; `_load_optimiser` replaces those that are merged."""
     try:
         model.load_state_dict(load_file(folder / MODEL), strict=not tuning.has_lora(model))
     except (SafetensorError, RuntimeError) as error:
@@ -247,7 +246,7 @@ def _optimiser_tensors(training: Training) -> dict[str, Tensor]:
 
 
 def _weights_beside(training: Training) -> dict[str, Tensor]:
-    """The weights in training that the served model does not have: those behind an average, and what LoRA's merged weights are made of."""
+    """Weights of the training that the served model lacks: those behind an average, and those from which LoRA's merged ones are made."""
     weights = tuning.beside_served(training.model)
     tensors = {f"{name}/{WEIGHT}": weight for name, weight in weights.items()}
     if training.average is not None:

@@ -1,4 +1,4 @@
-"""The files of a checkpoint folder, read and checked without torch: config.json, and the sha256 of what lies beside it."""
+"""The files of a checkpoint folder, read and checked without torch: config.json, and the sha256 of the files beside it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Normalisation:
 
 @dataclass(frozen=True)
 class _Document:
-    """What config.json holds; `read` holds it against this, `trial_config` the configuration inside."""
+    """Content of config.json. `read` checks it against this class; `trial_config` checks the configuration inside."""
 
     config: dict[str, Any]
     normalisation: _Normalisation
@@ -41,22 +41,22 @@ class _Document:
 
 @dataclass(frozen=True)
 class Described:
-    """What config.json says of a model, without the model."""
+    """What config.json says about a model, without the model."""
 
     config: TrialConfig
     classes: tuple[str, ...]
     data_hash: str
     trained_on: tuple[str, ...]
-    """Splits of the data."""
+    """Splits that it was trained on."""
     history: tuple[dict[str, Any], ...]
-    """The fields of EpochResult, epoch by epoch."""
+    """Fields of EpochResult, by epoch."""
     weights_sha256: str
 
 
 def describe(folder: Path) -> Described:
-    """Read config.json, and hold the weights beside it against their sha256.
+    """Read config.json, and check the sha256 of the weights beside it.
 
-    Raises: CheckpointError when the folder is missing or damaged.
+    Raises: CheckpointError if the folder is missing or damaged.
     """
     document = read(folder, needs=(MODEL,))
     return Described(
@@ -70,46 +70,46 @@ def describe(folder: Path) -> Described:
 
 
 def drop_older(folder: Path) -> None:
-    """Remove the generation before a checkpoint, once its trial is over."""
+    """Delete the checkpoint before this one, once the trial is over."""
     shutil.rmtree(folder.with_name(folder.name + ".old"), ignore_errors=True)
     drop_unfinished(folder)
 
 
 def drop_unfinished(folder: Path) -> None:
-    """Remove what deaths in mid-write have left beside a checkpoint; a process that is still at it fails."""
+    """Delete unfinished checkpoints of processes that died. A process that still writes one fails."""
     for left in folder.parent.glob(f"{folder.name}.*.new"):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def copy_for_serving(folder: Path, target: Path) -> None:
-    """Copy what classifying needs: the weights and config.json, not the optimiser's state."""
+    """Copy what classifying needs: weights and config.json, without the optimizer's state."""
     document = read(folder, needs=(MODEL,))
     document["sha256"].pop(OPTIMISER, None)
     target.mkdir(parents=True)
-    shutil.copyfile(folder / MODEL, target / MODEL)  # its mode is the umask's, as of all exported files
+    shutil.copyfile(folder / MODEL, target / MODEL)  # its mode follows the umask, like that of all exported files
     (target / CONFIG).write_text(signed(document))
 
 
 def weights_sha256(folder: Path) -> str:
-    """Of a checkpoint's model.safetensors, by which two models are known to be one to the bit."""
+    """The sha256 of model.safetensors. If two models have the same one, they are equal to the bit."""
     return sha256_of(folder / MODEL)
 
 
 def exists(folder: Path) -> bool:
-    """Whether a checkpoint stands here, or the one before it can be put back."""
+    """Whether there is a checkpoint, or an older one that can take its place."""
     recover(folder)
     return any((candidate / CONFIG).is_file() for candidate in (folder, folder.with_name(folder.name + ".old")))
 
 
 def recover(folder: Path) -> None:
-    """Finish a swap that a crash cut in two."""
+    """Finish a swap of folders that a crash has interrupted."""
     old = folder.with_name(folder.name + ".old")
     if not folder.exists() and old.exists():
         old.rename(folder)
 
 
 def read(folder: Path, needs: tuple[str, ...] = (MODEL, OPTIMISER)) -> dict[str, Any]:
-    """config.json, once its own sha256 and those of the files that are needed are the recorded ones.
+    """Read config.json. Check its own sha256 and those of the files in `needs`.
 
     Raises: DamagedCheckpointError.
     """
@@ -135,9 +135,9 @@ def read(folder: Path, needs: tuple[str, ...] = (MODEL, OPTIMISER)) -> dict[str,
 
 
 def trial_config(folder: Path, document: dict[str, Any]) -> TrialConfig:
-    """The configuration in config.json, which fits its classes and its normalisation.
+    """The configuration in config.json, checked against its classes and its normalisation.
 
-    Raises: CheckpointError where this version knows no such configuration.
+    Raises: CheckpointError if they do not fit, or this version does not know the configuration.
     """
     try:
         config = TrialConfig.from_dict(document["config"])
@@ -159,18 +159,18 @@ def trial_config(folder: Path, document: dict[str, Any]) -> TrialConfig:
 
 
 def signed(document: dict[str, Any]) -> str:
-    """config.json's text, with a digest of itself."""
+    """The text of config.json, with its own digest."""
     return json.dumps(document | {"sha256": document["sha256"] | {CONFIG: _digest(document)}}, indent=1)
 
 
 def _digest(document: dict[str, Any]) -> str:
-    """Of all but itself."""
+    """The sha256 of a document without the digest itself."""
     rest = document | {"sha256": {name: value for name, value in document["sha256"].items() if name != CONFIG}}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file that is on the disk, and not in its cache alone."""
+    """The sha256 of a file. It also makes sure that the file is on the disk, not only in the cache."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())

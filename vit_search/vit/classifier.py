@@ -1,4 +1,4 @@
-"""A trained model that classifies images, for programs: image files, their bytes, or pixels that are decoded already."""
+"""Classify images from Python with a trained model: image files, their bytes, or pixels."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from vit_search.vit.evaluation import EVALUATED_AT_ONCE
 from vit_search.vit.predictions import Prediction
 
 Image = str | Path | bytes | np.ndarray
-"""A file by its path; the content of a file; or pixels, uint8 (height, width) or (height, width, 1 or 3). A model of images of another
-depth or number of channels takes (height, width, channels), uint8 or uint16, as it was trained on."""
+"""The path of a file, its content, or pixels: uint8 (height, width) or (height, width, 1 or 3). A model trained on another depth or
+number of channels takes (height, width, channels), uint8 or uint16 as in training."""
 
 
 class Classifier:
-    """A trained model with all that it needs to classify an image: its classes, and how it was trained to see images.
+    """A trained model with all that it needs to classify an image: its classes, and how it reads images.
 
     Images may have any size. They are scaled and cropped as in training.
     """
@@ -31,24 +31,24 @@ class Classifier:
     def __init__(self, served: ServedModel, name: str) -> None:
         self.served = served
         self.name = name
-        """What the user calls the model, for messages."""
+        """The model's name in messages."""
 
     @staticmethod
     def load(folder: Path, *, name: str | None = None, device: torch.device | str = "cpu") -> Classifier:
-        """The model of a checkpoint.
+        """Load the model of a checkpoint.
 
-        Raises: CheckpointError where the folder is missing or damaged.
+        Raises: CheckpointError if the folder is missing or damaged.
         """
         return Classifier(checkpoint.load_model(folder, device), str(folder) if name is None else name)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes, in the order of the columns of `probabilities`."""
+        """Names of the classes, in the order of the columns of `probabilities`."""
         return self.served.classes
 
     @property
     def config(self) -> TrialConfig:
-        """The data, the model and the training that made it."""
+        """The configuration of its data, model and training."""
         return self.served.config
 
     @torch.inference_mode()
@@ -56,7 +56,7 @@ class Classifier:
         """The probability of each class for each image.
 
         Args:
-            images: paths, bytes of files, or pixels; each may be of another kind and size.
+            images: paths, bytes of files, or pixels. Kinds and sizes may be mixed.
         Returns: float64 (images, classes).
         Raises: DataError that names the images that cannot be used.
         """
@@ -69,13 +69,13 @@ class Classifier:
         return np.asarray(torch.cat(parts).numpy())
 
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
-        """The most probable class of each image; otherwise as `probabilities`."""
+        """The most probable class of each image. Arguments and errors are those of `probabilities`."""
         names = [str(image) if isinstance(image, (str, Path)) else f"image {i}" for i, image in enumerate(images)]
         rows = self.probabilities(images)
         return [Prediction(name, self.classes[row.argmax()], float(row.max())) for name, row in zip(names, rows, strict=True)]
 
     def _pixels(self, images: Sequence[Image]) -> np.ndarray:
-        """uint8 or uint16 (images, channels, height, width) of the trained size."""
+        """Pixels in the trained size, uint8 or uint16 (images, channels, height, width)."""
         if isinstance(images, (str, bytes, Path)) or not len(images):
             raise DataError(f"{self.name}: give a list of one image or more.")
         size, channels, bit_depth = self.config.model.image_size, self.config.model.in_channels, self.config.data.bit_depth
@@ -86,7 +86,7 @@ class Classifier:
 
 
 def _read(image: Image, name: str, size: tuple[int, int], channels: int, bit_depth: int | None) -> np.ndarray:
-    """uint8 or uint16 (channels, height, width) of an image."""
+    """Pixels of one image, uint8 or uint16 (channels, height, width)."""
     if isinstance(image, (str, Path)):
         return read_image(Path(image), size, channels, bit_depth, for_model=True)
     read = partial(read_image, image, for_model=True) if isinstance(image, bytes) else partial(fit_pixels, image)

@@ -1,6 +1,6 @@
-"""How a model does on a split: its loss, its accuracy, and further scores.
+"""Evaluate a model on a split: loss, accuracy, and further scores.
 
-A new score of the confusion matrix is a function here, and a line in SCORES. Scores of the probabilities are in probability_scores.py.
+To add a score of the confusion matrix, add a function here, and a line in SCORES. Scores of the probabilities are in probability_scores.py.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from vit_search.vit.model import ViT
 from vit_search.vit.probability_scores import PROBABILITY_SCORES
 
 EVALUATED_AT_ONCE = 128
-"""Images of a batch in evaluation on a CPU: with 512, whose activations leave its caches, it takes 1.1 to 1.2 times as long."""
+"""Images per batch in evaluation on a CPU. 512 take 1.1 to 1.2 times as long, since their activations do not fit into the caches."""
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Mean and deviation of the training images per channel, on the scale 0 to 1; each (channels,)."""
+    """Mean and standard deviation of the training images per channel, on the scale 0 to 1; each (channels,)."""
 
     mean: Tensor
     std: Tensor
 
     @staticmethod
     def of(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str = "cpu") -> Normalisation:
-        """From plain numbers; a channel that never changes is divided by 1."""
+        """Make one from plain numbers. A channel that never changes is divided by 1."""
         return Normalisation(torch.tensor(mean, device=device), torch.tensor([s or 1.0 for s in std], device=device))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model does on one split."""
+    """Results of a model on one split."""
 
     loss: float
     """Mean cross-entropy in nats, without label smoothing."""
@@ -47,9 +47,9 @@ class Evaluation:
     top5_accuracy: float | None
     """None with fewer than 5 classes."""
     predictions: Tensor
-    """(n,), int64, on the CPU."""
+    """(n,), predicted class of each image, int64, on the CPU."""
     scores: dict[str, float] = field(default_factory=dict)
-    """By the keys of SCORES and PROBABILITY_SCORES. A score that these images cannot give is left out."""
+    """By the keys of SCORES and PROBABILITY_SCORES. Scores that these images cannot give are left out."""
 
 
 @torch.inference_mode()
@@ -85,10 +85,10 @@ def evaluate(
 
 
 def macro_f1(confusion: Tensor) -> float:
-    """The mean over the classes of F1, the harmonic mean of precision and recall: rare classes count as much as frequent ones.
+    """Mean over the classes of F1, the harmonic mean of precision and recall. Rare classes count as much as frequent ones.
 
     Args:
-        confusion: (classes, classes), images by their label and their prediction. Classes without either are left out.
+        confusion: (classes, classes), number of images by label and prediction. Classes with neither are left out.
     Returns: a fraction in [0, 1].
     """
     right, either = confusion.diag(), confusion.sum(0) + confusion.sum(1)
@@ -97,7 +97,7 @@ def macro_f1(confusion: Tensor) -> float:
 
 
 def balanced_accuracy(confusion: Tensor) -> float:
-    """The mean over the classes of recall, the share of a class's images that are recognised.
+    """Mean recall of the classes. Recall is the share of a class's images that are recognised.
 
     Args:
         confusion: as above. Classes without images are left out.
@@ -117,7 +117,7 @@ def worst_class_recall(confusion: Tensor) -> float:
 
 
 def _recalls(confusion: Tensor) -> Tensor:
-    """The share of the images of each class that are recognised; of classes that have images."""
+    """Recall of each class that has images."""
     images = confusion.sum(1)
     there = images > 0
     return confusion.diag()[there] / images[there]
@@ -128,7 +128,7 @@ SCORES: dict[str, Callable[[Tensor], float]] = {
     "val_balanced_accuracy": balanced_accuracy,
     "val_worst_class_recall": worst_class_recall,
 }
-"""Metrics that follow from the confusion matrix, by their names in config/metrics.py."""
+"""Metrics that are computed from the confusion matrix, by their names in config/metrics.py."""
 
 _MEASURED = {field.name for field in fields(EpochResult)}
 check_tables(

@@ -1,4 +1,4 @@
-"""A Vision Transformer that starts from pretrained weights, also where it is smaller than the backbone. It knows tensors, no files.
+"""Start a Vision Transformer from pretrained weights, also if it is smaller than the backbone. Works on tensors, not on files.
 
 One rule: what has the backbone's size is copied; what is smaller is selected, evenly; what is larger is an error.
 
@@ -8,8 +8,8 @@ One rule: what has the backbone's size is copied; what is smaller is selected, e
     blocks              the first ones, or evenly (BLOCKS)
     patches             resized by the pseudo-inverse of a bilinear resize (FlexiViT)
     positions           interpolated, bicubic
-    image channels      added up where there are fewer, divided evenly where there are more
-    head                copied if it has the same classes, in whatever order; else zeros
+    image channels      added up if there are fewer, divided evenly if there are more
+    head                copied if it has the same classes, in any order; else zeros
 
 Selection: Xu et al. 2024, https://arxiv.org/abs/2311.18823. Patches: Beyer et al. 2023, https://arxiv.org/abs/2212.08013.
 Nothing is random: the same weights and the same configuration give the same bits.
@@ -33,11 +33,11 @@ from vit_search.vit.model import interpolate, shapes, sincos2d
 Blocks = Literal["first", "even"]
 
 BLOCKS: Blocks = "first"
-"""Which blocks a shallower model takes. first: as Xu et al. found better than even ones on their models."""
+"""Blocks that a shallower model takes. Xu et al. found the first ones better than even ones for their models."""
 
 
 def evenly(count: int, wanted: int) -> list[int]:
-    """Which `wanted` of `count` things are selected: 0, then in equal steps, rounded down. `evenly(6, 3)` is [0, 2, 4]."""
+    """Indices of `wanted` out of `count` things: 0, then in equal steps, rounded down. `evenly(6, 3)` is [0, 2, 4]."""
     return [i * count // wanted for i in range(wanted)]
 
 
@@ -49,20 +49,20 @@ def inherit(
     *,
     blocks: Blocks = BLOCKS,
 ) -> dict[str, Tensor]:
-    """The state dict of `ViT(config)` that starts from a backbone.
+    """Make the state dict of a `ViT(config)` that starts from a backbone.
 
     Args:
-        weights: the backbone's, as `pretrained.load` gives them.
+        weights: the backbone's, as `pretrained.load` returns them.
         classes: names of the new model's classes, in order. If they are the backbone's, its head is kept.
         blocks: which blocks a shallower model takes.
-    Raises: SpecError for a model that is larger than the backbone, or has parts that the backbone lacks.
+    Raises: SpecError if the model is larger than the backbone, or has parts that the backbone lacks.
     """
     check(backbone, config)
     return _Selection(weights, backbone, config, blocks).state(classes)
 
 
 class _Selection:
-    """Which indices of a backbone a model takes."""
+    """The indices of a backbone that a model takes, and the weights at them."""
 
     def __init__(self, weights: Mapping[str, Tensor], backbone: Backbone, config: ModelConfig, blocks: Blocks) -> None:
         self.weights, self.backbone, self.config = weights, backbone, config
@@ -95,10 +95,10 @@ class _Selection:
         return self.weights["embed.weight"].new_zeros(shape)
 
     def in_block(self, block: str, name: str) -> Tensor:
-        """One weight of a block of the backbone, cut down."""
+        """One weight of a block, reduced to the new model's size."""
         part, _, kind = name.rpartition(".")
         if part in ("scale1", "scale2") and not self.backbone.layer_scale:
-            return self.zeros((self.config.dim,)) + 1  # the branch stays what it was
+            return self.zeros((self.config.dim,)) + 1  # leaves the branch as it was
         if part == "attention.qkv":
             return self.qkv(block + name, bias=kind == "bias")
         tensor = self.weights[block + name]
@@ -106,7 +106,7 @@ class _Selection:
             return tensor[self.within]
         if part in ("mlp.up", "mlp.gate"):
             return tensor[self.hidden] if kind == "bias" else tensor[self.hidden][:, self.channels]
-        tensor = tensor[self.channels]  # what is left gives residual channels
+        tensor = tensor[self.channels]  # all that follow write to residual channels
         if (part, kind) == ("attention.projection", "weight"):
             parted = tensor.unflatten(1, (self.backbone.heads, self.backbone.dim_head))
             tensor = parted[:, self.heads][:, :, self.within].flatten(1)
@@ -138,7 +138,7 @@ class _Selection:
         return resize_patches(map_channels(weight, config.in_channels), config.patch_size).flatten(1)
 
     def positions(self) -> Tensor:
-        """The table of positions for another grid, with or without a row for the class token."""
+        """The table of positions for the new grid, with or without a row for the class token."""
         backbone, config = self.backbone, self.config
         if config.positions == "sincos2d":
             return F.pad(sincos2d(*config.grid, config.dim), (0, 0, int(config.pool == "cls"), 0))[None].to(self.weights["embed.weight"])
@@ -149,7 +149,7 @@ class _Selection:
         return F.pad(table, (0, 0, 1, 0)) if (backbone.pool, config.pool) == ("mean", "cls") else table
 
     def head(self, classes: Sequence[str] | None) -> dict[str, Tensor]:
-        """The backbone's head where it has the same classes and reads the same token; else zeros, as in the ViT paper's fine-tuning."""
+        """The backbone's head if it has the same classes and reads the same token; else zeros, as in the ViT paper's fine-tuning."""
         names, config = self.backbone.classes, self.config
         if not config.num_classes:
             return {}
@@ -162,15 +162,15 @@ class _Selection:
 
 
 def _spread(count: int, wanted: int) -> list[int]:
-    """Blocks in equal steps, the first and the last among them."""
+    """Indices of blocks in equal steps, with the first and the last."""
     return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)] if wanted > 1 else [0]
 
 
 def map_channels(weight: Tensor, channels: int) -> Tensor:
-    """A patch embedding for images with another number of channels.
+    """Adapt a patch embedding to images with another number of channels.
 
-    An image whose channels are all equal has the same embedding before and after. From 3 to 1 channel, the three weights are added up.
-    From 1 to 3, each gets a third. In general, channel `i` of the larger number belongs to channel `i % smaller` of the other.
+    An image whose channels are all equal keeps its embedding. From 3 channels to 1, the three weights are added up. From 1 to 3, each gets
+    a third. In general, channel `i` of the larger number belongs to channel `i % smaller` of the other.
 
     Args:
         weight: (dim, channels before, patch, patch).
@@ -185,9 +185,9 @@ def map_channels(weight: Tensor, channels: int) -> Tensor:
 
 
 def resize_patches(weight: Tensor, patch_size: int) -> Tensor:
-    """A patch embedding for patches of another size: on a resized patch, it gives what it gave on the patch.
+    """Resize a patch embedding, so that a resized patch gives what the patch gave before.
 
-    For larger patches this is exact. For smaller ones it is as near as possible, in the mean over patches of white noise.
+    For larger patches this is exact. For smaller ones it is the best fit over patches of white noise.
 
     Args:
         weight: (dim, channels, patch, patch).
@@ -203,6 +203,6 @@ def resize_patches(weight: Tensor, patch_size: int) -> Tensor:
 
 
 def resize_matrix(before: int, after: int) -> Tensor:
-    """The matrix, float64 (after², before²), that resizes a square patch, bilinear and antialiased if it shrinks."""
+    """The matrix, float64 (after², before²), that resizes a square patch: bilinear, and antialiased if it shrinks."""
     pixels = torch.eye(before**2, dtype=torch.float64).unflatten(1, (before, before))[:, None]
     return F.interpolate(pixels, size=(after, after), mode="bilinear", antialias=True).flatten(1).T

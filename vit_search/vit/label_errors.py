@@ -1,8 +1,8 @@
-"""Suspected label errors among images that a model was not trained on: confident learning, by counting.
+"""Find images whose label is probably wrong, with confident learning. The model must not have been trained on these images.
 
-A class has a threshold: the mean probability that the model gives it on the images that carry its label. An image is counted to the most
-probable class among those whose threshold it reaches. Where that is not its label, and the label is not the model's answer either, the
-label is suspected. Thresholds of their own make up for classes in which the model is never sure.
+A class has a threshold: the mean probability that the model gives it on the images with its label. An image is counted as the most probable
+class among those whose threshold it reaches. If this class is not its label, and the label is not the model's answer either, the label is
+suspected. Thresholds per class make up for classes of which the model is never sure.
 Source: Northcutt, Jiang and Chuang 2021, Confident Learning, section 3.1, https://arxiv.org/abs/1911.00068
 """
 
@@ -22,25 +22,26 @@ class Suspect:
     """An image whose label may be wrong."""
 
     index: int
-    """Of the image."""
+    """Index of the image."""
     suggested: int
-    """The class that it is counted to."""
+    """The class that it is counted as."""
     self_confidence: float
     """The probability that the model gives the image's own label."""
 
 
 def thresholds(labels: Labels, self_confidence: Floats, classes: int) -> Floats:
-    """Each class's threshold, (classes,); infinite for a class without images, to which no image is counted."""
+    """The threshold of each class, (classes,). Infinite for a class without images, so that no image is counted as it."""
     images = np.bincount(labels, minlength=classes)
     sums = np.bincount(labels, weights=self_confidence, minlength=classes)
     return np.where(images > 0, sums / np.maximum(images, 1), np.inf)
 
 
 def confident_classes(labels: Labels, probabilities: Floats) -> Labels:
-    """The class that each image is counted to, (images,); -1 where it reaches no threshold.
+    """The class that each image is counted as, (images,); -1 if it reaches no threshold.
 
     Args:
-        labels: (images,). probabilities: (images, classes), of a model that was not trained on these images.
+        labels: (images,).
+        probabilities: (images, classes), from a model that was not trained on these images.
     """
     own = probabilities[np.arange(len(labels)), labels]
     reached = probabilities >= thresholds(labels, own, probabilities.shape[1])
@@ -49,7 +50,7 @@ def confident_classes(labels: Labels, probabilities: Floats) -> Labels:
 
 
 def confident_joint(labels: Labels, probabilities: Floats) -> Labels:
-    """How many images of each label (row) are counted to each class (column)."""
+    """Number of images by label (row) and by the class that they are counted as (column)."""
     counted, classes = confident_classes(labels, probabilities), probabilities.shape[1]
     sure = counted >= 0
     return np.bincount(labels[sure] * classes + counted[sure], minlength=classes**2).reshape(classes, classes)
@@ -63,12 +64,14 @@ def suspects(labels: Labels, probabilities: Floats) -> list[Suspect]:
 
 
 def suspects_by_answers(labels: Labels, self_confidence: Floats, answers: Labels, confidence: Floats, classes: int) -> list[Suspect]:
-    """The same where only the model's answers are known: an image is counted to the answer, if that reaches its threshold.
+    """As `suspects`, if only the model's answers are known: an image is counted as the answer, if it reaches that threshold.
 
-    It finds no image that is counted to a class other than the model's answer.
+    It misses images that are counted as another class than the model's answer.
 
     Args:
-        self_confidence: (images,), the probability of the label. answers: (images,). confidence: (images,), the probability of the answer.
+        self_confidence: (images,), the probability of the label.
+        answers: (images,).
+        confidence: (images,), the probability of the answer.
     """
     least = thresholds(labels, self_confidence, classes)
     chosen = np.flatnonzero((confidence >= least[answers]) & (answers != labels))

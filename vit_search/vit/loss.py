@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy, focal or logit-adjusted loss, with weights of classes and images. Evaluation uses none of it."""
+"""The loss of a training: cross-entropy, focal or logit-adjusted, with weights of classes and images. Evaluation does not use it."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from vit_search.vit.augment import Targets
 
 @dataclass(frozen=True)
 class Loss:
-    """Mean loss of a batch, from its logits and its targets.
+    """Mean loss of a batch, from its logits and targets.
 
-    Its tensors are made once for a training and stay where they are, so that a step waits for nothing.
+    Its tensors are made once per training and stay on the device, so that a step waits for nothing.
     """
 
     label_smoothing: float
     weights: Tensor | None = None
     """(classes,), how much an image of each class counts; None: all the same."""
     gamma: float | None = None
-    """Of the focal loss; None for cross-entropy."""
+    """Exponent of the focal loss; None for another loss."""
     adjustment: Tensor | None = None
-    """(classes,), what is added to the logits; None for nothing."""
+    """(classes,), added to the logits; None for nothing."""
 
     def __call__(self, logits: Tensor, targets: Targets) -> Tensor:
-        """The mean over the images, whatever their weights are: a batch in parts has the gradient of the whole.
+        """The sum of the weighted losses, divided by the number of images. So a batch in parts has the gradient of the whole.
 
-        The weights of the images have the mean 1 over an epoch. So the gradients of its batches have the weighted mean of all images as
-        their mean. Divided by the weights of its own batch, an image would count less the more its neighbours weigh.
-        Where two images are mixed, each of the two labels has its loss and its weights, and its share of the image.
+        It is not divided by the sum of the weights: an image would then count less beside images with large weights. The weights have mean
+        1 over an epoch, so on average a batch has the gradient of the weighted mean over all images. If two images are mixed, each label
+        has its own loss and weights, multiplied by its share of the image.
 
         Args:
             logits: (batch, classes), float32.
@@ -50,7 +50,7 @@ class Loss:
         return (targets.share * of_own_label + (1 - targets.share) * of_other_label).mean()
 
     def _of(self, logits: Tensor, labels: Tensor, of_images: Tensor | None) -> Tensor:
-        """(batch,), the loss of each image, times the weight of its class and its own."""
+        """(batch,), the loss of each image, multiplied by the weights of its class and of the image."""
         if self.gamma is not None:
             losses = focal(logits, labels, self.gamma, self.label_smoothing)
         elif self.adjustment is not None:
@@ -63,14 +63,14 @@ class Loss:
 
 
 def loss_of(config: TrainingConfig, labels: Tensor, classes: Sequence[str], num_classes: int, image_weights: Tensor | None = None) -> Loss:
-    """The loss of a training.
+    """Make the loss of a training.
 
     Args:
-        labels: (n,), of all images that are trained on, on the training device.
-        classes: their names; needed for weights by name alone.
+        labels: (n,), of all training images, on the training device.
+        classes: their names; used only for weights by name.
         num_classes: logits of the model.
-        image_weights: (n,), of the same images, with the mean 1. The size of a class is then the sum of its weights.
-    Raises: SpecError for weights of a class that does not exist.
+        image_weights: (n,), of the same images, with mean 1. The size of a class is then the sum of its weights.
+    Raises: SpecError for the weight of a class that does not exist.
     """
     weights = adjustment = None
     if config.class_weights != "none" or config.loss == "logit_adjusted":
@@ -92,11 +92,11 @@ def loss_of(config: TrainingConfig, labels: Tensor, classes: Sequence[str], num_
 
 
 def balanced_weights(counts: Tensor) -> Tensor:
-    """The weight of each class, images / (classes * images of the class): its mean over all images is 1.
+    """The weight of each class: images / (classes * images of the class). Its mean over all images is 1.
 
     Args:
-        counts: (classes,), images of each class, or the sum of their weights. A class without images has weight 0, and does not count
-            as a class.
+        counts: (classes,), images of each class, or the sum of their weights. A class without images has weight 0, and does not count as a
+            class.
     Returns: (classes,), float32. As `compute_class_weight("balanced", ...)` of scikit-learn.
     """
     there = counts > 0
@@ -108,8 +108,8 @@ def log_prior_adjustment(counts: Tensor, tau: float) -> Tensor:
     """What the logit-adjusted loss adds to the logits: tau * log(share of the class among the images).
 
     Args:
-        counts: (classes,), images of each class, or the sum of their weights. A class without images counts as one with a single image,
-            whose logarithm is finite.
+        counts: (classes,), images of each class, or the sum of their weights. A class without images counts as one image, so that its
+            logarithm is finite.
     Returns: (classes,), float32.
     Source: Menon et al. 2021, equation 10, https://arxiv.org/abs/2007.07314
     """
@@ -117,13 +117,14 @@ def log_prior_adjustment(counts: Tensor, tau: float) -> Tensor:
 
 
 def smoothed(logits: Tensor, labels: Tensor, label_smoothing: float, shares: Tensor) -> Tensor:
-    """Cross-entropy of adjusted logits, with label smoothing that is spread over the classes in the shares that the adjustment stands for.
+    """Cross-entropy of adjusted logits, with label smoothing spread over the classes by their shares.
 
-    Spread evenly, it would hold each image's adjusted logits so close together that frequent classes lose to rare ones once the
-    adjustment is gone: smoothing of 0.1 over ten classes allows a margin of ln 91, and an adjustment of 1:100 takes ln 100.
+    Smoothing that is spread evenly keeps an image's adjusted logits too close together: frequent classes would lose to rare ones once the
+    adjustment is removed. (Smoothing of 0.1 over ten classes allows a margin of ln 91, but an adjustment of 1:100 takes ln 100.)
 
     Args:
-        logits: (batch, classes), adjusted. labels: (batch,).
+        logits: (batch, classes), adjusted.
+        labels: (batch,).
         shares: (classes,), whose sum is 1.
     Returns: (batch,).
     """
@@ -135,10 +136,11 @@ def smoothed(logits: Tensor, labels: Tensor, label_smoothing: float, shares: Ten
 def focal(logits: Tensor, labels: Tensor, gamma: float, label_smoothing: float) -> Tensor:
     """The focal loss of each image: -(1 - p)^gamma log p, where p is the probability of its label.
 
-    With label smoothing, the same term of every class is added up, each with its share of the target.
+    With label smoothing, it is the sum of this term over all classes, each multiplied by its share of the target.
 
     Args:
-        logits: (batch, classes). labels: (batch,).
+        logits: (batch, classes).
+        labels: (batch,).
     Returns: (batch,).
     Source: Lin et al. 2017, https://arxiv.org/abs/1708.02002
     """

@@ -1,4 +1,4 @@
-"""Makes the optimizer of a training. A new one is a function here, and a line in each of MAKERS and config/optimizers.py."""
+"""Make the optimizer of a training. To add one, add a function here, and a line in MAKERS and in config/optimizers.py."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Group = dict[str, Any]
 
 
 def make_optimizer(model: ViT, config: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimizer that a config asks for, of the weights that need a gradient.
+    """Make the optimizer that a config asks for, for the weights that need a gradient.
 
-    Weight decay holds for matrices alone, as `decayed` has them. A group has weights with the same decay and the same `lr_factor`, by which
-    training multiplies the learning rate of each step.
+    Only matrices have weight decay, see `decayed`. A group has weights with the same decay and the same `lr_factor`. Training multiplies
+    the learning rate of each step by this factor.
     """
     names, depth = {id(p): name for name, p in model.named_parameters()}, model.config.depth
     groups: list[Group] = []
@@ -49,7 +49,7 @@ def muon(model: ViT, groups: list[Group], config: TrainingConfig) -> torch.optim
     """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) for the matrices of the blocks, AdamW for all other weights.
 
     Its steps are scaled to the size of AdamW's (Liu et al. 2025, https://arxiv.org/abs/2502.16982), so that `lr` and `weight_decay` mean
-    the same for both. Where no matrix of a block is trained, it is AdamW.
+    the same for both. If no matrix of a block is trained, it is AdamW.
     """
     hidden = {id(p) for name, p in model.named_parameters() if name.startswith("encoder.blocks.") and p.ndim == 2}
     inside, outside = _part(groups, lambda p: id(p) in hidden), _part(groups, lambda p: id(p) not in hidden)
@@ -62,42 +62,42 @@ def muon(model: ViT, groups: list[Group], config: TrainingConfig) -> torch.optim
 
 
 def _part(groups: list[Group], belongs: Callable[[nn.Parameter], bool]) -> list[Group]:
-    """The same groups with some of their weights alone, without those that have none left."""
+    """The same groups with the weights that `belongs` accepts, without empty groups."""
     parts = [group | {"params": [p for p in group["params"] if belongs(p)]} for group in groups]
     return [part for part in parts if part["params"]]
 
 
 MAKERS: dict[str, Callable[[ViT, list[Group], TrainingConfig], torch.optim.Optimizer]] = {"adamw": adamw, "sgd": sgd, "muon": muon}
-"""By `training.optimizer` of a search file."""
+"""Functions by `training.optimizer` of a search file."""
 
 check_tables("OPTIMIZERS of vit_search/config/optimizers.py", OPTIMIZERS, "MAKERS of vit_search/vit/optimizers.py", MAKERS)
 
 
 class Together(torch.optim.Optimizer):
-    """Several optimizers, each with weights of its own, as one."""
+    """Several optimizers that act as one. Each has its own weights."""
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         self.parts = parts
         super().__init__([group for part in parts for group in part.param_groups], {})
-        self.param_groups = [group for part in parts for group in part.param_groups]  # their own, so that a new lr reaches them
+        self.param_groups = [group for part in parts for group in part.param_groups]  # the parts' own groups, so that a new lr reaches them
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """A step of all of them."""
+        """Make a step with each of them."""
         for part in self.parts:
             part.step()
 
 
 def state_of(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Tensor]:
-    """What an optimizer keeps of a weight; it may be changed. Empty before the weight's first step."""
+    """The state that an optimizer keeps for a weight, which may be changed. Empty before the weight's first step."""
     state: dict[str, Tensor] = _owner(optimizer, weight).state[weight]
     return state
 
 
 def fill_state(optimizer: torch.optim.Optimizer, weight: Tensor) -> None:
-    """Make what an optimizer keeps of a weight before its first step; nothing where it is there.
+    """Make an optimizer's state for a weight before its first step, if it is not there.
 
-    Raises: SpecError where FIRST_STATES does not know the optimizer.
+    Raises: SpecError if the optimizer is not in FIRST_STATES.
     """
     state = state_of(optimizer, weight)
     if state:
@@ -121,7 +121,7 @@ def _of_sgd(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Tenso
 
 
 def _of_muon(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Tensor]:
-    return {"momentum_buffer": torch.zeros_like(weight)}  # also where the momentum is 0
+    return {"momentum_buffer": torch.zeros_like(weight)}  # also if the momentum is 0
 
 
 FIRST_STATES: dict[type[torch.optim.Optimizer], Callable[[torch.optim.Optimizer, Tensor], dict[str, Tensor]]] = {
@@ -129,11 +129,10 @@ FIRST_STATES: dict[type[torch.optim.Optimizer], Callable[[torch.optim.Optimizer,
     torch.optim.SGD: _of_sgd,
     torch.optim.Muon: _of_muon,
 }
-"""What an optimizer keeps of a weight, as it stands before the first step, by the optimizer's class. `training.cuda_graphs` alone needs it.
+"""The state of a weight before its first step, by the optimizer's class. Only `training.cuda_graphs` needs it.
 
-The tensors have the names, shapes, types and devices of those that the optimizer makes at its first step. Their values are such that
-training goes as it does without them: as a rule, zeros.
-"""
+The tensors have the names, shapes, types and devices of those that the optimizer makes at its first step. Their values must not change
+the training: as a rule, they are zeros."""
 
 
 def _owner(optimizer: torch.optim.Optimizer, weight: Tensor) -> torch.optim.Optimizer:

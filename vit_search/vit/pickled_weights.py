@@ -1,7 +1,7 @@
-"""A file of torch.save becomes a `.safetensors` file, read in a process of its own that may hold tensors and plain values only.
+"""Convert a file of torch.save to a `.safetensors` file. A separate process reads it, and may create only tensors and plain values.
 
-A pickle is a program. `weights_only=True` runs none of it but what builds tensors, lists and mappings. The process is bounded all the
-same: in memory to a few times the size of the file, and in processor time. This module imports torch only in that process.
+A pickle is a program. With `weights_only=True`, torch runs only the parts that build tensors, lists and mappings. The process is limited
+all the same: in memory, to a few times the size of the file, and in processor time. Only that process imports torch.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from vit_search.errors import CheckpointError
 from vit_search.text import file_name, last_line, one_line
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "teacher", "module")
-"""Keys under which training programs store the weights, the first that is there is taken."""
+"""Keys under which training programs store the weights. The first one found is used."""
 
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
-"""What wrappers write before all names: DataParallel, torch.compile, DINO, Lightning."""
+"""Prefixes that wrappers add to all names: DataParallel, torch.compile, DINO, Lightning."""
 
 WALL_S = 3600
-"""Of the process, for what waits and takes no processor time, as a file on a network."""
+"""Time limit of the process in seconds. It ends waits that take no processor time, for example for a file on a network."""
 
 REFUSED = 2
-"""Exit code of the process where its output is one line for the user."""
+"""Exit code of the process if its output is one line for the user."""
 
 
 def convert(source: Path, target: Path) -> Backbone:
-    """Write the weights of a `.pth` or `.bin` file as a `.safetensors` file, and tell what they are.
+    """Write the weights of a `.pth` or `.bin` file as a `.safetensors` file, and return the facts about them.
 
     The texts of a config.json and a preprocessor_config.json beside `source` go into the metadata of `target`.
 
@@ -76,7 +76,7 @@ def _check_source(source: Path, here: str) -> None:
 
 
 def _convert_apart(source: Path, fresh: Path, here: str) -> None:
-    """Run `main` below in a process of its own."""
+    """Run `main` in a separate process."""
     command = [sys.executable, "-P", "-m", __name__, str(source.resolve()), str(fresh.resolve())]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=WALL_S, check=False)
@@ -105,9 +105,9 @@ def _umask() -> int:
 
 
 def unwrapped(values: Any) -> dict[str, Any]:
-    """The tensors in what torch.load gave, without wrappers and without prefixes that all names share.
+    """The tensors in a result of torch.load, without wrappers and without prefixes that all names share.
 
-    Raises: ValueError where there are none.
+    Raises: ValueError if there are none.
     """
     import torch
 
@@ -127,7 +127,7 @@ def unwrapped(values: Any) -> dict[str, Any]:
 
 
 def main(source: Path, fresh: Path) -> None:
-    """In the process of its own: read, unwrap, write.
+    """In the separate process: read, unwrap, write.
 
     Raises: ValueError whose text is one line for the user.
     """
@@ -139,7 +139,7 @@ def main(source: Path, fresh: Path) -> None:
         values = torch.load(source, map_location="cpu", weights_only=True)
     except MemoryError:
         raise ValueError("takes more memory than weights of its size need; use another file.") from None
-    except Exception as error:  # a file of a stranger: whatever its reading raises
+    except Exception as error:  # the file may come from a stranger and raise anything
         raise ValueError(_reason(error)) from None
     tensors = unwrapped(values)
     strange = next((name for name, tensor in tensors.items() if tensor.layout != torch.strided or tensor.is_quantized), None)
@@ -155,7 +155,7 @@ def _settings_beside(source: Path) -> dict[str, str]:
 
 
 def _reason(error: Exception) -> str:
-    """Why torch has not read a file, in one line."""
+    """Why torch could not read a file, in one line."""
     foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
     if foreign:
         return (
@@ -166,7 +166,7 @@ def _reason(error: Exception) -> str:
 
 
 def _bound(size: int) -> None:
-    """Bound this process from now on.
+    """Limit the memory and the processor time of this process.
 
     Args:
         size: of the file in bytes. Reading, unwrapping and writing hold its tensors at most three times.

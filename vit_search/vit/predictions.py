@@ -1,4 +1,4 @@
-"""What a model says of an image. It imports no torch, so that a process can read predictions that another one made."""
+"""The prediction for one image. It imports no torch, so that a process can read predictions that another one made."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ class Prediction:
     """One image, classified."""
 
     image: str
-    """The path of the file, or `image 3` where the image was given as bytes or pixels; counted from 0."""
+    """The path of the file, or `image 3` (counted from 0) if the image was given as bytes or pixels."""
     label: str
     probability: float

@@ -1,9 +1,8 @@
-"""Weights of other libraries' plain Vision Transformers, renamed into ours: the table is in config/weight_names.py.
+"""Load the weights of plain Vision Transformers from other libraries, under our names. The table of names is in config/weight_names.py.
 
-They are the paper's model: pre-norm, learned positions, exact GELU. What is stored in another way, but means the same, is converted:
-queries, keys and values that lie apart, a gated MLP whose two halves are one matrix, a convolution over patches, and a table of positions
-with rows for the class token and the registers, or for neither. What has no counterpart here (as a norm after the pooling, `fc_norm`) is
-refused by name.
+What is stored in another way, but means the same, is converted: separate queries, keys and values, a gated MLP whose two halves are one
+matrix, a convolution over patches, and a table of positions with rows for class token and registers, or for neither. A weight without a
+counterpart here (for example `fc_norm`, a norm after the pooling) is an error that names it.
 """
 
 from __future__ import annotations
@@ -28,23 +27,23 @@ class Pretrained:
 
     backbone: Backbone
     weights: Mapping[str, Tensor]
-    """Under our names."""
+    """By our names."""
     classes: tuple[str, ...]
-    """Names of the classes of the new model, in order."""
+    """Names of the new model's classes, in order."""
 
 
 def starting_point(source: str, classes: Sequence[str]) -> Pretrained | None:
-    """The weights that `model.pretrained` names; None where it names none.
+    """The weights that `model.pretrained` names; None if it names none.
 
     Raises: CheckpointError, DataError or SpecError in one line if they are not on this machine, or cannot be used.
     """
-    from vit_search.data.weight_files import local_file  # here: a model that is served needs no weights
+    from vit_search.data.weight_files import local_file  # here, since a served model needs no weights
 
     return read_pretrained(local_file(source).path, classes) if source else None
 
 
 def read_pretrained(path: Path, classes: Sequence[str]) -> Pretrained:
-    """A file of weights, for a model of these classes.
+    """Read a file of weights for a model with these classes.
 
     Raises: as `load`.
     """
@@ -52,9 +51,9 @@ def read_pretrained(path: Path, classes: Sequence[str]) -> Pretrained:
 
 
 def load(path: Path) -> tuple[Backbone, dict[str, Tensor]]:
-    """The facts and the weights of a `.safetensors` file, under our names; half precision becomes float32.
+    """Read the facts and the weights of a `.safetensors` file, under our names. Half precision becomes float32.
 
-    Raises: CheckpointError in one line for a file that is damaged or no Vision Transformer, or has weights that are not finite.
+    Raises: CheckpointError in one line if it is damaged, is not a Vision Transformer, or has weights that are not finite.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -72,7 +71,7 @@ def load(path: Path) -> tuple[Backbone, dict[str, Tensor]]:
 
 
 def converted(state: Mapping[str, Tensor], assembly: Assembly, backbone: Backbone) -> dict[str, Tensor]:
-    """Their tensors as ours, ready for `inherit`.
+    """Convert a file's tensors to our weights, ready for `inherit`.
 
     Raises: ValueError that names a weight that is not finite.
     """
@@ -81,14 +80,14 @@ def converted(state: Mapping[str, Tensor], assembly: Assembly, backbone: Backbon
             raise ValueError(f"{name}: holds numbers that are not finite; use other weights.")
     ours = {name: tensor if tensor.dtype == torch.float64 else tensor.float() for name, tensor in put_together(state, assembly).items()}
     if backbone.registers == 0:
-        ours.pop("registers", None)  # an empty tensor, as DINOv3's without registers
+        ours.pop("registers", None)  # DINOv3 without registers has an empty tensor here
     if "positions" in ours and backbone.grid is not None:
         _align_positions(ours, backbone)
     return ours
 
 
 def put_together(state: Mapping[str, Tensor], assembly: Assembly) -> dict[str, Tensor]:
-    """Each of our weights from its parts, see config/weight_names.py."""
+    """Make each of our weights from its parts, see config/weight_names.py."""
     ours = {}
     for name, sources in assembly.sources.items():
         parts = []
@@ -102,7 +101,7 @@ def put_together(state: Mapping[str, Tensor], assembly: Assembly) -> dict[str, T
 
 
 def _align_positions(ours: dict[str, Tensor], backbone: Backbone) -> None:
-    """Give the table one row for the class token, if there is one, and none for registers, whose rows are added to them."""
+    """Give the table one row for the class token, if there is one, and none for registers. Their rows are added to the registers."""
     assert backbone.grid is not None
     table, patches = ours["positions"], backbone.grid[0] * backbone.grid[1]
     has_class_token = backbone.pool == "cls"
@@ -116,17 +115,17 @@ def _align_positions(ours: dict[str, Tensor], backbone: Backbone) -> None:
 
 
 def from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of timm's `VisionTransformer`, for `ViT.load_state_dict`.
+    """Convert a state dict of timm's `VisionTransformer` for `ViT.load_state_dict`.
 
-    Raises: CheckpointError that names a weight for which our model has no place.
+    Raises: CheckpointError that names a weight without a counterpart in our model.
     """
     return _renamed(state, "timm")
 
 
 def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of torchvision's `VisionTransformer`, for `ViT.load_state_dict`.
+    """Convert a state dict of torchvision's `VisionTransformer` for `ViT.load_state_dict`.
 
-    Raises: CheckpointError that names a weight for which our model has no place.
+    Raises: CheckpointError that names a weight without a counterpart in our model.
     """
     return _renamed(state, "torchvision")
 

@@ -1,6 +1,6 @@
-"""Metrics of a model's probabilities: how well they rank the images of each class, and whether they can be taken at their word.
+"""Metrics of a model's probabilities: how well they rank the images of each class, and how far they can be trusted.
 
-A new one is a function here, and a line in PROBABILITY_SCORES. It gives None for images that it cannot be computed from.
+To add one, add a function here, and a line in PROBABILITY_SCORES. It returns None for images from which it cannot be computed.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 BINS = 15
-"""Of the calibration error: equal in width over 0 to 1 (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
+"""Bins of the calibration error, equal in width over 0 to 1 (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
 
 
 def auroc(probabilities: Tensor, labels: Tensor) -> float | None:
-    """The area under the ROC curve of each class against the rest, and of these the mean.
+    """Area under the ROC curve of each class against the rest, mean of the classes.
 
-    Of all pairs of an image of the class and an image of another class, it is the share in which the first one gets the higher probability
-    of the class. A tie counts half.
+    Take all pairs of an image of the class and an image of another class. The area is the share of pairs in which the first image gets the
+    higher probability of the class. A tie counts half.
 
     Args:
-        probabilities: (n, classes), float64. labels: (n,), int64.
+        probabilities: (n, classes), float64.
+        labels: (n,), int64.
     Returns: a fraction in [0, 1]; None if a class has no image, or all of them.
     """
     areas = []
@@ -35,10 +36,10 @@ def auroc(probabilities: Tensor, labels: Tensor) -> float | None:
 
 
 def average_precision(probabilities: Tensor, labels: Tensor) -> float | None:
-    """The average precision of each class against the rest, and of these the mean.
+    """Average precision of each class against the rest, mean of the classes.
 
-    Each image of the class asks: among the images with at least my probability of the class, what share is of the class? It is the mean of
-    the answers.
+    For each image of the class, take all images with at least its probability of the class: what share of them is of the class? Average
+    precision is the mean of these shares.
 
     Args:
         probabilities, labels: as above.
@@ -55,13 +56,13 @@ def average_precision(probabilities: Tensor, labels: Tensor) -> float | None:
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
-    """The expected calibration error: the mean distance of confidence and accuracy over 15 bins, each weighted by its images.
+    """Expected calibration error: mean distance of confidence and accuracy over 15 bins, each weighted by its images.
 
-    A bin holds its lower edge. A confidence of exactly 1 has a bin of its own, as in torchmetrics.
+    A bin includes its lower edge. A confidence of exactly 1 has a bin of its own, as in torchmetrics.
 
     Args:
         probabilities, labels: as above.
-    Returns: a fraction in [0, 1]; 0 for a model whose confidence in each bin is its accuracy there.
+    Returns: a fraction in [0, 1]; 0 if the confidence equals the accuracy in each bin.
     """
     confidence, predictions = probabilities.max(1)
     edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64, device=probabilities.device)
@@ -72,7 +73,7 @@ def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
 
 
 def _by_class(probabilities: Tensor, labels: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """For each class its number of images, the probabilities that all images have of it, and those of its own images, both ascending."""
+    """For each class: its number of images, all images' probabilities of the class, and those of its own images; both ascending."""
     for number in range(probabilities.shape[1]):
         scores = probabilities[:, number]
         own = scores[labels == number]
@@ -80,7 +81,7 @@ def _by_class(probabilities: Tensor, labels: Tensor) -> Iterator[tuple[int, Tens
 
 
 def _below(scores: Tensor, values: Tensor) -> Tensor:
-    """How many of ascending scores lie below each value, and half of those that equal it."""
+    """How many of the ascending scores are below each value, plus half of those equal to it."""
     return (torch.searchsorted(scores, values) + torch.searchsorted(scores, values, right=True)).double() / 2
 
 
@@ -89,4 +90,4 @@ PROBABILITY_SCORES: dict[str, Callable[[Tensor, Tensor], float | None]] = {
     "val_average_precision": average_precision,
     "val_ece": calibration_error,
 }
-"""Metrics that follow from the probabilities (n, classes) and the labels (n,), by their names in config/metrics.py."""
+"""Metrics that are computed from probabilities (n, classes) and labels (n,), by their names in config/metrics.py."""

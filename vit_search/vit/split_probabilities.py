@@ -1,4 +1,4 @@
-"""The probabilities that a model gives the images of a split, within a limit of time."""
+"""Compute a model's class probabilities for the images of a split, within a time limit."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ from vit_search.vit.evaluation import EVALUATED_AT_ONCE
 
 @dataclass(frozen=True, eq=False)
 class SplitProbabilities:
-    """What a model says of the images of a split, or of a random sample of them where the time ran out."""
+    """Class probabilities for a split, or for a random sample of it if the time was too short."""
 
     indices: npt.NDArray[np.int64]
-    """(images,), of the images in the split, ascending."""
+    """(images,), their indices in the split, ascending."""
     labels: npt.NDArray[np.int64]
     """(images,)."""
     probabilities: npt.NDArray[np.float64]
     """(images, classes)."""
     whole: bool
-    """Whether that is the whole split."""
+    """Whether all images of the split are there."""
 
 
 @torch.inference_mode()
 def split_probabilities(
     served: ServedModel, split: Split | StreamedSplit, seconds: float, *, clock: Callable[[], float] = time.monotonic
 ) -> SplitProbabilities:
-    """Classify a split in eval mode and in float32, as it is validated; in an order that a fixed seed draws, until the time is over.
+    """Classify a split in eval mode and float32, as in validation, until the time is over. A fixed seed shuffles the images.
 
     Args:
-        served: on the split's device. seconds: after which no further batch is begun; the first is always classified.
+        served: on the split's device.
+        seconds: after this time, no batch is begun. The first is always classified.
     """
     end = clock() + seconds
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(split)))
@@ -60,7 +61,7 @@ def split_probabilities(
 
 
 def pixels_of(split: Split | StreamedSplit, indices: list[int]) -> list[npt.NDArray[np.unsignedinteger]]:
-    """The images of some indices of a split, uint8 or uint16 (channels, height, width) each, as a model sees them."""
+    """Images of a split by their indices, as the model gets them: uint8 or uint16 (channels, height, width) each."""
     images: list[npt.NDArray[np.unsignedinteger]] = []
     for batch, _ in split.batches(torch.tensor(indices, dtype=torch.int64).split(EVALUATED_AT_ONCE) if indices else ()):
         pixels = batch.cpu().numpy()

@@ -1,4 +1,4 @@
-"""One fixed configuration trained here and now, without Ray and without MLflow, into a folder that can be taken up again."""
+"""Train one configuration on this machine, without Ray and MLflow. An interrupted training continues from its folder."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from vit_search.vit.checkpoint_files import describe
 from vit_search.vit.pretrained import starting_point
 
 FILE = "search.yaml"
-"""The search file that a model was trained from, in its folder once the training is over."""
+"""The search file of the training. It is written into the folder once the training is over."""
 
 if TYPE_CHECKING:
     from vit_search.config.search_file import SearchSpec
 
 
 def is_done(folder: Path, config: TrialConfig) -> bool:
-    """Whether a folder holds this very training, trained to its end; False where it is damaged, which `train` mends or tells of."""
+    """Whether a folder holds exactly this training, finished. False if it is damaged; `train` then repairs it or reports it."""
     try:
         described = describe(folder)
     except CheckpointError:
@@ -40,11 +40,11 @@ def train(spec: SearchSpec, config: TrialConfig, data: DataSet, folder: Path) ->
     """Train one configuration to full length, as a trial of a search does, and save each epoch. The same file gives the same numbers.
 
     Args:
-        spec: threads or GPUs, and the splits, are taken from it. The number of torch's threads is set for the whole process.
+        spec: the splits, and the threads or GPUs. The number of torch's threads is set for the whole process.
         config: the configuration of its trial 0.
         data: what `prepare` returned.
-        folder: for the checkpoint. If it holds one of the same training, that training continues; its epochs are yielded again first.
-    Raises: SpecError if the machine lacks a GPU that the file asks for; CheckpointError if the folder holds something else or cannot be
+        folder: for the checkpoint. If it holds one of the same training, that training continues, and its epochs are yielded first.
+    Raises: SpecError if the file asks for a GPU and the machine has none; CheckpointError if the folder holds something else or cannot be
         written; SearchError if the loss is not finite; OutOfMemoryError.
     """
     trained_on, validated_on = TRAINED_AND_VALIDATED_ON[spec.train_on]

@@ -1,4 +1,4 @@
-"""Where labelled images come from: one file per kind of source, and this table of their names."""
+"""The kinds of data sets: one file for each, and this table by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vit_search.data.sources.webdataset import WebDataset
 from vit_search.errors import DataError
 
 Opener = Callable[[DataConfig, Path | None, bool], Source]
-"""Opens a source: the search file's `data` section, the folder for downloaded sets, and whether to download what is missing."""
+"""Opens a source. Arguments: the section `data` of a search file, the folder for downloaded sets, whether to download a missing set."""
 
 SOURCES: dict[str, Opener] = {
     "digits": Digits,
@@ -32,18 +32,18 @@ SOURCES: dict[str, Opener] = {
     "table": open_table,
     "webdataset": WebDataset,
 }
-"""By `data.name` of a search file. What is known of each before it is opened stands in config/data_sets.py."""
+"""Opener for each `data.name` of a search file. config/data_sets.py has what is known before a source is opened."""
 
 check_tables("DATA_SETS of vit_search/config/data_sets.py", DATA_SETS, "SOURCES of vit_search/data/sources/__init__.py", SOURCES)
 
 
 def open_source(config: DataConfig, downloads: Path | None = None, download: bool = False) -> Source:
-    """The images that a search file names; reads names and labels, decodes nothing, and fetches nothing behind a URL.
+    """Open the data set that a search file names. Only names and labels are read: nothing is decoded, and nothing behind a URL is fetched.
 
     Args:
-        downloads: folder of the sets that are downloaded and have no `data.path`; needed by those alone.
-        download: whether to download what is missing.
-    Raises: DataError when the set is unknown, missing, damaged or cannot be read in one way only.
+        downloads: folder of downloaded sets. Only sets that need no `data.path` use it.
+        download: whether to download a missing set.
+    Raises: DataError if the set is unknown, missing, damaged or ambiguous.
     """
     if config.name not in SOURCES:
         raise DataError(f"data.name: unknown data set {config.name!r}; choose from {', '.join(SOURCES)}.")

@@ -1,4 +1,4 @@
-"""Classes and groups of an open source that cannot be divided into training, validation and test are named, before an image is read."""
+"""Find classes and groups that are too small to be divided into training, validation and test, before an image is read."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from vit_search.data.sources.source import Source
 from vit_search.text import counted, listed
 
 LEAST_IMAGES = 3
-"""Images of a class, one each for training, validation and test; so many groups, where there are groups."""
+"""Least number of images of a class: one each for training, validation and test."""
 
 
 class Labelled(Protocol):
-    """What is asked here: a source answers, and so do the rows of a table that has mistakes and is no source yet."""
+    """What the checks need. A source has it; so do the rows of a table that has mistakes and is no source yet."""
 
     classes: tuple[str, ...]
     labels: np.ndarray
@@ -24,18 +24,18 @@ class Labelled(Protocol):
     group_names: Sequence[str]
 
     def where(self, index: int) -> str:
-        """As in `Source`."""
+        """See `Source`."""
         ...
 
     def places(self, indices: Sequence[int]) -> str:
-        """As in `Source`."""
+        """See `Source`."""
         ...
 
 
 def check_classes(source: Source) -> None:
-    """Refuse classes and groups that cannot be divided into training, validation and test. Reads no image.
+    """Refuse classes and groups that cannot be divided into training, validation and test. No image is read.
 
-    Raises: DataError that names all of them, or the first few of many.
+    Raises: DataError that names the first few of them.
     """
     groups = source.groups
     if groups is not None and not (isinstance(groups, np.ndarray) and groups.shape == source.labels.shape and groups.dtype == np.int64):
@@ -45,7 +45,7 @@ def check_classes(source: Source) -> None:
 
 
 def straddling_groups(source: Labelled, splits: np.ndarray) -> Iterator[str]:
-    """Groups that the source itself puts into two splits; an image of the split "" is in none yet."""
+    """A message about groups that the source puts into two splits. An image with the split "" is in none yet."""
     if source.groups is None:
         return
     first: dict[int, int] = {}
@@ -62,7 +62,7 @@ def straddling_groups(source: Labelled, splits: np.ndarray) -> Iterator[str]:
 
 
 def small_classes(source: Labelled, splits: np.ndarray) -> Iterator[str]:
-    """Classes of too few images or groups, or of none to train on."""
+    """Messages about classes with too few images or groups, or with no image to train on."""
     usable = np.isin(splits, ("", "train"))
     images = np.bincount(source.labels[usable], minlength=len(source.classes))
     elsewhere: list[str] = []
@@ -84,7 +84,7 @@ def small_classes(source: Labelled, splits: np.ndarray) -> Iterator[str]:
 
 
 def _few_groups(source: Labelled, splits: np.ndarray, usable: np.ndarray) -> Iterator[str]:
-    """Classes of too few groups to have one in each split that is drawn."""
+    """A message about classes with too few groups: one is needed for training, and one for each split that is drawn."""
     if source.groups is None:
         return
     pairs = np.unique(np.stack([source.labels[usable], source.groups[usable]]), axis=1)

@@ -14,18 +14,18 @@ from vit_search.data.sources.source import Source
 
 
 class Digits(Source):
-    """The whole set; it has no test split of its own."""
+    """The whole set. It has no test split of its own."""
 
     classes = tuple("0123456789")
     shape = (1, 8, 8)
     title = "digits"
 
     def __init__(self, config: DataConfig, downloads: Path | None, download: bool) -> None:
-        """The arguments of every source; this one needs none of them."""
+        """All sources take these arguments. This one needs none of them."""
 
     @cached_property
     def _loaded(self) -> Any:
-        from sklearn.datasets import load_digits  # slow to import, and not needed where the cache has the set
+        from sklearn.datasets import load_digits  # slow to import, and not needed if the cache has the set
 
         return load_digits()
 
@@ -35,7 +35,7 @@ class Digits(Source):
         return np.asarray(self._loaded.target, np.int64)
 
     def fingerprint(self) -> bytes:
-        """scikit-learn's major version: the images have no files of their own."""
+        """scikit-learn's major version, because the images have no files of their own."""
         return f"sklearn digits {version('scikit-learn').split('.')[0]}".encode()
 
     def read(self, index: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Any source with some of its classes merged, renamed or dropped, as `data.label_map` says."""
+"""Wrap any source to merge, rename or drop classes, as `data.label_map` says."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from vit_search.text import nearest
 
 
 class MappedSource(Source):
-    """The images of another source whose class is not dropped, with their new classes.
+    """The images of another source whose class is kept, with their new classes.
 
     Args:
-        label_map: the new name of a class by its old one, or None, which drops it. Others keep their names.
-    Raises: DataError for a name that is no class, and where fewer than two classes are left.
+        label_map: new name of a class by its old name; None drops the class. All others keep their names.
+    Raises: DataError for a name that is not a class, and if fewer than two classes are left.
     """
 
     def __init__(self, source: Source, label_map: Mapping[str, str | None]) -> None:
@@ -42,55 +42,55 @@ class MappedSource(Source):
 
     @property
     def shape(self) -> tuple[int, int, int]:  # type: ignore[override]  # mypy does not know that it can be set
-        """Of the source's images."""
+        """Of the wrapped source."""
         return self._source.shape
 
     @property
     def names(self) -> np.ndarray:
-        """Those of the images that are kept."""
+        """Names of the images that are kept."""
         names: np.ndarray = self._source.names[self._kept]
         return names
 
     def content_hash(self, index: int) -> str:
-        """That of the source."""
+        """From the wrapped source."""
         return self._source.content_hash(int(self._kept[index]))
 
     def fingerprint(self) -> bytes:
-        """That of the source; the map is in the data hash, as every key of the section `data` is."""
+        """From the wrapped source. The label map itself is a key of the section `data`, so it is in the data hash already."""
         return self._source.fingerprint()
 
     def read(self, index: int) -> np.ndarray:
-        """As the source reads it."""
+        """Decode an image with the wrapped source."""
         return self._source.read(int(self._kept[index]))
 
     def file(self, index: int) -> Path | bytes | None:
-        """That of the source."""
+        """From the wrapped source."""
         return self._source.file(int(self._kept[index]))
 
     def sizes(self) -> Sequence[int] | None:
-        """Those of the images that are kept."""
+        """Sizes of the images that are kept."""
         sizes = self._source.sizes()
         return None if sizes is None else [sizes[index] for index in self._kept.tolist()]
 
     def where(self, index: int) -> str:
-        """As the source names it."""
+        """From the wrapped source."""
         return self._source.where(int(self._kept[index]))
 
     def places(self, indices: Sequence[int]) -> str:
-        """As the source names them."""
+        """From the wrapped source."""
         return self._source.places(self._kept[list(indices)].tolist())
 
     def remarks(self) -> tuple[str, ...]:
-        """Those of the source, and how many images were dropped."""
+        """Remarks of the wrapped source, and how many images were dropped."""
         dropped = len(self._source.labels) - len(self._kept)
         return (*self._source.remarks(), *([f"{dropped:,} dropped by label_map"] if dropped else []))
 
     def summary(self, used: Mapping[str, int] | None = None) -> str:
-        """What is left, in one line."""
+        """One line about the images that are kept."""
         return "; ".join((super().summary(used), *self.notes()))
 
 
 def _nearest_class(name: str, classes: tuple[str, ...]) -> str:
-    """The mend for a misspelt class."""
+    """What to do about a misspelt class."""
     mend = nearest(name, classes)
     return mend if mend.startswith("did") else f"its classes are {in_short(classes)}."

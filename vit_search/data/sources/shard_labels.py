@@ -1,4 +1,4 @@
-"""Labels and weights of images in shards: what KEY.cls and KEY.json say, and what is wrong with them."""
+"""Labels and weights of images in shards: read KEY.cls and KEY.json, and say what is wrong with them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SHOWN = 80
 
 
 class LongNumber(str):
-    """A number of a .json file that Python does not read as one: of very many digits, or too large."""
+    """A number in a .json file that Python cannot read as one: it has too many digits, or is too large."""
 
 
 def of_cls(content: bytes) -> int | str:
-    """The label of a .cls file.
+    """Read the label in a .cls file.
 
     Raises: ValueError that says what is wrong.
     """
@@ -36,7 +36,7 @@ def of_cls(content: bytes) -> int | str:
 
 
 def document_of(content: bytes) -> dict[str, Any]:
-    """The keys and values of a .json file.
+    """Read a .json file.
 
     Raises: ValueError that says what is wrong.
     """
@@ -50,7 +50,7 @@ def document_of(content: bytes) -> dict[str, Any]:
 
 
 def label_in(document: dict[str, Any], key: str) -> int | str:
-    """The label of a .json file.
+    """The label in a .json file.
 
     Raises: ValueError that says what is wrong.
     """
@@ -65,7 +65,7 @@ def label_in(document: dict[str, Any], key: str) -> int | str:
 
 
 def weight_in(document: dict[str, Any], key: str) -> float:
-    """The weight of a .json file: a number, or a text that holds one, as programs write it that read a CSV file.
+    """The weight in a .json file: a number, or a text with a number. Programs that read CSV files write such texts.
 
     Raises: ValueError that says what is wrong.
     """
@@ -86,7 +86,7 @@ def _fraction(text: str) -> float | LongNumber:
 
 
 def _spelling(value: Any) -> str:
-    """A value as JSON spells it, the first characters of a long one."""
+    """A value in JSON's spelling; of a long one, the first characters."""
     text = str(value) if isinstance(value, LongNumber) else json.dumps(value, ensure_ascii=False)
     if isinstance(value, LongNumber) and len(text) > SHOWN:
         return f"a number of {len(text):,} characters"
@@ -96,7 +96,7 @@ def _spelling(value: Any) -> str:
 def _value(document: dict[str, Any], key: str, what: str) -> Any:
     """The value of a key.
 
-    Raises: ValueError that names the nearest key, or those that are there; see shard_problems.OF_FILE.
+    Raises: ValueError that names the nearest key, or the keys that exist; see shard_problems.OF_FILE.
     """
     if document.get(key) is not None:
         return document[key]
@@ -111,7 +111,7 @@ def _value(document: dict[str, Any], key: str, what: str) -> Any:
 
 
 def _name(text: str) -> str:
-    """A label that can be printed.
+    """Check that a label can be printed.
 
     Raises: ValueError.
     """
@@ -121,7 +121,7 @@ def _name(text: str) -> str:
 
 
 def numbered(labels: list[int | str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """The names of all classes, numbers in their order, and the class of each image."""
+    """Names of all classes, sorted (numbers by size), and the class index of each image."""
     numbers = all(isinstance(label, int) for label in labels)
     values = sorted(set(labels)) if numbers else sorted({str(label) for label in labels})
     names = tuple(str(value) for value in values)

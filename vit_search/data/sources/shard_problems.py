@@ -1,4 +1,4 @@
-"""What is wrong with the keys of shards: each kind of mistake as one line that names shards and keys."""
+"""Report what is wrong with the keys of shards: one line per kind of mistake, with shards and keys."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from vit_search.errors import DataError
 from vit_search.text import LISTED, counted, listed
 
 SHOWN = 20
-"""Kinds of mistakes that one message names."""
+"""Kinds of mistakes that one message lists at most."""
 
 Problem = tuple[str, str, str]
-"""Shard, key, and what is wrong. That begins with one of OF_FILE where this key of the search file may be wrong."""
+"""Shard, key, and what is wrong. The last begins with one of OF_FILE if the search file may be the one that is wrong."""
 
 OF_FILE = ("data.label: ", "data.weight: ")
 """Keys of a search file that name a key of the .json files."""
 
 
 def keys_twice(root: Path, keys: Iterable[tuple[str, str]]) -> list[Problem]:
-    """Keys that two images have.
+    """Keys that more than one image has.
 
     Args:
         keys: shard and key of each image, in the order of the shards.
@@ -36,10 +36,10 @@ def keys_twice(root: Path, keys: Iterable[tuple[str, str]]) -> list[Problem]:
 
 
 def refuse_keys(title: str, root: Path, problems: Sequence[Problem], *, others: bool) -> None:
-    """Raise an error if there are problems: a line for each kind, or for the first of many kinds; each names its first keys.
+    """Raise an error if there are problems: one line per kind, with the first keys, for the first SHOWN kinds.
 
     Args:
-        others: whether there are keys without a problem: the search file then names the right key of the .json files.
+        others: whether some keys have no problem. The search file is then right, and messages do not blame it.
     Raises: DataError.
     """
     kinds: dict[str, list[tuple[str, str]]] = {}
@@ -58,7 +58,7 @@ def refuse_keys(title: str, root: Path, problems: Sequence[Problem], *, others: 
 
 
 def _of_some(problem: str) -> str:
-    """The same where other keys have what is missing here: the search file is right."""
+    """Reword a problem that only some keys have: then the search file is right."""
     if not problem.startswith(OF_FILE):
         return problem
     fact = problem.partition(": ")[2].rpartition("; ")[0]
@@ -66,7 +66,7 @@ def _of_some(problem: str) -> str:
 
 
 def _places(root: Path, found: Sequence[tuple[str, str]]) -> str:
-    """`a.tar: 00, 01, … 8 more`; of many keys in several shards `shards: 240 keys in 3 shards (a.tar: 00, b.tar: 80, c.tar: 160, …)`."""
+    """Where keys are: `a.tar: 00, 01, … 8 more`; many keys of several shards as `240 keys in 3 shards (a.tar: 00, b.tar: 80, …)`."""
     first: dict[str, str] = {}
     for shard, key in found:
         first.setdefault(shard, key)

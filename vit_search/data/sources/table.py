@@ -1,4 +1,4 @@
-"""Images that a table lists: one row for each image, with its label and, if wanted, its split, its group and its weight."""
+"""The data set `table`: one row per image, with its label and, if wanted, its split, group and weight."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ from vit_search.text import counted, listed, nearest
 
 
 class Table(Source):
-    """Images of files that a table names, or whose bytes it holds.
+    """Images in files that a table names, or in the table itself.
 
     Args:
-        rows: what the table says of each image. reader: decodes an image by its name. streamed: whether it may do so in any order.
+        rows: what the table says about each image.
+        reader: decodes an image by name.
+        streamed: whether the reader is fast enough in random order.
         image_size: side in pixels to which images are resized.
     """
 
@@ -42,14 +44,14 @@ class Table(Source):
 
     @property
     def shape(self) -> tuple[int, int, int]:  # type: ignore[override]  # mypy does not know that it can be set
-        """Raises: DataError where the search file gives no size."""
+        """Raises: DataError if the search file gives no size."""
         if self._size is None:
             raise DataError("data.image_size: table needs it; give the side in pixels.")
         return self._rows.channels, self._size, self._size
 
     @property
     def names(self) -> np.ndarray:
-        """Names of files as the table has them, or rows from 1."""
+        """File names as in the table, or row numbers from 1."""
         return np.array(self._rows.names)
 
     @cached_property
@@ -65,27 +67,27 @@ class Table(Source):
         return self._hashes[index]
 
     def fingerprint(self) -> bytes:
-        """Name, content, label, split, group and weight of each image; not the file's format, nor its other columns."""
+        """Name, content, label, split, group and weight of each image. The file's format and its other columns do not count."""
         rows, nothing = self._rows, [""] * len(self.labels)
         labels = [self.classes[label] for label in self.labels.tolist()]
         splits = nothing if rows.splits is None else rows.splits.tolist()
         groups = nothing if rows.groups is None else [rows.group_names[group] for group in rows.groups.tolist()]
         described = zip(rows.names, self._hashes, labels, splits, groups, strict=True)
-        weights = [] if rows.weights is None else [rows.weights.tolist()]  # without any, the hash of version 0.2
+        weights = [] if rows.weights is None else [rows.weights.tolist()]  # without weights, the hash is that of version 0.2
         return b"table 1\n" + json.dumps([self.classes, *described, *weights]).encode()
 
     def read(self, index: int) -> np.ndarray:
-        """See the base class."""
+        """See `Source`."""
         _, height, width = self.shape
         return self._read(self._rows.names[index], (height, width))
 
     def file(self, index: int) -> Path | bytes:
-        """Its path, or its bytes in the table."""
+        """The path of an image, or its bytes in the table."""
         name = self._rows.names[index]
         return self._read.content(name) if isinstance(self._read, BytesReader) else self._table.folder / name
 
     def sizes(self) -> Sequence[int] | None:
-        """As the file system has them; None for images in the table."""
+        """Sizes in the file system; None for images in the table."""
         folder = self._table.folder
         return None if isinstance(self._read, BytesReader) else sizes_of([folder / name for name in self._rows.names])
 
@@ -94,16 +96,16 @@ class Table(Source):
         return self.places([index])
 
     def places(self, indices: Sequence[int]) -> str:
-        """`lines 5, 62`, the first few of many."""
+        """The first few lines or rows: `lines 5, 62`."""
         return table_checks.rows_text(self._table, indices)
 
     def summary(self, used: Mapping[str, int] | None = None) -> str:
-        """Classes, images, groups and splits, in one line."""
+        """One line: classes, images, groups and splits."""
         return "; ".join((super().summary(used), *self.notes()))
 
 
 class _Rows:
-    """What a table says of its images, checked.
+    """What a table says about its images, checked.
 
     Raises: DataError that names all kinds of mistakes, with their rows.
     """
@@ -146,7 +148,7 @@ class _Rows:
             weights = table_checks.as_numbers(table.values(columns["weight"]))
             mistakes += table_checks.missing_values(table, columns["weight"], weights, "weight")
             mistakes += table_checks.bad_weights(table, columns["weight"], weights)
-        if mistakes:  # all kinds at once; where there are none here, `check_classes` looks for the others
+        if mistakes:  # report all kinds at once; without mistakes here, `check_classes` does the rest
             texts = _Texts(labels, names if all_labelled else None, splits, groups)
             mistakes += _groups_and_classes(table, texts, config.label_map or {}, classes=all_labelled)
         refuse(str(table.path), mistakes)
@@ -162,18 +164,18 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Texts:
-    """What the columns say of each row, None where they say nothing; a column that the table lacks is None as a whole."""
+    """The texts of each row; None for a missing one. A column that the table lacks is None as a whole."""
 
     labels: Sequence[str | None]
     names: Sequence[str] | None
-    """Of labels that are numbers."""
+    """Class names, if labels are numbers of these."""
     splits: Sequence[str | None] | None
     groups: Sequence[str | None] | None
 
 
 @dataclass
 class _SomeRows:
-    """Rows of a table that has mistakes in others, as the checks of classes and groups ask for them."""
+    """The usable rows of a table that has mistakes in others, for the checks of classes and groups."""
 
     table: TableFile
     rows: Sequence[int]
@@ -190,10 +192,11 @@ class _SomeRows:
 
 
 def _groups_and_classes(table: TableFile, texts: _Texts, label_map: Mapping[str, str | None], *, classes: bool) -> Iterator[str]:
-    """Groups in two splits and classes of too few images, in a table that has other mistakes: a split of no known name is as good as none.
+    """Messages about groups in two splits and classes with too few images, in a table with other mistakes. An unknown split counts as none.
 
     Args:
-        label_map: classes that it drops are not looked at. classes: whether all labels are known, so that classes can be counted.
+        label_map: classes that it drops are not checked.
+        classes: whether all labels are known, so that classes can be counted.
     """
     shown = {text: texts.names[int(text)] if texts.names else text for text in texts.labels if text is not None}
     dropped = {text for text, name in shown.items() if label_map.get(name, name) is None}
@@ -210,7 +213,7 @@ def _groups_and_classes(table: TableFile, texts: _Texts, label_map: Mapping[str,
 
 
 def _numbered(texts: Sequence[str], names: Sequence[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
-    """Different texts in order, and the number of each text; with names, texts are indices of those."""
+    """Different texts in order, and the number of each text. If `names` are given, the texts are indices of these."""
     values = table_checks.in_order(set(texts))
     numbers = {text: number for number, text in enumerate(values)}
     shown = values if names is None else tuple(names[int(text)] for text in values)
@@ -218,18 +221,18 @@ def _numbered(texts: Sequence[str], names: Sequence[str] | None) -> tuple[tuple[
 
 
 def _columns(table: TableFile, config: DataConfig) -> dict[str, str]:
-    """The column for each of image, label, split, group and weight; split and group only where the table has them.
+    """The columns for image, label, split, group and weight. Split and group are used if the table has them.
 
-    A column that happens to be called weight may be one of kilograms: it is used only where the search file names it.
+    A column named weight may hold kilograms, so it is used only if the search file names it.
 
-    Raises: DataError where a column is missing, with the nearest name.
+    Raises: DataError if a column is missing, with the nearest name.
     """
     columns: dict[str, str] = {}
     named = [getattr(config, key) for key in COLUMNS]
     for key, wanted in zip(COLUMNS, named, strict=True):
         name = key if wanted is None else wanted
         if wanted is None and (key == "weight" or (key in ("split", "group") and name in named)):
-            continue  # a column of this name is, or may be, for something else
+            continue  # a column of this name is for something else, or may be
         if name in table.columns:
             columns[key] = name
         elif wanted is not None or key in ("image", "label"):
@@ -248,9 +251,9 @@ def _columns(table: TableFile, config: DataConfig) -> dict[str, str]:
 
 
 def open_table(config: DataConfig, downloads: Path | None, download: bool) -> Table:
-    """The table that `data.path` names, for images of the size and channels that the search file asks for.
+    """Open the table that `data.path` names, for the image size and channels of the search file.
 
-    Raises: DataError that names the rows at fault.
+    Raises: DataError that names the wrong rows.
     """
     table = open_file(Path(config.path or "").expanduser())
     rows = _Rows(table, config)

@@ -1,6 +1,6 @@
-"""What is wrong with the rows of a table: each kind of mistake as one line that names its rows.
+"""Checks for the rows of a table. Each check yields one line per kind of mistake, with its rows.
 
-Values become texts here, too: a label or a group is the same text, whether a CSV or a Parquet file has it.
+This module also turns values into texts, so that a label or a group is the same in a CSV and in a Parquet file.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ SHOWN = 40
 """Characters of a wrong value that a message shows."""
 
 MOST_DIGITS = 4_300
-"""Of a number that Python reads; a longer one is a text."""
+"""Digits of the longest number that Python reads. A longer one stays a text."""
 
 MISSING = frozenset({"", "nan", "none", "null", "<na>"})
-"""Texts, in lower case, that stand for no value: pandas and others write them."""
+"""Texts, in lower case, that mean "no value": pandas and other programs write them."""
 
 
 def as_texts(values: Sequence[Any]) -> list[str | None]:
-    """Values of a column as texts; None for a missing one.
+    """Values of a column as texts; None for a missing value.
 
-    A number without a fraction has none in its text, since a column of whole numbers that lacks some is a column of floats to pandas.
-    True and False are `true` and `false`, also where they are texts.
+    Whole numbers are written without a fraction, because pandas stores a column of whole numbers with gaps as floats. True and False become
+    `true` and `false`, even if they are texts.
     """
     texts = [_as_text(value) for value in values]
     there = {text for text in texts if text is not None}
@@ -53,9 +53,9 @@ def _as_text(value: Any) -> str | None:
 
 
 def as_numbers(values: Sequence[Any]) -> list[str | None]:
-    """Values of a column that is to hold numbers, spelt as in the file; None for an empty cell.
+    """Values of a column of numbers, spelt as in the file; None for an empty cell.
 
-    `nan` and `null` are no empty cells here: they may come from a division by zero, which a message must show.
+    `nan` and `null` are not empty cells here. They may come from a division by zero, which a message must show.
     """
     return [_spelling(value) for value in values]
 
@@ -71,7 +71,7 @@ def _spelling(value: Any) -> str | None:
 
 
 def in_order(texts: set[str]) -> tuple[str, ...]:
-    """Names of classes in order: whole numbers by their size, texts by their letters."""
+    """Sort class names: whole numbers by size, texts by letter."""
     if all(text.removeprefix("-").isdecimal() and len(text) <= MOST_DIGITS for text in texts):
         return tuple(sorted(texts, key=lambda text: (int(text), text)))
     return tuple(sorted(texts))
@@ -85,14 +85,14 @@ def rows_text(table: TableFile, rows: Sequence[int]) -> str:
 
 
 def missing_values(table: TableFile, column: str, values: Sequence[str | None], what: str) -> Iterator[str]:
-    """Rows without a label, group or image."""
+    """Rows without a label, group, weight or image."""
     rows = [row for row, value in enumerate(values) if value is None]
     if rows:
         yield f"no {what} in the column {column!r}: {rows_text(table, rows)}; give each row one, or remove it."
 
 
 def unknown_splits(table: TableFile, values: Sequence[str | None]) -> Iterator[str]:
-    """Splits of no known name."""
+    """Splits whose name is not known."""
     unknown: dict[str, list[int]] = {}
     for row, value in enumerate(values):
         if value is not None and value.lower() not in SPLIT_NAMES:
@@ -116,13 +116,13 @@ def bad_weights(table: TableFile, column: str, values: Sequence[str | None]) -> 
 
 
 def shortened(value: str) -> str:
-    """A value in quotes, the first characters of a long one."""
+    """A value in quotes; of a long one, the first characters."""
     text = plain(value)
     return f"'{text}'" if len(text) <= SHOWN else f"'{text[:SHOWN]}…' ({len(text):,} characters)"
 
 
 def as_weight(text: str) -> float | None:
-    """A finite number of at least 0; None for all else."""
+    """A text as a finite number of at least 0; None for anything else."""
     try:
         weight = float(text)
     except ValueError:
@@ -131,7 +131,7 @@ def as_weight(text: str) -> float | None:
 
 
 def unnamed_labels(table: TableFile, labels: Sequence[str | None], names: Sequence[str]) -> Iterator[str]:
-    """Numbers for which Hugging Face's list of names has no name; -1 stands for a missing label there."""
+    """Labels that have no name in Hugging Face's list of class names. There, -1 means a missing label."""
     rows = [
         row
         for row, label in enumerate(labels)
@@ -145,7 +145,7 @@ def unnamed_labels(table: TableFile, labels: Sequence[str | None], names: Sequen
 
 
 def duplicate_files(table: TableFile, names: Sequence[str | None], labels: Sequence[str | None]) -> Iterator[str]:
-    """Files that are named in two rows, with the same label or with two."""
+    """Files that are in two rows, with equal or different labels."""
     first: dict[str, int] = {}
     same: list[str] = []
     other: list[str] = []
@@ -166,7 +166,11 @@ def duplicate_files(table: TableFile, names: Sequence[str | None], labels: Seque
 
 
 def bad_files(table: TableFile, names: Sequence[str | None], *, npy: bool = False) -> Iterator[str]:
-    """Files that are missing, and files that are no images by their first bytes; `npy`: whether NPY files are images."""
+    """Files that are missing, and files whose first bytes are not those of an image.
+
+    Args:
+        npy: whether NPY files count as images.
+    """
     rows = [row for row, name in enumerate(names) if name is not None]
     folder = table.folder
     paths = [folder / str(names[row]) for row in rows]
@@ -191,7 +195,7 @@ FAULTS = {
 
 
 def _fault(path: Path, npy: bool) -> str:
-    """One of FAULTS; empty if nothing is wrong."""
+    """A key of FAULTS; empty if nothing is wrong."""
     try:
         with path.open("rb", buffering=0) as file:
             begin = file.read(16)
@@ -200,12 +204,16 @@ def _fault(path: Path, npy: bool) -> str:
         return "an NPY file" if begin.startswith(NPY_MAGIC) else "not an image"
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return "no such file"
-    except (OSError, ValueError):  # a name that is too long, or has a NUL
+    except (OSError, ValueError):  # the name is too long, or has a NUL
         return "cannot be read"
 
 
 def bad_bytes(table: TableFile, column: str, *, npy: bool = False) -> Iterator[str]:
-    """Rows whose bytes are missing, or no image by the first of them; `npy`: whether NPY files are images."""
+    """Rows whose bytes are missing, or do not begin like an image.
+
+    Args:
+        npy: whether NPY files count as images.
+    """
     absent: list[int] = []
     arrays: list[int] = []
     odd: list[int] = []

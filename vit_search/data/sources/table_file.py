@@ -1,6 +1,6 @@
-"""A CSV or Parquet file as columns of plain Python values, and the bytes of images that a Parquet file holds.
+"""Read a CSV or Parquet file as columns of plain Python values, and the bytes of images in a Parquet file.
 
-Knows nothing of labels and splits: see table.py.
+This module knows nothing about labels and splits: see table.py.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ PARQUET = (".parquet", ".pq")
 """Endings of Parquet files."""
 
 SEPARATORS = ",;\t|"
-"""Of a CSV file: the one that its first line has most of."""
+"""Separators of a CSV file. The most frequent one in the first line is used."""
 
 STREAMED_BYTES = 2**24
-"""Bytes of the images of one row group, up to which a Parquet file is read at random: each image costs the reading of its row group."""
+"""Images of a Parquet file are read in random order only if no row group is larger, in bytes: reading one image reads its row group."""
 
 
 @dataclass(frozen=True)
@@ -39,33 +39,33 @@ class TableFile:
     path: Path
     columns: tuple[str, ...]
     numbers: Sequence[int]
-    """Of a CSV file, the line of each row, from 1; of Parquet files, their rows one after another, from 1."""
+    """Number of each row, from 1: of its line in a CSV file; of the row, counted on from file to file, in Parquet files."""
     cells: Sequence[Sequence[str]] | None = None
-    """Of a CSV file, row by row; None for Parquet."""
+    """Rows of a CSV file; None for Parquet."""
     parts: tuple[Path, ...] = ()
     """The Parquet files."""
     ends: tuple[int, ...] = ()
-    """Rows up to the end of each part."""
+    """Rows up to the end of each Parquet file."""
 
     @property
     def folder(self) -> Path:
-        """Where relative names of images start."""
+        """Folder at which relative file names start."""
         return self.path if self.path.is_dir() else self.path.parent
 
     @property
     def word(self) -> str:
-        """What a row is called."""
+        """What messages call a row."""
         return "row" if self.cells is None else "line"
 
     def number(self, row: int) -> str:
-        """What a row is called by, after `word`: a number and, in a folder, the file, as `7 of test.parquet`."""
+        """Number of a row in messages and, in a folder, its file: `7 of test.parquet`."""
         if len(self.parts) < 2:
             return str(self.numbers[row])
         part = bisect_right(self.ends, row)
         return f"{row + 1 - (self.ends[part - 1] if part else 0)} of {self.parts[part].name}"
 
     def values(self, column: str) -> list[Any]:
-        """All values of a column: texts of a CSV file, whatever Parquet has of the other."""
+        """All values of a column: texts for CSV, Parquet's own types otherwise."""
         if self.cells is not None:
             index = self.columns.index(column)
             return [row[index] for row in self.cells]
@@ -73,7 +73,7 @@ class TableFile:
         return [value for part in parts for value in part]
 
     def class_names(self, column: str) -> list[str] | None:
-        """The names that Hugging Face keeps for the integers of a column; None where the file has none."""
+        """Names that Hugging Face stores for the integers of a column; None if the file has none."""
         if self.cells is not None:
             return None
         metadata = _reading(self.parts[0], lambda file: file.schema_arrow.metadata) or {}
@@ -85,7 +85,7 @@ class TableFile:
             return None
 
     def splits_of_parts(self) -> list[str] | None:
-        """The split of each row where the names of all Parquet files of a folder begin with one, as `train-00000-of-00002.parquet`."""
+        """The split of each row if every Parquet file of a folder is named after one, such as `train-00000-of-00002.parquet`; else None."""
         names = [re.split(r"[^a-z]", part.name.lower())[0] for part in self.parts]
         if len(self.parts) < 2 or not set(names) <= SPLIT_NAMES.keys():
             return None
@@ -94,9 +94,9 @@ class TableFile:
 
 
 def open_file(path: Path) -> TableFile:
-    """Open a CSV or Parquet file, or a folder of Parquet files; of those, only the description of their columns is read.
+    """Open a CSV file, a Parquet file, or a folder of Parquet files. Of Parquet, only the description of the columns is read.
 
-    Raises: DataError where it is missing, neither of both, or damaged.
+    Raises: DataError if it is missing, damaged, or neither CSV nor Parquet.
     """
     try:
         if path.is_dir():
@@ -162,9 +162,9 @@ def _open_parquet(path: Path, parts: Sequence[Path]) -> TableFile:
 
 
 def _reading(path: Path, read: Any) -> Any:
-    """What is read from a Parquet file.
+    """Open a Parquet file, and call `read` with it.
 
-    Raises: DataError where it is damaged.
+    Raises: DataError if the file is damaged.
     """
     import pyarrow
     from pyarrow import parquet
@@ -184,9 +184,9 @@ ImageKind = Literal["names", "bytes"]
 
 
 def image_kind(table: TableFile, column: str) -> ImageKind:
-    """Whether a column holds names of files, or the bytes of image files.
+    """Whether a column holds names of image files, or their bytes.
 
-    Raises: DataError where it holds neither.
+    Raises: DataError if it holds neither.
     """
     if table.cells is not None:
         return "names"
@@ -208,19 +208,19 @@ def image_kind(table: TableFile, column: str) -> ImageKind:
 
 
 def image_names(table: TableFile, column: str) -> list[str | None]:
-    """The file names of a column."""
+    """File names in a column."""
     return [value.get("path") if isinstance(value, dict) else value for value in table.values(column)]
 
 
 def iter_bytes(table: TableFile, column: str) -> Iterator[list[bytes | None]]:
-    """The bytes of a column, row group by row group."""
+    """Bytes in a column, one row group at a time."""
     for part in table.parts:
         for group in range(_reading(part, lambda file: file.num_row_groups)):
             yield _bytes_of(part, column, group)
 
 
 def _bytes_of(path: Path, column: str, group: int) -> list[bytes | None]:
-    """The bytes of one row group, for a column of bytes or of Hugging Face's structs."""
+    """Bytes in one row group; a column may also hold Hugging Face's structs."""
 
     def read(file: Any) -> Any:
         nested = hasattr(file.schema_arrow.field(column).type, "get_field_index")
@@ -233,25 +233,25 @@ def _bytes_of(path: Path, column: str, group: int) -> list[bytes | None]:
 
 @lru_cache(maxsize=1)
 def _kept_bytes(group: RowGroup, column: str) -> list[bytes | None]:
-    """The bytes of a row group, kept until another is read."""
+    """Bytes of a row group. They are kept until another one is read."""
     return _bytes_of(group.path, column, group.number)
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Rows of a Parquet file that are read together."""
+    """Rows of a Parquet file that can only be read together."""
 
     path: Path
     number: int
     start: int
     """Its first row in the table, from 0."""
     version: tuple[int, int]
-    """Time in ns and size of the file when it was opened: another file may stand at its path later."""
+    """Modification time in ns and size when it was opened: a new file at this path must not get what `_kept_bytes` kept of the old one."""
 
 
 @dataclass(frozen=True)
 class BytesReader:
-    """Decodes images of Parquet files by their row in the table, from 1."""
+    """Decodes images in Parquet files. The name of an image is its row in the table, from 1."""
 
     column: str
     channels: int
@@ -259,7 +259,7 @@ class BytesReader:
     bit_depth: int | None = None
 
     def __call__(self, name: str, size: tuple[int, int] | None) -> np.ndarray:
-        """As `read_image`."""
+        """See `read_image`."""
         row, content = int(name) - 1, self.content(name)
         group = self._group(row)
         try:
@@ -269,7 +269,7 @@ class BytesReader:
             raise type(error)(f"{group.path}: row {row + 1 - start}: {error}") from None
 
     def content(self, name: str) -> bytes:
-        """The bytes of an image."""
+        """Bytes of an image."""
         row = int(name) - 1
         group = self._group(row)
         return _kept_bytes(group, self.column)[row - group.start] or b""
@@ -279,7 +279,7 @@ class BytesReader:
 
 
 def bytes_reader(table: TableFile, column: str, channels: int, bit_depth: int | None = None) -> tuple[BytesReader, bool]:
-    """A reader of a column's bytes, and whether its row groups are small enough to be read at random."""
+    """A reader for the bytes in a column, and whether its row groups are small enough for random order."""
     groups: list[RowGroup] = []
     row = largest = 0
     for part in table.parts:
@@ -292,5 +292,4 @@ def bytes_reader(table: TableFile, column: str, channels: int, bit_depth: int | 
 
 
 def _size(group: Any) -> tuple[int, int]:
-    """Rows and bytes of a row group."""
     return group.num_rows, group.total_byte_size

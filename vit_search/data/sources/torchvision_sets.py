@@ -1,4 +1,4 @@
-"""The data sets that torchvision downloads: MNIST, FashionMNIST, CIFAR-10 and CIFAR-100, each with a test split of its own."""
+"""Data sets that torchvision downloads: MNIST, FashionMNIST, CIFAR-10 and CIFAR-100. Each has its own test split."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from vit_search.errors import DataError
 
 @dataclass(frozen=True)
 class _Named:
-    """Where torchvision has a set."""
+    """Where torchvision keeps a set."""
 
     kind: str
-    """The class in torchvision.datasets."""
+    """Class in torchvision.datasets."""
     folder: str
-    """Of the set's files, below torchvision's root."""
+    """Folder of the set's files, below torchvision's root."""
     unpacked: bool = False
-    """Whether the files are there twice: packed, which are not read, and unpacked."""
+    """Whether the files are there twice: packed and unpacked. Only the unpacked ones are read."""
 
 
 SETS = {
@@ -35,10 +35,10 @@ SETS = {
 
 
 class TorchvisionSet(Source):
-    """Training and test images, one after another."""
+    """Training images, then test images."""
 
     def __init__(self, config: DataConfig, downloads: Path | None, download: bool) -> None:
-        """Raises: DataError where files are missing or damaged."""
+        """Raises: DataError if files are missing or damaged."""
         root = Path(config.path).expanduser() if config.path else downloads
         assert root is not None, "a set without data.path needs the folder of downloads"
         self._root, self._named = root, SETS[config.name]
@@ -64,7 +64,7 @@ class TorchvisionSet(Source):
 
 
 def _load(name: str, root: Path, download: bool) -> tuple[Any, Any]:
-    """torchvision's training and test set."""
+    """Load torchvision's training set and test set."""
     import torchvision.datasets as sets
 
     named = SETS[name]
@@ -75,7 +75,7 @@ def _load(name: str, root: Path, download: bool) -> tuple[Any, Any]:
     else:
         mend = "name their folder as data.path, or add --download"
     kind: Any = getattr(sets, named.kind)
-    if named.unpacked:  # torchvision prefers `processed/*.pt`, which is in no hash
+    if named.unpacked:  # else torchvision reads `processed/*.pt`, which the data hash does not cover
         kind = type(kind.__name__, (kind,), {"_check_legacy_exist": lambda self: False})
     try:
         return kind(str(root), train=True, download=download), kind(str(root), train=False, download=download)

@@ -1,8 +1,8 @@
-"""Images in tar files (shards), as WebDataset writes them: `KEY.jpg` and, beside it, `KEY.cls` or `KEY.json` with the label.
+"""The data set `webdataset`: images in tar files (shards), `KEY.jpg` with its label in `KEY.cls` or `KEY.json`.
 
-The shards are read in place. An index of where each image begins is made once, when the source is opened; after that, any image is
-read by itself. The package webdataset reads shards from end to end: with it, neither the splits nor the order of the batches could
-follow from the seed alone. It also unpickles some endings, and nothing here does.
+Shards are read in place. An index of where each image begins is made when the source is opened; then any image can be read alone. The
+package webdataset is not used: it reads shards from end to end, so neither the splits nor the order of the batches could follow from the
+seed alone. It also unpickles some endings, which could run foreign code.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from vit_search.errors import DataError, TooLargeError
 from vit_search.text import counted, listed
 
 ENDINGS = IMAGE_ENDINGS - {".tga"}
-"""Of images. The content of a TGA file does not tell that it is one."""
+"""Endings of images. Not .tga: its content does not tell that it is one."""
 
 _EXACT_ENDINGS = EXACT_ENDINGS - {".tga"}
 
 LARGE = 2**24
-"""Bytes of all shards above which they are indexed in several processes."""
+"""If all shards together have more bytes, several processes index them."""
 
 LABEL_BYTES = 2**20
-"""More than any label needs."""
+"""Largest .cls or .json file: more than any label needs."""
 
 PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
-"""How packed files begin, and what unpacks them: nothing in the middle of one can be read by itself."""
+"""First bytes of packed files, and the program that unpacks them. No image in a packed file can be read alone."""
 
 
 @dataclass(frozen=True)
 class ShardReader:
-    """Decodes the images of a streamed set by their names, which say where each begins: `SHARD BEGIN LENGTH KEY`."""
+    """Decodes the images of a streamed set. An image's name says where it is: `SHARD BEGIN LENGTH KEY`."""
 
     root: Path
     shards: tuple[str, ...]
@@ -57,7 +57,7 @@ class ShardReader:
     bit_depth: int | None = None
 
     def __call__(self, name: str, size: tuple[int, int] | None) -> np.ndarray:
-        """As `read_image`."""
+        """See `read_image`."""
         shard, begin, length, key = name.split(" ", 3)
         where = f"{self.root / self.shards[int(shard)]}: {key}"
         if int(length) > MAX_FILE_BYTES:
@@ -68,7 +68,7 @@ class ShardReader:
             raise type(error)(f"{where}: {str(error).removeprefix('image: ')}") from None
 
     def content(self, shard: int, begin: int, length: int) -> bytes:
-        """Bytes of a shard."""
+        """Read some bytes of a shard."""
         path = self.root / self.shards[shard]
         try:
             with path.open("rb") as file:
@@ -79,7 +79,7 @@ class ShardReader:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and what belongs to it."""
+    """An image, with its place, key, label and weight."""
 
     shard: int
     begin: int
@@ -91,7 +91,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class JsonKeys:
-    """The keys of KEY.json that are read."""
+    """The keys that are read in KEY.json."""
 
     label: str
     weight: str | None
@@ -114,10 +114,10 @@ class _Group:
 
 
 class WebDataset(Source):
-    """The images of one or many shards, in the order of the shards' names and of the files in each."""
+    """The images of one or more shards, in the order of the shards' names and of the files in each shard."""
 
     def __init__(self, config: DataConfig, downloads: Path | None, download: bool) -> None:
-        """Raises: DataError that names shard and key of what is wrong, several at once."""
+        """Raises: DataError that names the shards and keys with mistakes, several at once."""
         assert config.path is not None and config.image_size is not None, "a search file gives both"
         self.title = config.path
         self._root, self._shards, splits = _find(config.path)
@@ -162,7 +162,7 @@ class WebDataset(Source):
                 self._skipped += skipped
                 advance(1)
         identified = [(self._shards[sample.shard], sample.key) for sample in found] + [(shard, key) for shard, key, _ in problems]
-        if problems:  # each shard's are together again
+        if problems:  # put the keys of each shard together again
             numbers = {shard: i for i, shard in enumerate(self._shards)}
             identified.sort(key=lambda one: numbers[one[0]])
         refuse_keys(self.title, self._root, [*problems, *keys_twice(self._root, identified)], others=bool(found))
@@ -171,7 +171,7 @@ class WebDataset(Source):
         return found
 
     def where(self, index: int) -> str:
-        """`train-000.tar: 0001`: the shard and the key."""
+        """Shard and key: `train-000.tar: 0001`."""
         sample = self._samples[index]
         return f"{self._shards[sample.shard]}: {sample.key}"
 
@@ -180,16 +180,16 @@ class WebDataset(Source):
         return b"webdataset 1\n" + fingerprint_of(sha256_by_name(self._root, [self._root / name for name in self._shards]))
 
     def read(self, index: int) -> np.ndarray:
-        """See the base class."""
+        """See `Source`."""
         return self._reader(str(self._name(self._samples[index])), self.shape[1:])
 
     def file(self, index: int) -> bytes:
-        """Its content."""
+        """Content of an image file."""
         sample = self._samples[index]
         return self._reader.content(sample.shard, sample.begin, sample.length)
 
     def sizes(self) -> Sequence[int]:
-        """As the shards say them."""
+        """Sizes from the index."""
         return [sample.length for sample in self._samples]
 
     @staticmethod
@@ -198,7 +198,7 @@ class WebDataset(Source):
 
     @cached_property
     def names(self) -> np.ndarray:
-        """As ShardReader takes them."""
+        """Names for ShardReader."""
         return np.array([self._name(sample) for sample in self._samples])
 
     def content_hash(self, index: int) -> str:
@@ -206,18 +206,19 @@ class WebDataset(Source):
         return hashlib.sha256(self.file(index)).hexdigest()
 
     def summary(self, used: Mapping[str, int] | None = None) -> str:
-        """`2 classes: cat, dog; 80 images; 3 shards; 80 files skipped: 80 .txt`."""
+        """For example `2 classes: cat, dog; 80 images; 3 shards; 80 files skipped: 80 .txt`."""
         return "; ".join((super().summary(used), *self.notes()))
 
     def remarks(self) -> tuple[str, ...]:
-        """How many shards there are, and the files in them that were left out."""
+        """Number of shards, and the files in them that were skipped."""
         return (counted(len(self._shards), "shard"), *([left_out(self._skipped)] if self._skipped else []))
 
 
 def _find(path: str) -> tuple[Path, tuple[str, ...], tuple[str, ...] | None]:
-    """The shards that a path names: the folder they are in, their names below it, and the split of each where they have any.
+    """Find the shards that a path names.
 
-    Raises: DataError where there is none, or some have a split and others do not.
+    Returns: their folder; their names below it; the split of each, or None if they have no splits.
+    Raises: DataError if there are no shards, if only some have a split (other than test), or if there are none to train on.
     """
     if has_braces(path):
         folder, rest = before_braces(path)
@@ -253,7 +254,7 @@ def _find(path: str) -> tuple[Path, tuple[str, ...], tuple[str, ...] | None]:
 
 
 def _split_of(name: str) -> str:
-    """The split that a folder or the beginning of a shard's name says, or an empty text."""
+    """The split in a shard's folder or in the beginning of its name; empty if there is none."""
     *folders, file = name.split("/")
     for folder in folders:
         if folder.lower() in SPLIT_NAMES:
@@ -263,9 +264,9 @@ def _split_of(name: str) -> str:
 
 
 def read_groups(shard: Path, keys: JsonKeys, skipped: Counter[str], endings: frozenset[str] = ENDINGS) -> Iterator[_Group]:
-    """The keys of one shard, in their order, each with where its image lies and what its label is.
+    """Read the keys of one shard in order, each with the place of its image and its label.
 
-    Raises: DataError where the shard is no tar file, is packed, or is cut off.
+    Raises: DataError if the shard is no tar file, is packed, or is cut off.
     """
     _refuse_packed(shard)
     group: _Group | None = None
@@ -273,7 +274,7 @@ def read_groups(shard: Path, keys: JsonKeys, skipped: Counter[str], endings: fro
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them
+                tar.members = []  # type: ignore[attr-defined]  # else tarfile keeps all of them in memory
                 name = member.name.removeprefix("./")
                 folder, _, file = name.rpartition("/")
                 if not member.isfile() or file.startswith("."):
@@ -313,7 +314,7 @@ def _refuse_packed(shard: Path) -> None:
 
 
 def _check_end(shard: Path, end: int, last: str) -> None:
-    """A tar file ends with two blocks of zeros. One that is cut off between two files lacks only them.
+    """Check that a shard ends with two blocks of zeros. Only these are missing in a tar file that is cut off between two files.
 
     Raises: DataError.
     """
@@ -324,7 +325,7 @@ def _check_end(shard: Path, end: int, last: str) -> None:
 
 
 def _is_other(group: _Group) -> bool:
-    """Whether a key has nothing that this source reads."""
+    """Whether no file of a key is of use here."""
     return group.image is None and group.label is None and not group.problem
 
 
@@ -337,7 +338,6 @@ def _add(
     skipped: Counter[str],
     endings: frozenset[str],
 ) -> None:
-    """Take one file of a key."""
     if ending in endings:
         if group.image is not None:
             group.problem = group.problem or "it has two images; give each image a key of its own."
@@ -367,7 +367,7 @@ def _add(
 
 
 def _finished(group: _Group, keys: JsonKeys) -> _Group:
-    """A key of which all files have been seen."""
+    """Check a key when all its files have been read."""
     if not group.problem and group.image is None and group.array:
         group.problem = f"a label and an NPY file; {ARRAYS_MEND}."
     if not group.problem and group.image is None:
