@@ -9,7 +9,7 @@ Each round measures, one after the other:
     ready      prepare() with an empty cache: find, hash, decode, split, and write the cache
     again      prepare() with that cache: find and hash
 
-The issue asks for ready <= 2 x hashing + decoding. The files are in the page cache for all of them.
+Goal: ready <= 2 x hashing + decoding. The files are in the page cache for all of them.
 """
 
 import argparse

@@ -176,7 +176,7 @@ def test_later_trials_run_no_frozen_part(weights, cache, tmp_path, monkeypatch):
         ("tune: head", "pool: mean"),
         ("tune: head", "patch_size: 4"),
         ("tune: head", "depth: 2"),
-        ("tune: head", "norm_eps: 0.001"),
+        ("tune: head", "mlp_dim: 64"),
         ("tune: last_blocks", ""),
     ],
 )
