@@ -150,6 +150,43 @@ def test_the_head_is_trained_on_the_features_of_the_served_model():
     assert torch.allclose(model.after_frozen(model.frozen_output(batch)), model.eval()(batch), atol=1e-6)
 
 
+@pytest.mark.parametrize("fields", WAYS[:3], ids=str)
+def test_what_is_trained_has_the_gradient_that_it_has_in_a_model_that_is_trained_whole(fields):
+    gradients = []
+    for way in ({"tune": "full"}, fields):
+        model = start(tuned(way, dropout=0.0, drop_path=0.0), PLAIN).model.double().train()
+        F.cross_entropy(model(torch.linspace(-1, 1, 256).double().view(4, 1, 8, 8)), torch.arange(4)).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    whole, partly = gradients
+    assert 0 < len(partly) < len(whole)
+    for name, gradient in partly.items():
+        assert torch.allclose(gradient, whole[name], rtol=1e-12, atol=1e-14), name
+
+
+@pytest.mark.parametrize(
+    "shape", [{}, {"norm": "post", "activation": "swiglu"}, {"qk_norm": True, "positions": "rope", "pool": "mean"}], ids=str
+)
+def test_the_gradients_of_a_correction_follow_from_the_gradient_of_the_sum(shape):
+    """Of W + s B A with the gradient G: that of B is s G Aᵀ, and that of A is s Bᵀ G."""
+    fields = {"tune": "lora", "lora_rank": 2, "lora_alpha": 6.0, "lora_layers": "all"}
+    model = start(tuned(fields, dropout=0.0, drop_path=0.0, **shape), PLAIN).model.double().train()
+    generator = torch.Generator().manual_seed(1)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data.normal_(std=0.3, generator=generator)
+    plain = tuning.merged(model)
+    batch, labels = torch.linspace(-1, 1, 256).double().view(4, 1, 8, 8), torch.arange(4)
+    F.cross_entropy(model(batch), labels).backward()
+    sums = {name: p.detach().requires_grad_() for name, p in plain.named_parameters()}
+    F.cross_entropy(torch.func.functional_call(plain, sums, (batch,)), labels).backward()
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, tuning.LoraLinear)}
+    assert len(layers) == 2 * (5 if shape.get("activation") == "swiglu" else 4)
+    for name, layer in layers.items():
+        of_sum = sums[f"{name}.weight"].grad
+        assert torch.allclose(layer.lora_b.grad, 3 * of_sum @ layer.lora_a.T, rtol=1e-10, atol=1e-14), name
+        assert torch.allclose(layer.lora_a.grad, 3 * layer.lora_b.T @ of_sum, rtol=1e-10, atol=1e-14), name
+
+
 # How fast
 
 
