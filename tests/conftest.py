@@ -53,3 +53,11 @@ def migrated(tmp_path_factory):
     path = tmp_path_factory.mktemp("empty") / "mlruns.db"
     mlflow_client.client_for(f"sqlite:///{path}")
     return path
+
+
+@pytest.fixture
+def fresh_compiler():
+    """For a test that compiles: torch gives up after 8 shapes of one function in a process, and other tests have compiled it, too."""
+    import torch  # which many tests do not need
+
+    torch.compiler.reset()

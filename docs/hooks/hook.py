@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
 
+SHORT_CODE = re.compile(r"(?<!<pre>)<code>(?=[^<\n]{1,40}</code>)")
+"""Code in a sentence that fits on a line of a phone."""
+
 MARK = re.compile(r"^<!-- generated: (\w+) -->$(?:\n\S.*$)*", re.MULTILINE)
 
 
@@ -35,6 +38,11 @@ def on_files(files: Files, config: MkDocsConfig, **_: object) -> Files:
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Each mark is replaced by what its generator gives."""
     return MARK.sub(lambda mark: _generate(mark[1]), markdown)
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Short code gets a class, so that no line ends inside it."""
+    return SHORT_CODE.sub('<code class="short">', html)
 
 
 def _generate(name: str) -> str:

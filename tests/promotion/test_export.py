@@ -37,6 +37,7 @@ def model(request):
     return vit(**request.param)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_it_compiles_without_graph_breaks_forward_and_backward(model):
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     images = torch.randn(3, 3, 8, 12)
@@ -46,13 +47,14 @@ def test_it_compiles_without_graph_breaks_forward_and_backward(model):
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_drop_path_and_dropout_do_not_break_the_graph():
     model = vit(dropout=0.1, drop_path=0.2).train()
     torch.compile(model, fullgraph=True, backend="aot_eager")(torch.randn(3, 3, 8, 12)).sum().backward()
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_models_of_one_shape_share_their_compiled_code():
-    torch.compiler.reset()  # other tests of this process have compiled it, too, for up to 8 shapes
     counter = CompileCounterWithBackend("aot_eager")
     forward = torch.compile(ViT.forward, backend=counter, dynamic=False)
     images = torch.randn(3, 3, 8, 12)

@@ -262,6 +262,7 @@ def test_a_checkpoint_that_lacks_lora_s_weights_is_damaged(tmp_path, monkeypatch
 # Compiled
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("fields", [WAYS[0], WAYS[1], WAYS[3]], ids=str)
 def test_a_compiled_model_has_the_gradients_of_the_plain_one(fields):
     model = start(tuned(fields, dropout=0.0, drop_path=0.0), PLAIN).model.train()
