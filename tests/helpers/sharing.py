@@ -1,4 +1,4 @@
-"""A search whose trials share one GPU that Ray is told of, and no machine needs to have; run by test_gpu_sharing.py in its own process."""
+"""A search whose trials share one GPU that Ray is only told of; test_gpu_placement.py runs it in a process of its own."""
 
 import json
 import time

@@ -1,21 +1,16 @@
-"""Trials that share a GPU: what each asks for, what is learnt from what they took, and a real Ray that places them."""
+"""Trials that share a GPU: what each asks for, what is learnt. Where Ray places them: tests/system/test_gpu_placement.py."""
 
 import dataclasses
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 
 import pytest
-from helpers.paths import TESTS
 
 from vit_search.config import gpu_share, search_file
 from vit_search.config.trial import EpochResult
 from vit_search.errors import OutOfMemoryError, SpecError
-from vit_search.ledger.events import Infeasible, OutgrewShare, Proposed, Reported
-from vit_search.ledger.file import read_events
+from vit_search.ledger.events import OutgrewShare, Proposed, Reported
 from vit_search.ledger.trials import Progress
 from vit_search.planning import plan, search_lint
 from vit_search.planning.speed import stated_speed
@@ -326,52 +321,6 @@ def test_lint_says_that_whole_gpus_are_wasted_on_small_trials():
     (found,) = [finding for finding in search_lint.lint(few, 200).findings if finding.where == "concurrency"]
     assert found.text.startswith("2 at once, but half of the proposals") and "up to 8 for each GPU" in found.text
     assert not [f for f in search_lint.lint(SPEC, 200).findings if f.where in ("resources.gpus", "concurrency") and "GPU" in f.text]
-
-
-# With Ray
-
-
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sharing")
-    done = subprocess.run(
-        [sys.executable, "-m", "helpers.sharing"],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(TESTS)},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads((folder / "found.json").read_text())
-    return folder, found["said"], found["starts"]
-
-
-def test_gpus_that_do_not_tell_their_memory_end_the_search_before_its_first_trial_with_the_mend(searched):
-    folder, said, _ = searched
-    mend = "write it, e.g. gpu_memory: 80GiB."
-    assert said == f"resources.gpu_memory: a node does not tell what its GPUs have; {mend}"
-    assert not list((folder / "refused").glob("shared-*"))
-
-
-def test_two_trials_with_half_a_gpu_run_at_the_same_time_and_one_with_a_whole_has_it_alone(searched):
-    _, _, (first, second, third) = searched
-    assert [(start["gpus"], start["which"], start["others"]) for start in first + second] == [(0.5, ["0"], [1]), (0.5, ["0"], [0])]
-    assert (third[-1]["gpus"], third[-1]["others"]) == (1.0, [])
-    assert [(start["cores"], start["threads"]) for start in (first[0], third[-1])] == [(2.0, 2), (4.0, 4)]
-
-
-def test_a_trial_that_runs_out_of_memory_goes_on_with_the_next_larger_share_from_where_it_stood(searched):
-    folder, _, (_, _, third) = searched
-    assert [(start["gpus"], start["halves"]) for start in third] == [(0.5, False), (1.0, True)]
-    events = read_events(folder / "shared-1" / "ledger.jsonl")
-    assert [(e.trial, e.gpus) for e in events if isinstance(e, OutgrewShare)] == [(2, 0.5)]
-    assert [(e.trial, e.result.epoch, e.devices) for e in events if isinstance(e, Reported) and e.trial == 2] == [(2, 1, 0.5), (2, 2, 1.0)]
-    progress = Progress.of(events, 2)
-    assert [trial.outcome for trial in progress.trials.values()] == ["completed"] * 3
-    assert progress.spent.device_seconds(None) == pytest.approx(0.1 * (5 * 0.5 + 1))
-    (refused,) = [event for event in events if isinstance(event, Infeasible)]
-    assert "of a GPU, and a whole one has 15.2 GiB" in refused.reason
 
 
 def test_places_are_counted_node_by_node_with_those_that_may_come():

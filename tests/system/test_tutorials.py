@@ -16,6 +16,8 @@ from helpers.pages import blocks, text
 from helpers.paths import ROOT
 from safetensors.torch import save_file
 
+from vit_search.ledger.file import read_trials
+
 SCRIPTS = Path(sys.executable).parent
 LENIENT = "top: 1\nseeds: 1\nfloors: {linear_probe: false}\ncost_above_champion: null\nseed_sd: null\nallow_dirty: true\n"
 """A policy that the models of very small searches pass."""
@@ -144,3 +146,14 @@ def test_the_notebook_runs_and_shows_what_is_stored_with_it(notebook):
     shown = [kind for kinds in outputs(stored) for kind in kinds]
     assert shown.count("image/png") == 3
     assert "text/html" in shown
+
+
+def test_the_readme_s_python_example_runs(tmp_path):
+    (code,) = blocks("README.md", "python")
+    (tmp_path / "search_spaces").symlink_to(ROOT / "search_spaces")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    number, value, _ = done.stdout.strip().splitlines()[-1].split(maxsplit=2)
+    trials = {t.number: t for t in read_trials(tmp_path / "searches/digits-1/ledger.jsonl")}
+    assert len(trials) == 2
+    assert float(value) == trials[int(number)].value("val_accuracy")
