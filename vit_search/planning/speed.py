@@ -171,7 +171,13 @@ def features_seconds(speed: Speed, config: TrialConfig, images: Images) -> float
     return evaluation_seconds(speed, whole, views * images.train + images.val) if views else 0.0
 
 
+def saved_params(config: TrialConfig) -> int:
+    """How many weights a checkpoint holds: without the blocks that stay as they are in the pretrained weights."""
+    cost = cost_of(config.model, 1, config.training.optimizer, config.training.tuning)
+    return cost.trained_params if config.model.pretrained else cost.params
+
+
 def epoch_seconds(speed: Speed, config: TrialConfig, images: Images) -> float:
     """Seconds of one epoch of a trial: training, evaluation and checkpoint. Without the computation of features."""
-    save = speed.save_s + speed.mparam_save_s * cost_of(config.model, 1).params / 1e6
+    save = speed.save_s + speed.mparam_save_s * saved_params(config) / 1e6
     return train_seconds(speed, config, images.train) + evaluation_seconds(speed, config, images.val) + save

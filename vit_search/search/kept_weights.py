@@ -20,6 +20,7 @@ from vit_search.data.file_hashes import sha256_of
 from vit_search.data.weight_files import WEIGHTS
 from vit_search.errors import DataError, SearchError
 from vit_search.files import locked, make_folder
+from vit_search.vit.checkpoint_files import PRETRAINED
 
 if TYPE_CHECKING:
     from vit_search.config.search_file import SearchSpec
@@ -32,7 +33,7 @@ def folder_of(search: Path, facts: SearchFacts) -> Path:
     Args:
         search: its folder, which lies in that of another search if it is a promotion's.
     """
-    return (search.parents[1] if facts.promotes else search).resolve() / "weights"
+    return (search.parents[1] if facts.promotes else search).resolve() / PRETRAINED
 
 
 def keep(spec: SearchSpec, folder: Path) -> None:

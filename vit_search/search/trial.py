@@ -124,9 +124,9 @@ def _train(order: TrialOrder) -> None:
     data = data_on_this_node(order, config)
     splits = (trained_on, validated_on)
     images = retry_storage(order, lambda: [_split(data, names, device, order.decoders) for names in splits], PAUSES_S[:3])
-    state = retry_storage(order, lambda: load_interrupted(folder, config, device))
+    pretrained = retry_storage(order, lambda: pretrained_for(order, config, data), PAUSES_S[:3])
+    state = retry_storage(order, lambda: load_interrupted(folder, config, device, pretrained))
     if state is None:
-        pretrained = retry_storage(order, lambda: pretrained_for(order, config, data), PAUSES_S[:3])
         state = training.start(config, evaluation.Normalisation.of(data.mean, data.std, device), device, pretrained)
     state.halves = order.halves
     state.accumulation = max(state.accumulation, config.training.accumulation * 2**order.halvings)
@@ -225,10 +225,10 @@ def _see(folder: Path) -> None:
         raise FileNotFoundError(f"{search} is not seen on the node {socket.gethostname()}")
 
 
-def load_interrupted(folder: Path, config: TrialConfig, device: str) -> training.Training | None:
+def load_interrupted(folder: Path, config: TrialConfig, device: str, pretrained: Pretrained | None = None) -> training.Training | None:
     """Load the training from its checkpoint. None if it must start again from its first epoch, which gives the same numbers."""
     try:
-        state = checkpoint.load_training(folder, config, device) if checkpoint.exists(folder) else None
+        state = checkpoint.load_training(folder, config, device, pretrained) if checkpoint.exists(folder) else None
     except DamagedCheckpointError as error:
         state = None
         _log.warning("%s The trial starts again from its first epoch.", error)

@@ -6,6 +6,13 @@
       optimiser.safetensors  state of the optimizer, weights behind an average, and weights that LoRA merges; absent if the
                              model is only served
 
+If a training leaves blocks of pretrained weights as they are, each epoch would write the same blocks again. Its checkpoint leaves them out:
+
+      trained.safetensors    takes the place of model.safetensors: all weights but the frozen blocks, with LoRA's as they are trained
+      config.json            also has `left_out`: the sha256 of the pretrained weights, and that of the blocks
+
+The blocks are made again from the pretrained weights. They lie in the folder `weights` of the search, some levels above the checkpoint.
+
 It contains no pickle. While a trial runs, the checkpoint before this one is kept as `checkpoint.old`. `save` writes a new folder and
 renames it. If a checkpoint is damaged, the old one replaces it.
 """
@@ -16,14 +23,15 @@ import dataclasses
 import logging
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as in_bytes
 from torch import Tensor
 
 from vit_search.config.model_config import ModelConfig
@@ -34,10 +42,15 @@ from vit_search.vit.checkpoint_files import (
     CONFIG,
     MODEL,
     OPTIMISER,
+    PRETRAINED,
+    TRAINED,
+    LeftOut,
     copy_for_serving,
     drop_older,
     drop_unfinished,
     exists,
+    is_whole,
+    model_bytes,
     read,
     recover,
     sha256_of,
@@ -54,6 +67,7 @@ __all__ = [
     "CONFIG",
     "MODEL",
     "OPTIMISER",
+    "TRAINED",
     "ServedModel",
     "copy_for_serving",
     "drop_older",
@@ -61,9 +75,13 @@ __all__ = [
     "exists",
     "load_model",
     "load_training",
+    "model_bytes",
     "save",
     "weights_sha256",
 ]
+
+if TYPE_CHECKING:
+    from vit_search.vit.pretrained import Pretrained
 
 _log = logging.getLogger(__name__)
 
@@ -94,18 +112,20 @@ def save(
     data_hash: str,
     trained_on: tuple[str, ...] = ("train",),
     check: Callable[[], None] = lambda: None,
+    whole: bool = False,
 ) -> None:
     """Write a checkpoint, and keep the one before it. At every moment, `folder` or the `.old` beside it is complete.
 
     Args:
         check: called after all is written, but before it replaces anything. If it raises an error, the older checkpoint stays.
+        whole: write frozen blocks, too, so that the folder needs no pretrained weights.
 
     Raises: OSError if the disk is full or cannot be written. The older checkpoint stays.
     """
     fresh, old = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.new"), folder.with_name(folder.name + ".old")
     recover(folder)
     try:
-        _write(fresh, training, classes, data_hash, trained_on)
+        _write(fresh, training, classes, data_hash, trained_on, None if whole else training.left_out)
         check()
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -115,11 +135,15 @@ def save(
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _write(fresh: Path, training: Training, classes: tuple[str, ...], data_hash: str, trained_on: tuple[str, ...]) -> None:
+def _write(
+    fresh: Path, training: Training, classes: tuple[str, ...], data_hash: str, trained_on: tuple[str, ...], left_out: LeftOut | None
+) -> None:
+    names = (MODEL if left_out is None else TRAINED, OPTIMISER)
+    weights = training.outcome.state_dict() if left_out is None else _but_frozen_blocks(training)
     fresh.mkdir(parents=True)
     try:
-        save_file({name: tensor.contiguous() for name, tensor in training.outcome.state_dict().items()}, fresh / MODEL)
-        save_file(_optimiser_tensors(training), fresh / OPTIMISER)
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, fresh / names[0])
+        save_file(_optimiser_tensors(training, whole=left_out is None), fresh / OPTIMISER)
     except SafetensorError as error:  # raised for an OSError
         raise OSError(f"{fresh}: cannot be written ({error})") from None
     document = {
@@ -131,46 +155,57 @@ def _write(fresh: Path, training: Training, classes: tuple[str, ...], data_hash:
         "accumulation": training.accumulation,
         "scaler": training.scaler.state_dict(),
         "history": [dataclasses.asdict(result) for result in training.history],
-        "sha256": {name: sha256_of(fresh / name) for name in (MODEL, OPTIMISER)},
+        "sha256": {name: sha256_of(fresh / name) for name in names},
     }
+    if left_out is not None:
+        document["left_out"] = dataclasses.asdict(left_out)
     (fresh / CONFIG).write_text(signed(document))
     mode = (fresh / CONFIG).stat().st_mode & 0o777  # as the umask says; safetensors gives its files 0600
-    for name in (MODEL, OPTIMISER):
+    for name in names:
         (fresh / name).chmod(mode)
 
 
-def load_training(folder: Path, config: TrialConfig, device: torch.device | str = "cpu") -> Training:
+def load_training(
+    folder: Path,
+    config: TrialConfig,
+    device: torch.device | str = "cpu",
+    pretrained: Pretrained | None = None,
+) -> Training:
     """Rebuild a training as it was saved. If the checkpoint is damaged, the one before it takes its place, one epoch behind.
 
     Args:
         folder: a checkpoint that `save` has written, with its optimizer.
         config: what the caller will train. It must equal the saved configuration.
+        pretrained: the weights that it started from, in case the checkpoint leaves frozen blocks out. If None, those above the folder.
 
-    Raises: CheckpointError for another configuration; DamagedCheckpointError if both checkpoints are damaged.
+    Raises: CheckpointError for another configuration or other pretrained weights; DamagedCheckpointError if both checkpoints are damaged.
     """
     try:
-        return _load_training(folder, config, device)
+        return _load_training(folder, config, device, pretrained)
     except DamagedCheckpointError as error:
         old = folder.with_name(folder.name + ".old")
         if not old.exists():
             raise
         _log.warning("%s The one before it is taken.", error)
-        training = _load_training(old, config, device)
+        training = _load_training(old, config, device, pretrained)
         shutil.rmtree(folder, ignore_errors=True)
         old.rename(folder)
         return training
 
 
-def _load_training(folder: Path, config: TrialConfig, device: torch.device | str) -> Training:
+def _load_training(folder: Path, config: TrialConfig, device: torch.device | str, pretrained: Pretrained | None) -> Training:
     document = read(folder)
     saved = trial_config(folder, document)
     if saved != config:
         raise CheckpointError(f"{folder}: {_difference(saved, config)}; it is left as it is.")
-    _check_weights(folder, config.model)
-    training = start(config, _normalisation(document, device), device)
-    _load_weights(folder, training.model if training.average is None else training.average)
+    if is_whole(document):
+        _check_weights(folder, config.model)
+        training = start(config, _normalisation(document, device), device)
+        _load_weights(folder, training.model if training.average is None else training.average)
+    else:
+        training = _with_blocks(folder, document, config, device, pretrained)
     try:
-        _load_optimiser(training, load_file(folder / OPTIMISER, device=str(device)))
+        _load_optimiser(training, load_file(folder / OPTIMISER, device=str(device)), whole=is_whole(document))
     except (SafetensorError, KeyError, ValueError) as error:
         raise DamagedCheckpointError(f"{folder / OPTIMISER}: does not fit its config.json ({error}).") from None
     training.accumulation = document["accumulation"]
@@ -183,13 +218,16 @@ def _load_training(folder: Path, config: TrialConfig, device: torch.device | str
 def load_model(folder: Path, device: torch.device | str = "cpu") -> ServedModel:
     """Load the model of a checkpoint, in eval mode, to classify images.
 
-    Raises: CheckpointError if the folder is missing or damaged.
+    Raises: CheckpointError if the folder is missing or damaged, or leaves blocks out and lies in no search that has them.
     """
     document = read(folder, needs=(MODEL,))
     config = trial_config(folder, document)
-    _check_weights(folder, config.model)
     model = ViT(config.model)
-    _load_weights(folder, model)
+    if is_whole(document):
+        _check_weights(folder, config.model)
+        _load_weights(folder, model)
+    else:
+        model.load_state_dict(_with_blocks(folder, document, config, "cpu").outcome.state_dict())
     for name, weight in model.state_dict().items():
         if not weight.isfinite().all():
             raise DamagedCheckpointError(f"{folder / MODEL}: {name} holds numbers that are not finite; use another checkpoint.")
@@ -200,6 +238,69 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> ServedModel:
         classes=tuple(document["classes"]),
         data_hash=document["data_hash"],
         trained_on=tuple(document["trained_on"]),
+    )
+
+
+def served_file(folder: Path) -> bytes:
+    """The model.safetensors that serves the model of a checkpoint, which leaves frozen blocks out.
+
+    Raises: CheckpointError as `load_model`.
+    """
+    return in_bytes({name: tensor.contiguous() for name, tensor in load_model(folder).model.state_dict().items()})
+
+
+def _but_frozen_blocks(training: Training) -> dict[str, Tensor]:
+    """The weights and buffers of a training that `trained.safetensors` has; of the average, if there is one."""
+    frozen = tuning.frozen_blocks(training.model)
+    weights = (training.model if training.average is None else training.average).state_dict()
+    return {name: tensor for name, tensor in weights.items() if name not in frozen}
+
+
+def _with_blocks(
+    folder: Path, document: dict[str, Any], config: TrialConfig, device: torch.device | str, pretrained: Pretrained | None = None
+) -> Training:
+    """A training with the weights of a checkpoint that leaves frozen blocks out, without its optimizer's state.
+
+    Raises: CheckpointError if the pretrained weights are missing or are others; DamagedCheckpointError.
+    """
+    left_out = LeftOut(**document["left_out"])
+    if pretrained is None:
+        pretrained = _weights_above(folder, left_out.backbone, document["classes"])
+    training = start(config, _normalisation(document, device), device, pretrained)
+    if training.left_out != left_out:
+        raise CheckpointError(
+            f"{folder}: its frozen blocks came from other pretrained weights, or from another version of vit_search; use what trained it."
+        )
+    try:
+        weights = load_file(folder / TRAINED, device=str(device))
+        _check_names(_but_frozen_blocks(training), weights)
+    except (SafetensorError, ValueError) as error:
+        raise DamagedCheckpointError(f"{folder / TRAINED}: does not fit its config.json ({error}).") from None
+    for name, tensor in _but_frozen_blocks(training).items():
+        tensor.copy_(weights[name])
+    return training
+
+
+def _check_names(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raises: ValueError that names the first weight that is missing, is too many, or has another type or shape."""
+    for name in sorted(wanted.keys() | found.keys()):
+        due, content = (f"{one[name].dtype} of {list(one[name].shape)}" if name in one else "nothing" for one in (wanted, found))
+        if due != content:
+            raise ValueError(f"{name}: {content}, and {due} belongs there")
+
+
+def _weights_above(folder: Path, sha256: str, classes: Sequence[str]) -> Pretrained:
+    from vit_search.vit.pretrained import read_pretrained  # here, since a model that is served needs no other weights
+
+    for above in folder.resolve().parents:
+        path = above / PRETRAINED / sha256 / MODEL
+        if path.is_file():
+            if sha256_of(path) != sha256:
+                raise CheckpointError(f"{path}: its sha256 is not the one in its folder's name: the file is damaged; copy it again.")
+            return read_pretrained(path, classes)
+    raise CheckpointError(
+        f"{folder}: holds only what was trained, and the folder `{PRETRAINED}` of its search is gone; put the pretrained weights "
+        f"with the sha256 {sha256} there."
     )
 
 
@@ -234,7 +335,7 @@ def _load_weights(folder: Path, model: ViT) -> None:
         raise DamagedCheckpointError(f"{folder / MODEL}: does not fit its config.json ({str(error).splitlines()[0]}).") from None
 
 
-def _optimiser_tensors(training: Training) -> dict[str, Tensor]:
+def _optimiser_tensors(training: Training, *, whole: bool) -> dict[str, Tensor]:
     tensors = {
         f"{name}/{key}": value
         for name, p in training.model.named_parameters()
@@ -242,24 +343,25 @@ def _optimiser_tensors(training: Training) -> dict[str, Tensor]:
         for key, value in state_of(training.optimiser, p).items()
         if value is not None
     }
-    return tensors | _weights_beside(training)
+    return tensors | _weights_beside(training, whole=whole)
 
 
-def _weights_beside(training: Training) -> dict[str, Tensor]:
-    """Weights of the training that the served model lacks: those behind an average, and those from which LoRA's merged ones are made."""
-    weights = tuning.beside_served(training.model)
-    tensors = {f"{name}/{WEIGHT}": weight for name, weight in weights.items()}
+def _weights_beside(training: Training, *, whole: bool) -> dict[str, Tensor]:
+    """Weights of the training that the other file lacks: those behind an average, and those from which LoRA's merged ones are made."""
+    merged = tuning.beside_served(training.model) if whole else {}
+    tensors = {f"{name}/{WEIGHT}": weight for name, weight in merged.items()}
     if training.average is not None:
         tensors |= {f"{name}/{WEIGHT}": p.detach() for name, p in training.model.named_parameters() if p.requires_grad}
+    if training.average is not None and whole:
         own = {name: p for name, p in tuning.beside_served(training.average).items() if not name.endswith(".weight")}
         tensors |= {f"{name}/{AVERAGE}": p for name, p in own.items()}
     return tensors
 
 
-def _load_optimiser(training: Training, tensors: dict[str, Tensor]) -> None:
+def _load_optimiser(training: Training, tensors: dict[str, Tensor], *, whole: bool) -> None:
     parameters = dict(training.model.named_parameters())
     averages = {} if training.average is None else dict(training.average.named_parameters())
-    missing = _weights_beside(training).keys() - tensors.keys()
+    missing = _weights_beside(training, whole=whole).keys() - tensors.keys()
     if missing:
         raise ValueError(f"{min(missing)}: nothing")
     for path, value in tensors.items():

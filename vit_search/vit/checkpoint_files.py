@@ -15,7 +15,20 @@ from vit_search.config.trial import EpochResult, TrialConfig
 from vit_search.errors import CheckpointError, DamagedCheckpointError, SpecError
 from vit_search.text import counted
 
-MODEL, OPTIMISER, CONFIG = "model.safetensors", "optimiser.safetensors", "config.json"
+MODEL, TRAINED, OPTIMISER, CONFIG = "model.safetensors", "trained.safetensors", "optimiser.safetensors", "config.json"
+
+PRETRAINED = "weights"
+"""Folder of a search with the weights that its trials start from: weights/SHA256/model.safetensors."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Blocks that a checkpoint leaves out, because training does not change them: where they come from, and what they must be."""
+
+    backbone: str
+    """The sha256 of the file of pretrained weights."""
+    blocks: str
+    """The sha256 of what is left out; see `tuning.frozen_blocks`."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,7 @@ class _Document:
     scaler: dict[str, Any]
     history: list[EpochResult]
     sha256: dict[str, str]
+    left_out: LeftOut | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,7 @@ class Described:
     history: tuple[dict[str, Any], ...]
     """Fields of EpochResult, by epoch."""
     weights_sha256: str
+    """Of the model.safetensors that is served."""
 
 
 def describe(folder: Path) -> Described:
@@ -65,7 +80,7 @@ def describe(folder: Path) -> Described:
         document["data_hash"],
         tuple(document["trained_on"]),
         tuple(document["history"]),
-        document["sha256"][MODEL],
+        document["sha256"][MODEL] if is_whole(document) else weights_sha256(folder),
     )
 
 
@@ -84,15 +99,40 @@ def drop_unfinished(folder: Path) -> None:
 def copy_for_serving(folder: Path, target: Path) -> None:
     """Copy what classifying needs: weights and config.json, without the optimizer's state."""
     document = read(folder, needs=(MODEL,))
-    document["sha256"].pop(OPTIMISER, None)
     target.mkdir(parents=True)
-    shutil.copyfile(folder / MODEL, target / MODEL)  # its mode follows the umask, like that of all exported files
-    (target / CONFIG).write_text(signed(document))
+    if is_whole(document):
+        shutil.copyfile(folder / MODEL, target / MODEL)  # its mode follows the umask, like that of all exported files
+    else:
+        (target / MODEL).write_bytes(_put_together(folder))
+    left = {name: value for name, value in document.items() if name != "left_out"}
+    (target / CONFIG).write_text(signed(left | {"sha256": {MODEL: sha256_of(target / MODEL)}}))
 
 
 def weights_sha256(folder: Path) -> str:
-    """The sha256 of model.safetensors. If two models have the same one, they are equal to the bit."""
-    return sha256_of(folder / MODEL)
+    """The sha256 of the model.safetensors that is served. If two models have the same one, they are equal to the bit.
+
+    Raises: CheckpointError as `load_model`, if the checkpoint leaves frozen blocks out.
+    """
+    if (folder / MODEL).is_file():
+        return sha256_of(folder / MODEL)
+    return hashlib.sha256(_put_together(folder)).hexdigest()
+
+
+def model_bytes(folder: Path) -> int:
+    """The size of the model.safetensors that is served, in bytes."""
+    return (folder / MODEL).stat().st_size if (folder / MODEL).is_file() else len(_put_together(folder))
+
+
+def _put_together(folder: Path) -> bytes:
+    """What model.safetensors holds if it is written whole."""
+    from vit_search.vit.checkpoint import served_file  # here, since it needs torch
+
+    return served_file(folder)
+
+
+def is_whole(document: dict[str, Any]) -> bool:
+    """Whether a checkpoint holds all weights of its model, by its config.json."""
+    return document.get("left_out") is None
 
 
 def exists(folder: Path) -> bool:
@@ -118,6 +158,8 @@ def read(folder: Path, needs: tuple[str, ...] = (MODEL, OPTIMISER)) -> dict[str,
         document: dict[str, Any] = parse((folder / CONFIG).read_text(encoding="utf-8"))
         build(_Document, document)
         config_digest = document["sha256"].pop(CONFIG, None)
+        if not is_whole(document):
+            needs = tuple(TRAINED if name == MODEL else name for name in needs)
         digests = {name: sha256_of(folder / name) for name in needs}
         digests |= {CONFIG: _digest(document)} if config_digest else {}
         for name, digest in digests.items():

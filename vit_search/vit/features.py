@@ -7,7 +7,6 @@ alone. Where features are kept, see data/feature_cache.py; which trainings have 
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from vit_search.errors import DataError
 from vit_search.files import locked
 from vit_search.runtime import machine
 from vit_search.seeds import derive_seed
-from vit_search.vit import augment
+from vit_search.vit import augment, tuning
 from vit_search.vit.evaluation import Normalisation
 from vit_search.vit.model import ViT
 from vit_search.vit.training import AnySplit, Training
@@ -82,7 +81,7 @@ def in_place_of_images(
     cache = data.folder.parent
     about = {
         "format": FORMAT,
-        "frozen_weights": _sha256_of(frozen_weights(state.model)),
+        "frozen_weights": tuning.sha256_of(frozen_weights(state.model)),
         "model": config_features.frozen_model(model, training.tuning),
         "data_hash": data.data_hash,
         "mean": state.normalisation.mean.tolist(),
@@ -179,14 +178,6 @@ def frozen_weights(model: ViT) -> dict[str, Tensor]:
         return not name.startswith("head.") and (not name.startswith("encoder.norm.") or blocks > model.config.depth)
 
     return {name: tensor for name, tensor in model.state_dict().items() if is_frozen(name)}
-
-
-def _sha256_of(weights: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def _computed_by(device: torch.device, training: TrainingConfig) -> dict[str, Any]:

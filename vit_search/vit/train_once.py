@@ -17,7 +17,7 @@ from vit_search.data.split import TRAINED_AND_VALIDATED_ON
 from vit_search.errors import CheckpointError, SearchError, SpecError
 from vit_search.files import write_whole
 from vit_search.vit import checkpoint, evaluation, features, training
-from vit_search.vit.checkpoint_files import describe
+from vit_search.vit.checkpoint_files import describe, read
 from vit_search.vit.pretrained import starting_point
 
 FILE = "search.yaml"
@@ -64,7 +64,8 @@ def train(spec: SearchSpec, config: TrialConfig, data: DataSet, folder: Path) ->
         for result in training.fit(state, train, val):
             if not math.isfinite(result.train_loss):
                 raise training.DivergedError(f"the training loss is {result.train_loss} in epoch {result.epoch}")
-            checkpoint.save(folder, state, classes=data.classes, data_hash=data.data_hash, trained_on=trained_on)
+            whole = result.epoch == config.training.epochs  # the folder is what this training is for, and may be moved
+            checkpoint.save(folder, state, classes=data.classes, data_hash=data.data_hash, trained_on=trained_on, whole=whole)
             yield result
     except training.DivergedError as error:
         raise SearchError(f"{folder}: {error}; lower training.lr.") from None
@@ -75,17 +76,19 @@ def train(spec: SearchSpec, config: TrialConfig, data: DataSet, folder: Path) ->
 
 
 def _where_it_stood(folder: Path, config: TrialConfig, data: DataSet, trained_on: tuple[str, ...], device: str) -> training.Training:
-    if not checkpoint.exists(folder):
+    begins = not checkpoint.exists(folder)
+    needed = begins or config.training.tune != "full"  # a checkpoint may leave frozen blocks out
+    pretrained = starting_point(config.model.pretrained, data.classes) if needed else None
+    if begins:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise CheckpointError(f"{folder}: holds something that is no checkpoint; name another folder with --output.")
-        pretrained = starting_point(config.model.pretrained, data.classes)
         return training.start(config, evaluation.Normalisation.of(data.mean, data.std, device), device, pretrained)
     try:
-        state = checkpoint.load_training(folder, config, device)
+        state = checkpoint.load_training(folder, config, device, pretrained)
     except CheckpointError as error:
         raise CheckpointError(f"{error} {_elsewhere(folder)}") from None
-    before = checkpoint.load_model(folder)
-    if (before.data_hash, before.trained_on) != (data.data_hash, trained_on):
+    before = read(folder)
+    if (before["data_hash"], tuple(before["trained_on"])) != (data.data_hash, trained_on):
         raise CheckpointError(f"{folder}: trained on other images than the file asks for; it is left as it is. {_elsewhere(folder)}")
     return state
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vit_search.config import features, gpu_share
 from vit_search.config.cost import Device, cost_of, in_units
 from vit_search.config.trial import EpochResult, TrialConfig
+from vit_search.config.weight_sources import parse
 from vit_search.data.batches import FeatureSplit, Split, StreamedSplit
 from vit_search.data.epoch_order import epoch_order
 from vit_search.errors import OutOfMemoryError
@@ -25,6 +26,7 @@ from vit_search.seeds import derive_seed
 from vit_search.text import counted
 from vit_search.vit import augment, tuning
 from vit_search.vit.augment import Targets
+from vit_search.vit.checkpoint_files import LeftOut
 from vit_search.vit.evaluation import EVALUATED_AT_ONCE, Evaluation, Normalisation, evaluate
 from vit_search.vit.inherit import inherit
 from vit_search.vit.loss import Loss, loss_of
@@ -71,6 +73,8 @@ class Training:
     forwards: dict[int, Forward] = field(default_factory=dict)
     """The compiled model or CUDA graph for each size of a micro-batch, made at first use."""
     history: list[EpochResult] = field(default_factory=list)
+    left_out: LeftOut | None = None
+    """Frozen blocks that its checkpoints leave out, since they can be made again from the pretrained weights."""
 
     @property
     def epoch(self) -> int:
@@ -116,7 +120,15 @@ def start(
         average=None if config.training.ema_decay is None else tuning.averaged(model),
         accumulation=config.training.accumulation,
         loss=Loss(config.training.label_smoothing),
+        left_out=None if pretrained is None else left_out(model, config),
     )
+
+
+def left_out(model: ViT, config: TrialConfig) -> LeftOut | None:
+    """What the checkpoints of a model leave out: its frozen blocks, if they come from pretrained weights that a sha256 pins."""
+    blocks, source = tuning.frozen_blocks(model), config.model.pretrained
+    backbone = parse(source).sha256 if source else ""
+    return LeftOut(backbone, tuning.sha256_of(blocks)) if blocks and backbone else None
 
 
 AnySplit = Split | StreamedSplit | FeatureSplit

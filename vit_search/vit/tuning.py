@@ -7,6 +7,8 @@ package `peft` wraps the model and renames its weights, and needs transformers a
 from __future__ import annotations
 
 import copy
+import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -41,7 +43,10 @@ class LoraLinear(nn.Module):
         """A plain layer with the sum as its weight."""
         out, into = self.weight.shape
         layer = nn.Linear(into, out, bias=self.bias is not None, device="meta")
-        layer.weight = nn.Parameter((self.weight + self.scale * (self.lora_b @ self.lora_a)).detach(), requires_grad=False)
+        correction = torch.zeros_like(self.weight)
+        for column, row in zip(self.lora_b.detach().T, self.lora_a.detach(), strict=True):
+            correction += torch.outer(column, row)  # one sum after the other gives the same bits on every machine; a matmul does not
+        layer.weight = nn.Parameter(self.weight.detach() + self.scale * correction, requires_grad=False)
         layer.bias = self.bias
         return layer
 
@@ -103,6 +108,24 @@ def beside_served(model: ViT) -> dict[str, Tensor]:
     """Weights by name that LoRA's merged model does not have: what was added, and what it was added to."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
     return {f"{name}.{part}": getattr(layer, part).detach() for name, layer in layers.items() for part in ("weight", "lora_a", "lora_b")}
+
+
+def frozen_blocks(model: ViT) -> dict[str, Tensor]:
+    """The weights of the blocks that are not trained, by their names in a plain model.
+
+    They are all copied from pretrained weights, which gives the same bits on every machine. The embedding and the positions may be resized.
+    """
+    prefix = "encoder.blocks."
+    return {name: p.detach() for name, p in model.named_parameters() if name.startswith(prefix) and not p.requires_grad}
+
+
+def sha256_of(weights: Mapping[str, Tensor]) -> str:
+    """A digest of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def lr_factor(name: str, config: TrainingConfig, depth: int) -> float:

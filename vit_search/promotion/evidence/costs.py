@@ -148,7 +148,7 @@ def _measure(models: Sequence[tuple[ServedModel, Path]], limit_s: float) -> tupl
             name: Latency(_percentile_ms(every[:, i], 50), _percentile_ms(every[:, i], 95), len(every), cut[name])
             for name, every in times.items()
         }
-        file_bytes = (folder / checkpoint.MODEL).stat().st_size
+        file_bytes = checkpoint.model_bytes(folder)
         measured.append(Costs(cost.params, file_bytes, cost.forward_flops, latency, memory[i]))
     return measured, times
 
