@@ -502,6 +502,17 @@ def test_seconds_are_the_sum_of_what_the_parts_cost():
     assert epoch_seconds(saved, config, Images(10, 10)) == pytest.approx(1 + cost.params / 1e6)
 
 
+def test_a_checkpoint_without_frozen_blocks_takes_less_time_and_disk():
+    text = "model: {pretrained: w.safetensors, patch_size: 4, depth: 3, dim: 32, heads: 2}\ntraining: {tune: TUNE}"
+    whole, head = (spec(text.replace("TUNE", way)) for way in ("full", "head"))
+    block = 4 * 32**2 + 4 * 32 + 8 * 32**2 + 5 * 32 + 4 * 32  # qkv and projection; MLP; two norms
+    config = head.trial_config({}, in_channels=1, num_classes=10, trial=0)
+    held = cost_of(config.model, 1).params - 3 * block
+    assert epoch_seconds(Speed(gflop_s=0, save_s=1, mparam_save_s=1), config, Images(10, 10)) == pytest.approx(1 + held / 1e6)
+    disk = [planning.plan(one).disk_bytes for one in (whole, head)]
+    assert disk[0] / disk[1] == pytest.approx(cost_of(config.model, 1).params / held)
+
+
 @pytest.mark.parametrize(("tune", "blocks"), [("full", 3), ("lora", 3), ("last_blocks", 1 + 2 / 3), ("head", 1)])
 def test_a_block_that_is_not_trained_takes_a_third_of_its_seconds(tune, blocks):
     text = "model: {patch_size: 4, depth: 3, dim: 32, heads: 2}\ntraining: {batch_size: 50, tune: TUNE}"

@@ -146,6 +146,14 @@ def merged_weights(config: ModelConfig, tuning: Tuning) -> int:
     return config.depth * sum(into * out for name, (into, out) in _layers(config).items() if tuning.adapts(name))
 
 
+def saved_params(config: ModelConfig, tuning: Tuning) -> int:
+    """Weights in a checkpoint. Of a model that starts from pretrained weights, it leaves the frozen blocks out."""
+    if not config.pretrained or tuning.tune == "full":
+        return _params(config)
+    frozen = config.depth if tuning.tune == "lora" else config.depth - tuning.trained_blocks(config.depth)
+    return _params(config) - frozen * _block_params(config) + config.depth * _adapters(config, tuning)
+
+
 def _trained(config: ModelConfig, tuning: Tuning) -> tuple[int, int]:
     """Weights that are trained, and those of them that are in matrices inside blocks."""
     if tuning.tune == "full":

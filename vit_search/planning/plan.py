@@ -126,7 +126,7 @@ def plan(spec: SearchSpec, speed: Speed | None = None, *, concurrency: int | Non
     wall = statistics.fmean(search.wall for search in searches)
     device_seconds = statistics.fmean(search.device_seconds for search in searches)
     params = sorted(draw.cost.params for draw in draws)
-    memory = sorted(draw.bytes for draw in draws)
+    memory, saved = sorted(draw.bytes for draw in draws), max(draw.saved_params for draw in draws)
     held = Counter(draw.devices for draw in draws) if spec.resources.gpus == "auto" else Counter()
     lasting = sorted(draw.seconds for draw in draws)
     return SearchPlan(
@@ -144,7 +144,7 @@ def plan(spec: SearchSpec, speed: Speed | None = None, *, concurrency: int | Non
         flops=statistics.fmean(search.flops for search in searches),
         params=(params[len(params) // 2], params[-1]),
         train_bytes=(memory[len(memory) // 2], memory[-1]),
-        disk_bytes=(spec.keep_checkpoints + concurrency) * params[-1] * 4 * 3 * 2,  # weights and two moments, and the previous checkpoint
+        disk_bytes=(spec.keep_checkpoints + concurrency) * saved * 4 * 3 * 2,  # weights and two moments, and the previous checkpoint
         speed=speed,
         trial_seconds=seconds if speed else None,
         device_seconds=device_seconds if speed else None,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vit_search.config import features, gpu_share
-from vit_search.config.cost import Cost, frozen_flops
+from vit_search.config.cost import Cost, frozen_flops, saved_params
 from vit_search.config.search_file import SearchSpec
 from vit_search.errors import SpecError
 from vit_search.planning.auto_gpu_share import share_of_gpu
@@ -51,6 +51,8 @@ class PlanDraw:
     """GPUs that a trial holds, or cores if it has no GPU."""
     bytes: int
     """Memory of a training."""
+    saved_params: int
+    """Weights in its checkpoint."""
     features: str = ""
     """What features the trial reads; empty if none. The first trial of a search that reads them computes them."""
     features_flops: float = 0.0
@@ -84,6 +86,7 @@ def draw_proposals(spec: SearchSpec, speed: Speed | None, images: Images) -> tup
                 seconds=epoch_seconds(speed, config, images) if speed else float(flops),
                 devices=devices,
                 bytes=memory,
+                saved_params=saved_params(config.model, config.training.tuning),
                 features=features.shared_by(config.model, config.training),
                 features_flops=of_features,
                 features_seconds=features_seconds(speed, config, images) if speed else of_features,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vit_search.config import features
-from vit_search.config.cost import cost_of, frozen_flops
+from vit_search.config.cost import cost_of, frozen_flops, saved_params
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.strict_json import parse
 from vit_search.config.trial import TrialConfig
@@ -171,13 +171,7 @@ def features_seconds(speed: Speed, config: TrialConfig, images: Images) -> float
     return evaluation_seconds(speed, whole, views * images.train + images.val) if views else 0.0
 
 
-def saved_params(config: TrialConfig) -> int:
-    """How many weights a checkpoint holds: without the blocks that stay as they are in the pretrained weights."""
-    cost = cost_of(config.model, 1, config.training.optimizer, config.training.tuning)
-    return cost.trained_params if config.model.pretrained else cost.params
-
-
 def epoch_seconds(speed: Speed, config: TrialConfig, images: Images) -> float:
     """Seconds of one epoch of a trial: training, evaluation and checkpoint. Without the computation of features."""
-    save = speed.save_s + speed.mparam_save_s * saved_params(config) / 1e6
+    save = speed.save_s + speed.mparam_save_s * saved_params(config.model, config.training.tuning) / 1e6
     return train_seconds(speed, config, images.train) + evaluation_seconds(speed, config, images.val) + save

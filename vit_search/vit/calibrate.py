@@ -30,14 +30,14 @@ from unittest import mock
 import numpy as np
 import torch
 
-from vit_search.config.cost import cost_of
+from vit_search.config.cost import cost_of, saved_params
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.trial import TrialConfig
 from vit_search.data.batches import Split
 from vit_search.errors import SpecError
 from vit_search.planning.auto_gpu_share import share_of_gpu
 from vit_search.planning.image_counts import images_of
-from vit_search.planning.speed import EVALUATED_AT_ONCE, Speed, evaluation_seconds, saved_params, speed_key, work
+from vit_search.planning.speed import EVALUATED_AT_ONCE, Speed, evaluation_seconds, speed_key, work
 from vit_search.runtime import machine
 from vit_search.runtime.worker_env import WORKER_ENV
 from vit_search.text import counted
@@ -180,7 +180,10 @@ def fitted(configs: Sequence[TrialConfig], times: Sequence[Measured]) -> Speed:
     prices = least([work(config) for config in configs], [m.step for m in times], {"gflop_s": ceiling})
     speed = dataclasses.replace(Speed(gflop_s=ceiling), **prices)  # type: ignore[arg-type]
     foretold = [evaluation_seconds(dataclasses.replace(speed, evaluation=1.0), config, evaluated(config)) for config in configs]
-    saving = least([{"save_s": 1.0, "mparam_save_s": saved_params(config) / 1e6} for config in configs], [m.save for m in times])
+    saving = least(
+        [{"save_s": 1.0, "mparam_save_s": saved_params(config.model, config.training.tuning) / 1e6} for config in configs],
+        [m.save for m in times],
+    )
     return dataclasses.replace(
         speed,
         evaluation=statistics.median(m.evaluation / one for m, one in zip(times, foretold, strict=True)),
