@@ -4,6 +4,7 @@ import re
 import shutil
 import signal
 import subprocess
+from dataclasses import replace
 
 import pytest
 from helpers import servers
@@ -140,14 +141,16 @@ def test_every_field_comes_back_from_its_file():
             epochs=3, batch_size=5, accumulation=2, lr=1.2345678901234567e-05, weight_decay=0.0, beta2=0.95, warmup_fraction=0.0,
             clip_norm=None, label_smoothing=0.0, shift=2, crop_scale=0.5, flip=True, auto_augment="rand_augment", rand_augment_ops=3,
             rand_augment_magnitude=4, erasing=0.25, mixup=0.2, cutmix=1.0, ema_decay=0.999, precision="float32", tf32=False,
-            compile=True, cuda_graphs=True, tune="lora", tuned_blocks=2, lora_rank=3, lora_alpha=0.5, lora_layers="all", layer_decay=0.65,
+            compile=True, cuda_graphs=True, tune="lora", lora_rank=3, lora_alpha=0.5, lora_layers="all", layer_decay=0.65,
             head_lr_factor=12.5,
         ),
         seed=(2**31 - 1) * 1_000_003,
     )  # fmt: skip
-    made = fixed_file(odd, name="odd", about=["a line"], rest={"train_on": "train"})
-    assert search_file.parse(made.text).trial_config({}, in_channels=1, num_classes=3, trial=0) == odd
-    assert made.same
+    blocks = replace(odd.training, tune="last_blocks", tuned_blocks=2, lora_rank=8, lora_alpha=8.0, lora_layers="attention")
+    for config in (odd, replace(odd, training=blocks)):
+        made = fixed_file(config, name="odd", about=["a line"], rest={"train_on": "train"})
+        assert search_file.parse(made.text).trial_config({}, in_channels=1, num_classes=3, trial=0) == config
+        assert made.same
 
 
 def test_a_training_that_was_killed_goes_on_to_the_same_bits(home, tmp_path):
