@@ -4,10 +4,10 @@ import json
 import shutil
 import signal
 import subprocess
-import time
 
 import pytest
 from helpers.commands import COMMAND, vit_search, vit_search_process
+from helpers.servers import until
 
 from vit_search.ledger import searches
 from vit_search.ledger.file import read_trials
@@ -17,15 +17,16 @@ from vit_search.vit.checkpoint_files import describe
 
 DATA = "data: {name: digits, train_limit: 300}\n"
 BACKBONE = f"name: backbone\n{DATA}trials: 1\nepochs: 3\nmodel: {{dim: 32, depth: 3, heads: 4, patch_size: 2}}\n"
+WAYS = ["head", "last_blocks", "lora", "full"]
 SEARCH = f"""name: fine
 {DATA}trials: 4
-epochs: 3
+epochs: 5
 stopping: {{kind: none}}
-seed: 3
-model:
-  pretrained: weights
-  depth: {{choice: [1, 2]}}
-training: {{lr: {{float: [1e-4, 1e-3], log: true}}}}
+sampler: grid
+concurrency: 1
+keep_checkpoints: 4
+model: {{pretrained: weights, depth: 2}}
+training: {{tune: {{choice: [{", ".join(WAYS)}]}}, lr: 0.002, batch_size: 8}}
 """
 
 
@@ -38,20 +39,42 @@ def home(tmp_path_factory):
     return home
 
 
-def test_a_search_from_weights_survives_a_kill_and_the_loss_of_its_file(home):
-    process = subprocess.Popen([COMMAND, "run", "search.yaml"], cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    folder, deadline = home / "searches" / "fine-1", time.monotonic() + 1800
-    while not (folder / "ledger.jsonl").exists() or not any(trial.results for trial in read_trials(folder / "ledger.jsonl")):
-        assert process.poll() is None, process.stdout.read().decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    shutil.move(home / "weights", home / "elsewhere")
-    vit_search_process(home, "resume")
-    trials = read_trials(folder / "ledger.jsonl")
-    assert [trial.outcome for trial in trials] == ["completed"] * 4
+def digests(folder):
+    """The sha256 of each trial's model by its way of tuning, and the names of the files that hold it."""
+    made = {}
+    for trial in read_trials(folder / "ledger.jsonl"):
+        assert [result.epoch for result in trial.results] == [1, 2, 3, 4, 5]
+        assert trial.outcome == "completed"
+        place = searches.trial_folder(folder, trial.number) / "checkpoint"
+        files = {path.name for path in place.iterdir()} - {"config.json", "optimiser.safetensors"}
+        made[trial.params["tune"]] = (checkpoint.weights_sha256(place), files)
+    return made
+
+
+def test_a_search_from_weights_survives_a_kill_in_each_way_of_tuning_and_the_loss_of_its_file(home):
+    ledger = home / "searches" / "fine-1" / "ledger.jsonl"
+
+    def reported():
+        return ledger.read_text().count('"reported"') if ledger.exists() else 0
+
+    for kill in range(4):  # in the second or third epoch of each trial
+        command = ["run", "search.yaml"] if kill == 0 else ["resume", "fine-1"]
+        with subprocess.Popen([COMMAND, *command], cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as driver:
+            until(lambda driver=driver, least=5 * kill + 2: driver.poll() is not None or reported() >= least)
+            assert driver.poll() is None, driver.stderr.read()
+            driver.send_signal(signal.SIGKILL)
+        if kill == 0:
+            shutil.move(home / "weights", home / "elsewhere")
+    vit_search_process(home, "resume", "fine-1")
+    shutil.copytree(home / "elsewhere", home / "weights")
+    vit_search_process(home, "run", "search.yaml")
+    shutil.rmtree(home / "weights")
+    folder = home / "searches" / "fine-1"
+    trials, killed = read_trials(ledger), digests(folder)
+    assert killed == digests(home / "searches" / "fine-2")  # to the bit
+    assert {way: files for way, (_, files) in killed.items()} == {
+        way: {"model.safetensors" if way == "full" else "trained.safetensors"} for way in WAYS
+    }
     spec, facts = searches.read(folder)
     sha256 = checkpoint.weights_sha256(home / "elsewhere")
     assert spec.pretrained == [f"weights#sha256={sha256}"]
@@ -63,14 +86,15 @@ def test_a_search_from_weights_survives_a_kill_and_the_loss_of_its_file(home):
 
 
 def test_its_promotion_starts_from_the_same_weights_and_the_version_says_so(home):
-    vit_search_process(home, "promote", "--allow-dirty", code=None)
+    vit_search_process(home, "promote", "fine-1", "--allow-dirty", code=None)
     client = client_for(f"sqlite:///{home / 'mlruns.db'}")
     [version] = client.search_model_versions("name = 'fine'")
     sha256 = checkpoint.weights_sha256(home / "elsewhere")
     assert (version.tags["pretrained_source"], version.tags["pretrained_sha256"]) == ("weights", sha256)
     assert "starts from" in version.description
-    assert version.tags["tune"] == client.get_run(version.run_id).data.tags["tune"] == "full"
-    assert "| trained weights | all weights; tune full |" in version.description
+    way = client.get_run(version.run_id).data.tags["tune"]
+    assert version.tags["tune"] == way
+    assert f"; tune {way}" in version.description
     retrained = home / "searches" / "fine-1" / "promotions" / "1"
     assert not (retrained / "weights").exists()
     assert searches.read(retrained)[1].pretrained == searches.read(home / "searches" / "fine-1")[1].pretrained
@@ -79,21 +103,27 @@ def test_its_promotion_starts_from_the_same_weights_and_the_version_says_so(home
 def test_what_was_promoted_answers_without_any_weights_file(home, tmp_path):
     from PIL import Image
 
-    shutil.rmtree(home / "searches" / "fine-1" / "weights")
     Image.new("L", (8, 8), 7).save(tmp_path / "x.png")
-    model = searches.trial_folder(home / "searches" / "fine-1" / "promotions" / "1", 0) / "checkpoint"
-    [answer] = json.loads(vit_search(home, "predict", "--model", model, tmp_path / "x.png", "--json").stdout)
+    trials = [searches.trial_folder(home / "searches" / "fine-1", trial) / "checkpoint" for trial in range(4)]
+    for model in trials:  # with the weights of their search
+        [answer] = json.loads(vit_search(home, "predict", "--model", model, tmp_path / "x.png", "--json").stdout)
+        assert answer["label"] in "0123456789"
+    shutil.rmtree(home / "searches" / "fine-1" / "weights")
+    [answer] = json.loads(vit_search(home, "predict", "--model", "fine/1", tmp_path / "x.png", "--json").stdout)
     assert answer["label"] in "0123456789"
+    said = [vit_search(home, "predict", "--model", model, tmp_path / "x.png", code=None) for model in trials]
+    assert sorted(done.returncode for done in said) == [0, 2, 2, 2]
+    assert sum("holds only what was trained, and the folder `weights` of its search is gone" in done.stderr for done in said) == 3
 
 
 def test_a_promotion_whose_weights_are_lost_or_changed_is_one_line_before_anything_is_trained(home):
     assert not (home / "searches" / "fine-1" / "weights").exists()
-    done = vit_search_process(home, "promote", "--seeds", "2", "--allow-dirty", code=2)
+    done = vit_search_process(home, "promote", "fine-1", "--seeds", "2", "--allow-dirty", code=2)
     assert "model.pretrained: weights: no such file" in done.stderr
     (home / "weights").mkdir()
     content = bytearray((home / "elsewhere" / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (home / "weights" / "model.safetensors").write_bytes(content)
-    done = vit_search_process(home, "promote", "--seeds", "2", "--allow-dirty", code=2)
+    done = vit_search_process(home, "promote", "fine-1", "--seeds", "2", "--allow-dirty", code=2)
     assert "sha256" in done.stderr
     assert "Traceback" not in done.stderr
