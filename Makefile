@@ -7,8 +7,9 @@ PYTHON ?= python3
 unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# A process for each core, at most four: each takes a core and up to 2 GB.
-PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+# A process more than there are cores, since each waits now and then; at most four: each takes up to 2 GB.
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+PYTEST := $(BIN)/pytest --numprocesses $$(( $(CORES) < 3 ? $(CORES) + 1 : 4 )) --dist loadfile
 
 .PHONY: quickstart install test test-system test-slow bench check audit docs notebook format lock clean
 .DELETE_ON_ERROR:
@@ -40,7 +41,7 @@ test-slow: install ## what takes minutes: kills at random moments and at every w
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers auto
 
 audit: install ## an SBOM of the lock, and the known vulnerabilities of what it pins: docs/operations/security.md
 	$(BIN)/python tests/audit.py
