@@ -113,7 +113,7 @@ def test_what_was_promoted_answers_without_any_weights_file(home, tmp_path):
     assert answer["label"] in "0123456789"
     said = [vit_search(home, "predict", "--model", model, tmp_path / "x.png", code=None) for model in trials]
     assert sorted(done.returncode for done in said) == [0, 2, 2, 2]
-    assert sum("holds only what was trained, and the folder `weights` of its search is gone" in done.stderr for done in said) == 3
+    assert sum("holds only what was trained, and the pretrained weights of its search are gone" in done.stderr for done in said) == 3
 
 
 def test_a_promotion_whose_weights_are_lost_or_changed_is_one_line_before_anything_is_trained(home):

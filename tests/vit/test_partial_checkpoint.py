@@ -168,9 +168,7 @@ def test_without_the_weights_of_its_search_a_checkpoint_says_which_it_needs(sear
         describe,
         lambda path: checkpoint.copy_for_serving(path, tmp_path / "x"),
     ):
-        with pytest.raises(
-            CheckpointError, match=rf"holds only what was trained, and the folder `weights` .* with the sha256 {digest} there"
-        ):
+        with pytest.raises(CheckpointError, match=rf"the pretrained weights of its search are gone; put .* into weights/{digest} in"):
             load(folder)
     kept = shutil.copytree(search[1].parent, tmp_path / "weights" / digest)
     assert describe(folder).weights_sha256 == checkpoint.weights_sha256(folder)
@@ -178,6 +176,40 @@ def test_without_the_weights_of_its_search_a_checkpoint_says_which_it_needs(sear
         file.seek(-1, 2)
         file.write(b"\x7f")
     with pytest.raises(CheckpointError, match=r"weights/[0-9a-f]{64}/model\.safetensors: its sha256 is not the one in its folder's name"):
+        checkpoint.load_model(folder)
+
+
+def test_a_checkpoint_that_was_moved_finds_the_weights_that_its_search_file_named(search, tmp_path, monkeypatch):
+    state, _ = begun(search, {"tune": "lora"})
+    folder = saved(state, search[0] / "trials" / tmp_path.name / "checkpoint")
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    shutil.copy(search[1], tmp_path / "digits.safetensors")
+    shutil.copy(search[1].parent / "config.json", tmp_path)
+    with pytest.raises(CheckpointError, match="weights of its search are gone"):
+        checkpoint.load_model(moved)
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint.weights_sha256(moved) == checkpoint.weights_sha256(folder)
+
+
+def test_weights_without_their_config_json_are_said(search, tmp_path):
+    _, made = models.untrained(tmp_path / "made", dim=64, depth=2, heads=4, patch_size=2)
+    bare = tmp_path / "weights" / sha256_of(made / checkpoint.MODEL) / checkpoint.MODEL
+    shutil.copytree(made, bare.parent)
+    state, _ = begun((tmp_path, bare), {"tune": "head"}, dim=64, depth=2, heads=4)
+    folder = saved(state, tmp_path / "trials/0000/checkpoint")
+    (bare.parent / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"its pretrained weights do not fit \(.*\); is their config\.json beside them\?"):
+        checkpoint.load_model(folder)
+
+
+@pytest.mark.parametrize("backbone", ["../../elsewhere", "0" * 63])
+def test_a_name_that_is_no_sha256_is_damage(search, backbone, tmp_path):
+    folder = saved(begun(search, {"tune": "head"})[0], tmp_path / "checkpoint")
+    document = json.loads((folder / "config.json").read_text())
+    document["left_out"]["backbone"] = backbone
+    del document["sha256"]["config.json"]
+    (folder / "config.json").write_text(json.dumps(document))
+    with pytest.raises(DamagedCheckpointError, match=r"left_out\.backbone is no sha256"):
         checkpoint.load_model(folder)
 
 

@@ -7,6 +7,7 @@ A promotion's trainings take those of their search.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import socket
@@ -18,7 +19,7 @@ from vit_search.config.backbone_settings import FILES
 from vit_search.config.weight_sources import parse
 from vit_search.data.file_hashes import sha256_of
 from vit_search.data.weight_files import WEIGHTS
-from vit_search.errors import DataError, SearchError
+from vit_search.errors import DataError, SearchError, SpecError
 from vit_search.files import locked, make_folder
 from vit_search.vit.checkpoint_files import PRETRAINED
 
@@ -36,11 +37,12 @@ def folder_of(search: Path, facts: SearchFacts) -> Path:
     return (search.parents[1] if facts.promotes else search).resolve() / PRETRAINED
 
 
-def keep(spec: SearchSpec, folder: Path) -> None:
+def keep(spec: SearchSpec, folder: Path, *, needed: bool = True) -> None:
     """Copy the weights of a search into a folder. What is there already and sound is left as it is.
 
     Args:
         spec: with pinned sources.
+        needed: whether trials start from them. Otherwise only checkpoints need them, and it is no error if they are missing.
     Raises: SpecError that begins with the key if weights are needed and missing, or have changed; SearchError if the folder cannot be
         written.
     """
@@ -52,7 +54,8 @@ def keep(spec: SearchSpec, folder: Path) -> None:
             for left in folder.glob("*.new"):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
             for source in spec.pretrained:
-                _keep(source, folder)
+                with contextlib.suppress(*(() if needed else (SpecError, SearchError))):
+                    _keep(source, folder)
     except OSError as error:
         raise SearchError(f"{folder}: the pretrained weights cannot be written ({error.strerror}); make room or mend it.") from None
 

@@ -264,17 +264,16 @@ def _nothing_completed(folder: Path, trials: Sequence[Trial], ending: str) -> No
 
 
 def _opened(spec: SearchSpec, folder: Path, extend: Mapping[str, float], weights: Path) -> Ledger:
-    """Open the search's ledger for this process. If trials are left to run, copy the pretrained weights into their folder.
+    """Open the search's ledger for this process, and copy the pretrained weights into their folder if they are not there.
 
-    Raises: SpecError, SearchError if the trials are not of this search file, the extension is invalid, or weights are missing.
+    Raises: SpecError, SearchError if the trials are not of this search file, the extension is invalid, or weights are needed and missing.
     """
     ledger = Ledger(folder / "ledger.jsonl")
     try:
         searches.check_trials(folder, spec, Progress.of(ledger.events, spec.epochs).trials.values())
         if extend:
             resume_checks.check_extension(spec, folder, ledger.events, extend)
-        if extend or resume_checks.is_work_left(spec, ledger.events):
-            kept_weights.keep(spec, weights)
+        kept_weights.keep(spec, weights, needed=bool(extend) or resume_checks.is_work_left(spec, ledger.events))
     except (SpecError, SearchError):
         ledger.close()
         raise

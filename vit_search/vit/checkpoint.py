@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +37,8 @@ from torch import Tensor
 
 from vit_search.config.model_config import ModelConfig
 from vit_search.config.trial import EpochResult, TrialConfig
-from vit_search.errors import CheckpointError, DamagedCheckpointError
+from vit_search.config.weight_sources import parse
+from vit_search.errors import CheckpointError, DamagedCheckpointError, SpecError, VitSearchError
 from vit_search.vit import tuning
 from vit_search.vit.checkpoint_files import (
     CONFIG,
@@ -265,8 +267,11 @@ def _with_blocks(
     """
     left_out = LeftOut(**document["left_out"])
     if pretrained is None:
-        pretrained = _weights_above(folder, left_out.backbone, document["classes"])
-    training = start(config, _normalisation(document, device), device, pretrained)
+        pretrained = _pretrained_of(folder, config.model.pretrained, left_out.backbone, document["classes"])
+    try:
+        training = start(config, _normalisation(document, device), device, pretrained)
+    except SpecError as error:
+        raise CheckpointError(f"{folder}: its pretrained weights do not fit ({error}); is their config.json beside them?") from None
     if training.left_out != left_out:
         raise CheckpointError(
             f"{folder}: its frozen blocks came from other pretrained weights, or from another version of vit_search; use what trained it."
@@ -289,19 +294,28 @@ def _check_names(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> N
             raise ValueError(f"{name}: {content}, and {due} belongs there")
 
 
-def _weights_above(folder: Path, sha256: str, classes: Sequence[str]) -> Pretrained:
-    from vit_search.vit.pretrained import read_pretrained  # here, since a model that is served needs no other weights
+def _pretrained_of(folder: Path, source: str, sha256: str, classes: Sequence[str]) -> Pretrained:
+    """The pretrained weights in the folder of the search; if they are lost there, those that the search file named."""
+    from vit_search.vit.pretrained import read_pretrained, starting_point  # here, since a model that is served needs no other weights
 
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise DamagedCheckpointError(f"{folder / CONFIG}: damaged (left_out.backbone is no sha256). Use another checkpoint.")
     for above in folder.resolve().parents:
         path = above / PRETRAINED / sha256 / MODEL
         if path.is_file():
             if sha256_of(path) != sha256:
                 raise CheckpointError(f"{path}: its sha256 is not the one in its folder's name: the file is damaged; copy it again.")
             return read_pretrained(path, classes)
-    raise CheckpointError(
-        f"{folder}: holds only what was trained, and the folder `{PRETRAINED}` of its search is gone; put the pretrained weights "
-        f"with the sha256 {sha256} there."
-    )
+    try:
+        found = starting_point(source, classes) if parse(source).kind not in ("url", "models") else None  # nothing is fetched here
+    except VitSearchError:
+        found = None
+    if found is None:
+        raise CheckpointError(
+            f"{folder}: holds only what was trained, and the pretrained weights of its search are gone; put their {MODEL} and "
+            f"config.json into {PRETRAINED}/{sha256} in the folder of the search."
+        )
+    return found
 
 
 def _normalisation(document: dict[str, Any], device: torch.device | str) -> Normalisation:
