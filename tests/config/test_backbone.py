@@ -148,12 +148,12 @@ def without(name):
     [
         (
             {"conv1.weight": (64, 3, 7, 7), "bn1.weight": (64,), "fc.weight": (10, 64)},
-            r"conv1\.weight: no counterpart in our ViT; weights of a plain Vision Transformer as timm, .* are supported",
+            r"another kind of network, which has conv1\.weight; use a plain Vision Transformer of timm, ",
         ),
-        ({"norm.weight": (3,), "stem.0.weight": (1,)}, r"stem\.0\.weight: no counterpart"),
-        ({}, "no weights; weights of a plain"),
-        (timm_shapes() | {"fc_norm.weight": (128,)}, r"fc_norm\.weight: no counterpart"),
-        (timm_shapes() | {"dist_token": (1, 1, 128)}, "dist_token: no counterpart"),
+        ({"norm.weight": (3,), "stem.0.weight": (1,)}, r"another kind of network, which has stem\.0\.weight; use"),
+        ({}, "no weights; use a plain"),
+        (timm_shapes() | {"fc_norm.weight": (128,)}, r"fc_norm\.weight: a part that our ViT does not have"),
+        (timm_shapes() | {"dist_token": (1, 1, 128)}, "dist_token: a part that our ViT does not have"),
         (timm_shapes(dim=100), "the number of heads is not known, and 64 does not divide 100; put the model's config.json beside it"),
         (timm_shapes(tokens=20), "its 20 positions make no square grid; put a config.json with its image size beside it"),
         (timm_shapes() | {"patch_embed.proj.weight": (128, 3, 4, 8)}, "patches of 4x8 pixels; only square ones"),

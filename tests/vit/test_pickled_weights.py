@@ -84,7 +84,7 @@ def bad_source(case, path):
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("resnet", r"w\.pth: bn1\.num_batches_tracked: no counterpart in our ViT"),
+        ("resnet", r"w\.pth: another kind of network, which has bn1\.num_batches_tracked; use"),
         ("trap", r"w\.pth: holds [\w.]*open, which is no tensor"),
         ("arguments", r"w\.pth: holds argparse\.Namespace, which is no tensor"),
         ("zip", r"w\.pth: cannot be read as weights"),

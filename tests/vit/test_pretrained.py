@@ -78,7 +78,7 @@ def test_our_logits_are_torchvisions(dtype, tolerance):
     [({"pre_norm": True}, r"norm_pre\.weight"), ({"fc_norm": True}, "fc_norm"), ({"scale_mlp_norm": True}, r"blocks\.0\.mlp\.norm")],
 )
 def test_a_model_with_parts_that_ours_has_not_is_refused_by_name(fields, name):
-    with pytest.raises(CheckpointError, match=rf"{name}.*: no counterpart in our ViT; load a plain Vision Transformer of timm"):
+    with pytest.raises(CheckpointError, match=rf"{name}.*: a part that our ViT does not have; load a plain Vision Transformer of timm"):
         from_timm(timm(**fields).state_dict())
 
 

@@ -12,7 +12,8 @@ import typer
 
 from vit_search.cli.app import Tracking, app, err, out
 from vit_search.cli.terminal import escaped
-from vit_search.config.backbone import Backbone, read_backbone
+from vit_search.config.backbone import Backbone, read_backbone, used_tensors
+from vit_search.data.finite_weights import check_finite
 
 if TYPE_CHECKING:
     from vit_search.data.weight_files import WeightFile
@@ -43,6 +44,7 @@ def weights(
     found = local_file(source, download=download, registry=Versions(tracking_uri), key="SOURCE")
     with found.naming_source():
         backbone = read_backbone(found.path)
+        check_finite(found.path, used_tensors(found.path))
     backbone = replace(backbone, licence=found.origin.licence or backbone.licence)
     if as_json:
         about = {"source": found.origin.source, "revision": found.origin.revision, "sha256": found.sha256, "pinned": found.pinned}

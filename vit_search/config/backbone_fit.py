@@ -5,6 +5,9 @@ vit/inherit.py selects the weights that the model gets.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 from vit_search.config.backbone import Backbone
 from vit_search.config.model_config import ModelConfig
 from vit_search.errors import SpecError
@@ -15,16 +18,27 @@ def check(backbone: Backbone, config: ModelConfig) -> None:
 
     Raises: SpecError that names the key, its value, and what is possible.
     """
-    found = misfit(backbone, config)
-    if found is not None:
-        raise SpecError(found[1])
+    for found in misfits(backbone, config):
+        raise SpecError(found.text)
 
 
-def misfit(backbone: Backbone, config: ModelConfig, weights: str = "the pretrained weights") -> tuple[str, str] | None:
-    """Why a model cannot start from a backbone: a field of ModelConfig, and one line with what is possible. None if it can.
+@dataclass(frozen=True)
+class Misfit:
+    """Why a model cannot start from a backbone."""
+
+    key: str
+    """A field of ModelConfig."""
+    text: str
+    """One line with what is possible."""
+    value: float = 0.0
+    """The value, if smaller ones are possible."""
+
+
+def misfits(backbone: Backbone, config: ModelConfig, weights: str = "the pretrained weights") -> Iterator[Misfit]:
+    """All reasons why a model cannot start from a backbone; none if it can.
 
     Args:
-        weights: what the line calls the backbone.
+        weights: what the lines call the backbone.
     """
     sizes = {
         "dim": (config.dim, backbone.dim),
@@ -36,7 +50,7 @@ def misfit(backbone: Backbone, config: ModelConfig, weights: str = "the pretrain
     }
     for key, (value, largest) in sizes.items():
         if value > largest:
-            return key, f"{_key(key, config)} is {value}, and {weights} have {largest}; give at most {largest}."
+            yield Misfit(key, f"{_key(key, config)} is {value}, and {weights} have {largest}; give at most {largest}.", value)
     choices = {
         "activation": (config.activation, backbone.activation),
         "norm": (config.norm, backbone.norm),
@@ -45,27 +59,26 @@ def misfit(backbone: Backbone, config: ModelConfig, weights: str = "the pretrain
     }
     for key, (choice, due) in choices.items():
         if choice != due:
-            return key, f"{key} is {_yaml(choice)}, and {weights} have {_yaml(due)}; write {key}: {_yaml(due)}."
+            yield Misfit(key, f"{key} is {_yaml(choice)}, and {weights} have {_yaml(due)}; write {key}: {_yaml(due)}.")
     if backbone.qkv_bias and not config.qkv_bias:
-        return "qkv_bias", f"qkv_bias is false, and {weights} have such a bias; write qkv_bias: true."
-    return _misfit_of_positions(backbone, config, weights)
+        yield Misfit("qkv_bias", f"qkv_bias is false, and {weights} have such a bias; write qkv_bias: true.")
+    yield from _misfits_of_positions(backbone, config, weights)
 
 
-def _misfit_of_positions(backbone: Backbone, config: ModelConfig, weights: str) -> tuple[str, str] | None:
-    rotary = backbone.positions == "rope"
-    if rotary != (config.positions == "rope"):
+def _misfits_of_positions(backbone: Backbone, config: ModelConfig, weights: str) -> Iterator[Misfit]:
+    if (backbone.positions == "rope") != (config.positions == "rope"):
         fact = f"positions is {config.positions}, and {weights} have {backbone.positions}"
-        return "positions", f"{fact}; write positions: {backbone.positions}."
-    if rotary and config.head_width != backbone.dim_head:
-        fact = f"dim_head is {config.head_width}, and {weights} have rotary positions for {backbone.dim_head}"
-        return "dim_head", f"{fact}; write dim_head: {backbone.dim_head}."
-    if rotary and config.rope_base != backbone.rope_base:
-        fact = f"rope_base is {config.rope_base:g}, and {weights} have {backbone.rope_base:g}"
-        return "rope_base", f"{fact}; write rope_base: {backbone.rope_base:g}."
-    if config.positions == "sincos2d" and (backbone.positions, backbone.dim) != ("sincos2d", config.dim):
+        yield Misfit("positions", f"{fact}; write positions: {backbone.positions}.")
+    elif backbone.positions == "rope":
+        if config.head_width < backbone.dim_head:  # a larger one is an error already
+            fact = f"dim_head is {config.head_width}, and {weights} have rotary positions for {backbone.dim_head}"
+            yield Misfit("dim_head", f"{fact}; write dim_head: {backbone.dim_head}.")
+        if config.rope_base != backbone.rope_base:
+            fact = f"rope_base is {config.rope_base:g}, and {weights} have {backbone.rope_base:g}"
+            yield Misfit("rope_base", f"{fact}; write rope_base: {backbone.rope_base:g}.")
+    elif config.positions == "sincos2d" and (backbone.positions, backbone.dim) != ("sincos2d", config.dim):
         fact = f"positions is sincos2d, and {weights} have {backbone.positions} positions for dim: {backbone.dim}"
-        return "positions", f"{fact}; write positions: learned, which starts from theirs."
-    return None
+        yield Misfit("positions", f"{fact}; write positions: learned, which starts from theirs.")
 
 
 def _key(key: str, config: ModelConfig) -> str:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Mapping
 
 from vit_search.config.backbone import Backbone
-from vit_search.config.backbone_fit import misfit
+from vit_search.config.backbone_fit import Misfit, misfits
 from vit_search.config.distributions import Value
 from vit_search.config.space import Space, path_of
 from vit_search.config.weight_sources import parse
@@ -33,17 +33,21 @@ def check_space(space: Space, backbones: Mapping[str, Backbone]) -> None:
 
     Args:
         backbones: by the value of `pretrained`. Proposals with another value are not checked.
-    Raises: SpecError that begins with the key's path, and says what is possible.
+    Raises: SpecError that names each key by its path, with the largest value that was found, and says what is possible.
     """
+    worst: dict[str, Misfit] = {}
     for params in _proposals(space):
         values = space.complete(params)
         backbone = backbones.get(values["pretrained"])
         if backbone is None or space.problem_so_far(values) is not None:
             continue
         name = "the pretrained weights" if len(backbones) == 1 else f"the pretrained weights {parse(values['pretrained']).unpinned}"
-        found = misfit(backbone, space.model(params), name)
-        if found is not None:
-            raise SpecError(f"{path_of(_written(found[0], values))}: {found[1]}")
+        for found in misfits(backbone, space.model(params), name):
+            path = path_of(_written(found.key, values))
+            if path not in worst or found.value > worst[path].value:
+                worst[path] = found
+    if worst:
+        raise SpecError(" ".join(f"{path}: {found.text}" for path, found in worst.items()))
 
 
 def _written(key: str, values: Mapping[str, object]) -> str:

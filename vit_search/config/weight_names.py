@@ -98,9 +98,7 @@ LAYOUTS: dict[str, tuple[str, Names]] = {
 }
 """For each layout: the pattern of the weight that identifies it, and its names."""
 
-SUPPORTED = (
-    "weights of a plain Vision Transformer as timm, torchvision, transformers (ViT, DINOv2, DINOv3) or vit_search write them are supported"
-)
+SUPPORTED = "use a plain Vision Transformer of timm, torchvision, transformers (ViT, DINOv2, DINOv3) or vit_search"
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ def assemble(shapes: Mapping[str, tuple[int, ...]]) -> Assembly:
     for theirs in shapes:
         ours = our_name(theirs, LAYOUTS[layout][1])
         if ours is None:
-            raise ValueError(f"{theirs}: no counterpart in our ViT; {SUPPORTED}.")
+            raise ValueError(f"{theirs}: a part that our ViT does not have; {SUPPORTED}.")
         if not ours:
             left_out.append(theirs)
         elif ours in found:
@@ -158,7 +156,7 @@ def layout_of(names: Collection[str]) -> str:
             return layout
     strange = next((name for name in names if all(our_name(name, table) is None for _, table in LAYOUTS.values())), None)
     first = strange or next(iter(names), None)
-    raise ValueError(f"{first}: no counterpart in our ViT; {SUPPORTED}." if first else f"no weights; {SUPPORTED}.")
+    raise ValueError(f"another kind of network, which has {first}; {SUPPORTED}." if first else f"no weights; {SUPPORTED}.")
 
 
 def our_name(theirs: str, table: Names) -> str | None:

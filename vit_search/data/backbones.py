@@ -137,6 +137,6 @@ def pinned_if_here(spec: SearchSpec, registry: Registry | None = None) -> tuple[
         except NotHereError as error:
             if spec.left_to_backbone:
                 keys = in_words(spec.left_to_backbone)
-                raise SpecError(f"{str(error).rstrip('.')}; without it, what the section model leaves out is not known: {keys}.") from None
+                raise SpecError(f"{error} It decides what the section model leaves out: {keys}.") from None
             missing.append(str(error))
     return pinned(spec, found), found, missing

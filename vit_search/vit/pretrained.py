@@ -133,7 +133,7 @@ def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _renamed(state: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
     strange = next((theirs for theirs in state if our_name(theirs, LAYOUTS[origin][1]) is None), None)
     if strange is not None:
-        raise CheckpointError(f"{strange}: no counterpart in our ViT; load a plain Vision Transformer of {origin}.")
+        raise CheckpointError(f"{strange}: a part that our ViT does not have; load a plain Vision Transformer of {origin}.")
     try:
         return put_together(state, assemble({name: tuple(tensor.shape) for name, tensor in state.items()}))
     except ValueError as error:
