@@ -123,3 +123,21 @@ def test_a_pipe_is_as_wide_as_columns_says(tmp_path, columns, most):
     longest = max(map(len, done.stdout.splitlines()))
     assert longest <= most
     assert ("    dim " in done.stdout) == (most == 60)  # the table with parameters takes 65 columns
+
+
+def test_a_parameter_without_effect_has_no_value():
+    ways = """
+name: long
+data: {name: digits}
+trials: 9
+epochs: 4
+model: {pretrained: a.safetensors, dim: 32, depth: 2, heads: 2, patch_size: 2}
+training:
+  tune: {choice: [head, lora]}
+  lora_rank: {choice: [4, 16], when: "tune == 'lora'"}
+  lr: 0.001
+"""
+    _, same, header, first, second = lines(ways, [{"tune": "lora", "lora_rank": 16}, {"tune": "head"}], 100)
+    assert "lora_rank" not in same
+    assert header.split()[-2:] == ["tune", "lora_rank"]
+    assert (first.split()[-2:], second.split()[-2:]) == (["lora", "16"], ["head", "–"])

@@ -8,6 +8,7 @@ from vit_search.cli.terminal import OUTCOME_STYLE, escaped
 from vit_search.config.search_file import SearchSpec
 from vit_search.ledger import searches
 from vit_search.ledger.trials import Trial
+from vit_search.planning.space_findings import with_effect
 from vit_search.text import one_line, value_text
 
 INDENT = 4
@@ -49,8 +50,10 @@ def lines(name: str, trials: list[Trial], spec: SearchSpec, *, top: int, width: 
     shown = trials if top <= 0 else trials[:top]
     scores = _scores(spec, shown, searches.pareto(spec, trials))
     facts = [_Column("outcome", [trial.outcome for trial in shown], left=True), _Column("epochs", [str(len(t.results)) for t in shown])]
-    trained = [spec.space.trained(trial.params) for trial in shown]
-    params = [_Column(one_line(key), [value_text(values[key]) for values in trained]) for key in spec.space.searched]
+    trained = [with_effect(spec.space, trial.params) for trial in shown]
+    params = [
+        _Column(one_line(key), [value_text(values[key]) if key in values else "–" for values in trained]) for key in spec.space.searched
+    ]
     same = [f"{column.name} {column.cells[0]}" for column in (*facts, *params) if column.same]
     table = [*scores, *(column for column in facts if not column.same)]
     params = [column for column in params if not column.same]

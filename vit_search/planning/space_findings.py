@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from vit_search.config.distributions import FloatRange
+from vit_search.config.distributions import FloatRange, Value
 from vit_search.config.optimizers import used_by
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.space import Space, path_of
@@ -99,6 +99,12 @@ def unused_keys(values: Mapping[str, Any]) -> list[str]:
         values: of `model` and `training`, by their keys.
     """
     return [name for name in _OF_ANOTHER_KEY if _WITHOUT_EFFECT[name][0](values)]
+
+
+def with_effect(space: Space, params: Mapping[str, Value]) -> dict[str, Any]:
+    """The searched parameters as a trial is trained with them, without those that `unused_keys` names."""
+    unused = unused_keys(space.complete(params))
+    return {name: value for name, value in space.trained(params).items() if name not in unused}
 
 
 def without_effect(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:

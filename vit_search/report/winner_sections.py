@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from vit_search.config.metrics import METRICS
 from vit_search.ledger.trials import Trial
+from vit_search.planning.space_findings import with_effect
 from vit_search.report.digest import SURE, Digest, Winner, apart
 from vit_search.report.page import ROWS, Block, Table, Text, metric_text, value_cell
 from vit_search.text import counted
@@ -54,12 +55,13 @@ def winner_blocks(d: Digest) -> list[Block]:
 
 
 def _rival(d: Digest, trial: Trial, value: float, extra: Sequence[str], names: Sequence[str]) -> list[str]:
+    params = with_effect(d.space, trial.params)
     return [
         str(trial.number),
         metric_text(value),
         *extra,
         f"{d.costs[trial.number].params:,}",
-        *(value_cell(d.space.trained(trial.params)[name]) for name in names),
+        *(value_cell(params[name]) if name in params else "–" for name in names),
     ]
 
 

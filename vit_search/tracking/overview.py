@@ -13,6 +13,7 @@ from vit_search.config.search_file import SearchSpec
 from vit_search.ledger import searches
 from vit_search.ledger.searches import SearchFacts
 from vit_search.ledger.trials import Spent, Trial, best_trial
+from vit_search.planning.space_findings import with_effect
 from vit_search.text import counted, markdown
 from vit_search.tracking import saved_views
 
@@ -71,8 +72,8 @@ def described(
                 f"[{trial.number}](#/experiments/{experiment_id}/runs/{runs[trial.number]})" if trial.number in runs else str(trial.number)
             )
             cells = [str(rank), link, "–" if value is None else f"{value:.4f}", trial.outcome, str(len(trial.results))]
-            params = space.trained(trial.params)
-            lines.append(f"| {' | '.join(cells + [_short(params[name]) for name in names])} |")
+            params = with_effect(space, trial.params)
+            lines.append(f"| {' | '.join(cells + [_short(params[name]) if name in params else '–' for name in names])} |")
     return "\n".join(lines)
 
 
