@@ -8,7 +8,7 @@ from helpers.weight_files import timm_shapes, write_file
 
 from vit_search.config import search_file
 from vit_search.data import backbones
-from vit_search.errors import SearchError
+from vit_search.errors import SearchError, SpecError
 from vit_search.search import kept_weights
 
 
@@ -64,3 +64,24 @@ def test_weights_that_change_while_they_are_copied_are_told_before_a_trial_begin
     monkeypatch.setattr(shutil, "copyfile", slow)
     with pytest.raises(SearchError, match=r"a\.safetensors: changed while the search copied it; start the search again"):
         kept_weights.keep(spec, tmp_path / "weights")
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        (lambda path: path.unlink(), r"a\.safetensors: no such file"),
+        (
+            lambda path: write_file(path, timm_shapes(), metadata={"seed": "2"}),
+            r"a\.safetensors: the file has changed: its sha256 is .* is expected",
+        ),
+    ],
+    ids=["gone", "changed"],
+)
+def test_weights_that_are_gone_or_changed_say_where_to_put_them_and_are_an_error_only_where_they_are_needed(spec, tmp_path, change, fact):
+    change(tmp_path / "a.safetensors")
+    folder = tmp_path / "weights"
+    place = folder / spec.pretrained[0].partition("#sha256=")[2]
+    with pytest.raises(SpecError, match=rf"^model\.pretrained: .*{fact}; put the file that the search began with back, .* into {place}\.$"):
+        kept_weights.keep(spec, folder)
+    kept_weights.keep(spec, folder, needed=False)
+    assert not place.exists()

@@ -57,6 +57,8 @@ def keep(spec: SearchSpec, folder: Path, *, needed: bool = True) -> None:
                 with contextlib.suppress(*(() if needed else (SpecError, SearchError))):
                     _keep(source, folder)
     except OSError as error:
+        if not needed:
+            return
         raise SearchError(f"{folder}: the pretrained weights cannot be written ({error.strerror}); make room or mend it.") from None
 
 
@@ -66,7 +68,11 @@ def _keep(source: str, folder: Path) -> None:
     sha256 = parse(source).sha256
     target = folder / sha256
     if not _is_sound(target / WEIGHTS, sha256):
-        found = backbones.find(source)
+        try:
+            found = backbones.find(source)
+        except SpecError as error:
+            fact = str(error).rpartition(";")[0] or str(error).rstrip(".")
+            raise SpecError(f"{fact}; put the file that the search began with back, or put it and its config.json into {target}.") from None
         _copy(found.file.path, target)
         if not _is_sound(target / WEIGHTS, sha256):
             raise SearchError(f"{found.file.path}: changed while the search copied it; start the search again.")
