@@ -77,6 +77,11 @@ def test_a_folder_means_the_weights_in_it(tmp_path):
     (tmp_path / "c.safetensors").write_bytes(content())
     with pytest.raises(CheckpointError, match=r"has 2 \.safetensors files \(b\.safetensors, c\.safetensors\); name the file itself"):
         local_file(str(tmp_path))
+    (tmp_path / "trained.safetensors").write_bytes(content())
+    with pytest.raises(
+        CheckpointError, match=r"leaves out blocks of its pretrained weights; make a whole one: vit-search export \S+ --format"
+    ):
+        local_file(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(content())
     assert local_file(str(tmp_path)).path == tmp_path / "model.safetensors"
 

@@ -22,6 +22,9 @@ from vit_search.text import file_name, listed
 WEIGHTS = "model.safetensors"
 """Usual name of the weights in a folder."""
 
+PART = "trained.safetensors"
+"""What a checkpoint of a search has in its place if it leaves frozen blocks out, see vit/checkpoint.py."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -209,6 +212,9 @@ def _of_folder(source: WeightSource, key: str) -> Path:
         files = sorted(file.name for file in path.glob(f"*{ENDING}"))
         if WEIGHTS in files:
             return path / WEIGHTS
+        if PART in files:
+            mend = f"make a whole one: vit-search export {_shown(path)} --format safetensors --output FOLDER."
+            raise CheckpointError(f"{key}: {_shown(path)}: this checkpoint leaves out blocks of its pretrained weights; {mend}")
         if len(files) == 1:
             return path / files[0]
         fact = f"has {len(files)} {ENDING} files ({listed([file_name(name) for name in files])})" if files else f"has no {ENDING} file"
