@@ -5,15 +5,17 @@ import json
 import numpy as np
 import pytest
 import yaml
+from helpers import models
 from helpers.commands import vit_search
 from helpers.paths import ROOT
 from helpers.weight_files import timm_shapes, write_file
 from PIL import Image
 
 from vit_search.config import search_file
+from vit_search.config.backbone import read_backbone
 from vit_search.planning import search_lint
 from vit_search.planning.fixed_file import fixed_file
-from vit_search.planning.tuning_findings import FEW_IMAGES, random_start
+from vit_search.planning.tuning_findings import FEW_IMAGES, learned_from_validation, random_start
 
 HEAD = "name: t\ndata: {name: digits}\ntrials: 9\nepochs: 27\n"
 FOLDER = "name: t\ndata: {name: image_folder, path: photos, image_size: 16}\ntrials: 9\nepochs: 27\n"
@@ -37,6 +39,25 @@ def photos(folder, *, cats, dogs):
 
 def named(finding):
     return (finding["severity"], finding["where"], finding["text"])
+
+
+# Weights that have learned from the validation images
+
+
+@pytest.mark.parametrize(
+    ("data_hash", "trained_on", "validated_on", "told"),
+    [("a", ("train", "val"), ("val",), True), ("a", ("train",), ("val",), False), ("b", ("train", "val"), ("val",), False)],
+)
+def test_weights_that_learned_from_the_validation_images_are_told(tmp_path, data_hash, trained_on, validated_on, told):
+    _, made = models.untrained(tmp_path / "made", depth=1)
+    text = (made / "config.json").read_text().replace('"data_hash": "h"', '"data_hash": "a"')
+    (made / "config.json").write_text(text.replace('"trained_on": [\n  "train"\n ]', f'"trained_on": {json.dumps(trained_on)}'))
+    backbone = read_backbone(made / "model.safetensors")
+    assert (backbone.data_hash, backbone.trained_on) == ("a", trained_on)
+    found = [*learned_from_validation({"models:/x@champion#sha256=" + "0" * 64: backbone}, data_hash, validated_on)]
+    assert [one.text.partition(",")[0] for one in found] == [
+        "models:/x@champion was trained on the images that this search validates on"
+    ] * told
 
 
 # Frozen weights that start at random

@@ -60,9 +60,9 @@ def run(
     with nothing_started():
         from vit_search.config import search_file
 
-        spec = search_file.load(file)
+        written = search_file.load(file)
         with naming_file(file):
-            spec = with_weights(spec, download=download, tracking_uri=tracking_uri)
+            spec = with_weights(written, download=download, tracking_uri=tracking_uri)
         share = spec.space.feasible_share()
     if 0 < share < 0.05:
         err.print(f"[yellow]note:[/] only {share:.1%} of random proposals can be built; tighten the choices of patch_size, dim and heads.")
@@ -70,22 +70,30 @@ def run(
         from vit_search.search import launch
     options: dict[str, Any] = {"output": output, "tracking_uri": tracking_uri, "download": download, "address": address, "name": name}
     with naming_file(file):
-        result = watched(lambda screen: launch.run(spec, known=partial(_say_known, screen, file, spec), watch=screen.watch, **options))
+        say = partial(_say_known, file=file, text=written.text, spec=spec)
+        result = watched(lambda screen: launch.run(spec, known=partial(say, screen), watch=screen.watch, **options))
     finish(result)
 
 
-def _say_known(screen: Screen, file: Path, spec: SearchSpec, data: DataSet | None) -> None:
-    """Print what is known about a search before Ray starts: first its file, then its data, and a hint if few images start at random."""
+def _say_known(screen: Screen, data: DataSet | None, *, file: Path, text: str, spec: SearchSpec) -> None:
+    """Print what is known about a search before Ray starts: first its file, then its data, and how they go with its weights."""
     from vit_search.config import strict_yaml
-    from vit_search.planning.tuning_findings import random_start
+    from vit_search.config.backbone import read_backbone
+    from vit_search.data.split import TRAINED_AND_VALIDATED_ON
+    from vit_search.data.weight_files import local_file
+    from vit_search.planning.tuning_findings import learned_from_validation, random_start
 
     if data is None:
         screen.say(f"{file}: {counted(spec.trials, 'trial')}, at most {counted(spec.epochs, 'epoch')} each")
         return
     screen.data_are_ready(data.summary)
+    backbones = {source: read_backbone(local_file(source).path) for source in spec.pretrained}
+    findings = [*learned_from_validation(backbones, data.data_hash, TRAINED_AND_VALIDATED_ON[spec.train_on][1])]
     hint = random_start(spec, sum(data.counts.values()), data.channels)
     if hint is not None and spec.data.train_limit is None:  # with a limit, only some of the images are counted
-        line = strict_yaml.parse(spec.text, str(file)).line(tuple(hint.where.split(".")))
+        findings.append(hint)
+    for hint in findings:
+        line = strict_yaml.parse(text, str(file)).line(tuple(hint.where.split(".")))
         screen.note(f"{file}:{line}: {hint.where}: {hint.text}")
 
 

@@ -69,6 +69,10 @@ class Backbone:
     """Facts that the file does not state, and the values used instead."""
     left_out: tuple[str, ...]
     """Tensors of the file that are not used."""
+    data_hash: str = ""
+    """Of the images that a model of vit_search was trained on."""
+    trained_on: tuple[str, ...] = ()
+    """Their splits."""
 
     @property
     def model_fields(self) -> dict[str, Any]:
@@ -183,6 +187,8 @@ def describe(header: Header, settings: Settings) -> Backbone:
         licence=settings.licence,
         assumed=tuple(assumed),
         left_out=assembly.left_out,
+        data_hash=settings.data_hash,
+        trained_on=settings.trained_on,
     )
     _check_shapes(backbone, shapes, assembly)
     return backbone

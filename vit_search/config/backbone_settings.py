@@ -44,6 +44,8 @@ class Settings:
     std: tuple[float, ...] | None = None
     interpolation: str | None = None
     licence: str | None = None
+    data_hash: str = ""
+    trained_on: tuple[str, ...] = ()
 
 
 def read_settings(folder: Path, metadata: Mapping[str, str]) -> Settings:
@@ -163,6 +165,8 @@ def _of_ours(values: dict[str, Any]) -> Settings:
         classes=tuple(map(str, values["classes"])),
         mean=_numbers(normalisation.get("mean")),
         std=_numbers(normalisation.get("std")),
+        data_hash=_text(values.get("data_hash")) or "",
+        trained_on=tuple(map(str, values.get("trained_on") or ())),
     )
 
 

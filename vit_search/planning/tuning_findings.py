@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from vit_search.config.backbone import Backbone
 from vit_search.config.data_sets import DATA_SETS
 from vit_search.config.search_file import SearchSpec
+from vit_search.config.weight_sources import parse
 from vit_search.data.sources import open_source
 from vit_search.errors import DataError
 from vit_search.planning.lint_draws import LintDraw, LintFinding
@@ -45,6 +46,20 @@ def few_images_at_random(spec: SearchSpec) -> Iterator[LintFinding]:
     hint = random_start(spec, images, spec.data_config.channel_count)
     if hint is not None:
         yield hint
+
+
+def learned_from_validation(backbones: Mapping[str, Backbone], data_hash: str, validated_on: Collection[str]) -> Iterator[LintFinding]:
+    """Weights that were trained on the very images that the search validates on, as those of a champion are.
+
+    Args:
+        backbones: by source. data_hash: of the search's images. validated_on: their splits.
+    """
+    for source, backbone in backbones.items():
+        if backbone.data_hash == data_hash and set(backbone.trained_on) & set(validated_on):
+            fact = f"{parse(source).unpinned} was trained on the images that this search validates on, so its scores will be too high"
+            yield LintFinding(
+                "warning", "model.pretrained", f"{fact}; start from weights of other images, or believe only the test of promote."
+            )
 
 
 def frozen_at_random(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
