@@ -1,6 +1,7 @@
 """Where tests keep what they make: a data cache of their own, shared by the session, and no tracking server by accident."""
 
 import os
+from collections import Counter
 
 import pytest
 
@@ -19,6 +20,25 @@ WALKED = ("tests/system/test_end_to_end.py", "tests/system/test_config_train.py"
 """Their tests share one search that was run, killed and promoted."""
 
 
+LONG = (
+    "tests/test_walk.py",
+    *WALKED,
+    *(f"tests/system/test_{name}.py" for name in ("tutorials", "pretrained_search", "recorder", "trial_faults")),
+)
+"""What takes minutes begins first, so that no process is left alone with it at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    """The order in which pytest-xdist gives files away: LONG, then the others by their number of tests."""
+    counts = Counter(item.nodeid.partition("::")[0] for item in items)
+
+    def place(item):
+        path = item.nodeid.partition("::")[0]
+        return LONG.index(path) if path in LONG else len(LONG), -counts[path], path
+
+    items.sort(key=place)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Each of pytest-xdist's processes gets whole files, whose tests share fixtures; one process gets those of WALKED."""
@@ -29,6 +49,7 @@ def pytest_xdist_make_scheduler(config, log):
             path = nodeid.partition("::")[0]
             return "walked" if path in WALKED else path
 
+    config.option.loadscopereorder = False  # the order of the tests is that of the files
     return Files(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
