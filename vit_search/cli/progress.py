@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from vit_search.cli.app import INTERRUPTED, NOT_RECORDED, err, out
 from vit_search.cli.terminal import escaped
 from vit_search.config.cost import in_rounded_time, in_time
-from vit_search.planning.space_findings import with_effect
 from vit_search.runtime.signals import ended_by, interrupting
 from vit_search.text import counted, value_text
 
@@ -327,6 +326,8 @@ class Screen:
             parts.append(f"[yellow]{escaped(self._driver.ending or self._driver.word)}[/]")
         winner = best_trial(trials, spec.metric, spec.mode)
         if winner:
+            from vit_search.planning.space_findings import with_effect
+
             params = escaped(", ".join(f"{k} {value_text(v)}" for k, v in with_effect(spec.space, winner.params).items()))
             best = f"[bold green]{winner.value(spec.metric):.4f}[/] {spec.metric}{_of_holdout(spec)}"
             parts.append(f"best so far: {best}, trial {winner.number} ({params})")

@@ -16,7 +16,6 @@ from vit_search.cli.progress import hindsight_lines, spent_text
 from vit_search.cli.remote import connect, print_unbegun, remotely, status_there, write_plain, writing
 from vit_search.cli.terminal import OUTCOME_STYLE, escaped
 from vit_search.errors import SearchError
-from vit_search.planning.space_findings import with_effect
 from vit_search.text import counted, one_line, value_text, whole_number
 
 if TYPE_CHECKING:
@@ -153,6 +152,8 @@ def _print_status(folder: Path, as_json: bool) -> None:
     for line in _breakdowns(trials.values()):
         out.print(f"  {escaped(line)}", soft_wrap=True)
     if winner:
+        from vit_search.planning.space_findings import with_effect
+
         params = ", ".join(f"{key} {value_text(value)}" for key, value in with_effect(spec.space, winner.params).items())
         out.print(escaped(f"  best {spec.metric} {winner.value(spec.metric):.4f}: trial {winner.number} ({params})"))
     out.print(f"  {spent_text(spent)}")
