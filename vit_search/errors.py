@@ -27,6 +27,10 @@ class CheckpointError(VitSearchError):
     """A checkpoint is missing or damaged, or belongs to another configuration."""
 
 
+class LostWeightsError(CheckpointError):
+    """The pretrained weights that a checkpoint needs are gone."""
+
+
 class DamagedCheckpointError(CheckpointError):
     """The files of a checkpoint are missing, incomplete or changed."""
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.strict_json import Count, Fraction, build, parse
-from vit_search.errors import VitSearchError
+from vit_search.errors import LostWeightsError, VitSearchError
 from vit_search.files import write_whole
 from vit_search.ledger import searches
 from vit_search.ledger.trials import Trial, best_trial
@@ -155,6 +155,8 @@ def find(
             return _missing(folder, images)
         found, suspects = _found(images, checkpoint, best.number, weights, spec, seconds)
     except VitSearchError as error:
+        if isinstance(error, LostWeightsError) and usable and isinstance(earlier, Mistakes) and earlier.trial == best.number:
+            return earlier
         return _missing(folder, f"The model of trial {best.number} cannot be asked of its validation images: {error}")
     write_whole(folder / LABEL_ERRORS, label_errors_csv(suspects))
     write_whole(folder / CONFUSION, confusion_csv(found.classes, found.confusion))

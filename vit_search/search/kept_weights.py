@@ -54,6 +54,8 @@ def keep(spec: SearchSpec, folder: Path, *, needed: bool = True) -> None:
             for left in folder.glob("*.new"):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
             for source in spec.pretrained:
+                if not needed and parse(source).kind == "url":
+                    continue  # nothing is fetched that nobody may need
                 with contextlib.suppress(*(() if needed else (SpecError, SearchError))):
                     _keep(source, folder)
     except OSError as error:
@@ -72,7 +74,9 @@ def _keep(source: str, folder: Path) -> None:
             found = backbones.find(source)
         except SpecError as error:
             fact = str(error).rpartition(";")[0] or str(error).rstrip(".")
-            raise SpecError(f"{fact}; put the file that the search began with back, or put it and its config.json into {target}.") from None
+            raise SpecError(
+                f"{fact}; put the file that the search began with back, or put it and the .json files beside it into {target}."
+            ) from None
         _copy(found.file.path, target)
         if not _is_sound(target / WEIGHTS, sha256):
             raise SearchError(f"{found.file.path}: changed while the search copied it; start the search again.")

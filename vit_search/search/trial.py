@@ -128,6 +128,7 @@ def _train(order: TrialOrder) -> None:
     state = retry_storage(order, lambda: load_interrupted(folder, config, device, pretrained))
     if state is None:
         state = training.start(config, evaluation.Normalisation.of(data.mean, data.std, device), device, pretrained)
+    pretrained = None  # the memory of a backbone
     state.halves = order.halves
     state.accumulation = max(state.accumulation, config.training.accumulation * 2**order.halvings)
     for result in state.history:

@@ -42,6 +42,7 @@ from vit_search.runtime import machine
 from vit_search.runtime.worker_env import WORKER_ENV
 from vit_search.text import counted
 from vit_search.vit import checkpoint, evaluation, training
+from vit_search.vit.checkpoint_files import LeftOut
 
 MODELS = 9
 """Proposals to measure."""
@@ -144,7 +145,8 @@ def measure(configs: Sequence[TrialConfig], device: str, threads: int, seconds: 
     for config in configs:
         began = time.perf_counter()
         state = training.start(config, _plain(config, device), device)
-        state.left_out = training.left_out(state.model, config)  # random weights take the place of pretrained ones
+        if config.model.pretrained and config.training.tune != "full":
+            state.left_out = LeftOut("", "")  # random weights take the place of pretrained ones
         starts.append(time.perf_counter() - began)
         train, val = (
             _made_up(config, count, generator, device) for count in (turn(config) * config.training.batch_size, evaluated(config))

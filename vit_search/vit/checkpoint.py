@@ -35,10 +35,11 @@ from safetensors.torch import load_file, save_file
 from safetensors.torch import save as in_bytes
 from torch import Tensor
 
+from vit_search.config.backbone_fit import check
 from vit_search.config.model_config import ModelConfig
 from vit_search.config.trial import EpochResult, TrialConfig
 from vit_search.config.weight_sources import parse
-from vit_search.errors import CheckpointError, DamagedCheckpointError, SpecError, VitSearchError
+from vit_search.errors import CheckpointError, DamagedCheckpointError, LostWeightsError, SpecError, VitSearchError
 from vit_search.vit import tuning
 from vit_search.vit.checkpoint_files import (
     CONFIG,
@@ -224,12 +225,14 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> ServedModel:
     """
     document = read(folder, needs=(MODEL,))
     config = trial_config(folder, document)
-    model = ViT(config.model)
     if is_whole(document):
         _check_weights(folder, config.model)
+        model = ViT(config.model)
         _load_weights(folder, model)
     else:
-        model.load_state_dict(_with_blocks(folder, document, config, "cpu").outcome.state_dict())
+        outcome = _with_blocks(folder, document, config, "cpu").outcome
+        model = ViT(config.model)
+        model.load_state_dict(outcome.state_dict())
     for name, weight in model.state_dict().items():
         if not weight.isfinite().all():
             raise DamagedCheckpointError(f"{folder / MODEL}: {name} holds numbers that are not finite; use another checkpoint.")
@@ -266,12 +269,15 @@ def _with_blocks(
     Raises: CheckpointError if the pretrained weights are missing or are others; DamagedCheckpointError.
     """
     left_out = LeftOut(**document["left_out"])
+    _check_weights(folder, config.model, TRAINED)
     if pretrained is None:
         pretrained = _pretrained_of(folder, config.model.pretrained, left_out.backbone, document["classes"])
     try:
+        check(pretrained.backbone, config.model)  # before memory of the model's size is allocated
         training = start(config, _normalisation(document, device), device, pretrained)
     except SpecError as error:
         raise CheckpointError(f"{folder}: its pretrained weights do not fit ({error}); is their config.json beside them?") from None
+    training.normalisation = _normalisation(document, device)  # as it began, whatever is beside the weights now
     if training.left_out != left_out:
         raise CheckpointError(
             f"{folder}: its frozen blocks came from other pretrained weights, or from another version of vit_search; use what trained it."
@@ -302,20 +308,24 @@ def _pretrained_of(folder: Path, source: str, sha256: str, classes: Sequence[str
         raise DamagedCheckpointError(f"{folder / CONFIG}: damaged (left_out.backbone is no sha256). Use another checkpoint.")
     for above in folder.resolve().parents:
         path = above / PRETRAINED / sha256 / MODEL
-        if path.is_file():
+        try:
+            found = path.is_file()
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror}), and the checkpoint {folder} needs it.") from None
+        if found:
             if sha256_of(path) != sha256:
                 raise CheckpointError(f"{path}: its sha256 is not the one in its folder's name: the file is damaged; copy it again.")
             return read_pretrained(path, classes)
     try:
-        found = starting_point(source, classes) if parse(source).kind not in ("url", "models") else None  # nothing is fetched here
+        named = starting_point(source, classes) if parse(source).kind not in ("url", "models") else None  # nothing is fetched here
     except VitSearchError:
-        found = None
-    if found is None:
-        raise CheckpointError(
-            f"{folder}: holds only what was trained, and the pretrained weights of its search are gone; put their {MODEL} and "
-            f"config.json into {PRETRAINED}/{sha256} in the folder of the search."
+        named = None
+    if named is None:
+        raise LostWeightsError(
+            f"{folder}: holds only what was trained, and the pretrained weights of its search are gone; put their {MODEL}, config.json "
+            f"and preprocessor_config.json, if there is one, into {PRETRAINED}/{sha256} in the folder of the search."
         )
-    return found
+    return named
 
 
 def _normalisation(document: dict[str, Any], device: torch.device | str) -> Normalisation:
@@ -323,22 +333,25 @@ def _normalisation(document: dict[str, Any], device: torch.device | str) -> Norm
     return Normalisation.of(tuple(values["mean"]), tuple(values["std"]), device)
 
 
-def _check_weights(folder: Path, config: ModelConfig) -> None:
+def _check_weights(folder: Path, config: ModelConfig, name: str = MODEL) -> None:
     """Compare names, shapes and types in the weights' header with the model's, before memory of their size is allocated.
 
+    Args:
+        name: of the file. In TRAINED, only what is outside of the blocks is compared: the rest cannot be larger than the backbone.
     Raises: DamagedCheckpointError.
     """
-    wanted = {name: (list(shape), "F32") for name, shape in shapes(config).items()}
+    path, whole = folder / name, name == MODEL
+    wanted = {name: (list(shape), "F32") for name, shape in shapes(config).items() if whole or not name.startswith("encoder.blocks.")}
     try:
-        with safe_open(folder / MODEL, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
             stored = {name: (list(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
     except SafetensorError as error:
-        raise DamagedCheckpointError(f"{folder / MODEL}: no file of safetensors ({error}); use another checkpoint.") from None
-    for name in sorted(wanted.keys() | stored.keys()):
+        raise DamagedCheckpointError(f"{path}: no file of safetensors ({error}); use another checkpoint.") from None
+    for name in sorted(wanted.keys() | (stored.keys() if whole else set())):
         if stored.get(name) != wanted.get(name):
             content, due = (" of ".join(map(str, one[name][::-1])) if name in one else "nothing" for one in (stored, wanted))
-            raise DamagedCheckpointError(f"{folder / MODEL}: does not fit its config.json ({name}: {content}, and {due} belongs there).")
+            raise DamagedCheckpointError(f"{path}: does not fit its config.json ({name}: {content}, and {due} belongs there).")
 
 
 def _load_weights(folder: Path, model: ViT) -> None:
