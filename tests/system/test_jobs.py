@@ -400,7 +400,7 @@ def test_a_head_is_quoted_in_whole_lines(capsys):
 class _Open(http.server.BaseHTTPRequestHandler):
     """A Jobs API that asks nobody for a token."""
 
-    seen: list[str | None] = []  # noqa: RUF012
+    seen: list[str | None] = []  # noqa: RUF012 -- a list for all requests, which `open_cluster` empties
 
     def do_GET(self):
         self.seen.append(self.headers.get("Authorization"))
@@ -413,21 +413,38 @@ class _Open(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_cluster_that_asks_for_no_token_is_refused_and_never_told_one(monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
-    monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{free_port()}")  # Ray would let it overrule the address that was given
+@pytest.fixture
+def open_cluster():
+    """The address of a Jobs API that answers without a token."""
+    _Open.seen.clear()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Open)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    try:
-        with pytest.raises(ClusterError, match=r"answers without a token.*ShadowRay.*RAY_AUTH_MODE=token.*or add --insecure\."):
-            connect(address)
-        there = connect(address, insecure=True)
-        assert "ShadowRay" in there.warning
-        assert launches(there.client) == {}
-        assert set(_Open.seen) == {None}
-    finally:
-        server.shutdown()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_a_cluster_that_asks_for_no_token_is_refused_and_never_told_one(monkeypatch, open_cluster):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
+    monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{free_port()}")  # Ray would let it overrule the address that was given
+    with pytest.raises(ClusterError, match=r"answers without a token.*ShadowRay.*RAY_AUTH_MODE=token.*or add --insecure\."):
+        connect(open_cluster)
+    there = connect(open_cluster, insecure=True)
+    assert "ShadowRay" in there.warning
+    assert launches(there.client) == {}
+    assert set(_Open.seen) == {None}
+
+
+def test_no_token_is_told_to_an_open_cluster_where_the_account_s_own_rays_want_one(
+    tmp_path, open_cluster
+):  # Ray reads that once in a process
+    token = tmp_path / "token"
+    token.write_text(SECRET)
+    token.chmod(0o600)
+    around = os.environ | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    command = [BIN / "vit-search", "list", "--address", open_cluster, "--insecure"]
+    subprocess.run(command, cwd=tmp_path, env=around, capture_output=True, timeout=300, check=False)
+    assert len(_Open.seen) > 1  # ours to see whether it is open, and those of Ray's client
+    assert set(_Open.seen) == {None}
 
 
 def test_a_head_whose_agent_is_not_there_yet_is_waited_for():
