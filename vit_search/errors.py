@@ -31,6 +31,10 @@ class LostWeightsError(CheckpointError):
     """The pretrained weights that a checkpoint needs are gone."""
 
 
+class OtherWeightsError(CheckpointError):
+    """A pinned source means other weights now."""
+
+
 class DamagedCheckpointError(CheckpointError):
     """The files of a checkpoint are missing, incomplete or changed."""
 

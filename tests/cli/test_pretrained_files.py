@@ -10,11 +10,18 @@ import pytest
 import torch
 from helpers.commands import vit_search
 from helpers.hub import hub_server
+from helpers.remote_files import http_server
 from helpers.weight_files import timm_shapes, write_file
 from safetensors.torch import load_file, save_file
 
 SHAPES = timm_shapes(dim=64, depth=2, hidden=96, patch=4, tokens=5, classes=3)
 SEARCH = "name: small\ndata: {name: digits, train_limit: 100}\ntrials: 1\nepochs: 1\nmodel:\n  pretrained: weights/a.safetensors\n"
+WRITTEN = "  patch_size: 4\n  dim: 32\n  depth: 1\n  heads: 2\n  dim_head: null\n  mlp_dim: 64\n  pool: cls\n  registers: 0\n"
+WRITTEN += (
+    "  positions: learned\n  activation: gelu\n  norm: pre\n  norm_eps: 1e-6\n  qkv_bias: true\n  qk_norm: false\n  layer_scale: null\n"
+)
+"""All that weights would decide."""
+
 COMMANDS = ("lint", "plan", "run", "train")
 
 
@@ -55,11 +62,7 @@ def test_a_plan_without_the_weights_needs_the_keys_that_they_decide(home):
     (home / "weights" / "a.safetensors").unlink()
     line = refused(home, ["plan"])
     assert re.search(r"a\.safetensors: no such file; .*\. It decides what the section model leaves out: patch_size, dim, depth", line)
-    written = "  patch_size: 4\n  dim: 32\n  depth: 1\n  heads: 2\n  dim_head: null\n  mlp_dim: 64\n  pool: cls\n  registers: 0\n"
-    written += (
-        "  positions: learned\n  activation: gelu\n  norm: pre\n  norm_eps: 1e-6\n  qkv_bias: true\n  qk_norm: false\n  layer_scale: null\n"
-    )
-    (home / "s.yaml").write_text(SEARCH + written)
+    (home / "s.yaml").write_text(SEARCH + WRITTEN)
     for command in ("plan", "lint"):
         done = vit_search(home, command, "s.yaml")
         assert "note: model.pretrained: weights/a.safetensors: no such file; " in done.stderr
@@ -184,6 +187,17 @@ def test_another_sha256_is_refused(home):
     line = refused(home, ["train"], SEARCH.replace("a.safetensors", f"a.safetensors#sha256={'0' * 64}"))
     assert line.startswith("error: s.yaml:6: model.pretrained: weights/a.safetensors: ")
     assert "sha256" in line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_other_weights_behind_a_pinned_url_are_refused_and_no_note(home, command):
+    with http_server(home / "weights") as served:
+        source = f"{served.url}/a.safetensors#sha256={'0' * 64}"
+        line = refused(home, [command], SEARCH.replace("weights/a.safetensors", source) + WRITTEN)
+    assert line.startswith(
+        f"error: s.yaml:6: model.pretrained: {served.url}/a.safetensors: these are other weights now: the file has sha256 "
+    )
+    assert line.endswith(f", and {'0' * 12}… is expected; remove #sha256=… to use them.") or "name the revision" in line
 
 
 def test_weights_of_three_channels_start_a_model_of_grey_images_and_train_names_what_it_wrote(home):

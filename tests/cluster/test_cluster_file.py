@@ -315,6 +315,13 @@ def test_a_search_as_a_ray_job_takes_up_what_it_began():
     assert [container["name"] for container in head["containers"]] == ["ray-head"]
 
 
+def test_a_ray_job_of_a_file_with_paths_of_this_machine_is_refused(tmp_path):
+    file = tmp_path / "photos.yaml"
+    file.write_text("name: photos\ndata: {name: image_folder, path: photos, image_size: 8}\ntrials: 1\nepochs: 1\nmodel: {patch_size: 4}\n")
+    with pytest.raises(SpecError, match=r"photos\.yaml: data\.path: 'photos' is a path of this machine"):
+        kubernetes(job=file)
+
+
 @pytest.mark.parametrize(
     ("options", "mend"),
     [({"image": "a b"}, "--image"), ({"namespace": "Vit_search"}, "--namespace"), ({"storage_class": "a;b"}, "--storage")],

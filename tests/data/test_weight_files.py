@@ -18,7 +18,7 @@ from vit_search.config import search_file
 from vit_search.config.backbone import read_backbone
 from vit_search.data import backbones, fetch, remote, weight_cache
 from vit_search.data.weight_files import Version, local_file
-from vit_search.errors import CheckpointError, DataError, SpecError
+from vit_search.errors import CheckpointError, DataError, OtherWeightsError, SpecError
 
 CONFIG = {
     "architecture": "vit_small_patch16_224",
@@ -330,7 +330,7 @@ def test_weights_behind_a_url_are_fetched_with_their_settings(tmp_path):
 def test_a_url_with_other_weights_than_pinned_or_without_any_is_one_line(tmp_path):
     (tmp_path / "vit.safetensors").write_bytes(content())
     with http_server(tmp_path) as served:
-        with pytest.raises(CheckpointError, match=r"these are other weights now: .*remove #sha256="):
+        with pytest.raises(OtherWeightsError, match=r"these are other weights now: .*remove #sha256="):
             local_file(f"{served.url}/vit.safetensors#sha256={'0' * 64}")
         with pytest.raises(DataError, match="not there"):
             local_file(f"{served.url}/gone.safetensors")

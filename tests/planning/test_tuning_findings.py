@@ -104,6 +104,24 @@ def test_a_factor_that_some_proposals_have_no_use_for_is_told_with_the_condition
     assert findings("training: {tune: {choice: [head, full]}, head_lr_factor: 10}\n", "training.head_lr_factor") == []
 
 
+@pytest.mark.parametrize(
+    ("layer_scale", "pretrained", "told"),
+    [
+        ("1e-4", "a.safetensors", True),
+        ("{choice: [1e-4, 1e-1]}", "a.safetensors", True),
+        ("{choice: [null, 1]}", "a.safetensors", False),
+        ("1e-4", '""', False),
+        ("1e-4", '{choice: ["", a.safetensors]}', False),  # those from random weights take it
+    ],
+)
+def test_a_start_value_of_layer_scale_that_the_weights_decide_is_told(layer_scale, pretrained, told):
+    text = f"model: {{{SHAPE.replace('layer_scale: null', f'layer_scale: {layer_scale}')}, pretrained: {pretrained}}}\n"
+    found = findings(text, "model.layer_scale")
+    assert [(severity, said.endswith("so another number has no effect; write 1, or null for none.")) for severity, _, said in found] == [
+        ("warning", True)
+    ] * told
+
+
 # Keys of another way of tuning
 
 

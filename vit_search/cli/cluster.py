@@ -41,7 +41,9 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end of the search, and exit with its exit code.")] = False,
     key: Annotated[str, typer.Option(help="A text, for example a date. The same file with another key is another search.")] = "",
     again: Annotated[bool, typer.Option("--again", help="Start another search, even if this file was submitted before.")] = False,
-    download: Annotated[bool, typer.Option("--download", help="Download the data set to the cluster if it is missing there.")] = False,
+    download: Annotated[
+        bool, typer.Option("--download", help="Download the data set and the pretrained weights to the cluster if missing there.")
+    ] = False,
     insecure: Insecure = False,
 ) -> None:
     """Submit a search to a Ray cluster, which runs it to its end.
@@ -93,7 +95,7 @@ def check_there(
     there = connect(address, insecure)
     from vit_search.cluster.jobs import preflight
     from vit_search.cluster.jobs.head_command import measure_cluster
-    from vit_search.cluster.jobs.submit import check_paths
+    from vit_search.cluster.paths import check_paths
 
     if spec is not None:
         check_paths(spec, str(file))
@@ -155,7 +157,9 @@ def drive(
     key: Annotated[str, typer.Option(help="By which the same file is another search.")] = "",
     pin: Annotated[str | None, typer.Option(help="Version of vit_search where it was submitted.")] = None,
     space: Annotated[str, typer.Option(help="Hash of its search space there.")] = "",
-    download: Annotated[bool, typer.Option("--download", help="Download the data set if it is missing.")] = False,
+    download: Annotated[
+        bool, typer.Option("--download", help="Download the data set and the pretrained weights if they are missing.")
+    ] = False,
     again: Annotated[bool, typer.Option("--again", help="Although it was stopped or has ended.")] = False,
 ) -> None:
     """Run a search on the head. A submitted job calls this."""
@@ -169,12 +173,13 @@ def drive(
 @cluster.command(hidden=True)
 def preflight(
     data: Annotated[str | None, typer.Option(help="Images that a search file names.")] = None,
+    weights: Annotated[list[str] | None, typer.Option(help="A file of pretrained weights that it names.")] = None,
     search: Annotated[str | None, typer.Option(help="A search to tell of.")] = None,
 ) -> None:
     """Measure the cluster that this node is the head of, and print it as JSON."""
     from vit_search.cluster.jobs import measurement
 
-    facts = measurement.measure(data=data, search=search)
+    facts = measurement.measure(data=data, weights=weights or (), search=search)
     sys.stdout.write(json.dumps(asdict(facts)) + "\n")
 
 

@@ -47,7 +47,9 @@ def run(
     file: Annotated[Path, typer.Argument(help="A search file, for example search_spaces/digits.yaml.")],
     output: Output = Path("searches"),
     tracking_uri: Tracking = None,
-    download: Annotated[bool, typer.Option("--download", help="Download the data set if it is missing.")] = False,
+    download: Annotated[
+        bool, typer.Option("--download", help="Download the data set and the pretrained weights if they are missing.")
+    ] = False,
     address: Address = None,
     name: Annotated[str | None, typer.Option("--as", help="Name of the search's folder. Default: the next free NAME-N.")] = None,
     nice: Nice = None,
@@ -332,7 +334,9 @@ def _command(
 def train(
     file: Annotated[Path, typer.Argument(help="A search file with fixed values only, as `vit-search config` prints it.")],
     output: Annotated[Path | None, typer.Option(help="Folder of the checkpoint. Default: trained/NAME.", metavar="FOLDER")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Download the data set if it is missing.")] = False,
+    download: Annotated[
+        bool, typer.Option("--download", help="Download the data set and the pretrained weights if they are missing.")
+    ] = False,
 ) -> None:
     """Train one fixed configuration here, without Ray and MLflow.
 

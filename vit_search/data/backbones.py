@@ -16,7 +16,7 @@ from vit_search.config.search_file import SearchSpec
 from vit_search.config.weight_sources import KEY, parse
 from vit_search.data.finite_weights import check_finite
 from vit_search.data.weight_files import Registry, WeightFile, is_there, local_file
-from vit_search.errors import SpecError, VitSearchError
+from vit_search.errors import OtherWeightsError, SpecError, VitSearchError
 from vit_search.text import in_words
 
 
@@ -45,7 +45,8 @@ def find(source: str, *, download: bool = False, registry: Registry | None = Non
 
     Args:
         download, registry: see `local_file`.
-    Raises: SpecError that begins with the key of the search file; its subclass NotHereError if the weights are not on this machine.
+    Raises: SpecError that begins with the key of the search file; its subclass NotHereError if another machine may have
+        the weights.
     """
     named = parse(source)
     kind = SpecError if named.kind == "file" and is_there(named) else NotHereError
@@ -58,6 +59,7 @@ def find(source: str, *, download: bool = False, registry: Registry | None = Non
         return found
     except VitSearchError as error:
         text = str(error)
+        kind = SpecError if isinstance(error, OtherWeightsError) else kind
         raise kind(text if text.startswith(f"{KEY}: ") else f"{KEY}: {text}") from None
 
 

@@ -16,7 +16,7 @@ from vit_search.data import hugging_face, weight_cache
 from vit_search.data.cache_folder import default_cache
 from vit_search.data.fetch import fetch_listed
 from vit_search.data.remote import UnreachableError, list_with_neighbours
-from vit_search.errors import CheckpointError, DataError, VitSearchError
+from vit_search.errors import CheckpointError, DataError, OtherWeightsError, VitSearchError
 from vit_search.text import file_name, listed
 
 WEIGHTS = "model.safetensors"
@@ -166,11 +166,11 @@ def _registered(source: WeightSource, registry: Registry | None, cache: Path) ->
 
 
 def _check_same(source: WeightSource, sha256: str, what: str) -> None:
-    """Raises: CheckpointError if a pinned source means other weights now."""
+    """Raises: OtherWeightsError if a pinned source means other weights now."""
     if source.sha256 and sha256 and sha256 != source.sha256:
         fact = f"these are other weights now: {what} has sha256 {sha256[:12]}…, and {source.sha256[:12]}… is expected"
         mend = "remove #sha256=… to use them" if source.is_exact else "name the revision that you want, or remove #sha256=… to use them"
-        raise CheckpointError(f"{source.unpinned}: {fact}; {mend}.")
+        raise OtherWeightsError(f"{source.unpinned}: {fact}; {mend}.")
 
 
 def _keep(source: WeightSource, path: Path, cache: Path, *, revision: str = "", licence: str | None = None) -> WeightFile:

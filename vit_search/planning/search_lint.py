@@ -94,6 +94,7 @@ def lint(spec: SearchSpec, draws: int = 2_000, further: Sequence[LintFinding] = 
         findings += space_findings.without_effect(spec, valid)
         findings += tuning_findings.frozen_at_random(spec, valid)
         findings += tuning_findings.doubled_learning_rate(spec, valid)
+        findings += tuning_findings.layer_scale_of_weights(valid)
         findings += class_findings.adjusted_twice(spec, valid)
         findings += class_findings.different_losses(spec, valid)
         findings += class_findings.imbalance(spec, valid)

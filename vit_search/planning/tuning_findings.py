@@ -89,6 +89,14 @@ def doubled_learning_rate(spec: SearchSpec, valid: Sequence[LintDraw]) -> Iterat
         yield LintFinding("hint", f"training.{name}", f"{fact}; add when: \"tune != 'head'\".")
 
 
+def layer_scale_of_weights(valid: Sequence[LintDraw]) -> Iterator[LintFinding]:
+    """A start value of LayerScale that no model takes, because the pretrained weights decide it."""
+    given = [draw for draw in valid if draw.values["layer_scale"] not in (None, 1)]
+    if given and all(draw.values["pretrained"] for draw in given):
+        fact = "models from pretrained weights have the weights' LayerScale, or 1 if these have none, so another number has no effect"
+        yield LintFinding("warning", "model.layer_scale", f"{fact}; write 1, or null for none.")
+
+
 def wide_parts(spec: SearchSpec, pinned: SearchSpec, backbones: Sequence[Backbone]) -> Iterator[LintFinding]:
     """Models narrower than the backbone whose heads or MLP stay as wide as its own, because the file leaves them out.
 

@@ -14,6 +14,7 @@ from vit_search.cluster.file.start_settings import container_settings, storage_f
 from vit_search.cluster.file.yaml_text import yaml_text
 from vit_search.cluster.head.folders import SEARCHES
 from vit_search.cluster.head.mlflow_server import ADMIN, mlflow_accounts, mlflow_command
+from vit_search.cluster.paths import check_paths
 from vit_search.config import search_file, strict_yaml
 from vit_search.errors import ClusterError
 from vit_search.tracking import server_app
@@ -199,6 +200,7 @@ def _worker_group(name: str, kind: dict[str, Any], pod_of: Callable[[dict[str, s
 def _ray_job(job: Path, cluster: dict[str, Any], image: str, storage: str) -> list[dict[str, Any]]:
     """A search file, and a cluster that lives as long as its search. If you apply it again after an end, the search continues."""
     spec = search_file.load(job)
+    check_paths(spec, str(job))
     name = _name(spec.name.lower().replace("_", "-").replace(".", "-"), f"{job}: name")
     head = cluster["headGroupSpec"]["template"]["spec"]
     head["volumes"].append({"name": "search", "configMap": {"name": f"{name}-search"}})

@@ -56,6 +56,8 @@ class Facts:
     """Node types that an autoscaler may add."""
     kept_s: float | None
     """Seconds since the keeper last checked the searches; None if it never has."""
+    weights: list[str] = field(default_factory=list)
+    """What is wrong with the files of pretrained weights that a search file names, as seen from the head."""
     search: dict[str, Any] | None = None
     """Record and state of the search that was asked for; None if it is not in the storage."""
 

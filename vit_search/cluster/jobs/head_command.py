@@ -18,6 +18,7 @@ from vit_search.cluster.jobs.connection import OVER, Cluster, one_line_errors, s
 from vit_search.cluster.jobs.output import follow_output, output_of
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.strict_json import parse
+from vit_search.config.weight_sources import parse as parse_source
 from vit_search.errors import ClusterError
 from vit_search.runtime.user import user_name
 
@@ -90,13 +91,15 @@ def _remove_old(client: JobSubmissionClient) -> None:
 
 
 def measure_cluster(cluster: Cluster, spec: SearchSpec | None = None, *, search: str = "", download: bool = False) -> Facts:
-    """Measure the cluster. With a search, also check whether its images are there, and its state.
+    """Measure the cluster. With a search, also check whether its images and weights are there, and its state.
 
     Raises: ClusterError.
     """
     words = ["vit-search", "cluster", "preflight"]
     if spec is not None and spec.data_config.path is not None and not download:
         words += ["--data", str(spec.data_config.path)]
+    for source in map(parse_source, spec.pretrained if spec is not None else ()):
+        words += ["--weights", source.place] if source.kind == "file" else []
     if search:
         words += ["--search", search]
     code, output = on_head(cluster, words, storage=False)

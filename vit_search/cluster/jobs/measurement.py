@@ -7,7 +7,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,12 @@ SEEN_WITHIN_S = 5.0
 """Time in which a file from another node must become visible. NFS caches the contents of a folder for some seconds."""
 
 
-def measure(*, data: str | None = None, search: str | None = None) -> Facts:
+def measure(*, data: str | None = None, weights: Sequence[str] = (), search: str | None = None) -> Facts:
     """Measure the cluster that this process belongs to, from its head.
 
     Args:
         data: the images that a search file names, as a full path or a URL.
+        weights: the files of pretrained weights that it names, as full paths. Only the driver, on the head, reads them.
         search: name of a search whose state is wanted.
     Raises: ClusterError if there is no Ray to join, or the head has no storage.
     """
@@ -64,6 +65,7 @@ def measure(*, data: str | None = None, search: str | None = None) -> Facts:
         nodes=sorted(nodes, key=lambda node: (not node.head, node.name)),
         types=types,
         kept_s=_keeper_age_s(storage),
+        weights=[_not_there("model.pretrained", path, "weights") for path in weights if not os.access(path, os.R_OK)],
         search=_search(search) if search else None,
     )
 
@@ -190,7 +192,11 @@ def _lacking(data: str) -> str:
         return ""
     if os.access(local_path(data), os.R_OK):
         return ""
-    return f"data.path {data} is not there: a file that is submitted names paths of the cluster; put the images there."
+    return _not_there("data.path", data, "images")
+
+
+def _not_there(key: str, path: str, what: str) -> str:
+    return f"{key} {path} is not there: a file that is submitted names paths of the cluster; put the {what} there."
 
 
 def _write(folder: Path, name: str, *, keep: bool = True) -> str:

@@ -61,6 +61,8 @@ def _findings(facts: Facts, spec: SearchSpec | None, versions: Mapping[str, str]
             way = "ahead of" if node.skew_s > 0 else "behind"
             text = f"{node.name}: its clock is {abs(node.skew_s):.1f} s {way} the head's; start chrony or ntpd there."
             yield PreflightFinding("error" if off > SKEW_REFUSED_S else "warning", text)
+    for what in facts.weights:
+        yield error(f"{head.name}: {what}")
     if facts.mlflow_problem:
         yield error(f"MLflow, from the head: {facts.mlflow_problem}")
     elif facts.mlflow.startswith("sqlite:"):

@@ -24,11 +24,10 @@ from vit_search.cluster.jobs import preflight
 from vit_search.cluster.jobs.connection import Cluster, one_line_errors, submit_job
 from vit_search.cluster.jobs.head_command import measure_cluster, on_head
 from vit_search.cluster.jobs.launches import launches, launches_of, states, states_of_folders
+from vit_search.cluster.paths import check_paths
 from vit_search.config import search_file
-from vit_search.config.data_urls import is_url
 from vit_search.config.search_file import SearchSpec
-from vit_search.config.weight_sources import parse as parse_source
-from vit_search.errors import ClusterError, SpecError
+from vit_search.errors import ClusterError
 from vit_search.runtime.user import user_name
 from vit_search.text import whole_number
 
@@ -90,20 +89,6 @@ def search_name(spec: SearchSpec, key: str) -> str:
     """The name of the search that a file makes. The same text, version and key give the same name."""
     content = json.dumps([spec.text, version("vit_search"), key]).encode()
     return f"{spec.name}-{hashlib.sha256(content).hexdigest()[:10]}"
-
-
-def check_paths(spec: SearchSpec, file: str) -> None:
-    """Check that `data.path` and `model.pretrained` are not relative paths, which would mean files of this machine.
-
-    Raises: SpecError.
-    """
-    path = spec.data_config.path
-    if path is not None and not is_url(path) and not Path(path).is_absolute():
-        raise SpecError(f"{file}: data.path: {str(path)!r} is a path of this machine; name the folder on the cluster in full.")
-    for source in map(parse_source, spec.pretrained):
-        if source.kind == "file" and not Path(source.place).is_absolute():
-            mend = "name the file on the cluster in full, or give another source that every machine can read"
-            raise SpecError(f"{file}: model.pretrained: {source.place!r} is a path of this machine; {mend}.")
 
 
 def resume(cluster: Cluster, search: str) -> str:
