@@ -67,9 +67,9 @@ def candidate_of_trial(folder: Path, number: int) -> Candidate:
     trained = trial_folder(folder, number) / "checkpoint"
     if not checkpoint.exists(trained):
         raise PromotionError(f"{folder}: the checkpoint of trial {number} is not kept; raise keep_checkpoints, or name one of the best.")
-    served = checkpoint.load_model(trained)
+    served, digest = checkpoint.read_consistently(trained, lambda now: (checkpoint.load_model(now), checkpoint.weights_sha256(now)))
     finalist = Finalist(number, {}, 0.0, (served.config.seed,), (0.0,), (trained,), (number,), (0.0,))
-    return Candidate(finalist, 0, served, trained, checkpoint.weights_sha256(trained), "", "", "")
+    return Candidate(finalist, 0, served, trained, digest, "", "", "")
 
 
 def lineage_of(candidate: Candidate, facts: SearchFacts) -> dict[str, str]:

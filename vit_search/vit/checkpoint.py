@@ -14,7 +14,8 @@ If a training leaves blocks of pretrained weights as they are, each epoch would 
 The blocks are made again from the pretrained weights. They lie in the folder `weights` of the search, some levels above the checkpoint.
 
 It contains no pickle. While a trial runs, the checkpoint before this one is kept as `checkpoint.old`. `save` writes a new folder and
-renames it. If a checkpoint is damaged, the old one replaces it.
+renames it. If a checkpoint is damaged, the old one replaces it. Those who only read it, while its trial may go on, change nothing and get
+one epoch: see `checkpoint_files.read_consistently`.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ from vit_search.vit.checkpoint_files import (
     is_whole,
     model_bytes,
     read,
+    read_consistently,
     recover,
     sha256_of,
     signed,
@@ -79,6 +81,7 @@ __all__ = [
     "load_model",
     "load_training",
     "model_bytes",
+    "read_consistently",
     "save",
     "weights_sha256",
 ]
@@ -183,6 +186,7 @@ def load_training(
 
     Raises: CheckpointError for another configuration or other pretrained weights; DamagedCheckpointError if both checkpoints are damaged.
     """
+    recover(folder)
     try:
         return _load_training(folder, config, device, pretrained)
     except DamagedCheckpointError as error:
@@ -219,10 +223,14 @@ def _load_training(folder: Path, config: TrialConfig, device: torch.device | str
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> ServedModel:
-    """Load the model of a checkpoint, in eval mode, to classify images.
+    """Load the model of a checkpoint, in eval mode, to classify images. Its trial may replace the checkpoint meanwhile.
 
     Raises: CheckpointError if the folder is missing or damaged, or leaves blocks out and lies in no search that has them.
     """
+    return read_consistently(folder, lambda current: _load_model(current, device))
+
+
+def _load_model(folder: Path, device: torch.device | str) -> ServedModel:
     document = read(folder, needs=(MODEL,))
     config = trial_config(folder, document)
     if is_whole(document):
