@@ -17,6 +17,7 @@ from vit_search.data import backbones
 from vit_search.data.batches import Split
 from vit_search.data.cache import prepare
 from vit_search.errors import CheckpointError, DamagedCheckpointError
+from vit_search.registry.configuration import configuration
 from vit_search.vit import checkpoint, train_once, tuning
 from vit_search.vit.checkpoint_files import describe, model_bytes, sha256_of
 from vit_search.vit.evaluation import Normalisation
@@ -101,7 +102,7 @@ def test_the_model_that_is_served_is_the_one_of_a_whole_checkpoint(search, field
     part = saved(state, search[0] / "trials" / tmp_path.name / "checkpoint")
     whole = saved(state, tmp_path / "whole", whole=True)
     digest = sha256_of(whole / checkpoint.MODEL)
-    assert checkpoint.weights_sha256(part) == describe(part).weights_sha256 == digest
+    assert checkpoint.weights_sha256(part) == describe(whole).fingerprint == digest
     assert checkpoint.model_bytes(part) == model_bytes(whole) == (whole / checkpoint.MODEL).stat().st_size
     served = checkpoint.load_model(part)
     assert not served.model.training
@@ -162,21 +163,44 @@ def test_without_the_weights_of_its_search_a_checkpoint_says_which_it_needs(sear
     state, _ = begun(search, {"tune": "head"})
     folder = saved(state, tmp_path / "trials/0000/checkpoint")
     digest = search[1].parent.name
-    for load in (
-        checkpoint.load_model,
-        checkpoint.weights_sha256,
-        describe,
-        lambda path: checkpoint.copy_for_serving(path, tmp_path / "x"),
-    ):
+    for load in (checkpoint.load_model, checkpoint.weights_sha256, lambda path: checkpoint.copy_for_serving(path, tmp_path / "x")):
         with pytest.raises(CheckpointError, match=rf"the pretrained weights of its search are gone; put .* into weights/{digest} in"):
             load(folder)
+    assert not (tmp_path / "x").exists()
     kept = shutil.copytree(search[1].parent, tmp_path / "weights" / digest)
-    assert describe(folder).weights_sha256 == checkpoint.weights_sha256(folder)
+    assert checkpoint.weights_sha256(folder) == checkpoint.weights_sha256(saved(state, tmp_path / "whole", whole=True))
     with (kept / checkpoint.MODEL).open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x7f")
     with pytest.raises(CheckpointError, match=r"weights/[0-9a-f]{64}/model\.safetensors: its sha256 is not the one in its folder's name"):
         checkpoint.load_model(folder)
+
+
+def test_what_reads_only_the_configuration_needs_no_weights(search, tmp_path, monkeypatch):
+    state, rest = begun(search, {"tune": "last_blocks", "tuned_blocks": 1})
+    folder, whole = tmp_path / "trials/0000/checkpoint", saved(state, tmp_path / "whole", whole=True)
+    saved(state, folder)
+    monkeypatch.setattr(checkpoint, "load_model", None)
+    assert describe(folder).config == state.config
+    assert describe(folder).fingerprint != describe(whole).fingerprint
+    assert checkpoint.model_bytes(folder) == (whole / checkpoint.MODEL).stat().st_size
+    assert not train_once.is_done(folder, state.config)
+    list(rest)
+    saved(state, folder)
+    assert train_once.is_done(folder, state.config)
+    written = configuration(str(folder)).text
+    assert "tuned_blocks: 1" in written
+    assert f"weights: those of model.pretrained, and trained.safetensors with sha256 {sha256_of(folder / checkpoint.TRAINED)}" in written
+
+
+def test_a_model_file_that_somebody_has_put_beside_what_was_trained_is_not_taken_for_the_model(search, tmp_path):
+    state, _ = begun(search, {"tune": "head"})
+    folder = saved(state, search[0] / "trials" / tmp_path.name / "checkpoint")
+    digest, size = checkpoint.weights_sha256(folder), checkpoint.model_bytes(folder)
+    _, other = models.untrained(tmp_path / "other", dim=8)
+    shutil.copy(other / checkpoint.MODEL, folder)
+    assert (checkpoint.weights_sha256(folder), checkpoint.model_bytes(folder)) == (digest, size)
+    assert bits(checkpoint.load_model(folder).model.state_dict()) == bits(state.outcome.state_dict())
 
 
 def test_a_checkpoint_that_was_moved_finds_the_weights_that_its_search_file_named(search, tmp_path, monkeypatch):

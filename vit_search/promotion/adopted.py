@@ -37,7 +37,7 @@ def adopt(folder: Path, output: Path, *, tracking_uri: str | None = None) -> Pat
     described = describe(folder)
     spec = _file_of(folder, described)
     for marker in sorted(output.glob(f"{spec.name}-*/{ADOPTED}")):
-        if marker.read_text(encoding="utf-8") == described.weights_sha256 and (marker.parent / "search.json").is_file():
+        if marker.read_text(encoding="utf-8") == described.fingerprint and (marker.parent / "search.json").is_file():
             return marker.parent
     data = prepare(spec.data_config)
     if data.data_hash != described.data_hash:
@@ -48,7 +48,7 @@ def adopt(folder: Path, output: Path, *, tracking_uri: str | None = None) -> Pat
     search = new_folder(output, spec.name)
     try:
         shutil.copytree(folder, trial_folder(search, 0) / "checkpoint")
-        (search / ADOPTED).write_text(described.weights_sha256, encoding="utf-8")
+        (search / ADOPTED).write_text(described.fingerprint, encoding="utf-8")
         _write_ledger(search, described)
         searches.write(search, facts_of(spec, search, data, recorder, weights=weights))  # last, because it makes the folder a search
     except OSError as error:

@@ -19,6 +19,7 @@ from vit_search.promotion import finalists
 from vit_search.promotion.finalists import Finalist, Retrained
 from vit_search.vit import checkpoint
 from vit_search.vit.checkpoint import ServedModel
+from vit_search.vit.checkpoint_files import describe
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def choose_candidate(client: mlflow.MlflowClient, retrained: Retrained) -> Candi
     """
 
     def params(finalist: Finalist) -> float:
-        return cost_of(checkpoint.load_model(finalist.checkpoints[0]).config.model, 1).params
+        return cost_of(describe(finalist.checkpoints[0]).config.model, 1).params
 
     finalist = finalists.choose(retrained.finalists, retrained.spec.mode, params)
     index = finalist.middle

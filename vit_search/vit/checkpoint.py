@@ -21,7 +21,9 @@ one epoch: see `checkpoint_files.read_consistently`.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import math
 import re
 import shutil
 import uuid
@@ -260,6 +262,16 @@ def served_file(folder: Path) -> bytes:
     Raises: CheckpointError as `load_model`.
     """
     return in_bytes({name: tensor.contiguous() for name, tensor in load_model(folder).model.state_dict().items()})
+
+
+def served_bytes(config: ModelConfig) -> int:
+    """The size of the model.safetensors of a model, in bytes: its header, and float32 numbers."""
+    header, end = {}, 0
+    for name, shape in sorted(shapes(config).items()):
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    length = len(json.dumps(header, separators=(",", ":")).encode())
+    return 8 + -(-length // 8) * 8 + end  # safetensors fills the header up to a multiple of 8 bytes
 
 
 def _but_frozen_blocks(training: Training) -> dict[str, Tensor]:

@@ -63,7 +63,7 @@ class _Document:
 
 @dataclass(frozen=True)
 class Described:
-    """What config.json says about a model, without the model."""
+    """What config.json says about a model, without the model. Pretrained weights whose blocks are left out are not needed."""
 
     config: TrialConfig
     classes: tuple[str, ...]
@@ -72,8 +72,17 @@ class Described:
     """Splits that it was trained on."""
     history: tuple[dict[str, Any], ...]
     """Fields of EpochResult, by epoch."""
-    weights_sha256: str
-    """Of the model.safetensors that is served."""
+    file_sha256: str
+    """Of the weights beside it: of model.safetensors, or of trained.safetensors if blocks are left out."""
+    left_out: LeftOut | None
+    """None if all weights are there."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for models that are equal to the bit. It is the sha256 of model.safetensors, unless blocks are left out."""
+        if self.left_out is None:
+            return self.file_sha256
+        return hashlib.sha256(f"{self.file_sha256} {self.left_out.backbone} {self.left_out.blocks}".encode()).hexdigest()
 
 
 def read_consistently(folder: Path, read: Callable[[Path], Result]) -> Result:
@@ -131,7 +140,8 @@ def _describe(folder: Path) -> Described:
         document["data_hash"],
         tuple(document["trained_on"]),
         tuple(document["history"]),
-        document["sha256"][MODEL] if is_whole(document) else weights_sha256(folder),
+        document["sha256"][MODEL if is_whole(document) else TRAINED],
+        None if is_whole(document) else LeftOut(**document["left_out"]),
     )
 
 
@@ -177,18 +187,25 @@ def weights_sha256(folder: Path) -> str:
 
 
 def _weights_sha256(folder: Path) -> str:
-    if (folder / MODEL).is_file():
-        return sha256_of(folder / MODEL)
-    return hashlib.sha256(_put_together(folder)).hexdigest()
+    if (folder / TRAINED).is_file():  # a model.safetensors beside it is somebody else's
+        return hashlib.sha256(_put_together(folder)).hexdigest()
+    return sha256_of(folder / MODEL)
 
 
 def model_bytes(folder: Path) -> int:
-    """The size of the model.safetensors that is served, in bytes."""
+    """The size of the model.safetensors that is served, in bytes. Pretrained weights whose blocks are left out are not needed.
+
+    Raises: CheckpointError if the folder is missing or damaged.
+    """
     return read_consistently(folder, _model_bytes)
 
 
 def _model_bytes(folder: Path) -> int:
-    return (folder / MODEL).stat().st_size if (folder / MODEL).is_file() else len(_put_together(folder))
+    if not (folder / TRAINED).is_file():
+        return (folder / MODEL).stat().st_size
+    from vit_search.vit.checkpoint import served_bytes  # here, since it needs torch
+
+    return served_bytes(trial_config(folder, read(folder, needs=())).model)
 
 
 def _put_together(folder: Path) -> bytes:
