@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers.remote_files import http_server
 from helpers.weight_files import timm_shapes, write_file
 
 from vit_search.config import search_file
@@ -85,3 +86,24 @@ def test_weights_that_are_gone_or_changed_say_where_to_put_them_and_are_an_error
         kept_weights.keep(spec, folder)
     kept_weights.keep(spec, folder, needed=False)
     assert not place.exists()
+
+
+def test_where_nobody_may_need_the_weights_a_copy_in_the_cache_is_taken_and_no_server_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIT_SEARCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "there").mkdir()
+    write_file(tmp_path / "there" / "a.safetensors", timm_shapes())
+    with http_server(tmp_path / "there") as served:
+        source = f"{served.url}/a.safetensors"
+        spec = search_file.parse(
+            f"name: a\ndata: {{name: digits}}\ntrials: 1\nepochs: 1\nmodel: {{pretrained: '{source}', patch_size: 4}}\n"
+        )
+        spec = backbones.pinned(spec, backbones.find_all(spec))
+        gets = len(served.gets)
+        kept_weights.keep(spec, tmp_path / "weights", needed=False)
+        assert kept_weights.checked(tmp_path / "weights", spec.pretrained[0]).is_file()
+        shutil.rmtree(tmp_path / "cache")
+        kept_weights.keep(spec, tmp_path / "others", needed=False)
+        assert not list((tmp_path / "others").glob("*/model.safetensors"))
+        assert len(served.gets) == gets
+        kept_weights.keep(spec, tmp_path / "others")  # a trial starts from them
+        assert kept_weights.checked(tmp_path / "others", spec.pretrained[0]).is_file()

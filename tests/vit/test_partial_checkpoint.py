@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import models
+from helpers.remote_files import http_server
 from safetensors.torch import load_file, save_file
 
 from vit_search.config import search_file
@@ -16,7 +17,8 @@ from vit_search.config.model_config import ModelConfig
 from vit_search.data import backbones
 from vit_search.data.batches import Split
 from vit_search.data.cache import prepare
-from vit_search.errors import CheckpointError, DamagedCheckpointError
+from vit_search.data.weight_files import Version, local_file
+from vit_search.errors import CheckpointError, DamagedCheckpointError, LostWeightsError
 from vit_search.registry.configuration import configuration
 from vit_search.vit import checkpoint, train_once, tuning
 from vit_search.vit.checkpoint_files import describe, model_bytes, sha256_of
@@ -213,6 +215,39 @@ def test_a_checkpoint_that_was_moved_finds_the_weights_that_its_search_file_name
         checkpoint.load_model(moved)
     monkeypatch.chdir(tmp_path)
     assert checkpoint.weights_sha256(moved) == checkpoint.weights_sha256(folder)
+
+
+class OneModel:
+    """A registry with one version, whose files are in a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def look_up(self, source):
+        return Version(source.place, "1", self.folder.name, None)
+
+    def fetch(self, version, folder):
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("kind", ["url", "models"])
+def test_a_copy_in_the_cache_takes_the_place_of_lost_weights_and_no_server_is_asked(search, kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("VIT_SEARCH_CACHE", str(tmp_path / "cache"))
+    with http_server(search[1].parent) as served:
+        source = f"{served.url}/model.safetensors" if kind == "url" else "models:/digits/1"
+        found = local_file(source, registry=OneModel(search[1].parent))
+        config = config_of(search[1], {"tune": "head"})
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, pretrained=found.pinned))
+        state = start(config, PLAIN, pretrained=read_pretrained(search[1], CLASSES))
+        folder, gets = saved(state, tmp_path / "checkpoint"), len(served.gets)
+        assert bits(checkpoint.load_model(folder).model.state_dict()) == bits(state.outcome.state_dict())
+        found.path.write_bytes(found.path.read_bytes()[:-1] + b"\x7f")
+        with pytest.raises(LostWeightsError, match="weights of its search are gone"):
+            checkpoint.load_model(folder)
+        shutil.rmtree(tmp_path / "cache")
+        with pytest.raises(LostWeightsError, match="weights of its search are gone"):
+            checkpoint.load_model(folder)
+        assert len(served.gets) == gets
 
 
 def test_weights_without_their_config_json_are_said(search, tmp_path):

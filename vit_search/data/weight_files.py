@@ -84,7 +84,13 @@ class Version:
 
 
 def local_file(
-    source: str, *, download: bool = False, registry: Registry | None = None, cache: Path | None = None, key: str = KEY
+    source: str,
+    *,
+    download: bool = False,
+    fetch: bool = True,
+    registry: Registry | None = None,
+    cache: Path | None = None,
+    key: str = KEY,
 ) -> WeightFile:
     """Find the file that a source means: a file of the user, or one in the cache. If it is missing there, it may be fetched.
 
@@ -93,6 +99,7 @@ def local_file(
 
     Args:
         download: whether to ask Hugging Face, and to fetch what is missing.
+        fetch: False: no server is asked, and a source that is not pinned is not found in the cache, since nobody knows what it means now.
         registry: where registered versions are. Without it, only those in the cache are found.
         cache: `default_cache()` by default.
         key: what messages begin with.
@@ -103,18 +110,22 @@ def local_file(
     if named.kind == "file":
         return _checked(named, _of_folder(named, key), key)
     try:
-        return _of_cache(named, download, registry, cache or default_cache())
+        return _of_cache(named, download, registry, cache or default_cache(), fetch=fetch)
     except VitSearchError as error:
         raise type(error)(f"{key}: {error}") from None
 
 
-def _of_cache(source: WeightSource, download: bool, registry: Registry | None, cache: Path) -> WeightFile:
+def _of_cache(source: WeightSource, download: bool, registry: Registry | None, cache: Path, *, fetch: bool) -> WeightFile:
     """Find weights that are not a file of the user."""
     kept = weight_cache.find(str(source), cache)
+    if kept and source.sha256 not in ("", kept.sha256):
+        kept = None
     if kept is None and source.sha256 and (last := weight_cache.find(source.unpinned, cache)) and last.sha256 == source.sha256:
         kept = last
     if kept and (source.sha256 or source.is_exact):
         return _recorded(source, kept, cache)
+    if not fetch:
+        raise CheckpointError(f"{source.unpinned}: not on this machine.")
     try:
         if source.kind == "models":  # not `kept`: the cache is shared by all projects, and two may have models of the same name
             return _registered(source, registry, cache)

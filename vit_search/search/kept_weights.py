@@ -54,24 +54,22 @@ def keep(spec: SearchSpec, folder: Path, *, needed: bool = True) -> None:
             for left in folder.glob("*.new"):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
             for source in spec.pretrained:
-                if not needed and parse(source).kind == "url":
-                    continue  # nothing is fetched that nobody may need
                 with contextlib.suppress(*(() if needed else (SpecError, SearchError))):
-                    _keep(source, folder)
+                    _keep(source, folder, fetch=needed)  # nothing is fetched that nobody may need; a copy in the cache will do
     except OSError as error:
         if not needed:
             return
         raise SearchError(f"{folder}: the pretrained weights cannot be written ({error.strerror}); make room or mend it.") from None
 
 
-def _keep(source: str, folder: Path) -> None:
+def _keep(source: str, folder: Path, *, fetch: bool) -> None:
     from vit_search.data import backbones  # here: a worker needs `checked` alone
 
     sha256 = parse(source).sha256
     target = folder / sha256
     if not _is_sound(target / WEIGHTS, sha256):
         try:
-            found = backbones.find(source)
+            found = backbones.find(source, fetch=fetch)
         except SpecError as error:
             fact = str(error).rpartition(";")[0] or str(error).rstrip(".")
             raise SpecError(

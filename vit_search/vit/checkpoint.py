@@ -41,7 +41,6 @@ from torch import Tensor
 from vit_search.config.backbone_fit import check
 from vit_search.config.model_config import ModelConfig
 from vit_search.config.trial import EpochResult, TrialConfig
-from vit_search.config.weight_sources import parse
 from vit_search.errors import CheckpointError, DamagedCheckpointError, LostWeightsError, SpecError, VitSearchError
 from vit_search.vit import tuning
 from vit_search.vit.checkpoint_files import (
@@ -337,7 +336,7 @@ def _pretrained_of(folder: Path, source: str, sha256: str, classes: Sequence[str
                 raise CheckpointError(f"{path}: its sha256 is not the one in its folder's name: the file is damaged; copy it again.")
             return read_pretrained(path, classes)
     try:
-        named = starting_point(source, classes) if parse(source).kind not in ("url", "models") else None  # nothing is fetched here
+        named = starting_point(source, classes, fetch=False)  # a copy in the cache will do, but a reader asks no server
     except VitSearchError:
         named = None
     if named is None:
