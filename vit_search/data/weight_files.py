@@ -10,6 +10,7 @@ from typing import Protocol
 
 from vit_search.config.backbone_settings import FILES
 from vit_search.config.data_urls import near_path
+from vit_search.config.strict_json import parse as parse_json
 from vit_search.config.weight_licences import licence_beside
 from vit_search.config.weight_sources import ENDING, KEY, WeightSource, parse
 from vit_search.data import hugging_face, weight_cache
@@ -224,8 +225,7 @@ def _of_folder(source: WeightSource, key: str) -> Path:
         if WEIGHTS in files:
             return path / WEIGHTS
         if PART in files:
-            mend = f"make a whole one: vit-search export {_shown(path)} --format safetensors --output FOLDER."
-            raise CheckpointError(f"{key}: {_shown(path)}: this checkpoint leaves out blocks of its pretrained weights; {mend}")
+            _check_whole(path / PART, key)
         if len(files) == 1:
             return path / files[0]
         fact = f"has {len(files)} {ENDING} files ({listed([file_name(name) for name in files])})" if files else f"has no {ENDING} file"
@@ -236,7 +236,20 @@ def _of_folder(source: WeightSource, key: str) -> Path:
         raise CheckpointError(f"{key}: {_shown(path)}: no such file; {mend}")
     if not is_file:
         raise CheckpointError(f"{key}: {_shown(path)}: neither a file nor a folder; name a {ENDING} file.")
+    if path.name == PART:
+        _check_whole(path, key)
     return path
+
+
+def _check_whole(path: Path, key: str) -> None:
+    """Raises: CheckpointError if a file holds only what was trained, as the config.json beside it says."""
+    try:
+        document = parse_json((path.parent / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return
+    if isinstance(document, dict) and document.get("left_out"):
+        mend = f"make a whole one: vit-search export {_shown(path.parent)} --format safetensors --output FOLDER."
+        raise CheckpointError(f"{key}: {_shown(path.parent)}: this checkpoint leaves out blocks of its pretrained weights; {mend}")
 
 
 def _checked(source: WeightSource, path: Path, key: str) -> WeightFile:
