@@ -74,6 +74,22 @@ def saved(state, folder, **how):
     return folder
 
 
+def forged(folder, change):
+    """Change the tensors of a checkpoint that leaves blocks out, and its sha256 values with them."""
+    tensors = load_file(folder / checkpoint.TRAINED)
+    change(tensors)
+    save_file(tensors, folder / checkpoint.TRAINED)
+    signed(folder, lambda document: document["sha256"].update({checkpoint.TRAINED: sha256_of(folder / checkpoint.TRAINED)}))
+
+
+def signed(folder, change):
+    """Change config.json, and take its own sha256 away."""
+    document = json.loads((folder / "config.json").read_text())
+    del document["sha256"]["config.json"]
+    change(document)
+    (folder / "config.json").write_text(json.dumps(document))
+
+
 def bits(weights):
     return {name: tensor.numpy().tobytes() for name, tensor in weights.items()}
 
@@ -264,10 +280,7 @@ def test_weights_without_their_config_json_are_said(search, tmp_path):
 @pytest.mark.parametrize("backbone", ["../../elsewhere", "0" * 63])
 def test_a_name_that_is_no_sha256_is_damage(search, backbone, tmp_path):
     folder = saved(begun(search, {"tune": "head"})[0], tmp_path / "checkpoint")
-    document = json.loads((folder / "config.json").read_text())
-    document["left_out"]["backbone"] = backbone
-    del document["sha256"]["config.json"]
-    (folder / "config.json").write_text(json.dumps(document))
+    signed(folder, lambda document: document["left_out"].update(backbone=backbone))
     with pytest.raises(DamagedCheckpointError, match=r"left_out\.backbone is no sha256"):
         checkpoint.load_model(folder)
 
@@ -287,16 +300,18 @@ def test_a_name_that_is_no_sha256_is_damage(search, backbone, tmp_path):
 def test_other_weights_than_config_json_asks_for_are_damage(search, change, message, tmp_path):
     state, _ = begun(search, {"tune": "head"})
     folder = saved(state, search[0] / "trials" / tmp_path.name / "checkpoint")
-    tensors = load_file(folder / checkpoint.TRAINED)
-    change(tensors)
-    save_file(tensors, folder / checkpoint.TRAINED)
-    document = json.loads((folder / "config.json").read_text())
-    document["sha256"][checkpoint.TRAINED] = sha256_of(folder / checkpoint.TRAINED)
-    del document["sha256"]["config.json"]
-    (folder / "config.json").write_text(json.dumps(document))
+    forged(folder, change)
     for load in (checkpoint.load_model, lambda path: checkpoint.load_training(path, state.config)):
         with pytest.raises(DamagedCheckpointError, match=r"trained\.safetensors: does not fit its config\.json \(" + message):
             load(folder)
+
+
+@pytest.mark.parametrize(("fields", "name"), [({"tune": "head"}, "head.bias"), ({"tune": "lora"}, "encoder.norm.weight")], ids=str)
+def test_numbers_that_are_not_finite_are_told_with_the_file_that_holds_them(search, fields, name, tmp_path):
+    folder = saved(begun(search, fields)[0], search[0] / "trials" / tmp_path.name / "checkpoint")
+    forged(folder, lambda tensors: tensors[name].fill_(float("nan")))
+    with pytest.raises(DamagedCheckpointError, match=rf"/trained\.safetensors: {name} holds numbers that are not finite"):
+        checkpoint.load_model(folder)
 
 
 # `vit-search train`

@@ -244,7 +244,8 @@ def _load_model(folder: Path, device: torch.device | str) -> ServedModel:
         model.load_state_dict(outcome.state_dict())
     for name, weight in model.state_dict().items():
         if not weight.isfinite().all():
-            raise DamagedCheckpointError(f"{folder / MODEL}: {name} holds numbers that are not finite; use another checkpoint.")
+            file = folder / (MODEL if is_whole(document) else TRAINED)  # the blocks that it leaves out were looked at when they were read
+            raise DamagedCheckpointError(f"{file}: {name} holds numbers that are not finite; use another checkpoint.")
     return ServedModel(
         model=model.to(device).eval(),
         config=config,
