@@ -107,3 +107,11 @@ def test_where_nobody_may_need_the_weights_a_copy_in_the_cache_is_taken_and_no_s
         assert len(served.gets) == gets
         kept_weights.keep(spec, tmp_path / "others")  # a trial starts from them
         assert kept_weights.checked(tmp_path / "others", spec.pretrained[0]).is_file()
+
+
+def test_a_place_that_cannot_hold_the_weights_is_an_error_only_where_they_are_needed(spec, tmp_path):
+    (tmp_path / "weights").write_text("somebody's own file")
+    with pytest.raises(SearchError, match=r"weights: the pretrained weights cannot be written \(File exists\); make room or mend it"):
+        kept_weights.keep(spec, tmp_path / "weights")
+    kept_weights.keep(spec, tmp_path / "weights", needed=False)
+    assert (tmp_path / "weights").read_text() == "somebody's own file"

@@ -20,7 +20,7 @@ from vit_search.data.cache import prepare
 from vit_search.data.weight_files import Version, local_file
 from vit_search.errors import CheckpointError, DamagedCheckpointError, LostWeightsError
 from vit_search.registry.configuration import configuration
-from vit_search.vit import checkpoint, train_once, tuning
+from vit_search.vit import checkpoint, partial_checkpoint, train_once, tuning
 from vit_search.vit.checkpoint_files import describe, model_bytes, sha256_of
 from vit_search.vit.evaluation import Normalisation
 from vit_search.vit.pretrained import read_pretrained
@@ -311,6 +311,101 @@ def test_numbers_that_are_not_finite_are_told_with_the_file_that_holds_them(sear
     folder = saved(begun(search, fields)[0], search[0] / "trials" / tmp_path.name / "checkpoint")
     forged(folder, lambda tensors: tensors[name].fill_(float("nan")))
     with pytest.raises(DamagedCheckpointError, match=rf"/trained\.safetensors: {name} holds numbers that are not finite"):
+        checkpoint.load_model(folder)
+
+
+def test_other_settings_beside_the_weights_change_nothing_of_a_training_that_has_begun(search, tmp_path):
+    kept = shutil.copytree(search[1].parent, tmp_path / "weights" / search[1].parent.name) / checkpoint.MODEL
+    state, rest = begun((tmp_path, kept), {"tune": "last_blocks", "tuned_blocks": 1})
+    folder = saved(state, tmp_path / "trials/0000/checkpoint")
+    kept.with_name("preprocessor_config.json").write_text(json.dumps({"image_mean": [0.9], "image_std": [0.9]}))
+    other = read_pretrained(kept, CLASSES)
+    assert other.backbone.normalisation(1) == ((0.9,), (0.9,))
+    for pretrained in (None, other):
+        resumed = checkpoint.load_training(folder, state.config, pretrained=pretrained)
+        assert (resumed.normalisation.mean.tolist(), resumed.normalisation.std.tolist()) == (PLAIN.mean.tolist(), PLAIN.std.tolist())
+    assert checkpoint.load_model(folder).normalisation.mean.tolist() == PLAIN.mean.tolist()
+    for one in (rest, fit(resumed, images(24), images(20))):
+        list(one)
+    assert bits(resumed.model.state_dict()) == bits(state.model.state_dict())
+
+
+def test_weights_that_cannot_be_read_are_told_unless_there_are_others(search, tmp_path, monkeypatch):
+    folder = saved(begun(search, {"tune": "head"})[0], tmp_path / "trials/0000/checkpoint")
+    (tmp_path / "weights").symlink_to("a" * 300)  # nobody can look into it, not even root
+    with pytest.raises(LostWeightsError, match=r"/weights/[0-9a-f]{64}/model\.safetensors: cannot be read \(File name too long\), and the"):
+        checkpoint.load_model(folder)
+    shutil.copy(search[1], tmp_path / "digits.safetensors")
+    shutil.copy(search[1].with_name("config.json"), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint.load_model(folder).classes == CLASSES
+
+
+# Forged files
+
+
+HUGE = {
+    "a deep model": ({"depth": 256}, r"its pretrained weights do not fit \(depth is 256, and the pretrained weights have 3"),
+    "a wide MLP": ({"mlp_dim": 65536}, r"its pretrained weights do not fit \(mlp_dim is 65536, and"),
+    "wide heads": ({"dim_head": 4096}, r"its pretrained weights do not fit \(dim_head is 4096, and"),
+    "a wide model": ({"dim": 16384, "heads": 1}, r"trained\.safetensors: does not fit its config\.json \("),
+    "a large image": (
+        {"image_size": [1024, 1024]},
+        r"trained\.safetensors: does not fit its config\.json \(positions: F32",
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "message"), HUGE.values(), ids=HUGE)
+def test_forged_sizes_are_refused_before_a_model_is_built(search, model, message, tmp_path, monkeypatch):
+    state, _ = begun(search, {"tune": "head"})
+    folder = saved(state, search[0] / "trials" / tmp_path.name / "checkpoint")
+    signed(folder, lambda document: document["config"]["model"].update(model))
+    for name in ("ViT", "start"):
+        monkeypatch.delattr(partial_checkpoint, name)  # whoever builds one fails
+    shape = dataclasses.asdict(state.config.model) | model | ({"image_size": (1024, 1024)} if "image_size" in model else {})
+    config = dataclasses.replace(state.config, model=ModelConfig(**shape))
+    for load in (checkpoint.load_model, lambda path: checkpoint.load_training(path, config)):
+        with pytest.raises(CheckpointError, match=message) as refused:
+            load(folder)
+        assert "\n" not in str(refused.value)
+
+
+FORGED = {
+    "unknown blocks": (lambda d: d["left_out"].update(blocks="0" * 64), "its frozen blocks came from other pretrained weights"),
+    "no frozen block": (lambda d: d["config"]["training"].update(tune="full"), "its frozen blocks came from other pretrained weights"),
+    "other weights": (lambda d: d["left_out"].update(backbone="0" * 64), f"are gone; put .* into weights/{'0' * 64} in the folder"),
+    "no blocks": (lambda d: d["left_out"].pop("blocks"), r"config\.json: damaged \(left_out\.blocks: missing"),
+    "more than that": (lambda d: d["left_out"].update(more="1"), r"config\.json: damaged \(left_out\.more: unknown"),
+    "a list": (lambda d: d.update(left_out=[]), r"config\.json: damaged \(left_out"),
+    "files elsewhere": (lambda d: d.update(sha256={"../../x": "0" * 64}), r"config\.json: damaged \('trained\.safetensors'\)"),
+    "whole": (lambda d: d.pop("left_out"), r"model\.safetensors: missing"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), FORGED.values(), ids=FORGED)
+def test_a_forged_config_json_is_one_line(search, change, message, tmp_path):
+    folder = saved(begun(search, {"tune": "head"})[0], search[0] / "trials" / tmp_path.name / "checkpoint")
+    signed(folder, change)
+    with pytest.raises(CheckpointError, match=message) as refused:
+        checkpoint.load_model(folder)
+    assert str(refused.value).startswith(str(folder)) and "\n" not in str(refused.value)
+
+
+TENSORS = {
+    "a block": ({"tune": "last_blocks", "tuned_blocks": 1}, {"encoder.blocks.2.norm1.weight": torch.ones(3)}, r"encoder\.blocks\.2\.norm1"),
+    "a rank": ({"tune": "lora", "lora_rank": 2}, {"encoder.blocks.0.attention.qkv.lora_a": torch.ones(3, 16)}, r"encoder\.blocks\.0"),
+    "a frozen block": ({"tune": "head"}, {"encoder.blocks.0.norm1.weight": torch.ones(16)}, r"encoder\.blocks\.0\.norm1\.weight: torch"),
+    "a block more": ({"tune": "head"}, {"encoder.blocks.7.norm1.weight": torch.ones(16)}, r"encoder\.blocks\.7\.norm1\.weight: torch"),
+    "a path": ({"tune": "head"}, {"../../../x": torch.ones(1)}, r"\.\./\.\./\.\./x: torch\.float32 of \[1\], and nothing belongs there"),
+}
+
+
+@pytest.mark.parametrize(("fields", "tensors", "message"), TENSORS.values(), ids=TENSORS)
+def test_forged_tensors_are_damage(search, fields, tensors, message, tmp_path):
+    folder = saved(begun(search, fields)[0], search[0] / "trials" / tmp_path.name / "checkpoint")
+    forged(folder, lambda held: held.update(tensors))
+    with pytest.raises(DamagedCheckpointError, match=r"trained\.safetensors: does not fit its config\.json \(" + message):
         checkpoint.load_model(folder)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,7 +101,9 @@ def read_consistently(folder: Path, read: Callable[[Path], Result]) -> Result:
             result = read(current)
         except FileNotFoundError as error:
             if _epoch_in(current) == epoch:
-                raise DamagedCheckpointError(f"{error.filename}: missing. Name a checkpoint folder with all its files.") from None
+                raise DamagedCheckpointError(
+                    f"{error.filename or current}: missing. Name a checkpoint folder with all its files."
+                ) from None
         except (CheckpointError, OSError):
             if _epoch_in(current) == epoch:
                 raise
@@ -173,7 +176,7 @@ def _copy(folder: Path, target: Path) -> None:
     if is_whole(document):
         shutil.copyfile(folder / MODEL, target / MODEL)  # its mode follows the umask, like that of all exported files
     else:
-        (target / MODEL).write_bytes(_put_together(folder))
+        _put_together(folder, target / MODEL)
     left = {name: value for name, value in document.items() if name != "left_out"}
     (target / CONFIG).write_text(signed(left | {"sha256": {MODEL: sha256_of(target / MODEL)}}))
 
@@ -187,9 +190,14 @@ def weights_sha256(folder: Path) -> str:
 
 
 def _weights_sha256(folder: Path) -> str:
-    if (folder / TRAINED).is_file():  # a model.safetensors beside it is somebody else's
-        return hashlib.sha256(_put_together(folder)).hexdigest()
-    return sha256_of(folder / MODEL)
+    if not (folder / TRAINED).is_file():  # else a model.safetensors beside it is somebody else's
+        return sha256_of(folder / MODEL)
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            _put_together(folder, Path(temporary) / MODEL)
+            return sha256_of(Path(temporary) / MODEL)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: its model is put together in a temporary file, which failed ({error}); make room.") from None
 
 
 def model_bytes(folder: Path) -> int:
@@ -208,11 +216,14 @@ def _model_bytes(folder: Path) -> int:
     return served_bytes(trial_config(folder, read(folder, needs=())).model)
 
 
-def _put_together(folder: Path) -> bytes:
-    """What model.safetensors holds if it is written whole."""
-    from vit_search.vit.checkpoint import served_file  # here, since it needs torch
+def _put_together(folder: Path, path: Path) -> None:
+    """Write the model.safetensors that is served, with the mode that the umask says."""
+    from vit_search.vit.checkpoint import write_served  # here, since it needs torch
 
-    return served_file(folder)
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    write_served(folder, path)
+    path.chmod(mode)
 
 
 def is_whole(document: dict[str, Any]) -> bool:
