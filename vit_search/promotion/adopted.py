@@ -75,15 +75,13 @@ ADOPTED = "adopted"
 
 def _file_of(folder: Path, described: Described) -> SearchSpec:
     """Load the search file that a model was trained from, and check that it fits the model."""
-    path = folder / FILE
+    path, epochs = folder / FILE, described.config.training.epochs
+    if len(described.history) < epochs:  # its file comes at the end
+        raise SearchError(f"{folder}: trained for {len(described.history)} of {counted(epochs, 'epoch')}; go on with `vit-search train`.")
     if not path.is_file():
         raise SearchError(f"{folder}: no {FILE} beside the model, as `vit-search train` leaves it at its end; run that again.")
     spec = search_file.load(path)
     model = described.config.model
     if spec.trial_config({}, in_channels=model.in_channels, num_classes=model.num_classes, trial=0) != described.config:
         raise SearchError(f"{path}: not the file that this model was trained from; train it again with `vit-search train`.")
-    if len(described.history) < spec.epochs:
-        raise SearchError(
-            f"{folder}: trained for {len(described.history)} of {counted(spec.epochs, 'epoch')}; go on with `vit-search train`."
-        )
     return spec
