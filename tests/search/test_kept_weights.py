@@ -1,6 +1,8 @@
 """The pretrained weights in the folder of a search."""
 
+import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from helpers.weight_files import timm_shapes, write_file
 
 from vit_search.config import search_file
 from vit_search.data import backbones
-from vit_search.errors import SearchError, SpecError
+from vit_search.errors import LinkError, SearchError, SpecError
 from vit_search.search import kept_weights
 
 
@@ -115,3 +117,21 @@ def test_a_place_that_cannot_hold_the_weights_is_an_error_only_where_they_are_ne
         kept_weights.keep(spec, tmp_path / "weights")
     kept_weights.keep(spec, tmp_path / "weights", needed=False)
     assert (tmp_path / "weights").read_text() == "somebody's own file"
+
+
+def test_rights_follow_the_umask_as_those_of_the_folders_beside_it(spec, tmp_path):
+    before = os.umask(0o027)
+    try:
+        kept_weights.keep(spec, tmp_path / "weights")
+    finally:
+        os.umask(before)
+    kept = kept_weights.checked(tmp_path / "weights", spec.pretrained[0])
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "weights", kept.parent, kept)] == [0o750, 0o750, 0o640]
+
+
+def test_nothing_is_written_through_a_link(spec, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "weights").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(LinkError, match="weights: a link, which is not followed for writing"):
+        kept_weights.keep(spec, tmp_path / "weights")
+    assert not list((tmp_path / "elsewhere").iterdir())

@@ -2,6 +2,7 @@
 
     weights/SHA256/model.safetensors    and the config.json and preprocessor_config.json that were beside it
 
+Its rights follow the umask, as those of the trials' folders do. The folder of the search is closed to other accounts.
 A promotion's trainings take those of their search.
 """
 
@@ -49,7 +50,7 @@ def keep(spec: SearchSpec, folder: Path, *, needed: bool = True) -> None:
     if not spec.pretrained:
         return
     try:
-        make_folder(folder)
+        make_folder(folder, mode=0o777)
         with locked(folder / ".lock"):  # a search and its promotion may do so at once
             for left in folder.glob("*.new"):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
@@ -109,7 +110,7 @@ def _copy(path: Path, target: Path) -> None:
     """Whole or not at all, with the files that belong to it."""
     fresh = target.with_name(f"{target.name}.{uuid.uuid4().hex}.new")
     try:
-        fresh.mkdir(mode=0o700)
+        fresh.mkdir()
         shutil.copyfile(path, fresh / WEIGHTS)
         for name in FILES.values():
             if (path.parent / name).is_file():
