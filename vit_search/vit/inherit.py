@@ -69,7 +69,10 @@ def inherit_into(model: ViT, weights: Mapping[str, Tensor], backbone: Backbone, 
     check(backbone, model.config)
     own = model.state_dict()
     for name, tensor in _Selection(weights, backbone, model.config, BLOCKS).state(classes):
-        own[name].copy_(tensor)
+        weight = own.pop(name)
+        assert weight.shape == tensor.shape, f"{name}: {list(tensor.shape)} for {list(weight.shape)}"
+        weight.copy_(tensor)
+    assert not own, f"{', '.join(own)}: not in the backbone's selection"
 
 
 class _Selection:
