@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from helpers import models
@@ -116,6 +117,11 @@ def test_between_two_checkpoints_a_reader_takes_the_older_one_and_leaves_both_na
     trial.save()  # the trial's own next step begins with the older one
     assert loaded(trial.folder)[0] == "2"
     assert old.exists()
+
+
+def test_a_reader_inside_of_the_folder_may_name_it_by_a_dot(trial, monkeypatch):
+    monkeypatch.chdir(trial.folder)
+    assert loaded(Path()) == loaded(trial.folder)
 
 
 def test_a_checkpoint_that_is_replaced_each_time_is_one_line(trial, monkeypatch):

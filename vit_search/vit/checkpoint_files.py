@@ -116,6 +116,7 @@ def read_consistently(folder: Path, read: Callable[[Path], Result]) -> Result:
 
 def _older(folder: Path) -> Path:
     """The checkpoint before this one."""
+    folder = folder.resolve() if folder.name in ("", "..") else folder  # named as . or ..
     return folder.with_name(folder.name + ".old")
 
 
