@@ -102,12 +102,14 @@ def _lock_if_free(file: IO[Any]) -> bool:
     return False
 
 
-def make_folder(path: Path, *, parents: bool = False) -> None:
+def make_folder(path: Path, *, parents: bool = False, mode: int = 0o700) -> None:
     """Make a folder that is closed to other accounts, unless it exists.
 
+    Args:
+        mode: 0o777 gives it the rights that the umask allows instead.
     Raises: LinkError if there is a link; OSError if it cannot be made.
     """
-    path.mkdir(mode=0o700, parents=parents, exist_ok=True)
+    path.mkdir(mode=mode, parents=parents, exist_ok=True)
     if path.is_symlink():
         raise LinkError(f"{path}: a link, which is not followed for writing; remove it, or put the folder itself there.")
 

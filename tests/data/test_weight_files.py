@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 
@@ -77,11 +78,23 @@ def test_a_folder_means_the_weights_in_it(tmp_path):
     (tmp_path / "c.safetensors").write_bytes(content())
     with pytest.raises(CheckpointError, match=r"has 2 \.safetensors files \(b\.safetensors, c\.safetensors\); name the file itself"):
         local_file(str(tmp_path))
-    (tmp_path / "trained.safetensors").write_bytes(content())
-    with pytest.raises(
-        CheckpointError, match=r"leaves out blocks of its pretrained weights; make a whole one: vit-search export \S+ --format"
-    ):
-        local_file(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(content())
+    assert local_file(str(tmp_path)).path == tmp_path / "model.safetensors"
+
+
+def test_what_a_checkpoint_has_trained_is_told_how_to_make_a_whole_model_also_by_the_name_of_the_file(tmp_path):
+    path, settings = tmp_path / "trained.safetensors", tmp_path / "config.json"
+    path.write_bytes(content())
+    for text in ("", "no JSON", "[1]", json.dumps(CONFIG)):  # somebody's own file of this name
+        settings.write_text(text) if text else None
+        assert local_file(str(path)).path == local_file(str(tmp_path)).path == path
+    settings.write_text(json.dumps({"left_out": {"backbone": "0" * 64, "blocks": "1" * 64}}))
+    line = (
+        f"{tmp_path}: this checkpoint leaves out blocks of its pretrained weights; make a whole one: vit-search export {tmp_path} --format"
+    )
+    for named in (path, tmp_path):
+        with pytest.raises(CheckpointError, match=re.escape(line)):
+            local_file(str(named))
     (tmp_path / "model.safetensors").write_bytes(content())
     assert local_file(str(tmp_path)).path == tmp_path / "model.safetensors"
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers.commands import vit_search
-from helpers.trained import image_folder, trained_search
+from helpers.trained import image_folder, search_from_weights, trained_search
 from sklearn.datasets import load_digits
 
 from vit_search.config import search_file
@@ -103,6 +103,38 @@ def test_a_second_report_does_not_ask_the_model_again_and_writes_the_same(copied
         patch.setattr("vit_search.vit.split_probabilities.split_probabilities", None)
         report.write(copied, look=True)
     assert [(copied / name).read_bytes() for name in (mistakes.FILE, *report.TABLES)] == before
+
+
+@pytest.fixture
+def fine(tmp_path, monkeypatch):
+    """A search of one trial whose checkpoint leaves out the blocks of its pretrained weights, and its report."""
+    monkeypatch.chdir(tmp_path)
+    folder = search_from_weights(tmp_path, ("head",))
+    report.write(folder, look=True)
+    assert mistakes.read(folder).images > 0
+    return folder
+
+
+def everything(folder):
+    return [(folder / name).read_bytes() for name in (mistakes.FILE, *report.TABLES)]
+
+
+def test_a_second_report_does_not_put_a_model_together_whose_checkpoint_leaves_blocks_out(fine, monkeypatch):
+    before = everything(fine)
+    monkeypatch.setattr("vit_search.vit.checkpoint.load_model", None)
+    report.write(fine, look=True)
+    assert everything(fine) == before
+
+
+@pytest.mark.parametrize("change", [{}, {"weights_sha256": "of an earlier epoch"}], ids=["same model", "earlier epoch"])
+def test_what_was_found_stays_if_the_pretrained_weights_are_lost(fine, tmp_path, change):
+    path = fine / mistakes.FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    before = everything(fine)
+    shutil.rmtree(fine / "weights")
+    shutil.rmtree(tmp_path / "backbone")
+    report.write(fine, look=True)
+    assert everything(fine) == before
 
 
 def test_another_best_model_replaces_what_was_found(copied):

@@ -1,14 +1,17 @@
 """The pretrained weights in the folder of a search."""
 
+import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
+from helpers.remote_files import http_server
 from helpers.weight_files import timm_shapes, write_file
 
 from vit_search.config import search_file
 from vit_search.data import backbones
-from vit_search.errors import SearchError, SpecError
+from vit_search.errors import LinkError, SearchError, SpecError
 from vit_search.search import kept_weights
 
 
@@ -85,3 +88,50 @@ def test_weights_that_are_gone_or_changed_say_where_to_put_them_and_are_an_error
         kept_weights.keep(spec, folder)
     kept_weights.keep(spec, folder, needed=False)
     assert not place.exists()
+
+
+def test_where_nobody_may_need_the_weights_a_copy_in_the_cache_is_taken_and_no_server_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIT_SEARCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "there").mkdir()
+    write_file(tmp_path / "there" / "a.safetensors", timm_shapes())
+    with http_server(tmp_path / "there") as served:
+        source = f"{served.url}/a.safetensors"
+        spec = search_file.parse(
+            f"name: a\ndata: {{name: digits}}\ntrials: 1\nepochs: 1\nmodel: {{pretrained: '{source}', patch_size: 4}}\n"
+        )
+        spec = backbones.pinned(spec, backbones.find_all(spec))
+        gets = len(served.gets)
+        kept_weights.keep(spec, tmp_path / "weights", needed=False)
+        assert kept_weights.checked(tmp_path / "weights", spec.pretrained[0]).is_file()
+        shutil.rmtree(tmp_path / "cache")
+        kept_weights.keep(spec, tmp_path / "others", needed=False)
+        assert not list((tmp_path / "others").glob("*/model.safetensors"))
+        assert len(served.gets) == gets
+        kept_weights.keep(spec, tmp_path / "others")  # a trial starts from them
+        assert kept_weights.checked(tmp_path / "others", spec.pretrained[0]).is_file()
+
+
+def test_a_place_that_cannot_hold_the_weights_is_an_error_only_where_they_are_needed(spec, tmp_path):
+    (tmp_path / "weights").write_text("somebody's own file")
+    with pytest.raises(SearchError, match=r"weights: the pretrained weights cannot be written \(File exists\); make room or mend it"):
+        kept_weights.keep(spec, tmp_path / "weights")
+    kept_weights.keep(spec, tmp_path / "weights", needed=False)
+    assert (tmp_path / "weights").read_text() == "somebody's own file"
+
+
+def test_rights_follow_the_umask_as_those_of_the_folders_beside_it(spec, tmp_path):
+    before = os.umask(0o027)
+    try:
+        kept_weights.keep(spec, tmp_path / "weights")
+    finally:
+        os.umask(before)
+    kept = kept_weights.checked(tmp_path / "weights", spec.pretrained[0])
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "weights", kept.parent, kept)] == [0o750, 0o750, 0o640]
+
+
+def test_nothing_is_written_through_a_link(spec, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "weights").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(LinkError, match="weights: a link, which is not followed for writing"):
+        kept_weights.keep(spec, tmp_path / "weights")
+    assert not list((tmp_path / "elsewhere").iterdir())

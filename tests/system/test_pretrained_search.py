@@ -116,6 +116,16 @@ def test_what_was_promoted_answers_without_any_weights_file(home, tmp_path):
     assert sum("holds only what was trained, and the pretrained weights of its search are gone" in done.stderr for done in said) == 3
 
 
+def test_a_promotion_that_is_over_restores_lost_weights_from_their_source(home):
+    kept = home / "searches" / "fine-1" / "weights"
+    assert not kept.exists()
+    shutil.copytree(home / "elsewhere", home / "weights")
+    vit_search_process(home, "promote", "fine-1", "--allow-dirty", code=None)
+    assert [path.name for path in kept.glob("*/model.safetensors")] == ["model.safetensors"]
+    shutil.rmtree(home / "weights")
+    shutil.rmtree(kept)
+
+
 def test_a_promotion_whose_weights_are_lost_or_changed_is_one_line_before_anything_is_trained(home):
     assert not (home / "searches" / "fine-1" / "weights").exists()
     done = vit_search_process(home, "promote", "fine-1", "--seeds", "2", "--allow-dirty", code=2)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import models
+from helpers.remote_files import http_server
 from safetensors.torch import load_file, save_file
 
 from vit_search.config import search_file
@@ -16,8 +17,10 @@ from vit_search.config.model_config import ModelConfig
 from vit_search.data import backbones
 from vit_search.data.batches import Split
 from vit_search.data.cache import prepare
-from vit_search.errors import CheckpointError, DamagedCheckpointError
-from vit_search.vit import checkpoint, train_once, tuning
+from vit_search.data.weight_files import Version, local_file
+from vit_search.errors import CheckpointError, DamagedCheckpointError, LostWeightsError
+from vit_search.registry.configuration import configuration
+from vit_search.vit import checkpoint, partial_checkpoint, train_once, tuning
 from vit_search.vit.checkpoint_files import describe, model_bytes, sha256_of
 from vit_search.vit.evaluation import Normalisation
 from vit_search.vit.pretrained import read_pretrained
@@ -71,6 +74,22 @@ def saved(state, folder, **how):
     return folder
 
 
+def forged(folder, change):
+    """Change the tensors of a checkpoint that leaves blocks out, and its sha256 values with them."""
+    tensors = load_file(folder / checkpoint.TRAINED)
+    change(tensors)
+    save_file(tensors, folder / checkpoint.TRAINED)
+    signed(folder, lambda document: document["sha256"].update({checkpoint.TRAINED: sha256_of(folder / checkpoint.TRAINED)}))
+
+
+def signed(folder, change):
+    """Change config.json, and take its own sha256 away."""
+    document = json.loads((folder / "config.json").read_text())
+    del document["sha256"]["config.json"]
+    change(document)
+    (folder / "config.json").write_text(json.dumps(document))
+
+
 def bits(weights):
     return {name: tensor.numpy().tobytes() for name, tensor in weights.items()}
 
@@ -101,7 +120,7 @@ def test_the_model_that_is_served_is_the_one_of_a_whole_checkpoint(search, field
     part = saved(state, search[0] / "trials" / tmp_path.name / "checkpoint")
     whole = saved(state, tmp_path / "whole", whole=True)
     digest = sha256_of(whole / checkpoint.MODEL)
-    assert checkpoint.weights_sha256(part) == describe(part).weights_sha256 == digest
+    assert checkpoint.weights_sha256(part) == describe(whole).fingerprint == digest
     assert checkpoint.model_bytes(part) == model_bytes(whole) == (whole / checkpoint.MODEL).stat().st_size
     served = checkpoint.load_model(part)
     assert not served.model.training
@@ -162,21 +181,44 @@ def test_without_the_weights_of_its_search_a_checkpoint_says_which_it_needs(sear
     state, _ = begun(search, {"tune": "head"})
     folder = saved(state, tmp_path / "trials/0000/checkpoint")
     digest = search[1].parent.name
-    for load in (
-        checkpoint.load_model,
-        checkpoint.weights_sha256,
-        describe,
-        lambda path: checkpoint.copy_for_serving(path, tmp_path / "x"),
-    ):
+    for load in (checkpoint.load_model, checkpoint.weights_sha256, lambda path: checkpoint.copy_for_serving(path, tmp_path / "x")):
         with pytest.raises(CheckpointError, match=rf"the pretrained weights of its search are gone; put .* into weights/{digest} in"):
             load(folder)
+    assert not (tmp_path / "x").exists()
     kept = shutil.copytree(search[1].parent, tmp_path / "weights" / digest)
-    assert describe(folder).weights_sha256 == checkpoint.weights_sha256(folder)
+    assert checkpoint.weights_sha256(folder) == checkpoint.weights_sha256(saved(state, tmp_path / "whole", whole=True))
     with (kept / checkpoint.MODEL).open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x7f")
     with pytest.raises(CheckpointError, match=r"weights/[0-9a-f]{64}/model\.safetensors: its sha256 is not the one in its folder's name"):
         checkpoint.load_model(folder)
+
+
+def test_what_reads_only_the_configuration_needs_no_weights(search, tmp_path, monkeypatch):
+    state, rest = begun(search, {"tune": "last_blocks", "tuned_blocks": 1})
+    folder, whole = tmp_path / "trials/0000/checkpoint", saved(state, tmp_path / "whole", whole=True)
+    saved(state, folder)
+    monkeypatch.setattr(checkpoint, "load_model", None)
+    assert describe(folder).config == state.config
+    assert describe(folder).fingerprint != describe(whole).fingerprint
+    assert checkpoint.model_bytes(folder) == (whole / checkpoint.MODEL).stat().st_size
+    assert not train_once.is_done(folder, state.config)
+    list(rest)
+    saved(state, folder)
+    assert train_once.is_done(folder, state.config)
+    written = configuration(str(folder)).text
+    assert "tuned_blocks: 1" in written
+    assert f"weights: those of model.pretrained, and trained.safetensors with sha256 {sha256_of(folder / checkpoint.TRAINED)}" in written
+
+
+def test_a_model_file_that_somebody_has_put_beside_what_was_trained_is_not_taken_for_the_model(search, tmp_path):
+    state, _ = begun(search, {"tune": "head"})
+    folder = saved(state, search[0] / "trials" / tmp_path.name / "checkpoint")
+    digest, size = checkpoint.weights_sha256(folder), checkpoint.model_bytes(folder)
+    _, other = models.untrained(tmp_path / "other", dim=8)
+    shutil.copy(other / checkpoint.MODEL, folder)
+    assert (checkpoint.weights_sha256(folder), checkpoint.model_bytes(folder)) == (digest, size)
+    assert bits(checkpoint.load_model(folder).model.state_dict()) == bits(state.outcome.state_dict())
 
 
 def test_a_checkpoint_that_was_moved_finds_the_weights_that_its_search_file_named(search, tmp_path, monkeypatch):
@@ -189,6 +231,39 @@ def test_a_checkpoint_that_was_moved_finds_the_weights_that_its_search_file_name
         checkpoint.load_model(moved)
     monkeypatch.chdir(tmp_path)
     assert checkpoint.weights_sha256(moved) == checkpoint.weights_sha256(folder)
+
+
+class OneModel:
+    """A registry with one version, whose files are in a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def look_up(self, source):
+        return Version(source.place, "1", self.folder.name, None)
+
+    def fetch(self, version, folder):
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("kind", ["url", "models"])
+def test_a_copy_in_the_cache_takes_the_place_of_lost_weights_and_no_server_is_asked(search, kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("VIT_SEARCH_CACHE", str(tmp_path / "cache"))
+    with http_server(search[1].parent) as served:
+        source = f"{served.url}/model.safetensors" if kind == "url" else "models:/digits/1"
+        found = local_file(source, registry=OneModel(search[1].parent))
+        config = config_of(search[1], {"tune": "head"})
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, pretrained=found.pinned))
+        state = start(config, PLAIN, pretrained=read_pretrained(search[1], CLASSES))
+        folder, gets = saved(state, tmp_path / "checkpoint"), len(served.gets)
+        assert bits(checkpoint.load_model(folder).model.state_dict()) == bits(state.outcome.state_dict())
+        found.path.write_bytes(found.path.read_bytes()[:-1] + b"\x7f")
+        with pytest.raises(LostWeightsError, match="weights of its search are gone"):
+            checkpoint.load_model(folder)
+        shutil.rmtree(tmp_path / "cache")
+        with pytest.raises(LostWeightsError, match="weights of its search are gone"):
+            checkpoint.load_model(folder)
+        assert len(served.gets) == gets
 
 
 def test_weights_without_their_config_json_are_said(search, tmp_path):
@@ -205,10 +280,7 @@ def test_weights_without_their_config_json_are_said(search, tmp_path):
 @pytest.mark.parametrize("backbone", ["../../elsewhere", "0" * 63])
 def test_a_name_that_is_no_sha256_is_damage(search, backbone, tmp_path):
     folder = saved(begun(search, {"tune": "head"})[0], tmp_path / "checkpoint")
-    document = json.loads((folder / "config.json").read_text())
-    document["left_out"]["backbone"] = backbone
-    del document["sha256"]["config.json"]
-    (folder / "config.json").write_text(json.dumps(document))
+    signed(folder, lambda document: document["left_out"].update(backbone=backbone))
     with pytest.raises(DamagedCheckpointError, match=r"left_out\.backbone is no sha256"):
         checkpoint.load_model(folder)
 
@@ -228,16 +300,113 @@ def test_a_name_that_is_no_sha256_is_damage(search, backbone, tmp_path):
 def test_other_weights_than_config_json_asks_for_are_damage(search, change, message, tmp_path):
     state, _ = begun(search, {"tune": "head"})
     folder = saved(state, search[0] / "trials" / tmp_path.name / "checkpoint")
-    tensors = load_file(folder / checkpoint.TRAINED)
-    change(tensors)
-    save_file(tensors, folder / checkpoint.TRAINED)
-    document = json.loads((folder / "config.json").read_text())
-    document["sha256"][checkpoint.TRAINED] = sha256_of(folder / checkpoint.TRAINED)
-    del document["sha256"]["config.json"]
-    (folder / "config.json").write_text(json.dumps(document))
+    forged(folder, change)
     for load in (checkpoint.load_model, lambda path: checkpoint.load_training(path, state.config)):
         with pytest.raises(DamagedCheckpointError, match=r"trained\.safetensors: does not fit its config\.json \(" + message):
             load(folder)
+
+
+@pytest.mark.parametrize(("fields", "name"), [({"tune": "head"}, "head.bias"), ({"tune": "lora"}, "encoder.norm.weight")], ids=str)
+def test_numbers_that_are_not_finite_are_told_with_the_file_that_holds_them(search, fields, name, tmp_path):
+    folder = saved(begun(search, fields)[0], search[0] / "trials" / tmp_path.name / "checkpoint")
+    forged(folder, lambda tensors: tensors[name].fill_(float("nan")))
+    with pytest.raises(DamagedCheckpointError, match=rf"/trained\.safetensors: {name} holds numbers that are not finite"):
+        checkpoint.load_model(folder)
+
+
+def test_other_settings_beside_the_weights_change_nothing_of_a_training_that_has_begun(search, tmp_path):
+    kept = shutil.copytree(search[1].parent, tmp_path / "weights" / search[1].parent.name) / checkpoint.MODEL
+    state, rest = begun((tmp_path, kept), {"tune": "last_blocks", "tuned_blocks": 1})
+    folder = saved(state, tmp_path / "trials/0000/checkpoint")
+    kept.with_name("preprocessor_config.json").write_text(json.dumps({"image_mean": [0.9], "image_std": [0.9]}))
+    other = read_pretrained(kept, CLASSES)
+    assert other.backbone.normalisation(1) == ((0.9,), (0.9,))
+    for pretrained in (None, other):
+        resumed = checkpoint.load_training(folder, state.config, pretrained=pretrained)
+        assert (resumed.normalisation.mean.tolist(), resumed.normalisation.std.tolist()) == (PLAIN.mean.tolist(), PLAIN.std.tolist())
+    assert checkpoint.load_model(folder).normalisation.mean.tolist() == PLAIN.mean.tolist()
+    for one in (rest, fit(resumed, images(24), images(20))):
+        list(one)
+    assert bits(resumed.model.state_dict()) == bits(state.model.state_dict())
+
+
+def test_weights_that_cannot_be_read_are_told_unless_there_are_others(search, tmp_path, monkeypatch):
+    folder = saved(begun(search, {"tune": "head"})[0], tmp_path / "trials/0000/checkpoint")
+    (tmp_path / "weights").symlink_to("a" * 300)  # nobody can look into it, not even root
+    with pytest.raises(LostWeightsError, match=r"/weights/[0-9a-f]{64}/model\.safetensors: cannot be read \(File name too long\), and the"):
+        checkpoint.load_model(folder)
+    shutil.copy(search[1], tmp_path / "digits.safetensors")
+    shutil.copy(search[1].with_name("config.json"), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint.load_model(folder).classes == CLASSES
+
+
+# Forged files
+
+
+HUGE = {
+    "a deep model": ({"depth": 256}, r"its pretrained weights do not fit \(depth is 256, and the pretrained weights have 3"),
+    "a wide MLP": ({"mlp_dim": 65536}, r"its pretrained weights do not fit \(mlp_dim is 65536, and"),
+    "wide heads": ({"dim_head": 4096}, r"its pretrained weights do not fit \(dim_head is 4096, and"),
+    "a wide model": ({"dim": 16384, "heads": 1}, r"trained\.safetensors: does not fit its config\.json \("),
+    "a large image": (
+        {"image_size": [1024, 1024]},
+        r"trained\.safetensors: does not fit its config\.json \(positions: F32",
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "message"), HUGE.values(), ids=HUGE)
+def test_forged_sizes_are_refused_before_a_model_is_built(search, model, message, tmp_path, monkeypatch):
+    state, _ = begun(search, {"tune": "head"})
+    folder = saved(state, search[0] / "trials" / tmp_path.name / "checkpoint")
+    signed(folder, lambda document: document["config"]["model"].update(model))
+    for name in ("ViT", "start"):
+        monkeypatch.delattr(partial_checkpoint, name)  # whoever builds one fails
+    shape = dataclasses.asdict(state.config.model) | model | ({"image_size": (1024, 1024)} if "image_size" in model else {})
+    config = dataclasses.replace(state.config, model=ModelConfig(**shape))
+    for load in (checkpoint.load_model, lambda path: checkpoint.load_training(path, config)):
+        with pytest.raises(CheckpointError, match=message) as refused:
+            load(folder)
+        assert "\n" not in str(refused.value)
+
+
+FORGED = {
+    "unknown blocks": (lambda d: d["left_out"].update(blocks="0" * 64), "its frozen blocks came from other pretrained weights"),
+    "no frozen block": (lambda d: d["config"]["training"].update(tune="full"), "its frozen blocks came from other pretrained weights"),
+    "other weights": (lambda d: d["left_out"].update(backbone="0" * 64), f"are gone; put .* into weights/{'0' * 64} in the folder"),
+    "no blocks": (lambda d: d["left_out"].pop("blocks"), r"config\.json: damaged \(left_out\.blocks: missing"),
+    "more than that": (lambda d: d["left_out"].update(more="1"), r"config\.json: damaged \(left_out\.more: unknown"),
+    "a list": (lambda d: d.update(left_out=[]), r"config\.json: damaged \(left_out"),
+    "files elsewhere": (lambda d: d.update(sha256={"../../x": "0" * 64}), r"config\.json: damaged \('trained\.safetensors'\)"),
+    "whole": (lambda d: d.pop("left_out"), r"model\.safetensors: missing"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), FORGED.values(), ids=FORGED)
+def test_a_forged_config_json_is_one_line(search, change, message, tmp_path):
+    folder = saved(begun(search, {"tune": "head"})[0], search[0] / "trials" / tmp_path.name / "checkpoint")
+    signed(folder, change)
+    with pytest.raises(CheckpointError, match=message) as refused:
+        checkpoint.load_model(folder)
+    assert str(refused.value).startswith(str(folder)) and "\n" not in str(refused.value)
+
+
+TENSORS = {
+    "a block": ({"tune": "last_blocks", "tuned_blocks": 1}, {"encoder.blocks.2.norm1.weight": torch.ones(3)}, r"encoder\.blocks\.2\.norm1"),
+    "a rank": ({"tune": "lora", "lora_rank": 2}, {"encoder.blocks.0.attention.qkv.lora_a": torch.ones(3, 16)}, r"encoder\.blocks\.0"),
+    "a frozen block": ({"tune": "head"}, {"encoder.blocks.0.norm1.weight": torch.ones(16)}, r"encoder\.blocks\.0\.norm1\.weight: torch"),
+    "a block more": ({"tune": "head"}, {"encoder.blocks.7.norm1.weight": torch.ones(16)}, r"encoder\.blocks\.7\.norm1\.weight: torch"),
+    "a path": ({"tune": "head"}, {"../../../x": torch.ones(1)}, r"\.\./\.\./\.\./x: torch\.float32 of \[1\], and nothing belongs there"),
+}
+
+
+@pytest.mark.parametrize(("fields", "tensors", "message"), TENSORS.values(), ids=TENSORS)
+def test_forged_tensors_are_damage(search, fields, tensors, message, tmp_path):
+    folder = saved(begun(search, fields)[0], search[0] / "trials" / tmp_path.name / "checkpoint")
+    forged(folder, lambda held: held.update(tensors))
+    with pytest.raises(DamagedCheckpointError, match=r"trained\.safetensors: does not fit its config\.json \(" + message):
+        checkpoint.load_model(folder)
 
 
 # `vit-search train`

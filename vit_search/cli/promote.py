@@ -81,6 +81,7 @@ def promote(
     from vit_search.ledger.file import check_free
     from vit_search.promotion import finalists
     from vit_search.promotion.policy import load
+    from vit_search.search import kept_weights
     from vit_search.tracking.uris import resolve_uri
 
     name = None if name is None else _model_name(name)
@@ -96,6 +97,8 @@ def promote(
     check_free(folder / "ledger.jsonl")  # a search that still runs may find a better one
     if planned.left:
         _retrain(planned, uri)
+    else:  # nothing starts from lost weights, but the checkpoints of these trainings may leave frozen blocks out
+        kept_weights.keep(planned.spec, kept_weights.folder_of(folder, facts), needed=False)
     retrained = finalists.read(planned)
     with promotion_steps(retrained.folder, folder.name) as say:
         from vit_search.promotion.decision import PromotionRequest

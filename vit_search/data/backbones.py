@@ -40,18 +40,18 @@ class FoundBackbone:
         return {"source": source, "revision": origin.revision, "sha256": self.file.sha256, "licence": licence}
 
 
-def find(source: str, *, download: bool = False, registry: Registry | None = None) -> FoundBackbone:
+def find(source: str, *, download: bool = False, fetch: bool = True, registry: Registry | None = None) -> FoundBackbone:
     """Find the weights of one source.
 
     Args:
-        download, registry: see `local_file`.
+        download, fetch, registry: see `local_file`.
     Raises: SpecError that begins with the key of the search file; its subclass NotHereError if another machine may have
         the weights.
     """
     named = parse(source)
     kind = SpecError if named.kind == "file" and is_there(named) else NotHereError
     try:
-        file = local_file(source, download=download, registry=registry, key=KEY)
+        file = local_file(source, download=download, fetch=fetch, registry=registry, key=KEY)
         kind = SpecError
         with file.naming_source():
             found = FoundBackbone(file, read_backbone(file.path))

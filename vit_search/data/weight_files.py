@@ -10,6 +10,7 @@ from typing import Protocol
 
 from vit_search.config.backbone_settings import FILES
 from vit_search.config.data_urls import near_path
+from vit_search.config.strict_json import parse as parse_json
 from vit_search.config.weight_licences import licence_beside
 from vit_search.config.weight_sources import ENDING, KEY, WeightSource, parse
 from vit_search.data import hugging_face, weight_cache
@@ -84,7 +85,13 @@ class Version:
 
 
 def local_file(
-    source: str, *, download: bool = False, registry: Registry | None = None, cache: Path | None = None, key: str = KEY
+    source: str,
+    *,
+    download: bool = False,
+    fetch: bool = True,
+    registry: Registry | None = None,
+    cache: Path | None = None,
+    key: str = KEY,
 ) -> WeightFile:
     """Find the file that a source means: a file of the user, or one in the cache. If it is missing there, it may be fetched.
 
@@ -93,6 +100,7 @@ def local_file(
 
     Args:
         download: whether to ask Hugging Face, and to fetch what is missing.
+        fetch: False: no server is asked, and a source that is not pinned is not found in the cache, since nobody knows what it means now.
         registry: where registered versions are. Without it, only those in the cache are found.
         cache: `default_cache()` by default.
         key: what messages begin with.
@@ -103,18 +111,22 @@ def local_file(
     if named.kind == "file":
         return _checked(named, _of_folder(named, key), key)
     try:
-        return _of_cache(named, download, registry, cache or default_cache())
+        return _of_cache(named, download, registry, cache or default_cache(), fetch=fetch)
     except VitSearchError as error:
         raise type(error)(f"{key}: {error}") from None
 
 
-def _of_cache(source: WeightSource, download: bool, registry: Registry | None, cache: Path) -> WeightFile:
+def _of_cache(source: WeightSource, download: bool, registry: Registry | None, cache: Path, *, fetch: bool) -> WeightFile:
     """Find weights that are not a file of the user."""
     kept = weight_cache.find(str(source), cache)
+    if kept and source.sha256 not in ("", kept.sha256):
+        kept = None
     if kept is None and source.sha256 and (last := weight_cache.find(source.unpinned, cache)) and last.sha256 == source.sha256:
         kept = last
     if kept and (source.sha256 or source.is_exact):
         return _recorded(source, kept, cache)
+    if not fetch:
+        raise CheckpointError(f"{source.unpinned}: not on this machine.")
     try:
         if source.kind == "models":  # not `kept`: the cache is shared by all projects, and two may have models of the same name
             return _registered(source, registry, cache)
@@ -213,8 +225,7 @@ def _of_folder(source: WeightSource, key: str) -> Path:
         if WEIGHTS in files:
             return path / WEIGHTS
         if PART in files:
-            mend = f"make a whole one: vit-search export {_shown(path)} --format safetensors --output FOLDER."
-            raise CheckpointError(f"{key}: {_shown(path)}: this checkpoint leaves out blocks of its pretrained weights; {mend}")
+            _check_whole(path / PART, key)
         if len(files) == 1:
             return path / files[0]
         fact = f"has {len(files)} {ENDING} files ({listed([file_name(name) for name in files])})" if files else f"has no {ENDING} file"
@@ -225,7 +236,20 @@ def _of_folder(source: WeightSource, key: str) -> Path:
         raise CheckpointError(f"{key}: {_shown(path)}: no such file; {mend}")
     if not is_file:
         raise CheckpointError(f"{key}: {_shown(path)}: neither a file nor a folder; name a {ENDING} file.")
+    if path.name == PART:
+        _check_whole(path, key)
     return path
+
+
+def _check_whole(path: Path, key: str) -> None:
+    """Raises: CheckpointError if a file holds only what was trained, as the config.json beside it says."""
+    try:
+        document = parse_json((path.parent / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return
+    if isinstance(document, dict) and document.get("left_out"):
+        mend = f"make a whole one: vit-search export {_shown(path.parent)} --format safetensors --output FOLDER."
+        raise CheckpointError(f"{key}: {_shown(path.parent)}: this checkpoint leaves out blocks of its pretrained weights; {mend}")
 
 
 def _checked(source: WeightSource, path: Path, key: str) -> WeightFile:

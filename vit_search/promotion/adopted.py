@@ -37,7 +37,7 @@ def adopt(folder: Path, output: Path, *, tracking_uri: str | None = None) -> Pat
     described = describe(folder)
     spec = _file_of(folder, described)
     for marker in sorted(output.glob(f"{spec.name}-*/{ADOPTED}")):
-        if marker.read_text(encoding="utf-8") == described.weights_sha256 and (marker.parent / "search.json").is_file():
+        if marker.read_text(encoding="utf-8") == described.fingerprint and (marker.parent / "search.json").is_file():
             return marker.parent
     data = prepare(spec.data_config)
     if data.data_hash != described.data_hash:
@@ -48,7 +48,7 @@ def adopt(folder: Path, output: Path, *, tracking_uri: str | None = None) -> Pat
     search = new_folder(output, spec.name)
     try:
         shutil.copytree(folder, trial_folder(search, 0) / "checkpoint")
-        (search / ADOPTED).write_text(described.weights_sha256, encoding="utf-8")
+        (search / ADOPTED).write_text(described.fingerprint, encoding="utf-8")
         _write_ledger(search, described)
         searches.write(search, facts_of(spec, search, data, recorder, weights=weights))  # last, because it makes the folder a search
     except OSError as error:
@@ -75,15 +75,13 @@ ADOPTED = "adopted"
 
 def _file_of(folder: Path, described: Described) -> SearchSpec:
     """Load the search file that a model was trained from, and check that it fits the model."""
-    path = folder / FILE
+    path, epochs = folder / FILE, described.config.training.epochs
+    if len(described.history) < epochs:  # its file comes at the end
+        raise SearchError(f"{folder}: trained for {len(described.history)} of {counted(epochs, 'epoch')}; go on with `vit-search train`.")
     if not path.is_file():
         raise SearchError(f"{folder}: no {FILE} beside the model, as `vit-search train` leaves it at its end; run that again.")
     spec = search_file.load(path)
     model = described.config.model
     if spec.trial_config({}, in_channels=model.in_channels, num_classes=model.num_classes, trial=0) != described.config:
         raise SearchError(f"{path}: not the file that this model was trained from; train it again with `vit-search train`.")
-    if len(described.history) < spec.epochs:
-        raise SearchError(
-            f"{folder}: trained for {len(described.history)} of {counted(spec.epochs, 'epoch')}; go on with `vit-search train`."
-        )
     return spec

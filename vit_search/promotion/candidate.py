@@ -19,6 +19,7 @@ from vit_search.promotion import finalists
 from vit_search.promotion.finalists import Finalist, Retrained
 from vit_search.vit import checkpoint
 from vit_search.vit.checkpoint import ServedModel
+from vit_search.vit.checkpoint_files import describe
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def choose_candidate(client: mlflow.MlflowClient, retrained: Retrained) -> Candi
     """
 
     def params(finalist: Finalist) -> float:
-        return cost_of(checkpoint.load_model(finalist.checkpoints[0]).config.model, 1).params
+        return cost_of(describe(finalist.checkpoints[0]).config.model, 1).params
 
     finalist = finalists.choose(retrained.finalists, retrained.spec.mode, params)
     index = finalist.middle
@@ -67,9 +68,9 @@ def candidate_of_trial(folder: Path, number: int) -> Candidate:
     trained = trial_folder(folder, number) / "checkpoint"
     if not checkpoint.exists(trained):
         raise PromotionError(f"{folder}: the checkpoint of trial {number} is not kept; raise keep_checkpoints, or name one of the best.")
-    served = checkpoint.load_model(trained)
+    served, digest = checkpoint.read_consistently(trained, lambda now: (checkpoint.load_model(now), checkpoint.weights_sha256(now)))
     finalist = Finalist(number, {}, 0.0, (served.config.seed,), (0.0,), (trained,), (number,), (0.0,))
-    return Candidate(finalist, 0, served, trained, checkpoint.weights_sha256(trained), "", "", "")
+    return Candidate(finalist, 0, served, trained, digest, "", "", "")
 
 
 def lineage_of(candidate: Candidate, facts: SearchFacts) -> dict[str, str]:

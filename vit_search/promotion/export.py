@@ -83,8 +83,11 @@ def export(model: str, format: str, path: Path | None = None, *, tracking_uri: s
     if trained is not None:
         path = path or Path(f"{trained.resolve().name}{FORMATS[format] or '-' + format}")
         _check_free(path)
-        served = checkpoint.load_model(trained)
-        difference = write(served, path, format, {"weights_sha256": checkpoint.weights_sha256(trained)}, folder=trained)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "checkpoint"
+            checkpoint.copy_for_serving(trained, folder)  # its trial may go on, and replace it
+            served = checkpoint.load_model(folder)
+            difference = write(served, path, format, {"weights_sha256": checkpoint.weights_sha256(folder)}, folder=folder)
         return Exported(path, str(trained), "", difference)
     client = client_for(of_newest(tracking_uri), needs="read")
     version = references.find_version(client, model)

@@ -22,15 +22,19 @@ def retrain(
 ) -> SearchResult | None:
     """Run the trainings of a plan, or continue them after a crash. None if all are finished already.
 
-    Raises: SearchError if another process runs them, or the search's folder has been changed; SpecError if its pretrained weights are
-        lost or have changed; DataError; TrackingError; NoTrialCompletedError.
+    If the search has lost its pretrained weights, they are restored from their source: trainings start from them, and finished ones may
+    need them, too, since their checkpoints leave frozen blocks out.
+
+    Raises: SearchError if another process runs them, or the search's folder has been changed; SpecError if something is left to train and
+        its pretrained weights are lost or have changed; DataError; TrackingError; NoTrialCompletedError.
     """
     _, facts = searches.read(plan.search)
     data = resuming.check_untouched(plan.search, *searches.read(plan.search))
     folder = plan.folder
-    if folder is not None and not plan.left and not is_held(folder / "ledger.jsonl"):
+    done = folder is not None and not plan.left and not is_held(folder / "ledger.jsonl")
+    kept_weights.keep(plan.spec, kept_weights.folder_of(plan.search, facts), needed=not done)
+    if done:
         return None
-    kept_weights.keep(plan.spec, kept_weights.folder_of(plan.search, facts))
     recorder = Recorder.connect(resolve_uri(tracking_uri, plan.search, facts), plan.spec.name)
     if folder is None:
         folder = _new_folder(plan.search)

@@ -11,7 +11,7 @@ from vit_search.config.strict_json import parse
 from vit_search.data.split import TRAINED_AND_VALIDATED_ON
 from vit_search.planning.fixed_file import FixedFile, fixed_file
 from vit_search.registry import references
-from vit_search.vit.checkpoint_files import Described, describe
+from vit_search.vit.checkpoint_files import TRAINED, Described, describe
 
 FROM_THE_SEARCH = ("metric", "mode", "resources")
 """Keys that the checkpoint does not hold. `resources` sets the number of threads, which affects the last bits of each sum."""
@@ -41,7 +41,10 @@ def configuration(model: str, *, tracking_uri: str | None = None) -> FixedFile:
 
 
 def _written(described: Described, *, name: str, about: list[str], searched: dict[str, Any] | None) -> FixedFile:
-    about = [*about, f"weights: sha256 {described.weights_sha256}"]
+    if described.left_out is None:
+        about = [*about, f"weights: sha256 {described.file_sha256}"]
+    else:
+        about = [*about, f"weights: those of model.pretrained, and {TRAINED} with sha256 {described.file_sha256}"]
     if searched is None:
         about.append("metric, mode and resources are the defaults: MLflow has no search of this model")
     train_on = next((key for key, (splits, _) in TRAINED_AND_VALIDATED_ON.items() if splits == described.trained_on), "train")

@@ -74,6 +74,7 @@ class Mistakes:
 
     trial: Count
     weights_sha256: str
+    """Of model.safetensors; if its checkpoint leaves blocks out, what stands for it: see `checkpoint_files.Described.fingerprint`."""
     data_hash: str
     split: str
     """"val"; "holdout" for a search that trains on train+val."""
@@ -147,13 +148,13 @@ def find(
             return earlier
         return _missing(folder, f"The checkpoint of trial {best.number}, the best one, is gone, so its model cannot be asked.")
     try:
-        weights = checkpoint_files.describe(checkpoint).weights_sha256
-        if usable and isinstance(earlier, Mistakes) and earlier.weights_sha256 == weights:
+        fingerprint = checkpoint_files.describe(checkpoint).fingerprint  # the model itself is not put together to see whether it is known
+        if usable and isinstance(earlier, Mistakes) and earlier.weights_sha256 == fingerprint:
             return earlier
         images = _images(spec, data_hash, data)
         if isinstance(images, str):
             return _missing(folder, images)
-        found, suspects = _found(images, checkpoint, best.number, weights, spec, seconds)
+        found, suspects = _found(images, checkpoint, best.number, spec, seconds)
     except VitSearchError as error:
         if isinstance(error, LostWeightsError) and usable and isinstance(earlier, Mistakes) and earlier.trial == best.number:
             return earlier
@@ -215,16 +216,16 @@ def _images(spec: SearchSpec, data_hash: str, data: DataSet | None) -> _Images |
     return _Images(name, load_split(data, name, decoders=0), image_names(spec.data_config, data, name), data.classes)
 
 
-def _found(
-    images: _Images, checkpoint: Path, number: int, weights: str, spec: SearchSpec, seconds: float
-) -> tuple[Mistakes, list[dict[str, Any]]]:
+def _found(images: _Images, checkpoint: Path, number: int, spec: SearchSpec, seconds: float) -> tuple[Mistakes, list[dict[str, Any]]]:
     """The mistakes of a model, and the rows of label_errors.csv."""
     from vit_search.vit import checkpoint as checkpoints
     from vit_search.vit import label_errors
+    from vit_search.vit.checkpoint_files import describe
     from vit_search.vit.split_probabilities import split_probabilities
 
     began = time.monotonic()
-    served, classes = checkpoints.load_model(checkpoint), images.classes
+    served, described = checkpoints.read_consistently(checkpoint, lambda now: (checkpoints.load_model(now), describe(now)))
+    classes = images.classes
     answered = split_probabilities(served, images.split, seconds)
     labels, chances = answered.labels, answered.probabilities
     suspects = label_errors.suspects(labels, chances)
@@ -232,7 +233,7 @@ def _found(
     first, pictures = suspects[:SHOWN], spec.report.images
     found = Mistakes(
         trial=number,
-        weights_sha256=weights,
+        weights_sha256=described.fingerprint,
         data_hash=served.data_hash,
         split=images.split_name,
         images=len(labels),

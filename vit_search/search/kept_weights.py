@@ -2,6 +2,7 @@
 
     weights/SHA256/model.safetensors    and the config.json and preprocessor_config.json that were beside it
 
+Its rights follow the umask, as those of the trials' folders do. The folder of the search is closed to other accounts.
 A promotion's trainings take those of their search.
 """
 
@@ -49,29 +50,27 @@ def keep(spec: SearchSpec, folder: Path, *, needed: bool = True) -> None:
     if not spec.pretrained:
         return
     try:
-        make_folder(folder)
+        make_folder(folder, mode=0o777)
         with locked(folder / ".lock"):  # a search and its promotion may do so at once
             for left in folder.glob("*.new"):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
             for source in spec.pretrained:
-                if not needed and parse(source).kind == "url":
-                    continue  # nothing is fetched that nobody may need
                 with contextlib.suppress(*(() if needed else (SpecError, SearchError))):
-                    _keep(source, folder)
+                    _keep(source, folder, fetch=needed)  # nothing is fetched that nobody may need; a copy in the cache will do
     except OSError as error:
         if not needed:
             return
         raise SearchError(f"{folder}: the pretrained weights cannot be written ({error.strerror}); make room or mend it.") from None
 
 
-def _keep(source: str, folder: Path) -> None:
+def _keep(source: str, folder: Path, *, fetch: bool) -> None:
     from vit_search.data import backbones  # here: a worker needs `checked` alone
 
     sha256 = parse(source).sha256
     target = folder / sha256
     if not _is_sound(target / WEIGHTS, sha256):
         try:
-            found = backbones.find(source)
+            found = backbones.find(source, fetch=fetch)
         except SpecError as error:
             fact = str(error).rpartition(";")[0] or str(error).rstrip(".")
             raise SpecError(
@@ -111,7 +110,7 @@ def _copy(path: Path, target: Path) -> None:
     """Whole or not at all, with the files that belong to it."""
     fresh = target.with_name(f"{target.name}.{uuid.uuid4().hex}.new")
     try:
-        fresh.mkdir(mode=0o700)
+        fresh.mkdir()
         shutil.copyfile(path, fresh / WEIGHTS)
         for name in FILES.values():
             if (path.parent / name).is_file():

@@ -33,6 +33,7 @@ import yaml
 from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature, set_model
+from mlflow.models.model import ModelInfo
 from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from PIL import Image
@@ -138,42 +139,49 @@ def log_model(folder: Path, *, run_id: str, name: str = "model", step: int = 0, 
         pt2: also add `artifacts/model.pt2`, for `torch.export.load`. It maps uint8 or uint16 pixels of the trained size (batch, height,
             width, channels), for any batch, to float32 logits. It does not resize, and needs none of our code.
     Returns: the model's URI, `models:/m-…`.
-    Raises: PromotionError if MLflow returns another checkpoint than it was given.
+    Raises: CheckpointError, and the run is as it was; PromotionError if MLflow returns another checkpoint than it was given.
     """
-    served = checkpoint.load_model(folder)
-    is_exact = served.config.data.exact
-    chances = [ColSpec(DataType.double, f"p_{name}") for name in served.classes]
-    columns = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "version")]
-    with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run_id), warnings.catch_warnings(), _no_bytecode():
+    with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings(), _no_bytecode():
         warnings.simplefilter("ignore")  # MLflow warns about type hints and the like; our own problems are errors
         slim = Path(temporary) / "checkpoint"
         checkpoint.copy_for_serving(folder, slim)
-        artifacts = {"checkpoint": str(slim)}
-        if pt2:
-            torch.export.save(exported(served), Path(temporary) / "model.pt2")
-            artifacts["pt2"] = str(Path(temporary) / "model.pt2")
-        info = mlflow.pyfunc.log_model(
-            name=name,
-            step=step,
-            python_model=__file__,
-            artifacts=artifacts,
-            signature=ModelSignature(
-                inputs=Schema([TensorSpec(np.dtype(object), (-1,), IMAGE)]),
-                outputs=Schema([*columns, *chances]),
-            ),
-            input_example=pd.DataFrame({IMAGE: [_black(served.config)]}),
-            code_paths=[str(_copy_code(Path(temporary) / "code"))],
-            pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS + EXACT_REQUIREMENTS * is_exact],
-            metadata=facts(served),
-        )
-        with tempfile.TemporaryDirectory() as again:
-            home = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=again))
-            sent = {model_files.RECORD: json.dumps(model_files.digests(slim, model_files.CHECKPOINT))}
-            model_files.check(home / model_files.CHECKPOINT, sent, str(info.model_uri))
-            record_tag = {model_files.RECORD: model_files.record(home)}
-        mlflow.MlflowClient().set_logged_model_tags(info.model_id, record_tag)
+        served = checkpoint.load_model(slim)
+        with mlflow.start_run(run_id=run_id):  # from here on, an error would leave it with another status
+            info = _log(served, slim, Path(temporary), name, step, pt2=pt2)
     mlflow.MlflowClient().set_terminated(run_id, end_status)
     return str(info.model_uri)
+
+
+def _log(served: checkpoint.ServedModel, slim: Path, temporary: Path, name: str, step: int, *, pt2: bool) -> ModelInfo:
+    """Log the checkpoint `slim` as a model of the active run, and verify what MLflow has got."""
+    is_exact = served.config.data.exact
+    chances = [ColSpec(DataType.double, f"p_{name}") for name in served.classes]
+    columns = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "version")]
+    artifacts = {"checkpoint": str(slim)}
+    if pt2:
+        torch.export.save(exported(served), temporary / "model.pt2")
+        artifacts["pt2"] = str(temporary / "model.pt2")
+    info = mlflow.pyfunc.log_model(
+        name=name,
+        step=step,
+        python_model=__file__,
+        artifacts=artifacts,
+        signature=ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype(object), (-1,), IMAGE)]),
+            outputs=Schema([*columns, *chances]),
+        ),
+        input_example=pd.DataFrame({IMAGE: [_black(served.config)]}),
+        code_paths=[str(_copy_code(temporary / "code"))],
+        pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS + EXACT_REQUIREMENTS * is_exact],
+        metadata=facts(served),
+    )
+    with tempfile.TemporaryDirectory() as again:
+        home = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=again))
+        sent = {model_files.RECORD: json.dumps(model_files.digests(slim, model_files.CHECKPOINT))}
+        model_files.check(home / model_files.CHECKPOINT, sent, str(info.model_uri))
+        record_tag = {model_files.RECORD: model_files.record(home)}
+    mlflow.MlflowClient().set_logged_model_tags(info.model_id, record_tag)
+    return info
 
 
 @contextlib.contextmanager

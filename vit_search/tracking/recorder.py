@@ -171,7 +171,7 @@ class Recorder:
                 if in_short(error) not in reasons:
                     reasons.append(in_short(error))
                     _log.warning("MLflow did not get all of the summary (%s); `vit-search sync %s` sends it again.", reasons[-1], name)
-                if not is_refused(error):  # MLflow is away, so the other steps would wait in vain
+                if not is_refused(error) and not isinstance(error, CheckpointError):  # MLflow is away: the other steps would wait in vain
                     break
         if reasons:
             with contextlib.suppress(MlflowException, OSError):

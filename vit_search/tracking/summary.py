@@ -11,11 +11,13 @@ from pathlib import Path
 
 from mlflow.entities import LoggedModelStatus, Metric, RunTag
 
+from vit_search.errors import CheckpointError
 from vit_search.ledger import search_state, searches
 from vit_search.ledger.events import Ended, Event
 from vit_search.ledger.search_state import SearchState
 from vit_search.ledger.searches import Hindsight
 from vit_search.ledger.trials import Progress, Spent, Trial, best_trial, ranked
+from vit_search.text import in_words
 from vit_search.tracking import overview
 from vit_search.tracking.mlflow_client import in_short
 from vit_search.tracking.mlflow_errors import ignore_missing
@@ -79,7 +81,7 @@ def last_steps(
 ) -> Iterator[Callable[[], object]]:
     """The steps at the end of a search. Each adds one thing: leaderboard, counts, ledger, report, best models, status.
 
-    Repeating a step is harmless.
+    Repeating a step is harmless. A step raises CheckpointError if models cannot be read; all other steps still make sense then.
 
     Args:
         best: metric of the best full-length trial; None if there is none.
@@ -104,8 +106,10 @@ def last_steps(
     for path in (folder / "ledger.jsonl", *(() if facts.promotes else write_report(folder))):
         yield partial(client.log_artifact, parent, str(path))
     if status == "FINISHED" and not facts.promotes:  # a promotion logs only the model that it has chosen
+        unreadable: dict[int, str] = {}
         for trial in [trial for trial in ranking if trial.outcome == "completed"][: spec.keep_checkpoints]:
-            yield partial(_log_model, runs, trial)
+            yield partial(_log_model, runs, trial, unreadable)
+        yield partial(_name_unreadable, unreadable)
     yield partial(client.set_terminated, parent, status)
 
 
@@ -136,8 +140,12 @@ def write_report(folder: Path) -> tuple[Path, ...]:
         return ()
 
 
-def _log_model(runs: SearchRuns, trial: Trial) -> None:
-    """Log a trial's model, unless it is logged already or its checkpoint is gone."""
+def _log_model(runs: SearchRuns, trial: Trial, unreadable: dict[int, str]) -> None:
+    """Log a trial's model, unless it is logged already or its checkpoint is gone.
+
+    Args:
+        unreadable: gets the reason if the checkpoint is damaged, or the pretrained weights that it needs are lost.
+    """
     from vit_search.tracking.model_package import link_to_parent, log_model  # imports torch
     from vit_search.vit import checkpoint
 
@@ -149,9 +157,23 @@ def _log_model(runs: SearchRuns, trial: Trial) -> None:
     if model_id is None and checkpoint.exists(folder):
         name = f"{runs.facts.search}-trial-{trial.number}".replace(".", "-")
         step = len(trial.results)
-        uri = log_model(folder, run_id=run, name=name, step=step, end_status=STATUS["completed"], pt2=runs.spec.log_pt2)
+        try:
+            uri = log_model(folder, run_id=run, name=name, step=step, end_status=STATUS["completed"], pt2=runs.spec.log_pt2)
+        except CheckpointError as error:
+            unreadable[trial.number] = str(error).removeprefix(f"{folder}: ").rstrip(".")
+            return
         model_id = uri.rpartition("/")[2]
         tags = {"search": runs.facts.search, "trial": str(trial.number), runs.spec.metric: str(trial.value(runs.spec.metric))}
         runs.client.set_logged_model_tags(model_id, tags)
     if model_id is not None:
         link_to_parent(runs.client, run, model_id)
+
+
+def _name_unreadable(unreadable: dict[int, str]) -> None:
+    """Raises: CheckpointError that names the trials whose models could not be logged, by reason."""
+    by_reason: dict[str, list[int]] = {}
+    for number, reason in sorted(unreadable.items()):
+        by_reason.setdefault(reason, []).append(number)
+    if by_reason:
+        parts = [f"no model of {in_words([f'trial {number}' for number in numbers])}: {reason}" for reason, numbers in by_reason.items()]
+        raise CheckpointError("; ".join(parts))

@@ -14,38 +14,36 @@ If a training leaves blocks of pretrained weights as they are, each epoch would 
 The blocks are made again from the pretrained weights. They lie in the folder `weights` of the search, some levels above the checkpoint.
 
 It contains no pickle. While a trial runs, the checkpoint before this one is kept as `checkpoint.old`. `save` writes a new folder and
-renames it. If a checkpoint is damaged, the old one replaces it.
+renames it. If a checkpoint is damaged, the old one replaces it. Those who only read it, while its trial may go on, change nothing and get
+one epoch: see `checkpoint_files.read_consistently`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
-import re
+import math
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from safetensors.torch import save as in_bytes
 from torch import Tensor
 
-from vit_search.config.backbone_fit import check
 from vit_search.config.model_config import ModelConfig
 from vit_search.config.trial import EpochResult, TrialConfig
-from vit_search.config.weight_sources import parse
-from vit_search.errors import CheckpointError, DamagedCheckpointError, LostWeightsError, SpecError, VitSearchError
+from vit_search.errors import CheckpointError, DamagedCheckpointError
 from vit_search.vit import tuning
 from vit_search.vit.checkpoint_files import (
     CONFIG,
     MODEL,
     OPTIMISER,
-    PRETRAINED,
     TRAINED,
     LeftOut,
     copy_for_serving,
@@ -55,6 +53,7 @@ from vit_search.vit.checkpoint_files import (
     is_whole,
     model_bytes,
     read,
+    read_consistently,
     recover,
     sha256_of,
     signed,
@@ -64,6 +63,8 @@ from vit_search.vit.checkpoint_files import (
 from vit_search.vit.evaluation import Normalisation
 from vit_search.vit.model import ViT, shapes
 from vit_search.vit.optimizers import state_of
+from vit_search.vit.partial_checkpoint import model_with_blocks, trained_weights, training_with_blocks
+from vit_search.vit.stored_weights import check_finite, check_stored
 from vit_search.vit.training import Training, start
 
 __all__ = [
@@ -79,6 +80,7 @@ __all__ = [
     "load_model",
     "load_training",
     "model_bytes",
+    "read_consistently",
     "save",
     "weights_sha256",
 ]
@@ -142,13 +144,10 @@ def _write(
     fresh: Path, training: Training, classes: tuple[str, ...], data_hash: str, trained_on: tuple[str, ...], left_out: LeftOut | None
 ) -> None:
     names = (MODEL if left_out is None else TRAINED, OPTIMISER)
-    weights = training.outcome.state_dict() if left_out is None else _but_frozen_blocks(training)
+    weights = training.outcome.state_dict() if left_out is None else trained_weights(training.model, training.average)
     fresh.mkdir(parents=True)
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, fresh / names[0])
-        save_file(_optimiser_tensors(training, whole=left_out is None), fresh / OPTIMISER)
-    except SafetensorError as error:  # raised for an OSError
-        raise OSError(f"{fresh}: cannot be written ({error})") from None
+    _save({name: tensor.contiguous() for name, tensor in weights.items()}, fresh / names[0])
+    _save(_optimiser_tensors(training, whole=left_out is None), fresh / OPTIMISER)
     document = {
         "config": training.config.to_dict(),
         "normalisation": {"mean": training.normalisation.mean.tolist(), "std": training.normalisation.std.tolist()},
@@ -183,6 +182,7 @@ def load_training(
 
     Raises: CheckpointError for another configuration or other pretrained weights; DamagedCheckpointError if both checkpoints are damaged.
     """
+    recover(folder)
     try:
         return _load_training(folder, config, device, pretrained)
     except DamagedCheckpointError as error:
@@ -202,11 +202,11 @@ def _load_training(folder: Path, config: TrialConfig, device: torch.device | str
     if saved != config:
         raise CheckpointError(f"{folder}: {_difference(saved, config)}; it is left as it is.")
     if is_whole(document):
-        _check_weights(folder, config.model)
+        check_stored(folder / MODEL, config.model)
         training = start(config, _normalisation(document, device), device)
         _load_weights(folder, training.model if training.average is None else training.average)
     else:
-        training = _with_blocks(folder, document, config, device, pretrained)
+        training = training_with_blocks(folder, document, config, _normalisation(document, device), device, pretrained)
     try:
         _load_optimiser(training, load_file(folder / OPTIMISER, device=str(device)), whole=is_whole(document))
     except (SafetensorError, KeyError, ValueError) as error:
@@ -219,23 +219,23 @@ def _load_training(folder: Path, config: TrialConfig, device: torch.device | str
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> ServedModel:
-    """Load the model of a checkpoint, in eval mode, to classify images.
+    """Load the model of a checkpoint, in eval mode, to classify images. Its trial may replace the checkpoint meanwhile.
 
     Raises: CheckpointError if the folder is missing or damaged, or leaves blocks out and lies in no search that has them.
     """
+    return read_consistently(folder, lambda current: _load_model(current, device))
+
+
+def _load_model(folder: Path, device: torch.device | str) -> ServedModel:
     document = read(folder, needs=(MODEL,))
     config = trial_config(folder, document)
     if is_whole(document):
-        _check_weights(folder, config.model)
+        check_stored(folder / MODEL, config.model)
         model = ViT(config.model)
         _load_weights(folder, model)
+        check_finite(folder / MODEL, model.state_dict())
     else:
-        outcome = _with_blocks(folder, document, config, "cpu").outcome
-        model = ViT(config.model)
-        model.load_state_dict(outcome.state_dict())
-    for name, weight in model.state_dict().items():
-        if not weight.isfinite().all():
-            raise DamagedCheckpointError(f"{folder / MODEL}: {name} holds numbers that are not finite; use another checkpoint.")
+        model = model_with_blocks(folder, document, config)
     return ServedModel(
         model=model.to(device).eval(),
         config=config,
@@ -246,112 +246,34 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> ServedModel:
     )
 
 
-def served_file(folder: Path) -> bytes:
-    """The model.safetensors that serves the model of a checkpoint, which leaves frozen blocks out.
+def write_served(folder: Path, path: Path) -> None:
+    """Write the model.safetensors that serves the model of a checkpoint, which leaves frozen blocks out.
 
-    Raises: CheckpointError as `load_model`.
+    Raises: CheckpointError as `load_model`; OSError.
     """
-    return in_bytes({name: tensor.contiguous() for name, tensor in load_model(folder).model.state_dict().items()})
+    _save({name: tensor.contiguous() for name, tensor in load_model(folder).model.state_dict().items()}, path)
 
 
-def _but_frozen_blocks(training: Training) -> dict[str, Tensor]:
-    """The weights and buffers of a training that `trained.safetensors` has; of the average, if there is one."""
-    frozen = tuning.frozen_blocks(training.model)
-    weights = (training.model if training.average is None else training.average).state_dict()
-    return {name: tensor for name, tensor in weights.items() if name not in frozen}
-
-
-def _with_blocks(
-    folder: Path, document: dict[str, Any], config: TrialConfig, device: torch.device | str, pretrained: Pretrained | None = None
-) -> Training:
-    """A training with the weights of a checkpoint that leaves frozen blocks out, without its optimizer's state.
-
-    Raises: CheckpointError if the pretrained weights are missing or are others; DamagedCheckpointError.
-    """
-    left_out = LeftOut(**document["left_out"])
-    _check_weights(folder, config.model, TRAINED)
-    if pretrained is None:
-        pretrained = _pretrained_of(folder, config.model.pretrained, left_out.backbone, document["classes"])
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
     try:
-        check(pretrained.backbone, config.model)  # before memory of the model's size is allocated
-        training = start(config, _normalisation(document, device), device, pretrained)
-    except SpecError as error:
-        raise CheckpointError(f"{folder}: its pretrained weights do not fit ({error}); is their config.json beside them?") from None
-    training.normalisation = _normalisation(document, device)  # as it began, whatever is beside the weights now
-    if training.left_out != left_out:
-        raise CheckpointError(
-            f"{folder}: its frozen blocks came from other pretrained weights, or from another version of vit_search; use what trained it."
-        )
-    try:
-        weights = load_file(folder / TRAINED, device=str(device))
-        _check_names(_but_frozen_blocks(training), weights)
-    except (SafetensorError, ValueError) as error:
-        raise DamagedCheckpointError(f"{folder / TRAINED}: does not fit its config.json ({error}).") from None
-    for name, tensor in _but_frozen_blocks(training).items():
-        tensor.copy_(weights[name])
-    return training
+        save_file(tensors, path)
+    except SafetensorError as error:  # raised for an OSError
+        raise OSError(f"{path.parent}: cannot be written ({error})") from None
 
 
-def _check_names(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raises: ValueError that names the first weight that is missing, is too many, or has another type or shape."""
-    for name in sorted(wanted.keys() | found.keys()):
-        due, content = (f"{one[name].dtype} of {list(one[name].shape)}" if name in one else "nothing" for one in (wanted, found))
-        if due != content:
-            raise ValueError(f"{name}: {content}, and {due} belongs there")
-
-
-def _pretrained_of(folder: Path, source: str, sha256: str, classes: Sequence[str]) -> Pretrained:
-    """The pretrained weights in the folder of the search; if they are lost there, those that the search file named."""
-    from vit_search.vit.pretrained import read_pretrained, starting_point  # here, since a model that is served needs no other weights
-
-    if not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise DamagedCheckpointError(f"{folder / CONFIG}: damaged (left_out.backbone is no sha256). Use another checkpoint.")
-    for above in folder.resolve().parents:
-        path = above / PRETRAINED / sha256 / MODEL
-        try:
-            found = path.is_file()
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror}), and the checkpoint {folder} needs it.") from None
-        if found:
-            if sha256_of(path) != sha256:
-                raise CheckpointError(f"{path}: its sha256 is not the one in its folder's name: the file is damaged; copy it again.")
-            return read_pretrained(path, classes)
-    try:
-        named = starting_point(source, classes) if parse(source).kind not in ("url", "models") else None  # nothing is fetched here
-    except VitSearchError:
-        named = None
-    if named is None:
-        raise LostWeightsError(
-            f"{folder}: holds only what was trained, and the pretrained weights of its search are gone; put their {MODEL}, config.json "
-            f"and preprocessor_config.json, if there is one, into {PRETRAINED}/{sha256} in the folder of the search."
-        )
-    return named
+def served_bytes(config: ModelConfig) -> int:
+    """The size of the model.safetensors of a model, in bytes: its header, and float32 numbers."""
+    header, end = {}, 0
+    for name, shape in sorted(shapes(config).items()):
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    length = len(json.dumps(header, separators=(",", ":")).encode())
+    return 8 + -(-length // 8) * 8 + end  # safetensors fills the header up to a multiple of 8 bytes
 
 
 def _normalisation(document: dict[str, Any], device: torch.device | str) -> Normalisation:
     values = document["normalisation"]
     return Normalisation.of(tuple(values["mean"]), tuple(values["std"]), device)
-
-
-def _check_weights(folder: Path, config: ModelConfig, name: str = MODEL) -> None:
-    """Compare names, shapes and types in the weights' header with the model's, before memory of their size is allocated.
-
-    Args:
-        name: of the file. In TRAINED, only what is outside of the blocks is compared: the rest cannot be larger than the backbone.
-    Raises: DamagedCheckpointError.
-    """
-    path, whole = folder / name, name == MODEL
-    wanted = {name: (list(shape), "F32") for name, shape in shapes(config).items() if whole or not name.startswith("encoder.blocks.")}
-    try:
-        with safe_open(path, framework="pt") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
-            stored = {name: (list(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
-    except SafetensorError as error:
-        raise DamagedCheckpointError(f"{path}: no file of safetensors ({error}); use another checkpoint.") from None
-    for name in sorted(wanted.keys() | (stored.keys() if whole else set())):
-        if stored.get(name) != wanted.get(name):
-            content, due = (" of ".join(map(str, one[name][::-1])) if name in one else "nothing" for one in (stored, wanted))
-            raise DamagedCheckpointError(f"{path}: does not fit its config.json ({name}: {content}, and {due} belongs there).")
 
 
 def _load_weights(folder: Path, model: ViT) -> None:

@@ -6,9 +6,12 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from vit_search.config.strict_json import LARGEST, Count, build, parse
 from vit_search.config.trial import EpochResult, TrialConfig
@@ -29,6 +32,12 @@ class LeftOut:
     """The sha256 of the file of pretrained weights."""
     blocks: str
     """The sha256 of what is left out; see `tuning.frozen_blocks`."""
+
+
+TRIES, PAUSE_S = 20, 0.1
+"""How often `read_consistently` reads, and how long it waits in between. So a trial may replace its checkpoint for two seconds and more."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class _Document:
 
 @dataclass(frozen=True)
 class Described:
-    """What config.json says about a model, without the model."""
+    """What config.json says about a model, without the model. Pretrained weights whose blocks are left out are not needed."""
 
     config: TrialConfig
     classes: tuple[str, ...]
@@ -64,8 +73,59 @@ class Described:
     """Splits that it was trained on."""
     history: tuple[dict[str, Any], ...]
     """Fields of EpochResult, by epoch."""
-    weights_sha256: str
-    """Of the model.safetensors that is served."""
+    file_sha256: str
+    """Of the weights beside it: of model.safetensors, or of trained.safetensors if blocks are left out."""
+    left_out: LeftOut | None
+    """None if all weights are there."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for models that are equal to the bit. It is the sha256 of model.safetensors, unless blocks are left out."""
+        if self.left_out is None:
+            return self.file_sha256
+        return hashlib.sha256(f"{self.file_sha256} {self.left_out.backbone} {self.left_out.blocks}".encode()).hexdigest()
+
+
+def read_consistently(folder: Path, read: Callable[[Path], Result]) -> Result:
+    """Read a checkpoint that its trial may replace at any moment, so that everything is of the same epoch. Nothing is changed.
+
+    Args:
+        read: gets the folder to read. That is `folder`, or the `.old` beside it while `folder` is being replaced. If the checkpoint was
+            replaced meanwhile, its result or its error is dropped, and it is called again.
+    Raises: what `read` raises, but DamagedCheckpointError for a file that is missing; CheckpointError if it was replaced each time.
+    """
+    for _ in range(TRIES):
+        current = next((path for path in (folder, _older(folder)) if (path / CONFIG).is_file()), folder)
+        epoch = _epoch_in(current)
+        try:
+            result = read(current)
+        except FileNotFoundError as error:
+            if _epoch_in(current) == epoch:
+                raise DamagedCheckpointError(
+                    f"{error.filename or current}: missing. Name a checkpoint folder with all its files."
+                ) from None
+        except (CheckpointError, OSError):
+            if _epoch_in(current) == epoch:
+                raise
+        else:
+            if _epoch_in(current) == epoch:
+                return result
+        time.sleep(PAUSE_S)
+    raise CheckpointError(f"{folder}: its trial replaces it faster than it can be read; try again when the trial is over.")
+
+
+def _older(folder: Path) -> Path:
+    """The checkpoint before this one."""
+    folder = folder.resolve() if folder.name in ("", "..") else folder  # named as . or ..
+    return folder.with_name(folder.name + ".old")
+
+
+def _epoch_in(folder: Path) -> bytes:
+    """What tells one epoch's checkpoint from another's: the text of config.json, which has the sha256 of all files; empty without one."""
+    try:
+        return (folder / CONFIG).read_bytes()
+    except OSError:
+        return b""
 
 
 def describe(folder: Path) -> Described:
@@ -73,6 +133,10 @@ def describe(folder: Path) -> Described:
 
     Raises: CheckpointError if the folder is missing or damaged.
     """
+    return read_consistently(folder, _describe)
+
+
+def _describe(folder: Path) -> Described:
     document = read(folder, needs=(MODEL,))
     return Described(
         trial_config(folder, document),
@@ -80,13 +144,15 @@ def describe(folder: Path) -> Described:
         document["data_hash"],
         tuple(document["trained_on"]),
         tuple(document["history"]),
-        document["sha256"][MODEL] if is_whole(document) else weights_sha256(folder),
+        document["sha256"][MODEL if is_whole(document) else TRAINED],
+        None if is_whole(document) else LeftOut(**document["left_out"]),
     )
 
 
 def drop_older(folder: Path) -> None:
     """Delete the checkpoint before this one, once the trial is over."""
-    shutil.rmtree(folder.with_name(folder.name + ".old"), ignore_errors=True)
+    recover(folder)
+    shutil.rmtree(_older(folder), ignore_errors=True)
     drop_unfinished(folder)
 
 
@@ -98,12 +164,20 @@ def drop_unfinished(folder: Path) -> None:
 
 def copy_for_serving(folder: Path, target: Path) -> None:
     """Copy what classifying needs: weights and config.json, without the optimizer's state."""
-    document = read(folder, needs=(MODEL,))
     target.mkdir(parents=True)
+    try:
+        read_consistently(folder, lambda current: _copy(current, target))
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+
+
+def _copy(folder: Path, target: Path) -> None:
+    document = read(folder, needs=(MODEL,))
     if is_whole(document):
         shutil.copyfile(folder / MODEL, target / MODEL)  # its mode follows the umask, like that of all exported files
     else:
-        (target / MODEL).write_bytes(_put_together(folder))
+        _put_together(folder, target / MODEL)
     left = {name: value for name, value in document.items() if name != "left_out"}
     (target / CONFIG).write_text(signed(left | {"sha256": {MODEL: sha256_of(target / MODEL)}}))
 
@@ -113,21 +187,44 @@ def weights_sha256(folder: Path) -> str:
 
     Raises: CheckpointError as `load_model`, if the checkpoint leaves frozen blocks out.
     """
-    if (folder / MODEL).is_file():
+    return read_consistently(folder, _weights_sha256)
+
+
+def _weights_sha256(folder: Path) -> str:
+    if not (folder / TRAINED).is_file():  # else a model.safetensors beside it is somebody else's
         return sha256_of(folder / MODEL)
-    return hashlib.sha256(_put_together(folder)).hexdigest()
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            _put_together(folder, Path(temporary) / MODEL)
+            return sha256_of(Path(temporary) / MODEL)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: its model is put together in a temporary file, which failed ({error}); make room.") from None
 
 
 def model_bytes(folder: Path) -> int:
-    """The size of the model.safetensors that is served, in bytes."""
-    return (folder / MODEL).stat().st_size if (folder / MODEL).is_file() else len(_put_together(folder))
+    """The size of the model.safetensors that is served, in bytes. Pretrained weights whose blocks are left out are not needed.
+
+    Raises: CheckpointError if the folder is missing or damaged.
+    """
+    return read_consistently(folder, _model_bytes)
 
 
-def _put_together(folder: Path) -> bytes:
-    """What model.safetensors holds if it is written whole."""
-    from vit_search.vit.checkpoint import served_file  # here, since it needs torch
+def _model_bytes(folder: Path) -> int:
+    if not (folder / TRAINED).is_file():
+        return (folder / MODEL).stat().st_size
+    from vit_search.vit.checkpoint import served_bytes  # here, since it needs torch
 
-    return served_file(folder)
+    return served_bytes(trial_config(folder, read(folder, needs=())).model)
+
+
+def _put_together(folder: Path, path: Path) -> None:
+    """Write the model.safetensors that is served, with the mode that the umask says."""
+    from vit_search.vit.checkpoint import write_served  # here, since it needs torch
+
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    write_served(folder, path)
+    path.chmod(mode)
 
 
 def is_whole(document: dict[str, Any]) -> bool:
@@ -137,13 +234,12 @@ def is_whole(document: dict[str, Any]) -> bool:
 
 def exists(folder: Path) -> bool:
     """Whether there is a checkpoint, or an older one that can take its place."""
-    recover(folder)
-    return any((candidate / CONFIG).is_file() for candidate in (folder, folder.with_name(folder.name + ".old")))
+    return any((candidate / CONFIG).is_file() for candidate in (folder, _older(folder)))
 
 
 def recover(folder: Path) -> None:
-    """Finish a swap of folders that a crash has interrupted."""
-    old = folder.with_name(folder.name + ".old")
+    """Finish a swap of folders that a crash has interrupted. Only for the process that writes the checkpoint: it would disturb another."""
+    old = _older(folder)
     if not folder.exists() and old.exists():
         old.rename(folder)
 
@@ -153,7 +249,6 @@ def read(folder: Path, needs: tuple[str, ...] = (MODEL, OPTIMISER)) -> dict[str,
 
     Raises: DamagedCheckpointError.
     """
-    recover(folder)
     try:
         document: dict[str, Any] = parse((folder / CONFIG).read_text(encoding="utf-8"))
         build(_Document, document)

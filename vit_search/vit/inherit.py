@@ -18,7 +18,7 @@ Nothing is random: the same weights and the same configuration give the same bit
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from vit_search.config.backbone import Backbone
 from vit_search.config.backbone_fit import check
 from vit_search.config.model_config import ModelConfig
-from vit_search.vit.model import interpolate, shapes, sincos2d
+from vit_search.vit.model import ViT, interpolate, shapes, sincos2d
 
 Blocks = Literal["first", "even"]
 
@@ -58,7 +58,21 @@ def inherit(
     Raises: SpecError if the model is larger than the backbone, or has parts that the backbone lacks.
     """
     check(backbone, config)
-    return _Selection(weights, backbone, config, blocks).state(classes)
+    return dict(_Selection(weights, backbone, config, blocks).state(classes))
+
+
+def inherit_into(model: ViT, weights: Mapping[str, Tensor], backbone: Backbone, classes: Sequence[str] | None = None) -> None:
+    """Give a model the weights of a backbone, as `inherit` makes them. It makes one at a time, since all need the memory of a model.
+
+    Raises: SpecError as `inherit`.
+    """
+    check(backbone, model.config)
+    own = model.state_dict()
+    for name, tensor in _Selection(weights, backbone, model.config, BLOCKS).state(classes):
+        weight = own.pop(name)
+        assert weight.shape == tensor.shape, f"{name}: {list(tensor.shape)} for {list(weight.shape)}"
+        weight.copy_(tensor)
+    assert not own, f"{', '.join(own)}: not in the backbone's selection"
 
 
 class _Selection:
@@ -72,10 +86,13 @@ class _Selection:
         self.hidden = torch.tensor(evenly(backbone.mlp_dim, config.mlp_width))
         self.blocks = list(range(config.depth)) if blocks == "first" else _spread(backbone.depth, config.depth)
 
-    def state(self, classes: Sequence[str] | None) -> dict[str, Tensor]:
-        """All weights of the new model."""
-        state = {name: self.weight(name, shape) for name, shape in shapes(self.config).items() if not name.startswith("head.")}
-        return {name: tensor.contiguous() for name, tensor in (state | self.head(classes)).items()}
+    def state(self, classes: Sequence[str] | None) -> Iterator[tuple[str, Tensor]]:
+        """All weights of the new model, one after the other."""
+        for name, shape in shapes(self.config).items():
+            if not name.startswith("head."):
+                yield name, self.weight(name, shape).contiguous()
+        for name, tensor in self.head(classes).items():
+            yield name, tensor.contiguous()
 
     def weight(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """One weight of the new model, by our name."""

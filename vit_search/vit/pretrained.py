@@ -32,14 +32,16 @@ class Pretrained:
     """Names of the new model's classes, in order."""
 
 
-def starting_point(source: str, classes: Sequence[str]) -> Pretrained | None:
+def starting_point(source: str, classes: Sequence[str], *, fetch: bool = True) -> Pretrained | None:
     """The weights that `model.pretrained` names; None if it names none.
 
+    Args:
+        fetch: whether a server may be asked for what is missing, see `local_file`.
     Raises: CheckpointError, DataError or SpecError in one line if they are not on this machine, or cannot be used.
     """
     from vit_search.data.weight_files import local_file  # here, since a served model needs no weights
 
-    return read_pretrained(local_file(source).path, classes) if source else None
+    return read_pretrained(local_file(source, fetch=fetch).path, classes) if source else None
 
 
 def read_pretrained(path: Path, classes: Sequence[str]) -> Pretrained:

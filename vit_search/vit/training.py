@@ -28,7 +28,7 @@ from vit_search.vit import augment, tuning
 from vit_search.vit.augment import Targets
 from vit_search.vit.checkpoint_files import LeftOut
 from vit_search.vit.evaluation import EVALUATED_AT_ONCE, Evaluation, Normalisation, evaluate
-from vit_search.vit.inherit import inherit
+from vit_search.vit.inherit import inherit_into
 from vit_search.vit.loss import Loss, loss_of
 from vit_search.vit.model import ViT
 from vit_search.vit.optimizers import fill_state, make_optimizer
@@ -105,7 +105,7 @@ def start(
         torch.manual_seed(derive_seed(config.seed, "init"))
         model = ViT(config.model)
     if pretrained is not None:
-        model.load_state_dict(inherit(pretrained.weights, pretrained.backbone, config.model, pretrained.classes))
+        inherit_into(model, pretrained.weights, pretrained.backbone, pretrained.classes)
         theirs = pretrained.backbone.normalisation(config.model.in_channels)
         normalisation = normalisation if theirs is None else Normalisation.of(*theirs, device)
     model.to(device)

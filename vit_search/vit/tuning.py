@@ -90,13 +90,17 @@ def merged(model: ViT) -> ViT:
     if not has_lora(model):
         return model
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    plain = copy.deepcopy(model, shared)
-    plain.frozen_parts = 0
-    for module in list(plain.modules()):
+    return merge(copy.deepcopy(model, shared))
+
+
+def merge(model: ViT) -> ViT:
+    """Make of a model the plain one that is served, in place: no LoRA, nothing frozen."""
+    model.frozen_parts = 0
+    for module in list(model.modules()):
         for name, layer in list(module.named_children()):
             if isinstance(layer, LoraLinear):
                 setattr(module, name, layer.merged())
-    return plain
+    return model
 
 
 def has_lora(model: ViT) -> bool:
