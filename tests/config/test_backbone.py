@@ -154,7 +154,7 @@ def without(name):
         ({}, "no weights; use a plain"),
         (timm_shapes() | {"fc_norm.weight": (128,)}, r"fc_norm\.weight: a part that our ViT does not have"),
         (timm_shapes() | {"dist_token": (1, 1, 128)}, "dist_token: a part that our ViT does not have"),
-        (timm_shapes(dim=100), "the number of heads is not known, and 64 does not divide 100; put the model's config.json beside it"),
+        (timm_shapes(dim=100), "the number of heads is not known, and 64 does not divide 100; put a config.json that says it beside it"),
         (timm_shapes(tokens=20), "its 20 positions make no square grid; put a config.json with its image size beside it"),
         (timm_shapes() | {"patch_embed.proj.weight": (128, 3, 4, 8)}, "patches of 4x8 pixels; only square ones"),
         (without("blocks.1.norm2.bias"), r"encoder\.blocks\.1\.norm2\.bias \(our name\): nothing, and 128 belongs there"),

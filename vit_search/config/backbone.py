@@ -256,9 +256,9 @@ def _heads(shapes: Shapes, settings: Settings, assumed: list[str]) -> tuple[int,
         heads = 16
     if heads is None:
         if inner % 64:
-            raise ValueError(f"the number of heads is not known, and 64 does not divide {inner}; put the model's config.json beside it.")
+            raise ValueError(f"the number of heads is not known, and 64 does not divide {inner}; put a config.json that says it beside it.")
         heads = inner // 64
-        assumed.append(f"{heads} heads, since heads are usually 64 wide; if it has others, put the model's config.json beside it")
+        assumed.append(f"{heads} heads, since heads are usually 64 wide; if it has others, put a config.json that says so beside it")
     if heads < 1 or inner % heads:
         raise ValueError(f"config.json says {heads} heads, which do not divide {inner}; use the config.json of these weights.")
     return heads, inner // heads
