@@ -42,8 +42,8 @@ _FINETUNE: dict[str, dict[str, Any]] = {
 }
 """Two published fine-tunings lie inside. AutoGluon's defaults (`optim/default.yaml` of its package multimodal): AdamW, lr 1e-4, layer decay
 0.9, weight decay 0.001, 10 epochs, later 20. MAE's commands for timm's ViT-B and ViT-L: layer decay 0.65 and 0.75, weight decay 0.05, drop
-path 0.1 and 0.2, mixup 0.8, CutMix 1; their lr of 2e-3 and 4e-3 are for batches of 1,024 images. With AdamW, it is less for smaller batches.
-Its drop path for ViT-H, 0.3, lies outside.
+path 0.1 and 0.2, mixup 0.8, CutMix 1; their lr of 2e-3 and 4e-3 are for batches of 1,024 images. With AdamW, it is less for smaller
+batches. Its drop path for ViT-H, 0.3, lies outside.
 Sources: https://github.com/autogluon/autogluon; K. He et al. 2022, https://github.com/facebookresearch/mae/blob/main/FINETUNE.md
 """
 
