@@ -161,7 +161,7 @@ def _log(served: checkpoint.ServedModel, slim: Path, temporary: Path, name: str,
     if pt2:
         torch.export.save(exported(served), temporary / "model.pt2")
         artifacts["pt2"] = str(temporary / "model.pt2")
-    info = mlflow.pyfunc.log_model(
+    info: ModelInfo = mlflow.pyfunc.log_model(
         name=name,
         step=step,
         python_model=__file__,
