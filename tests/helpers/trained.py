@@ -53,7 +53,8 @@ def search_from_weights(home, ways=WAYS, *, epochs=1):
     folder = home / f"{spec.name}-1"
     folder.mkdir(parents=True, mode=0o700)
     facts = SearchFacts(folder.name, "id", spec.name, spec.text, {}, spec.metric, spec.mode, data.data_hash, "v", {}, "sqlite://")
-    facts = dataclasses.replace(facts, pretrained=backbones.records(found))
+    resolved = spec.model_dump(mode="json", by_alias=True)
+    facts = dataclasses.replace(facts, resolved=resolved, pretrained=backbones.records(found), packages="torch==2\n")
     weights = kept_weights.folder_of(folder, facts)
     kept_weights.keep(spec, weights)
     ledger = Ledger(folder / "ledger.jsonl")
