@@ -150,9 +150,10 @@ def test_other_pretrained_weights_are_refused_and_nothing_is_changed(search, tmp
     _, made = models.untrained(tmp_path / "other", **SHAPE, dim_head=4)
     other = read_pretrained(made / checkpoint.MODEL, CLASSES)
     same_shape, path = read_pretrained(search[1], CLASSES), search[1]
-    changed = dict(same_shape.weights) | {"encoder.blocks.0.norm1.weight": same_shape.weights["encoder.blocks.0.norm1.weight"] + 1}
+    changed = dict(same_shape.read())
+    changed["encoder.blocks.0.norm1.weight"] = changed["encoder.blocks.0.norm1.weight"] + 1
     with pytest.raises(CheckpointError, match=r"checkpoint: its frozen blocks came from other pretrained weights, or from another version"):
-        checkpoint.load_training(folder, state.config, pretrained=dataclasses.replace(same_shape, weights=changed))
+        checkpoint.load_training(folder, state.config, pretrained=dataclasses.replace(same_shape, read=lambda: changed))
     with pytest.raises(CheckpointError, match=r"model\.pretrained was '.*' when it was saved and is now"):
         elsewhere = dataclasses.replace(state.config.model, pretrained="digits.safetensors#sha256=" + "0" * 64)
         checkpoint.load_training(folder, dataclasses.replace(state.config, model=elsewhere), pretrained=other)
