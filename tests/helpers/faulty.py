@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -79,13 +80,27 @@ def gets_small(order):
     report(order, 2)
 
 
+def fills_memory(order):
+    """Trial 0 takes more and more memory the first time, until Ray's memory monitor kills it."""
+    if attempt(order) == 1 and order.trial == 0:
+        taken = []
+        while sum(map(len, taken)) < 8e9:
+            taken.append(bytearray(b"x") * 100_000_000)
+            time.sleep(0.02)
+    report(order, 1)
+    report(order, 2)
+
+
+WORK = {work.__name__: work for work in (dies, hangs, raises, gets_small, fills_memory)}
+
+
 def ordered(work, config):
     work(TrialOrder.decode(config))
 
 
-def main():
+def main(names):
     found = {}
-    for work in (dies, hangs, raises, gets_small):
+    for work in map(WORK.__getitem__, names):
         spec = search_file.parse(FILE)
         output = Path(work.__name__)
         began = time.monotonic()
@@ -110,4 +125,4 @@ def main():
 
 if __name__ == "__main__":
     ray.init(address="local", include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
-    main()
+    main(sys.argv[1:])

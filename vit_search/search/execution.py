@@ -14,6 +14,8 @@ from typing import Any
 
 from vit_search.runtime.ray_session import Shape, WatchedHead, session, shapes, watched  # isort: skip  (before ray: it sets what ray reads at import)
 from ray import tune
+from ray._private import serialization
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.execution import class_cache
 
@@ -32,6 +34,17 @@ class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
 
 # Tune's snapshots are never read. If one cannot be written, our own message already describes the problem with the disk.
 logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+
+
+class KilledForMemoryError(RayActorError, OutOfMemoryError):
+    """Ray's memory monitor has killed a trial's worker. After any error but a RayActorError, Tune 2.60 would end the whole search."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(error_msg=message)
+        self.message = message
+
+
+serialization.OutOfMemoryError = KilledForMemoryError  # type: ignore[misc]  # what `ray.get` raises in this process
 
 NODES_JOIN_WITHIN_S = 60.0
 """How long a search waits for a node with room for a trial. After a restart, the head is up before the other nodes."""
