@@ -91,7 +91,22 @@ def fills_memory(order):
     report(order, 2)
 
 
-WORK = {work.__name__: work for work in (dies, hangs, raises, gets_small, fills_memory)}
+def loses_idle_worker(order):
+    """Trial 0 waits until the others are over, kills the worker that waits for its next trial, and then its own."""
+    worker = order.folder.parent / "worker"
+    if order.trial > 0:
+        worker.write_text(str(os.getpid()))
+    elif attempt(order) == 1:
+        ledger = order.folder.parents[1] / "ledger.jsonl"
+        while ledger.read_text().count('"event":"ended"') < 4:
+            time.sleep(0.1)
+        os.kill(int(worker.read_text()), 9)
+        os.kill(os.getpid(), 9)
+    report(order, 1)
+    report(order, 2)
+
+
+WORK = {work.__name__: work for work in (dies, hangs, raises, gets_small, fills_memory, loses_idle_worker)}
 
 
 def ordered(work, config):

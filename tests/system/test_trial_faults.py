@@ -38,7 +38,7 @@ def searched(folder, *names, **environment):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return searched(tmp_path_factory.mktemp("faults"), "dies", "hangs", "raises", "gets_small")
+    return searched(tmp_path_factory.mktemp("faults"), "dies", "hangs", "raises", "gets_small", "loses_idle_worker")
 
 
 def test_a_trial_whose_process_dies_each_time_fails_after_three_retries_and_the_others_go_on(found):
@@ -110,6 +110,13 @@ def test_a_trial_that_rays_memory_monitor_kills_is_tried_again_and_the_search_go
     told = searched(tmp_path, "fills_memory", RAY_memory_usage_threshold=str(most))["fills_memory"]
     assert told["outcomes"] == ["completed"] * 5
     assert told["breakdowns"][0][0] == "its worker process was ended for lack of memory"
+
+
+def test_a_worker_that_dies_while_it_waits_for_a_trial_does_not_hold_up_the_search(found):
+    told = found["loses_idle_worker"]
+    assert told["outcomes"] == ["completed"] * 5
+    assert told["attempts"][0] == 2
+    assert told["breakdowns"] == [["its worker process died"] * 2, [], [], [], []]
 
 
 def run(folder, *before):

@@ -14,8 +14,6 @@ from typing import Any
 
 from vit_search.runtime.ray_session import Shape, WatchedHead, session, shapes, watched  # isort: skip  (before ray: it sets what ray reads at import)
 from ray import tune
-from ray._private import serialization
-from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.execution import class_cache
 
@@ -23,6 +21,7 @@ from vit_search.config.search_file import SearchSpec
 from vit_search.errors import LostClusterError, SearchError, VitSearchError
 from vit_search.runtime.signals import ending_signals, leave_terminal
 from vit_search.runtime.worker_env import WORKER_ENV
+from vit_search.search import tune_faults  # noqa: F401  # corrects Tune
 from vit_search.search.driver import Driver
 from vit_search.search.tune import NoProgress, TuneCallback, TuneScheduler, TuneSearcher, resources_of
 from vit_search.text import counted
@@ -34,17 +33,6 @@ class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
 
 # Tune's snapshots are never read. If one cannot be written, our own message already describes the problem with the disk.
 logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
-
-
-class KilledForMemoryError(RayActorError, OutOfMemoryError):
-    """Ray's memory monitor has killed a trial's worker. After any error but a RayActorError, Tune 2.60 would end the whole search."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(error_msg=message)
-        self.message = message
-
-
-serialization.OutOfMemoryError = KilledForMemoryError  # type: ignore[misc]  # what `ray.get` raises in this process
 
 NODES_JOIN_WITHIN_S = 60.0
 """How long a search waits for a node with room for a trial. After a restart, the head is up before the other nodes."""
