@@ -41,8 +41,10 @@ class Process:
 
     def at(self, points: Matrix) -> tuple[Matrix, Matrix]:
         """Mean and standard deviation of the score at (m, d) points, without noise."""
-        near = _kernel(squared_differences(points, self.points), self.logs)
-        down = np.linalg.solve(self.cholesky, near.T)
+        from scipy.linalg import solve_triangular  # type: ignore[import-untyped]  # slow to import
+
+        near = _kernel(points, self.points, self.logs)
+        down = solve_triangular(self.cholesky, near.T, lower=True, check_finite=False)
         left = np.exp(self.logs[-2]) - (down**2).sum(0)
         return near @ self.weights, np.sqrt(np.maximum(left, 1e-9))
 
@@ -145,8 +147,11 @@ def squared_differences(a: Matrix, b: Matrix) -> Matrix:
     return np.asarray((a[:, None] - b[None]) ** 2)
 
 
-def _kernel(squares: Matrix, logs: Matrix) -> Matrix:
-    far = np.sqrt(5 * squares @ np.exp(-2 * logs[:-2]))
+def _kernel(a: Matrix, b: Matrix, logs: Matrix) -> Matrix:
+    """(n, m): the kernel between (n, d) and (m, d) points."""
+    a, b = a * np.exp(-logs[:-2]), b * np.exp(-logs[:-2])
+    squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
+    far = np.sqrt(5 * np.maximum(squares, 0.0))
     return np.asarray(np.exp(logs[-2] - far) * (1 + far + far**2 / 3))
 
 
@@ -178,7 +183,7 @@ def negative_log_posterior(
 
 def conditioned(logs: Matrix, points: Matrix, scores: Matrix, variances: Matrix | float = 0.0) -> Process:
     """The process after (n, d) points and their n scores were observed, for given length scales and variances (as logarithms)."""
-    kernel = _kernel(squared_differences(points, points), logs) + (math.exp(logs[-1]) + variances + 1e-6) * np.eye(len(points))
+    kernel = _kernel(points, points, logs) + (math.exp(logs[-1]) + variances + 1e-6) * np.eye(len(points))
     cholesky = np.linalg.cholesky(kernel)
     weights = np.linalg.solve(cholesky.T, np.linalg.solve(cholesky, scores))
     return Process(logs, points, np.asarray(cholesky), np.asarray(weights), variances)
