@@ -175,7 +175,7 @@ def extrapolated(curves: Curves) -> tuple[Matrix, Matrix, list[Past]]:
     for now, after in itertools.pairwise(range(len(levels))):
         both = ~np.isnan(table[:, now]) & ~np.isnan(table[:, after])
         x, y = table[both, now], table[both, after]
-        slope, left = 1.0, 0.25 * float(np.var(np.maximum(mean, scale_of(mean)[0])))
+        slope, left = 1.0, 0.25 * scale_of(mean[~np.isnan(mean)])[2] ** 2
         middle, gain = (float(x.mean()), float(y.mean())) if both.any() else (0.0, 0.0)
         if both.any():
             assumed = PAIRS * 4 * left
