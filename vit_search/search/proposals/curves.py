@@ -53,6 +53,8 @@ class Curves:
     """Ascending, the full length last."""
     mode: str
     """"min" or "max" of the trials' values."""
+    few: int = FEW
+    """Trials that must have reached a level before proposals are made for it. With 0, they are made for the full length."""
 
     @cached_property
     def observed(self) -> list[Past]:
@@ -63,7 +65,9 @@ class Curves:
     def target(self) -> int:
         """The epoch that proposals are made for."""
         reached = [sum(level in trial.values for trial in self.observed) for level in self.levels]
-        return next((level for level, count in zip(reversed(self.levels), reversed(reached), strict=True) if count >= FEW), self.levels[0])
+        return next(
+            (level for level, count in zip(reversed(self.levels), reversed(reached), strict=True) if count >= self.few), self.levels[0]
+        )
 
     @property
     def pending(self) -> list[Past]:

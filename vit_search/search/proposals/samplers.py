@@ -123,11 +123,26 @@ def extrapolated(question: Question) -> Proposal:
     return _by_curves(question, curves.propose_extrapolated)
 
 
-def _by_curves(question: Question, propose: curves.Propose) -> Proposal:
+def joint_full(question: Question) -> Proposal:
+    """As `joint`, always for the full length."""
+    return _by_curves(question, curves.propose, few=0)
+
+
+def joint_ten(question: Question) -> Proposal:
+    """As `joint`, for the level of `History.view`."""
+    return _by_curves(question, curves.propose, few=ENOUGH)
+
+
+def joint_early(question: Question) -> Proposal:
+    """As `joint`, from the fifth trial with a value on."""
+    return _by_curves(question, curves.propose, enough=5)
+
+
+def _by_curves(question: Question, propose: curves.Propose, few: int = curves.FEW, enough: int = ENOUGH) -> Proposal:
     trials = question.history.curves(question.shown)
-    if sum(bool(trial.values) for trial in trials) < ENOUGH or not question.space.searched:
+    if sum(bool(trial.values) for trial in trials) < enough or not question.space.searched:
         return STARTS[question.start](question)
-    options = curves.Curves(trials, question.history.levels, question.modes[0])
+    options = curves.Curves(trials, question.history.levels, question.modes[0], few)
     best = propose(question.space, options, question.rng, question.suits, question.fixed)
     return Proposal(best, {}) if best is not None else draw_at_random(question)
 
@@ -177,7 +192,14 @@ SAMPLERS: dict[str, Sampler] = {
 }
 """Sampler by the search file's key `sampler`."""
 
-MODELS: dict[str, Sampler] = {"rung": rung, "joint": joint, "extrapolated": extrapolated}
+MODELS: dict[str, Sampler] = {
+    "rung": rung,
+    "joint": joint,
+    "joint-full": joint_full,
+    "joint-ten": joint_ten,
+    "joint-early": joint_early,
+    "extrapolated": extrapolated,
+}
 """What the sampler `gp` models. Several objectives are modelled at the rung."""
 
 STARTS: dict[str, Sampler] = {"random": draw_at_random, "sobol": sobol}
