@@ -21,7 +21,7 @@ import numpy as np
 from vit_search.config.distributions import Value
 from vit_search.config.space import Space
 from vit_search.search.proposals.candidates import PARENTS, Matrix, axes_of, encoded, most_promising
-from vit_search.search.proposals.gaussian import Process, believing, conditioned, fitted, log_improvement, scale_of, standardised
+from vit_search.search.proposals.gaussian import LENGTH, Process, believing, conditioned, fitted, log_improvement, scale_of, standardised
 from vit_search.search.proposals.history import Past
 
 FEW = 3
@@ -53,6 +53,8 @@ class Curves:
     """Ascending, the full length last."""
     mode: str
     """"min" or "max" of the trials' values."""
+    crossing: tuple[float, float] = LENGTH
+    """Prior of the length scale of the epochs, as LENGTH: shorter if curves cross more often."""
     few: int = FEW
     """Trials that must have reached a level before proposals are made for it. With 0, they are made for the full length."""
 
@@ -131,7 +133,7 @@ def propose(
         return np.column_stack([some, np.full(len(some), place)])
 
     few = owner % math.ceil(len(rows) / FITTED) == 0
-    process = fitted(points[few], scores[few])
+    process = fitted(points[few], scores[few], last=curves.crossing)
     if curves.diverged:
         points = np.vstack([points, at_target(encoded(axes, [trial.params for trial in curves.diverged]))])
         scores = np.append(scores, np.full(len(curves.diverged), scores.min()))

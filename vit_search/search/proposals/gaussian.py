@@ -49,17 +49,17 @@ class Process:
         return near @ self.weights, np.sqrt(np.maximum(left, 1e-9))
 
 
-def fitted(points: Matrix, scores: Matrix, variances: Matrix | float = 0.0) -> Process:
+def fitted(points: Matrix, scores: Matrix, variances: Matrix | float = 0.0, last: tuple[float, float] = LENGTH) -> Process:
     """Fit a process to (n, d) points and their n standardised scores: the most probable length scales and variances.
 
     Args:
         variances: see `Process.variances`.
+        last: prior of the last coordinate's length scale, as LENGTH.
     """
     from scipy.optimize import minimize  # type: ignore[import-untyped]  # slow to import
 
     wide = points.shape[1]
-    means = np.array([LENGTH[0]] * wide + [SIGNAL[0], NOISE[0]])
-    deviations = np.array([LENGTH[1]] * wide + [SIGNAL[1], NOISE[1]])
+    means, deviations = np.array([LENGTH] * (wide - 1) + [last, SIGNAL, NOISE]).T
     squares = squared_differences(points, points)
     bounds = [(-3.5, 2.5)] * wide + [(-3.0, 3.0), (-9.0, 1.0)]
     optimum = minimize(

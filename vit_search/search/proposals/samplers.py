@@ -6,6 +6,7 @@ proposes what the interrupted one would have proposed.
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -133,17 +134,22 @@ def joint_ten(question: Question) -> Proposal:
     return _by_curves(question, curves.propose, few=ENOUGH)
 
 
+def joint_wary(question: Question) -> Proposal:
+    """As `joint`, for curves that cross more often."""
+    return _by_curves(question, curves.propose, crossing=(math.log(0.6), 0.3))
+
+
 def joint_early(question: Question) -> Proposal:
     """As `joint`, from the fifth trial with a value on."""
     return _by_curves(question, curves.propose, enough=5)
 
 
-def _by_curves(question: Question, propose: curves.Propose, few: int = curves.FEW, enough: int = ENOUGH) -> Proposal:
+def _by_curves(question: Question, propose: curves.Propose, enough: int = ENOUGH, **options: Any) -> Proposal:
     trials = question.history.curves(question.shown)
     if sum(bool(trial.values) for trial in trials) < enough or not question.space.searched:
         return STARTS[question.start](question)
-    options = curves.Curves(trials, question.history.levels, question.modes[0], few)
-    best = propose(question.space, options, question.rng, question.suits, question.fixed)
+    seen = curves.Curves(trials, question.history.levels, question.modes[0], **options)
+    best = propose(question.space, seen, question.rng, question.suits, question.fixed)
     return Proposal(best, {}) if best is not None else draw_at_random(question)
 
 
@@ -197,6 +203,7 @@ MODELS: dict[str, Sampler] = {
     "joint": joint,
     "joint-full": joint_full,
     "joint-ten": joint_ten,
+    "joint-wary": joint_wary,
     "joint-early": joint_early,
     "extrapolated": extrapolated,
 }
