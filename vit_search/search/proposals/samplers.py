@@ -139,6 +139,11 @@ def joint_wary(question: Question) -> Proposal:
     return _by_curves(question, curves.propose, crossing=(math.log(0.6), 0.3))
 
 
+def joint_full_wary(question: Question) -> Proposal:
+    """As `joint_full`, for curves that cross more often."""
+    return _by_curves(question, curves.propose, few=0, crossing=(math.log(0.6), 0.3))
+
+
 def joint_early(question: Question) -> Proposal:
     """As `joint`, from the fifth trial with a value on."""
     return _by_curves(question, curves.propose, enough=5)
@@ -204,6 +209,7 @@ MODELS: dict[str, Sampler] = {
     "joint-full": joint_full,
     "joint-ten": joint_ten,
     "joint-wary": joint_wary,
+    "joint-full-wary": joint_full_wary,
     "joint-early": joint_early,
     "extrapolated": extrapolated,
 }
