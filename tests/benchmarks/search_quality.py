@@ -116,7 +116,9 @@ class Endless:
 class Ours:
     """The shipped driver, told of each epoch by bench.py."""
 
-    def __init__(self, task: Any, seed: int, *, sampler: str = "tpe", most: int = SHOWN, **stopping: Any) -> None:
+    def __init__(
+        self, task: Any, seed: int, *, sampler: str = "tpe", most: int = SHOWN, model: str = "rung", start: str = "random", **stopping: Any
+    ) -> None:
         asked = {"kind": "asha", "grace_epochs": 3, "reduction_factor": 3, "audit_share": 0.05, "strata": 1} | stopping
         kind, strata, space = str(asked.pop("kind")), int(asked.pop("strata")), Space(task)
 
@@ -129,7 +131,8 @@ class Ours:
         commands = Commands(Settings(trials=10**6, concurrency=10**6), "val_accuracy")
         limits = SearchLimits(commands, progress, metric="val_accuracy", mode="max", devices=1)
         proposed = ProposalOptions(
-            metric="val_accuracy", mode="max", epochs=task.R, seed=seed, sampler=sampler, levels=rule.levels, shown=most
+            metric="val_accuracy", mode="max", epochs=task.R, seed=seed, sampler=sampler, levels=rule.levels, shown=most, model=model,
+            start=start,
         )  # fmt: skip
         components = Components(
             progress=progress,
