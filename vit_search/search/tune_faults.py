@@ -35,5 +35,5 @@ def handle_failure_once(controller: TuneController, trial: Any, exception: Excep
     handle_failure(controller, trial, exception)
 
 
-serialization.OutOfMemoryError = KilledForMemoryError  # type: ignore[misc]  # what `ray.get` raises in this process
-TuneController._trial_task_failure = handle_failure_once  # type: ignore[method-assign]
+serialization.OutOfMemoryError = KilledForMemoryError  # type: ignore[attr-defined]  # what `ray.get` raises in this process
+TuneController._trial_task_failure = handle_failure_once  # type: ignore[method-assign, assignment]
