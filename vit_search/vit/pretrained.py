@@ -7,10 +7,9 @@ counterpart here (for example `fc_norm`, a norm after the pooling) is an error t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,21 +20,16 @@ from vit_search.config.weight_names import LAYOUTS, Assembly, assemble, our_name
 from vit_search.errors import CheckpointError
 from vit_search.text import file_name
 
-if TYPE_CHECKING:
-    from vit_search.vit.shared_blocks import SharedBlocks
-
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights that a training starts from. They are read only when a model is made of them."""
+    """Weights that a training starts from."""
 
     backbone: Backbone
-    read: Callable[[], Mapping[str, Tensor]]
-    """Reads the weights, by our names. It raises what `load` does."""
+    weights: Mapping[str, Tensor]
+    """By our names."""
     classes: tuple[str, ...]
     """Names of the new model's classes, in order."""
-    shared: SharedBlocks | None = None
-    """Blocks that earlier trainings of this process have made; None to make all anew."""
 
 
 def starting_point(source: str, classes: Sequence[str], *, fetch: bool = True) -> Pretrained | None:
@@ -51,11 +45,11 @@ def starting_point(source: str, classes: Sequence[str], *, fetch: bool = True) -
 
 
 def read_pretrained(path: Path, classes: Sequence[str]) -> Pretrained:
-    """The weights in a file, for a model with these classes.
+    """Read a file of weights for a model with these classes.
 
-    Raises: CheckpointError in one line if its header is damaged, or is not one of a Vision Transformer.
+    Raises: as `load`.
     """
-    return Pretrained(read_backbone(path), lambda: load(path)[1], tuple(classes))
+    return Pretrained(*load(path), tuple(classes))
 
 
 def load(path: Path) -> tuple[Backbone, dict[str, Tensor]]:
