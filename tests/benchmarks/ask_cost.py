@@ -55,9 +55,12 @@ def history(space: Space, trials: int, running: int) -> list[Event]:
     return events
 
 
-def proposals_of(space: Space, sampler: str, events: list[Event]) -> Proposals:
-    """What has seen these events."""
-    options = ProposalOptions(metric="val_accuracy", mode="max", epochs=30, seed=0, sampler=sampler, levels=LEVELS)
+def proposals_of(space: Space, text: str, events: list[Event]) -> Proposals:
+    """What has seen these events. `gp:joint` is a sampler and its model."""
+    sampler, _, model = text.partition(":")
+    options = ProposalOptions(
+        metric="val_accuracy", mode="max", epochs=30, seed=0, sampler=sampler, levels=LEVELS, model=model or "rung"
+    )  # fmt: skip
     proposals = Proposals(space, options)
     for event in events:
         proposals.apply(event)
@@ -111,6 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--trials", default="100,1000,10000")
     parser.add_argument("--asks", type=int, default=15)
+    parser.add_argument("--only", default="", help="only histories whose name has this")
     args = parser.parse_args()
     counts = [int(word) for word in args.trials.split(",")]
     rows = []
@@ -120,9 +124,14 @@ def main() -> None:
         ("tpe, half infeasible, 16 running", HALF_FEASIBLE, "tpe", 16),
         ("gp", ALL_FEASIBLE, "gp", 0),
         ("gp, half infeasible, 16 running", HALF_FEASIBLE, "gp", 16),
+        ("gp, 64 running", ALL_FEASIBLE, "gp", 64),
+        ("gp of all curves, 64 running", ALL_FEASIBLE, "gp:joint", 64),
+        ("gp of extrapolated scores, 64 running", ALL_FEASIBLE, "gp:extrapolated", 64),
         ("cmaes", ALL_FEASIBLE, "cmaes", 0),
         ("random", ALL_FEASIBLE, "random", 0),
     ):
+        if args.only not in name:
+            continue
         if sampler == "cmaes" and max(counts) > 1000:
             known = [n for n in counts if n <= 1000]  # its history is asked for anew when it is replayed
         else:
@@ -130,8 +139,9 @@ def main() -> None:
         spent = [1000 * seconds(space, sampler, n, running, args.asks) for n in known]
         shown = [f"{value:.1f}" for value in spent] + ["not run"] * (len(counts) - len(spent))
         rows.append([name, *shown, f"{spent[-1] / spent[-2]:.2f}" if len(spent) == len(counts) > 1 else ""])
-    spent = [1000 * seconds_of_optuna(ALL_FEASIBLE, n, 5) for n in counts]
-    rows.append(["Optuna's GPSampler", *(f"{value:.1f}" for value in spent), f"{spent[-1] / spent[-2]:.2f}" if len(spent) > 1 else ""])
+    if args.only in "Optuna's GPSampler":
+        spent = [1000 * seconds_of_optuna(ALL_FEASIBLE, n, 5) for n in counts]
+        rows.append(["Optuna's GPSampler", *(f"{value:.1f}" for value in spent), f"{spent[-1] / spent[-2]:.2f}" if len(spent) > 1 else ""])
     print(f"{time.strftime('%Y-%m-%d')}, milliseconds of processor time for one proposal after so many trials\n")
     print(table(["history", *(f"{n:,}" for n in counts), "last to the one before"], rows))
 

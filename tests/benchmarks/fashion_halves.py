@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import statistics
 import uuid
 from collections.abc import Mapping, Sequence
@@ -226,9 +227,11 @@ def seconds_per_image(config: ModelConfig, device: torch.device) -> tuple[float,
 
 
 def add_line(file: Path, key: str, outcome: Mapping[str, Any]) -> None:
-    """Keep finished work. Several processes may add to a file."""
+    """Keep finished work, on the disk when this returns. Several processes may add to a file."""
     with file.open("a") as lines:
         lines.write("\n" + json.dumps({"key": key, **outcome}))
+        lines.flush()
+        os.fsync(lines.fileno())
 
 
 def kept_lines(file: Path) -> dict[str, dict[str, Any]]:

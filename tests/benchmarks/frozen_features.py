@@ -7,10 +7,11 @@
 Goal: with `tune: head`, a trial that finds the features in the cache is at least 50 times as fast as one that runs the backbone in every
 epoch (`training.feature_views: 0`).
 
-Every contender trains whole trials as `vit-search train` does: it reads the weights, trains, validates and writes a checkpoint in each
-epoch. No augmentation, and the learning rate and the seed of the head differ from trial to trial. The backbone has random weights and the
-images are noise in a brightness of their class, since only the time counts. `first` is the trial that computes the features; `later` is
-each trial after it. `of 50 trials` is a whole search of 50 trials one after another: one `first` and 49 `later`.
+Every contender trains whole trials as a worker of a search does, without Ray: it reads the weights if it has not got them from the trial
+before, trains, validates and writes a checkpoint in each epoch. No augmentation, and the learning rate and the seed of the head differ
+from trial to trial. The backbone has random weights and the images are noise in a brightness of their class, since only the time counts.
+`first` is the trial that computes the features; `later` is each trial after it. `of 50 trials` is a whole search of 50 trials one after
+another: one `first` and 49 `later`. What Ray and the driver add is in head_search.py.
 
 Wall time, in turns. The accuracy of all contenders is printed: they train the same head on the same features.
 """
@@ -23,7 +24,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,19 +32,26 @@ import numpy as np
 import torch
 from PIL import Image
 from rounds import in_turns, ratios, spread, surroundings, table
+from torch import Tensor
 
 from vit_search.config import search_file
+from vit_search.config.backbone import read_backbone
 from vit_search.config.search_file import SearchSpec
 from vit_search.config.trial import TrialConfig
 from vit_search.data import backbones
+from vit_search.data.batches import load_split
 from vit_search.data.cache import DataSet, prepare
-from vit_search.vit import checkpoint, train_once
+from vit_search.data.weight_files import local_file
+from vit_search.vit import checkpoint, features, training
+from vit_search.vit.checkpoint_files import sha256_of
 from vit_search.vit.evaluation import Normalisation
-from vit_search.vit.training import start
+from vit_search.vit.pretrained import Pretrained, load
+from vit_search.vit.shared_blocks import SharedBlocks
 
 TRIALS = 50
 """Of the search that the last column is about."""
 
+SPLITS = (("train",), ("val",))
 CLASSES = ("dark", "grey", "light", "white")
 
 
@@ -78,20 +86,30 @@ def config_of(spec: SearchSpec) -> TrialConfig:
 
 def backbone_of(spec: SearchSpec, data: DataSet, folder: Path) -> str:
     """A file of random weights. Returns: its path."""
-    state = start(config_of(spec), Normalisation.of(data.mean, data.std))
+    state = training.start(config_of(spec), Normalisation.of(data.mean, data.std))
     checkpoint.save(folder, state, classes=("other", "classes"), data_hash="none")
     return str(folder / checkpoint.MODEL)
 
 
 def trials_of(spec: SearchSpec, data: DataSet, folder: Path, accuracies: list[float]) -> Callable[[], None]:
     """A function that trains the next trial: another seed and another learning rate."""
-    numbers, config = itertools.count(), config_of(spec)
+    numbers, config, shared = itertools.count(), config_of(spec), SharedBlocks()
+    device = "cuda" if spec.resources.on_gpu else "cpu"
+    images = [load_split(data, *names, device=device) for names in SPLITS]
+    weights = local_file(config.model.pretrained).path
+
+    def read() -> Mapping[str, Tensor]:
+        sha256_of(weights)  # as each trial that reads them
+        return load(weights)[1]
 
     def train() -> None:
         number = next(numbers)
         own = replace(config, seed=number, training=replace(config.training, lr=config.training.lr * (1 + 0.01 * number)))
-        *_, last = train_once.train(spec, own, data, folder / str(number))
-        accuracies.append(last.val_accuracy)
+        pretrained = Pretrained(read_backbone(weights), read, data.classes, shared)
+        state = training.start(own, Normalisation.of(data.mean, data.std, device), device, pretrained)
+        for _ in training.fit(state, *features.in_place_of_images(state, data, SPLITS, images)):
+            checkpoint.save(folder / str(number) / "checkpoint", state, classes=data.classes, data_hash=data.data_hash)
+        accuracies.append(state.history[-1].val_accuracy)
         shutil.rmtree(folder / str(number))
 
     return train
@@ -120,20 +138,19 @@ def main() -> None:
         plain = search_of(folder / "images", "", args, "batch_size: 32")
         data = prepare(plain.data_config, cache=folder / "cache")
         weights = backbone_of(plain, data, folder / "backbone")
-        training = f"tune: {args.tune}, batch_size: 32, lr: 0.003"
-        behind, kept = (search_of(folder / "images", weights, args, training + extra) for extra in (", feature_views: 0", ""))
+        way = f"tune: {args.tune}, batch_size: 32, lr: 0.003"
+        behind, kept = (search_of(folder / "images", weights, args, way + extra) for extra in (", feature_views: 0", ""))
         accuracies: dict[str, list[float]] = {"through the backbone": [], "first": [], "later": []}
         through = trials_of(behind, data, folder / "through", accuracies["through the backbone"])
-        fresh = trials_of(kept, data, folder / "first", accuracies["first"])
         later = trials_of(kept, data, folder / "later", accuracies["later"])
         later()  # the warm-up; it computes what the later ones read
 
         def first() -> None:
-            features = folder / "cache" / "features"
-            features.rename(folder / "aside")
-            fresh()
-            shutil.rmtree(features)
-            (folder / "aside").rename(features)
+            computed = folder / "cache" / "features"
+            computed.rename(folder / "aside")
+            trials_of(kept, data, folder / "first", accuracies["first"])()
+            shutil.rmtree(computed)
+            (folder / "aside").rename(computed)
 
         seconds = in_turns({"through the backbone": through, "first": first, "later": later}, args.rounds, time.perf_counter, warm_up=0)
         counts = {name: data.counts[name] for name in ("train", "val")}

@@ -2,17 +2,21 @@
 
 A cluster is simulated by bench.py, which is handed to the project's people beside the repository: asynchronous workers on LCBench
 (Zimmer et al. 2021, https://arxiv.org/abs/2006.13799; multi-layer perceptrons, 7 parameters, 50 epochs) through the surrogate of
-YAHPO Gym. Regret: best possible minus the true value of the configuration that looked best, in per cent of the distance from
-the best to the median configuration. Run it from the repository:
+YAHPO Gym, and on Vision Transformers (14 parameters, 27 epochs) through the surrogate of curve_surrogate.py, fitted to our own
+trainings (vit_table.py). Regret: best possible minus the true value of the configuration that looked best, in per cent of the
+distance from the best to the median configuration. Run it from the repository:
 
     OMP_NUM_THREADS=1 python tests/benchmarks/search_quality.py --workers 4,16 --seeds 6
+    OMP_NUM_THREADS=1 python tests/benchmarks/search_quality.py --tasks vit --workers 4,16 --seeds 6
     OMP_NUM_THREADS=1 python tests/benchmarks/search_quality.py --only stock,tpe --variants tpe:audit_share=0,tpe:strata=2
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
+import itertools
 import json
 import math
 import random
@@ -28,6 +32,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from curve_surrogate import export
+from curve_table import load_spec
 from rounds import table
 from scipy.stats import rankdata, wilcoxon
 
@@ -52,11 +58,13 @@ from vit_search.stopping.rungs import boundaries
 
 BENCH = Path(__file__).parents[3] / "shared" / "bench"
 SYNE_TUNE = ("asha", "mobster")
+VIT = "vit"
+"""How the names of tasks begin that train Vision Transformers."""
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Of a perceptron, as far as a search asks for it."""
+class PerceptronCost:
+    """As far as a search asks for it."""
 
     params: int
     train_flops: int
@@ -70,6 +78,7 @@ class Space:
 
     def __init__(self, task: Any) -> None:
         self.searched = {p.name: _parameter(p) for p in task.space}
+        self.cost = _vit_cost(task.name) if task.name.startswith(VIT) else _perceptron_cost
 
     def suggest(self, trial: ValueSource) -> dict[str, Any]:
         return {name: parameter.ask(trial, name) for name, parameter in self.searched.items()}
@@ -79,12 +88,6 @@ class Space:
 
     def problem(self, params: Mapping[str, Any]) -> str | None:
         return None
-
-    def cost(self, params: Mapping[str, Any]) -> Cost:
-        """LCBench's shaped perceptrons narrow from max_units; the FLOPs of a sample grow with the weights."""
-        widths = [params["max_units"] * (1 - k / (params["num_layers"] + 1)) for k in range(params["num_layers"] + 1)]
-        weights = round(sum(a * b for a, b in zip([50, *widths], [*widths, 2], strict=True)))  # 50 features, 2 classes
-        return Cost(weights, 6 * weights)
 
 
 class Events(list[Event]):
@@ -116,7 +119,9 @@ class Endless:
 class Ours:
     """The shipped driver, told of each epoch by bench.py."""
 
-    def __init__(self, task: Any, seed: int, *, sampler: str = "tpe", most: int = SHOWN, **stopping: Any) -> None:
+    def __init__(
+        self, task: Any, seed: int, *, sampler: str = "tpe", most: int = SHOWN, model: str = "rung", start: str = "random", **stopping: Any
+    ) -> None:
         asked = {"kind": "asha", "grace_epochs": 3, "reduction_factor": 3, "audit_share": 0.05, "strata": 1} | stopping
         kind, strata, space = str(asked.pop("kind")), int(asked.pop("strata")), Space(task)
 
@@ -129,7 +134,8 @@ class Ours:
         commands = Commands(Settings(trials=10**6, concurrency=10**6), "val_accuracy")
         limits = SearchLimits(commands, progress, metric="val_accuracy", mode="max", devices=1)
         proposed = ProposalOptions(
-            metric="val_accuracy", mode="max", epochs=task.R, seed=seed, sampler=sampler, levels=rule.levels, shown=most
+            metric="val_accuracy", mode="max", epochs=task.R, seed=seed, sampler=sampler, levels=rule.levels, shown=most, model=model,
+            start=start,
         )  # fmt: skip
         components = Components(
             progress=progress,
@@ -169,6 +175,19 @@ def _result(epoch: int, value: float) -> EpochResult:
     )  # fmt: skip
 
 
+def _perceptron_cost(params: Mapping[str, Any]) -> PerceptronCost:
+    """LCBench's shaped perceptrons narrow from max_units; the FLOPs of a sample grow with the weights."""
+    widths = [params["max_units"] * (1 - k / (params["num_layers"] + 1)) for k in range(params["num_layers"] + 1)]
+    weights = round(sum(a * b for a, b in zip([50, *widths], [*widths, 2], strict=True)))  # 50 features, 2 classes
+    return PerceptronCost(weights, 6 * weights)
+
+
+@functools.cache
+def _vit_cost(task: str) -> Callable[[Mapping[str, Any]], Any]:
+    """The cost of a configuration of a task, by the search file that its trainings were drawn from."""
+    return load_spec(task.removeprefix(f"{VIT}_").rpartition("_")[0]).space.cost
+
+
 def _parameter(p: Any) -> Choice[Any] | IntRange | FloatRange:
     if p.kind == "cat":
         return Choice[Any](choice=p.choices)
@@ -205,12 +224,33 @@ def variant(text: str) -> Callable[[Any, int, int], Any]:
     return lambda task, workers, seed: Ours(task, seed, sampler=sampler, **more)
 
 
-def runs(bench: Any, args: argparse.Namespace, methods: Mapping[str, Callable[[Any, int, int], Any]]) -> Iterator[dict[str, Any]]:
+def splits(args: argparse.Namespace, vit: Path) -> dict[str, str]:
+    """What `--tasks` names, by the folder that bench.py finds it in.
+
+    Args:
+        vit: an empty folder, into which the tasks of Vision Transformers are written if they are asked for.
+    """
+    words = args.tasks.split(",")
+    ours = [word for word in words if word.startswith(VIT)]
+    others = [word for word in words if word not in ours]
+    if ours:
+        names = export(vit)
+        strangers = [word for word in ours if word not in (VIT, *names)]
+        if strangers:
+            sys.exit(f"--tasks: no task {strangers[0]}; choose from {VIT}, {', '.join(names)}.")
+    found = {"public": ",".join(others)} if others else {}
+    return found | ({str(vit): "all" if VIT in ours else ",".join(ours)} if ours else {})
+
+
+def runs(
+    bench: Any, args: argparse.Namespace, methods: Mapping[str, Callable[[Any, int, int], Any]], parts: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
     """Every run that `--out` does not hold yet, seed by seed, so that a run cut short is fair."""
     done = {(r["method"], r["task"], r["seed"], r["W"]) for r in known(args.out)}
     began = time.monotonic()
+    tasks = [task for split, names in parts.items() for task in bench.load_tasks(split, names, str(args.bench))]
     for seed in range(args.seed0, args.seed0 + args.seeds):
-        for task in bench.load_tasks("public", args.tasks, str(args.bench)):
+        for task in tasks:
             for workers in map(int, args.workers.split(",")):
                 for name, make in methods.items():
                     if time.monotonic() - began > 60 * args.minutes:
@@ -224,16 +264,16 @@ def known(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
 
-def syne_tune(args: argparse.Namespace) -> list[dict[str, Any]]:
+def syne_tune(args: argparse.Namespace, parts: Mapping[str, str]) -> list[dict[str, Any]]:
     """Syne Tune's ASHA and MOBSTER, run by an interpreter that has it."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in SYNE_TUNE:
-            out = Path(folder) / name
+        for name, (split, tasks) in itertools.product(SYNE_TUNE, parts.items()):
+            out = Path(folder) / f"{name}-{Path(split).name}"
             plugin = args.bench / "peers_synetune.py"
             command = [args.syne_tune, args.bench / "bench.py", "run", "--plugin", f"{plugin}:{name}", "--name", f"Syne Tune {name}"]
             command += ["--workers", args.workers, "--budget", args.budget, "--seeds", args.seeds, "--seed0", args.seed0]
-            command += ["--tasks", args.tasks, "--out", out, "--limit", 60 * args.minutes]
+            command += ["--split", split, "--tasks", tasks, "--out", out, "--limit", 60 * args.minutes]
             subprocess.run(list(map(str, command)), check=True)
             found += known(out)
     return found
@@ -283,7 +323,7 @@ def main() -> None:
     parser.add_argument("--base", default="stock", help="who the others are held against")
     parser.add_argument("--workers", default="4,16")
     parser.add_argument("--budget", type=float, default=32, help="in full trainings")
-    parser.add_argument("--tasks", default="all")
+    parser.add_argument("--tasks", default="all", help="all: those of LCBench; vit: those of our own table; or names, comma-separated")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed0", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after so long")
@@ -296,11 +336,12 @@ def main() -> None:
     if args.only:
         methods = {name: methods[name] for name in args.only.split(",")}
     methods |= {text: variant(text) for text in args.variants.split(",") if text}
-    with args.out.open("a") as file:
-        for run in runs(bench, args, methods):
+    with args.out.open("a") as file, tempfile.TemporaryDirectory() as vit:
+        parts = splits(args, Path(vit))
+        for run in runs(bench, args, methods, parts):
             file.write(json.dumps(run, default=float) + "\n")
             file.flush()
-        for run in syne_tune(args) if args.syne_tune else []:
+        for run in syne_tune(args, parts) if args.syne_tune else []:
             file.write(json.dumps(run, default=float) + "\n")
     print(f"{time.strftime('%Y-%m-%d')}, budget {args.budget:g} full trainings; standard errors in brackets\n")
     print(report(known(args.out), args.base))

@@ -138,7 +138,7 @@ def train(halves: Halves, task: Task) -> Outcome:
     model = replace(BACKBONE, **(SHAPES | BLOCK_SHAPES)[task.shape], pretrained=str(file) if way.blocks else "")
     training = replace(RECIPE, epochs=task.epochs, lr=task.lr, **way.training)
     plain = Normalisation.of(*mean_and_std(images), halves.device)
-    given = Pretrained(source, weights, images.classes) if way.blocks else None
+    given = Pretrained(source, lambda: weights, images.classes) if way.blocks else None
     began = clock()
     state = start(TrialConfig(data=halves.where, model=model, training=training, seed=task.seed), plain, halves.device, given)
     if way.blocks is not None and way.blocks != BLOCKS:

@@ -24,10 +24,11 @@ model: {dim: {choice: [16, 32]}, heads: 2, depth: {int: [1, 4]}, dropout: {float
 class Asking:
     """Asks for proposals and tells what came of them, as the driver does, and keeps the events."""
 
-    def __init__(self, *, space=SPEC.space, mode="max", objectives=(), first=(), earlier=(), sampler="auto"):
+    def __init__(self, *, space=SPEC.space, mode="max", objectives=(), first=(), earlier=(), sampler="auto", **more):
         options = ProposalOptions(
-            metric="val_accuracy", mode=mode, epochs=3, seed=5, sampler=sampler, levels=[1], goals=objectives, first=first, lessons=earlier
-        )
+            metric="val_accuracy", mode=mode, epochs=3, seed=5, sampler=sampler, levels=[1], goals=objectives, first=first, lessons=earlier,
+            **more,
+        )  # fmt: skip
         self.events, self.proposals, self.trials = [], Proposals(space, options), 0
 
     def take(self, event):

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -79,13 +80,42 @@ def gets_small(order):
     report(order, 2)
 
 
+def fills_memory(order):
+    """Trial 0 takes more and more memory the first time, until Ray's memory monitor kills it."""
+    if attempt(order) == 1 and order.trial == 0:
+        taken = []
+        while sum(map(len, taken)) < 8e9:
+            taken.append(bytearray(b"x") * 100_000_000)
+            time.sleep(0.02)
+    report(order, 1)
+    report(order, 2)
+
+
+def loses_idle_worker(order):
+    """Trial 0 waits until the others are over, kills the worker that waits for its next trial, and then its own."""
+    worker = order.folder.parent / "worker"
+    if order.trial > 0:
+        worker.write_text(str(os.getpid()))
+    elif attempt(order) == 1:
+        ledger = order.folder.parents[1] / "ledger.jsonl"
+        while ledger.read_text().count('"event":"ended"') < 4:
+            time.sleep(0.1)
+        os.kill(int(worker.read_text()), 9)
+        os.kill(os.getpid(), 9)
+    report(order, 1)
+    report(order, 2)
+
+
+WORK = {work.__name__: work for work in (dies, hangs, raises, gets_small, fills_memory, loses_idle_worker)}
+
+
 def ordered(work, config):
     work(TrialOrder.decode(config))
 
 
-def main():
+def main(names):
     found = {}
-    for work in (dies, hangs, raises, gets_small):
+    for work in map(WORK.__getitem__, names):
         spec = search_file.parse(FILE)
         output = Path(work.__name__)
         began = time.monotonic()
@@ -110,4 +140,4 @@ def main():
 
 if __name__ == "__main__":
     ray.init(address="local", include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
-    main()
+    main(sys.argv[1:])

@@ -9,10 +9,11 @@ import pytest
 from helpers.commands import COMMAND, vit_search, vit_search_process
 from helpers.servers import until
 
+from vit_search.data.cache import prepare
 from vit_search.ledger import searches
 from vit_search.ledger.file import read_trials
 from vit_search.tracking.mlflow_client import client_for
-from vit_search.vit import checkpoint
+from vit_search.vit import checkpoint, train_once
 from vit_search.vit.checkpoint_files import describe
 
 DATA = "data: {name: digits, train_limit: 300}\n"
@@ -27,6 +28,17 @@ concurrency: 1
 keep_checkpoints: 4
 model: {{pretrained: weights, depth: 2}}
 training: {{tune: {{choice: [{", ".join(WAYS)}]}}, lr: 0.002, batch_size: 8}}
+"""
+HEADS = f"""name: heads
+{DATA}trials: 5
+epochs: 3
+stopping: {{kind: none}}
+sampler: grid
+concurrency: 1
+keep_checkpoints: 5
+resources: {{cpus: 1, gpus: 0}}
+model: {{pretrained: weights, depth: 2}}
+training: {{tune: head, lr: {{choice: [0.001, 0.003, 0.01, 0.03, 0.1]}}, batch_size: 8}}
 """
 
 
@@ -49,6 +61,29 @@ def digests(folder):
         files = {path.name for path in place.iterdir()} - {"config.json", "optimiser.safetensors"}
         made[trial.params["tune"]] = (checkpoint.weights_sha256(place), files)
     return made
+
+
+def test_heads_that_a_worker_trains_one_after_another_have_the_bits_that_each_has_alone_also_after_a_kill(home, tmp_path, monkeypatch):
+    (home / "heads.yaml").write_text(HEADS)
+    folder = home / "searches" / "heads-1"
+    ledger = folder / "ledger.jsonl"
+
+    def reported():
+        return ledger.read_text().count('"reported"') if ledger.exists() else 0
+
+    with subprocess.Popen([COMMAND, "run", "heads.yaml"], cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as driver:
+        until(lambda: driver.poll() is not None or reported() >= 7)  # in the third trial, whose worker has trained two
+        assert driver.poll() is None, driver.stderr.read()
+        driver.send_signal(signal.SIGKILL)
+    vit_search_process(home, "resume", "heads-1")
+    monkeypatch.chdir(home)  # where the weights are
+    spec, _ = searches.read(folder)
+    assert {trial.outcome for trial in read_trials(ledger)} == {"completed"}
+    for number in range(5):
+        together, alone = searches.trial_folder(folder, number) / "checkpoint", tmp_path / str(number)
+        config = describe(together).config
+        list(train_once.train(spec, config, prepare(config.data), alone))
+        assert checkpoint.weights_sha256(together) == checkpoint.weights_sha256(alone)
 
 
 def test_a_search_from_weights_survives_a_kill_in_each_way_of_tuning_and_the_loss_of_its_file(home):

@@ -27,13 +27,18 @@ training: {lr: {float: [1e-3, 1e-2], log: true}, batch_size: 64}
 ROOT = pytest.mark.skipif(os.getuid() != 0, reason="root: another account's limits, another /dev/shm")
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    command = [sys.executable, "-m", "helpers.faulty"]
-    folder = tmp_path_factory.mktemp("faults")
-    done = subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(TESTS)}, capture_output=True, text=True, timeout=1800)
+def searched(folder, *names, **environment):
+    """What became of a search for each kind of faulty work."""
+    command = [sys.executable, "-m", "helpers.faulty", *names]
+    around = os.environ | {"PYTHONPATH": str(TESTS)} | environment
+    done = subprocess.run(command, cwd=folder, env=around, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "found.json").read_text()) | {"folder": folder, "printed": done.stdout + done.stderr}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return searched(tmp_path_factory.mktemp("faults"), "dies", "hangs", "raises", "gets_small", "loses_idle_worker")
 
 
 def test_a_trial_whose_process_dies_each_time_fails_after_three_retries_and_the_others_go_on(found):
@@ -96,6 +101,22 @@ def test_a_lack_of_memory_halves_the_micro_batch_of_that_trial_alone(found):
     assert told["outcomes"] == ["completed"] * 5
     assert told["attempts"] == [2, 1, 1, 1, 1]
     assert told["halvings"] == [1, 0, 0, 0, 0]
+
+
+@pytest.mark.skipif(psutil.virtual_memory().available < 6e9, reason="too little memory to take some away")
+def test_a_trial_that_rays_memory_monitor_kills_is_tried_again_and_the_search_goes_on(tmp_path):
+    memory = psutil.virtual_memory()
+    most = 1 - (memory.available - 3e9) / memory.total  # other tests may take some of it, too
+    told = searched(tmp_path, "fills_memory", RAY_memory_usage_threshold=str(most))["fills_memory"]
+    assert told["outcomes"] == ["completed"] * 5
+    assert told["breakdowns"][0][0] == "its worker process was ended for lack of memory"
+
+
+def test_a_worker_that_dies_while_it_waits_for_a_trial_does_not_hold_up_the_search(found):
+    told = found["loses_idle_worker"]
+    assert told["outcomes"] == ["completed"] * 5
+    assert told["attempts"][0] == 2
+    assert told["breakdowns"] == [["its worker process died"] * 2, [], [], [], []]
 
 
 def run(folder, *before):

@@ -21,6 +21,7 @@ from vit_search.config.search_file import SearchSpec
 from vit_search.errors import LostClusterError, SearchError, VitSearchError
 from vit_search.runtime.signals import ending_signals, leave_terminal
 from vit_search.runtime.worker_env import WORKER_ENV
+from vit_search.search import tune_faults  # noqa: F401  # corrects Tune
 from vit_search.search.driver import Driver
 from vit_search.search.tune import NoProgress, TuneCallback, TuneScheduler, TuneSearcher, resources_of
 from vit_search.text import counted

@@ -81,13 +81,23 @@ def _keep(source: str, folder: Path, *, fetch: bool) -> None:
             raise SearchError(f"{found.file.path}: changed while the search copied it; start the search again.")
 
 
+def seen(folder: Path, source: str) -> Path:
+    """The file of a pinned source. Its content is not checked.
+
+    Raises: OSError if this node does not see it, or its storage fails.
+    """
+    path = folder / parse(source).sha256 / WEIGHTS
+    with path.open("rb") as file:
+        file.read(1)
+    return path
+
+
 def checked(folder: Path, source: str) -> Path:
     """The file of a pinned source.
 
     Raises: OSError if this node does not see it, or its storage fails; SearchError if it is damaged.
     """
-    sha256 = parse(source).sha256
-    path = folder / sha256 / WEIGHTS
+    path, sha256 = seen(folder, source), parse(source).sha256
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:

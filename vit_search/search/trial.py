@@ -21,6 +21,7 @@ import ray
 import torch
 from ray import tune
 
+from vit_search.config.backbone import read_backbone
 from vit_search.config.cost import in_units
 from vit_search.config.data_urls import is_remote
 from vit_search.config.trial import TrialConfig
@@ -28,14 +29,15 @@ from vit_search.data.batches import Split, StreamedSplit, load_split
 from vit_search.data.cache import DataSet, prepare
 from vit_search.data.progress import Advance, Unit, shown_by
 from vit_search.data.split import TRAINED_AND_VALIDATED_ON, SplitName
-from vit_search.errors import DamagedCheckpointError, DataError, OutOfMemoryError, StorageError, VitSearchError
+from vit_search.errors import CheckpointError, DamagedCheckpointError, DataError, OutOfMemoryError, StorageError, VitSearchError
 from vit_search.files import write_whole
 from vit_search.runtime import machine
 from vit_search.search import kept_weights
 from vit_search.search.messages import Busy, Epoch, Failed, Outgrown, Report, TrialOrder, Waiting, encode
 from vit_search.search.resource_usage import Meter
 from vit_search.vit import checkpoint, evaluation, features, training
-from vit_search.vit.pretrained import Pretrained, read_pretrained
+from vit_search.vit.pretrained import Pretrained, load
+from vit_search.vit.shared_blocks import SharedBlocks
 
 _log = logging.getLogger(__name__)
 
@@ -115,9 +117,10 @@ def failure_report(order: TrialOrder, error: Exception) -> Failed:
 def _train(order: TrialOrder) -> None:
     torch.set_num_threads(order.threads)
     os.environ["OMP_NUM_THREADS"] = str(order.threads)  # for the processes that this one starts
+    config, folder = TrialConfig.from_dict(order.config), order.folder / "checkpoint"
+    _shared.make_room(config)
     machine.limit_memory(order.gpus)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config, folder = TrialConfig.from_dict(order.config), order.folder / "checkpoint"
     trained_on, validated_on = TRAINED_AND_VALIDATED_ON[order.train_on]
     node = ray.get_runtime_context().get_node_id()
     mark = retry_storage(order, lambda: claim_folder(folder.parent, node), PAUSES_S[:3])
@@ -127,8 +130,8 @@ def _train(order: TrialOrder) -> None:
     pretrained = retry_storage(order, lambda: pretrained_for(order, config, data), PAUSES_S[:3])
     state = retry_storage(order, lambda: load_interrupted(folder, config, device, pretrained))
     if state is None:
-        state = training.start(config, evaluation.Normalisation.of(data.mean, data.std, device), device, pretrained)
-    pretrained = None  # the memory of a backbone
+        normalisation = evaluation.Normalisation.of(data.mean, data.std, device)
+        state = retry_storage(order, lambda: training.start(config, normalisation, device, pretrained), PAUSES_S[:3])
     state.halves = order.halves
     state.accumulation = max(state.accumulation, config.training.accumulation * 2**order.halvings)
     for result in state.history:
@@ -181,12 +184,20 @@ def data_on_this_node(order: TrialOrder, config: TrialConfig) -> DataSet:
 def pretrained_for(order: TrialOrder, config: TrialConfig, data: DataSet) -> Pretrained | None:
     """The weights that a trial starts from, as kept in the search's folder; None for a random start.
 
-    Raises: SearchError if they are missing or damaged there.
+    They are read when a model is made of them. This raises the same errors.
+
+    Raises: SearchError if they are damaged there; OSError if this node does not see them, or the storage fails.
     """
-    if not config.model.pretrained:
+    source, folder = config.model.pretrained, order.weights
+    if not source:
         return None
-    assert order.weights is not None, "the driver has kept them"
-    return read_pretrained(kept_weights.checked(order.weights, config.model.pretrained), data.classes)
+    assert folder is not None, "the driver has kept them"
+    try:
+        backbone = read_backbone(kept_weights.seen(folder, source))
+    except CheckpointError:
+        kept_weights.checked(folder, source)  # says how to mend a damaged file
+        raise
+    return Pretrained(backbone, lambda: load(kept_weights.checked(folder, source))[1], data.classes, _shared)
 
 
 def claim_folder(folder: Path, node: str) -> str:
@@ -287,3 +298,6 @@ def _split(data: DataSet, names: tuple[SplitName, ...], device: str, decoders: i
 
 
 _splits: dict[tuple[Path, tuple[SplitName, ...], str], Split | StreamedSplit] = {}
+
+_shared = SharedBlocks()
+"""Of the trials that this worker process trains one after another."""

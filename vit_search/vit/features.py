@@ -81,7 +81,7 @@ def in_place_of_images(
     cache = data.folder.parent
     about = {
         "format": FORMAT,
-        "frozen_weights": tuning.sha256_of(frozen_weights(state.model)),
+        "frozen_weights": frozen_sha256(state),
         "model": config_features.frozen_model(model, training.tuning),
         "data_hash": data.data_hash,
         "mean": state.normalisation.mean.tolist(),
@@ -178,6 +178,14 @@ def frozen_weights(model: ViT) -> dict[str, Tensor]:
         return not name.startswith("head.") and (not name.startswith("encoder.norm.") or blocks > model.config.depth)
 
     return {name: tensor for name, tensor in model.state_dict().items() if is_frozen(name)}
+
+
+def frozen_sha256(state: Training) -> list[str]:
+    """What tells a model's frozen parts from others: the sha256 of its frozen blocks, and that of all other frozen weights."""
+    blocks = tuning.frozen_blocks(state.model)
+    others = {name: tensor for name, tensor in frozen_weights(state.model).items() if name not in blocks}
+    known = state.left_out.blocks if state.left_out else tuning.sha256_of(blocks)  # nothing has changed them since it started
+    return [known, tuning.sha256_of(others)]
 
 
 def _computed_by(device: torch.device, training: TrainingConfig) -> dict[str, Any]:

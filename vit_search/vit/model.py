@@ -323,6 +323,19 @@ class ViT(nn.Module):
         return self
 
 
+def without_weights(config: ModelConfig) -> ViT:
+    """A model whose weights and buffers have no memory and no values yet: `load_state_dict` with `assign=True` gives it both.
+
+    A start from pretrained weights so saves the time for random numbers. Buffers that no state_dict has must be made again here.
+    """
+    with torch.device("meta"):
+        model = ViT(config)
+    if config.positions == "rope":
+        assert isinstance(model.encoder, Encoder)
+        model.encoder.rope = Rope(config)
+    return model
+
+
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shapes of a model's weights and buffers, by their names in its state_dict, without creating the model."""
     dim, inner, hidden = config.dim, config.heads * config.head_width, config.mlp_width

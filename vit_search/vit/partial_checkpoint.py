@@ -66,7 +66,7 @@ def model_with_blocks(folder: Path, document: dict[str, Any], config: TrialConfi
     """
     pretrained = _start_of(folder, document, config)
     model = ViT(config.model)
-    inherit_into(model, pretrained.weights, pretrained.backbone, pretrained.classes)
+    inherit_into(model, pretrained.read(), pretrained.backbone, pretrained.classes)
     del pretrained
     tuning.prepare(model, config.training, config.seed)
     _check_blocks(folder, document, left_out(model, config))

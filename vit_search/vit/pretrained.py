@@ -7,9 +7,10 @@ counterpart here (for example `fc_norm`, a norm after the pooling) is an error t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,16 +21,21 @@ from vit_search.config.weight_names import LAYOUTS, Assembly, assemble, our_name
 from vit_search.errors import CheckpointError
 from vit_search.text import file_name
 
+if TYPE_CHECKING:
+    from vit_search.vit.shared_blocks import SharedBlocks
+
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights that a training starts from."""
+    """Weights that a training starts from. They are read only when a model is made of them."""
 
     backbone: Backbone
-    weights: Mapping[str, Tensor]
-    """By our names."""
+    read: Callable[[], Mapping[str, Tensor]]
+    """Reads the weights, by our names. It raises what `load` does."""
     classes: tuple[str, ...]
     """Names of the new model's classes, in order."""
+    shared: SharedBlocks | None = None
+    """Blocks that earlier trainings of this process have made; None to make all anew."""
 
 
 def starting_point(source: str, classes: Sequence[str], *, fetch: bool = True) -> Pretrained | None:
@@ -45,11 +51,11 @@ def starting_point(source: str, classes: Sequence[str], *, fetch: bool = True) -
 
 
 def read_pretrained(path: Path, classes: Sequence[str]) -> Pretrained:
-    """Read a file of weights for a model with these classes.
+    """The weights in a file, for a model with these classes.
 
-    Raises: as `load`.
+    Raises: CheckpointError in one line if its header is damaged, or is not one of a Vision Transformer.
     """
-    return Pretrained(*load(path), tuple(classes))
+    return Pretrained(read_backbone(path), lambda: load(path)[1], tuple(classes))
 
 
 def load(path: Path) -> tuple[Backbone, dict[str, Tensor]]:

@@ -28,11 +28,11 @@ from vit_search.vit import augment, tuning
 from vit_search.vit.augment import Targets
 from vit_search.vit.checkpoint_files import LeftOut
 from vit_search.vit.evaluation import EVALUATED_AT_ONCE, Evaluation, Normalisation, evaluate
-from vit_search.vit.inherit import inherit_into
 from vit_search.vit.loss import Loss, loss_of
 from vit_search.vit.model import ViT
 from vit_search.vit.optimizers import fill_state, make_optimizer
 from vit_search.vit.schedule import lr_at
+from vit_search.vit.shared_blocks import model_from
 
 if TYPE_CHECKING:
     from vit_search.vit.pretrained import Pretrained
@@ -101,11 +101,13 @@ def start(
         normalisation: of the data. If the pretrained weights have one, theirs is taken.
     Raises: SpecError if the model does not fit the pretrained weights.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.seed, "init"))
-        model = ViT(config.model)
-    if pretrained is not None:
-        inherit_into(model, pretrained.weights, pretrained.backbone, pretrained.classes)
+    blocks_sha256 = ""
+    if pretrained is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(config.seed, "init"))
+            model = ViT(config.model)
+    else:
+        model, blocks_sha256 = model_from(config, pretrained, device)
         theirs = pretrained.backbone.normalisation(config.model.in_channels)
         normalisation = normalisation if theirs is None else Normalisation.of(*theirs, device)
     model.to(device)
@@ -120,15 +122,19 @@ def start(
         average=None if config.training.ema_decay is None else tuning.averaged(model),
         accumulation=config.training.accumulation,
         loss=Loss(config.training.label_smoothing),
-        left_out=None if pretrained is None else left_out(model, config),
+        left_out=None if pretrained is None else left_out(model, config, blocks_sha256),
     )
 
 
-def left_out(model: ViT, config: TrialConfig) -> LeftOut | None:
-    """What the checkpoints of a model leave out: its frozen blocks, if they come from pretrained weights that a sha256 pins."""
+def left_out(model: ViT, config: TrialConfig, blocks_sha256: str = "") -> LeftOut | None:
+    """What the checkpoints of a model leave out: its frozen blocks, if they come from pretrained weights that a sha256 pins.
+
+    Args:
+        blocks_sha256: of the frozen blocks, if it is known.
+    """
     blocks, source = tuning.frozen_blocks(model), config.model.pretrained
     backbone = parse(source).sha256 if source else ""
-    return LeftOut(backbone, tuning.sha256_of(blocks)) if blocks and backbone else None
+    return LeftOut(backbone, blocks_sha256 or tuning.sha256_of(blocks)) if blocks and backbone else None
 
 
 AnySplit = Split | StreamedSplit | FeatureSplit

@@ -43,12 +43,34 @@ class LoraLinear(nn.Module):
         """A plain layer with the sum as its weight."""
         out, into = self.weight.shape
         layer = nn.Linear(into, out, bias=self.bias is not None, device="meta")
-        correction = torch.zeros_like(self.weight)
-        for column, row in zip(self.lora_b.detach().T, self.lora_a.detach(), strict=True):
-            correction += torch.outer(column, row)  # one sum after the other gives the same bits on every machine; a matmul does not
+        correction = product(self.lora_b.detach(), self.lora_a.detach())
         layer.weight = nn.Parameter(self.weight.detach() + self.scale * correction, requires_grad=False)
         layer.bias = self.bias
         return layer
+
+
+AT_ONCE = 2**16
+"""Values of a product that a CPU's thread computes at once, so that they stay in its cache.
+
+A product of 4096 x 64 and 64 x 1024 took 45 ms of processor time, and 95 ms with the whole matrix at once.
+"""
+
+
+def product(b: Tensor, a: Tensor) -> Tensor:
+    """The matrix product B A as a sum of outer products, always in the same order. So every machine gets the same bits, unlike by a matmul.
+
+    Args:
+        b: (out, rank). a: (rank, in).
+    Returns: (out, in).
+    """
+    total = b.new_zeros(len(b), a.shape[1])
+    rows = len(b) if b.is_cuda else max(1, AT_ONCE * torch.get_num_threads() // a.shape[1])
+    term = torch.empty_like(total[:rows])
+    for part, columns in zip(total.split(rows), b.split(rows), strict=True):
+        outer = term[: len(part)]
+        for column, row in zip(columns.T, a, strict=True):
+            part += torch.mul(column[:, None], row, out=outer)  # not addcmul, which rounds once where this rounds twice
+    return total
 
 
 def prepare(model: ViT, config: TrainingConfig, seed: int) -> None:

@@ -68,7 +68,7 @@ class History:
 
     def __init__(self, levels: Sequence[int], modes: Sequence[str], goals: Sequence[Goal] = ()) -> None:
         self.pasts: list[Past] = []
-        self._levels, self._goals = levels, goals
+        self.levels, self._goals = levels, goals
         self._signs = [-1.0 if mode == "max" else 1.0 for mode in modes]
         self._reached: dict[int, list[int]] = {epoch: [] for epoch in levels}
         """Indices of the trials with a value at a level that have not failed, ascending."""
@@ -113,7 +113,7 @@ class History:
     @property
     def level(self) -> int:
         """The epoch whose values are compared: the highest level that at least ENOUGH trials have reached, or the first one."""
-        return next((epoch for epoch in reversed(self._levels) if len(self._reached[epoch]) >= ENOUGH), self._levels[0])
+        return next((epoch for epoch in reversed(self.levels) if len(self._reached[epoch]) >= ENOUGH), self.levels[0])
 
     @property
     def observations(self) -> int:
@@ -147,6 +147,24 @@ class History:
         early = [index for index in self._of_state["running"] if epoch not in self.pasts[index].values]
         shown |= dict.fromkeys(early[-most:], (TrialState.RUNNING, None))
         return [(self.pasts[index], *shown[index]) for index in sorted(shown)]
+
+    def curves(self, most: int = SHOWN) -> list[Past]:
+        """The trials whose curves a sampler sees, in the order of the proposals: at most `most` with values, and at most `most` that run.
+
+        - The levels share the trials, the highest first; a level leaves what it does not need to the lower ones. Each gives its best
+          trials and the newest of the others.
+        - Diverged trials are shown as in `view`. Failed trials and infeasible proposals are left out.
+        """
+        chosen: set[int] = set()
+        for below, epoch in reversed(list(enumerate(self.levels))):
+            share = (most - len(chosen)) // (below + 1)
+            best = itertools.islice((index for _, index in self._by_score[epoch] if index not in chosen), share // 2)
+            chosen |= set(best)
+            newest = (index for index in reversed(self._reached[epoch]) if index not in chosen)
+            chosen |= set(itertools.islice(newest, share - share // 2))
+        third = math.ceil(len(chosen) / 3)
+        diverged = self._of_state["diverged"][-third:] if third else []
+        return [self.pasts[index] for index in sorted({*chosen, *diverged, *self._of_state["running"][-most:]})]
 
     def _bounded(self, epoch: int, most: int) -> Iterable[int]:
         """At most `most` trials that have reached an epoch: the best, and the newest of the others."""

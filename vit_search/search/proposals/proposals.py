@@ -61,6 +61,10 @@ class ProposalOptions:
     lessons: Sequence[Lesson] = ()
     """Trials of earlier searches. The sampler sees them as far as they fit the space."""
     shown: int = SHOWN
+    model: str = "rung"
+    """What the Gaussian process models; a key of MODELS."""
+    start: str = "random"
+    """How the sampler `gp` chooses the first points; a key of STARTS."""
 
 
 def cheap_first(space: Space, given: Sequence[Mapping[str, Value]]) -> list[Params]:
@@ -176,6 +180,8 @@ class Proposals:
             space=self._space,
             history=self.history,
             shown=self._options.shown,
+            model=self._options.model,
+            start=self._options.start,
             modes=self._modes,
             goals=self._options.goals,
             study=self._study,
