@@ -12,6 +12,7 @@ from vit_search.config import search_file
 from vit_search.errors import SearchError
 from vit_search.ledger.events import Ended, Proposed, Reported
 from vit_search.ledger.trials import Progress
+from vit_search.runtime.signals import interrupting, restored
 from vit_search.search import control, execution, resume_checks, search_folder
 from vit_search.search.commands import Commands, Settings
 from vit_search.search.limits import SearchLimits
@@ -127,6 +128,20 @@ def test_a_lost_terminal_ends_a_search_as_sigterm_does_but_not_under_nohup(drive
         assert signal.getsignal(signal.SIGHUP) == before
     finally:
         signal.signal(signal.SIGHUP, around)
+
+
+def test_the_second_sigterm_of_a_job_that_is_stopped_does_not_cut_its_last_records_short(driver):
+    made, _ = driver
+    with interrupting():
+        with restored():
+            with execution.end_on_signals(made):
+                signal.raise_signal(signal.SIGTERM)
+                assert made.cancelled
+            signal.raise_signal(signal.SIGTERM)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
 
 
 def test_an_account_without_a_name_is_called_by_its_number():

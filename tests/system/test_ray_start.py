@@ -220,3 +220,35 @@ def test_a_start_of_ray_that_failed_leaves_no_process_to_the_next_and_none_gets_
     around = os.environ | {"PROMETHEUS_MULTIPROC_DIR": "/missing"}  # with it, no replica of a server would start
     done = subprocess.run([sys.executable, script], cwd=tmp_path, env=around, capture_output=True, text=True, timeout=1800)
     assert (done.returncode, done.stdout) == (0, "left by the first start: []\n"), done.stderr
+
+
+COLLECTING = """
+import gc, threading, time
+import ray
+from vit_search.runtime import ray_session
+
+def left_behind():
+    made = [ray.put(1)]
+    made.append(made)
+
+def collect():
+    while ray.is_initialized():
+        time.sleep(0)
+    for _ in range(200):
+        gc.collect()
+        time.sleep(0)
+
+gc.disable()
+with ray_session.session():
+    for _ in range(5000):
+        left_behind()
+    threading.Thread(target=collect).start()
+print("over")
+"""
+
+
+def test_garbage_that_another_thread_collects_while_ray_shuts_down_does_not_end_the_program(tmp_path):
+    script = tmp_path / "collecting.py"
+    script.write_text(COLLECTING)
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=1800)
+    assert (done.returncode, done.stdout) == (0, "over\n"), done.stderr

@@ -81,7 +81,6 @@ def promote(
     from vit_search.ledger.file import check_free
     from vit_search.promotion import finalists
     from vit_search.promotion.policy import load
-    from vit_search.search import kept_weights
     from vit_search.tracking.uris import resolve_uri
 
     name = None if name is None else _model_name(name)
@@ -95,10 +94,7 @@ def promote(
         _print_promotion_plan(planned, rules, name or spec.name, uri)
         return
     check_free(folder / "ledger.jsonl")  # a search that still runs may find a better one
-    if planned.left:
-        _retrain(planned, uri)
-    else:  # nothing starts from lost weights, but the checkpoints of these trainings may leave frozen blocks out
-        kept_weights.keep(planned.spec, kept_weights.folder_of(folder, facts), needed=False)
+    _retrain(planned, uri)
     retrained = finalists.read(planned)
     with promotion_steps(retrained.folder, folder.name) as say:
         from vit_search.promotion.decision import PromotionRequest
@@ -136,7 +132,8 @@ def _trained(search: str | None, output: Path, tracking_uri: str | None) -> Path
 
 def _retrain(planned: FinalistPlan, uri: str) -> None:
     """Train the finalists again, as far as that is left to do; Ctrl-C ends the program."""
-    err.print(_trainings(planned))
+    if planned.left:
+        err.print(_trainings(planned))
     with err.status("preparing the data, MLflow and Ray …"), nothing_started():
         from vit_search.promotion.retrain import retrain
     stands = interrupted_promotion(planned.search.name, "The epochs that were trained are kept; the test split was not read.")

@@ -7,6 +7,7 @@ be imported before Ray.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import math
@@ -123,9 +124,18 @@ def session(address: str | None = None, *, env: Mapping[str, str] | None = None,
         except LostClusterError:
             raise  # `ray.shutdown` would wait for the head
         except BaseException:
-            ray.shutdown()
+            _disconnect()
             raise
-        ray.shutdown()
+        _disconnect()
+
+
+def _disconnect() -> None:
+    """Disconnect from Ray. First free the references to Ray's objects that wait for Python's garbage collector.
+
+    If another thread frees such a reference while Ray 2.60 shuts down, Ray ends this process at once, with exit code 1.
+    """
+    gc.collect()
+    ray.shutdown()
 
 
 def check_limits(cpus: int | None = None) -> None:

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import socket
+import sys
 import termios
 import threading
 from collections.abc import Callable, Iterator
@@ -44,6 +45,9 @@ unbroken = threading.Lock()
 
 UNBROKEN_WITHIN_S = 30.0
 """How long the end of a program waits for this lock."""
+
+SENT_AGAIN_AFTER_S = 0.05
+"""Time after which `interrupting` sends a signal again whose exception Python has swallowed."""
 
 _end: Callable[[], None] | None = None
 """Prints the last message and ends the program. The command line sets it."""
@@ -106,32 +110,51 @@ def heard_at_once(clean: Callable[[], None]) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def interrupting() -> Iterator[None]:
-    """Make SIGTERM and the loss of the terminal raise KeyboardInterrupt in the main thread, as Ctrl-C does."""
+    """Make SIGTERM and the loss of the terminal raise KeyboardInterrupt in the main thread, as Ctrl-C does.
+
+    Python swallows an exception that is raised inside a destructor or a callback of a weak reference. Then the signal is sent again.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    theirs, main = sys.unraisablehook, threading.get_ident()
 
     def interrupt(number: int, frame: Any) -> None:
         if number == signal.SIGHUP:
             leave_terminal()
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in ending_signals()}
+    def send_again() -> None:
+        if sys.unraisablehook is swallowed:  # this block has not ended
+            signal.pthread_kill(main, signal.SIGINT)
+
+    def swallowed(error: Any) -> None:
+        if issubclass(error.exc_type, KeyboardInterrupt):
+            timer = threading.Timer(SENT_AGAIN_AFTER_S, send_again)
+            timer.daemon = True
+            timer.start()
+        else:
+            theirs(error)
+
+    with restored():
+        for number in ending_signals():
+            signal.signal(number, interrupt)
+        sys.unraisablehook = swallowed
+        try:
+            yield
+        finally:
+            sys.unraisablehook = theirs
+
+
+@contextlib.contextmanager
+def restored() -> Iterator[None]:
+    """Give the ending signals the handlers back that they had before this block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in ending_signals()}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def ignoring(number: signal.Signals) -> Iterator[None]:
-    """Ignore a signal inside this block."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(number, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)

@@ -161,7 +161,11 @@ def resource_problem(spec: SearchSpec, there: list[Shape], address: str | None) 
 
 @contextlib.contextmanager
 def end_on_signals(driver: Driver) -> Iterator[None]:
-    """End the search cleanly on Ctrl-C, SIGTERM or a lost terminal. A second Ctrl-C ends it at once."""
+    """End the search cleanly on Ctrl-C, SIGTERM or a lost terminal. A second Ctrl-C ends it at once.
+
+    If a job is stopped, SIGTERM arrives twice. So after the block a search that was cancelled still does not hear SIGTERM, while its last
+    records are written. `restored` around it gives the signal its effect back.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -171,7 +175,7 @@ def end_on_signals(driver: Driver) -> Iterator[None]:
             raise KeyboardInterrupt
         if number == signal.SIGHUP:
             leave_terminal()
-        driver.cancel()  # may be called twice: if a job is stopped, both Ray and the job's own process send a signal
+        driver.cancel()  # may be called twice
 
     before = {number: signal.signal(number, stop) for number in ending_signals()}
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
@@ -179,4 +183,5 @@ def end_on_signals(driver: Driver) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if number != signal.SIGTERM or not driver.cancelled:
+                signal.signal(number, handler)

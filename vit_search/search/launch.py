@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import random
-import signal
 import socket
 import sys
 import time
@@ -34,7 +33,7 @@ from vit_search.ledger.searches import Hindsight, SearchFacts
 from vit_search.ledger.trials import Progress, Spent, Trial, ranked
 from vit_search.planning import plan as planning
 from vit_search.planning import speed
-from vit_search.runtime.signals import ignoring
+from vit_search.runtime.signals import restored
 from vit_search.runtime.user import user_name
 from vit_search.search import kept_weights, resume_checks
 from vit_search.search.commands import Settings
@@ -197,6 +196,7 @@ def _check_holdout(spec: SearchSpec, data: DataSet) -> None:
         raise SpecError("train_on: no image is left for the holdout to validate on; raise data.holdout_fraction, or train on train.")
 
 
+@restored()
 def drive(
     spec: SearchSpec,
     folder: Path,
@@ -350,10 +350,8 @@ def finish(
         ended: False if an error ended the search. refused: whether that error came at its first launch.
         data: to find the mistakes of a finished search's best model for the report; None: do not.
     """
-    cancelled = driver is not None and driver.cancelled
     try:
-        with ignoring(signal.SIGTERM) if cancelled else contextlib.nullcontext():  # when a job is stopped, SIGTERM arrives twice
-            return _finish(spec, folder, ledger, driver, recorder, ended=ended, refused=refused, data=data)
+        return _finish(spec, folder, ledger, driver, recorder, ended=ended, refused=refused, data=data)
     except KeyboardInterrupt:  # the user does not wait for the last records; `vit-search sync` sends them
         recorder.abandon()
         ledger.close()
