@@ -1,4 +1,4 @@
-"""The Vision Transformer of Dosovitskiy et al. 2021 (https://arxiv.org/abs/2010.11929), with the choices that a search varies."""
+"""The Vision Transformer of Dosovitskiy et al. 2021 (https://arxiv.org/abs/2010.11929), with the variants that a search can choose."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     Args:
         images: (batch, channels, height, width).
         patch_size: side of a patch in pixels.
-    Returns: (batch, patches, channels * patch_size**2); a patch lists its pixels as a convolution's weight does.
+    Returns: (batch, patches, channels * patch_size**2); values are in the order of a convolution's weight: channel, row, column.
     Raises: EinopsError when patch_size does not divide height and width.
     Source: Dosovitskiy et al. 2021, section 3.1.
     """
@@ -31,7 +31,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 
 def sincos2d(rows: int, cols: int, dim: int) -> Tensor:
-    """Fixed position embedding: a quarter of the width each for the sine and cosine of the column and of the row.
+    """Fixed position embedding. A quarter of the width each holds sine and cosine of the column, then of the row.
 
     Returns: (rows * cols, dim); the last dim % 4 columns are 0.
     Source: Chen, Xie and He 2021, https://arxiv.org/abs/2104.02057
@@ -45,11 +45,11 @@ def sincos2d(rows: int, cols: int, dim: int) -> Tensor:
 
 
 def interpolate(table: Tensor, before: tuple[int, int], after: tuple[int, int]) -> Tensor:
-    """Resample learned positions from one grid to another (bicubic, antialiased if it shrinks).
+    """Resize learned positions from one grid to another (bicubic, with antialiasing if it shrinks).
 
     Args:
-        table: (1, tokens, dim), row by row. Extra tokens (the class token) come first and stay as they are.
-        before: rows and cols of `table`; after: rows and cols of the result.
+        table: (1, tokens, dim), row by row. Extra tokens (the class token) come first and do not change.
+        before: rows and columns of `table`. after: rows and columns of the result.
     Returns: (1, tokens, dim) of the new grid.
     Source: Dosovitskiy et al. 2021, section 3.2.
     """
@@ -63,14 +63,14 @@ def interpolate(table: Tensor, before: tuple[int, int], after: tuple[int, int]) 
 
 
 class DropPath(nn.Module):
-    """While training, skip a whole branch for a sample with probability `rate` (stochastic depth, Huang et al. 2016)."""
+    """In training, skip the residual branch of a sample with probability `rate` (stochastic depth, Huang et al. 2016)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def forward(self, branch: Tensor) -> Tensor:
-        """(batch, tokens, dim) to the same; kept samples are scaled by 1 / (1 - rate)."""
+        """Keep the shape (batch, tokens, dim). Samples that are not skipped are scaled by 1 / (1 - rate)."""
         if not self.training or self.rate == 0:
             return branch
         keep = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.rate
@@ -78,7 +78,7 @@ class DropPath(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: softmax(q kᵀ / √width) v for each head, concatenated and projected."""
+    """Multi-head self-attention: softmax(q kᵀ / √head_width) v for each head, concatenated and projected."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -93,14 +93,14 @@ class Attention(nn.Module):
         self.projection_dropout = nn.Dropout(_rate(config.projection_dropout, config))
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, rope: Rope | None = None) -> Tensor:
-        """(batch, tokens, dim) to the same; `mask` as in `ViT.forward`."""
-        # split, view, transpose: no copy between the projection and the attention kernel, nor after it
+        """Keep the shape (batch, tokens, dim). `mask` is as in `ViT.forward`."""
+        # split, view and transpose make no copies before or after the attention kernel
         queries, keys, values = (part.unflatten(-1, (self.heads, -1)) for part in self.qkv(tokens).chunk(3, dim=-1))
         if self.query_norm is not None and self.key_norm is not None:
             queries, keys = self.query_norm(queries), self.key_norm(keys)
         if rope is not None:
             queries, keys = rope(queries), rope(keys)
-        if queries.dtype != values.dtype:  # both calculate in float32 where the model is in half precision
+        if queries.dtype != values.dtype:  # in half precision, the norms and RoPE return float32
             queries, keys = queries.to(values.dtype), keys.to(values.dtype)
         queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))
         rate = self.attention_dropout if self.training else 0.0
@@ -116,9 +116,9 @@ HALF = (torch.bfloat16, torch.float16)
 def _attention_in_half(queries: Tensor, keys: Tensor, values: Tensor, attn_mask: Tensor | None, dropout_p: float) -> Tensor:
     """scaled_dot_product_attention for half precision on a CPU, where torch's fused kernel takes 2 to 10 times as long.
 
-    Measured with torch 2.15 on a CPU with AVX512_BF16, forward and backward: 8.4 against 34 ms at 64 tokens of width 64,
-    2.1 against 16 ms at 17 tokens of width 16 (tests/benchmarks/train_step.py prints what it means for a whole step). Softmax
-    in float32 is more exact, and at 16 tokens four times as fast with its backward (tests/benchmarks/epoch.py).
+    Measured with torch 2.15 on a CPU with AVX512_BF16, forward and backward: 8.4 instead of 34 ms at 64 tokens of width 64, 2.1 instead of
+    16 ms at 17 tokens of width 16 (tests/benchmarks/train_step.py measures a whole step). Softmax in float32 is more exact, and with its
+    backward pass four times as fast at 16 tokens (tests/benchmarks/epoch.py).
     """
     scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
     if attn_mask is not None:
@@ -127,7 +127,7 @@ def _attention_in_half(queries: Tensor, keys: Tensor, values: Tensor, attn_mask:
 
 
 class MLP(nn.Module):
-    """Two linear layers with an activation between them, for each token alone; with swiglu, a third one gates what is between."""
+    """Two linear layers with an activation between them, applied to each token. With swiglu, a third layer gates the hidden values."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(_rate(config.mlp_dropout, config))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, tokens, dim) to the same."""
+        """Keep the shape (batch, tokens, dim)."""
         hidden = self.activation(self.up(tokens)) if self.gate is None else self.activation(self.gate(tokens)) * self.up(tokens)
         out: Tensor = self.dropout(self.down(self.dropout(hidden)))
         return out
@@ -152,12 +152,12 @@ class LayerScale(nn.Module):
         self.factor = nn.Parameter(torch.full((dim,), initial))
 
     def forward(self, branch: Tensor) -> Tensor:
-        """(batch, tokens, dim) to the same."""
+        """Keep the shape (batch, tokens, dim)."""
         return branch * self.factor
 
 
 class Block(nn.Module):
-    """One encoder block: attention and MLP, each a residual branch, with its LayerNorm before or after."""
+    """One encoder block: attention and MLP, each in a residual branch with LayerNorm before it (pre) or after the sum (post)."""
 
     def __init__(self, config: ModelConfig, drop_path: float) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, rope: Rope | None = None) -> Tensor:
-        """(batch, tokens, dim) to the same."""
+        """Keep the shape (batch, tokens, dim)."""
         if self.pre_norm:
             tokens = tokens + self.drop_path(self.scale1(self.attention(self.norm1(tokens), mask, rope)))
             tokens = tokens + self.drop_path(self.scale2(self.mlp(self.norm2(tokens))))
@@ -183,7 +183,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The blocks one after another. Pre-norm blocks are followed by a last LayerNorm."""
+    """All blocks, one after another. With pre-norm, a last LayerNorm follows."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -193,11 +193,11 @@ class Encoder(nn.Module):
         self.rope = Rope(config) if config.positions == "rope" else None
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(batch, tokens, dim) to the same."""
+        """Keep the shape (batch, tokens, dim)."""
         return self.run(tokens, mask, 0, len(self.blocks) + 1)
 
     def run(self, tokens: Tensor, mask: Tensor | None, first: int, end: int) -> Tensor:
-        """Some of its parts alone, from `first` to the one before `end`: the blocks from 0, then the norm. The shape stays the same."""
+        """Run the parts from `first` up to, but not including, `end`. The blocks are parts 0 to depth - 1; the last norm is part depth."""
         for block in list(self.blocks)[first:end]:
             tokens = block(tokens, mask, self.rope)
         out: Tensor = self.norm(tokens) if end > len(self.blocks) else tokens
@@ -209,12 +209,12 @@ class ViT(nn.Module):
 
     Args:
         config: its shape and choices.
-        encoder: a module to use instead of the standard encoder. It is called as `encoder(tokens, mask)` with (batch, tokens, dim) and
-            returns the same shape. It keeps the weights it comes with. With `positions: rope` it is the encoder that rotates.
+        encoder: a module to use instead of the standard encoder. It is called as `encoder(tokens, mask)` with tokens (batch, tokens, dim)
+            and returns the same shape. Its weights are not initialised again. With `positions: rope`, it must apply the rotation itself.
 
     Attributes:
-        frozen_parts: how many of its first parts run without gradient, dropout and drop path, also in training mode. The embedding is the
-            first part, each block is one, and the last norm with the pooling is the last. 0 unless vit/tuning.py sets it.
+        frozen_parts: how many of the first parts run without gradient, dropout and drop path, also in training mode. The first part is the
+            embedding, then each block is one, and the last part is the last norm with the pooling. 0 unless vit/tuning.py sets it.
     """
 
     def __init__(self, config: ModelConfig, encoder: nn.Module | None = None) -> None:
@@ -256,17 +256,17 @@ class ViT(nn.Module):
 
         Args:
             images: (batch, in_channels, height, width), normalised floats.
-            mask: boolean, True where a query (second to last axis) may see a key (last axis); (tokens, tokens),
-                (batch, 1, tokens, tokens) or (batch, heads, tokens, tokens). The class token, if any, is token 0; registers follow it,
-                then the patches.
+            mask: boolean, True where a query (second to last axis) may attend to a key (last axis). Shape (tokens, tokens),
+                (batch, 1, tokens, tokens) or (batch, heads, tokens, tokens). The order of the tokens is: class token (if any),
+                registers, patches.
         Returns: logits (batch, num_classes), or token features (batch, tokens, dim) when num_classes is 0.
         """
-        if self.frozen_parts and self.training:  # evaluation takes the same path as the served model, and gives the same bits
+        if self.frozen_parts and self.training:  # evaluation runs as the served model does, so it gives the same bits
             return self.after_frozen(self.frozen_output(images, mask), mask)
         return self.classified(self.encoder(self.embedded(images), mask))
 
     def frozen_output(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the frozen parts make of images. It has no gradient and no randomness: the same images always give the same.
+        """The output of the frozen parts, without gradient. Nothing is random: the same images always give the same output.
 
         Returns: tokens (batch, tokens, dim), or the head's input (batch, dim) if all but the head is frozen.
         """
@@ -274,11 +274,11 @@ class ViT(nn.Module):
             assert isinstance(self.encoder, Encoder), "only the standard encoder has parts"
             blocks = self.frozen_parts - 1
             tokens = self.encoder.run(self.embedded(images), mask, 0, blocks)
-            # contiguous: the class token is a view of all tokens, and would keep them
+            # contiguous makes a copy: the class token is a view that would keep all tokens in memory
             return self.pooled(tokens).contiguous() if blocks > len(self.encoder.blocks) else tokens
 
     def after_frozen(self, output: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits of what `frozen_output` gives."""
+        """Logits (batch, num_classes) from the output of `frozen_output`."""
         assert isinstance(self.encoder, Encoder) and self.head is not None
         blocks = len(self.encoder.blocks)
         if self.frozen_parts > blocks + 1:
@@ -287,11 +287,11 @@ class ViT(nn.Module):
         return self.classified(self.encoder.run(output, mask, self.frozen_parts - 1, blocks + 1))
 
     def embedded(self, images: Tensor) -> Tensor:
-        """The tokens that the encoder gets: those of the patches, with positions and with extra tokens."""
+        """The input of the encoder (batch, tokens, dim): patch tokens with positions, and the class token and registers, if any."""
         tokens: Tensor = self.embed(patchify(images, self.config.patch_size))
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        # the sum of the branches is float32 also under autocast
+        # keep the residual stream in float32, also under autocast
         tokens = tokens.to(self.embed.weight.dtype) if self.positions is None else tokens + self.positions
         if self.registers is not None:
             registers = self.registers.expand(tokens.shape[0], -1, -1)
@@ -301,20 +301,20 @@ class ViT(nn.Module):
         return dropped
 
     def pooled(self, features: Tensor) -> Tensor:
-        """The head's input (batch, dim), of the encoder's output."""
+        """The head's input (batch, dim) from the encoder's output: the class token, or the mean over the patches."""
         if self.cls_token is not None:
             return features[:, 0]
         return (features if self.registers is None else features[:, self.config.registers :]).mean(dim=1)
 
     def classified(self, features: Tensor) -> Tensor:
-        """Logits of the encoder's output, or that output itself where there is no head."""
+        """Logits from the encoder's output. Without a head, that output itself."""
         if self.head is None:
             return features
         logits: Tensor = self.head(self.pooled(features))
         return logits
 
     def train(self, mode: bool = True) -> Self:
-        """Training or evaluation mode; frozen parts stay in evaluation mode."""
+        """Set training or evaluation mode. Frozen parts stay in evaluation mode."""
         super().train(mode)
         if self.frozen_parts:
             assert isinstance(self.encoder, Encoder)
@@ -324,9 +324,9 @@ class ViT(nn.Module):
 
 
 def without_weights(config: ModelConfig) -> ViT:
-    """A model whose weights and buffers have no memory and no values yet: `load_state_dict` with `assign=True` gives it both.
+    """A model whose weights and buffers have no memory and no values yet. Load them with `load_state_dict` and `assign=True`.
 
-    A start from pretrained weights so saves the time for random numbers. Buffers that no state_dict has must be made again here.
+    This saves the time for random weights if a model starts from pretrained ones. Buffers that are not in the state_dict are made here.
     """
     with torch.device("meta"):
         model = ViT(config)
@@ -337,7 +337,7 @@ def without_weights(config: ModelConfig) -> ViT:
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of a model's weights and buffers, by their names in its state_dict, without creating the model."""
+    """The shape of each weight and buffer of a model, by its name in the state_dict, without creating the model."""
     dim, inner, hidden = config.dim, config.heads * config.head_width, config.mlp_width
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -378,7 +378,7 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def resized(model: ViT, image_size: tuple[int, int]) -> ViT:
-    """A copy of a model for images of another size: the same weights, with learned positions interpolated in two dimensions.
+    """Copy a model for images of another size. It has the same weights, with learned positions interpolated in two dimensions.
 
     Args:
         image_size: height and width in pixels, multiples of the patch size.
@@ -393,13 +393,13 @@ def resized(model: ViT, image_size: tuple[int, int]) -> ViT:
     if isinstance(model.positions, nn.Parameter):
         state["positions"] = interpolate(model.positions.detach(), model.config.grid, config.grid)
     elif other.positions is not None:
-        state["positions"] = other.positions  # a formula, not learned
+        state["positions"] = other.positions  # computed, not learned
     other.load_state_dict(state)
     return other.train(model.training)
 
 
 def decayed(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Split a model's parameters into those with weight decay (matrices) and those without."""
+    """Split a model's parameters into those with weight decay (weight matrices) and those without (all others)."""
     tables = {"cls_token", "registers", "positions"}
     matrices = [p for name, p in model.named_parameters() if p.ndim >= 2 and name not in tables]
     chosen = {id(p) for p in matrices}

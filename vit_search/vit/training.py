@@ -1,4 +1,4 @@
-"""Trains one model: `fit` yields one EpochResult per epoch. To stop, do not ask for the next."""
+"""Trains one model. `fit` yields one EpochResult per epoch. To stop the training, stop the iteration."""
 
 from __future__ import annotations
 
@@ -40,41 +40,41 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 CHECK_EVERY = 16
-"""Steps between checks of the loss on a GPU, where a check waits for everything that was launched. On a CPU a check costs nothing."""
+"""Steps between checks of the loss on a GPU, where a check waits for all queued work. On a CPU, each step is checked."""
 
 
 Forward = Callable[[Tensor], Tensor]
 
 
 class DivergedError(RuntimeError):
-    """The loss or a metric became NaN or infinite; the message says where."""
+    """The training or validation loss became NaN or infinite. The message says in which epoch."""
 
 
 @dataclass
 class Training:
-    """A model in training: everything that `fit` changes and that a checkpoint must hold."""
+    """The state of a training: all that `fit` changes and a checkpoint saves."""
 
     config: TrialConfig
     normalisation: Normalisation
     model: ViT
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    """Keeps float16 gradients from vanishing. Does nothing in other precisions."""
+    """Scales the loss so that float16 gradients do not underflow. Does nothing in other precisions."""
     average: ViT | None
-    """Moving average of the model's weights; None if the config does not ask for one."""
+    """Moving average of the model's weights; None without `ema_decay`."""
     accumulation: int
-    """Micro-batches per step. More than the config's after a step that did not fit into memory."""
+    """Micro-batches per step: as in the config, or twice as many after a step that did not fit into memory."""
     loss: Loss
-    """What a step minimises. `fit` makes it of the labels that it trains on; before that, it knows no classes."""
+    """The function that a step minimises. `fit` replaces it with one that has the weights and shares of the classes."""
     halves: bool = True
-    """Whether a lack of memory halves the micro-batch. Otherwise it ends the training at once."""
+    """Whether to halve the micro-batch if memory runs out. If not, the training ends with OutOfMemoryError."""
     on_features: bool = False
-    """Whether a step gets what the frozen parts gave, in the place of images. `fit` sees it from what it trains on."""
+    """Whether steps get features (the output of the frozen parts) instead of images. `fit` sets it."""
     forwards: dict[int, Forward] = field(default_factory=dict)
-    """The compiled model or CUDA graph for each size of a micro-batch, made at first use."""
+    """The compiled model or CUDA graph for each micro-batch size, made at first use."""
     history: list[EpochResult] = field(default_factory=list)
     left_out: LeftOut | None = None
-    """Frozen blocks that its checkpoints leave out, since they can be made again from the pretrained weights."""
+    """Frozen blocks that checkpoints leave out, because they can be restored from the pretrained weights."""
 
     @property
     def epoch(self) -> int:
@@ -83,22 +83,24 @@ class Training:
 
     @property
     def outcome(self) -> ViT:
-        """The model that is validated and served: the average, if there is one. LoRA's corrections are added to its weights."""
+        """The model that is validated and served: the average, if there is one, with LoRA's corrections merged into its weights."""
         return tuning.merged(self.model if self.average is None else self.average)
 
     @property
     def device(self) -> torch.device:
-        """Where it trains."""
+        """The device on which the model trains."""
         return self.model.embed.weight.device
 
 
 def start(
     config: TrialConfig, normalisation: Normalisation, device: torch.device | str = "cpu", pretrained: Pretrained | None = None
 ) -> Training:
-    """A model at its first step: initialised from the trial's seed alone, or from pretrained weights and the configuration alone.
+    """Set up a training before its first step.
 
     Args:
-        normalisation: of the data. If the pretrained weights have one, theirs is taken.
+        config: its seed decides all random initial weights.
+        normalisation: of the data. If the pretrained weights have their own, it is used instead.
+        pretrained: weights to start from; None: random weights.
     Raises: SpecError if the model does not fit the pretrained weights.
     """
     blocks_sha256 = ""
@@ -127,10 +129,10 @@ def start(
 
 
 def left_out(model: ViT, config: TrialConfig, blocks_sha256: str = "") -> LeftOut | None:
-    """What the checkpoints of a model leave out: its frozen blocks, if they come from pretrained weights that a sha256 pins.
+    """The frozen blocks that checkpoints leave out: all, if they come from pretrained weights with a sha256. Otherwise None.
 
     Args:
-        blocks_sha256: of the frozen blocks, if it is known.
+        blocks_sha256: of the frozen blocks; empty: it is computed.
     """
     blocks, source = tuning.frozen_blocks(model), config.model.pretrained
     backbone = parse(source).sha256 if source else ""
@@ -141,14 +143,14 @@ AnySplit = Split | StreamedSplit | FeatureSplit
 
 
 def fit(training: Training, train: AnySplit, val: AnySplit) -> Iterator[EpochResult]:
-    """Train to the configured length, one epoch per result. Continue from wherever `training` is.
+    """Train up to the configured number of epochs and yield the result of each. Continue after the last epoch of `training`.
 
     The order of the images, the augmentation and the dropout of an epoch depend on (seed, epoch) alone. So a training that was saved and
-    loaded goes on exactly as if it had not been. The global seed of torch is set at each epoch.
+    loaded gives the same results as one without interruption. Each epoch sets the global seed of torch.
 
     Raises: DivergedError if the loss is not finite: at once on a CPU, within CHECK_EVERY steps on a GPU.
-        OutOfMemoryError if a step does not fit into memory, also with micro-batches of half the size where halving is allowed.
-        SpecError if the config weighs a class that the images do not have.
+        OutOfMemoryError if a step does not fit into memory. If `training.halves`, half the micro-batch is tried first.
+        SpecError if the config has a weight for a class that the images do not have.
     """
     config = training.config.training
     training.on_features = isinstance(train, FeatureSplit)
@@ -174,7 +176,7 @@ def _train_epoch(training: Training, train: AnySplit, val: AnySplit) -> EpochRes
     generator = torch.Generator().manual_seed(seed)
     order = epoch_order(train.labels, train.weights, generator, balanced=config.sampling == "balanced")
     count, parts = len(order), order.split(config.batch_size)
-    weights = None if train.weights is None else train.weights[order.to(device)].split(config.batch_size)  # no batch waits for its own
+    weights = None if train.weights is None else train.weights[order.to(device)].split(config.batch_size)  # copied once per epoch
     first_step, steps = (epoch - 1) * len(parts), config.epochs * len(parts)
     losses, correct = torch.zeros(len(parts), device=device), torch.zeros((), device=device)
     look_every = CHECK_EVERY if device.type == "cuda" else 1
@@ -215,7 +217,7 @@ def _train_epoch(training: Training, train: AnySplit, val: AnySplit) -> EpochRes
 def _inputs(
     training: Training, train: AnySplit, parts: Sequence[Tensor], seed: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Targets]]:
-    """The batches of the next epoch as a step gets them: images that are augmented and normalised, or features."""
+    """The inputs and targets of each step of the next epoch. Inputs are augmented, normalised images, or features."""
     if isinstance(train, FeatureSplit):
         for batch, labels in train.batches(parts, features.view_of_epoch(training.epoch + 1, train.views)):
             yield batch, Targets(labels)
@@ -236,13 +238,13 @@ def _check_finite(losses: Tensor, since: int, epoch: int, steps: int) -> None:
 
 
 def train_step(training: Training, images: Tensor, targets: Targets, lr: float, step: int) -> tuple[Tensor, Tensor]:
-    """Forward, backward and one step of the optimiser on one batch. The model must be in training mode.
+    """Train on one batch: forward, backward and one step of the optimizer. The model must be in training mode.
 
     Args:
-        images: (batch, channels, height, width), normalised; or what `ViT.frozen_output` made of them, if the training is on features.
-        step: number of steps before this one in the whole training; the average of the weights needs it.
-    Returns: the mean loss of the batch, and how many images were recognised.
-    Raises: OutOfMemoryError if the step does not fit into memory, also with micro-batches of half the size.
+        images: (batch, channels, height, width), normalised. If the training is on features, the output of `ViT.frozen_output`.
+        step: number of earlier steps in the whole training, for the moving average.
+    Returns: the mean loss of the batch, and how many images were classified correctly.
+    Raises: OutOfMemoryError if the step does not fit into memory. If `training.halves`, half the micro-batch is tried first.
     """
     loss, hits = _gradients_in_memory(training, images, targets)
     _update(training, lr, step)
@@ -250,10 +252,10 @@ def train_step(training: Training, images: Tensor, targets: Targets, lr: float, 
 
 
 def _forward(training: Training) -> Forward:
-    """How a micro-batch goes through the model: plain, compiled, or as a CUDA graph.
+    """The function that runs the model on a micro-batch: the plain model, a compiled one, or a CUDA graph.
 
-    Compiled code and graphs are made for one batch size. The last, smaller batch of an epoch goes through the plain model. So do features:
-    what is left of the model is small.
+    Compiled code and graphs are made for one batch size, so a smaller last batch uses the plain model. Features use it too: the rest of
+    the model is small.
     """
     config, model, device = training.config.training, training.model, training.device
     graphs = config.cuda_graphs and device.type == "cuda"
@@ -276,26 +278,26 @@ def _plain(training: Training) -> Forward:
 def compiled(mode: str) -> Callable[..., Tensor]:
     """`ViT.forward`, compiled. Call it with a model and its images.
 
-    The function is compiled, not one model, so all models of one shape in this process share the code: a worker that trains trial after
-    trial compiles once per shape.
+    The function is compiled, not one model. So all models of the same shape in this process share the code: a worker that trains many
+    trials compiles once per shape.
     """
-    torch._dynamo.config.recompile_limit = 256  # shapes of a search; the default gives up after 8
+    torch._dynamo.config.recompile_limit = 256  # one per shape in a search; with the default, torch stops compiling after 8
     forward: Callable[..., Tensor] = torch.compile(ViT.forward, mode=mode, dynamic=False)
     return forward
 
 
 def _graphed(training: Training, size: int) -> Forward:
-    """Forward and backward of one batch size, each replayed as one CUDA graph.
+    """Capture the forward and the backward pass of one batch size as CUDA graphs.
 
-    A graph keeps the memory of its activations to itself, so the optimizer's state is allocated before it.
+    Nothing else can use the memory of a graph, so the optimizer's state is allocated first.
     """
-    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # gradients come from the stream of the capture
+    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # gradients come from the stream of the capture, as intended
     for weight in training.model.parameters():
         if weight.requires_grad:
             fill_state(training.optimiser, weight)
     model = training.config.model
     sample = torch.zeros(size, model.in_channels, *model.image_size, device=training.device)
-    twin = copy.copy(training.model)  # the same weights; graphing a module replaces its forward
+    twin = copy.copy(training.model)  # shares the weights; make_graphed_callables replaces the forward of its module
     with _autocast(training, cache=False):
         return cast(Forward, torch.cuda.make_graphed_callables(twin, (sample,)))
 
@@ -306,7 +308,7 @@ def _autocast(training: Training, cache: bool = True) -> torch.autocast:
 
 
 def _gradients_in_memory(training: Training, images: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-    """`_gradients`. If memory runs out, try once more with micro-batches of half the size."""
+    """Call `_gradients`. If memory runs out and `training.halves`, try once more with micro-batches of half the size."""
     try:
         return _gradients(training, _forward(training), images, targets)
     except RuntimeError as error:
@@ -318,7 +320,7 @@ def _gradients_in_memory(training: Training, images: Tensor, targets: Targets) -
         if training.accumulation > training.config.training.accumulation or training.accumulation >= len(images):
             raise OutOfMemoryError(f"a training step did not fit into memory: {memory}; lower batch_size or dim.") from None
     training.accumulation *= 2
-    training.forwards.clear()  # graphs of the larger size, with all the memory that they keep
+    training.forwards.clear()  # frees the memory of the graphs of the larger size
     _log.warning("a training step did not fit into memory: %s; going on with %d micro-batches a step.", memory, training.accumulation)
     if images.is_cuda:
         torch.cuda.empty_cache()
@@ -342,16 +344,16 @@ def _memory_in_use(training: Training) -> str:
 
 
 def _gradients(training: Training, forward: Forward, images: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Gradients of one step.
+    """Compute the gradients of one step.
 
-    Returns: the mean loss of the batch, and how many images were recognised.
+    Returns: the mean loss of the batch, and how many images were classified correctly.
     """
     count = len(images)
     training.optimiser.zero_grad(set_to_none=True)
     total, hits = torch.zeros((), device=images.device), torch.zeros((), dtype=torch.int64, device=images.device)
     size = math.ceil(count / training.accumulation)
     for i, (part, wanted) in enumerate(zip(images.split(size), targets.split(size), strict=True)):
-        if i == 1 and forward != _plain(training):  # a graph's next run writes over the gradients that it has given
+        if i == 1 and forward != _plain(training):  # the graph's next run overwrites the gradients, so copy them
             for weight in training.model.parameters():
                 weight.grad = None if weight.grad is None else weight.grad.clone()
         with _autocast(training):
@@ -366,25 +368,25 @@ def _gradients(training: Training, forward: Forward, images: Tensor, targets: Ta
 
 
 def _update(training: Training, lr: float, step: int) -> None:
-    """One step of the optimiser and of the average of the weights."""
+    """Update the weights with the optimizer, then their moving average."""
     config, optimiser = training.config.training, training.optimiser
     for group in optimiser.param_groups:
-        group["lr"] = lr * group.get("lr_factor", 1.0)  # an optimizer may make groups of its own
+        group["lr"] = lr * group.get("lr_factor", 1.0)  # some optimizers make groups without this factor
     training.scaler.unscale_(optimiser)
     if config.clip_norm is not None:
-        weights = [p for group in optimiser.param_groups for p in group["params"]]  # walking the model takes 60 times as long
+        weights = [p for group in optimiser.param_groups for p in group["params"]]  # model.parameters() takes 60 times as long
         nn.utils.clip_grad_norm_(weights, config.clip_norm)
     training.scaler.step(optimiser)
     training.scaler.update()
     if training.average is not None and config.ema_decay is not None:
-        decay = min(config.ema_decay, (1 + step) / (10 + step))  # the first steps are soon forgotten
+        decay = min(config.ema_decay, (1 + step) / (10 + step))  # smaller at first, so that the average forgets the initial weights
         both = zip(training.average.parameters(), training.model.parameters(), strict=True)
         pairs = [(average.detach(), p.detach()) for average, p in both if p.requires_grad]
         torch._foreach_lerp_([average for average, _ in pairs], [p for _, p in pairs], 1 - decay)
 
 
 def _evaluate_in_memory(training: Training, val: AnySplit) -> Evaluation:
-    """`evaluate`, in batches that fit into memory."""
+    """Call `evaluate`. If memory runs out, halve the batch size and try again."""
     size = gpu_share.EVALUATED_AT_ONCE if training.device.type == "cuda" else EVALUATED_AT_ONCE
     while True:
         try:
@@ -399,12 +401,12 @@ def _evaluate_in_memory(training: Training, val: AnySplit) -> Evaluation:
 
 @torch.inference_mode()
 def latency_ms(model: ViT, calls: int = 30) -> float:
-    """Median time in milliseconds to classify one image, in eval mode and in float32, on the model's device."""
+    """Median time to classify one image, in milliseconds, in eval mode and float32, on the model's device."""
     model.eval()
     config, device = model.config, next(model.parameters()).device
     image = torch.zeros(1, config.in_channels, *config.image_size, device=device)
     times = []
-    for _ in range(calls + 5):  # the first calls find their kernels
+    for _ in range(calls + 5):  # 5 calls to warm up
         began = time.perf_counter()
         model(image)
         if device.type == "cuda":

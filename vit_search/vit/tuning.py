@@ -1,7 +1,7 @@
-"""Which weights of a model are trained, and how fast each learns: freezing, LoRA, layer-wise learning rates.
+"""Decides which weights of a model are trained, and how fast each learns: freezing, LoRA, layer-wise learning rates.
 
-LoRA is our own: a layer here is all that it takes, its weights keep their names, and its random numbers come from the trial's seed. The
-package `peft` wraps the model and renames its weights, and needs transformers and accelerate.
+LoRA is implemented here, because one layer class is enough. Weights keep their names, and random numbers come from the trial's seed. The
+package `peft` wraps the model, renames its weights, and needs transformers and accelerate.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from vit_search.vit.model import Encoder, ViT
 class LoraLinear(nn.Module):
     """A frozen linear layer with a trained correction of low rank: W x + (alpha / rank) B A x.
 
-    B starts with zeros, so the layer starts as it was. Source: Hu et al. 2022, https://arxiv.org/abs/2106.09685
+    B starts with zeros, so the layer's output is unchanged at first. Source: Hu et al. 2022, https://arxiv.org/abs/2106.09685
     """
 
     def __init__(self, layer: nn.Linear, rank: int, alpha: float, generator: torch.Generator) -> None:
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
-        bound = layer.in_features**-0.5  # as in the authors' code, and in peft
+        bound = layer.in_features**-0.5  # as in the authors' code and in peft
         first = torch.empty(rank, layer.in_features).uniform_(-bound, bound, generator=generator)
         self.lora_a = nn.Parameter(first.to(layer.weight))
         self.lora_b = nn.Parameter(torch.zeros(layer.out_features, rank).to(layer.weight))
         self.scale = alpha / rank
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(…, in_features) to (…, out_features)."""
+        """Map (…, in_features) to (…, out_features)."""
         return F.linear(tokens, self.weight, self.bias) + self.scale * F.linear(F.linear(tokens, self.lora_a), self.lora_b)
 
     def merged(self) -> nn.Linear:
-        """A plain layer with the sum as its weight."""
+        """A plain linear layer with the correction added to its weight."""
         out, into = self.weight.shape
         layer = nn.Linear(into, out, bias=self.bias is not None, device="meta")
         correction = product(self.lora_b.detach(), self.lora_a.detach())
@@ -50,14 +50,14 @@ class LoraLinear(nn.Module):
 
 
 AT_ONCE = 2**16
-"""Values of a product that a CPU's thread computes at once, so that they stay in its cache.
+"""Number of values of a product that a CPU thread computes at once, so that they stay in its cache.
 
-A product of 4096 x 64 and 64 x 1024 took 45 ms of processor time, and 95 ms with the whole matrix at once.
+Measured for 4096 x 64 times 64 x 1024: 45 ms of processor time, instead of 95 ms with the whole matrix at once.
 """
 
 
 def product(b: Tensor, a: Tensor) -> Tensor:
-    """The matrix product B A as a sum of outer products, always in the same order. So every machine gets the same bits, unlike by a matmul.
+    """The matrix product B A as a sum of outer products in a fixed order. Unlike matmul, it gives the same bits on every machine.
 
     Args:
         b: (out, rank). a: (rank, in).
@@ -69,16 +69,16 @@ def product(b: Tensor, a: Tensor) -> Tensor:
     for part, columns in zip(total.split(rows), b.split(rows), strict=True):
         outer = term[: len(part)]
         for column, row in zip(columns.T, a, strict=True):
-            part += torch.mul(column[:, None], row, out=outer)  # not addcmul, which rounds once where this rounds twice
+            part += torch.mul(column[:, None], row, out=outer)  # not addcmul: it rounds once instead of twice
     return total
 
 
 def prepare(model: ViT, config: TrainingConfig, seed: int) -> None:
-    """Freeze what a config does not train, and add LoRA if it asks for it. With tune: full, nothing changes.
+    """Freeze the weights that a config does not train, and add its LoRA layers. With tune: full, nothing changes.
 
     Args:
-        model: with the weights that training starts from.
-        seed: of the trial. LoRA's weights come from it alone.
+        model: with its initial weights. It is changed in place.
+        seed: of the trial. It decides LoRA's random weights.
     """
     tuning = config.tuning
     if tuning.tune == "full":
@@ -102,13 +102,13 @@ def prepare(model: ViT, config: TrainingConfig, seed: int) -> None:
 
 
 def averaged(model: ViT) -> ViT:
-    """A copy of a model for a moving average of its weights. What is frozen is not copied: both have the same tensors."""
+    """Copy a model for a moving average of its weights. Frozen weights are shared, not copied."""
     frozen: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
     return copy.deepcopy(model, frozen).requires_grad_(False)
 
 
 def merged(model: ViT) -> ViT:
-    """The model that is served: with LoRA, a plain ViT with the corrections added to its weights. It shares all other weights."""
+    """The model that is served. With LoRA, it is a plain ViT with the corrections added to its weights; all other weights are shared."""
     if not has_lora(model):
         return model
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -116,7 +116,7 @@ def merged(model: ViT) -> ViT:
 
 
 def merge(model: ViT) -> ViT:
-    """Make of a model the plain one that is served, in place: no LoRA, nothing frozen."""
+    """Turn a model into the plain one that is served, in place: add LoRA's corrections to its weights, and treat no part as frozen."""
     model.frozen_parts = 0
     for module in list(model.modules()):
         for name, layer in list(module.named_children()):
@@ -126,12 +126,12 @@ def merge(model: ViT) -> ViT:
 
 
 def has_lora(model: ViT) -> bool:
-    """Whether some of its layers are LoRA's."""
+    """Whether a model has LoRA layers."""
     return any(isinstance(module, LoraLinear) for module in model.modules())
 
 
 def beside_served(model: ViT) -> dict[str, Tensor]:
-    """Weights by name that LoRA's merged model does not have: what was added, and what it was added to."""
+    """The weights of LoRA layers that the merged model does not have, by name: the corrections, and what they are added to."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
     return {f"{name}.{part}": getattr(layer, part).detach() for name, layer in layers.items() for part in ("weight", "lora_a", "lora_b")}
 
@@ -139,14 +139,15 @@ def beside_served(model: ViT) -> dict[str, Tensor]:
 def frozen_blocks(model: ViT) -> dict[str, Tensor]:
     """The weights of the blocks that are not trained, by their names in a plain model.
 
-    They are all copied from pretrained weights, which gives the same bits on every machine. The embedding and the positions may be resized.
+    They are copies of pretrained weights, so they have the same bits on every machine. The embedding and the positions are not among them:
+    they may be resized.
     """
     prefix = "encoder.blocks."
     return {name: p.detach() for name, p in model.named_parameters() if name.startswith(prefix) and not p.requires_grad}
 
 
 def sha256_of(weights: Mapping[str, Tensor]) -> str:
-    """A digest of names, types, shapes and values."""
+    """SHA-256 of the names, types, shapes and values of weights, in hex."""
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -155,10 +156,10 @@ def sha256_of(weights: Mapping[str, Tensor]) -> str:
 
 
 def lr_factor(name: str, config: TrainingConfig, depth: int) -> float:
-    """What the learning rate of a weight is multiplied by.
+    """The factor by which the learning rate of a weight is multiplied.
 
-    The head and the last norm come last. A block is one step of `layer_decay` slower than the next one, and the embedding one step slower
-    than the first block. Source: Bao et al. 2022 (BEiT), https://arxiv.org/abs/2106.08254
+    The head has `head_lr_factor`, the last norm 1, and the last block `layer_decay`. Each earlier block has `layer_decay` times the factor
+    of the next block, and the embedding `layer_decay` times that of the first block. Source: Bao et al. 2022 (BEiT), https://arxiv.org/abs/2106.08254
     """
     if name.startswith("head."):
         return config.head_lr_factor
