@@ -1,7 +1,6 @@
-"""A split as training sees it: batches of whole numbers on the training device, from memory, or decoded as they are needed.
+"""Batches of a split on the training device: from memory (Split), decoded when needed (StreamedSplit), or features (FeatureSplit).
 
-Images of 8 bits come as uint8, and images of 16 bits as int32, since torch computes little with uint16. Where the frozen parts of a model
-run only once, batches are what they gave (FeatureSplit).
+Pixels are integers: uint8 for images of 8 bits, and int32 for images of 16 bits, because torch supports few operations on uint16.
 """
 
 from __future__ import annotations
@@ -31,26 +30,27 @@ class Split:
     """Images and labels of one split, in memory."""
 
     images: Tensor
-    """(n, channels, height, width), uint8 or uint16; on the training device, or in main memory where that has no room for them."""
+    """(n, channels, height, width), uint8 or uint16; on the training device, or in main memory if they do not fit there."""
     labels: Tensor
     """(n,), int64, on the training device."""
     classes: tuple[str, ...] = ()
-    """Names of the classes; empty where nobody asks for them."""
+    """Names of the classes; empty if they are not needed."""
     weights: Tensor | None = None
-    """(n,), float32, on the training device: how much each image counts in the training loss. None: all the same."""
+    """(n,), float32, on the training device: how much each image counts in the training loss. None: all count the same."""
 
     cropped = False
-    """Whether batches come randomly cropped already."""
+    """Whether `batches` crops images at random."""
 
     def __len__(self) -> int:
         """Images in the split."""
         return len(self.labels)
 
     def batches(self, parts: Iterable[Tensor], seed: int | None = None, crop_scale: float = 1.0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels of each part, both on the training device; `seed` and `crop_scale` matter to streamed splits alone.
+        """Yield images and labels of each batch, both on the training device.
 
         Args:
             parts: indices of each batch, on the CPU.
+            seed, crop_scale: not used here; see StreamedSplit.
         """
         device = self.labels.device
         for part in parts:
@@ -63,21 +63,21 @@ class Split:
 
     @property
     def _stored(self) -> Tensor:
-        """The images in a type that every device selects from."""
+        """The images in a type for which every device has index_select."""
         return self.images.view(torch.int16) if self.images.dtype == torch.uint16 else self.images
 
 
 def widened(images: Tensor) -> Tensor:
-    """Images as training computes with them: uint8 as it is; uint16, also where its bits are called int16, as int32."""
+    """Convert images to a type that training can use: uint16 (or its bits as int16) to int32. uint8 does not change."""
     return images if images.dtype == torch.uint8 else images.to(torch.int32) & 0xFFFF
 
 
 class FeatureSplit:
-    """What the frozen parts of a model make of the images of one split, from memory maps.
+    """Features of one split: the output of a model's frozen parts for its images.
 
     Args:
         images: the split.
-        of_view: gives the features of a version of the images: (n, dim) or (n, tokens, dim), float32, in main memory.
+        of_view: returns the features of one version of the images: (n, dim) or (n, tokens, dim), float32, in main memory or a memory map.
         views: number of versions.
     """
 
@@ -92,11 +92,11 @@ class FeatureSplit:
         return len(self.labels)
 
     def batches(self, parts: Iterable[Tensor], view: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features and labels of each part, both on the training device.
+        """Yield features and labels of each batch, both on the training device.
 
         Args:
             parts: indices of each batch, on the CPU.
-            view: which version of the images.
+            view: number of the version, from 0.
         """
         device, features = self.labels.device, self._features(view)
         for part in parts:
@@ -106,7 +106,7 @@ class FeatureSplit:
             yield chosen, self.labels[part.to(device)]
 
     def _features(self, view: int) -> Tensor:
-        """On the training device where they take less than half of what is free there. Those of the version before make room."""
+        """The features of one version, on the training device if they take less than half of its free memory. Frees the last ones first."""
         if self._last is None or self._last[0] != view:
             self._last = None
             features, device = self._of_view(view), self.labels.device
@@ -115,18 +115,18 @@ class FeatureSplit:
 
 
 class StreamedSplit:
-    """Images of one split, decoded by worker processes while the batches before them train.
+    """Images of one split that worker processes decode in advance, while earlier batches are used.
 
-    A training image is drawn from (seed, its index, how often the epoch has shown it) alone, so neither the number of workers nor a
-    resume changes it.
+    A random crop depends on (seed, index of the image, how often the epoch has shown it) alone. So it does not change with the number of
+    workers or after a resume.
 
     Args:
-        reader: of the source. names: (n,), of the images, as it takes them.
+        reader: of the source. names: (n,), names of the images, for the reader.
         labels: (n,), int64, on the training device.
-        image_size: height and width.
-        workers: processes; one less than the machine's cores by default.
-        classes, weights: as above.
-        bits: of a value of an image, 8 or 16.
+        image_size: height and width in pixels.
+        workers: number of processes. Default: one less than the cores that this process may use.
+        classes, weights: as in Split.
+        bits: of one value of an image, 8 or 16.
     """
 
     cropped = True
@@ -150,7 +150,7 @@ class StreamedSplit:
             self._images,
             batch_sampler=self._order,
             collate_fn=_as_it_comes,
-            generator=torch.Generator(),  # an epoch begins with a draw, which must not come from the one that dropout draws from
+            generator=torch.Generator(),  # each epoch draws a number, which must not come from the generator of dropout
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             persistent_workers=workers > 0,
@@ -162,13 +162,13 @@ class StreamedSplit:
         return len(self.labels)
 
     def batches(self, parts: Iterable[Tensor], seed: int | None = None, crop_scale: float = 1.0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels of each part, both on the training device.
+        """Yield images and labels of each batch, both on the training device.
 
         Args:
             parts: indices of each batch, on the CPU.
-            seed: of the random crops; None for the centre of each image.
-            crop_scale: least share of the area that a random crop keeps; 1 for the centre.
-        Raises: DataError that names the file, where one cannot be decoded.
+            seed: of the random crops; None: the centre of each image.
+            crop_scale: smallest share of the area that a random crop keeps; 1: the centre.
+        Raises: DataError with the name of the file if an image cannot be decoded.
         """
         chosen = list(parts)
         shown: Counter[int] = Counter()
@@ -176,22 +176,22 @@ class StreamedSplit:
         device = self.labels.device
         for part, images in zip(chosen, self._loader, strict=True):
             if isinstance(images, DataError):
-                raise DataError(*images.args)  # raised itself, it would hold this frame, and the frame it: no end for the workers
+                raise DataError(*images.args)  # a copy: the error and this frame would refer to each other, so the workers would not end
             yield images.to(device, non_blocking=True), self.labels[part.to(device)]
 
     @staticmethod
     def _drawn(index: int, seed: int | None, crop_scale: float, shown: Counter[int]) -> Drawn:
-        """An image with the seed of its crop: another one each time that the epoch shows the image."""
+        """An image with the seed of its crop, which differs each time that the epoch shows the image."""
         times, shown[index] = shown[index], shown[index] + 1
         return index, derive_seed(seed, "again", times) if times and seed is not None else seed, crop_scale
 
 
 Drawn = tuple[int, int | None, float]
-"""Index, seed and crop_scale of one image: what a worker is told."""
+"""Index, seed and crop_scale of one image, for a worker."""
 
 
 class _Order:
-    """The batch sampler of an epoch, filled anew before each."""
+    """The batch sampler. It is filled before each epoch."""
 
     def __init__(self) -> None:
         self.batches: list[list[Drawn]] = []
@@ -208,16 +208,16 @@ def _as_it_comes(batch: Any) -> Any:
 
 
 class _Images(Dataset[Tensor]):
-    """Decodes images of a streamed set."""
+    """The data set of the loader: it decodes images, in a worker."""
 
     def __init__(self, reader: Reader, names: np.ndarray, image_size: tuple[int, int], bits: int = 8) -> None:
-        from torchvision.transforms.v2 import RandomResizedCrop  # slow to import: for streamed splits alone, and before their workers start
+        from torchvision.transforms.v2 import RandomResizedCrop  # slow: imported only for streamed splits, before their workers start
 
         self.reader, self.names, self.image_size, self.bits = reader, names, image_size, bits
         self._crop = RandomResizedCrop
 
     def __getitems__(self, batch: list[Drawn]) -> Tensor | DataError:
-        """A batch; or what is wrong with it, since what a worker raises arrives with a traceback for a message."""
+        """A batch, or its error. If a worker raised the error, its message would arrive as a traceback."""
         try:
             return torch.stack([self[drawn] for drawn in batch])
         except DataError as error:
@@ -242,10 +242,13 @@ class _Images(Dataset[Tensor]):
 
 
 def load_split(data: DataSet, *names: SplitName, device: torch.device | str = "cpu", decoders: int | None = None) -> Split | StreamedSplit:
-    """A split, or several as one, on its way to a device: moved there whole where it takes less than half of what is free.
+    """Load one split, or several splits as one, for training on a device.
 
-    On the CPU all processes of a machine share the pages of the cache's files, but for several as one. `decoders` is the number of
-    processes that decode files; see StreamedSplit.
+    Images go to the device if they take less than half of its free memory. On the CPU, the images of a single split are mapped from the
+    cache, so all processes of a machine share the memory. Several splits are copied.
+
+    Args:
+        decoders: number of processes that decode images of a streamed set; see StreamedSplit.
     """
     device = torch.device(device)
     images, labels = read_split(data, *names)
@@ -260,14 +263,14 @@ def load_split(data: DataSet, *names: SplitName, device: torch.device | str = "c
 
 
 def training_weights(weights: np.ndarray) -> np.ndarray | None:
-    """Weights whose mean is 1 over the images that are trained on, which are those above 0: the loss keeps its scale.
+    """Scale weights so that their mean is 1 over the images with a weight above 0, which are trained on. So the loss keeps its scale.
 
     Args:
         weights: (n,), float64, at least 0.
-    Returns: (n,), float32; None if all are equal, which is a training without weights.
+    Returns: (n,), float32; None if all weights are equal, so that none are needed.
     """
     if (weights == weights.max()).all():
         return None
-    scaled = weights / weights.max()  # a sum of large numbers would be infinite
+    scaled = weights / weights.max()  # the sum of large weights could be infinite
     trained_on: np.ndarray = scaled / scaled[scaled > 0].mean()
     return trained_on.astype(np.float32)
