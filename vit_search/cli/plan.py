@@ -1,4 +1,4 @@
-"""The commands on a search file before it runs: lint, plan, schema."""
+"""The commands that check a search file before it runs: lint, plan and schema."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def lint(
 
 
 def _licences(found: Mapping[str, FoundBackbone]) -> Iterable[LintFinding]:
-    """Licences of pretrained weights that somebody should look at."""
+    """A warning for each licence of pretrained weights that the user should check."""
     from vit_search.config.weight_licences import licence_warning
     from vit_search.planning.lint_draws import LintFinding
 
@@ -72,7 +72,7 @@ def _licences(found: Mapping[str, FoundBackbone]) -> Iterable[LintFinding]:
 
 
 def _missing_searches(spec: SearchSpec, output: Path) -> Iterable[LintFinding]:
-    """Searches to learn from that are not here; `run` refuses them."""
+    """A warning for each search in `learn_from` that is not here. `run` fails without it."""
     from vit_search.ledger import searches
     from vit_search.planning.lint_draws import LintFinding
 
@@ -134,10 +134,10 @@ def plan(
 
 
 def _print_images(spec: SearchSpec, *, auto: bool) -> None:
-    """What lies at the data's path, in one line, and whether its classes allow the metric and are those that have weights.
+    """Print in one line what is at the data's path. Check that its classes suit the metric and the class weights.
 
     Args:
-        auto: whether the number of channels is not in the file, but was counted.
+        auto: whether the search file has `channels: auto`.
     """
     from vit_search.config.class_weights import WORDS
     from vit_search.config.data_urls import has_files, is_remote, local_path, near_path
@@ -175,7 +175,7 @@ SEVERITY_STYLE = {"error": "bold red", "warning": "yellow", "hint": "cyan"}
 
 
 def _print_findings(console: Console, file: Path, findings: Sequence[LintFinding]) -> None:
-    """Each in one line, as an error that ends a command: severity, file and line, key, what was found."""
+    """Print each finding in one line: severity, file and line, key, text."""
     from vit_search.config import strict_yaml
 
     document = strict_yaml.load(file)
@@ -225,7 +225,7 @@ def _print_plan(plan: SearchPlan) -> None:
 
     low, high = plan.trained_epochs_range
     epochs = f"about [bold]{_rounded(plan.trained_epochs)}[/] ({_rounded(low)} to {_rounded(high)})"
-    if low == high:  # nothing is left to chance
+    if low == high:  # the number is certain
         epochs = f"[bold]{plan.trained_epochs:,.0f}[/]"
     rows = [
         ("images", f"{plan.images.train:,} to train on, {plan.images.val:,} to validate on"),
@@ -264,7 +264,7 @@ def _print_plan(plan: SearchPlan) -> None:
 
 
 def _gpu_shares(plan: SearchPlan) -> str:
-    """How many trials share a GPU."""
+    """How many trials share a GPU, in words."""
     from vit_search.config.cost import in_units
 
     parts = [f"{share.trials:.0%} of the trials run {1 / share.gpus:.0f} to a GPU" for share in plan.shares if share.gpus < 1]
@@ -273,7 +273,7 @@ def _gpu_shares(plan: SearchPlan) -> str:
 
 
 def _speed(speed: Speed, plan: SearchPlan) -> str:
-    """Where a plan's seconds come from, and what may be wrong with them."""
+    """The speed that a plan uses, in words, and why its times may be wrong."""
     from vit_search.planning.speed import BORROWED
 
     if not speed.measured:
@@ -286,12 +286,12 @@ def _speed(speed: Speed, plan: SearchPlan) -> str:
 
 
 def _rounded(count: float) -> str:
-    """An estimated number in two digits."""
+    """Format an estimate with two digits."""
     return f"{float(f'{count:.2g}'):,.0f}"
 
 
 def _count(value: float) -> str:
-    """A large number in three digits: 37.4 k, 1.2 M, 3.4 T."""
+    """Format a large number with three digits: 37.4 k, 1.2 M, 3.4 T."""
     for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= 0.9995 * size:
             return f"{value / size:.3g} {unit}"

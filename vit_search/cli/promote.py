@@ -1,4 +1,4 @@
-"""The commands on registered models: promote, gate, history, rollback, repair, config, export."""
+"""The commands for registered models: promote, gate, rollback, history, repair, config and export."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def promote(
     if dry_run:
         _print_promotion_plan(planned, rules, name or spec.name, uri)
         return
-    check_free(folder / "ledger.jsonl")  # a search that still runs may find a better one
+    check_free(folder / "ledger.jsonl")  # a search that still runs may find a better trial
     _retrain(planned, uri)
     retrained = finalists.read(planned)
     with promotion_steps(retrained.folder, folder.name) as say:
@@ -108,7 +108,7 @@ def promote(
 
 
 def _model_name(name: str) -> str:
-    """The name of a model that was typed after --name, checked."""
+    """Check the model name given with --name, and return it."""
     from vit_search.config import search_file
     from vit_search.registry import references
 
@@ -118,7 +118,7 @@ def _model_name(name: str) -> str:
 
 
 def _trained(search: str | None, output: Path, tracking_uri: str | None) -> Path | None:
-    """A search made of a folder that `train` has made; None where another is meant."""
+    """Make a search of one trial from a folder of `vit-search train`, and return its folder. None if `search` is something else."""
     trained = Path(search or "")
     if search is None or not (trained / "config.json").is_file() or (output / search / "search.json").is_file():
         return None
@@ -131,7 +131,7 @@ def _trained(search: str | None, output: Path, tracking_uri: str | None) -> Path
 
 
 def _retrain(planned: FinalistPlan, uri: str) -> None:
-    """Train the finalists again, as far as that is left to do; Ctrl-C ends the program."""
+    """Train the finalists again, as far as this is not done yet. On Ctrl-C, print what is kept, and exit."""
     if planned.left:
         err.print(_trainings(planned))
     with err.status("preparing the data, MLflow and Ray …"), nothing_started():
@@ -183,7 +183,7 @@ def gate(
 
 
 def _trainings(planned: FinalistPlan) -> str:
-    """What is to be trained, in words."""
+    """What will be trained, in words."""
     spec, which = planned.spec, ", ".join(str(trial.number) for trial in planned.finalists)
     on = "training and validation images" if spec.train_on == "train+val" else "training images"
     judged_on = "holdout" if spec.train_on == "train+val" else "validation images"
@@ -195,7 +195,7 @@ def _trainings(planned: FinalistPlan) -> str:
 
 
 def _print_promotion_plan(planned: FinalistPlan, rules: Policy, name: str, uri: str) -> None:
-    """What a promotion would do."""
+    """Print what a promotion would do."""
     from rich.table import Table
 
     from vit_search.promotion import gates
@@ -365,7 +365,7 @@ def history(
 
 
 def _decimals(text: str) -> str:
-    """A number that was kept as text, to four places; what is no number as it is, and nothing as a dash."""
+    """Format the text of a number with four decimal places. Other text stays as it is; empty text becomes a dash."""
     try:
         return f"{float(text):.4f}"
     except ValueError:
