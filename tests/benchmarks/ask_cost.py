@@ -125,8 +125,7 @@ def main() -> None:
         ("gp", ALL_FEASIBLE, "gp", 0),
         ("gp, half infeasible, 16 running", HALF_FEASIBLE, "gp", 16),
         ("gp, 64 running", ALL_FEASIBLE, "gp", 64),
-        ("gp of all curves, 64 running", ALL_FEASIBLE, "gp:joint", 64),
-        ("gp of extrapolated scores, 64 running", ALL_FEASIBLE, "gp:extrapolated", 64),
+        ("gp over learning curves, 64 running", ALL_FEASIBLE, "gp:joint", 64),
         ("cmaes", ALL_FEASIBLE, "cmaes", 0),
         ("random", ALL_FEASIBLE, "random", 0),
     ):

@@ -119,9 +119,7 @@ class Endless:
 class Ours:
     """The shipped driver, told of each epoch by bench.py."""
 
-    def __init__(
-        self, task: Any, seed: int, *, sampler: str = "tpe", most: int = SHOWN, model: str = "rung", start: str = "random", **stopping: Any
-    ) -> None:
+    def __init__(self, task: Any, seed: int, *, sampler: str = "tpe", most: int = SHOWN, model: str = "rung", **stopping: Any) -> None:
         asked = {"kind": "asha", "grace_epochs": 3, "reduction_factor": 3, "audit_share": 0.05, "strata": 1} | stopping
         kind, strata, space = str(asked.pop("kind")), int(asked.pop("strata")), Space(task)
 
@@ -135,7 +133,6 @@ class Ours:
         limits = SearchLimits(commands, progress, metric="val_accuracy", mode="max", devices=1)
         proposed = ProposalOptions(
             metric="val_accuracy", mode="max", epochs=task.R, seed=seed, sampler=sampler, levels=rule.levels, shown=most, model=model,
-            start=start,
         )  # fmt: skip
         components = Components(
             progress=progress,

@@ -1,4 +1,4 @@
-"""What the processes over learning curves see, and what they propose."""
+"""What the process over learning curves sees, and what it proposes."""
 
 import math
 import random
@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from helpers.asking import CONDITIONAL, SPEC, Asking
 
-from vit_search.search.proposals import curves
-from vit_search.search.proposals.curves import Curves
+from vit_search.search.proposals.curves import Curves, propose
 from vit_search.search.proposals.history import History, Past
 
 
@@ -23,31 +22,28 @@ def test_the_trend_is_the_median_gain_of_those_with_both_epochs():
     assert Curves(trials, [1, 3, 9], "max").trend([1, 2, 3]) == pytest.approx([0, 0, 0])  # no trial tells of epoch 2
 
 
-def test_the_target_is_the_highest_level_of_three_trials():
-    one, three = [trial({1: 0.5})], [trial({1: 0.5, 2: 0.5, 3: 0.5})]
-    assert Curves(one * 9, [1, 3], "max").target == 1
-    assert Curves(three * 2 + one, [1, 3], "max").target == 1
-    assert Curves(three * 3 + one, [1, 3], "max").target == 3
-    assert Curves([trial({1: 0.5, 3: 0.5}, "diverged")] * 3, [1, 3], "max").target == 1
-
-
 def test_a_curve_is_modelled_at_its_levels_and_at_its_newest_epoch():
     two = Curves([], [1, 3], "max")
     assert two.epochs_of(trial({1: 0.5, 2: 0.5})) == [1, 2]
     assert two.epochs_of(trial({1: 0.5, 2: 0.5, 3: 0.5})) == [1, 3]
-    assert two.place([0, 1, 3]) == pytest.approx([0, 0.5, 1])  # ln 2 / ln 4
+    assert two.epoch_coordinates([0, 1, 3]) == pytest.approx([0, 0.5, 1])  # ln 2 / ln 4
 
 
 @pytest.mark.parametrize(("mode", "sign"), [("max", 1), ("min", -1)])
-def test_scores_are_extrapolated_along_a_line_with_its_error(mode, sign):
-    both = [(-2, -3), (2, 5), (0, 1), (0, 1)]  # y = 1 + 2 x
-    trials = [trial({1: sign * x, 3: sign * y}) for x, y in both] + [trial({1: sign * -2.0}), trial({1: sign * 2.0})]
-    mean, variance, seen = curves.extrapolated(Curves([*trials, trial({}, "running")], [1, 3], mode))
-    # The spread of x is 8/3, so three assumed trials weigh 3 * 8/3 = 8 on a slope of 1: (16 + 8) / (8 + 8) = 1.5.
-    # The errors are -1, 1, 0, 0, and the assumed ones 3 * 8/3 / 4 = 2 in all: 4 over 7 trials.
-    assert mean == pytest.approx([-3, 5, 1, 1, -2, 4])
-    assert variance == pytest.approx([0, 0, 0, 0, 4 / 7, 4 / 7])
-    assert seen == trials
+def test_a_point_is_a_score_without_the_trend(mode, sign):
+    trials = [trial({1: 0.5, 3: 0.75}), trial({1: 0.25, 2: 0.375}), trial({}, "running"), trial({1: 0.5}, "diverged"), trial({3: 0.25})]
+    seen = Curves(trials, [1, 3], mode)  # no trial has values at both 2 and 3, so no gain is known there
+    assert [one.values for one in seen.observed] == [{1: 0.5, 3: 0.75}, {1: 0.25, 2: 0.375}, {3: 0.25}]
+    indices, epochs, scores = seen.observations()
+    assert (indices, epochs) == ([0, 0, 1, 1, 2], [1, 3, 1, 2, 3])
+    gain = 0.125  # from epoch 1 to 2, by the second trial alone
+    assert scores == pytest.approx([sign * v for v in (0.5, 0.75 - gain, 0.25, 0.375 - gain, 0.25 - gain)])
+    assert (seen.running, seen.diverged) == ([trials[2]], [trials[3]])
+
+
+def test_a_trial_runs_until_its_value_at_the_full_length():
+    half, whole = trial({1: 0.5}, "running"), trial({1: 0.5, 3: 0.5}, "running")
+    assert Curves([half, whole], [1, 3], "max").running == [half]
 
 
 def worth(params):
@@ -64,9 +60,8 @@ def learned(count, lengths, space=SPEC.space):
     return trials
 
 
-@pytest.mark.parametrize("propose", [curves.propose, curves.propose_extrapolated])
 @pytest.mark.parametrize("lengths", [(2,), (0, 1, 2, 3, 3, 9)], ids=["first epochs alone", "all lengths"])
-def test_proposals_are_better_than_chance_whatever_the_lengths(propose, lengths):
+def test_proposals_are_better_than_chance_whatever_the_lengths(lengths):
     levels = [1, 3, 9]
     trials = [*learned(24, lengths), Past({"dim": 16, "heads": 2, "depth": 1, "lr": 1e-2}, "diverged")]
     before = sorted(worth(one.params) for one in trials)
@@ -99,19 +94,12 @@ def test_each_level_shows_its_best_and_its_newest_curves():
     assert len(history.curves(100)) == 11
 
 
-@pytest.mark.parametrize("model", ["rung", "joint", "extrapolated"])
+@pytest.mark.parametrize("model", ["rung", "joint"])
 @pytest.mark.parametrize("space", [SPEC.space, CONDITIONAL.space], ids=["plain", "conditional"])
 def test_a_resumed_search_proposes_the_same(model, space):
-    asking = Asking(space=space, sampler="gp", model=model, start="sobol")
+    asking = Asking(space=space, sampler="gp", model=model)
     asking.run(14)
-    again = Asking(space=space, sampler="gp", model=model, start="sobol")
+    again = Asking(space=space, sampler="gp", model=model)
     for event in asking.events:
         again.take(event)
     assert again.proposals.ask() == asking.proposals.ask()
-
-
-def test_a_search_may_start_evenly():
-    asking = Asking(sampler="gp", start="sobol")
-    configs = [asking.suggest() for _ in range(32)]
-    assert sum(config["lr"] < 1e-3 for config in configs) == pytest.approx(16, abs=3)
-    assert asking.proposals.ask() != Asking(sampler="gp", start="random").proposals.ask()

@@ -44,17 +44,6 @@ def test_mean_and_deviation_are_those_of_scikit_learn():
     assert np.allclose(process().at(there), other.predict(there, return_std=True), atol=1e-7)
 
 
-def test_scores_may_differ_in_their_noise():
-    variances = np.linspace(0, 0.5, 12)
-    kernel = ConstantKernel(math.exp(LOGS[3])) * Matern(np.exp(LOGS[:3]), nu=2.5)
-    other = GaussianProcessRegressor(kernel, alpha=math.exp(LOGS[4]) + 1e-6 + variances, optimizer=None).fit(POINTS, SCORES)
-    noisy, there = gaussian.conditioned(LOGS, POINTS, SCORES, variances), RNG.random((7, 3))
-    assert np.allclose(noisy.at(there), other.predict(there, return_std=True), atol=1e-7)
-    assert np.allclose(gaussian.believing(noisy, SCORES, there[:2]).at(there)[0], noisy.at(there)[0], atol=1e-6)
-    told = (gaussian.squared_differences(POINTS, POINTS), SCORES, np.zeros(5), np.ones(5), variances)
-    assert check_grad(*(lambda x, i=i: gaussian.negative_log_posterior(x, *told)[i] for i in (0, 1)), LOGS) < 1e-4
-
-
 def test_the_loss_is_the_posterior_and_its_gradient_is_right():
     means, deviations = np.full(5, -0.5), np.full(5, 0.7)
     told = (gaussian.squared_differences(POINTS, POINTS), SCORES, means, deviations)

@@ -1,12 +1,15 @@
 """A Gaussian process over the trials of a search, and the most promising next point.
 
-- Model: a Matern 5/2 kernel with a length scale for each parameter (Rasmussen and Williams 2006, sections 4.2 and 5.4), fitted at the
-  maximum of the posterior.
+- Model: a Matern 5/2 kernel with a length scale for each coordinate (Rasmussen and Williams 2006, sections 4.2 and 5.4). Length scales and
+  variances are those with the largest posterior density (`fitted`). `conditioned` computes the process for given ones.
 - Next point: the largest expected improvement (Jones et al. 1998, https://doi.org/10.1023/A:1008306431147) over the best mean at a trial.
 - Running trials count as if they had reached their mean (kriging believer: Ginsbourger et al. 2010, https://hal.science/hal-00732512).
 
-candidates.py draws the candidates. A proposal takes 11 to 57 ms on one core with up to 150 trials (tests/benchmarks/ask_cost.py; Optuna's
-process: 125 to 263 ms). It depends on its arguments alone.
+Here each trial is one point with one score; curves.py models whole learning curves with the same process. candidates.py draws the
+candidates. A proposal takes 11 to 57 ms on one core with up to 150 trials (tests/benchmarks/ask_cost.py; Optuna's process: 125 to 263 ms).
+It depends on its arguments alone.
+
+In this file n is the number of points, and d the number of their coordinates.
 """
 
 from __future__ import annotations
@@ -23,24 +26,28 @@ from vit_search.config.space import Space
 from vit_search.search.proposals.candidates import PARENTS, Matrix, axes_of, encoded, most_promising
 
 LENGTH, SIGNAL, NOISE = (math.log(0.6), 1.0), (0.0, 1.0), (math.log(0.02), 1.5)
-"""Priors: mean and standard deviation of the logarithm of a length scale (in shares of a range), of the function's variance and of the
-noise's variance (of values whose variance is 1)."""
+"""Priors: mean and standard deviation of the logarithm of a length scale (the range of a parameter is 1), of the function's variance and of
+the noise's variance (the scores have variance 1)."""
+
+JITTER = 1e-6
+"""Added to the noise's variance, so that the Cholesky decomposition also succeeds if points are equal."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """The posterior of the score, given (n, d) `points`. Its mean at x is kernel(x, points) @ weights."""
+    """The distribution of the score at any point, after n scores were observed."""
 
     logs: Matrix
-    """Logarithms of the d length scales, of the signal's variance and of the noise's variance."""
+    """Logarithms of the d length scales, of the function's variance and of the noise's variance, in this order."""
     points: Matrix
+    """(n, d): where scores were observed."""
     cholesky: Matrix
+    """(n, n): the lower Cholesky factor of the covariance of the observed scores, noise included."""
     weights: Matrix
-    variances: Matrix | float = 0.0
-    """Of the noise of each of the n scores, beside the noise that all of them have."""
+    """(n,): the mean at x is kernel(x, points) @ weights."""
 
     def at(self, points: Matrix) -> tuple[Matrix, Matrix]:
-        """Mean and standard deviation of the score at (m, d) points, without noise."""
+        """Mean and standard deviation, (m,) each, of the score without noise at (m, d) points."""
         from scipy.linalg import solve_triangular  # type: ignore[import-untyped]  # slow to import
 
         near = _kernel(points, self.points, self.logs)
@@ -49,39 +56,53 @@ class Process:
         return near @ self.weights, np.sqrt(np.maximum(left, 1e-9))
 
 
-def fitted(points: Matrix, scores: Matrix, variances: Matrix | float = 0.0, last: tuple[float, float] = LENGTH) -> Process:
-    """Fit a process to (n, d) points and their n standardised scores: the most probable length scales and variances.
-
-    Args:
-        variances: see `Process.variances`.
-        last: prior of the last coordinate's length scale, as LENGTH.
-    """
+def fitted(points: Matrix, scores: Matrix) -> Process:
+    """The process with the most probable length scales and variances, after (n, d) points and their n scores (see `standardised`)."""
     from scipy.optimize import minimize  # type: ignore[import-untyped]  # slow to import
 
-    wide = points.shape[1]
-    means, deviations = np.array([LENGTH] * (wide - 1) + [last, SIGNAL, NOISE]).T
+    dimensions = points.shape[1]
+    means, deviations = np.array([LENGTH] * dimensions + [SIGNAL, NOISE]).T
     squares = squared_differences(points, points)
-    bounds = [(-3.5, 2.5)] * wide + [(-3.0, 3.0), (-9.0, 1.0)]
+    bounds = [(-3.5, 2.5)] * dimensions + [(-3.0, 3.0), (-9.0, 1.0)]
     optimum = minimize(
         negative_log_posterior,
         means,
-        (squares, scores, means, deviations, variances),
+        (squares, scores, means, deviations),
         jac=True,
         method="L-BFGS-B",
         bounds=bounds,
         options={"maxiter": 20},
     )
-    return conditioned(optimum.x, points, scores, variances)
+    return conditioned(optimum.x, points, scores)
+
+
+def conditioned(logs: Matrix, points: Matrix, scores: Matrix) -> Process:
+    """The process with given length scales and variances, after (n, d) points and their n scores. `logs`: see `Process`."""
+    covariance = _kernel(points, points, logs) + (math.exp(logs[-1]) + JITTER) * np.eye(len(points))
+    cholesky = np.linalg.cholesky(covariance)
+    weights = np.linalg.solve(cholesky.T, np.linalg.solve(cholesky, scores))
+    return Process(logs, points, np.asarray(cholesky), np.asarray(weights))
 
 
 def believing(process: Process, scores: Matrix, more: Matrix) -> Process:
-    """The process after its own means were observed at (m, d) further points. `scores`: of the process's own points."""
-    variances = np.concatenate([np.broadcast_to(process.variances, len(scores)), np.zeros(len(more))])
-    return conditioned(process.logs, np.vstack([process.points, more]), np.concatenate([scores, process.at(more)[0]]), variances)
+    """The process as if its own means had been observed at (m, d) further points.
+
+    This changes no mean, but the process is more certain near these points, so the next proposal keeps its distance.
+
+    Args:
+        process: after its n points.
+        scores: the n scores of these points.
+        more: the further points.
+    """
+    return conditioned(process.logs, np.vstack([process.points, more]), np.concatenate([scores, process.at(more)[0]]))
 
 
 def log_improvement(mean: Matrix, deviation: Matrix, best: float) -> Matrix:
-    """The logarithm of the expected improvement over `best`, exact even if the improvement is too small for a float."""
+    """The logarithm of the expected improvement over `best`, exact even if the improvement is too small for a float.
+
+    Args:
+        mean, deviation: of the scores at (m,) points.
+    """
     from scipy.special import erfcx, log_ndtr  # type: ignore[import-untyped]  # slow to import
 
     z = (mean - best) / deviation
@@ -94,18 +115,14 @@ def log_improvement(mean: Matrix, deviation: Matrix, best: float) -> Matrix:
 
 
 def standardised(scores: Matrix) -> Matrix:
-    """Scale scores to mean 0 and variance 1. Scores far below the median count alike: how bad they are says nothing about good ones."""
-    least, mean, deviation = scale_of(scores)
-    return np.asarray((np.maximum(scores, least) - mean) / deviation)
+    """Scale n scores to mean 0 and variance 1. More is better.
 
-
-def scale_of(scores: Matrix) -> tuple[float, float, float]:
-    """The scale of `standardised`: the least score that counts, and the mean and the standard deviation of the scores raised to it."""
+    Scores far below the median are first set to one value: how bad they are says nothing about good ones. Equal scores become 0.
+    """
     middle = float(np.median(scores))
-    least = middle - 3 * (float(scores.max()) - middle) - 1e-9
-    kept = np.maximum(scores, least)
+    kept = np.maximum(scores, middle - 3 * (float(scores.max()) - middle) - 1e-9)
     deviation = float(kept.std())
-    return least, float(kept.mean()), deviation if deviation > 1e-12 else 1.0
+    return np.asarray((kept - float(kept.mean())) / (deviation if deviation > 1e-12 else 1.0))
 
 
 def propose(
@@ -127,7 +144,7 @@ def propose(
         suits: whether a point may be proposed. It is called for the most promising candidates only.
         fixed: values that a proposal must have.
     """
-    lots = np.random.default_rng(rng.getrandbits(64))
+    generator = np.random.default_rng(rng.getrandbits(64))
     axes = axes_of(space)
     standard = standardised(np.array(scores, float))
     process = fitted(encoded(axes, trials), standard)
@@ -136,10 +153,10 @@ def propose(
         process = believing(process, standard, encoded(axes, running))
     parents = [trials[i] for i in np.argsort(-standard, kind="stable")[:PARENTS]]
 
-    def promise(points: Matrix) -> Matrix:
-        return log_improvement(*process.at(points), best)
+    def promise(candidates: Matrix) -> Matrix:
+        return log_improvement(*process.at(candidates), best)
 
-    return most_promising(space, axes, promise, parents, lots, suits, fixed)
+    return most_promising(space, axes, promise, parents, generator, suits, fixed)
 
 
 def squared_differences(a: Matrix, b: Matrix) -> Matrix:
@@ -148,25 +165,31 @@ def squared_differences(a: Matrix, b: Matrix) -> Matrix:
 
 
 def _kernel(a: Matrix, b: Matrix, logs: Matrix) -> Matrix:
-    """(n, m): the kernel between (n, d) and (m, d) points."""
+    """(n, m): the Matern 5/2 kernel between (n, d) and (m, d) points."""
     a, b = a * np.exp(-logs[:-2]), b * np.exp(-logs[:-2])
     squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
     far = np.sqrt(5 * np.maximum(squares, 0.0))
     return np.asarray(np.exp(logs[-2] - far) * (1 + far + far**2 / 3))
 
 
-def negative_log_posterior(
-    logs: Matrix, squares: Matrix, scores: Matrix, means: Matrix, deviations: Matrix, variances: Matrix | float = 0.0
-) -> tuple[float, Matrix]:
-    """The negative log posterior, up to a constant, and its gradient."""
+def negative_log_posterior(logs: Matrix, squares: Matrix, scores: Matrix, means: Matrix, deviations: Matrix) -> tuple[float, Matrix]:
+    """The negative logarithm of the posterior density of length scales and variances, up to a constant, and its gradient.
+
+    Args:
+        logs: (d + 2,): see `Process`.
+        squares: (n, n, d): `squared_differences` of the points.
+        scores: (n,).
+        means, deviations: (d + 2,) each: the priors of `logs`.
+    Returns: a large loss and gradient 0 if the covariance has no Cholesky decomposition.
+    """
     n = len(scores)
     scales = np.exp(-2 * logs[:-2])
-    far = np.sqrt(5 * squares @ scales)
+    far = np.sqrt(5 * squares @ scales)  # sqrt(5) times the scaled distances
     decay = np.exp(logs[-2] - far)
     kernel = decay * (1 + far + far**2 / 3)
     noise = math.exp(logs[-1])
     try:
-        cholesky = np.linalg.cholesky(kernel + (noise + variances + 1e-6) * np.eye(n))
+        cholesky = np.linalg.cholesky(kernel + (noise + JITTER) * np.eye(n))
     except np.linalg.LinAlgError:
         return 1e10, np.zeros_like(logs)
     inverse = np.linalg.inv(cholesky)
@@ -179,11 +202,3 @@ def negative_log_posterior(
     apart = (logs - means) / deviations
     loss = 0.5 * scores @ weights + np.log(np.diag(cholesky)).sum() + 0.5 * (apart**2).sum()
     return float(loss), gradient + apart / deviations
-
-
-def conditioned(logs: Matrix, points: Matrix, scores: Matrix, variances: Matrix | float = 0.0) -> Process:
-    """The process after (n, d) points and their n scores were observed, for given length scales and variances (as logarithms)."""
-    kernel = _kernel(points, points, logs) + (math.exp(logs[-1]) + variances + 1e-6) * np.eye(len(points))
-    cholesky = np.linalg.cholesky(kernel)
-    weights = np.linalg.solve(cholesky.T, np.linalg.solve(cholesky, scores))
-    return Process(logs, points, np.asarray(cholesky), np.asarray(weights), variances)

@@ -62,9 +62,7 @@ class ProposalOptions:
     """Trials of earlier searches. The sampler sees them as far as they fit the space."""
     shown: int = SHOWN
     model: str = "rung"
-    """What the Gaussian process models; a key of MODELS."""
-    start: str = "random"
-    """How the sampler `gp` chooses the first points; a key of STARTS."""
+    """What the sampler `gp` models; a key of MODELS."""
 
 
 def cheap_first(space: Space, given: Sequence[Mapping[str, Value]]) -> list[Params]:
@@ -181,7 +179,6 @@ class Proposals:
             history=self.history,
             shown=self._options.shown,
             model=self._options.model,
-            start=self._options.start,
             modes=self._modes,
             goals=self._options.goals,
             study=self._study,

@@ -6,7 +6,6 @@ proposes what the interrupted one would have proposed.
 
 from __future__ import annotations
 
-import math
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -36,8 +35,6 @@ class Question:
     shown: int
     model: str
     """What the Gaussian process models; a key of MODELS."""
-    start: str
-    """How the first points are chosen; a key of STARTS."""
     modes: Sequence[str]
     """"min" or "max" of the first metric and of each of `goals`."""
     goals: Sequence[Goal]
@@ -97,16 +94,16 @@ def sobol(question: Question) -> Proposal:
 
 
 def gp(question: Question) -> Proposal:
-    """The most promising new and feasible point by our Gaussian process. Of STARTS while there are fewer than ENOUGH observations."""
+    """The most promising new and feasible point by our Gaussian process. Random while there are fewer than ENOUGH observations."""
     return MODELS[question.model if len(question.modes) == 1 else "rung"](question)
 
 
 def rung(question: Question) -> Proposal:
-    """By a process over the values at the level of `History.view`."""
+    """By a process over the values at one level, that of `History.view`."""
     view = question.history.view(question.shown)
     observed = [(past.params, values) for past, state, values in view if state == TrialState.COMPLETE and values]
     if len(observed) < ENOUGH or not question.space.searched:
-        return STARTS[question.start](question)
+        return draw_at_random(question)
     running = [past.params for past, state, _ in view if state == TrialState.RUNNING]
     scores = scalar([values for _, values in observed], question.modes, question.rng)
     points = [params for params, _ in observed]
@@ -115,46 +112,12 @@ def rung(question: Question) -> Proposal:
 
 
 def joint(question: Question) -> Proposal:
-    """By a process over parameters and epochs, which sees the curves of all trials."""
-    return _by_curves(question, curves.propose)
-
-
-def extrapolated(question: Question) -> Proposal:
-    """By a process over the values that the trials are expected to reach."""
-    return _by_curves(question, curves.propose_extrapolated)
-
-
-def joint_full(question: Question) -> Proposal:
-    """As `joint`, always for the full length."""
-    return _by_curves(question, curves.propose, few=0)
-
-
-def joint_ten(question: Question) -> Proposal:
-    """As `joint`, for the level of `History.view`."""
-    return _by_curves(question, curves.propose, few=ENOUGH)
-
-
-def joint_wary(question: Question) -> Proposal:
-    """As `joint`, for curves that cross more often."""
-    return _by_curves(question, curves.propose, crossing=(math.log(0.6), 0.3))
-
-
-def joint_full_wary(question: Question) -> Proposal:
-    """As `joint_full`, for curves that cross more often."""
-    return _by_curves(question, curves.propose, few=0, crossing=(math.log(0.6), 0.3))
-
-
-def joint_early(question: Question) -> Proposal:
-    """As `joint`, from the fifth trial with a value on."""
-    return _by_curves(question, curves.propose, enough=5)
-
-
-def _by_curves(question: Question, propose: curves.Propose, enough: int = ENOUGH, **options: Any) -> Proposal:
+    """By a process over the learning curves that `History.curves` shows. It proposes for the full length. One objective only."""
     trials = question.history.curves(question.shown)
-    if sum(bool(trial.values) for trial in trials) < enough or not question.space.searched:
-        return STARTS[question.start](question)
-    seen = curves.Curves(trials, question.history.levels, question.modes[0], **options)
-    best = propose(question.space, seen, question.rng, question.suits, question.fixed)
+    if sum(bool(trial.values) for trial in trials) < ENOUGH or not question.space.searched:
+        return draw_at_random(question)
+    seen = curves.Curves(trials, question.history.levels, question.modes[0])
+    best = curves.propose(question.space, seen, question.rng, question.suits, question.fixed)
     return Proposal(best, {}) if best is not None else draw_at_random(question)
 
 
@@ -203,20 +166,9 @@ SAMPLERS: dict[str, Sampler] = {
 }
 """Sampler by the search file's key `sampler`."""
 
-MODELS: dict[str, Sampler] = {
-    "rung": rung,
-    "joint": joint,
-    "joint-full": joint_full,
-    "joint-ten": joint_ten,
-    "joint-wary": joint_wary,
-    "joint-full-wary": joint_full_wary,
-    "joint-early": joint_early,
-    "extrapolated": extrapolated,
-}
-"""What the sampler `gp` models. Several objectives are modelled at the rung."""
-
-STARTS: dict[str, Sampler] = {"random": draw_at_random, "sobol": sobol}
-"""How the sampler `gp` chooses the first points."""
+MODELS: dict[str, Sampler] = {"rung": rung, "joint": joint}
+"""What the sampler `gp` models; `joint` is not offered in search files (docs/results/search-quality.md). Several objectives are always
+modelled at the rung."""
 
 check_tables(
     "SAMPLERS of vit_search/config/samplers.py", samplers.SAMPLERS, "SAMPLERS of vit_search/search/proposals/samplers.py", SAMPLERS
