@@ -182,6 +182,12 @@ def test_weights_of_whole_numbers_are_refused(tmp_path):
     [
         ("config.json", "{", "config.json: no JSON"),
         ("config.json", "[]", "config.json: no mapping"),
+        (
+            "config.json",
+            '{"architecture": "vit_tiny", "num_features": 192}',
+            "config.json: is of a model with dim 192, and these weights have 12",
+        ),
+        ("config.json", '{"model_type": "vit", "hidden_size": 768}', "config.json: is of a model with dim 768, and these weights have 12"),
         ("config.json", '{"model_type": "resnet"}', "config.json: model_type 'resnet' is not supported; choose from vit, deit, dinov2"),
         ("config.json", '{"model_type": "vit", "hidden_act": "quick_gelu"}', "hidden_act 'quick_gelu' is not supported"),
         ("config.json", '{"model_type": "vit", "num_attention_heads": 3}', "config.json says 3 heads, which do not divide 128"),

@@ -194,10 +194,8 @@ def _print_report(report: LintReport, file: Path) -> None:
     for reason, count in report.invalid.items():
         out.print(f"  {count / report.draws:6.1%}  {escaped(reason)}")
     if report.combinations is not None:
-        out.print(
-            f"{counted(report.combinations, 'combination')}, {report.valid_combinations or 0:,} of them can be run, "
-            f"for {counted(report.trials, 'trial')}"
-        )
+        possible = f"{report.valid_combinations or 0:,} of {report.combinations:,}"
+        out.print(f"combinations that can be run: {possible}, for {counted(report.trials, 'trial')}")
     if report.spreads:
         table = Table(box=None, header_style="dim")
         for column in ("", "least", "10 %", "median", "90 %", "most"):

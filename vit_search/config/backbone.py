@@ -145,11 +145,16 @@ def assembly_of(header: Header) -> tuple[Assembly, Shapes]:
 def describe(header: Header, settings: Settings) -> Backbone:
     """Combine a header and the settings beside it.
 
-    Raises: ValueError if the weights are not a Vision Transformer that this version can load.
+    Raises: ValueError if the weights are not a Vision Transformer that this version can load, or the settings are of another model.
     """
     assembly, shapes = assembly_of(header)
     assumed: list[str] = []
     dim, depth = _first(shapes, "embed.weight"), _depth(shapes)
+    if settings.dim not in (None, dim):
+        raise ValueError(
+            f"config.json: is of a model with dim {settings.dim}, and these weights have {dim}; use the config.json of these weights, "
+            "or a folder of their own."
+        )
     in_channels, patch_size = _patches(shapes["embed.weight"], settings, assumed)
     heads, dim_head = _heads(shapes, settings, assumed)
     has_class_token, registers = "cls_token" in shapes, shapes.get("registers", (1, 0, dim))[1]

@@ -32,6 +32,7 @@ class Settings:
     """Facts from the files beside the weights; None if they do not state it."""
 
     architecture: str = ""
+    dim: int | None = None
     heads: int | None = None
     in_channels: int | None = None
     image_size: tuple[int, int] | None = None
@@ -117,6 +118,7 @@ def _of_transformers(values: dict[str, Any]) -> Settings:
     default_eps = {"vit": 1e-12, "deit": 1e-12, "dinov3_vit": 1e-5}.get(kind, 1e-6)  # a config.json may leave defaults out
     return Settings(
         architecture=kind,
+        dim=_count(values.get("hidden_size")),
         heads=_count(values.get("num_attention_heads")),
         in_channels=_count(values.get("num_channels")),
         image_size=_size(values.get("image_size")),
@@ -138,6 +140,7 @@ def _of_timm(values: dict[str, Any]) -> Settings:
     names = values.get("label_names") or pretrained.get("label_names")
     return Settings(
         architecture=name,
+        dim=_count(values.get("num_features")),
         heads=_count(model.get("num_heads")),
         in_channels=_count(model.get("in_chans") or size[0]),
         image_size=_size(model.get("img_size") or size[1:]),
@@ -155,6 +158,7 @@ def _of_timm(values: dict[str, Any]) -> Settings:
 def _of_ours(values: dict[str, Any]) -> Settings:
     model, normalisation = values["config"]["model"], values.get("normalisation") or {}
     return Settings(
+        dim=_count(model["dim"]),
         heads=_count(model["heads"]),
         in_channels=_count(model["in_channels"]),
         image_size=_size(model["image_size"]),

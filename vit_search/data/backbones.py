@@ -139,6 +139,8 @@ def pinned_if_here(spec: SearchSpec, registry: Registry | None = None) -> tuple[
         except NotHereError as error:
             if spec.left_to_backbone:
                 keys = in_words(spec.left_to_backbone)
-                raise SpecError(f"{error} It decides what the section model leaves out: {keys}.") from None
+                raise SpecError(
+                    f"{error} Only these weights have the values of the keys that the section model leaves out: {keys}."
+                ) from None
             missing.append(str(error))
     return pinned(spec, found), found, missing

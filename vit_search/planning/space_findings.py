@@ -188,7 +188,7 @@ def repeated_trials(spec: SearchSpec, usable: int | None, duplicates: float) -> 
     if usable is None or not usable:
         return
     if spec.trials > usable:
-        end = "the grid ends there" if spec.sampler == "grid" else "the rest repeat"
+        end = "the grid ends there" if spec.sampler == "grid" else "the rest repeat" if usable > 1 else "the rest repeat it"
         yield LintFinding(
             "warning",
             "trials",
