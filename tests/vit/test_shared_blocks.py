@@ -153,6 +153,16 @@ def test_frozen_blocks_that_are_trained_by_nobody_stay_as_they_are(weights):
     assert worker.reads == 1
 
 
+@pytest.mark.parametrize("way", ["tune: full", "tune: head"])
+def test_a_model_from_a_backbone_with_a_class_token_owns_its_memory_also_where_it_leaves_that_token_out(tmp_path, way):
+    _, folder = models.untrained(tmp_path / "model", pool="cls", registers=2, **SHAPE)
+    for pool in ("cls", "mean"):
+        model = Worker(folder / checkpoint.MODEL).start(config_of(folder / checkpoint.MODEL, way, f"pool: {pool}")).model
+        for name, tensor in model.state_dict().items():
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes, name
+            assert tensor.stride() == torch.empty(tensor.shape).stride(), name
+
+
 @pytest.mark.parametrize(
     "fields",
     [

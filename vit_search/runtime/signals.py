@@ -112,37 +112,52 @@ def heard_at_once(clean: Callable[[], None]) -> Iterator[bool]:
 def interrupting() -> Iterator[None]:
     """Make SIGTERM and the loss of the terminal raise KeyboardInterrupt in the main thread, as Ctrl-C does.
 
-    Python swallows an exception that is raised inside a destructor or a callback of a weak reference. Then the signal is sent again.
+    Python swallows an exception that is raised inside a destructor or a callback of a weak reference. Then the signal is sent again. If the
+    block ends before that, the exception is raised at its end. Further signals in the meantime count as the same one.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     theirs, main = sys.unraisablehook, threading.get_ident()
+    number, waiting = signal.SIGINT, False  # the last signal, and whether it waits to be sent again
 
-    def interrupt(number: int, frame: Any) -> None:
+    def interrupt(heard: int, frame: Any) -> None:
+        nonlocal number
+        number = signal.Signals(heard)
         if number == signal.SIGHUP:
             leave_terminal()
-        raise KeyboardInterrupt
+        if not waiting:
+            raise KeyboardInterrupt
 
     def send_again() -> None:
-        if sys.unraisablehook is swallowed:  # this block has not ended
-            signal.pthread_kill(main, signal.SIGINT)
+        nonlocal waiting
+        if waiting:
+            waiting = False
+            signal.pthread_kill(main, number)
 
     def swallowed(error: Any) -> None:
-        if issubclass(error.exc_type, KeyboardInterrupt):
+        nonlocal waiting
+        if not issubclass(error.exc_type, KeyboardInterrupt):
+            theirs(error)
+        elif not waiting:
+            waiting = True
             timer = threading.Timer(SENT_AGAIN_AFTER_S, send_again)
             timer.daemon = True
-            timer.start()
-        else:
-            theirs(error)
+            try:
+                timer.start()
+            except RuntimeError:  # no thread can start; the next signal is heard
+                waiting = False
 
     with restored():
-        for number in ending_signals():
-            signal.signal(number, interrupt)
+        for ending in ending_signals():
+            signal.signal(ending, interrupt)
         sys.unraisablehook = swallowed
         try:
             yield
+            if waiting:
+                raise KeyboardInterrupt
         finally:
+            waiting = False
             sys.unraisablehook = theirs
 
 

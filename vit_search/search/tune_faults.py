@@ -28,9 +28,9 @@ handle_failure = TuneController._trial_task_failure
 
 def handle_failure_once(controller: TuneController, trial: Any, exception: Exception) -> None:
     """Handle the failure of a trial's worker or task. Tune tells of a dead worker twice if it had just been given the trial."""
-    if getattr(exception, "handled_for", None) is trial:
+    if getattr(exception, "handled_for", "") == trial.trial_id:
         return
-    exception.handled_for = trial  # type: ignore[attr-defined]
+    exception.handled_for = trial.trial_id  # type: ignore[attr-defined]
     controller._resetting_trials.discard(trial)
     handle_failure(controller, trial, exception)
 

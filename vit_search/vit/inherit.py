@@ -162,7 +162,7 @@ class _Selection:
         assert backbone.grid is not None
         table = interpolate(self.weights["positions"], backbone.grid, config.grid)[..., self.channels]
         if (backbone.pool, config.pool) == ("cls", "mean"):
-            return table[:, 1:]
+            return table[:, 1:].clone(memory_format=torch.contiguous_format)  # a view would have the memory and the strides of the table
         return F.pad(table, (0, 0, 1, 0)) if (backbone.pool, config.pool) == ("mean", "cls") else table
 
     def head(self, classes: Sequence[str] | None) -> dict[str, Tensor]:
