@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -80,13 +81,40 @@ def gets_small(order):
     report(order, 2)
 
 
-def fills_memory(order):
-    """Trial 0 takes more and more memory the first time, until Ray's memory monitor kills it."""
+def until_others_are_over(order):
+    """Wait until four of the five trials are over."""
+    ledger = order.folder.parents[1] / "ledger.jsonl"
+    while ledger.read_text().count('"event":"ended"') < 4:
+        time.sleep(0.1)
+
+
+MUCH, LITTLE = "6000000", "0000100"
+"""Free memory in kB. Of one length, since the file is read at any moment."""
+
+
+def set_memory(meminfo, kilobytes):
+    text = meminfo.read_text()
+    with meminfo.open("r+") as file:  # not another file: this one is mounted
+        file.write(text.replace(MUCH, kilobytes).replace(LITTLE, kilobytes))
+
+
+def free_memory_again(output):
+    """Wait until a trial has lost its worker, and set the memory back."""
+    ledger = output / "faulty-1" / "ledger.jsonl"
+    while not ledger.exists() or '"event":"broke"' not in ledger.read_text():
+        time.sleep(0.05)
+    set_memory(Path("meminfo"), MUCH)
+
+
+def lacks_memory(order):
+    """Trial 0 waits until the others are over, and for Ray's memory monitor to kill it the first time.
+
+    The test puts the file `meminfo` in the place of /proc/meminfo, since other tests take and free the machine's own memory.
+    """
     if attempt(order) == 1 and order.trial == 0:
-        taken = []
-        while sum(map(len, taken)) < 8e9:
-            taken.append(bytearray(b"x") * 100_000_000)
-            time.sleep(0.02)
+        until_others_are_over(order)
+        set_memory(order.folder.parents[3] / "meminfo", LITTLE)
+        time.sleep(3600)
     report(order, 1)
     report(order, 2)
 
@@ -97,16 +125,14 @@ def loses_idle_worker(order):
     if order.trial > 0:
         worker.write_text(str(os.getpid()))
     elif attempt(order) == 1:
-        ledger = order.folder.parents[1] / "ledger.jsonl"
-        while ledger.read_text().count('"event":"ended"') < 4:
-            time.sleep(0.1)
+        until_others_are_over(order)
         os.kill(int(worker.read_text()), 9)
         os.kill(os.getpid(), 9)
     report(order, 1)
     report(order, 2)
 
 
-WORK = {work.__name__: work for work in (dies, hangs, raises, gets_small, fills_memory, loses_idle_worker)}
+WORK = {work.__name__: work for work in (dies, hangs, raises, gets_small, lacks_memory, loses_idle_worker)}
 
 
 def ordered(work, config):
@@ -119,6 +145,8 @@ def main(names):
         spec = search_file.parse(FILE)
         output = Path(work.__name__)
         began = time.monotonic()
+        if work is lacks_memory:
+            threading.Thread(target=free_memory_again, args=[output], daemon=True).start()
         try:
             launch.run(spec, output=output, tracking_uri="sqlite:///mlruns.db", work=functools.partial(ordered, work))
             said = ""
