@@ -276,21 +276,29 @@ def _of_trial(events: Sequence[Event], trial: int) -> list[Event]:
 
 
 def event_lines(spec: SearchSpec, events: Sequence[Event], shown: Sequence[Event], *, named: bool) -> list[str]:
-    """A line for each event in `shown`, and a line whenever the stopping rule makes one of their trials wait.
+    """A line for each event in `shown`, and a line whenever the stopping rule makes one of their trials wait or lets it go on.
 
     Args:
         events: all events of the search.
         shown: some of them, in the same order.
         named: whether a line names its trial.
     """
+    from vit_search.ledger.events import Reported
     from vit_search.stopping import with_held_trials
 
+    def of(trial: int, text: str) -> str:
+        return f"trial {trial}: {text}" if named else text
+
+    epochs: dict[int, int] = {}
     kept, trials = set(map(id, shown)), {event.trial for event in shown if hasattr(event, "trial")}
     lines, before = [], set[int]()
     for event, held in with_held_trials(spec, events):
         said = [_in_words(event, spec.metric, named)] if id(event) in kept else []
-        waiting = _waiting_text(spec.stopping.kind, one=True)
-        said += [(f"trial {trial}: " if named else "") + waiting for trial in sorted((held - before) & trials)]
+        if isinstance(event, Reported):
+            epochs[event.trial] = max(event.result.epoch, epochs.get(event.trial, 0))
+        own = {getattr(event, "trial", None)}  # the line of an end, or of the next epoch, says enough
+        said += [of(trial, _waiting_text(spec.stopping.kind, one=True)) for trial in sorted((held - before) & trials)]
+        said += [of(trial, f"goes on from epoch {epochs[trial]}") for trial in sorted((before - held - own) & trials)]
         at = time.strftime("%m-%d %H:%M:%S", time.localtime(event.at))
         lines += [f"{at}  {one_line(text)}" for text in said]
         before = held

@@ -55,15 +55,17 @@ def held_trials(spec: SearchSpec, events: Iterable[Event]) -> set[int]:
 
 
 def with_held_trials(spec: SearchSpec, events: Iterable[Event]) -> Iterator[tuple[Event, set[int]]]:
-    """Each event, and the trials that wait after it; see `held_trials`."""
+    """Each event, and the trials that wait after it; see `held_trials`. A trial that must end waits until the event of its end."""
     rule = rule_of(spec)
     trials: set[int] = set()
+    held: set[int] = set()
     for event in events:
         if rule.may_hold:
             rule.apply(event)
         if isinstance(event, Proposed):
             trials.add(event.trial)
-        yield event, {trial for trial in trials if rule.holds(trial)}
+        held = {trial for trial in trials if rule.holds(trial)} | (held & rule.ending)
+        yield event, held
 
 
 def train_flops_of(spec: SearchSpec) -> TrainFlops:
