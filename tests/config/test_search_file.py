@@ -224,5 +224,5 @@ def test_the_schema_says_what_each_sampler_and_stopping_rule_does():
     sampler, kind = schema["properties"]["sampler"], schema["$defs"]["Stopping"]["properties"]["kind"]
     assert sampler["enum"] == ["auto", "gp", "tpe", "cmaes", "random", "grid", "qmc"]
     assert "tpe: tree-structured Parzen estimators; cmaes: CMA-ES;" in sampler["description"]
-    assert kind["enum"] == ["asha", "pasha", "hyperband", "median", "none"]
+    assert kind["enum"] == ["asha", "pasha", "freeze_thaw", "hyperband", "median", "none"]
     assert "median: trials below the median of the others;" in kind["description"]

@@ -386,6 +386,9 @@ def test_without_stopping_the_plan_is_worked_by_hand():
     assert planning.plan(made, stated_speed(1e9), concurrency=5).wall_seconds == pytest.approx(4 * epoch)
     assert plan.train_bytes == (cost.train_bytes, cost.train_bytes)
     assert plan.disk_bytes == (3 + 2) * cost.params * 4 * 3 * 2
+    pasha = made.stopping.model_copy(update={"kind": "pasha", "grace_epochs": 1})
+    waiting = planning.plan(made.model_copy(update={"stopping": pasha, "concurrency": 1}))
+    assert waiting.disk_bytes == 5 * cost.params * 4 * 3 * 2  # with pasha, all five may wait, each with its checkpoint
 
 
 def test_without_a_speed_there_are_no_seconds():

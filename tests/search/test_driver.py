@@ -42,8 +42,12 @@ CASES = {
     "sampler cmaes": (FILE.format(sampler="cmaes", stopping=ASHA), {}),
     **{
         f"stopping {kind}": (FILE.format(sampler="random", stopping=ASHA.replace("{", f"{{kind: {kind}, strata: {strata}, ")), {})
-        for kind, strata in (("asha", 2), ("hyperband", 1), ("median", 2), ("none", 1), ("pasha", 2))
+        for kind, strata in (("asha", 2), ("hyperband", 1), ("median", 2), ("none", 1), ("pasha", 2), ("freeze_thaw", 2))
     },
+    "freeze_thaw, commands and lost nodes": (
+        FILE.format(sampler="gp", stopping=ASHA.replace("{", "{kind: freeze_thaw, ")).replace("epochs: 4", "epochs: 9"),
+        {"commands": COMMANDS, "losses": 0.2},
+    ),
     "pasha, commands and lost nodes": (
         FILE.format(sampler="random", stopping=ASHA.replace("{", "{kind: pasha, ")).replace("epochs: 4", "epochs: 9"),
         {"commands": COMMANDS, "losses": 0.2},

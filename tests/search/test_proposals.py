@@ -91,6 +91,20 @@ def test_the_sampler_is_shown_what_was_reached_there_and_nothing_else(mode, wors
     ]  # fmt: skip
 
 
+def test_a_trial_that_waits_is_shown_as_one_that_was_stopped_and_counts_as_running_again_when_it_goes_on():
+    finals = [past("completed", 0, 0, 0.1 * k) for k in range(10)]
+    seen = history([*finals, past("running", 0.5), past("running", 0.6)])
+    seen.hold({10})
+    assert [state for _, state, _ in seen.view()] == [COMPLETE] * 10 + [RUNNING]
+    assert [one.state for one in seen.curves()[10:]] == ["waiting", "running"]
+    seen.hold({11})
+    assert [one.state for one in seen.curves()[10:]] == ["running", "waiting"]
+    seen.report(10, 2, 0.7)
+    seen.end(11, "stopped")
+    seen.hold(set())
+    assert [(one.state, one.values.get(2)) for one in seen.pasts[10:]] == [("running", 0.7), ("stopped", None)]
+
+
 def test_what_cannot_be_built_is_shown_after_the_start_as_a_violation():
     few, enough = [past("stopped", 0.5)] * 9, [past("stopped", 0.5)] * 10
     assert PRUNED not in [state for _, state, _ in history([past("infeasible"), *few]).view()]

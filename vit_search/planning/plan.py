@@ -18,7 +18,7 @@ from vit_search.planning.auto_gpu_share import gpu_bytes_of
 from vit_search.planning.image_counts import Images, images_of
 from vit_search.planning.simulation import draw_proposals, simulate
 from vit_search.planning.speed import Speed, borrowed
-from vit_search.stopping import rungs_of
+from vit_search.stopping import most_held, rungs_of
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,8 @@ def plan(spec: SearchSpec, speed: Speed | None = None, *, concurrency: int | Non
     memory, saved = sorted(draw.bytes for draw in draws), max(draw.saved_params for draw in draws)
     held = Counter(draw.devices for draw in draws) if spec.resources.gpus == "auto" else Counter()
     lasting = sorted(draw.seconds for draw in draws)
+    checkpoints = spec.keep_checkpoints + concurrency
+    checkpoints = max(checkpoints, min(trials, checkpoints + most_held(spec, trials)))
     return SearchPlan(
         name=spec.name,
         trials=trials,
@@ -144,7 +146,7 @@ def plan(spec: SearchSpec, speed: Speed | None = None, *, concurrency: int | Non
         flops=statistics.fmean(search.flops for search in searches),
         params=(params[len(params) // 2], params[-1]),
         train_bytes=(memory[len(memory) // 2], memory[-1]),
-        disk_bytes=(spec.keep_checkpoints + concurrency) * saved * 4 * 3 * 2,  # weights and two moments, and the previous checkpoint
+        disk_bytes=checkpoints * saved * 4 * 3 * 2,  # weights and two moments, and the previous checkpoint
         speed=speed,
         trial_seconds=seconds if speed else None,
         device_seconds=device_seconds if speed else None,

@@ -151,7 +151,7 @@ def _simulate_one(
 
     def next_trial() -> int | None:
         """A trial that the rule has released, or a new one; at the end, the best of those that the rule holds."""
-        waiting = next((i for i in held if not rule.holds(i)), None)
+        waiting = min((i for i in held if not rule.holds(i)), key=lambda i: (rule.turn(i), i), default=None)
         if waiting is None and fresh < trials:
             return fresh
         return rule.leader if waiting is None and not running and rule.leader in held else waiting

@@ -76,6 +76,8 @@ class Components:
         self.commands.apply(event)
         self.proposals.apply(event)
         self.stopping.apply(event)
+        if self.stopping.may_hold:
+            self.proposals.hold(trial for trial in self.progress.unfinished if self.stopping.holds(trial))
         self.limits.apply(event)
         self.sharing.apply(event)
         self.recovery.apply(event)

@@ -9,6 +9,7 @@ from vit_search.config.stopping_rules import STOPPING_RULES
 from vit_search.config.tables import check_tables
 from vit_search.ledger.events import Event, Proposed
 from vit_search.stopping.asha import Asha
+from vit_search.stopping.freeze_thaw import FreezeThaw
 from vit_search.stopping.hyperband import Hyperband
 from vit_search.stopping.median import Median
 from vit_search.stopping.none import NoStopping
@@ -16,7 +17,14 @@ from vit_search.stopping.pasha import Pasha
 from vit_search.stopping.rule import StoppingOptions, StoppingRule, TrainFlops
 from vit_search.stopping.rungs import boundaries
 
-RULES: dict[str, type[StoppingRule]] = {"asha": Asha, "hyperband": Hyperband, "median": Median, "none": NoStopping, "pasha": Pasha}
+RULES: dict[str, type[StoppingRule]] = {
+    "asha": Asha,
+    "hyperband": Hyperband,
+    "median": Median,
+    "none": NoStopping,
+    "pasha": Pasha,
+    "freeze_thaw": FreezeThaw,
+}
 """Stopping rule by the search file's key `stopping.kind`."""
 
 check_tables("STOPPING_RULES of vit_search/config/stopping_rules.py", STOPPING_RULES, "RULES of vit_search/stopping/__init__.py", RULES)
@@ -37,6 +45,7 @@ def rule_of(spec: SearchSpec, *, parts: Sequence[float] | None = None, seed: int
         grace_epochs=stopping.grace_epochs,
         reduction_factor=stopping.reduction_factor,
         audit_share=stopping.audit_share,
+        most_paused=spec.keep_checkpoints,
         boundaries=boundaries(spec.space, stopping.strata) if parts is None else parts,
         seed=spec.seed if seed is None else seed,
     )
@@ -47,6 +56,11 @@ def rungs_of(spec: SearchSpec) -> list[int]:
     """The rungs of a search: epochs at which trials are compared, ascending. Empty if the rule stops nothing."""
     rule = rule_of(spec, parts=())
     return rule.levels if rule.stops else []
+
+
+def most_held(spec: SearchSpec, trials: int) -> int:
+    """The most trials that wait at once; see StoppingRule.most_held."""
+    return rule_of(spec, parts=[0.0] * (spec.stopping.strata - 1)).most_held(trials)
 
 
 def held_trials(spec: SearchSpec, events: Iterable[Event]) -> set[int]:

@@ -30,6 +30,8 @@ class StoppingOptions:
     """At each rung, the best 1 / reduction_factor continue. The next rung is reduction_factor times as long."""
     audit_share: float = 0.0
     """Share of the trials that are never stopped, in [0, 1). Other trials are compared with them as with any trial."""
+    most_paused: int = 3
+    """With `freeze_thaw`: at each rung, as many of the paused trials stay as this."""
     boundaries: Sequence[float] = ()
     """Training FLOPs that divide the trials into groups. A trial is compared only with its own group; see `rungs.boundaries`."""
     seed: int = 0
@@ -102,6 +104,10 @@ class StoppingRule(ABC):
     def holds(self, trial: int) -> bool:
         """Whether a trial waits, without a process, until the rule lets it continue or ends it. See `may_hold`."""
         return False
+
+    def most_held(self, trials: int) -> int:
+        """The most trials that wait at once, in a search of so many trials. Each keeps a checkpoint."""
+        return trials if self.may_hold else 0
 
     def turn(self, trial: int) -> int:
         """The order in which waiting trials start: the smallest turn first. A trial that was held comes after those that ran meanwhile."""

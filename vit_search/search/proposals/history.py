@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -18,7 +18,10 @@ from vit_search.config.distributions import Value
 
 Params = dict[str, Value]
 
-State = Literal["running", "completed", "stopped", "diverged", "failed", "infeasible"]
+State = Literal["running", "waiting", "completed", "stopped", "diverged", "failed", "infeasible"]
+
+ACTIVE: tuple[State, ...] = ("running", "waiting")
+"""The states of a trial that has not ended."""
 
 ENOUGH = 10
 """Observations before a sampler takes over from random draws (Optuna's default). Also the trials that must have reached a rung before the
@@ -74,7 +77,7 @@ class History:
         """Indices of the trials with a value at a level that have not failed, ascending."""
         self._by_score: dict[int, list[tuple[float, int]]] = {epoch: [] for epoch in levels}
         """The same trials with their signed values, best first."""
-        self._of_state: dict[State, list[int]] = {"running": [], "diverged": [], "infeasible": []}
+        self._of_state: dict[State, list[int]] = {"running": [], "waiting": [], "diverged": [], "infeasible": []}
 
     def add(self, past: Past) -> int:
         """Add a proposal. Returns: its index."""
@@ -88,27 +91,36 @@ class History:
         return index
 
     def report(self, index: int, epoch: int, value: float) -> None:
-        """Record a running trial's value. A second value for an epoch is dropped."""
+        """Record an active trial's value. A second value for an epoch is dropped."""
         past = self.pasts[index]
-        if past.state == "running" and epoch not in past.values:
+        if past.state in ACTIVE and epoch not in past.values:
             past.values[epoch] = value
             if epoch in self._reached:
                 bisect.insort(self._reached[epoch], index)
                 bisect.insort(self._by_score[epoch], (self._signs[0] * value, index))
 
     def end(self, index: int, state: State) -> None:
-        """Record how a running trial ended."""
+        """Record how an active trial ended."""
         past = self.pasts[index]
-        if past.state != "running":
+        if past.state not in ACTIVE:
             return
+        self._of_state[past.state].remove(index)
         past.state = state
-        self._of_state["running"].remove(index)
         if state in self._of_state:
             bisect.insort(self._of_state[state], index)
         if state in ("diverged", "failed"):
             for epoch in past.values.keys() & self._reached.keys():
                 self._reached[epoch].remove(index)
                 self._by_score[epoch].remove((self._signs[0] * past.values[epoch], index))
+
+    def hold(self, waiting: Set[int]) -> None:
+        """Record which of the active trials wait, by index. The others run. A trial that waits is shown like one that was stopped."""
+        for index in waiting ^ frozenset(self._of_state["waiting"]):
+            past = self.pasts[index]
+            if past.state in ACTIVE:
+                self._of_state[past.state].remove(index)
+                past.state = "waiting" if index in waiting else "running"
+                bisect.insort(self._of_state[past.state], index)
 
     @property
     def level(self) -> int:
@@ -124,7 +136,7 @@ class History:
         """What a sampler sees, in the order of the proposals: (trial, state, values).
 
         - Trials that have reached the level are COMPLETE with their value there, whether they still run or not.
-        - Trials that were stopped before the level are left out: a value after few epochs says little about one after many
+        - Trials that were stopped before the level, or wait there, are left out: a value after few epochs says little about one after many
           (docs/results/search-quality.md says how firmly that is shown).
         - Trials that run and have not reached the level are RUNNING, so that the next proposal keeps its distance; at most `most` of them.
         - Diverged trials have the worst value of those shown; the newest, at most a third as many as the observations.

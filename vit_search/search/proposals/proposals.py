@@ -6,7 +6,7 @@ import hashlib
 import math
 import random
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
@@ -120,6 +120,10 @@ class Proposals:
             self.history.end(self._indices[event.trial], "failed" if lost else event.outcome)
         elif isinstance(event, Commanded) and event.name == "add":
             self._queue.appendleft(dict(event.arguments))
+
+    def hold(self, trials: Iterable[int]) -> None:
+        """Record which trials wait, without a process. `apply` comes first."""
+        self.history.hold({self._indices[trial] for trial in trials})
 
     def ask(self) -> tuple[Params, str | None] | None:
         """The next proposal, and why it is infeasible, if it is. None if nothing is left to propose.
